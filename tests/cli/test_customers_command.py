@@ -30,6 +30,8 @@ UNKNOWN: dict[str, object] = {
     "pending_at": None,
     "stripe_customer": None,
     "overrides": {},
+    "feature_overrides": {},
+    "override_ends": {},
 }
 
 
@@ -58,6 +60,8 @@ def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
         "access": "grace",
         "stripe_customer": "cus_1",
         "overrides": {"tokens": {"included": 5000}},
+        "feature_overrides": {},
+        "override_ends": {},
     }
     assert found == {name: value for name, value in expected.items() if name != "access_since"}
     assert "cus_1" in stored.run("customers", "list").out
@@ -95,7 +99,13 @@ def test_what_has_changed_for_a_customer_is_shown_with_its_cause(stored: Shell) 
         (("set-status", "acme", "None"), 1, "incomplete_expired, canceled, none"),
         (("link", "acme", "42"), 1, "meterkit: Stripe customer: found '42'; allowed is an id like cus_123"),
         (("link", "acme"), 2, "give CUSTOMER and STRIPE_CUSTOMER, or --csv FILE"),
-        (("override", "acme", "tokens"), 2, "give KEY=VALUE"),
+        (("override", "acme", "tokens"), 2, "KEY=VALUE"),
+        (("override", "acme"), 2, "--feature"),
+        (("override", "acme", "tokens", "--feature", "reports"), 2, "KEY=VALUE"),
+        (("override", "acme", "--feature", "reports", "--clear"), 2, "--clear"),
+        (("override", "acme", "--feature", "report"), 1, "did you mean 'reports'"),
+        (("override", "acme", "--feature", "reports", "--until", "soon"), 2, "--until"),
+        (("override", "acme", "--feature", "reports", "--until", "2001-01-01"), 1, "not in the future"),
         (("override", "acme", "tokens", "included"), 1, "allowed is KEY=VALUE"),
         (("show", "a\nb"), 1, "meterkit: customer"),
         (("show",), 2, "Missing argument"),
@@ -283,3 +293,23 @@ def test_unlink_undoes_a_link(stored: Shell) -> None:
     assert stored.run("customers", "unlink", "acme", "--json").json["stripe_customer"] is None
     assert stored.run("customers", "show", "acme", "--json").json["stripe_customer"] is None
     assert stored.run("customers", "link", "acme", "cus_2", "--json").json["stripe_customer"] == "cus_2"
+
+
+def test_features_and_ends_of_overrides(stored: Shell) -> None:
+    """F-116: neither could be given."""
+    given = stored.run(
+        *("customers", "override", "acme", "tokens", "included=5_000", "--feature", "reports"),
+        *("--until", "2031-07-01", "--json"),
+    )
+    assert given.code == 0
+    assert given.json["overrides"] == {"tokens": {"included": 5000}}
+    assert given.json["feature_overrides"] == {"reports": True}
+    until = "2031-07-01T00:00:00Z"
+    assert given.json["override_ends"] == {"tokens": until, "feature reports": until}
+    shown = stored.run("customers", "show", "acme")
+    assert "until 2031-07-01 00:00:00Z" in " ".join(shown.out.split())
+    assert stored.run("usage", "acme", "--json").json["features"] == ["reports"]
+    taken = stored.run("customers", "override", "acme", "--without", "reports", "--json").json
+    assert (taken["feature_overrides"], taken["override_ends"]) == ({"reports": False}, {"tokens": until})
+    cleared = stored.run("customers", "override", "acme", "--clear", "--json").json
+    assert (cleared["feature_overrides"], cleared["overrides"]) == ({}, {"tokens": {"included": 5000}})

@@ -194,7 +194,7 @@ def test_the_gauge_of_seats_may_grow_to_the_seats_that_are_paid_for(
     changed: dict[str, Any], by_hand: dict[str, Any], included: int | None
 ) -> None:
     state = replace(STATE, subscription=replace(ACTIVE, **changed), **by_hand)
-    found = entitlements_of(state, effective_plan(state, CATALOG, NOW_MS), CATALOG)
+    found = entitlements_of(effective_plan(state, CATALOG, NOW_MS), CATALOG)
     assert found["seats"].included == included
 
 

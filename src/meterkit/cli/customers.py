@@ -10,7 +10,7 @@ import typer
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.links import read_links
 from meterkit.cli.notation import format_entitlement, parse_entitlement
-from meterkit.cli.options import CustomerArgument, MeterArgument, PlanArgument
+from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
 from meterkit.cli.output import date_and_time, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
@@ -129,7 +129,14 @@ async def set_plan(
 async def override(
     session: Session,
     customer: CustomerArgument,
-    meter: MeterArgument,
+    meter: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="METER",
+            help="A meter of the plans file; none where only features are given.",
+            autocompletion=completion("meters"),
+        ),
+    ] = None,
     entries: Annotated[
         list[str] | None,
         typer.Argument(
@@ -139,16 +146,36 @@ async def override(
         ),
     ] = None,
     *,
-    clear: Annotated[bool, typer.Option("--clear", help="Take the meter's override back.")] = False,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option("--feature", metavar="NAME", help="A feature that the customer has; may be repeated."),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="NAME", help="A feature that the customer does not have."),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--until", metavar="WHEN", help=f"When this ends: {WHEN}. Default: never."),
+    ] = None,
+    clear: Annotated[
+        bool,
+        typer.Option("--clear", help="Take the meter's override back; without METER, those of features."),
+    ] = False,
 ) -> None:
-    """Give a customer other limits of one meter than the plan.
+    """Give a customer other limits or features than the plan.
 
     What is not named stays as the plan has it.
     """
-    if clear == bool(entries):
-        raise typer.BadParameter("give KEY=VALUE, for example 'included=5_000', or --clear")
-    overrides = {meter: parse_entitlement(entries or [])}
-    await _change(session, customer, lambda customers: customers.override(customer, overrides))
+    features = {**dict.fromkeys(feature or (), True), **dict.fromkeys(without or (), False)}
+    if clear == bool(entries or features) or (meter is not None) != bool(entries or (clear and meter)):
+        raise typer.BadParameter(
+            "give METER and KEY=VALUE, such as included=5_000, or --feature NAME, or --clear"
+        )
+    overrides = {} if meter is None else {meter: parse_entitlement(entries or [])}
+    given = features if features or meter is None else None
+    ends = date_or_instant("--until", until)
+    await _change(session, customer, lambda customers: customers.override(customer, overrides, given, ends))
 
 
 @command(commands)
@@ -284,4 +311,13 @@ def _when(moment: datetime | None) -> str:
 
 
 def _overrides(customer: Customer) -> str:
-    return "; ".join(f"{meter}: {format_entitlement(given)}" for meter, given in customer.overrides.items())
+    ends = {name: f" until {date_and_time(until)}" for name, until in customer.override_ends.items()}
+    meters = (
+        f"{meter}: {format_entitlement(given)}{ends.get(meter, '')}"
+        for meter, given in customer.overrides.items()
+    )
+    features = (
+        f"{'' if has else 'no '}feature {name}{ends.get(f'feature {name}', '')}"
+        for name, has in customer.feature_overrides.items()
+    )
+    return "; ".join((*meters, *features))

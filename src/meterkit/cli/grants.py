@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterkit.cli.options import CustomerArgument, whole_number
+from meterkit.cli.options import WHEN, CustomerArgument, date_or_instant, whole_number
 from meterkit.cli.output import date_and_time, print_note, print_records, print_table
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_unknown
@@ -30,8 +29,6 @@ commands = typer.Typer(
     no_args_is_help=True,
 )
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
 _PriorityOption = Annotated[
     int,
     typer.Option(
@@ -67,7 +64,7 @@ async def add(
     priority: _PriorityOption = 50,
     effective: Annotated[
         str | None,
-        typer.Option("--effective", metavar="WHEN", help=f"From when on it counts: {_WHEN}. Default: now."),
+        typer.Option("--effective", metavar="WHEN", help=f"From when on it counts: {WHEN}. Default: now."),
     ] = None,
     expires: Annotated[
         str | None,
@@ -88,7 +85,7 @@ async def add(
             " once, so that a command that is repeated does not grant twice"
         )
     given = quantities_of(quantities)
-    effective_at, expires_at = _instant("--effective", effective), _instant("--expires", expires)
+    effective_at, expires_at = date_or_instant("--effective", effective), date_or_instant("--expires", expires)
     async with session.kit(customer) as kit:
         hint = await hint_of_new(kit, customer)
         before = {grant.name for grant in await _named(kit, customer, grant_id)}
@@ -180,20 +177,6 @@ def quantities_of(entries: Iterable[str]) -> dict[str, int]:
             raise typer.BadParameter(f"found {name!r:.80} twice; give it once")
         found[name] = int(quantity.replace("_", ""))
     return found
-
-
-def _instant(option: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-        if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-            moment = moment.replace(tzinfo=UTC)
-        if moment.tzinfo is not None and moment.astimezone(UTC) >= _EPOCH:
-            return moment
-    except (ValueError, OverflowError):
-        pass
-    raise typer.BadParameter(f"{option}: found {text!r:.80}; allowed is {_WHEN}, since 1970")
 
 
 def _show(session: Session, customer: str, found: Sequence[Grant]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from inspect import Parameter
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
 __all__ = [
+    "WHEN",
     "Command",
     "CustomerArgument",
     "MeterArgument",
@@ -28,11 +29,17 @@ __all__ = [
     "PeriodOption",
     "PlanArgument",
     "common_options",
+    "completion",
+    "date_or_instant",
     "instant",
     "plans_path",
     "seconds",
     "whole_number",
 ]
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
 
 
 class Command(TyperCommand):
@@ -99,6 +106,21 @@ def instant(value: str) -> datetime:
     return found
 
 
+def date_or_instant(option: str, text: str | None) -> datetime | None:
+    """Read a date, or an instant with its zone."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+            moment = moment.replace(tzinfo=UTC)
+        if moment.tzinfo is not None and moment.astimezone(UTC) >= _EPOCH:
+            return moment
+    except (ValueError, OverflowError):
+        pass
+    raise typer.BadParameter(f"{option}: found {text!r:.80}; allowed is {WHEN}, since 1970")
+
+
 def _day(value: str) -> datetime:
     """Read a day, a month as its first day, or the id of a period; in UTC unless it has a zone."""
     text = str(value)
@@ -135,7 +157,7 @@ def plans_path(named: str | None) -> str:
     return named or os.environ.get("METERKIT_PLANS") or "plans.yaml"
 
 
-def _completion(part: Literal["plans", "meters"]) -> Callable[[str], list[str]]:
+def completion(part: Literal["plans", "meters"]) -> Callable[[str], list[str]]:
     """What a shell is offered where a command wants a name of the plans file."""
 
     def complete(incomplete: str) -> list[str]:
@@ -159,14 +181,14 @@ PeriodOption = Annotated[
 ]
 PlanArgument = Annotated[
     str | None,
-    typer.Argument(metavar="PLAN", help="A plan of the plans file.", autocompletion=_completion("plans")),
+    typer.Argument(metavar="PLAN", help="A plan of the plans file.", autocompletion=completion("plans")),
 ]
 OldPlanArgument = Annotated[str, typer.Argument(metavar="FROM", help="The plan that customers leave.")]
 NewPlanArgument = Annotated[
     str,
-    typer.Argument(metavar="TO", help="The plan that they get.", autocompletion=_completion("plans")),
+    typer.Argument(metavar="TO", help="The plan that they get.", autocompletion=completion("plans")),
 ]
 MeterArgument = Annotated[
     str,
-    typer.Argument(metavar="METER", help="A meter of the plans file.", autocompletion=_completion("meters")),
+    typer.Argument(metavar="METER", help="A meter of the plans file.", autocompletion=completion("meters")),
 ]

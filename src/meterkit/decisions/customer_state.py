@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
+from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.dunning import standing_of
 from meterkit.decisions.keys import FORMAT
@@ -53,7 +54,7 @@ class CustomerState:
         subscription: as it was when it was last fetched from Stripe, or None where there is none.
         stripe_customer: the linked Stripe customer, or None.
         anchor_ms: where there is no subscription: the anchor of billing periods, or None for calendar months.
-        overrides: meter to an entitlement in the notation of the plans file.
+        overrides: of meters and features; see :mod:`meterkit.decisions.customer_overrides`.
         granted: whether grants were ever added.
         minutes_taken_ms: minutes that the Stripe customer's intents of a customer before this one have.
         asked_plan: a plan that the customer asked for and that Stripe has not confirmed yet; None: none.
@@ -104,7 +105,7 @@ class EffectivePlan:
     """What follows from a state and a catalog at an instant.
 
     Attributes:
-        plan: the plan in force.
+        plan: the plan in force, with the customer's own features.
         status: of the subscription, by the clock; None: there is none.
         access: what the customer may do.
         seats: that the subscription pays for, those that the base price covers included.
@@ -112,6 +113,7 @@ class EffectivePlan:
             default plan stands in for it; None where there is no such thing.
         keeps_limits: whether gauges that a change of plan has left above their limits keep those of before:
             as the plans file says, but for who is restricted, as that is no change of plan.
+        overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         counting: what included quantities are counted over.
         bounds: this period and the next.
         valid_until_ms: until when all this holds if the state does not change.
@@ -123,21 +125,17 @@ class EffectivePlan:
     seats: int
     missing_plan: str | None
     keeps_limits: bool
+    overrides: Mapping[str, Mapping[str, object]]
     counting: Counting
     bounds: Bounds
     valid_until_ms: int
 
 
-def entitlements_of(
-    state: CustomerState, effective: EffectivePlan, catalog: Catalog
-) -> Mapping[str, Entitlement]:
-    """What a customer gets of each meter.
-
-    The plan's, with the customer's own laid over unless restricted, and the seats that are paid for.
-    """
+def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, Entitlement]:
+    """What a customer gets of each meter: the plan's, with overrides, and the seats that are paid for."""
     given = effective.plan.entitlements
-    if state.overrides and effective.access != "restricted":
-        given = override(catalog, effective.plan, state.overrides)
+    if effective.overrides:
+        given = override(catalog, effective.plan, effective.overrides)
     return with_seats(given, catalog.meters, effective.seats)
 
 
@@ -178,22 +176,33 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     default = catalog.plans[catalog.default_plan]
     named = _plan_named(state, status, now_ms)
     plan = default if named is None else catalog.plans.get(named, default)
+    own = overrides_at(state.overrides, now_ms)
     if standing.access == "restricted":
-        plan = catalog.plans[catalog.dunning.restrict_to]
+        plan, own = catalog.plans[catalog.dunning.restrict_to], NO_OVERRIDES
     has_begun = subscription is not None and subscription.has_begun
     is_paid = has_begun and status not in ENDED and standing.access != "restricted"
     counting = _counting(state, plan, catalog, now_ms)
     return EffectivePlan(
-        plan=plan,
+        plan=_with_features(plan, own.features, catalog),
         status=status,
         access=standing.access,
         seats=subscription.seats_at(now_ms) if subscription is not None and is_paid else 0,
         missing_plan=None if named in catalog.plans else named,
         keeps_limits=catalog.billing.changes.over_limit == "allow" and standing.access != "restricted",
+        overrides=own.meters,
         counting=counting,
         bounds=bounds_of(state, counting, now_ms),
-        valid_until_ms=min(standing.until_ms, turn_ms),
+        valid_until_ms=min(standing.until_ms, turn_ms, next_end_ms(state.overrides, now_ms)),
     )
+
+
+def _with_features(plan: Plan, own: Mapping[str, bool], catalog: Catalog) -> Plan:
+    """A plan with the features of one customer, as far as the plans file still has them."""
+    if not own:
+        return plan
+    added = {name for name, has in own.items() if has} & catalog.features
+    removed = {name for name, has in own.items() if not has}
+    return replace(plan, features=(plan.features | added) - removed)
 
 
 def _plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str | None:

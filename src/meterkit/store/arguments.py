@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, Final, cast
 
+from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.errors import MeterkitError
 
-__all__ = ["check_text", "entitlements_given", "is_text", "plain", "shown"]
+__all__ = ["check_text", "end_ms", "entitlements_given", "features_given", "is_text", "plain", "shown"]
 
 _TEXT_MAX: Final = 500
 
@@ -48,6 +50,33 @@ def entitlements_given(overrides: object) -> dict[str, Mapping[str, object]]:
             )
         found[meter] = cast("Mapping[str, object]", given)
     return found
+
+
+def features_given(features: object) -> dict[str, bool] | None:
+    """Feature to whether it is given, from a mapping or a list; None: nothing was handed over."""
+    if features is None:
+        return None
+    given = features if isinstance(features, Mapping) else None
+    if isinstance(features, Iterable) and not isinstance(features, str | bytes | Mapping):
+        given = dict.fromkeys(cast("Iterable[object]", features), True)
+    entries = cast("Mapping[object, object] | None", given)
+    if entries is None or not all(isinstance(k, str) and isinstance(v, bool) for k, v in entries.items()):
+        raise MeterkitError(
+            f"features: found {shown(features)}; allowed is a list of features such as ['full_ai'], or a"
+            " mapping such as {'full_ai': True, 'basic_ai': False}"
+        )
+    return cast("dict[str, bool]", dict(entries))
+
+
+def end_ms(until: object, now_ms: int) -> int:
+    """When something ends, in milliseconds since the epoch. Raises MeterkitError where that is not ahead."""
+    if not isinstance(until, datetime):
+        raise MeterkitError(f"until: found {shown(until)}; allowed is an aware datetime")
+    check_aware("until", until)
+    found_ms = to_ms(until)
+    if found_ms <= now_ms:
+        raise MeterkitError(f"until: found {until.isoformat()}, which is not in the future")
+    return found_ms
 
 
 def plain(value: object, path: str) -> Any:

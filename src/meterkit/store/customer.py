@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.in_force import follow
 from meterkit.decisions.periods import from_ms
 
@@ -37,6 +38,9 @@ class Customer:
         pending_plan, pending_seats, pending_at: what is scheduled to change, and when (UTC); None: nothing.
         stripe_customer: the linked Stripe customer, or None.
         overrides: meter to what the customer gets differently.
+        feature_overrides: feature to whether the customer has it, whatever the plan says.
+        override_ends: when an override ends (UTC), by the meter, or by ``feature NAME``; those without an end
+            are left out.
     """
 
     customer: str
@@ -54,11 +58,14 @@ class Customer:
     pending_at: datetime | None
     stripe_customer: str | None
     overrides: Mapping[str, Mapping[str, object]]
+    feature_overrides: Mapping[str, bool]
+    override_ends: Mapping[str, datetime]
 
 
 def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> Customer:
     """What is stored of a customer, as it is to be shown at an instant."""
     state = found.state
+    own = overrides_at(state.overrides, now_ms)
     _, force = follow(found.force, state, catalog, now_ms)
     subscription = state.subscription
     trial_end_ms = None if subscription is None else subscription.trial_end_ms
@@ -78,7 +85,9 @@ def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> C
         pending_seats=force.pending_seats,
         pending_at=_instant(force.pending_at_ms),
         stripe_customer=state.stripe_customer,
-        overrides=state.overrides,
+        overrides=own.meters,
+        feature_overrides=own.features,
+        override_ends={name: from_ms(until_ms) for name, until_ms in own.ends.items()},
     )
 
 

@@ -139,7 +139,7 @@ def usage_of(
         _fields(counters), _pairs(totals), now_ms, effective.bounds.start_ms, effective.bounds.end_ms, balance
     )
     is_past = at_ms is not None and view.go_back(at_ms)
-    entitlements = entitlements_of(state, effective, catalog)
+    entitlements = entitlements_of(effective, catalog)
     filled = _fields(levels)
     linked, subscription = state.stripe_customer is not None, state.subscription
 

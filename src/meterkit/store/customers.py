@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, get_args
 
 from meterkit.catalog import override as lay_over
+from meterkit.catalog.features import check_feature
+from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.rates import rate_numbers
 from meterkit.decisions.subscription import Status
 from meterkit.errors import MeterkitError, UnknownPlanError
-from meterkit.store.arguments import entitlements_given, is_text, plain, shown
+from meterkit.store.arguments import end_ms, entitlements_given, features_given, is_text, plain, shown
 from meterkit.store.customer import customer_of
 from meterkit.store.customer_id import check_customer
 from meterkit.store.deletion import delete
@@ -19,7 +21,8 @@ from meterkit.store.links import Links
 from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
 
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.keys import Keys
@@ -113,17 +116,35 @@ class Customers:
 
         return await self._change(customer, change)
 
-    async def override(self, customer: str, overrides: Mapping[str, Mapping[str, object]]) -> Customer:
+    async def override(
+        self,
+        customer: str,
+        overrides: Mapping[str, Mapping[str, object]],
+        features: Mapping[str, bool] | Iterable[str] | None = None,
+        until: datetime | None = None,
+    ) -> Customer:
         """Give a customer something else than the plan does, in the notation of the plans file.
 
         ``{"requests": {"included": 5_000}}`` leaves all else of the plan's entitlement as it is; an empty
         mapping for a meter takes its override back.
 
+        Args:
+            customer: the customer's id.
+            overrides: meter to an entitlement.
+            features: a list of features that the customer has besides the plan's; or a mapping, in which
+                False takes one away. Empty: all overrides of features are taken back. None: they stay.
+            until: an aware instant at which what is given here ends; None: it does not.
+
         Raises:
-            MeterkitError: the overrides are not a mapping of mappings, or hold a value that is not of YAML.
+            MeterkitError: an argument is of another form, or ``until`` is naive or not in the future.
+            UnknownFeatureError: the plans file has no such feature.
             PlansError: an override cannot be read; with all that is wrong.
         """
-        given = entitlements_given(overrides)
+        given, now_ms = entitlements_given(overrides), self._store.now_ms()
+        switched = features_given(features)
+        for name in switched or ():
+            check_feature(name, self._store.catalog.features)
+        until_ms = None if until is None else end_ms(until, now_ms)
         catalog = self._store.catalog
         for plan in catalog.plans.values():
             for entitlement in lay_over(catalog, plan, given, strict=True).values():
@@ -132,8 +153,8 @@ class Customers:
         kept: dict[str, dict[str, object]] = {meter: plain(value, meter) for meter, value in given.items()}
 
         def change(state: CustomerState) -> CustomerState:
-            merged = {**state.overrides, **kept}
-            return replace(state, overrides={meter: value for meter, value in merged.items() if value})
+            changed = with_overrides(state.overrides, kept, switched, until_ms=until_ms, now_ms=now_ms)
+            return replace(state, overrides=changed)
 
         return await self._change(customer, change)
 

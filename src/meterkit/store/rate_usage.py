@@ -48,7 +48,7 @@ def rates_of(catalog: Catalog, reply: UsageReply) -> list[RateUsage]:
     """Read the reply of the usage script: the rates of the plan in force, then those of routes."""
     now_ms, _, data, counters, *_ = reply
     state = CustomerState.parse(data)
-    entitlements = entitlements_of(state, effective_plan(state, catalog, now_ms), catalog)
+    entitlements = entitlements_of(effective_plan(state, catalog, now_ms), catalog)
     fields = dict(zip(counters[::2], counters[1::2], strict=True))
     found: list[RateUsage] = []
     for name, route, rate, policy in _rates(catalog, entitlements):

@@ -165,7 +165,7 @@ class States:
 
 def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[str, int]]:
     """What is included of each gauge by now; -1: it is unlimited."""
-    given = entitlements_of(state, effective_plan(state, catalog, now_ms), catalog)
+    given = entitlements_of(effective_plan(state, catalog, now_ms), catalog)
     limits = {
         name: GaugeLimit.of(given[name]) for name, meter in catalog.meters.items() if meter.kind == "gauge"
     }

@@ -207,7 +207,7 @@ class CustomerView:
         self.rev = rev
         self.state = state
         self.effective, self.shared = cache.effective(rev, state, now_ms)
-        self.entitlements = entitlements_of(state, self.effective, cache.catalog)
+        self.entitlements = entitlements_of(self.effective, cache.catalog)
         self.prepaid = prepaid_of(rev, state, self.effective.plan, cache.prepaid)
         self.decisions: dict[int, PreparedDecision] = {}
         self.settlements: dict[Any, Any] = {}

@@ -1,0 +1,163 @@
+"""Overrides of features, and overrides that end: they bind at once, and end at their millisecond."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meterkit import MeterkitError, UnknownFeatureError
+from meterkit.catalog import loads, override
+from meterkit.decisions.customer_overrides import overrides_at, with_overrides
+from meterkit.decisions.periods import to_ms
+from meterkit.store.state_changes import States
+from meterkit.store.turns import sweep_turns
+from meterkit.testing import Clock
+from subscribed import INSTANT, NOW, PLANS, kit_of
+
+if TYPE_CHECKING:
+    from meterkit import MeterKit
+
+pytestmark = pytest.mark.anyio
+
+UNTIL = NOW + timedelta(days=3)
+FEATURES = PLANS.replace("credits:", "features: [basic, full, extra]\ncredits:").replace(
+    "  pro:\n", "  pro:\n    features: [basic, full]\n"
+)
+
+
+def timed_kit(url: str, clock: Clock) -> MeterKit:
+    return kit_of(url, clock, FEATURES)
+
+
+async def had(kit: MeterKit, customer: str = "acme") -> list[str]:
+    return [name for name in ("basic", "full", "extra") if await kit.allows(customer, name)]
+
+
+async def test_i4_an_override_ends_at_its_millisecond_in_every_process(any_store_url: str) -> None:
+    """F-116: no override ended by itself."""
+    clock = Clock(NOW)
+    async with timed_kit(any_store_url, clock) as one, timed_kit(any_store_url, clock) as two:
+        await one.customers.override("acme", {"requests": {"included": 50}}, until=UNTIL)
+        for kit in (one, two):
+            assert (await kit.check("acme", "requests", 50)).allowed
+        clock.set(UNTIL - INSTANT)
+        for kit in (one, two):
+            assert (await kit.check("acme", "requests", 50)).allowed
+        assert (await two.usage("acme"))["meters"]["requests"]["included"] == 50
+        clock.set(UNTIL)
+        for kit in (two, one):
+            assert not (await kit.check("acme", "requests", 6)).allowed
+        assert (await two.usage("acme"))["meters"]["requests"]["included"] == 5
+        found = await one.customers.get("acme")
+        assert (found.overrides, found.override_ends) == ({}, {})
+
+
+async def test_features_are_given_and_taken_besides_the_plans(any_store_url: str) -> None:
+    """F-116: there was no override of features."""
+    async with timed_kit(any_store_url, Clock(NOW)) as kit, timed_kit(any_store_url, Clock(NOW)) as other:
+        await kit.customers.set_plan("acme", "pro")
+        assert await had(other) == ["basic", "full"]
+        await kit.customers.override("acme", {}, features=["extra"])
+        assert await had(other) == ["basic", "full", "extra"]
+        await kit.customers.override("acme", {}, features={"full": False})
+        assert await had(other) == await had(kit) == ["basic", "extra"]
+        assert (await other.usage("acme"))["features"] == ["basic", "extra"]
+        found = await other.customers.get("acme")
+        assert found.feature_overrides == {"extra": True, "full": False}
+        await kit.customers.override("acme", {"requests": {"included": 50}})  # Features stay.
+        assert await had(other) == ["basic", "extra"]
+        await kit.customers.override("acme", {}, features=[])
+        assert await had(other) == ["basic", "full"]
+        assert (await kit.customers.get("acme")).overrides == {"requests": {"included": 50}}
+
+
+async def test_each_override_has_an_end_of_its_own(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with timed_kit(any_store_url, clock) as kit:
+        await kit.customers.override("acme", {"requests": {"included": 50}}, ["full"], UNTIL)
+        await kit.customers.override("acme", {"tokens": {"included": 60}}, {"extra": True})
+        found = await kit.customers.get("acme")
+        assert found.override_ends == {"requests": UNTIL, "feature full": UNTIL}
+        clock.set(UNTIL)
+        assert await had(kit) == ["extra"]
+        found = await kit.customers.get("acme")
+        assert (found.overrides, found.feature_overrides) == ({"tokens": {"included": 60}}, {"extra": True})
+        # Given again without an end, it has none; and what has ended is not kept.
+        await kit.customers.override("acme", {"tokens": {"included": 70}}, until=UNTIL + timedelta(days=1))
+        await kit.customers.override("acme", {"tokens": {"included": 80}})
+        _, state = await States(kit.store).read("acme")
+        assert json.loads(state.dump())["overrides"] == {
+            "tokens": {"included": 80},
+            "@features": {"extra": {"has": True}},
+        }
+
+
+async def test_a_gauge_has_the_plans_limit_again_once_its_override_has_ended(any_store_url: str) -> None:
+    clock = Clock(NOW)
+    async with timed_kit(any_store_url, clock) as kit:
+        await kit.customers.override("acme", {"seats": {"included": 8}}, until=UNTIL)
+        assert (await kit.check("acme", "seats", 8)).allowed
+        clock.set(UNTIL)
+        assert await sweep_turns(kit.store) == 1
+        assert await sweep_turns(kit.store) == 0
+        assert not (await kit.check("acme", "seats", 4)).allowed
+        assert (await kit.check("acme", "seats", 3)).allowed
+
+
+async def test_restricted_access_leaves_features_out(any_store_url: str) -> None:
+    async with timed_kit(any_store_url, Clock(NOW)) as kit:
+        await kit.customers.override("acme", {}, ["extra"])
+        await kit.customers.set_status("acme", "paused")
+        assert await had(kit) == []
+        await kit.customers.set_status("acme", None)
+        assert await had(kit) == ["extra"]
+
+
+async def test_a_feature_that_the_plans_file_has_no_more_is_not_given(any_store_url: str) -> None:
+    async with timed_kit(any_store_url, Clock(NOW)) as kit:
+        await kit.customers.override("acme", {}, ["extra", "full"])
+        kit.store.use(loads(FEATURES.replace(", extra]", "]")))
+        assert (await kit.usage("acme"))["features"] == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"features": ["fulll"]}, UnknownFeatureError),
+        ({"features": "full"}, MeterkitError),
+        ({"features": {"full": "yes"}}, MeterkitError),
+        ({"features": [1]}, MeterkitError),
+        ({"features": 7}, MeterkitError),
+        ({"features": ["full"], "until": NOW}, MeterkitError),
+        ({"features": ["full"], "until": UNTIL.replace(tzinfo=None)}, MeterkitError),
+        ({"features": ["full"], "until": "2031-07-01"}, MeterkitError),
+    ],
+)
+async def test_what_cannot_be_given_changes_nothing(
+    any_store_url: str, given: dict[str, Any], error: type[Exception]
+) -> None:
+    async with timed_kit(any_store_url, Clock(NOW)) as kit:
+        with pytest.raises(error):
+            await kit.customers.override("acme", {"requests": {"included": 50}}, **given)
+        assert not await kit.customers.known("acme")
+
+
+def test_i12_an_older_release_gives_what_the_plan_does_and_keeps_the_override() -> None:
+    """An older one lays over what it can read: an override with an end, or of features, it cannot."""
+    catalog = loads(FEATURES)
+    plan, now_ms = catalog.plans["free"], to_ms(NOW)
+    stored = with_overrides(
+        {"tokens": {"included": 60}},
+        {"requests": {"included": 50}},
+        {"full": True},
+        until_ms=to_ms(UNTIL),
+        now_ms=now_ms,
+    )
+    assert override(catalog, plan, stored) == override(catalog, plan, {"tokens": {"included": 60}})
+    kept = json.loads(json.dumps(stored))
+    assert overrides_at(kept, now_ms) == overrides_at(stored, now_ms)
+    assert overrides_at(kept, to_ms(UNTIL)).features == {}
+    assert overrides_at(kept, now_ms).ends == {"requests": to_ms(UNTIL), "feature full": to_ms(UNTIL)}
