@@ -56,11 +56,13 @@ def features_given(features: object) -> dict[str, bool] | None:
     """Feature to whether it is given, from a mapping or a list; None: nothing was handed over."""
     if features is None:
         return None
-    given = features if isinstance(features, Mapping) else None
-    if isinstance(features, Iterable) and not isinstance(features, str | bytes | Mapping):
-        given = dict.fromkeys(cast("Iterable[object]", features), True)
-    entries = cast("Mapping[object, object] | None", given)
-    if entries is None or not all(isinstance(k, str) and isinstance(v, bool) for k, v in entries.items()):
+    entries: list[tuple[object, object]] | None = None
+    if isinstance(features, Mapping):
+        entries = list(cast("Mapping[object, object]", features).items())
+    elif isinstance(features, Iterable) and not isinstance(features, str | bytes):
+        entries = [(name, True) for name in cast("Iterable[object]", features)]
+    wrong = [one for one in entries or () if not (isinstance(one[0], str) and isinstance(one[1], bool))]
+    if entries is None or wrong:
         raise MeterkitError(
             f"features: found {shown(features)}; allowed is a list of features such as ['full_ai'], or a"
             " mapping such as {'full_ai': True, 'basic_ai': False}"
