@@ -85,7 +85,10 @@ async def add(
             " once, so that a command that is repeated does not grant twice"
         )
     given = quantities_of(quantities)
-    effective_at, expires_at = date_or_instant("--effective", effective), date_or_instant("--expires", expires)
+    effective_at, expires_at = (
+        date_or_instant("--effective", effective),
+        date_or_instant("--expires", expires),
+    )
     async with session.kit(customer) as kit:
         hint = await hint_of_new(kit, customer)
         before = {grant.name for grant in await _named(kit, customer, grant_id)}

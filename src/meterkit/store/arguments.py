@@ -57,10 +57,11 @@ def features_given(features: object) -> dict[str, bool] | None:
     if features is None:
         return None
     entries: list[tuple[object, object]] | None = None
-    if isinstance(features, Mapping):
-        entries = list(cast("Mapping[object, object]", features).items())
-    elif isinstance(features, Iterable) and not isinstance(features, str | bytes):
-        entries = [(name, True) for name in cast("Iterable[object]", features)]
+    given: Any = features
+    if isinstance(given, Mapping):
+        entries = list(cast("Mapping[object, object]", given).items())
+    elif isinstance(given, Iterable) and not isinstance(given, str | bytes):
+        entries = [(name, True) for name in cast("Iterable[object]", given)]
     wrong = [one for one in entries or () if not (isinstance(one[0], str) and isinstance(one[1], bool))]
     if entries is None or wrong:
         raise MeterkitError(
