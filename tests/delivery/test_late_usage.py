@@ -82,7 +82,34 @@ async def test_intents_that_were_never_sent_are_late_too(any_store_url: str) -> 
         at.go(JUNE + 2 * HOUR)
         at.stripe.clear_faults()
         report = await at.flush()
-        at.clock.advance(timedelta(minutes=5))
+        assert (sum(one.quantity for one in report.late), report.parked) == (3_020, 0)
         await at.flush()
-        assert sum(one.quantity for one in report.late) + report.parked
+        at.go(JULY + 2 * HOUR)
+        assert at.billed() == [0, 3_020]
+        await assert_books(at)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_what_stripe_may_have_is_compared_before_it_is_late(
+    any_store_url: str, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An answer was lost, before Stripe counted the event or after it."""
+    async with ending(any_store_url, UNHELD) as at:
+        await used_in_may(at)
+        at.stripe.fail_next("drop", when=when, times=1, path=EVENTS)
+        at.stripe.fail_next("error", status=503, times=None, skip=1, path=EVENTS)
+        await at.flush()
+        at.go(JUNE + 2 * HOUR)
+        at.stripe.clear_faults()
+        report = await at.flush()
+        assert (report.parked, report.late, report.delivered) == (1, [], 0)
+        await assert_books(at)
+        late: list[int] = []
+        for hours in range(27, 31):
+            at.go(JUNE + hours * HOUR)
+            late += [one.quantity for one in (await at.flush()).late]
+        assert late == ([1000] if when == "before" else [])
+        at.go(JULY + 2 * HOUR)
+        assert at.billed() == ([0, 1000] if when == "before" else [1000, 0])
+        assert "stays parked" not in caplog.text
         await assert_books(at)
