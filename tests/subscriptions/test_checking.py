@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from delivering import STRIPE_KEY
-from meterkit import NoSubscriptionError, SubscriptionError
+from meterkit import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.store.drifts import Drifts
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from shopping import END, shop
@@ -164,6 +164,20 @@ async def test_what_was_used_is_delivered_before_an_item_is_switched(store_url: 
         assert at.emulator.accepted("cus_acme", "ai_tokens") == 0
         await at.kit.subscriptions.repair("acme")
         assert at.emulator.accepted("cus_acme", "ai_tokens") == 50
+
+
+async def test_where_stripe_does_not_take_the_usage_nothing_is_repaired(store_url: str) -> None:
+    async with shop(store_url) as at:
+        params, _ = CASES["the price of another plan's usage"]
+        subscription = await by_hand(at, **params)
+        await at.kit.record("acme", "tokens", 150)
+        at.clock.advance(HOUR)
+        items = await at.items(subscription)
+        at.emulator.fail_next("error", status=500, path="/v1/billing/meter_events", times=None)
+        with pytest.raises(StripeUnavailableError):
+            await at.kit.subscriptions.repair("acme")
+        assert await at.items(subscription) == items
+        assert kinds(await at.kit.subscriptions.check()) == {"acme": ["other_price"]}
 
 
 async def test_two_live_subscriptions_are_for_a_person_to_decide(store_url: str) -> None:

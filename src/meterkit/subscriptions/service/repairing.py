@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ from meterkit.subscriptions.service.alone import alone
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from meterkit.decisions.drift import Drift, DriftKind
     from meterkit.store.store import Store
@@ -69,7 +71,8 @@ class Repairing:
         store: where customers are kept.
         api: the way to Stripe.
         fetch: fetches a customer's subscription from Stripe into the store.
-        deliver: delivers what a customer has used, and waits until Stripe has it.
+        cut: has what a customer has used delivered and counted, and holds back what is used while the block
+            runs; see :class:`meterkit.delivery.cutting.Cutter`.
     """
 
     def __init__(
@@ -78,12 +81,12 @@ class Repairing:
         api: Callable[[], StripeApi],
         *,
         fetch: Callable[[str], Awaitable[object]],
-        deliver: Callable[[str], Awaitable[object]],
+        cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]],
     ) -> None:
         self._store = store
         self._api = api
         self._fetch = fetch
-        self._deliver = deliver
+        self._cut = cut
         self._drifts = Drifts(store)
 
     async def run(self, customer: str, *, dry_run: bool) -> Repair:
@@ -117,14 +120,14 @@ class Repairing:
         paid = paid_in(live.items, catalog.plans[before.prices.plan], catalog)
         changes = updates(live.items, catalog, before.prices, paid)
         metered = [change for change in changes if (item := items.get(str(change.get("id")))) and item.meter]
-        if metered:  # Usage until now is billed by the items that it was used under.
-            await self._deliver(customer)
         twice = [change for change in metered if _is_twice(change, items, before.prices)]
-        if twice:  # The item that stays bills the whole period.
-            await live.update({"items": twice, "proration_behavior": "none"})
         rest = [change for change in changes if change not in twice]
-        if rest:
-            await live.update({"items": rest, "proration_behavior": "create_prorations"})
+        # Usage until now is billed by the items that it was used under.
+        async with self._cut(customer, {}) if metered else nullcontext():
+            if twice:  # The item that stays bills the whole period.
+                await live.update({"items": twice, "proration_behavior": "none"})
+            if rest:
+                await live.update({"items": rest, "proration_behavior": "create_prorations"})
 
     async def _compared(self, customer: str) -> _Compared:
         _, state = await States(self._store).read(customer)

@@ -90,7 +90,7 @@ class Subscriptions:
         self._fetch = fetch
         self._beginning = Beginning(store, api)
         self._changing = Changing(store, api, fetch=fetch, deliver=deliver, cut=cut)
-        self._repairing = Repairing(store, api, fetch=fetch, deliver=deliver)
+        self._repairing = Repairing(store, api, fetch=fetch, cut=cut)
         self._unconfirmed = AskedChanges(store, self._apply)
 
     @property
