@@ -127,6 +127,12 @@ class Shop:
         async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
             (await client.post(path, data=params)).raise_for_status()
 
+    async def stripe_delete(self, path: str) -> None:
+        """Delete something at Stripe past the kit."""
+        headers = {"authorization": f"Bearer {STRIPE_KEY}"}
+        async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:
+            (await client.delete(path)).raise_for_status()
+
     async def _asked(self, path: str, **query: str) -> dict[str, Any]:
         headers = {"authorization": f"Bearer {STRIPE_KEY}"}
         async with httpx.AsyncClient(base_url=self.url, headers=headers, verify=tls()) as client:

@@ -29,6 +29,7 @@ NAMES = [
     "CallUsage",
     "Catalog",
     "Checkout",
+    "Contact",
     "Corrected",
     "CreditsLow",
     "Current",

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.at_stripe.newcomers import Misfit
     from meterkit.subscriptions.rules.changes import OverLimit
     from meterkit.subscriptions.rules.proration import Proration
+    from meterkit.subscriptions.service.contact import Contact
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
     from meterkit.subscriptions.service.repairing import Repair
     from meterkit.subscriptions.service.results import (
@@ -101,6 +102,7 @@ __all__ = [
     "CallUsage",
     "Catalog",
     "Checkout",
+    "Contact",
     "Corrected",
     "CreditsLow",
     "Current",
@@ -195,6 +197,7 @@ _HOMES = {
     "CallUsage": "meterkit.tokens.call_usage",
     "Catalog": "meterkit.catalog",
     "Checkout": "meterkit.subscriptions.service.results",
+    "Contact": "meterkit.subscriptions.service.contact",
     "Corrected": "meterkit.store.corrections",
     "CreditsLow": "meterkit.notify",
     "Current": "meterkit.asgi.admitted",

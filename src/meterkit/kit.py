@@ -27,14 +27,13 @@ from meterkit.redis.url import choose_store
 from meterkit.serving import Serving, warn_of_choices
 from meterkit.store.corrections import Asked, correct
 from meterkit.store.customer_id import check_customer, check_event_id
-from meterkit.store.customers import Customers
 from meterkit.store.grants import Grants
 from meterkit.store.outbox_by_hand import Intents
 from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
 from meterkit.store.turns import follow_turns
 from meterkit.store.used import Used
-from meterkit.subscribing import StripeAccess, subscriptions_of, webhooks_of
+from meterkit.subscribing import StripeAccess, customers_of, subscriptions_of, webhooks_of
 from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
-    from types import TracebackType
 
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flusher import Flusher
@@ -51,6 +49,7 @@ if TYPE_CHECKING:
     from meterkit.store.corrections import Corrected
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
+    from meterkit.subscriptions.service.contact import ContactSource
     from meterkit.sync import SyncMeterKit
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
@@ -75,6 +74,8 @@ class MeterKit:
         estimate_input: ``(body, model) -> tokens``: what a request's input is taken for until its usage is
             known; default: a token for each three bytes of its texts, in a bill for each four. Must be fast.
             Where it raises, or gives no integer from 0, the default is taken.
+        contact: ``(customer) -> Contact(email, name, locale) | None``, sync or async: what meterkit makes a
+            Stripe customer with. It stores none of it.
         settings: each setting by its name; see the settings page of the documentation.
 
     Raises:
@@ -88,6 +89,7 @@ class MeterKit:
         *,
         clock: Callable[[], float] = time,
         estimate_input: InputEstimator = estimate_input,
+        contact: ContactSource | None = None,
         **settings: Unpack[SettingsKeywords],
     ) -> None:
         # Pydantic comes with the first kit, as redis-py does: each takes a while to import.
@@ -103,14 +105,14 @@ class MeterKit:
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
         warn_of_choices(self.settings, choice, catalog)
         self.store = Store.of(choice.address, catalog, self.settings, clock)
-        self.customers = Customers(self.store)
         self.grants = Grants(self.store)
         self.gauges = Gauges(self.store)
         self.outbox = Intents(self.store)
         stripe = StripeAccess(self.settings)
         self.reconcile = Reconciler(self.store, stripe.api).reconcile
         self.webhooks = webhooks_of(self.store, self.settings, stripe)
-        self.subscriptions = subscriptions_of(self.store, self.settings, stripe, self.webhooks.fetch)
+        self.subscriptions = subscriptions_of(self.store, self.settings, stripe, self.webhooks.fetch, contact)
+        self.customers = customers_of(self.store, self.settings, stripe, self.webhooks, self.subscriptions)
         self._handlers = Handlers()
         teller = Teller(self.store, self._handlers)
         tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tell": teller.run}
@@ -175,9 +177,7 @@ class MeterKit:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     def sync(self) -> SyncMeterKit:

@@ -11,8 +11,10 @@ from meterkit.delivery.counting import until_counted
 from meterkit.delivery.customer_delivery import deliver_customer, undelivered
 from meterkit.delivery.cutting import Cutter
 from meterkit.delivery.refused import take_refusals
+from meterkit.store.customers import Customers
 from meterkit.store.state_changes import States
 from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.service.customer_hooks import CustomerHooks
 from meterkit.subscriptions.service.service import Subscriptions
 from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 
     from meterkit.settings import Settings
     from meterkit.store.store import Store
+    from meterkit.subscriptions.service.contact import ContactSource
 
-__all__ = ["StripeAccess", "subscriptions_of", "webhooks_of"]
+__all__ = ["StripeAccess", "customers_of", "subscriptions_of", "webhooks_of"]
 
 _logger = logging.getLogger("meterkit.subscriptions")
 
@@ -68,8 +71,26 @@ def webhooks_of(store: Store, settings: Settings, access: StripeAccess) -> Webho
     return Webhooks(store, settings, access.api, refused)
 
 
+def customers_of(
+    store: Store, settings: Settings, access: StripeAccess, webhooks: Webhooks, subscriptions: Subscriptions
+) -> Customers:
+    """The customers of a kit; a link and a deletion look at Stripe."""
+    hooks = CustomerHooks(
+        store,
+        access.api if settings.stripe_api_key is not None else None,
+        fetch=webhooks.fetch,
+        end=partial(subscriptions.cancel, immediately=True),
+        later=webhooks.look_later,
+    )
+    return Customers(store, hooks)
+
+
 def subscriptions_of(
-    store: Store, settings: Settings, access: StripeAccess, fetch: Callable[[str], Awaitable[object]]
+    store: Store,
+    settings: Settings,
+    access: StripeAccess,
+    fetch: Callable[[str], Awaitable[object]],
+    contact: ContactSource | None = None,
 ) -> Subscriptions:
     """The subscriptions of a kit.
 
@@ -78,10 +99,11 @@ def subscriptions_of(
         settings: of the kit.
         access: to Stripe.
         fetch: fetches a customer's subscription from Stripe into the store.
+        contact: gives what a Stripe customer is made with.
     """
     deliver = partial(_deliver, store, settings, access)
     cutter = Cutter(store, partial(flusher_for, store, settings), access.api)
-    return Subscriptions(store, access.api, fetch=fetch, deliver=deliver, cut=cutter.cut)
+    return Subscriptions(store, access.api, fetch=fetch, deliver=deliver, cut=cutter.cut, contact=contact)
 
 
 async def _deliver(store: Store, settings: Settings, access: StripeAccess, customer: str) -> None:

@@ -57,6 +57,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "routes[].on_store_failure": ("asgi/degraded.py", "route.on_store_failure"),
     "routes[].idempotency_header": ("asgi/repeats.py", "route.idempotency_header"),
     "routes[].headers": ("asgi/", "route.headers"),
+    "billing.checkout": ("subscriptions/service/service.py", "billing.checkout"),
     "plans": ("decisions/customer_state.py", "catalog.plans.get("),
     "plans.*.extends": ("catalog/inheritance.py", "EXTENDS"),
     "plans.*.name": ("subscriptions/price_sync/wanted.py", "plan.name"),

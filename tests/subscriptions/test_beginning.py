@@ -28,7 +28,7 @@ async def begun(at: Shop) -> list[dict[str, Any]]:
 
 
 async def page(at: Shop, plan: str) -> None:
-    urls = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
+    urls: Any = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
     await at.kit.subscriptions.checkout("acme", plan, seats=1, **urls)
 
 

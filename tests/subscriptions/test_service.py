@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -376,7 +376,7 @@ async def test_an_end_waits_until_stripe_has_counted_what_was_used(store_url: st
 
 async def test_checkout_and_portal_are_pages_of_stripe(store_url: str) -> None:
     async with shop(store_url) as at:
-        urls = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
+        urls: Any = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
         with pytest.raises(NoSubscriptionError):
             await at.kit.subscriptions.portal("acme", return_url="https://app.example/")
         assert await at.kit.subscriptions.invoices("acme") == []

@@ -332,6 +332,7 @@ async def test_a_stripe_customer_that_is_nobodys_is_left_alone(store_url: str) -
 async def test_a_link_that_stands_is_never_replaced(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with hooked(store_url) as at:
         at.customer()
+        at.emulator.add_customer("cus_before")
         await at.kit.customers.link("acme", "cus_before")
         await at.subscribe()
         await at.settle()
@@ -525,7 +526,7 @@ async def test_who_asks_for_a_fetch_is_told_where_stripe_does_not_answer_and_it_
         at.customer()
         await at.subscribe()
         await at.kit.webhooks.fetch("acme")  # Not linked: nothing to do.
-        await at.kit.customers.link("acme", "cus_acme")
+        await at.kit.customers.link("acme", "cus_acme", look=False)
         at.emulator.fail_next("drop", path=SUBSCRIPTIONS, times=None)
         with pytest.raises(StripeUnavailableError):
             await at.kit.webhooks.fetch("acme")

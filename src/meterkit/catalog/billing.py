@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.checkout import OptionsShape
 from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
@@ -91,6 +92,10 @@ class BillingTable(Table, what="billing"):
         "Header that marks a repeat; default: null.",
     )
     portal_url = Key(Nullable(_URL), "Where customers pay; named in 402 answers; default: null.")
+    checkout = Key(
+        OptionsShape(),
+        "Options that each page of Stripe's Checkout gets, such as allow_promotion_codes; default: none.",
+    )
     hold_invoice_ms = Key(
         # Stripe takes no usage that is older than 35 days.
         duration_or_0(most=30 * DAY_MS, most_said="30d"),

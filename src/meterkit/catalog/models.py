@@ -313,6 +313,7 @@ class Billing:
     )
     idempotency_header: str | None = None
     portal_url: str | None = None
+    checkout: Mapping[str, Any] = field(default_factory=dict[str, Any])
     hold_invoice_ms: int = 24 * 3_600_000
     changes: Changes = Changes()
     late_usage: Literal["next_period", "dead_letter"] = "next_period"

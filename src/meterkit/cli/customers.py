@@ -15,7 +15,7 @@ from meterkit.cli.output import date_and_time, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
 from meterkit.decisions.subscription import Status
-from meterkit.errors import CustomerError, MeterkitError
+from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -84,20 +84,23 @@ async def link(
 ) -> None:
     """Link customers to Stripe customers.
 
-    From now on their usage is delivered. Repeated, it changes nothing.
+    From now on their usage is delivered, and their subscriptions are read at once. Repeated, it changes
+    nothing. Where Stripe does not answer, the links are made and the subscriptions are read later.
     """
     if csv is not None and customer is None:
         links = read_links(csv)
         async with session.kit() as kit:
-            linked, refused = await _link_all(kit.customers, links)
+            linked, refused, unread = await _link_all(kit.customers, links)
         session.show(
-            {"linked": linked, "refused": refused},
-            lambda: typer.echo(f"linked {linked}, refused {len(refused)}"),
+            {"linked": linked, "refused": refused, "unread": unread},
+            lambda: typer.echo(
+                f"linked {linked}, refused {len(refused)}" + (f", not read yet {unread}" if unread else "")
+            ),
         )
         raise typer.Exit(int(bool(refused)))
     if csv is not None or customer is None or stripe_customer is None:
         raise typer.BadParameter("give CUSTOMER and STRIPE_CUSTOMER, or --csv FILE")
-    await _change(session, customer, lambda customers: customers.link(customer, stripe_customer))
+    await _change(session, customer, lambda customers: _link(customers, customer, stripe_customer))
 
 
 @command(commands)
@@ -204,14 +207,22 @@ async def set_status(
 
 
 @command(commands)
-async def delete(session: Session, customer: CustomerArgument) -> None:
+async def delete(
+    session: Session,
+    customer: CustomerArgument,
+    *,
+    cancel: Annotated[
+        bool,
+        typer.Option("--cancel", help="End the customer's subscription first, now; its usage is billed."),
+    ] = False,
+) -> None:
     """Forget a customer, and say what was erased.
 
-    Refused while usage of the customer is not delivered.
+    Refused while the customer has a subscription, or usage that is not delivered.
     """
     async with session.kit() as kit:
         await check_known(kit, customer)
-        deleted = asdict(await kit.customers.delete(customer))
+        deleted = asdict(await kit.customers.delete(customer, cancel=cancel))
     del deleted["customer"]
     session.show(
         {"deleted": customer, "erased": deleted},
@@ -258,20 +269,34 @@ async def _change(
         _show(session, kit, changed)
 
 
+async def _link(customers: Customers, customer: str, stripe_customer: str) -> Customer:
+    """Link a customer; one whose subscription cannot be read is linked, with a note."""
+    try:
+        return await customers.link(customer, stripe_customer)
+    except StripeError as error:
+        print_note(str(error))
+        return await customers.get(customer)
+
+
 async def _link_all(
     customers: Customers, links: Iterable[tuple[str, str]]
-) -> tuple[int, list[dict[str, str]]]:
-    """Link what can be linked: how many were, and what was refused and why."""
-    linked, refused = 0, list[dict[str, str]]()
+) -> tuple[int, list[dict[str, str]], int]:
+    """Link what can be linked: how many were, what was refused and why, how many are read later."""
+    linked, refused, unread, is_away = 0, list[dict[str, str]](), 0, False
     for customer, stripe_customer in links:
         try:
-            await customers.link(customer, stripe_customer)
+            await customers.link(customer, stripe_customer, look=not is_away)
+            unread += is_away
+        except StripeError as error:
+            print_note(str(error))
+            linked, unread = linked + 1, unread + 1
+            is_away = is_away or isinstance(error, StripeUnavailableError)
         except CustomerError as error:
             print_note(f"not linked: {customer!r:.80}, {stripe_customer!r:.80}: {error}")
             refused.append({"customer": customer, "stripe_customer": stripe_customer, "message": str(error)})
         else:
             linked += 1
-    return linked, refused
+    return linked, refused, unread
 
 
 def _erased(counts: Mapping[str, int]) -> str:

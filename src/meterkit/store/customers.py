@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final, Protocol, get_args
 
 from meterkit.catalog import override as lay_over
 from meterkit.catalog.features import check_feature
@@ -32,9 +32,21 @@ if TYPE_CHECKING:
     from meterkit.store.history import HistoryEntry
     from meterkit.store.store import Store
 
-__all__ = ["Customers", "customers_set_up"]
+__all__ = ["AtStripe", "Customers", "customers_set_up"]
 
 _SHARDS_AT_ONCE: Final = 16
+
+
+class AtStripe(Protocol):
+    """What belongs to a change of a customer at Stripe."""
+
+    async def linked(self, customer: str, *, now: bool) -> None:
+        """Read the subscription of a customer who was linked."""
+        ...
+
+    async def leaving(self, customer: str, *, cancel: bool) -> None:
+        """See that Stripe goes on charging nothing for a customer who is to be deleted."""
+        ...
 
 
 async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
@@ -59,8 +71,9 @@ class Customers:
     :class:`~meterkit.errors.StoreError` where the store does not answer.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, at_stripe: AtStripe | None = None) -> None:
         self._store = store
+        self._at_stripe = at_stripe
         self._states = States(store)
         self._links = Links(store)
 
@@ -158,13 +171,24 @@ class Customers:
 
         return await self._change(customer, change)
 
-    async def link(self, customer: str, stripe_customer: str) -> Customer:
+    async def link(self, customer: str, stripe_customer: str, *, look: bool = True) -> Customer:
         """Link a customer to a Stripe customer: from now on its usage is delivered. Repeated: a no-op.
+
+        Its subscription is read from Stripe before this returns, if the kit has a Stripe key.
+
+        Args:
+            customer: the app's own id.
+            stripe_customer: ``cus_…``.
+            look: False: the subscription is read in the background.
 
         Raises:
             CustomerError: the customer is linked to another Stripe customer, or that one to another customer.
+            StripeError: the link is made, but Stripe refuses to show the subscription, or does not answer; it
+                is asked again in the background.
         """
         await self._links.make(customer, stripe_customer)
+        if self._at_stripe is not None:
+            await self._at_stripe.linked(customer, now=look)
         return await self.get(customer)
 
     async def unlink(self, customer: str) -> Customer:
@@ -177,12 +201,22 @@ class Customers:
         await self._links.undo(customer)
         return await self.get(customer)
 
-    async def delete(self, customer: str) -> Deleted:
+    async def delete(self, customer: str, *, cancel: bool = False) -> Deleted:
         """Forget a customer: all that is stored by its id, and usage that was never linked to Stripe.
 
+        No event of Stripe brings the customer back. The Stripe customer stays at Stripe.
+
+        Args:
+            customer: the app's own id.
+            cancel: end the customer's subscription first, now; what was used until then is billed.
+
         Raises:
-            CustomerError: usage of this customer is on its way to Stripe, parked or dead.
+            CustomerError: the customer has a subscription that has not ended, or usage that is on its way to
+                Stripe, parked or dead.
+            StripeError: Stripe refuses, or does not answer; nothing is deleted.
         """
+        if self._at_stripe is not None:
+            await self._at_stripe.leaving(check_customer(customer), cancel=cancel)
         return await delete(self._store, customer)
 
     async def _change(self, customer: str, change: Callable[[CustomerState], CustomerState]) -> Customer:

@@ -67,8 +67,11 @@ async def delete(store: Store, customer: str) -> Deleted:
         keys.corrections,
         *[store.keys.audit(keys.shard)] * store.is_audited,
     ]
+    links = Links(store)
     for _ in range(_TRIES):
         rev, state = await states.read(customer)
+        if state.stripe_customer is not None:
+            await links.retire(customer, state.stripe_customer)
         reply: list[Any] = await admin.run(store.scripts["forget"], names, rev, customer)
         if reply[0] == _UNDELIVERED:
             raise CustomerError(f"customer {customer!r} has usage that is not delivered yet; flush first")
@@ -81,7 +84,7 @@ async def delete(store: Store, customer: str) -> Deleted:
             await Drifts(store).forget(customer)
             linked = state.stripe_customer
             if linked is not None:
-                await Links(store).withdraw(customer, linked)
+                await links.retire(customer, linked, done=True)
             _, counters, set_up, periods, grants, grant_ledger, gauges, idempotency_keys, history, ids = reply
             return Deleted(
                 customer=customer,

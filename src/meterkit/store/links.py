@@ -29,6 +29,8 @@ __all__ = ["Links", "owner_of"]
 
 _TRIES: Final = 32
 _PAGE: Final = 100
+_RETIRED: Final = "\nretired"
+_TOMBSTONE: Final = f"\n{_RETIRED}"
 _STRIPE_CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9_]{1,200}")
 
 
@@ -156,12 +158,38 @@ class Links:
         mine = _claim_of(customer)
         return mine if await admin.run(self._store.scripts["claim"], [claim], found, mine) else None
 
+    async def retire(self, customer: str, stripe_customer: str, *, done: bool = False) -> None:
+        """Put a tombstone in place of a claim, so that no event of Stripe links the Stripe customer again.
+
+        It takes effect when the customer is not linked any more. A link that is made by hand replaces it.
+
+        Args:
+            customer: whose claim it is.
+            stripe_customer: the Stripe customer.
+            done: the link is undone: the tombstone is kept without the customer's id.
+        """
+        admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
+        for _ in range(_TRIES):
+            found = await self._read(admin, claim)
+            if owner_of(found) not in {"", customer}:
+                return  # Linked to another customer meanwhile.
+            tombstone = _TOMBSTONE if done else f"{_claim_of(customer)}{_RETIRED}"
+            if await admin.run(self._store.scripts["claim"], [claim], found, tombstone):
+                return
+        raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
+
+    async def is_retired(self, stripe_customer: str) -> bool:
+        """Whether there is a tombstone. Raises StoreError where the store does not answer."""
+        admin = await self._store.admin()
+        return (await self._read(admin, self._store.keys.link(stripe_customer))).endswith(_RETIRED)
+
     async def withdraw(self, customer: str, stripe_customer: str) -> None:
         """Withdraw a claim that no link was made from, or none that is left."""
         admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
         found = await self._read(admin, claim)
         _, state = await self._states.read(customer)
-        if owner_of(found) == customer and state.stripe_customer != stripe_customer:
+        is_claim = owner_of(found) == customer and not found.endswith(_RETIRED)
+        if is_claim and state.stripe_customer != stripe_customer:
             await admin.run(self._store.scripts["claim"], [claim], found, "")
 
 

@@ -80,6 +80,11 @@ class LiveSubscription:
         """Whether it is to end, with its period or at another instant, as Stripe's portal may have it."""
         return bool(self.found.get("cancel_at_period_end") or self.found.get("cancel_at"))
 
+    @property
+    def is_classic(self) -> bool:
+        """Whether it has Stripe's classic billing mode."""
+        return part_of(self.found, "billing_mode").get("type") == "classic"
+
     async def update(self, params: Mapping[str, Parameter]) -> None:
         """Change it at once; the change leaves its mark, so that the same change again later is another."""
         if "items" in params:
@@ -183,7 +188,7 @@ class LiveSubscription:
         Raises:
             SubscriptionError: Stripe refuses to migrate it.
         """
-        if part_of(self.found, "billing_mode").get("type") != "classic":
+        if not self.is_classic:
             return
         path = f"{_PATH}/{self.id}/migrate"
         key = key_of("migrate", path, self.again)
@@ -194,6 +199,9 @@ class LiveSubscription:
         except StripeError as error:
             if error.is_replayed:
                 raise
+            now = await LiveSubscription.fetch(self.api, self.id)
+            if now is None or not now.is_classic:
+                return  # Another request has migrated it, or it is gone, which the change finds out.
             raise SubscriptionError(
                 f"the subscription {self.id} has Stripe's classic billing mode, which never bills usage"
                 f" before a change of its price, and it cannot be migrated: {error}. Take back what is"

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
 
-__all__ = ["close_pages", "open_page"]
+__all__ = ["close_pages", "open_page", "open_portal"]
 
 _PATH: Final = "/v1/checkout/sessions"
+_PORTAL: Final = "/v1/billing_portal/sessions"
+_MINUTE_MS: Final = 60_000
 _OPEN_S_MIN: Final = 3_600
 _TRIES: Final = 4
 
@@ -48,6 +50,20 @@ async def open_page(
             page = await _new_page(api, {**asked, "metadata": {MARK: mark}}, opened, again)
         await close_pages(api, linked, but=page["id"])
         return page
+
+    return await persistently(attempt)
+
+
+async def open_portal(api: StripeApi, asked: Mapping[str, Parameter], *, now_ms: int) -> Mapping[str, Any]:
+    """A session of the customer portal. Its address is void after some minutes: each minute gets another.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+    """
+
+    async def attempt(again: int) -> dict[str, Any]:
+        key = key_of("portal", asked, now_ms // _MINUTE_MS, again)
+        return await api.post(_PORTAL, asked, idempotency_key=key)
 
     return await persistently(attempt)
 

@@ -161,8 +161,13 @@ async def _resume(kit: BillingKit, asked: Asked) -> SubscriptionAfter:
 
 async def _checkout(kit: BillingKit, asked: Asked) -> Page:
     body: CheckoutBody = asked.body
-    urls = {"success_url": body.success_url, "cancel_url": body.cancel_url}
-    made = await kit.subscriptions.checkout(asked.customer, body.plan, seats=body.seats, **urls)
+    made = await kit.subscriptions.checkout(
+        asked.customer,
+        body.plan,
+        seats=body.seats,
+        success_url=body.success_url,
+        cancel_url=body.cancel_url,
+    )
     return Page(url=made.url)
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.catalog.scalars import DAY_MS
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import SubscriptionExistsError
-from meterkit.store.customers import Customers
 from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
 from meterkit.subscriptions.at_stripe.items import are_of, items_of, new_items
@@ -19,6 +18,7 @@ from meterkit.subscriptions.at_stripe.plan_prices import prices_of
 from meterkit.subscriptions.at_stripe.reading import has_begun, is_sold_here
 from meterkit.subscriptions.service.debt import refuse_debtor
 from meterkit.subscriptions.service.results import Checkout
+from meterkit.subscriptions.service.stripe_customers import StripeCustomers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.service.contact import ContactSource
 
 __all__ = ["Beginning"]
 
@@ -43,18 +44,21 @@ class Beginning:
     Args:
         store: where customers are kept.
         api: the way to Stripe.
+        contact: gives what a Stripe customer is made with.
     """
 
-    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+    def __init__(
+        self, store: Store, api: Callable[[], StripeApi], contact: ContactSource | None = None
+    ) -> None:
         self._store = store
-        self._customers = Customers(store)
+        self._stripe_customers = StripeCustomers(store, api, contact)
         self._states = States(store)
         self._api = api
 
     async def create(self, customer: str, plan: Plan, paid_seats: int) -> str | None:
         """Make a subscription that is to be paid for; the client secret of that, or None."""
         api = self._api()
-        linked = await self._stripe_customer(customer)
+        linked = await self._stripe_customers.of(customer)
         items = new_items(await prices_of(api, self._store.catalog, plan), paid_seats)
         first: list[dict[str, Any]] | None = None
 
@@ -80,43 +84,35 @@ class Beginning:
 
         return secret_of(await persistently(attempt))
 
-    async def checkout(self, customer: str, plan: Plan, paid_seats: int, urls: Mapping[str, str]) -> Checkout:
+    async def checkout(
+        self, customer: str, plan: Plan, paid_seats: int, options: Mapping[str, Any]
+    ) -> Checkout:
         """Make a page where the customer subscribes, or find the one that is open for the same."""
         api = self._api()
-        linked = await self._stripe_customer(customer)
+        linked = await self._stripe_customers.of(customer)
         items = new_items(await prices_of(api, self._store.catalog, plan), paid_seats)
         found = await self._found(linked)
         await self._refuse_in_force(customer, found)
         await self._refuse_debtor(customer, linked, found)
         for waiting in self._unpaid(found):  # Else both could be paid for.
             await give_up(api, waiting)
-        data: dict[str, Parameter] = {"metadata": {CUSTOMER: customer}, **FLEXIBLE, **_trial(plan, found)}
+        data: dict[str, Parameter] = {
+            **(options.get("subscription_data") or {}),
+            "metadata": {CUSTOMER: customer},
+            **FLEXIBLE,
+            **_trial(plan, found),
+        }
         asked: dict[str, Parameter] = {
+            **options,
             "mode": "subscription",
             "customer": linked,
             "client_reference_id": customer if len(customer) <= _REFERENCE_MAX else None,
             "line_items": items,
             "subscription_data": data,
-            **urls,
         }
         before = [one["id"] for one in found]
         made = await open_page(api, asked, before, now_s=self._store.now_ms() // 1000)
         return Checkout(id=made["id"], url=made["url"])
-
-    async def _stripe_customer(self, customer: str) -> str:
-        """The Stripe customer that a customer is linked to, made and linked where there is none."""
-        known = await self._customers.get(customer)
-        if known.stripe_customer is not None:
-            return known.stripe_customer
-
-        async def attempt(again: int) -> dict[str, Any]:
-            key = key_of("customer", customer, again)
-            metadata = {CUSTOMER: customer}
-            return await self._api().post("/v1/customers", {"metadata": metadata}, idempotency_key=key)
-
-        made = await persistently(attempt)
-        await self._customers.link(customer, made["id"])
-        return str(made["id"])
 
     async def _found(self, linked: str) -> list[dict[str, Any]]:
         """All subscriptions that a Stripe customer has, and had."""

@@ -12,6 +12,7 @@ from meterkit.errors import (
     SubscriptionError,
 )
 from meterkit.subscriptions.at_stripe.once import key_of, mark_of
+from meterkit.subscriptions.at_stripe.pages import open_portal
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
 
 if TYPE_CHECKING:
@@ -28,10 +29,8 @@ _NEEDS_CUSTOMER: Final = frozenset({"subscription_payment_intent_requires_action
 # Stripe gives this refusal no code of its own.
 _NO_METHOD: Final = "no attached payment source or default payment method"
 _INTENTS: Final = "/v1/setup_intents"
-_PORTAL: Final = "/v1/billing_portal/sessions"
 _ENDED: Final = frozenset({"canceled", "requires_payment_method"})
 _INTENTS_MAX: Final = 16
-_MINUTE_MS: Final = 60_000
 
 
 async def check_paid(customer: str, live: LiveSubscription, refused: Collection[str]) -> None:
@@ -157,9 +156,8 @@ async def _payment_page(store: Store, live: LiveSubscription, linked: str) -> st
     if store.catalog.billing.portal_url is not None:
         return store.catalog.billing.portal_url
     asked: dict[str, Parameter] = {"customer": linked, "flow_data": {"type": "payment_method_update"}}
-    key = key_of("portal", asked, store.now_ms() // _MINUTE_MS, live.again)
     try:
-        made = await live.api.post(_PORTAL, asked, idempotency_key=key)
+        made = await open_portal(live.api, asked, now_ms=store.now_ms())
     except StripeError:
         return None  # The error says what is missing.
     return str(made["url"])

@@ -13,9 +13,10 @@ from meterkit.store.customer_id import check_customer
 from meterkit.store.state_changes import States
 from meterkit.store.task_lease import TaskLease
 from meterkit.subscriptions.at_stripe.newcomers import IdSource
-from meterkit.subscriptions.at_stripe.once import key_of, persistently
+from meterkit.subscriptions.at_stripe.pages import open_portal
 from meterkit.subscriptions.rules.changes import paid_seats
 from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
+from meterkit.subscriptions.rules.page_options import options_of
 from meterkit.subscriptions.service.alone import alone
 from meterkit.subscriptions.service.asked import AskedChanges
 from meterkit.subscriptions.service.beginning import Beginning
@@ -36,18 +37,19 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog.checkout import CheckoutOptions
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.drift import Drift
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.service.contact import ContactSource
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
     from meterkit.subscriptions.service.repairing import Repair
     from meterkit.subscriptions.service.results import Checkout, Invoice, Preview, Subscription
 
 __all__ = ["Subscriptions"]
 
-_MINUTE_MS: Final = 60_000
 _LEASE_MS: Final = 60_000
 _ANSWER_S: Final = 9.0
 """A client gets its answer within 10 s: the rest is for the state, and for the way back."""
@@ -73,6 +75,7 @@ class Subscriptions:
         fetch: fetches a customer's subscription from Stripe into the store.
         deliver: delivers what a customer has used, and waits until Stripe has it.
         cut: does so before prices change, and holds back what is used while the block runs.
+        contact: gives what a Stripe customer is made with.
     """
 
     def __init__(
@@ -83,12 +86,13 @@ class Subscriptions:
         fetch: Callable[[str], Awaitable[object]],
         deliver: Callable[[str], Awaitable[object]],
         cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]],
+        contact: ContactSource | None = None,
     ) -> None:
         self._store = store
         self._states = States(store)
         self._api = api
         self._fetch = fetch
-        self._beginning = Beginning(store, api)
+        self._beginning = Beginning(store, api, contact)
         self._changing = Changing(store, api, fetch=fetch, deliver=deliver, cut=cut)
         self._repairing = Repairing(store, api, fetch=fetch, cut=cut)
         self._unconfirmed = AskedChanges(store, self._apply)
@@ -134,7 +138,14 @@ class Subscriptions:
         return NewSubscription(subscription=await self._known(customer), client_secret=secret)
 
     async def checkout(
-        self, customer: str, plan: str, *, seats: int = 1, success_url: str, cancel_url: str
+        self,
+        customer: str,
+        plan: str,
+        *,
+        seats: int = 1,
+        success_url: str,
+        cancel_url: str,
+        options: CheckoutOptions | None = None,
     ) -> Checkout:
         """A page at Stripe where the customer subscribes and pays; Stripe tells what came of it.
 
@@ -144,15 +155,19 @@ class Subscriptions:
             seats: in all; those beyond what the plan includes cost its ``seat_price``.
             success_url: where Stripe sends the customer afterwards.
             cancel_url: where Stripe sends a customer who goes back.
+            options: go to Stripe as they are, laid over ``billing.checkout`` of the plans file, such as
+                ``allow_promotion_codes`` (https://docs.stripe.com/api/checkout/sessions/create).
 
         Raises:
             UnknownPlanError, SubscriptionExistsError, SubscriptionBusyError, QuantityError,
                 SubscriptionError: as of :meth:`create`.
+            MeterkitError: ``options`` has something that meterkit sets itself, or that Stripe cannot be sent.
         """
         wanted, paid = self._asked(plan, seats)
         urls = {"success_url": success_url, "cancel_url": cancel_url}
+        given = options_of(self._catalog.billing.checkout, options)
         async with alone(self._store, check_customer(customer)):
-            return await self._beginning.checkout(customer, wanted, paid, urls)
+            return await self._beginning.checkout(customer, wanted, paid, {**given, **urls})
 
     async def portal(self, customer: str, *, return_url: str) -> Portal:
         """A page at Stripe where the customer manages means of payment, invoices and what else it allows.
@@ -164,14 +179,7 @@ class Subscriptions:
         if linked is None:
             raise NoSubscriptionError(customer, f"customer {customer!r} has no Stripe customer, so no portal")
         asked: dict[str, Parameter] = {"customer": linked, "return_url": return_url}
-        # Its address is void after some minutes: another minute gets another.
-        minute = self._store.now_ms() // _MINUTE_MS
-
-        async def attempt(again: int) -> dict[str, Any]:
-            key = key_of("portal", asked, minute, again)
-            return await self._api().post("/v1/billing_portal/sessions", asked, idempotency_key=key)
-
-        made = await persistently(attempt)
+        made = await open_portal(self._api(), asked, now_ms=self._store.now_ms())
         return Portal(id=made["id"], url=made["url"])
 
     async def preview(self, customer: str, *, plan: str | None = None, seats: int | None = None) -> Preview:
@@ -228,8 +236,7 @@ class Subscriptions:
             SeatsInUseError: more seats are in use.
             InvoiceOpenError: an invoice has to be paid first.
             QuantityError: ``seats`` is not an integer from 1 to 1,000,000.
-            SubscriptionError: the plan sells no seats beyond those that it includes, or another request has
-                changed the subscription meanwhile.
+            SubscriptionError: the plan sells no such seats, or another request has changed it meanwhile.
         """
         async with self._alone(check_customer(customer)):
             cost = await self._changing.set_seats(customer, check_seats(seats))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import CustomerError, StripeError
 from meterkit.store.customers import Customers
-from meterkit.store.links import owner_of
+from meterkit.store.links import Links, owner_of
 from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.parts import CUSTOMER, id_in, part_of, text_in
 
@@ -40,6 +40,7 @@ class Linking:
         self._store = store
         self._states = States(store)
         self._customers = Customers(store)
+        self._links = Links(store)
         self._api = api
 
     async def owner(self, stripe_customer: str) -> str | None:
@@ -56,6 +57,10 @@ class Linking:
         # A claim that no link was made from is nobody's yet.
         _, state = await self._states.read(customer)
         return customer if state.stripe_customer == stripe_customer else None
+
+    async def is_retired(self, stripe_customer: str) -> bool:
+        """Whether its customer was deleted here: no event links it again. Raises StoreError."""
+        return await self._links.is_retired(stripe_customer)
 
     async def link(
         self, stripe_customer: str, found: Iterable[Mapping[str, Any]], sessions: Iterable[str]

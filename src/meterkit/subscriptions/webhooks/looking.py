@@ -43,6 +43,10 @@ class LostError(Exception):
     """Somebody else has the entry by now: nothing that was found is stored."""
 
 
+class _UnlinkedError(Exception):
+    """The customer was unlinked or deleted meanwhile."""
+
+
 class Looker:
     """Does what an entry of the queue asks for.
 
@@ -83,6 +87,8 @@ class Looker:
             await self._refused(linked)
             return
         customer = await self.linking.owner(linked)
+        if customer is None and await self.linking.is_retired(linked):
+            return  # Its customer was deleted here.
         found = await self._subscriptions(linked, is_known=customer is not None)
         chosen = in_force(found, catalog, await self._known(customer))
         if customer is None:
@@ -95,7 +101,10 @@ class Looker:
         # What was fetched is stored only by who has the entry: nobody has fetched anything newer.
         if not await self._queue.keep(entry):
             raise LostError
-        await self._states.change(customer, _having(linked, subscription), cause=entry.cause)
+        try:
+            await self._states.change(customer, _having(linked, subscription), cause=entry.cause)
+        except _UnlinkedError:
+            return  # The subscriptions belong to no customer here: store and report nothing.
         await note_renewal(self._store, customer, subscription)
         if entry.cause == NIGHTLY or (subscription is not None and subscription.plan is None):
             await self._drifting.look(customer, found, chosen)
@@ -145,7 +154,8 @@ class Looker:
 
 def _having(linked: str, subscription: SubscriptionState | None) -> Callable[[CustomerState], CustomerState]:
     def change(state: CustomerState) -> CustomerState:
-        # Unlinked meanwhile: what was found is another's.
-        return with_subscription(state, subscription) if state.stripe_customer == linked else state
+        if state.stripe_customer != linked:
+            raise _UnlinkedError
+        return with_subscription(state, subscription)
 
     return change

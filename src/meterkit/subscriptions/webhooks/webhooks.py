@@ -133,6 +133,10 @@ class Webhooks:
             self._api()
             await self._worker().sync(state.stripe_customer, "api")
 
+    async def look_later(self, stripe_customer: str) -> None:
+        """Have a Stripe customer looked at in the background."""
+        await self._queue.look(stripe_customer, "api")
+
     @property
     def tasks(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
         """What runs beside an event loop, by name: it works off what comes, and looks for what did not.

@@ -51,6 +51,7 @@ class Customer:
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     deleted: bool = False
     balance: int = 0
+    preferred_locales: tuple[str, ...] = ()
     default_payment_method: str | None = None
     clock: TestClock | None = None
 
@@ -89,7 +90,7 @@ class Customer:
             },
             "livemode": self.livemode,
             "metadata": dict(self.metadata),
-            "preferred_locales": [],
+            "preferred_locales": list(self.preferred_locales),
             "tax_exempt": "none",
             "test_clock": self.test_clock,
             **dict.fromkeys(("currency", "default_source", "discount", "shipping")),
@@ -121,6 +122,7 @@ class Customers:
         """``POST /v1/customers``."""
         call.params.only(
             *(*TEXTS, "address", "balance", "invoice_settings", "metadata", "payment_method", "test_clock"),
+            "preferred_locales",
             expandable=EXPANDABLE,
         )
         clock = self._clock(call.params)
@@ -142,7 +144,8 @@ class Customers:
     def update(self, call: Call) -> JsonObject:
         """``POST /v1/customers/{id}``."""
         call.params.only(
-            *(*TEXTS, "address", "balance", "invoice_settings", "metadata"), expandable=EXPANDABLE
+            *(*TEXTS, "address", "balance", "invoice_settings", "metadata", "preferred_locales"),
+            expandable=EXPANDABLE,
         )
         customer = self.find(call.object_id, alive=True)
         before = customer.to_json()
@@ -240,5 +243,7 @@ def _apply(customer: Customer, *, params: Params) -> None:
             raise unknown_parameter(f"address[{name}]")
         known = customer.address or dict.fromkeys(ADDRESS)
         customer.address = {name: given.get(name, known[name]) or None for name in ADDRESS}
+    if "preferred_locales" in params:
+        customer.preferred_locales = tuple(params.listed("preferred_locales"))
     balance = params.integer("balance")
     customer.balance = customer.balance if balance is None else balance

@@ -1,0 +1,70 @@
+"""``meterkit customers link`` and ``delete`` look at Stripe."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+
+from commands import Shell
+from delivering import STRIPE_KEY
+from hooking import PLANS
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+
+@contextmanager
+def business(directory: Path, store_url: str) -> Generator[tuple[Shell, StripeEmulator]]:
+    """A shell beside an account in which ``cus_ada`` and ``cus_bob`` pay for ``pro``."""
+    (directory / "plans.yaml").write_text(PLANS)
+    emulator = StripeEmulator(automatic_webhooks=False)
+    emulator.add_price(1000, price_id="price_pro")
+    with emulator.running() as url:
+        with httpx.Client(base_url=url, headers={"authorization": f"Bearer {STRIPE_KEY}"}) as client:
+            for customer in ("cus_ada", "cus_bob"):
+                emulator.add_customer(customer)
+                emulator.add_payment_method(customer)
+                given = {"customer": customer, "items[0][price]": "price_pro"}
+                client.post("/v1/subscriptions", data=given).raise_for_status()
+        settings = {"METERKIT_STRIPE_API_BASE": url, "METERKIT_STRIPE_API_KEY": STRIPE_KEY}
+        yield Shell(directory, METERKIT_REDIS_URL=store_url, **settings), emulator
+
+
+def test_a_link_reads_the_subscription(directory: Path, store_url: str) -> None:
+    """F-111."""
+    with business(directory, store_url) as (shell, _):
+        assert shell.run("customers", "link", "ada", "cus_ada", "--json").json["plan"] == "pro"
+        (directory / "links.csv").write_text("bob,cus_bob\n")
+        done = shell.run("customers", "link", "--csv", "links.csv")
+        assert (done.code, done.out) == (0, "linked 1, refused 0\n")
+        assert shell.run("customers", "show", "bob", "--json").json["plan"] == "pro"
+
+
+def test_while_stripe_is_away_links_are_made_and_a_note_says_so(directory: Path, store_url: str) -> None:
+    """A file asks Stripe once: the looks of all further lines are queued."""
+    with business(directory, store_url) as (shell, emulator):
+        emulator.fail_next("error", status=503, path="*", times=None)
+        (directory / "links.csv").write_text("ada,cus_ada\nbob,cus_bob\n")
+        done = shell.run("customers", "link", "--csv", "links.csv")
+        assert (done.code, done.out) == (0, "linked 2, refused 0, not read yet 2\n")
+        assert "customer 'ada' is linked to Stripe customer cus_ada, but its subscription" in done.err
+        assert not any("cus_bob" in str(one.path) for one in emulator.requests[4:])
+        emulator.clear_faults()
+        assert shell.run("customers", "link", "bob", "cus_bob", "--json").json["plan"] == "pro"
+
+
+def test_a_customer_with_a_subscription_is_deleted_with_cancel_only(directory: Path, store_url: str) -> None:
+    """F-112."""
+    with business(directory, store_url) as (shell, _):
+        shell.run("customers", "link", "ada", "cus_ada")
+        refused = shell.run("customers", "delete", "ada")
+        assert refused.code == 1
+        assert "which is active" in refused.err
+        assert "(--cancel)" in refused.err
+        done = shell.run("customers", "delete", "ada", "--cancel")
+        assert (done.code, done.out.startswith("deleted ada: ")) == (0, True)
+        assert shell.run("customers", "list", "--json").json == []

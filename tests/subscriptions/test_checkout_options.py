@@ -1,0 +1,90 @@
+"""Options of checkout pages: of a call and of the plans file; what meterkit sets itself is refused."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final
+
+import pytest
+
+from meterkit import MeterkitError, PlansError
+from meterkit.catalog import loads
+from meterkit.subscriptions.rules.page_options import options_of
+from shopping import PLANS, shop
+
+pytestmark = pytest.mark.anyio
+
+URLS: Final[Any] = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example/plans"}
+CHECKOUT: Final = """
+billing:
+  checkout: {locale: de, allow_promotion_codes: true, subscription_data: {description: Metered}}
+"""
+
+
+async def test_options_of_a_call_are_laid_over_those_of_the_plans_file(store_url: str) -> None:
+    """F-114."""
+    async with shop(store_url, catalog=loads(PLANS + CHECKOUT)) as at:
+        await at.kit.subscriptions.checkout("acme", "pro", seats=1, **URLS, options={"locale": "fr"})
+        (page,) = await at.stripe_list("/v1/checkout/sessions")
+        assert page["locale"] == "fr"
+        at.emulator.complete_checkout(page["id"])
+        found = await at.kit.subscriptions.sync("acme")
+        assert found is not None
+        assert found.status == "active"
+        begun = await at.stripe_subscription(found.id)
+        assert begun["description"] == "Metered"
+        assert begun["metadata"]["meterkit_customer"] == "acme"
+        assert begun["billing_mode"]["type"] == "flexible"
+
+
+async def test_other_options_are_another_page_and_the_same_are_the_same(store_url: str) -> None:
+    async with shop(store_url) as at:
+        checkout = partial(at.kit.subscriptions.checkout, "acme", "pro", seats=1, **URLS)
+        pages = [(await checkout(options={"locale": locale})).id for locale in ("fr", "fr", "de")]
+        assert pages[0] == pages[1] != pages[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"customer": "cus_1"}, "customer"),
+        ({"mode": "payment", "locale": "de"}, "mode"),
+        ({"line_items": []}, "line_items"),
+        ({"success_url": "https://evil.example"}, "success_url"),
+        ({"client_reference_id": "ada"}, "client_reference_id"),
+        ({"metadata": {"a": "b"}}, "metadata"),
+        ({"subscription_data": {"metadata": {"a": "b"}}}, "subscription_data.metadata"),
+        ({"subscription_data": {"billing_mode": {"type": "classic"}}}, "subscription_data.billing_mode"),
+        ({"subscription_data": {"trial_period_days": 90}}, "subscription_data.trial_period_days"),
+    ],
+)
+async def test_what_meterkit_sets_itself_is_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(MeterkitError, match=f"found {named}, which meterkit sets itself"):
+        options_of({}, options)
+
+
+@pytest.mark.parametrize("wrong", [["locale"], "locale", {"a": 1.5}, {"a": object()}])
+async def test_what_stripe_cannot_be_sent_is_refused(wrong: Any) -> None:
+    with pytest.raises(MeterkitError, match="options: "):
+        options_of({}, wrong)
+
+
+async def test_none_takes_an_option_of_the_plans_file_out() -> None:
+    common = loads(PLANS + CHECKOUT).billing.checkout
+    assert options_of(common, None) == common
+    assert options_of(common, {"locale": None, "allow_promotion_codes": False}) == {
+        **common,
+        "locale": None,
+        "allow_promotion_codes": False,
+    }
+
+
+async def test_the_plans_file_is_refused_with_line_and_path() -> None:
+    with pytest.raises(PlansError) as raised:
+        loads(PLANS + "billing:\n  checkout:\n    mode: payment\n    subscription_data: {metadata: {a: b}}\n")
+    assert [problem.path for problem in raised.value.problems] == [
+        "billing.checkout.mode",
+        "billing.checkout.subscription_data.metadata",
+    ]
+    with pytest.raises(PlansError, match="a map of options of Checkout"):
+        loads(PLANS + "billing: {checkout: true}\n")

@@ -1,0 +1,82 @@
+"""A link reads the Stripe customer's subscription before it returns."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from delivering import kit_for
+from meterkit.errors import StripeError, StripeUnavailableError
+from shopping import shop
+
+if TYPE_CHECKING:
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+
+async def subscribed_at_stripe(at: Shop, plan: str = "pro") -> str:
+    """A Stripe customer that has subscribed without the kit."""
+    linked = at.emulator.add_customer(name="Acme")
+    at.emulator.add_payment_method(linked)
+    await at.stripe_change("/v1/subscriptions", customer=linked, **{"items[0][price]": f"price_{plan}"})
+    return linked
+
+
+async def test_a_paying_customer_is_on_its_plan_when_the_link_returns(store_url: str) -> None:
+    """F-111: the customer was ``free`` for up to a day."""
+    async with shop(store_url) as at:
+        found = await at.kit.customers.link("acme", await subscribed_at_stripe(at))
+        assert (found.plan, found.status, found.access) == ("pro", "active", "full")
+        assert await at.kit.allows("acme", "full")
+
+
+async def test_a_repeated_link_reads_the_subscription_again(store_url: str) -> None:
+    async with shop(store_url) as at:
+        linked = at.emulator.add_customer(name="Acme")
+        at.emulator.add_payment_method(linked)
+        assert (await at.kit.customers.link("acme", linked)).plan == "free"
+        await at.stripe_change("/v1/subscriptions", customer=linked, **{"items[0][price]": "price_team"})
+        assert (await at.kit.customers.link("acme", linked)).plan == "team"
+
+
+async def test_while_stripe_is_away_the_link_is_made_and_the_look_is_queued(store_url: str) -> None:
+    async with shop(store_url) as at:
+        linked = await subscribed_at_stripe(at)
+        at.emulator.fail_next("error", status=503, path="*", times=None)
+        with pytest.raises(StripeUnavailableError, match="tried again in the background"):
+            await at.kit.customers.link("acme", linked)
+        assert (await at.kit.customers.get("acme")).stripe_customer == linked
+        assert (await at.kit.webhooks.backlog()).entries == 1
+        at.emulator.clear_faults()
+        at.clock.advance(timedelta(minutes=10))
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+
+
+async def test_what_stripe_refuses_to_show_is_told_and_the_link_is_made(store_url: str) -> None:
+    async with shop(store_url) as at:
+        with pytest.raises(StripeError, match="is linked to Stripe customer cus_other"):
+            await at.kit.customers.link("acme", "cus_other")
+        assert (await at.kit.customers.get("acme")).stripe_customer == "cus_other"
+
+
+async def test_a_look_in_the_background_asks_stripe_nothing_before_the_link_returns(store_url: str) -> None:
+    async with shop(store_url) as at:
+        linked = await subscribed_at_stripe(at)
+        asked = len(at.emulator.requests)
+        found = await at.kit.customers.link("acme", linked, look=False)
+        assert (found.plan, len(at.emulator.requests)) == ("free", asked)
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+
+
+async def test_without_a_stripe_key_a_link_is_made_and_nothing_is_read(store_url: str) -> None:
+    async with shop(store_url) as at:
+        linked = await subscribed_at_stripe(at)
+        async with kit_for(
+            store_url, at.url, clock=at.clock, catalog=at.kit.catalog, stripe_api_key=None
+        ) as kit:
+            assert (await kit.customers.link("acme", linked)).plan == "free"
