@@ -34,10 +34,10 @@ async def reconcile(
         bool, typer.Option("--repair", help="Do what is unambiguous about what Stripe may have.")
     ] = False,
 ) -> None:
-    """Compare what was delivered with what Stripe has counted and invoiced.
+    """Compare deliveries with what Stripe has counted.
 
-    To the unit, for each customer and meter. Of a period that is over this is its close report. Exits 1 where
-    there is a difference, or something is parked.
+    And with what it has invoiced; to the unit, for each customer and meter. Of a period that is over this is
+    its close report. Exits 1 where there is a difference, or something is parked.
     """
     async with session.kit(reads=not repair) as kit:
         if customer is not None:

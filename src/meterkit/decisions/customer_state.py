@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog import override
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.dunning import standing_of
+from meterkit.decisions.dunning import standing_of, without_payment
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
 from meterkit.decisions.seats import with_seats
@@ -173,6 +173,8 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         dunning=catalog.dunning,
         now_ms=now_ms,
     )
+    if state.status is None and subscription is not None and subscription.is_unpaid_at(now_ms):
+        standing = without_payment(standing)
     default = catalog.plans[catalog.default_plan]
     named = _plan_named(state, status, now_ms)
     plan = default if named is None else catalog.plans.get(named, default)

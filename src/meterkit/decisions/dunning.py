@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Dunning
     from meterkit.decisions.subscription import Access, Status
 
-__all__ = ["OWING", "Standing", "next_reminder_ms", "reminders_due", "standing_of"]
+__all__ = ["OWING", "Standing", "next_reminder_ms", "reminders_due", "standing_of", "without_payment"]
 
 OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
 """The statuses in which handlers are reminded of an invoice that was not paid."""
@@ -56,6 +56,11 @@ def standing_of(
     if now_ms >= grace_end_ms or has_failed_often:
         return Standing("restricted", suspension_ms)
     return Standing("grace", grace_end_ms)
+
+
+def without_payment(standing: Standing) -> Standing:
+    """What a customer may do for whose period nothing is paid: at most what restricted access gives."""
+    return standing._replace(access="restricted") if standing.access in {"full", "grace"} else standing
 
 
 def reminders_due(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:

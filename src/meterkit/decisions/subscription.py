@@ -65,6 +65,8 @@ class SubscriptionState:
         ended_at_ms: when it ended.
         created_ms: when it was made; 0: not known.
         never_began: whether it was ended before it was paid for, or on trial.
+        void_from_ms: from when on its invoices are voided, as its collection is paused so; None: it is not.
+        void_until_ms: when collection resumes; None: not by itself.
     """
 
     id: str
@@ -86,6 +88,8 @@ class SubscriptionState:
     ended_at_ms: int | None = None
     created_ms: int = 0
     never_began: bool = False
+    void_from_ms: int | None = None
+    void_until_ms: int | None = None
 
     def kept(self) -> dict[str, object]:
         """What is stored of it: all but defaults."""
@@ -145,8 +149,21 @@ class SubscriptionState:
         if self.status_at(now_ms) in ENDED:
             return NEVER_MS
         trial_end_ms = self.trial_end_ms if self.status == "trialing" else None
-        turns = (self.cancel_at_ms, trial_end_ms, self.pending_at_ms)
+        turns = (
+            *(self.cancel_at_ms, trial_end_ms, self.pending_at_ms),
+            *(self.void_from_ms, self.void_until_ms),
+        )
         return min((at_ms for at_ms in turns if at_ms is not None and at_ms > now_ms), default=NEVER_MS)
+
+    def is_unpaid_at(self, now_ms: int) -> bool:
+        """Whether nothing is paid for the period of an instant, because its invoice is voided by a pause.
+
+        https://docs.stripe.com/billing/subscriptions/pause-payment
+        """
+        has_ended = not self.has_begun or self.status_at(now_ms) in ENDED
+        if has_ended or self.void_from_ms is None or now_ms < self.void_from_ms:
+            return False
+        return self.void_until_ms is None or now_ms < self.void_until_ms
 
     def failed_since_ms(self) -> int:
         """When the first attempt to collect failed; where that is not known, when the period began."""

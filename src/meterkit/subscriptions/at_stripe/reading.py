@@ -133,6 +133,7 @@ def read_subscription(
         ended_at_ms=_ms(found.get("ended_at")),
         created_ms=_ms(found.get("created")) or 0,
         never_began=status == "canceled" and not has_begun(found),
+        **({} if has_ended else _voiding(found, start_ms, end_ms)),
     )
 
 
@@ -209,6 +210,22 @@ def _failures(found: Mapping[str, Any]) -> tuple[int, int]:
     if not attempts and due_ms is None:
         return 0, 0
     return attempts, due_ms or _ms(part_of(invoice, "status_transitions").get("finalized_at")) or 0
+
+
+def _voiding(found: Mapping[str, Any], start_ms: int, end_ms: int) -> dict[str, Any]:
+    """From when to when its invoices are voided, where its collection is paused so; empty: they are not.
+
+    What was invoiced before the pause stays paid: so from the current period on if its invoice is void, else
+    from the next one on (https://docs.stripe.com/billing/subscriptions/pause-payment).
+    """
+    paused = part_of(found, "pause_collection")
+    if text_in(paused, "behavior") != "void":
+        return {}
+    latest = part_of(found, "latest_invoice")
+    # A draft that is not to be finalised is one that is about to be voided.
+    is_stopped = text_in(latest, "status") == "draft" and latest.get("auto_advance") is False
+    is_unpaid = is_stopped or text_in(latest, "status") == "void"
+    return {"void_from_ms": start_ms if is_unpaid else end_ms, "void_until_ms": _ms(paused.get("resumes_at"))}
 
 
 def _pending(
