@@ -90,6 +90,18 @@ async def test_an_event_is_safe_only_if_stamp_and_arrival_lie_on_one_side_of_a_s
         assert await charged(client, made) == [("price_tokens_1", 1), ("price_tokens_2", total)]
 
 
+async def test_an_event_counts_for_a_switch_in_the_same_second() -> None:
+    """It is accepted before the switch: fractions of a second are not compared with whole ones."""
+    emulator, clock = metered()
+    async with account(emulator) as client:
+        made = await subscribe(client, "price_tokens_1")
+        clock.set(datetime(2026, 4, 16, 0, 0, 30, 500, tzinfo=UTC))
+        await use(client, 30, at=HALF)
+        await switch(client, made)
+        clock.set(datetime(2026, 5, 1, tzinfo=UTC))
+        assert await charged(client, made) == [("price_tokens_1", 30)]
+
+
 async def test_by_arrival_a_price_that_is_added_charges_what_arrives_afterwards() -> None:
     """An item that is added counts from then on.
 

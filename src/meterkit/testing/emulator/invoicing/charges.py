@@ -158,6 +158,7 @@ def usage_lines(account: Account, subscription: Subscription, usage: Usage) -> l
     """
     meter = account.meters.find(usage.price.cycle.meter or "")
     by_arrival = account.behaviour.prices_usage_by == "arrival"
+    lag_s = account.behaviour.invoice_lag_s
     events = [
         event
         for event in account.events.accepted[usage.arrived_from if by_arrival else 0 :]
@@ -165,7 +166,7 @@ def usage_lines(account: Account, subscription: Subscription, usage: Usage) -> l
         and event.meter == meter.id
         and event.customer == subscription.customer
         and usage.start <= event.timestamp < usage.end
-        and event.received_at + account.behaviour.invoice_lag_s <= account.now
+        and (not lag_s or int(event.received_at) + lag_s <= account.now)
     ]
     quantity = max(Decimal(0), aggregate(events, meter=meter))
     name, rate = _name(account, usage.price), _rate(usage.price)
