@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ import pytest
 
 from delivering import STRIPE_KEY
 from meterkit import NoSubscriptionError, StripeUnavailableError, SubscriptionError
+from meterkit.catalog import loads
 from meterkit.store.drifts import Drifts
 from meterkit.subscriptions.webhooks.queue import HookQueue
-from shopping import END, shop
+from shopping import END, PLANS, shop
 from stripe_session import tls
 
 if TYPE_CHECKING:
@@ -178,6 +180,19 @@ async def test_where_stripe_does_not_take_the_usage_nothing_is_repaired(store_ur
             await at.kit.subscriptions.repair("acme")
         assert await at.items(subscription) == items
         assert kinds(await at.kit.subscriptions.check()) == {"acme": ["other_price"]}
+
+
+async def test_plans_without_ids_are_compared_and_imported_by_their_lookup_keys(store_url: str) -> None:
+    catalog = loads(re.sub(r",? stripe_price: \w+", "", PLANS))
+    async with shop(store_url, catalog=catalog) as at:
+        at.emulator.add_plans(catalog)
+        subscription = await at.subscribed("acme", "team", 7)
+        assert await at.kit.subscriptions.check() == {}
+        await at.kit.customers.unlink("acme")
+        done = await at.kit.subscriptions.import_from_stripe()
+        assert (done.linked, done.misfits) == (1, ())
+        found = await known(at)
+        assert (found.id, found.plan, found.seats) == (subscription.id, "team", 7)
 
 
 async def test_two_live_subscriptions_are_for_a_person_to_decide(store_url: str) -> None:
