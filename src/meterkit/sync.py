@@ -269,6 +269,7 @@ class SyncSubscriptions:
         self.check = loop.blocking(subscriptions.check)
         self.repair = loop.blocking(subscriptions.repair)
         self.import_from_stripe = loop.blocking(subscriptions.import_from_stripe)
+        self.retry_accepted = loop.blocking(subscriptions.retry_accepted)
 
 
 class SyncWebhooks:
