@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from meterkit.catalog import loads
-from meterkit.errors import StripeUnavailableError, SubscriptionError
+from meterkit.errors import StoreError, StripeUnavailableError, SubscriptionError
 from meterkit.redis import memory
 from priced import Ledger
 from world import Killed, run
@@ -194,8 +194,8 @@ class Cell:
         except StripeUnavailableError:
             # After an outage, too: until what waits for its retry has been sent.
             assert self.usage == "Stripe away"
-        except SubscriptionError:
-            # Until the lease of the process that has died ends.
+        except (StoreError, SubscriptionError):
+            # Until the leases of the process that has died end.
             assert self.usage == "killed"
         else:
             return True
