@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from meterkit.testing.emulator.faults import REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.invoicing.invoices import Invoices
+from meterkit.testing.emulator.invoicing.refunds import CreditNotes, Refunds
 from meterkit.testing.emulator.metering.event_sessions import MeterEventSessions
 from meterkit.testing.emulator.metering.meter_events import MeterEvents
 from meterkit.testing.emulator.metering.meters import Meters
@@ -90,6 +91,8 @@ class Account:
             self.checkouts = CheckoutSessions(self.emit)
             self.subscriptions = Subscriptions()
             self.invoices = Invoices()
+            self.refunds = Refunds()
+            self.credit_notes = CreditNotes()
             self.schedules = Schedules()
             self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
             self.meter_event_sessions = MeterEventSessions()

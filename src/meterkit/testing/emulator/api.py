@@ -18,9 +18,11 @@ from starlette.routing import Route, compile_path
 
 from meterkit.testing.emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
 from meterkit.testing.emulator.faults import take_fault
+from meterkit.testing.emulator.invoicing.credit_note_calls import CREDIT_NOTE_CALLS
 from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS
 from meterkit.testing.emulator.invoicing.invoice_item_calls import INVOICE_ITEM_CALLS
 from meterkit.testing.emulator.invoicing.preview import PREVIEW_CALLS
+from meterkit.testing.emulator.invoicing.refund_calls import REFUND_CALLS
 from meterkit.testing.emulator.metering.event_stream import create_session, stream_events
 from meterkit.testing.emulator.metering.summaries import list_summaries
 from meterkit.testing.emulator.pages.checkout_calls import CHECKOUT_CALLS
@@ -33,6 +35,7 @@ from meterkit.testing.emulator.selling.payment_calls import PAYMENT_CALLS
 from meterkit.testing.emulator.selling.price_calls import PRICE_CALLS
 from meterkit.testing.emulator.selling.product_calls import PRODUCT_CALLS
 from meterkit.testing.emulator.selling.setup_calls import SETUP_CALLS
+from meterkit.testing.emulator.selling.tax_id_calls import TAX_ID_CALLS
 from meterkit.testing.emulator.subscribing.clock_calls import CLOCK_CALLS
 from meterkit.testing.emulator.subscribing.item_calls import ITEM_CALLS
 from meterkit.testing.emulator.subscribing.pause_calls import PAUSE_CALLS
@@ -91,6 +94,9 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *INVOICE_ITEM_CALLS,
     *SCHEDULE_CALLS,
     *CLOCK_CALLS,
+    *REFUND_CALLS,
+    *CREDIT_NOTE_CALLS,
+    *TAX_ID_CALLS,
     *PAYMENT_CALLS,
     *SETUP_CALLS,
 )

@@ -13,17 +13,21 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.call import Params
+    from meterkit.testing.emulator.invoicing.invoices import Invoice
 
     Finder: TypeAlias = Callable[[Account, str], JsonObject]
     Shower: TypeAlias = Callable[[Account, str], object]
 
-__all__ = ["expanded"]
+__all__ = ["expanded", "intent_of", "payments_of"]
 
 DEPTH_MAX: Final = 4
 
 
-def _intent(account: Account, name: str) -> JsonObject:
-    """https://docs.stripe.com/api/payment_intents/object, as far as a browser needs it."""
+def intent_of(account: Account, name: str) -> JsonObject:
+    """Return the payment intent of an invoice, as far as clients of subscriptions need it.
+
+    https://docs.stripe.com/api/payment_intents/object
+    """
     invoice = account.invoices.of_intent(name)
     return {
         "id": name,
@@ -33,6 +37,7 @@ def _intent(account: Account, name: str) -> JsonObject:
         "currency": invoice.currency,
         "customer": invoice.customer,
         "livemode": invoice.livemode,
+        "latest_charge": invoice.charge,
         "status": "succeeded" if invoice.status == "paid" else "requires_payment_method",
     }
 
@@ -49,13 +54,14 @@ FIELDS: Final[Mapping[str, Finder]] = {
     "default_payment_method": lambda account, name: account.payment_methods.find(name).to_json(),
     "latest_invoice": lambda account, name: shown_now(account, account.invoices.find(name)),
     "invoice": lambda account, name: shown_now(account, account.invoices.find(name)),
-    "payment_intent": _intent,
+    "payment_intent": intent_of,
     "pending_setup_intent": lambda _, name: {
         "id": name,
         "object": "setup_intent",
         "client_secret": f"{name}_secret_emulated",
         "status": "requires_payment_method",
     },
+    "refund": lambda account, name: account.refunds.find(name).to_json(),
     "schedule": lambda account, name: account.schedules.find(name).to_json(),
     "subscription": lambda account, name: account.subscriptions.find(name).to_json(),
     "released_subscription": lambda account, name: account.subscriptions.find(name).to_json(),
@@ -72,27 +78,31 @@ def _secret(account: Account, name: str) -> JsonObject | None:
     return None if secret is None else {"client_secret": secret, "type": "payment_intent"}
 
 
+def payments_of(invoice: Invoice) -> list[JsonObject]:
+    """Return the payments of an invoice: one, of its payment intent.
+
+    https://docs.stripe.com/api/invoice-payment/object
+    """
+    intent = invoice.payment_intent
+    if intent is None:
+        return []
+    payment: JsonObject = {
+        "id": f"inpay_{intent.removeprefix('pi_')}",
+        "object": "invoice_payment",
+        "amount_paid": invoice.amount_paid or None,
+        "amount_requested": invoice.amount_due,
+        "currency": invoice.currency,
+        "invoice": invoice.id,
+        "is_default": True,
+        "payment": {"payment_intent": intent, "type": "payment_intent"},
+        "status": "paid" if invoice.status == "paid" else "open",
+    }
+    return [payment]
+
+
 def _payments(account: Account, name: str) -> JsonObject:
-    """https://docs.stripe.com/api/invoice-payment/object: one, of the invoice's payment intent."""
     invoice = account.invoices.find(name)
-    payments: list[JsonObject] = []
-    if invoice.client_secret is not None:
-        intent = invoice.client_secret.partition("_secret_")[0]
-        payments.append(
-            {
-                "id": f"inpay_{intent.removeprefix('pi_')}",
-                "object": "invoice_payment",
-                "amount_paid": invoice.amount_paid or None,
-                "amount_requested": invoice.amount_due,
-                "currency": invoice.currency,
-                "invoice": invoice.id,
-                "is_default": True,
-                "payment": {"payment_intent": intent, "type": "payment_intent"},
-                "status": "paid" if invoice.status == "paid" else "open",
-            }
-        )
-    url = f"/v1/invoice_payments?invoice={invoice.id}"
-    return {"object": "list", "data": payments, "has_more": False, "url": url}
+    return _list(payments_of(invoice), url=f"/v1/invoice_payments?invoice={invoice.id}")
 
 
 # The kind of an object and the name of a field that is there only where it is asked for.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.invoicing.invoices import Invoice
     from meterkit.testing.emulator.subscribing.subscriptions import Status, Subscription
 
-__all__ = ["attempt", "can_pay", "finalize", "mark_paid", "method_of", "void"]
+__all__ = ["attempt", "can_pay", "finalize", "mark_paid", "method_of", "tell_overdue", "void"]
 
 DAY_S: Final = 86_400
 # Less than this is put on the customer's balance
@@ -46,6 +46,8 @@ def finalize(account: Account, invoice: Invoice) -> bool:
     if invoice.amount_due:
         invoice.client_secret = f"{new_id('pi_1', length=23)}_secret_{secrets.token_hex(12)}"
     account.emit("invoice.finalized", invoice.to_json())
+    if invoice.amount_due and invoice.collection_method == "send_invoice":
+        account.emit("invoice.sent", invoice.to_json())
     if not invoice.amount_due:
         mark_paid(account, invoice)
     return invoice.amount_due > 0
@@ -98,6 +100,19 @@ def attempt(
     if subscription.status not in ENDED:
         _fail(account, subscription, invoice, is_last=is_last and invoice.auto_advance)
     return False
+
+
+def tell_overdue(account: Account, invoice: Invoice) -> None:
+    """Have a sent invoice be overdue, and its subscription past due.
+
+    "If subscription `collection_method=send_invoice` it becomes `past_due` when its invoice is not paid by
+    the due date" (https://docs.stripe.com/api/subscriptions/object#subscription_object-status).
+    """
+    invoice.overdue_told = True
+    account.emit("invoice.overdue", invoice.to_json())
+    subscription = account.subscriptions.find(invoice.subscription)
+    if subscription.status == "active":
+        set_status(account, subscription, "past_due")
 
 
 def mark_paid(account: Account, invoice: Invoice) -> None:

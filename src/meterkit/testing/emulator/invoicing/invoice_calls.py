@@ -165,6 +165,7 @@ def _pay(account: Account, call: Call) -> JsonObject:
     if given is not None:
         account.payment_methods.of_customer(given, customer=invoice.customer, param="payment_method")
     if is_open and params.boolean("paid_out_of_band"):
+        invoice.paid_out_of_band = True
         mark_paid(account, invoice)
         is_open = False
     if not is_open:
@@ -192,6 +193,22 @@ def _void(account: Account, call: Call) -> JsonObject:
         message = f"You can only pass in open or uncollectible invoices. This invoice is {invoice.status}."
         raise ApiError(message)
     void(account, invoice)
+    return _shown(account, invoice, call)
+
+
+def _send(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/send: a draft is finalized, and the customer is told."""
+    call.params.only(expandable=None)
+    invoice = _found(account, call)
+    if invoice.collection_method != "send_invoice":
+        message = "You can only manually send an invoice if its collection method is 'send_invoice'."
+        raise ApiError(message)
+    if invoice.status == "draft":
+        finalize(account, invoice)
+    elif invoice.status == "open":
+        account.emit("invoice.sent", invoice.to_json())
+    else:
+        raise ApiError(f"You can only send draft or open invoices. This invoice is {invoice.status}.")
     return _shown(account, invoice, call)
 
 
@@ -224,6 +241,7 @@ INVOICE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("GET", "/v1/invoices/{id}/lines", _lines),
     ("POST", "/v1/invoices/{id}/finalize", _finalize),
     ("POST", "/v1/invoices/{id}/pay", _pay),
+    ("POST", "/v1/invoices/{id}/send", _send),
     ("POST", "/v1/invoices/{id}/void", _void),
     ("POST", "/v1/invoices/{id}/mark_uncollectible", _mark_uncollectible),
 )

@@ -34,11 +34,12 @@ NOTHING: Final = (
     *("threshold_reason", "webhooks_delivered_at"),
 )
 NONE_OF_IT: Final[JsonObject] = {
+    **dict.fromkeys(("amount_overpaid", "amount_paid_off_stripe", "amount_shipping"), 0),
+    "account_country": "US",
+    "account_name": "Emulated account",
     "customer_tax_exempt": "none",
     "customer_tax_ids": [],
     "default_tax_rates": [],
-    "post_payment_credit_notes_amount": 0,
-    "pre_payment_credit_notes_amount": 0,
     "total_pretax_credit_amounts": [],
 }
 
@@ -156,6 +157,9 @@ class Invoice:
         finalizes_at: when a draft is, if ``auto_advance`` is on; None: not by itself.
         starting_balance: the customer's balance when it was finalized; negative: a credit.
         client_secret: with which a browser pays; None while there is nothing to pay.
+        overdue_told: whether its due date has passed, and was told of.
+        pre_credited: what credit notes took off before it was paid.
+        post_credited: what credit notes gave back afterwards.
     """
 
     id: str
@@ -198,6 +202,28 @@ class Invoice:
     discounts: list[Discount] = field(default_factory=list["Discount"])
     tax_percent: Decimal | None = None
     test_clock: str | None = None
+    paid_out_of_band: bool = False
+    overdue_told: bool = False
+    pre_credited: int = 0
+    post_credited: int = 0
+
+    @property
+    def payment_intent(self) -> str | None:
+        """The id of the payment intent that pays it; None: there was nothing to pay."""
+        return None if self.client_secret is None else self.client_secret.partition("_secret_")[0]
+
+    @property
+    def charge(self) -> str | None:
+        """The id of the charge that paid it; None: nothing was charged."""
+        intent = self.payment_intent
+        if intent is None or not self.amount_paid or self.paid_out_of_band:
+            return None
+        return f"ch_{intent.removeprefix('pi_')}"
+
+    @property
+    def due_date(self) -> int | None:
+        """When it is to be paid, where it was sent; in Unix seconds."""
+        return None if self.days_until_due is None else self.created + self.days_until_due * 86_400
 
     @property
     def all_lines(self) -> list[Line]:
@@ -225,6 +251,8 @@ class Invoice:
         """When it is next finalized or collected by itself; None: it is not."""
         if not self.auto_advance:
             return None
+        if self.status == "open" and self.collection_method == "send_invoice":
+            return None if self.overdue_told else self.due_date
         return {"draft": self.finalizes_at, "open": self.next_payment_attempt}.get(self.status)
 
     def lines_to_json(self) -> list[JsonObject]:
@@ -240,14 +268,9 @@ class Invoice:
         return {
             "id": self.id,
             "object": "invoice",
-            "account_country": "US",
-            "account_name": "Emulated account",
             "amount_due": due,
-            "amount_overpaid": 0,
             "amount_paid": self.amount_paid,
-            "amount_paid_off_stripe": 0,
             "amount_remaining": due - self.amount_paid,
-            "amount_shipping": 0,
             "attempt_count": self.attempt_count,
             "attempted": self.attempted,
             "auto_advance": self.auto_advance,
@@ -262,7 +285,7 @@ class Invoice:
             "customer_name": self.customer_name,
             "default_payment_method": self.default_payment_method,
             "description": self.description,
-            "due_date": self._due_date(),
+            "due_date": self.due_date,
             "effective_at": self.finalized_at,
             "ending_balance": self.ending_balance,
             "hosted_invoice_url": page,
@@ -284,6 +307,8 @@ class Invoice:
             "period_end": self.period_end,
             "period_start": self.period_start,
             "starting_balance": self.starting_balance,
+            "post_payment_credit_notes_amount": self.post_credited,
+            "pre_payment_credit_notes_amount": self.pre_credited,
             "status": self.status,
             "status_transitions": {
                 "finalized_at": self.finalized_at,
@@ -302,11 +327,6 @@ class Invoice:
             **NONE_OF_IT,
             **dict.fromkeys(NOTHING),
         }
-
-    def _due_date(self) -> int | None:
-        if self.days_until_due is None:
-            return None
-        return self.created + self.days_until_due * 86_400
 
     def _parent(self) -> JsonObject:
         details: JsonObject = {

@@ -25,6 +25,7 @@ __all__ = ["Customer", "Customers"]
 
 CLOCK_CUSTOMERS_MAX: Final = 3
 TEXTS: Final = ("name", "email", "description", "phone")
+DETAILS: Final = ("address", "balance", "preferred_locales", "tax_exempt")
 ADDRESS: Final = ("city", "country", "line1", "line2", "postal_code", "state")
 EXPANDABLE: Final = (
     *("cash_balance", "default_source", "invoice_credit_balance", "sources"),
@@ -54,6 +55,8 @@ class Customer:
     preferred_locales: tuple[str, ...] = ()
     default_payment_method: str | None = None
     clock: TestClock | None = None
+    tax_ids: list[JsonObject] = field(default_factory=list["JsonObject"])
+    tax_exempt: str = "none"
 
     @property
     def test_clock(self) -> str | None:
@@ -91,7 +94,7 @@ class Customer:
             "livemode": self.livemode,
             "metadata": dict(self.metadata),
             "preferred_locales": list(self.preferred_locales),
-            "tax_exempt": "none",
+            "tax_exempt": self.tax_exempt,
             "test_clock": self.test_clock,
             **dict.fromkeys(("currency", "default_source", "discount", "shipping")),
             **self.texts,
@@ -121,8 +124,7 @@ class Customers:
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/customers``."""
         call.params.only(
-            *(*TEXTS, "address", "balance", "invoice_settings", "metadata", "payment_method", "test_clock"),
-            "preferred_locales",
+            *(*TEXTS, *DETAILS, "invoice_settings", "metadata", "payment_method", "test_clock"),
             expandable=EXPANDABLE,
         )
         clock = self._clock(call.params)
@@ -143,10 +145,7 @@ class Customers:
 
     def update(self, call: Call) -> JsonObject:
         """``POST /v1/customers/{id}``."""
-        call.params.only(
-            *(*TEXTS, "address", "balance", "invoice_settings", "metadata", "preferred_locales"),
-            expandable=EXPANDABLE,
-        )
+        call.params.only(*(*TEXTS, *DETAILS, "invoice_settings", "metadata"), expandable=EXPANDABLE)
         customer = self.find(call.object_id, alive=True)
         before = customer.to_json()
         _apply(customer, params=call.params)
@@ -244,6 +243,8 @@ def _apply(customer: Customer, *, params: Params) -> None:
         known = customer.address or dict.fromkeys(ADDRESS)
         customer.address = {name: given.get(name, known[name]) or None for name in ADDRESS}
     if "preferred_locales" in params:
-        customer.preferred_locales = tuple(params.listed("preferred_locales"))
+        is_list = params.is_hash("preferred_locales")
+        customer.preferred_locales = tuple(params.listed("preferred_locales")) if is_list else ()
+    customer.tax_exempt = params.choice("tax_exempt", ("none", "exempt", "reverse")) or customer.tax_exempt
     balance = params.integer("balance")
     customer.balance = customer.balance if balance is None else balance

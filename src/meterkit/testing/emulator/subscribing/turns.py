@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.testing.emulator.invoicing.billing import bill
 from meterkit.testing.emulator.invoicing.charges import period_line, usage_of
-from meterkit.testing.emulator.invoicing.collection import attempt, finalize, method_of, void
+from meterkit.testing.emulator.invoicing.collection import attempt, finalize, method_of, tell_overdue, void
 from meterkit.testing.emulator.invoicing.invoices import Invoice
 from meterkit.testing.emulator.subscribing.beginning import begin, begins_at
 from meterkit.testing.emulator.subscribing.ending import end
@@ -97,6 +97,9 @@ class _Queue:
 
 
 def _turn_invoice(account: Account, invoice: Invoice) -> None:
+    if invoice.status == "open" and invoice.collection_method == "send_invoice":
+        tell_overdue(account, invoice)
+        return
     if invoice.status == "draft" and not finalize(account, invoice):
         return
     if invoice.collection_method == "charge_automatically":

@@ -1,0 +1,177 @@
+"""The calls about payments of invoices, and about refunds of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.expand import expanded, intent_of, payments_of
+from meterkit.testing.emulator.invoicing.refunds import Refund
+from meterkit.testing.emulator.replies import ApiError, missing_parameter, missing_resource, new_id, no_such
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.account import Account, Operation
+    from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.invoicing.invoices import Invoice
+    from meterkit.testing.emulator.replies import JsonObject
+
+__all__ = ["REFUND_CALLS", "refund"]
+
+REASONS: Final = ("duplicate", "fraudulent", "requested_by_customer")
+
+
+def _create(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/refunds/create: of a payment intent or of its charge."""
+    params = call.params
+    params.only("amount", "charge", "metadata", "payment_intent", "reason", expandable=None)
+    named = params.given("payment_intent") or params.given("charge")
+    if named is None:
+        message = "One of the following params should be provided for this request: payment_intent or charge."
+        raise ApiError(message)
+    param = "payment_intent" if "payment_intent" in params else "charge"
+    invoice = _paid_by(account, named)
+    if invoice is None:
+        raise missing_resource(param, named, param=param)
+    amount = params.integer("amount")
+    reason, metadata = params.choice("reason", REASONS), params.metadata()
+    made = refund(account, invoice, amount=amount, reason=reason)
+    made.metadata = metadata
+    return expanded(account, made.to_json(), params)
+
+
+def refund(account: Account, invoice: Invoice, *, amount: int | None, reason: str | None = None) -> Refund:
+    """Refund what was paid for an invoice, all of it where no amount is given.
+
+    Neither the invoice nor its subscription follows: no page says that they do
+    (https://docs.stripe.com/refunds).
+
+    Raises:
+        ApiError: nothing was charged, or less is left than is to be refunded.
+    """
+    intent, charge = invoice.payment_intent, invoice.charge
+    if intent is None or charge is None:
+        message = f"This PaymentIntent ({intent}) does not have a successful charge to refund."
+        raise ApiError(message, param="payment_intent")
+    left = invoice.amount_paid - account.refunds.refunded(invoice.id)
+    if left <= 0:
+        raise ApiError(f"Charge {charge} has already been refunded.", code="charge_already_refunded")
+    amount = left if amount is None else amount
+    if amount < 1:
+        message = "Invalid positive integer"
+        raise ApiError(message, code="parameter_invalid_integer", param="amount")
+    if amount > left:
+        # https://github.com/reactioncommerce/reaction/issues/3704 has Stripe's words.
+        message = (
+            f"Refund amount (${amount / 100:.2f}) is greater than unrefunded amount on charge "
+            f"(${left / 100:.2f})"
+        )
+        raise ApiError(message, param="amount")
+    made = Refund(
+        id=new_id("re_1", length=23),
+        created=account.now,
+        amount=amount,
+        currency=invoice.currency,
+        invoice=invoice.id,
+        payment_intent=intent,
+        charge=charge,
+        reason=reason,
+    )
+    before = _charge_to_json(account, invoice)
+    account.refunds.add(made)
+    account.emit("refund.created", made.to_json())
+    account.emit("charge.refunded", _charge_to_json(account, invoice), previous=before)
+    return made
+
+
+def _paid_by(account: Account, named: str) -> Invoice | None:
+    for invoice in account.invoices:
+        if named in {invoice.payment_intent, invoice.charge}:
+            return invoice
+    return None
+
+
+def _charge_to_json(account: Account, invoice: Invoice) -> JsonObject:
+    """https://docs.stripe.com/api/charges/object, as far as refunds show in it."""
+    refunded = account.refunds.refunded(invoice.id)
+    return {
+        "id": invoice.charge,
+        "object": "charge",
+        "amount": invoice.amount_paid,
+        "amount_captured": invoice.amount_paid,
+        "amount_refunded": refunded,
+        "captured": True,
+        "created": invoice.paid_at,
+        "currency": invoice.currency,
+        "customer": invoice.customer,
+        "disputed": False,
+        "livemode": invoice.livemode,
+        "metadata": {},
+        "paid": True,
+        "payment_intent": invoice.payment_intent,
+        "refunded": refunded >= invoice.amount_paid,
+        "status": "succeeded",
+    }
+
+
+def _retrieve(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    return expanded(account, account.refunds.find(call.object_id).to_json(), call.params)
+
+
+def _update(account: Account, call: Call) -> JsonObject:
+    """Metadata only (https://docs.stripe.com/api/refunds/update)."""
+    call.params.only("metadata", expandable=None)
+    found = account.refunds.find(call.object_id)
+    before = found.to_json()
+    call.params.amend("metadata", found.metadata)
+    account.emit("refund.updated", found.to_json(), previous=before)
+    return expanded(account, found.to_json(), call.params)
+
+
+def _list(account: Account, call: Call) -> JsonObject:
+    """Newest first (https://docs.stripe.com/api/refunds/list)."""
+    params = call.params
+    params.only("charge", "created", "payment_intent", *PAGING, expandable=None)
+    charge, intent, is_in = params.text("charge"), params.text("payment_intent"), params.span("created")
+    found = [
+        each.to_json()
+        for each in reversed(tuple(account.refunds))
+        if charge in {None, each.charge} and intent in {None, each.payment_intent} and is_in(each.created)
+    ]
+    return expanded(account, params.page(found, url="/v1/refunds"), params)
+
+
+def _retrieve_charge(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    invoice = _paid_by(account, call.object_id)
+    if invoice is None or invoice.charge != call.object_id:
+        raise no_such("charge", call.object_id)
+    return expanded(account, _charge_to_json(account, invoice), call.params)
+
+
+def _retrieve_intent(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/payment_intents/retrieve."""
+    call.params.only("client_secret", expandable=None)
+    return expanded(account, intent_of(account, call.object_id), call.params)
+
+
+def _list_payments(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoice-payment/list: of one invoice."""
+    params = call.params
+    params.only("invoice", "payment", "status", *PAGING, expandable=None)
+    if "invoice" not in params:
+        raise missing_parameter("invoice")
+    invoice = account.invoices.find(params.required("invoice"), param="invoice")
+    page = params.page(payments_of(invoice), url="/v1/invoice_payments")
+    return expanded(account, page, params)
+
+
+REFUND_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/refunds", _create),
+    ("GET", "/v1/refunds", _list),
+    ("GET", "/v1/refunds/{id}", _retrieve),
+    ("POST", "/v1/refunds/{id}", _update),
+    ("GET", "/v1/charges/{id}", _retrieve_charge),
+    ("GET", "/v1/payment_intents/{id}", _retrieve_intent),
+    ("GET", "/v1/invoice_payments", _list_payments),
+)
