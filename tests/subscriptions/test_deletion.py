@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meterkit.catalog import loads
 from meterkit.errors import CustomerError, StripeUnavailableError
 from meterkit.store.customers import Customers
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.webhooks.looking import Looker
 from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
-from shopping import shop
+from shopping import PLANS, shop
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
@@ -192,3 +194,11 @@ async def test_a_customer_deleted_at_stripe_gets_a_new_one_and_its_usage_is_kept
         assert at.emulator.accepted(second, "ai_tokens") == 300
         await events_arrive(at, first)
         assert await linked_of(at) == second
+
+
+async def test_where_no_plan_is_sold_at_stripe_a_deletion_does_not_ask_it(store_url: str) -> None:
+    unsold = loads(re.sub(r", stripe_price: \w+", "", PLANS))
+    async with shop(store_url, catalog=unsold) as at:
+        await at.kit.customers.link("acme", at.emulator.add_customer())
+        await at.kit.customers.delete("acme")
+        assert at.emulator.requests == ()

@@ -78,7 +78,9 @@ class CustomerHooks:
     async def leaving(self, customer: str, *, cancel: bool) -> None:
         """See that Stripe goes on charging nothing for a customer who is to be deleted."""
         _, state = await self._states.read(customer)
-        if self._api is not None and state.stripe_customer is not None:
+        has_sold = self._sells() or state.subscription is not None
+        api = self._api if has_sold and state.stripe_customer is not None else None
+        if api is not None:
             await self._fetch(customer)
         for _ in range(_SUBSCRIPTIONS_MAX):
             known = await self._in_force(customer)
@@ -92,8 +94,8 @@ class CustomerHooks:
                 )
             with suppress(NoSubscriptionError):  # It has ended meanwhile.
                 await self._end(customer)
-        if self._api is not None and state.stripe_customer is not None:
-            await close_pages(self._api(), state.stripe_customer)  # Else a subscription could begin there.
+        if api is not None and state.stripe_customer is not None:
+            await close_pages(api(), state.stripe_customer)  # Else a subscription could begin there.
 
     async def _in_force(self, customer: str) -> SubscriptionState | None:
         _, state = await self._states.read(customer)
