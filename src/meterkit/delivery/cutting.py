@@ -99,7 +99,7 @@ class Cutter:
         store = self._store
         outbox = Outbox(store, await store.admin())
         async with self._flusher() as at_work:
-            is_sealed = False
+            is_sealed, tries = False, await self._retry_now(customer)
             while True:
                 till_ms = store.now_ms() + _HELD_MS
                 if is_sealed:
@@ -115,7 +115,7 @@ class Cutter:
                 meters = (await store.usage(customer))["meters"].values()
                 if is_sealed and not any(meter["queued"] or meter["leased"] for meter in meters):
                     return
-                await self._check_tries(customer)
+                await self._check_tries(customer, tries)
                 await anyio.sleep(_PAUSE_S)
 
     async def _counted(self, customer: str, stripe_customer: str) -> None:
@@ -123,10 +123,20 @@ class Cutter:
         if left:
             raise StripeUnavailableError(f"Stripe has not counted {left} units that it has accepted")
 
-    async def _check_tries(self, customer: str) -> None:
-        """Raise StripeUnavailableError if Stripe did not take an intent of the customer."""
+    async def _retry_now(self, customer: str) -> dict[str, int]:
+        """Have intents of the customer that wait for another try sent now; how often each was tried."""
+        waiting = await Intents(self._store).list(state="queued", customer=customer)
+        if waiting:
+            store, admin = self._store, await self._store.admin()
+            outbox = store.keys.shard(store.keys.customer(customer).shard, "outbox")
+            due = dict.fromkeys((intent.identifier for intent in waiting), store.now_ms())
+            await admin.ask(admin.client.zadd(outbox, due, xx=True))
+        return {intent.identifier: intent.attempts for intent in waiting}
+
+    async def _check_tries(self, customer: str, before: Mapping[str, int]) -> None:
+        """Raise StripeUnavailableError if Stripe did not take an intent of the customer when it was sent now."""
         for intent in await Intents(self._store).list(state="queued", customer=customer):
-            if intent.attempts:
+            if intent.attempts > before.get(intent.identifier, 0):
                 raise StripeUnavailableError(
                     f"usage of customer {customer!r} cannot be delivered now: {intent.why or 'no answer'}"
                 )
