@@ -236,7 +236,7 @@ def lived(
 BY_OTHERS: Final = "usage that is pending when somebody else changes the price is billed at the new price"
 KNOWN: Final = {
     **dict.fromkeys(
-        [(how, usage) for how in ("portal", "dashboard") for usage in ("pending", "Stripe away", "killed")],
+        [(how, usage) for how in ("portal", "dashboard") for usage in ("Stripe away", "killed")],
         BY_OTHERS,
     ),
 }

@@ -272,3 +272,48 @@ async def test_a_change_that_stripe_never_confirms_is_given_up(
             assert found is not None
             assert found.plan == "basic"
             assert (found.pending_change.plan if found.pending_change else None) == pending
+
+
+@pytest.mark.parametrize(
+    ("plan", "late_usage"), [("cheaper", "next_period"), ("none", "next_period"), ("cheaper", "dead_letter")]
+)
+async def test_i13_usage_that_missed_a_change_by_others_is_late_and_billed_at_the_new_price_or_not_at_all(
+    store_url: str, plan: str, late_usage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalog = loads(
+        PLANS.replace("plans:\n  free:", f"billing: {{late_usage: {late_usage}}}\nplans:\n  free:")
+    )
+    async with shop(store_url, catalog=catalog, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF + timedelta(seconds=20))
+        await at.kit.record("acme", "tokens", 600)
+        await at.kit.flush(everything=True)
+        at.clock.advance(timedelta(minutes=5))
+        await at.kit.record("acme", "tokens", 50)
+        items = {
+            item["price"]["id"]: item["id"]
+            for item in (await at.stripe_subscription(begun.id))["items"]["data"]
+        }
+        metered = (
+            {"items[1][price]": "price_cheaper_tokens"}
+            if plan == "cheaper"
+            else {"items[1][deleted]": "true"}
+        )
+        await at.stripe_change(
+            f"/v1/subscriptions/{begun.id}",
+            **{"items[0][id]": items["price_basic"], "items[0][price]": f"price_{plan}"},
+            **{"items[1][id]": items["price_basic_tokens"], **metered},
+        )
+        for _ in range(2):  # Looked at again: nothing more is late.
+            found = await at.kit.subscriptions.sync("acme")
+        assert found is not None
+        assert found.plan == plan
+        assert "50 units of tokens that customer 'acme' used at USD 0.05 each" in caplog.text
+        tokens = (await at.kit.usage("acme"))["meters"]["tokens"]
+        assert tokens["late"] == 50
+        is_billed = (plan, late_usage) == ("cheaper", "next_period")
+        assert tokens["pending"] == (50 if is_billed else 0)
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        again = [("price_cheaper_tokens", 50, 3)] if is_billed else []
+        assert sorted(await metered_lines(at)) == sorted([("price_basic_tokens", 500, 5), *again])

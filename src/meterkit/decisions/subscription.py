@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ENDED", "NEVER_MS", "Access", "Status", "SubscriptionState", "TrialEndAction"]
+__all__ = [
+    "ENDED",
+    "NEVER_MS",
+    "Access",
+    "Status",
+    "SubscriptionState",
+    "TrialEndAction",
+    "switched_by_others",
+]
 
 Status = Literal[
     "active",
@@ -67,6 +75,8 @@ class SubscriptionState:
         never_began: whether it was ended before it was paid for, or on trial.
         void_from_ms: from when on its invoices are voided, as its collection is paused so; None: it is not.
         void_until_ms: when collection resumes; None: not by itself.
+        metered: its metered prices, as ``METER=PRICE``, in order, with blanks between them.
+        mark: of the last change that meterkit made of it; empty: there was none.
     """
 
     id: str
@@ -90,6 +100,8 @@ class SubscriptionState:
     never_began: bool = False
     void_from_ms: int | None = None
     void_until_ms: int | None = None
+    metered: str = ""
+    mark: str = ""
 
     def kept(self) -> dict[str, object]:
         """What is stored of it: all but defaults."""
@@ -189,3 +201,25 @@ class SubscriptionState:
 
     def _is_changed(self, now_ms: int) -> bool:
         return self.pending_at_ms is not None and now_ms >= self.pending_at_ms
+
+
+def switched_by_others(
+    known: SubscriptionState | None, found: SubscriptionState | None, now_ms: int
+) -> frozenset[str]:
+    """The meters at Stripe whose prices somebody else has changed in a subscription, by their ids there.
+
+    A change that meterkit made left its mark, and what a schedule changes was known before. A subscription
+    that has ended has no prices to come.
+
+    Args:
+        known: as it was known until now.
+        found: as Stripe shows it now.
+        now_ms: the instant.
+    """
+    if known is None or found is None or not known.metered or known.id != found.id:
+        return frozenset()
+    is_expected = known.mark != found.mark or known.plan_at(now_ms) != known.plan or found.status in ENDED
+    if is_expected or known.metered == found.metered:
+        return frozenset()
+    changed = set(known.metered.split()) ^ set(found.metered.split())
+    return frozenset(pair.partition("=")[0] for pair in changed)

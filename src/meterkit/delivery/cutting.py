@@ -15,7 +15,7 @@ import anyio
 
 from meterkit.delivery.counting import until_counted
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.store.held_usage import hold_usage, let_go_of_usage
+from meterkit.store.held_usage import hold_usage, let_go_of_usage, next_minute_ms
 from meterkit.store.outbox import Outbox
 from meterkit.store.outbox_by_hand import Intents
 from meterkit.store.sealing import Cut
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cutter"]
 
-_MINUTE_MS: Final = 60_000
 _HELD_MS: Final = 90_000
 """How long usage is held back: longer than all tries of one request to Stripe take. A change whose outcome is
 unknown is made, or not, by then."""
@@ -134,7 +133,7 @@ class Cutter:
         return {intent.identifier: intent.attempts for intent in waiting}
 
     async def _check_tries(self, customer: str, before: Mapping[str, int]) -> None:
-        """Raise StripeUnavailableError if Stripe did not take an intent of the customer when it was sent now."""
+        """Raise StripeUnavailableError if Stripe did not take an intent that was sent now."""
         for intent in await Intents(self._store).list(state="queued", customer=customer):
             if intent.attempts > before.get(intent.identifier, 0):
                 raise StripeUnavailableError(
@@ -144,4 +143,4 @@ class Cutter:
     async def _let_go(self, customer: str) -> None:
         """Have held usage sealed again, stamped after this instant by Stripe's clock and by the store's."""
         now_ms = max(self._store.now_ms(), 1000 * (self._api().server_time_s or 0))
-        await let_go_of_usage(self._store, customer, changed_ms=(now_ms // _MINUTE_MS + 1) * _MINUTE_MS)
+        await let_go_of_usage(self._store, customer, changed_ms=next_minute_ms(now_ms))

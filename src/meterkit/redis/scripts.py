@@ -14,7 +14,7 @@ __all__ = ["NAMES", "Script", "load"]
 NAMES: Final = (
     *("decide", "settle", "fence", "amend", "usage"),
     *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall", "level", "notices"),
-    *("tell", "hint", "take", "finish", "steer", "restore", "refuse", "fold", "unfold", "rebuild"),
+    *("tell", "hint", "take", "finish", "steer", "restore", "refuse", "fold", "unfold", "rebuild", "strand"),
     "withdraw",
 )
 

@@ -252,7 +252,13 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
         "granted": counts.granted + view.balance.of(target_of("meter", name)),
         "remaining": _remaining(entitlement, counts.included, counts.overage, held, more),
         "overage_cents": overage_cents(
-            segments_of(view.marks(token), label=label_of(entitlement), sealed=0, overage=counts.overage)
+            segments_of(
+                view.marks(token),
+                label=label_of(entitlement),
+                sealed=0,
+                # What others made late in this period is recorded twice, and billed once.
+                overage=counts.overage - view.delivery(token, "t"),
+            )
         ),
     }
 

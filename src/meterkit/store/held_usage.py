@@ -11,9 +11,15 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["hold_usage", "let_go_of_usage"]
+__all__ = ["hold_usage", "let_go_of_usage", "next_minute_ms"]
 
 _KEPT_MS: Final = 400 * 86_400_000
+_MINUTE_MS: Final = 60_000
+
+
+def next_minute_ms(now_ms: int) -> int:
+    """The first whole minute after an instant: what is stamped with it comes after a change of now."""
+    return (now_ms // _MINUTE_MS + 1) * _MINUTE_MS
 
 
 async def hold_usage(store: Store, customer: str, *, till_ms: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, get_args
 
 from meterkit.decisions.seats import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
+from meterkit.subscriptions.at_stripe.once import mark_of
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
 from meterkit.subscriptions.at_stripe.price_keys import key_in, plan_of_price, seat_key
 from meterkit.subscriptions.rules.changes import included_seats, sells_seats
@@ -133,8 +134,16 @@ def read_subscription(
         ended_at_ms=_ms(found.get("ended_at")),
         created_ms=_ms(found.get("created")) or 0,
         never_began=status == "canceled" and not has_begun(found),
+        metered=_metered(items),
+        mark=mark_of(found),
         **({} if has_ended else _voiding(found, start_ms, end_ms)),
     )
+
+
+def _metered(items: Iterable[Mapping[str, Any]]) -> str:
+    """The metered prices, each with its meter."""
+    recurring = ((id_in(item, "price"), part_of(part_of(item, "price"), "recurring")) for item in items)
+    return " ".join(sorted(f"{text_in(of, 'meter')}={price}" for price, of in recurring if of.get("meter")))
 
 
 def _place(found: Mapping[str, Any]) -> tuple[int, int, str]:

@@ -6,10 +6,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import with_subscription
+from meterkit.decisions.subscription import switched_by_others
 from meterkit.errors import StripeError
 from meterkit.store.closes import note_renewal
+from meterkit.store.held_usage import hold_usage, let_go_of_usage, next_minute_ms
 from meterkit.store.notices import tell
 from meterkit.store.state_changes import States
+from meterkit.store.stranding import strand_usage
 from meterkit.subscriptions.at_stripe.live import whole
 from meterkit.subscriptions.at_stripe.parts import id_in
 from meterkit.subscriptions.at_stripe.reading import (
@@ -34,6 +37,7 @@ __all__ = ["NIGHTLY", "Looker", "LostError"]
 
 _EXPAND: Final = ("data.latest_invoice", "data.schedule")
 _GONE: Final = "resource_missing"
+_HELD_MS: Final = 60_000
 _EVENT: Final = "evt_"
 NIGHTLY: Final = "reconcile"
 """The cause of a look that nothing has asked for but the night."""
@@ -102,7 +106,7 @@ class Looker:
         if not await self._queue.keep(entry):
             raise LostError
         try:
-            await self._states.change(customer, _having(linked, subscription), cause=entry.cause)
+            await self._store_subscription(customer, linked, subscription, entry.cause)
         except _UnlinkedError:
             return  # The subscriptions belong to no customer here: store and report nothing.
         await note_renewal(self._store, customer, subscription)
@@ -111,6 +115,24 @@ class Looker:
         for note in entry.notes:
             if note.kind != LINK:
                 await tell(self._store, customer, note.kind, {**note.data, "id": note.name})
+
+    async def _store_subscription(
+        self, customer: str, linked: str, subscription: SubscriptionState | None, cause: str
+    ) -> None:
+        """Store what was fetched. Usage that missed a change of prices by others is late."""
+        store = self._store
+        _, before = await self._states.read(customer)
+        switched = switched_by_others(before.subscription, subscription, store.now_ms())
+        if not switched:
+            await self._states.change(customer, _having(linked, subscription), cause=cause)
+            return
+        found = await self._api().list("/v1/billing/meters")
+        events = {meter["event_name"] for meter in found if meter["id"] in switched}
+        # Sealed now, usage could be stamped before the change.
+        await hold_usage(store, customer, till_ms=store.now_ms() + _HELD_MS)
+        after = await self._states.change(customer, _having(linked, subscription), cause=cause)
+        await strand_usage(store, customer, before, after, events=events, cause=cause)
+        await let_go_of_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
 
     async def _subscriptions(self, linked: str, *, is_known: bool) -> list[dict[str, Any]]:
         """All subscriptions that a Stripe customer has, and had; none of one that is deleted.
