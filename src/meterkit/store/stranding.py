@@ -82,7 +82,7 @@ def _plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:
 def _terms(
     meter: Meter, old: Plan | None, new: Plan | None, state: CustomerState, catalog: Catalog
 ) -> tuple[str, str, str]:
-    """The class that late usage is recorded in once more (empty: none), the meter's name, the price that ends."""
+    """The class that late usage is recorded in again (empty: none), the name, the price that ends."""
     was, is_now = (_given(meter, plan, state, catalog) for plan in (old, new))
     included, overage = (0, 0) if is_now is None else reported_parts(is_now, meter)
     is_billed = catalog.billing.late_usage == "next_period"
