@@ -390,3 +390,17 @@ async def test_a_voided_invoice_gives_access_back_and_its_usage_is_not_billed_an
         live = [one for one in await at.invoices() if one["status"] == "paid"]
         assert sum(line["quantity"] == 50 for one in live for line in one["lines"]["data"]) == 0
         assert await at.kit.subscriptions.check() == {}
+
+
+async def test_a_refund_changes_nothing_and_bills_nothing_anew(store_url: str) -> None:
+    async with shop(store_url) as at:
+        await by_hand(at, **WHOLE)
+        before = await known(at)
+        (invoice,) = await at.stripe_list("/v1/invoices")
+        (payment,) = await at.stripe_list("/v1/invoice_payments", invoice=invoice["id"])
+        await post(at, "/v1/refunds", payment_intent=payment["payment"]["payment_intent"])
+        await at.kit.subscriptions.sync("acme")
+        assert await known(at) == before
+        assert (await at.kit.customers.get("acme")).access == "full"
+        assert await at.kit.subscriptions.check() == {}
+        assert len(await at.invoices()) == 1
