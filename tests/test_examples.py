@@ -180,7 +180,11 @@ def test_the_forked_workers_count_what_they_did_and_no_more_than_is_included(sto
 @pytest.mark.parametrize(("name", "most"), [("starlette_minimal", 2), ("existing_service", 5)])
 def test_the_tests_of_an_example_pass_where_it_stands(name: str, most: int, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", "."],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", "."),
+            *("-p", "no:cacheprovider"),
+            *("-p", "no:looptime_plugin"),  # It is for pytest-asyncio, and fails without it.
+        ],
         cwd=EXAMPLES / name,
         env=Shell(tmp_path).environment | {"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
