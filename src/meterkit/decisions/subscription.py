@@ -206,7 +206,7 @@ class SubscriptionState:
 def switched_by_others(
     known: SubscriptionState | None, found: SubscriptionState | None, now_ms: int
 ) -> frozenset[str]:
-    """The meters at Stripe whose prices somebody else has changed in a subscription, by their ids there.
+    """The meters at Stripe whose prices others have changed in a subscription, by their ids there.
 
     A change that meterkit made left its mark, and what a schedule changes was known before. A subscription
     that has ended has no prices to come.

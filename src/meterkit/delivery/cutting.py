@@ -61,7 +61,7 @@ class Cutter:
     async def cut(self, customer: str, labels: Mapping[str, str]) -> AsyncGenerator[None]:
         """Have Stripe count what a customer has used until now, then run the block that changes prices.
 
-        What is recorded meanwhile stays pending. After the block it is stamped with the next whole minute, or
+        Usage recorded meanwhile stays pending. After the block it is stamped with the next whole minute, or
         later. If the outcome of the block is unknown, it stays pending until Stripe has certainly decided.
 
         Args:

@@ -58,7 +58,7 @@ class Asked(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """What is answered with 202: the change goes on in the background."""
+    """The change goes on in the background: the answer is 202."""
 
     change: SubscriptionChange
 

@@ -98,7 +98,7 @@ class Changing:
             if wanted.key == current.key:
                 if course == "take_back":
                     await live.release()
-                # Items that somebody changed at Stripe become those of the plan again.
+                # Items that others changed at Stripe become those of the plan again.
                 begun.set()
                 async with self._behind_cut(customer, live, target, current):
                     await self._applying.update(live, target)
