@@ -191,12 +191,9 @@ class Cell:
             await self.world.do(work)
         except Killed:
             await self._revive()
-        except StripeUnavailableError:
-            # After an outage, too: until what waits for its retry has been sent.
-            assert self.usage == "Stripe away"
-        except (StoreError, SubscriptionError):
-            # Until the leases of the process that has died end.
-            assert self.usage == "killed"
+        except (StoreError, StripeUnavailableError, SubscriptionError):
+            # Until Stripe is back, and what a dead process has left is free and has been sent.
+            assert self.usage in {"Stripe away", "killed"}
         else:
             return True
         return False
