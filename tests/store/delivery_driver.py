@@ -151,7 +151,10 @@ class Delivery(Checks):
         for meter in METERS:
             if self.random.random() < 0.5:
                 changed = [customer.closed.get(f"{begins}|{kind}", minute) for kind in "wy"]
-                vacant = self.random.choice((begins - 1, begins, minute - MINUTE_MS, minute, *changed))
+                vacant = self.random.choice(
+                    (begins - MINUTE_MS, begins, minute - MINUTE_MS, minute, *changed)
+                )
+                vacant = -(-vacant // MINUTE_MS) * MINUTE_MS
                 customer.closed[f"{begins}|{meter_token(meter)}v"] = vacant
         self.shard.ttls.setdefault(f"t:{name}", DAY_MS)
         self.store(f"t:{name}")

@@ -166,7 +166,7 @@ async def test_what_stripe_refuses_to_take_back_is_dead_and_said(store_url: str)
 async def test_where_no_minute_of_the_period_is_left_there_is_a_grant(store_url: str) -> None:
     async with desk(store_url) as at:
         await deliver(at)
-        at.clock.set(JULY - timedelta(seconds=59))
+        at.clock.set(JULY - timedelta(seconds=57))
         found = await correct(at, 20)
         assert (found.sent_back, found.granted_next) == (0, 20)
         assert await places(at) == {"delivered": 30}

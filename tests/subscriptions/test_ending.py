@@ -49,13 +49,12 @@ async def billed(at: Shop) -> int:
     return sum(line["quantity"] for line in lines if "ai_tokens" in str(line["pricing"]))
 
 
-async def test_what_is_stamped_with_the_second_of_the_end_is_billed_after_that(store_url: str) -> None:
+async def test_usage_of_a_minute_that_has_just_begun_is_stamped_before_it_and_billed(store_url: str) -> None:
     async with shop(store_url) as at:
         await at.subscribed(plan="team")
         at.clock.set(HALF)
         await at.kit.record("acme", "tokens", 350)
-        async with ending(at):
-            at.clock.advance(timedelta(seconds=30))
+        await at.kit.subscriptions.cancel("acme", immediately=True)  # Its clock stands still.
         assert await billed(at) == 250
 
 
@@ -80,11 +79,13 @@ async def test_what_is_stamped_ahead_is_waited_for(store_url: str) -> None:
 async def test_what_is_used_while_an_end_waits_is_billed_too(store_url: str) -> None:
     async with shop(store_url) as at:
         await at.subscribed(plan="team")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 350)
+        at.clock.set(HALF + timedelta(seconds=30))
+        for quantity in (300, 50):
+            await at.kit.record("acme", "tokens", quantity)
+            await at.kit.flush(everything=True)
         async with ending(at):
             await at.kit.record("acme", "tokens", 7)
-            at.clock.advance(timedelta(seconds=90))
+            at.clock.advance(timedelta(seconds=150))
         assert await billed(at) == 257
 
 
@@ -93,11 +94,13 @@ async def test_what_cannot_be_billed_in_time_is_logged_with_its_quantity(
 ) -> None:
     async with shop(store_url) as at:
         await at.subscribed(plan="team")
-        at.clock.set(HALF)
-        await at.kit.record("acme", "tokens", 350)
+        at.clock.set(HALF + timedelta(seconds=30))
+        for quantity in (300, 50):
+            await at.kit.record("acme", "tokens", quantity)
+            await at.kit.flush(everything=True)
         with caplog.at_level(logging.ERROR, "meterkit.subscriptions"):
             ended = await at.kit.subscriptions.cancel("acme", immediately=True)  # Its clock stands still.
         assert ended.status == "canceled"
         (said,) = [one.getMessage() for one in caplog.records if one.name == "meterkit.subscriptions"]
-        assert said.startswith("250 units that customer 'acme' has used are delivered, and Stripe has not")
-        assert await billed(at) == 0
+        assert said.startswith("50 units that customer 'acme' has used are delivered, and Stripe has not")
+        assert await billed(at) == 200
