@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -91,7 +91,7 @@ async def test_intents_that_were_never_sent_are_late_too(any_store_url: str) -> 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_what_stripe_may_have_is_compared_before_it_is_late(
-    any_store_url: str, when: str, caplog: pytest.LogCaptureFixture
+    any_store_url: str, when: Literal["before", "after"], caplog: pytest.LogCaptureFixture
 ) -> None:
     """An answer was lost, before Stripe counted the event or after it."""
     async with ending(any_store_url, UNHELD) as at:
