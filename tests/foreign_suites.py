@@ -109,6 +109,7 @@ class Fetched:
             }
             environment.pop("PYTEST_ADDOPTS", None)
             command = [sys.executable, "-m", "pytest", "-q", "-p", "plugin", "-p", "no:cacheprovider"]
+            command += ["-p", "no:looptime_plugin"]  # It is for pytest-asyncio, and fails without it.
             # Only how each test ends is asked for; to tell why, modules are compiled in another way.
             command.append("--assert=plain")
             run = subprocess.run(

@@ -121,7 +121,7 @@ def test_every_page_that_is_linked_to_is_there(name: str) -> None:
 
 def test_a_promise_that_is_kept_has_tests_with_its_number() -> None:
     rows = re.findall(r"^\| I(\d+) \|.*\| ([^|]+) \|$", (ROOT / "docs/promises.md").read_text(), re.MULTILINE)
-    assert [str(number) for number in range(1, 13)] == [number for number, _ in rows]
+    assert [str(number) for number in range(1, 14)] == [number for number, _ in rows]
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     claimed = [number for number, said in rows if not said.startswith("later")]
     assert [] == [number for number in claimed if not re.search(rf"def test_i{number}_", tests)]

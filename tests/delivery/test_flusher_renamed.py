@@ -53,7 +53,7 @@ async def test_i6_what_is_left_of_both_when_a_period_ends_has_a_minute_each(
     renaming: tuple[Desk, MeterKit],
 ) -> None:
     at, renamed = renaming
-    at.clock.set(JULY - timedelta(minutes=4))
+    at.clock.set(JULY - timedelta(minutes=3, seconds=57))
     for _ in range(3):
         await renamed.record("acme", "calls", 1)
         await renamed.flush(everything=True, timeout_s=0)

@@ -9,8 +9,8 @@ import pytest
 
 from lives import drawn, lived
 
-LIVES: Final = int(os.environ.get("METERKIT_LIVES", "25"))
-FAILING: Final = frozenset({3, 7, 10, 13, 14, 22})
+LIVES: Final = int(os.environ.get("METERKIT_LIVES", "12"))
+FAILING: Final = frozenset({3, 22})
 """Seeds whose life meets usage that is pending when the portal or Stripe changes or ends the subscription."""
 SEEDS: Final = [
     pytest.param(

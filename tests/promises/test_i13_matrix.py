@@ -30,7 +30,7 @@ OLD: Final = "team"
 # The metered price of the new plan, and the plan that has it.
 NEW: Final = {"none": "plain", "same": "club", "other": "pro", "another meter's": "paged"}
 HOWS: Final = ("now", "at period end", "portal", "dashboard", "immediate cancel")
-KILLS: Final = 40 if os.environ.get("METERKIT_LIVES") else 5
+KILLS: Final = 40 if os.environ.get("METERKIT_LIVES") else 2
 RETRIES_MAX: Final = 10
 USAGES: Final = ("delivered", "pending", "Stripe away", "killed")
 PLANS: Final = """

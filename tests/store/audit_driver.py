@@ -12,7 +12,7 @@ from meterkit.redis import scripts
 from meterkit.redis.resp import pack, pack_numbers
 from store import delivery_checks
 from store.delivery_checks import Checks, texts_of
-from store.delivery_model import METERS, TOTALS_MS, VALUE_MAX, Intent, stand
+from store.delivery_model import METERS, SKEW_MS, TOTALS_MS, VALUE_MAX, Intent, stand
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, Times, View
 from store.script_plans import START_MS
@@ -165,7 +165,7 @@ class Rebuilt:
         stamps = [self.customer.stamps[meter] for meter in sharing]
         stamps += [minute for meter, (_, minute) in self.raised.items() if meter in sharing]
         first = -(-self.begins // MINUTE_MS) * MINUTE_MS
-        ahead = (self.now // MINUTE_MS + 4) * MINUTE_MS
+        ahead = ((self.now - SKEW_MS) // MINUTE_MS + 4) * MINUTE_MS
         minute = max(first, ahead, max(stamps, default=0) + MINUTE_MS)
         while minute in self.wanted.minutes:
             minute += MINUTE_MS

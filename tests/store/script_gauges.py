@@ -323,8 +323,9 @@ class GaugeWorld:
     def _amending(self, customer: str, known: str, data: str, gauges: Mapping[str, int]) -> bytes:
         keys, shared = self.keys.customer(customer), ("customers", "dirty", "unlinked", "turns")
         names = [keys.counters, keys.state, *(f"mk:{{0}}:{name}" for name in shared)]
-        names += [keys.history, keys.notices, keys.levels]
-        changes = json.dumps({"entries": [], "notices": [], "gauges": list(gauges.items())})
+        names += [keys.history, keys.notices, keys.levels, keys.totals]
+        ended = {"at": "0", "labels": {}}
+        changes = json.dumps({"entries": [], "notices": [], "gauges": list(gauges.items()), "ended": ended})
         argv = (known, self.rev, data, customer, 0, self.wall, "", "", 0, changes, self.wall)
         return pack("EVALSHA", self.scripts["amend"].sha, len(names), *names, *argv)
 

@@ -15,6 +15,7 @@ from meterkit.decisions.in_force import InForce
 from meterkit.decisions.keys import shard_of
 from meterkit.decisions.periods import to_ms
 from meterkit.store import deletion, turns
+from meterkit.store.deletion import delete
 from meterkit.store.notices import tell
 from meterkit.store.state_changes import States
 from meterkit.store.turns import sweep_turns
@@ -118,7 +119,7 @@ async def test_two_processes_that_sweep_at_once_enter_what_they_find_once(store_
         await asyncio.gather(*(sweep_turns(kit.store) for kit in (one, two, one, two)))
         for nth in range(8):
             assert len(await lines(two, f"c{nth}")) == len(before[nth]) + 2
-            assert (await one.customers.delete(f"c{nth}")).history == len(before[nth]) + 2
+            assert (await delete(one.store, f"c{nth}")).history == len(before[nth]) + 2
 
 
 async def test_a_change_that_comes_before_the_sweep_enters_what_the_clock_has_done_first(
@@ -212,7 +213,7 @@ async def test_what_is_told_again_has_the_same_id(any_store_url: str) -> None:
         for times in (1, 2):
             await fetched(kit, subscription(**FAILING))
             await eventually(lambda: len(told) == times)  # noqa: B023 - it is awaited within
-            await kit.customers.delete("acme")
+            await delete(kit.store, "acme")
     assert told[0] == told[1]
 
 
@@ -401,7 +402,7 @@ async def test_a_customer_who_is_deleted_leaves_nothing_and_it_is_said_what_ther
         await kit.gauges.set("acme", "seats", 2)
         await kit.consume("acme", "requests", 3)
         await kit.customers.set_plan("globex", "pro")
-        deleted = await kit.customers.delete("acme")
+        deleted = await delete(kit.store, "acme")
         assert (deleted.state, deleted.link, deleted.gauges, deleted.history, deleted.notices) == (
             1,
             1,
@@ -416,7 +417,7 @@ async def test_a_customer_who_is_deleted_leaves_nothing_and_it_is_said_what_ther
             assert valkey.command("ZSCORE", kit.store.keys.turns(shard), "acme") is None
             assert "acme" not in str(valkey.command("XRANGE", kit.store.keys.notices(shard), "-", "+"))
         assert await lines(kit, "globex") == [("plan", "free", "pro", "operator")]
-        again = await kit.customers.delete("acme")
+        again = await delete(kit.store, "acme")
         assert not any((again.state, again.counters, again.history, again.notices))
 
 

@@ -18,6 +18,8 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Py
     """A project with our conftest; a pytest started in it shares nothing with this one."""
     tests = Path(__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", str(tests))
+    # looptime's plugin is for pytest-asyncio: it fails without it.
+    pytester.makeini("[pytest]\naddopts = -p no:looptime_plugin")
     pytester.makeconftest((tests / "conftest.py").read_text())
     return pytester
 

@@ -170,6 +170,8 @@ class Comparer:
             due: list[bytes] = await admin.ask(
                 admin.client.zrangebyscore(compare, "-inf", store.now_ms(), start=0, num=_PAGE)
             )
+            if not due:  # Another flusher has compared them since they were counted.
+                continue
             texts: list[Any] = await admin.ask(admin.client.hmget(store.keys.shard(shard, "intents"), due))
             for member, data in zip(due, texts, strict=True):
                 kept = None if data is None else Kept.read(member.decode(), shard, data)

@@ -46,7 +46,9 @@ def end(
         for line in (unused_lines(account, subscription, item, at=now) if prorate else ())
     ]
     waiting = account.invoices.pending.get(subscription.id, [])
-    usages = [usage for item in subscription.items if (usage := usage_of(item, until=now)) is not None]
+    # Usage of a trial is never billed (https://docs.stripe.com/billing/subscriptions/trials/free-trials).
+    billed = [] if subscription.status == "trialing" else subscription.items
+    usages = [usage for item in billed if (usage := usage_of(item, until=now)) is not None]
     if invoice_now and (lines or waiting or usages):
         since = min(item.period_start for item in subscription.items)
         invoice = bill(
