@@ -324,7 +324,7 @@ class GaugeWorld:
         keys, shared = self.keys.customer(customer), ("customers", "dirty", "unlinked", "turns")
         names = [keys.counters, keys.state, *(f"mk:{{0}}:{name}" for name in shared)]
         names += [keys.history, keys.notices, keys.levels, keys.totals]
-        ended = {"at": "0", "labels": {}}
+        ended: dict[str, object] = {"at": "0", "labels": {}}
         changes = json.dumps({"entries": [], "notices": [], "gauges": list(gauges.items()), "ended": ended})
         argv = (known, self.rev, data, customer, 0, self.wall, "", "", 0, changes, self.wall)
         return pack("EVALSHA", self.scripts["amend"].sha, len(names), *names, *argv)
