@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.store.views import CustomerView
 
-__all__ = ["invoice_terms", "price_in_words"]
+__all__ = ["invoice_terms", "price_in_words", "root_meter"]
 
 _BILLED: Final = frozenset({"active", "past_due", "unpaid"})
 """In a trial and while a subscription is paused, usage costs nothing."""
@@ -55,7 +55,7 @@ def _meters(view: CustomerView, plan: str | None, *, is_billed: bool) -> str:
     found: dict[str, tuple[str, str, str]] = {}
     for name, meter in catalog.meters.items():
         if meter.stripe is not None and meter.kind == "counter":
-            own = given.get(_root(name, catalog))
+            own = given.get(root_meter(name, catalog))
             included, overage = (0, 0) if own is None else reported_parts(own, meter)
             kind = "overage" if overage else "included" if included else ""
             price = price_in_words(given.get(name), catalog.currency)
@@ -72,7 +72,7 @@ def _entitlements(view: CustomerView, plan: str | None) -> Mapping[str, Entitlem
     return override(catalog, own, view.state.overrides) if view.state.overrides else own.entitlements
 
 
-def _root(name: str, catalog: Catalog) -> str:
+def root_meter(name: str, catalog: Catalog) -> str:
     """The meter whose plan decides: the source of a derived one."""
     while (source := catalog.meters[name].source) is not None:
         name = source

@@ -10,7 +10,7 @@ from meterkit.catalog import override
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.program import reported_parts
-from meterkit.store.final_invoices import price_in_words
+from meterkit.store.final_invoices import price_in_words, root_meter
 from meterkit.store.held_usage import next_minute_ms
 
 if TYPE_CHECKING:
@@ -93,6 +93,4 @@ def _terms(
 def _given(meter: Meter, plan: Plan | None, state: CustomerState, catalog: Catalog) -> Entitlement | None:
     if plan is None:
         return None
-    while meter.source is not None:
-        meter = catalog.meters[meter.source]
-    return override(catalog, plan, state.overrides)[meter.name]
+    return override(catalog, plan, state.overrides)[root_meter(meter.name, catalog)]
