@@ -8,6 +8,7 @@ import json
 import random
 import time
 import zlib
+from decimal import Decimal, localcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -319,6 +320,14 @@ def test_no_bytes_lower_what_is_held(body: bytes, coding: str) -> None:
     assert whole or found["output_tokens"] == CEILING
 
 
+def test_a_number_too_long_to_be_written_by_a_program_holds_the_ceiling() -> None:
+    """F-133: converting it may take some ten microseconds."""
+    for number in ("9" * 10_000, "-0." + "0" * 10_000, "1." + "0" * 30, "1e" + "0" * 30):
+        assert output(f'{{"max_tokens": {number}}}'.encode()) == CEILING
+        assert output(f'{{"temperature": {number}, "max_tokens": 7}}'.encode()) == 7
+    assert output(b'{"max_tokens": 7.00000000000000000000e0}') == 7
+
+
 # F-38
 
 
@@ -349,6 +358,13 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         for unit in (b'"max_tokens":1,', b'"generationConfig":{"candidateCount":1},', b'"n":{"n":1},'):
             found[f"{unit!r} {size}"] = (filled(b"{", unit, b'"b":1}', size), "")
         found[f"wide {size}"] = (filled(b"", "{é,".encode("utf-16-le"), b"", size), "")
+    # F-133: half of the least number that a double has, whose rounding takes all of its digits.
+    with localcontext(prec=1_000):
+        halfway = format(Decimal(2) ** -1075, "e").encode()
+    for digits in (50, 100, 700):
+        number = halfway[:digits] + b"e-324,"
+        unread = filled(b'{"x":[', number, b"0]}", min(BUFFERED_BYTES_MAX - 1, 16_000 * len(number)))
+        found[f"number of {digits} digits"] = (unread, "")
     dice = random.Random(1)  # noqa: S311 - repeatable, not secret
     noise = compact({"messages": "".join(dice.choices("abcdefgh \n", k=DECODED_BYTES_MAX - 99))})
     found["gzip"] = (gzipped(noise), "gzip")

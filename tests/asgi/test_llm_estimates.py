@@ -564,6 +564,14 @@ async def test_auto_reads_answers_to_post_only(path: str, store_url: str) -> Non
         assert (1420 if path == "/auto" else 4 * 1420) == (await tokens(at.kit))[0]
 
 
+async def test_auto_reads_answers_to_post_in_any_case(store_url: str) -> None:
+    """F-131: uvicorn's h11 hands ``post`` on, and frameworks other than Starlette run the handler for it."""
+    body = compact({**chat({"content": TEXT}), "usage": DETAILED})
+    async with metered(answering([body], JSON_TYPE), store_url) as at:
+        await ask(at, "/auto", method="post")
+        assert (1420, 310) == await tokens(at.kit)
+
+
 @pytest.mark.parametrize(
     "chunks",
     [

@@ -224,11 +224,15 @@ async def test_text_after_the_last_figures_is_estimated_on_top(store_url: str) -
     start = {"id": "m", "type": "message", "model": "c", "usage": {"input_tokens": 9, "output_tokens": 1}}
     text = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x" * 300}}
     chunks = [sse({"type": "message_start", "message": start}), sse(text)]
-    for sources, recorded in (("[reported, partial, estimated]", (9, 76)), ("[partial]", (0, 0))):
+    # F-125: without estimates the bill has the provider's last report, and never nothing.
+    cases = {"[reported, partial, estimated]": (9, 76), "[reported, partial]": (9, 1), "[reported]": (0, 0)}
+    for sources, recorded in cases.items():
         plans = PLANS + f"billing: {{sources: {sources}}}\n"
         async with metered(pausing(chunks, waits_at=9), store_url, plans=plans) as at:
             await Leaving(after=2, spec="2.3").ask(at, "/anthropic")
             assert recorded == await tokens(at.kit)
+            (rates,) = [rate for rate in await at.kit.rates("acme") if rate["meter"] == "output_tokens"]
+            assert 76 == rates["used"]
 
 
 async def test_a_second_call_that_was_begun_is_estimated_beside_the_first(store_url: str) -> None:

@@ -119,7 +119,7 @@ def own_of(given: Entitlement, covered: int, overage: int) -> int:
     assert ceiling is not None
     assert given.included is not None
     left = max(0, given.included - covered)
-    return left + ceiling - given.included - overage if given.overage.mode == "bill" else left
+    return left + max(0, ceiling - given.included - overage) if given.overage.mode == "bill" else left
 
 
 def ceiling_of(given: Entitlement) -> int | None:

@@ -125,6 +125,19 @@ async def test_a_decision_counts_what_grants_and_credits_add(any_store_url: str)
         assert (await kit.usage("acme"))["meters"]["input_tokens"]["remaining"] == 1000 + 1000
 
 
+async def test_a_grant_is_not_used_up_by_overage_recorded_before_it(any_store_url: str) -> None:
+    """F-134: usage may go beyond the cap, and a grant bought after that is whole."""
+    async with kit_on(any_store_url) as (kit, _):
+        await kit.record("acme", "pages", 10 + 8)  # The cap is 5.
+        assert not (await kit.check("acme", "pages")).allowed
+        await kit.grants.add("acme", {"pages": 4}, grant_id="g1")
+        assert (await kit.usage("acme"))["meters"]["pages"]["remaining"] == 4
+        assert not (await kit.consume("acme", "pages", 5)).allowed
+        assert (await kit.consume("acme", "pages", 4)).allowed
+        assert await classes(kit, "pages") == (10, 4, 0, 8)
+        assert not (await kit.check("acme", "pages")).allowed
+
+
 async def test_used_up_credits_are_402s_and_never_had_ones_are_not(any_store_url: str) -> None:
     async with kit_on(any_store_url) as (kit, clock):
         await kit.record("zeta", "output_tokens", 100)

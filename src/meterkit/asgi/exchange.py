@@ -114,8 +114,8 @@ class Exchange(Admitted):
         if body is not None:
             self.server_receive, self._gone = body.receive, body.gone
         usage = self._route.usage
-        # A stored answer is not used again each time that it is fetched.
-        if usage != "none" and (usage != "auto" or self._scope["method"] == "POST"):
+        # A stored answer is not used again each time that it is fetched. Frameworks run "post" as POST.
+        if usage != "none" and (usage != "auto" or self._scope["method"].upper() == "POST"):
             self._reading = Reading(usage, complain=self.warn, body=body, estimate=estimate)
             self._llm = LlmCalls(self._reading)
             self._nothing_to_settle = False

@@ -213,9 +213,11 @@ def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
     found: _Amounts = {}
     for call in calls:
         key = (call.model, call.provider) if by_model else _ALL
-        for meter, quantity in call.quantities().items():
-            if quantity and meter in plain:
-                for billed in (True, False) if call.source in sources else (False,):
+        reports = (call, call.snapshot) if call.snapshot is not None else (call,)
+        counted = next((report for report in reports if report.source in sources), None)
+        for billed, report in ((True, counted), (False, call)):
+            for meter, quantity in report.quantities().items() if report is not None else ():
+                if quantity and meter in plain:
                     place = (key, billed, meter)
                     found[place] = min(found.get(place, 0) + quantity, QUANTITY_MAX)
     return found

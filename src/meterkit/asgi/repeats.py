@@ -27,6 +27,6 @@ def repeat_digest(route: Route, scope: Scope) -> str | None:
     if not any(values):
         return None
     digest = blake2b(digest_size=16)
-    for part in (scope["method"].encode(), scope["path"].encode("utf-8", "surrogatepass"), *values):
+    for part in (scope["method"].upper().encode(), scope["path"].encode("utf-8", "surrogatepass"), *values):
         digest.update(b"%d:%b" % (len(part), part))
     return digest.hexdigest()

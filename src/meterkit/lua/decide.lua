@@ -112,7 +112,7 @@ for place = rates + 2, rates + ceilings + 1 do
   held, held_before = live_holds(current_slot, slot, held, held_before)
   local available, whole = math.max(0, included - counted), included
   if beyond >= 0 then
-    available, whole = available + beyond - overage, included + beyond
+    available, whole = available + math.max(0, beyond - overage), included + beyond
   end
   available = nth <= backs and available + more(nth) or available
   local left = available - held - held_before

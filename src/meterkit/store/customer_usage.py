@@ -306,7 +306,7 @@ def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, 
         return "unlimited"
     left = max(0, entitlement.included - covered) + more - held
     if entitlement.overage.mode == "bill":
-        left += ceiling - entitlement.included - overage
+        left += max(0, ceiling - entitlement.included - overage)
     return max(0, left)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
@@ -54,6 +54,8 @@ class CallUsage:
         response_id: the provider's id of the call; None where it has none.
         source: ``reported`` by the provider; ``partial``: the last report before the response ended early;
             ``estimated`` from texts; ``missing``: nothing is known, and ``notes`` say why.
+        snapshot: of an estimate that goes beyond a provider's last report, that report. It is billed in
+            place of the estimate where ``billing.sources`` leaves out ``estimated``.
     """
 
     input_tokens: int | None = None
@@ -68,6 +70,7 @@ class CallUsage:
     provider: str | None = None
     response_id: str | None = None
     source: Source
+    snapshot: CallUsage | None = field(default=None, repr=False, compare=False)
 
     @property
     def total_tokens(self) -> int | None:
@@ -116,7 +119,7 @@ def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
     sources: list[Source] = [call.source for call in calls]
     worst = min(sources, key=RANKS.__getitem__)
     notes = tuple(sorted({note for call in calls for note in call.notes}))
-    return replace(calls[0], **figures, **shared, source=worst, notes=notes)
+    return replace(calls[0], **figures, **shared, source=worst, notes=notes, snapshot=None)
 
 
 def filled(
@@ -143,4 +146,8 @@ def filled(
         last = CallUsage(model=last.model, provider=last.provider, input_tokens=0, source="estimated")
     entered = input_tokens() if last.input_tokens is None else last.input_tokens
     left = min((last.output_tokens or 0) + more, QUANTITY_MAX)
-    return (*before, replace(last, input_tokens=entered, output_tokens=left, source="estimated"))
+    snapshot = last if last.source == "partial" else None
+    return (
+        *before,
+        replace(last, input_tokens=entered, output_tokens=left, source="estimated", snapshot=snapshot),
+    )

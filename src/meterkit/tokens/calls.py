@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.call_usage import COUNTED, CallUsage
@@ -92,7 +92,7 @@ class _Call:
             return None
         settled = self.first.settle(self.counts)
         figures = {name: count for name in COUNTED if (count := settled.get(name)) is not None}
-        fitting = {name: count for name, count in figures.items() if count <= QUANTITY_MAX}
+        fitting: dict[str, Any] = {name: count for name, count in figures.items() if count <= QUANTITY_MAX}
         notes: list[Note] = ["refused"] if self.refused or len(fitting) < len(figures) else []
         if "residual" in settled:
             notes.append("residual")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from meterkit.catalog.models import QUANTITY_MAX
@@ -35,13 +35,21 @@ _NAME_CHARS_MAX: Final = 64
 _SHORT_CHARS_MAX: Final = 256
 _VALUES_MAX: Final = 3_072
 _DIGITS: Final = re.compile(r"[0-9]{1,15}")
-# Exact up to QUANTITY_MAX; and a number of a million digits takes no longer than a text of that size.
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
+# Every number that a program writes is shorter: a float has at most 17 digits, a sign, a dot and an exponent.
+_NUMBER_CHARS_MAX: Final = 24
 # And byte order marks, and the other bytes of a blank in UTF-16 and UTF-32.
 _BLANK: Final = b" \t\r\n\0\xef\xbb\xbf\xfe\xff"
 _NONE: Final[list[Any]] = []
 _UNREADABLE: Final = True
 """Stands for a value that cannot be told."""
+
+
+def _number(written: str) -> float:
+    """A number, exact up to QUANTITY_MAX; infinite if its text is so long that converting it is slow."""
+    return float(written) if len(written) <= _NUMBER_CHARS_MAX else inf
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_float=_number, parse_int=_number)
 
 _OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_tokens_to_sample")
 _ANSWERS: Final = (
@@ -93,7 +101,8 @@ class LlmRequest:
 
         Returns:
             The largest that any parser could read, from 1; 10^15 - 1 where that cannot be told: for a
-            figure from 0 down, which some take for no limit, and for what is no figure.
+            figure from 0 down, which some take for no limit, and for one of more than 24 characters; for
+            texts and objects likewise.
         """
         names = _OUTPUT_LIMITS if field in _OUTPUT_LIMITS else (field,)
         return max(self._quantities(names), default=None)
