@@ -8,7 +8,7 @@ import pytest
 
 from faults import kit_at, used
 from meterkit.decisions.keys import meter_field
-from meterkit.redis.settling import Sent
+from meterkit.redis.settling import NEVER_SENT, Sent
 from meterkit.store.replay import Replay
 from meterkit.store.settlement import Settlement
 from meterkit.store.spooled import write
@@ -34,7 +34,7 @@ QUANTITIES: Final = (5, 7)
         # What follows on them was lost as well, and is recorded.
         pytest.param(3, 5, 12, 2, id="the store has lost two that it had acknowledged"),
         # Nobody knows whether they were applied: in doubt they are not billed.
-        pytest.param(None, 5, 0, 2, id="the store has no record of what it had acknowledged"),
+        pytest.param(None, 5, 0, 7, id="the store has no record of what it had acknowledged"),
     ],
 )
 async def test_i6_what_was_sent_before_it_was_spooled_is_recorded_unless_the_store_may_have_it(
@@ -59,6 +59,25 @@ async def test_i6_what_was_sent_before_it_was_spooled_is_recorded_unless_the_sto
         await replay.send(records)
         assert (await used(kit, "acme", "tokens"), replay.lost) == ((recorded, 0), lost)
         assert replay.done == {view.shard: 2}
+
+
+@pytest.mark.parametrize(("is_own", "lost"), [(False, 5), (True, 0)])
+async def test_i11_what_was_never_sent_is_recorded_and_tells_of_the_producer_before_it(
+    valkey: Server, tmp_path: Path, is_own: bool, lost: int
+) -> None:
+    # F-122: the process that sends the spool of a dead one counts what the store has lost of that.
+    async with kit_at(valkey.url, spool_dir=tmp_path) as kit:
+        store, lane = kit.store, await kit.store.lane()
+        view = store.cache.get("acme")
+        earlier = store.keys.producer(view.shard, "0" * 16)
+        sent = (Sent(earlier, NEVER_SENT, 5), None)
+        records = [
+            write(Settlement(view, used=Used(recorded={"tokens": 7})), nth, store.now_ms(), of)
+            for nth, of in enumerate(sent, start=1)
+        ]
+        replay = Replay("f" * 16, lane_of=lane.lane_of, cache=store.cache, keys=store.keys, is_own=is_own)
+        await replay.send(records)
+        assert (await used(kit, "acme", "tokens"), replay.lost) == ((14, 0), lost)
 
 
 @pytest.mark.parametrize("value", ["a key of another type", "a field that is no number"])

@@ -88,7 +88,10 @@ class ClusterLane(Lane):
 
     def _on_place(self, shard: int) -> None:
         self.queues[shard].disconnected()
-        if self.spool is not None and self.at(shard) is not None:
+        if self.at(shard) is None:
+            return
+        self.queues[shard].compare()
+        if self.spool is not None:
             self.spool.connected()
 
 
@@ -138,3 +141,7 @@ class _ShardLane:
     def warn(self, message: str) -> None:
         """Say what goes wrong, but not again and again."""
         self._lane.warn(message)
+
+    def compare_all(self) -> None:
+        """Have all queues of the lane compare what the store had acknowledged with what it has."""
+        self._lane.compare_all()

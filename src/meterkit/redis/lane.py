@@ -270,8 +270,15 @@ class Lane:
         if connection is None:
             for queue in self.queues:
                 queue.disconnected()
-        elif self.spool is not None:
+            return
+        self.compare_all()
+        if self.spool is not None:
             self.spool.connected()
+
+    def compare_all(self) -> None:
+        """Have all queues compare what the store had acknowledged with what it has."""
+        for queue in self.queues:
+            queue.compare()
 
     def measure(self, tallies: Tallies | None) -> None:
         """Have the durations of requests counted, or not."""
@@ -300,7 +307,8 @@ class Lane:
                 queue.resume()
             if self._connection is not None:
                 await self.replies()
-            if not self.unsettled or (self.spool is not None and self.is_away):
+            is_comparing = self._connection is not None and any(queue.is_comparing for queue in self.queues)
+            if not (self.unsettled or is_comparing) or (self.spool is not None and self.is_away):
                 return
             self._reconnector.begin()
             await asyncio.sleep(_DRAIN_PAUSE_S)

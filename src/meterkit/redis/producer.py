@@ -20,7 +20,7 @@ from meterkit.errors import QuantityError, StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.resp import pack_each, pack_numbers
 from meterkit.redis.settle_replies import DAMAGED, DUPLICATE, OK, REFUSED, STALE
-from meterkit.redis.settling import Sent, resolve
+from meterkit.redis.settling import NEVER_SENT, Sent, resolve
 
 if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
@@ -37,6 +37,10 @@ _WAITING_MAX: Final = 10_000
 _SPILL_AFTER_S: Final = 1.0
 _PAUSE_MAX_S: Final = 1.0
 _WINDOW_FIRST: Final = 16
+_NO_RECORD: Final = (
+    "the store has no record any more of what it had acknowledged: it was restarted without its data, or"
+    " evicts keys (its maxmemory-policy is to be noeviction)"
+)
 
 
 def pack_sequence(slot: int, sequence: int) -> bytes:
@@ -119,8 +123,8 @@ class SettlementQueue:
     """
 
     __slots__ = (
-        *("_is_away", "_keys", "_lane", "_patience", "_recovering", "_recovery", "_shard"),
-        *("lost", "pause_s", "producer", "waiting"),
+        *("_is_away", "_is_suspect", "_keys", "_lane", "_patience", "_recovering", "_recovery", "_shard"),
+        *("_spilled", "lost", "pause_s", "producer", "waiting"),
     )
 
     def __init__(self, lane: QueueLane, keys: Keys, shard: int) -> None:
@@ -130,6 +134,8 @@ class SettlementQueue:
         self._recovering = False
         self._recovery: asyncio.Task[None] | None = None
         self._is_away = False
+        self._is_suspect = False
+        self._spilled: dict[str, int] = {}
         self._patience: asyncio.TimerHandle | None = None
         self.lost = 0
         self.pause_s = 0.0
@@ -159,6 +165,8 @@ class SettlementQueue:
             self.waiting.append(settlement)
             if self._is_away or len(self.waiting) > _WAITING_MAX:
                 self.spill()
+            elif self._recovering:
+                self._await_patiently()
             self.restart(None)
 
     def spill(self) -> None:
@@ -175,6 +183,11 @@ class SettlementQueue:
             *sent,
             *((settlement, None) for settlement in self.waiting),
         ]
+        if producer.acknowledged:
+            self._spilled[producer.key] = producer.acknowledged
+            if not sent:
+                # Should this process end before it can compare, the process that sends the spool does.
+                kept[0] = (kept[0][0], Sent(producer.key, NEVER_SENT, producer.acknowledged))
         for left in (producer.inflight, producer.unapplied, producer.unanswered, self.waiting):
             left.clear()
         if producer.sequence:
@@ -186,13 +199,31 @@ class SettlementQueue:
 
     def restart(self, why: Any) -> None:
         """Begin anew with another producer."""
-        if not self._recovering and self.unsettled:
+        if not self._recovering and (self.unsettled or self._is_to_be_compared):
             if isinstance(why, Exception):
                 self._lane.warn(f"settlements are sent again: {why}")
-            if self._patience is None and self._lane.spool is not None:
-                self._patience = self._lane.later(_SPILL_AFTER_S, self._lose_patience)
+            self._await_patiently()
             self._recovery = self._lane.spawn(self._recover())
             self._recovering = self._recovery is not None
+
+    @property
+    def is_comparing(self) -> bool:
+        """Whether the store's record is being compared with what it had acknowledged, or is still to be."""
+        return self._recovering or self._is_to_be_compared
+
+    @property
+    def _is_to_be_compared(self) -> bool:
+        return self._is_suspect and bool(self.producer.acknowledged or self._spilled)
+
+    def compare(self) -> None:
+        """Compare the acknowledged high-water marks with the store's records, and count what it has lost.
+
+        That is for each new connection, whether or not anything is settled: behind it may be a store that
+        was restored, or another server. Fencing tells the last number; all goes on under a new producer.
+        """
+        if self.producer.acknowledged or self._spilled:
+            self._is_suspect = True
+            self.restart(None)
 
     def take_state(self, settlement: Settlement, reply: list[Any]) -> None:
         """Hand on the state that the store has come to since."""
@@ -214,12 +245,14 @@ class SettlementQueue:
         """Go on where the task that saw to it was cancelled, as it is when a loop ends."""
         if self._recovery is not None and self._recovery.done():
             self._recovering = False
-        if self.waiting or self.producer.unapplied or self.producer.unanswered:
+        if self.waiting or self.producer.unapplied or self.producer.unanswered or self._is_to_be_compared:
             self.restart(None)
 
     def renew(self) -> None:
         """Begin anew with a producer that the store will not forget for a while."""
-        if self.unsettled:
+        if self.producer.acknowledged:
+            self.compare()
+        elif self.unsettled:
             self.restart(None)
         elif self.producer.sequence:
             self.producer = self._new_producer()
@@ -249,6 +282,10 @@ class SettlementQueue:
         post((head, producer.packed_key, tail, pack_sequence(settlement.slot, sequence)), producer)
         return True
 
+    def _await_patiently(self) -> None:
+        if self._patience is None and self._lane.spool is not None:
+            self._patience = self._lane.later(_SPILL_AFTER_S, self._lose_patience)
+
     def _lose_patience(self) -> None:
         self._patience = None
         if self.unsettled and self._lane.spool is not None and not self._lane.stopping:
@@ -276,8 +313,13 @@ class SettlementQueue:
     async def _settle_what_is_left(self) -> None:
         window = _WINDOW_FIRST
         while True:
-            producer = self.producer
-            if producer.unapplied or producer.unanswered or producer.inflight:
+            for key, acknowledged in list(self._spilled.items()):
+                last = await self._lane.fence(key)
+                self._spilled.pop(key, None)
+                self._count_forgotten(acknowledged, last)
+            producer, is_suspect = self.producer, self._is_suspect and self.producer.acknowledged > 0
+            self._is_suspect = False
+            if producer.unapplied or producer.unanswered or producer.inflight or is_suspect:
                 await asyncio.sleep(self.pause_s)
                 self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
                 # Replies come in order: once this one is here, all that was sent before is answered too.
@@ -287,7 +329,7 @@ class SettlementQueue:
                 if not self._send(self.waiting[0]):
                     break
                 self.waiting.popleft()
-            if not self.waiting:
+            if not self.waiting and not self._is_to_be_compared:
                 return
             # A few at first: where one of them is stale, all behind it go again.
             await self._lane.replies()
@@ -300,17 +342,14 @@ class SettlementQueue:
             # Whether the rest was applied nobody knows: in doubt it is not billed.
             unknown = (*producer.unanswered, *producer.inflight)
             self.waiting.extendleft(reversed(producer.unapplied))
-            why = "the store has no record any more of what it had acknowledged: it was restarted without its"
-            why += " data, or evicts keys (its maxmemory-policy is to be noeviction)"
             for settlement in unknown:
-                resolve(settlement, StoreError(f"it is not known whether this is recorded: {why}"))
-            self._count_lost(acknowledged + len(unknown), why)
+                resolve(settlement, StoreError(f"it is not known whether this is recorded: {_NO_RECORD}"))
+            self._count_forgotten(acknowledged, last, len(unknown))
             return
         unapplied = producer.unsettled
         applied = max(0, last - acknowledged)
-        if max(0, last) < acknowledged:
-            # What follows on it was lost as well: scripts are applied, and lost, in their order.
-            self._count_lost(acknowledged - last, "the store lost what it had acknowledged")
+        # What follows on it was lost as well: scripts are applied, and lost, in their order.
+        self._count_forgotten(acknowledged, last)
         again: list[Settlement] = []
         for place, settlement in enumerate(unapplied):
             if place in producer.failed:
@@ -325,6 +364,14 @@ class SettlementQueue:
     def _lose(self, settlement: Settlement, why: str) -> None:
         resolve(settlement, StoreError(f"not recorded: {why}", executed=False))
         self._count_lost(1, why)
+
+    def _count_forgotten(self, acknowledged: int, last: int, unknown: int = 0) -> None:
+        """Count what the store had acknowledged of a producer beyond the last number that it knows."""
+        lost = acknowledged - max(0, last) + unknown
+        if lost > 0:
+            self._count_lost(lost, _NO_RECORD if last < 0 else "the store lost what it had acknowledged")
+            # It was emptied or restored, maybe under connections that have lasted.
+            self._lane.compare_all()
 
     def _count_lost(self, count: int, why: str) -> None:
         self.lost += count

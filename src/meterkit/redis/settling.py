@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Sequence
 
-__all__ = ["QueueLane", "Sent", "Settlement", "Spooling", "resolve"]
+__all__ = ["NEVER_SENT", "QueueLane", "Sent", "Settlement", "Spooling", "resolve"]
+
+NEVER_SENT: Final = 2**53 - 1
+"""The number of a settlement that was never sent. Its record tells only of the producer."""
 
 
 class Settlement(Protocol):
@@ -44,7 +47,7 @@ class Sent(NamedTuple):
 
     Attributes:
         producer: the producer's key.
-        number: the settlement's.
+        number: the settlement's; :data:`NEVER_SENT`: it was not sent under that producer.
         acknowledged: how many the store had applied of that producer by its own word.
     """
 
@@ -119,6 +122,9 @@ class QueueLane(Protocol):
 
     def warn(self, message: str) -> None:
         """Say what goes wrong, but not again and again."""
+
+    def compare_all(self) -> None:
+        """Have all queues of the lane compare what the store had acknowledged with what it has."""
 
 
 def resolve(settlement: Settlement, error: Exception | None) -> None:

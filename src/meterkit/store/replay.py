@@ -14,6 +14,7 @@ from meterkit.redis import settle_replies as replies
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.producer import pack_sequence
 from meterkit.redis.resp import pack_each
+from meterkit.redis.settling import NEVER_SENT
 from meterkit.store.settlement import Settlement
 from meterkit.store.spooled import read
 
@@ -70,6 +71,8 @@ class Replay:
         lane_of: the way of a shard's settlements.
         cache: the customers, by the plans file of now.
         keys: names of keys.
+        is_own: whether this event loop wrote the records: its queues count what the store had acknowledged
+            and has lost.
 
     Attributes:
         done: in each shard, the last number that the store has.
@@ -77,8 +80,15 @@ class Replay:
     """
 
     def __init__(
-        self, producer: str, *, lane_of: Callable[[int], QueueLane], cache: CustomerCache, keys: Keys
+        self,
+        producer: str,
+        *,
+        lane_of: Callable[[int], QueueLane],
+        cache: CustomerCache,
+        keys: Keys,
+        is_own: bool = False,
     ) -> None:
+        self._is_own = is_own
         self._producer = producer
         self._lane_of = lane_of
         self._cache = cache
@@ -117,8 +127,10 @@ class Replay:
         last = self._fenced.get(sent.producer)
         if last is None:
             last = self._fenced[sent.producer] = await self._lane_of(entry.shard).fence(sent.producer)
-            if 0 <= last < sent.acknowledged:
-                self._lose(sent.acknowledged - last, "the store lost what it had acknowledged")
+            if last < sent.acknowledged and not self._is_own:
+                self._lose(sent.acknowledged - max(0, last), "the store lost what it had acknowledged")
+        if sent.number == NEVER_SENT:
+            return entry
         if last < 0 < sent.acknowledged:
             # As the queue has it: nobody knows whether it was applied, and in doubt it is not billed.
             self._lose(1, "the store has no record any more of what it had acknowledged")

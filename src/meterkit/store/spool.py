@@ -255,7 +255,7 @@ class Spool:
         """Send what is in this event loop's own spool; meanwhile more may be added to it."""
         if not self.kept and self._file is None:
             return
-        kept, replay = self.kept, self._sender(self._producer)
+        kept, replay = self.kept, self._sender(self._producer, is_own=True)
         at = taken = 0  # So far the file is sent, and what the disk does not take.
         try:
             while True:
@@ -361,8 +361,9 @@ class Spool:
             self._said.add(path)
             _log.error("the spool %s is not sent: %s", path, why)
 
-    def _sender(self, producer: str) -> Replay:
-        return Replay(producer, lane_of=self._lane.lane_of, cache=self._cache(), keys=self._keys)
+    def _sender(self, producer: str, *, is_own: bool = False) -> Replay:
+        lane_of, cache = self._lane.lane_of, self._cache()
+        return Replay(producer, lane_of=lane_of, cache=cache, keys=self._keys, is_own=is_own)
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
         if self._thread is None:
