@@ -6,6 +6,7 @@ are really killed and restored are in ``tests/promises/test_i6_restored.py``.
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -46,6 +47,8 @@ async def linked(store_url: str, *customers: str, **settings: Any) -> AsyncGener
 async def begin_anew(at: Desk, **fields: Any) -> None:
     """Have the shard have been delivered from in another life of the server than this one."""
     admin = await at.kit.store.admin()
+    restarts: Any = vars(at.flusher)["_restarts"]
+    vars(vars(restarts)["_lives"])["_met"].clear()
     fields = {"known": "another life", **fields}
     await admin.ask(admin.client.hset(at.kit.store.keys.shard(0, "life"), mapping=fields))
 
@@ -373,3 +376,85 @@ async def test_i6_what_is_damaged_of_one_customer_holds_up_no_other(store_url: s
         for _ in range(2):
             await at.flush(everything=True, timeout_s=0)
         assert (at.accepted("acme"), at.accepted("zeta")) == (9, 6)
+
+
+async def correct_at_stripe(at: Desk, quantity: int, minute: datetime) -> None:
+    """Deliver units and take them back, both unknown to the store."""
+    await have_at_stripe(at, quantity, minute=minute)
+    await have_at_stripe(at, -quantity, minute=minute + MINUTE)
+
+
+@pytest.mark.parametrize(("away", "known"), [(timedelta(minutes=9), True), (timedelta(hours=2), False)])
+async def test_i6_units_delivered_and_taken_back_since_the_backup_do_not_cancel(
+    store_url: str, away: timedelta, known: bool
+) -> None:
+    # F-120: 130 for 100, as the sum of what Stripe has was what the store knew of.
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 100)
+        await at.flush(everything=True)
+        at.clock.advance(5 * MINUTE)
+        await at.flush()  # It notes when it delivers: what a backup of now forgets came later.
+        await at.kit.record("acme", "requests", 30)
+        at.clock.advance(away)
+        await correct_at_stripe(at, 30, at.clock.now() - 4 * MINUTE)
+        await begin_anew(at, **({} if known else {"seen_ms": 0}))
+        await come_back(at)
+        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+        assert (await states(at), at.accepted("acme")) == ([(30, "parked")], 100)
+
+
+async def test_i6_a_restart_asks_for_the_minutes_since_the_last_delivery_and_no_more(store_url: str) -> None:
+    async with linked(store_url) as at:
+        await correct_at_stripe(at, 30, NOW - 30 * MINUTE)  # Known before this life, as far as that goes.
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        await come_back(at)
+        asked = len(at.emulator.requests)
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 1
+        assert (await states(at), at.accepted("acme")) == ([], 6)
+        assert len(at.emulator.requests) - asked < 20
+
+
+async def test_i6_what_is_recorded_after_a_restore_is_apart_from_what_was_pending(store_url: str) -> None:
+    # F-123: one intent had both, and neither `drop` nor `redrive` was right.
+    async with linked(store_url) as at:
+        await have_at_stripe(at, 50)
+        await at.kit.record("acme", "requests", 6)
+        await begin_anew(at)
+        assert (await at.flush()).sealed == 1  # Long before it is due.
+        await at.kit.record("acme", "requests", 7)
+        at.clock.advance(LAG)
+        await at.flush(everything=True, timeout_s=0)
+        await at.flush(everything=True)
+        assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 57)
+
+
+async def test_i6_what_a_restore_parked_is_redriven_only_where_stripe_has_nothing_of_it(
+    store_url: str,
+) -> None:
+    # F-121: 160 for 130.
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 6)
+        await have_at_stripe(at, 6)
+        await begin_anew(at)
+        await come_back(at)
+        await at.flush(everything=True, timeout_s=0)
+        (parked,) = await at.kit.outbox.list()
+        assert (parked.restored, parked.compared_at) == (True, None)
+        redriven = await at.kit.outbox.redrive(parked.identifier, reason="the runbook says so")
+        assert (redriven.state, redriven.restored, redriven.compared_at is None) == ("parked", True, False)
+        await at.flush(everything=True, timeout_s=0)
+        (parked,) = await at.kit.outbox.list()
+        assert (parked.state, parked.compared_at, at.accepted("acme")) == ("parked", None, 6)
+        assert "Stripe has 6 more of api_requests" in parked.why
+        # Once the store knows what Stripe has, as after a rebuild, it is sent.
+        admin, keys = await at.kit.store.admin(), at.kit.store.keys
+        period = next(name for name in await at.totals("acme") if name.endswith("k"))
+        await admin.ask(admin.client.hincrby(keys.customer("acme").totals, f"{period[:-1]}d", 6))
+        delivered = keys.delivered(0, at.kit.store.now_ms())
+        minute_s = (_ms(NOW) // 60_000 - 60) * 60
+        line = json.dumps(["acme", "cus_acme", "api_requests", str(minute_s), "6"])
+        await admin.ask(admin.client.hset(delivered, "known-1", line))
+        await at.kit.outbox.redrive(parked.identifier)
+        await at.flush(everything=True, timeout_s=0)
+        assert (await states(at), at.accepted("acme")) == ([], 12)

@@ -96,7 +96,8 @@ async def redrive(
         bool,
         typer.Option(
             "--all",
-            help="All that are parked or dead, but for those parked by hand; with --customer, of that one.",
+            help="All that are parked or dead, but not those parked by hand or after a restore;"
+            " with --customer, of that one.",
         ),
     ] = False,
     customer: _Customer = None,
@@ -170,7 +171,10 @@ async def _undelivered(kit: MeterKit, customer: str | None) -> list[str]:
     left = sum(intent.is_parked_by_hand for intent in found)
     if left:
         print_note(f"{left} parked by hand stay so: name them to redrive them")
-    return [intent.identifier for intent in found if not intent.is_parked_by_hand]
+    restored = sum(intent.restored for intent in found)
+    if restored:
+        print_note(f"{restored} parked after a restore stay so: `meterkit recover` compares and settles them")
+    return [intent.identifier for intent in found if not (intent.is_parked_by_hand or intent.restored)]
 
 
 async def _each(

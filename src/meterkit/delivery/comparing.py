@@ -8,12 +8,14 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.outcomes import CLOCKS_APART_S
 from meterkit.delivery.report import REPORTED
 from meterkit.delivery.verdicts import Judged, Look, judge
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
-from meterkit.store.kept_intents import Kept
+from meterkit.store.event_names import read_meters
+from meterkit.store.kept_intents import RESTORED, Kept
 from meterkit.store.steering import steer
 from meterkit.store.waiting import count_members
 from meterkit.store.withdrawing import withdraw
@@ -53,6 +55,7 @@ class Comparer:
         self._store = store
         self._summaries = summaries
         self._late = LateIntents(store)
+        self._forgotten = Forgotten(store, summaries)
 
     async def compare_due(self, report: FlushReport) -> None:
         """Compare all that is due; what Stripe has counts as delivered in the report.
@@ -107,8 +110,10 @@ class Comparer:
             StripeError: Stripe does not answer, or refuses the key.
             StoreError: the store does not answer.
         """
-        judged = await self._judged(kept)
         store = self._store
+        if RESTORED in kept.fields:
+            return await self._compare_restored(kept)
+        judged = await self._judged(kept)
         if judged.verdict == "again":
             more = {"why": kept.fields.get("why", "")}
             if judged.keep is not None:
@@ -132,6 +137,28 @@ class Comparer:
             more = {"why": judged.why}
             is_so = await steer(store, kept, "parked", cause=CAUSE, after=f"parked: {judged.why}", more=more)
         return judged.verdict if is_so else "again"
+
+    async def _compare_restored(self, kept: Kept) -> Verdict:
+        """Send what a restore has parked only where Stripe has nothing that the store does not know of."""
+        fields, admin = kept.fields, (await self._store.admin()).for_delivery()
+        meters = await read_meters(admin, self._store.keys, self._store.catalog)
+        unknown = await self._forgotten.unknown(
+            *(kept.customer, fields["event"], fields["stripe"]),
+            since_ms=int(fields["period"]),
+            gap=Gap.read(fields[RESTORED]),
+            names={token: counted.event_name for token, counted in meters.items()},
+        )
+        if unknown <= 0:
+            anew = kept.renamed(kept.identifier, self._store.now_ms())
+            after = "queued: Stripe has nothing that the store does not know of"
+            is_so = await steer(self._store, kept, "queued", cause=CAUSE, to_be=anew, after=after)
+            return "replace" if is_so else "again"
+        why = (
+            f"Stripe has {unknown} more of {fields['event']} than the store knows of: this may be among them"
+        )
+        more = {"why": f"{why}; see `meterkit recover`"}
+        is_so = await steer(self._store, kept, "parked", cause=CAUSE, after=f"parked: {why}", more=more)
+        return "person" if is_so else "again"
 
     async def _judged(self, kept: Kept) -> Judged:
         fields, start_s = kept.fields, kept.minute_s

@@ -149,7 +149,7 @@ class Flusher:
         deadline = monotonic() + timeout_s
         await self._compare(flush.report, is_alone=is_alone)
         if self._restarts is not None:
-            await self._restarts.begin()
+            await self._restarts.begin(flush.outbox, flush.report)
         if everything:
             await self._until_all_is_done(flush, deadline)
         else:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.periods import from_ms, stamped_span_s
 from meterkit.delivery.comparing import CAUSE
+from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.delivery.hourly import Hourly
+from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
-from meterkit.store.delivered import delivered_lately
-from meterkit.store.history import is_relinked
-from meterkit.store.kept_intents import kept_in
+from meterkit.store.kept_intents import RESTORED, kept_in
 from meterkit.store.sealing import is_of_a_key
 from meterkit.store.server_lives import ServerLives
 from meterkit.store.steering import steer
@@ -36,12 +34,14 @@ _logger = logging.getLogger("meterkit.delivery")
 
 # Summaries are "eventually consistent" (https://docs.stripe.com/api/billing/meter-event-summary).
 _LAG_MS: Final = 120_000
+# A store of an earlier release does not say when it was delivered from last.
+_GAP_MS: Final = 6 * 3_600_000
 # What was pending then is sealed by now: it waited for a free minute, or for the end of its period.
 _SEALED_MS: Final = 300_000
 # What was tried before is sent first; that long it is waited for.
 _PATIENCE_MS: Final = 3_600_000
+_NO_GAP: Final = Gap(from_ms=0, till_ms=0)
 _OF_THE_CUSTOMER: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
-_DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 
 
 @dataclass(slots=True)
@@ -52,6 +52,7 @@ class _Line:
 
     Attributes:
         unknown: how much Stripe has that the store does not know of.
+        gap: when deliveries may have been forgotten.
     """
 
     customer: str
@@ -59,6 +60,7 @@ class _Line:
     stripe_customer: str
     waiting: list[Kept] = field(default_factory=list["Kept"])
     unknown: int = 0
+    gap: Gap = _NO_GAP
 
 
 class Restarts:
@@ -78,15 +80,22 @@ class Restarts:
         self._store = store
         self._summaries = summaries
         self._lives = ServerLives(store)
+        self._forgotten = Forgotten(store, summaries)
         self._has_begun = False
         self._said: set[str | None] = set()
         self._waits = Hourly()
 
-    async def begin(self) -> None:
-        """Have a new store know in which life it is. Raises StoreError where it does not answer."""
+    async def begin(self, outbox: Outbox, report: FlushReport) -> None:
+        """Have a new store know in which life it is, and seal what was pending when another server is met.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
         if not self._has_begun:
             await self._lives.begin()
             self._has_begun = True
+        for shard, life in (await self._lives.unmet()).items():
+            await self._notice(outbox, shard, life, report)
 
     async def are_over(self, outbox: Outbox, shard: int, report: FlushReport) -> bool:
         """Whether all may be sent; else only what was tried before. For the holder of the shard's lease.
@@ -96,13 +105,13 @@ class Restarts:
         """
         life, now_ms = await self._lives.of(shard), self._store.now_ms()
         if life.is_known:
+            await self._lives.see(shard, life)
             return True
         if not life.known:
             await self._lives.confirm(shard, life)
             return True
         if life.noticed != life.now:
-            await self._lives.notice(shard, life)
-            self._say_noticed(shard, life)
+            await self._notice(outbox, shard, life, report)
             return False
         if now_ms < life.noticed_ms + _LAG_MS:
             return False
@@ -111,6 +120,15 @@ class Restarts:
         except StripeError as error:
             self._say_unknown(shard, life, error)
             return False
+
+    async def _notice(self, outbox: Outbox, shard: int, life: ServerLife, report: FlushReport) -> None:
+        """Seal what was pending: Stripe certainly lacks what is recorded from now on, under other intents."""
+        sealing = await outbox.seal(shard, due_ms=None, most=-1)
+        report.sealed += sealing.made
+        if sealing.late:
+            report_late(report, sealing.late, await outbox.meters())
+        await self._lives.notice(shard, life, is_sealed=not sealing.later and not sealing.aside)
+        self._say_noticed(shard, life)
 
     def _say_noticed(self, shard: int, life: ServerLife) -> None:
         """Once of a server, which may have a hundred shards."""
@@ -140,7 +158,9 @@ class Restarts:
             return False
         await self._summaries.refresh()
         names = {token: counted.event_name for token, counted in (await outbox.meters()).items()}
-        for line in _lines(waiting):
+        gap = Gap(from_ms=life.seen_ms or life.noticed_ms - _GAP_MS, till_ms=life.noticed_ms)
+        for line in _lines(waiting, life.sealed_ms or self._store.now_ms()):
+            line.gap = gap
             await self._compare_line(line, names, report)
         await self._lives.confirm(shard, life)
         return True
@@ -153,14 +173,19 @@ class Restarts:
     async def _compare_line(self, line: _Line, names: Mapping[str, str], report: FlushReport) -> None:
         """Leave a line to be sent where Stripe has nothing of it; else tell apart what it may have."""
         try:
-            line.unknown = await self._unknown(line, names)
+            line.unknown = await self._forgotten.unknown(
+                *(line.customer, line.event_name, line.stripe_customer),
+                since_ms=min(int(kept.fields["period"]) for kept in line.waiting),
+                gap=line.gap,
+                names=names,
+            )
             if line.unknown > 0:
                 await self._part(line, report)
         except StripeError as error:
             if error.status not in _OF_THE_CUSTOMER:
                 raise
             why = f"the store has come back, and Stripe does not say whether it has this: {error}"
-            for kept in await self._park(line.waiting, why, report):
+            for kept in await self._park(line, line.waiting, why, report):
                 _logger.warning(
                     "intent %s of customer %r is parked: %s",
                     *(kept.identifier, line.customer, why),
@@ -179,49 +204,12 @@ class Restarts:
             extra=REPORTED,
         )
         try:
-            await self._park(
-                line.waiting, f"the store has come back, and this cannot be compared: {error}", report
-            )
+            why = f"the store has come back, and this cannot be compared: {error}"
+            await self._park(line, line.waiting, why, report)
         except StoreError as refused:
             if not _is_damage(refused):
                 raise
             # Its totals cannot be counted in: until they can, it is not sent either.
-
-    async def _unknown(self, line: _Line, names: Mapping[str, str]) -> int:
-        """What Stripe has counted since the first period of what waits, less what the store knows of."""
-        first_ms = min(int(kept.fields["period"]) for kept in line.waiting)
-        span_s = stamped_span_s(first_ms, self._store.now_ms())
-        counted = await self._summaries.counted(line.event_name, line.stripe_customer, *span_s)
-        if counted is None:
-            return 0
-        if await is_relinked(self._store, line.customer, from_ms(first_ms)):  # Totals do not say to whom.
-            return int(counted) - await self._delivered_to(line, span_s[0])
-        admin = (await self._store.admin()).for_delivery()
-        totals: dict[bytes, bytes] = await admin.ask(
-            admin.client.hgetall(self._store.keys.customer(line.customer).totals)
-        )
-        known = sum(
-            # What takes units back is counted apart.
-            int(value) * (1 if match[3] == b"d" else -1)
-            for name, value in totals.items()
-            if value.isdigit()
-            and (match := _DELIVERED.fullmatch(name))
-            and int(match[1]) >= first_ms
-            # Of all meters of the event name: one may have had another name in the plans file.
-            and names.get(match[2].decode()) == line.event_name
-        )
-        return int(counted) - known
-
-    async def _delivered_to(self, line: _Line, since_s: int) -> int:
-        """What went to a line's Stripe customer, as far as each delivery is kept."""
-        admin = (await self._store.admin()).for_delivery()
-        shard = self._store.keys.customer(line.customer).shard
-        whose = (line.customer, line.stripe_customer, line.event_name)
-        units = 0
-        async for one in delivered_lately(admin, self._store.keys, shard):
-            if (one.customer, one.stripe_customer, one.event_name) == whose and one.time_s >= since_s:
-                units += one.value
-        return units
 
     async def _part(self, line: _Line, report: FlushReport) -> None:
         """Tell what Stripe has by the summary of its minute; the rest is parked while it may be there."""
@@ -243,7 +231,7 @@ class Restarts:
             f"since the store came back, Stripe has {line.unknown} more of {line.event_name} than it says was"
             " delivered: this may be among them"
         )
-        parked = await self._park(left, why, report)
+        parked = await self._park(line, left, why, report)
         _logger.error(
             "the store has lost what it knew of customer %r: Stripe has %d more of %s than the store says was"
             " delivered; %d that wait are parked",
@@ -251,9 +239,9 @@ class Restarts:
             extra=REPORTED,
         )
 
-    async def _park(self, intents: Iterable[Kept], why: str, report: FlushReport) -> list[Kept]:
-        """Leave intents to a person; those that were as they were read."""
-        after, more = f"parked: {why}", {"why": why}
+    async def _park(self, line: _Line, intents: Iterable[Kept], why: str, report: FlushReport) -> list[Kept]:
+        """Leave intents to `meterkit recover`; those that were as they were read."""
+        after, more = f"parked: {why}", {"why": why, RESTORED: line.gap.dump()}
         parked = [
             kept
             for kept in intents
@@ -268,11 +256,11 @@ def _is_damage(error: Exception) -> bool:
     return error.__cause__ is None or is_of_a_key(error.__cause__)
 
 
-def _lines(waiting: Iterable[Kept]) -> Iterable[_Line]:
-    """What was not tried, as far as we know, line by line."""
+def _lines(waiting: Iterable[Kept], sealed_ms: int) -> Iterable[_Line]:
+    """Untried intents that were sealed by then, line by line."""
     lines: dict[tuple[str, str, str], _Line] = {}
     for kept in waiting:
-        if not kept.first_ms:
+        if not kept.first_ms and int(kept.fields["at"]) <= sealed_ms:
             fields = kept.fields
             names = (kept.customer, fields["event"], fields["stripe"])
             lines.setdefault(names, _Line(*names)).waiting.append(kept)

@@ -134,6 +134,8 @@ class Intent:
         sealed_at: when it was made.
         age_s: how long ago that is, in seconds.
         compared_at: when it is compared with Stripe's summary of its minute; None: it is not.
+        restored: whether it was parked after a restore of the store: Stripe may have it under another
+            identifier, and it is never sent before that is compared.
     """
 
     identifier: str
@@ -151,6 +153,7 @@ class Intent:
     sealed_at: datetime
     age_s: int
     compared_at: datetime | None
+    restored: bool = False
 
     @property
     def is_parked_by_hand(self) -> bool:

@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-__all__ = ["REFUSED", "Kept", "find_kept", "is_refused", "kept_in"]
+__all__ = ["REFUSED", "RESTORED", "Kept", "find_kept", "is_refused", "kept_in"]
 
 _PAGE: Final = 500
 # What Stripe refused later; and of one that stands for usage of many minutes.
-_OF_ITS_PAST: Final = ("refused", "since", "till", "base", "together")
+_OF_ITS_PAST: Final = ("refused", "since", "till", "base", "together", "restored")
+
+RESTORED: Final = "restored"
+"""The field of what was parked after a restore: when deliveries may have been forgotten; see comparing."""
 
 REFUSED: Final = "r"
 """Ends the identifier of what Stripe has taken and refused later; see refuse.lua."""

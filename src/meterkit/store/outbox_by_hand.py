@@ -13,7 +13,7 @@ from meterkit.store.arguments import check_text, is_text, shown
 from meterkit.store.customer_id import check_customer
 from meterkit.store.event_names import read_meters
 from meterkit.store.intents import BY_HAND, Intent, IntentState
-from meterkit.store.kept_intents import find_kept, is_refused, kept_in
+from meterkit.store.kept_intents import RESTORED, find_kept, is_refused, kept_in
 from meterkit.store.steering import steer
 from meterkit.store.waiting import count_members
 
@@ -88,7 +88,8 @@ class Intents:
         It is sent again under the same identifier where that is counted once for certain: its first try is
         younger than 23 hours, or Stripe certainly has nothing of it. Else it stays parked, and 26 hours
         after its first try it is compared with Stripe's summary of its minute: see ``compared_at``. So is
-        what Stripe took and refused later, three hours after that: it may have another try of it.
+        what Stripe took and refused later, three hours after that: it may have another try of it. What was
+        parked after a restore is compared first with all that Stripe has (``restored``).
 
         Args:
             identifier: of the intent.
@@ -101,6 +102,12 @@ class Intents:
 
         async def redriven(kept: Kept, cause: str) -> bool:
             now_ms = self._store.now_ms()
+            if RESTORED in kept.fields:
+                after = _and_why("parked, to be compared with what Stripe has", reason)
+                why = "Stripe may have it: the store was restored, and what Stripe has is compared first"
+                return await steer(
+                    self._store, kept, "parked", cause=cause, compare_in_ms=0, after=after, more={"why": why}
+                )
             if may_be_sent_again(kept.first_ms, now_ms) and not is_refused(identifier):
                 # Stripe answers a known idempotency key with what it answered then.
                 again = replace(kept, fields={**kept.fields, "key": f"{identifier}-{token_hex(4)}"})
@@ -240,6 +247,7 @@ def _intent(kept: Kept, meters: Mapping[str, Counted], compared_ms: Mapping[str,
         sealed_at=from_ms(int(fields["at"])),
         age_s=max(0, (now_ms - int(fields["at"])) // 1000),
         compared_at=None if compared is None else from_ms(compared),
+        restored=RESTORED in fields,
     )
 
 

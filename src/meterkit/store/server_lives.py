@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
 __all__ = ["ServerLife", "ServerLives"]
+
+_SEEN_EVERY_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +28,16 @@ class ServerLife:
         known: that in which all of the shard's deliveries are known; empty: none was made yet.
         noticed: another one that was met since; empty: none.
         noticed_ms: when that was met first.
+        sealed_ms: when all was sealed that was pending then; 0: that could not be done.
+        seen_ms: when the shard was delivered from last in its known life, a minute more or less; 0: unknown.
     """
 
     now: str | None
     known: str = ""
     noticed: str = ""
     noticed_ms: int = 0
+    sealed_ms: int = 0
+    seen_ms: int = 0
 
     @property
     def is_known(self) -> bool:
@@ -45,25 +53,46 @@ class ServerLives:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._met: set[str] = set()
 
     async def begin(self) -> None:
         """Have each shard of a new store remember the life that it begins in."""
-        keys, admin = self._store.keys, (await self._store.admin()).for_delivery()
-        groups: dict[Admin, list[str]] = {}
-        for shard in range(keys.shards):
-            key = keys.shard(shard, "life")
-            groups.setdefault(await admin.at(key), []).append(key)
-        for server, names in groups.items():
-            pipe = server.client.pipeline(transaction=False)
-            pipe.execute_command("INFO", "server")
-            replies: list[Any] = await server.ask(pipe.execute(raise_on_error=False))
-            info = replies[0]
-            now = None if isinstance(info, Exception) else info.get("run_id")
+        for server, shards in (await self._servers()).items():
+            now = await _run_id(server)
             if now is not None:
                 pipe = server.client.pipeline(transaction=False)
-                for name in names:
-                    pipe.hsetnx(name, "known", now)
+                for shard in shards:
+                    pipe.hsetnx(self._store.keys.shard(shard, "life"), "known", now)
                 await server.ask(pipe.execute())
+
+    async def unmet(self) -> Mapping[int, ServerLife]:
+        """The shards whose server is in a life that was not noticed yet, of servers that were not met yet."""
+        found: dict[int, ServerLife] = {}
+        for server, shards in (await self._servers()).items():
+            now = await _run_id(server)
+            if now is None or now in self._met:
+                continue
+            pipe = server.client.pipeline(transaction=False)
+            for shard in shards:
+                pipe.hgetall(self._store.keys.shard(shard, "life"))
+            lives = [_life(now, kept) for kept in await server.ask(pipe.execute())]
+            unmet = {
+                shard: life
+                for shard, life in zip(shards, lives, strict=True)
+                if life.known and now not in {life.known, life.noticed}
+            }
+            found |= unmet
+            if not unmet:
+                self._met.add(now)
+        return found
+
+    async def _servers(self) -> Mapping[Admin, list[int]]:
+        """The servers, with the shards that each has."""
+        keys, admin = self._store.keys, (await self._store.admin()).for_delivery()
+        servers: dict[Admin, list[int]] = {}
+        for shard in range(keys.shards):
+            servers.setdefault(await admin.at(keys.shard(shard, "life")), []).append(shard)
+        return servers
 
     async def of(self, shard: int) -> ServerLife:
         """In which life a shard is."""
@@ -77,23 +106,45 @@ class ServerLives:
         if isinstance(kept, Exception):
             raise StoreError(f"the store failed: {kept}") from kept
         now = None if isinstance(info, Exception) else info.get("run_id")
-        fields = {name.decode(): value.decode() for name, value in kept.items()}
-        return ServerLife(
-            now=now,
-            known=fields.get("known", ""),
-            noticed=fields.get("noticed", ""),
-            noticed_ms=int(fields.get("noticed_ms", 0)),
-        )
+        return _life(now, kept)
 
-    async def notice(self, shard: int, life: ServerLife) -> None:
-        """Remember since when the server is in this life."""
-        await self._write(shard, {"noticed": life.now or "", "noticed_ms": f"{self._store.now_ms()}"})
+    async def see(self, shard: int, life: ServerLife) -> None:
+        """Remember, before anything is sent, that the shard is delivered from: a backup tells its age so."""
+        if life.now is not None and self._store.now_ms() >= life.seen_ms + _SEEN_EVERY_MS:
+            await self._write(shard, {"seen_ms": f"{self._store.now_ms()}"})
+
+    async def notice(self, shard: int, life: ServerLife, *, is_sealed: bool) -> None:
+        """Remember since when the server is in this life, and whether what was pending is sealed."""
+        now = f"{self._store.now_ms()}"
+        sealed_ms = now if is_sealed else "0"
+        await self._write(shard, {"noticed": life.now or "", "noticed_ms": now, "sealed_ms": sealed_ms})
 
     async def confirm(self, shard: int, life: ServerLife) -> None:
         """Remember that in this life all of the shard's deliveries are known."""
-        await self._write(shard, {"known": life.now or "", "noticed": ""})
+        seen_ms = f"{self._store.now_ms()}"
+        await self._write(shard, {"known": life.now or "", "noticed": "", "seen_ms": seen_ms})
 
     async def _write(self, shard: int, fields: dict[str, str]) -> None:
         key = self._store.keys.shard(shard, "life")
         admin = (await self._store.admin()).for_delivery()
         await admin.ask(admin.client.hset(key, mapping=fields))
+
+
+async def _run_id(server: Admin) -> str | None:
+    """Names the life of a server; None: it does not say."""
+    pipe = server.client.pipeline(transaction=False)
+    pipe.execute_command("INFO", "server")
+    (info,) = await server.ask(pipe.execute(raise_on_error=False))
+    return None if isinstance(info, Exception) else info.get("run_id")
+
+
+def _life(now: str | None, kept: Mapping[bytes, bytes]) -> ServerLife:
+    fields = {name.decode(): value.decode() for name, value in kept.items()}
+    return ServerLife(
+        now=now,
+        known=fields.get("known", ""),
+        noticed=fields.get("noticed", ""),
+        noticed_ms=int(fields.get("noticed_ms", 0)),
+        sealed_ms=int(fields.get("sealed_ms", 0)),
+        seen_ms=int(fields.get("seen_ms", 0)),
+    )
