@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from delivering import Desk
+    from meterkit.delivery.outcomes import Outcome
+    from meterkit.delivery.transports import StripeTransport
+    from meterkit.store.intents import Sealed
 
 pytestmark = pytest.mark.anyio
 
@@ -170,6 +173,55 @@ async def test_a_refusal_does_not_hide_that_an_earlier_try_may_have_been_accepte
         at.clock.advance(timedelta(hours=24))
         report = await at.flush(everything=True)
     assert (report.parked, len(at.emulator.requests)) == (1, 2)
+
+
+class Stopping:
+    """A transport that stops its flusher when it gets the usage of one customer."""
+
+    def __init__(self, inner: StripeTransport, stripe_customer: str) -> None:
+        self._inner, self._stripe_customer = inner, stripe_customer
+        self.flusher: Flusher | None = None
+
+    @property
+    def most(self) -> int:
+        return self._inner.most
+
+    async def ready(self) -> Outcome | None:
+        return await self._inner.ready()
+
+    async def send(self, *sealed: Sealed) -> Outcome:
+        if self.flusher is not None and sealed[0].stripe_customer == self._stripe_customer:
+            self.flusher.stop()
+        return await self._inner.send(*sealed)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+async def test_what_is_given_back_unsent_keeps_its_first_try(store_url: str) -> None:
+    # F-140: it was sent again after 23 hours, as if Stripe could not have it.
+    async with desk(store_url, shards=1) as at:
+        await at.link("mira", "acme", "zeta")
+        way = Stopping(at.transport, "cus_zeta")
+        steady = way.flusher = Flusher(at.kit.store, way, calls_at_once=1)
+        await at.kit.record("mira", "requests", 1)
+        assert (await steady.flush(everything=True)).delivered == 1
+        await at.kit.record("acme", "requests", 6)
+        at.emulator.fail_next("drop", when="before", times=2)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(seconds=2))
+        await at.kit.record("zeta", "requests", 8)
+        # Twice without an answer: it waits for longer than what has just been sealed.
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(minutes=1))
+        await steady.flush(everything=True, timeout_s=0)
+        (left,) = await intents(at, "acme")
+        assert (left["state"], at.accepted("zeta"), at.accepted("acme")) == ("queued", 8, 0)
+        assert int(left["first"]) == NOW.timestamp() * 1000
+        at.clock.advance(timedelta(hours=24))
+        before = len(at.emulator.requests)
+        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+        assert (len(at.emulator.requests), at.accepted("acme")) == (before, 0)
 
 
 @pytest.mark.parametrize("status", [302, 401, 403, 408, 429, 451])

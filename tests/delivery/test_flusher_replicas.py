@@ -1,4 +1,4 @@
-"""A store without a file that has a replica: what is sent is known there before."""
+"""A store that has a replica, with a file or without one: what is sent is known there before."""
 
 from __future__ import annotations
 
@@ -21,15 +21,20 @@ pytestmark = pytest.mark.anyio
 
 
 @contextmanager
-def replicated() -> Generator[tuple[Server, Server]]:
-    """A server that writes nothing to its disk, and its replica."""
-    with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
+def replicated(*options: str) -> Generator[tuple[Server, Server]]:
+    """A server that has these options, and its replica."""
+    with spawn_server(*options) as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
         yield master, replica
 
 
-async def test_i6_nothing_is_sent_before_the_replica_has_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    # F-87: a lease that a failover forgets is a bill that may be sent twice.
-    with replicated() as (master, replica):
+@pytest.mark.parametrize(
+    "options", [(), ("--appendonly", "yes", "--appendfsync", "always")], ids=["no file", "a file, too"]
+)
+async def test_i6_nothing_is_sent_before_the_replica_has_its_lease(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    # F-87: a lease that a failover forgets is a bill that may be sent twice. F-140: nor is a file enough.
+    with replicated(*options) as (master, replica):
         await until(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
         await until(lambda: master.command("INFO", "replication")["connected_slaves"] == 1)
         async with desk(master.url) as at:
