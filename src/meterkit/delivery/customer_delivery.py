@@ -20,7 +20,8 @@ __all__ = ["deliver_customer", "undelivered"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
-_PAUSE_S: Final = 0.2
+_PAUSE_FIRST_S: Final = 0.2
+_PAUSE_MAX_S: Final = 2.0
 
 
 async def deliver_customer(
@@ -39,7 +40,7 @@ async def deliver_customer(
     Raises:
         StoreError: the store does not answer.
     """
-    deadline = monotonic() + timeout_s
+    deadline, pause_s = monotonic() + timeout_s, _PAUSE_FIRST_S
     dirty = store.keys.customer(customer).dirty
     async with flusher as at_work:
         left = await undelivered(store, customer)
@@ -56,7 +57,8 @@ async def deliver_customer(
                 )
                 return False
             if left:
-                await anyio.sleep(_PAUSE_S)
+                await anyio.sleep(min(pause_s, max(0.0, deadline - monotonic())))
+                pause_s = min(2 * pause_s, _PAUSE_MAX_S)
     return True
 
 
