@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from certificates import Authority
 from clusters import spawn_cluster, spawn_watched
+from lua_runtime import compile_once
 from meterkit.redis import memory
 from servers import redis_binary, spawn_server
 
@@ -114,6 +115,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patched.setenv("METERKIT_STORE_TIMEOUT", "2")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_scripts() -> None:
+    """``memory://`` compiles each script once for a whole run."""
+    own: Any = memory
+    compile_once(own._server)
 
 
 @pytest.fixture(scope="session")

@@ -349,28 +349,6 @@ class _Client(fakeredis.FakeAsyncRedis):
         return pipeline
 
 
-class _CompiledScripts:
-    """A runtime of Lua that compiles each script once, and collects garbage now and then."""
-
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
-        self._compiled: dict[bytes, Callable[[], Any]] = {}
-        self._uses = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runtime, name)
-
-    def execute(self, script: bytes | str) -> Any:
-        """Run a script."""
-        if isinstance(script, str):  # fakeredis has it collect garbage after each script.
-            self._uses += 1
-            return None if self._uses % 500 else self._runtime.execute(script)
-        compiled = self._compiled.get(script)
-        if compiled is None:
-            compiled = self._compiled[script] = self._runtime.compile(script)
-        return compiled()
-
-
 async def _survive(process: Process | None, name: str) -> None:
     """Make a step; one that is the last is never over."""
     if process is not None and not process.step(name):
@@ -422,8 +400,6 @@ def _patch(patched: pytest.MonkeyPatch, world: World) -> None:
         if process is None or process.step("store"):
             execute(connection)
 
-    fakeredis.FakeRedis(server=memory._server, version=(7, 0)).eval("return 1", 0)  # Which makes its runtime.
-    patched.setattr(memory._server, "_lua_runtime", _CompiledScripts(memory._server._lua_runtime))
     # Keys end by the world's clock.
     patched.setattr(memory._Past, "__call__", now)
     patched.setattr(memory, "admin_client", client)

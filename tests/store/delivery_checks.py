@@ -15,7 +15,7 @@ from store.script_checks import MismatchError
 from store.script_model import NEVER_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from store.script_wires import Wire
 
@@ -166,31 +166,36 @@ class Checks:
         return {key: content for key, content in stored.items() if content}
 
     def store(self, *keys: str) -> None:
-        """Have the store hold what the model does."""
+        """Have the store hold what the model does, in one round trip."""
         stored = self._stored()
-        for short in keys:
-            key, content = self._key(short), stored.get(short)
-            self.wire(pack("DEL", key))
-            if content is None:
-                continue
-            if isinstance(content, str):
-                self.wire(pack("SET", key, content))
-            elif isinstance(content, list):
-                for entry in cast("list[dict[str, str]]", content):
-                    self.wire(pack("XADD", key, "*", *(part for field in entry.items() for part in field)))
-            elif isinstance(content, set):
-                self.wire(pack("SADD", key, *cast("set[str]", content)))
-            elif short in _SORTED:
-                self.wire(pack("ZADD", key, *(part for name, at in content.items() for part in (at, name))))
-            else:
-                texts = {n: t if isinstance(t, str) else json.dumps(t) for n, t in content.items()}
-                fields = packed_of(texts) if short.startswith("c:") else texts
-                self.wire(pack("HSET", key, *(part for field in fields.items() for part in field)))
-            customer = self.shard.customers[short[2:]] if short.startswith("c:") else None
-            if customer is not None and customer.lives < NEVER_MS:
-                self.wire(pack("PEXPIREAT", key, customer.lives))
-            elif short in self.shard.ttls:
-                self.wire(pack("PEXPIRE", key, self.shard.ttls[short]))
+        requests = [request for short in keys for request in self._storing(short, stored.get(short))]
+        if requests:
+            self.wire(*requests)
+
+    def _storing(self, short: str, content: Any) -> Iterator[bytes]:
+        """The commands that make a key hold some content, with its life."""
+        key = self._key(short)
+        yield pack("DEL", key)
+        if content is None:
+            return
+        if isinstance(content, str):
+            yield pack("SET", key, content)
+        elif isinstance(content, list):
+            for entry in cast("list[dict[str, str]]", content):
+                yield pack("XADD", key, "*", *(part for field in entry.items() for part in field))
+        elif isinstance(content, set):
+            yield pack("SADD", key, *cast("set[str]", content))
+        elif short in _SORTED:
+            yield pack("ZADD", key, *(part for name, at in content.items() for part in (at, name)))
+        else:
+            texts = {n: t if isinstance(t, str) else json.dumps(t) for n, t in content.items()}
+            fields = packed_of(texts) if short.startswith("c:") else texts
+            yield pack("HSET", key, *(part for field in fields.items() for part in field))
+        customer = self.shard.customers[short[2:]] if short.startswith("c:") else None
+        if customer is not None and customer.lives < NEVER_MS:
+            yield pack("PEXPIREAT", key, customer.lives)
+        elif short in self.shard.ttls:
+            yield pack("PEXPIRE", key, self.shard.ttls[short])
 
     def _key(self, short: str) -> str:
         return self.keys.shard(0, short)

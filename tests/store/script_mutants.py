@@ -119,12 +119,17 @@ def equivalents(file: str) -> dict[str, str]:
     return found
 
 
+def in_depth(short: int, long: int) -> int:
+    """How many lives or steps: ``long`` where METERKIT_ALL_MUTANTS=1, as in ``make soak``; else ``short``."""
+    return long if os.environ.get("METERKIT_ALL_MUTANTS") == "1" else short
+
+
 def sample_of(every: Sequence[Mutant], count: int) -> list[Mutant]:
     """Some of them, by what they are: the same scripts give the same sample on any day.
 
     All of them where METERKIT_ALL_MUTANTS=1.
     """
-    if os.environ.get("METERKIT_ALL_MUTANTS") == "1":
+    if in_depth(0, 1):
         return list(every)
     seed = crc32("\n".join(map(str, every)).encode())
     return Random(seed).sample(every, count)  # noqa: S311 - a failure must be repeatable, nothing is secret

@@ -10,6 +10,7 @@ import fakeredis
 import hiredis
 from redis.exceptions import ResponseError
 
+from lua_runtime import compile_once
 from meterkit.redis import scripts
 from meterkit.redis.resp import pack, unpack
 
@@ -30,33 +31,48 @@ CLOCK: Final = {
 
 
 class Wire(Protocol):
-    """Executes one packed request; an error reply is returned, not raised."""
+    """Executes packed requests in one round trip; an error reply is returned, not raised.
 
-    def __call__(self, request: bytes) -> Any: ...
+    Returns the reply of a single request, and the list of replies of several.
+    """
+
+    def __call__(self, *requests: bytes) -> Any: ...
 
 
 @contextmanager
 def server_wire(server: Server) -> Generator[Wire]:
-    """One connection, one request at a time."""
+    """One connection."""
     with socket.create_connection(("127.0.0.1", server.port)) as link:
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link.settimeout(20)
         reader = hiredis.Reader(replyError=RuntimeError)
 
-        def execute(request: bytes) -> Any:
-            link.sendall(request)
+        def next_reply() -> Any:
             while (reply := reader.gets()) is False:
                 reader.feed(link.recv(65536))
             return reply
+
+        def execute(*requests: bytes) -> Any:
+            link.sendall(b"".join(requests))
+            if len(requests) == 1:
+                return next_reply()
+            return [next_reply() for _ in requests]
 
         yield execute
 
 
 def fake_wire() -> Wire:
     """A fakeredis of its own."""
-    client: Any = fakeredis.FakeRedis(server=fakeredis.FakeServer(), version=(7, 0))
+    server = fakeredis.FakeServer()
+    compile_once(server)
+    client: Any = fakeredis.FakeRedis(server=server, version=(7, 0))
 
-    def execute(request: bytes) -> Any:
+    def execute(*requests: bytes) -> Any:
+        if len(requests) == 1:
+            return execute_one(requests[0])
+        return [execute_one(request) for request in requests]
+
+    def execute_one(request: bytes) -> Any:
         parts = unpack(request)
         try:
             if parts[0] in {b"HGETALL", b"ZRANGE"}:  # redis-py would make dictionaries of these.

@@ -13,6 +13,7 @@ from store.recalling import Recalling
 from store.refusing import Refusing
 from store.restoring import Restoring
 from store.script_driver import life
+from store.script_mutants import in_depth
 from store.script_wires import fake_wire, server_wire
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("seed", range(101, 104))
+@pytest.mark.parametrize("seed", range(101, 101 + in_depth(3, 9)))
 def test_the_scripts_of_delivery_do_what_the_model_does(valkey: Server, seed: int) -> None:
     with server_wire(valkey) as wire:
         delivery = Delivery(wire, load_texts(), life(seed))
@@ -72,7 +73,7 @@ def test_redis_delivers_as_the_model_does(redis_server: Server) -> None:
 def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
     # So does this one.
     delivery = Delivery(fake_wire(), load_texts("fake"), life(112), slack_ms=1000)
-    for _ in range(1500):
+    for _ in range(in_depth(400, 3000)):
         delivery.step()
 
 
@@ -88,6 +89,6 @@ def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
 def test_so_they_do_in_lives_of_their_own(valkey: Server, kind: type[Delivery], answers: set[str]) -> None:
     with server_wire(valkey) as wire:
         delivery = kind(wire, load_texts(), life(7))
-        for _ in range(1500):
+        for _ in range(in_depth(1000, 3000)):
             delivery.step()
     assert answers <= set(+delivery.seen)

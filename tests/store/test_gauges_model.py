@@ -13,7 +13,7 @@ import pytest
 from store.script_checks import MismatchError
 from store.script_driver import life
 from store.script_gauges import GaugeWorld, KeepingWorld
-from store.script_mutants import equivalents, mutants, sample_of
+from store.script_mutants import equivalents, in_depth, mutants, sample_of
 from store.script_repeats import RepeatWorld
 from store.script_wires import fake_wire, load_texts, server_wire
 
@@ -85,7 +85,7 @@ def test_redis_does_what_the_model_does(redis_server: Server, kind: type[GaugeWo
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_store_within_the_process_does_what_the_model_does(kind: type[GaugeWorld]) -> None:
-    live(fake_wire(), load_texts("fake"), 8, 800, kind)
+    live(fake_wire(), load_texts("fake"), 8, in_depth(400, 2000), kind)
 
 
 @pytest.mark.timeout(600)

@@ -26,6 +26,7 @@ from meterkit.store.used import Used
 from store.script_corners import FullWorld, MonthWorld, TurnWorld
 from store.script_counts import DAY_MS
 from store.script_driver import World, life
+from store.script_mutants import in_depth
 from store.script_paid import PaidWorld
 from store.script_plans import CUSTOMERS
 from store.script_wires import CLOCK, clock_answers, fake_wire, load_texts, server_wire
@@ -57,7 +58,7 @@ def wire(valkey: Server) -> Iterator[Wire]:
         yield execute
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(in_depth(2, 6)))
 def test_the_scripts_do_what_the_model_does(wire: Wire, seed: int) -> None:
     world = World(wire, load_texts(), life(seed))
     for _ in range(5000):
@@ -67,7 +68,7 @@ def test_the_scripts_do_what_the_model_does(wire: Wire, seed: int) -> None:
     assert {what for what, times in world.seen.items() if times} >= SAID
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(in_depth(2, 6)))
 def test_the_scripts_do_what_the_model_does_with_grants_and_credits(wire: Wire, seed: int) -> None:
     world = PaidWorld(wire, load_texts(), life(seed))
     for _ in range(4000):
@@ -110,7 +111,7 @@ def test_redis_does_what_the_model_does(redis_server: Server, kind: type[World])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_store_within_the_process_does_what_the_model_does(kind: type[World]) -> None:
     world = kind(fake_wire(), load_texts("fake"), life(12))
-    for _ in range(1200):
+    for _ in range(in_depth(600, 3000)):
         world.step()
 
 
