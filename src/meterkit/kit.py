@@ -362,7 +362,7 @@ class MeterKit:
         Raises:
             SettingsError: no Stripe key is set.
         """
-        return flusher_for(self.store, self.settings)
+        return flusher_for(self.store, self.settings, self.webhooks.fetch)
 
     async def reload(self) -> bool:
         """Read the plans file again, and decide by it from now on; done by itself after it has changed.

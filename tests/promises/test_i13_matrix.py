@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-    from _pytest.mark import ParameterSet
-
     from world import World
 
 START: Final = datetime(2031, 6, 1, 0, 0, 30, tzinfo=UTC)
@@ -233,34 +231,9 @@ def lived(
     return run(patched, story, catalog=catalog, start=START)
 
 
-BY_OTHERS: Final = "usage sealed before others change the price and delivered afterwards may be on no invoice"
-KNOWN: Final = {
-    **dict.fromkeys(
-        [(how, usage) for how in ("portal", "dashboard") for usage in ("Stripe away", "killed")],
-        BY_OTHERS,
-    ),
-}
-"""What of each column fails for a known reason."""
-
-
-def cells() -> list[ParameterSet]:
-    return [
-        pytest.param(
-            *(new, how, usage),
-            id=f"{new}-{how}-{usage}",
-            marks=[
-                pytest.mark.xfail(strict=usage != "killed", raises=AssertionError, reason=KNOWN[how, usage])
-            ]
-            if (how, usage) in KNOWN
-            else [],
-        )
-        for new in NEW
-        for how in HOWS
-        for usage in USAGES
-    ]
-
-
-@pytest.mark.parametrize(("new", "how", "usage"), cells())
+@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("new", NEW)
 def test_i13_usage_and_a_price_that_changes(
     monkeypatch: pytest.MonkeyPatch, new: str, how: str, usage: str
 ) -> None:

@@ -15,7 +15,7 @@ from meterkit.delivery.transports import transport_of
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.delivery.flusher import Flusher
@@ -30,8 +30,15 @@ _logger = logging.getLogger("meterkit.delivery")
 
 
 @asynccontextmanager
-async def flusher_for(store: Store, settings: Settings) -> AsyncGenerator[Flusher]:
+async def flusher_for(
+    store: Store, settings: Settings, look: Callable[[str], Awaitable[object]] | None = None
+) -> AsyncGenerator[Flusher]:
     """A flusher that keeps its connections to Stripe until the block ends.
+
+    Args:
+        store: where usage is counted.
+        settings: how it is sent.
+        look: see :class:`meterkit.delivery.flusher.Flusher`.
 
     Raises:
         SettingsError: no Stripe key is set.
@@ -41,7 +48,7 @@ async def flusher_for(store: Store, settings: Settings) -> AsyncGenerator[Flushe
     try:
         module: Any = import_module("meterkit.delivery.flusher")
         yield module.Flusher(
-            store, transport, calls_per_s=settings.meter_event_calls_per_s, summaries=summaries
+            store, transport, calls_per_s=settings.meter_event_calls_per_s, summaries=summaries, look=look
         )
     finally:
         await transport.close()

@@ -17,6 +17,7 @@ from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.store.event_names import read_meters
 from meterkit.store.kept_intents import RESTORED, Kept
 from meterkit.store.steering import steer
+from meterkit.store.stranding import MISSED, strand_intent
 from meterkit.store.waiting import count_members
 from meterkit.store.withdrawing import withdraw
 
@@ -121,6 +122,8 @@ class Comparer:
             is_so = await steer(store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, more=more)
         elif judged.verdict == "delivered":
             is_so = await steer(store, kept, "delivered", cause=CAUSE, after=f"delivered: {judged.why}")
+        elif judged.verdict == "replace" and MISSED in kept.fields:
+            is_so = await strand_intent(store, kept, cause=CAUSE)
         elif judged.verdict == "replace" and await self._late.is_late(kept):
             why = f"{judged.why}, and the invoice of its period is final"
             is_so = await withdraw(store, kept, cause=CAUSE, why=why)

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.delivery.comparing import Comparer
+from meterkit.delivery.first_look import WAITED_MS, FirstLook
 from meterkit.delivery.hourly import Hourly
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.late_usage import report_late
@@ -23,7 +24,7 @@ from meterkit.store.outbox import Outbox
 from meterkit.store.spool import NO_SPOOLS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 
     from meterkit.delivery.sending import Transport
     from meterkit.delivery.summaries import Summaries
@@ -63,6 +64,8 @@ class Flusher:
         calls_at_once: at most so many calls to Stripe in flight.
         timeout_s: how long the transport may take for one call.
         summaries: what says whether Stripe has an intent whose first try is long ago; None: it stays parked.
+        look: fetches a customer's subscription from Stripe into the store; None: nobody's is fetched before
+            usage is sent that has waited.
     """
 
     def __init__(
@@ -74,12 +77,14 @@ class Flusher:
         calls_at_once: int = 128,
         timeout_s: float = 10.0,
         summaries: Summaries | None = None,
+        look: Callable[[str], Awaitable[object]] | None = None,
     ) -> None:
         self._store = store
         self._comparer = None if summaries is None else Comparer(store, summaries)
         self._compared_ms = 0
         self._restarts = None if summaries is None else Restarts(store, summaries)
         self._late = LateIntents(store)
+        self._first = FirstLook(store, look)
         self._sender = Sender(
             store, transport, calls_per_s=calls_per_s, calls_at_once=calls_at_once, timeout_s=timeout_s
         )
@@ -226,7 +231,9 @@ class Flusher:
             try:
                 if not await lease.outlives(0):
                     return
-                sealing = await outbox.seal(shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL)
+                sealing = await outbox.seal(
+                    shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL, first=self._look_first
+                )
                 flush.report.sealed += sealing.made
                 self._tell(flush, sealing)
                 if sealing.late:
@@ -268,6 +275,13 @@ class Flusher:
                     extra=REPORTED,
                 )
 
+    async def _look_first(self, since_ms: Mapping[str, int]) -> Collection[str]:
+        """Have customers looked at whose usage has waited since then; those of whom nothing is to be sent."""
+        waited_ms = self._store.now_ms() - WAITED_MS
+        waited = [customer for customer, at_ms in since_ms.items() if at_ms <= waited_ms]
+        unseen = await self._unless_stopping(self._first.unseen(waited)) if waited else ()
+        return waited if unseen is None else unseen
+
     async def _send_due(self, flush: _Pass, lease: Lease, now_ms: int, *, only_repeats: bool) -> None:
         """Send what is due of a shard, page after page; alone where one is to show whether others pass."""
         due_ms, sender = None if flush.retries else now_ms, self._sender
@@ -299,7 +313,10 @@ class Flusher:
         )
         if not found:
             return False
-        due, withdrawn, parked = await self._late.divert(lease.shard, found)
+        unseen = await self._look_first({sealed.customer: sealed.sealed_ms for sealed in reversed(found)})
+        flush.tried.update(sealed.identifier for sealed in found if sealed.customer in unseen)
+        seen = [sealed for sealed in found if sealed.customer not in unseen]
+        due, withdrawn, parked = await self._late.divert(lease.shard, seen)
         flush.withdrawn, flush.report.parked = flush.withdrawn + withdrawn, flush.report.parked + parked
         if not due:
             flush.tried.update(sealed.identifier for sealed in found)

@@ -1,6 +1,7 @@
 #!lua
--- steer: takes an intent that nobody is sending into another state, or keeps it in its own with what was seen of it at
--- Stripe: by the word of a person, or of a comparison with Stripe's summaries. That is entered for its customer.
+-- steer: takes an intent into another state, or keeps it in its own with what was seen of it at Stripe: by the word of a
+-- person, or of a comparison with Stripe's summaries. That is entered for its customer. Whoever is sending it does not
+-- settle it any more.
 --
 -- KEYS[1] hash  intents     KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] zset  parked: since when (ms)
 -- KEYS[4] zset  dead: since when (ms)
@@ -30,7 +31,7 @@ if was.state ~= intent.state then
   if not recount(totals_key, was, was.state, intent.state) then
     return {2, now}
   end
-  local places = {queued = outbox_key, parked = parked_key, dead = dead_key}
+  local places = {queued = outbox_key, leased = outbox_key, parked = parked_key, dead = dead_key}
   call('ZREM', places[was.state], id)
   if places[intent.state] then
     call('ZADD', places[intent.state], now, new_id)

@@ -1,53 +1,107 @@
 #!lua
--- strand: makes usage late that is pending while others change the prices of a subscription at Stripe. It can no longer
--- reach the invoice line of its price. It is counted as t of its period. Where the plan of now bills the meter, it is
--- recorded once more, as overage (or included) and as late, and is pending there: it is billed at the new price.
+-- strand: makes usage late that Stripe did not have when others changed the prices of a subscription there. It can no
+-- longer reach the invoice line of its price. It is counted as t of its period. Where the plan of now bills the meter, it is
+-- recorded once more, as overage (or included) and as late, and is pending: it is billed at the new price.
 --
--- KEYS[1] hash  counters    KEYS[2] hash  totals    KEYS[3] list  ledger of changes
--- ARGV  1 a JSON object: meters: a token to the class that it is recorded in once more (empty: none), its name, the price
---       that ends in words; labels: of the prices that end (see mark_prices); changed: what is pending then is stamped with
---       no minute before this (ms, as text); cause: for the ledger
+-- KEYS[1] hash  counters    KEYS[2] hash  totals    KEYS[3] list  ledger of changes    KEYS[4] zset  dirty
+-- KEYS[5] hash  intents     KEYS[6] zset  outbox    KEYS[7] zset  parked    KEYS[8] zset  compare
+-- KEYS[9] stream  where there is an audit log: of that
+-- ARGV  1 the customer    2 32 hex digits that are new
+--       3 a JSON object: meters: a token to the class that it is recorded in once more (empty: none), its name, the price
+--       that ended in words; pending: tokens of which what is pending is late; intents: what is late, each with its
+--       identifier and as it was read, Stripe has none of it; since: a token to what was sealed after the change;
+--       labels: of the prices that end (see mark_prices); rev: of the state before the change; empty: what is late
+--       was found out later; changed: what is pending then is stamped with no minute before this (ms, as text); cause: for
+--       the ledger
 --       last: the caller's clock (ms)
--- Reply {0, now, of each meter that had pending usage its token and how much...}
---       the error DAMAGED: the counters are not what they must be, and nothing is done
+-- PERIOD|n: the rev of the change that this was done for last: it is done once.
+-- Reply {0, now, of what was late its token, how much, and 1 where it is billed at the new price, else 0...}
+--       the error DAMAGED: a number is not what it must be, and nothing is done
 --include server_ms
 --include read_counters
+--include whole_numbers
 --include pack_meter
 --include in_order
+--include count_of
 --include mark_prices
 --include enter
-local counters_key, totals_key, history_key = unpack(KEYS)
-local asked, now, call = cjson.decode(ARGV[1]), server_ms(ARGV[#ARGV]), redis.call
+--include enter_usage
+local counters_key, totals_key, history_key, dirty_key, intents_key, outbox_key, parked_key, compare_key, audit_key =
+  unpack(KEYS)
+local customer, nonce = unpack(ARGV)
+local asked, now, call = cjson.decode(ARGV[3]), server_ms(ARGV[#ARGV]), redis.call
 local head, meters, damaged = read_counters(counters_key)
+damaged = damaged or whole_numbers(totals_key, {}, {'|....[qlkdxt]$'})
 if damaged then
-  return redis.error_reply('DAMAGED the counters cannot be read: no whole numbers in field ' .. damaged)
-elseif not head then
-  return {0, now}
+  return redis.error_reply('DAMAGED a customer cannot be read: no whole numbers in field ' .. damaged)
 end
-local period, stranded, ended = string.format('%.0f', head.begins_ms), {}, {}
-for token, meter in pairs(meters) do
-  local pending = asked.meters[token] and meter.pending or 0
-  ended[token] = {overage = meter.overage - math.min(meter.overage, pending)}
+local text, this = string.format, head and string.format('%.0f', head.begins_ms) or ''
+local late, reply, is_due = {}, {0, now}, false
+if head and asked.rev ~= '' and call('HGET', totals_key, this .. '|n') == asked.rev then
+  return reply
 end
-mark_prices(totals_key, period, ended, asked.labels)
-for _, token in ipairs(in_order(meters)) do
-  local meter, terms = meters[token], asked.meters[token]
-  local pending = terms and meter.pending or 0
-  if pending > 0 then
-    local class, name, price = unpack(terms)
-    local value, is_billed = string.format('%.0f', pending), class ~= '' and meter[class] + pending <= MOST
-    call('HINCRBY', totals_key, period .. '|' .. token .. 't', value)
-    if is_billed then
-      meter[class], meter.late = meter[class] + pending, meter.late + pending
-    else
-      meter.pending = 0
-    end
-    call('HSET', counters_key, token .. 'm', pack_meter(meter))
-    enter(history_key, {{'late', string.format('%.0f', now), period .. ' ' .. value .. ' of ' .. name .. price,
-      is_billed and 'billed at the price of now' or 'not billed', asked.cause}})
-    stranded[#stranded + 1], stranded[#stranded + 2] = token, value
+
+local function is_late(period, token, quantity)
+  local name = period .. '|' .. token
+  late[name] = (late[name] or 0) + quantity
+end
+
+for _, token in ipairs(asked.pending) do
+  if meters[token] and meters[token].pending > 0 then
+    is_late(this, token, meters[token].pending)
+    meters[token].pending = 0
   end
 end
-call('HSET', totals_key, period .. '|y', asked.changed)
+for _, one in ipairs(asked.intents) do
+  local id, read = unpack(one)
+  if call('HGET', intents_key, id) == read then
+    local intent = cjson.decode(read)
+    local counted, value = count_of(intent, intent.state)
+    call('HINCRBY', totals_key, counted, '-' .. value)
+    call('HDEL', intents_key, id)
+    call('ZREM', outbox_key, id)
+    call('ZREM', parked_key, id)
+    call('ZREM', compare_key, id)
+    is_late(intent.period, intent.meter, tonumber(value))
+  end
+end
+local ended = {}
+for token, meter in pairs(meters) do
+  local since = asked.since[token] or 0
+  ended[token] = {overage = math.max(0, meter.overage - since - (late[this .. '|' .. token] or 0)), since = since}
+end
+if head then
+  mark_prices(totals_key, this, ended, asked.labels)
+end
+for _, name in ipairs(in_order(late)) do
+  local period, token = string.match(name, '^(.*)|(....)$')
+  local class, meter_name, price = unpack(asked.meters[token])
+  local quantity, value, meter = late[name], text('%.0f', late[name]), meters[token] or open_meter(EMPTY_METER)
+  local is_billed = head and class ~= '' and math.max(meter[class], meter.late, meter.pending) + quantity <= MOST
+  call('HINCRBY', totals_key, name .. 't', value)
+  if is_billed then
+    meter[class], meter.late, meter.pending = meter[class] + quantity, meter.late + quantity, meter.pending + quantity
+    meters[token], is_due = meter, true
+    if audit_key then
+      local within = class == 'included' and quantity or 0
+      enter_usage(audit_key, nonce, #reply, customer, now, head.begins_ms, period, '',
+        {token .. 'm', within, 0, 0, quantity - within, quantity})
+    end
+  end
+  if meters[token] then
+    call('HSET', counters_key, token .. 'm', pack_meter(meters[token]))
+  end
+  enter(history_key, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,
+    is_billed and 'billed at the price of now' or 'not billed', asked.cause}})
+  reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = token, value, is_billed and 1 or 0
+end
+if is_due then -- Counters that have pending usage stay.
+  call('HSET', counters_key, 'h', cmsgpack.pack(FORM, head.seen_ms, head.begins_ms, head.ends_ms, NEVER_MS, head.rev))
+  call('PERSIST', counters_key)
+  call('ZADD', dirty_key, now, customer)
+end
+if head and asked.rev ~= '' then
+  call('HSET', totals_key, this .. '|n', asked.rev, this .. '|y', asked.changed)
+end
 call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
-return {0, now, unpack(stranded)}
+return reply

@@ -26,7 +26,7 @@ from meterkit.store.sealing import Cut, Sealer, Sealing
 from meterkit.store.waiting import count_members
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from meterkit.redis.admin import Admin
     from meterkit.store.event_names import Counted
@@ -112,9 +112,16 @@ class Outbox:
         key = self._keys.shard(shard, "lease")
         return bool(await self._admin.run(self._store.scripts["lease"], [key], self.token, ttl_ms))
 
-    async def seal(self, shard: int, *, due_ms: int | None, most: int) -> Sealing:
+    async def seal(
+        self,
+        shard: int,
+        *,
+        due_ms: int | None,
+        most: int,
+        first: Callable[[Mapping[str, int]], Awaitable[object]] | None = None,
+    ) -> Sealing:
         """Seal pending usage; see :meth:`meterkit.store.sealing.Sealer.seal`."""
-        return await (await self._sealer(shard)).seal(due_ms=due_ms, most=most)
+        return await (await self._sealer(shard)).seal(due_ms=due_ms, most=most, first=first)
 
     async def cut(self, customer: str, cut: Cut) -> Sealing:
         """Seal what is pending of one customer; see :meth:`meterkit.store.sealing.Sealer.cut`."""

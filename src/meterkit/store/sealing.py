@@ -26,7 +26,7 @@ from meterkit.store.closes import Closes
 from meterkit.store.final_invoices import invoice_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from meterkit.redis.admin import Admin
     from meterkit.store.event_names import Counted
@@ -131,18 +131,32 @@ class Sealer:
         self._keys = store.keys
         self._client = admin.client
 
-    async def seal(self, *, due_ms: int | None, most: int) -> Sealing:
+    async def seal(
+        self,
+        *,
+        due_ms: int | None,
+        most: int,
+        first: Callable[[Mapping[str, int]], Awaitable[object]] | None = None,
+    ) -> Sealing:
         """Seal pending usage of ``most`` customers that are due, or of all.
 
         A customer whose usage cannot be read is set aside for ten minutes; the others go on.
+
+        Args:
+            due_ms: until when it is due; None: all.
+            most: customers.
+            first: is waited for before, given the customers and since when each is due (ms).
         """
         dirty = self._keys.shard(self._shard, "dirty")
         # What cannot be sealed yet is first in the order: where all is wanted, it must not fill the page.
         limit, most = ("+inf", -1) if due_ms is None else (due_ms, most)
-        members: list[bytes] = await self._admin.ask(
-            self._client.zrangebyscore(dirty, "-inf", limit, start=0, num=most)
+        members: list[tuple[bytes, float]] = await self._admin.ask(
+            self._client.zrangebyscore(dirty, "-inf", limit, start=0, num=most, withscores=True)
         )
-        sealing, customers = Sealing(), [member.decode() for member in members]
+        due = {member.decode(): int(score) for member, score in members}
+        if first is not None:
+            await first(due)
+        sealing, customers = Sealing(), list(due)
         for start in range(0, len(customers), _PAGE):
             await self._page(customers[start : start + _PAGE], sealing)
         for customer in sealing.aside:

@@ -1,77 +1,177 @@
-"""Make pending usage late after others have changed metered prices at Stripe (see strand.lua)."""
+"""Make usage late that Stripe did not have when others changed metered prices there (see strand.lua)."""
 
 from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import override
+from meterkit.decisions.ambiguity import compare_in_ms
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.program import reported_parts
 from meterkit.store.final_invoices import price_in_words, root_meter
 from meterkit.store.held_usage import next_minute_ms
+from meterkit.store.kept_intents import Kept, kept_in
+from meterkit.store.state_changes import States
+from meterkit.store.steering import steer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.store.store import Store
 
-__all__ = ["strand_usage"]
+__all__ = ["MISSED", "Switch", "strand_intent", "strand_usage"]
 
 _logger = logging.getLogger("meterkit.store")
 
+MISSED: Final = "missed"
+"""The field of a parked intent that names the price whose invoice line it can no longer reach."""
+
+_WHY: Final = "others changed its price at Stripe: it is compared with Stripe's summary of its minute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """A change of prices that others have made at Stripe.
+
+    Attributes:
+        rev: of the customer's state before it: what has been made late for it is not made late again.
+        events: event names of the meters whose prices have changed.
+        changed_ms: when they changed, at the latest.
+        cause: for the customer's ledger.
+    """
+
+    rev: str
+    events: Collection[str]
+    changed_ms: int
+    cause: str
+
 
 async def strand_usage(
-    store: Store,
-    customer: str,
-    before: CustomerState,
-    after: CustomerState,
-    *,
-    events: Collection[str],
-    cause: str,
+    store: Store, customer: str, before: CustomerState, after: CustomerState, switch: Switch
 ) -> None:
-    """Make usage late that is pending of some meters, and log how much at which price.
+    """Make usage late that Stripe did not have of some meters when their prices changed; say how much.
 
     With ``billing.late_usage: next_period`` it is billed at the new price, if the new plan bills the meter.
+    What Stripe may have is parked, and compared with its summaries first.
 
     Args:
         store: where it is counted.
         customer: whose.
         before: the customer's state before the change.
         after: the state after it.
-        events: event names of the meters whose prices have changed.
-        cause: of the change, for the customer's ledger.
+        switch: the change.
 
     Raises:
-        StoreError: the store does not answer, or the customer's counters are damaged.
+        StoreError: the store does not answer, or what it keeps of the customer is damaged.
     """
     catalog, now_ms = store.catalog, store.now_ms()
     old, new = (_plan(state, catalog, now_ms) for state in (before, after))
+    given = None if old is None else override(catalog, old, after.overrides)
     meters = {
-        meter_token(name): _terms(meter, old, new, after, catalog)
+        meter_token(name): (*_again(meter, new, after, catalog), _price(given, meter, catalog))
         for name, meter in catalog.meters.items()
-        if meter.stripe is not None and meter.stripe.event_name in events
+        if meter.stripe is not None and meter.stripe.event_name in switch.events
     }
-    asked = {
-        "meters": meters,
-        "labels": {} if old is None or new is None else ended_labels(old, new, after, catalog),
-        "changed": str(next_minute_ms(now_ms)),
-        "cause": cause,
-    }
+    missed, since = list[Kept](), Counter[str]()
+    pending = set(meters)
+    for token, line in (await _undelivered(store, customer, meters)).items():
+        split = sum(kept.minute_s * 1000 < switch.changed_ms for kept in line)
+        # The first one behind the change has what was recorded before it and not sealed by then.
+        missed += line[: split + 1]
+        since[token] = sum(kept.value for kept in line[split + 1 :])
+        if split < len(line):
+            pending.discard(token)
+    for kept in missed:
+        if kept.first_ms:
+            await _park(store, kept, meters[kept.fields["meter"]][2], switch.cause)
+    await _strand(
+        store,
+        customer,
+        [kept for kept in missed if not kept.first_ms],
+        {
+            "meters": meters,
+            "pending": sorted(pending),
+            "since": since,
+            "labels": {} if old is None or new is None else ended_labels(old, new, after, catalog),
+            "changed": str(next_minute_ms(now_ms)),
+            "rev": switch.rev,
+            "cause": switch.cause,
+        },
+    )
+
+
+async def strand_intent(store: Store, kept: Kept, *, cause: str) -> bool:
+    """Make an intent late that Stripe does not have, after its price has ended.
+
+    Args:
+        store: where it is.
+        kept: as it was read.
+        cause: for the customer's ledger.
+
+    Returns:
+        Whether it was as it was read.
+
+    Raises:
+        StoreError: the store does not answer, or what it keeps of the customer is damaged.
+    """
+    catalog, token = store.catalog, kept.fields["meter"]
+    _, state = await States(store).read(kept.customer)
+    plan = _plan(state, catalog, store.now_ms())
+    meter = next((one for name, one in catalog.meters.items() if meter_token(name) == token), None)
+    again = ("", kept.fields["event"]) if meter is None else _again(meter, plan, state, catalog)
+    asked = {"meters": {token: (*again, kept.fields[MISSED])}, "pending": [], "since": {}, "labels": {}}
+    return await _strand(store, kept.customer, [kept], {**asked, "changed": "", "rev": "", "cause": cause})
+
+
+async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Mapping[str, Any]) -> bool:
+    """Have the script do it, and log what is late; whether anything is."""
     keys, admin = store.keys.customer(customer), (await store.admin()).for_delivery()
-    names = [keys.counters, keys.totals, keys.history]
-    reply: list[Any] = await admin.run(store.scripts["strand"], names, json.dumps(asked))
-    for token, value in zip(reply[2::2], reply[3::2], strict=True):
-        _, name, price = meters[token.decode()]
+    names = [keys.counters, keys.totals, keys.history, keys.dirty]
+    names += [store.keys.shard(keys.shard, name) for name in ("intents", "outbox", "parked", "compare")]
+    names += [store.keys.audit(keys.shard)] * store.is_audited
+    intents = [(kept.identifier, kept.text) for kept in missed]
+    text = json.dumps({**asked, "intents": intents})
+    reply: list[Any] = await admin.run(store.scripts["strand"], names, customer, token_hex(16), text)
+    late = zip(reply[2::3], reply[3::3], reply[4::3], strict=True)
+    for token, value, is_billed in late:
+        _, name, price = asked["meters"][token.decode()]
         _logger.error(
             "%s units of %s that customer %r used%s were not delivered when the price changed at Stripe: they"
-            " are late",
+            " are late; %s (billing.late_usage)",
             *(value.decode(), name, customer, price),
+            "the new price bills them" if is_billed else "no invoice bills them",
         )
+    return len(reply) > len(("0", "now"))
+
+
+async def _undelivered(store: Store, customer: str, tokens: Iterable[str]) -> Mapping[str, Sequence[Kept]]:
+    """By token, what is sealed and not known to be delivered, in the order of its minutes.
+
+    What a person has parked, or is to look at, stays as it is.
+    """
+    shard, admin = store.keys.customer(customer).shard, (await store.admin()).for_delivery()
+    found: dict[str, list[Kept]] = {token: [] for token in tokens}
+    for place in ("outbox", "compare"):
+        async for page in kept_in(store, admin, shard, place):
+            for kept in page:
+                token, is_its = kept.fields["meter"], kept.customer == customer and kept.value > 0
+                if is_its and token in found and MISSED not in kept.fields:
+                    found[token].append(kept)
+    return {token: sorted(line, key=lambda kept: kept.minute_s) for token, line in found.items()}
+
+
+async def _park(store: Store, kept: Kept, price: str, cause: str) -> None:
+    wait_ms = max(1, compare_in_ms(kept.first_ms, store.now_ms()))
+    more = {"why": _WHY, MISSED: price}
+    await steer(store, kept, "parked", cause=cause, compare_in_ms=wait_ms, more=more)
 
 
 def _plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:
@@ -79,18 +179,17 @@ def _plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:
     return None if subscription is None else catalog.plans.get(subscription.plan_at(now_ms) or "")
 
 
-def _terms(
-    meter: Meter, old: Plan | None, new: Plan | None, state: CustomerState, catalog: Catalog
-) -> tuple[str, str, str]:
-    """The class that late usage is recorded in again (empty: none), the name, the price that ends."""
-    was, is_now = (_given(meter, plan, state, catalog) for plan in (old, new))
-    included, overage = (0, 0) if is_now is None else reported_parts(is_now, meter)
-    is_billed = catalog.billing.late_usage == "next_period"
-    kind = "overage" if overage else "included" if included else ""
-    return kind if is_billed else "", meter.name, price_in_words(was, catalog.currency)
+def _again(meter: Meter, plan: Plan | None, state: CustomerState, catalog: Catalog) -> tuple[str, str]:
+    """The class that late usage of a meter is recorded in again (empty: none), and the meter's name."""
+    kind = ""
+    if plan is not None and catalog.billing.late_usage == "next_period":
+        given = override(catalog, plan, state.overrides)[root_meter(meter.name, catalog)]
+        included, overage = reported_parts(given, meter)
+        kind = "overage" if overage else "included" if included else ""
+    return kind, meter.name
 
 
-def _given(meter: Meter, plan: Plan | None, state: CustomerState, catalog: Catalog) -> Entitlement | None:
-    if plan is None:
-        return None
-    return override(catalog, plan, state.overrides)[root_meter(meter.name, catalog)]
+def _price(given: Mapping[str, Entitlement] | None, meter: Meter, catalog: Catalog) -> str:
+    """The price that ended, to stand behind a quantity."""
+    own = None if given is None else given[root_meter(meter.name, catalog)]
+    return price_in_words(own, catalog.currency) or " at a price that the plans file does not name"

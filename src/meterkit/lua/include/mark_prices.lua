@@ -1,5 +1,6 @@
 -- mark_prices: ends a price segment: until now each meter of labels had the price that its label names.
---   totals_key: hash; period: its first instant, as text; meters: as read_counters gives them
+--   totals_key: hash; period: its first instant, as text; meters: as read_counters gives them; since: of a meter, what
+--   was sealed after the segment's end
 --   labels: token to the label of its price, as text without blanks and semicolons
 -- PERIOD|METERs has a line for each segment: label, units sealed and overage recorded since the period began, `;`.
 local function mark_prices(totals_key, period, meters, labels)
@@ -10,7 +11,11 @@ local function mark_prices(totals_key, period, meters, labels)
     for i = 1, 5 do
       sealed = sealed + (counted[i] or 0)
     end
-    local overage = meters[token] and meters[token].overage or 0
+    local overage, since = 0, 0
+    if meters[token] then
+      overage, since = meters[token].overage, meters[token].since or 0
+    end
+    sealed = math.max(0, sealed - since)
     local marks = counted[6] or ''
     if sealed + overage > 0 or marks ~= '' then
       -- The same price again: one segment.

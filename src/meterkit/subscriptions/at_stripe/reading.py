@@ -27,6 +27,7 @@ __all__ = [
     "has_payment_method",
     "in_force",
     "is_sold_here",
+    "metered_of",
     "read_subscription",
 ]
 
@@ -134,14 +135,15 @@ def read_subscription(
         ended_at_ms=_ms(found.get("ended_at")),
         created_ms=_ms(found.get("created")) or 0,
         never_began=status == "canceled" and not has_begun(found),
-        metered=_metered(items),
+        metered=metered_of(found),
         mark=mark_of(found),
         **({} if has_ended else _voiding(found, start_ms, end_ms)),
     )
 
 
-def _metered(items: Iterable[Mapping[str, Any]]) -> str:
-    """The metered prices, each with its meter."""
+def metered_of(found: Mapping[str, Any]) -> str:
+    """The metered prices of a subscription as Stripe shows it, each with its meter."""
+    items = _items(found)
     recurring = ((id_in(item, "price"), part_of(part_of(item, "price"), "recurring")) for item in items)
     return " ".join(sorted(f"{text_in(of, 'meter')}={price}" for price, of in recurring if of.get("meter")))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.scalars import DAY_MS
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.decisions.subscription import switched_by_others
 from meterkit.errors import StripeError
@@ -12,13 +13,14 @@ from meterkit.store.closes import note_renewal
 from meterkit.store.held_usage import hold_usage, let_go_of_usage, next_minute_ms
 from meterkit.store.notices import tell
 from meterkit.store.state_changes import States
-from meterkit.store.stranding import strand_usage
+from meterkit.store.stranding import Switch, strand_usage
 from meterkit.subscriptions.at_stripe.live import whole
-from meterkit.subscriptions.at_stripe.parts import id_in
+from meterkit.subscriptions.at_stripe.parts import id_in, part_of
 from meterkit.subscriptions.at_stripe.reading import (
     asks_for_payment_method,
     has_payment_method,
     in_force,
+    metered_of,
     read_subscription,
 )
 from meterkit.subscriptions.webhooks.drifting import Drifting
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 
 __all__ = ["NIGHTLY", "Looker", "LostError"]
@@ -39,6 +42,8 @@ _EXPAND: Final = ("data.latest_invoice", "data.schedule")
 _GONE: Final = "resource_missing"
 _HELD_MS: Final = 60_000
 _EVENT: Final = "evt_"
+_UPDATED: Final = "customer.subscription.updated"
+_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 NIGHTLY: Final = "reconcile"
 """The cause of a look that nothing has asked for but the night."""
 
@@ -120,19 +125,45 @@ class Looker:
         self, customer: str, linked: str, subscription: SubscriptionState | None, cause: str
     ) -> None:
         """Store what was fetched. Usage that missed a change of prices by others is late."""
-        store = self._store
-        _, before = await self._states.read(customer)
+        store, having = self._store, _having(linked, subscription)
+        rev, before = await self._states.read(customer)
         switched = switched_by_others(before.subscription, subscription, store.now_ms())
-        if not switched:
-            await self._states.change(customer, _having(linked, subscription), cause=cause)
+        if subscription is None or not switched:
+            await self._states.change(customer, having, cause=cause)
             return
+        after = having(before)
         found = await self._api().list("/v1/billing/meters")
         events = {meter["event_name"] for meter in found if meter["id"] in switched}
+        change = Switch(
+            rev=rev,
+            events=events,
+            changed_ms=await self._when(subscription.id, subscription.metered),
+            cause=cause,
+        )
         # Sealed now, usage could be stamped before the change.
         await hold_usage(store, customer, till_ms=store.now_ms() + _HELD_MS)
-        after = await self._states.change(customer, _having(linked, subscription), cause=cause)
-        await strand_usage(store, customer, before, after, events=events, cause=cause)
+        # Whoever dies behind this finds the same change again, and what is late already.
+        await strand_usage(store, customer, before, after, change)
+        await self._states.change(customer, having, cause=cause)
         await let_go_of_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
+
+    async def _when(self, subscription: str, metered: str) -> int:
+        """Since when a subscription has its metered prices, at the latest: Stripe's events of a day tell."""
+        changed_ms = now_ms = self._store.now_ms()
+        asked: dict[str, Parameter] = {"type": _UPDATED, "created": {"gte": (now_ms - DAY_MS) // 1000}}
+        try:
+            async for page in self._api().pages("/v1/events", asked):
+                for event in page:
+                    shown = part_of(part_of(event, "data"), "object")
+                    if shown.get("id") != subscription:
+                        continue
+                    if metered_of(shown) != metered:
+                        return changed_ms
+                    changed_ms = min(changed_ms, int(event["created"]) * 1000)
+        except StripeError as error:
+            if error.status not in _OF_THE_KEY:
+                raise
+        return changed_ms
 
     async def _subscriptions(self, linked: str, *, is_known: bool) -> list[dict[str, Any]]:
         """All subscriptions that a Stripe customer has, and had; none of one that is deleted.
