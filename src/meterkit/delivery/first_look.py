@@ -10,7 +10,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from meterkit.store.store import Store
 
@@ -40,7 +40,14 @@ class FirstLook:
         self._seen_ms: dict[str, int] = {}
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
-    async def unseen(self, customers: Collection[str]) -> set[str]:
+    def unseen_of(self, customers: Iterable[str]) -> list[str]:
+        """Those who were not looked at lately; none, where nobody is."""
+        if self._look is None:
+            return []
+        since_ms = self._store.now_ms() - WAITED_MS
+        return [customer for customer in customers if self._seen_ms.get(customer, 0) <= since_ms]
+
+    async def look(self, customers: Collection[str]) -> set[str]:
         """Look at customers; those that could not be looked at, as Stripe or the store does not answer.
 
         What Stripe refuses to show holds up nobody.
@@ -48,18 +55,14 @@ class FirstLook:
         Raises:
             StoreError: the store does not answer.
         """
-        now_ms = self._store.now_ms()
-        asked = [name for name in customers if self._seen_ms.get(name, 0) + WAITED_MS <= now_ms]
-        if self._look is None or not asked:
-            return set()
-        keys, admin = self._store.keys, (await self._store.admin()).for_delivery()
+        now_ms, keys = self._store.now_ms(), self._store.keys
+        admin = (await self._store.admin()).for_delivery()
         pipe = admin.client.pipeline(transaction=False)
-        for name in asked:
+        for name in customers:
             pipe.hget(keys.customer(name).state, "data")
         states: list[bytes | None] = await admin.ask(pipe.execute())
-        sold = [name for name, data in zip(asked, states, strict=True) if _is_sold(data, now_ms)]
-        looks = (self._look_at(name, self._look) for name in sold)
-        failed = await asyncio.gather(*looks, return_exceptions=True)
+        sold = [name for name, data in zip(customers, states, strict=True) if _is_sold(data, now_ms)]
+        failed = await asyncio.gather(*map(self._look_at, sold), return_exceptions=True)
         unseen = {
             name
             for name, error in zip(sold, failed, strict=True)
@@ -67,12 +70,13 @@ class FirstLook:
         }
         if len(self._seen_ms) > _REMEMBERED_MOST:
             self._seen_ms.clear()
-        self._seen_ms |= dict.fromkeys(set(asked) - unseen, now_ms)
+        self._seen_ms |= dict.fromkeys(set(customers) - unseen, now_ms)
         return unseen
 
-    async def _look_at(self, customer: str, look: Callable[[str], Awaitable[object]]) -> None:
-        async with self._at_once, asyncio.timeout(_PATIENCE_S):
-            await look(customer)
+    async def _look_at(self, customer: str) -> None:
+        if self._look is not None:
+            async with self._at_once, asyncio.timeout(_PATIENCE_S):
+                await self._look(customer)
 
 
 def _is_sold(data: bytes | None, now_ms: int) -> bool:

@@ -24,7 +24,7 @@ from meterkit.store.outbox import Outbox
 from meterkit.store.spool import NO_SPOOLS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 
     from meterkit.delivery.sending import Transport
     from meterkit.delivery.summaries import Summaries
@@ -232,7 +232,7 @@ class Flusher:
                 if not await lease.outlives(0):
                     return
                 sealing = await outbox.seal(
-                    shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL, first=self._look_first
+                    shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL, first=partial(self._look_first, flush)
                 )
                 flush.report.sealed += sealing.made
                 self._tell(flush, sealing)
@@ -275,12 +275,16 @@ class Flusher:
                     extra=REPORTED,
                 )
 
-    async def _look_first(self, since_ms: Mapping[str, int]) -> Collection[str]:
-        """Have customers looked at whose usage has waited since then; those of whom nothing is to be sent."""
+    async def _look_first(self, flush: _Pass, since_ms: Mapping[str, int]) -> bool:
+        """Have customers looked at whose usage has waited since then; whether any had not been lately."""
         waited_ms = self._store.now_ms() - WAITED_MS
         waited = [customer for customer, at_ms in since_ms.items() if at_ms <= waited_ms]
-        unseen = await self._unless_stopping(self._first.unseen(waited)) if waited else ()
-        return waited if unseen is None else unseen
+        if not (waited := self._first.unseen_of(waited)):
+            return False
+        if waited := [customer for customer in waited if customer not in flush.unseen]:
+            unseen = await self._unless_stopping(self._first.look(waited))
+            flush.unseen |= set(waited) if unseen is None else unseen
+        return True
 
     async def _send_due(self, flush: _Pass, lease: Lease, now_ms: int, *, only_repeats: bool) -> None:
         """Send what is due of a shard, page after page; alone where one is to show whether others pass."""
@@ -313,10 +317,10 @@ class Flusher:
         )
         if not found:
             return False
-        unseen = await self._look_first({sealed.customer: sealed.sealed_ms for sealed in reversed(found)})
-        flush.tried.update(sealed.identifier for sealed in found if sealed.customer in unseen)
-        seen = [sealed for sealed in found if sealed.customer not in unseen]
-        due, withdrawn, parked = await self._late.divert(lease.shard, seen)
+        if await self._look_first(flush, {sealed.customer: sealed.sealed_ms for sealed in reversed(found)}):
+            flush.tried.update(sealed.identifier for sealed in found if sealed.customer in flush.unseen)
+            return True  # What was found may be late by now.
+        due, withdrawn, parked = await self._late.divert(lease.shard, found)
         flush.withdrawn, flush.report.parked = flush.withdrawn + withdrawn, flush.report.parked + parked
         if not due:
             flush.tried.update(sealed.identifier for sealed in found)
@@ -349,6 +353,7 @@ class _Pass:
     Attributes:
         retries: whether what waits for a retry is sent now.
         tried: the intents that it has sent in this round.
+        unseen: customers who could not be looked at: of them nothing is sent that has waited.
         is_young: whether an intent was not on disk for long enough.
         withdrawn: intents whose usage is pending again.
     """
@@ -356,6 +361,7 @@ class _Pass:
     outbox: Outbox
     retries: bool
     tried: set[str] = field(default_factory=set[str])
+    unseen: set[str] = field(default_factory=set[str])
     is_young: bool = False
     withdrawn: int = 0
     report: FlushReport = field(default_factory=FlushReport)
