@@ -1,7 +1,7 @@
 # Everything runs in a virtual environment of its own, .venv, made from pyproject.toml when that has changed.
 #   make demo            the whole way of usage, from requests to the bill, checked to the unit (BREAK=1: find a lost event)
 #   make test            all tests
-#   make field           all servers, loops and lifespans, and the suites of other projects in full; prints the matrix
+#   make field           all servers, loops and lifespans, other frameworks, and the suites of other projects in full; prints the matrix
 #   make coverage        the tests again, and which lines and branches of meterkit they do not run
 #   make mutants         every mutant of the scripts: each must fail a test
 #   make soak            ten minutes in which all is killed at random, every mutant of the scripts, properties, crashes and lives at length
@@ -56,6 +56,7 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 field: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group frameworks
 	$(BIN)/pytest -n 2 --whole tests/field tests/asgi/test_starlette_suite.py $(ARGS)
 	$(BIN)/pytest -n 2 --store cluster tests/field/test_servers.py $(ARGS)
 

@@ -137,7 +137,7 @@ class QuietServer(uvicorn.Server):
 
 @asynccontextmanager
 async def listening(
-    app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", **options: Any
+    app: ASGIApp, *, lifespan: Literal["on", "off", "auto"] = "off", **options: Any
 ) -> AsyncGenerator[int]:
     """The app under uvicorn; the port."""
     config = uvicorn.Config(app, port=free_port(), log_config=None, lifespan=lifespan, ws="none", **options)

@@ -37,3 +37,7 @@ class Matrix:
             self._record(LINE, f"{where} served = recorded = billed  {figures}")
         else:
             self._record(LINE, f"{where} DIFFERS  served {served}  recorded {recorded}  billed {billed}")
+
+    def note(self, line: str) -> None:
+        """Add a line of another table to this one."""
+        self._record(LINE, line)

@@ -14,7 +14,7 @@ __all__ = ["check_arguments"]
 _ORIGIN: Final = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#*@A-Z]+")
 
 
-def check_arguments(kit: object, identify: object, on_denied: object, cors: object) -> None:
+def check_arguments(kit: object, identify: object, on_denied: object, cors: object, paths: object) -> None:
     """Refuse what a middleware cannot work with.
 
     Raises:
@@ -33,6 +33,8 @@ def check_arguments(kit: object, identify: object, on_denied: object, cors: obje
             f"on_denied: found {_kind(on_denied)}; allowed is a function from a scope and a decision to a"
             " response or None"
         )
+    if paths not in (None, "exact", "loose"):
+        raise MeterkitError(f"paths: found {paths!r:.80}; allowed is 'exact', 'loose' or None")
     if isinstance(cors, str | bytes) or not isinstance(cors, Iterable):
         raise MeterkitError(
             f"cors: found {cors!r:.80}; allowed is a list of origins, such as ['https://app.example'], or"

@@ -19,7 +19,7 @@ from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.plans_in_force import PlansInForce
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import known_refusal, reserving
-from meterkit.asgi.routing import Router, is_preflight, own_root_path
+from meterkit.asgi.routing import Router, is_preflight
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.decisions.decision import Decision
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.identify import Identify
     from meterkit.asgi.refuser import OnDenied
+    from meterkit.asgi.router_reading import Paths
     from meterkit.catalog import Catalog, Outcome, Route
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store
@@ -90,6 +91,8 @@ class MeterMiddleware:
             sync or async. The response gets the fields of meterkit's own that it lacks.
         cors: the origins whose scripts may read a refusal; ``*`` for all. Leave it empty where a CORS
             middleware stands outside of this one.
+        paths: how the app's router reads a path: ``exact`` (Starlette, FastAPI, Django) or ``loose``, with
+            slashes merged, slashes at the end and case ignored. Default: by the wrapped app's class.
 
     Raises:
         MeterkitError: an argument is not what it should be.
@@ -103,8 +106,9 @@ class MeterMiddleware:
         identify: Identify,
         on_denied: OnDenied | None = None,
         cors: Collection[str] = (),
+        paths: Paths | None = None,
     ) -> None:
-        check_arguments(kit, identify, on_denied, cors)
+        check_arguments(kit, identify, on_denied, cors, paths)
         self.app = app
         self._kit = kit
         self._identify = identify
@@ -112,8 +116,9 @@ class MeterMiddleware:
         self._refuser = Refuser(on_denied, cors, kit.store, self._log)
         self._troubles = TroubleLog()
         self._mark = f"meterkit.{id(kit):x}"
+        self._paths: Paths | None = paths
         self._has_warned_unmatched = False
-        self._plans = self._adopt(kit.store.cache)
+        self._plans: PlansInForce | None = None  # Until its first request an app may get more routes.
 
     @property
     def catalog(self) -> Catalog:
@@ -128,7 +133,7 @@ class MeterMiddleware:
             return
         is_http = scope["type"] == "http"
         plans = self._plans
-        if plans.cache is not self._kit.store.cache:
+        if plans is None or plans.cache is not self._kit.store.cache:
             plans = self._plans = self._adopt(self._kit.store.cache)
         route = plans.router.match_http(scope) if is_http else plans.router.match_websocket(scope)
         if route is None or route.exempt or (scope.get("method") == "OPTIONS" and is_preflight(scope)):
@@ -370,7 +375,7 @@ class MeterMiddleware:
     def _adopt(self, cache: CustomerCache) -> PlansInForce:
         self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
         without_mount = partial(self._troubles.without_mount, cache.catalog.source)
-        router = Router(cache.catalog.routes, root_path=own_root_path(self.app), without_mount=without_mount)
+        router = Router.of(self.app, cache.catalog.routes, paths=self._paths, without_mount=without_mount)
         return PlansInForce(cache, router)
 
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from sys import modules
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from starlette.routing import compile_path
+
+from meterkit.asgi.router_reading import (
+    EXACT,
+    Reading,
+    has_encoded_slash,
+    loose_paths,
+    loose_pattern,
+    loose_spellings,
+    reading_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from starlette.types import Scope
 
+    from meterkit.asgi.router_reading import Paths
     from meterkit.catalog.models import Route
 
 __all__ = ["Router", "client_paths", "is_preflight", "own_root_path"]
@@ -22,6 +33,10 @@ CACHE_ENTRIES_MAX: Final = 4096
 CACHED_PATH_CHARS_MAX: Final = 512
 CACHED_METHOD_CHARS_MAX: Final = 16
 _WRAPPERS_MAX: Final = 100
+_PREFLIGHT: Final = frozenset({b"origin", b"access-control-request-method"})
+_NO_PREFLIGHT: Final = frozenset({b"authorization", b"cookie", b"transfer-encoding"})
+_ORDINARY: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
+"""What lines need not name: handlers have these methods for a purpose."""
 
 
 class Router:
@@ -32,6 +47,10 @@ class Router:
     ``{key:path}`` takes line breaks too, as Starlette's ``{name}`` does: a line covers what stands below it.
     Only lines that ask for less, ``exempt`` and ``always``, take no more than Starlette's pattern.
 
+    Where the app's router reads loosely, a request falls under a line that any of its readings leads to: one
+    with a feature, or else the first. A path that is written exactly as a line without parameters is that
+    line's.
+
     Args:
         routes: in the order of the plans file.
         root_path: what the wrapped app takes for its root path, whatever the server says; see
@@ -39,34 +58,59 @@ class Router:
         without_mount: called once, at the first request of a mounted app that would have matched a line, had
             the line been written with the mount's path; takes that line, the one that does match or None, and
             the mount's path.
+        reading: how the app's router reads paths.
 
     Raises:
         ValueError: a path is not a template that Starlette can read.
     """
 
     def __init__(
-        self, routes: Sequence[Route], *, root_path: str = "", without_mount: _WithoutMount | None = None
+        self,
+        routes: Sequence[Route],
+        *,
+        root_path: str = "",
+        without_mount: _WithoutMount | None = None,
+        reading: Reading = EXACT,
     ) -> None:
         lines = [(route, _methods(route), _pattern(route)) for route in routes]
         self._lines = [line for line in lines if line[0].method != "WS"]
         # A line with a path is about requests, unless it says WS.
         self._websocket_lines = [line for line in lines if line[0].method == "WS" or line[0].path is None]
+        self._methods = _ORDINARY.union(*(methods for _, methods, _ in lines if methods is not None))
+        self._order = {id(route): nth for nth, route in enumerate(routes)}
+        self._reading = reading
+        self._loose = {
+            id(route): loose_pattern(route.path)
+            for route in routes
+            if route.path is not None and reading is not EXACT
+        }
+        self._has_long_keys = bool(root_path) or reading is not EXACT
         self._root_path = root_path
         self._without_mount = without_mount
         self._found: dict[_Key, Route | None] = {}
+
+    @classmethod
+    def of(
+        cls, app: object, routes: Sequence[Route], *, paths: Paths | None, without_mount: _WithoutMount | None
+    ) -> Self:
+        """Reads paths as the router of an app does; ``paths`` overrules what its class says."""
+        root_path, reading = own_root_path(app), reading_of(app, paths)
+        return cls(routes, root_path=root_path, without_mount=without_mount, reading=reading)
 
     def match_http(self, scope: Scope) -> Route | None:
         """The route of an HTTP request, or None where no line matches."""
         method: str = scope["method"]
         key = (
-            self._key(method, scope) if self._root_path or scope.get("root_path") else (method, scope["path"])
+            self._key(method, scope)
+            if self._has_long_keys or scope.get("root_path")
+            else (method, scope["path"])
         )
         try:
             return self._found[key]
         except KeyError:
             # Frameworks other than Starlette run the handler of GET for "get" too.
             method = method.upper()
-            route = _first(self._lines, method, client_paths(scope, root_path=self._root_path))
+            route = self._find(self._lines, method, scope)
             if self._without_mount is not None:
                 self._tell_without_mount(method, scope, route)
             return self._remember(key, route)
@@ -78,12 +122,42 @@ class Router:
         try:
             return self._found[key]
         except KeyError:
-            paths = client_paths(scope, root_path=self._root_path)
-            return self._remember(key, _first(self._websocket_lines, "WS", paths))
+            return self._remember(key, self._find(self._websocket_lines, "WS", scope))
 
     def _key(self, method: str | None, scope: Scope) -> _Key:
         """All that an answer depends on."""
-        return method, scope["path"], scope.get("root_path"), scope.get("app_root_path")
+        root_path = scope.get("root_path")
+        if self._reading is not EXACT and has_encoded_slash(scope):
+            raw: bytes = scope["raw_path"]
+            return method, scope["path"], root_path, scope.get("app_root_path"), raw.decode("latin-1")
+        return method, scope["path"], root_path, scope.get("app_root_path")
+
+    def _find(self, lines: Sequence[_Line], method: str, scope: Scope) -> Route | None:
+        paths = client_paths(scope, root_path=self._root_path)
+        reading = self._reading
+        is_odd = reading.any_method and method not in self._methods
+        found = _first(lines, method, paths, is_odd=is_odd)
+        if reading is EXACT or not reading.reads_loosely(paths):
+            return found
+        encoded = has_encoded_slash(scope)
+        if found is not None and found.path is not None and "{" not in found.path and not encoded:
+            return found
+        # What asks for less is matched exactly, or not at all.
+        loose = [
+            (route, methods, self._loose.get(id(route)))
+            for route, methods, _ in lines
+            if route is found or not (route.exempt or route.always)
+        ]
+        readings = [found]
+        for path in loose_paths(scope, _mounted_at(scope, self._root_path)[0]):
+            written = client_paths({**scope, "path": path}, root_path=self._root_path)
+            spellings = [spelt for one in written for spelt in loose_spellings(one)]
+            readings.append(_first(loose, method, spellings, is_odd=is_odd))
+        several = [line for line in readings if line is not None]
+        return min(several, key=self._rank, default=None)
+
+    def _rank(self, line: Route) -> tuple[bool, int]:
+        return line.feature is None, self._order[id(line)]
 
     def _tell_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
         server, mount = _mounted_at(scope, self._root_path)
@@ -161,11 +235,17 @@ def own_root_path(app: object) -> str:
 
 
 def is_preflight(scope: Scope) -> bool:
-    """Whether an HTTP request is a CORS preflight (Fetch standard, section 3.2.2)."""
+    """Whether an HTTP request is a CORS preflight (Fetch standard, section 3.2.2).
+
+    Browsers send it without credentials and without a body: what has either may be a request for a handler
+    that takes every method.
+    """
     if scope["method"] != "OPTIONS":
         return False
-    names = {name for name, _ in scope["headers"]}
-    return b"origin" in names and b"access-control-request-method" in names
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    if not headers.keys() >= _PREFLIGHT or not headers.keys().isdisjoint(_NO_PREFLIGHT):
+        return False
+    return headers.get(b"content-length", b"0") == b"0"
 
 
 _Key = tuple[str | None, ...]
@@ -174,9 +254,12 @@ _WithoutMount = Callable[["Route", "Route | None", str], None]
 _Line = tuple["Route", "frozenset[str] | None", "re.Pattern[str] | None"]
 
 
-def _first(lines: Sequence[_Line], method: str, paths: Sequence[str]) -> Route | None:
+def _first(
+    lines: Sequence[_Line], method: str, paths: Sequence[str], *, is_odd: bool = False
+) -> Route | None:
+    """The first line that matches; an odd method is taken for that of any line that decides."""
     for route, methods, pattern in lines:
-        if methods is not None and method not in methods:
+        if methods is not None and method not in methods and not (is_odd and not route.exempt):
             continue
         if pattern is None or any(map(pattern.match, paths)):
             return route
