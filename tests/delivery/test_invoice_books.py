@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from conserving_books import assert_books
 from period_ending import HOUR, JUNE, MINUTE, UNHELD, ending
 
 if TYPE_CHECKING:
@@ -45,7 +47,9 @@ async def test_a_close_is_confirmed_by_the_lines_of_the_invoice(any_store_url: s
         assert (one.invoiced, one.invoice, one.advice) == (1000, "final", "")
 
 
-async def test_what_is_counted_and_on_no_invoice_is_said_with_its_price(any_store_url: str) -> None:
+async def test_what_is_counted_and_on_no_invoice_is_said_with_its_price(
+    any_store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """F-101: recorded = delivered = counted, and nothing is billed."""
     async with ending(any_store_url) as at:
         await at.kit.record("acme", "requests", 1_010)
@@ -57,7 +61,59 @@ async def test_what_is_counted_and_on_no_invoice_is_said_with_its_price(any_stor
         one = await books(at)
         assert (one.delivered, one.confirmed, one.difference, one.invoiced) == (1000, 1000, 0, 0)
         assert "1000 of 1000 units that Stripe has counted at USD 0.05 each are on no invoice" in one.advice
-        assert (await at.look()).late
+        await late_is_told_once(at, caplog, one)
+
+
+async def late_is_told_once(at: Ending, caplog: pytest.LogCaptureFixture, before: Reconciled) -> None:
+    """The close counts what no invoice has as late, confirms the rest, and tells of it once."""
+    looked = await at.look()
+    assert (looked.open, looked.late) == (0, [])
+    one = await books(at)
+    assert (before.recorded, 0, before.confirmed, 0, 1000, "") == (
+        *(one.recorded, one.delivered, one.confirmed, one.difference, one.late, one.advice),
+    )
+    told = "Stripe has counted it in the period from 2031-05-10T12:00:00Z and has it on no invoice"
+    assert [
+        f"late usage of customer 'acme': {told}; 1000 of requests at USD 0.05 each: no invoice bills it"
+    ] == [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    (entry,) = [one for one in await at.kit.customers.history("acme") if one.kind == "late"]
+    assert entry.before == "1000 of requests at USD 0.05 each, of the period from 2031-05-10 12:00 UTC"
+    assert entry.after == "not billed"
+    await assert_books(at)
+
+
+@pytest.mark.parametrize("days", [0, 3], ids=["told at once", "told days later"])
+async def test_usage_of_a_subscription_that_stripe_ends_without_an_invoice_is_late(
+    any_store_url: str, caplog: pytest.LogCaptureFixture, days: int
+) -> None:
+    """F-101: as after failed payments. Delivered usage was on no invoice, and was not late."""
+    async with ending(any_store_url) as at:
+        await at.kit.record("acme", "requests", 1_010)
+        await at.flush()
+        at.clock.advance(10 * MINUTE)
+        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
+        await at.found.client.v1.subscriptions.cancel_async(subscription.id)
+        at.go(JUNE + timedelta(days=days))
+        await at.found.settle()
+        at.go(JUNE + timedelta(days=days, hours=3))
+        one = await books(at)
+        assert (one.delivered, one.confirmed, one.invoiced, one.invoice) == (1000, 1000, 0, "none")
+        await late_is_told_once(at, caplog, one)
+
+
+async def test_an_invoice_may_still_come_within_two_hours_of_an_end(any_store_url: str) -> None:
+    async with ending(any_store_url) as at:
+        await at.kit.record("acme", "requests", 1_010)
+        await at.flush()
+        at.clock.advance(10 * MINUTE)
+        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
+        await at.found.client.v1.subscriptions.cancel_async(subscription.id)
+        at.clock.advance(10 * MINUTE)
+        await at.found.settle()
+        await at.look()
+        one = await books(at)
+        assert (one.late, one.delivered) == (0, 1000)
+        assert one.advice.startswith("1000 are on no invoice yet")
 
 
 async def test_an_event_that_came_after_the_invoice_was_final_is_seen(any_store_url: str) -> None:

@@ -8,12 +8,16 @@ from meterkit.decisions.finality import renewals_of
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.delivery.draft_hold import DraftHold
+from meterkit.delivery.late_usage import count_uninvoiced
+from meterkit.delivery.reconciling import price_of_meter
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.store.period_ends import InvoiceEnd, keep_invoice_end
 from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterkit.delivery.reconciling import Reconciled, Reconciler
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
@@ -60,9 +64,14 @@ class ClosingLook:
         held = "" if end is None or is_counted else _held_in_words(end, self._store.now_ms())
         if found is None:
             return f"{self._silent}{held}", False
+        is_final = end is not None and bool(end.final_ms)
+        if is_final and is_counted and await self._count_uninvoiced(usage, found):
+            (usage,) = await self._store.usage_of_many(
+                [usage["customer"]], at_ms=to_ms(usage["period"]["start"]), former=True
+            )
+            found = await self._compared(usage) or []
         whys = [why for one in found if (why := _why_meter_is_open(one))]
         may_wait = is_counted and all(one.agrees or one.invoice in {"draft", "none"} for one in found)
-        is_final = end is not None and bool(end.final_ms)
         if end is not None and end.is_ours and not whys:
             return "its invoice is to be finalized", True
         whys += [unsettled] * bool(unsettled)
@@ -81,6 +90,12 @@ class ClosingLook:
         except StripeError as error:
             self._silent = f"Stripe does not say what it has counted: {error}"
             return None
+
+    async def _count_uninvoiced(self, usage: CustomerUsage, found: Sequence[Reconciled]) -> bool:
+        """Count as late what final invoices lack; whether there was any."""
+        _, state = await States(self._store).read(usage["customer"])
+        prices = {one.meter: price_of_meter(state, one.meter, self._store.catalog) for one in found}
+        return await count_uninvoiced(self._store, usage, found, prices=prices)
 
     async def _settled(self, usage: CustomerUsage, *, is_counted: bool) -> InvoiceEnd | None:
         """Do what is due with the invoice of the period, and remember until when it takes up usage.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.delivery.invoices import finalized_ms, is_renewal_of
+from meterkit.delivery.invoices import MADE_WITHIN_MS, finalized_ms, is_renewal_of
 from meterkit.store.period_ends import InvoiceEnd
 from meterkit.stripe.marks import ENDED_HERE
 
@@ -62,7 +62,7 @@ class DraftHold:
             is_last: whether the subscription ended then.
 
         Returns:
-            Until when the invoice takes up usage, by Stripe's word; None: there is no such invoice.
+            Until when the invoice takes up usage, by Stripe's word; None: there is no such invoice yet.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
@@ -71,6 +71,8 @@ class DraftHold:
         found = [one for one in invoices if is_renewal_of(one, subscription, end_s)]
         drafts = [one for one in found if one.get("status") == "draft"]
         if not drafts:
+            if is_last and not found and self._now_s >= end_s + MADE_WITHIN_MS // 1000:
+                return InvoiceEnd(final_ms=end_ms)  # Stripe ended the subscription without a last invoice.
             finals = [at_ms for one in found if (at_ms := finalized_ms(one))]
             return InvoiceEnd(final_ms=max(finals)) if finals else None
         found_end: InvoiceEnd | None = None

@@ -1,4 +1,4 @@
-"""Alerts about usage that was too late for the invoice of its period: one for each customer and period."""
+"""Alerts about usage that the invoice of its period does not have: one for each customer and period."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.delivery.report import REPORTED, LateUsage
+from meterkit.store.uninvoiced import Uninvoiced, note_uninvoiced, uninvoiced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
+    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.event_names import Counted
     from meterkit.store.sealing import LateUnits
+    from meterkit.store.store import Store
 
-__all__ = ["late_in_words", "report_late"]
+__all__ = ["count_uninvoiced", "late_in_words", "report_late"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
@@ -47,6 +51,42 @@ def report_late(report: FlushReport, late: Iterable[LateUnits], meters: Mapping[
             *(customer, found[0].period, late_in_words(found)),
             extra=REPORTED,
         )
+
+
+async def count_uninvoiced(
+    store: Store, usage: CustomerUsage, found: Sequence[Reconciled], *, prices: Mapping[str, str]
+) -> bool:
+    """Count as late what Stripe has counted in a period and its final invoices lack; whether there was any.
+
+    Args:
+        store: where it is counted.
+        usage: of a customer in a period whose invoices are final, or that no invoice will be made for.
+        found: the comparison with Stripe's books. All of it is delivered.
+        prices: by meter, the price to stand behind a quantity.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    missing: dict[str, int] = {}
+    for one in found:
+        if one.difference == 0 and one.invoiced is not None and one.invoice != "draft":
+            missing.setdefault(one.event_name, -one.invoiced)
+            missing[one.event_name] += one.delivered
+    known, late = await uninvoiced(store, usage), list[Uninvoiced]()
+    for one in found:
+        units = min(one.delivered, missing.get(one.event_name, 0))
+        if units > 0:
+            missing[one.event_name] -= units
+            late.append(Uninvoiced(one.meter, units, known[one.meter], prices[one.meter]))
+    if late:
+        await note_uninvoiced(store, usage, late)
+        _logger.error(
+            "late usage of customer %r: Stripe has counted it in the period from %s and has it on no invoice;"
+            " %s: no invoice bills it",
+            *(usage["customer"], iso(usage["period"]["start"])),
+            ", ".join(f"{one.quantity} of {one.meter}{one.price}" for one in late),
+        )
+    return bool(late)
 
 
 def late_in_words(found: list[LateUsage]) -> str:

@@ -24,6 +24,7 @@ from meterkit.store.kept_intents import is_refused
 from meterkit.store.outbox_by_hand import Intents
 from meterkit.store.state_changes import States
 from meterkit.store.taken_back import taken_back
+from meterkit.store.uninvoiced import uninvoiced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["Reconciled", "Reconciler"]
+__all__ = ["Reconciled", "Reconciler", "price_of_meter"]
 
 _AT_ONCE: Final = 100
 _NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
@@ -60,12 +61,12 @@ class Reconciled:
         confirmed: what Stripe's summaries say that it has counted of the event name; None: it has no such
             customer or meter.
         difference: ``confirmed`` less what was delivered of all meters that have had this event name, such as
-            one that was renamed; None where ``confirmed`` is.
+            one that was renamed, late units that Stripe has counted included; None where ``confirmed`` is.
         invoiced: units of the event name on invoice lines of this period; None: no invoice is to have them,
             or the lines do not show units.
         invoice: ``final``, or ``draft`` while one of those invoices may change; ``none``: there is no such
             line; ``unknown``: lines do not show units; empty: nothing is to be invoiced, as in a trial.
-        late: came for this period when it was closed, or when its invoice was final.
+        late: came for this period when it was closed, or when its invoice was final, or is on no invoice.
         dead: never accepted, or dropped.
         advice: what to do; empty: nothing, the books agree.
     """
@@ -108,6 +109,7 @@ class _OfEvent:
         parked: what is parked, but for ``parked_back``.
         parked_back: parked units that take others back.
         taken_back: delivered ones.
+        uninvoiced: what Stripe has counted and no invoice can have: it is late.
     """
 
     confirmed: int | None
@@ -118,10 +120,11 @@ class _OfEvent:
     parked: int
     parked_back: int
     taken_back: int
+    uninvoiced: int
 
     @property
     def difference(self) -> int | None:
-        return None if self.confirmed is None else self.confirmed - self.delivered
+        return None if self.confirmed is None else self.confirmed - self.delivered - self.uninvoiced
 
 
 class Reconciler:
@@ -198,7 +201,7 @@ class Reconciler:
         _, state = await States(store).read(usage["customer"])
         known = await read_meters(await store.admin(), store.keys, store.catalog)
         events = {counted.meter: counted.event_name for counted in known.values()}
-        back = await taken_back(store, usage)
+        back, late = await taken_back(store, usage), await uninvoiced(store, usage)
         meters = [
             name
             for name, counts in usage["meters"].items()
@@ -214,11 +217,12 @@ class Reconciler:
                 if invoiced_ms is None
                 else await self._invoiced(usage, event, state, summaries, invoices),
                 invoiced_ms=invoiced_ms or 0,
-                price=_price_in_words(state, next(n for n in meters if events[n] == event), store.catalog),
+                price=price_of_meter(state, next(n for n in meters if events[n] == event), store.catalog),
                 delivered=sum(counts["delivered"] for counts, _ in named),
                 parked=sum(counts["parked"] + taken.parked for counts, taken in named),
                 parked_back=sum(taken.parked for _, taken in named),
                 taken_back=sum(taken.delivered for _, taken in named),
+                uninvoiced=sum(late[name] for name in meters if events[name] == event),
             )
         advices = {event: await self._advice(usage, side) for event, side in sides.items()}
         period, end_ms = usage["period"], to_ms(usage["period"]["end"])
@@ -303,6 +307,7 @@ class Reconciler:
         return advice_on_invoices(
             side.invoiced,
             side.confirmed,
+            late=side.uninvoiced,
             price=side.price,
             made_ms=side.invoiced_ms,
             now_ms=self._store.now_ms(),
@@ -351,7 +356,7 @@ def _as_invoiced(found: Invoiced | None) -> dict[str, Any]:
     return {"invoiced": int(found.quantity) if is_known else None, "invoice": found.state}
 
 
-def _price_in_words(state: CustomerState, meter: str, catalog: Catalog) -> str:
+def price_of_meter(state: CustomerState, meter: str, catalog: Catalog) -> str:
     """What a unit costs by the plan of the subscription."""
     subscription = state.subscription
     plan = None if subscription is None else catalog.plans.get(subscription.plan or "")

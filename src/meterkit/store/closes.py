@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.finality import renewals_of
 from meterkit.decisions.periods import from_ms
+from meterkit.decisions.subscription import ENDED
 from meterkit.errors import StoreError
 from meterkit.store.waiting import count_members
 
@@ -87,17 +88,34 @@ def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
     return found
 
 
-async def note_renewal(store: Store, customer: str, subscription: SubscriptionState | None) -> None:
+async def note_renewal(
+    store: Store,
+    customer: str,
+    subscription: SubscriptionState | None,
+    *,
+    known: SubscriptionState | None,
+) -> None:
     """Have the close of a period looked at that a subscription's renewal, or its end, has just ended.
 
-    Nothing may have noted it: usage is noted when it is sealed, and the flusher may have been dead.
+    Nothing may have noted it: usage is noted when it is sealed, and the flusher may have been dead. The end
+    of a subscription may become known days later.
+
+    Args:
+        store: where closes are noted.
+        customer: whose.
+        subscription: as Stripe shows it.
+        known: the customer's subscription as it was known before.
 
     Raises:
         StoreError: the store does not answer.
     """
     now_ms, renewals = store.now_ms(), renewals_of(subscription, store.now_ms())
     sells_usage = any(meter.stripe is not None for meter in store.catalog.meters.values())
-    if renewals is None or not sells_usage or now_ms >= renewals.latest_ms + _RENEWED_WITHIN_MS:
+    if subscription is None or renewals is None or not sells_usage:
+        return
+    is_open = known is not None and known.id == subscription.id and known.status not in ENDED
+    has_ended = is_open and subscription.status in ENDED
+    if not has_ended and now_ms >= renewals.latest_ms + _RENEWED_WITHIN_MS:
         return
     shard = store.keys.customer(customer).shard
     close = Close(shard=shard, customer=customer, end_ms=renewals.latest_ms)

@@ -202,8 +202,9 @@ class _View:
         head = Head.read(self._counters.get(HEAD_FIELD))
         spans = {int(name[:-2]): int(end) for name, end in self._totals.items() if name.endswith("|e")}
         if self._over and head.ends_ms:
-            spans[head.begins_ms] = head.ends_ms  # No script has closed it yet.
-            self._is_open = head.begins_ms <= at_ms < head.ends_ms
+            # No script has closed it yet. Another subscription, or none, may have cut it short.
+            spans[head.begins_ms] = min(head.ends_ms, self.start_ms)
+            self._is_open = head.begins_ms <= at_ms < spans[head.begins_ms]
         found = [start for start, end in spans.items() if start <= at_ms < end]
         calendar = bounds_at(at_ms)
         self.start_ms = found[0] if found else calendar.start_ms
@@ -294,8 +295,8 @@ def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:
         "queued": view.delivery(token, "q"),
         "leased": view.delivery(token, "l"),
         "parked": view.delivery(token, "k"),
-        "delivered": view.delivery(token, "d"),
-        "late": view.delivery(token, "u") + view.delivery(token, "t"),
+        "delivered": view.delivery(token, "d") - view.delivery(token, "b"),
+        "late": sum(view.delivery(token, kind) for kind in "utb"),
         "dead": view.delivery(token, "x") + view.delivery(token, "z"),  # What was dropped is as dead.
     }
 

@@ -111,10 +111,10 @@ class Looker:
         if not await self._queue.keep(entry):
             raise LostError
         try:
-            await self._store_subscription(customer, linked, subscription, entry.cause)
+            known = await self._store_subscription(customer, linked, subscription, entry.cause)
         except _UnlinkedError:
             return  # The subscriptions belong to no customer here: store and report nothing.
-        await note_renewal(self._store, customer, subscription)
+        await note_renewal(self._store, customer, subscription, known=known)
         if entry.cause == NIGHTLY or (subscription is not None and subscription.plan is None):
             await self._drifting.look(customer, found, chosen)
         for note in entry.notes:
@@ -123,14 +123,14 @@ class Looker:
 
     async def _store_subscription(
         self, customer: str, linked: str, subscription: SubscriptionState | None, cause: str
-    ) -> None:
-        """Store what was fetched. Usage that missed a change of prices by others is late."""
+    ) -> SubscriptionState | None:
+        """Store what was fetched; return what was known. Usage that missed a change of prices is late."""
         store, having = self._store, _having(linked, subscription)
         rev, before = await self._states.read(customer)
         switched = switched_by_others(before.subscription, subscription, store.now_ms())
         if subscription is None or not switched:
             await self._states.change(customer, having, cause=cause)
-            return
+            return before.subscription
         after = having(before)
         found = await self._api().list("/v1/billing/meters")
         events = {meter["event_name"] for meter in found if meter["id"] in switched}
@@ -146,6 +146,7 @@ class Looker:
         await strand_usage(store, customer, before, after, change)
         await self._states.change(customer, having, cause=cause)
         await let_go_of_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
+        return before.subscription
 
     async def _when(self, subscription: str, metered: str) -> int:
         """Since when a subscription has its metered prices, at the latest: Stripe's events of a day tell."""
