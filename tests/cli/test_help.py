@@ -27,6 +27,7 @@ COMMANDS: Final = {
         "plans",
         "subscriptions",
         "reconcile",
+        "recover",
         "audit",
         "stripe",
         "webhooks",

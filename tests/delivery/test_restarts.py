@@ -7,21 +7,20 @@ are really killed and restored are in ``tests/promises/test_i6_restored.py``.
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, PLANS, desk, have_at_stripe, kit_for
+from delivering import NOW, PLANS, have_at_stripe, kit_for
 from meterkit.catalog import loads
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError
 from meterkit.store.server_lives import ServerLives
 from proxy import TcpProxy
+from restoring import LAG, begin_anew, come_back, linked, states
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
     from datetime import datetime
 
     from delivering import Desk
@@ -30,42 +29,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 EVENTS_PATH: Final = "/v1/billing/meter_events"
-LAG: Final = timedelta(minutes=2)
 MINUTE: Final = timedelta(minutes=1)
 MAY: Final = NOW - timedelta(days=20)
 
 
-@asynccontextmanager
-async def linked(store_url: str, *customers: str, **settings: Any) -> AsyncGenerator[Desk]:
-    """A desk of one shard that has been in one life so far, with customers that are linked."""
-    async with desk(store_url, shards=1, **settings) as at:
-        await at.link(*(customers or ("acme",)))
-        await at.flush()
-        yield at
-
-
-async def begin_anew(at: Desk, **fields: Any) -> None:
-    """Have the shard have been delivered from in another life of the server than this one."""
-    admin = await at.kit.store.admin()
-    restarts: Any = vars(at.flusher)["_restarts"]
-    vars(vars(restarts)["_lives"])["_met"].clear()
-    fields = {"known": "another life", **fields}
-    await admin.ask(admin.client.hset(at.kit.store.keys.shard(0, "life"), mapping=fields))
-
-
-async def come_back(at: Desk, after: timedelta = LAG) -> None:
-    """Have the flusher meet the new life, and let that time pass."""
-    assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
-    at.clock.advance(after)
-
-
 def _ms(instant: datetime) -> int:
     return int(instant.timestamp() * 1000)
-
-
-async def states(at: Desk) -> list[tuple[int, str]]:
-    """What is not delivered: quantities and states."""
-    return sorted((one.quantity, one.state) for one in await at.kit.outbox.list())
 
 
 async def test_i6_one_unit_that_stripe_has_and_the_store_does_not_is_enough(store_url: str) -> None:

@@ -21,6 +21,7 @@ from meterkit.cli import (
     outbox,
     plans,
     reconcile,
+    recover,
     routes,
     stripe,
     subscriptions,
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 _PARTS = (
     *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
-    *(subscriptions, reconcile, audit),
+    *(subscriptions, reconcile, recover, audit),
     *(stripe, webhooks, importing),
 )
 for part in _PARTS:

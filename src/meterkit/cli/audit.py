@@ -22,14 +22,15 @@ from meterkit.stripe.api import StripeApi
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["commands"]
+__all__ = ["RARE", "commands", "row_of"]
 
 commands = typer.Typer(name="audit", help="Work with the audit log of recorded usage.", no_args_is_help=True)
 
 _ENDED_EARLY: Final = (
     "it ended early: what is shown was done before. Run the same again for the rest: nothing is raised twice"
 )
-_RARE: Final = frozenset({"delivered", "parked", "advice"})
+RARE: Final = frozenset({"delivered", "parked", "advice"})
+"""Columns that are shown where they have something."""
 
 
 @commands.callback()
@@ -84,11 +85,12 @@ async def rebuild(
 def _show(session: Session, found: Sequence[Rebuilt], *, empty: str) -> None:
     session.show(
         [asdict(one) for one in found],
-        lambda: print_records([_row(one) for one in found], rare=_RARE, empty=empty),
+        lambda: print_records([row_of(one) for one in found], rare=RARE, empty=empty),
     )
 
 
-def _row(one: Rebuilt) -> dict[str, object]:
+def row_of(one: Rebuilt) -> dict[str, object]:
+    """A row of the table."""
     return {
         "customer": one.customer,
         "meter": one.meter,

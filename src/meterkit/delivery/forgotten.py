@@ -28,6 +28,7 @@ _BEFORE_S: Final = 3 * _MINUTE_S
 _BEHIND_S: Final = 5 * _MINUTE_S
 # Longer gaps are looked at by the hour.
 _BY_MINUTES_S: Final = 6 * _HOUR_S
+_EXACT_S: Final = 36 * _HOUR_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,7 @@ class Forgotten:
         since_ms: int,
         gap: Gap,
         names: Mapping[str, str],
+        is_exact: bool = False,
     ) -> int:
         """How many units Stripe has that the store does not know of; 0 or less: none.
 
@@ -87,6 +89,7 @@ class Forgotten:
             since_ms: the first instant of the earliest period that is compared.
             gap: when deliveries may have been forgotten.
             names: the event names of the meters that the store knows, by token.
+            is_exact: whether the number matters; else whether there are any is enough.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
@@ -115,17 +118,18 @@ class Forgotten:
                 and names.get(match[2].decode()) == event_name
             )
         unknown = int(counted) - known
-        if unknown > 0:
+        if unknown > 0 and not is_exact:
             return unknown
-        return await self._in_minutes(event_name, stripe_customer, gap, made)
+        most_s = _BY_MINUTES_S if not is_exact else _EXACT_S
+        return max(unknown, await self._in_minutes(event_name, stripe_customer, gap, made, most_s))
 
     async def _in_minutes(
-        self, event_name: str, stripe_customer: str, gap: Gap, made: Mapping[int, int]
+        self, event_name: str, stripe_customer: str, gap: Gap, made: Mapping[int, int], most_s: int
     ) -> int:
         """What single minutes of the gap have more than was delivered in them."""
         first_s = (gap.from_ms // 1000 - _BEFORE_S) // _MINUTE_S * _MINUTE_S
         last_s = (gap.till_ms // 1000 + _BEHIND_S) // _MINUTE_S * _MINUTE_S
-        step_s = _MINUTE_S if last_s - first_s <= _BY_MINUTES_S else _HOUR_S
+        step_s = _MINUTE_S if last_s - first_s <= most_s else _HOUR_S
         at_once = asyncio.Semaphore(_AT_ONCE)
 
         async def beyond(start_s: int) -> int:

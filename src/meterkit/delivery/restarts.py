@@ -105,7 +105,6 @@ class Restarts:
         """
         life, now_ms = await self._lives.of(shard), self._store.now_ms()
         if life.is_known:
-            await self._lives.see(shard, life)
             return True
         if not life.known:
             await self._lives.confirm(shard, life)

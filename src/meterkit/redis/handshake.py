@@ -35,7 +35,7 @@ _CREDENTIALS: Final = frozenset({"NOAUTH", "WRONGPASS"})
 _NO_RIGHT: Final = "NOPERM"
 _NOT_KNOWN: Final = (
     "its user may not ask for INFO, so whether it evicts keys is not known; it must not (maxmemory-policy"
-    " noeviction)"
+    " noeviction). Nor is it known when a backup was put back: run `meterkit recover --since` after that"
 )
 
 

@@ -19,7 +19,7 @@ __all__ = ["REFUSED", "RESTORED", "Kept", "find_kept", "is_refused", "kept_in"]
 
 _PAGE: Final = 500
 # What Stripe refused later; and of one that stands for usage of many minutes.
-_OF_ITS_PAST: Final = ("refused", "since", "till", "base", "together", "restored")
+_OF_ITS_PAST: Final = ("refused", "since", "till", "base", "together", "restored", "rest")
 
 RESTORED: Final = "restored"
 """The field of what was parked after a restore: when deliveries may have been forgotten; see comparing."""

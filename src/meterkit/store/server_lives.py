@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["ServerLife", "ServerLives"]
 
 _SEEN_EVERY_MS: Final = 60_000
+_DOUBTED: Final = "doubted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class ServerLife:
     @property
     def is_known(self) -> bool:
         """Whether the shard is where it was when it was delivered from last, as far as anybody can tell."""
-        return self.now is None or self.now == self.known
+        return self.now == self.known or (self.now is None and self.known != _DOUBTED)
 
 
 class ServerLives:
@@ -53,7 +54,7 @@ class ServerLives:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._met: set[str] = set()
+        self._looked_ms: dict[str, int] = {}
 
     async def begin(self) -> None:
         """Have each shard of a new store remember the life that it begins in."""
@@ -66,11 +67,16 @@ class ServerLives:
                 await server.ask(pipe.execute())
 
     async def unmet(self) -> Mapping[int, ServerLife]:
-        """The shards whose server is in a life that was not noticed yet, of servers that were not met yet."""
+        """The shards whose server is in a life that was not noticed yet.
+
+        Where all shards know their server, each remembers when that was, once a minute and before anything is
+        sent: by that a backup tells what it may have forgotten.
+        """
         found: dict[int, ServerLife] = {}
+        now_ms = self._store.now_ms()
         for server, shards in (await self._servers()).items():
             now = await _run_id(server)
-            if now is None or now in self._met:
+            if now is None or 0 <= now_ms - self._looked_ms.get(now, -_SEEN_EVERY_MS) < _SEEN_EVERY_MS:
                 continue
             pipe = server.client.pipeline(transaction=False)
             for shard in shards:
@@ -82,9 +88,22 @@ class ServerLives:
                 if life.known and now not in {life.known, life.noticed}
             }
             found |= unmet
-            if not unmet:
-                self._met.add(now)
+            if unmet:
+                continue
+            pipe = server.client.pipeline(transaction=False)
+            for shard, life in zip(shards, lives, strict=True):
+                if life.known == now:
+                    pipe.hset(self._store.keys.shard(shard, "life"), "seen_ms", f"{now_ms}")
+            await server.ask(pipe.execute())
+            self._looked_ms[now] = now_ms
         return found
+
+    async def doubt(self, since_ms: int) -> None:
+        """Have all that waits compared with Stripe, as after a restore of a backup of that instant."""
+        now = f"{self._store.now_ms()}"
+        fields = {"known": _DOUBTED, "noticed": "", "noticed_ms": now, "sealed_ms": "0"}
+        for shard in range(self._store.keys.shards):
+            await self._write(shard, {**fields, "seen_ms": f"{since_ms}"})
 
     async def _servers(self) -> Mapping[Admin, list[int]]:
         """The servers, with the shards that each has."""
@@ -107,11 +126,6 @@ class ServerLives:
             raise StoreError(f"the store failed: {kept}") from kept
         now = None if isinstance(info, Exception) else info.get("run_id")
         return _life(now, kept)
-
-    async def see(self, shard: int, life: ServerLife) -> None:
-        """Remember, before anything is sent, that the shard is delivered from: a backup tells its age so."""
-        if life.now is not None and self._store.now_ms() >= life.seen_ms + _SEEN_EVERY_MS:
-            await self._write(shard, {"seen_ms": f"{self._store.now_ms()}"})
 
     async def notice(self, shard: int, life: ServerLife, *, is_sealed: bool) -> None:
         """Remember since when the server is in this life, and whether what was pending is sealed."""

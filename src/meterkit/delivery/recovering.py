@@ -1,0 +1,274 @@
+"""``meterkit recover``: settles what a restore of the store has parked, by what Stripe has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+from meterkit.delivery.forgotten import Forgotten, Gap
+from meterkit.errors import MeterkitError, StripeError
+from meterkit.store.customer_id import check_customer
+from meterkit.store.event_names import read_meters
+from meterkit.store.kept_intents import RESTORED, kept_in
+from meterkit.store.server_lives import ServerLives
+from meterkit.store.steering import steer
+from meterkit.store.task_lease import TaskLease
+from meterkit.store.waiting import count_members
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from meterkit.delivery.summaries import Summaries
+    from meterkit.store.event_names import Counted
+    from meterkit.store.kept_intents import Kept
+    from meterkit.store.store import Store
+
+__all__ = ["Recovered", "Recoverer", "shares"]
+
+_REST: Final = "rest"
+_NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
+_LEASE_MS: Final = 60_000
+_BY_HAND: Final = (
+    "Stripe does not say what it has of this customer ({error}): drop the intents (`meterkit outbox list"
+    " --customer`) and bill by hand what its invoices lack"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What a restore has parked of one customer and meter, and what becomes of it, in the meter's unit.
+
+    Attributes:
+        event_name: of the meter at Stripe.
+        parked: how many units the restore has parked.
+        unknown: how many units Stripe has that the store does not know of; None: Stripe does not say.
+        billed: parked units that Stripe has: they count as delivered.
+        sent: parked units that Stripe lacks: they are queued for delivery.
+        lost: units that Stripe has and the store has lost with their records; nothing is to be billed.
+        advice: what a person must do; empty: nothing.
+    """
+
+    customer: str
+    meter: str
+    event_name: str
+    parked: int
+    unknown: int | None
+    billed: int = 0
+    sent: int = 0
+    lost: int = 0
+    advice: str = ""
+
+
+@dataclass(slots=True)
+class _Line:
+    """What a restore has parked of one customer and event name, for one Stripe customer."""
+
+    customer: str
+    event_name: str
+    stripe_customer: str
+    parked: list[Kept] = field(default_factory=list["Kept"])
+
+    @property
+    def units(self) -> int:
+        return sum(kept.value + _rest(kept) for kept in self.parked)
+
+    @property
+    def gap(self) -> Gap:
+        gaps = [Gap.read(kept.fields[RESTORED]) for kept in self.parked]
+        return Gap(from_ms=min(one.from_ms for one in gaps), till_ms=max(one.till_ms for one in gaps))
+
+
+def shares(quantities: Sequence[int], billed: int) -> list[int]:
+    """How many units of each intent Stripe has, the first ones first: at most one is in parts. Pure.
+
+    Args:
+        quantities: of the intents.
+        billed: how many units of all of them Stripe has.
+    """
+    found: list[int] = []
+    for quantity in quantities:
+        part = min(quantity, billed)
+        found.append(part)
+        billed -= part
+    return found
+
+
+class Recoverer:
+    """Settles intents that a restore has parked, customer by customer and meter by meter.
+
+    Stripe has at most as many of the parked units as it has units that the store does not know of. So many
+    count as delivered; the rest is certainly not there, and is sent. Stripe never gets more than the truth.
+
+    Args:
+        store: where the intents are.
+        summaries: what Stripe says.
+    """
+
+    def __init__(self, store: Store, summaries: Summaries) -> None:
+        self._store = store
+        self._summaries = summaries
+        self._forgotten = Forgotten(store, summaries)
+        self._lives = ServerLives(store)
+
+    async def not_compared(self) -> int:
+        """In how many shards the flusher has still to compare what waits. Raises StoreError."""
+        admin, shards = (await self._store.admin()).for_delivery(), set[int]()
+        for shard, place in await count_members(self._store, admin, ("dirty", "outbox"), limit="+inf"):
+            life = await self._lives.of(shard)
+            # What was pending then is sealed as soon as the server is met: the rest came after that.
+            is_met = life.noticed == (life.now or "")
+            if life.known and not life.is_known and not (is_met and place == "dirty"):
+                shards.add(shard)
+        return len(shards)
+
+    async def doubt(self, since: datetime) -> None:
+        """Have all that waits compared, as after a restore of a backup of that instant. Raises StoreError."""
+        await self._lives.doubt(int(since.timestamp() * 1000))
+
+    async def recover(
+        self, customer: str | None = None, *, dry_run: bool = False, by: str = "api"
+    ) -> Sequence[Recovered]:
+        """Settle what a restore has parked.
+
+        Args:
+            customer: whose; default: of all.
+            dry_run: say what would be done.
+            by: who does it, for the ledger of the customer.
+
+        Raises:
+            CustomerError: the id is not allowed.
+            MeterkitError: another process does the same.
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+        """
+        if customer is not None:
+            check_customer(customer)
+        lease = TaskLease(self._store, self._store.keys.shard(0, "recover:lease"), lasts_ms=_LEASE_MS)
+        async with lease.held() as is_held:
+            if not is_held:
+                raise MeterkitError("another process recovers; try again in a minute")
+            await self._summaries.refresh()
+            admin = (await self._store.admin()).for_delivery()
+            meters = await read_meters(admin, self._store.keys, self._store.catalog)
+            found: list[Recovered] = []
+            for line in await self._lines(customer):
+                found.append(await self._of_line(line, meters, dry_run=dry_run, by=by))
+                await lease.take()
+            return found
+
+    async def _lines(self, customer: str | None) -> Sequence[_Line]:
+        admin = (await self._store.admin()).for_delivery()
+        lines: dict[tuple[str, str, str], _Line] = {}
+        for shard, place in await count_members(self._store, admin, ("parked",), limit="+inf"):
+            async for page in kept_in(self._store, admin, shard, place):
+                for kept in page:
+                    if RESTORED in kept.fields and customer in {None, kept.customer}:
+                        names = (kept.customer, kept.fields["event"], kept.fields["stripe"])
+                        lines.setdefault(names, _Line(*names)).parked.append(kept)
+        return [lines[names] for names in sorted(lines)]
+
+    async def _of_line(
+        self, line: _Line, meters: Mapping[str, Counted], *, dry_run: bool, by: str
+    ) -> Recovered:
+        counted = meters.get(line.parked[0].fields["meter"])
+        told = Recovered(
+            customer=line.customer,
+            meter=line.event_name if counted is None else counted.meter,
+            event_name=line.event_name,
+            parked=line.units,
+            unknown=None,
+        )
+        try:
+            unknown = await self._forgotten.unknown(
+                *(line.customer, line.event_name, line.stripe_customer),
+                since_ms=min(int(kept.fields["period"]) for kept in line.parked),
+                gap=line.gap,
+                names={token: one.event_name for token, one in meters.items()},
+                is_exact=True,
+            )
+            billed = min(max(0, unknown), line.units)
+            ordered = await self._ordered(line) if 0 < billed < line.units else line.parked
+        except StripeError as error:
+            if error.status not in _NOT_THERE:
+                raise
+            return replace(told, advice=_BY_HAND.format(error=error))
+        if not dry_run:
+            ordered = [await self._joined(kept) for kept in ordered]
+            for kept, part in zip(ordered, shares([kept.value for kept in ordered], billed), strict=True):
+                await self._settle(kept, part, by)
+        return replace(
+            told, unknown=unknown, billed=billed, sent=line.units - billed, lost=max(0, unknown - billed)
+        )
+
+    async def _ordered(self, line: _Line) -> list[Kept]:
+        """Those first whose own minute has their quantity at Stripe: it has just these."""
+        is_there: dict[str, bool] = {}
+        for kept in line.parked:
+            counted = await self._summaries.counted(
+                line.event_name, line.stripe_customer, kept.minute_s, kept.minute_s + 60
+            )
+            is_there[kept.identifier] = counted == kept.value + _rest(kept)
+        return sorted(line.parked, key=lambda kept: not is_there[kept.identifier])
+
+    async def _settle(self, kept: Kept, billed: int, by: str) -> None:
+        """Count so many units of an intent as delivered, and queue the rest."""
+        store, left = self._store, kept.value - billed
+        if billed and left:
+            kept = await self._parted(kept, billed, by)
+        if billed:
+            after = f"delivered: Stripe has {billed} of it that the store had forgotten"
+            await steer(store, kept, "delivered", cause=by, after=after)
+        else:
+            # Under the same identifier: should Stripe have just this, it counts that once.
+            anew = kept.renamed(kept.identifier, store.now_ms())
+            after = "queued: Stripe has nothing of it"
+            await steer(store, kept, "queued", cause=by, to_be=anew, after=after)
+
+    async def _parted(self, kept: Kept, billed: int, by: str) -> Kept:
+        """Cut off what Stripe lacks, and queue it as an intent of its own; the part that Stripe has.
+
+        The first step keeps in one text what the intent is cut down to and what is cut off: a process that
+        ends between the steps leaves that to the next run, which joins both again.
+        """
+        store, keys = self._store, self._store.keys
+        left = kept.value - billed
+        why = kept.fields.get("why", "")
+        cut = replace(kept, fields={**kept.fields, "value": f"{billed}"})
+        more = {"why": why, _REST: f"{left}"}
+        if not await steer(store, kept, "parked", cause=by, to_be=cut, more=more):
+            raise MeterkitError(f"intent {kept.identifier} has changed meanwhile; run this again")
+        rest = replace(kept, fields={**kept.fields, "value": f"{left}", "why": why})
+        identifier = f"{token_hex(16)}-1"
+        fields = {name: text for name, text in cut.fields.items() if name != _REST} | {"why": why}
+        texts = {
+            kept.identifier: json.dumps(fields),
+            identifier: json.dumps({**rest.fields, "key": identifier}),
+        }
+        admin = (await store.admin()).for_delivery()
+        pipe = (await admin.at(keys.shard(kept.shard, "intents"))).client.pipeline(transaction=True)
+        pipe.hset(keys.shard(kept.shard, "intents"), mapping=texts)
+        pipe.zadd(keys.shard(kept.shard, "parked"), {identifier: store.now_ms()})
+        await admin.ask(pipe.execute())
+        new = replace(rest, identifier=identifier, text=texts[identifier])
+        await self._settle(new, 0, by)
+        return replace(kept, fields=fields, text=texts[kept.identifier])
+
+    async def _joined(self, kept: Kept) -> Kept:
+        """An intent with what an earlier run has cut off of it and not made an intent of."""
+        if not _rest(kept):
+            return kept
+        fields = {name: text for name, text in kept.fields.items() if name != _REST}
+        fields["value"] = f"{kept.value + _rest(kept)}"
+        text = json.dumps(fields)
+        admin = (await self._store.admin()).for_delivery()
+        key = self._store.keys.shard(kept.shard, "intents")
+        await admin.ask(admin.client.hset(key, kept.identifier, text))
+        return replace(kept, fields=fields, text=text)
+
+
+def _rest(kept: Kept) -> int:
+    return int(kept.fields.get(_REST, "0"))

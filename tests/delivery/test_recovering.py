@@ -1,0 +1,195 @@
+"""``meterkit recover`` settles what a restore has parked by what Stripe has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from delivering import NOW, have_at_stripe
+from meterkit.delivery.recovering import Recovered, Recoverer, shares
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.errors import MeterkitError
+from meterkit.store.task_lease import TaskLease
+from meterkit.stripe.api import StripeApi
+from restoring import begin_anew, come_back, linked, parked_by_a_restore, states
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from delivering import Desk
+
+pytestmark = pytest.mark.anyio
+
+MINUTE: Final = timedelta(minutes=1)
+
+
+async def recover(at: Desk, **settings: Any) -> Sequence[Recovered]:
+    summaries = StripeSummaries(StripeApi(at.kit.settings))
+    try:
+        return await Recoverer(at.kit.store, summaries).recover(**settings)
+    finally:
+        await summaries.close()
+
+
+async def usage(at: Desk) -> dict[str, int]:
+    counts = (await at.kit.usage("acme"))["meters"]["requests"]
+    return {name: counts[name] for name in ("recorded", "queued", "parked", "delivered", "dead")}
+
+
+@pytest.mark.parametrize(
+    ("billed", "parts"),
+    [(0, [0, 0, 0]), (4, [4, 0, 0]), (7, [5, 2, 0]), (10, [5, 3, 2]), (99, [5, 3, 2])],
+)
+def test_at_most_one_intent_is_in_parts(billed: int, parts: list[int]) -> None:
+    assert shares([5, 3, 2], billed) == parts
+
+
+@pytest.mark.parametrize(
+    ("at_stripe", "billed", "sent", "lost"),
+    [(30, 30, 0, 0), (20, 20, 10, 0), (50, 30, 0, 20), (1, 1, 29, 0)],
+)
+async def test_i6_parked_units_are_billed_as_far_as_stripe_has_them_and_the_rest_is_sent(
+    store_url: str, at_stripe: int, billed: int, sent: int, lost: int
+) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 30)
+        await have_at_stripe(at, at_stripe, minute=NOW - MINUTE)
+        assert await parked_by_a_restore(at) == 1
+        before = await states(at)
+        would = await recover(at, dry_run=True)
+        assert (await states(at), await usage(at)) == (
+            before,
+            {"recorded": 30, "queued": 0, "parked": 30, "delivered": 0, "dead": 0},
+        )
+        done = await recover(at, by="operator")
+        assert done == would
+        assert [(one.parked, one.unknown, one.billed, one.sent, one.lost) for one in done] == [
+            (30, at_stripe, billed, sent, lost)
+        ]
+        assert await usage(at) == {
+            "recorded": 30, "queued": sent, "parked": 0, "delivered": billed, "dead": 0
+        }  # fmt: skip
+        await at.flush(everything=True)
+        assert (at.accepted("acme"), await states(at)) == (max(30, at_stripe), [])
+        entries = [one for one in await at.kit.customers.history("acme") if one.kind == "intent"]
+        assert len(entries) == 1 + bool(billed) + bool(sent)
+        assert await recover(at) == []
+
+
+async def test_i6_an_intent_whose_own_minute_stripe_has_is_the_one_that_is_billed(store_url: str) -> None:
+    async with linked(store_url) as at:
+        at.emulator.fail_next("error", status=401, times=None, path="/v1/billing/meter_events")
+        for quantity in (5, 7):
+            await at.kit.record("acme", "requests", quantity)
+            await at.flush(everything=True, timeout_s=0)
+            at.clock.advance(MINUTE)
+        at.emulator.clear_faults()
+        await have_at_stripe(at, 3, minute=at.clock.now())
+        assert await parked_by_a_restore(at) == 2
+        second = next(one for one in await at.kit.outbox.list() if one.quantity == 7)
+        await have_at_stripe(at, 7, minute=second.minute)
+        (done,) = await recover(at)
+        assert (done.unknown, done.billed, done.sent) == (10, 10, 2)
+        assert await states(at) == [(2, "queued")]
+
+
+async def test_i6_units_that_were_taken_back_at_stripe_are_not_sent_again(store_url: str) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 30)
+        await have_at_stripe(at, 30, minute=NOW - MINUTE)
+        await have_at_stripe(at, -20, minute=NOW - 2 * MINUTE)
+        assert await parked_by_a_restore(at) == 1
+        (done,) = await recover(at)
+        # The sum says that Stripe has 10 of them; the minutes say that it has had all.
+        assert (done.unknown, done.billed, done.sent) == (30, 30, 0)
+        await at.flush(everything=True)
+        assert at.accepted("acme") == 10
+
+
+async def test_i6_what_was_delivered_since_and_stripe_has_not_counted_yet_hides_nothing(
+    store_url: str,
+) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 30)
+        await have_at_stripe(at, 30, minute=NOW - MINUTE)
+        assert await parked_by_a_restore(at) == 1
+        at.clock.advance(timedelta(hours=1))
+        totals = await at.totals("acme")
+        period = next(name for name in totals if name.endswith("k"))[:-1]
+        admin = await at.kit.store.admin()
+        key = at.kit.store.keys.customer("acme").totals
+        await admin.ask(admin.client.hincrby(key, f"{period}d", 500))  # Delivered, and not counted yet.
+        (done,) = await recover(at)
+        assert (done.unknown, done.billed, done.sent) == (30, 30, 0)
+
+
+async def test_a_customer_whom_stripe_does_not_have_is_for_a_person(store_url: str) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 30)
+        await have_at_stripe(at, 30, minute=NOW - MINUTE)
+        assert await parked_by_a_restore(at) == 1
+        at.emulator.fail_next("error", status=404, times=None, skip=1, path="*")
+        (done,) = await recover(at)
+        assert (done.unknown, "bill by hand" in done.advice) == (None, True)
+        at.emulator.fail_next("error", status=500, times=None, skip=1, path="*")
+        with pytest.raises(MeterkitError):
+            await recover(at)
+        assert await states(at) == [(30, "parked")]
+
+
+async def test_only_the_customer_that_is_named_is_settled(store_url: str) -> None:
+    async with linked(store_url, "acme", "zeta") as at:
+        for customer, there in (("acme", 30), ("zeta", 31)):
+            await at.kit.record(customer, "requests", 30)
+            await have_at_stripe(at, there, minute=NOW - MINUTE, customer=f"cus_{customer}")
+        assert await parked_by_a_restore(at) == 2
+        (done,) = await recover(at, customer="zeta")
+        assert (done.customer, await states(at)) == ("zeta", [(30, "parked")])
+
+
+async def test_i6_a_run_that_ended_between_two_steps_is_gone_on_with(store_url: str) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 30)
+        await have_at_stripe(at, 20, minute=NOW - MINUTE)
+        assert await parked_by_a_restore(at) == 1
+        admin, key = await at.kit.store.admin(), at.kit.store.keys.shard(0, "intents")
+        ((name, text),) = (await admin.ask(admin.client.hgetall(key))).items()
+        cut = {**json.loads(text), "value": "20", "rest": "10"}
+        await admin.ask(admin.client.hset(key, name, json.dumps(cut)))
+        (done,) = await recover(at)
+        assert (done.parked, done.billed, done.sent) == (30, 20, 10)
+        await at.flush(everything=True)
+        assert (at.accepted("acme"), await states(at)) == (30, [])
+
+
+async def test_two_who_recover_at_once_are_told_apart(store_url: str) -> None:
+    async with linked(store_url) as at:
+        store = at.kit.store
+        lease = TaskLease(store, store.keys.shard(0, "recover:lease"), lasts_ms=60_000)
+        async with lease.held():
+            with pytest.raises(MeterkitError, match="another process recovers"):
+                await recover(at)
+
+
+async def test_i6_what_meterkit_cannot_see_is_compared_by_the_word_of_an_operator(store_url: str) -> None:
+    # A backup from before the first delivery, or a server whose user may not run INFO.
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 30)
+        await have_at_stripe(at, 30, minute=NOW - MINUTE)
+        summaries = StripeSummaries(StripeApi(at.kit.settings))
+        recoverer = Recoverer(at.kit.store, summaries)
+        await recoverer.doubt((NOW - timedelta(hours=1)).astimezone(UTC))
+        assert await recoverer.not_compared() == 1
+        await begin_anew(at, known="doubted")
+        await come_back(at)
+        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+        assert await recoverer.not_compared() == 0
+        (done,) = await recoverer.recover()
+        assert replace(done, customer="") == Recovered(
+            customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
+        )
+        await summaries.close()

@@ -1,0 +1,191 @@
+"""I6, I11: after a loss `recover` ends with the truth where there is an audit log, and never beyond it."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from delivering import NOW
+from houses import CUSTOMERS, House, linked
+from meterkit.delivery.recovering import Recoverer
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.audit.rebuilding import Rebuilder
+from meterkit.stripe.api import StripeApi
+from meterkit.testing import Clock, StripeEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
+
+    from meterkit import MeterKit
+    from meterkit.delivery.recovering import Recovered
+    from meterkit.insights.audit.rebuilt import Rebuilt
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120), pytest.mark.parametrize("audited", [False, True])]
+
+
+class Told(NamedTuple):
+    """What recovering has said."""
+
+    recovered: Sequence[Recovered]
+    rebuilt: Sequence[Rebuilt]
+
+
+@asynccontextmanager
+async def house_at(tmp_path: Path, start: datetime) -> AsyncGenerator[House]:
+    clock = Clock(start)
+    emulator = StripeEmulator(clock=clock, summary_lag_s=60)
+    for customer in CUSTOMERS:
+        emulator.add_customer(f"cus_{customer}")
+    async with emulator.serve() as url:
+        yield House(tmp_path, url, emulator, clock)
+
+
+def settings_of(tmp_path: Path, *, audited: bool) -> dict[str, Any]:
+    return {"audit_url": f"sqlite:///{tmp_path}/audit.db"} if audited else {}
+
+
+async def drained(kit: MeterKit) -> None:
+    """Have what waits for the audit database written to it, as happens every two seconds."""
+    if kit.settings.audit_url is not None:
+        await drainer_of(kit.store, kit.settings).drain()
+
+
+async def recover(kit: MeterKit) -> Told:
+    """What ``meterkit recover`` does."""
+    summaries = StripeSummaries(StripeApi(kit.settings))
+    try:
+        recoverer = Recoverer(kit.store, summaries)
+        assert await recoverer.not_compared() == 0
+        recovered = await recoverer.recover()
+        if kit.settings.audit_url is None:
+            return Told(recovered, ())
+        rebuilder = Rebuilder(kit.store, drainer_of(kit.store, kit.settings), summaries)
+        return Told(recovered, await rebuilder.rebuild())
+    finally:
+        await summaries.close()
+
+
+async def hours_later(house: House, kit: MeterKit) -> None:
+    """Have what may be at Stripe compared, twice, and all that waits delivered."""
+    for _ in range(2):
+        house.clock.advance(timedelta(hours=2, minutes=10))
+        await house.settle(kit)
+
+
+async def test_i6_i11_a_backup_one_hour_old(tmp_path: Path, audited: bool) -> None:
+    settings = settings_of(tmp_path, audited=audited)
+    async with house_at(tmp_path, NOW) as house:
+        async with house.open(**settings) as (kit, _):
+            await linked(kit)
+            await kit.record("acme", "requests", 100)
+            house.back_up()
+            house.clock.advance(timedelta(minutes=5))
+            await kit.record("acme", "requests", 50)
+            assert (await kit.flush(everything=True)).delivered == 1
+            await kit.correct("acme", {"requests": 20}, reason="counted twice", correction_id="one")
+            house.clock.advance(timedelta(minutes=5))
+            assert (await kit.flush(everything=True)).delivered == 1
+            await kit.record("acme", "requests", 7)
+            await drained(kit)
+            house.clock.advance(timedelta(minutes=50))
+        house.restore()
+        async with house.open(**settings) as (kit, _):
+            await kit.record("zeta", "requests", 9)
+            await house.settle(kit)
+            assert (house.billed("acme"), house.billed("zeta")) == (130, 9)
+            told = await recover(kit)
+            # 100 of the 150 that Stripe has had were pending in the backup, and 50 came after it.
+            (one,) = told.recovered
+            assert (one.parked, one.unknown, one.billed, one.sent, one.lost) == (100, 150, 100, 0, 50)
+            await hours_later(house, kit)
+            assert house.billed("acme") == (137 if audited else 130)
+            assert [(one.delivered, one.parked) for one in told.rebuilt] == [(30, 7)] * audited
+            assert (await kit.outbox.list(), await recover(kit)) == (
+                [],
+                ([], ()) if not audited else ([], []),
+            )
+
+
+async def test_i6_i11_usage_of_the_backup_that_was_sealed_with_later_usage(
+    tmp_path: Path, audited: bool
+) -> None:
+    settings = settings_of(tmp_path, audited=audited)
+    async with house_at(tmp_path, NOW) as house:
+        async with house.open(**settings) as (kit, _):
+            await linked(kit)
+            await kit.record("acme", "requests", 100)
+            await drained(kit)
+            house.back_up()
+            house.clock.advance(timedelta(minutes=5))
+            # Another 60 units are delivered, and what was pending with them is: 160 in one intent.
+            await kit.record("acme", "requests", 60)
+            assert (await kit.flush(everything=True)).delivered == 1
+            house.clock.advance(timedelta(minutes=55))
+            await drained(kit)
+        house.restore()
+        async with house.open(**settings) as (kit, _):
+            await house.settle(kit)
+            await kit.record("acme", "requests", 30)
+            told = await recover(kit)
+            (one,) = told.recovered
+            assert (one.parked, one.billed, one.lost) == (100, 100, 60)
+            await hours_later(house, kit)
+            # What came after the restore is sent with no person's help, whatever was parked.
+            assert (house.billed("acme"), await kit.outbox.list()) == (190, [])
+
+
+async def test_i6_i11_a_store_that_is_emptied(tmp_path: Path, audited: bool) -> None:
+    settings = settings_of(tmp_path, audited=audited)
+    async with (
+        house_at(tmp_path, NOW) as house,
+        house.open(**settings) as (kit, server),
+    ):
+        await linked(kit)
+        await kit.record("acme", "requests", 100)
+        assert (await kit.flush(everything=True)).delivered == 1
+        await kit.record("acme", "requests", 20)
+        await drained(kit)
+        server.ask("FLUSHALL")
+        house.clock.advance(timedelta(minutes=5))
+        await linked(kit)
+        told = await recover(kit)
+        assert [(one.delivered, one.parked) for one in told.rebuilt] == [(100, 20)] * audited
+        await hours_later(house, kit)
+        await kit.record("acme", "requests", 7)
+        await house.settle(kit)
+        assert house.billed("acme") == (127 if audited else 107)
+
+
+async def test_i6_i11_a_backup_across_a_periods_end(tmp_path: Path, audited: bool) -> None:
+    settings = settings_of(tmp_path, audited=audited)
+    async with house_at(tmp_path, datetime(2031, 6, 30, 23, 0, 30, tzinfo=UTC)) as house:
+        async with house.open(**settings) as (kit, _):
+            await linked(kit)
+            await kit.record("acme", "requests", 100)
+            house.back_up()
+            house.clock.advance(timedelta(minutes=30))
+            await kit.record("acme", "requests", 10)
+            assert (await kit.flush(everything=True)).delivered == 1
+            house.clock.set(datetime(2031, 7, 1, 1, 0, 30, tzinfo=UTC))
+            await kit.record("acme", "requests", 50)
+            assert (await kit.flush(everything=True)).delivered == 1
+            await kit.record("acme", "requests", 5)
+            await drained(kit)
+            house.clock.advance(timedelta(hours=1))
+        house.restore()
+        async with house.open(**settings) as (kit, _):
+            await kit.flush()  # As each process that delivers does when it starts.
+            house.clock.advance(timedelta(seconds=1))
+            await kit.record("acme", "requests", 3)
+            await house.settle(kit)
+            assert house.billed("acme") <= 168
+            told = await recover(kit)
+            assert sum(one.sent for one in told.recovered) == 0
+            await hours_later(house, kit)
+            assert house.billed("acme") == (168 if audited else 163)
+            assert await kit.outbox.list() == []
