@@ -127,8 +127,16 @@ async def strand_intent(store: Store, kept: Kept, *, cause: str) -> bool:
     plan = _plan(state, catalog, store.now_ms())
     meter = next((one for name, one in catalog.meters.items() if meter_token(name) == token), None)
     again = ("", kept.fields["event"]) if meter is None else _again(meter, plan, state, catalog)
-    asked = {"meters": {token: (*again, kept.fields[MISSED])}, "pending": [], "since": {}, "labels": {}}
-    return await _strand(store, kept.customer, [kept], {**asked, "changed": "", "rev": "", "cause": cause})
+    asked: dict[str, Any] = {
+        "pending": [],
+        "since": {},
+        "labels": {},
+        "changed": "",
+        "rev": "",
+        "cause": cause,
+    }
+    asked["meters"] = {token: (*again, kept.fields[MISSED])}
+    return await _strand(store, kept.customer, [kept], asked)
 
 
 async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Mapping[str, Any]) -> bool:
