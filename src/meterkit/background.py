@@ -1,23 +1,44 @@
-"""Tasks that run beside each event loop for as long as it is served, each begun anew where it has ended."""
+"""Tasks that run beside each event loop while it is served, each begun anew where it ends by an error."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from meterkit.delivery.hourly import Hourly
+from meterkit.errors import MeterkitError
+
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Coroutine
 
 __all__ = ["BackgroundTasks"]
 
+_logger = logging.getLogger("meterkit.background")
+
+_jitter = SystemRandom().uniform
+
 _CANCEL_AGAIN_S: Final = 0.2
+_AGAIN_FIRST_S: Final = 1.0
+_AGAIN_MOST_S: Final = 60.0
+_STEADY_S: Final = 60.0
 
 
 class BackgroundTasks:
-    """Named tasks, one of each name in an event loop."""
+    """Named tasks, one of each name in an event loop.
 
-    def __init__(self) -> None:
+    One that ends by an error is begun anew: after a second, then after twice as long each time, up to a
+    minute. Each kind of error is logged once, and again each hour until the task has run for a minute.
+
+    Args:
+        failures: counts how often each task has ended by an error.
+    """
+
+    def __init__(self, failures: Counter[str]) -> None:
+        self._failures = failures
         self._tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Task[None]]]
         self._tasks = WeakKeyDictionary()
 
@@ -27,7 +48,7 @@ class BackgroundTasks:
         """Have a task run in a loop, which is the running one; nothing is done where it does."""
         tasks = self._tasks.setdefault(loop, {})
         if name not in tasks or tasks[name].done():
-            tasks[name] = loop.create_task(work())
+            tasks[name] = loop.create_task(self._run(name, work))
 
     async def end(self, loop: asyncio.AbstractEventLoop) -> None:
         """Cancel a loop's tasks, and wait until they have ended."""
@@ -36,3 +57,29 @@ class BackgroundTasks:
             while not task.done():
                 task.cancel()
                 await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
+
+    async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        said, pause_s, loop = Hourly(), _AGAIN_FIRST_S, asyncio.get_running_loop()
+        while True:
+            began_s = loop.time()
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - nobody else would hear of it, or begin anew
+                failed = error
+            else:
+                return
+            self._failures[name] += 1
+            if loop.time() - began_s >= _STEADY_S:
+                said.forget()
+                pause_s = _AGAIN_FIRST_S
+            if said.is_due(type(failed)):
+                _say(name, failed)
+            await asyncio.sleep(pause_s * _jitter(0.5, 1.0))
+            pause_s = min(_AGAIN_MOST_S, 2 * pause_s)
+
+
+def _say(name: str, failed: Exception) -> None:
+    if isinstance(failed, MeterkitError):  # Mostly the store is away: a traceback would say nothing more.
+        _logger.warning("the background task %r ended by an error and begins anew: %s", name, failed)
+    else:
+        _logger.error("the background task %r ended by an error and begins anew", name, exc_info=failed)

@@ -65,7 +65,7 @@ class Serving:
         self._tasks = {**tasks, **audit_tasks(store, settings)}
         self._finish = finish
         self._close = close
-        self._background = BackgroundTasks()
+        self._background = BackgroundTasks(store.task_failures)
         self._starts: WeakKeyDictionary[AbstractEventLoop, int] = WeakKeyDictionary()
         self._has_started = self._has_begun = False
         store.loops.before_stop = self._end

@@ -227,7 +227,7 @@ async def test_what_a_killed_process_was_told_is_told_again(valkey: Server, tmp_
 async def test_a_handler_that_fails_is_told_again_and_given_up_in_the_end(
     any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("meterkit.notify.teller._TIMES_MOST", 3)
+    monkeypatch.setattr("meterkit.store.notices.TIMES_MOST", 3)
     ids: list[str] = []
     async with kit_of(any_store_url) as kit:
 
@@ -246,18 +246,35 @@ async def test_a_handler_that_fails_is_told_again_and_given_up_in_the_end(
 
 
 @pytest.mark.usefixtures("quickly")
-async def test_a_notice_that_cannot_be_read_is_given_up(
-    any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({"customer": "acme", "of": "abcd", "numbers": "1 2 3"}, "'acme' is given up: reading it"),
+        ({"customer": "acme", "of": "abcd", "numbers": ""}, "'acme' is given up: reading it"),
+        ({"customer": "acme", "of": "abcd", "numbers": "1 2 x"}, "of shard 0 is given up: it cannot be read"),
+        ({"customer": b"\xff", "of": "abcd", "numbers": "1"}, "of shard 0 is given up: it cannot be read"),
+        ({"who": "acme"}, "of shard 0 is given up: it cannot be read"),
+    ],
+)
+async def test_a_notice_that_cannot_be_read_is_given_up_and_holds_up_no_other(
+    any_store_url: str,
+    written: dict[str, bytes | str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("meterkit.notify.teller._TIMES_MOST", 2)
+    monkeypatch.setattr("meterkit.store.notices.TIMES_MOST", 2)
     async with told_on(any_store_url) as (kit, told):
-        client: Any = (await kit.store.admin()).client
-        written = {"kind": "usage.threshold", "customer": "acme", "of": "abcd", "numbers": "1 2 3"}
-        await client.xadd(kit.store.keys.notices(0), written)
-        await client.pexpire(kit.store.keys.notices(0), 60_000)
-        await eventually(lambda: "usage.threshold of customer 'acme' is given up" in caplog.text)
-    assert told == []
-    assert "a notice cannot be read" in caplog.text
+        keys, client = kit.store.keys, (await kit.store.admin()).client
+        await client.xadd(keys.notices(0), {"kind": "usage.threshold", **written})
+        await client.pexpire(keys.notices(0), 60_000)
+        own = next(name for name in map(str, range(99)) if keys.customer(name).shard == 0)
+        await kit.record(own, "words", 800)
+        await eventually(lambda: said in caplog.text)
+        await eventually(lambda: shares(told) == [(own, 80, 800)])
+        assert await unacknowledged(kit, 0) == 0
+    assert caplog.text.count("is given up") == 1
+    assert not kit.store.task_failures
 
 
 async def test_slow_handlers_of_an_event_are_told_at_once(any_store_url: str) -> None:

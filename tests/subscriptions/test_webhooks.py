@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import random
+from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -644,7 +645,7 @@ async def test_i7_what_runs_beside_a_loop_ends_though_a_cancellation_is_taken_fo
 
     monkeypatch.setattr(HookQueue, "take", connecting)
     async with hooked(store_url) as at:
-        loop, beside = asyncio.get_running_loop(), BackgroundTasks()
+        loop, beside = asyncio.get_running_loop(), BackgroundTasks(Counter())
         for name, work in at.kit.webhooks.tasks.items():
             beside.keep(loop, name, work)
         with anyio.fail_after(30):

@@ -68,7 +68,7 @@ async def worker(
         running = asyncio.create_task(
             flusher.run(every_s=every_s, told=lambda report: _tell(report, json=session.json))
         )
-        loop, beside = asyncio.get_running_loop(), BackgroundTasks()
+        loop, beside = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
         beside.keep(loop, "turns", lambda: follow_turns(kit.store))
         stripe = StripeAccess(kit.settings)
         beside.keep(loop, "closes", Closer(kit.store, stripe.api).run)

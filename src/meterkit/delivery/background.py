@@ -1,9 +1,7 @@
-"""A flusher by the settings, and as a task in the background: begun anew where it ends by an error."""
+"""A flusher by the settings, and as a task in the background."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import import_module
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["delivery_tasks", "flush_forever", "flusher_for"]
 
 _PASS_EVERY_S: Final = 5.0
-
-_logger = logging.getLogger("meterkit.delivery")
 
 
 @asynccontextmanager
@@ -58,14 +54,9 @@ async def flusher_for(
 async def flush_forever(
     flusher: Callable[[], AbstractAsyncContextManager[Flusher]], *, every_s: float
 ) -> None:
-    """Flush until cancelled, with a new flusher where one ends by an error."""
-    while True:
-        try:
-            async with flusher() as at_work:
-                await at_work.run(every_s=every_s)
-        except Exception:
-            _logger.exception("the flusher ended by an error; it begins anew")
-            await asyncio.sleep(every_s)
+    """Flush until cancelled."""
+    async with flusher() as at_work:
+        await at_work.run(every_s=every_s)
 
 
 def delivery_tasks(

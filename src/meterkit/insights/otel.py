@@ -131,7 +131,12 @@ def _make_instruments_of_stores() -> None:
         ages = [backlog.age_s(store.now_ms()) for store, backlog in found]
         return [Observation(max(ages))] if ages else []
 
+    def task_failures(_: CallbackOptions) -> Iterable[Observation]:
+        found = sum((store.task_failures for store in list(_observed)), Counter[str]())
+        return [Observation(number, {"meterkit.task": name}) for name, number in found.items()]
+
     meter = metrics.get_meter("meterkit")
+    meter.create_observable_counter("meterkit.background.failures", [task_failures], unit="{failure}")
     for figure in LANE_FIGURES:
         create = meter.create_observable_counter if figure.only_grows else meter.create_observable_gauge
         create(f"meterkit.{figure.name}", [of_lanes(figure.of)])

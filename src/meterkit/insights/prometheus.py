@@ -198,6 +198,14 @@ def _families(tallies: Tallies, store: Store) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "meterkit_degraded_requests", "Requests that the store did not decide.", value=tallies.degraded
     )
+    failures: Any = CounterMetricFamily(
+        "meterkit_background_failures",
+        "How often background tasks have ended by an error; each is begun anew.",
+        labels=("task",),
+    )
+    for name, number in sorted(store.task_failures.items()):
+        failures.add_metric((name,), number)
+    yield failures
     ends = [*map(str, BUCKETS_S), "+Inf"]
     counts = [sum(tallies.durations[: nth + 1]) for nth in range(len(ends))]
     yield HistogramMetricFamily(

@@ -24,7 +24,6 @@ _logger = logging.getLogger("meterkit.notify")
 
 _LOOK_EVERY_S: Final = 30.0
 _AT_ONCE_MOST: Final = 32
-_TIMES_MOST: Final = 10
 
 
 class Teller:
@@ -46,21 +45,19 @@ class Teller:
         store.on_notice = self._on_notice
 
     async def run(self) -> None:
-        """Tell what there is to tell, beside the running event loop, until cancelled."""
+        """Tell what there is to tell, beside the running event loop, until cancelled.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
         due, loop = self._due_here(), asyncio.get_running_loop()
-        look_at, has_failed = loop.time(), False
+        look_at = loop.time()
         while True:
             if loop.time() >= look_at:
                 due.shards.update(range(self._store.keys.shards))
                 look_at = loop.time() + _LOOK_EVERY_S
             due.wake.clear()
-            try:
-                await self._tell_all(due)
-                has_failed = False
-            except StoreError as error:
-                if not has_failed:
-                    _logger.warning("handlers of events are told later: %s", error)
-                has_failed = True
+            await self._tell_all(due)
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(look_at):
                     await due.wake.wait()
@@ -104,14 +101,16 @@ class Teller:
     async def _tell(self, notice: Notice) -> None:
         meters = {meter_token(meter): meter for meter in self._store.catalog.meters}
         try:
-            is_taken = await self._handlers.tell(notice.kind, event_of(notice, meters))
-        except ValueError:  # Another release wrote it.
-            _logger.exception("a notice cannot be read: %r", notice)
-            is_taken = False
-        if not is_taken and notice.times >= _TIMES_MOST:
+            event = event_of(notice, meters)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            # Another release wrote it, whose processes may read it.
+            is_taken, why = False, f"reading it ({error!r})"
+        else:
+            is_taken, why = await self._handlers.tell(notice.kind, event), "telling it"
+        if not is_taken and notice.is_last:
             _logger.error(
-                "%s of customer %r is given up: telling it has failed %d times (id %s-%s)",
-                *(notice.kind, notice.customer, notice.times, notice.shard, notice.entry),
+                "%s of customer %r is given up: %s has failed %d times (id %s-%s)",
+                *(notice.kind, notice.customer, why, notice.times, notice.shard, notice.entry),
             )
             is_taken = True
         if is_taken:

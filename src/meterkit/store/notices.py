@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,8 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Notice", "acknowledge", "next_notices", "tell"]
 
+_logger = logging.getLogger("meterkit.notify")
+
 AGAIN_AFTER_MS: Final = 60_000
 """After how long a notice that nobody has acknowledged is given again."""
+
+TIMES_MOST: Final = 10
+"""How often a notice is given; then it is given up."""
 
 _PAGE: Final = 32
 
@@ -45,9 +51,16 @@ class Notice:
     numbers: tuple[int, ...]
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
+    @property
+    def is_last(self) -> bool:
+        """Whether it is given up unless it is taken now."""
+        return self.times >= TIMES_MOST
+
 
 async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list[Notice]:
     """Take what is to be told next in a shard; each is given again a minute later until it is acknowledged.
+
+    What cannot be read, as another release wrote it, is left to others; nobody's is given up.
 
     Args:
         store: where they are.
@@ -64,7 +77,15 @@ async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list
     reply = await admin.run(
         store.scripts["notices"], [store.keys.notices(shard)], AGAIN_AFTER_MS, _PAGE, *kinds
     )
-    return [_notice(shard, entry, times, fields) for _, entry, times, fields in reply]
+    found: list[Notice] = []
+    for kind, entry, times, fields in reply:
+        try:
+            found.append(_notice(shard, entry, times, fields))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            if times >= TIMES_MOST:
+                _logger.error("notice %s of shard %d is given up: it cannot be read: %r", entry, shard, error)  # noqa: TRY400 - where it was tells nothing
+                await admin.ask(admin.client.xack(store.keys.notices(shard), kind, entry))
+    return found
 
 
 async def tell(store: Store, customer: str, kind: str, data: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from time import time
@@ -115,6 +116,7 @@ class Store:
         self.on_notice: Callable[[int], None] = lambda _shard: None
         self.fallback = Fallback(self.now_ms)
         self.tallies: Tallies | None = None
+        self.task_failures: Counter[str] = Counter()
         self.mark_span: Callable[[str | None, str | None, bool], None] | None = None
         self.use(catalog)
 

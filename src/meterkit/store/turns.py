@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError, StoreError
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 __all__ = ["follow_turns", "sweep_turns"]
-
-_logger = logging.getLogger("meterkit.store")
 
 _LOOK_EVERY_S: Final = 15.0
 _SHARDS_AT_ONCE: Final = 16
@@ -32,17 +29,13 @@ async def follow_turns(store: Store, *, is_wanted: Callable[[], bool] = lambda: 
     Args:
         store: where the customers are.
         is_wanted: whether this process is to look; asked each time.
+
+    Raises:
+        StoreError: the store does not answer.
     """
-    has_failed = False
     while True:
         if is_wanted():
-            try:
-                await sweep_turns(store)
-                has_failed = False
-            except StoreError as error:
-                if not has_failed:
-                    _logger.warning("what the clock changes is entered later: %s", error)
-                has_failed = True
+            await sweep_turns(store)
         await asyncio.sleep(_LOOK_EVERY_S)
 
 

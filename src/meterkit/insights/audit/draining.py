@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from time import time
@@ -96,13 +95,15 @@ class Drainer:
 
         Whether or not the database answers: so it waits for nothing but the store. What waits is noted for
         metrics.
+
+        Raises:
+            StoreError: the store does not answer.
         """
         while True:
             await asyncio.sleep(_EVERY_S)
-            with suppress(StoreError):  # It is tried again, and others say what is wrong with it.
-                waiting = await waiting_shards(self._store)
-                note(self._store, await backlog_of(self._store, waiting))
-                await self._fold(waiting, MOST)
+            waiting = await waiting_shards(self._store)
+            note(self._store, await backlog_of(self._store, waiting))
+            await self._fold(waiting, MOST)
 
     async def once(self) -> None:
         """Drain what has waited for a while, unless another process does; where that fails, it is logged."""

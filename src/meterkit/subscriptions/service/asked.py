@@ -42,7 +42,6 @@ class AskedChanges:
         self._store = store
         self._states = States(store)
         self._apply = apply
-        self._has_failed = False
 
     async def put(self, customer: str, plan: str) -> None:
         """Accept a change: another one that is asked for and not made gives way.
@@ -63,16 +62,14 @@ class AskedChanges:
         await admin.ask(admin.client.zrem(self._key, customer))
 
     async def run(self) -> None:
-        """Try what is due, every two seconds, until cancelled."""
+        """Try what is due, every two seconds, until cancelled.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
         while True:
             await asyncio.sleep(_EVERY_S * _jitter(0.8, 1.2))
-            try:
-                await self.turn()
-                self._has_failed = False
-            except StoreError as error:
-                if not self._has_failed:
-                    _logger.warning("changes of plans that were accepted are tried later: %s", error)
-                self._has_failed = True
+            await self.turn()
 
     async def turn(self) -> None:
         """Try what is due, once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from meterkit.store.customer_id import check_customer
@@ -30,8 +30,6 @@ _logger = logging.getLogger("meterkit.subscriptions")
 
 Receipt = Literal["new", "duplicate", "ignored"]
 """What became of an event: it is queued, was queued before, or is of a type that nothing follows from."""
-
-_AGAIN_S: Final = 1.0
 
 
 class Webhooks:
@@ -146,18 +144,13 @@ class Webhooks:
         """
         sweeper = Sweeper(self._store, self._api, self._queue)
         return {
-            "webhooks": lambda: self._run(lambda: self._worker().run()),
+            "webhooks": lambda: self._run(self._worker().run),
             "sweep": lambda: self._run(sweeper.run),
         }
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        while True:
-            try:
-                self._api()
-                await work()
-            except Exception:
-                _logger.exception("working off Stripe's events ended by an error; it begins anew")
-                await asyncio.sleep(_AGAIN_S)
+        self._api()
+        await work()
 
     async def sweep(self) -> int:
         """Queue what Stripe has listed since the last time and no webhook has brought; how many events.
