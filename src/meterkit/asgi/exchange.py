@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import get_running_loop
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -13,6 +13,7 @@ from meterkit.asgi.degraded import count_in_process
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.outcome import outcome_of
+from meterkit.asgi.outliving import on_loop_of, settle_outliving
 from meterkit.asgi.reading import Reading
 from meterkit.asgi.repeats import repeat_digest
 from meterkit.catalog.quantity import check_quantities, check_quantity
@@ -114,10 +115,11 @@ class Exchange(Admitted):
         if body is not None:
             self.server_receive, self._gone = body.receive, body.gone
         usage = self._route.usage
-        # A stored answer is not used again each time that it is fetched. Frameworks run "post" as POST.
-        if usage != "none" and (usage != "auto" or self._scope["method"].upper() == "POST"):
+        # Frameworks run "post" as POST. Other methods fetch what was answered before.
+        is_fetched = usage == "auto" and self._scope["method"].upper() != "POST"
+        if usage != "none":
             self._reading = Reading(usage, complain=self.warn, body=body, estimate=estimate)
-            self._llm = LlmCalls(self._reading)
+            self._llm = LlmCalls(self._reading, is_fetched=is_fetched)
             self._nothing_to_settle = False
 
     async def receive(self) -> Message:
@@ -231,7 +233,11 @@ class Exchange(Admitted):
                 self._settle_undecided(lane, billed=billed)
                 return
             beside = Used(recorded, recorded) if decided is not None else self._undecided(recorded)
-            self._settle_parts(lane, self._used_by_calls(outcome), beside, billed=billed)
+            parts = self._used_by_calls(outcome)
+            if self._llm is not None:
+                outliving = self._llm.outliving()
+                settle_outliving(self._store, lane, self._view, decided, outliving, billed=billed)
+            self._settle_parts(lane, parts, beside, billed=billed)
             return
         if decided is not None and (decided.program.settles or decided.digest):
             lane.live.discard(self)
@@ -355,8 +361,10 @@ class Exchange(Admitted):
             # Looked at after that: in another thread the request may end meanwhile, and miss this.
             if lane is None or not (self._settled or self._complete):
                 return result
-            parts = llm.uncounted(self._view.cache)
+            parts, outliving = llm.uncounted(self._view.cache), llm.outliving()
         self._settle_late(lane, parts)
+        settle = partial(settle_outliving, billed=self._outcome() in self._charge_on)
+        on_loop_of(self._store, lane, settle, self._store, lane, self._view, None, outliving)
         return result
 
     def warn(self, message: str) -> None:
@@ -369,17 +377,9 @@ class Exchange(Admitted):
 
     def _settle_late(self, lane: Lane, parts: Iterable[Used]) -> None:
         billed = self._outcome() in self._charge_on
-        home = next((loop for loop, known in tuple(self._store.lanes.items()) if known is lane), None)
-        try:
-            here = get_running_loop()
-        except RuntimeError:
-            here = None  # A background task that runs in a thread.
         for part in parts:
             used = part if billed else part._replace(recorded=_NOTHING)
-            if home is None or here is home:
-                self._settle_used(lane, used)
-            else:
-                home.call_soon_threadsafe(self._settle_used, lane, used)
+            on_loop_of(self._store, lane, self._settle_used, lane, used)
 
     def check_meters(self, quantities: dict[str, int]) -> None:
         """Refuse quantities that cannot be recorded.

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import check_event_id
+from meterkit.store.outliving import end_work
 from meterkit.store.used import NOTHING_USED, Used
 from meterkit.tokens.merging import each_once, join_reports
-from meterkit.tokens.objects import Reports, calls_of, usage_of
+from meterkit.tokens.objects import Reports, calls_of, is_pending, usage_of
+from meterkit.tokens.outliving import call_name
 from meterkit.tokens.plain_values import kind_of
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.tokens.call_usage import CallUsage
 
-__all__ = ["LlmCalls", "captured", "record_calls"]
+__all__ = ["LlmCalls", "captured", "record_calls", "used_by_model"]
 
 _logger = logging.getLogger("meterkit.asgi")
 
@@ -44,12 +46,14 @@ class LlmCalls:
 
     Args:
         reading: of the response; None where its route reads none.
+        is_fetched: whether the response is a stored one: of it only work counts that outlived its request.
     """
 
-    __slots__ = ("_body", "_counted", "_taps", "reading", "reports")
+    __slots__ = ("_body", "_counted", "_is_fetched", "_taps", "reading", "reports")
 
-    def __init__(self, reading: Reading | None = None) -> None:
+    def __init__(self, reading: Reading | None = None, *, is_fetched: bool = False) -> None:
         self.reading = reading
+        self._is_fetched = is_fetched
         self.reports = Reports()
         self._taps: list[CallUsage] = []
         self._body: tuple[CallUsage, ...] = ()
@@ -71,6 +75,8 @@ class LlmCalls:
         """
         if self.reading is not None:
             self._body = self.reading.close(complete=complete, gone=gone)
+            if self._is_fetched:
+                self._body = tuple(call for call in self._body if call.outlives)
         if any(call.source == "reported" for call in (*self.reports.usages(), *self._taps)):
             return tuple(call for call in self._body if call.source in ("reported", "partial"))
         return self._body
@@ -81,28 +87,46 @@ class LlmCalls:
         What is reported late is counted on top of what was. Nothing is taken back: where a later report
         amounts to less, it counts nothing.
         """
-        calls: Sequence[CallUsage] = join_reports(self.reports.usages(), self._taps)
-        calls = join_reports(calls, self._body, renamed=True) if calls else self._body
-        more = _amounts(each_once(calls) if len(calls) > 1 else calls, compiled)
+        more = _amounts((call for call in self._each() if call_name(call) is None), compiled)
         if self._counted:
             more = _beyond(self._counted, more)
         for place, quantity in more.items():
             self._counted[place] = self._counted.get(place, 0) + quantity
         return _used(more)
 
+    def outliving(self) -> dict[str, CallUsage]:
+        """The calls that outlive their request, by the event ids under which they are counted."""
+        named = {call_name(call): call for call in self._each() if call.outlives}
+        return {name: call for name, call in named.items() if name is not None}
+
+    def _each(self) -> Sequence[CallUsage]:
+        calls: Sequence[CallUsage] = join_reports(self.reports.usages(), self._taps)
+        calls = join_reports(calls, self._body, renamed=True) if calls else self._body
+        return each_once(calls) if len(calls) > 1 else calls
+
 
 async def record_calls(store: Store, customer: str, obj: object, *, event_id: str | None) -> CallUsage | None:
     """Count what the calls in an object have used; see :meth:`meterkit.MeterKit.record_usage`."""
     if event_id is not None:
         check_event_id(event_id)
-    used = _used_of(obj, store.cache)
-    if used is None:
+    calls = calls_of(obj)
+    used = _used_of(calls, store.cache)
+    if used is None and not is_pending(obj):
         _logger.warning(
             "record_usage() found no token usage in an object of type %s; nothing is counted of it",
             kind_of(obj).__name__,
         )
         return None
-    for at, part in enumerate(used):
+    for call in calls:
+        name = call_name(call)
+        if name is not None:
+            view = store.cache.get(customer)
+            for part in used_by_model([call], store.cache) or [NOTHING_USED]:
+                await store.record(view, part, event_id=name)
+            end_work(store, store.keys.event(view.shard, customer, name))
+    for at, part in enumerate(
+        _used_of([call for call in calls if call_name(call) is None], store.cache) or ()
+    ):
         # Each model's part is settled for itself, so that each is remembered for itself.
         name = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
         await store.record(store.cache.get(customer), part, event_id=name)
@@ -133,7 +157,7 @@ def captured(
     """
     given: Mapping[str, int] | None = used if issubclass(kind_of(used), Mapping) else None
     if given is None or not all(type(quantity) is int for quantity in given.values()):
-        found = _used_of(used, compiled, beside=reserved, model=model, provider=provider)
+        found = _used_of(calls_of(used), compiled, beside=reserved, model=model, provider=provider)
         if found is not None:
             return found
         if given is None:
@@ -147,29 +171,28 @@ def captured(
 
 
 def _used_of(
-    obj: object,
+    calls: Sequence[CallUsage],
     compiled: CompiledCatalog,
     *,
     beside: Mapping[str, int] | None = None,
     model: str | None = None,
     provider: str | None = None,
 ) -> Sequence[Used] | None:
-    """What the calls in an object have used, those of one model together.
+    """What calls have used, those of one model together.
 
     Args:
-        obj: see :func:`meterkit.usage_of`.
+        calls: of an object that :func:`meterkit.usage_of` reads.
         compiled: knows the meters.
         beside: what is counted with it, of other meters than those of tokens.
         model: overrules what the object says; for meters that ask for it (``where:``).
         provider: likewise.
 
     Returns:
-        None where the object says nothing of usage.
+        None where there are none.
 
     Raises:
         MeterkitError: no meter of tokens is declared that could count it.
     """
-    calls = calls_of(obj)
     if not calls:
         return None
     if compiled.counters.isdisjoint(_TOKEN_METERS):
@@ -180,7 +203,7 @@ def _used_of(
     calls = tuple(
         replace(call, model=model or call.model, provider=provider or call.provider) for call in calls
     )
-    found = _used_by_model(calls, compiled)
+    found = used_by_model(calls, compiled)
     others = {meter: quantity for meter, quantity in (beside or {}).items() if meter not in _TOKEN_METERS}
     first = found[0] if found else NOTHING_USED
     return [
@@ -189,7 +212,7 @@ def _used_of(
     ]
 
 
-def _used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[Used]:
+def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[Used]:
     """What calls come to: by model and provider where meters ask for them."""
     return _used(_amounts(calls, compiled))
 

@@ -286,7 +286,7 @@ def described(error: Exception) -> str:
 def warn_of_lost(store: Store, route: str, calls: Iterable[CallUsage]) -> None:
     """Say of which calls figures are missing or estimated, and why that may be."""
     for call in calls:
-        if "ended_early" in call.notes:
+        if call.outlives or "ended_early" in call.notes:
             continue  # Whoever broke it off knows why.
         cause = next((_CAUSES[note] for note in _CAUSES if note in call.notes), _NO_USAGE)
         if call.source == "missing":

@@ -29,6 +29,7 @@ from meterkit.store.fallback import Fallback
 from meterkit.store.held import Held
 from meterkit.store.late_reply import give_back
 from meterkit.store.marked import MarkedDecision, Prepare
+from meterkit.store.outliving_works import OutlivingWorks
 from meterkit.store.rate_usage import rates_of
 from meterkit.store.settlement import Settlement
 from meterkit.store.spool import NO_SPOOLS, Spool, SpoolsLeft
@@ -111,6 +112,7 @@ class Store:
         )
         if self.spool_dir is not None:
             loops.new_spool = partial(self._new_spool, self.spool_dir)
+        self.outliving = OutlivingWorks()
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None

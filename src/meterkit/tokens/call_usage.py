@@ -54,6 +54,8 @@ class CallUsage:
         response_id: the provider's id of the call; None where it has none.
         source: ``reported`` by the provider; ``partial``: the last report before the response ended early;
             ``estimated`` from texts; ``missing``: nothing is known, and ``notes`` say why.
+        outlives: whether the provider goes on after the request, as with background responses: what it used
+            is counted once under ``response_id``, wherever its end is seen.
         snapshot: of an estimate that goes beyond a provider's last report, that report. It is billed in
             place of the estimate where ``billing.sources`` leaves out ``estimated``.
     """
@@ -70,6 +72,7 @@ class CallUsage:
     provider: str | None = None
     response_id: str | None = None
     source: Source
+    outlives: bool = False
     snapshot: CallUsage | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -137,6 +140,8 @@ def filled(
     if not calls:
         return ()
     *before, last = calls
+    if last.outlives and last.source == "missing":
+        return tuple(calls)
     more = max(at_least, output_tokens) if last.source == "missing" else output_tokens
     if not more:
         return tuple(calls)

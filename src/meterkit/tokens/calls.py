@@ -31,6 +31,7 @@ class EventUsage:
         opens: whether a new call begins here, whatever its id.
         final: whether these are the call's last figures.
         alone: whether the event carries nothing but the figures.
+        outlives: see :class:`meterkit.tokens.call_usage.CallUsage`.
         adds: whether the counts come on top of those of earlier events of the call, not in their place.
     """
 
@@ -44,19 +45,20 @@ class EventUsage:
     final: bool = False
     alone: bool = False
     adds: bool = False
+    outlives: bool = False
 
 
 class _Call:
     """What has been seen of one call."""
 
-    __slots__ = ("alone", "call_id", "counts", "ended", "final", "first", "model", "refused")
+    __slots__ = ("alone", "call_id", "counts", "ended", "final", "first", "model", "outlives", "refused")
 
     def __init__(self, first: EventUsage) -> None:
         self.first = first
         self.call_id = first.call_id
         self.model: str | None = None
         self.counts: dict[str, int] = {}
-        self.refused = self.final = self.alone = self.ended = False
+        self.refused = self.final = self.alone = self.ended = self.outlives = False
 
     def merge(self, said: EventUsage) -> None:
         if not self.counts:
@@ -68,6 +70,7 @@ class _Call:
         self.model = said.model or self.model
         self.refused |= said.refused
         self.final |= said.final
+        self.outlives |= said.outlives
         self.alone |= said.alone
 
     def is_continued_by(self, said: EventUsage, *, spoken: bool) -> bool:
@@ -103,6 +106,7 @@ class _Call:
             model=self.model,
             provider=self.first.provider,
             response_id=self.call_id,
+            outlives=self.outlives,
             source=source if self.counts else "missing",
         )
 

@@ -138,7 +138,7 @@ _CHOICE: Final = Place(
 _OUTPUT: Final = Place({**_BLOCK.names, "content": _BLOCK, "summary": _BLOCK, "message": _MESSAGE})
 _RESPONSE: Final = Place(
     {
-        **_members("id model object error"),
+        **_members("id model object error background status"),
         "usage": _FIGURES,
         "output": _OUTPUT,
         "choices": _CHOICE,
@@ -164,6 +164,9 @@ ROOT: Final = Place(
         "message": _MESSAGE,
         "content": _BLOCK,
         "response": _RESPONSE,
+        "interaction": _RESPONSE,
+        **_members("outputs steps", _OUTPUT),
+        "agent": _LEAF,
         "candidates": Place({"content": _BLOCK, **_members("finishReason finish_reason")}),
         "contentBlockDelta": Place({"delta": _BLOCK}),
         "metadata": Place({"usage": _FIGURES}),

@@ -11,6 +11,8 @@ from meterkit.tokens.call_usage import CallUsage, sum_of
 from meterkit.tokens.calls import Ledger
 from meterkit.tokens.json_values import dig, load, rows, table
 from meterkit.tokens.merging import each_once, join_reports
+from meterkit.tokens.observer import observed
+from meterkit.tokens.outliving import outliving_state
 from meterkit.tokens.plain_values import body_of, kind_of, table_of
 from meterkit.tokens.providers import AUTO
 from meterkit.tokens.providers.anthropic import ANTHROPIC
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.api import Api
 
-__all__ = ["OBJECT_APIS", "Report", "Reports", "calls_of", "events_of", "report_of", "usage_of"]
+__all__ = ["OBJECT_APIS", "Report", "Reports", "calls_of", "events_of", "is_pending", "report_of", "usage_of"]
 
 OBJECT_APIS: Final[tuple[Api, ...]] = (LANGCHAIN, PYDANTIC_AI, *AUTO)
 
@@ -72,6 +74,12 @@ def calls_of(obj: object) -> tuple[CallUsage, ...]:
     reports = Reports()
     reports.take(report_of(obj))
     return tuple(call for call in reports.usages() if call.source != "missing")
+
+
+def is_pending(obj: object) -> bool:
+    """Whether an object tells of work that goes on: its usage comes later."""
+    events = (said for said in report_of(obj) if not isinstance(said, CallUsage))
+    return any(outliving_state(event) == "pending" for event in events)
 
 
 def report_of(obj: object) -> Report:
@@ -142,6 +150,9 @@ class Reports:
         said, bare = _usage_in(event), False
         if said is None:
             said, bare = _bare_usage_in(event), True
+        if said is None and outliving_state(event) is not None:
+            self._calls += observed(event)
+            return True
         if said is None:
             known = event.get("type") == "ping" or any(api.recognises(event) for api in OBJECT_APIS)
             return known and _is_piece(event)

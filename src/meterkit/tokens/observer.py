@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.calls import Ledger
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.json_values import dig, paths, rows, table, text
 from meterkit.tokens.layout import ROOT, text_bytes
+from meterkit.tokens.outliving import outliving_state
+from meterkit.tokens.providers import AUTO
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.api import Api
 
-__all__ = ["Observer"]
+__all__ = ["Observer", "observed"]
 
 _EVENTS_TO_RECOGNISE: Final = 8
 # Answers of the endpoints that count tokens: nothing was generated, nothing is billed.
@@ -51,7 +53,7 @@ class Observer:
     """
 
     __slots__ = (
-        *("_api", "_apis", "_asks", "_declared", "_ledger", "_looked", "_only_counted"),
+        *("_api", "_apis", "_asks", "_declared", "_ledger", "_looked", "_only_counted", "_outlives"),
         *("_response_id", "_response_model", "_unreported_bytes", "is_broken", "is_strange", "text_bytes"),
     )
 
@@ -62,6 +64,7 @@ class Observer:
         self._ledger = Ledger()
         self._looked = 0
         self.is_broken = self.is_strange = self._only_counted = self._asks = False
+        self._outlives: Literal["pending", "ended"] | None = None
         self._response_id: str | None = None
         self._response_model: str | None = None
         self._unreported_bytes = 0
@@ -158,6 +161,8 @@ class Observer:
         if self._ledger.overflowed:
             noted.add("too_many_calls")
         calls = self._ledger.usages(complete=whole)
+        if self._outlives is not None and not any(call.outlives for call in calls):
+            return (self._outliving(),)
         if calls:
             noted.discard("unreadable")
             if not noted:
@@ -168,6 +173,14 @@ class Observer:
         if not noted:
             noted.add(("not_asked" if self._asks else "no_usage") if whole else "ended_early")
         return (self.missing(noted),)
+
+    def _outliving(self) -> CallUsage:
+        """Work without figures: it goes on, or has ended without any."""
+        return replace(
+            self.missing(set()),
+            source="missing" if self._outlives == "pending" else "reported",
+            outlives=True,
+        )
 
     def missing(self, notes: set[Note]) -> CallUsage:
         """A call of which nothing is known but that it was made."""
@@ -188,9 +201,18 @@ class Observer:
         if self._api is not None:
             self._response_id = self._response_id or _first(event, _NAMES["id"])
             self._response_model = self._response_model or _first(event, _NAMES["model"])
+        if self._api is not None:
+            self._outlives = outliving_state(event) or self._outlives
         self._only_counted = any(name in event and event.keys() <= names for name, names in _COUNTS)
 
 
 def _first(event: Table, alternatives: Sequence[Sequence[str]]) -> str | None:
     found = (text(dig(event, path)) for path in alternatives)
     return next((value for value in found if value is not None), None)
+
+
+def observed(event: Table) -> tuple[CallUsage, ...]:
+    """What a whole document of any API says."""
+    observer = Observer(AUTO, declared=False)
+    observer.observe(event)
+    return observer.close(complete=True, notes=())

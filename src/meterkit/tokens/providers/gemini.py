@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.outliving import interaction_of, outliving_state
 from meterkit.tokens.providers.api import Api
 
 if TYPE_CHECKING:
@@ -24,6 +25,16 @@ _PATHS: Final = paths(
     reasoning_tokens="thoughtsTokenCount thoughts_token_count",
     total="totalTokenCount total_token_count",
     cached_input_tokens="cachedContentTokenCount cached_content_token_count",
+)
+
+
+_INTERACTION: Final = paths(
+    prompt="total_input_tokens",
+    tools="total_tool_use_tokens",
+    answer="total_output_tokens",
+    reasoning_tokens="total_thought_tokens",
+    total="total_tokens",
+    cached_input_tokens="total_cached_tokens",
 )
 
 
@@ -44,7 +55,30 @@ def _settle(counts: Counts) -> Counts:
     return {**counts, **{name: count for name, count in known.items() if count is not None}}
 
 
+def _interaction_usage(event: Table) -> EventUsage | None:
+    """Usage of the Interactions API, https://ai.google.dev/api/interactions-api."""
+    work = interaction_of(event)
+    usage = None if work is None else table(work.get("usage"))
+    if work is None or usage is None or outliving_state(event) == "pending":
+        return None
+    counts, refused = read_counts(usage, _INTERACTION)
+    if not refused and "prompt" not in counts:
+        return None
+    return EventUsage(
+        counts=counts,
+        settle=_settle,
+        provider="gcp.gemini",
+        refused=refused,
+        call_id=text(work.get("id")),
+        model=text(work.get("model")) or text(work.get("agent")),
+        final=True,
+        outlives=outliving_state(event) is not None,
+    )
+
+
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
+    if "usage" in event or "interaction" in event:
+        return _interaction_usage(event)
     usage = table(event.get("usageMetadata") or event.get("usage_metadata"))
     if usage is None or (strict and not _has_shape(event)):
         return None
@@ -81,7 +115,7 @@ def _finish_reason(candidate: object) -> Any:
 def _recognises(event: Table) -> bool:
     candidates = rows(event.get("candidates"))
     if not candidates:
-        return _is_blocked(event)
+        return _is_blocked(event) or interaction_of(event) is not None
     finished = isinstance(_finish_reason(candidates[0]), str)
     return finished or isinstance(dig(candidates[0], ("content", "parts")), list)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.outliving import outliving_state
 from meterkit.tokens.providers.api import Api
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _holder(event: Table) -> Table | None:
         return table(event.get("response"))
     if (
         isinstance(event.get("choices"), list)
-        or event.get("object") == "response"
+        or event.get("object") in ("response", "batch")
         or kind in _MEDIA_EVENTS
         or _is_embeddings(event)
         or _is_media(event)
@@ -95,9 +96,10 @@ def _is_media(event: Table) -> bool:
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
-    holder = _holder(event)
+    state = outliving_state(event)
+    holder = None if state == "pending" else _holder(event)
     if holder is None:
-        if strict:
+        if strict or state == "pending":
             return None
         holder = event
     usage = _usage_of(holder)
@@ -123,6 +125,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         model=text(holder.get("model")),
         final=not rows(choices) or finished,
         alone=not rows(choices),
+        outlives=state is not None,
     )
 
 
@@ -143,7 +146,7 @@ def _recognises(event: Table) -> bool:
         return True
     named = event.get("object")
     if isinstance(named, str):
-        known = named.startswith(("chat.completion", "text_completion")) or named == "response"
+        known = named.startswith(("chat.completion", "text_completion")) or named in ("response", "batch")
         return known or _is_embeddings(event)
     choices = rows(event.get("choices"))
     first = table(choices[0]) if choices else None

@@ -1,0 +1,234 @@
+"""F-132, work that outlives its request: held while it goes on, counted once wherever its end is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asgi.test_llm_estimates import ask
+from faults import eventually
+from llm_apps import PLANS, PROMPT, answering, metered, read_all, tokens
+from meterkit import record_usage
+from meterkit.store.outliving import HELD_AT_MOST_MS
+from tokens.recordings import JSON_TYPE, SSE_TYPE, compact, sse
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+USAGE = {"input_tokens": 600, "output_tokens": 400, "total_tokens": 1000}
+HELD = PLANS.replace(
+    "routes:\n",
+    'routes:\n  - {match: "/held", consume: {requests: 1}, usage: auto, '
+    "reserve: {output_tokens: {from: max_tokens, default: 500, ceiling: 500}}}\n",
+).replace("output_tokens: {rate: 1_000_000_000/hour}", "output_tokens: {included: 900, overage: deny}")
+
+
+def response(status: str, name: str = "resp_1", **more: Any) -> dict[str, Any]:
+    """A background response, as `POST /v1/responses` and `GET /v1/responses/{id}` answer."""
+    return {
+        "id": name,
+        "object": "response",
+        "background": True,
+        "status": status,
+        "model": "gpt-5.6",
+        "output": [],
+        "usage": USAGE if status == "completed" else None,
+        **more,
+    }
+
+
+def saying(*answers: dict[str, Any]) -> ASGIApp:
+    """An app that gives one answer after the other, the last one over and over."""
+    left = list(answers)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = compact(left.pop(0) if len(left) > 1 else left[0])
+        await answering([body], JSON_TYPE)(scope, receive, send)
+
+    return app
+
+
+@pytest.mark.parametrize("path", ["/auto", "/openai"])
+@pytest.mark.parametrize("background", [True, False])
+async def test_a_job_is_counted_once_however_often_it_is_fetched(
+    path: str, background: bool, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    states = ["queued", "in_progress", "completed"] if background else ["completed"]
+    answers = [response(state, background=background) for state in states]
+    async with metered(saying(*answers), store_url) as at:
+        await ask(at, path)
+        assert ((0, 0) if background else (600, 400)) == await tokens(at.kit)
+        if not background and path == "/openai":
+            return  # Other methods than POST are read, too, where the API is named.
+        for _ in range(4):
+            await ask(at, path, method="GET", body=b"")
+        assert (600, 400) == await tokens(at.kit)
+    assert [] == caplog.records
+
+
+async def test_whoever_sees_the_end_counts_it_and_the_others_do_not(store_url: str) -> None:
+    """A poll, the app's worker after a webhook, and code of the app in a request."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        record_usage(response("completed"))
+        await answering([b"ok"], "text/plain")(scope, receive, send)
+
+    async with metered(app, store_url) as at:
+        await at.kit.record_usage("acme", response("in_progress"))
+        assert (0, 0) == await tokens(at.kit)
+        await ask(at, "/none")
+        assert (600, 400) == await tokens(at.kit)
+        for event_id in (None, "mine"):
+            await at.kit.record_usage("acme", response("completed"), event_id=event_id)
+        assert (600, 400) == await tokens(at.kit)
+        await at.kit.record_usage("acme", response("completed", "resp_2"))
+        assert (1200, 800) == await tokens(at.kit)
+    async with metered(saying(response("completed")), store_url) as at:
+        await at.kit.record_usage("acme", response("completed"))
+        await ask(at, "/auto", method="GET", body=b"")
+        assert (600, 400) == await tokens(at.kit)
+
+
+async def test_a_stream_that_is_left_is_counted_when_its_end_is_fetched(store_url: str) -> None:
+    """The provider goes on: nothing is estimated that will be reported."""
+    begun = sse({"type": "response.created", "response": response("queued")})
+    text = sse({"type": "response.output_text.delta", "delta": "x" * 400})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET":
+            await answering([compact(response("completed"))], JSON_TYPE)(scope, receive, send)
+            return
+        await read_all(receive)
+        kind = [(b"content-type", SSE_TYPE.encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": kind})
+        for chunk in (begun, text):
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        raise OSError("the client is gone")
+
+    async with metered(app, store_url) as at:
+        with pytest.raises(OSError, match="gone"):
+            await ask(at, "/auto")
+        assert (0, 0) == await tokens(at.kit)
+        await ask(at, "/auto", method="GET", body=b"")
+        assert (600, 400) == await tokens(at.kit)
+
+
+async def test_a_stream_that_reports_its_end_is_counted_by_its_id(store_url: str) -> None:
+    chunks = [
+        sse({"type": "response.created", "response": response("in_progress")}),
+        sse({"type": "response.completed", "response": response("completed")}),
+    ]
+    async with metered(answering(chunks, SSE_TYPE), store_url) as at:
+        await ask(at, "/auto")
+        await ask(at, "/auto", method="GET", body=b"")
+        assert (600, 400) == await tokens(at.kit)
+
+
+async def held(at: Served) -> int:
+    return (await at.kit.usage("acme"))["meters"]["output_tokens"]["held"]
+
+
+async def becomes(at: Served, quantity: int) -> None:
+    async def has_become() -> bool:
+        return await held(at) == quantity
+
+    await eventually(has_become)
+
+
+async def test_what_was_reserved_is_held_until_the_end_is_seen(store_url: str) -> None:
+    answers = [response("queued"), response("in_progress"), response("completed", usage=USAGE)]
+    async with metered(saying(*answers), store_url, plans=HELD) as at:
+        await ask(at, "/held")
+        await becomes(at, 500)
+        # 400 of 900 are left: another one is refused.
+        refused = await at.client.post("/held", content=PROMPT)
+        assert refused.status_code == 429
+        await ask(at, "/auto", method="GET", body=b"")
+        assert await held(at) == 500
+        await ask(at, "/auto", method="GET", body=b"")
+        await becomes(at, 0)
+        assert (600, 400) == await tokens(at.kit)
+
+
+async def test_a_job_that_fails_gives_back_what_it_holds(store_url: str) -> None:
+    async with metered(saying(response("queued"), response("failed")), store_url, plans=HELD) as at:
+        await ask(at, "/held")
+        await becomes(at, 500)
+        await ask(at, "/auto", method="GET", body=b"")
+        await becomes(at, 0)
+        assert (0, 0) == await tokens(at.kit)
+
+
+async def renew(at: Served) -> None:
+    (work,) = at.kit.store.outliving.works.values()
+    await work.renew()  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+async def test_a_job_that_another_process_saw_end_is_let_go_of(store_url: str) -> None:
+    async with metered(saying(response("queued")), store_url, plans=HELD) as at:
+        await ask(at, "/held")
+        await becomes(at, 500)
+        (key,) = at.kit.store.outliving.works
+        await renew(at)
+        assert await held(at) == 500
+        admin: Any = (await at.kit.store.admin()).client
+        await admin.set(key, "1", ex=60)
+        await renew(at)
+        await becomes(at, 0)
+
+
+async def test_a_job_that_never_ends_is_let_go_of_after_an_hour(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = [response("queued"), response("queued", "resp_2"), response("completed")]
+    async with metered(saying(*answers), store_url, plans=HELD) as at:
+        await ask(at, "/held")
+        await becomes(at, 500)
+        at.clock.advance(timedelta(milliseconds=HELD_AT_MOST_MS))
+        with caplog.at_level(logging.WARNING, "meterkit.store"):
+            await renew(at)
+        assert "has not ended within an hour" in caplog.text
+        await becomes(at, 0)
+        # It is told once.
+        caplog.clear()
+        await ask(at, "/held")
+        await becomes(at, 500)
+        at.clock.advance(timedelta(milliseconds=HELD_AT_MOST_MS - 1))
+        await renew(at)
+        assert await held(at) == 500
+        # What ends after that is counted.
+        await ask(at, "/auto", method="GET", body=b"")
+        assert (600, 400) == await tokens(at.kit)
+
+
+async def test_i7_the_hold_does_not_outlive_the_kit(store_url: str) -> None:
+    async with metered(saying(response("queued")), store_url, plans=HELD) as at:
+        await ask(at, "/held")
+        await becomes(at, 500)
+        works = at.kit.store.outliving.works
+        assert len(works) == 1
+    assert works == {}
+
+
+async def test_a_batch_is_counted_by_its_sum_once(store_url: str) -> None:
+    batch = {"id": "batch_1", "object": "batch", "model": "gpt-5.6", "usage": USAGE}
+    answers = [{**batch, "status": state} for state in ("validating", "in_progress", "completed")]
+    async with metered(saying(*answers), store_url) as at:
+        await ask(at, "/auto")
+        for _ in range(4):
+            await ask(at, "/openai", method="GET", body=b"")
+        assert (600, 400) == await tokens(at.kit)
+
+
+async def test_many_polls_at_once_count_once(store_url: str) -> None:
+    async with metered(saying(response("completed")), store_url) as at:
+        await asyncio.gather(*(ask(at, "/auto", method="GET", body=b"") for _ in range(20)))
+        assert (600, 400) == await tokens(at.kit)
