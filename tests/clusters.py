@@ -15,7 +15,7 @@ from servers import Server, free_port, spawn_sentinel, spawn_server
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-_READY_S: Final = 30.0
+_READY_S: Final = 120.0
 _SLOTS: Final = 16_384
 _PAGE: Final = 100
 SERVICE: Final = "mk"

@@ -19,7 +19,7 @@ from forked_command import run_forked
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-TIMEOUT_S = 100.0
+TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,7 @@ MINUTE_S: Final = 60
 HOUR_S: Final = 3_600
 MONTH_S: Final = 25 * 24 * HOUR_S  # At most, as Stripe takes nothing that is older than 35 days.
 _SENDING: Final = ("send", "settle")
-_PATIENCE_S: Final = 60.0
+_PATIENCE_S: Final = 120.0
 # Long enough for each comparison: 26 hours after the first try, and ten minutes later again; twice.
 _REST_S: Final = (3 * MINUTE_S, 27 * HOUR_S, *[11 * MINUTE_S] * 3, 27 * HOUR_S, *[11 * MINUTE_S] * 3)
 

@@ -202,7 +202,7 @@ def delivered(totals: dict[str, int], period: datetime, meter: str, kind: str = 
     return totals.get(f"{int(period.timestamp() * 1000)}|{meter_token(meter)}{kind}", 0)
 
 
-async def until(condition: Callable[[], bool], *, within_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], *, within_s: float = 120.0) -> None:
     """Wait until something that happens by itself has happened."""
     with anyio.fail_after(within_s):
         while not condition():  # noqa: ASYNC110 - what is waited for is in another process or thread

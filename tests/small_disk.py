@@ -43,7 +43,7 @@ def run_on_a_small_disk(folder: Path, program: str) -> list[str]:
         [*IN_A_NAMESPACE, str(folder), sys.executable, "-c", FILL + program],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

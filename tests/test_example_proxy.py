@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PROXY = Path(__file__).parents[1] / "examples" / "openai_proxy"
-READY_S = 60.0
+READY_S = 120.0
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 

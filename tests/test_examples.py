@@ -26,7 +26,7 @@ BASIC = EXAMPLES / "fastapi_basic"
 AI = EXAMPLES / "fastapi_ai"
 WORKERS = EXAMPLES / "workers"
 SAAS = EXAMPLES / "saas"
-READY_S = 60.0
+READY_S = 120.0
 
 
 @contextmanager

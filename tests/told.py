@@ -40,7 +40,7 @@ def said_by(program: str, directory: Path, *, plans: str) -> str:
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert 0 == done.returncode, done.stderr

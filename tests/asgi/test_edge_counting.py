@@ -71,7 +71,7 @@ async def test_i3_what_a_thread_records_while_the_request_ends_is_recorded_once(
         nonlocal checks
         checks += 1
         begun.set()  # Of what it adds up to: it is about to be kept.
-        assert over.wait(20)
+        assert over.wait(60)
         return check_quantity(quantity)
 
     monkeypatch.setattr(exchange, "check_quantity", check)  # The moment is hit by no other means.

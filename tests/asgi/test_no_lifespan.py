@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from delivering import PLANS, STRIPE_KEY, RunningClock, kit_for, until
-from faults import eventually
+from faults import eventually, loop_clock
 from llm_apps import listening
 from metering import HEADERS, hello, http_scope, no_more
 from meterkit import MeterKit, MeterMiddleware, identify
@@ -208,9 +208,9 @@ async def test_i9_the_first_request_waits_for_the_store_no_longer_than_others(
     """F-4: a start may try for seconds; a request may not."""
     monkeypatch.setattr("meterkit.redis.event_loops._DRAIN_S", 0.01)
     kit = kit_for("redis://127.0.0.1:1/0", "http://127.0.0.1:1", clock=time.time, store_timeout=0.05)
-    begun = time.monotonic()
-    await wrapped(kit)(http_scope(), no_more, ignore)
-    assert time.monotonic() - begun < 4
+    async with loop_clock() as passed_s:
+        await wrapped(kit)(http_scope(), no_more, ignore)
+        assert passed_s() < 4
     await kit.stop()
 
 
@@ -263,7 +263,7 @@ def test_a_loop_that_ends_takes_all_of_it_along_without_a_warning(store_url: str
         env={"METERKIT_STRIPE_API_KEY": STRIPE_KEY},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.stdout == "done\n"

@@ -15,8 +15,6 @@ TRANSPARENT = [
     "wrappers:metered_with_fields",
 ]
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module")
 def suite() -> Fetched:

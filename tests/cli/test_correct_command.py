@@ -109,7 +109,7 @@ def typed(shell: Shell, *words: str, answer: str) -> tuple[str, int]:
             stdin=theirs,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=100,
+            timeout=300,
             check=False,
         )
     finally:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meterkit.cli.doctor.examination import Examination
     from meterkit.cli.doctor.findings import Finding
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 NOBODY = 65_534
 

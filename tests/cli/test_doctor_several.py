@@ -16,7 +16,7 @@ from meterkit.cli.doctor.examination import examine
 if TYPE_CHECKING:
     from meterkit.cli.doctor.examination import Examination
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 
 async def seen_at(url: str) -> Examination:

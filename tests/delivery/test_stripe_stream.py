@@ -210,7 +210,7 @@ async def test_what_takes_units_back_has_no_more_time_than_a_batch() -> None:
     emulator = StripeEmulator(clock=Clock(NOW))
     emulator.fail_next("hang")
     async with emulator.serve() as url, opened(url, timeout_s=0.1) as transport:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             assert (await transport.send(replace(INTENT, value=-3))).kind == "unknown"
 
 

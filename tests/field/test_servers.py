@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from field.matrix import Matrix
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.anyio
 
 # The same for all: an hour at which no period ends, whatever the date.
 AHEAD_S: Final = NOW.timestamp() - time.time()

@@ -74,8 +74,6 @@ def begin_anew(monkeypatch):
 
 WRAPPERS: Final = ("wrappers:metered", "wrappers:metered_with_fields")
 
-pytestmark = pytest.mark.timeout(900)
-
 
 def compare(suite: Fetched, *arguments: str, at_least: int) -> None:
     plain = suite.outcomes("", *arguments)

@@ -16,7 +16,7 @@ from field.traffic import ready, visiting
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 CUSTOMER: Final = "live-1"
 SERVERS: Final = (

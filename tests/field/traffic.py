@@ -18,7 +18,7 @@ BILLED: Final = "globex"
 REFUSED: Final = "initech"
 INCLUDED: Final = 5
 ROUNDS: Final = 12
-_READY_S: Final = 30.0
+_READY_S: Final = 120.0
 
 
 class Visitors:

@@ -63,7 +63,7 @@ async def test_a_drainer_that_is_killed_before_it_acknowledges_enters_nothing_tw
                 [sys.executable, str(TESTS / "audit_process.py"), told],
                 env={"PYTHONPATH": f"{TESTS}", "PATH": ""},
                 check=False,
-                timeout=100,
+                timeout=300,
                 capture_output=True,
             )
             assert done.returncode == -signal.SIGKILL, done.stderr.decode()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from clusters import Cluster
     from servers import Server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 
 def spools(directory: Path) -> list[Path]:

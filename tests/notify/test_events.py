@@ -215,7 +215,7 @@ async def test_what_a_killed_process_was_told_is_told_again(valkey: Server, tmp_
     plans.write_text(PLANS)
     words = [sys.executable, "-c", KILLED, str(plans), valkey.url]
     killed = await asyncio.to_thread(
-        subprocess.run, words, capture_output=True, text=True, check=False, timeout=30
+        subprocess.run, words, capture_output=True, text=True, check=False, timeout=120
     )
     assert killed.returncode == -9, killed.stderr
     async with told_on(valkey.url, Clock()) as (_, told):

@@ -57,7 +57,7 @@ async def pass_time(of: Purse, after: timedelta, *others: Worker) -> None:
 async def stream_until_killed(port: int, begun: asyncio.Semaphore) -> bytes:
     """Read an answer of a server to the end of the connection; what came."""
     found = b""
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
         request = client.stream("POST", "/chat", content=body(STREAM), headers={"x-customer-id": "acme"})
         async with request as response:
             try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from servers import Server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.anyio
 
 SEEDS: Final = range(int(os.environ.get("METERKIT_CRASH_SEEDS", "50")))
 ALONE: Final = os.environ.get("METERKIT_CRASH_SEED")

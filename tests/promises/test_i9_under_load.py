@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from faults import Client, eventually, kit_at, metered, settled, used
+from faults import Client, eventually, kit_at, loop_clock, metered, settled, used
 from meterkit.errors import StoreError
 from servers import free_port, spawn_server
 
@@ -51,16 +50,18 @@ async def loaded(server: Server, spools: Path) -> AsyncGenerator[tuple[MeterKit,
     """Ask all the while; each request is served in time, and in the end all that was is counted."""
     served, slowest_s = dict.fromkeys((f"customer-{n}" for n in range(CUSTOMERS)), 0), 0.0
     over = asyncio.Event()
-    async with kit_at(server.url, store_timeout=TIMEOUT_S, spool_dir=spools) as kit:
+    async with AsyncExitStack() as stack:
+        kit = await stack.enter_async_context(kit_at(server.url, store_timeout=TIMEOUT_S, spool_dir=spools))
         app, lane = metered(kit), await kit.store.lane()
+        clock = await stack.enter_async_context(loop_clock())
 
         async def ask(nth: int) -> None:
             nonlocal slowest_s
             customer = f"customer-{nth % CUSTOMERS}"
             while not over.is_set():
-                began = time.perf_counter()
+                began = clock()
                 assert await Client(app).get(customer) == 200
-                slowest_s = max(slowest_s, time.perf_counter() - began)
+                slowest_s = max(slowest_s, clock() - began)
                 served[customer] += 1
                 await asyncio.sleep(0.005)
 
@@ -119,9 +120,20 @@ async def test_i9_a_server_that_loads_its_file_under_load_costs_no_request_and_n
     async with loaded(server, tmp_path / "spool") as (kit, lane):
         await asyncio.to_thread(server.stop)  # kill -9
         # In microseconds; clients are heard every 1,024 commands, and wait less than they may for an answer.
-        await asyncio.to_thread(start, "--key-load-delay", "40")
-        await eventually(lambda: refused(kit, "LOADING"))
+        server = await asyncio.to_thread(start, "--key-load-delay", "40")
+        while not await refused_while_loading(kit, server):  # It was faster than the kit: once more.
+            await asyncio.to_thread(server.stop)
+            server = await asyncio.to_thread(start, "--key-load-delay", "40")
         await eventually(lambda: lane.connected)
+
+
+async def refused_while_loading(kit: MeterKit, server: Server) -> bool:
+    """Whether the kit has met a server that loads, before that was over."""
+    while not await refused(kit, "LOADING"):
+        if server.command("INFO", "persistence")["loading"] == 0:
+            return False
+        await asyncio.sleep(0.002)
+    return True
 
 
 async def test_i9_a_server_that_cannot_save_under_load_costs_no_request_and_no_unit(

@@ -140,7 +140,6 @@ def test_drawings_are_what_their_script_writes_and_can_be_read_aloud(tmp_path: P
         assert named == set((svg.get("aria-labelledby") or "").split())
 
 
-@pytest.mark.timeout(600)
 def test_screens_are_what_commands_say_and_the_same_from_run_to_run(tmp_path: Path) -> None:
     for way in ("kept", "--anew"):
         (tmp_path / way).mkdir()

@@ -44,7 +44,7 @@ def server_wire(server: Server) -> Generator[Wire]:
     """One connection."""
     with socket.create_connection(("127.0.0.1", server.port)) as link:
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link.settimeout(20)
+        link.settimeout(120)
         reader = hiredis.Reader(replyError=RuntimeError)
 
         def next_reply() -> Any:

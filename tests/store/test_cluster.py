@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from meterkit.redis.cluster_lane import ClusterLane
     from servers import Server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 SHARDS = 16
 LIVE_KEY = "sk_live_" + "51SECRETsecretSECRETsecret"

@@ -27,7 +27,7 @@ def run(program: str, *args: object) -> str:
         check=True,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     ).stdout.strip()
 
 

@@ -88,7 +88,6 @@ def test_the_store_within_the_process_does_what_the_model_does(kind: type[GaugeW
     live(fake_wire(), load_texts("fake"), 8, in_depth(400, 2000), kind)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("share", range(SHARES))
 def test_every_mutant_is_caught(valkey: Server, share: int) -> None:
     survivors: list[str] = []

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from faults import (
     killing,
     kit_at,
     like_redis,
+    loop_clock,
     metered,
     open_sockets,
     settled,
@@ -124,7 +126,6 @@ async def test_a_storm_of_calls_never_gets_a_foreign_reply_and_leaves_nothing(
     lane = lane_to(proxy.port, timeout_s=0.05)
     await lane.start(within_s=5)
     futures: list[asyncio.Future[Any]] = []
-    calls = [Echo(f"call-{n}") for n in range(2_000)]
 
     async def ask(call: Echo) -> str:
         future = lane.call(call)
@@ -133,21 +134,26 @@ async def test_a_storm_of_calls_never_gets_a_foreign_reply_and_leaves_nothing(
         return name.decode()
 
     modes: list[Mode] = ["pass", "delay", "drop_reply", "cut", "reset", "refuse", "blackhole"]
-    results = await storm(proxy, modes, [ask(call) for call in calls], dice)
-
-    told = [
-        (call.name, result) for call, result in zip(calls, results, strict=True) if isinstance(result, str)
-    ]
-    assert [name for name, _ in told] == [reply for _, reply in told]
-    # The storm is one: many are answered, many are not, and some replies come for nobody.
-    assert len(told) > 50
-    assert sum(isinstance(result, StoreError) for result in results) > 20
-    assert sum(isinstance(result, asyncio.CancelledError | TimeoutError) for result in results) > 20
-    orphans = [(call.name, reply[1].decode()) for call in calls for reply in call.orphans]
-    assert orphans
-    assert [name for name, _ in orphans] == [reply for _, reply in orphans]
-    kinds: set[Any] = {type(result) for result in results}
-    assert kinds <= {str, StoreError, asyncio.CancelledError, TimeoutError}
+    seen = Counter[str]()
+    # The storm is one: many are answered, many are not, and some replies come for nobody. On a busy machine
+    # fewer are answered in time, and it goes on for longer.
+    while min(seen["told"] / 50, seen["failed"] / 20, seen["left"] / 20, seen["orphans"]) < 1:
+        calls = [Echo(f"call-{n}") for n in range(2_000)]
+        results = await storm(proxy, modes, [ask(call) for call in calls], dice)
+        told = [
+            (call.name, result)
+            for call, result in zip(calls, results, strict=True)
+            if isinstance(result, str)
+        ]
+        assert [name for name, _ in told] == [reply for _, reply in told]
+        orphans = [(call.name, reply[1].decode()) for call in calls for reply in call.orphans]
+        assert [name for name, _ in orphans] == [reply for _, reply in orphans]
+        kinds: set[Any] = {type(result) for result in results}
+        assert kinds <= {str, StoreError, asyncio.CancelledError, TimeoutError}
+        seen["told"] += len(told)
+        seen["failed"] += sum(isinstance(result, StoreError) for result in results)
+        seen["left"] += sum(isinstance(result, asyncio.CancelledError | TimeoutError) for result in results)
+        seen["orphans"] += len(orphans)
     assert all(future.done() for future in futures)
 
     async def answers() -> bool:
@@ -291,14 +297,16 @@ async def test_i9_a_hung_server_costs_a_request_one_timeout_and_no_hold(valkey: 
         await settled(kit)
         with stopped(valkey):
             began = time.monotonic()
-            allowed, denied = await asyncio.gather(Client(app).get("acme"), Client(app).get("acme", "/deny"))
-            first = time.monotonic() - began
-            assert (allowed, denied) == (200, 503)
-            assert 1.99 < first < 4.0
-            began = time.monotonic()
-            assert await Client(app).get("acme", "/deny") == 503
-            # The connection is known to be gone: answered at once, or after the time of a new one.
-            assert time.monotonic() - began < 4.0
+            async with loop_clock() as passed_s:
+                asked = Client(app).get("acme"), Client(app).get("acme", "/deny")
+                allowed, denied = await asyncio.gather(*asked)
+                assert (allowed, denied) == (200, 503)
+                assert time.monotonic() - began > 1.99
+                first_s = passed_s()
+                assert first_s < 4.0
+                assert await Client(app).get("acme", "/deny") == 503
+                # The connection is known to be gone: answered at once, or after the time of a new one.
+                assert passed_s() - first_s < 4.0
         await eventually(lambda: kit.store.lanes[asyncio.get_running_loop()].connected)
         assert await Client(app).get("acme", "/deny") == 200
 

@@ -160,7 +160,7 @@ def test_a_child_of_a_process_that_was_looking_up_a_name_looks_it_up_itself() ->
         [sys.executable, "-W", "ignore", "-c", FORKED],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("True\n", "")

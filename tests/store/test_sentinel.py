@@ -25,7 +25,7 @@ from several import CUSTOMERS, recorded, under_load
 if TYPE_CHECKING:
     from certificates import Authority
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.anyio
 
 LIVE_KEY = "sk_live_" + "51SECRETsecretSECRETsecret"
 # What a sentinel says: where the master is, or nothing.

@@ -719,7 +719,7 @@ def test_i6_a_fork_in_the_middle_counts_what_each_process_settles_once(valkey: S
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.stdout, done.stderr) == ("300200\n", "")

@@ -613,7 +613,7 @@ async def test_a_full_disk_is_waited_for_and_said(valkey: Server, tmp_path: Path
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.stdout == "full 21 0\nlost 0\n", done.stderr

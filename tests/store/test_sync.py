@@ -246,7 +246,7 @@ def said_by(program: str, directory: Path, store_url: str) -> str:
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
         env={name: value for name, value in os.environ.items() if not name.startswith("METERKIT_")},
     )

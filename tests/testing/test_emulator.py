@@ -491,7 +491,8 @@ async def test_an_answer_does_not_wait_for_the_clients_acknowledgement() -> None
     key = {"authorization": "Bearer sk_test_1"}
     async with emulator.serve() as url, httpx.AsyncClient(base_url=url, headers=key) as http:
         spans: list[float] = []
-        for _ in range(15):
+        # On a busy machine some are late for other reasons; without TCP_NODELAY all are.
+        while len(spans) < 15 or (min(spans) >= 0.03 and len(spans) < 300):
             began = monotonic()
             await http.get("/v1/customers")
             spans.append(monotonic() - began)
