@@ -174,6 +174,34 @@ async def test_many_intents_of_one_customer_do_not_delay_the_others(store_url: s
         assert at.accepted("big") == 120
 
 
+@pytest.mark.parametrize("transport", ["v1", "v2-stream"])
+async def test_a_customer_for_whom_stripe_does_not_answer_holds_up_nobody(
+    store_url: str, transport: str
+) -> None:
+    # F-124: her intents were the oldest, so each probe was one of hers.
+    async with desk(store_url, shards=1, stripe_transport=transport) as at:
+        others = [f"c{n}" for n in range(5)]
+        await at.link("slow", *others)
+        at.emulator.fail_next("error", status=503, customer="cus_slow", times=None)
+        for _ in range(3):
+            await at.kit.record("slow", "requests", 1)
+            at.clock.advance(timedelta(minutes=6))
+            await at.flush()
+        for customer in others:
+            await at.kit.record(customer, "requests", 1)
+        at.clock.advance(timedelta(minutes=6))
+        # Another process, which has not heard of anybody.
+        begun = Flusher(at.kit.store, at.transport)
+        for _ in range(3):
+            await begun.flush()
+            at.clock.advance(timedelta(seconds=5))
+        assert [at.accepted(customer) for customer in others] == [1] * 5
+        at.emulator.clear_faults()
+        at.clock.advance(timedelta(minutes=20))
+        await begun.flush()
+        assert at.accepted("slow") == 3
+
+
 async def test_a_flush_of_everything_that_has_to_wait_does_not_spin(store_url: str, valkey: Server) -> None:
     # F-56: 800 scripts a second.
     async with desk(store_url) as at:

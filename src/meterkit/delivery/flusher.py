@@ -18,7 +18,7 @@ from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
 from meterkit.delivery.restarts import Restarts
-from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
+from meterkit.delivery.sending import Lease, Sender, calls_of, line_of, stopwatch
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.outbox import Outbox
 from meterkit.store.spool import NO_SPOOLS
@@ -310,13 +310,15 @@ class Flusher:
         """Send a page of intents, or one that is ``alone``; whether there were any."""
         outbox, closed = flush.outbox, self._sender.closed_meters()
         most = _CALLS_PER_PAGE * self._sender.most if self._sender.most > 1 else _INTENTS_PER_PAGE
-        if alone:
-            most = 1
         found = await outbox.due(
             lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed, only_repeats=only_repeats
         )
         if not found:
             return False
+        if alone:
+            # Not whoever Stripe may not answer for: the others would wait for that.
+            suspects = self._sender.suspects
+            found = [next((sealed for sealed in found if line_of(sealed) not in suspects), found[0])]
         if await self._look_first(flush, {sealed.customer: sealed.sealed_ms for sealed in reversed(found)}):
             flush.tried.update(sealed.identifier for sealed in found if sealed.customer in flush.unseen)
             return True  # What was found may be late by now.
@@ -340,7 +342,10 @@ class Flusher:
                     await flush.settle(lease.shard, moves)
 
         try:
-            await _all(send(calls) for calls in calls_of(attempts, most=self._sender.most))
+            await _all(
+                send(calls)
+                for calls in calls_of(attempts, most=self._sender.most, apart=self._sender.suspects)
+            )
         finally:
             await flush.settle(lease.shard, moves)
         return bool(attempts)

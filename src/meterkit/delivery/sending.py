@@ -17,7 +17,7 @@ from meterkit.store.intents import Move
 from meterkit.stripe.breaker import Breaker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Sequence
 
     from meterkit.delivery.outcomes import Outcome
     from meterkit.store.intents import Attempt, Sealed
@@ -25,19 +25,23 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.breaker import Admitted
 
-__all__ = ["Elapsed", "Lease", "Sender", "Transport", "calls_of", "stopwatch"]
+__all__ = ["Elapsed", "Lease", "Line", "Sender", "Transport", "calls_of", "line_of", "stopwatch"]
 
 _logger = logging.getLogger("meterkit.delivery")
 
 _jitter = SystemRandom().uniform
 
 _LEASE_MS: Final = 60_000
+_SUSPECTS_MOST: Final = 1_000
 _RETRY_FIRST_MS: Final = 1_000
 _SYSTEMIC_FIRST_MS: Final = 60_000
 _RETRY_MAX_MS: Final = 600_000
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/create: 10,000 a second in live mode.
 _EVENTS_PER_S: Final = 8_000
 
+
+Line: TypeAlias = tuple[str, str]
+"""A customer and an event name."""
 
 Elapsed: TypeAlias = "Callable[[], float]"
 """Tells how long ago something was, at least, in seconds."""
@@ -55,6 +59,11 @@ def stopwatch(clock: Callable[[], float]) -> Elapsed:
     """
     wall_s, monotonic_s = clock(), monotonic()
     return lambda: max(clock() - wall_s, monotonic() - monotonic_s)
+
+
+def line_of(sealed: Sealed) -> Line:
+    """Whose usage of what an intent is."""
+    return sealed.customer, sealed.event_name
 
 
 class Transport(Protocol):
@@ -78,22 +87,27 @@ class Transport(Protocol):
         ...
 
 
-def calls_of(attempts: Iterable[Attempt], *, most: int) -> list[list[list[Attempt]]]:
+def calls_of(
+    attempts: Iterable[Attempt], *, most: int, apart: Container[Line] = ()
+) -> list[list[list[Attempt]]]:
     """Calls that may be in flight beside each other, and those that follow each: of a customer and meter one.
 
     Args:
         attempts: what is to be sent.
         most: how many intents a call takes.
+        apart: customers and meters that share no call with others.
     """
-    lines: dict[tuple[str, str], list[Attempt]] = {}
+    lines: dict[Line, list[Attempt]] = {}
     for attempt in attempts:
-        lines.setdefault((attempt.intent.customer, attempt.intent.event_name), []).append(attempt)
+        lines.setdefault(line_of(attempt.intent), []).append(attempt)
     beside: list[list[list[Attempt]]] = []
     shared: list[Attempt] = []  # The last call that further lines may join.
-    for line in lines.values():
+    for name, line in lines.items():
         if any(attempt.intent.value < 0 for attempt in line):
             # What takes units back goes by itself: streams are not documented to take it.
             beside.append([[attempt] for attempt in line])
+        elif name in apart:
+            beside.append([line[start : start + most] for start in range(0, len(line), most)])
         elif shared and len(shared) + len(line) <= most:
             shared += line
         else:
@@ -150,6 +164,8 @@ class Sender:
     Attributes:
         breaker: whether anything is sent.
         stopping: set where nothing more is to be sent.
+        suspects: lines of whose last try nobody knows what came: they may be why Stripe does not answer, so
+            they share no call, and others go first where one is to show whether Stripe does.
     """
 
     def __init__(
@@ -158,6 +174,7 @@ class Sender:
         # The first call of a process is alone: it shows whether the key and the clocks are right.
         self.breaker = Breaker(is_tried=False)
         self.stopping = asyncio.Event()
+        self.suspects: set[Line] = set()
         self._store = store
         self._transport = transport
         self._pause_s = 1 / calls_per_s
@@ -257,6 +274,8 @@ class Sender:
         if outcome.server_time_s is not None:
             apart_s = abs(outcome.server_time_s - self._store.clock())
         is_clock_right = apart_s <= CLOCKS_APART_S
+        is_unanswered = outcome.kind == "unknown" or (outcome.kind == "not_done" and not outcome.answered)
+        self._suspect({line_of(attempt.intent) for attempt in attempts}, is_unanswered=is_unanswered)
         if outcome.scope == "account" or not is_clock_right:
             self.breaker.trip(now_ms, **systemic)
             if self.breaker.is_alert_due(now_ms):
@@ -265,7 +284,7 @@ class Sender:
                 else:
                     apart = "this host's clock and Stripe's differ by %d s: delivery waits until they agree"
                     _logger.error(apart, apart_s)
-        elif outcome.kind == "unknown" or (outcome.kind == "not_done" and not outcome.answered):
+        elif is_unanswered:
             self.breaker.failed(now_ms, first_ms=_RETRY_FIRST_MS, most_ms=_SYSTEMIC_FIRST_MS)
         elif outcome.scope == "meter":
             self.breaker.succeeded()
@@ -282,6 +301,12 @@ class Sender:
             if outcome.alert:
                 _report(sealed, f": {outcome.detail}")
         return is_clock_right
+
+    def _suspect(self, lines: set[Line], *, is_unanswered: bool) -> None:
+        if not is_unanswered:
+            self.suspects -= lines
+        elif len(self.suspects) < _SUSPECTS_MOST:
+            self.suspects |= lines
 
     def _next(self, attempt: Attempt, outcome: Outcome, *, is_clock_right: bool) -> Move:
         sealed = attempt.intent
