@@ -48,7 +48,7 @@ class BackgroundTasks:
         """Have a task run in a loop, which is the running one; nothing is done where it does."""
         tasks = self._tasks.setdefault(loop, {})
         if name not in tasks or tasks[name].done():
-            tasks[name] = loop.create_task(self._run(name, work))
+            tasks[name] = loop.create_task(self._run(name, work), name=f"meterkit {name}")
 
     async def end(self, loop: asyncio.AbstractEventLoop) -> None:
         """Cancel a loop's tasks, and wait until they have ended."""

@@ -246,12 +246,12 @@ async def test_the_flusher_runs_by_itself_from_start_to_stop_whatever_fails(
             await kit.customers.link("acme", "cus_acme")
             await kit.record("acme", "requests", 3)
             await until(lambda: bool(emulator.events))
-            assert [task for task in asyncio.all_tasks() if "flush_forever" in repr(task)]
+            assert [task for task in asyncio.all_tasks() if task.get_name() == "meterkit flush"]
             await kit.record("acme", "requests", 4)
             await until(lambda: len(emulator.events) == 2)
         async with kit_for(store_url, url, clock=clock, flush=False, flush_interval=0.05) as kit:
             assert kit.settings.flushes is False
-            assert not [task for task in asyncio.all_tasks() if "flush_forever" in repr(task)]
+            assert not [task for task in asyncio.all_tasks() if task.get_name() == "meterkit flush"]
     assert emulator.accepted("cus_acme", "api_requests") == 7
     failed = [record for record in caplog.records if "the next one goes on" in record.getMessage()]
     assert [record.exc_info is not None for record in failed] == [True, False]
