@@ -193,3 +193,25 @@ async def test_i6_what_meterkit_cannot_see_is_compared_by_the_word_of_an_operato
             customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
         )
         await summaries.close()
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"value": "x"}', '"', "1, 2"])
+async def test_i6_an_intent_that_cannot_be_read_is_named_once_and_holds_up_no_other(
+    store_url: str, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with linked(store_url) as at:
+        await at.kit.record("acme", "requests", 30)
+        await have_at_stripe(at, 30, minute=NOW - MINUTE)
+        assert await parked_by_a_restore(at) == 1
+        admin, keys = await at.kit.store.admin(), at.kit.store.keys
+        await admin.ask(admin.client.hset(keys.shard(0, "intents"), "bad-1", text))
+        for place in ("outbox", "parked"):
+            await admin.ask(admin.client.zadd(keys.shard(0, place), {"bad-1": 1}))
+        (done,) = await recover(at)
+        assert (done.parked, done.billed) == (30, 30)
+        await at.kit.record("acme", "requests", 7)
+        for _ in range(2):
+            await at.flush(everything=True, timeout_s=0)
+        assert at.accepted("acme") == 37
+        told = [one.getMessage() for one in caplog.records if "bad-1" in one.getMessage()]
+        assert told == ["intent bad-1 of shard 0 cannot be read and is left; all others are delivered"]

@@ -427,3 +427,27 @@ async def test_i6_what_a_restore_parked_is_redriven_only_where_stripe_has_nothin
         await at.kit.outbox.redrive(parked.identifier)
         await at.flush(everything=True, timeout_s=0)
         assert (await states(at), at.accepted("acme")) == ([], 12)
+
+
+@pytest.mark.parametrize("is_restored", [False, True])
+async def test_i6_what_a_link_after_a_restore_delivers_is_compared_first(
+    store_url: str, is_restored: bool
+) -> None:
+    # The backup is older than the link: what that has delivered waits for one once more.
+    async with linked(store_url) as at:
+        at.emulator.add_customer("cus_zeta")
+        await at.kit.record("zeta", "requests", 6)
+        await have_at_stripe(at, 8, minute=NOW - MINUTE, customer="cus_zeta")
+        if is_restored:
+            await begin_anew(at)
+        await at.kit.record("acme", "requests", 1)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(LAG)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.customers.link("zeta", "cus_zeta")
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(LAG)
+        await at.flush(everything=True, timeout_s=0)
+        assert await states(at) == ([(6, "parked")] if is_restored else [])
+        assert (at.accepted("acme"), at.accepted("zeta")) == (1, 8 if is_restored else 14)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import asyncio
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from delivering import NOW
+from delivering import NOW, kit_for
+from faults import eventually
 from houses import CUSTOMERS, House, linked
+from meterkit import StoreError
 from meterkit.delivery.recovering import Recoverer
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
+from proxy import TcpProxy
+from servers import spawn_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -189,3 +194,37 @@ async def test_i6_i11_a_backup_across_a_periods_end(tmp_path: Path, audited: boo
             await hours_later(house, kit)
             assert house.billed("acme") == (168 if audited else 163)
             assert await kit.outbox.list() == []
+
+
+async def test_i6_i11_a_stale_replica_that_is_promoted(tmp_path: Path, audited: bool) -> None:
+    settings = settings_of(tmp_path, audited=audited)
+    async with house_at(tmp_path, NOW) as house:
+        with spawn_server() as master, spawn_server("--replicaof", f"127.0.0.1 {master.port}") as replica:
+            await eventually(lambda: replica.command("INFO", "replication")["master_link_status"] == "up")
+            async with (
+                TcpProxy(master.port) as address,
+                kit_for(address.url, house.stripe, clock=house.clock, **settings) as kit,
+            ):
+                await linked(kit)
+                await kit.record("acme", "requests", 100)
+                assert master.command("WAIT", 1, 5_000) == 1
+                replica.command("REPLICAOF", "NO", "ONE")
+                await kit.record("acme", "requests", 20)
+                assert (await kit.flush(everything=True)).delivered == 1
+                await kit.record("acme", "requests", 7)
+                await drained(kit)
+                vars(address)["_target_port"] = replica.port
+                await address.set("reset")
+                await address.set("pass")
+                lane = kit.store.lanes[asyncio.get_running_loop()]
+                await eventually(lambda: lane.connected and lane.lost == 2)  # Nothing was recorded since.
+                with suppress(StoreError):  # By a connection that was reset.
+                    await kit.flush()
+                await house.settle(kit)
+                assert house.billed("acme") == 120
+                (one,) = (told := await recover(kit)).recovered
+                assert (one.parked, one.unknown, one.billed, one.sent, one.lost) == (100, 120, 100, 0, 20)
+                await hours_later(house, kit)
+                assert [(one.delivered, one.parked) for one in told.rebuilt] == [(20, 7)] * audited
+                assert house.billed("acme") == (127 if audited else 120)
+                assert await kit.outbox.list() == []

@@ -157,7 +157,7 @@ class Restarts:
             return False
         await self._summaries.refresh()
         names = {token: counted.event_name for token, counted in (await outbox.meters()).items()}
-        gap = Gap(from_ms=life.seen_ms or life.noticed_ms - _GAP_MS, till_ms=life.noticed_ms)
+        gap = Gap(from_ms=life.seen_ms or life.noticed_ms - _GAP_MS, till_ms=life.till_ms or life.noticed_ms)
         for line in _lines(waiting, life.sealed_ms or self._store.now_ms()):
             line.gap = gap
             await self._compare_line(line, names, report)

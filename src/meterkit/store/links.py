@@ -18,6 +18,7 @@ from meterkit.store.relinking import (
     remember_former,
     used_minutes_ms,
 )
+from meterkit.store.server_lives import ServerLives
 from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Links:
             )
         admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
         taken = await self._minutes_taken(admin, customer, stripe_customer)
+        await ServerLives(self._store).doubt_link(customer)
 
         def change(state: CustomerState) -> CustomerState:
             if state.stripe_customer not in {None, stripe_customer}:

@@ -21,7 +21,7 @@ from meterkit.store.intents import (
     Work,
     read_intent,
 )
-from meterkit.store.kept_intents import kept_in
+from meterkit.store.kept_intents import intents_of, kept_in
 from meterkit.store.sealing import Cut, Sealer, Sealing
 from meterkit.store.waiting import count_members
 
@@ -156,10 +156,9 @@ class Outbox:
             if not members:
                 break
             kept = await self._admin.ask(self._client.hmget(intents, [member for member, _ in members]))
-            # As one text: each by itself would take twice as long.
-            page: list[dict[str, str]] = json.loads(b"[%b]" % b",".join(data or b"{}" for data in kept))
-            for (member, score), fields in zip(members, page, strict=True):
-                identifier = member.decode()
+            identifiers = [member.decode() for member, _ in members]
+            page = intents_of(self._admin, shard, identifiers, kept)
+            for identifier, (_, score), fields in zip(identifiers, members, page, strict=True):
                 if fields and identifier not in tried and not (only_repeats and fields["first"] == "0"):
                     sealed = read_intent(identifier, int(score), fields)
                     line = found.setdefault((sealed.customer, sealed.event_name), [])

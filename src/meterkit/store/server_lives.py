@@ -17,6 +17,7 @@ __all__ = ["ServerLife", "ServerLives"]
 
 _SEEN_EVERY_MS: Final = 60_000
 _DOUBTED: Final = "doubted"
+_LONGEST_MS: Final = 70 * 86_400_000  # Usage waits for a link for so long at most: a month and 35 days.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,8 @@ class ServerLife:
         noticed_ms: when that was met first.
         sealed_ms: when all was sealed that was pending then; 0: that could not be done.
         seen_ms: when the shard was delivered from last in its known life, a minute more or less; 0: unknown.
+        till_ms: until when deliveries may have been forgotten, where that is not ``noticed_ms``; else 0.
+        forgot: the same two instants (ms) of the last restart that was compared; empty: there was none.
     """
 
     now: str | None
@@ -39,6 +42,8 @@ class ServerLife:
     noticed_ms: int = 0
     sealed_ms: int = 0
     seen_ms: int = 0
+    till_ms: int = 0
+    forgot: str = ""
 
     @property
     def is_known(self) -> bool:
@@ -101,7 +106,7 @@ class ServerLives:
     async def doubt(self, since_ms: int) -> None:
         """Have all that waits compared with Stripe, as after a restore of a backup of that instant."""
         now = f"{self._store.now_ms()}"
-        fields = {"known": _DOUBTED, "noticed": "", "noticed_ms": now, "sealed_ms": "0"}
+        fields = {"known": _DOUBTED, "noticed": "", "noticed_ms": now, "sealed_ms": "0", "till_ms": "0"}
         for shard in range(self._store.keys.shards):
             await self._write(shard, {**fields, "seen_ms": f"{since_ms}"})
 
@@ -127,16 +132,37 @@ class ServerLives:
         now = None if isinstance(info, Exception) else info.get("run_id")
         return _life(now, kept)
 
+    async def doubt_link(self, customer: str) -> None:
+        """Have usage that waits for a link compared first, where it may have been delivered before a restart.
+
+        A backup may be older than the link: what was delivered by that link waits for one once more.
+        """
+        keys = self._store.keys.customer(customer)
+        admin = await self._store.admin()
+        life = self._store.keys.shard(keys.shard, "life")
+        forgot: bytes | None = await admin.ask(admin.client.hget(life, "forgot"))
+        if not forgot or await admin.ask(admin.client.zscore(keys.unlinked, customer)) is None:
+            return
+        from_ms, till_ms = forgot.decode().split("-")
+        now_ms = self._store.now_ms()
+        if now_ms <= int(till_ms) + _LONGEST_MS:
+            fields = {"known": _DOUBTED, "noticed": "", "noticed_ms": f"{now_ms}", "sealed_ms": "0"}
+            await self._write(keys.shard, {**fields, "seen_ms": from_ms, "till_ms": till_ms})
+
     async def notice(self, shard: int, life: ServerLife, *, is_sealed: bool) -> None:
         """Remember since when the server is in this life, and whether what was pending is sealed."""
         now = f"{self._store.now_ms()}"
-        sealed_ms = now if is_sealed else "0"
-        await self._write(shard, {"noticed": life.now or "", "noticed_ms": now, "sealed_ms": sealed_ms})
+        fields = {"noticed": life.now or "", "noticed_ms": now, "sealed_ms": now if is_sealed else "0"}
+        if life.known != _DOUBTED:
+            fields["till_ms"] = "0"
+        await self._write(shard, fields)
 
     async def confirm(self, shard: int, life: ServerLife) -> None:
         """Remember that in this life all of the shard's deliveries are known."""
-        seen_ms = f"{self._store.now_ms()}"
-        await self._write(shard, {"known": life.now or "", "noticed": "", "seen_ms": seen_ms})
+        fields = {"known": life.now or "", "noticed": "", "seen_ms": f"{self._store.now_ms()}"}
+        if life.known and life.seen_ms:
+            fields["forgot"] = f"{life.seen_ms}-{life.till_ms or life.noticed_ms}"
+        await self._write(shard, fields)
 
     async def _write(self, shard: int, fields: dict[str, str]) -> None:
         key = self._store.keys.shard(shard, "life")
@@ -161,4 +187,6 @@ def _life(now: str | None, kept: Mapping[bytes, bytes]) -> ServerLife:
         noticed_ms=int(fields.get("noticed_ms", 0)),
         sealed_ms=int(fields.get("sealed_ms", 0)),
         seen_ms=int(fields.get("seen_ms", 0)),
+        till_ms=int(fields.get("till_ms", 0)),
+        forgot=fields.get("forgot", ""),
     )
