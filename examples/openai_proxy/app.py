@@ -89,6 +89,6 @@ async def passed_on(answer: httpx.Response, restore: Restore) -> AsyncGenerator[
 app.add_middleware(
     MeterMiddleware,
     kit=MeterKit(Path(__file__).with_name("plans.yaml")),
-    identify=identify.api_key(CUSTOMERS.get),
+    identify=identify.api_key(CUSTOMERS.get, hashed=True),
     on_denied=in_openais_words,
 )

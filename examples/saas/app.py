@@ -33,7 +33,7 @@ def create_app(kit: MeterKit) -> FastAPI:
     owners: dict[str, str] = {}
     members: dict[str, set[str]] = {}
 
-    app.add_middleware(MeterMiddleware, kit=kit, identify=identify.api_key(owners.get))
+    app.add_middleware(MeterMiddleware, kit=kit, identify=identify.api_key(owners.get, hashed=True))
 
     def account(caller: Current) -> str:
         """Whose subscription a request is about; a real product asks for a right to pay, too."""

@@ -42,23 +42,23 @@ class Table:
     """Keys and their owners, and what was asked of it, where."""
 
     def __init__(self, **owners: str) -> None:
-        self.owners = {identify.hash_key(key): owner for key, owner in owners.items()}
+        self.owners = dict(owners)
         self.asked: list[str] = []
         self.threads: set[threading.Thread] = set()
         self.open = threading.Event()
         self.open.set()
 
-    def look_up(self, key_hash: str) -> str | None:
-        self.asked.append(key_hash)
+    def look_up(self, key: str) -> str | None:
+        self.asked.append(key)
         self.threads.add(threading.current_thread())
         assert self.open.wait(30)
-        return self.owners.get(key_hash)
+        return self.owners.get(key)
 
-    async def look_up_later(self, key_hash: str) -> str | None:
-        self.asked.append(key_hash)
+    async def look_up_later(self, key: str) -> str | None:
+        self.asked.append(key)
         self.threads.add(threading.current_thread())
         await until(self.open.is_set)
-        return self.owners.get(key_hash)
+        return self.owners.get(key)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ async def test_that_nobody_owns_a_key_is_forgotten_sooner(now: list[float]) -> N
     resolve = identify.api_key(table.look_up)
     assert [await who(resolve, "new") for _ in range(3)] == [None, None, None]
     assert len(table.asked) == 1
-    table.owners[identify.hash_key("new")] = "acme"
+    table.owners["new"] = "acme"
     now[0] += 5.1
     assert await who(resolve, "new") == "acme"
 
@@ -166,14 +166,14 @@ async def test_any_kind_of_callable_may_look_up() -> None:
     table = Table(k1="acme")
 
     class Lookup:
-        async def __call__(self, key_hash: str) -> str | None:
-            return await table.look_up_later(key_hash)
+        async def __call__(self, key: str) -> str | None:
+            return await table.look_up_later(key)
 
-    async def two(_: int, key_hash: str) -> str | None:
-        return await table.look_up_later(key_hash)
+    async def two(_: int, key: str) -> str | None:
+        return await table.look_up_later(key)
 
-    def three(key_hash: str) -> Awaitable[str | None]:
-        return table.look_up_later(key_hash)
+    def three(key: str) -> Awaitable[str | None]:
+        return table.look_up_later(key)
 
     for lookup in (Lookup(), functools.partial(two, 1), three, table.owners.get):
         assert await who(identify.api_key(lookup), "k1") == "acme"
@@ -211,6 +211,30 @@ async def test_no_key_is_kept_anywhere() -> None:
     assert identify.hash_key("sk-live-secret") in repr(vars(owners))
 
 
+async def test_a_lookup_that_finds_no_owner_at_all_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """F-136: the log said `anonymous`, and nothing of the form in which a key is looked up."""
+    for hashed, gets in ((False, "the key as the client sent it"), (True, "the SHA-256 of the key, in hex")):
+        caplog.clear()
+        resolve = identify.api_key(dict[str, str]().get, hashed=hashed)
+        for n in range(20):
+            assert await who(resolve, f"k{n}") is None
+        assert [gets in record.getMessage() for record in caplog.records] == [True]
+    caplog.clear()
+    resolve = identify.api_key({"k7": "acme"}.get)
+    for n in (7, *range(7)):
+        await who(resolve, f"k{n}")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+async def test_i10_what_a_lookup_raises_does_not_tell_the_key(hashed: bool) -> None:
+    owners: dict[str, str] = {}
+    with pytest.raises(MeterkitError, match=r"^the lookup of an API key raised KeyError$") as raised:
+        await who(identify.api_key(owners.__getitem__, hashed=hashed), "sk-live-secret")
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
+
+
 @pytest.mark.parametrize("ttl", [60, -1, "60", timedelta(seconds=-1), None])
 def test_a_ttl_that_is_none_is_refused(ttl: Any) -> None:
     with pytest.raises(MeterkitError, match=r"^ttl: found .*; allowed is a timedelta from 0"):
@@ -221,8 +245,8 @@ async def test_an_owner_that_is_no_text_is_handed_on_and_not_remembered(now: lis
     assert now
     asked: list[str] = []
 
-    async def look_up(key_hash: str) -> Any:
-        asked.append(key_hash)
+    async def look_up(key: str) -> Any:
+        asked.append(key)
         return 7
 
     resolve = identify.api_key(look_up)

@@ -62,7 +62,7 @@ class TestHeader:
 
 
 class TestApiKey:
-    owners = {identify.hash_key("sk_live_1"): "cus_1"}  # noqa: RUF012 - read only
+    owners = {"sk_live_1": "cus_1"}  # noqa: RUF012 - read only
 
     @pytest.mark.parametrize("value", [b"Bearer sk_live_1", b"bearer sk_live_1", b"BEARER   sk_live_1 "])
     @pytest.mark.anyio
@@ -88,10 +88,14 @@ class TestApiKey:
         assert identify.api_key(self.owners.get)(scope(value, value)) is None
 
     @pytest.mark.anyio
-    async def test_only_the_hash_is_looked_up(self) -> None:
+    async def test_the_key_is_looked_up_as_it_came_or_its_hash(self) -> None:
+        """F-136: a dict of keys gave 401 for all."""
         asked: list[str] = []
-        await found(identify.api_key(asked.append), scope((b"authorization", b"Bearer sk_live_1")))
-        assert asked == [hashlib.sha256(b"sk_live_1").hexdigest()]
+        came = scope((b"authorization", b"Bearer sk_live_1"))
+        await found(identify.api_key(asked.append), came)
+        await found(identify.api_key(asked.append, hashed=True), came)
+        assert asked == ["sk_live_1", hashlib.sha256(b"sk_live_1").hexdigest()]
+        assert asked[1] == identify.hash_key("sk_live_1")
 
     def test_no_key_is_not_looked_up(self) -> None:
         asked: list[str] = []

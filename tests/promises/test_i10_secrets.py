@@ -100,7 +100,7 @@ async def model(scope: Scope, receive: Receive, send: Send) -> None:
 async def test_i10_requests_leave_no_key_prompt_or_answer_anywhere(
     valkey: Server, store_url: str, logged: Everything
 ) -> None:
-    keys = {identify.hash_key(API_KEY): "acme"}
+    keys = {API_KEY: "acme"}
     async with served(
         model, who=identify.api_key(keys.get), redis_url=store_url, raise_app_exceptions=False
     ) as at:

@@ -25,8 +25,8 @@ def test_a_table_of_keys_is_no_lookup_and_is_not_shown() -> None:
     with pytest.raises(MeterkitError) as caught:
         identify.api_key(cast("Any", {"hidden": "acme"}))
     assert str(caught.value) == (
-        "identify.api_key: found a lookup of type dict; allowed is a function from a key's hash to its"
-        " customer or None"
+        "identify.api_key: found a lookup of type dict; allowed is a function from a key to its"
+        " customer or None, such as keys.get"
     )
 
 

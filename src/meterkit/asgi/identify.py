@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -51,6 +52,8 @@ _KEYS_KEPT_MAX: Final = 10_000
 _THREADS_MAX: Final = 16
 _UNOWNED_S_MAX: Final = 5.0
 """A key that was just made should not be refused for long where it was tried too early."""
+_FAILED_TOLD: Final = 5
+_logger = logging.getLogger("meterkit.asgi")
 HOST_CHARS_MAX: Final = 64
 HOPS_MAX: Final = 32
 
@@ -86,21 +89,21 @@ def header(name: str) -> Callable[[Scope], str | None]:
 
 
 def api_key(
-    lookup: KeyLookup, *, header: str = "authorization", ttl: timedelta = _TTL
+    lookup: KeyLookup, *, header: str = "authorization", ttl: timedelta = _TTL, hashed: bool = False
 ) -> Callable[[Scope], str | Awaitable[str | None] | None]:
     """The customer is whoever owns the API key in a request header.
 
-    The key itself never leaves this function: ``lookup`` gets `hash_key` of it, so a table of keys needs
-    to hold hashes only. What it says is remembered under that hash, in this process. Requests that come with
-    the same key while it is looked up wait for the one lookup; what it raises is not remembered.
+    What ``lookup`` says is remembered under the key's hash, in this process; no key is kept. Requests
+    that come with the same key while it is looked up wait for the one lookup; its errors are not remembered.
 
     Args:
-        lookup: from a key's hash to its customer, or None for a key that nobody owns; sync or async. One that
-            is not async runs in a thread, so it may block.
+        lookup: from a key to its customer, or None for a key without an owner; sync or async. One that is not
+            async runs in a thread, so it may block.
         header: in ``authorization`` the key follows the word ``Bearer`` (RFC 6750); in any other header
             it stands alone. A header that is missing or given more than once names nobody.
         ttl: how long an owner is remembered: a key that is revoked works for so long; that nobody owns a key
             is remembered for 5 seconds at most. ``timedelta(0)`` looks up at every request.
+        hashed: whether ``lookup`` gets `hash_key` of the key instead, for a table of hashes.
 
     Raises:
         MeterkitError: ``lookup`` cannot be called, ``header`` is no name of a header, or ``ttl`` no timedelta
@@ -110,12 +113,12 @@ def api_key(
         # What is no function may be a table of keys: only its type is shown.
         raise MeterkitError(
             f"identify.api_key: found a lookup of type {type(lookup).__name__}; allowed is a function from a"
-            " key's hash to its customer or None"
+            " key to its customer or None, such as keys.get"
         )
     if not _is_span(ttl):
         raise MeterkitError(f"ttl: found {ttl!r:.80}; allowed is a timedelta from 0, as timedelta(minutes=1)")
     wanted = _field_name(header)
-    owners = _KeyOwners(lookup, ttl.total_seconds())
+    owners = _KeyOwners(lookup, ttl.total_seconds(), hashed=hashed)
     bearer = wanted == b"authorization"
 
     def identify(scope: Scope) -> str | Awaitable[str | None] | None:
@@ -123,13 +126,13 @@ def api_key(
         if value and bearer:
             scheme, _, rest = value.partition(b" ")
             value = rest.strip() if scheme.lower() == b"bearer" else None
-        return owners.of(_hash(value)) if value else None
+        return owners.of(value) if value else None
 
     return identify
 
 
 def hash_key(key: str) -> str:
-    """What `api_key` looks up for a key: the SHA-256 of its UTF-8 bytes, as 64 hex digits.
+    """What `api_key(…, hashed=True)` looks up for a key: the SHA-256 of its UTF-8 bytes, in hex.
 
     Fast and without salt on purpose: it suits keys that were drawn at random with 128 bits or more, not
     passwords.
@@ -226,12 +229,15 @@ class _KeyOwners:
     half is forgotten, and keys that nobody owns are kept apart, so that no number of them displaces an owner.
 
     Args:
-        lookup: from a key's hash to its customer, or None; one that is not async runs in a thread.
+        lookup: from a key to its customer, or None; one that is not async runs in a thread.
         ttl_s: how long an owner is remembered, in seconds; that nobody owns a key, 5 seconds at most.
+        hashed: whether the lookup gets a key's hash.
     """
 
-    def __init__(self, lookup: KeyLookup, ttl_s: float) -> None:
+    def __init__(self, lookup: KeyLookup, ttl_s: float, *, hashed: bool) -> None:
         self._lookup = lookup
+        self._hashed = hashed
+        self._failed = 0
         self._runs_on_the_loop = iscoroutinefunction(lookup) or iscoroutinefunction(
             getattr(lookup, "__call__", None)  # noqa: B004 - an object whose call is async
         )
@@ -241,16 +247,22 @@ class _KeyOwners:
         self._asked: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[str | None]] = {}
         self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
 
-    def of(self, key_hash: str) -> str | Awaitable[str | None] | None:
+    def of(self, key: bytes) -> str | Awaitable[str | None] | None:
         """The owner of a key; at once where it is remembered."""
+        key_hash = _hash(key)
         owned = self._owned.get(key_hash)
         if owned is not None and monotonic() < owned[1]:
             return owned[0]
         if monotonic() < self._unowned.get(key_hash, 0.0):
             return None
-        return self._ask(key_hash)
+        if self._hashed:
+            return self._ask(key_hash, key_hash)
+        try:
+            return self._ask(key_hash, key.decode())
+        except UnicodeDecodeError:
+            return None  # Keys are texts.
 
-    async def _ask(self, key_hash: str) -> str | None:
+    async def _ask(self, key_hash: str, asked_for: str) -> str | None:
         loop = asyncio.get_running_loop()
         while (asked := self._asked.get((loop, key_hash))) is not None:
             await asyncio.wait([asked])
@@ -259,7 +271,7 @@ class _KeyOwners:
             # Whoever had asked was cancelled meanwhile; somebody else has to.
         asked = self._asked[loop, key_hash] = loop.create_future()
         try:
-            owner = await self._look_up(key_hash)
+            owner = await self._look_up(asked_for)
         except Exception as error:
             asked.set_exception(error)
             asked.exception()  # It is raised here, whether or not anybody else waits for it.
@@ -274,12 +286,19 @@ class _KeyOwners:
         finally:
             del self._asked[loop, key_hash]
 
-    async def _look_up(self, key_hash: str) -> str | None:
-        if self._runs_on_the_loop:
-            found = self._lookup(key_hash)
-        else:
-            found = await to_thread.run_sync(self._lookup, key_hash, limiter=self._limiter())
-        return await found if isawaitable(found) else found
+    async def _look_up(self, asked_for: str) -> str | None:
+        try:
+            if self._runs_on_the_loop:
+                found = self._lookup(asked_for)
+            else:
+                found = await to_thread.run_sync(self._lookup, asked_for, limiter=self._limiter())
+            return await found if isawaitable(found) else found
+        except Exception as error:
+            if asked_for not in str(error) and asked_for not in repr(error):
+                raise
+            # Such as a KeyError of the key: the log must not have it.
+            said = MeterkitError(f"the lookup of an API key raised {type(error).__name__}")
+            raise said.with_traceback(error.__traceback__) from None
 
     def _limiter(self) -> CapacityLimiter:
         """Threads of its own: keys that strangers make up must not take those of the app's endpoints."""
@@ -291,12 +310,28 @@ class _KeyOwners:
 
     def _remember(self, key_hash: str, owner: object) -> None:
         now = monotonic()
+        self._note(is_found=owner is not None)
         self._owned.pop(key_hash, None)  # What is put in anew is the youngest.
         self._unowned.pop(key_hash, None)
         if isinstance(owner, str):
             _put_bounded(self._owned, key_hash, (owner, now + self._ttl_s))
         elif owner is None:
             _put_bounded(self._unowned, key_hash, now + min(self._ttl_s, _UNOWNED_S_MAX))
+
+    def _note(self, *, is_found: bool) -> None:
+        """Warn once where no key at all has an owner: the lookup may expect another form of it."""
+        if is_found:
+            self._failed = _FAILED_TOLD  # It works.
+        elif self._failed < _FAILED_TOLD:
+            self._failed += 1
+            if self._failed == _FAILED_TOLD:
+                gets = "the SHA-256 of the key, in hex" if self._hashed else "the key as the client sent it"
+                _logger.warning(
+                    "identify.api_key: the first %d keys had no owner; the lookup gets %s (hashed=%s)",
+                    _FAILED_TOLD,
+                    gets,
+                    self._hashed,
+                )
 
 
 def _put_bounded(kept: dict[str, T], key_hash: str, value: T) -> None:
