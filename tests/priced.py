@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from meterkit.catalog import Catalog, Plan
     from world import World
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Ledger", "Line", "Recorded"]
 
 _Place: TypeAlias = tuple[str, str, datetime]
+_STAMPED_WITHIN: Final = timedelta(minutes=15)
+"""Usage is stamped when it is sealed: an item of the same price that a person puts in by then may bill it."""
 _ENDED: Final = frozenset({"canceled", "incomplete_expired", "incomplete"})
 _FREE: Final = frozenset({"trialing", "paused"})
 """Usage of these times is never billed: https://docs.stripe.com/billing/subscriptions/trials/free-trials."""
@@ -220,7 +222,7 @@ class Ledger:
             f"{line}: {line.amount} cents" for line in lines if line.amount != line.quantity * line.price
         ]
         unbilled = _match(self.log, lines)
-        late, agree = await self._books()
+        late, agree, advice = await self._books()
         for (customer, meter, period), units in sorted(unbilled.items()):
             told = late[customer, meter, period]
             if units != told:
@@ -232,6 +234,15 @@ class Ledger:
                     wrong.append(
                         f"and the books of {meter} of {customer} from {period:%m-%d} say all is right"
                     )
+        # Usage that met a change by others may have two prices: the books name it where they differ.
+        doubtful = {
+            (entry.customer, entry.meter, entry.period) for entry in self.log if len(entry.prices) > 1
+        }
+        wrong += [
+            f"the books of {meter} of {customer} from {period:%m-%d}: {said}"
+            for (customer, meter, period), said in sorted(advice.items())
+            if said and (customer, meter, period) not in doubtful
+        ]
         # What is late in its own period may be billed in one that follows.
         later = Counter[tuple[str, str]]()
         for (customer, meter, _), units in late.items():
@@ -245,14 +256,15 @@ class Ledger:
                 )
         return wrong + self._accepted(late)
 
-    async def _books(self) -> tuple[Counter[_Place], dict[_Place, bool]]:
-        """By customer, meter and period: what is told to be late, and whether the books agree."""
-        late, agree = Counter[_Place](), defaultdict[_Place, bool](bool)
+    async def _books(self) -> tuple[Counter[_Place], dict[_Place, bool], dict[_Place, str]]:
+        """By customer, meter and period: the late units, whether the books agree, what they say."""
+        late, agree, advice = Counter[_Place](), defaultdict[_Place, bool](bool), dict[_Place, str]()
         for customer, period in sorted({(entry.customer, entry.period) for entry in self.log}):
             for one in await self.world.do(self.world.kit.reconcile(customer, at=period)):
                 late[customer, one.meter, period] = one.late
                 agree[customer, one.meter, period] = one.agrees
-        return late, agree
+                advice[customer, one.meter, period] = one.advice if one.is_closed else ""
+        return late, agree, advice
 
     def _accepted(self, late: Counter[_Place]) -> list[str]:
         """Where Stripe has more than was recorded; what is late may have come to it twice."""
@@ -269,21 +281,25 @@ class Ledger:
         return wrong
 
 
-def _match(log: Iterable[Recorded], lines: Sequence[Line]) -> Counter[_Place]:
+def _match(log: Sequence[Recorded], lines: Sequence[Line]) -> Counter[_Place]:
     """Take what was recorded off the lines that charge it; what is on none, by customer, meter and period."""
-    unbilled = Counter[_Place]()
+    left = Counter[int]({place: entry.overage for place, entry in enumerate(log) if entry.prices})
+    entries = list(enumerate(log))
     # What may have one price only comes first.
-    for entry in sorted(log, key=lambda entry: (len(entry.prices), entry.at)):
-        left = entry.overage if entry.prices else 0
-        for line in lines:
-            is_its = (line.customer, line.meter) == (entry.customer, entry.meter)
-            if is_its and line.price in entry.prices and line.start <= entry.at < line.end:
-                taken = min(left, line.left)
-                line.left -= taken
-                left -= taken
-        if left:
-            unbilled[entry.customer, entry.meter, entry.period] += left
-    return unbilled
+    entries.sort(key=lambda found: (len(found[1].prices), found[1].at))
+    for stamped_within in (timedelta(), _STAMPED_WITHIN):
+        for place, entry in entries:
+            for line in lines:
+                is_its = (line.customer, line.meter) == (entry.customer, entry.meter)
+                is_then = line.start - stamped_within <= entry.at < line.end
+                if is_its and is_then and line.price in entry.prices:
+                    taken = min(left[place], line.left)
+                    line.left -= taken
+                    left[place] -= taken
+    unbilled = Counter[_Place]()
+    for place, entry in entries:
+        unbilled[entry.customer, entry.meter, entry.period] += left[place]
+    return +unbilled
 
 
 def _instant(second: int) -> datetime:

@@ -168,3 +168,54 @@ async def test_without_a_subscription_no_invoice_is_asked_for(any_store_url: str
         at.go(JUNE + timedelta(days=30))
         (one,) = await at.kit.reconcile("zeta", at=JUNE - HOUR)
         assert (one.confirmed, one.invoiced, one.invoice, one.advice) == (100, None, "", "")
+
+
+@pytest.mark.parametrize(
+    ("cents", "do"), [(3, "bill USD 12.00 more"), (7, "credit USD 12.00")], ids=["cheaper", "dearer"]
+)
+async def test_usage_that_is_billed_at_another_price_than_it_was_recorded_at_is_named(
+    any_store_url: str, caplog: pytest.LogCaptureFixture, cents: int, do: str
+) -> None:
+    """F-100: recorded = delivered = counted = invoiced, and 600 units have a price that no plan has."""
+    async with ending(any_store_url) as at:
+        await at.kit.record("acme", "requests", 410)
+        await at.flush()
+        at.clock.advance(10 * MINUTE)
+        await switched(at, cents)
+        at.clock.advance(10 * MINUTE)
+        await at.kit.record("acme", "requests", 600)
+        await at.flush()
+        at.go(JUNE + 3 * HOUR)
+        one = await books(at)
+        assert (one.delivered, one.confirmed, one.invoiced, one.mispriced) == (1000, 1000, 1000, 600)
+        said = f"600 units were recorded at USD 0.05 each and are billed at USD 0.0{cents} each (in_"
+        assert one.advice.startswith(said)
+        assert one.advice.endswith(f"): see who changed the price, and {do}")
+        looked = await at.look()
+        assert [said in why for why in looked.late] == [True]
+        assert (await at.look()).late == []
+        assert len([line for line in caplog.messages if said in line]) == 1
+
+
+async def switched(at: Ending, cents: int) -> None:
+    """A person gives the item another price, and no webhook comes."""
+    subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
+    item = next(one for one in subscription["items"]["data"] if one["price"]["id"] == "price_pro_requests")
+    recurring = {"interval": "month", "usage_type": "metered", "meter": item["price"]["recurring"]["meter"]}
+    made: Any = {
+        "currency": "usd",
+        "unit_amount": cents,
+        "product": item["price"]["product"],
+        "recurring": recurring,
+    }
+    price = await at.found.client.v1.prices.create_async(made)
+    await at.found.client.v1.subscription_items.update_async(item["id"], {"price": price.id})
+
+
+async def test_of_a_draft_whose_prices_are_right_nothing_is_said(any_store_url: str) -> None:
+    async with ending(any_store_url) as at:
+        await at.kit.record("acme", "requests", 1_010)
+        await at.flush()
+        at.go(JUNE + 11 * MINUTE)
+        one = await books(at)
+        assert (one.invoice, one.invoiced, one.mispriced, one.advice) == ("draft", 1000, 0, "")

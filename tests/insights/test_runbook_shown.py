@@ -117,6 +117,7 @@ def test_what_reconcile_is_shown_to_say_it_says(
         difference=0,
         invoiced=None,
         invoice="",
+        mispriced=0,
         late=0,
         dead=0,
         advice="",

@@ -19,7 +19,9 @@ __all__ = ["RARE", "commands", "row_of"]
 
 commands = typer.Typer()
 
-RARE: Final = frozenset({"waiting", "parked", "taking_back", "invoiced", "late", "dead", "advice"})
+RARE: Final = frozenset(
+    {"waiting", "parked", "taking_back", "invoiced", "mispriced", "late", "dead", "advice"}
+)
 
 
 @command(commands)
@@ -70,6 +72,7 @@ def row_of(one: Reconciled) -> dict[str, object]:
         "difference": "unknown" if one.difference is None else one.difference,
         # A column of rare values is left out where all are 0.
         "invoiced": 0 if not one.invoice else "unknown" if one.invoiced is None else one.invoiced,
+        "mispriced": one.mispriced,
         "late": one.late,
         "dead": one.dead,
         "advice": one.advice,

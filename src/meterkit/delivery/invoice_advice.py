@@ -1,15 +1,84 @@
-"""What a person must do where invoice lines and counted usage differ. Pure."""
+"""What a person must do where invoice lines differ from counted usage, or from its prices. Pure."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
 
+from meterkit.catalog.money import exact_money, money
 from meterkit.delivery.invoices import MADE_WITHIN_MS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from meterkit.delivery.invoices import Invoiced
 
-__all__ = ["advice_on_invoices"]
+__all__ = ["Mispriced", "advice_on_invoices", "advice_on_prices", "mispriced"]
+
+
+class Mispriced(NamedTuple):
+    """Units that were recorded at one price and are billed at another one.
+
+    Attributes:
+        units: how many.
+        recorded: what one cost when it was recorded, in minor units.
+        billed: what one costs on its invoice line.
+    """
+
+    units: int
+    recorded: Fraction
+    billed: Fraction
+
+
+def mispriced(recorded: Mapping[Fraction, int], invoiced: Mapping[Fraction, Decimal]) -> list[Mispriced]:
+    """The units that are on invoice lines of other prices, the dearest first.
+
+    Args:
+        recorded: units by the price at which they were recorded.
+        invoiced: units by the price of their invoice lines.
+    """
+    left = {
+        price: int(invoiced.get(price, 0)) - recorded.get(price, 0)
+        for price in sorted({*recorded, *invoiced}, reverse=True)
+    }
+    found: list[Mispriced] = []
+    for was in (price for price, units in left.items() if units < 0):
+        for billed in (price for price, units in left.items() if units > 0):
+            units = min(-left[was], left[billed])
+            left[was], left[billed] = left[was] + units, left[billed] - units
+            if units:
+                found.append(Mispriced(units, was, billed))
+    return found
+
+
+def advice_on_prices(found: Sequence[Mispriced], invoices: Sequence[str], currency: str) -> str:
+    """What to do with units that are billed at other prices than they were recorded at; empty: nothing.
+
+    Args:
+        found: those units.
+        invoices: the ids of the invoices of the period.
+        currency: of the prices.
+    """
+    if not found:
+        return ""
+    parts = [
+        f"{one.units} units were recorded at {_each(one.recorded, currency)}"
+        f" and are billed at {_each(one.billed, currency)}"
+        for one in found
+    ]
+    cents = sum((one.units * (one.recorded - one.billed) for one in found), Fraction(0))
+    do = (
+        f"bill {money(round(cents), currency)} more"
+        if cents > 0
+        else f"credit {money(round(-cents), currency)}"
+    )
+    return f"{'; '.join(parts)} ({', '.join(invoices)}): see who changed the price, and {do}"
+
+
+def _each(price: Fraction, currency: str) -> str:
+    exact = Decimal(price.numerator) / Decimal(price.denominator)
+    return f"{exact_money(exact, currency)} each"
 
 
 def advice_on_invoices(
@@ -21,8 +90,7 @@ def advice_on_invoices(
         invoiced: what is on invoice lines.
         counted: what Stripe has counted in the period.
         late: how much of that is late: no invoice needs to have it.
-        price: of a unit, to stand behind a quantity; empty: not known. Where prices change within a period,
-            this is the place to compare each (meter, price) by itself.
+        price: of a unit, to stand behind a quantity; empty: not known.
         made_ms: when Stripe made the invoice, or will.
         now_ms: now.
     """

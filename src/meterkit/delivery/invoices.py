@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Invoiced:
             lines do not show units, see ``why``.
         invoices: the ids of those invoices.
         subscriptions: the ids of their subscriptions.
+        prices: units by what one costs there, in minor units; None: a line does not show that, or has
+            another currency than the plans file.
         why: ``unknown``: why.
     """
 
@@ -42,6 +45,7 @@ class Invoiced:
     state: State = "none"
     invoices: Sequence[str] = ()
     subscriptions: Sequence[str] = ()
+    prices: Mapping[Fraction, Decimal] | None = None
     why: str = ""
 
 
@@ -52,10 +56,12 @@ class _Price:
     Attributes:
         meter: the id of its meter; None: it has none.
         is_packed: whether it charges packages of several units.
+        is_tiered: whether what a unit costs depends on how many there are.
     """
 
     meter: str | None
     is_packed: bool
+    is_tiered: bool
 
 
 class Invoices:
@@ -66,10 +72,12 @@ class Invoices:
     Args:
         api: the way to Stripe.
         prices: what is known of prices by now.
+        currency: of the plans file.
     """
 
-    def __init__(self, api: StripeApi, prices: dict[str, Any]) -> None:
+    def __init__(self, api: StripeApi, prices: dict[str, Any], currency: str) -> None:
         self._api = api
+        self._currency = currency
         self._prices: dict[str, _Price] = prices
         self._found: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
@@ -93,7 +101,7 @@ class Invoices:
         self, stripe_customer: str, meters: Iterable[str], start_s: int, end_s: int
     ) -> Invoiced:
         """What invoices have of a customer's usage of some meters in a period (Unix seconds)."""
-        wanted, quantity, states = set(meters), Decimal(0), Counter[str]()
+        wanted, states, priced = set(meters), Counter[str](), dict[Fraction | None, Decimal]()
         invoices, subscriptions = dict[str, None](), dict[str, None]()
         for invoice in await self.of(stripe_customer, start_s):
             for line in invoice["lines"].get("data") or ():
@@ -104,13 +112,21 @@ class Invoices:
                     return Invoiced(state="unknown", why="one invoice line is of several of these periods")
                 if price.is_packed:
                     return Invoiced(state="unknown", why="its price is of packages of several units")
-                quantity += Decimal(str(line.get("quantity_decimal") or line.get("quantity") or 0))
+                unit = None if price.is_tiered else _unit_price(line, self._currency)
+                units = Decimal(str(line.get("quantity_decimal") or line.get("quantity") or 0))
+                priced[unit] = priced.get(unit, Decimal(0)) + units
                 states["draft" if invoice.get("status") == "draft" else "final"] += 1
                 invoices[str(invoice["id"])] = None
                 subscriptions[_subscription_of(line)] = None
         state: State = "draft" if states["draft"] else "final" if states else "none"
         return Invoiced(
-            quantity=quantity, state=state, invoices=[*invoices], subscriptions=[*filter(None, subscriptions)]
+            quantity=sum(priced.values(), Decimal(0)),
+            state=state,
+            invoices=[*invoices],
+            subscriptions=[*filter(None, subscriptions)],
+            prices={unit: units for unit, units in priced.items() if unit is not None and units}
+            if not priced.get(None)
+            else None,
         )
 
     async def _price_of(self, line: Mapping[str, Any]) -> _Price | None:
@@ -123,7 +139,9 @@ class Invoices:
             found = await self._api.get(f"/v1/prices/{price}")
             recurring: Mapping[str, Any] = found.get("recurring") or {}
             self._prices[price] = _Price(
-                meter=recurring.get("meter"), is_packed=found.get("transform_quantity") is not None
+                meter=recurring.get("meter"),
+                is_packed=found.get("transform_quantity") is not None,
+                is_tiered=found.get("billing_scheme") == "tiered",
             )
         return self._prices[price]
 
@@ -154,6 +172,13 @@ def _place_of(line: Mapping[str, Any], start_s: int, end_s: int) -> Literal["ins
     if last_s - first_s > end_s - start_s + _TOLERANCE_S:
         return "beyond" if first_s < end_s and start_s < last_s else "outside"
     return "inside" if start_s <= (first_s + last_s) // 2 < end_s else "outside"
+
+
+def _unit_price(line: Mapping[str, Any], currency: str) -> Fraction | None:
+    """What one unit of a line costs, in minor units; None: it does not show that in the currency."""
+    pricing: Mapping[str, Any] = line.get("pricing") or {}
+    unit = pricing.get("unit_amount_decimal")
+    return Fraction(str(unit)) if unit is not None and line.get("currency") == currency else None
 
 
 def _subscription_of(found: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from meterkit.decisions.ambiguity import may_be_sent_again
 from meterkit.decisions.finality import renewals_of
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.delivery.comparing import CAUSE, Comparer
-from meterkit.delivery.invoice_advice import advice_on_invoices
+from meterkit.delivery.invoice_advice import advice_on_invoices, advice_on_prices, mispriced
 from meterkit.delivery.invoices import Invoices
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.summaries import StripeSummaries
@@ -22,6 +22,7 @@ from meterkit.store.final_invoices import price_in_words
 from meterkit.store.history import is_relinked
 from meterkit.store.kept_intents import is_refused
 from meterkit.store.outbox_by_hand import Intents
+from meterkit.store.priced_usage import Priced, priced_usage
 from meterkit.store.state_changes import States
 from meterkit.store.taken_back import taken_back
 from meterkit.store.uninvoiced import uninvoiced
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
+    from meterkit.delivery.invoice_advice import Mispriced
     from meterkit.delivery.invoices import Invoiced
     from meterkit.delivery.summaries import Summaries
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
@@ -66,6 +68,8 @@ class Reconciled:
             or the lines do not show units.
         invoice: ``final``, or ``draft`` while one of those invoices may change; ``none``: there is no such
             line; ``unknown``: lines do not show units; empty: nothing is to be invoiced, as in a trial.
+        mispriced: units of the event name that are on lines of another price than that at which they were
+            recorded; 0 as well where the prices are not known.
         late: came for this period when it was closed, or when its invoice was final, or is on no invoice.
         dead: never accepted, or dropped.
         advice: what to do; empty: nothing, the books agree.
@@ -87,6 +91,7 @@ class Reconciled:
     difference: int | None
     invoiced: int | None
     invoice: str
+    mispriced: int
     late: int
     dead: int
     advice: str
@@ -110,6 +115,7 @@ class _OfEvent:
         parked_back: parked units that take others back.
         taken_back: delivered ones.
         uninvoiced: what Stripe has counted and no invoice can have: it is late.
+        mispriced: what is on lines of other prices than it was recorded at.
     """
 
     confirmed: int | None
@@ -121,6 +127,7 @@ class _OfEvent:
     parked_back: int
     taken_back: int
     uninvoiced: int
+    mispriced: Sequence[Mispriced]
 
     @property
     def difference(self) -> int | None:
@@ -146,7 +153,7 @@ class Reconciler:
         Raises:
             SettingsError: no Stripe key is set.
         """
-        return Invoices(self._api(), self._prices)
+        return Invoices(self._api(), self._prices, self._store.catalog.currency)
 
     async def reconcile(
         self, customer: str | None = None, *, at: datetime | None = None, repair: bool = False
@@ -209,13 +216,18 @@ class Reconciler:
         ]
         sides: dict[str, _OfEvent] = {}
         invoiced_ms = _invoiced_ms(usage, state, store.now_ms())
+        priced = await priced_usage(store, usage, state, meters if invoiced_ms is not None else (), late)
         for event in dict.fromkeys(events[name] for name in meters):
             named = [(usage["meters"][name], back[name]) for name in meters if events[name] == event]
+            invoiced = None
+            if invoiced_ms is not None:
+                invoiced = await self._invoiced(usage, event, state, summaries, invoices)
             sides[event] = _OfEvent(
                 confirmed=await self._confirmed(usage, event, state.stripe_customer, summaries),
-                invoiced=None
-                if invoiced_ms is None
-                else await self._invoiced(usage, event, state, summaries, invoices),
+                invoiced=invoiced,
+                mispriced=_mispriced(
+                    [priced.get(name) for name in meters if events[name] == event], invoiced
+                ),
                 invoiced_ms=invoiced_ms or 0,
                 price=price_of_meter(state, next(n for n in meters if events[n] == event), store.catalog),
                 delivered=sum(counts["delivered"] for counts, _ in named),
@@ -243,6 +255,7 @@ class Reconciler:
                 confirmed=sides[events[name]].confirmed,
                 difference=sides[events[name]].difference,
                 **_as_invoiced(sides[events[name]].invoiced),
+                mispriced=sum(one.units for one in sides[events[name]].mispriced),
                 late=counts["late"],
                 dead=counts["dead"],
                 advice=advices[events[name]],
@@ -304,7 +317,7 @@ class Reconciler:
     def _on_invoices(self, side: _OfEvent) -> str:
         if side.invoiced is None or side.confirmed is None:
             return ""
-        return advice_on_invoices(
+        advice = advice_on_invoices(
             side.invoiced,
             side.confirmed,
             late=side.uninvoiced,
@@ -312,6 +325,8 @@ class Reconciler:
             made_ms=side.invoiced_ms,
             now_ms=self._store.now_ms(),
         )
+        currency = self._store.catalog.currency
+        return advice or advice_on_prices(side.mispriced, side.invoiced.invoices, currency)
 
 
 def _on_difference(side: _OfEvent, difference: int, parked: str) -> str:
@@ -347,6 +362,13 @@ def _invoiced_ms(usage: CustomerUsage, state: CustomerState, now_ms: int) -> int
     start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
     # By its beginning: where a subscription has ended, its last period may end some minutes later.
     return None if renewals is None else renewals.invoiced_ms(start_ms, end_ms)
+
+
+def _mispriced(priced: Sequence[Priced | None], invoiced: Invoiced | None) -> Sequence[Mispriced]:
+    """Units on invoice lines at other prices than they were recorded at, of all meters of an event name."""
+    if invoiced is None or invoiced.prices is None or None in priced:
+        return ()
+    return mispriced(sum(filter(None, priced), Priced()), invoiced.prices)
 
 
 def _as_invoiced(found: Invoiced | None) -> dict[str, Any]:

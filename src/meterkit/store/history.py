@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from meterkit.decisions.periods import from_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from meterkit.store.store import Store
 
-__all__ = ["HistoryEntry", "history_of", "is_relinked"]
+__all__ = ["HistoryEntry", "history_of", "is_relinked", "plan_at"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,17 @@ async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
     """
     entries = await history_of(store, customer)
     return any(entry.kind == "link" and entry.before and entry.at >= since for entry in entries)
+
+
+def plan_at(entries: Iterable[HistoryEntry], end: datetime) -> str | None:
+    """The plan that was in force until an instant; None: it has not changed since.
+
+    Args:
+        entries: of the ledger, the oldest first.
+        end: the first instant that does not count any more.
+    """
+    later = (entry.before for entry in entries if entry.kind == "plan" and entry.at >= end)
+    return next(later, None)
 
 
 def _entry(entry: bytes) -> HistoryEntry:

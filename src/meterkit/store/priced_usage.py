@@ -1,0 +1,82 @@
+"""How much of a closed period's delivered usage was recorded at which price."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from meterkit.catalog import override
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import to_ms
+from meterkit.decisions.price_segments import label_of, segments_of
+from meterkit.store.history import history_of, plan_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from fractions import Fraction
+
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.store.customer_usage import CustomerUsage, MeterUsage
+    from meterkit.store.store import Store
+
+__all__ = ["Priced", "priced_usage"]
+
+Priced = Counter["Fraction"]
+"""Units by what one costs, in minor units of the currency."""
+
+
+async def priced_usage(
+    store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str], late: Mapping[str, int]
+) -> Mapping[str, Priced]:
+    """What Stripe has of each meter in a period that is over, by the prices that it was recorded at.
+
+    A meter whose prices are not known to the unit is left out.
+
+    Args:
+        store: where it is counted.
+        usage: of a customer in the period. All of it is delivered.
+        state: the customer's.
+        meters: their names.
+        late: by meter, how much Stripe has counted and no invoice has.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    catalog, period = store.catalog, usage["period"]
+    ended = plan_at(await history_of(store, usage["customer"]), period["end"]) or usage["plan"]
+    plan = catalog.plans.get(ended)
+    names = [name for name in meters if name in catalog.meters]
+    if plan is None or not names:
+        return {}
+    given, start_ms = override(catalog, plan, state.overrides), to_ms(period["start"])
+    fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in names for kind in "st"]
+    admin, totals = await store.admin(), store.keys.customer(usage["customer"]).totals
+    kept = iter(await admin.ask(admin.client.hmget(totals, fields)))
+    found: dict[str, Priced] = {}
+    for name in names:
+        marks, stranded = next(kept) or b"", int(next(kept) or 0)
+        priced = _priced(
+            usage["meters"][name],
+            marks.decode(),
+            label=label_of(given[name]),
+            late=late[name],
+            stranded=stranded,
+        )
+        stripe = catalog.meters[name].stripe
+        if priced is not None and stripe is not None and stripe.report == "overage":
+            found[name] = priced
+    return found
+
+
+def _priced(counts: MeterUsage, marks: str, *, label: str, late: int, stranded: int) -> Priced | None:
+    """The same of one meter; None: it is not known."""
+    delivered, priced = counts["delivered"] + late, Priced()
+    # Stranded units were recorded twice, and Stripe has them once at most.
+    segments = segments_of(marks, label=label, sealed=0, overage=counts["overage"] - stranded)
+    for segment in segments:
+        if segment.unit_cents is not None:
+            priced[segment.unit_cents] += segment.overage
+    priced = +priced
+    if len(priced) == 1 and all(segment.unit_cents is not None for segment in segments if segment.overage):
+        return Priced(dict.fromkeys(priced, delivered))
+    return priced if priced.total() == delivered else None
