@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
     from world import World
@@ -223,9 +223,11 @@ class Ledger:
         ]
         unbilled = _match(self.log, lines)
         late, agree, advice = await self._books()
-        for (customer, meter, period), units in sorted(unbilled.items()):
-            told = late[customer, meter, period]
-            if units != told:
+        again = self._billed_again(lines, late)
+        for customer, meter, period in sorted({*unbilled, *late}):
+            units, told = unbilled[customer, meter, period], late[customer, meter, period]
+            # Late units that a later price bills may stand on the line that others were taken off.
+            if not units <= told <= units + again[customer, meter]:
                 wrong.append(
                     f"{units} {meter} of {customer} in the period from {period:%m-%d} are on no invoice at"
                     f" their price, {told} are told to be late"
@@ -255,6 +257,17 @@ class Ledger:
                     f"{line}: {line.left - billed_late} of it were never recorded at that price then"
                 )
         return wrong + self._accepted(late)
+
+    def _billed_again(self, lines: Sequence[Line], late: Mapping[_Place, int]) -> Counter[tuple[str, str]]:
+        """By customer and meter: how many late units are on an invoice after all."""
+        found = Counter[tuple[str, str]]()
+        for line in lines:
+            found[line.customer, line.meter] += line.quantity
+        for (customer, meter, _), units in late.items():
+            found[customer, meter] += units
+        for entry in self.log:
+            found[entry.customer, entry.meter] -= entry.overage if entry.prices else 0
+        return found
 
     async def _books(self) -> tuple[Counter[_Place], dict[_Place, bool], dict[_Place, str]]:
         """By customer, meter and period: the late units, whether the books agree, what they say."""
