@@ -297,7 +297,7 @@ class SubscriptionBusyError(SubscriptionError):
     def __init__(self, customer: str, *, retry_after_s: int) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(
-            f"another call begins a subscription of customer {customer!r}, or was killed while it did;"
+            f"another call begins or changes the subscription of customer {customer!r}, or was killed in it;"
             f" try again in {retry_after_s} s"
         )
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.seats import seat_meter
 from meterkit.errors import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.state_changes import States
-from meterkit.store.task_lease import TaskLease
 from meterkit.subscriptions.at_stripe.newcomers import IdSource
 from meterkit.subscriptions.at_stripe.pages import open_portal
 from meterkit.subscriptions.rules.changes import paid_seats
@@ -33,7 +30,7 @@ from meterkit.subscriptions.service.results import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Catalog, Plan
@@ -50,7 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Subscriptions"]
 
-_LEASE_MS: Final = 60_000
 _ANSWER_S: Final = 9.0
 """A client gets its answer within 10 s: the rest is for the state, and for the way back."""
 
@@ -367,22 +363,9 @@ class Subscriptions:
         if secret is not None:
             raise SubscriptionError("the customer has to confirm the payment: ask for the plan again")
 
-    @asynccontextmanager
-    async def _alone(self, customer: str) -> AsyncGenerator[None]:
-        """Change a subscription while no other request does, in any process.
-
-        Raises:
-            SubscriptionError: another request changes it, and has not finished in time.
-        """
-        lease = TaskLease(self._store, self._store.keys.beginning(customer), lasts_ms=_LEASE_MS)
-        waited_s = monotonic()
-        async with lease.held(within_s=_ANSWER_S - 1) as is_held:
-            if not is_held:
-                raise SubscriptionError(
-                    f"another request has been changing the subscription of customer {customer!r} for"
-                    f" {monotonic() - waited_s:.0f} s: look at it, and ask again"
-                )
-            yield
+    def _alone(self, customer: str) -> AbstractAsyncContextManager[None]:
+        """Change a subscription while no other request does, in any process."""
+        return alone(self._store, customer, within_s=_ANSWER_S - 1)
 
     async def _linked(self, customer: str) -> str | None:
         _, state = await self._states.read(check_customer(customer))
