@@ -13,6 +13,7 @@ _MARKS: Final = b'{}[]:,"\\ \t\r\n'
 # A quotation mark within a JSON text is escaped, so that what a model says cannot look like these.
 _ANSWERS: Final = (b'"choices"', b'"candidates"', b'"content"', b'"output"', b'"message"', b'"response"')
 _COUNT: Final = b'ount"'  # promptTokenCount, prompt_token_count, eval_count
+_BILLED: Final = b'"billed_units"'
 _USAGE: Final = b'"usage"'
 # OpenAI's chunks say `"usage": null` all along.
 _USAGE_OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')
@@ -51,14 +52,14 @@ class Place:
 
 def may_answer(data: bytes) -> bool:
     """Whether JSON may hold usage figures, or be an answer that lacks them."""
-    return _USAGE in data or _COUNT in data or any(needle in data for needle in _ANSWERS)
+    return _USAGE in data or _COUNT in data or _BILLED in data or any(needle in data for needle in _ANSWERS)
 
 
 def may_report(data: bytes) -> bool:
     """Whether an event, or one among several, may hold usage figures, an error or the end of a stream."""
     if _USAGE in data and _USAGE_OBJECT.search(data) is not None:
         return True
-    return _COUNT in data or b'"error"' in data or b"[DONE]" in data
+    return _COUNT in data or b'"error"' in data or b"[DONE]" in data or _BILLED in data
 
 
 def utf8_bytes(value: str) -> int:
@@ -159,7 +160,9 @@ ROOT: Final = Place(
         **_members("totalTokens cachedContentTokenCount promptTokensDetails cacheTokensDetails"),
         **_members("usageMetadata usage_metadata amazon-bedrock-invocationMetrics", _FIGURES),
         **_members("thinking tool_plan completion generation outputText", _TEXT),
-        "data": Place({"embedding": _LEAF}),
+        "data": Place(_members("embedding relevance_score")),
+        "results": Place(_members("relevance_score")),
+        "meta": Place({"billed_units": _FIGURES}),
         "delta": _DELTA,
         "message": _MESSAGE,
         "content": _BLOCK,

@@ -13,24 +13,27 @@ if TYPE_CHECKING:
 __all__ = ["call_name", "interaction_of", "outliving_state"]
 
 _PENDING: Final = frozenset({"queued", "in_progress", "validating", "finalizing", "cancelling"})
+_RUN: Final = "thread.run"
+_ALWAYS: Final = ("batch", _RUN)
 _INTERACTION: Final = frozenset({"outputs", "steps", "agent"})
 
 
 def outliving_state(event: Table) -> Literal["pending", "ended"] | None:
     """Whether the work that an event tells of goes on; None where it does not outlive its request.
 
-    OpenAI's background responses and batches, https://platform.openai.com/docs/guides/background, and
-    interactions of Google's, https://ai.google.dev/gemini-api/docs/interactions.
+    OpenAI's background responses, https://platform.openai.com/docs/guides/background, its batches and runs of
+    assistants, and interactions of Google's, https://ai.google.dev/gemini-api/docs/interactions.
     """
     inner = table(event.get("response"))
     work = event if inner is None else inner
     named = work.get("object")
-    if not (named == "batch" or (named == "response" and work.get("background") is True)):
+    if not (named in _ALWAYS or (named == "response" and work.get("background") is True)):
         work = interaction_of(event) or {}
     state = text(work.get("status"))
     if state is None or text(work.get("id")) is None:
         return None
-    return "pending" if state in _PENDING else "ended"
+    goes_on = state in _PENDING or (named == _RUN and state == "requires_action")
+    return "pending" if goes_on else "ended"
 
 
 def interaction_of(event: Table) -> Table | None:

@@ -23,6 +23,7 @@ _PATHS: Final = paths(
     billed_input_tokens="billed_units.input_tokens",
     billed_output_tokens="billed_units.output_tokens",
 )
+_BILLED: Final = paths(input_tokens="input_tokens")
 _TYPES: Final = (
     *("message-start", "content-start", "content-delta", "content-end", "tool-plan-delta"),
     *("tool-call-start", "tool-call-delta", "tool-call-end", "citation-start", "citation-end"),
@@ -37,6 +38,8 @@ def _settle(counts: Counts) -> Counts:
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     holder = table(event.get("delta")) if event.get("type") == "message-end" else event
+    if "embeddings" in event or _is_ranking(event):
+        return _metered(event)
     usage = None if holder is None else table(holder.get("usage"))
     if usage is None or (strict and not _recognises(event)):
         return None
@@ -55,8 +58,28 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     )
 
 
+def _metered(event: Table) -> EventUsage | None:
+    """Embeddings, and rankings, which are billed by searches and not by tokens."""
+    billed = table(dig(event, ("meta", "billed_units")))
+    if billed is None:
+        return None
+    counts, refused = read_counts(billed, _BILLED)
+    return EventUsage(
+        counts={**counts, "output_tokens": 0} if counts else {},
+        provider="cohere",
+        refused=refused,
+        call_id=text(event.get("id")),
+        opens=True,
+        final=True,
+    )
+
+
+def _is_ranking(event: Table) -> bool:
+    return "results" in event and table(event.get("meta")) is not None
+
+
 def _recognises(event: Table) -> bool:
-    if event.get("type") in _TYPES:
+    if event.get("type") in _TYPES or table(dig(event, ("meta", "billed_units"))) is not None:
         return True
     return isinstance(event.get("finish_reason"), str) and dig(event, ("message", "role")) == "assistant"
 

@@ -25,25 +25,35 @@ _CHAT: Final = paths(
     cached_input_tokens="prompt_tokens_details.cached_tokens prompt_cache_hit_tokens cached_tokens",
     cache_write_tokens="prompt_tokens_details.cache_write_tokens",
     reasoning_tokens="completion_tokens_details.reasoning_tokens",
+    connector="connector_tokens",
 )
 _RESPONSES: Final = paths(
     input_tokens="input_tokens",
     output_tokens="output_tokens",
     total="total_tokens",
-    cached_input_tokens="input_tokens_details.cached_tokens",
+    # The Realtime API has the singular.
+    cached_input_tokens="input_tokens_details.cached_tokens input_token_details.cached_tokens",
     cache_write_tokens="input_tokens_details.cache_write_tokens",
-    reasoning_tokens="output_tokens_details.reasoning_tokens",
+    reasoning_tokens="output_tokens_details.reasoning_tokens output_token_details.reasoning_tokens",
 )
+# Embeddings and rankings of Voyage, Jina and vLLM.
+_TOTAL: Final = paths(input_tokens="total_tokens")
 _MEDIA_EVENTS: Final = (
     *("transcript.text.done", "speech.audio.done"),
     *("image_generation.completed", "image_edit.completed"),
 )
+_WHOLE: Final = ("response", "batch", "thread.run", "conversation.response")
+"""Objects that have the usage of a call, or of several."""
+_CONVERSED: Final = "conversation.response.done"  # Mistral's; its figures stand in the event.
 
 
 def _settle(counts: Counts) -> Counts:
     prompt, completion, total = map(counts.get, ("input_tokens", "output_tokens", "total"))
     if prompt is None or total is None:
         return counts
+    if "connector" in counts and completion is not None:
+        # Mistral's tools have read or found them: they went in, and the total has them once.
+        return {**counts, "input_tokens": max(prompt, total - completion)}
     # Embeddings have no completion, and some servers leave hidden reasoning out of it: the total has it.
     residual = max(0, total - prompt - (completion or 0))
     if completion is None:
@@ -72,9 +82,11 @@ def _holder(event: Table) -> Table | None:
         return table(event.get("response"))
     if (
         isinstance(event.get("choices"), list)
-        or event.get("object") in ("response", "batch")
+        or event.get("object") in _WHOLE
         or kind in _MEDIA_EVENTS
+        or kind == _CONVERSED
         or _is_embeddings(event)
+        or _is_ranking(event)
         or _is_media(event)
     ):
         return event
@@ -84,6 +96,11 @@ def _holder(event: Table) -> Table | None:
 def _is_embeddings(event: Table) -> bool:
     data = rows(event.get("data"))
     return event.get("object") == "list" and bool(data) and dig(data[0], ("embedding",)) is not None
+
+
+def _is_ranking(event: Table) -> bool:
+    found = rows(event.get("results")) or rows(event.get("data"))
+    return bool(found) and dig(found[0], ("relevance_score",)) is not None
 
 
 def _is_media(event: Table) -> bool:
@@ -96,6 +113,8 @@ def _is_media(event: Table) -> bool:
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
+    if _is_part(event):
+        return None
     state = outliving_state(event)
     holder = None if state == "pending" else _holder(event)
     if holder is None:
@@ -109,6 +128,9 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         counts, refused = read_counts(usage, _CHAT)
     elif "input_tokens" in usage and "output_tokens" in usage:
         counts, refused = read_counts(usage, _RESPONSES)
+    elif "total_tokens" in usage and (_is_embeddings(event) or _is_ranking(event)):
+        counts, refused = read_counts(usage, _TOTAL)
+        counts = {"output_tokens": 0, **counts}
     elif usage.get("type") == "duration":
         # A transcription that is measured in seconds: there are no tokens to miss.
         counts, refused = {}, False
@@ -129,6 +151,12 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     )
 
 
+def _is_part(event: Table) -> bool:
+    """Whether it is a step of a run: the run's own usage has it."""
+    named = event.get("object")
+    return isinstance(named, str) and named.startswith("thread.run.step")
+
+
 def _provider(holder: Table, usage: Table) -> str:
     if "x_groq" in holder:
         return "groq"
@@ -146,11 +174,13 @@ def _recognises(event: Table) -> bool:
         return True
     named = event.get("object")
     if isinstance(named, str):
-        known = named.startswith(("chat.completion", "text_completion")) or named in ("response", "batch")
-        return known or _is_embeddings(event)
+        known = named.startswith(("chat.completion", "text_completion", "thread.run")) or named in _WHOLE
+        return known or _is_embeddings(event) or _is_ranking(event)
     choices = rows(event.get("choices"))
     first = table(choices[0]) if choices else None
-    return kind in _MEDIA_EVENTS or (first is not None and _is_choice(first))
+    if kind in _MEDIA_EVENTS or kind == _CONVERSED or _is_ranking(event):
+        return True
+    return first is not None and _is_choice(first)
 
 
 def _is_choice(choice: Table) -> bool:
