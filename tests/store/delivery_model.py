@@ -509,15 +509,31 @@ def free_minute(
     return minute, (ends // MINUTE_MS - 1 - len(sharing)) * MINUTE_MS
 
 
-def mark_prices(customer: Customer, period: int, labels: Mapping[str, str]) -> None:
-    """End a price segment of each of these meters."""
+def mark_prices(
+    customer: Customer,
+    period: int,
+    labels: Mapping[str, str],
+    overages: Mapping[str, int] | None = None,
+    since: Mapping[str, int] | None = None,
+) -> None:
+    """End a price segment of each of these meters.
+
+    Args:
+        customer: whose.
+        period: its first instant (ms).
+        labels: of the prices that end, by token.
+        overages: by meter what had been recorded by then; default: all.
+        since: by meter what was sealed after that.
+    """
     for meter in METERS:
         token = meter_token(meter)
         if token not in labels:
             continue
         field = f"{period}|{token}"
         sealed = sum(customer.closed.get(f"{field}{state}", 0) for state in "qlkdx")
-        overage, before = customer.overage[meter], str(customer.closed.get(f"{field}s", ""))
+        sealed = max(0, sealed - (since or {}).get(meter, 0))
+        overage = (customer.overage if overages is None else overages)[meter]
+        before = str(customer.closed.get(f"{field}s", ""))
         if not sealed + overage and not before:
             continue
         lines = before.split(";")[:-1]

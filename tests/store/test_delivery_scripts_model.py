@@ -15,6 +15,7 @@ from store.restoring import Restoring
 from store.script_driver import life
 from store.script_mutants import in_depth
 from store.script_wires import fake_wire, server_wire
+from store.stranding import Stranding
 
 if TYPE_CHECKING:
     from servers import Server
@@ -80,6 +81,7 @@ def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
 @pytest.mark.parametrize(
     ("kind", "answers"),
     [
+        (Stranding, {"strand 0", "late", "late and billed", "strand 8", "strand 9"}),
         (Overtaking, {"seal 0", "withdraw 0", "withdraw 1", "withdraw 2", "late"}),
         (Recalling, {"recall 0", "recall 1"}),
         (Refusing, {"refuse 0", "refuse 1", "refuse 2", "refuse 3"}),

@@ -23,6 +23,7 @@ from store.script_checks import MismatchError
 from store.script_driver import life
 from store.script_mutants import SWAPS, equivalents, mutants, sample_of
 from store.script_wires import server_wire
+from store.stranding import Stranding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,13 @@ if TYPE_CHECKING:
     from store.script_mutants import Mutant
     from store.script_wires import Wire
 
-FILES: Final = (*(f"{name}.lua" for name in NAMES), "include/give_units_back.lua", "include/overtake.lua")
+PRICES: Final = ("include/mark_prices.lua", "include/free_minute.lua", "include/over_minute.lua")
+FILES: Final = (
+    *(f"{name}.lua" for name in NAMES),
+    "include/give_units_back.lua",
+    "include/overtake.lua",
+    *PRICES,
+)
 MORE_SWAPS: Final = (
     *SWAPS,
     (r"(?<![\w.])floor(?=\()", ("math.ceil",)),
@@ -51,6 +58,8 @@ LIVES: Final[Mapping[str, Mapping[int, type[Delivery]]]] = {
     "withdraw.lua": {5: Overtaking},
     "restore.lua": {**COMMON, 4: Restoring},
     "include/give_units_back.lua": {4: Restoring},
+    "strand.lua": {6: Stranding},
+    "include/mark_prices.lua": {**COMMON, 6: Stranding},
 }
 STEPS: Final = 2400
 SAMPLE: Final = 24

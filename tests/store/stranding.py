@@ -1,0 +1,238 @@
+"""Lives in which others change prices at Stripe while usage is pending or sealed: that becomes late."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.packed import unpack_field
+from meterkit.redis.resp import pack
+from store.delivery_checks import texts_of
+from store.delivery_driver import EVENTS, Delivery
+from store.delivery_model import METERS, STEERED, TOTALS_MS, Intent, mark_prices
+from store.script_counts import DAY_MS, MINUTE_MS, MOST
+from store.script_model import NEVER_MS
+from store.script_plans import START_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from store.delivery_model import Shard
+
+NAME: Final = "ada"
+NONCE: Final = "0123456789abcdef" * 2
+QUANTITIES: Final = (1, 7, 700, 4 * 10**15)
+LETTERS_OF_METERS: Final = "iogcpmzhH"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strand:
+    """What is asked, as the script reads it; meters: class, name and price by token."""
+
+    meters: Mapping[str, tuple[str, str, str]]
+    pending: Sequence[str]
+    intents: Sequence[tuple[str, str]]
+    since: Mapping[str, int]
+    labels: Mapping[str, str]
+    rev: str
+    changed: str
+    cause: str
+
+
+def strand(shard: Shard, asked: Strand, now: int) -> list[int | bytes]:
+    """What the reply must be; the model holds afterwards what the store must."""
+    customer, tokens = shard.customers[NAME], {meter_token(meter): meter for meter in METERS}
+    begins = None if customer.period is None else customer.period[0]
+    is_once = begins is not None and bool(asked.rev)
+    if is_once and customer.closed.get(f"{begins}|n") == cast("int", asked.rev):
+        return [0, now]
+    known = {field[:-1] for field in customer.fields() if field[-1] in LETTERS_OF_METERS}
+    late = Counter[str]()
+    for token in asked.pending:
+        late[f"{begins}|{token}"] += customer.pending[tokens[token]]
+        customer.pending[tokens[token]] = 0
+    for identifier, read in asked.intents:
+        intent = shard.intents.get(identifier)
+        if intent is not None and not read.endswith(" "):
+            customer.closed[intent.field(intent.state)] -= intent.value
+            for place in (shard.intents, shard.outbox, shard.parked, shard.compare):
+                place.pop(identifier, None)
+            late[f"{intent.period}|{intent.token}"] += intent.value
+    if begins is not None:
+        since = {tokens[token]: count for token, count in asked.since.items() if token in known}
+        overages = Counter(
+            {
+                meter: max(0, customer.overage[meter] - since.get(meter, 0) - late[f"{begins}|{token}"])
+                for token, meter in tokens.items()
+            }
+        )
+        mark_prices(customer, begins, asked.labels, overages, since)
+    reply: list[int | bytes] = [0, now]
+    for name, quantity in sorted((+late).items()):
+        token = name[-4:]
+        reply += [token.encode(), b"%d" % quantity, int(_again(shard, asked, name, quantity, now))]
+    if any(reply[4::3]):
+        customer.lives, shard.dirty[NAME] = NEVER_MS, now
+    if is_once:
+        customer.closed[f"{begins}|n"] = cast("int", asked.rev)
+        customer.closed[f"{begins}|y"] = int(asked.changed)
+    shard.keep(f"t:{NAME}", TOTALS_MS)
+    return reply
+
+
+def _again(shard: Shard, asked: Strand, name: str, quantity: int, now: int) -> bool:
+    """Count what is late of a period and meter; whether it is recorded once more."""
+    customer, token = shard.customers[NAME], name[-4:]
+    meter = next(meter for meter in METERS if meter_token(meter) == token)
+    kind, told, price = asked.meters[token]
+    customer.closed[f"{name}t"] = customer.closed.get(f"{name}t", 0) + quantity
+    counts = {"included": customer.included, "overage": customer.overage}.get(kind)
+    most = max(0 if counts is None else counts[meter], customer.marked[meter], customer.pending[meter])
+    is_billed = customer.period is not None and counts is not None and most + quantity <= MOST
+    if is_billed and counts is not None:
+        for count in (counts, customer.marked, customer.pending):
+            count[meter] += quantity
+    after = "billed at the price of now" if is_billed else "not billed"
+    what = f"{name[:-5]} {quantity} of {told}{price}"
+    shard.histories[NAME].append(["late", str(now), what, after, asked.cause])
+    return is_billed
+
+
+class Stranding(Delivery):
+    """One customer, anew in each step, whose prices are changed at Stripe by others."""
+
+    def step(self) -> None:
+        """Plant usage that is pending and intents of it, then have prices end."""
+        self.empty()
+        self.wall = START_MS + self.random.randrange(DAY_MS)
+        customer = self.shard.customers[NAME]
+        customer.rev, customer.data = "2:7", "{}"
+        if self.random.random() < 0.85:
+            for _ in range(self.random.randrange(1, 4)):
+                self.plant_usage(NAME)
+            customer.marked[self.random.choice(METERS)] += self.random.choice((0, 0, 5, 5 * 10**15))
+            self.store(f"c:{NAME}")
+        self._plant_sealed()
+        if self.random.random() < 0.1:
+            self._strand_broken()
+            return
+        asked, now = self._asked(), self.wall
+        if self.random.random() < 0.15 and customer.period is not None:
+            begins = customer.period[0]
+            customer.closed[f"{begins}|n"] = cast(
+                "int", self.random.choice(("2:8", "2:9", asked.rev or "2:8"))
+            )
+            self.store(f"t:{NAME}")
+        if self.random.random() < 0.2:
+            self._strand_audited(asked)
+            return
+        reply, found = self.ask("strand", self._names(), NAME, NONCE, json.dumps(asdict(asked)), now)
+        expected = strand(self.shard, asked, now)
+        self.check(f"strand {asked}", expected, reply, found)
+        self.seen["late"] += len(reply) > 2
+        self.seen["late and billed"] += any(reply[4::3])
+
+    def _strand_audited(self, asked: Strand) -> None:
+        """With an audit log, which has an entry of each meter that is recorded once more."""
+        names = [self._key(name) for name in (*self._names(), "audit")]
+        argv = (NAME, NONCE, json.dumps(asdict(asked)), self.wall)
+        reply, rows = self.wire(pack("EVALSHA", self.shas["strand", 0], len(names), *names, *argv))
+        expected = strand(self.shard, asked, self.wall)
+        self._compare("the reply", expected, reply)
+        entries: list[list[int | bytes]] = []
+        for nth, told in zip(range(2, len(expected), 3), self.shard.histories[NAME], strict=True):
+            token, quantity, is_billed = expected[nth : nth + 3]
+            if is_billed:
+                meter, units = cast("bytes", token).decode(), int(quantity)
+                within = units if asked.meters[meter][0] == "included" else 0
+                begins, _ = self.shard.customers[NAME].begun
+                noted = (f"{meter}m".encode(), within, 0, 0, units - within, units)
+                head = (NONCE.encode(), nth, NAME.encode(), self.wall, begins)
+                entries.append([*head, told[2].split()[0].encode(), b"", *noted])
+        streams: list[list[Any]] = [row[4] for row in rows if row[0].decode() == names[-1]]
+        stream = streams[0] if streams else []
+        self._compare("the audit log", entries, [list(unpack_field(fields[1])) for _, fields in stream])
+        self.wire(pack("DEL", names[-1]))
+        self.shard.fresh.clear()
+        _, found = self.ask("usage", tuple(f"{kind}:{NAME}" for kind in "cstgv"), self.wall)
+        self.check(f"strand audited {asked}", [8], [8], found)
+
+    def _names(self) -> tuple[str, ...]:
+        return (f"c:{NAME}", f"t:{NAME}", f"h:{NAME}", "dirty", "intents", "outbox", "parked", "compare")
+
+    def _plant_sealed(self) -> None:
+        random, customer = self.random, self.shard.customers[NAME]
+        open_ms = START_MS if customer.period is None else customer.period[0]
+        periods = (open_ms, open_ms, open_ms - 31 * DAY_MS)
+        for nth in range(random.randrange(4)):
+            meter = random.choice(METERS)
+            intent = Intent(
+                *(NAME, f"cus_{NAME}", random.choice(periods), meter_token(meter), EVENTS[meter]),
+                value=random.choice((1, 7, 700)),
+                minute=open_ms + nth * MINUTE_MS,
+                at=self.wall,
+                state=random.choice(("queued", "queued", "parked")),
+                key=f"intent-{nth}",
+            )
+            field = intent.field(intent.state)
+            customer.closed[field] = customer.closed.get(field, 0) + intent.value
+            self.shard.intents[intent.key] = intent
+            if intent.state == "parked":
+                self.shard.parked[intent.key] = self.shard.compare[intent.key] = self.wall
+            else:
+                self.shard.outbox[intent.key] = self.wall
+        for meter in METERS:
+            if random.random() < 0.3:
+                field = f"{open_ms}|{meter_token(meter)}"
+                customer.closed[f"{field}s"] = cast("int", random.choice(("1/5 0 0;", "1/5 1 1;1/7 9 9;")))
+                customer.closed[f"{field}{random.choice('qlkdxt')}"] = random.choice((0, 3, 800))
+        for intent in self.shard.intents.values():
+            field = f"{intent.period}|{intent.token}{STEERED[intent.state]}"
+            customer.closed[field] = max(customer.closed[field], 2_200)
+        self.shard.ttls[f"t:{NAME}"] = DAY_MS
+        self.shard.dirty.pop(NAME, None)
+        self.store("intents", "outbox", "parked", "compare", f"s:{NAME}", f"t:{NAME}", "dirty", "unlinked")
+
+    def _asked(self) -> Strand:
+        random = self.random
+        known = {
+            identifier: self.wire(pack("HGET", self._key("intents"), identifier)).decode()
+            for identifier in self.shard.intents
+        }
+        intents = [
+            (identifier, read + " " * (random.random() < 0.15))
+            for identifier, read in {**known, "nobody": "{}"}.items()
+            if random.random() < 0.8
+        ]
+        meters = {
+            meter_token(meter): (random.choice(("overage", "overage", "included", "")), meter, " at USD 0.05")
+            for meter in METERS
+        }
+        tokens = list(meters)
+        return Strand(
+            meters=meters,
+            pending=[token for token in tokens if random.random() < 0.6],
+            intents=intents,
+            since={token: random.choice((1, 5, 800)) for token in tokens if random.random() < 0.4},
+            labels=self._labels(),
+            rev=random.choice(("", "2:8", "2:8")),
+            changed=str(self.wall + MINUTE_MS),
+            cause="portal",
+        )
+
+    def _strand_broken(self) -> None:
+        """A count that is no number: nothing is done."""
+        customer, field = self.shard.customers[NAME], f"{START_MS}|{meter_token('rows')}"
+        field += self.random.choice("qlkdxt")
+        self.wire(pack("HSET", self._key(f"t:{NAME}"), field, self.random.choice(("x", "1.5", ""))))
+        words = f"DAMAGED a customer cannot be read: no whole numbers in field {field}"
+        asked = json.dumps(asdict(self._asked()))
+        reply, found = self.ask("strand", self._names(), NAME, NONCE, asked, self.wall)
+        self._compare("the refusal", words, str(reply))
+        self.store(f"t:{NAME}")
+        del found[f"t:{NAME}"]
+        found |= {f"t:{NAME}": texts_of(customer.closed)} if customer.closed else {}
+        self.check("strand damaged", [9], [9], found)
