@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, have_at_stripe
+from delivering import NOW, desk, have_at_stripe
 from meterkit.delivery.recovering import Recovered, Recoverer, shares
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.store.task_lease import TaskLease
+from meterkit.stripe import api
 from meterkit.stripe.api import StripeApi
-from restoring import begin_anew, come_back, linked, parked_by_a_restore, states
+from restoring import LAG, linked, parked_by_a_restore, states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from delivering import Desk
+    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
 MINUTE: Final = timedelta(minutes=1)
+
+
+@pytest.fixture(autouse=True)
+def unpaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the emulator as fast as it answers, not 20 times in a second."""
+    monkeypatch.setattr(api, "_PER_ENDPOINT_S", 10_000.0)
+    monkeypatch.setattr(api, "_LIVE_PER_S", 10_000.0)
 
 
 async def recover(at: Desk, **settings: Any) -> Sequence[Recovered]:
@@ -90,11 +99,12 @@ async def test_i6_an_intent_whose_own_minute_stripe_has_is_the_one_that_is_bille
         at.emulator.clear_faults()
         await have_at_stripe(at, 3, minute=at.clock.now())
         assert await parked_by_a_restore(at) == 2
-        second = next(one for one in await at.kit.outbox.list() if one.quantity == 7)
+        first, second = sorted(await at.kit.outbox.list(), key=lambda one: one.quantity)
         await have_at_stripe(at, 7, minute=second.minute)
         (done,) = await recover(at)
         assert (done.unknown, done.billed, done.sent) == (10, 10, 2)
-        assert await states(at) == [(2, "queued")]
+        (left,) = await at.kit.outbox.list()
+        assert (left.quantity, left.state, left.minute) == (2, "queued", first.minute)
 
 
 async def test_i6_units_that_were_taken_back_at_stripe_are_not_sent_again(store_url: str) -> None:
@@ -175,24 +185,71 @@ async def test_two_who_recover_at_once_are_told_apart(store_url: str) -> None:
                 await recover(at)
 
 
-async def test_i6_what_meterkit_cannot_see_is_compared_by_the_word_of_an_operator(store_url: str) -> None:
-    # A backup from before the first delivery, or a server whose user may not run INFO.
-    async with linked(store_url) as at:
-        await at.kit.record("acme", "requests", 30)
-        await have_at_stripe(at, 30, minute=NOW - MINUTE)
+async def recovered_by_word(at: Desk) -> None:
+    """Have an operator say that a backup was put back, and see that nothing is billed twice."""
+    await at.kit.record("acme", "requests", 30)
+    await have_at_stripe(at, 30, minute=NOW - MINUTE)
+    summaries = StripeSummaries(StripeApi(at.kit.settings))
+    recoverer = Recoverer(at.kit.store, summaries)
+    await recoverer.doubt(NOW - timedelta(hours=1))
+    assert await recoverer.not_compared() == 1
+    assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+    assert await recoverer.not_compared() == 1
+    at.clock.advance(LAG)
+    assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+    assert await recoverer.not_compared() == 0
+    (done,) = await recoverer.recover()
+    assert replace(done, customer="") == Recovered(
+        customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
+    )
+    await summaries.close()
+    await at.kit.record("acme", "requests", 4)
+    await at.flush(everything=True)
+    assert at.accepted("acme") == 34
+
+
+async def test_i6_a_backup_from_before_the_first_delivery_is_compared_by_the_word_of_an_operator(
+    store_url: str,
+) -> None:
+    async with desk(store_url, shards=1) as at:
+        await at.link("acme")  # And nothing was delivered yet.
+        await recovered_by_word(at)
+
+
+async def test_i6_where_info_is_refused_an_operator_says_that_a_backup_was_put_back(valkey: Server) -> None:
+    valkey.ask("ACL", "SETUSER", "blind", "on", ">secret", "~*", "&*", "+@all", "-info")
+    async with linked(f"redis://blind:secret@127.0.0.1:{valkey.port}/0") as at:
+        await at.kit.record("acme", "requests", 5)
+        assert (await at.flush(everything=True)).delivered == 1  # No restart is seen.
+        at.clock.advance(10 * MINUTE)
+        await at.kit.record("acme", "requests", 25)
+        await have_at_stripe(at, 25, minute=at.clock.now() - MINUTE)
         summaries = StripeSummaries(StripeApi(at.kit.settings))
         recoverer = Recoverer(at.kit.store, summaries)
-        await recoverer.doubt((NOW - timedelta(hours=1)).astimezone(UTC))
+        await recoverer.doubt(NOW + 5 * MINUTE)
         assert await recoverer.not_compared() == 1
-        await begin_anew(at, known="doubted")
-        await come_back(at)
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+        at.clock.advance(LAG)
         assert (await at.flush(everything=True, timeout_s=0)).parked == 1
         assert await recoverer.not_compared() == 0
-        (done,) = await recoverer.recover()
-        assert replace(done, customer="") == Recovered(
-            customer="", meter="requests", event_name="api_requests", parked=30, unknown=30, billed=30
-        )
+        assert [(one.unknown, one.billed) for one in await recoverer.recover()] == [(25, 25)]
         await summaries.close()
+        await at.kit.record("acme", "requests", 4)
+        assert (await at.flush(everything=True)).delivered == 1
+        assert at.accepted("acme") == 34
+
+
+async def test_of_twenty_parked_lines_none_needs_a_person(store_url: str) -> None:
+    customers = [f"customer{nth}" for nth in range(20)]
+    async with linked(store_url, *customers) as at:
+        for nth, customer in enumerate(customers, 1):
+            await at.kit.record(customer, "requests", 30)
+            await have_at_stripe(at, nth, minute=NOW - MINUTE, customer=f"cus_{customer}")
+        assert await parked_by_a_restore(at) == 20
+        found = await recover(at)
+        assert (len(found), [one.advice for one in found if one.advice]) == (20, [])
+        await at.flush(everything=True)
+        assert {at.accepted(customer) for customer in customers} == {30}
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"value": "x"}', '"', "1, 2"])

@@ -23,9 +23,9 @@ _DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3_600
 _AT_ONCE: Final = 8
-# A seal stamps with a minute that is free: one or two before it, or up to three ahead.
-_BEFORE_S: Final = 3 * _MINUTE_S
-_BEHIND_S: Final = 5 * _MINUTE_S
+# A seal stamps with a minute that is free: the one before it, or up to three ahead.
+_BEFORE_S: Final = _MINUTE_S
+_BEHIND_S: Final = 4 * _MINUTE_S
 # Longer gaps are looked at by the hour.
 _BY_MINUTES_S: Final = 6 * _HOUR_S
 _EXACT_S: Final = 36 * _HOUR_S

@@ -120,8 +120,8 @@ class Recoverer:
         for shard, place in await count_members(self._store, admin, ("dirty", "outbox"), limit="+inf"):
             life = await self._lives.of(shard)
             # What was pending then is sealed as soon as the server is met: the rest came after that.
-            is_met = life.noticed == (life.now or "")
-            if life.known and not life.is_known and not (is_met and place == "dirty"):
+            is_sealed = life.is_met and life.sealed_ms > 0 and place == "dirty"
+            if life.known and not life.is_known and not is_sealed:
                 shards.add(shard)
         return len(shards)
 

@@ -35,7 +35,7 @@ _logger = logging.getLogger("meterkit.delivery")
 # Summaries are "eventually consistent" (https://docs.stripe.com/api/billing/meter-event-summary).
 _LAG_MS: Final = 120_000
 # A store of an earlier release does not say when it was delivered from last.
-_GAP_MS: Final = 6 * 3_600_000
+_GAP_MS: Final = 3_600_000
 # What was pending then is sealed by now: it waited for a free minute, or for the end of its period.
 _SEALED_MS: Final = 300_000
 # What was tried before is sent first; that long it is waited for.
@@ -109,7 +109,7 @@ class Restarts:
         if not life.known:
             await self._lives.confirm(shard, life)
             return True
-        if life.noticed != life.now:
+        if not life.is_met:
             await self._notice(outbox, shard, life, report)
             return False
         if now_ms < life.noticed_ms + _LAG_MS:

@@ -50,6 +50,11 @@ class ServerLife:
         """Whether the shard is where it was when it was delivered from last, as far as anybody can tell."""
         return self.now == self.known or (self.now is None and self.known != _DOUBTED)
 
+    @property
+    def is_met(self) -> bool:
+        """Whether this life was noticed, as far as the server says in which it is."""
+        return self.noticed == (self.now or "")
+
 
 class ServerLives:
     """The lives of the servers that have a store's shards, for delivery.
