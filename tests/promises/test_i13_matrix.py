@@ -31,7 +31,7 @@ NEW: Final = {"none": "plain", "same": "club", "other": "pro", "another meter's"
 HOWS: Final = ("now", "at period end", "portal", "dashboard", "immediate cancel")
 # Each cell dies at so many steps; without METERKIT_LIVES at one, which each cell draws by its name.
 KILLS: Final = 40 if os.environ.get("METERKIT_LIVES") else 0
-STEPS_LEAST: Final = 200
+STEPS_LEAST: Final = 140
 RETRIES_MAX: Final = 10
 USAGES: Final = ("delivered", "pending", "Stripe away", "killed")
 PLANS: Final = """
