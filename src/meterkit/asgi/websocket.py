@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.degraded import decide_in_process
 from meterkit.asgi.exchange import Exchange
+from meterkit.asgi.llm_calls import used_by_model
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.problems import POLICY_VIOLATION
+from meterkit.asgi.socket_usage import SocketUsage
 from meterkit.decisions.customer_state import holding_only
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import Demand, compile_program
@@ -21,7 +23,7 @@ from meterkit.store.used import Used
 from meterkit.store.views import PreparedDecision
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping
+    from collections.abc import Awaitable, Iterable, Mapping
 
     from starlette.types import Message
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.views import CustomerView
+    from meterkit.tokens.call_usage import CallUsage
 
 __all__ = ["WebSocketExchange"]
 
@@ -47,7 +50,7 @@ class WebSocketExchange(Exchange):
     for days.
     """
 
-    __slots__ = ("_has_closed", "_is_closed", "_log", "_next", "_timer", "_troubles")
+    __slots__ = ("_has_closed", "_is_closed", "_log", "_next", "_timer", "_troubles", "_usage")
 
     def begin(self, log: RefusalLog, troubles: TroubleLog) -> None:
         """Look from now on, every minute, whether the customer may still be served.
@@ -61,6 +64,10 @@ class WebSocketExchange(Exchange):
         self._has_closed = self._is_closed = False  # By the app, and here.
         self._timer: TimerHandle | None = None
         self._next: Task[Message] | None = None
+        usage = self._route.usage
+        self._usage = (
+            None if usage == "none" else SocketUsage(usage, count=self._count_calls, complain=self.warn)
+        )
         self._look_later()
 
     async def receive(self) -> Message:
@@ -78,7 +85,14 @@ class WebSocketExchange(Exchange):
 
     def _seen(self, message: Message) -> Message:
         self._gone = self._gone or message["type"] == "websocket.disconnect"
+        if self._usage is not None and message["type"] == "websocket.receive":
+            self._usage.received(message)
         return message
+
+    def _count_calls(self, calls: Iterable[CallUsage]) -> None:
+        """Count answers of a model at once: an open websocket may last for days."""
+        if self._lane is not None:
+            self._settle_late(self._lane, used_by_model(calls, self._view.cache))
 
     async def _decided_message(self) -> Message:
         message, lane = self._seen(await self.server_receive()), self._lane
@@ -94,7 +108,10 @@ class WebSocketExchange(Exchange):
         if self._is_closed:
             raise ConnectionAbortedError("meterkit has closed this websocket")
         kind = message["type"]
-        if kind == "websocket.accept":
+        if kind == "websocket.send":
+            if self._usage is not None:  # Also an answer that does not arrive was generated.
+                self._usage.sent(message)
+        elif kind == "websocket.accept":
             self._status = _SWITCHING_PROTOCOLS
             self._complete = True
             message = self._with_fields(message)
@@ -118,6 +135,8 @@ class WebSocketExchange(Exchange):
         for pending in (self._timer, self._next):
             if pending is not None:
                 pending.cancel()
+        if self._usage is not None:
+            self._usage.close()
         super().settle(error)
 
     def release_hold(self) -> None:

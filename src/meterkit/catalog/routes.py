@@ -145,8 +145,8 @@ def _refuse_contradictions(values: RouteTable, method: str | None, path: str | N
         without_effect = ["feature", "grow", "storage"]
         why = "an `always` route is decided by its rates only"
     elif method == WEBSOCKET:
-        without_effect = ["reserve", "storage", "usage"]
-        why = "a websocket has no request body and no response"
+        without_effect = ["reserve", "storage"]
+        why = "a websocket has no request body"
     else:
         without_effect, why = [], ""
     for name in without_effect:

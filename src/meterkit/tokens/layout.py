@@ -168,6 +168,7 @@ ROOT: Final = Place(
         "content": _BLOCK,
         "response": _RESPONSE,
         "interaction": _RESPONSE,
+        "serverContent": Place({"modelTurn": _BLOCK, "outputTranscription": _BLOCK}),
         **_members("outputs steps", _OUTPUT),
         "agent": _LEAF,
         "candidates": Place({"content": _BLOCK, **_members("finishReason finish_reason")}),

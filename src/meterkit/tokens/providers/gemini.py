@@ -48,8 +48,9 @@ def _settle(counts: Counts) -> Counts:
         output = thoughts
         if entered is not None and total is not None:
             output = max(0, total - entered)
-    elif thoughts is not None and (entered is None or entered + answer != total):
-        # Some endpoints count thoughts among the candidates: then the total is reached without them.
+    elif thoughts is not None and (entered is None or entered + answer != total or thoughts > answer):
+        # Some endpoints count thoughts among the candidates: then the total is reached without them. Gemini
+        # Live leaves them out of both.
         output = answer + thoughts
     known = {"input_tokens": entered, "output_tokens": output}
     return {**counts, **{name: count for name, count in known.items() if count is not None}}
@@ -86,6 +87,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if not refused and ("prompt" not in counts or not counts.keys() & {"total", "answer"}):
         return None
     candidates = rows(event.get("candidates"))
+    is_live = "responseTokenCount" in usage  # Of a turn.
     return EventUsage(
         counts=counts,
         settle=_settle,
@@ -93,7 +95,10 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         refused=refused,
         call_id=text(event.get("responseId", event.get("response_id"))),
         model=text(event.get("modelVersion", event.get("model_version"))),
-        final=_is_blocked(event) or any(_finish_reason(candidate) is not None for candidate in candidates),
+        opens=is_live,
+        final=is_live
+        or _is_blocked(event)
+        or any(_finish_reason(candidate) is not None for candidate in candidates),
         alone=not candidates,
     )
 
@@ -115,7 +120,8 @@ def _finish_reason(candidate: object) -> Any:
 def _recognises(event: Table) -> bool:
     candidates = rows(event.get("candidates"))
     if not candidates:
-        return _is_blocked(event) or interaction_of(event) is not None
+        is_live = table(event.get("serverContent")) is not None
+        return is_live or _is_blocked(event) or interaction_of(event) is not None
     finished = isinstance(_finish_reason(candidates[0]), str)
     return finished or isinstance(dig(candidates[0], ("content", "parts")), list)
 

@@ -1,0 +1,176 @@
+"""Answers of models over a websocket: OpenAI's Realtime API and Gemini Live."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from faults import settled
+from llm_apps import PLANS, metered, tokens
+from meterkit.asgi.socket_usage import SocketUsage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.types import Message, Receive, Scope, Send
+
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+SOCKETS = PLANS.replace(
+    "routes:\n",
+    "routes:\n"
+    + "".join(f'  - {{match: "WS /{word}", usage: {word}}}\n' for word in ("auto", "openai", "gemini")),
+)
+
+
+def done(name: str, entered: int, said: int, **more: Any) -> dict[str, Any]:
+    """The end of an answer of the Realtime API."""
+    usage = {
+        "total_tokens": entered + said,
+        "input_tokens": entered,
+        "output_tokens": said,
+        "input_token_details": {"cached_tokens": 4, "text_tokens": entered, "audio_tokens": 0},
+    }
+    response = {"id": name, "object": "realtime.response", "status": "completed", "usage": usage, **more}
+    return {"type": "response.done", "event_id": "e", "response": response}
+
+
+def delta(text: str) -> dict[str, Any]:
+    return {"type": "response.output_text.delta", "response_id": "r9", "delta": text}
+
+
+def turn(prompt: int, answer: int, thoughts: int = 0) -> dict[str, Any]:
+    """The figures of a turn of Gemini Live: the total is without the thoughts."""
+    usage = {"promptTokenCount": prompt, "responseTokenCount": answer, "totalTokenCount": prompt + answer}
+    more = {"thoughtsTokenCount": thoughts} if thoughts else {}
+    return {"usageMetadata": {**usage, **more}}
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"serverContent": {"modelTurn": {"parts": [{"text": text}]}}}
+
+
+async def talk(
+    at: Served,
+    path: str,
+    events: Sequence[Any],
+    *,
+    received: Sequence[dict[str, Any]] = (),
+    as_bytes: bool = False,
+) -> None:
+    """Open a websocket whose app sends events, and close it from the client's side."""
+    coming: list[Message] = [{"type": "websocket.connect"}]
+    coming += [{"type": "websocket.receive", "text": json.dumps(one)} for one in received]
+    coming.append({"type": "websocket.disconnect", "code": 1000})
+
+    async def receive() -> Message:
+        return coming.pop(0)
+
+    async def send(message: Message) -> None:
+        del message
+
+    scope = {
+        "type": "websocket",
+        "path": path,
+        "headers": [(b"x-customer-id", b"acme")],
+        "events": events,
+        "as_bytes": as_bytes,
+    }
+    await at.app(scope, receive, send)
+    await settled(at.kit)
+
+
+async def provider(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        assert message["text"]
+    for event in scope["events"]:
+        text = event if isinstance(event, str) else json.dumps(event)
+        content = {"bytes": text.encode()} if scope["as_bytes"] else {"text": text, "bytes": None}
+        await send({"type": "websocket.send", **content})
+
+
+@pytest.mark.parametrize("path", ["/auto", "/openai"])
+@pytest.mark.parametrize("as_bytes", [True, False])
+async def test_each_answer_of_a_realtime_session_counts_once(
+    path: str, as_bytes: bool, store_url: str
+) -> None:
+    events = [
+        {"type": "session.created", "session": {"id": "s"}},
+        *(delta("x" * 400), done("r1", 40, 10), done("r1", 40, 10), "no JSON", "[1]"),
+        *(delta("y" * 400), done("r2", 60, 20, status="cancelled")),
+    ]
+    async with metered(provider, store_url, plans=SOCKETS) as at:
+        await talk(at, path, events, as_bytes=as_bytes)
+        assert (100, 30, 8) == await tokens(at.kit, "input_tokens", "output_tokens", "cached_input_tokens")
+
+
+@pytest.mark.parametrize("path", ["/auto", "/gemini"])
+async def test_each_turn_of_gemini_live_counts(path: str, store_url: str) -> None:
+    events = [said("x" * 400), turn(522, 42, thoughts=136), said("y" * 400), turn(600, 10)]
+    async with metered(provider, store_url, plans=SOCKETS) as at:
+        await talk(at, path, events)
+        assert (1122, 42 + 136 + 10) == await tokens(at.kit)
+
+
+@pytest.mark.parametrize(
+    ("path", "events"), [("/openai", [done("r1", 40, 10), delta("z" * 400)]), ("/gemini", [said("z" * 400)])]
+)
+async def test_an_answer_that_the_close_cuts_off_is_estimated(
+    path: str, events: list[dict[str, Any]], store_url: str
+) -> None:
+    asked = {
+        "type": "conversation.item.create",
+        "item": {"content": [{"type": "input_text", "text": "a" * 80}]},
+    }
+    sound = {"type": "input_audio_buffer.append", "audio": "A" * 8_000}
+    async with metered(provider, store_url, plans=SOCKETS) as at:
+        await talk(at, path, events, received=[asked, sound])
+        entered, output = await tokens(at.kit)
+        if path == "/openai":
+            assert (entered, output) == (40, 110)
+        else:
+            assert output == 100
+            assert 20 <= entered <= 60
+
+
+async def test_what_the_client_was_not_waited_for_costs_nothing(store_url: str) -> None:
+    """Sound and other messages of no model's have no text."""
+    events = [
+        {"type": "response.output_audio.delta", "delta": "A" * 8_000},
+        {"hello": "world" * 100},
+        {"type": "notice.delta", "text": "x" * 500},
+    ]
+    async with metered(provider, store_url, plans=SOCKETS) as at:
+        await talk(at, "/auto", events)
+        assert (0, 0) == await tokens(at.kit)
+
+
+async def test_an_error_within_is_not_heard_of_by_the_app(
+    store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(SocketUsage, "_read", breaks)
+    async with metered(provider, store_url, plans=SOCKETS) as at:
+        await talk(at, "/openai", [done("r1", 40, 10), done("r2", 40, 10)])
+        assert (0, 0) == await tokens(at.kit)
+    assert "reading token usage off a websocket failed" in caplog.text
+
+
+def test_answers_that_were_counted_are_remembered_up_to_a_bound() -> None:
+    counted: list[str | None] = []
+    usage = SocketUsage(
+        "openai",
+        count=lambda calls: counted.extend(call.response_id for call in calls),
+        complain=pytest.fail,
+    )
+    for n in (*range(1_001), 1_000, 0):
+        usage.sent({"type": "websocket.send", "text": json.dumps(done(f"r{n}", 1, 1))})
+    assert len(counted) == 1_002  # The first one was forgotten.
