@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from meterkit import MeterKit
+from meterkit.cli.doctor.findings import undelivered
+from meterkit.store.intents import Undelivered
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -69,6 +72,14 @@ async def test_f121_what_a_restore_has_parked_is_shown_and_settled(
         doubted = stored.run("recover", "--since", "2026-01-01T00:00:00Z")
         assert (doubted.code, "still wait for their comparison with Stripe" in doubted.err) == (1, True)
         assert stored.run("recover", "--since", "yesterday").code == 2
+
+
+def test_doctor_names_what_a_restore_has_parked_apart_from_the_rest() -> None:
+    stays = Undelivered(customer="acme", meter="tokens", quantity=5, state="parked", why="its minute")
+    of_restore = replace(stays, quantity=25, restored=True)
+    first, second = undelivered([of_restore, stays])
+    assert ("redrive what can" in first.cure, "5 of tokens" in first.problem) == (True, True)
+    assert ("meterkit recover" in second.cure, "25 of tokens" in second.problem) == (True, True)
 
 
 async def test_without_a_stripe_key_nothing_can_be_recovered(stored: Shell) -> None:

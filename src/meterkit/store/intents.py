@@ -105,13 +105,18 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undelivered:
-    """An intent that is parked or dead, and why."""
+    """An intent that is parked or dead, and why.
+
+    Attributes:
+        restored: whether a restore of the store has parked it.
+    """
 
     customer: str
     meter: str
     quantity: int
     state: Literal["parked", "dead"]
     why: str
+    restored: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from meterkit.store.intents import (
     Work,
     read_intent,
 )
-from meterkit.store.kept_intents import intents_of, kept_in
+from meterkit.store.kept_intents import RESTORED, intents_of, kept_in
 from meterkit.store.sealing import Cut, Sealer, Sealing
 from meterkit.store.waiting import count_members
 
@@ -96,6 +96,7 @@ class Outbox:
                             quantity=kept.value,
                             state=state,
                             why=kept.fields.get("why", ""),
+                            restored=RESTORED in kept.fields,
                         )
                     )
         return sorted(found, key=lambda one: (one.customer, one.meter, one.state))

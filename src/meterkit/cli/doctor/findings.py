@@ -51,6 +51,8 @@ _BACKLOG_S: Final = 600
 _NAMED_MAX: Final = 5
 _REDIS_LEAST: Final = (7, 0)
 _VALKEY_LEAST: Final = (8, 0)
+_RECOVER: Final = "`meterkit recover --dry-run` says what becomes of each, `meterkit recover` does it"
+_SEE_TO: Final = "`meterkit outbox list` names each; redrive what can be delivered by now, drop what cannot"
 _FLUSH: Final = "`meterkit flush` tries it, and says what holds it up"
 
 
@@ -284,10 +286,10 @@ def unlinked(customers: Sequence[str]) -> list[Finding]:
 
 def undelivered(intents: Iterable[Undelivered]) -> list[Finding]:
     """What Stripe did not accept: a finding for each state and meter."""
-    groups: dict[tuple[str, str], list[Undelivered]] = {}
+    groups: dict[tuple[str, str, bool], list[Undelivered]] = {}
     for one in intents:
-        groups.setdefault((one.state, one.meter), []).append(one)
-    return [_undelivered(state, meter, found) for (state, meter), found in sorted(groups.items())]
+        groups.setdefault((one.state, one.meter, one.restored), []).append(one)
+    return [_undelivered(state, meter, found) for (state, meter, _), found in sorted(groups.items())]
 
 
 def _undelivered(state: str, meter: str, found: Sequence[Undelivered]) -> Finding:
@@ -296,7 +298,7 @@ def _undelivered(state: str, meter: str, found: Sequence[Undelivered]) -> Findin
     return Finding(
         check=state,
         problem=f"{units(one.quantity for one in found)} of {meter} in {count}, of {whose}: {found[0].why}",
-        cure="`meterkit outbox list` names each; redrive what can be delivered by now, drop what cannot",
+        cure=_RECOVER if found[0].restored else _SEE_TO,
     )
 
 
