@@ -46,8 +46,9 @@ def migrations(at: Shop) -> int:
     return sum(one.path.endswith("/migrate") for one in at.changes())
 
 
-async def test_what_is_made_is_flexible(store_url: str) -> None:
-    """F-103."""
+async def test_what_is_made_is_flexible(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F-103: by default what a request with an earlier API version makes is classic."""
+    monkeypatch.setattr("meterkit.stripe.request.API_VERSION", "2025-08-27.basil")
     async with shop(store_url) as at:
         begun = await at.subscribed()
         assert mode_of(await at.stripe_subscription(begun.id)) == "flexible"
