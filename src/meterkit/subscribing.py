@@ -20,7 +20,9 @@ from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
+    from meterkit.delivery.flusher import Flusher
     from meterkit.settings import Settings
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.contact import ContactSource
@@ -101,20 +103,25 @@ def subscriptions_of(
         fetch: fetches a customer's subscription from Stripe into the store.
         contact: gives what a Stripe customer is made with.
     """
-    deliver = partial(_deliver, store, settings, access)
-    cutter = Cutter(store, partial(flusher_for, store, settings), access.api)
+    flusher = partial(flusher_for, store, settings, fetch)
+    deliver = partial(_deliver, store, flusher, access)
+    cutter = Cutter(store, flusher, access.api)
     return Subscriptions(store, access.api, fetch=fetch, deliver=deliver, cut=cutter.cut, contact=contact)
 
 
-async def _deliver(store: Store, settings: Settings, access: StripeAccess, customer: str) -> None:
+async def _deliver(
+    store: Store,
+    flusher: Callable[[], AbstractAsyncContextManager[Flusher]],
+    access: StripeAccess,
+    customer: str,
+) -> None:
     """Deliver what a customer has used, and wait until an invoice of now has it.
 
     What is used while it waits is delivered too, once; then what is left is logged.
     """
     left = 0
     for _ in range(_ROUNDS):
-        delivering = flusher_for(store, settings)
-        has_all = await deliver_customer(store, delivering, customer, timeout_s=_DELIVERY_S)
+        has_all = await deliver_customer(store, flusher(), customer, timeout_s=_DELIVERY_S)
         _, state = await States(store).read(customer)
         if state.stripe_customer is None:
             return
