@@ -48,6 +48,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "routes[].grow": ("decisions/program.py", "route.grow"),
     "routes[].storage": ("asgi/reservation.py", "route.storage_meter"),
     "routes[].usage": ("asgi/exchange.py", "self._route.usage"),
+    "routes[].usage_fields": ("asgi/exchange.py", "self._route.usage_fields"),
     "routes[].reserve": ("asgi/reservation.py", "route.reserve"),
     "routes[].reserve.*.from": ("asgi/reservation.py", ".field"),
     "routes[].reserve.*.default": ("asgi/reservation.py", ".default"),

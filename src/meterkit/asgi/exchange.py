@@ -115,10 +115,11 @@ class Exchange(Admitted):
         if body is not None:
             self.server_receive, self._gone = body.receive, body.gone
         usage = self._route.usage
-        # Frameworks run "post" as POST. Other methods fetch what was answered before.
-        is_fetched = usage == "auto" and self._scope["method"].upper() != "POST"
+        is_fetched = usage == "auto" and self._scope["method"].upper() != "POST"  # h11 hands on "post".
         if usage != "none":
-            self._reading = Reading(usage, complain=self.warn, body=body, estimate=estimate)
+            self._reading = Reading(
+                usage, complain=self.warn, body=body, fields=self._route.usage_fields, estimate=estimate
+            )
             self._llm = LlmCalls(self._reading, is_fetched=is_fetched)
             self._nothing_to_settle = False
 
@@ -234,9 +235,8 @@ class Exchange(Admitted):
                 return
             beside = Used(recorded, recorded) if decided is not None else self._undecided(recorded)
             parts = self._used_by_calls(outcome)
-            if self._llm is not None:
-                outliving = self._llm.outliving()
-                settle_outliving(self._store, lane, self._view, decided, outliving, billed=billed)
+            late = {} if self._llm is None else self._llm.outliving()
+            settle_outliving(self._store, lane, self._view, decided, late, billed=billed)
             self._settle_parts(lane, parts, beside, billed=billed)
             return
         if decided is not None and (decided.program.settles or decided.digest):

@@ -49,7 +49,7 @@ class LlmCalls:
         is_fetched: whether the response is a stored one: of it only work counts that outlived its request.
     """
 
-    __slots__ = ("_body", "_counted", "_is_fetched", "_taps", "reading", "reports")
+    __slots__ = ("_body", "_counted", "_fields", "_is_fetched", "_taps", "reading", "reports")
 
     def __init__(self, reading: Reading | None = None, *, is_fetched: bool = False) -> None:
         self.reading = reading
@@ -58,6 +58,7 @@ class LlmCalls:
         self._taps: list[CallUsage] = []
         self._body: tuple[CallUsage, ...] = ()
         self._counted: _Amounts = {}
+        self._fields: Mapping[str, int] = {}
 
     def input_tokens(self) -> int:
         """Estimated tokens of the request; 0 where the route does not keep it."""
@@ -74,6 +75,7 @@ class LlmCalls:
             What was read off it, but for what it lacks and the app has reported.
         """
         if self.reading is not None:
+            self._fields = self.reading.fields()
             self._body = self.reading.close(complete=complete, gone=gone)
             if self._is_fetched:
                 self._body = tuple(call for call in self._body if call.outlives)
@@ -88,6 +90,9 @@ class LlmCalls:
         amounts to less, it counts nothing.
         """
         more = _amounts((call for call in self._each() if call_name(call) is None), compiled)
+        for meter, quantity in self._fields.items():
+            if quantity and meter in compiled.counters:
+                more[_ALL, True, meter] = more[_ALL, False, meter] = quantity
         if self._counted:
             more = _beyond(self._counted, more)
         for place, quantity in more.items():

@@ -16,10 +16,11 @@ from meterkit.tokens.estimate import (
     estimate_input,
     estimate_request,
 )
+from meterkit.tokens.fields import FieldsReader
 from meterkit.tokens.response import PIECE_BYTES, ResponseReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from starlette.types import Message
 
@@ -48,11 +49,13 @@ class Reading:
         usage: the route's word.
         complain: takes what went wrong within the reader; the app never hears of it.
         body: the request's, where it was read before.
+        fields: meter to the path of its figure; see :class:`meterkit.tokens.fields.FieldsReader`.
         estimate: what measures the input where no usage is reported; the default counts less for a bill.
     """
 
     __slots__ = (
-        *("_at", "_backlog", "_body", "_broken", "_buffered", "_complain", "_estimate", "_input_tokens"),
+        *("_at", "_backlog", "_body", "_broken", "_buffered", "_complain", "_estimate", "_fields"),
+        *("_input_tokens",),
         *("_piece_bytes", "_reader", "_size", "_usage", "_work"),
     )
 
@@ -62,9 +65,11 @@ class Reading:
         *,
         complain: Callable[[str], None],
         body: BufferedBody | None = None,
+        fields: Mapping[str, str] | None = None,
         estimate: InputEstimator = estimate_input,
     ) -> None:
         self._usage = usage
+        self._fields = FieldsReader(fields) if fields else None
         self._complain = complain
         self._reader: ResponseReader | None = None
         self._backlog: deque[bytes] = deque()
@@ -88,6 +93,8 @@ class Reading:
     def begin(self, message: Message) -> None:
         """Look at the head of the response."""
         with self._contained():
+            if self._fields is not None:
+                self._fields.begin(message["status"], message.get("headers", ()))
             self._reader = ResponseReader.open(
                 self._usage, status=message["status"], headers=message.get("headers", ())
             )
@@ -99,6 +106,9 @@ class Reading:
             Whether some of it is left to :meth:`catch_up`: it is too much to be read at once.
         """
         reader = self._reader
+        if self._fields is not None and body:
+            with self._contained():
+                self._fields.feed(body)
         if reader is None or not body:
             return False
         if len(body) > PIECE_BYTES or self._work is not None or self._backlog:
@@ -178,6 +188,16 @@ class Reading:
                     found = estimate_request(head, size=size, estimate=self._estimate)
                 self._input_tokens = max(1, found)
         return self._input_tokens
+
+    def fields(self) -> Mapping[str, int]:
+        """The figures that were found at their paths, by meter."""
+        found: Mapping[str, int] = {}
+        if self._fields is not None:
+            with self._contained():
+                found = self._fields.close()
+                if self._fields.missing:
+                    self._complain(f"a response has no figure for usage_fields {self._fields.missing[0]}")
+        return found
 
     def close(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
         """What the calls in the response used: estimated where that was not reported, but for failures.

@@ -266,6 +266,8 @@ class Route:
         rates: what each customer may ask of it whatever the plan, in requests.
         storage: where the size of what is stored stands (``content-length``), or None.
         storage_meter: the gauge that a ``storage`` route fills, or None.
+        usage: whose token figures are read; ``fields`` where only ``usage_fields`` are.
+        usage_fields: meter to the dotted path of its figure in the JSON of the response.
         charge_on: the outcomes that are billed.
     """
 
@@ -282,6 +284,7 @@ class Route:
     storage: str | None = None
     storage_meter: str | None = None
     usage: str = "none"
+    usage_fields: Mapping[str, str] = field(default_factory=dict[str, str])
     reserve: tuple[Reserve, ...] = ()
     charge_on: frozenset[Outcome] = BILLED_ON_SUCCESS
     enforcement: Enforcement = "on"

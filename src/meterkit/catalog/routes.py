@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME, HEADERS, STORE_FAILURES
 from meterkit.catalog.errors import unknown
@@ -49,6 +49,11 @@ class ReserveTable(Table, what="a reserve"):
     ceiling = Key(quantity(least=1), "The most that is set aside; required with `from`.")
 
 
+_FIELD: Final = text(
+    128,
+    pattern=r"[A-Za-z0-9_.-]+",
+    allowed="a path in the JSON response, such as meta.billed_units.search_units",
+)
 _VERBS: Final = ("consume", "per_message", "grow", "reserve")
 _QUANTITIES: Final = MapOf(NAME, quantity(), "meters and quantities", 1)
 
@@ -76,6 +81,10 @@ class RouteTable(Table, what="a route"):
         "Where the size of what is stored stands: asks whether the gauge of bytes may grow by it.",
     )
     usage = Key(Choice(_USAGE), "Whose token figures are read off the response: none (default), auto, …")
+    usage_fields = Key(
+        MapOf(NAME, _FIELD, "meters and fields", 1),
+        "Meter to the path of its figure in the JSON of the response.",
+    )
     reserve = Key(MapOf(NAME, ReserveTable, "meters and reserves", 1), "What is set aside beforehand.")
     charge_on = Key(CHARGE_ON_SHAPE, "Outcomes that are billed: success, attempt or a list.")
     enforcement = Key(ENFORCEMENTS, "on or shadow.")
@@ -125,7 +134,8 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
     _check_meters(values, declared)
     return replace(
         default,
-        **values.given("match", "exempt", "always", "rates", "feature", "storage", "usage", "charge_on"),
+        **values.given("match", "exempt", "always", "rates", "feature", "storage", "charge_on"),
+        **_usage(values),
         **values.given("enforcement", "on_store_failure", "headers", "idempotency_header"),
         method=method,
         path=path,
@@ -137,6 +147,14 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
     )
 
 
+def _usage(values: RouteTable) -> dict[str, Any]:
+    fields, word = kept(values.usage_fields), values.usage or "none"
+    if word != "none" and (twice := [name for name in USAGE_METERS if name in fields]):
+        message = f"`usage: {word}` feeds {twice[0]} as well; name it in one of the two"
+        values.refuse("usage_fields", message)
+    return {"usage": "fields" if fields and word == "none" else word, "usage_fields": fields}
+
+
 def _refuse_contradictions(values: RouteTable, method: str | None, path: str | None) -> None:
     if values.exempt:
         without_effect = [name for name in values.node.places if name not in {"match", "exempt"}]
@@ -145,8 +163,8 @@ def _refuse_contradictions(values: RouteTable, method: str | None, path: str | N
         without_effect = ["feature", "grow", "storage"]
         why = "an `always` route is decided by its rates only"
     elif method == WEBSOCKET:
-        without_effect = ["reserve", "storage"]
-        why = "a websocket has no request body"
+        without_effect = ["reserve", "storage", "usage_fields"]
+        why = "a websocket has no request body and no response"
     else:
         without_effect, why = [], ""
     for name in without_effect:
@@ -158,7 +176,7 @@ def _refuse_contradictions(values: RouteTable, method: str | None, path: str | N
 
 def _check_meters(values: RouteTable, declared: Declared) -> None:
     """See that what is counted is a counter of its own, and that what grows is a gauge."""
-    places = [(verb, *entry) for verb in _VERBS for entry in values.places(verb).items()]
+    places = [(verb, *entry) for verb in (*_VERBS, "usage_fields") for entry in values.places(verb).items()]
     for verb, name, place in places:
         meter = check_meter(name, declared.meters, place, values.problems)
         message = _misuse(verb, meter) if meter else None

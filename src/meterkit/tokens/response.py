@@ -107,7 +107,7 @@ class ResponseReader:
         Returns:
             None where nothing can be read here: the status is not 2xx, or the content is of another type.
         """
-        if usage == "none" or status not in _OK or status in _BODILESS:
+        if usage in ("none", "fields") or status not in _OK or status in _BODILESS:
             return None
         kind = coding = b""
         for name, value in headers:
