@@ -78,11 +78,13 @@ async def recover(
         if since is not None and not dry_run:
             await recoverer.doubt(since)
         left = await recoverer.not_compared()
-        if dry_run or (sys.stdin.isatty() and not yes):
+        is_asked = sys.stdin.isatty() and not (yes or session.json)
+        if dry_run or is_asked:
             shown = await _run(kit, recoverer, summaries, customer, dry_run=True)
             _show(session, *shown)
-            if dry_run:
-                print_note("nothing was changed: --dry-run")
+            if dry_run or not any(shown):
+                if dry_run:
+                    print_note("nothing was changed: --dry-run")
                 _end(left, *shown, is_done=not any(shown))
                 return
             typer.confirm("Do this?", abort=True, err=True)
