@@ -67,7 +67,8 @@ coverage: $(VENV)/.dev
 	$(BIN)/coverage report --show-missing --skip-covered
 
 mutants: $(VENV)/.dev
-	METERKIT_ALL_MUTANTS=1 $(BIN)/pytest -n 2 --timeout 7200 $(wildcard tests/store/test_*mutations.py) $(ARGS)
+	METERKIT_ALL_MUTANTS=1 $(BIN)/pytest -n 2 --timeout 7200 $(wildcard tests/store/test_*mutations.py) \
+	  tests/test_python_mutations.py $(ARGS)
 
 soak: $(VENV)/.dev
 	METERKIT_SOAK_S=600 $(BIN)/pytest --timeout 7200 tests/promises/test_i6_i11_soak.py $(ARGS)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # How long an example takes says how busy the machine is; a commit has one verdict, on any day.
 _QUIET = [HealthCheck.too_slow]
 settings.register_profile("same", deadline=None, suppress_health_check=_QUIET, derandomize=True)
+settings.register_profile(
+    "few", deadline=None, suppress_health_check=_QUIET, derandomize=True, max_examples=10
+)
 settings.register_profile("soak", deadline=None, suppress_health_check=_QUIET, max_examples=2_000)
 settings.load_profile(os.environ.get("METERKIT_HYPOTHESIS_PROFILE", "same"))
 
