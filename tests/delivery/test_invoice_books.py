@@ -101,6 +101,27 @@ async def test_usage_of_a_subscription_that_stripe_ends_without_an_invoice_is_la
         await late_is_told_once(at, caplog, one)
 
 
+async def test_the_last_period_of_an_earlier_subscription_is_compared_too(
+    any_store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F-101: the customer had another subscription before the end of the first one was known."""
+    async with ending(any_store_url) as at:
+        await at.kit.record("acme", "requests", 1_010)
+        await at.flush()
+        at.clock.advance(10 * MINUTE)
+        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
+        await at.found.client.v1.subscriptions.cancel_async(subscription.id)
+        at.clock.advance(10 * MINUTE)
+        items: Any = [{"price": price} for price in ("price_pro", "price_pro_requests")]
+        await at.found.client.v1.subscriptions.create_async({"customer": "cus_acme", "items": items})
+        await at.found.settle()
+        await at.look()
+        at.go(JUNE + 3 * HOUR)
+        one = await books(at)
+        assert (one.delivered, one.invoiced, one.invoice) == (1000, 0, "none")
+        await late_is_told_once(at, caplog, one)
+
+
 async def test_an_invoice_may_still_come_within_two_hours_of_an_end(any_store_url: str) -> None:
     async with ending(any_store_url) as at:
         await at.kit.record("acme", "requests", 1_010)

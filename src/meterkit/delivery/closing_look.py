@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meterkit.decisions.finality import renewals_of
 from meterkit.decisions.periods import from_ms, to_ms
-from meterkit.decisions.subscription import ENDED
 from meterkit.delivery.draft_hold import DraftHold
+from meterkit.delivery.invoicing import invoicing_of
 from meterkit.delivery.late_usage import count_uninvoiced
-from meterkit.delivery.reconciling import price_of_meter
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.store.period_ends import InvoiceEnd, keep_invoice_end
 from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from meterkit.delivery.invoicing import Invoicing
     from meterkit.delivery.reconciling import Reconciled, Reconciler
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
@@ -56,16 +53,20 @@ class ClosingLook:
             return "", False
         is_counted = found is not None and all(map(_is_counted, found))
         try:
-            end, unsettled = await self._settled(usage, is_counted=is_counted), ""
+            end, invoicing = await self._settled(usage, is_counted=is_counted)
+            unsettled = ""
         except StripeError as error:
-            end, unsettled = None, f"its invoice is neither held nor released: {error}"
+            end, invoicing, unsettled = None, None, f"its invoice is neither held nor released: {error}"
             if isinstance(error, StripeUnavailableError):
                 self._holds_silent = str(error)
         held = "" if end is None or is_counted else _held_in_words(end, self._store.now_ms())
         if found is None:
             return f"{self._silent}{held}", False
         is_final = end is not None and bool(end.final_ms)
-        if is_final and is_counted and await self._count_uninvoiced(usage, found):
+        prices = {}
+        if invoicing is not None:
+            prices = {one.meter: invoicing.price_of(one.meter, self._store.catalog) for one in found}
+        if is_final and is_counted and await count_uninvoiced(self._store, usage, found, prices=prices):
             (usage,) = await self._store.usage_of_many(
                 [usage["customer"]], at_ms=to_ms(usage["period"]["start"]), former=True
             )
@@ -91,40 +92,34 @@ class ClosingLook:
             self._silent = f"Stripe does not say what it has counted: {error}"
             return None
 
-    async def _count_uninvoiced(self, usage: CustomerUsage, found: Sequence[Reconciled]) -> bool:
-        """Count as late what final invoices lack; whether there was any."""
-        _, state = await States(self._store).read(usage["customer"])
-        prices = {one.meter: price_of_meter(state, one.meter, self._store.catalog) for one in found}
-        return await count_uninvoiced(self._store, usage, found, prices=prices)
-
-    async def _settled(self, usage: CustomerUsage, *, is_counted: bool) -> InvoiceEnd | None:
+    async def _settled(
+        self, usage: CustomerUsage, *, is_counted: bool
+    ) -> tuple[InvoiceEnd | None, Invoicing | None]:
         """Do what is due with the invoice of the period, and remember until when it takes up usage.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
         """
-        start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
         _, state = await States(self._store).read(usage["customer"])
-        subscription, now_ms = state.subscription, self._store.now_ms()
-        renewals = renewals_of(subscription, now_ms)
-        made_ms = None if renewals is None else renewals.invoiced_ms(start_ms, end_ms)
-        if subscription is None or state.stripe_customer is None or made_ms is None:
-            return None
+        invoicing = await invoicing_of(self._store, self._api, usage, state)
+        if state.stripe_customer is None or invoicing is None:
+            return None, None
         if self._holds_silent:
             raise StripeUnavailableError(self._holds_silent)
         hold_ms = self._store.catalog.billing.hold_invoice_ms
-        hold = DraftHold(self._api, hold_invoice_ms=hold_ms, now_ms=now_ms)
+        hold = DraftHold(self._api, hold_invoice_ms=hold_ms, now_ms=self._store.now_ms())
+        start_ms = to_ms(usage["period"]["start"])
         invoices = await self._invoices.of(state.stripe_customer, start_ms // 1000)
         end = await hold.settle(
             invoices,
-            subscription.id,
-            made_ms,
+            invoicing.subscription,
+            invoicing.made_ms,
             is_counted=is_counted,
-            is_last=subscription.status in ENDED and made_ms == subscription.ends_ms(),
+            is_last=invoicing.is_last,
         )
         if end is not None:
             await keep_invoice_end(self._store, usage["customer"], start_ms, end)
-        return end
+        return end, invoicing
 
 
 def _is_counted(one: Reconciled) -> bool:

@@ -7,18 +7,17 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.ambiguity import may_be_sent_again
-from meterkit.decisions.finality import renewals_of
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.delivery.comparing import CAUSE, Comparer
 from meterkit.delivery.invoice_advice import advice_on_invoices, advice_on_prices, mispriced
 from meterkit.delivery.invoices import Invoices
+from meterkit.delivery.invoicing import invoicing_of
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.customer_id import check_customer
 from meterkit.store.event_names import read_meters
-from meterkit.store.final_invoices import price_in_words
 from meterkit.store.history import is_relinked
 from meterkit.store.kept_intents import is_refused
 from meterkit.store.outbox_by_hand import Intents
@@ -31,16 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.delivery.invoice_advice import Mispriced
     from meterkit.delivery.invoices import Invoiced
+    from meterkit.delivery.invoicing import Invoicing
     from meterkit.delivery.summaries import Summaries
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["Reconciled", "Reconciler", "price_of_meter"]
+__all__ = ["Reconciled", "Reconciler"]
 
 _AT_ONCE: Final = 100
 _NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
@@ -108,8 +107,8 @@ class _OfEvent:
 
     Attributes:
         invoiced: what is on invoice lines; None: that is not to be compared.
-        invoiced_ms: when Stripe made the invoice.
-        price: what a unit costs by the plans file, in words.
+        invoicing: how Stripe bills the period; None: it does not.
+        meter: one of those meters.
         confirmed: what Stripe has counted; None: it has no such customer or meter.
         parked: what is parked, but for ``parked_back``.
         parked_back: parked units that take others back.
@@ -120,8 +119,8 @@ class _OfEvent:
 
     confirmed: int | None
     invoiced: Invoiced | None
-    invoiced_ms: int
-    price: str
+    invoicing: Invoicing | None
+    meter: str
     delivered: int
     parked: int
     parked_back: int
@@ -215,12 +214,12 @@ class Reconciler:
             if name in events and (any(back[name]) or _goes_to_stripe(counts))
         ]
         sides: dict[str, _OfEvent] = {}
-        invoiced_ms = _invoiced_ms(usage, state, store.now_ms())
-        priced = await priced_usage(store, usage, state, meters if invoiced_ms is not None else (), late)
+        invoicing = await invoicing_of(store, self._api(), usage, state) if meters else None
+        priced = await priced_usage(store, usage, state, meters if invoicing is not None else (), late)
         for event in dict.fromkeys(events[name] for name in meters):
             named = [(usage["meters"][name], back[name]) for name in meters if events[name] == event]
             invoiced = None
-            if invoiced_ms is not None:
+            if invoicing is not None:
                 invoiced = await self._invoiced(usage, event, state, summaries, invoices)
             sides[event] = _OfEvent(
                 confirmed=await self._confirmed(usage, event, state.stripe_customer, summaries),
@@ -228,8 +227,8 @@ class Reconciler:
                 mispriced=_mispriced(
                     [priced.get(name) for name in meters if events[name] == event], invoiced
                 ),
-                invoiced_ms=invoiced_ms or 0,
-                price=price_of_meter(state, next(n for n in meters if events[n] == event), store.catalog),
+                invoicing=invoicing,
+                meter=next(name for name in meters if events[name] == event),
                 delivered=sum(counts["delivered"] for counts, _ in named),
                 parked=sum(counts["parked"] + taken.parked for counts, taken in named),
                 parked_back=sum(taken.parked for _, taken in named),
@@ -315,14 +314,14 @@ class Reconciler:
         return advice
 
     def _on_invoices(self, side: _OfEvent) -> str:
-        if side.invoiced is None or side.confirmed is None:
+        if side.invoiced is None or side.invoicing is None or side.confirmed is None:
             return ""
         advice = advice_on_invoices(
             side.invoiced,
             side.confirmed,
             late=side.uninvoiced,
-            price=side.price,
-            made_ms=side.invoiced_ms,
+            price=side.invoicing.price_of(side.meter, self._store.catalog),
+            made_ms=side.invoicing.made_ms,
             now_ms=self._store.now_ms(),
         )
         currency = self._store.catalog.currency
@@ -356,14 +355,6 @@ def _parked_in_words(side: _OfEvent) -> str:
     return f"{' and '.join(parts)} are parked" if parts else ""
 
 
-def _invoiced_ms(usage: CustomerUsage, state: CustomerState, now_ms: int) -> int | None:
-    """When Stripe made the invoice that has the usage of a period; None: there is none, or not yet."""
-    renewals = renewals_of(state.subscription, now_ms)
-    start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
-    # By its beginning: where a subscription has ended, its last period may end some minutes later.
-    return None if renewals is None else renewals.invoiced_ms(start_ms, end_ms)
-
-
 def _mispriced(priced: Sequence[Priced | None], invoiced: Invoiced | None) -> Sequence[Mispriced]:
     """Units on invoice lines at other prices than they were recorded at, of all meters of an event name."""
     if invoiced is None or invoiced.prices is None or None in priced:
@@ -376,13 +367,6 @@ def _as_invoiced(found: Invoiced | None) -> dict[str, Any]:
         return {"invoiced": None, "invoice": ""}
     is_known = found.state != "unknown"
     return {"invoiced": int(found.quantity) if is_known else None, "invoice": found.state}
-
-
-def price_of_meter(state: CustomerState, meter: str, catalog: Catalog) -> str:
-    """What a unit costs by the plan of the subscription."""
-    subscription = state.subscription
-    plan = None if subscription is None else catalog.plans.get(subscription.plan or "")
-    return "" if plan is None else price_in_words(plan.entitlements.get(meter), catalog.currency)
 
 
 def _waiting(counts: MeterUsage) -> int:

@@ -95,7 +95,7 @@ async def note_renewal(
     *,
     known: SubscriptionState | None,
 ) -> None:
-    """Have the close of a period looked at that a subscription's renewal, or its end, has just ended.
+    """Have the close of a period looked at that a subscription's renewal, end or successor has just ended.
 
     Nothing may have noted it: usage is noted when it is sealed, and the flusher may have been dead. The end
     of a subscription may become known days later.
@@ -109,18 +109,26 @@ async def note_renewal(
     Raises:
         StoreError: the store does not answer.
     """
-    now_ms, renewals = store.now_ms(), renewals_of(subscription, store.now_ms())
     sells_usage = any(meter.stripe is not None for meter in store.catalog.meters.values())
-    if subscription is None or renewals is None or not sells_usage:
+    if subscription is None or not subscription.has_begun or not sells_usage:
         return
-    is_open = known is not None and known.id == subscription.id and known.status not in ENDED
-    has_ended = is_open and subscription.status in ENDED
-    if not has_ended and now_ms >= renewals.latest_ms + _RENEWED_WITHIN_MS:
-        return
+    now_ms, ends = store.now_ms(), list[int]()
+    renewals = renewals_of(subscription, now_ms)
+    was_open = known is not None and known.status not in ENDED
+    has_ended = was_open and subscription.status in ENDED
+    if renewals is not None and (has_ended or now_ms < renewals.latest_ms + _RENEWED_WITHIN_MS):
+        ends.append(renewals.latest_ms)
+    if was_open and known is not None and known.id != subscription.id:
+        ends.append(
+            subscription.created_ms or subscription.start_ms
+        )  # Which ended the period of the other one.
     shard = store.keys.customer(customer).shard
-    close = Close(shard=shard, customer=customer, end_ms=renewals.latest_ms)
+    found = {
+        Close(shard=shard, customer=customer, end_ms=end_ms).member: max(now_ms, end_ms + _AFTER_A_RENEWAL_MS)
+        for end_ms in ends
+    }
     closes = Closes(store, (await store.admin()).for_delivery())
-    await closes.note(shard, {close.member: max(now_ms, close.end_ms + _AFTER_A_RENEWAL_MS)}, sooner=True)
+    await closes.note(shard, found, sooner=True)
 
 
 class Closes:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["HistoryEntry", "history_of", "is_relinked", "plan_at"]
+__all__ = ["HistoryEntry", "history_of", "is_relinked", "until"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +63,15 @@ async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
     return any(entry.kind == "link" and entry.before and entry.at >= since for entry in entries)
 
 
-def plan_at(entries: Iterable[HistoryEntry], end: datetime) -> str | None:
-    """The plan that was in force until an instant; None: it has not changed since.
+def until(entries: Iterable[HistoryEntry], kind: str, end: datetime) -> str | None:
+    """The plan, subscription or the like in force until an instant; None: none, or no change since.
 
     Args:
         entries: of the ledger, the oldest first.
+        kind: what of the customer.
         end: the first instant that does not count any more.
     """
-    later = (entry.before for entry in entries if entry.kind == "plan" and entry.at >= end)
+    later = (entry.before for entry in entries if entry.kind == kind and entry.at >= end)
     return next(later, None)
 
 

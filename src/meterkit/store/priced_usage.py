@@ -9,7 +9,7 @@ from meterkit.catalog import override
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import label_of, segments_of
-from meterkit.store.history import history_of, plan_at
+from meterkit.store.history import history_of, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,7 +43,7 @@ async def priced_usage(
         StoreError: the store does not answer.
     """
     catalog, period = store.catalog, usage["period"]
-    ended = plan_at(await history_of(store, usage["customer"]), period["end"]) or usage["plan"]
+    ended = until(await history_of(store, usage["customer"]), "plan", period["end"]) or usage["plan"]
     plan = catalog.plans.get(ended)
     names = [name for name in meters if name in catalog.meters]
     if plan is None or not names:
@@ -71,12 +71,13 @@ async def priced_usage(
 def _priced(counts: MeterUsage, marks: str, *, label: str, late: int, stranded: int) -> Priced | None:
     """The same of one meter; None: it is not known."""
     delivered, priced = counts["delivered"] + late, Priced()
-    # Stranded units were recorded twice, and Stripe has them once at most.
-    segments = segments_of(marks, label=label, sealed=0, overage=counts["overage"] - stranded)
-    for segment in segments:
-        if segment.unit_cents is not None:
-            priced[segment.unit_cents] += segment.overage
+    segments = segments_of(marks, label=label, sealed=delivered, overage=counts["overage"])
+    # Stranded units may have been recorded twice, and were sealed once at most.
+    units = [(one.unit_cents, one.sealed if stranded else one.overage) for one in segments]
+    for price, quantity in units:
+        if price is not None:
+            priced[price] += quantity
     priced = +priced
-    if len(priced) == 1 and all(segment.unit_cents is not None for segment in segments if segment.overage):
+    if len(priced) == 1 and all(price is not None for price, quantity in units if quantity):
         return Priced(dict.fromkeys(priced, delivered))
     return priced if priced.total() == delivered else None
