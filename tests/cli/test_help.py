@@ -94,6 +94,14 @@ def test_it_names_no_types_of_python_and_leaves_nothing_unexplained(
         assert len(told) > 10, entry
 
 
+@pytest.mark.parametrize("command", [(), ("customers",), ("customers", "link")])
+def test_it_is_told_for_a_short_option_too(shell: Shell, command: tuple[str, ...]) -> None:
+    """F-137: `-h` was refused."""
+    text = helped(shell, *command)
+    done = shell.run(*command, "-h")
+    assert (0, text, "") == (done.code, done.out, done.err)
+
+
 @pytest.mark.parametrize("group", COMMANDS)
 def test_each_command_is_told_in_a_whole_sentence(shell: Shell, group: str) -> None:
     # F-69: "Run a service, three customers and a stand-in for Stripe,..."

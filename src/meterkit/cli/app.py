@@ -37,6 +37,7 @@ app = typer.Typer(
     name="meterkit",
     help="Usage metering and limit enforcement for ASGI services, billed through Stripe.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
