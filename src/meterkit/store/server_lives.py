@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
@@ -83,30 +84,34 @@ class ServerLives:
         sent: by that a backup tells what it may have forgotten.
         """
         found: dict[int, ServerLife] = {}
-        now_ms = self._store.now_ms()
         for server, shards in (await self._servers()).items():
-            now = await _run_id(server)
-            if now is None or 0 <= now_ms - self._looked_ms.get(now, -_SEEN_EVERY_MS) < _SEEN_EVERY_MS:
-                continue
+            # A node that is away holds up no other; each of its shards says what is wrong.
+            with suppress(StoreError):
+                found |= await self._unmet_at(server, shards)
+        return found
+
+    async def _unmet_at(self, server: Admin, shards: Sequence[int]) -> Mapping[int, ServerLife]:
+        now, now_ms = await _run_id(server), self._store.now_ms()
+        if now is None or 0 <= now_ms - self._looked_ms.get(now, -_SEEN_EVERY_MS) < _SEEN_EVERY_MS:
+            return {}
+        names = [self._store.keys.shard(shard, "life") for shard in shards]
+        pipe = server.client.pipeline(transaction=False)
+        for name in names:
+            pipe.hgetall(name)
+        lives = [_life(now, kept) for kept in await server.ask(pipe.execute())]
+        unmet = {
+            shard: life
+            for shard, life in zip(shards, lives, strict=True)
+            if life.known and now not in {life.known, life.noticed}
+        }
+        if not unmet:
             pipe = server.client.pipeline(transaction=False)
-            for shard in shards:
-                pipe.hgetall(self._store.keys.shard(shard, "life"))
-            lives = [_life(now, kept) for kept in await server.ask(pipe.execute())]
-            unmet = {
-                shard: life
-                for shard, life in zip(shards, lives, strict=True)
-                if life.known and now not in {life.known, life.noticed}
-            }
-            found |= unmet
-            if unmet:
-                continue
-            pipe = server.client.pipeline(transaction=False)
-            for shard, life in zip(shards, lives, strict=True):
+            for name, life in zip(names, lives, strict=True):
                 if life.known == now:
-                    pipe.hset(self._store.keys.shard(shard, "life"), "seen_ms", f"{now_ms}")
+                    pipe.hset(name, "seen_ms", f"{now_ms}")
             await server.ask(pipe.execute())
             self._looked_ms[now] = now_ms
-        return found
+        return unmet
 
     async def doubt(self, since_ms: int) -> None:
         """Have all that waits compared with Stripe, as after a restore of a backup of that instant."""
@@ -120,7 +125,8 @@ class ServerLives:
         keys, admin = self._store.keys, (await self._store.admin()).for_delivery()
         servers: dict[Admin, list[int]] = {}
         for shard in range(keys.shards):
-            servers.setdefault(await admin.at(keys.shard(shard, "life")), []).append(shard)
+            with suppress(StoreError):
+                servers.setdefault(await admin.at(keys.shard(shard, "life")), []).append(shard)
         return servers
 
     async def of(self, shard: int) -> ServerLife:
