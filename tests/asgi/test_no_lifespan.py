@@ -133,7 +133,7 @@ async def test_many_first_requests_at_once_start_it_once(
     async with selling(store_url) as (kit, emulator):
         app = wrapped(kit)
         await asyncio.gather(*(app(http_scope(), no_more, ignore) for _ in range(50)))
-        flushers = [task for task in asyncio.all_tasks() - before if "flush_forever" in repr(task)]
+        flushers = [task for task in asyncio.all_tasks() - before if task.get_name() == "meterkit flush"]
         assert len(flushers) == 1
         await until(lambda: emulator.accepted("cus_acme", "api_requests") == 50)
     assert started(caplog) == 1
