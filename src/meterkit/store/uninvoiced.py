@@ -62,12 +62,14 @@ async def note_uninvoiced(store: Store, usage: CustomerUsage, late: Iterable[Uni
     """
     keys, start_ms = store.keys.customer(usage["customer"]), to_ms(usage["period"]["start"])
     admin = (await store.admin()).for_delivery()
+    if not await admin.ask(admin.client.exists(keys.state)):
+        return  # The customer was deleted meanwhile.
     pipe = admin.client.pipeline(transaction=True)
     for one in late:
         pipe.hset(keys.totals, f"{start_ms}|{meter_token(one.meter)}b", str(one.known + one.quantity))
         words = f"{start_ms} {one.quantity} of {one.meter}{one.price}"
         entry = ("late", str(store.now_ms()), words, "not billed", "clock")
-        pipe.rpushx(keys.history, json.dumps(entry))  # Who was deleted meanwhile has no ledger any more.
+        pipe.rpush(keys.history, json.dumps(entry))
     pipe.pexpire(keys.totals, _KEPT_MS)
     pipe.ltrim(keys.history, -_HISTORY_MOST, -1)
     await admin.ask(pipe.execute())
