@@ -194,10 +194,12 @@ async def test_i7_a_storm_over_a_slow_network_leaves_no_hold(
     valkey: Server, proxy: TcpProxy, seed: int
 ) -> None:
     async with kit_at(proxy.url, store_timeout=0.05) as kit:
-        served, results = await request_storm(kit, proxy, ["delay", "blackhole"], seed=seed)
-        kinds: set[Any] = {result if isinstance(result, int) else type(result) for result in results}
-        assert kinds <= {200, 503, asyncio.CancelledError, TimeoutError}
-        assert {200, 503} <= kinds
+        served, kinds = Counter[str](), set[Any]()
+        while not {200, 503} <= kinds:  # On a busy machine it takes longer until some are answered in time.
+            answered, results = await request_storm(kit, proxy, ["delay", "blackhole"], seed=seed)
+            served.update(answered)
+            kinds |= {result if isinstance(result, int) else type(result) for result in results}
+            assert kinds <= {200, 503, asyncio.CancelledError, TimeoutError}
 
         async def all_given_back() -> bool:
             await settled(kit)
