@@ -368,7 +368,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
     dice = random.Random(1)  # noqa: S311 - repeatable, not secret
     noise = compact({"messages": "".join(dice.choices("abcdefgh \n", k=DECODED_BYTES_MAX - 99))})
     found["gzip"] = (gzipped(noise), "gzip")
-    found["zeros"] = (gzipped(bytes(64 << 60)), "gzip")
+    found["zeros"] = (gzipped(bytes(64 << 20)), "gzip")
     found["members"] = (gzipped(b"") * 50_000, "gzip")
     return found
 
