@@ -94,7 +94,7 @@ class Restarts:
         if not self._has_begun:
             await self._lives.begin()
             self._has_begun = True
-        for shard, life in (await self._lives.unmet()).items():
+        for shard, life in (await self._lives.unmet(outbox.admin)).items():
             await self._notice(outbox, shard, life, report)
 
     async def are_over(self, outbox: Outbox, shard: int, report: FlushReport) -> bool:

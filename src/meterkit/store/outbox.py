@@ -56,6 +56,11 @@ class Outbox:
         self._meters: Mapping[str, Counted] = {}
         self.token = token_hex(8)
 
+    @property
+    def admin(self) -> Admin:
+        """How it asks the store."""
+        return self._admin
+
     async def refusal(self) -> str | None:
         """Why nothing can be delivered from this store now; None where it can."""
         try:

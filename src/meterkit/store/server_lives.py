@@ -69,7 +69,8 @@ class ServerLives:
 
     async def begin(self) -> None:
         """Have each shard of a new store remember the life that it begins in."""
-        for server, shards in (await self._servers()).items():
+        admin = (await self._store.admin()).for_delivery()
+        for server, shards in (await self._servers(admin)).items():
             now = await _run_id(server)
             if now is not None:
                 pipe = server.client.pipeline(transaction=False)
@@ -77,14 +78,14 @@ class ServerLives:
                     pipe.hsetnx(self._store.keys.shard(shard, "life"), "known", now)
                 await server.ask(pipe.execute())
 
-    async def unmet(self) -> Mapping[int, ServerLife]:
+    async def unmet(self, admin: Admin) -> Mapping[int, ServerLife]:
         """The shards whose server is in a life that was not noticed yet.
 
         Where all shards know their server, each remembers when that was, once a minute and before anything is
         sent: by that a backup tells what it may have forgotten.
         """
         found: dict[int, ServerLife] = {}
-        for server, shards in (await self._servers()).items():
+        for server, shards in (await self._servers(admin)).items():
             # A node that is away holds up no other; each of its shards says what is wrong.
             with suppress(StoreError):
                 found |= await self._unmet_at(server, shards)
@@ -120,9 +121,11 @@ class ServerLives:
         for shard in range(self._store.keys.shards):
             await self._write(shard, {**fields, "seen_ms": f"{since_ms}"})
 
-    async def _servers(self) -> Mapping[Admin, list[int]]:
+    async def _servers(self, admin: Admin) -> Mapping[Admin, Sequence[int]]:
         """The servers, with the shards that each has."""
-        keys, admin = self._store.keys, (await self._store.admin()).for_delivery()
+        keys = self._store.keys
+        if self._store.address.kind != "cluster":
+            return {admin: range(keys.shards)}
         servers: dict[Admin, list[int]] = {}
         for shard in range(keys.shards):
             with suppress(StoreError):
