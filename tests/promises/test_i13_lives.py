@@ -9,7 +9,7 @@ import pytest
 
 from lives import drawn, lived
 
-LIVES: Final = int(os.environ.get("METERKIT_LIVES", "12"))
+LIVES: Final = int(os.environ.get("METERKIT_LIVES", "6"))
 
 
 @pytest.mark.parametrize("seed", range(LIVES))
