@@ -14,10 +14,10 @@ from meterkit.decisions.program import reported_parts
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.catalog import Catalog, Entitlement, Meter
     from meterkit.store.views import CustomerView
 
-__all__ = ["invoice_terms", "price_in_words", "root_meter"]
+__all__ = ["invoice_terms", "late_class", "price_in_words", "root_meter"]
 
 _BILLED: Final = frozenset({"active", "past_due", "unpaid"})
 """In a trial and while a subscription is paused, usage costs nothing."""
@@ -48,6 +48,17 @@ def price_in_words(entitlement: Entitlement | None, currency: str) -> str:
     return f" at {money(overage.amount_cents, currency)} {per}"
 
 
+def late_class(own: Entitlement | None, meter: Meter) -> str:
+    """The class that late usage of a meter is recorded in once more; empty: what decides bills none of it.
+
+    Args:
+        own: what a plan gives of the meter, or of the source of a derived one; None: nothing.
+        meter: the meter.
+    """
+    included, overage = (0, 0) if own is None else reported_parts(own, meter)
+    return "overage" if overage else "included" if included else ""
+
+
 def _meters(view: CustomerView, plan: str | None, *, is_billed: bool) -> str:
     """By token: in which class the open period records late usage (empty: in none), the name, the price."""
     catalog = view.cache.catalog
@@ -56,10 +67,8 @@ def _meters(view: CustomerView, plan: str | None, *, is_billed: bool) -> str:
     for name, meter in catalog.meters.items():
         if meter.stripe is not None and meter.kind == "counter":
             own = given.get(root_meter(name, catalog))
-            included, overage = (0, 0) if own is None else reported_parts(own, meter)
-            kind = "overage" if overage else "included" if included else ""
-            price = price_in_words(given.get(name), catalog.currency)
-            found[meter_token(name)] = (kind if is_billed else "", name, price)
+            kind = late_class(own, meter) if is_billed else ""
+            found[meter_token(name)] = (kind, name, price_in_words(given.get(name), catalog.currency))
     return json.dumps(found, separators=(",", ":"))
 
 

@@ -13,8 +13,7 @@ from meterkit.catalog import override
 from meterkit.decisions.ambiguity import compare_in_ms
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import ended_labels
-from meterkit.decisions.program import reported_parts
-from meterkit.store.final_invoices import price_in_words, root_meter
+from meterkit.store.final_invoices import late_class, price_in_words, root_meter
 from meterkit.store.held_usage import next_minute_ms
 from meterkit.store.kept_intents import Kept, kept_in
 from meterkit.store.state_changes import States
@@ -191,9 +190,8 @@ def _again(meter: Meter, plan: Plan | None, state: CustomerState, catalog: Catal
     """The class that late usage of a meter is recorded in again (empty: none), and the meter's name."""
     kind = ""
     if plan is not None and catalog.billing.late_usage == "next_period":
-        given = override(catalog, plan, state.overrides)[root_meter(meter.name, catalog)]
-        included, overage = reported_parts(given, meter)
-        kind = "overage" if overage else "included" if included else ""
+        given = override(catalog, plan, state.overrides)
+        kind = late_class(given[root_meter(meter.name, catalog)], meter)
     return kind, meter.name
 
 
