@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from commands import TIMEOUT_S
-from meterkit import MeterKit
-from meterkit.testing import StripeEmulator
+from outboxes import recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -28,20 +27,10 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def dead(stored: Shell, directory: Path, store_url: str) -> AsyncGenerator[Intent]:
     """A dead intent of acme's, whom Stripe did not know and knows by now."""
-    emulator = StripeEmulator()
-    emulator.add_meter("ai_tokens")
-    with emulator.running() as url:
-        key = "sk_test_1"
-        stored.environment |= {"METERKIT_STRIPE_API_KEY": key, "METERKIT_STRIPE_API_BASE": url}
-        plans = directory / "plans.yaml"
-        async with MeterKit(
-            plans, redis_url=store_url, flush=False, stripe_api_key=key, stripe_api_base=url
-        ) as kit:
-            await kit.customers.link("acme", "cus_acme")
-            await kit.record("acme", "tokens", 25)
-            await kit.flush(everything=True)
-            emulator.add_customer("cus_acme")
-            (intent,) = await kit.outbox.list()
+    async with recorded(stored, directory, store_url) as (kit, emulator):
+        await kit.flush(everything=True)
+        emulator.add_customer("cus_acme")
+        (intent,) = await kit.outbox.list()
         yield intent
 
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meterkit import MeterKit
 from meterkit.cli.doctor.findings import undelivered
 from meterkit.store.intents import Undelivered
-from meterkit.testing import StripeEmulator
+from outboxes import recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from commands import Shell
+    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
@@ -26,30 +26,20 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def restored(stored: Shell, directory: Path, store_url: str) -> AsyncGenerator[MeterKit]:
     """A kit whose store says that a restore has parked 25 tokens of acme's."""
-    emulator = StripeEmulator()
-    emulator.add_meter("ai_tokens")
-    emulator.add_customer("cus_acme")
-    with emulator.running() as url:
-        key = "sk_test_1"
-        stored.environment |= {"METERKIT_STRIPE_API_KEY": key, "METERKIT_STRIPE_API_BASE": url}
-        plans = directory / "plans.yaml"
-        async with MeterKit(
-            plans, redis_url=store_url, flush=False, stripe_api_key=key, stripe_api_base=url
-        ) as kit:
-            await kit.customers.link("acme", "cus_acme")
-            await kit.record("acme", "tokens", 25)
-            emulator.fail_next("error", status=401, path="/v1/billing/meter_events")
-            await kit.flush(everything=True, timeout_s=0)
-            (intent,) = await kit.outbox.list()
-            await kit.outbox.park(intent.identifier)
-            now_ms = kit.store.now_ms()
-            key = kit.store.keys.shard(kit.store.keys.customer("acme").shard, "intents")
-            admin = await kit.store.admin()
-            text = await admin.ask(admin.client.hget(key, intent.identifier))
-            marks = {"restored": f"{now_ms - 60_000}-{now_ms}", "why": "this may be among them"}
-            kept = json.dumps({**json.loads(text), **marks})
-            await admin.ask(admin.client.hset(key, intent.identifier, kept))
-            yield kit
+    async with recorded(stored, directory, store_url) as (kit, emulator):
+        emulator.add_customer("cus_acme")
+        emulator.fail_next("error", status=401, path="/v1/billing/meter_events")
+        await kit.flush(everything=True, timeout_s=0)
+        (intent,) = await kit.outbox.list()
+        await kit.outbox.park(intent.identifier)
+        now_ms = kit.store.now_ms()
+        key = kit.store.keys.shard(kit.store.keys.customer("acme").shard, "intents")
+        admin = await kit.store.admin()
+        text = await admin.ask(admin.client.hget(key, intent.identifier))
+        marks = {"restored": f"{now_ms - 60_000}-{now_ms}", "why": "this may be among them"}
+        kept = json.dumps({**json.loads(text), **marks})
+        await admin.ask(admin.client.hset(key, intent.identifier, kept))
+        yield kit
 
 
 async def test_f121_what_a_restore_has_parked_is_shown_and_settled(
