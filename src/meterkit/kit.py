@@ -262,22 +262,25 @@ class MeterKit:
         )
 
     async def record_usage(
-        self, customer: str, obj: object, *, event_id: str | None = None
+        self, customer: str | None, obj: object, *, event_id: str | None = None, call_id: str | None = None
     ) -> CallUsage | None:
         """Count the tokens that a model's answer reports, by model and provider, off the request.
 
         Args:
-            customer: the customer's id.
-            obj: what :func:`meterkit.usage_of` can read.
+            customer: the customer's id; None for a job of a provider: the customer whose request began it.
+            obj: what :func:`meterkit.usage_of` can read, or a line of a batch's output.
             event_id: as of :meth:`record`.
+            call_id: the provider's id of a job where ``obj`` lacks it, as a line of a batch does.
 
         Returns:
-            What was counted; None, and a warning is logged, where the object says nothing of usage.
+            What was counted; None, and a warning is logged, where there is no usage or no customer is known.
 
         Raises:
             CustomerError, MeterkitError: an argument cannot be used, or no meter that counts tokens is there.
+            StoreError: a job was given and the store does not answer; give it again.
         """
-        return await record_calls(self.store, check_customer(customer), obj, event_id=event_id)
+        who = None if customer is None else check_customer(customer)
+        return await record_calls(self.store, who, obj, event_id=event_id, call_id=call_id)
 
     def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation:
         """Hold quantities now and count the true ones later, off the request.

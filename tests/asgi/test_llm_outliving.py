@@ -45,6 +45,16 @@ def response(status: str, name: str = "resp_1", **more: Any) -> dict[str, Any]:
     }
 
 
+async def asked(at: Served, path: str, **options: Any) -> None:
+    """Ask, and wait until it is known who pays for the jobs that the answer tells of."""
+    try:
+        await ask(at, path, **options)
+    finally:
+        for lane in at.kit.store.lanes.values():
+            while lane.finishing:
+                await asyncio.wait(lane.finishing)
+
+
 def saying(*answers: dict[str, Any]) -> ASGIApp:
     """An app that gives one answer after the other, the last one over and over."""
     left = list(answers)
@@ -64,12 +74,12 @@ async def test_a_job_is_counted_once_however_often_it_is_fetched(
     states = ["queued", "in_progress", "completed"] if background else ["completed"]
     answers = [response(state, background=background) for state in states]
     async with metered(saying(*answers), store_url) as at:
-        await ask(at, path)
+        await asked(at, path)
         assert ((0, 0) if background else (600, 400)) == await tokens(at.kit)
         if not background and path == "/openai":
             return  # Other methods than POST are read, too, where the API is named.
         for _ in range(4):
-            await ask(at, path, method="GET", body=b"")
+            await asked(at, path, method="GET", body=b"")
         assert (600, 400) == await tokens(at.kit)
     assert [] == caplog.records
 
@@ -84,7 +94,7 @@ async def test_whoever_sees_the_end_counts_it_and_the_others_do_not(store_url: s
     async with metered(app, store_url) as at:
         await at.kit.record_usage("acme", response("in_progress"))
         assert (0, 0) == await tokens(at.kit)
-        await ask(at, "/none")
+        await asked(at, "/none")
         assert (600, 400) == await tokens(at.kit)
         for event_id in (None, "mine"):
             await at.kit.record_usage("acme", response("completed"), event_id=event_id)
@@ -93,7 +103,7 @@ async def test_whoever_sees_the_end_counts_it_and_the_others_do_not(store_url: s
         assert (1200, 800) == await tokens(at.kit)
     async with metered(saying(response("completed")), store_url) as at:
         await at.kit.record_usage("acme", response("completed"))
-        await ask(at, "/auto", method="GET", body=b"")
+        await asked(at, "/auto", method="GET", body=b"")
         assert (600, 400) == await tokens(at.kit)
 
 
@@ -115,9 +125,9 @@ async def test_a_stream_that_is_left_is_counted_when_its_end_is_fetched(store_ur
 
     async with metered(app, store_url) as at:
         with pytest.raises(OSError, match="gone"):
-            await ask(at, "/auto")
+            await asked(at, "/auto")
         assert (0, 0) == await tokens(at.kit)
-        await ask(at, "/auto", method="GET", body=b"")
+        await asked(at, "/auto", method="GET", body=b"")
         assert (600, 400) == await tokens(at.kit)
 
 
@@ -127,8 +137,8 @@ async def test_a_stream_that_reports_its_end_is_counted_by_its_id(store_url: str
         sse({"type": "response.completed", "response": response("completed")}),
     ]
     async with metered(answering(chunks, SSE_TYPE), store_url) as at:
-        await ask(at, "/auto")
-        await ask(at, "/auto", method="GET", body=b"")
+        await asked(at, "/auto")
+        await asked(at, "/auto", method="GET", body=b"")
         assert (600, 400) == await tokens(at.kit)
 
 
@@ -146,23 +156,23 @@ async def becomes(at: Served, quantity: int) -> None:
 async def test_what_was_reserved_is_held_until_the_end_is_seen(store_url: str) -> None:
     answers = [response("queued"), response("in_progress"), response("completed", usage=USAGE)]
     async with metered(saying(*answers), store_url, plans=HELD) as at:
-        await ask(at, "/held")
+        await asked(at, "/held")
         await becomes(at, 500)
         # 400 of 900 are left: another one is refused.
         refused = await at.client.post("/held", content=PROMPT)
         assert refused.status_code == 429
-        await ask(at, "/auto", method="GET", body=b"")
+        await asked(at, "/auto", method="GET", body=b"")
         assert await held(at) == 500
-        await ask(at, "/auto", method="GET", body=b"")
+        await asked(at, "/auto", method="GET", body=b"")
         await becomes(at, 0)
         assert (600, 400) == await tokens(at.kit)
 
 
 async def test_a_job_that_fails_gives_back_what_it_holds(store_url: str) -> None:
     async with metered(saying(response("queued"), response("failed")), store_url, plans=HELD) as at:
-        await ask(at, "/held")
+        await asked(at, "/held")
         await becomes(at, 500)
-        await ask(at, "/auto", method="GET", body=b"")
+        await asked(at, "/auto", method="GET", body=b"")
         await becomes(at, 0)
         assert (0, 0) == await tokens(at.kit)
 
@@ -174,13 +184,13 @@ async def renew(at: Served) -> None:
 
 async def test_a_job_that_another_process_saw_end_is_let_go_of(store_url: str) -> None:
     async with metered(saying(response("queued")), store_url, plans=HELD) as at:
-        await ask(at, "/held")
+        await asked(at, "/held")
         await becomes(at, 500)
-        (key,) = at.kit.store.outliving.works
+        (job_id,) = at.kit.store.outliving.works
         await renew(at)
         assert await held(at) == 500
         admin: Any = (await at.kit.store.admin()).client
-        await admin.set(key, "1", ex=60)
+        await admin.hset(at.kit.store.keys.job(job_id), "ended", "1")
         await renew(at)
         await becomes(at, 0)
 
@@ -190,7 +200,7 @@ async def test_a_job_that_never_ends_is_let_go_of_after_an_hour(
 ) -> None:
     answers = [response("queued"), response("queued", "resp_2"), response("completed")]
     async with metered(saying(*answers), store_url, plans=HELD) as at:
-        await ask(at, "/held")
+        await asked(at, "/held")
         await becomes(at, 500)
         at.clock.advance(timedelta(milliseconds=HELD_AT_MOST_MS))
         with caplog.at_level(logging.WARNING, "meterkit.store"):
@@ -199,19 +209,19 @@ async def test_a_job_that_never_ends_is_let_go_of_after_an_hour(
         await becomes(at, 0)
         # It is told once.
         caplog.clear()
-        await ask(at, "/held")
+        await asked(at, "/held")
         await becomes(at, 500)
         at.clock.advance(timedelta(milliseconds=HELD_AT_MOST_MS - 1))
         await renew(at)
         assert await held(at) == 500
         # What ends after that is counted.
-        await ask(at, "/auto", method="GET", body=b"")
+        await asked(at, "/auto", method="GET", body=b"")
         assert (600, 400) == await tokens(at.kit)
 
 
 async def test_i7_the_hold_does_not_outlive_the_kit(store_url: str) -> None:
     async with metered(saying(response("queued")), store_url, plans=HELD) as at:
-        await ask(at, "/held")
+        await asked(at, "/held")
         await becomes(at, 500)
         works = at.kit.store.outliving.works
         assert len(works) == 1
@@ -222,13 +232,13 @@ async def test_a_batch_is_counted_by_its_sum_once(store_url: str) -> None:
     batch = {"id": "batch_1", "object": "batch", "model": "gpt-5.6", "usage": USAGE}
     answers = [{**batch, "status": state} for state in ("validating", "in_progress", "completed")]
     async with metered(saying(*answers), store_url) as at:
-        await ask(at, "/auto")
+        await asked(at, "/auto")
         for _ in range(4):
-            await ask(at, "/openai", method="GET", body=b"")
+            await asked(at, "/openai", method="GET", body=b"")
         assert (600, 400) == await tokens(at.kit)
 
 
 async def test_many_polls_at_once_count_once(store_url: str) -> None:
     async with metered(saying(response("completed")), store_url) as at:
-        await asyncio.gather(*(ask(at, "/auto", method="GET", body=b"") for _ in range(20)))
+        await asyncio.gather(*(asked(at, "/auto", method="GET", body=b"") for _ in range(20)))
         assert (600, 400) == await tokens(at.kit)

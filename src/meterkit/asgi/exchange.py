@@ -236,7 +236,7 @@ class Exchange(Admitted):
             beside = Used(recorded, recorded) if decided is not None else self._undecided(recorded)
             parts = self._used_by_calls(outcome)
             late = {} if self._llm is None else self._llm.outliving()
-            settle_outliving(self._store, lane, self._view, decided, late, billed=billed)
+            settle_outliving(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
             self._settle_parts(lane, parts, beside, billed=billed)
             return
         if decided is not None and (decided.program.settles or decided.digest):
@@ -363,7 +363,7 @@ class Exchange(Admitted):
                 return result
             parts, outliving = llm.uncounted(self._view.cache), llm.outliving()
         self._settle_late(lane, parts)
-        settle = partial(settle_outliving, billed=self._outcome() in self._charge_on)
+        settle = partial(settle_outliving, route=self._route, billed=self._outcome() in self._charge_on)
         on_loop_of(self._store, lane, settle, self._store, lane, self._view, None, outliving)
         return result
 

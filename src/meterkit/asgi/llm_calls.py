@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.errors import MeterkitError
 from meterkit.store.customer_id import check_event_id
+from meterkit.store.jobs import claim_job, remember_job
 from meterkit.store.outliving import end_work
 from meterkit.store.used import NOTHING_USED, Used
+from meterkit.tokens.batch_lines import batch_line
 from meterkit.tokens.merging import each_once, join_reports
-from meterkit.tokens.objects import Reports, calls_of, is_pending, usage_of
+from meterkit.tokens.objects import Reports, calls_of, pending_jobs, usage_of
 from meterkit.tokens.outliving import call_name
 from meterkit.tokens.plain_values import kind_of
 
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.reading import Reading
     from meterkit.store.compiled import CompiledCatalog
+    from meterkit.store.jobs import Counting
     from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
+    from meterkit.tokens.batch_lines import BatchLine
     from meterkit.tokens.call_usage import CallUsage
 
 __all__ = ["LlmCalls", "captured", "record_calls", "used_by_model"]
@@ -110,32 +115,72 @@ class LlmCalls:
         return each_once(calls) if len(calls) > 1 else calls
 
 
-async def record_calls(store: Store, customer: str, obj: object, *, event_id: str | None) -> CallUsage | None:
+async def record_calls(
+    store: Store, customer: str | None, obj: object, *, event_id: str | None, call_id: str | None
+) -> CallUsage | None:
     """Count what the calls in an object have used; see :meth:`meterkit.MeterKit.record_usage`."""
-    if event_id is not None:
-        check_event_id(event_id)
-    calls = calls_of(obj)
-    used = _used_of(calls, store.cache)
-    if used is None and not is_pending(obj):
+    for name, value in (("event_id", event_id), ("call_id", call_id)):
+        if value is not None:
+            check_event_id(value, name)
+    line = batch_line(obj)
+    if line is not None and call_id is None:
+        raise MeterkitError(
+            f"record_usage: line {line.name!r} of a batch was given without call_id; give the id of the batch"
+        )
+    said: object = obj if line is None else line.answer
+    calls, pending = calls_of(said), pending_jobs(said)
+    view = None if customer is None else store.cache.get(customer)
+    if view is not None and not store.is_off:
+        for job_id in pending:
+            await remember_job(store, job_id, view, "")
+    if _used_of(calls, store.cache) is None and line is None and not pending:
         _logger.warning(
             "record_usage() found no token usage in an object of type %s; nothing is counted of it",
             kind_of(obj).__name__,
         )
         return None
-    for call in calls:
-        name = call_name(call)
-        if name is not None:
-            view = store.cache.get(customer)
-            for part in used_by_model([call], store.cache) or [NOTHING_USED]:
-                await store.record(view, part, event_id=name)
-            end_work(store, store.keys.event(view.shard, customer, name))
-    for at, part in enumerate(
-        _used_of([call for call in calls if call_name(call) is None], store.cache) or ()
-    ):
+    if call_id is not None:
+        calls = _named(calls, call_id, line)
+    late = [call for call in calls if call_name(call) is not None and not store.is_off]
+    by: Counting = "whole" if line is None else "lines"
+    known = [await _count_job(store, view, call, call_id or call.response_id or "", by=by) for call in late]
+    own = _used_of([call for call in calls if call_name(call) is None], store.cache) or ()
+    for at, part in enumerate(own):
+        if view is None:
+            raise MeterkitError(
+                "record_usage: found no customer; only a job of a provider is counted without"
+            )
         # Each model's part is settled for itself, so that each is remembered for itself.
-        name = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
-        await store.record(store.cache.get(customer), part, event_id=name)
-    return usage_of(obj)
+        part_id = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
+        await store.record(view, part, event_id=part_id)
+    return usage_of(said) if all(known) else None
+
+
+def _named(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> tuple[CallUsage, ...]:
+    """The calls of a job by the id that the app gives, those of a line by the line's name besides."""
+    base = call_id if line is None else f"{call_id}\0{line.name}"
+    return tuple(
+        replace(call, response_id=base if at == 0 else f"{base}\0{at}", outlives=True)
+        for at, call in enumerate(calls)
+    )
+
+
+async def _count_job(
+    store: Store, view: CustomerView | None, call: CallUsage, job_id: str, *, by: Counting
+) -> bool:
+    """Count a job, or a part of it, once for the customer who began it; whether that customer is known."""
+    parts = used_by_model([call], store.cache)
+    owner, counts = await claim_job(store, job_id, view, "", by=by if parts else None)
+    end_work(store, job_id)
+    if owner is None:
+        _logger.warning(
+            "record_usage() was given a job without a customer, and no request that began it is known; "
+            "nothing is counted of it: give the customer"
+        )
+        return False
+    for part in parts if counts else ():
+        await store.record(owner, part, event_id=call_name(call))
+    return True
 
 
 def captured(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from asyncio import get_running_loop
-from typing import TYPE_CHECKING, TypeVarTuple
+from asyncio import get_running_loop, sleep
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 from meterkit.asgi.llm_calls import used_by_model
+from meterkit.errors import StoreError
+from meterkit.store.jobs import Claim, claim_job, remember_job
 from meterkit.store.outliving import end_work, keep_hold
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import NOTHING_USED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
+    from meterkit.catalog import Route
     from meterkit.redis.lane import Lane
+    from meterkit.store.jobs import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.call_usage import CallUsage
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["on_loop_of", "settle_outliving"]
 
 Args = TypeVarTuple("Args")
+Result = TypeVar("Result")
+
+_OWNERS_MAX: Final = 10_000
+_FIRST_PAUSE_S: Final = 0.25
+_PAUSE_MAX_S: Final = 30.0
 
 
 def settle_outliving(
@@ -30,27 +38,74 @@ def settle_outliving(
     decided: PreparedDecision | None,
     calls: Mapping[str, CallUsage],
     *,
+    route: Route,
     billed: bool,
 ) -> None:
-    """Count each job that has ended, once; hold on for those that go on.
+    """Count each job that has ended, once, for the customer who began it; hold on for those that go on.
+
+    A request whose outcome is not billed counts none: a client that hangs up could else have a job for free.
 
     Args:
         store: where they are counted.
         lane: of the event loop that runs.
-        view: the customer.
+        view: the customer of the request.
         decided: the decision that holds what the request has reserved.
         calls: by the event ids under which they are counted.
+        route: the line of the plans file that the request falls under.
         billed: whether the outcome of the request is billed.
     """
     for name, call in calls.items():
-        key = store.keys.event(view.shard, view.customer, name)
+        job_id = call.response_id or ""
         if call.source == "missing":
-            keep_hold(store, lane, view, key, {} if decided is None else decided.reserved)
+            keep_hold(store, lane, view, job_id, {} if decided is None else decided.reserved)
+            lane.finish(_remember(store, job_id, view, route.match))
             continue
-        used, *_ = used_by_model([call], view.cache) or [NOTHING_USED]
-        used = used if billed else used._replace(recorded={})
-        store.settle(lane, Settlement(view, used=used, event_key=key))
-        end_work(store, key)
+        end_work(store, job_id)
+        if billed:
+            lane.finish(_count(store, lane, view, name, call, route.match))
+
+
+async def _remember(store: Store, job_id: str, view: CustomerView, route: str) -> None:
+    owners = store.outliving.owners
+    owners.setdefault(job_id, view)
+    if len(owners) > _OWNERS_MAX:
+        del owners[next(iter(owners))]
+    await _answered(lambda: remember_job(store, job_id, view, route))
+
+
+async def _count(
+    store: Store, lane: Lane, view: CustomerView, name: str, call: CallUsage, route: str
+) -> None:
+    """Count a job that has ended; what comes while the store is away is counted when it is back."""
+    job_id = call.response_id or ""
+    used = next(iter(used_by_model([call], view.cache)), None)
+    by: Counting | None = None if used is None else "whole"
+
+    def settle(claim: Claim) -> None:
+        owner, counts = claim
+        if owner is not None and used is not None and counts:
+            key = store.keys.event(owner.shard, owner.customer, name)
+            store.settle(lane, Settlement(owner, used=used, event_key=key))
+
+    try:
+        settle(await claim_job(store, job_id, view, route, by=by))
+    except StoreError:
+        known = store.outliving.owners.get(job_id)
+        settle(Claim(known, counts=True))  # It waits in the spool, which survives this process.
+        claim = await _answered(lambda: claim_job(store, job_id, view, route, by=by))
+        if known is None:
+            settle(claim)
+
+
+async def _answered(ask: Callable[[], Awaitable[Result]]) -> Result:
+    """Ask until the store answers, or the lane stops."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            return await ask()
+        except StoreError:
+            await sleep(pause_s)
+            pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
 
 def on_loop_of(store: Store, lane: Lane, call: Callable[[*Args], object], *arguments: *Args) -> None:

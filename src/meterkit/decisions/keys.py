@@ -180,6 +180,11 @@ class Keys:
         digest = blake2b(name, digest_size=16).hexdigest()
         return self.shard(shard, f"e:{digest}")
 
+    def job(self, job_id: str) -> str:
+        """Hash: by the provider's id of a job, who began it, and how its end was counted, for 40 days."""
+        digest = blake2b(job_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return self.shard(shard_of(digest, self.shards), f"o:{digest}")
+
     def correction(self, shard: int, digest: str) -> str:
         """String: what was asked and done under an id of the app's for a correction, for 400 days."""
         return self.shard(shard, f"r:{digest}")

@@ -80,6 +80,7 @@ class Lane:
         self.call: Callable[[Call], asyncio.Future[Any]] = self._reconnector.call
         self.post: Callable[[Sequence[bytes], Any], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.finishing: set[asyncio.Task[None]] = set()
         self._producer_renewal: asyncio.TimerHandle | None = None
         self.renewal = Renewal(self.spawn, now_ms)
         self.live = self.renewal.live
@@ -244,6 +245,13 @@ class Lane:
         task.add_done_callback(self._done)
         return task
 
+    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """As :meth:`spawn`; stopping waits for it, unless the store is away."""
+        task = self.spawn(work)
+        if task is not None:
+            self.finishing.add(task)
+            task.add_done_callback(self.finishing.discard)
+
     def later(self, after_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
         """Have something done after some seconds."""
         return self._loop.call_later(after_s, do)
@@ -302,6 +310,8 @@ class Lane:
             connection.ask("SCRIPT", "LOAD", script.text)
 
     async def _drain(self) -> None:
+        if self.finishing and not self.is_away:
+            await asyncio.wait(self.finishing)
         while True:
             for queue in self.queues:
                 queue.resume()

@@ -38,7 +38,7 @@ def check_customer(value: object) -> str:
     )
 
 
-def check_event_id(value: object) -> None:
+def check_event_id(value: object, name: str = "event_id") -> None:
     """See that this can name what is recorded.
 
     Raises:
@@ -47,7 +47,7 @@ def check_event_id(value: object) -> None:
     fault = _size_fault(value)
     if fault is not None:
         raise MeterkitError(
-            f"event_id: found {fault}; allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8, or None"
+            f"{name}: found {fault}; allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8, or None"
         )
 
 

@@ -12,6 +12,7 @@ from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
 from meterkit.store.holder import Holder
+from meterkit.store.jobs import has_ended
 from meterkit.store.outliving_works import TOLD_EVERY_MS
 from meterkit.store.settlement import settlement_of
 
@@ -39,19 +40,19 @@ class OutlivingWork(Holder):
     the latest after an hour, and when the kit stops.
 
     Args:
-        key: of the event id under which the job's usage is counted.
+        job_id: the provider's.
         quantities: what its request has held.
     """
 
-    __slots__ = ("_begun_ms", "_key", "_quantities", "_view")
+    __slots__ = ("_begun_ms", "_job_id", "_quantities", "_view")
 
     def __init__(
-        self, store: Store, lane: Lane, view: CustomerView, key: str, quantities: Mapping[str, int]
+        self, store: Store, lane: Lane, view: CustomerView, job_id: str, quantities: Mapping[str, int]
     ) -> None:
         self._store = store
         self._lane = lane
         self._view = view
-        self._key = key
+        self._job_id = job_id
         self._quantities = dict(quantities)
         self._decided = self._renewed = None
         self._begun_ms = self._decided_ms = store.now_ms()
@@ -96,8 +97,7 @@ class OutlivingWork(Holder):
 
     async def _has_ended(self) -> bool:
         with suppress(MeterkitError, OSError):
-            client: Any = (await self._store.admin()).client
-            return bool(await client.exists(self._key))
+            return await has_ended(self._store, self._job_id)
         return False
 
     def _tell(self) -> None:
@@ -113,7 +113,7 @@ class OutlivingWork(Holder):
         """Give back what is held. Idempotent."""
         lane, holding, was_settled = self._lane, self._renewed or self._decided, self._settled
         self._settled = True
-        self._store.outliving.works.pop(self._key, None)
+        self._store.outliving.works.pop(self._job_id, None)
         if lane is not None and holding is not None and not was_settled:
             lane.live.discard(self)
             self._store.settle(lane, settlement_of(holding, self._slot, billed=False))
@@ -132,16 +132,18 @@ class OutlivingWork(Holder):
                 lane.loop.call_soon_threadsafe(self.release_hold)
 
 
-def keep_hold(store: Store, lane: Lane, view: CustomerView, key: str, quantities: Mapping[str, int]) -> None:
+def keep_hold(
+    store: Store, lane: Lane, view: CustomerView, job_id: str, quantities: Mapping[str, int]
+) -> None:
     """Hold on for a job what its request has held, unless that is done already."""
     works = store.outliving.works
-    if quantities and key not in works and len(works) < _WORKS_MAX and not lane.is_open:
-        work = works[key] = OutlivingWork(store, lane, view, key, quantities)
+    if quantities and job_id not in works and len(works) < _WORKS_MAX and not lane.is_open:
+        work = works[job_id] = OutlivingWork(store, lane, view, job_id, quantities)
         work.begin()
 
 
-def end_work(store: Store, key: str) -> None:
+def end_work(store: Store, job_id: str) -> None:
     """Give back what is held for a job whose end was seen."""
-    work = store.outliving.works.get(key)
+    work = store.outliving.works.get(job_id)
     if work is not None:
         work.end()

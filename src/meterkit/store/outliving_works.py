@@ -1,8 +1,11 @@
-"""The provider's jobs for which this process holds something."""
+"""The provider's jobs that requests of this process began."""
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from meterkit.store.views import CustomerView
 
 __all__ = ["TOLD_EVERY_MS", "OutlivingWorks"]
 
@@ -18,10 +21,17 @@ class Ends(Protocol):
 
 
 class OutlivingWorks:
-    """The jobs by the keys under which they are counted, and when it was last told that one does not end."""
+    """The jobs by the provider's ids.
 
-    __slots__ = ("told_ms", "works")
+    Attributes:
+        works: those for which something is held.
+        owners: who began the latest ones: counted without a look into the store while that is away.
+        told_ms: when it was last told that one does not end.
+    """
+
+    __slots__ = ("owners", "told_ms", "works")
 
     def __init__(self) -> None:
         self.works: dict[str, Ends] = {}
+        self.owners: dict[str, CustomerView] = {}
         self.told_ms = -TOLD_EVERY_MS

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.api import Api
 
-__all__ = ["OBJECT_APIS", "Report", "Reports", "calls_of", "events_of", "is_pending", "report_of", "usage_of"]
+__all__ = [
+    "OBJECT_APIS",
+    "Report",
+    "Reports",
+    "calls_of",
+    "events_of",
+    "pending_jobs",
+    "report_of",
+    "usage_of",
+]
 
 OBJECT_APIS: Final[tuple[Api, ...]] = (LANGCHAIN, PYDANTIC_AI, *AUTO)
 
@@ -71,15 +80,19 @@ def usage_of(obj: object) -> CallUsage | None:
 
 def calls_of(obj: object) -> tuple[CallUsage, ...]:
     """As :func:`usage_of`, each call for itself."""
+    return tuple(call for call in _said_by(obj) if call.source != "missing")
+
+
+def pending_jobs(obj: object) -> tuple[str, ...]:
+    """The provider's ids of the jobs that an object tells of and that go on: their usage comes later."""
+    calls = (call for call in _said_by(obj) if call.outlives and call.source == "missing")
+    return tuple(call.response_id for call in calls if call.response_id is not None)
+
+
+def _said_by(obj: object) -> tuple[CallUsage, ...]:
     reports = Reports()
     reports.take(report_of(obj))
-    return tuple(call for call in reports.usages() if call.source != "missing")
-
-
-def is_pending(obj: object) -> bool:
-    """Whether an object tells of work that goes on: its usage comes later."""
-    events = (said for said in report_of(obj) if not isinstance(said, CallUsage))
-    return any(outliving_state(event) == "pending" for event in events)
+    return reports.usages()
 
 
 def report_of(obj: object) -> Report:

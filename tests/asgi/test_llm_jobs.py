@@ -1,0 +1,293 @@
+"""F-132, who pays for a provider's job, and what becomes of ends that come oddly."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asgi.test_llm_estimates import ask
+from asgi.test_llm_outliving import USAGE, asked, response, saying
+from faults import eventually
+from llm_apps import PLANS, answering, metered, tokens
+from metering import http_scope
+from meterkit import MeterKit, MeterkitError, StoreError, record_usage
+from meterkit.tokens.batch_lines import batch_line
+from proxy import TcpProxy
+from tokens.recordings import chat_usage, compact
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+    from metering import Served
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+BY_MODEL = PLANS.replace(
+    "routes:",
+    '  large_output: {unit: token, from: output_tokens, where: {model: "large*"}}\nroutes:',
+)
+ANONYMOUS = PLANS.replace("meters:\n", "anonymous: {plan: free, by: ip}\nmeters:\n", 1)
+BATCH = {"id": "batch_1", "object": "batch", "model": "gpt-5.6", "status": "completed"}
+
+
+def openai_line(name: str, **usage: int) -> dict[str, Any]:
+    """A line of the output file, https://platform.openai.com/docs/guides/batch."""
+    answer: dict[str, Any] = {
+        "id": f"chatcmpl-{name}",
+        "object": "chat.completion",
+        "model": "gpt-5.6",
+        "choices": [],
+    }
+    body = {**answer, "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, **usage}}
+    return {
+        "id": f"batch_req_{name}",
+        "custom_id": name,
+        "response": {"status_code": 200, "request_id": "r", "body": body},
+        "error": None,
+    }
+
+
+ANTHROPIC_LINE: dict[str, Any] = {
+    "custom_id": "a",
+    "result": {
+        "type": "succeeded",
+        "message": {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": "claude-5",
+            "content": [],
+            "stop_reason": "end_turn",
+            "usage": {"input_tokens": 3, "output_tokens": 4},
+        },
+    },
+}
+GEMINI_LINE: dict[str, Any] = {
+    "key": "a",
+    "response": {
+        "candidates": [{"content": {"parts": [{"text": "x"}]}, "finishReason": "STOP"}],
+        "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 4, "totalTokenCount": 7},
+        "modelVersion": "gemini-3",
+    },
+}
+
+
+async def of_each(kit: MeterKit) -> list[tuple[int, ...]]:
+    return [await tokens(kit, customer=name) for name in ("acme", "other")]
+
+
+def another(at: Served, url: str) -> MeterKit:
+    """The kit of another process: it shares nothing with the first one but the store."""
+    return MeterKit(
+        at.kit.catalog,
+        redis_url=url,
+        clock=at.clock,
+        key_prefix=at.kit.store.keys.prefix,
+        shards=4,
+        flush=False,
+    )
+
+
+async def test_the_customer_who_began_a_job_pays_whoever_polls(store_url: str) -> None:
+    async with metered(saying(response("queued"), response("completed")), store_url) as at:
+        await asked(at, "/auto")
+        for _ in range(2):
+            answer = await at.client.get("/auto", headers={"x-customer-id": "other"})
+            assert answer.status_code == 200
+            await asked(at, "/auto", method="GET", body=b"")
+        assert [(600, 400), (0, 0)] == await of_each(at.kit)
+
+
+@pytest.mark.parametrize("said", [None, "acme", "other"])
+async def test_a_worker_settles_a_job_in_another_process(said: str | None, store_url: str) -> None:
+    """A webhook has the provider's id alone: the store knows the customer."""
+    async with metered(saying(response("queued")), store_url) as at:
+        await asked(at, "/auto")
+        async with another(at, store_url) as worker:
+            for _ in range(2):
+                counted = await worker.record_usage(said, response("completed"))
+                assert counted is not None
+                assert (600, 400) == (counted.input_tokens, counted.output_tokens)
+            assert [(600, 400), (0, 0)] == await of_each(worker)
+
+
+async def test_without_a_customer_only_a_job_that_is_known_counts(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with metered(saying(response("queued")), store_url) as at:
+        assert await at.kit.record_usage(None, response("completed")) is None
+        (record,) = caplog.records
+        assert (logging.WARNING, True) == (record.levelno, "give the customer" in record.getMessage())
+        # It is not lost for whoever knows the customer.
+        await at.kit.record_usage("acme", response("completed"))
+        assert [(600, 400), (0, 0)] == await of_each(at.kit)
+        with pytest.raises(MeterkitError, match="no customer"):
+            await at.kit.record_usage(None, {"id": "c1", "choices": [], "usage": chat_usage(3, 4)})
+        with pytest.raises(MeterkitError, match="call_id: found an empty text"):
+            await at.kit.record_usage("acme", response("completed"), call_id="")
+
+
+async def test_a_job_of_an_anonymous_customer_stays_theirs(store_url: str) -> None:
+    async with metered(saying(response("queued")), store_url, plans=ANONYMOUS) as at:
+        await at.app(_without_customer(), _nothing, _ignore)
+        async with another(at, store_url) as worker:
+
+            async def is_known() -> bool:
+                return await worker.record_usage(None, response("completed")) is not None
+
+            await eventually(is_known)
+            assert (0, 0) == await tokens(worker, customer="127.0.0.1")
+
+
+def _without_customer() -> Scope:
+    return {**http_scope("/auto", method="POST"), "headers": []}
+
+
+async def _nothing() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _ignore(message: Message) -> None:
+    del message
+
+
+async def test_a_job_that_ends_twice_counts_as_at_its_first_end(store_url: str) -> None:
+    """A provider may report it again with other figures, and without any before."""
+    more = {"input_tokens": 6000, "output_tokens": 4000, "total_tokens": 10_000}
+    async with metered(saying(response("queued")), store_url) as at:
+        for end in (
+            response("completed", usage=None),
+            response("completed"),
+            response("completed", usage=more),
+            response("failed", usage=more),
+        ):
+            await at.kit.record_usage("acme", end)
+        assert (600, 400) == await tokens(at.kit)
+
+
+async def test_the_model_that_the_end_reports_counts(store_url: str) -> None:
+    answers = [response("queued", model="small"), response("completed", model="large-2")]
+    async with metered(saying(*answers), store_url, plans=BY_MODEL) as at:
+        await asked(at, "/auto")
+        await asked(at, "/auto", method="GET", body=b"")
+        assert (600, 400, 400) == await tokens(at.kit, "input_tokens", "output_tokens", "large_output")
+
+
+async def test_a_poll_that_is_not_billed_leaves_the_job_to_the_next_one(store_url: str) -> None:
+    """F-132: who hangs up on the first poll does not get the job for nothing."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        record_usage(response("completed"))
+        status = 500 if scope["method"] == "GET" else 200
+        await answering([b"{}"], "text/plain", status=status)(scope, receive, send)
+
+    async with metered(app, store_url) as at:
+        await asked(at, "/none", method="GET", body=b"")
+        assert (0, 0) == await tokens(at.kit)
+        await asked(at, "/none")
+        assert (600, 400) == await tokens(at.kit)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [openai_line("a"), compact(openai_line("a")), json.dumps(ANTHROPIC_LINE), GEMINI_LINE],
+    ids=["openai", "openai's bytes", "anthropic's text", "gemini"],
+)
+async def test_a_line_of_a_batch_counts_once(line: object, store_url: str) -> None:
+    async with metered(saying(response("queued")), store_url) as at:
+        for _ in range(2):
+            await at.kit.record_usage("acme", line, call_id="batch_1")
+        assert (3, 4) == await tokens(at.kit)
+        await at.kit.record_usage("acme", line, call_id="batch_2")
+        assert (6, 8) == await tokens(at.kit)
+        with pytest.raises(MeterkitError, match="line 'a' of a batch was given without call_id"):
+            await at.kit.record_usage("acme", line)
+
+
+async def test_a_line_that_failed_counts_nothing(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    failed: list[dict[str, Any]] = [
+        {**openai_line("a"), "response": None, "error": {"code": "batch_expired", "message": "m"}},
+        {"custom_id": "b", "result": {"type": "errored", "error": {}}},
+        {"key": "c", "error": {"code": 3}},
+    ]
+    async with metered(saying(response("queued")), store_url) as at:
+        for line in failed:
+            assert await at.kit.record_usage("acme", line, call_id="batch_1") is None
+        assert (0, 0) == await tokens(at.kit)
+    assert [] == caplog.records
+
+
+@pytest.mark.parametrize("lines_first", [True, False])
+async def test_a_batch_is_counted_by_its_lines_or_by_its_sum(lines_first: bool, store_url: str) -> None:
+    async with metered(saying({**BATCH, "status": "in_progress"}), store_url) as at:
+        await asked(at, "/auto")
+        await at.kit.record_usage("acme", BATCH)  # Without figures it stands for nothing.
+        steps = [
+            (openai_line("a"), "batch_1"),
+            (openai_line("b"), "batch_1"),
+            (BATCH | {"usage": USAGE}, None),
+        ]
+        for obj, call_id in steps if lines_first else reversed(steps):
+            await at.kit.record_usage(None, obj, call_id=call_id)
+        assert ((6, 8) if lines_first else (600, 400)) == await tokens(at.kit)
+
+
+async def test_lines_of_many_customers_may_be_in_one_batch(store_url: str) -> None:
+    """Where no request began it the store knows nobody: each line is its customer's."""
+    async with metered(saying(response("queued")), store_url) as at:
+        await at.kit.record_usage("acme", openai_line("a"), call_id="batch_1")
+        await at.kit.record_usage("other", openai_line("b"), call_id="batch_1")
+        assert [(3, 4), (3, 4)] == await of_each(at.kit)
+
+
+async def test_an_answer_may_be_counted_under_an_id_of_its_job(store_url: str) -> None:
+    answer: dict[str, Any] = {
+        "id": "c1",
+        "object": "chat.completion",
+        "model": "m",
+        "choices": [],
+        "usage": chat_usage(3, 4),
+    }
+    async with metered(saying(response("queued")), store_url) as at:
+        for obj in (answer, SimpleNamespace(**answer), {**answer, "id": "c2"}):
+            await at.kit.record_usage("acme", obj, call_id="operation-7")
+        assert (3, 4) == await tokens(at.kit)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_an_end_that_is_seen_while_the_store_is_away_counts_when_it_is_back(
+    is_known: bool, valkey: Server
+) -> None:
+    """In the process that began the job, and in one that cannot know who pays."""
+    app = saying(response("queued"), response("completed"))
+    async with TcpProxy(valkey.port) as proxy, metered(app, proxy.url) as at:
+        await asked(at, "/auto")
+        if not is_known:
+            at.kit.store.outliving.owners.clear()
+        await proxy.set("refuse")
+        with pytest.raises(StoreError):
+            await at.kit.record_usage(None, response("completed"))
+        await ask(at, "/auto", method="GET", body=b"")
+        await proxy.set("pass")
+
+        async def is_counted() -> bool:
+            with suppress(StoreError):
+                return await of_each(at.kit) == [(600, 400), (0, 0)]
+            return False
+
+        await eventually(is_counted)
+        await asked(at, "/auto", method="GET", body=b"")
+        assert [(600, 400), (0, 0)] == await of_each(at.kit)
+
+
+@pytest.mark.parametrize(
+    "obj", [None, 7, b"", b"{", b"[]", {"custom_id": "a"}, {"key": "a", "value": 1}, {"response": {}}]
+)
+def test_other_objects_are_no_lines(obj: object) -> None:
+    assert batch_line(obj) is None
