@@ -161,3 +161,31 @@ def test_i12_an_older_release_gives_what_the_plan_does_and_keeps_the_override() 
     assert overrides_at(kept, now_ms) == overrides_at(stored, now_ms)
     assert overrides_at(kept, to_ms(UNTIL)).features == {}
     assert overrides_at(kept, now_ms).ends == {"requests": to_ms(UNTIL), "feature full": to_ms(UNTIL)}
+
+
+PRICED = """
+schema: 1
+currency: usd
+default_plan: basic
+meters:
+  tokens: {unit: token, stripe: {event_name: ai_tokens}}
+plans:
+  basic:
+    price: {amount_cents: 1000, interval: month}
+    meters: {tokens: {included: 0, overage: {bill: {per: 1, amount_cents: 5}}}}
+  cheaper:
+    price: {amount_cents: 2000, interval: month}
+    meters: {tokens: {included: 0, overage: {bill: {per: 1, amount_cents: 3}}}}
+"""
+
+
+async def test_a_price_that_ends_is_that_of_the_units_recorded_under_it_after_a_change_of_plan() -> None:
+    """Once the plan had changed they were shown at the earlier plan's price: 50 cents for 20."""
+    own = {"tokens": {"overage": {"bill": {"per": 1, "amount_cents": 2}}}}
+    async with kit_of("memory://", Clock(NOW), PRICED) as kit:
+        await kit.customers.override("acme", own, until=UNTIL)
+        await kit.customers.set_plan("acme", "basic")
+        await kit.record("acme", "tokens", 10)
+        assert (await kit.usage("acme"))["meters"]["tokens"]["overage_cents"] == 20
+        await kit.customers.set_plan("acme", "cheaper")
+        assert (await kit.usage("acme"))["meters"]["tokens"]["overage_cents"] == 20

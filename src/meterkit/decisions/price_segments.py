@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog import override
+from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def label_of(entitlement: Entitlement) -> str:
     return f"{overage.per or 1}/{overage.amount_cents}"
 
 
-def ended_labels(before: Plan, after: Plan, state: CustomerState, catalog: Catalog) -> dict[str, str]:
+def ended_labels(
+    before: Plan, after: Plan, state: CustomerState, catalog: Catalog, now_ms: int
+) -> dict[str, str]:
     """The labels of the prices that end where one plan follows another, each by its meter's token.
 
     Args:
@@ -59,10 +62,12 @@ def ended_labels(before: Plan, after: Plan, state: CustomerState, catalog: Catal
         after: the plan in force from now on.
         state: of the customer, whose overrides lie over both.
         catalog: where the plans are.
+        now_ms: the instant of the change; overrides that have ended by then lie over neither.
     """
     if before.key == after.key:
         return {}
-    old, new = (override(catalog, plan, state.overrides) for plan in (before, after))
+    own = overrides_at(state.overrides, now_ms).meters
+    old, new = (override(catalog, plan, own) for plan in (before, after))
     return {
         meter_token(name): label_of(old[name])
         for name, meter in catalog.meters.items()

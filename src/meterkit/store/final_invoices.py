@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import override
 from meterkit.catalog.money import money
+from meterkit.decisions.customer_overrides import next_end_ms, overrides_at
 from meterkit.decisions.finality import MARGIN_MS, OWN_HOUR_MS, renewals_of
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.program import reported_parts
@@ -32,7 +33,9 @@ def invoice_terms(view: CustomerView, now_ms: int) -> str:
     status = "" if subscription is None else subscription.status_at(now_ms)
     plan = None if subscription is None else subscription.plan_at(now_ms)
     is_billed = status in _BILLED and view.cache.catalog.billing.late_usage == "next_period"
-    meters = view.once(("late", plan, is_billed), lambda: _meters(view, plan, is_billed=is_billed))
+    turn_ms = next_end_ms(view.state.overrides, now_ms)
+    key = ("late", plan, is_billed, turn_ms)
+    meters = view.once(key, lambda: _meters(view, plan, now_ms, is_billed=is_billed))
     return (
         f'{{"since":{renewals.since_ms},"before":{renewals.before_ms},"latest":{renewals.latest_ms},'
         f'"hour":{OWN_HOUR_MS},"margin":{MARGIN_MS},"meters":{meters}}}'
@@ -59,10 +62,10 @@ def late_class(own: Entitlement | None, meter: Meter) -> str:
     return "overage" if overage else "included" if included else ""
 
 
-def _meters(view: CustomerView, plan: str | None, *, is_billed: bool) -> str:
+def _meters(view: CustomerView, plan: str | None, now_ms: int, *, is_billed: bool) -> str:
     """By token: in which class the open period records late usage (empty: in none), the name, the price."""
     catalog = view.cache.catalog
-    given = _entitlements(view, plan)
+    given = _entitlements(view, plan, now_ms)
     found: dict[str, tuple[str, str, str]] = {}
     for name, meter in catalog.meters.items():
         if meter.stripe is not None and meter.kind == "counter":
@@ -72,13 +75,14 @@ def _meters(view: CustomerView, plan: str | None, *, is_billed: bool) -> str:
     return json.dumps(found, separators=(",", ":"))
 
 
-def _entitlements(view: CustomerView, plan: str | None) -> Mapping[str, Entitlement]:
+def _entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
     """Of the subscription's own plan, which Stripe bills whatever else is in force."""
     catalog = view.cache.catalog
     own = catalog.plans.get(plan or "")
     if own is None:
         return {}
-    return override(catalog, own, view.state.overrides) if view.state.overrides else own.entitlements
+    overrides = overrides_at(view.state.overrides, now_ms).meters
+    return override(catalog, own, overrides) if overrides else own.entitlements
 
 
 def root_meter(name: str, catalog: Catalog) -> str:

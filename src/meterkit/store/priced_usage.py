@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from meterkit.catalog import override
+from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import label_of, segments_of
@@ -48,7 +49,8 @@ async def priced_usage(
     names = [name for name in meters if name in catalog.meters]
     if plan is None or not names:
         return {}
-    given, start_ms = override(catalog, plan, state.overrides), to_ms(period["start"])
+    start_ms, last_ms = to_ms(period["start"]), to_ms(period["end"]) - 1
+    given = override(catalog, plan, overrides_at(state.overrides, last_ms).meters)
     fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in names for kind in "st"]
     admin, totals = await store.admin(), store.keys.customer(usage["customer"]).totals
     kept = iter(await admin.ask(admin.client.hmget(totals, fields)))

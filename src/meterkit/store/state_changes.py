@@ -175,7 +175,9 @@ def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[s
 def _ended(before: InForce, after: InForce, changed: CustomerState, catalog: Catalog) -> dict[str, object]:
     """The prices that end with this change, and when (ms)."""
     plan = catalog.plans.get(before.plan)
-    labels = {} if plan is None else ended_labels(plan, catalog.plans[after.plan], changed, catalog)
+    labels = (
+        {} if plan is None else ended_labels(plan, catalog.plans[after.plan], changed, catalog, after.at_ms)
+    )
     return {"at": str(after.at_ms), "labels": labels}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import override
 from meterkit.decisions.ambiguity import compare_in_ms
+from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.store.final_invoices import late_class, price_in_words, root_meter
@@ -73,9 +74,9 @@ async def strand_usage(
     """
     catalog, now_ms = store.catalog, store.now_ms()
     old, new = (_plan(state, catalog, now_ms) for state in (before, after))
-    given = None if old is None else override(catalog, old, after.overrides)
+    given = None if old is None else override(catalog, old, overrides_at(after.overrides, now_ms).meters)
     meters = {
-        meter_token(name): (*_again(meter, new, after, catalog), _price(given, meter, catalog))
+        meter_token(name): (*_again(meter, new, after, catalog, now_ms), _price(given, meter, catalog))
         for name, meter in catalog.meters.items()
         if meter.stripe is not None and meter.stripe.event_name in switch.events
     }
@@ -99,7 +100,7 @@ async def strand_usage(
             "meters": meters,
             "pending": sorted(pending),
             "since": since,
-            "labels": {} if old is None or new is None else ended_labels(old, new, after, catalog),
+            "labels": {} if old is None or new is None else ended_labels(old, new, after, catalog, now_ms),
             "changed": str(next_minute_ms(now_ms)),
             "rev": switch.rev,
             "cause": switch.cause,
@@ -121,11 +122,11 @@ async def strand_intent(store: Store, kept: Kept, *, cause: str) -> bool:
     Raises:
         StoreError: the store does not answer, or what it keeps of the customer is damaged.
     """
-    catalog, token = store.catalog, kept.fields["meter"]
+    catalog, token, now_ms = store.catalog, kept.fields["meter"], store.now_ms()
     _, state = await States(store).read(kept.customer)
-    plan = _plan(state, catalog, store.now_ms())
+    plan = _plan(state, catalog, now_ms)
     meter = next((one for name, one in catalog.meters.items() if meter_token(name) == token), None)
-    again = ("", kept.fields["event"]) if meter is None else _again(meter, plan, state, catalog)
+    again = ("", kept.fields["event"]) if meter is None else _again(meter, plan, state, catalog, now_ms)
     asked: dict[str, Any] = {
         "pending": [],
         "since": {},
@@ -186,11 +187,13 @@ def _plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:
     return None if subscription is None else catalog.plans.get(subscription.plan_at(now_ms) or "")
 
 
-def _again(meter: Meter, plan: Plan | None, state: CustomerState, catalog: Catalog) -> tuple[str, str]:
+def _again(
+    meter: Meter, plan: Plan | None, state: CustomerState, catalog: Catalog, now_ms: int
+) -> tuple[str, str]:
     """The class that late usage of a meter is recorded in again (empty: none), and the meter's name."""
     kind = ""
     if plan is not None and catalog.billing.late_usage == "next_period":
-        given = override(catalog, plan, state.overrides)
+        given = override(catalog, plan, overrides_at(state.overrides, now_ms).meters)
         kind = late_class(given[root_meter(meter.name, catalog)], meter)
     return kind, meter.name
 

@@ -172,7 +172,8 @@ class Changing:
             yield
             return
         _, state = await self._states.read(customer)
-        async with self._cut(customer, ended_labels(current, target.plan, state, self._catalog)):
+        ended = ended_labels(current, target.plan, state, self._catalog, self._store.now_ms())
+        async with self._cut(customer, ended):
             yield
 
     @property
