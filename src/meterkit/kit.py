@@ -18,9 +18,9 @@ from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.program import Demand
 from meterkit.delivery.background import delivery_tasks, flusher_for
-from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.transports import transport_of
 from meterkit.errors import MeterkitError
+from meterkit.insights.audit.journal import journal_of
 from meterkit.notify import Handlers, Teller
 from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
 from meterkit.redis.url import choose_store
@@ -33,7 +33,7 @@ from meterkit.store.reservations import Reservation
 from meterkit.store.store import Store
 from meterkit.store.turns import follow_turns
 from meterkit.store.used import Used
-from meterkit.subscribing import StripeAccess, customers_of, subscriptions_of, webhooks_of
+from meterkit.subscribing import StripeAccess, customers_of, reconciler_of, subscriptions_of, webhooks_of
 from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class MeterKit:
         self.gauges = Gauges(self.store)
         self.outbox = Intents(self.store)
         stripe = StripeAccess(self.settings)
-        self.reconcile = Reconciler(self.store, stripe.api).reconcile
+        self.reconcile = reconciler_of(self.store, self.settings, stripe).reconcile
         self.webhooks = webhooks_of(self.store, self.settings, stripe)
         self.subscriptions = subscriptions_of(self.store, self.settings, stripe, self.webhooks.fetch, contact)
         self.customers = customers_of(self.store, self.settings, stripe, self.webhooks, self.subscriptions)
@@ -365,7 +365,7 @@ class MeterKit:
         Raises:
             SettingsError: no Stripe key is set.
         """
-        return flusher_for(self.store, self.settings, self.webhooks.fetch)
+        return flusher_for(self.store, self.settings, self.webhooks.fetch, journal_of(self.settings))
 
     async def reload(self) -> bool:
         """Read the plans file again, and decide by it from now on; done by itself after it has changed.

@@ -10,7 +10,9 @@ from meterkit.delivery.background import flusher_for
 from meterkit.delivery.counting import until_counted
 from meterkit.delivery.customer_delivery import deliver_customer, undelivered
 from meterkit.delivery.cutting import Cutter
+from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.refused import take_refusals
+from meterkit.insights.audit.journal import journal_of
 from meterkit.store.customers import Customers
 from meterkit.store.state_changes import States
 from meterkit.stripe.api import StripeApi
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.contact import ContactSource
 
-__all__ = ["StripeAccess", "customers_of", "subscriptions_of", "webhooks_of"]
+__all__ = ["StripeAccess", "customers_of", "reconciler_of", "subscriptions_of", "webhooks_of"]
 
 _logger = logging.getLogger("meterkit.subscriptions")
 
@@ -62,6 +64,11 @@ class StripeAccess:
         """Close the connections of the running event loop."""
         if self._made is not None:
             await self._made.close()
+
+
+def reconciler_of(store: Store, settings: Settings, access: StripeAccess) -> Reconciler:
+    """Compares a kit's books with Stripe's."""
+    return Reconciler(store, access.api, journal_of(settings))
 
 
 def webhooks_of(store: Store, settings: Settings, access: StripeAccess) -> Webhooks:
@@ -103,7 +110,7 @@ def subscriptions_of(
         fetch: fetches a customer's subscription from Stripe into the store.
         contact: gives what a Stripe customer is made with.
     """
-    flusher = partial(flusher_for, store, settings, fetch)
+    flusher = partial(flusher_for, store, settings, fetch, journal_of(settings))
     deliver = partial(_deliver, store, flusher, access)
     cutter = Cutter(store, flusher, access.api)
     return Subscriptions(store, access.api, fetch=fetch, deliver=deliver, cut=cutter.cut, contact=contact)

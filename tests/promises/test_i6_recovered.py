@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
 from delivering import NOW, kit_for
 from faults import eventually
-from houses import CUSTOMERS, House, linked
+from houses import linked
 from meterkit import StoreError
-from meterkit.delivery.recovering import Recoverer
-from meterkit.delivery.summaries import StripeSummaries
-from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.stripe import api
-from meterkit.stripe.api import StripeApi
-from meterkit.testing import Clock, StripeEmulator
 from proxy import TcpProxy
+from recovering import drained, hours_later, house_at, recover, settings_of
 from servers import spawn_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
-
-    from meterkit import MeterKit
-    from meterkit.delivery.recovering import Recovered
-    from meterkit.insights.audit.rebuilt import Rebuilt
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120), pytest.mark.parametrize("audited", [False, True])]
 
@@ -39,55 +29,6 @@ def unpaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask the emulator as fast as it answers, not 20 times in a second."""
     monkeypatch.setattr(api, "_PER_ENDPOINT_S", 10_000.0)
     monkeypatch.setattr(api, "_LIVE_PER_S", 10_000.0)
-
-
-class Told(NamedTuple):
-    """What recovering has said."""
-
-    recovered: Sequence[Recovered]
-    rebuilt: Sequence[Rebuilt]
-
-
-@asynccontextmanager
-async def house_at(tmp_path: Path, start: datetime) -> AsyncGenerator[House]:
-    clock = Clock(start)
-    emulator = StripeEmulator(clock=clock, summary_lag_s=60)
-    for customer in CUSTOMERS:
-        emulator.add_customer(f"cus_{customer}")
-    async with emulator.serve() as url:
-        yield House(tmp_path, url, emulator, clock)
-
-
-def settings_of(tmp_path: Path, *, audited: bool) -> dict[str, Any]:
-    return {"audit_url": f"sqlite:///{tmp_path}/audit.db"} if audited else {}
-
-
-async def drained(kit: MeterKit) -> None:
-    """Have what waits for the audit database written to it, as happens every two seconds."""
-    if kit.settings.audit_url is not None:
-        await drainer_of(kit.store, kit.settings).drain()
-
-
-async def recover(kit: MeterKit) -> Told:
-    """What ``meterkit recover`` does."""
-    summaries = StripeSummaries(StripeApi(kit.settings))
-    try:
-        recoverer = Recoverer(kit.store, summaries)
-        assert await recoverer.not_compared() == 0
-        recovered = await recoverer.recover()
-        if kit.settings.audit_url is None:
-            return Told(recovered, ())
-        rebuilder = Rebuilder(kit.store, drainer_of(kit.store, kit.settings), summaries)
-        return Told(recovered, await rebuilder.rebuild())
-    finally:
-        await summaries.close()
-
-
-async def hours_later(house: House, kit: MeterKit) -> None:
-    """Have what may be at Stripe compared, twice, and all that waits delivered."""
-    for _ in range(2):
-        house.clock.advance(timedelta(hours=2, minutes=10))
-        await house.settle(kit)
 
 
 async def test_i6_i11_a_backup_one_hour_old(tmp_path: Path, audited: bool) -> None:

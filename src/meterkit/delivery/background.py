@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.delivery.closing import Closer
+from meterkit.delivery.journaling import JournaledTransport
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.delivery.transports import transport_of
 from meterkit.stripe.api import StripeApi
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.delivery.flusher import Flusher
+    from meterkit.delivery.sending import Transport
     from meterkit.settings import Settings
+    from meterkit.store.journal import Journal
     from meterkit.store.store import Store
 
 __all__ = ["delivery_tasks", "flush_forever", "flusher_for"]
@@ -27,7 +30,10 @@ _PASS_EVERY_S: Final = 5.0
 
 @asynccontextmanager
 async def flusher_for(
-    store: Store, settings: Settings, look: Callable[[str], Awaitable[object]] | None = None
+    store: Store,
+    settings: Settings,
+    look: Callable[[str], Awaitable[object]] | None = None,
+    journal: Journal | None = None,
 ) -> AsyncGenerator[Flusher]:
     """A flusher that keeps its connections to Stripe until the block ends.
 
@@ -35,16 +41,20 @@ async def flusher_for(
         store: where usage is counted.
         settings: how it is sent.
         look: see :class:`meterkit.delivery.flusher.Flusher`.
+        journal: gets what Stripe has accepted; None: there is none.
 
     Raises:
         SettingsError: no Stripe key is set.
     """
-    transport = transport_of(settings)
+    transport: Transport = transport_of(settings)
+    if journal is not None:
+        transport = JournaledTransport(transport, journal, store.now_ms)
     summaries = StripeSummaries(StripeApi(settings))
     try:
         module: Any = import_module("meterkit.delivery.flusher")
+        calls_per_s = settings.meter_event_calls_per_s
         yield module.Flusher(
-            store, transport, calls_per_s=settings.meter_event_calls_per_s, summaries=summaries, look=look
+            store, transport, calls_per_s=calls_per_s, summaries=summaries, look=look, journal=journal
         )
     finally:
         await transport.close()

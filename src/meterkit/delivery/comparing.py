@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.report import FlushReport
     from meterkit.delivery.summaries import Summaries
     from meterkit.delivery.verdicts import Verdict
+    from meterkit.store.journal import Journal
     from meterkit.store.store import Store
 
 __all__ = ["CAUSE", "Comparer"]
@@ -50,13 +51,14 @@ class Comparer:
     Args:
         store: where the intents are.
         summaries: what Stripe says.
+        journal: has what Stripe has accepted; None: there is none.
     """
 
-    def __init__(self, store: Store, summaries: Summaries) -> None:
+    def __init__(self, store: Store, summaries: Summaries, journal: Journal | None = None) -> None:
         self._store = store
         self._summaries = summaries
         self._late = LateIntents(store)
-        self._forgotten = Forgotten(store, summaries)
+        self._forgotten = Forgotten(store, summaries, journal)
 
     async def compare_due(self, report: FlushReport) -> None:
         """Compare all that is due; what Stripe has counts as delivered in the report.
@@ -180,6 +182,9 @@ class Comparer:
             return Judged(verdict="person", why=f"Stripe gives no summary of its minute: {error}")
         if counted is not None:
             counted -= int(fields.get("base", "0"))
+            if "since" in fields:  # The base has what was sent for a Stripe customer of before, too.
+                names = (kept.customer, fields["event"], fields["stripe"])
+                counted += await self._forgotten.elsewhere(*names, span_s)
         now = Look(counted=counted, at_ms=self._store.now_ms())
         before = None
         if "looked" in fields:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.sending import Transport
     from meterkit.delivery.summaries import Summaries
     from meterkit.store.intents import Attempt, Move
+    from meterkit.store.journal import Journal
     from meterkit.store.sealing import Sealing
     from meterkit.store.store import Store
 
@@ -66,6 +67,7 @@ class Flusher:
         summaries: what says whether Stripe has an intent whose first try is long ago; None: it stays parked.
         look: fetches a customer's subscription from Stripe into the store; None: nobody's is fetched before
             usage is sent that has waited.
+        journal: has what Stripe has accepted; None: there is none.
     """
 
     def __init__(
@@ -78,11 +80,12 @@ class Flusher:
         timeout_s: float = 10.0,
         summaries: Summaries | None = None,
         look: Callable[[str], Awaitable[object]] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._store = store
-        self._comparer = None if summaries is None else Comparer(store, summaries)
+        self._comparer = None if summaries is None else Comparer(store, summaries, journal)
         self._compared_ms = 0
-        self._restarts = None if summaries is None else Restarts(store, summaries)
+        self._restarts = None if summaries is None else Restarts(store, summaries, journal)
         self._late = LateIntents(store)
         self._first = FirstLook(store, look)
         self._sender = Sender(

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.decisions.periods import from_ms, stamped_span_s
+from meterkit.delivery.hourly import Hourly
+from meterkit.errors import MeterkitError
 from meterkit.store.delivered import delivered_lately
 from meterkit.store.history import is_relinked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from meterkit.delivery.summaries import Summaries
+    from meterkit.store.delivered import Delivered
+    from meterkit.store.journal import Journal, JournalRow
     from meterkit.store.store import Store
 
-__all__ = ["Forgotten", "Gap"]
+__all__ = ["Deliveries", "Forgotten", "Gap"]
+
+_logger = logging.getLogger("meterkit.delivery")
 
 _DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 _MINUTE_S: Final = 60
@@ -26,9 +33,14 @@ _AT_ONCE: Final = 8
 # A seal stamps with a minute that is free: the one before it, or up to three ahead.
 _BEFORE_S: Final = _MINUTE_S
 _BEHIND_S: Final = 4 * _MINUTE_S
+# An identifier that was accepted so long before the gap is not needed to tell deliveries of the gap apart.
+_NEAR_MS: Final = 2 * 86_400_000
 # Longer gaps are looked at by the hour.
 _BY_MINUTES_S: Final = 6 * _HOUR_S
 _EXACT_S: Final = 36 * _HOUR_S
+
+Deliveries: TypeAlias = "Mapping[tuple[str, str, str], Sequence[Delivered]]"
+"""What a shard knows of as delivered, by customer, Stripe customer and event name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +72,26 @@ class Forgotten:
     Args:
         store: what may have forgotten deliveries.
         summaries: what Stripe says.
+        journal: has what Stripe has accepted; None: there is none.
     """
 
-    def __init__(self, store: Store, summaries: Summaries) -> None:
+    def __init__(self, store: Store, summaries: Summaries, journal: Journal | None = None) -> None:
         self._store = store
         self._summaries = summaries
+        self._journal = journal
+        self._journal_fails = Hourly()
+
+    async def delivered(self, customer: str) -> Deliveries:
+        """Each delivery that the store keeps of a customer's shard.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        admin = (await self._store.admin()).for_delivery()
+        found: dict[tuple[str, str, str], list[Delivered]] = {}
+        async for one in delivered_lately(admin, self._store.keys, self._store.keys.customer(customer).shard):
+            found.setdefault((one.customer, one.stripe_customer, one.event_name), []).append(one)
+        return found
 
     async def unknown(
         self,
@@ -76,11 +103,14 @@ class Forgotten:
         gap: Gap,
         names: Mapping[str, str],
         is_exact: bool = False,
+        deliveries: Deliveries | None = None,
+        taken_s: Collection[int] | None = None,
     ) -> int:
         """How many units Stripe has that the store does not know of; 0 or less: none.
 
         Units that were taken back hide as many that were delivered in a sum. Each intent has a minute of its
-        own, so the minutes of the gap tell them apart.
+        own, so the minutes of the gap tell them apart. The journal tells them apart by their identifiers.
+        Either may lack something: the larger of both numbers counts, so that nothing is billed twice.
 
         Args:
             customer: whose.
@@ -90,64 +120,162 @@ class Forgotten:
             gap: when deliveries may have been forgotten.
             names: the event names of the meters that the store knows, by token.
             is_exact: whether the number matters; else whether there are any is enough.
+            deliveries: of the customer's shard; None: they are read.
+            taken_s: minutes (s) that intents of the line have which are not delivered; None: not known, and
+                more calls are made.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
+        if deliveries is None:
+            deliveries = await self.delivered(customer)
+        known = deliveries.get((customer, stripe_customer, event_name), ())
+        journaled = await self._journaled(customer, event_name, stripe_customer, gap, known)
+        if journaled > 0 and not is_exact:
+            return journaled
         span_s = stamped_span_s(since_ms, self._store.now_ms())
         counted = await self._summaries.counted(event_name, stripe_customer, *span_s)
         if counted is None:
-            return 0
-        made = await self._delivered(customer, event_name, stripe_customer)
+            return journaled
+        made: dict[int, int] = {}
+        for one in known:
+            made[one.time_s] = made.get(one.time_s, 0) + one.value
         if await is_relinked(self._store, customer, from_ms(since_ms)):  # Totals do not say to whom.
-            known = sum(units for minute_s, units in made.items() if minute_s >= span_s[0])
+            total = sum(units for minute_s, units in made.items() if minute_s >= span_s[0])
         else:
-            admin = (await self._store.admin()).for_delivery()
-            totals: dict[bytes, bytes] = await admin.ask(
-                admin.client.hgetall(self._store.keys.customer(customer).totals)
-            )
-            known = sum(
-                # What takes units back is counted apart.
-                int(value) * (1 if match[3] == b"d" else -1)
-                for name, value in totals.items()
-                if value.isdigit()
-                and (match := _DELIVERED.fullmatch(name))
-                and int(match[1]) >= since_ms
-                # Of all meters of the event name: one may have had another name in the plans file.
-                and names.get(match[2].decode()) == event_name
-            )
-        unknown = int(counted) - known
+            total = await self._total(customer, event_name, since_ms, names)
+        unknown = int(counted) - total
         if unknown > 0 and not is_exact:
             return unknown
-        most_s = _BY_MINUTES_S if not is_exact else _EXACT_S
-        return max(unknown, await self._in_minutes(event_name, stripe_customer, gap, made, most_s))
+        minutes = _Minutes(self._summaries, event_name, stripe_customer, made)
+        return max(unknown, journaled, await minutes.beyond(gap, unknown, taken_s, is_exact=is_exact))
 
-    async def _in_minutes(
-        self, event_name: str, stripe_customer: str, gap: Gap, made: Mapping[int, int], most_s: int
-    ) -> int:
-        """What single minutes of the gap have more than was delivered in them."""
-        first_s = (gap.from_ms // 1000 - _BEFORE_S) // _MINUTE_S * _MINUTE_S
-        last_s = (gap.till_ms // 1000 + _BEHIND_S) // _MINUTE_S * _MINUTE_S
-        step_s = _MINUTE_S if last_s - first_s <= most_s else _HOUR_S
-        at_once = asyncio.Semaphore(_AT_ONCE)
-
-        async def beyond(start_s: int) -> int:
-            async with at_once:
-                counted = await self._summaries.counted(
-                    event_name, stripe_customer, start_s, start_s + step_s
-                )
-            known = sum(made.get(one, 0) for one in range(start_s, start_s + step_s, _MINUTE_S))
-            return max(0, int(counted or 0) - known)
-
-        return sum(await asyncio.gather(*map(beyond, range(first_s, last_s, step_s))))
-
-    async def _delivered(self, customer: str, event_name: str, stripe_customer: str) -> Mapping[int, int]:
-        """By minute (s), what went to a Stripe customer of an event name, as far as each delivery is kept."""
+    async def _total(self, customer: str, event_name: str, since_ms: int, names: Mapping[str, str]) -> int:
+        """Units delivered in the periods since then, less those taken back, by the totals."""
         admin = (await self._store.admin()).for_delivery()
-        shard = self._store.keys.customer(customer).shard
-        made: dict[int, int] = {}
-        async for one in delivered_lately(admin, self._store.keys, shard):
-            if (one.customer, one.stripe_customer, one.event_name) == (customer, stripe_customer, event_name):
-                made[one.time_s] = made.get(one.time_s, 0) + one.value
-        return made
+        totals: dict[bytes, bytes] = await admin.ask(
+            admin.client.hgetall(self._store.keys.customer(customer).totals)
+        )
+        return sum(
+            # What takes units back is counted apart.
+            int(value) * (1 if match[3] == b"d" else -1)
+            for name, value in totals.items()
+            if value.isdigit()
+            and (match := _DELIVERED.fullmatch(name))
+            and int(match[1]) >= since_ms
+            # Of all meters of the event name: one may have had another name in the plans file.
+            and names.get(match[2].decode()) == event_name
+        )
+
+    async def _journaled(
+        self, customer: str, event_name: str, stripe_customer: str, gap: Gap, known: Sequence[Delivered]
+    ) -> int:
+        """Units under identifiers of the gap that the journal has and the store does not know of.
+
+        What the store knows of and the journal lacks was counted as delivered by a comparison before: it
+        stands for units that the journal has under another identifier.
+        """
+        rows = await self._rows(customer, event_name, gap.from_ms - _NEAR_MS)
+        written = {row.identifier for row in rows}
+        kept = {one.identifier for one in known}
+        since_ms = gap.from_ms - _BEFORE_S * 1000
+        forgotten = sum(
+            row.value
+            for row in rows
+            if row.value > 0
+            and row.stripe_customer == stripe_customer
+            and row.delivered_at_ms >= since_ms
+            and row.identifier not in kept
+        )
+        lacking = [
+            one.value
+            for one in known
+            if one.value > 0 and one.identifier not in written and one.time_s * 1000 >= since_ms
+        ]
+        if rows and lacking and self._journal_fails.is_due("lacks"):
+            _logger.warning(
+                "the journal of deliveries lacks what the store knows of as delivered, such as %d units of"
+                " customer %r; Stripe's sums decide there",
+                *(sum(lacking), customer),
+            )
+        return max(0, forgotten - sum(lacking))
+
+    async def elsewhere(
+        self, customer: str, event_name: str, stripe_customer: str, span_s: tuple[int, int]
+    ) -> int:
+        """Units of a span that were sent for other Stripe customers than this one, by the journal."""
+        start_s, end_s = span_s
+        rows = await self._rows(customer, event_name, start_s * 1000)
+        return sum(
+            row.value
+            for row in rows
+            if row.stripe_customer != stripe_customer and start_s <= row.minute_s < end_s
+        )
+
+    async def _rows(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
+        """What the journal has; nothing where it cannot be read."""
+        if self._journal is None:
+            return ()
+        try:
+            return await self._journal.read(customer, event_name, since_ms)
+        except MeterkitError as error:
+            if self._journal_fails.is_due("read"):
+                _logger.warning(
+                    "the journal of deliveries cannot be read; Stripe's sums alone are compared: %s", error
+                )
+            return ()
+
+
+class _Minutes:
+    """The minutes of a gap, one by one: what Stripe has counted in each against what was delivered in it.
+
+    Args:
+        summaries: what Stripe says.
+        event_name: of the meter at Stripe.
+        stripe_customer: the one at Stripe.
+        made: what was delivered, by minute (s).
+    """
+
+    def __init__(
+        self, summaries: Summaries, event_name: str, stripe_customer: str, made: Mapping[int, int]
+    ) -> None:
+        self._summaries = summaries
+        self._of = event_name, stripe_customer
+        self._made = made
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def beyond(self, gap: Gap, unknown: int, taken_s: Collection[int] | None, *, is_exact: bool) -> int:
+        """What single minutes of a gap have more than was delivered in them.
+
+        A seal stamps with a minute ahead of it only where the one before that is taken, or where prices
+        change. So Stripe is asked for those ahead only where the last minute of the gap is taken, or where
+        their sum is not 0.
+
+        Args:
+            gap: when deliveries may have been forgotten.
+            unknown: what Stripe has more than is known of, in all minutes.
+            taken_s: minutes (s) of intents that are not delivered; None: not known.
+            is_exact: whether long gaps are looked at by the minute as well.
+        """
+        first_s = (gap.from_ms // 1000 - _BEFORE_S) // _MINUTE_S * _MINUTE_S
+        till_s = gap.till_ms // 1000 // _MINUTE_S * _MINUTE_S
+        last_s = till_s + _BEHIND_S
+        if last_s - first_s > (_EXACT_S if is_exact else _BY_MINUTES_S):
+            return sum(max(0, one) for one in await self._more_than_made(first_s, last_s, _HOUR_S))
+        found = await self._more_than_made(first_s, till_s + _MINUTE_S, _MINUTE_S)
+        is_taken = taken_s is None or till_s in taken_s or till_s in self._made or any(found[-1:])
+        if is_taken or is_exact or unknown != sum(found):
+            found += await self._more_than_made(till_s + _MINUTE_S, last_s, _MINUTE_S)
+        return sum(max(0, one) for one in found)
+
+    async def _more_than_made(self, first_s: int, last_s: int, step_s: int) -> list[int]:
+        return list(
+            await asyncio.gather(*(self._one(start, step_s) for start in range(first_s, last_s, step_s)))
+        )
+
+    async def _one(self, start_s: int, step_s: int) -> int:
+        async with self._at_once:
+            counted = await self._summaries.counted(*self._of, start_s, start_s + step_s)
+        made = sum(self._made.get(one, 0) for one in range(start_s, start_s + step_s, _MINUTE_S))
+        return int(counted or 0) - made

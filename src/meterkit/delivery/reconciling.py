@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.invoicing import Invoicing
     from meterkit.delivery.summaries import Summaries
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
+    from meterkit.store.journal import Journal
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
@@ -139,11 +140,13 @@ class Reconciler:
     Args:
         store: where usage is counted.
         api: the way to Stripe; made when it is first needed.
+        journal: has what Stripe has accepted; None: there is none.
     """
 
-    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+    def __init__(self, store: Store, api: Callable[[], StripeApi], journal: Journal | None = None) -> None:
         self._store = store
         self._api = api
+        self._journal = journal
         self._prices: dict[str, Any] = {}
 
     def invoices(self) -> Invoices:
@@ -197,7 +200,7 @@ class Reconciler:
             is_open = first is not None and not may_be_sent_again(to_ms(first), now_ms)
             if (is_open or is_refused(intent.identifier)) and intent.compared_at is None:
                 await outbox.redrive(intent.identifier, by=CAUSE)
-        await Comparer(self._store, summaries).compare_due(FlushReport())
+        await Comparer(self._store, summaries, self._journal).compare_due(FlushReport())
 
     async def of_customer(
         self, usage: CustomerUsage, summaries: Summaries, invoices: Invoices

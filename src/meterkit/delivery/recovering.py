@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.summaries import Summaries
     from meterkit.store.event_names import Counted
+    from meterkit.store.journal import Journal
     from meterkit.store.kept_intents import Kept
     from meterkit.store.store import Store
 
@@ -106,12 +107,13 @@ class Recoverer:
     Args:
         store: where the intents are.
         summaries: what Stripe says.
+        journal: has what Stripe has accepted; None: there is none.
     """
 
-    def __init__(self, store: Store, summaries: Summaries) -> None:
+    def __init__(self, store: Store, summaries: Summaries, journal: Journal | None = None) -> None:
         self._store = store
         self._summaries = summaries
-        self._forgotten = Forgotten(store, summaries)
+        self._forgotten = Forgotten(store, summaries, journal)
         self._lives = ServerLives(store)
 
     async def not_compared(self) -> int:

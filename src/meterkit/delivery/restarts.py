@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -19,10 +20,12 @@ from meterkit.store.server_lives import ServerLives
 from meterkit.store.steering import steer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from meterkit.delivery.forgotten import Deliveries
     from meterkit.delivery.report import FlushReport
     from meterkit.delivery.summaries import Summaries
+    from meterkit.store.journal import Journal
     from meterkit.store.kept_intents import Kept
     from meterkit.store.outbox import Outbox
     from meterkit.store.server_lives import ServerLife
@@ -53,6 +56,7 @@ class _Line:
     Attributes:
         unknown: how much Stripe has that the store does not know of.
         gap: when deliveries may have been forgotten.
+        taken_s: minutes (s) of intents that are not delivered.
     """
 
     customer: str
@@ -60,6 +64,7 @@ class _Line:
     stripe_customer: str
     waiting: list[Kept] = field(default_factory=list["Kept"])
     unknown: int = 0
+    taken_s: Collection[int] = ()
     gap: Gap = _NO_GAP
 
 
@@ -74,13 +79,14 @@ class Restarts:
     Args:
         store: what is delivered from.
         summaries: what Stripe says.
+        journal: has what Stripe has accepted; None: there is none.
     """
 
-    def __init__(self, store: Store, summaries: Summaries) -> None:
+    def __init__(self, store: Store, summaries: Summaries, journal: Journal | None = None) -> None:
         self._store = store
         self._summaries = summaries
         self._lives = ServerLives(store)
-        self._forgotten = Forgotten(store, summaries)
+        self._forgotten = Forgotten(store, summaries, journal)
         self._has_begun = False
         self._said: set[str | None] = set()
         self._waits = Hourly()
@@ -158,9 +164,14 @@ class Restarts:
         await self._summaries.refresh()
         names = {token: counted.event_name for token, counted in (await outbox.meters()).items()}
         gap = Gap(from_ms=life.seen_ms or life.noticed_ms - _GAP_MS, till_ms=life.till_ms or life.noticed_ms)
-        for line in _lines(waiting, life.sealed_ms or self._store.now_ms()):
-            line.gap = gap
-            await self._compare_line(line, names, report)
+        lines, taken_s = (
+            _lines(waiting, life.sealed_ms or self._store.now_ms()),
+            await self._taken(shard, waiting),
+        )
+        deliveries: Deliveries = await self._forgotten.delivered(lines[0].customer) if lines else {}
+        for line in lines:
+            line.gap, line.taken_s = gap, taken_s[line.stripe_customer, line.event_name]
+            await self._compare_line(line, names, deliveries, report)
         await self._lives.confirm(shard, life)
         return True
 
@@ -169,7 +180,23 @@ class Restarts:
         admin = (await self._store.admin()).for_delivery()
         return [kept async for page in kept_in(self._store, admin, shard, "outbox") for kept in page]
 
-    async def _compare_line(self, line: _Line, names: Mapping[str, str], report: FlushReport) -> None:
+    async def _taken(self, shard: int, waiting: Iterable[Kept]) -> Mapping[tuple[str, str], set[int]]:
+        """The minutes (s) of intents that are not delivered, by Stripe customer and event name."""
+        admin = (await self._store.admin()).for_delivery()
+        found = defaultdict[tuple[str, str], set[int]](set)
+        apart = [
+            kept
+            for place in ("parked", "dead")
+            async for page in kept_in(self._store, admin, shard, place)
+            for kept in page
+        ]
+        for kept in (*waiting, *apart):
+            found[kept.fields["stripe"], kept.fields["event"]].add(kept.minute_s)
+        return found
+
+    async def _compare_line(
+        self, line: _Line, names: Mapping[str, str], deliveries: Deliveries, report: FlushReport
+    ) -> None:
         """Leave a line to be sent where Stripe has nothing of it; else tell apart what it may have."""
         try:
             line.unknown = await self._forgotten.unknown(
@@ -177,6 +204,8 @@ class Restarts:
                 since_ms=min(int(kept.fields["period"]) for kept in line.waiting),
                 gap=line.gap,
                 names=names,
+                deliveries=deliveries,
+                taken_s=line.taken_s,
             )
             if line.unknown > 0:
                 await self._part(line, report)
@@ -255,7 +284,7 @@ def _is_damage(error: Exception) -> bool:
     return error.__cause__ is None or is_of_a_key(error.__cause__)
 
 
-def _lines(waiting: Iterable[Kept], sealed_ms: int) -> Iterable[_Line]:
+def _lines(waiting: Iterable[Kept], sealed_ms: int) -> Sequence[_Line]:
     """Untried intents that were sealed by then, line by line."""
     lines: dict[tuple[str, str, str], _Line] = {}
     for kept in waiting:
@@ -263,4 +292,4 @@ def _lines(waiting: Iterable[Kept], sealed_ms: int) -> Iterable[_Line]:
             fields = kept.fields
             names = (kept.customer, fields["event"], fields["stripe"])
             lines.setdefault(names, _Line(*names)).waiting.append(kept)
-    return lines.values()
+    return list(lines.values())

@@ -23,10 +23,12 @@ class Delivered(NamedTuple):
     """A delivery.
 
     Attributes:
+        identifier: of the meter event.
         time_s: its timestamp in Unix seconds, a whole minute.
         value: in the meter's unit; 0: it was dropped.
     """
 
+    identifier: str
     customer: str
     stripe_customer: str
     event_name: str
@@ -45,4 +47,4 @@ async def delivered_lately(admin: Admin, keys: Keys, shard: int) -> AsyncGenerat
         for name, line in (await admin.ask(admin.client.hgetall(key))).items():
             customer, stripe_customer, event_name, time_s, value = json.loads(line)
             units = 0 if name.startswith(_DROPPED) else int(value)
-            yield Delivered(customer, stripe_customer, event_name, int(time_s), units)
+            yield Delivered(name.decode(), customer, stripe_customer, event_name, int(time_s), units)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.insights.audit.entries import CLASSES, Row
+from meterkit.store.journal import JournalRow
 
 try:
     from sqlalchemy import (
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Insert
 
-__all__ = ["TABLE", "Database", "Sums", "insert_once"]
+__all__ = ["DELIVERIES", "TABLE", "Database", "Sums", "insert_once"]
 
 Sums = dict[int, dict[str, dict[str, int]]]
 """By period (its first instant, ms) and meter, the units of each class."""
@@ -62,11 +63,28 @@ TABLE: Final = Table(
 )
 """A row for each event and meter; see :class:`meterkit.insights.audit.entries.Row`."""
 
+DELIVERIES: Final = Table(
+    "meterkit_deliveries",
+    MetaData(),
+    *(
+        Column(
+            name,
+            BigInteger if name in {"minute_s", "value", "delivered_at_ms"} else Text,
+            primary_key=name == "identifier",
+            nullable=False,
+        )
+        for name in JournalRow._fields
+    ),
+    Index("meterkit_deliveries_of_customer", "customer", "delivered_at_ms"),
+)
+"""The journal of deliveries; see :class:`meterkit.store.journal.JournalRow`."""
 
-def insert_once(dialect: str) -> Insert:
+
+def insert_once(dialect: str, table: Table = TABLE) -> Insert:
     """The statement that inserts a row unless it is there."""
-    made: Any = postgresql.insert(TABLE) if dialect == "postgresql" else sqlite.insert(TABLE)
-    statement: Insert = made.on_conflict_do_nothing(index_elements=["event", "meter"])
+    made: Any = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+    key = [column.name for column in table.primary_key]
+    statement: Insert = made.on_conflict_do_nothing(index_elements=key)
     return statement
 
 
@@ -96,7 +114,7 @@ class Database:
                 f"METERKIT_AUDIT_URL: found the asynchronous driver {self._engine.driver}; allowed are those"
                 " that block, such as postgresql+psycopg and sqlite",
             )
-        self._is_made = False
+        self._made: set[str] = set()
 
     def insert(self, rows: Sequence[Row]) -> None:
         """Insert rows, all or none; those that are there already stay as they are.
@@ -152,13 +170,12 @@ class Database:
         own = table.customer == customer
         units = [func.sum(table[name]) for name in CLASSES]
         with self._begun() as connection:
-            last = select(func.max(table.recorded_at_ms)).where(own, table.kind == "deleted")
-            deleted_ms = connection.execute(last).scalar()
+            deleted_ms = _deleted_ms(connection, customer)
             asked = select(table.period_start_ms, table.meter, func.max(table.recorded_at_ms), *units).where(
                 own,
                 table.period_start_ms >= since_ms,
                 table.kind.in_(_COUNTED),
-                table.recorded_at_ms > (deleted_ms or 0),
+                table.recorded_at_ms > deleted_ms,
             )
             of = (table.period_start_ms, table.meter)
             found: Any = connection.execute(asked.group_by(*of).order_by(*of)).all()
@@ -171,12 +188,40 @@ class Database:
             last_ms[period_ms] = max(last_ms.get(period_ms, 0), recorded_ms)
         return sums, last_ms
 
+    def insert_deliveries(self, rows: Sequence[JournalRow]) -> None:
+        """Insert rows of the journal, all or none; those that are there already stay as they are.
+
+        Raises:
+            MeterkitError: the database does not take them.
+        """
+        with self._begun(DELIVERIES) as connection:
+            statement = insert_once(self._engine.dialect.name, DELIVERIES)
+            connection.execute(statement, [row._asdict() for row in rows])
+
+    def deliveries(self, customer: str, event_name: str, since_ms: int) -> list[JournalRow]:
+        """The journal's rows of a customer and event name that were accepted since then, the oldest first.
+
+        Of a customer who was deleted: since that.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        table = DELIVERIES.c
+        with self._begun() as connection:
+            since_ms = max(since_ms, _deleted_ms(connection, customer))
+        asked = select(DELIVERIES).where(
+            table.customer == customer, table.event_name == event_name, table.delivered_at_ms >= since_ms
+        )
+        with self._begun(DELIVERIES) as connection:
+            return [JournalRow(*row) for row in connection.execute(asked.order_by(table.delivered_at_ms))]
+
     @contextmanager
-    def _begun(self) -> Generator[Connection]:
+    def _begun(self, table: Table = TABLE) -> Generator[Connection]:
         with self._words_kept():
-            if not self._is_made:
-                TABLE.metadata.create_all(self._engine)
-                self._is_made = True
+            # A user who may not make the journal's table still writes the audit log.
+            if table.name not in self._made:
+                table.metadata.create_all(self._engine)
+                self._made.add(table.name)
             with self._engine.begin() as connection:
                 yield connection
 
@@ -192,3 +237,10 @@ class Database:
             if password:
                 words = words.replace(str(password), "***")
             raise MeterkitError(f"the database of the audit log failed: {words:.300}") from None
+
+
+def _deleted_ms(connection: Connection, customer: str) -> int:
+    """When a customer was deleted last; 0: it was not."""
+    table = TABLE.c
+    last = select(func.max(table.recorded_at_ms)).where(table.customer == customer, table.kind == "deleted")
+    return connection.execute(last).scalar() or 0

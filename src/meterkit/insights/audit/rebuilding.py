@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView
 
 __all__ = ["Rebuilder", "Summaries"]
+
+_logger = logging.getLogger("meterkit.audit")
 
 _LEASE_S: Final = 35.0
 _TRIES: Final = 8
@@ -124,6 +127,7 @@ class Rebuilder:
         self._store = store
         self._drainer = drainer
         self._summaries = summaries
+        self._is_journal_lost = False
 
     async def rebuild(
         self,
@@ -345,7 +349,23 @@ class Rebuilder:
         if not run.is_refreshed:
             await self._summaries.refresh()
             run.is_refreshed = True
-        return int(await self._summaries.counted(event, books.stripe_customer, start_s, end_s) or 0)
+        counted = int(await self._summaries.counted(event, books.stripe_customer, start_s, end_s) or 0)
+        return max(counted, await self._journaled(books.customer, event, (start_s, end_s)))
+
+    async def _journaled(self, customer: str, event: str, span_s: tuple[int, int]) -> int:
+        """What Stripe has accepted by the journal, of whichever Stripe customer the units were sent for."""
+        start_s, end_s = span_s
+        read = partial(self._drainer.database.deliveries, customer, event, start_s * 1000)
+        try:
+            rows = await self._drainer.in_thread(read)
+        except MeterkitError as error:
+            if not self._is_journal_lost:
+                _logger.warning(
+                    "the journal of deliveries cannot be read; Stripe's sums alone are compared: %s", error
+                )
+            self._is_journal_lost = True
+            return 0
+        return sum(row.value for row in rows if start_s <= row.minute_s < end_s)
 
 
 def _token_of(name: str, known: Mapping[str, Counted]) -> str:

@@ -1,0 +1,110 @@
+"""Writes the journal of deliveries: group commit, behind the answers of Stripe."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from meterkit.delivery.hourly import Hourly
+from meterkit.errors import MeterkitError
+from meterkit.store.journal import JournalRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meterkit.delivery.outcomes import Outcome
+    from meterkit.delivery.sending import Transport
+    from meterkit.store.intents import Sealed
+    from meterkit.store.journal import Journal
+
+__all__ = ["JournaledTransport"]
+
+_logger = logging.getLogger("meterkit.delivery")
+
+_PAGE: Final = 500
+_WAITING_MOST: Final = 10_000
+_CLOSE_S: Final = 2.0
+
+
+class JournaledTransport:
+    """A transport that writes what Stripe has accepted into a journal.
+
+    Delivery never waits for the journal: rows that come while one batch is written form the next batch. Where
+    the journal fails, rows wait for the next delivery, 10,000 at most. A row that is lost does no harm: a
+    comparison after a restore goes by Stripe's sums as well.
+
+    Args:
+        transport: what delivers.
+        journal: where the rows go.
+        now_ms: the store's clock.
+    """
+
+    def __init__(self, transport: Transport, journal: Journal, now_ms: Callable[[], int]) -> None:
+        self._transport = transport
+        self._journal = journal
+        self._now_ms = now_ms
+        self._waiting: list[JournalRow] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._failures = Hourly()
+
+    @property
+    def most(self) -> int:
+        """How many intents a call takes."""
+        return self._transport.most
+
+    async def ready(self) -> Outcome | None:
+        """Get what is needed first; why it is not there."""
+        return await self._transport.ready()
+
+    async def send(self, *intents: Sealed) -> Outcome:
+        """Try once to deliver intents, all or none of them; note those that Stripe has."""
+        outcome = await self._transport.send(*intents)
+        is_sure = outcome.delivered and (len(intents) == 1 or not outcome.is_of_contents)
+        if is_sure:
+            self._note(intents)
+        return outcome
+
+    async def close(self) -> None:
+        """Give back connections, once the journal has what it takes within two seconds."""
+        await self._transport.close()
+        if self._waiting:
+            self._begin()
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await asyncio.wait((writing,), timeout=_CLOSE_S)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    def _note(self, intents: tuple[Sealed, ...]) -> None:
+        now_ms = self._now_ms()
+        self._waiting += [
+            JournalRow(
+                identifier=one.identifier,
+                customer=one.customer,
+                event_name=one.event_name,
+                stripe_customer=one.stripe_customer,
+                minute_s=one.timestamp,
+                value=one.value,
+                delivered_at_ms=now_ms,
+            )
+            for one in intents
+        ]
+        del self._waiting[_WAITING_MOST:]
+        self._begin()
+
+    def _begin(self) -> None:
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write(), name="meterkit journal")
+
+    async def _write(self) -> None:
+        try:
+            while page := self._waiting[:_PAGE]:
+                await self._journal.write(page)
+                del self._waiting[: len(page)]
+                self._failures.forget()
+        except MeterkitError as error:
+            if self._failures.is_due("write"):
+                _logger.warning(
+                    "the journal of deliveries is not written; usage is still delivered: %s", error
+                )

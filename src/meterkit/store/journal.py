@@ -1,0 +1,42 @@
+"""The journal of deliveries: a record of each identifier that Stripe has accepted, kept outside the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Journal", "JournalRow"]
+
+
+class JournalRow(NamedTuple):
+    """A meter event that Stripe has accepted.
+
+    Attributes:
+        identifier: of the meter event; Stripe counts it once.
+        stripe_customer: whom it was sent for.
+        minute_s: its timestamp in Unix seconds, a whole minute.
+        value: in the meter's unit; below 0: it takes units back.
+        delivered_at_ms: when Stripe answered.
+    """
+
+    identifier: str
+    customer: str
+    event_name: str
+    stripe_customer: str
+    minute_s: int
+    value: int
+    delivered_at_ms: int
+
+
+class Journal(Protocol):
+    """Keeps rows. Each method raises :class:`~meterkit.errors.MeterkitError` where it cannot."""
+
+    async def write(self, rows: Sequence[JournalRow]) -> None:
+        """Keep rows, all or none; a row that is there stays as it is."""
+        ...
+
+    async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
+        """The rows of a customer and event name that were accepted since then."""
+        ...

@@ -1,0 +1,266 @@
+"""The journal of deliveries: written behind Stripe's answers, and never waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from auditing import sqlite_in
+from delivering import NOW, kit_for
+from delivering import desk as open_desk
+from meterkit.delivery.forgotten import Forgotten, Gap
+from meterkit.delivery.journaling import JournaledTransport
+from meterkit.delivery.outcomes import Outcome
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.errors import MeterkitError
+from meterkit.insights.audit.journal import journal_of
+from meterkit.store.intents import Sealed
+from meterkit.store.journal import JournalRow
+from meterkit.stripe.api import StripeApi
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
+
+    from delivering import Desk
+
+pytestmark = pytest.mark.anyio
+
+NOW_MS: Final = int(NOW.timestamp() * 1000)
+GAP: Final = Gap(from_ms=NOW_MS - 60_000, till_ms=NOW_MS + 60_000)
+
+
+def sealed(number: int, value: int = 5) -> Sealed:
+    return Sealed(
+        identifier=f"intent-{number}",
+        customer="acme",
+        stripe_customer="cus_acme",
+        period="0",
+        meter_token="",
+        event_name="api_requests",
+        value=value,
+        timestamp=NOW_MS // 60_000 * 60,
+        key=f"intent-{number}",
+        sealed_ms=0,
+        due_ms=0,
+    )
+
+
+class Answers:
+    """A transport that answers as a test says."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.most = 10
+        self.outcome = outcome
+        self.is_closed = False
+
+    async def ready(self) -> Outcome | None:
+        return None
+
+    async def send(self, *intents: Sealed) -> Outcome:
+        assert intents
+        return self.outcome
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+class Pages:
+    """A journal that keeps its pages, fails as often as it is told, and may hang."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.pages: list[Sequence[JournalRow]] = []
+        self.fails = fails
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
+
+    async def write(self, rows: Sequence[JournalRow]) -> None:
+        await self.goes_on.wait()
+        if self.fails:
+            self.fails -= 1
+            raise MeterkitError("the database is away")
+        self.pages.append(rows)
+
+    async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
+        assert (customer, event_name) == ("acme", "api_requests")
+        if self.fails:
+            raise MeterkitError("the database is away")
+        return [row for page in self.pages for row in page if row.delivered_at_ms >= since_ms]
+
+
+DELIVERED: Final = Outcome(kind="delivered", detail="")
+
+
+async def test_rows_that_come_while_a_batch_is_written_are_the_next_batch() -> None:
+    journal = Pages()
+    transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
+    assert (transport.most, await transport.ready()) == (10, None)
+    journal.goes_on.clear()
+    for number in range(3):
+        assert await transport.send(sealed(number)) is DELIVERED
+        await asyncio.sleep(0)
+    journal.goes_on.set()
+    await transport.close()
+    assert [[row.identifier for row in page] for page in journal.pages] == [
+        ["intent-0"],
+        ["intent-1", "intent-2"],
+    ]
+    assert journal.pages[0][0] == JournalRow(
+        *("intent-0", "acme", "api_requests", "cus_acme", NOW_MS // 60_000 * 60, 5, NOW_MS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "intents", "rows"),
+    [
+        (DELIVERED, 2, 2),
+        (Outcome(kind="duplicate", detail=""), 1, 1),
+        (Outcome(kind="duplicate", detail=""), 2, 0),  # One of them is at Stripe: which is not known.
+        (Outcome(kind="unknown", detail=""), 1, 0),
+        (Outcome(kind="permanent", detail=""), 1, 0),
+    ],
+)
+async def test_what_stripe_certainly_has_is_written(outcome: Outcome, intents: int, rows: int) -> None:
+    journal, answers = Pages(), Answers(outcome)
+    transport = JournaledTransport(answers, journal, lambda: NOW_MS)
+    await transport.send(*map(sealed, range(intents)))
+    await transport.close()
+    assert sum(map(len, journal.pages)) == rows
+    assert answers.is_closed
+
+
+async def test_a_journal_that_fails_is_said_once_and_gets_its_rows_with_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    journal = Pages(fails=2)
+    transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
+    for number in range(3):
+        await transport.send(sealed(number))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await transport.close()
+    assert [row.identifier for page in journal.pages for row in page] == ["intent-0", "intent-1", "intent-2"]
+    assert caplog.messages == [
+        "the journal of deliveries is not written; usage is still delivered: the database is away"
+    ]
+
+
+async def test_a_journal_that_hangs_holds_up_neither_delivery_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("meterkit.delivery.journaling._CLOSE_S", 0.01)
+    monkeypatch.setattr("meterkit.delivery.journaling._WAITING_MOST", 3)
+    journal = Pages()
+    journal.goes_on.clear()
+    transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
+    for number in range(5):
+        assert await transport.send(sealed(number)) is DELIVERED
+    assert len(vars(transport)["_waiting"]) == 3
+    await transport.close()
+    assert journal.pages == []
+
+
+@asynccontextmanager
+async def forgotten(store_url: str, journal: Pages) -> AsyncGenerator[tuple[Desk, Forgotten]]:
+    async with open_desk(store_url, shards=1) as at:
+        await at.link("acme")
+        summaries = StripeSummaries(StripeApi(at.kit.settings))
+        await summaries.refresh()
+        try:
+            yield at, Forgotten(at.kit.store, summaries, journal)
+        finally:
+            await summaries.close()
+
+
+async def unknown(found: Forgotten, *, is_exact: bool = True) -> int:
+    return await found.unknown(
+        *("acme", "api_requests", "cus_acme"), since_ms=NOW_MS - 600_000, gap=GAP, names={}, is_exact=is_exact
+    )
+
+
+def row(
+    number: int, value: int, *, stripe_customer: str = "cus_acme", delivered_at_ms: int = NOW_MS
+) -> JournalRow:
+    return JournalRow(
+        identifier=f"intent-{number}",
+        customer="acme",
+        event_name="api_requests",
+        stripe_customer=stripe_customer,
+        minute_s=NOW_MS // 60_000 * 60,
+        value=value,
+        delivered_at_ms=delivered_at_ms,
+    )
+
+
+async def known(at: Desk, identifier: str, value: int) -> None:
+    """Have the store know of a delivery."""
+    admin, key = await at.kit.store.admin(), at.kit.store.keys.delivered(0, NOW_MS)
+    line = json.dumps(["acme", "cus_acme", "api_requests", f"{NOW_MS // 60_000 * 60}", f"{value}"])
+    await admin.ask(admin.client.hset(key, identifier, line))
+    await admin.ask(admin.client.expire(key, 60))
+
+
+async def test_the_journal_tells_what_was_delivered_and_taken_back(store_url: str) -> None:
+    journal = Pages()
+    async with forgotten(store_url, journal) as (at, found):
+        journal.pages = [
+            [
+                *(row(1, 30), row(2, -30), row(3, 5)),
+                row(4, 99, delivered_at_ms=GAP.from_ms - 60_001),  # The store knew of that.
+                row(5, 99, stripe_customer="cus_other"),
+            ]
+        ]
+        asked = len(at.emulator.requests)
+        assert await unknown(found, is_exact=False) == 35
+        assert len(at.emulator.requests) == asked
+        assert await unknown(found) == 35
+        # An identifier that the store knows of is not forgotten.
+        await known(at, "intent-1", 30)
+        assert await unknown(found) == 5
+
+
+async def test_what_a_comparison_has_counted_stands_for_what_the_journal_has(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Pages()
+    async with forgotten(store_url, journal) as (at, found):
+        journal.pages = [[row(1, 30)]]
+        await known(at, "counted-1", 25)
+        caplog.clear()
+        assert [await unknown(found) for _ in range(2)] == [5, 5]
+    (said,) = caplog.messages
+    assert said.startswith(
+        "the journal of deliveries lacks what the store knows of as delivered, such as 25 "
+    )
+
+
+async def test_a_journal_that_cannot_be_read_is_said_once_and_sums_decide(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Pages(fails=9)
+    async with forgotten(store_url, journal) as (_, found):
+        caplog.clear()
+        assert [await unknown(found) for _ in range(2)] == [0, 0]
+    assert caplog.messages == [
+        "the journal of deliveries cannot be read; Stripe's sums alone are compared: the database is away"
+    ]
+
+
+async def test_a_flush_writes_each_identifier_once(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with open_desk(store_url, shards=1) as at:
+        await at.link("acme")
+        async with kit_for(store_url, at.url, clock=at.clock, shards=1, audit_url=url) as kit:
+            await kit.record("acme", "requests", 7)
+            assert (await kit.flush(everything=True)).delivered == 1
+            journal = journal_of(kit.settings)
+            assert journal is not None
+            (written,) = await journal.read("acme", "api_requests", 0)
+            assert (written.value, written.stripe_customer) == (7, "cus_acme")
+            await journal.write([written])
+            assert await journal.read("acme", "api_requests", 0) == [written]
+            assert await journal.read("acme", "api_requests", written.delivered_at_ms + 1) == []
