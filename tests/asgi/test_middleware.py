@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,20 @@ async def test_an_allowed_answer_tells_of_the_policy_nearest_to_exhaustion() -> 
     assert response.headers["ratelimit-policy"] == '"requests-1h";q=20;w=3600, "requests-period";q=5'
     # 4 of 5 are left until the month ends: 20 days, 11 h, 59 min, 30 s.
     assert response.headers["ratelimit"] == '"requests-period";r=4;t=1771170'
+
+
+async def test_adapters_see_that_what_sends_is_awaited() -> None:
+    """asgiref's `WsgiToAsgi` warns of a `send` that is no coroutine function."""
+    marked: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asks: Any = inspect if hasattr(inspect, "markcoroutinefunction") else asyncio
+        marked.append(asks.iscoroutinefunction(send))
+        await hello(scope, receive, send)
+
+    async with served(app) as at:
+        assert (await at.client.get("/v1/x")).status_code == 200
+    assert [True] == marked
 
 
 async def test_included_used_up() -> None:

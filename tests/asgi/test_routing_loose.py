@@ -15,7 +15,7 @@ from starlette.routing import Mount
 
 from asgi.test_routing import http, line
 from metering import hello, served
-from meterkit.asgi.router_reading import EXACT, LOOSE, reading_of
+from meterkit.asgi.router_reading import EXACT, LOOSE, Reading, reading_of
 from meterkit.asgi.routing import Router, is_preflight
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from meterkit.asgi.router_reading import Reading
-
 GATE = "POST /v1/chat"
+DJANGO = Reading(any_method=True, every_method=True)
 PLANS = """
 schema: 1
 currency: usd
@@ -134,6 +133,44 @@ def test_a_method_that_no_line_names_falls_under_the_paths_line() -> None:
     assert found(router, "/v1/chat", "GET") == "*"
     assert found(router, "/healthz", "BREW") == "*"
     assert found(lines(GATE, "*", reading=EXACT), "/v1/chat", "BREW") == "*"
+
+
+def test_behind_django_a_gate_holds_for_every_method() -> None:
+    """F-130: its functions take GET and PUT, too, which `POST /v1/chat` did not name."""
+    router = lines("GET /v1/items/{id}", "/v1/open", GATE, "POST /v1/open", "*", reading=DJANGO)
+    for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "BREW"):
+        route = router.match_http(target("/v1/chat", method))
+        assert route is not None
+        assert route.feature == "full"
+        # The same object each time: decisions are kept by it.
+        assert route is router.match_http(target("/v1/chat", method))
+    assert found(router, "/v1/open", "PUT") == "/v1/open"
+    # A line that names the method opens it, and a line above the gate comes first.
+    opened = lines("GET /v1/chat", GATE, "*", reading=DJANGO)
+    assert opened.match_http(target("/v1/chat", "GET")) is opened.match_http(target("/v1/chat", "HEAD"))
+    assert found(opened, "/v1/chat", "GET") == "GET /v1/chat"
+    assert found(lines("/v1/{path:path}", GATE, reading=DJANGO), "/v1/chat", "GET") == "/v1/{path:path}"
+
+
+def test_what_a_gate_adds_to_other_methods_is_the_feature_alone() -> None:
+    consuming = replace(line(GATE), feature="full", consume={"requests": 5})
+    (alone, beside) = (Router([consuming], reading=DJANGO), Router([consuming, line("*")], reading=DJANGO))
+    for router in (alone, beside):
+        route = router.match_http(target("/v1/chat", "PUT"))
+        assert route is not None
+        assert ("full", {}) == (route.feature, route.consume)
+        assert (router.match_http(target("/v1/other", "PUT")) is None) is (router is alone)
+
+
+def test_below_a_mount_of_django_odd_methods_fall_under_the_paths_line() -> None:
+    class Handler(Opaque):
+        __module__ = "django.core.handlers.asgi"
+
+    app = FastAPI()
+    app.mount("/inner", Handler())
+    router = lines("POST /inner/v1/chat", "*", reading=reading_of(app))
+    assert found(router, "/inner/v1/chat", "BREW") == "POST /inner/v1/chat"
+    assert found(router, "/inner/v1/chat", "GET") == "*"
 
 
 def test_websockets_are_read_as_requests_are() -> None:

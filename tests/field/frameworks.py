@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +32,7 @@ MCP_CALL: Final = json.dumps(
 ).encode()
 
 Ran = list[str]
+_numbers = count()
 
 
 def litestar(ran: Ran) -> ASGIApp:
@@ -93,7 +95,6 @@ def django(ran: Ran) -> ASGIApp:
     http: Any = __import__("django.http", fromlist=["HttpResponse"])
     asgi: Any = __import__("django.core.handlers.asgi", fromlist=["ASGIHandler"])
     setup: Any = __import__("django")
-    decorators: Any = __import__("django.views.decorators.http", fromlist=["require_POST"])
     if not conf.settings.configured:
         conf.settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF="field_urls", MIDDLEWARE=[], USE_TZ=True)
         setup.setup()
@@ -115,8 +116,8 @@ def django(ran: Ran) -> ASGIApp:
 
     module = ModuleType("field_urls")
     module.urlpatterns = [  # type: ignore[attr-defined] # pyright: ignore[reportAttributeAccessIssue]
-        urls.path(CHAT[1:], decorators.require_POST(chat)),
-        urls.path(f"{ITEM[1:]}/<str:name>", decorators.require_POST(item)),
+        urls.path(CHAT[1:], chat),
+        urls.path(f"{ITEM[1:]}/<str:name>", item),
         urls.path(ANY[1:], anything),
     ]
     sys.modules["field_urls"] = module
@@ -143,10 +144,85 @@ def fastmcp(ran: Ran) -> ASGIApp:
     )
 
 
+def sanic(ran: Ran) -> ASGIApp:
+    """Sanic: https://sanic.dev/en/guide/deployment/running.html#asgi"""
+    module: Any = pytest.importorskip("sanic")
+    app = module.Sanic(f"field{next(_numbers)}", configure_logging=False)
+    app.config.TOUCHUP = False  # It rewrites methods of its classes, once a process.
+
+    async def chat(request: Any) -> Any:
+        del request
+        ran.append(CHAT)
+        return module.text("ran")
+
+    async def item(request: Any, name: str) -> Any:
+        del request
+        ran.append(f"{ITEM}/{name}")
+        return module.text("ran")
+
+    app.add_route(chat, CHAT, methods=["POST"], name="chat")
+    app.add_route(item, f"{ITEM}/<name>", methods=["POST"], name="item")
+    return app  # type: ignore[no-any-return]
+
+
+def falcon(ran: Ran) -> ASGIApp:
+    """Falcon: https://falcon.readthedocs.io/en/stable/api/routing.html"""
+    module: Any = pytest.importorskip("falcon.asgi")
+
+    class Chat:
+        async def on_post(self, _request: Any, response: Any) -> None:
+            ran.append(CHAT)
+            response.text = "ran"
+
+    class Item:
+        async def on_post(self, _request: Any, response: Any, name: str) -> None:
+            ran.append(f"{ITEM}/{name}")
+            response.text = "ran"
+
+    app = module.App()
+    app.add_route(CHAT, Chat())
+    app.add_route(f"{ITEM}/{{name}}", Item())
+    return app  # type: ignore[no-any-return]
+
+
+def _flask(ran: Ran) -> Any:
+    """Flask: https://flask.palletsprojects.com/en/stable/quickstart/#routing"""
+    module: Any = pytest.importorskip("flask")
+    app = module.Flask("field", root_path=str(Path(__file__).parent))
+
+    def chat() -> str:
+        ran.append(CHAT)
+        return "ran"
+
+    def item(name: str) -> str:
+        ran.append(f"{ITEM}/{name}")
+        return "ran"
+
+    app.post(CHAT)(chat)
+    app.post(f"{ITEM}/<name>")(item)
+    return app
+
+
+def flask_a2wsgi(ran: Ran) -> ASGIApp:
+    """Flask behind a2wsgi: https://github.com/abersheeran/a2wsgi"""
+    module: Any = pytest.importorskip("a2wsgi")
+    return module.WSGIMiddleware(_flask(ran))  # type: ignore[no-any-return]
+
+
+def flask_asgiref(ran: Ran) -> ASGIApp:
+    """Flask behind asgiref: https://flask.palletsprojects.com/en/stable/deploying/asgi/"""
+    module: Any = pytest.importorskip("asgiref.wsgi")
+    return module.WsgiToAsgi(_flask(ran))  # type: ignore[no-any-return]
+
+
 APPS: Final[dict[str, Callable[[Ran], ASGIApp]]] = {
     "litestar": litestar,
     "quart": quart,
     "blacksheep": blacksheep,
     "django": django,
     "fastmcp": fastmcp,
+    "sanic": sanic,
+    "falcon": falcon,
+    "flask, a2wsgi": flask_a2wsgi,
+    "flask, asgiref": flask_asgiref,
 }

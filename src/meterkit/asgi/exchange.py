@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.admitted import Admitted
+from meterkit.asgi.coroutine_mark import returns_awaitable
 from meterkit.asgi.degraded import count_in_process
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
@@ -87,15 +88,13 @@ class Exchange(Admitted):
         self.limit_fields: LimitFields | ShadowFields | PolicyFields | None = None
         self.decision: Decision | None = None
         self._weighed: Weighed | None = None
-        self.is_counted = False
+        self.is_counted = self._nothing_to_settle = self._settled = False
         self._recorded: dict[str, int] | None = None
         self._llm: LlmCalls | None = None
         self._reading: Reading | None = None
         self._renewed: PreparedDecision | None = None
         self._slot = self._status = 0
-        self._begun = self._ending = self._complete = self._trailers = False
-        self._gone = self._failed = self._settled = False
-        self._nothing_to_settle = False
+        self._begun = self._ending = self._complete = self._trailers = self._gone = self._failed = False
         if decided is not None:
             self._decided_ms = reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS
@@ -134,6 +133,7 @@ class Exchange(Admitted):
             self._reading.keep_request(message)
         return message
 
+    @returns_awaitable
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; a plain function, so that most messages cost no coroutine of their own."""
         kind = message["type"]

@@ -47,12 +47,14 @@ class Reading:
     Attributes:
         is_loose: whether all paths are read loosely.
         mounts: paths below which another router than the app's reads loosely.
-        any_method: whether handlers may take methods that no line names.
+        any_method: whether handlers may take methods that no line names, such as BREW.
+        every_method: whether a handler takes every method unless it says otherwise, GET and PUT among them.
     """
 
     is_loose: bool = False
     mounts: tuple[re.Pattern[str], ...] = ()
     any_method: bool = False
+    every_method: bool = False
 
     def reads_loosely(self, paths: Iterable[str]) -> bool:
         """Whether one of the paths that a client may have written is read loosely."""
@@ -81,7 +83,7 @@ def reading_of(app: Any, paths: Paths | None = None) -> Reading:
     kinds = (app,) if isinstance(app, FunctionType) else type(app).__mro__
     packages = {kind.__module__.partition(".")[0] for kind in kinds}
     if _ANY_METHOD in packages:
-        return Reading(any_method=True)
+        return Reading(any_method=True, every_method=True)
     if packages.isdisjoint(_EXACT):
         return LOOSE
     mounts = tuple(_loose_mounts(app))
@@ -93,7 +95,7 @@ def _loose_mounts(app: Any) -> Iterator[re.Pattern[str]]:
         if not isinstance(route, Mount):
             continue
         found = reading_of(route.app)
-        if found.is_loose:
+        if found.is_loose or found.every_method:
             yield re.compile(route.path_regex.pattern, re.DOTALL)
         elif found.mounts:
             prefix = route.path_regex.pattern.removesuffix("/(?P<path>.*)$")

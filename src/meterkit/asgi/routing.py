@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from sys import modules
 from typing import TYPE_CHECKING, Final, Self
 
@@ -18,6 +19,7 @@ from meterkit.asgi.router_reading import (
     loose_spellings,
     reading_of,
 )
+from meterkit.catalog.models import Route
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.asgi.router_reading import Paths
-    from meterkit.catalog.models import Route
 
 __all__ = ["Router", "client_paths", "is_preflight", "own_root_path"]
 
@@ -77,6 +78,7 @@ class Router:
         # A line with a path is about requests, unless it says WS.
         self._websocket_lines = [line for line in lines if line[0].method == "WS" or line[0].path is None]
         self._methods = _ORDINARY.union(*(methods for _, methods, _ in lines if methods is not None))
+        self._gates: dict[tuple[int, int], Route] = {}
         self._order = {id(route): nth for nth, route in enumerate(routes)}
         self._reading = reading
         self._loose = {
@@ -137,6 +139,8 @@ class Router:
         reading = self._reading
         is_odd = reading.any_method and method not in self._methods
         found = _first(lines, method, paths, is_odd=is_odd)
+        if reading.every_method:
+            return self._gated(found, lines, method, paths)
         if reading is EXACT or not reading.reads_loosely(paths):
             return found
         encoded = has_encoded_slash(scope)
@@ -155,6 +159,28 @@ class Router:
             readings.append(_first(loose, method, spellings, is_odd=is_odd))
         several = [line for line in readings if line is not None]
         return min(several, key=self._rank, default=None)
+
+    def _gated(
+        self, found: Route | None, lines: Sequence[_Line], method: str, paths: Sequence[str]
+    ) -> Route | None:
+        """The line of a request whose handler takes every method: a gate of its path holds for all of them.
+
+        A line that names the method opens the gate. Of the gated line only the feature counts: what the
+        request consumes is left to the line that takes it.
+        """
+        if found is not None and (found.exempt or found.method is not None or found.feature is not None):
+            return found
+        for route, methods, pattern in lines:
+            if route is found:
+                break
+            if methods is None or route.feature is None or method == "WS" or pattern is None:
+                continue
+            if any(map(pattern.match, paths)):
+                line = found or Route(match=route.match, method=None, path=route.path)
+                return self._gates.setdefault(
+                    (id(found), id(route)), replace(line, feature=route.feature, always=False)
+                )
+        return found
 
     def _rank(self, line: Route) -> tuple[bool, int]:
         return line.feature is None, self._order[id(line)]

@@ -70,6 +70,7 @@ class CompiledCatalog:
         self.on_notice = on_notice
         self._effective: dict[str, tuple[EffectivePlan, dict[Any, Any]]] = {}
         self._of_plans: set[Program] = set()
+        self._routes: list[Route] = []
         self._programs: dict[tuple[int, int, bool, bool], Program] = {}
         self.prepaid = prepaid_by_plan(catalog)
         self.alarms = Alarms(catalog)
@@ -130,5 +131,6 @@ class CompiledCatalog:
             )
             if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):
                 self._programs[key] = program
+                self._routes.append(route)  # An id is of this line as long as the line lives.
                 self._of_plans.add(program)
         return program
