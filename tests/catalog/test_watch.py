@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -136,3 +138,47 @@ async def test_what_cannot_be_read_for_now_is_tried_again(path: Path) -> None:
     task.cancel()
     await asyncio.wait([task])
     assert failures == []
+
+
+async def test_sighup_has_the_file_read_at_once_and_does_not_end_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-127: a server without a handler of its own was ended.
+    path = tmp_path / "plans.yaml"
+    write(path, GOOD.format("free"))
+    reader = Reader(path)
+    monkeypatch.setattr(os, "isatty", list[int]().__contains__)
+    watching = asyncio.create_task(reader.plans.watch(reader.reload, every_s=600))
+    await eventually(lambda: signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGHUP)
+    await eventually(lambda: len(reader.read) == 1)
+    write(path, "schema: 2")
+    for _ in range(2):  # Each SIGHUP has an answer.
+        caplog.clear()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await eventually(lambda: "is refused; the one before holds" in caplog.text)
+    watching.cancel()
+    await asyncio.wait([watching])
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("why", ["a terminal", "a handler"])
+async def test_sighup_is_left_to_a_terminal_and_to_other_handlers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    path = tmp_path / "plans.yaml"
+    write(path, GOOD.format("free"))
+    reader = Reader(path)
+    monkeypatch.setattr(os, "isatty", list[int]().__contains__ if why == "a handler" else [0].__contains__)
+    before = signal.getsignal(signal.SIGHUP)
+    theirs = before if why == "a terminal" else signal.SIG_IGN
+    signal.signal(signal.SIGHUP, theirs)
+    try:
+        watching = asyncio.create_task(reader.plans.watch(reader.reload, every_s=0))
+        swap(path, GOOD.format("pro"))
+        await eventually(lambda: len(reader.read) == 1)
+        assert signal.getsignal(signal.SIGHUP) is theirs
+        watching.cancel()
+        await asyncio.wait([watching])
+    finally:
+        signal.signal(signal.SIGHUP, before)

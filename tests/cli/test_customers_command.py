@@ -132,6 +132,9 @@ def test_links_are_read_from_a_file_and_the_rest_is_done_where_one_is_refused(
     done = stored.run("customers", "link", "--csv", "links.csv", "--json")
     assert (1, 2) == (done.code, done.json["linked"])
     assert ["gamma"] == [refused["customer"] for refused in done.json["refused"]]
+    # F-127: which line that was.
+    assert "links.csv:4: not linked: 'gamma', 'cus_1': " in done.err
+    assert "links.csv:4" == done.json["refused"][0]["line"]
     assert "Stripe customer cus_1 is linked to customer 'acme' already" in done.err
     found = stored.run("customers", "list", "--json").json
     assert [("acme", "cus_1"), ("beta", "cus_2")] == [
@@ -183,13 +186,13 @@ def test_a_file_that_is_not_there_is_named_once(shell: Shell) -> None:
 def test_empty_lines_and_all_that_a_customer_may_be_called_are_read(directory: Path) -> None:
     path = directory / "links.csv"
     path.write_text('\n,\n"a,b",cus_1\n  \nc\u2028d,cus_2\n', encoding="utf-8")
-    assert [("a,b", "cus_1"), ("c\u2028d", "cus_2")] == read_links(str(path))
+    assert [("a,b", "cus_1"), ("c\u2028d", "cus_2")] == [link[1:] for link in read_links(str(path))]
 
 
 def test_a_customer_named_like_the_header_is_linked_after_it(directory: Path) -> None:
     path = directory / "links.csv"
     path.write_text("\ufeffcustomer,stripe_customer\r\n\r\n customer , cus_1 \r\n", encoding="utf-8")
-    assert [("customer", "cus_1")] == read_links(str(path))
+    assert [(f"{path}:3", "customer", "cus_1")] == read_links(str(path))
 
 
 def test_entitlements_are_in_the_notation_of_the_plans_file() -> None:

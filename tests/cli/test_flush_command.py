@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from auditing import rows_in
 from commands import TIMEOUT_S, first_line
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
@@ -72,6 +73,21 @@ async def test_everything_is_delivered_and_counted(
     again = delivering.run("flush", "--all")
     line = "sealed 0, delivered 0, retried 0, parked 0, dead 0, left 0, unlinked 0\n"
     assert (0, line) == (again.code, again.out)
+
+
+async def test_a_flush_drains_the_audit_log(delivering: Shell, directory: Path, store_url: str) -> None:
+    # F-127: with delivery by cron alone, it was never drained.
+    url = f"sqlite:///{directory}/audit.db"
+    delivering.environment["METERKIT_AUDIT_URL"] = url
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url) as kit:
+        await kit.record("acme", "tokens", 25)
+        admin, key = await kit.store.admin(), kit.store.keys.audit(kit.store.keys.customer("acme").shard)
+        ((_, entry),) = await admin.ask(admin.client.xrange(key))
+        # An entry younger than two seconds waits for the next flush.
+        await admin.ask(admin.client.delete(key))
+        await admin.ask(admin.client.xadd(key, entry, id="1-1"))
+        assert delivering.run("flush").code == 0
+        assert [row["quantity"] for row in rows_in(url)] == [25]
 
 
 async def test_who_is_not_linked_is_named_and_is_nothing_left(

@@ -281,3 +281,18 @@ async def test_without_a_stripe_key_there_is_nothing_to_flush_with(store_url: st
     async with MeterKit(CATALOG, redis_url=store_url) as kit:
         with pytest.raises(SettingsError, match="METERKIT_STRIPE_API_KEY"):
             await kit.flush()
+
+
+async def test_a_customer_who_is_deleted_and_linked_again_has_minutes_of_its_own(store_url: str) -> None:
+    # F-127: two intents had one minute, and Stripe gives one sum for both.
+    async with desk(store_url, shards=1) as at:
+        await at.link("acme")
+        for _ in range(2):
+            await at.kit.record("acme", "requests", 6)
+            assert (await at.flush(everything=True)).delivered == 1
+            await at.kit.customers.delete("acme")
+            await at.kit.customers.link("acme", "cus_acme")
+        assert len(set(minutes(at.emulator))) == 2
+        # Where the intents are is kept, and not whose they were.
+        admin, key = await at.kit.store.admin(), at.kit.store.keys.formers("cus_acme")
+        assert await admin.ask(admin.client.hkeys(key)) == [b"\n0"]

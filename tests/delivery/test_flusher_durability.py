@@ -71,6 +71,21 @@ async def test_a_server_that_cannot_say_what_is_on_disk_is_given_two_seconds(red
     assert at.accepted("acme") == 6
 
 
+async def test_two_seconds_pass_where_the_clock_of_the_kit_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # F-127: nothing was ever delivered, and `flush(everything=True)` waited for 300 s.
+    monkeypatch.setattr("meterkit.store.outbox._SURELY_ON_DISK_MS", 20)
+    with spawn_server("--appendonly", "yes") as server:
+        server.command("ACL", "SETUSER", "default", "-waitaof")
+        async with desk(server.url) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            report = await at.flush(everything=True)
+            assert (report.sealed, report.delivered, report.left) == (1, 1, 0)
+        assert at.accepted("acme") == 6
+
+
 async def test_what_waits_for_a_retry_is_tried_at_once_there_too(redis_70: Server) -> None:
     # F-5d: its age went by when it was due, which lies ahead of a retry: nothing was ever tried.
     async with desk(redis_70.url) as at:

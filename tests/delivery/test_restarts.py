@@ -384,6 +384,46 @@ async def test_i6_a_restart_asks_for_the_minutes_since_the_last_delivery_and_no_
         assert len(at.emulator.requests) - asked < 20
 
 
+async def test_i6_a_restart_asks_three_times_for_a_line_that_waits(store_url: str) -> None:
+    customers = [f"customer{number}" for number in range(12)]
+    async with linked(store_url, *customers) as at:
+        at.clock.advance(10 * MINUTE)
+        await at.flush()  # It notes when it delivers.
+        for customer in customers:
+            await at.kit.record(customer, "requests", 6)
+        at.clock.advance(timedelta(seconds=20))
+        await begin_anew(at)
+        await come_back(at)
+        asked = len(at.emulator.requests)
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == len(customers)
+        summaries = [one for one in at.emulator.requests[asked:] if one.path.endswith("/event_summaries")]
+        # For the period, and for the minutes between which it may have forgotten something.
+        assert len(summaries) == 3 * len(customers)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_i6_minutes_ahead_are_asked_for_where_the_one_before_is_in_use(
+    store_url: str, is_known: bool
+) -> None:
+    async with linked(store_url) as at:
+        # An intent of the last minute of the gap waits, or is at Stripe.
+        here = at.clock.now()
+        await at.kit.record("acme", "requests", 6)
+        if is_known:
+            at.emulator.fail_next("error", status=401, times=None, path=EVENTS_PATH)
+            await at.flush(everything=True, timeout_s=0)
+            at.emulator.clear_faults()
+        else:
+            await have_at_stripe(at, 5, minute=here)
+            await have_at_stripe(at, -5, minute=here + 3 * MINUTE)
+        await have_at_stripe(at, 30, minute=here + MINUTE)
+        await have_at_stripe(at, -30, minute=here + 2 * MINUTE)
+        at.clock.advance(timedelta(seconds=20))
+        await begin_anew(at, seen_ms=_ms(NOW))
+        await come_back(at, 10 * MINUTE)
+        assert (await at.flush(everything=True, timeout_s=0)).parked == 1
+
+
 async def test_i6_what_is_recorded_after_a_restore_is_apart_from_what_was_pending(store_url: str) -> None:
     # F-123: one intent had both, and neither `drop` nor `redrive` was right.
     async with linked(store_url) as at:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from asyncio import gather, sleep, to_thread
-from threading import Lock
+import signal
+from asyncio import Event, gather, get_running_loop, to_thread, wait_for
+from contextlib import contextmanager, suppress
+from threading import Lock, current_thread, main_thread
 from typing import TYPE_CHECKING, TypeVar
 
 from meterkit.catalog.load import load
 from meterkit.errors import PlansError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from meterkit.catalog.models import Catalog
 
@@ -21,6 +23,28 @@ __all__ = ["WatchedPlans"]
 T = TypeVar("T")
 
 _logger = logging.getLogger("meterkit.plans")
+
+
+@contextmanager
+def _on_hangup(call: Callable[[], None]) -> Generator[None]:
+    """Handle SIGHUP, which would end the process, where nothing else does and there is no terminal.
+
+    The end of a terminal session still ends what was started in it.
+    """
+    is_ours = (
+        current_thread() is main_thread()
+        and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        and not os.isatty(0)
+    )
+    if not is_ours:
+        yield
+        return
+    loop = get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, call)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 class WatchedPlans:
@@ -48,7 +72,7 @@ class WatchedPlans:
             return result
 
     async def watch(self, reload: Callable[[], Awaitable[object]], *, every_s: float) -> None:
-        """Have it read again after each change, until cancelled; where that is refused, it is logged.
+        """Have it read again after each change and at SIGHUP, until cancelled; a refusal is logged.
 
         A change counts once the file has been the same for two looks, so that none is read that is half
         written. A link is followed: what it leads to may be swapped, as Kubernetes does with its ConfigMaps.
@@ -58,19 +82,24 @@ class WatchedPlans:
             every_s: how often it is looked at, in seconds.
         """
         before, refused, said = self._read, None, ""
-        while True:
-            await sleep(every_s)
-            now = await to_thread(self._look)
-            if now is not None and now == before and now not in (self._read, refused):
-                for error in await gather(reload(), return_exceptions=True):
+        hung_up = Event()
+        with _on_hangup(hung_up.set):
+            while True:
+                with suppress(TimeoutError):
+                    await wait_for(hung_up.wait(), every_s)
+                is_asked = hung_up.is_set()
+                hung_up.clear()
+                now = await to_thread(self._look)
+                is_changed = now is not None and now == before and now not in (self._read, refused)
+                for error in await gather(reload(), return_exceptions=True) if is_asked or is_changed else ():
                     if isinstance(error, PlansError):
                         refused = now  # What cannot be read at all for now is tried again.
-                    if isinstance(error, Exception) and str(error) != said:
+                    if isinstance(error, Exception) and (str(error) != said or is_asked):
                         said = str(error)
                         _logger.error(
                             "%s has changed and is refused; the one before holds: %s", self._path, said
                         )
-            before = now
+                before = now
 
     def _look(self) -> tuple[int, ...] | None:
         """What differs after a change; None where there is no such file."""

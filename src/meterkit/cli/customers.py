@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
+    from meterkit.cli.links import CsvLink
     from meterkit.kit import MeterKit
     from meterkit.store.customer import Customer
     from meterkit.store.customers import Customers
@@ -278,22 +279,21 @@ async def _link(customers: Customers, customer: str, stripe_customer: str) -> Cu
         return await customers.get(customer)
 
 
-async def _link_all(
-    customers: Customers, links: Iterable[tuple[str, str]]
-) -> tuple[int, list[dict[str, str]], int]:
+async def _link_all(customers: Customers, links: Iterable[CsvLink]) -> tuple[int, list[dict[str, str]], int]:
     """Link what can be linked: how many were, what was refused and why, how many are read later."""
     linked, refused, unread, is_away = 0, list[dict[str, str]](), 0, False
-    for customer, stripe_customer in links:
+    for where, customer, stripe_customer in links:
         try:
             await customers.link(customer, stripe_customer, look=not is_away)
             unread += is_away
         except StripeError as error:
-            print_note(str(error))
+            print_note(f"{where}: {error}")
             linked, unread = linked + 1, unread + 1
             is_away = is_away or isinstance(error, StripeUnavailableError)
         except CustomerError as error:
-            print_note(f"not linked: {customer!r:.80}, {stripe_customer!r:.80}: {error}")
-            refused.append({"customer": customer, "stripe_customer": stripe_customer, "message": str(error)})
+            print_note(f"{where}: not linked: {customer!r:.80}, {stripe_customer!r:.80}: {error}")
+            told = {"customer": customer, "stripe_customer": stripe_customer, "message": str(error)}
+            refused.append({"line": where, **told})
         else:
             linked += 1
     return linked, refused, unread

@@ -12,6 +12,7 @@ from meterkit.cli.options import seconds
 from meterkit.cli.output import units
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.late_usage import late_in_words
+from meterkit.insights.audit.draining import drainer_of
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
@@ -45,7 +46,7 @@ async def flush(
         ),
     ] = 300.0,
 ) -> None:
-    """Deliver to Stripe what is due, once.
+    """Deliver to Stripe what is due, once, and drain the audit log where there is one.
 
     Exits 1 if Stripe does not have all that linked customers used, or a spool could not be sent.
     """
@@ -54,6 +55,8 @@ async def flush(
     # A missing key is said before the store is waited for.
     async with kit.flusher() as flusher, started(kit):
         report = await flusher.flush(everything=everything, timeout_s=timeout_s)
+        if kit.settings.audit_url is not None:
+            await drainer_of(kit.store, kit.settings).once()
 
     def tell() -> None:
         if report.spooled:

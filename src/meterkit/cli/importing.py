@@ -86,9 +86,11 @@ def _by_stripe_customer(csv: str | None) -> dict[str, str]:
         MeterkitError: the file cannot be read, or has a Stripe customer twice.
     """
     ids: dict[str, str] = {}
-    for customer, linked in [] if csv is None else read_links(csv):
+    for where, customer, linked in [] if csv is None else read_links(csv):
         if ids.setdefault(linked, customer) != customer:
-            raise MeterkitError(f"{csv}: {linked!r:.80} is given to {ids[linked]!r:.80} and {customer!r:.80}")
+            raise MeterkitError(
+                f"{where}: {linked!r:.80} is given to {ids[linked]!r:.80} and {customer!r:.80}"
+            )
     return ids
 
 

@@ -6,19 +6,31 @@ import csv
 import sys
 from io import StringIO
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from meterkit.errors import MeterkitError
 
-__all__ = ["read_links"]
+__all__ = ["CsvLink", "read_links"]
 
 COLUMNS: Final = ["customer", "stripe_customer"]
 
 _ALLOWED: Final = "allowed are two columns, customer,stripe_customer; no line of the file was linked"
 
 
-def read_links(path: str) -> list[tuple[str, str]]:
-    """The pairs of a CSV file, all read before the first is used; ``-`` reads stdin.
+class CsvLink(NamedTuple):
+    """A line of a file of links.
+
+    Attributes:
+        where: the file and the number of the line.
+    """
+
+    where: str
+    customer: str
+    stripe_customer: str
+
+
+def read_links(path: str) -> list[CsvLink]:
+    """The lines of a CSV file, all read before the first is used; ``-`` reads stdin.
 
     Raises:
         MeterkitError: the file cannot be read, or a line does not have two columns with something in each.
@@ -46,4 +58,4 @@ def read_links(path: str) -> list[tuple[str, str]]:
         if not all(row):
             empty = COLUMNS[row.index("")]
             raise MeterkitError(f"{name}:{line}: the column {empty} is empty; {_ALLOWED}")
-    return [(row[0], row[1]) for _, row in rows]
+    return [CsvLink(f"{name}:{line}", *row) for line, row in rows]

@@ -128,11 +128,13 @@ class Restarts:
 
     async def _notice(self, outbox: Outbox, shard: int, life: ServerLife, report: FlushReport) -> None:
         """Seal what was pending: Stripe certainly lacks what is recorded from now on, under other intents."""
+        noticed_ms = self._store.now_ms()
         sealing = await outbox.seal(shard, due_ms=None, most=-1)
         report.sealed += sealing.made
         if sealing.late:
             report_late(report, sealing.late, await outbox.meters())
-        await self._lives.notice(shard, life, is_sealed=not sealing.later and not sealing.aside)
+        is_sealed = not sealing.later and not sealing.aside
+        await self._lives.notice(shard, life, noticed_ms, is_sealed=is_sealed)
         self._say_noticed(shard, life)
 
     def _say_noticed(self, shard: int, life: ServerLife) -> None:
@@ -166,7 +168,7 @@ class Restarts:
         gap = Gap(from_ms=life.seen_ms or life.noticed_ms - _GAP_MS, till_ms=life.till_ms or life.noticed_ms)
         lines, taken_s = (
             _lines(waiting, life.sealed_ms or self._store.now_ms()),
-            await self._taken(shard, waiting),
+            await self._taken(shard, waiting, life.noticed_ms),
         )
         deliveries: Deliveries = await self._forgotten.delivered(lines[0].customer) if lines else {}
         for line in lines:
@@ -180,8 +182,10 @@ class Restarts:
         admin = (await self._store.admin()).for_delivery()
         return [kept async for page in kept_in(self._store, admin, shard, "outbox") for kept in page]
 
-    async def _taken(self, shard: int, waiting: Iterable[Kept]) -> Mapping[tuple[str, str], set[int]]:
-        """The minutes (s) of intents that are not delivered, by Stripe customer and event name."""
+    async def _taken(
+        self, shard: int, waiting: Iterable[Kept], noticed_ms: int
+    ) -> Mapping[tuple[str, str], set[int]]:
+        """Minutes (s) of undelivered intents sealed before, by Stripe customer and event name."""
         admin = (await self._store.admin()).for_delivery()
         found = defaultdict[tuple[str, str], set[int]](set)
         apart = [
@@ -191,6 +195,8 @@ class Restarts:
             for kept in page
         ]
         for kept in (*waiting, *apart):
+            if int(kept.fields["at"]) >= noticed_ms:
+                continue  # It was sealed after all that may be forgotten.
             found[kept.fields["stripe"], kept.fields["event"]].add(kept.minute_s)
         return found
 

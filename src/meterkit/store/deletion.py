@@ -9,6 +9,7 @@ from meterkit.errors import CustomerError, StoreError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.drifts import Drifts
 from meterkit.store.links import Links
+from meterkit.store.relinking import remember_deleted
 from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ async def delete(store: Store, customer: str) -> Deleted:
             linked = state.stripe_customer
             if linked is not None:
                 await links.retire(customer, linked, done=True)
+                await remember_deleted(admin, store.keys, linked, customer)
             _, counters, set_up, periods, grants, grant_ledger, gauges, idempotency_keys, history, ids = reply
             return Deleted(
                 customer=customer,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Final
 
 from meterkit.store.delivered import delivered_lately
+from meterkit.store.kept_intents import intents_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -13,11 +13,19 @@ if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
 
-__all__ = ["minutes_taken_ms", "pending_minutes_ms", "remember_former", "used_minutes_ms"]
+__all__ = [
+    "minutes_taken_ms",
+    "pending_minutes_ms",
+    "remember_deleted",
+    "remember_former",
+    "used_minutes_ms",
+]
 
 _MINUTE_MS: Final = 60_000
 _DAY_MS: Final = 86_400_000
 _FORMERS_MS: Final = 40 * _DAY_MS
+_DELETED: Final = "\n"
+"""Begins what stands for a customer who is deleted: a shard, and not its id, which is to be erased."""
 
 
 def minutes_taken_ms(used: set[int], closing: Iterable[int], now_ms: int) -> tuple[int, ...]:
@@ -53,6 +61,17 @@ async def remember_former(admin: Admin, keys: Keys, stripe_customer: str, custom
     await admin.ask(client.pexpire(formers, _FORMERS_MS))
 
 
+async def remember_deleted(admin: Admin, keys: Keys, stripe_customer: str, customer: str) -> None:
+    """Have the store remember where intents of a Stripe customer are, without the customer's id.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    shard = f"{_DELETED}{keys.customer(customer).shard}"
+    await admin.ask(admin.client.hdel(keys.formers(stripe_customer), customer))
+    await remember_former(admin, keys, stripe_customer, shard)
+
+
 async def used_minutes_ms(admin: Admin, keys: Keys, stripe_customer: str) -> set[int]:
     """The minutes of all intents that a Stripe customer had through earlier customers, of 36 days.
 
@@ -62,12 +81,17 @@ async def used_minutes_ms(admin: Admin, keys: Keys, stripe_customer: str) -> set
     client = admin.client
     formers: list[bytes] = await admin.ask(client.hkeys(keys.formers(stripe_customer)))
     used = set[int]()
-    for shard in {keys.customer(former.decode()).shard for former in formers}:
-        for data in await admin.ask(client.hvals(keys.shard(shard, "intents"))):
-            intent = json.loads(data)
-            if intent["stripe"] == stripe_customer:
+    for shard in {_shard_of(former.decode(), keys) for former in formers}:
+        kept: dict[bytes, bytes] = await admin.ask(client.hgetall(keys.shard(shard, "intents")))
+        for intent in intents_of(admin, shard, [name.decode() for name in kept], list(kept.values())):
+            if intent and intent["stripe"] == stripe_customer:
                 used.add(int(intent["time"]) * 1000)
         async for one in delivered_lately(admin, keys, shard):
             if one.stripe_customer == stripe_customer:
                 used.add(one.time_s * 1000)
     return used
+
+
+def _shard_of(former: str, keys: Keys) -> int:
+    """Where the intents of a former customer are."""
+    return int(former) if former.startswith(_DELETED) else keys.customer(former).shard

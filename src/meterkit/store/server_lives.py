@@ -163,10 +163,10 @@ class ServerLives:
             fields = {"known": _DOUBTED, "noticed": "", "noticed_ms": f"{now_ms}", "sealed_ms": "0"}
             await self._write(keys.shard, {**fields, "seen_ms": from_ms, "till_ms": till_ms})
 
-    async def notice(self, shard: int, life: ServerLife, *, is_sealed: bool) -> None:
-        """Remember since when the server is in this life, and whether what was pending is sealed."""
-        now = f"{self._store.now_ms()}"
-        fields = {"noticed": life.now or "", "noticed_ms": now, "sealed_ms": now if is_sealed else "0"}
+    async def notice(self, shard: int, life: ServerLife, noticed_ms: int, *, is_sealed: bool) -> None:
+        """Remember since when the server is in this life, and whether what was pending is sealed now."""
+        sealed_ms = f"{self._store.now_ms()}" if is_sealed else "0"
+        fields = {"noticed": life.now or "", "noticed_ms": f"{noticed_ms}", "sealed_ms": sealed_ms}
         if life.known != _DOUBTED:
             fields["till_ms"] = "0"
         await self._write(shard, fields)
