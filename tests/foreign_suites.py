@@ -100,7 +100,7 @@ class Fetched:
         """
         with tempfile.TemporaryDirectory() as folder:
             found = Path(folder) / "outcomes.json"
-            paths = [PLUGIN, ROOT / "src", self.packages]
+            paths = [PLUGIN, ROOT / "src", self.packages, PLUGIN.parent]
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(map(str, paths)),
                 "PYTHONDONTWRITEBYTECODE": "",  # What one run has compiled, the next ones read.

@@ -97,7 +97,7 @@ class Server:
     def ask(self, *words: str | int) -> Any:
         """As :meth:`command`, in the server's own words: quicker, as no client is made for it."""
         reader = hiredis.Reader(encoding="utf-8")
-        with socket.create_connection(("127.0.0.1", self.port), timeout=120) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=300) as connection:
             connection.sendall(pack(*words))
             while (reply := reader.gets()) is False:
                 reader.feed(connection.recv(65_536))

@@ -9,8 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from forked_worker import fork_worker
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from forked_worker import ForkedWorker
 
 PROGRAM: Final = Path(__file__).with_name("worker_process.py")
 
@@ -18,13 +22,11 @@ PROGRAM: Final = Path(__file__).with_name("worker_process.py")
 class Worker:
     """A process with a kit; see ``worker_process.py`` for what it can do."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: ForkedWorker) -> None:
         self.process = process
 
     async def ask(self, do: str, **arguments: Any) -> Any:
         """Have it do something; its answer. EOFError where it has died of it."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
         await self.process.stdin.drain()
         line = await self.process.stdout.readline()
@@ -45,12 +47,7 @@ async def workers(count: int, **options: Any) -> AsyncGenerator[list[Worker]]:
 
 async def start(options: dict[str, Any], program: str | Path = PROGRAM) -> Worker:
     """Start one process; connected and ready."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(program), json.dumps(options)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    worker = Worker(process)
+    worker = Worker(await fork_worker(str(program), json.dumps(options)))
     assert await worker.ask("nothing") == "ready"
     return worker
 
@@ -66,10 +63,9 @@ async def obey(commands: object) -> None:
 
 async def _end(worker: Worker) -> None:
     process = worker.process
-    assert process.stdin is not None
     process.stdin.close()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(240):
             await process.wait()
     except TimeoutError:
         process.kill()

@@ -408,7 +408,7 @@ async def never_ending(port: int, head: str) -> bytes:
     # A body is announced and never comes.
     writer.write(f"POST /chat HTTP/1.1\r\nhost: x\r\n{head}content-length: 900000\r\n\r\n".encode())
     try:
-        return await asyncio.wait_for(reader.readuntil(b"\r\n"), 20)
+        return await asyncio.wait_for(reader.readuntil(b"\r\n"), 240)
     finally:
         writer.close()
 

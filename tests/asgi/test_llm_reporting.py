@@ -396,7 +396,7 @@ async def test_a_tap_that_the_garbage_collector_ends_in_the_midst_of_a_report_bl
         return PlainTextResponse("done")
 
     async with metered(app_of(answer), store_url) as at:
-        await asyncio.wait_for(ask(at), 60)
+        await asyncio.wait_for(ask(at), 240)
         assert (0, 1) == await tokens(at.kit)
 
 

@@ -84,7 +84,7 @@ async def _pieces(answer: httpx.Response) -> AsyncGenerator[bytes]:
 def visiting(url: str) -> httpx.AsyncClient:
     """A client of the app; a connection for each request: servers close those of requests that failed."""
     once = httpx.Limits(max_keepalive_connections=0)
-    return httpx.AsyncClient(base_url=f"{url}/api", timeout=30, limits=once)
+    return httpx.AsyncClient(base_url=f"{url}/api", timeout=300, limits=once)
 
 
 def _named(customer: str) -> dict[str, str]:

@@ -267,7 +267,7 @@ async def test_an_app_drains_by_itself_what_it_counts(store_url: str, tmp_path: 
     url = sqlite_in(tmp_path)
     async with MeterKit(loads(PLANS), redis_url=store_url, shards=4, audit_url=url) as kit:
         await kit.record("acme", "rows", 3)
-        with anyio.fail_after(60):
+        with anyio.fail_after(240):
             while not await asyncio.to_thread(rows_in, url):  # noqa: ASYNC110 - a thread of the kit's does it
                 await anyio.sleep(0.1)
 

@@ -211,7 +211,7 @@ def test_a_process_ends_although_the_database_hangs(tmp_path: Path) -> None:
         [sys.executable, "-c", HANGING, tmp_path / "plans.yaml"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     assert done.stdout.split() == ["MainThread", "meterkit-audit"]

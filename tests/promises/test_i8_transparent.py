@@ -348,7 +348,7 @@ async def test_i8_under_a_real_server(store_url: str) -> None:
 
     async with (
         listening(app, lifespan="on") as port,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=120) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=300) as client,
     ):
         async with client.stream("GET", "/v1/stream") as response, aclosing(raw(response)) as chunks:
             assert await anext(chunks) == b"first"  # While the app still waits to make the second.

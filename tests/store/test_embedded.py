@@ -384,7 +384,7 @@ def fork(program: str, directory: Path) -> list[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert result.stderr == ""
     return result.stdout.split()

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BEGIN: Final = """
-import asyncio, time
+import asyncio
 from pathlib import Path
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
+from meterkit.redis import embedded
 from meterkit.redis.embedded import EmbeddedServer
+
+embedded._START_S = 3600.0  # Longer than this program may take: what waited for the server would not end.
 
 CATALOG = loads('''
 schema: 1
@@ -34,13 +37,11 @@ FULL_FROM_THE_BEGINNING: Final = (
     BEGIN
     + """
 fill()
-began = time.monotonic()
 for _ in range(2):  # With what the first try has left, too.
     try:
         EmbeddedServer("store").start()
     except MeterkitError as error:
         print(error)
-assert time.monotonic() - began < 5, "it was waited for"
 FILLED.unlink()
 server = EmbeddedServer("store")
 server.start()
@@ -52,20 +53,18 @@ FILLS_UP: Final = (
     BEGIN
     + """
 async def main():
-    async with MeterKit(CATALOG, redis_url=URL, flush=False, store_timeout=5.0) as kit:
+    async with MeterKit(CATALOG, redis_url=URL, flush=False, store_timeout=60.0) as kit:
         fill()
         try:
             for nth in range(10_000):
                 await kit.customers.set_plan(f"customer-{nth}", "free")
         except MeterkitError as error:
             print(error)
-        began = time.monotonic()
         server = EmbeddedServer("store")
         server.start()
         server.stop()
-        assert time.monotonic() - began < 5, "it was waited for"
         FILLED.unlink()
-        for _ in range(100):  # The server tries its disk each second.
+        while True:  # The server tries its disk each second.
             try:
                 print((await kit.customers.set_plan("ada", "free")).plan)
                 return

@@ -27,7 +27,7 @@ def run(program: str, *args: object) -> str:
         check=True,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     ).stdout.strip()
 
 

@@ -78,7 +78,7 @@ async def test_i9_a_resolver_that_hangs_keeps_no_thread_from_the_app_and_is_hear
             await kit.consume("acme", "requests", 1)
         with pytest.raises(StoreError, match="Timeout connecting"):
             await admin.ask(admin.client.ping())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(240):
             assert await asyncio.to_thread(lambda: "free") == "free"
         assert resolver.asked == 1
         resolver.answers.set()

@@ -368,7 +368,7 @@ async def test_i9_starting_waits_until_the_store_can_be_reached(valkey: Server) 
     proxy = TcpProxy(valkey.port)
     async with proxy:
         await proxy.set("refuse")
-        kit = kit_at(proxy.url, start_timeout=30)
+        kit = kit_at(proxy.url, start_timeout=300)
         starting = [asyncio.create_task(kit.start()) for _ in range(3)]
         await asyncio.sleep(0.6)
         assert not any(task.done() for task in starting)

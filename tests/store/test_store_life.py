@@ -189,10 +189,10 @@ async def test_stopping_while_the_first_connection_is_made_leaves_nothing(valkey
 
 @pytest.mark.anyio
 async def test_stopping_ends_a_start_that_waits_for_the_store() -> None:
-    kit = kit_at(f"redis://127.0.0.1:{free_port()}", start_timeout=60)
+    kit = kit_at(f"redis://127.0.0.1:{free_port()}", start_timeout=300)
     starting = asyncio.create_task(kit.start())
     await asyncio.sleep(0)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(240):
         await kit.stop()
         await starting
         await kit.stop()

@@ -143,7 +143,7 @@ async def test_i13_a_change_that_takes_longer_than_ten_seconds_goes_on_and_tells
         assert (found.plan, found.pending_change) == ("cheaper", None)
         await renewed(at)
         assert await metered_lines(at) == [("price_basic_tokens", 1_000, 5)]
-        with anyio.fail_after(60):
+        with anyio.fail_after(240):
             while not told or told[-1].plan != "cheaper":  # noqa: ASYNC110 - another task tells
                 await anyio.sleep(0.05)
 

@@ -280,10 +280,10 @@ async def test_fifty_at_once_take_each_entry_once(store_url: str) -> None:
 
 async def test_a_worker_that_waits_is_woken_by_what_comes(any_store_url: str) -> None:
     async with queued(any_store_url) as queue:
-        waiting = asyncio.create_task(queue.woken(60.0))
+        waiting = asyncio.create_task(queue.woken(3600.0))
         await asyncio.sleep(0)
         await queue.add(hint("evt_1"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(240):
             await waiting
         await queue.woken(0.0)  # Once.
 
@@ -300,7 +300,7 @@ async def test_where_the_store_does_not_answer_that_is_said_and_nothing_is_taken
         with pytest.raises(StoreError):
             await queue.add(hint("evt_2"))
         await proxy.set("pass")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             while True:
                 try:
                     assert await queue.add(hint("evt_2")) == "new"

@@ -161,7 +161,7 @@ async def test_while_the_store_is_away_stripe_is_asked_to_come_again(valkey: Ser
         await proxy.set("refuse")
         assert set(await at.bring()) == {503}
         await proxy.set("pass")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             while not all(lane.connected for lane in at.kit.store.lanes.values()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # It connects by itself, and tells nobody.
         at.clock.advance(timedelta(hours=1))  # Stripe tries again.
@@ -543,7 +543,7 @@ async def test_the_kit_works_off_what_comes_by_itself_until_it_stops(store_url: 
         at.customer()
         await at.subscribe()
         await at.bring()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             while (await at.kit.customers.get("acme")).plan != "pro":  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # It is worked off by itself.
 
@@ -556,7 +556,7 @@ async def test_a_worker_that_is_stopped_gives_back_what_it_has(store_url: str) -
         at.emulator.fail_next("hang", path=SUBSCRIPTIONS, times=1)
         before = at.asked()
         running = asyncio.create_task(at.kit.webhooks.tasks["webhooks"]())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             while at.emulator.faults:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # Stripe has been asked.
         running.cancel()
@@ -610,7 +610,7 @@ async def test_handlers_are_told_of_payments_and_of_the_end_of_a_trial(store_url
         for again in at.emulator.webhook_events:
             await at.bring(again)
         await at.kit.webhooks.work_off()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(240):
             while not any(isinstance(event, PaymentSucceeded) for event in told):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)  # Handlers are told by themselves.
     assert [event.trial_end for event in told if isinstance(event, TrialEnding)] == [NOW + 10 * DAY]
@@ -648,7 +648,7 @@ async def test_i7_what_runs_beside_a_loop_ends_though_a_cancellation_is_taken_fo
         loop, beside = asyncio.get_running_loop(), BackgroundTasks(Counter())
         for name, work in at.kit.webhooks.tasks.items():
             beside.keep(loop, name, work)
-        with anyio.fail_after(30):
+        with anyio.fail_after(240):
             await begun.wait()
             await beside.end(loop)
     assert len(swallowed) == 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from lua_runtime import compile_once
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
-from meterkit.redis import event_loops
+from meterkit.redis import event_loops, memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,6 +57,8 @@ headers: {headers}
 """
 # Some suites set a clock that no store agrees with: what is not taken then is not waited for at the end.
 patch.object(event_loops, "_DRAIN_S", 0.1).start()
+_memory: Any = memory
+compile_once(_memory._server)
 OURS = (b"ratelimit", b"ratelimit-policy")
 EXPOSED = b"access-control-expose-headers"
 

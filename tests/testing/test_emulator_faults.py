@@ -378,7 +378,7 @@ def test_serves_until_it_is_told_to_stop() -> None:
             assert client.get("/_emulator/events").json() == {"events": [], "total": "0"}
         finally:
             process.terminate()
-        assert process.wait(timeout=60) in {0, -signal.SIGTERM}
+        assert process.wait(timeout=300) in {0, -signal.SIGTERM}
 
 
 def test_import_needs_no_extra() -> None:

@@ -310,7 +310,7 @@ async def test_while_it_is_served_events_are_delivered_by_themselves() -> None:
         arrived.set()
 
     emulator.add_endpoint(HOOK, app=receiver.app)
-    with anyio.fail_after(60):
+    with anyio.fail_after(240):
         async with serve(app, host="127.0.0.1", port=0) as url, account(emulator) as client:
             emulator.add_endpoint(f"{url}/webhooks/stripe")
             await client.v1.customers.create_async({"name": "Ada"})
