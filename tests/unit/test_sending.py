@@ -287,6 +287,28 @@ async def test_without_the_lease_nothing_is_sent_or_moved() -> None:
         assert (await at.send(attempt("a1")), at.answers.calls) == ([], [])
 
 
+@pytest.mark.parametrize(("asked_ms", "is_renewed"), [(48_999, False), (49_000, True)])
+async def test_a_lease_is_renewed_a_second_before_it_would_be_too_short(
+    asked_ms: int, *, is_renewed: bool
+) -> None:
+    async with desk() as at:
+        assert await at.lease.outlives(10)
+        at.clock.advance(timedelta(milliseconds=asked_ms))
+        assert await at.lease.outlives(10)
+        at.clock.advance(timedelta(milliseconds=60_000 - asked_ms))
+        assert await at.lease.outlives(0) == is_renewed
+
+
+@pytest.mark.parametrize(("after_ms", "is_held"), [(59_999, True), (60_000, False), (90_000, False)])
+async def test_a_lease_that_ran_out_is_not_taken_again_as_another_may_have_had_it(
+    after_ms: int, *, is_held: bool
+) -> None:
+    async with desk() as at:
+        assert await at.lease.outlives(1)
+        at.clock.advance(timedelta(milliseconds=after_ms))
+        assert await at.lease.outlives(1) == is_held
+
+
 async def test_where_the_transport_is_not_ready_nothing_is_sent() -> None:
     async with desk() as at:
         at.answers.not_ready = replace(UNANSWERED, refused=True)
