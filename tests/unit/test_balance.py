@@ -118,6 +118,24 @@ def test_a_plan_gives_no_more_of_a_target_than_is_missing_of_it() -> None:
     assert [one for one in given(all_of_it) if one.target == "c:ai"] == [all_of_it]
 
 
+def test_two_grants_of_one_target_are_given_whole_or_what_is_missing_of_both() -> None:
+    pages = next(grant for grant in PRO.grants if grant.name == "pages")
+    both = replace(PRO, grants=(pages, replace(pages, quantity=3, priority=6)))
+    prepaid = Prepaid.of(both, CATALOG)
+    assert [one.quantity for one in given(prepaid=prepaid)] == [20, 3]
+    first, second = (f"{name} {START_MS}" for name, *_ in prepaid.recurring)
+    for on_file, expected in (
+        ((holding(first, "m:pages", 19),), {first: 20, second: 3}),
+        ((holding(first, "m:pages", 23),), {first: 23}),
+        ((holding(first, "m:pages", 22),), {first: 22, second: 1}),
+        ((holding(f"p m:pages other {START_MS}", "m:pages", 21),), {first: 2}),
+        ((holding(first, "m:pages", 5), holding(second, "m:pages", 1)), {first: 20, second: 3}),
+    ):
+        found = {one.name: one.quantity for one in given(*on_file, prepaid=prepaid)}
+        found.pop(f"p m:pages other {START_MS}", None)
+        assert found == expected
+
+
 @pytest.mark.parametrize("name", ["p c:ai other 17", f"a c:ai {START_MS}"])
 def test_what_came_from_another_period_or_from_the_app_lessens_nothing(name: str) -> None:
     found = [one.quantity for one in given(holding(name, "c:ai", 450 * MICRO)) if one.target == "c:ai"]
@@ -207,3 +225,4 @@ def test_grants_of_a_meter_come_before_credit() -> None:
     assert more("asked", answered, CREDIT, held=80) == 1_000
     assert more("asked", answered, CREDIT, held=81) == 996
     assert more("pages", pages, prepaid=False) == 30
+    assert more("asked", replace(CREDIT, used=0, quantity=1), held=51) == 0

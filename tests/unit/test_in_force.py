@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any, Final
 
@@ -110,6 +111,7 @@ def test_what_is_in_force_survives_storage() -> None:
         assert kept == one
         assert kept is not None
         assert (kept.at_ms, kept.since_ms, kept.turn_ms) == (one.at_ms, one.since_ms, one.turn_ms)
+        assert list(json.loads(one.dump())) == sorted(json.loads(one.dump()))
     assert InForce.parse("") is None
     assert '"seats"' not in in_force(CustomerState()).dump()
     assert InForce.parse('{"plan":"pro","at_ms":5,"newer":1}') == InForce(plan="pro", at_ms=5)

@@ -63,6 +63,7 @@ def test_what_is_missing_is_billed_by_an_invoice_item() -> None:
         " see whether the subscription has the meter's price, then bill them by an invoice item"
     )
     assert advice(FINAL, 127, late=20).startswith("7 of 107 units")
+    assert advice(FINAL, 101).startswith("1 of 101 units")
 
 
 def test_what_is_too_much_is_credited() -> None:

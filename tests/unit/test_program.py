@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.binding import Binding
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
 from meterkit.decisions.program import Demand, Program, compile_program, reported_parts
 from meterkit.decisions.rates import rate_numbers
@@ -187,3 +188,30 @@ def test_a_bucket_that_cannot_be_counted_exactly_is_refused_with_its_cure() -> N
     rate = bucket(1, 30 * 86_400_000, QUANTITY_MAX)
     with pytest.raises(PlansError, match="make the burst smaller or the rate faster"):
         rate_numbers(rate, "requests")
+
+
+def test_what_is_bound_is_asked_and_held_together_with_what_is_asked_besides() -> None:
+    program = compiled({"tokens": one(5), "requests": one(1)})
+    binding = Binding(program, {"tokens": 4})
+    numbers = binding.numbers({"tokens": 70})
+    changed = {place: number for place, number in enumerate(numbers) if number != program.numbers[place]}
+    assert set(changed.values()) == {74}
+    assert set(changed) == {place for place, meter, _ in program.asked if meter == "tokens"}
+    assert binding.numbers({}) == list(program.numbers)
+    assert binding.held({"tokens": 70}) == {**program.held, "tokens": 74}
+    assert binding.held({}) == dict(program.held)
+
+
+def test_no_less_is_asked_than_the_least() -> None:
+    program = compiled({"tokens": one(5)})
+    least = {place: least for place, meter, least in program.asked if meter == "tokens"}
+    numbers = Binding(program, {"tokens": 0}).numbers({"tokens": 0})
+    assert {place: numbers[place] for place in least} == least
+
+
+def test_what_is_recorded_besides_is_what_was_asked_besides() -> None:
+    program = compiled({"tokens": one(5), "requests": one(1)})
+    assert program.settled == {"tokens": 5, "requests": 1}
+    assert Binding(program, {"tokens": 4}).recorded == {"tokens": 4, "requests": 1}
+    assert Binding(program, {"tokens": 0}).recorded == {"requests": 1}
+    assert Binding(program, {"tokens": 0}).is_exact

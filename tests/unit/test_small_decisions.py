@@ -123,6 +123,7 @@ def test_a_gauge_tolerates_some_percent_rounded_down() -> None:
     assert GaugeLimit.of(GIVEN["storage"]) == GaugeLimit(101, 106, 7 * DAY_MS, keeps=False)
     assert GaugeLimit.of(GIVEN["members"], keeps=True) == GaugeLimit(3, 3, 0, keeps=True)
     assert GaugeLimit.of(replace(GIVEN["members"], included=None)) is None
+    assert GaugeLimit.of(replace(GIVEN["members"], included=300)) == GaugeLimit(300, 300, 0, keeps=False)
     most = GaugeLimit.of(replace(GIVEN["storage"], included=QUANTITY_MAX))
     assert most is not None
     assert most.most == QUANTITY_MAX
