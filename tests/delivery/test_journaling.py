@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+import sqlite3
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -17,7 +18,7 @@ from meterkit.delivery.journaling import JournaledTransport
 from meterkit.delivery.outcomes import Outcome
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.journal import journal_of
+from meterkit.insights.audit.journal import DatabaseJournal, journal_of
 from meterkit.store.intents import Sealed
 from meterkit.store.journal import JournalRow
 from meterkit.stripe.api import StripeApi
@@ -264,3 +265,15 @@ async def test_a_flush_writes_each_identifier_once(store_url: str, tmp_path: Pat
             await journal.write([written])
             assert await journal.read("acme", "api_requests", 0) == [written]
             assert await journal.read("acme", "api_requests", written.delivered_at_ms + 1) == []
+
+
+async def test_a_row_that_cannot_be_read_is_said_and_the_audit_log_goes_on(tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    journal = DatabaseJournal(url)
+    await journal.write([row(1, 5)])
+    with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
+        database.execute("UPDATE meterkit_deliveries SET value = 'many'")
+        database.commit()
+    with pytest.raises(MeterkitError, match="has a row of customer 'acme' that cannot be read"):
+        await journal.read("acme", "api_requests", 0)
+    assert await journal.read("zeta", "api_requests", 0) == []

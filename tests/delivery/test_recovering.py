@@ -266,7 +266,7 @@ async def test_i6_an_intent_that_cannot_be_read_is_named_once_and_holds_up_no_ot
         assert await parked_by_a_restore(at) == 1
         admin, keys = await at.kit.store.admin(), at.kit.store.keys
         await admin.ask(admin.client.hset(keys.shard(0, "intents"), "bad-1", text))
-        for place in ("outbox", "parked"):
+        for place in ("outbox", "parked", "compare"):
             await admin.ask(admin.client.zadd(keys.shard(0, place), {"bad-1": 1}))
         (done,) = await recover(at)
         assert (done.parked, done.billed) == (30, 30)
@@ -274,5 +274,9 @@ async def test_i6_an_intent_that_cannot_be_read_is_named_once_and_holds_up_no_ot
         for _ in range(2):
             await at.flush(everything=True, timeout_s=0)
         assert at.accepted("acme") == 37
+        with pytest.raises(MeterkitError, match="intent bad-1 of shard 0 cannot be read"):
+            await at.kit.outbox.drop("bad-1", reason="damaged")
+        await at.kit.customers.unlink("acme")
+        await at.kit.customers.link("acme", "cus_acme")  # It asks which minutes are taken.
         told = [one.getMessage() for one in caplog.records if "bad-1" in one.getMessage()]
         assert told == ["intent bad-1 of shard 0 cannot be read and is left; all others are delivered"]

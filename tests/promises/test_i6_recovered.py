@@ -92,6 +92,32 @@ async def test_i6_i11_usage_of_the_backup_that_was_sealed_with_later_usage(
             assert (house.billed("acme"), await kit.outbox.list()) == (190, [])
 
 
+async def test_i6_i11_usage_between_the_restart_and_the_first_pass_of_a_flusher(
+    tmp_path: Path, audited: bool
+) -> None:
+    settings = settings_of(tmp_path, audited=audited)
+    async with house_at(tmp_path, NOW) as house:
+        async with house.open(**settings) as (kit, _):
+            await linked(kit)
+            await kit.record("acme", "requests", 100)
+            house.back_up()
+            house.clock.advance(timedelta(minutes=5))
+            await kit.record("acme", "requests", 50)
+            assert (await kit.flush(everything=True)).delivered == 1
+            await kit.record("acme", "requests", 7)
+            await drained(kit)
+            house.clock.advance(timedelta(minutes=50))
+        house.restore()
+        async with house.open(**settings) as (kit, _):
+            await kit.record("acme", "requests", 9)  # It is sealed with the 100 of the backup.
+            await house.settle(kit)
+            (one,) = (await recover(kit)).recovered
+            assert (one.parked, one.unknown, one.billed, one.lost) == (109, 150, 109, 41)
+            await hours_later(house, kit)
+            assert house.billed("acme") == (166 if audited else 150)
+            assert await kit.outbox.list() == []
+
+
 async def test_i6_i11_a_store_that_is_emptied(tmp_path: Path, audited: bool) -> None:
     settings = settings_of(tmp_path, audited=audited)
     async with (

@@ -15,7 +15,7 @@ from meterkit.delivery.report import REPORTED
 from meterkit.delivery.verdicts import Judged, Look, judge
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.store.event_names import read_meters
-from meterkit.store.kept_intents import RESTORED, Kept
+from meterkit.store.kept_intents import RESTORED, Kept, intents_of
 from meterkit.store.steering import steer
 from meterkit.store.stranding import MISSED, strand_intent
 from meterkit.store.waiting import count_members
@@ -208,10 +208,11 @@ class Comparer:
             if not due:  # Another flusher has compared them since they were counted.
                 continue
             texts: list[Any] = await admin.ask(admin.client.hmget(store.keys.shard(shard, "intents"), due))
-            for member, data in zip(due, texts, strict=True):
-                kept = None if data is None else Kept.read(member.decode(), shard, data)
-                if kept is not None and kept.fields["state"] == "parked":
-                    yield kept
+            names = [member.decode() for member in due]
+            found = intents_of(admin, shard, names, texts)
+            for name, data, fields in zip(names, texts, found, strict=True):
+                if fields and fields["state"] == "parked":
+                    yield Kept(identifier=name, shard=shard, text=data.decode(), fields=fields)
 
     async def _postpone(self, kept: Kept) -> None:
         admin = (await self._store.admin()).for_delivery()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.decisions.ambiguity import SURE_MS
 from meterkit.decisions.periods import from_ms
+from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -100,6 +101,7 @@ async def find_kept(store: Store, identifier: str) -> Kept | None:
     """An intent by its identifier, in whichever shard it is.
 
     Raises:
+        MeterkitError: it cannot be read.
         StoreError: the store does not answer.
     """
     admin = (await store.admin()).for_delivery()
@@ -109,6 +111,8 @@ async def find_kept(store: Store, identifier: str) -> Kept | None:
     found: list[bytes | None] = await admin.ask(pipe.execute())
     for shard, data in enumerate(found):
         if data is not None:
+            if not intents_of(admin, shard, [identifier], [data])[0]:
+                raise MeterkitError(f"intent {identifier} of shard {shard} cannot be read")
             return Kept.read(identifier, shard, data)
     return None
 

@@ -118,7 +118,7 @@ class Links:
         keys = self._store.keys.customer(customer)
         names = [self._store.keys.shard(keys.shard, name) for name in ("intents", "outbox")]
         names += [keys.totals, keys.counters, keys.state, keys.unlinked]
-        async for page in kept_in(self._store, admin, keys.shard, "outbox", most=_PAGE):
+        async for page in kept_in(self._store, admin.for_delivery(), keys.shard, "outbox", most=_PAGE):
             own = [kept.identifier for kept in page if kept.customer == customer]
             if own:
                 await admin.run(self._store.scripts["recall"], names, rev, customer, *own)

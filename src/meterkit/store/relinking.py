@@ -83,7 +83,9 @@ async def used_minutes_ms(admin: Admin, keys: Keys, stripe_customer: str) -> set
     used = set[int]()
     for shard in {_shard_of(former.decode(), keys) for former in formers}:
         kept: dict[bytes, bytes] = await admin.ask(client.hgetall(keys.shard(shard, "intents")))
-        for intent in intents_of(admin, shard, [name.decode() for name in kept], list(kept.values())):
+        for intent in intents_of(
+            admin.for_delivery(), shard, [name.decode() for name in kept], [*kept.values()]
+        ):
             if intent and intent["stripe"] == stripe_customer:
                 used.add(int(intent["time"]) * 1000)
         async for one in delivered_lately(admin, keys, shard):

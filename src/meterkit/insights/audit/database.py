@@ -213,7 +213,13 @@ class Database:
             table.customer == customer, table.event_name == event_name, table.delivered_at_ms >= since_ms
         )
         with self._begun(DELIVERIES) as connection:
-            return [JournalRow(*row) for row in connection.execute(asked.order_by(table.delivered_at_ms))]
+            found: Any = connection.execute(asked.order_by(table.delivered_at_ms)).all()
+        try:
+            return [JournalRow(*row[:4], *map(int, row[4:])) for row in found]
+        except (ValueError, TypeError):
+            raise MeterkitError(
+                f"the journal of deliveries has a row of customer {customer!r} that cannot be read"
+            ) from None
 
     @contextmanager
     def _begun(self, table: Table = TABLE) -> Generator[Connection]:
