@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from meterkit.loop_thread import LoopThread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
@@ -85,7 +85,12 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
         by: str = "api",
     ) -> Sequence[Corrected]: ...
     async def reconcile(
-        self, customer: str | None = None, *, at: datetime | None = None, repair: bool = False
+        self,
+        customer: str | None = None,
+        *,
+        at: datetime | None = None,
+        repair: bool = False,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Sequence[Reconciled]: ...
     async def usage(self, customer: str, *, period: datetime | str | None = None) -> CustomerUsage: ...
     async def rates(self, customer: str) -> Sequence[RateUsage]: ...

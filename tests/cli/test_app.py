@@ -39,6 +39,21 @@ def test_the_version_is_said(shell: Shell) -> None:
     assert (0, f"meterkit {version('meterkit')}\n", "") == (done.code, done.out, done.err)
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("link", "'meterkit customers link'"),
+        ("sync", "'meterkit subscriptions sync' or 'meterkit stripe sync'"),
+        ("fluhs", "'flush'"),
+    ],
+)
+def test_a_command_of_a_group_is_named_with_its_group(typed: str, meant: str, shell: Shell) -> None:
+    """F-137: `meterkit link` gave no hint."""
+    done = shell.run(typed, "acme")
+    assert done.code == 2
+    assert f"No such command '{typed}'. Did you mean {meant}?" in done.err
+
+
 def test_help_says_what_it_is_and_names_the_option(shell: Shell) -> None:
     done = shell.run("--help")
     assert done.code == 0

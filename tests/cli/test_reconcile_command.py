@@ -36,6 +36,9 @@ async def test_books_are_compared(stored: Shell, directory: Path, store_url: str
             same = stored.run("reconcile", "acme")
             assert same.code == 0
             assert same.out.splitlines()[-1].split()[-4:] == ["25", "25", "25", "0"]
+            whole, brief = stored.run("reconcile", "--all"), stored.run("reconcile")
+            assert (whole.out, whole.code) == (same.out, 0)
+            assert (brief.code, brief.out, brief.err) == (0, "", "all 1 agree with Stripe\n")
             emulator.fail_next("lose")
             await kit.record("acme", "tokens", 5)
             await kit.flush(everything=True)
@@ -44,5 +47,6 @@ async def test_books_are_compared(stored: Shell, directory: Path, store_url: str
         assert (differs.code, one["delivered"], one["confirmed"], one["agrees"]) == (1, 30, 25, False)
         told = stored.run("reconcile")
         assert (told.code, "1 of 1 do not agree" in told.err) == (1, True)
+        assert "acme" in told.out
         assert stored.run("reconcile", "--period", "2020-01").code == 0
         assert stored.run("reconcile", "--period", "soon").code == 2

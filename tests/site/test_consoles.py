@@ -38,6 +38,7 @@ ENDS_WITH_1: Final = (
     *("meterkit outbox show ", "meterkit outbox park ", "meterkit outbox drop "),
 )
 READY_S: Final = 120.0
+FENCED: Final = re.compile(r"^ *```(\w*).*?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
 Process = subprocess.Popen[str]
@@ -222,3 +223,13 @@ def test_every_block_is_run_or_says_why_not() -> None:
     assert {block.page for block in SHOWN if block.language == "py" and not block.reason} == set(FILES_RUN)
     assert [test for test in FILES_RUN.values() if not (ROOT / test).is_file()] == []
     assert len(SHOWN) - len(left) > 50
+
+
+def test_a_copy_button_leaves_prompts_out() -> None:
+    """F-137: `$ ` is a prompt of the console lexer alone, which the style sheet hides while it is copied."""
+    style = (ROOT / "docs/assets/stylesheets/extra.css").read_text("utf-8")
+    assert "code[data-md-copying] :is(.gp, .go) { display: none; }" in style
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    blocks = [found for page in pages for found in FENCED.findall(page.read_text("utf-8"))]
+    prompted = {language for language, text in blocks if re.search(r"^\s*\$ ", text, re.MULTILINE)}
+    assert prompted == {"console"}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import meterkit
 from meterkit.cli import (
@@ -33,8 +34,24 @@ from meterkit.cli.session import tell
 
 __all__ = ["app", "main"]
 
+
+class Group(TyperGroup):
+    """The commands; one that is another's subcommand is named with it: `customers link` for `link`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find a command by the words of the command line."""
+        name = args[0] if args else ""
+        if name not in self.commands:
+            found = [group for group, part in self.commands.items() if name in getattr(part, "commands", ())]
+            if found:
+                names = " or ".join(f"'meterkit {group} {name}'" for group in found)
+                ctx.fail(f"No such command {name!r}. Did you mean {names}?")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="meterkit",
+    cls=Group,
     help="Usage metering and limit enforcement for ASGI services, billed through Stripe.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["--help", "-h"]},

@@ -12,16 +12,18 @@ from meterkit.cli.links import read_links
 from meterkit.cli.notation import format_entitlement, parse_entitlement
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
 from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
 from meterkit.decisions.subscription import Status
 from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.cli.links import CsvLink
+    from meterkit.cli.progress import Steps
     from meterkit.kit import MeterKit
     from meterkit.store.customer import Customer
     from meterkit.store.customers import Customers
@@ -91,7 +93,8 @@ async def link(
     if csv is not None and customer is None:
         links = read_links(csv)
         async with session.kit() as kit:
-            linked, refused, unread = await _link_all(kit.customers, links)
+            with shown_steps() as steps:
+                linked, refused, unread = await _link_all(kit.customers, links, steps)
         session.show(
             {"linked": linked, "refused": refused, "unread": unread},
             lambda: typer.echo(
@@ -279,10 +282,13 @@ async def _link(customers: Customers, customer: str, stripe_customer: str) -> Cu
         return await customers.get(customer)
 
 
-async def _link_all(customers: Customers, links: Iterable[CsvLink]) -> tuple[int, list[dict[str, str]], int]:
+async def _link_all(
+    customers: Customers, links: Sequence[CsvLink], steps: Steps
+) -> tuple[int, list[dict[str, str]], int]:
     """Link what can be linked: how many were, what was refused and why, how many are read later."""
     linked, refused, unread, is_away = 0, list[dict[str, str]](), 0, False
-    for where, customer, stripe_customer in links:
+    for done, (where, customer, stripe_customer) in enumerate(links):
+        steps.update("linking customers", done, len(links))
         try:
             await customers.link(customer, stripe_customer, look=not is_away)
             unread += is_away

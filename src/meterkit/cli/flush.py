@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from meterkit.cli.options import seconds
 from meterkit.cli.output import units
+from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.late_usage import late_in_words
 from meterkit.insights.audit.draining import drainer_of
 
 if TYPE_CHECKING:
-    from meterkit.delivery.flusher import FlushReport
+    from meterkit.cli.progress import Steps
+    from meterkit.delivery.flusher import Flusher, FlushReport
     from meterkit.delivery.report import LateUsage
 
 __all__ = ["commands", "summary", "undelivered_lines"]
 
 commands = typer.Typer()
+
+_LOOK_EVERY_S: Final = 0.2
 
 
 @command(commands)
@@ -54,7 +59,12 @@ async def flush(
     logging.getLogger("meterkit.delivery").addFilter(lambda record: not hasattr(record, "is_reported"))
     # A missing key is said before the store is waited for.
     async with kit.flusher() as flusher, started(kit):
-        report = await flusher.flush(everything=everything, timeout_s=timeout_s)
+        with shown_steps() as steps:
+            watching = asyncio.create_task(_watch(flusher, steps))
+            try:
+                report = await flusher.flush(everything=everything, timeout_s=timeout_s)
+            finally:
+                watching.cancel()
         if kit.settings.audit_url is not None:
             await drainer_of(kit.store, kit.settings).once()
 
@@ -67,6 +77,13 @@ async def flush(
 
     session.show(report.as_json(), tell)
     raise typer.Exit(int(not report.is_complete))
+
+
+async def _watch(flusher: Flusher, steps: Steps) -> None:
+    """Show how much is delivered, until cancelled."""
+    while True:
+        steps.update("delivering", flusher.report.delivered)
+        await asyncio.sleep(_LOOK_EVERY_S)
 
 
 def _tell(report: FlushReport) -> None:

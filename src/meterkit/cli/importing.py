@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from meterkit.cli.json_lines import logs_as_json
 from meterkit.cli.links import read_links
 from meterkit.cli.output import print_note, print_records
+from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Mapping
 
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
 
@@ -71,7 +67,11 @@ async def stripe(
     """
     ids = _by_stripe_customer(csv)
     async with session.kit(reads=dry_run) as kit:
-        with _told() as progress:
+        with shown_steps() as steps:
+
+            def progress(now: ImportProgress) -> None:
+                steps.update(_DOING[now.step], now.done, now.total)
+
             done = await kit.subscriptions.import_from_stripe(
                 id_from=id_from, ids=ids, dry_run=dry_run, progress=progress
             )
@@ -92,22 +92,6 @@ def _by_stripe_customer(csv: str | None) -> dict[str, str]:
                 f"{where}: {linked!r:.80} is given to {ids[linked]!r:.80} and {customer!r:.80}"
             )
     return ids
-
-
-@contextmanager
-def _told() -> Generator[Callable[[ImportProgress], object]]:
-    """Show how far it is, where a person looks on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(file=sys.stderr, markup=False, highlight=False)
-    is_off = logs_as_json() or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=is_off) as bars:
-        tasks = {step: bars.add_task(doing, start=False, total=None) for step, doing in _DOING.items()}
-
-        def told(now: ImportProgress) -> None:
-            bars.start_task(tasks[now.step])
-            bars.update(tasks[now.step], completed=now.done, total=now.total)
-
-        yield told
 
 
 def _tell(done: Imported) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import note_unknown
 
@@ -32,6 +33,7 @@ async def reconcile(
     ] = None,
     *,
     period: PeriodOption = None,
+    show_all: Annotated[bool, typer.Option("--all", help="Print what agrees, too.")] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="Do what is unambiguous about what Stripe may have.")
     ] = False,
@@ -39,22 +41,33 @@ async def reconcile(
     """Compare deliveries with what Stripe has counted.
 
     And with what it has invoiced; to the unit, for each customer and meter. Of a period that is over this is
-    its close report. Exits 1 where there is a difference, or something is parked.
+    its close report. Prints what differs, or all of one CUSTOMER. Exits 1 where there is a difference, or
+    something is parked.
     """
     async with session.kit(reads=not repair) as kit:
         if customer is not None:
             await note_unknown(kit, customer, shown="")
-        found = await kit.reconcile(customer, at=period, repair=repair)
-    rows = [row_of(one) for one in found]
+        with shown_steps() as steps:
+            progress = steps.of("comparing customers")
+            found = await kit.reconcile(customer, at=period, repair=repair, progress=progress)
+    differing = [one for one in found if not one.agrees]
+    is_whole = show_all or customer is not None
+    rows = [row_of(one) for one in found if is_whole or one.advice or not one.agrees]
     session.show(
         [{**asdict(one), "agrees": one.agrees} for one in found],
-        lambda: print_records(rows, rare=RARE, empty="nothing of this period goes to Stripe"),
+        lambda: print_records(rows, rare=RARE) if rows else None,
     )
-    differing = [one for one in found if not one.agrees]
+    if not session.json:
+        print_note(_summary(len(differing), len(found)))
+    raise typer.Exit(int(bool(differing)))
+
+
+def _summary(differing: int, compared: int) -> str:
+    if not compared:
+        return "nothing of this period goes to Stripe"
     if differing:
-        if not session.json:
-            print_note(f"{len(differing)} of {len(found)} do not agree with Stripe")
-        raise typer.Exit(1)
+        return f"{differing:,} of {compared:,} do not agree with Stripe"
+    return f"all {compared:,} agree with Stripe"
 
 
 def row_of(one: Reconciled) -> dict[str, object]:

@@ -15,6 +15,7 @@ from meterkit.cli.audit import row_of as row_of_audit
 from meterkit.cli.options import WHEN, instant
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note, print_records
+from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.recovering import Recovered, Recoverer
 from meterkit.delivery.summaries import StripeSummaries
@@ -97,11 +98,14 @@ async def recover(
 async def _run(
     kit: MeterKit, recoverer: Recoverer, summaries: StripeSummaries, customer: str | None, *, dry_run: bool
 ) -> tuple[Sequence[Recovered], Sequence[Rebuilt]]:
-    recovered = await recoverer.recover(customer, dry_run=dry_run, by=operator())
-    if kit.settings.audit_url is None:
-        return recovered, ()
-    rebuilder = Rebuilder(kit.store, drainer_of(kit.store, kit.settings), summaries)
-    return recovered, await rebuilder.rebuild(customer, dry_run=dry_run, by=operator())
+    with shown_steps() as steps:
+        progress = steps.of("comparing with Stripe")
+        recovered = await recoverer.recover(customer, dry_run=dry_run, by=operator(), progress=progress)
+        if kit.settings.audit_url is None:
+            return recovered, ()
+        steps.update("comparing with the audit log")
+        rebuilder = Rebuilder(kit.store, drainer_of(kit.store, kit.settings), summaries)
+        return recovered, await rebuilder.rebuild(customer, dry_run=dry_run, by=operator())
 
 
 def _show(session: Session, recovered: Sequence[Recovered], rebuilt: Sequence[Rebuilt]) -> None:

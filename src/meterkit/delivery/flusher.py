@@ -93,7 +93,7 @@ class Flusher:
         )
         self._alone = asyncio.Lock()
         self._aside: set[tuple[str, str]] = set()
-        self._failures = Hourly()
+        self._failures, self.report = Hourly(), FlushReport()
 
     def stop(self) -> None:
         """Send nothing more. What is under way is waited for: at most the time that one call may take."""
@@ -154,6 +154,7 @@ class Flusher:
         self, *, everything: bool = False, timeout_s: float = 0.0, is_alone: bool = False
     ) -> FlushReport:
         flush = _Pass(outbox=Outbox(self._store, await self._store.admin()), retries=everything)
+        self.report = flush.report
         deadline = monotonic() + timeout_s
         await self._compare(flush.report, is_alone=is_alone)
         if self._restarts is not None:

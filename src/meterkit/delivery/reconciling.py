@@ -158,7 +158,12 @@ class Reconciler:
         return Invoices(self._api(), self._prices, self._store.catalog.currency)
 
     async def reconcile(
-        self, customer: str | None = None, *, at: datetime | None = None, repair: bool = False
+        self,
+        customer: str | None = None,
+        *,
+        at: datetime | None = None,
+        repair: bool = False,
+        progress: Callable[[int, int], object] | None = None,
     ) -> Sequence[Reconciled]:
         """Each customer and meter that something of a period goes to Stripe of, compared with Stripe's books.
 
@@ -167,6 +172,7 @@ class Reconciler:
             at: an instant of the period (aware), of the last 400 days; default: now.
             repair: have what Stripe may have compared with the summary of its minute, and do what follows:
                 see :meth:`meterkit.Intents.redrive`. That takes two looks, ten minutes apart.
+            progress: called with how many customers are done, and of how many.
 
         Raises:
             CustomerError, MeterkitError: an argument cannot be used.
@@ -188,8 +194,12 @@ class Reconciler:
         found, invoices = list[Reconciled](), self.invoices()
         for first in range(0, len(customers), _AT_ONCE):
             page = customers[first : first + _AT_ONCE]
-            for usage in await store.usage_of_many(page, at_ms=at_ms, former=True):
+            for place, usage in enumerate(
+                await store.usage_of_many(page, at_ms=at_ms, former=True), start=first + 1
+            ):
                 found += await self.of_customer(usage, summaries, invoices)
+                if progress is not None:
+                    progress(place, len(customers))
         return found
 
     async def _repair(self, customer: str | None, summaries: StripeSummaries) -> None:

@@ -19,7 +19,7 @@ from meterkit.store.task_lease import TaskLease
 from meterkit.store.waiting import count_members
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.delivery.summaries import Summaries
@@ -132,7 +132,12 @@ class Recoverer:
         await self._lives.doubt(int(since.timestamp() * 1000))
 
     async def recover(
-        self, customer: str | None = None, *, dry_run: bool = False, by: str = "api"
+        self,
+        customer: str | None = None,
+        *,
+        dry_run: bool = False,
+        by: str = "api",
+        progress: Callable[[int, int], object] | None = None,
     ) -> Sequence[Recovered]:
         """Settle what a restore has parked.
 
@@ -140,6 +145,7 @@ class Recoverer:
             customer: whose; default: of all.
             dry_run: say what would be done.
             by: who does it, for the ledger of the customer.
+            progress: called with how many customers and meters are done, and of how many.
 
         Raises:
             CustomerError: the id is not allowed.
@@ -157,8 +163,11 @@ class Recoverer:
             admin = (await self._store.admin()).for_delivery()
             meters = await read_meters(admin, self._store.keys, self._store.catalog)
             found: list[Recovered] = []
-            for line in await self._lines(customer):
+            lines = await self._lines(customer)
+            for line in lines:
                 found.append(await self._of_line(line, meters, dry_run=dry_run, by=by))
+                if progress is not None:
+                    progress(len(found), len(lines))
                 await lease.take()
             return found
 
