@@ -256,7 +256,28 @@ class Ledger:
                 wrong.append(
                     f"{line}: {line.left - billed_late} of it were never recorded at that price then"
                 )
-        return wrong + self._accepted(late)
+        return wrong + self._accepted(late) + await self._remembered(late)
+
+    async def _remembered(self, told: Mapping[_Place, int]) -> list[str]:
+        """Where the kit shows another quantity of a period than was recorded in it.
+
+        Late units are recorded once more, in the period that bills them.
+        """
+        recorded, late, wrong = Counter[_Place](), Counter[tuple[str, str]](), list[str]()
+        for (customer, meter, _), units in told.items():
+            late[customer, meter] += units
+        for entry in self.log:
+            recorded[entry.customer, entry.meter, entry.period] += entry.quantity
+        for (customer, meter, period), units in sorted(recorded.items()):
+            usage = await self.world.do(self.world.kit.usage(customer, period=period))
+            shown = usage["meters"][meter]["recorded"]
+            again = late[customer, meter]
+            if usage["period"]["start"] != period or not units <= shown <= units + again:
+                wrong.append(
+                    f"{units} {meter} of {customer} were recorded in the period from {period:%m-%d}, the kit"
+                    f" shows {shown} of that from {usage['period']['start']:%m-%d}"
+                )
+        return wrong
 
     def _billed_again(self, lines: Sequence[Line], late: Mapping[_Place, int]) -> Counter[tuple[str, str]]:
         """By customer and meter: how many late units are on an invoice after all."""

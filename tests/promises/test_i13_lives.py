@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Final
 
 import pytest
 
-from lives import drawn, lived
+from lives import Event, drawn, lived
 
 LIVES: Final = int(os.environ.get("METERKIT_LIVES", "6"))
 
@@ -15,4 +16,28 @@ LIVES: Final = int(os.environ.get("METERKIT_LIVES", "6"))
 @pytest.mark.parametrize("seed", range(LIVES))
 def test_i13_a_year_of_a_customer(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     wrong, told = lived(monkeypatch, drawn(seed))
+    assert wrong == [], "\n".join(["a life with the events", *told])
+
+
+STORIES: Final = {
+    # No script closes it, as no request comes: its counters must last as long as closed periods do.
+    "the last period of a customer who stays away": [
+        Event(at=timedelta(), kind="subscribe", what="pro"),
+        Event(at=timedelta(days=40), kind="use", what="tokens", number=43),
+        Event(at=timedelta(days=300), kind="hooks_twice"),
+    ],
+    # Its counters go on as those of the month that it began and ended in.
+    "a subscription in which nothing is used": [
+        Event(at=timedelta(), kind="use", what="pages", number=3),
+        Event(at=timedelta(hours=1), kind="subscribe", what="pro"),
+        Event(at=timedelta(days=10), kind="cancel_now"),
+        Event(at=timedelta(days=11), kind="use", what="pages", number=2),
+        Event(at=timedelta(days=12), kind="use", what="pages", number=1),
+    ],
+}
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_i13_is_not_misled_by(monkeypatch: pytest.MonkeyPatch, story: str) -> None:
+    wrong, told = lived(monkeypatch, STORIES[story])
     assert wrong == [], "\n".join(["a life with the events", *told])

@@ -238,7 +238,7 @@ class Delivery(Checks):
             taken=tuple(taken),
             stripe=self.random.choice(("", *[f"cus_{name}"] * 9)),
             events=events,
-            outlive_ms=self.random.choice((900_000, 40 * DAY_MS)),
+            outlive_ms=self.random.choice((900_000, 400 * DAY_MS)),
             live_ms=self.random.choice((900_000, 60 * DAY_MS)),
             invoices=self.invoices(now, [n for name, n in customer.closed.items() if name[-1] == "e"]),
             cut=Cut(till_ms=self.wall + 90_000, labels=self._labels())

@@ -167,7 +167,11 @@ class Checks:
         state = CustomerState.parse(customer.data)
         standing = effective_plan(state, self.catalog, self.wall)
         entitlements, period, bounds = standing.plan.entitlements, customer.period, standing.bounds
-        over = period is None or self.wall >= period[1] or bounds.start_ms >= period[0] + 2 * MINUTE_MS
+        over = (
+            period is None
+            or self.wall >= period[1]
+            or (bounds.end_ms != period[1] and bounds.start_ms >= period[0] + 2 * MINUTE_MS)
+        )
         is_entitled = may_have(customer.rev, state, standing.plan, self.catalog)
         purse = customer.purse if is_entitled else Purse()
         means = Means(purse, standing.plan, (bounds.start_ms, bounds.end_ms), self.wall)

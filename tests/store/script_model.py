@@ -165,7 +165,7 @@ class Customer:
     def keeps_until(self, view: View) -> int:
         """How long it is known at least what was recorded in the period."""
         assert self.period is not None
-        return self.period[1] + (QUARTER_HOUR_MS if view.rev == NO_REV else 40 * DAY_MS)
+        return self.period[1] + (QUARTER_HOUR_MS if view.rev == NO_REV else 400 * DAY_MS)
 
     def overdue(self, at: int, view: View, now: int) -> int | None:
         """The closed period that an instant lies in; None: it is of the one that is open."""
@@ -477,7 +477,7 @@ class Model:
         if not any(customer.pending.values()):
             assert customer.period is not None
             self.dirty.pop(name, None)
-            customer.lives = customer.period[1] + 40 * DAY_MS
+            customer.lives = customer.period[1] + 400 * DAY_MS
 
 
 def _stand(customer: Customer, view: View, times: Times, *, forced: bool) -> tuple[int, Answer | None]:

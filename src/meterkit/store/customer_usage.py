@@ -189,7 +189,9 @@ class _View:
         self._totals = totals
         head = Head.read(counters.get(HEAD_FIELD))
         began, ends = head.begins_ms, head.ends_ms
-        self._over = now_ms >= ends or start_ms >= began + _PERIOD_LEAST_MS
+        # As scripts do (close_period.lua): counters of a period that ends when this one does go on in it.
+        is_another = ends != end_ms and start_ms >= began + _PERIOD_LEAST_MS
+        self._over = now_ms >= ends or is_another
         self.start_ms = max(start_ms, ends if now_ms >= ends else 0) if self._over else began
         self.end_ms = end_ms
         # Clocks go back; a customer's time does not.

@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 _CUSTOMERS_MAX: Final = 10_000
 _PREPARED_MAX: Final = 256
 _QUARTER_HOUR_MS: Final = 900_000
-_FORTY_DAYS_MS: Final = 3_456_000_000
+_FOUR_HUNDRED_DAYS_MS: Final = 34_560_000_000  # As totals: see docs/design/store.md
 _NOTHING: Final[dict[str, int]] = {}
 _NO_DIMENSIONS: Final[dict[str, str]] = {}
 
@@ -336,7 +336,7 @@ class CustomerView:
         """
         bounds = self.effective.bounds
         until_ms = min(self.effective.valid_until_ms, bounds.next_end_ms)
-        outlive_ms = _QUARTER_HOUR_MS if self.rev == NO_STATE else _FORTY_DAYS_MS
+        outlive_ms = _QUARTER_HOUR_MS if self.rev == NO_STATE else _FOUR_HUNDRED_DAYS_MS
         return pack_numbers(
             (until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, outlive_ms, *numbers)
         )
