@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from forked_command import run_forked
+from forked_command import fork_command, run_forked
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from forked_command import RunningCommand
 
 TIMEOUT_S = 300.0
 
@@ -60,25 +60,15 @@ class Shell:
         return done
 
     @contextmanager
-    def running(self, *arguments: str) -> Generator[subprocess.Popen[str]]:
+    def running(self, *arguments: str) -> Generator[RunningCommand]:
         """Run a command beside the test; it is killed if it has not ended with the block."""
-        with subprocess.Popen(
-            [sys.executable, "-m", "meterkit", *arguments],
-            cwd=self.directory,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            try:
-                yield process
-            finally:
-                if process.poll() is None:
-                    process.kill()
+        process = fork_command(arguments, self.directory, self.environment)
+        try:
+            yield process
+        finally:
+            process.close()
 
 
-def first_line(process: subprocess.Popen[str]) -> str:
+def first_line(process: RunningCommand) -> str:
     """The next line that a running command prints."""
-    assert process.stdout is not None
     return process.stdout.readline().strip()

@@ -12,14 +12,15 @@ import runpy
 import signal
 import sys
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from multiprocessing.context import ForkServerContext
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerContext, ForkServerProcess
     from pathlib import Path
 
-__all__ = ["forks", "run_forked"]
+__all__ = ["RunningCommand", "fork_command", "forks", "run_forked"]
 
 # What commands import, the rarer ones only once they run, and what programs of the tests do.
 IMPORTED_BEFORE: Final = [
@@ -67,17 +68,90 @@ def run_forked(
     return code
 
 
+class RunningCommand:
+    """A command that runs beside the test, with pipes from its standard output and errors.
+
+    Its methods are those of :class:`subprocess.Popen`.
+    """
+
+    def __init__(self, process: ForkServerProcess, stdout: IO[str], stderr: IO[str]) -> None:
+        self.stdout, self.stderr = stdout, stderr
+        self._process = process
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait until it ends; its exit code. Raises TimeoutError."""
+        self._process.join(timeout_s)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"the command has not ended within {timeout_s:.0f} s")
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Kill it if it runs, and close its pipes."""
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+        self.stdout.close()
+        self.stderr.close()
+
+
+def fork_command(arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> RunningCommand:
+    """Start a command; the arguments are those of :func:`run_forked`."""
+    pipes = [forks().Pipe(duplex=False) for _ in range(2)]
+    ends = [its for _, its in pipes]
+    process = forks().Process(
+        target=_command_with_pipes, args=(list(arguments), directory, dict(environment), ends)
+    )
+    process.start()
+    ours = list[IO[str]]()
+    for mine, its in pipes:
+        its.close()
+        ours.append(os.fdopen(os.dup(mine.fileno()), encoding="utf-8"))
+        mine.close()
+    return RunningCommand(process, *ours)
+
+
+def _command_with_pipes(
+    arguments: Sequence[str], directory: Path, environment: Mapping[str, str], pipes: Sequence[Connection]
+) -> None:
+    """Become ``python -m meterkit``, which reads nothing and writes to the pipes."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    for fd, pipe in enumerate(pipes, start=1):
+        os.dup2(pipe.fileno(), fd)
+        pipe.close()
+    _become(arguments, directory, environment)
+
+
 def _command(
     arguments: Sequence[str], directory: Path, environment: Mapping[str, str], streams: Sequence[Path]
 ) -> None:
-    """Become ``python -m meterkit``; exits with its code."""
-    os.chdir(directory)
-    os.environ.clear()
-    os.environ.update(environment)
+    """Become ``python -m meterkit``, with files as its streams."""
     for fd, path in enumerate(streams):
         opened = os.open(path, os.O_RDONLY if fd == 0 else os.O_WRONLY | os.O_APPEND)
         os.dup2(opened, fd)
         os.close(opened)
+    _become(arguments, directory, environment)
+
+
+def _become(arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> None:
+    """Be the command; exits with its code."""
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
     faulthandler.enable()
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.path.insert(0, str(directory))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from auditing import rows_in
-from commands import Shell
+from commands import TIMEOUT_S, Shell
 from faults import eventually
 from meterkit import MeterKit
 from meterkit.cli.doctor.audit_log import look_at_audit_database
@@ -162,4 +162,4 @@ async def test_a_worker_drains_the_audit_log(directory: Path, store_url: str) ->
             with shell.running("worker") as worker:
                 await eventually(lambda: [row["quantity"] for row in rows_in(url)] == [7])
                 worker.send_signal(signal.SIGTERM)
-                assert worker.wait(60) == 0
+                assert worker.wait(TIMEOUT_S) == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import TYPE_CHECKING
 
 import httpx
@@ -72,5 +73,5 @@ async def test_the_worker_works_off_webhooks(stored: Shell, directory: Path, sto
                 async with asyncio.timeout(TIMEOUT_S):
                     while (await kit.customers.get("acme")).plan != "pro":  # noqa: ASYNC110
                         await asyncio.sleep(0.05)  # The worker runs elsewhere.
-                worker.terminate()
+                worker.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(worker.wait, TIMEOUT_S) == 0

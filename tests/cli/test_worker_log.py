@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import Shell
+from commands import TIMEOUT_S, Shell
 from meterkit import MeterKit
 from meterkit.cli.json_lines import JsonLines
 from meterkit.testing import StripeEmulator
@@ -39,14 +39,13 @@ async def test_every_line_of_a_workers_log_is_an_object(directory: Path, store_u
             METERKIT_FLUSH_INTERVAL="0.1",
         )
         with shell.running("worker", "--log-format", "json") as worker:
-            assert worker.stderr is not None
             lines: list[str] = []
             while not lines or '"delivered": 1' not in lines[-1]:
                 lines.append(worker.stderr.readline())
                 assert lines[-1]
             worker.send_signal(signal.SIGTERM)
             rest = worker.stderr.read().splitlines()
-            assert (0, "") == (worker.wait(60), worker.stdout.read() if worker.stdout else None)
+            assert (0, "") == (worker.wait(TIMEOUT_S), worker.stdout.read())
     said = [json.loads(line) for line in lines + rest]
     assert all(["time", "level", "logger", "message"] == list(line)[:4] for line in said)
     passed = next(line for line in said if line.get("delivered"))

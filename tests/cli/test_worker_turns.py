@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from commands import Shell
+from commands import TIMEOUT_S, Shell
 from faults import eventually
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
@@ -43,7 +43,7 @@ async def test_the_worker_enters_what_the_clock_has_changed(directory: Path, sto
             with shell.running("worker") as worker:
                 await eventually(is_found)
                 worker.send_signal(signal.SIGTERM)
-                assert worker.wait(60) == 0
+                assert worker.wait(TIMEOUT_S) == 0
         found = (await kit.customers.history("acme"))[entered:]
         assert {entry.cause for entry in found} == {"clock"}
         assert ("status", "active", "canceled") in [
