@@ -111,8 +111,8 @@ async def test_a_hold_is_given_back_within_stripes_own_hour(any_store_url: str) 
         assert (at.billed(), at.invoices()[0]["status"]) == ([1000], "paid")
 
 
-async def test_a_hold_ends_by_itself_and_what_is_left_is_late(any_store_url: str) -> None:
-    async with ending(any_store_url) as at:
+async def test_a_hold_ends_by_itself_and_what_is_left_is_late(store_url: str) -> None:
+    async with ending(store_url) as at:
         await used(at)
         at.stripe.fail_next("error", status=429, times=None, path=EVENTS)
         reports = await at.hourly(JUNE - MINUTE, 25)

@@ -61,7 +61,7 @@ def wire(valkey: Server) -> Iterator[Wire]:
 @pytest.mark.parametrize("seed", range(in_depth(2, 6)))
 def test_the_scripts_do_what_the_model_does(wire: Wire, seed: int) -> None:
     world = World(wire, load_texts(), life(seed))
-    for _ in range(5000):
+    for _ in range(in_depth(2500, 5000)):
         world.step()
     for name in CUSTOMERS:
         world.check(name)
@@ -71,7 +71,7 @@ def test_the_scripts_do_what_the_model_does(wire: Wire, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(in_depth(2, 6)))
 def test_the_scripts_do_what_the_model_does_with_grants_and_credits(wire: Wire, seed: int) -> None:
     world = PaidWorld(wire, load_texts(), life(seed))
-    for _ in range(4000):
+    for _ in range(in_depth(2000, 4000)):
         world.step()
     for name in CUSTOMERS:
         world.check(name)
