@@ -92,6 +92,11 @@ class Pages:
             raise MeterkitError("the database is away")
         return [row for page in self.pages for row in page if row.delivered_at_ms >= since_ms]
 
+    async def begun_ms(self) -> int | None:
+        if self.fails:
+            raise MeterkitError("the database is away")
+        return min((row.delivered_at_ms for page in self.pages for row in page), default=None)
+
 
 DELIVERED: Final = Outcome(kind="delivered", detail="")
 
@@ -251,6 +256,23 @@ async def test_a_journal_that_cannot_be_read_is_said_once_and_sums_decide(
     ]
 
 
+async def test_a_journal_is_gone_by_where_it_goes_back_to_the_gap_and_is_whole(store_url: str) -> None:
+    journal = Pages(fails=2)
+    names = ("acme", "api_requests", "cus_acme")
+    async with forgotten(store_url, journal) as (at, found):
+        assert await found.journaled(*names, GAP) is None  # It cannot be read.
+        journal.fails = 0
+        assert await found.journaled(*names, GAP) is None
+        journal.pages = [[row(1, 30)]]
+        assert await found.journaled(*names, GAP) is None
+        journal.pages.append([row(0, 5, delivered_at_ms=GAP.from_ms - 60_001)])
+        assert await found.journaled(*names, GAP) == 30
+        await known(at, "counted-1", 25)
+        assert await found.journaled(*names, GAP) is None
+        summaries = StripeSummaries(StripeApi(at.kit.settings))
+        assert await Forgotten(at.kit.store, summaries).journaled(*names, GAP) is None
+
+
 async def test_a_flush_writes_each_identifier_once(store_url: str, tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
     async with open_desk(store_url, shards=1) as at:
@@ -265,6 +287,7 @@ async def test_a_flush_writes_each_identifier_once(store_url: str, tmp_path: Pat
             await journal.write([written])
             assert await journal.read("acme", "api_requests", 0) == [written]
             assert await journal.read("acme", "api_requests", written.delivered_at_ms + 1) == []
+            assert await journal.begun_ms() == written.delivered_at_ms
 
 
 async def test_a_row_that_cannot_be_read_is_said_and_the_audit_log_goes_on(tmp_path: Path) -> None:

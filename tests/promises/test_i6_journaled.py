@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from delivering import NOW
+from delivering import NOW, aclosing_transport
 from houses import linked
+from meterkit.store.intents import Sealed
 from meterkit.stripe import api
 from recovering import drained, hours_later, house_at, recover, settings_of
 
@@ -103,3 +104,49 @@ async def test_i6_a_customer_who_was_billed_by_two_stripe_customers(
         # Stripe's sums are of one Stripe customer: of the other's 100 units it has nothing.
         assert house.billed("acme") == 100
         assert house.billed("new") == (23 if has_journal else 123)
+
+
+async def test_i6_units_that_something_else_has_sent(tmp_path: Path, has_journal: bool) -> None:
+    settings = settings_of(tmp_path, audited=True)
+    async with house_at(tmp_path, NOW) as house:
+        async with house.open(**settings) as (kit, _):
+            await linked(kit)
+            await kit.record("acme", "requests", 100)
+            await flushed(house, kit)
+            await kit.flush()  # It notes when it delivers.
+            await kit.record("acme", "requests", 30)
+            house.back_up()
+            house.clock.advance(timedelta(minutes=5))
+            await send_elsewhere(house, 40)
+        if not has_journal:
+            lose_journal(tmp_path)
+        house.clock.advance(timedelta(minutes=30))
+        house.restore()
+        async with house.open(**settings) as (kit, _):
+            await house.settle(kit)
+            (one,) = (await recover(kit)).recovered
+            # By sums, Stripe may have the 30. The advice names what to bill where another system has sent.
+            assert (one.parked, one.unknown, one.billed, one.sent) == (30, 40, 30, 0)
+            assert one.advice.startswith("30 of the billed units are not in the journal") == has_journal
+            await hours_later(house, kit)
+            assert house.billed("acme") == 140
+
+
+async def send_elsewhere(house: House, units: int) -> None:
+    """Have another system send an event for the same customer and meter."""
+    timestamp = int(house.clock()) // 60 * 60
+    event = Sealed(
+        identifier="elsewhere",
+        customer="acme",
+        stripe_customer="cus_acme",
+        period="0",
+        meter_token="",
+        event_name="api_requests",
+        value=units,
+        timestamp=timestamp,
+        key="elsewhere",
+        sealed_ms=0,
+        due_ms=0,
+    )
+    async with aclosing_transport(house.stripe, clock=house.clock) as transport:
+        assert (await transport.send(event)).delivered

@@ -131,7 +131,7 @@ class Forgotten:
         if deliveries is None:
             deliveries = await self.delivered(customer)
         known = deliveries.get((customer, stripe_customer, event_name), ())
-        journaled = await self._journaled(customer, event_name, stripe_customer, gap, known)
+        journaled, _ = await self._journaled(customer, event_name, stripe_customer, gap, known)
         if journaled > 0 and not is_exact:
             return journaled
         span_s = stamped_span_s(since_ms, self._store.now_ms())
@@ -170,8 +170,8 @@ class Forgotten:
 
     async def _journaled(
         self, customer: str, event_name: str, stripe_customer: str, gap: Gap, known: Sequence[Delivered]
-    ) -> int:
-        """Units under identifiers of the gap that the journal has and the store does not know of.
+    ) -> tuple[int, int]:
+        """Units under identifiers of the gap that only the journal has, and those that only the store has.
 
         What the store knows of and the journal lacks was counted as delivered by a comparison before: it
         stands for units that the journal has under another identifier.
@@ -199,7 +199,21 @@ class Forgotten:
                 " customer %r; Stripe's sums decide there",
                 *(sum(lacking), customer),
             )
-        return max(0, forgotten - sum(lacking))
+        return max(0, forgotten - sum(lacking)), sum(lacking)
+
+    async def journaled(self, customer: str, event_name: str, stripe_customer: str, gap: Gap) -> int | None:
+        """Units of the gap that only the journal has; None: it does not go back so far, or is not whole.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        known = (await self.delivered(customer)).get((customer, stripe_customer, event_name), ())
+        units, lacking = await self._journaled(customer, event_name, stripe_customer, gap, known)
+        try:
+            begun_ms = None if self._journal is None else await self._journal.begun_ms()
+        except MeterkitError:  # It could not be read before, either, and that is logged.
+            begun_ms = None
+        return None if lacking or begun_ms is None or begun_ms > gap.from_ms else units
 
     async def elsewhere(
         self, customer: str, event_name: str, stripe_customer: str, span_s: tuple[int, int]

@@ -37,6 +37,10 @@ _BY_HAND: Final = (
     "Stripe does not say what it has of this customer ({error}): drop the intents (`meterkit outbox list"
     " --customer`) and bill by hand what its invoices lack"
 )
+_OF_OTHERS: Final = (
+    "{units} of the billed units are not in the journal of deliveries: if something else sends events for"
+    " this customer and meter, bill them by an invoice item"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,13 +211,23 @@ class Recoverer:
             if error.status not in _NOT_THERE:
                 raise
             return replace(told, advice=_BY_HAND.format(error=error))
+        advice = await self._advice(line, billed)
         if not dry_run:
             ordered = [await self._joined(kept) for kept in ordered]
             for kept, part in zip(ordered, shares([kept.value for kept in ordered], billed), strict=True):
                 await self._settle(kept, part, by)
-        return replace(
-            told, unknown=unknown, billed=billed, sent=line.units - billed, lost=max(0, unknown - billed)
-        )
+        sent, lost = line.units - billed, max(0, unknown - billed)
+        return replace(told, unknown=unknown, billed=billed, sent=sent, lost=lost, advice=advice)
+
+    async def _advice(self, line: _Line, billed: int) -> str:
+        """What to do where the journal of deliveries does not have all units that are to count as billed."""
+        if not billed:
+            return ""
+        names = (line.customer, line.event_name, line.stripe_customer)
+        journaled = await self._forgotten.journaled(*names, line.gap)
+        if journaled is None or journaled >= billed:
+            return ""
+        return _OF_OTHERS.format(units=billed - journaled)
 
     async def _ordered(self, line: _Line) -> list[Kept]:
         """Those first whose own minute has their quantity at Stripe: it has just these."""

@@ -40,3 +40,7 @@ class Journal(Protocol):
     async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
         """The rows of a customer and event name that were accepted since then."""
         ...
+
+    async def begun_ms(self) -> int | None:
+        """When the first row of all was accepted; None: there is none."""
+        ...

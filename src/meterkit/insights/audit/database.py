@@ -221,6 +221,16 @@ class Database:
                 f"the journal of deliveries has a row of customer {customer!r} that cannot be read"
             ) from None
 
+    def deliveries_begun_ms(self) -> int | None:
+        """When the journal's first row was accepted; None: there is none.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        with self._begun(DELIVERIES) as connection:
+            found: int | None = connection.execute(select(func.min(DELIVERIES.c.delivered_at_ms))).scalar()
+            return found
+
     @contextmanager
     def _begun(self, table: Table = TABLE) -> Generator[Connection]:
         with self._words_kept():

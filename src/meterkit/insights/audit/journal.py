@@ -46,6 +46,14 @@ class DatabaseJournal:
         """The rows of a customer and event name that were accepted since then."""
         return await _in_thread(lambda: self._database.deliveries(customer, event_name, since_ms))
 
+    async def begun_ms(self) -> int | None:
+        """When the first row of all was accepted; None: there is none."""
+
+        def begun_ms() -> int | None:
+            return self._database.deliveries_begun_ms()
+
+        return await _in_thread(begun_ms)
+
     @cached_property
     def _database(self) -> Database:
         # SQLAlchemy takes a while to import, and few want it.
