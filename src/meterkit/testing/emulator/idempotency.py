@@ -1,4 +1,9 @@
-"""The ``Idempotency-Key`` store: in flight, stored, forgotten."""
+"""The ``Idempotency-Key`` store: in flight, stored, forgotten.
+
+Keys have at most 255 characters, are kept for at least 24 hours, and stand for one endpoint and one set of
+parameters: https://docs.stripe.com/api/idempotent_requests and
+https://docs.stripe.com/error-low-level#idempotency.
+"""
 
 from __future__ import annotations
 

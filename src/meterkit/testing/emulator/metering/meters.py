@@ -1,4 +1,9 @@
-"""Billing meters: create, retrieve, list, update, deactivate, reactivate."""
+"""Billing meters: create, retrieve, list, update, deactivate, reactivate.
+
+https://docs.stripe.com/api/billing/meter/object has the fields,
+https://docs.stripe.com/api/billing/meter/create the formulas and windows. Only ``display_name`` can change:
+https://docs.stripe.com/api/billing/meter/update. Each active meter has an event name of its own.
+"""
 
 from __future__ import annotations
 

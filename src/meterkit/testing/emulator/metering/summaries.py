@@ -1,4 +1,8 @@
-"""Meter event summaries: what Stripe has counted for a customer in a span of minutes."""
+"""Meter event summaries: what Stripe has counted for a customer in a span of minutes.
+
+Both ends must be aligned with a minute, or with what the values are grouped by:
+https://docs.stripe.com/api/billing/meter-event-summary/list.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The call about customer portal sessions: create."""
+"""The call about customer portal sessions: create.
+
+https://docs.stripe.com/api/customer_portal/sessions/create.
+"""
 
 from __future__ import annotations
 

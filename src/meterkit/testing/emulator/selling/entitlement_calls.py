@@ -1,4 +1,9 @@
-"""The calls about features and entitlements."""
+"""The calls about features and entitlements.
+
+https://docs.stripe.com/api/entitlements/feature/create: a lookup key and a name have at most 80 characters.
+https://docs.stripe.com/api/product-feature/attach and
+https://docs.stripe.com/api/entitlements/active-entitlement/list: what products have, and customers.
+"""
 
 from __future__ import annotations
 
