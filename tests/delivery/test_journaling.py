@@ -87,6 +87,7 @@ class Pages:
         self.pages.append(rows)
 
     async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
+        await self.goes_on.wait()
         assert (customer, event_name) == ("acme", "api_requests")
         if self.fails:
             raise MeterkitError("the database is away")
@@ -256,11 +257,39 @@ async def test_a_journal_that_cannot_be_read_is_said_once_and_sums_decide(
     ]
 
 
-async def test_a_journal_is_gone_by_where_it_goes_back_to_the_gap_and_is_whole(store_url: str) -> None:
+async def test_a_journal_that_hangs_is_given_up_and_asked_again_later(
+    store_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_S", 0.01)
+    monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 0)
+    journal = Pages()
+    async with forgotten(store_url, journal) as (_, found):
+        journal.pages = [[row(1, 30)]]
+        journal.goes_on.clear()
+        caplog.clear()
+        assert [await unknown(found) for _ in range(2)] == [0, 0]
+        assert "it has not answered within 0.01 s" in caplog.text
+        assert len(caplog.messages) == 1
+        journal.goes_on.set()
+        assert await unknown(found) == 30
+        monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 60)
+        journal.goes_on.clear()
+        assert await unknown(found) == 0
+        journal.goes_on.set()
+        assert await unknown(found) == 0  # It is not asked: each line would wait for it.
+
+
+async def test_a_journal_is_gone_by_where_it_goes_back_to_the_gap_and_is_whole(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 0)
     journal = Pages(fails=2)
     names = ("acme", "api_requests", "cus_acme")
     async with forgotten(store_url, journal) as (at, found):
         assert await found.journaled(*names, GAP) is None  # It cannot be read.
+        monkeypatch.setattr("meterkit.delivery.forgotten._JOURNAL_PAUSE_S", 60)
+        assert await found.journaled(*names, GAP) is None
+        vars(found)["_journal_again_s"] = 0.0
         journal.fails = 0
         assert await found.journaled(*names, GAP) is None
         journal.pages = [[row(1, 30)]]

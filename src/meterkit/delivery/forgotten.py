@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.decisions.periods import from_ms, stamped_span_s
@@ -30,6 +31,9 @@ _DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3_600
 _AT_ONCE: Final = 8
+# Delivery waits for a comparison: a database that hangs is asked once a minute.
+_JOURNAL_S: Final = 10.0
+_JOURNAL_PAUSE_S: Final = 60.0
 # A seal stamps with a minute that is free: the one before it, or up to three ahead.
 _BEFORE_S: Final = _MINUTE_S
 _BEHIND_S: Final = 4 * _MINUTE_S
@@ -80,6 +84,7 @@ class Forgotten:
         self._summaries = summaries
         self._journal = journal
         self._journal_fails = Hourly()
+        self._journal_again_s = 0.0
 
     async def delivered(self, customer: str) -> Deliveries:
         """Each delivery that the store keeps of a customer's shard.
@@ -209,10 +214,13 @@ class Forgotten:
         """
         known = (await self.delivered(customer)).get((customer, stripe_customer, event_name), ())
         units, lacking = await self._journaled(customer, event_name, stripe_customer, gap, known)
+        if self._journal is None or monotonic() < self._journal_again_s:
+            return None
         try:
-            begun_ms = None if self._journal is None else await self._journal.begun_ms()
-        except MeterkitError:  # It could not be read before, either, and that is logged.
-            begun_ms = None
+            async with asyncio.timeout(_JOURNAL_S):
+                begun_ms = await self._journal.begun_ms()
+        except (MeterkitError, TimeoutError):  # Its rows could be read: this is asked again with the next.
+            return None
         return None if lacking or begun_ms is None or begun_ms > gap.from_ms else units
 
     async def elsewhere(
@@ -228,15 +236,18 @@ class Forgotten:
         )
 
     async def _rows(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
-        """What the journal has; nothing where it cannot be read."""
-        if self._journal is None:
+        """What the journal has; nothing where it cannot be read, and for a minute after that."""
+        if self._journal is None or monotonic() < self._journal_again_s:
             return ()
         try:
-            return await self._journal.read(customer, event_name, since_ms)
-        except MeterkitError as error:
+            async with asyncio.timeout(_JOURNAL_S):
+                return await self._journal.read(customer, event_name, since_ms)
+        except (MeterkitError, TimeoutError) as error:
+            self._journal_again_s = monotonic() + _JOURNAL_PAUSE_S
             if self._journal_fails.is_due("read"):
+                why = str(error) or f"it has not answered within {_JOURNAL_S:g} s"
                 _logger.warning(
-                    "the journal of deliveries cannot be read; Stripe's sums alone are compared: %s", error
+                    "the journal of deliveries cannot be read; Stripe's sums alone are compared: %s", why
                 )
             return ()
 
