@@ -75,7 +75,7 @@ def webhooks_of(store: Store, settings: Settings, access: StripeAccess) -> Webho
     """What takes Stripe's events for a kit."""
 
     async def refused(event_id: str) -> None:
-        await take_refusals(store, access.api(), event_id)
+        await take_refusals(store, access.api(), event_id, journal_of(settings))
 
     return Webhooks(store, settings, access.api, refused)
 

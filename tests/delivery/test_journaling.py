@@ -93,6 +93,9 @@ class Pages:
             raise MeterkitError("the database is away")
         return [row for page in self.pages for row in page if row.delivered_at_ms >= since_ms]
 
+    async def remove(self, identifiers: Sequence[str]) -> None:
+        self.pages = [[row for row in page if row.identifier not in identifiers] for page in self.pages]
+
     async def begun_ms(self) -> int | None:
         if self.fails:
             raise MeterkitError("the database is away")

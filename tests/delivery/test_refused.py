@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from auditing import sqlite_in
 from delivering import delivered, desk
 from hooking import SECRET
 from meterkit import MeterkitError
 from meterkit.delivery.refused import take_refusals
+from meterkit.insights.audit.journal import DatabaseJournal, journal_of
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
     from delivering import Desk
+    from meterkit.store.journal import Journal
     from servers import Server
 
 pytestmark = pytest.mark.anyio
@@ -57,10 +61,32 @@ async def switch(api: StripeApi, event_name: str, what: str) -> None:
             await api.post(f"/v1/billing/meters/{meter['id']}/{what}")
 
 
-async def take_all(at: Desk, api: StripeApi) -> None:
+async def take_all(at: Desk, api: StripeApi, journal: Journal | None = None) -> None:
     """Take all reports of the emulated account."""
     for event in at.emulator.thin_events:
-        await take_refusals(at.kit.store, api, event.id)
+        await take_refusals(at.kit.store, api, event.id, journal)
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_what_is_refused_later_is_taken_off_the_journal(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_away: bool
+) -> None:
+    url = sqlite_in(tmp_path)
+    async with streaming(store_url, audit_url=url) as (at, api):
+        journal = journal_of(at.kit.settings)
+        assert journal is not None
+        await at.link("acme")
+        await at.kit.customers.link("lost", "cus_unknown")
+        for customer in ("acme", "lost"):
+            await at.kit.record(customer, "requests", 7)
+        await at.kit.flush(everything=True)
+        assert len(await journal.read("lost", "api_requests", 0)) == 1
+        away = DatabaseJournal("sqlite:////no/such/directory/audit.db")
+        await take_all(at, api, away if is_away else journal)
+        assert await places(at, "lost") == {"dead": 7}
+        assert len(await journal.read("lost", "api_requests", 0)) == is_away
+        assert len(await journal.read("acme", "api_requests", 0)) == 1
+        assert ("the journal of deliveries still has intents that Stripe refuses" in caplog.text) == is_away
 
 
 @pytest.mark.each_store

@@ -11,7 +11,10 @@ from meterkit.errors import MeterkitError
 from meterkit.store.refusing import Refusing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meterkit.delivery.error_reports import ErrorReport
+    from meterkit.store.journal import Journal
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
@@ -30,7 +33,7 @@ _CURES: Final = {
 _CURE: Final = "meterkit doctor compares the meters at Stripe with the plans file"
 
 
-async def take_refusals(store: Store, api: StripeApi, event_id: str) -> None:
+async def take_refusals(store: Store, api: StripeApi, event_id: str, journal: Journal | None = None) -> None:
     """Fetch what an event tells of meter events that Stripe does not count, and do with each what it says.
 
     An intent that it names, by itself or by the call that it was sent in, is parked or dead, with Stripe's
@@ -46,7 +49,7 @@ async def take_refusals(store: Store, api: StripeApi, event_id: str) -> None:
     refusing = Refusing(store)
     named = await blamed(api, refusing, report) | identifiers_of(report)
     found = await refusing.find(named)
-    apart, sending = 0, list[str]()
+    apart, sending, done = 0, list[str](), list[str]()
     for identifier, one in found.items():
         code, message = named[identifier]
         if one.is_apart:
@@ -56,15 +59,29 @@ async def take_refusals(store: Store, api: StripeApi, event_id: str) -> None:
         refused = await refusing.refuse(one, state=state, why=why)
         if refused == "done":
             apart += 1
+            done.append(identifier)
             _logger.error(
                 "%d units of %s of customer %r are %s: Stripe took intent %s and does not count it: %s: %s",
                 *(one.value, one.event_name, one.customer, state, identifier, code, message),
             )
         elif refused == "sending":
             sending.append(identifier)
+    if done and journal is not None:
+        await _remove(journal, done)
     if sending:
         raise MeterkitError(f"intents that Stripe refuses are being sent: {', '.join(sending[:3])}")
     _tell_rest(report, apart, event_id)
+
+
+async def _remove(journal: Journal, identifiers: Sequence[str]) -> None:
+    """Take off the journal what Stripe does not have. A row that stays makes a restore bill too little."""
+    try:
+        await journal.remove(identifiers)
+    except MeterkitError as error:
+        _logger.warning(
+            "the journal of deliveries still has intents that Stripe refuses: %s: %s",
+            *(", ".join(identifiers[:3]), error),
+        )
 
 
 def _tell_rest(report: ErrorReport, apart: int, event_id: str) -> None:

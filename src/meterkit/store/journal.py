@@ -44,3 +44,7 @@ class Journal(Protocol):
     async def begun_ms(self) -> int | None:
         """When the first row of all was accepted; None: there is none."""
         ...
+
+    async def remove(self, identifiers: Sequence[str]) -> None:
+        """Remove what Stripe has refused after it accepted it."""
+        ...

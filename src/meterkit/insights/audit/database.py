@@ -21,6 +21,7 @@ try:
         Table,
         Text,
         create_engine,
+        delete,
         func,
         inspect,
         select,
@@ -220,6 +221,15 @@ class Database:
             raise MeterkitError(
                 f"the journal of deliveries has a row of customer {customer!r} that cannot be read"
             ) from None
+
+    def remove_deliveries(self, identifiers: Sequence[str]) -> None:
+        """Remove rows of the journal.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        with self._begun(DELIVERIES) as connection:
+            connection.execute(delete(DELIVERIES).where(DELIVERIES.c.identifier.in_(identifiers)))
 
     def deliveries_begun_ms(self) -> int | None:
         """When the journal's first row was accepted; None: there is none.

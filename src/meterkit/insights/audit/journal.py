@@ -54,6 +54,10 @@ class DatabaseJournal:
 
         return await _in_thread(begun_ms)
 
+    async def remove(self, identifiers: Sequence[str]) -> None:
+        """Remove what Stripe has refused after it accepted it."""
+        await _in_thread(lambda: self._database.remove_deliveries(identifiers))
+
     @cached_property
     def _database(self) -> Database:
         # SQLAlchemy takes a while to import, and few want it.
