@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterkit.decisions.periods import Bounds, bounds_at, from_ms, stamped_span_s, to_ms
+from meterkit.decisions.periods import (
+    Bounds,
+    bounds_at,
+    from_ms,
+    occurred_ms,
+    period_ms,
+    stamped_span_s,
+    to_ms,
+)
+from meterkit.errors import MeterkitError
 
 Interval = Literal["month", "year"]
 
@@ -127,3 +136,32 @@ def test_the_minutes_that_intents_can_have(
 ) -> None:
     span_s = stamped_span_s(ms(start), ms(now), end_ms=None if end is None else ms(end))
     assert span_s == tuple(ms(edge) // 1000 for edge in expected), sentence
+
+
+def test_usage_may_have_happened_from_1970_to_a_minute_from_now() -> None:
+    now_ms = ms("2026-10-05T12:00:00")
+    for allowed in (0, now_ms, now_ms + 60_000):
+        assert occurred_ms(from_ms(allowed), now_ms) == allowed
+    for refused in (-1, now_ms + 60_001):
+        with pytest.raises(MeterkitError, match="occurred_at"):
+            occurred_ms(from_ms(refused), now_ms)
+
+
+@pytest.mark.parametrize(
+    ("period", "expected"),
+    [
+        ("2026-10", "2026-10-01"),
+        ("2026-10-05", "2026-10-05"),
+        ("2026-10-05T14:00:00+02:00", "2026-10-05T12:00:00"),
+        (datetime(2026, 10, 5, tzinfo=UTC), "2026-10-05"),
+        (datetime(1970, 1, 1, tzinfo=UTC), "1970-01-01"),
+    ],
+)
+def test_a_period_is_named_by_a_month_a_day_or_an_instant(period: object, expected: str) -> None:
+    assert period_ms(period) == ms(expected)
+
+
+@pytest.mark.parametrize("period", ["", "October", "1969-12", 7, None, datetime(1969, 12, 31, tzinfo=UTC)])
+def test_what_names_no_period_is_refused(period: object) -> None:
+    with pytest.raises(MeterkitError, match="period: found"):
+        period_ms(period)

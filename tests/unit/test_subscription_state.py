@@ -237,3 +237,30 @@ def test_only_what_is_no_default_is_stored_and_a_newer_field_is_passed_over() ->
     assert set(data["subscription"]) == {"id", "status", "plan", "start_ms", "end_ms", "anchor_ms"}
     data["subscription"]["mood"] = "bright"
     assert CustomerState.parse(json.dumps(data)) == STATE
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, NEVER_MS),
+        ({"cancel_at_ms": END_MS}, END_MS),
+        ({"trial_end_ms": END_MS, "trial_end_action": "cancel"}, NEVER_MS),  # The trial is over.
+        ({"status": "trialing", "trial_end_ms": END_MS}, NEVER_MS),
+        ({"status": "trialing", "trial_end_ms": END_MS, "trial_end_action": "cancel"}, END_MS),
+        (
+            {"status": "trialing", "trial_end_ms": END_MS, "trial_end_action": "cancel"}
+            | {"cancel_at_ms": END_MS + 1},
+            END_MS,
+        ),
+        (
+            {"status": "trialing", "trial_end_ms": END_MS, "trial_end_action": "cancel"}
+            | {"cancel_at_ms": END_MS - 1},
+            END_MS - 1,
+        ),
+        ({"status": "canceled", "ended_at_ms": NOW_MS, "cancel_at_ms": END_MS}, NOW_MS),
+        ({"status": "canceled", "cancel_at_ms": NOW_MS}, NOW_MS),
+        ({"status": "canceled"}, END_MS),
+    ],
+)
+def test_when_a_subscription_ends_by_what_is_known(changed: dict[str, Any], expected: int) -> None:
+    assert replace(ACTIVE, **changed).ends_ms() == expected
