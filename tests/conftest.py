@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from certificates import Authority
 from clusters import spawn_cluster, spawn_watched
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 _QUIET = [HealthCheck.too_slow]
 settings.register_profile("same", deadline=None, suppress_health_check=_QUIET, derandomize=True)
 settings.register_profile(
-    "few", deadline=None, suppress_health_check=_QUIET, derandomize=True, max_examples=10
+    "few",
+    deadline=None,
+    suppress_health_check=_QUIET,
+    derandomize=True,
+    database=None,
+    max_examples=10,
+    phases=[Phase.explicit, Phase.generate],  # That a test fails is enough: no smaller example is looked for.
 )
 settings.register_profile("soak", deadline=None, suppress_health_check=_QUIET, max_examples=2_000)
 settings.load_profile(os.environ.get("METERKIT_HYPOTHESIS_PROFILE", "same"))
