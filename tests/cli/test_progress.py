@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,19 +17,18 @@ from meterkit.testing import StripeEmulator
 if TYPE_CHECKING:
     from pathlib import Path
 
-TERMINAL = {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "100"}
 
-
-@pytest.fixture(autouse=True)
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def be_terminal(monkeypatch: pytest.MonkeyPatch, name: str = "xterm") -> None:
     """Have stderr taken for a terminal."""
-    for name, value in TERMINAL.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", name)
+    monkeypatch.setenv("COLUMNS", "100")
 
 
 def test_a_bar_is_drawn_once_a_second_is_over(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    be_terminal(monkeypatch)
     monkeypatch.setattr(progress, "AFTER_S", 3600.0)
     with shown_steps() as steps:
         steps.update("linking customers", 3, 1500)
@@ -40,12 +41,18 @@ def test_a_bar_is_drawn_once_a_second_is_over(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("kind", ["file", "dumb"])
 def test_nothing_is_drawn_where_no_person_looks_on(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TTY_COMPATIBLE", "0")
+    """Neither in the log of a build, which may ask for colours, nor where the cursor cannot go back."""
+    if kind == "dumb":
+        be_terminal(monkeypatch, kind)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(progress, "AFTER_S", 0.0)
     with shown_steps() as steps:
         steps.update("linking customers", 3, 10)
+        assert not [one for one in threading.enumerate() if isinstance(one, threading.Timer)]
     assert capsys.readouterr().err == ""
 
 

@@ -73,7 +73,8 @@ def shown_steps() -> Generator[Steps]:
     )
     steps = Steps(Progress(*columns, console=console, transient=True))
     timer = None
-    if console.is_terminal and not logs_as_json():
+    # Rich takes what FORCE_COLOR says for a terminal: bars would fill the log of a build.
+    if sys.stderr.isatty() and console.is_terminal and not (console.is_dumb_terminal or logs_as_json()):
         timer = Timer(AFTER_S, steps.show)
         timer.daemon = True
         timer.start()
@@ -82,4 +83,5 @@ def shown_steps() -> Generator[Steps]:
     finally:
         if timer is not None:
             timer.cancel()
+            timer.join()
             steps.end()
