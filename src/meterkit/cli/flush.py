@@ -51,9 +51,10 @@ async def flush(
         ),
     ] = 300.0,
 ) -> None:
-    """Deliver to Stripe what is due, once, and drain the audit log where there is one.
+    """Deliver to Stripe what is due, once.
 
-    Exits 1 if Stripe does not have all that linked customers used, or a spool could not be sent.
+    Drains the audit log, too, where there is one. Exits 1 if Stripe does not have all that linked customers
+    used, or a spool could not be sent.
     """
     kit = session.make_kit()
     logging.getLogger("meterkit.delivery").addFilter(lambda record: not hasattr(record, "is_reported"))
