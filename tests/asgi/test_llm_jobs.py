@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asgi.test_llm_estimates import ask
-from asgi.test_llm_outliving import USAGE, asked, response, saying
+from asgi.test_llm_outliving import HELD, USAGE, asked, becomes, renew, response, saying
 from faults import eventually
 from llm_apps import PLANS, answering, metered, tokens
 from metering import http_scope
@@ -208,6 +208,17 @@ async def test_a_line_of_a_batch_counts_once(line: object, store_url: str) -> No
         assert (6, 8) == await tokens(at.kit)
         with pytest.raises(MeterkitError, match="line 'a' of a batch was given without call_id"):
             await at.kit.record_usage("acme", line)
+
+
+async def test_what_a_job_holds_is_given_back_once_another_process_has_settled_it(store_url: str) -> None:
+    async with metered(saying(response("queued")), store_url, plans=HELD) as at:
+        await asked(at, "/held")
+        await becomes(at, 500)
+        async with another(at, store_url) as worker:
+            await worker.record_usage(None, response("completed"))
+        await renew(at)
+        await becomes(at, 0)
+        assert (600, 400) == await tokens(at.kit)
 
 
 async def test_a_line_that_failed_counts_nothing(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
