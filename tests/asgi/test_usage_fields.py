@@ -66,6 +66,17 @@ async def test_failures_and_bodies_without_end_count_nothing(
     assert await counted(store_url, [b'{"a": "' + b"x" * (1 << 20), b'",' + compact(ranking(3))[1:]]) == 0
 
 
+async def test_a_stored_answer_that_is_fetched_again_counts_no_figure_on_auto(store_url: str) -> None:
+    """As it counts no tokens there: a poll would bill the job each time."""
+    body = compact(ranking(3))
+    for line, expected in ((f"usage: auto, {LINE}", 3), (LINE, 9)):
+        app = answering([body], JSON_TYPE)
+        async with metered(app, store_url, plans=plans(line)) as at:
+            for method in ("POST", "GET", "GET"):
+                await ask(at, "/x", method=method)
+            assert (expected,) == await tokens(at.kit, "searches")
+
+
 async def test_beside_usage_both_are_counted(store_url: str) -> None:
     used = {"prompt_tokens": 7, "completion_tokens": 2}
     body = compact({**chat({"content": "x"}), "usage": used, "searched": 5})

@@ -80,7 +80,7 @@ class LlmCalls:
             What was read off it, but for what it lacks and the app has reported.
         """
         if self.reading is not None:
-            self._fields = self.reading.fields()
+            self._fields = {} if self._is_fetched else self.reading.fields()
             self._body = self.reading.close(complete=complete, gone=gone)
             if self._is_fetched:
                 self._body = tuple(call for call in self._body if call.outlives)
