@@ -39,7 +39,7 @@ OF_A_CLUSTER = ("CLUSTER|SLOTS", "CLUSTER|NODES", "ASKING")
 
 
 def kit_of(url: str, **settings: Any) -> MeterKit:
-    settings.setdefault("shards", SHARDS)
+    settings = {"shards": SHARDS, "store_timeout": 2.0} | settings  # Some wait for it on purpose.
     return MeterKit(CATALOG, redis_url=url, flush=False, **settings)
 
 

@@ -45,7 +45,7 @@ plans:
 
 
 def kit_of(url: str, **settings: Any) -> MeterKit:
-    settings.setdefault("shards", 4)
+    settings = {"shards": 4, "store_timeout": 2.0} | settings  # Some wait for it on purpose.
     return MeterKit(CATALOG, redis_url=url, flush=False, **settings)
 
 
@@ -55,7 +55,7 @@ def replaced(watched: Watched, old: int) -> bool:
 
 async def test_i11_a_failover_under_load_loses_what_was_not_replicated_and_says_how_much() -> None:
     with spawn_watched(down_after_ms=300) as watched:
-        async with kit_of(watched.url) as kit:
+        async with kit_of(watched.url, store_timeout=2.0) as kit:
             async with under_load(kit) as load:
                 await load.of_each()
                 dead = watched.master
