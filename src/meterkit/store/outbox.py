@@ -217,7 +217,10 @@ class Outbox:
         """
         seen_s = self._seen_s.setdefault(sealed.identifier, monotonic())
         seen_ms = (monotonic() - seen_s) * 1000
-        return max(seen_ms, self._store.now_ms() - sealed.sealed_ms) >= _SURELY_ON_DISK_MS
+        is_old = max(seen_ms, self._store.now_ms() - sealed.sealed_ms) >= _SURELY_ON_DISK_MS
+        if is_old:
+            del self._seen_s[sealed.identifier]
+        return is_old
 
     async def settle(self, shard: int, moves: Sequence[Move]) -> list[Move]:
         """Put leased intents into their next states; those that were, unless the lease was lost meanwhile."""
