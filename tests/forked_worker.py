@@ -9,6 +9,7 @@ import asyncio
 import os
 import runpy
 import sys
+from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -45,9 +46,11 @@ class ForkedWorker:
         """Wait until it has ended, and close the pipes; its exit code."""
         await asyncio.to_thread(self._join)
         self.stdin.close()
-        # What it has written is read before its pipe is closed.
+        # What it has written is read before its pipe is closed; others may be reading it.
         while not self.stdout.at_eof():
-            await self.stdout.read(65_536)
+            with suppress(RuntimeError):
+                await self.stdout.read(65_536)
+            await asyncio.sleep(0)
         code = self._process.exitcode
         assert code is not None
         return code

@@ -365,7 +365,7 @@ async def test_stopping_does_not_wait_for_a_server_that_hangs(proxy: TcpProxy, a
     # Not even the end of TLS is answered.
     async with TcpProxy(proxy.port) as wire:
         before = open_sockets()
-        kit = kit_at(secured(wire.port, authority))
+        kit = kit_at(secured(wire.port, authority), store_timeout=2.0)
         await kit.start()
         await asyncio.gather(*(kit.usage("acme") for _ in range(8)))
         await wire.set("blackhole")
