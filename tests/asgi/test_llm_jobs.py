@@ -124,7 +124,7 @@ async def test_without_a_customer_only_a_job_that_is_known_counts(
         assert await at.kit.record_usage(None, response("completed")) is None
         (record,) = caplog.records
         assert (logging.WARNING, True) == (record.levelno, "give the customer" in record.getMessage())
-        # It is not lost for whoever knows the customer.
+        # A caller who knows the customer can still count it.
         await at.kit.record_usage("acme", response("completed"))
         assert [(600, 400), (0, 0)] == await of_each(at.kit)
         with pytest.raises(MeterkitError, match="no customer"):
@@ -250,7 +250,7 @@ async def test_a_batch_is_counted_by_its_lines_or_by_its_sum(lines_first: bool, 
 
 
 async def test_lines_of_many_customers_may_be_in_one_batch(store_url: str) -> None:
-    """Where no request began it the store knows nobody: each line is its customer's."""
+    """Where no request began it the store knows no owner: each line is its customer's."""
     async with metered(saying(response("queued")), store_url) as at:
         await at.kit.record_usage("acme", openai_line("a"), call_id="batch_1")
         await at.kit.record_usage("other", openai_line("b"), call_id="batch_1")

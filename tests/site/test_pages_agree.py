@@ -1,4 +1,4 @@
-"""F-136: what pages say of names and defaults is what the code has, so that no two contradict each other."""
+"""F-136: pages state names and defaults as the code has them, so that no two contradict each other."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ async def claim_job(
     Args:
         store: where jobs are remembered.
         job_id: the provider's id of the job.
-        view: who pays if the store does not know who began it; None: nobody does. Of lines that customer is
+        view: who pays if the store does not know who began it; None: no customer does. Of lines it is
             not remembered: a worker may put the lines of many customers into one batch.
         route: of the request that sees the end; empty: none does.
         by: how it is to be counted; None: the provider reports no figures.
