@@ -7,12 +7,14 @@ are really killed and restored are in ``tests/promises/test_i6_restored.py``.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from delivering import NOW, PLANS, have_at_stripe, kit_for
+from faults import stats
 from meterkit.catalog import loads
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError
@@ -35,6 +37,21 @@ MAY: Final = NOW - timedelta(days=20)
 
 def _ms(instant: datetime) -> int:
     return int(instant.timestamp() * 1000)
+
+
+async def test_i6_a_server_is_asked_in_which_life_it_is_after_each_connection_to_it(valkey: Server) -> None:
+    async with linked(valkey.url) as at:
+        await at.flush()
+        before = stats(valkey, "info")["calls"]
+        for _ in range(20):
+            await at.flusher.flush()
+        # A reading of the statistics is a call of its own.
+        assert stats(valkey, "info")["calls"] == before + 1
+        valkey.command("CLIENT", "KILL", "TYPE", "normal")
+        with suppress(StoreError):  # The one that meets the end of the connection.
+            await at.flusher.flush()
+        await at.flusher.flush()
+        assert stats(valkey, "info")["calls"] > before + 2
 
 
 async def test_i6_one_unit_that_stripe_has_and_the_store_does_not_is_enough(store_url: str) -> None:

@@ -157,8 +157,6 @@ class Flusher:
         self.report = flush.report
         deadline = monotonic() + timeout_s
         await self._compare(flush.report, is_alone=is_alone)
-        if self._restarts is not None:
-            await self._restarts.begin(flush.outbox, flush.report)
         if everything:
             await self._until_all_is_done(flush, deadline)
         else:
@@ -194,6 +192,8 @@ class Flusher:
         """
         before = flush.progress
         work = await flush.outbox.work(due_ms=due_ms)
+        if self._restarts is not None:  # By now there is a connection to the server as it is.
+            await self._restarts.begin(flush.outbox, flush.report)
         flush.report.unsealed.clear()
         flush.tried.clear()
         at_once = asyncio.Semaphore(_SHARDS_AT_ONCE)

@@ -59,6 +59,7 @@ class Admin:
     Attributes:
         address: the same.
         client: redis-py's, or one of its manner.
+        connected: how often a connection was made. A server that begins anew has closed all that it had.
     """
 
     def __init__(self, address: Address, *, timeout_s: float, clock: Callable[[], float]) -> None:
@@ -71,8 +72,12 @@ class Admin:
         self._cluster: ClusterClient | None = None
         if address.kind == "cluster":
             self._cluster = ClusterClient(self._find, lambda place: self._node(place).client)
+        self.connected = 0
         # Any: redis-py's types speak of texts, bytes and both protocols at once.
-        self.client: Any = self._cluster or _client(address, timeout_s, clock)
+        self.client: Any = self._cluster or _client(address, timeout_s, clock, self._count_connection)
+
+    def _count_connection(self, _connection: Any) -> None:
+        self.connected += 1
 
     async def at(self, key: str) -> Admin:
         """A client of the one server that has a key; what it sends at once goes over one connection.
@@ -185,6 +190,11 @@ class _PackedConnection:
     request failed, on Python 3.12 by asyncio's own error (https://github.com/python/cpython/issues/136234).
     """
 
+    def __init__(self, *, made: Callable[[Any], None], **settings: Any) -> None:
+        inherited: Any = super()
+        inherited.__init__(**settings)
+        inherited.register_connect_callback(made)
+
     async def can_read(self) -> bool:
         """Whether it is not to be used again."""
         reader: asyncio.StreamReader | None = getattr(self, "_reader", None)
@@ -255,12 +265,15 @@ class _TlsMasterConnection(_AtTheMaster, _TlsConnection):
     pass
 
 
-def _client(address: Address, timeout_s: float, clock: Callable[[], float]) -> Redis:
+def _client(
+    address: Address, timeout_s: float, clock: Callable[[], float], made: Callable[[Any], None]
+) -> Redis:
     if address.kind == "memory":
         client: Redis = import_module("meterkit.redis.memory").admin_client(clock)
         return client
     common: dict[str, Any] = {
         "connection_class": _TcpConnection,
+        "made": made,
         "db": address.db,
         "username": address.username,
         "password": address.password,

@@ -69,7 +69,7 @@ class ServerLives:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._looked_ms: dict[str, int] = {}
+        self._looked: dict[Admin, tuple[int, int]] = {}  # After which connection, and when (ms).
 
     async def begin(self) -> None:
         """Have each shard of a new store remember the life that it begins in."""
@@ -85,8 +85,9 @@ class ServerLives:
     async def unmet(self, admin: Admin) -> Mapping[int, ServerLife]:
         """The shards whose server is in a life that was not noticed yet.
 
-        Where all shards know their server, each remembers when that was, once a minute and before anything is
-        sent: by that a backup tells what it may have forgotten.
+        A server is asked after each connection to it, and once a minute: one that begins anew has closed
+        those that it had. Where all shards know their server, each remembers when that was, before anything
+        is sent: by that a backup tells what it may have forgotten.
         """
         found: dict[int, ServerLife] = {}
         for server, shards in (await self._servers(admin)).items():
@@ -96,9 +97,21 @@ class ServerLives:
         return found
 
     async def _unmet_at(self, server: Admin, shards: Sequence[int]) -> Mapping[int, ServerLife]:
-        now, now_ms = await _run_id(server), self._store.now_ms()
-        if now is None or 0 <= now_ms - self._looked_ms.get(now, -_SEEN_EVERY_MS) < _SEEN_EVERY_MS:
+        connected, now_ms = server.connected, self._store.now_ms()
+        after, looked_ms = self._looked.get(server, (-1, 0))
+        if after == connected and 0 <= now_ms - looked_ms < _SEEN_EVERY_MS:
             return {}
+        now = await _run_id(server)
+        unmet: Mapping[int, ServerLife] = (
+            {} if now is None else await self._unmet_in(now, now_ms, server, shards)
+        )
+        if not unmet:
+            self._looked[server] = connected, now_ms
+        return unmet
+
+    async def _unmet_in(
+        self, now: str, now_ms: int, server: Admin, shards: Sequence[int]
+    ) -> Mapping[int, ServerLife]:
         names = [self._store.keys.shard(shard, "life") for shard in shards]
         pipe = server.client.pipeline(transaction=False)
         for name in names:
@@ -115,7 +128,6 @@ class ServerLives:
                 if life.known == now:
                     pipe.hset(name, "seen_ms", f"{now_ms}")
             await server.ask(pipe.execute())
-            self._looked_ms[now] = now_ms
         return unmet
 
     async def doubt(self, since_ms: int) -> None:
