@@ -217,6 +217,14 @@ def test_the_installation_of_the_readme_loads_no_extra() -> None:
     assert said(code) == "[]"
 
 
+def test_what_takes_long_to_import_comes_with_the_first_kit() -> None:
+    code = (
+        "import sys; from meterkit import MeterKit, MeterMiddleware, identify, record;"
+        "print(sorted({'redis', 'pydantic', 'sqlalchemy'} & set(sys.modules)))"
+    )
+    assert said(code) == "[]"
+
+
 def test_the_version_is_that_of_the_distribution() -> None:
     assert version("meterkit") == meterkit.__version__
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.delivery.background import flusher_for
 from meterkit.delivery.counting import until_counted
 from meterkit.delivery.customer_delivery import deliver_customer, undelivered
 from meterkit.delivery.cutting import Cutter
 from meterkit.delivery.reconciling import Reconciler
-from meterkit.delivery.refused import take_refusals
 from meterkit.insights.audit.journal import journal_of
 from meterkit.store.customers import Customers
 from meterkit.store.state_changes import States
@@ -75,7 +75,8 @@ def webhooks_of(store: Store, settings: Settings, access: StripeAccess) -> Webho
     """What takes Stripe's events for a kit."""
 
     async def refused(event_id: str) -> None:
-        await take_refusals(store, access.api(), event_id, journal_of(settings))
+        module: Any = import_module("meterkit.delivery.refused")  # Stripe seldom refuses.
+        await module.take_refusals(store, access.api(), event_id, journal_of(settings))
 
     return Webhooks(store, settings, access.api, refused)
 

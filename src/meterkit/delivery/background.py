@@ -7,7 +7,6 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.delivery.closing import Closer
 from meterkit.delivery.journaling import JournaledTransport
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.delivery.transports import transport_of
@@ -51,7 +50,7 @@ async def flusher_for(
         transport = JournaledTransport(transport, journal, store.now_ms)
     summaries = StripeSummaries(StripeApi(settings))
     try:
-        module: Any = import_module("meterkit.delivery.flusher")
+        module: Any = import_module("meterkit.delivery.flusher")  # Only those who deliver pay for it.
         calls_per_s = settings.meter_event_calls_per_s
         yield module.Flusher(
             store, transport, calls_per_s=calls_per_s, summaries=summaries, look=look, journal=journal
@@ -77,7 +76,8 @@ def delivery_tasks(
 ) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
     """What runs beside an event loop that delivers: the flusher, and who looks at the closes of periods."""
     every_s = min(_PASS_EVERY_S, settings.flush_interval)
+    closing: Any = import_module("meterkit.delivery.closing")
     return {
         "flush": partial(flush_forever, flusher, every_s=every_s),
-        "closes": Closer(store, api).run,
+        "closes": closing.Closer(store, api).run,
     }

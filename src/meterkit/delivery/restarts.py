@@ -14,8 +14,8 @@ from meterkit.delivery.hourly import Hourly
 from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
+from meterkit.redis.refusals import is_of_a_key
 from meterkit.store.kept_intents import RESTORED, kept_in
-from meterkit.store.sealing import is_of_a_key
 from meterkit.store.server_lives import ServerLives
 from meterkit.store.steering import steer
 

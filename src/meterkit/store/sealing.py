@@ -7,19 +7,9 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import (
-    AskError,
-    ClusterDownError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
-
 from meterkit.decisions.rates import keep_ms_of
 from meterkit.errors import StoreError
+from meterkit.redis.refusals import is_of_a_key, is_refusal
 from meterkit.store import replies
 from meterkit.store.batches import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.store.closes import Closes
@@ -33,18 +23,11 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["Cut", "LateUnits", "Nameless", "Sealer", "Sealing", "is_of_a_key", "is_of_the_server", "kept_ms"]
+__all__ = ["Cut", "LateUnits", "Nameless", "Sealer", "Sealing", "kept_ms"]
 
 _TRIES: Final = 5
 _PAGE: Final = 50
 _ASIDE_MS: Final = 600_000
-# What a server says of itself, and not of the key that it was asked for. Redis-py has classes of some such
-# errors, whose messages lack the code.
-_OF_THE_SERVER: Final = (
-    *(NoScriptError, ReadOnlyError, OutOfMemoryError, NoPermissionError),
-    *(ClusterDownError, AskError, TryAgainError),
-)
-_CODES_OF_THE_SERVER: Final = ("MISCONF ", "NOREPLICAS ", "BUSY ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,9 +204,9 @@ class Sealer:
 
     def _applied(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
         customer = view.customer
-        if isinstance(reply, ResponseError):
+        if is_refusal(reply):
             # One customer whose keys are not what they must be does not hold up the others of its shard.
-            if is_of_the_server(reply):
+            if not is_of_a_key(reply):
                 raise StoreError(f"the store failed: {reply}") from reply
             sealing.aside[customer] = str(reply)
         elif reply[0] == replies.STALE:
@@ -276,13 +259,3 @@ def kept_ms(view: CustomerView) -> int:
     found = [given.rates for given in view.entitlements.values()]
     found += [route.rates for route in view.cache.catalog.routes]
     return keep_ms_of(rate for rates in found for rate in rates)
-
-
-def is_of_a_key(error: object) -> bool:
-    """Whether a server has answered that a key is not what it was asked for."""
-    return isinstance(error, ResponseError) and not is_of_the_server(error)
-
-
-def is_of_the_server(error: ResponseError) -> bool:
-    """Whether a server speaks of itself, and not of the key that it was asked for."""
-    return isinstance(error, _OF_THE_SERVER) or str(error).startswith(_CODES_OF_THE_SERVER)

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from meterkit.errors import StoreError
 from meterkit.insights.audit.entries import rows_of
-from meterkit.store.sealing import is_of_a_key
+from meterkit.redis.refusals import is_of_a_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -14,8 +14,8 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.backlog import backlog_of, note, waiting_shards
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.refusals import is_of_a_key
 from meterkit.store.event_names import read_meters
-from meterkit.store.sealing import is_of_a_key
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:

@@ -17,11 +17,12 @@ from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import CLASSES
 from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, rebuilt
+from meterkit.redis.refusals import is_of_a_key
 from meterkit.store.confirming import OfCustomerError, ask_confirmed
 from meterkit.store.customer_id import check_customer
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of, read_meters
-from meterkit.store.sealing import is_of_a_key, kept_ms
+from meterkit.store.sealing import kept_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

@@ -101,7 +101,7 @@ class Importing:
 
     async def run(
         self,
-        ids: IdSource,
+        id_from: str,
         given: Mapping[str, str],
         *,
         dry_run: bool,
@@ -112,6 +112,7 @@ class Importing:
         Asks Stripe for two lists, a hundred objects a call, and for the prices of each plan; for nothing of
         one customer alone. What was done before is not done again, so a run that was stopped is repeated.
         """
+        ids = IdSource.parse(id_from)
         accounts = await self._customers(ids, progress)
         began_s = (self._api().server_time_s or self._store.now_ms() // 1000) - _OVERLAP_S
         tally = _Tally()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.seats import seat_meter
 from meterkit.errors import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.state_changes import States
-from meterkit.subscriptions.at_stripe.newcomers import IdSource
 from meterkit.subscriptions.at_stripe.pages import open_portal
 from meterkit.subscriptions.rules.changes import paid_seats
 from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
@@ -18,9 +18,6 @@ from meterkit.subscriptions.service.alone import alone
 from meterkit.subscriptions.service.asked import AskedChanges
 from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
-from meterkit.subscriptions.service.checking import Checking
-from meterkit.subscriptions.service.importing import Importing
-from meterkit.subscriptions.service.repairing import Repairing
 from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
@@ -90,7 +87,7 @@ class Subscriptions:
         self._fetch = fetch
         self._beginning = Beginning(store, api, contact)
         self._changing = Changing(store, api, fetch=fetch, deliver=deliver, cut=cut)
-        self._repairing = Repairing(store, api, fetch=fetch, cut=cut)
+        self._cut = cut
         self._unconfirmed = AskedChanges(store, self._apply)
 
     @property
@@ -282,7 +279,12 @@ class Subscriptions:
         Looks at the subscriptions of all linked customers, as the look of each night does. What is stored of
         one that has changed at Stripe is fetched anew.
         """
-        return await Checking(self._store, self._api, fetch=self._fetch).run()
+        # What is seldom asked for is imported when it is.
+        checking: Any = import_module("meterkit.subscriptions.service.checking")
+        found: dict[str, tuple[Drift, ...]] = await checking.Checking(
+            self._store, self._api, fetch=self._fetch
+        ).run()
+        return found
 
     async def repair(self, customer: str, *, dry_run: bool = False) -> Repair:
         """Bring the customer's subscription to exactly the items of its plan.
@@ -300,7 +302,10 @@ class Subscriptions:
                 price, in a currency or an interval, that no plan has; or the subscription is not paid for, or
                 is to change already.
         """
-        return await self._repairing.run(check_customer(customer), dry_run=dry_run)
+        repairing: Any = import_module("meterkit.subscriptions.service.repairing")
+        repairs = repairing.Repairing(self._store, self._api, fetch=self._fetch, cut=self._cut)
+        repaired: Repair = await repairs.run(check_customer(customer), dry_run=dry_run)
+        return repaired
 
     async def import_from_stripe(
         self,
@@ -325,10 +330,12 @@ class Subscriptions:
         Raises:
             MeterkitError: ``id_from`` cannot be read.
         """
-        importing = Importing(self._store, self._api, fetch=self._fetch)
-        return await importing.run(
-            IdSource.parse(id_from), ids or {}, dry_run=dry_run, progress=progress or (lambda _: None)
+        importing: Any = import_module("meterkit.subscriptions.service.importing")
+        tell: Callable[[ImportProgress], object] = progress or (lambda _: None)
+        imported: Imported = await importing.Importing(self._store, self._api, fetch=self._fetch).run(
+            id_from, ids or {}, dry_run=dry_run, progress=tell
         )
+        return imported
 
     @property
     def _catalog(self) -> Catalog:
