@@ -233,22 +233,24 @@ ASGI interface without an HTTP server; the rounds of all variants are interleave
 CPU is that of the whole process, with what is done after the response, less that of the same app without a
 limiter in the same round. The garbage collector stays on. Limiters without an ASGI middleware of their own
 get a minimal one, which sends no headers; meterkit sends `RateLimit` and `RateLimit-Policy`. The single-limit
-peers check one rate, meterkit (a) two. The *composite* is what one assembles for the job of meterkit (b):
-a rate and a monthly quota by `limits`, one after the other, and a usage counter in a hash.
+peers check one rate, meterkit (a) two. The *composite* does the job of meterkit (b) with
+parts assembled by hand: a rate and a monthly quota by `limits`, one after the other, and a usage counter in a
+hash.
 
 The *streams* are answers in 20 chunks, as OpenAI's Chat Completions sends them; between two chunks the app
-lets others run. Reading alone is a reader fed the same chunks, as the middleware feeds it. The time in `send`
-is what the app waits for each chunk, in process: `send` never suspends, so what is over the bare app's is
-added by the middleware. In the races each stream reserves 200 tokens and comes to a random number of them.
+lets others run. Reading alone is a reader fed the same chunks, as the middleware feeds it. The time in
+`send` is how long the app waits for each chunk, in process: `send` never suspends, so the middleware adds
+all that is more than the bare app's. In the races each stream reserves 200 tokens and comes to a random
+number of them.
 
-What is far away is reached through a proxy that holds back each answer of the store for so long.
+For *a store some milliseconds away*, a proxy holds back each answer of the store for so long.
 
 *Grants* says what a customer with prepaid credits takes of the server's time, by how many grants
 the customer has or had; each figure is the lowest mean of ten batches of 200 calls.
 
-The *webhook endpoint* is posted 10,000 signed events of five kilobytes, each of which is queued: first one
-each millisecond, whatever became of those before, then as fast as it answers. Who posts shares a core with
-the store.
+A client posts 10,000 signed events of five kilobytes to the *webhook endpoint*, which queues each: first one
+each millisecond, without waiting for answers, then as fast as it answers, 32 at a time. The client shares a
+core with the store.
 """
 
 

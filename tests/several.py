@@ -7,7 +7,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from faults import eventually, settled
+from faults import eventually, loop_clock, settled
 from meterkit import StoreError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Load:
         allowed: requests that were counted by the store's own word.
         unknown: requests that were sent and not answered.
         refused: requests that nobody executed.
-        slowest_s: how long a request took at most.
+        slowest_s: how long a request took at most, by :func:`faults.loop_clock`.
     """
 
     def __init__(self) -> None:
@@ -49,11 +49,10 @@ class Load:
 async def under_load(kit: MeterKit, meter: str = "requests") -> AsyncGenerator[Load]:
     """Have all customers use the app until the block ends, and all of it settled."""
     load, stop = Load(), asyncio.Event()
-    loop = asyncio.get_running_loop()
 
     async def use(customer: str) -> None:
         while not stop.is_set():
-            begun = loop.time()
+            begun = clock()
             try:
                 decision = await kit.consume(customer, meter, 1)
             except StoreError as error:
@@ -61,15 +60,16 @@ async def under_load(kit: MeterKit, meter: str = "requests") -> AsyncGenerator[L
             else:
                 assert decision.allowed
                 load.allowed[customer] += 1
-            load.slowest_s = max(load.slowest_s, loop.time() - begun)
+            load.slowest_s = max(load.slowest_s, clock() - begun)
             await asyncio.sleep(0.002)
 
-    using = [asyncio.create_task(use(customer)) for customer in CUSTOMERS]
-    try:
-        yield load
-    finally:
-        stop.set()
-        await asyncio.gather(*using)
+    async with loop_clock() as clock:
+        using = [asyncio.create_task(use(customer)) for customer in CUSTOMERS]
+        try:
+            yield load
+        finally:
+            stop.set()
+            await asyncio.gather(*using)
     await settled(kit)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import httpx
 import pytest
@@ -19,7 +19,7 @@ from meterkit import metrics_app
 from promql import names_in, problems_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ROOT: Final = Path(__file__).parents[2]
 SOURCE: Final = ROOT / "src" / "meterkit"
@@ -44,7 +44,7 @@ PASSED_ON: Final = {
         "has no replica that follows it now, and another server may take its place",
         "has appendfsync no: it never knows what is on its disk",
     ),
-    "redis/handshake.py": ("the server's maxmemory-policy is",),
+    "redis/handshake.py": ("the server's maxmemory-policy is", "its user may not ask for INFO"),
     "redis/reconnect.py": ("shards and METERKIT_SHARDS is", "has no right to"),
     "subscriptions/webhooks/endpoint.py": ("no signing secret is set: METERKIT_STRIPE_WEBHOOK_SECRET",),
     "subscriptions/webhooks/sweep.py": ("is disputed",),
@@ -80,15 +80,37 @@ def words_of(node: ast.expr, function: ast.AST) -> str | None:
     return None
 
 
-def logged() -> Iterator[tuple[str, str | None]]:
-    """Each call that writes a line at WARNING or above: its file, and its words."""
+class Line(NamedTuple):
+    """A call that writes a line at WARNING or above.
+
+    Attributes:
+        file: where it is.
+        logger: which logger, and at which level; None: the function that writes it says so.
+        words: what the line says, with `…` for what differs; None: the words come from elsewhere.
+    """
+
+    file: str
+    logger: tuple[str, str] | None
+    words: str | None
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """The modules that may write lines, by their names, and their code."""
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).as_posix()
-        if name.startswith(("testing/", "cli/")) and name != "cli/worker.py":
-            continue
+        if not name.startswith(("testing/", "cli/")) or name == "cli/worker.py":
+            yield name, path.read_text("utf-8")
+
+
+def logged() -> Iterator[Line]:
+    """Each call that writes a line at WARNING or above."""
+    for name, text in sources():
+        loggers = dict(
+            re.findall(r'^(\w+)(?:: Final)? = logging\.getLogger\("([\w.]+)"\)', text, re.MULTILINE)
+        )
         functions = [
             node
-            for node in ast.walk(ast.parse(path.read_text("utf-8")))
+            for node in ast.walk(ast.parse(text))
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         ]
         seen = set[tuple[int, int]]()
@@ -98,7 +120,16 @@ def logged() -> Iterator[tuple[str, str | None]]:
                     continue
                 seen.add((call.lineno, call.col_offset))
                 if (place := _place_of_words(call)) is not None:
-                    yield name, words_of(call.args[place], function)
+                    yield Line(name, _logger_of(call, loggers), words_of(call.args[place], function))
+
+
+def _logger_of(call: ast.Call, loggers: Mapping[str, str]) -> tuple[str, str] | None:
+    """The level and the logger of a call; None: a function of ours is called that has them."""
+    if not isinstance(call.func, ast.Attribute) or call.func.attr not in LEVELS:
+        return None
+    logger = loggers.get(ast.unparse(call.func.value))
+    level = "error" if call.func.attr == "exception" else call.func.attr
+    return None if logger is None else (level.upper(), logger)
 
 
 def _place_of_words(call: ast.Call) -> int | None:
@@ -116,26 +147,67 @@ def _place_of_words(call: ast.Call) -> int | None:
 
 
 @pytest.fixture(scope="module")
-def lines() -> list[tuple[str, str | None]]:
+def lines() -> list[Line]:
     """Found when a test runs: each worker of pytest would read all of the source to collect the tests."""
     return list(logged())
 
 
-def test_the_lines_are_found(lines: list[tuple[str, str | None]]) -> None:
+def test_the_lines_are_found(lines: list[Line]) -> None:
     assert len(lines) > 80
-    assert ("store/spool.py", "the spool … is not sent: …") in lines
-    assert ("delivery/sending.py", None) not in lines
+    assert ("store/spool.py", ("ERROR", "meterkit.store"), "the spool … is not sent: …") in lines
+    assert all(line.words for line in lines if line.file == "delivery/sending.py")
 
 
-def test_each_line_of_the_log_has_an_entry(lines: list[tuple[str, str | None]]) -> None:
+def test_each_line_of_the_log_has_an_entry(lines: list[Line]) -> None:
     page, missing = said(PAGE), list[tuple[str, str]]()
-    for file, words in lines:
+    for file, _, words in lines:
         if words is None or not re.search(r"\w", words):
             expected = () if file in WRITERS else PASSED_ON[file]
         else:
             expected = (said(words)[:WORDS].strip(" …:;,"),)
         missing += [(file, each) for each in expected if each not in page]
     assert missing == [], "docs/runbook.md says nothing of these lines of the log"
+
+
+def pattern_of(words: str) -> str:
+    """What a text matches that has any words in the place of each `…`."""
+    return ".*".join(map(re.escape, said(words).split("…")))
+
+
+def texts() -> Iterator[str]:
+    """The longer texts of the code, with `…` for what differs."""
+    for _, text in sources():
+        for node in ast.walk(ast.parse(text)):
+            if (
+                isinstance(node, ast.JoinedStr | ast.Constant)
+                and len(words := words_of(node, node) or "") > 20
+            ):
+                yield said(words)
+
+
+def test_each_line_on_the_page_is_one_of_the_code(lines: list[Line]) -> None:
+    """F-136: what is quoted can be found by its words, under the logger and the level that it has."""
+    found = re.findall(r"^- ([A-Z]+) `(meterkit(?:\.\w+)?)`: `([^`]+)`", PAGE, re.MULTILINE)
+    known, wrong = list(texts()), list[str]()
+    assert len(found) > 100
+    for level, logger, quoted in found:
+        pattern = pattern_of(quoted)
+        theirs = {line.logger for line in lines if line.words and re.fullmatch(pattern, said(line.words))}
+        if theirs - {None}:
+            is_right = (level, logger) in theirs
+        else:  # The words of an error, or one of a function that writes for others: what stands behind "…: ".
+            told = said(quoted)
+            tails = [told, *(told[cut.end() :] for cut in re.finditer("…: ", told))]
+            is_right = any(_is_of(tail, text) for tail in tails if len(tail) > 20 for text in known)
+        if not is_right:
+            wrong.append(f"{level} {logger}: {quoted}")
+    assert not wrong, "the code has none of these, or under another logger or level:\n" + "\n".join(wrong)
+
+
+def _is_of(quoted: str, text: str) -> bool:
+    """Whether a text of the code may be what is quoted."""
+    parts = quoted.split("…")
+    return all(part in text for part in parts) and re.fullmatch(pattern_of(quoted), text) is not None
 
 
 def sections() -> dict[str, str]:

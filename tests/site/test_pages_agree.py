@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ import typer
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.cli.app import app
+from meterkit.cli.doctor.audit_log import OVERDUE_MS
 from meterkit.settings import Settings
 from meterkit.sync import SyncMeterKit
 
@@ -129,3 +131,109 @@ def test_what_code_without_a_loop_has_is_listed() -> None:
         has = {name for name in dir(kit) if not name.startswith("_")}
     assert listed == has - {"start", "stop"}
     assert SyncMeterKit.__name__ in PAGES["workers.md"]
+
+
+def test_the_readme_links_every_guide() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:")[2]
+    guides = set(re.findall(r"([a-z-]+\.md)$", nav, re.MULTILINE)) - {"index.md", "changelog.md"}
+    guides = {name for name in guides if f"/{name}" not in nav}  # Those of a folder hang below its index.
+    assert len(guides) > 30
+    assert guides - set(re.findall(r"\(docs/([a-z-]+\.md)\)", PAGES["README.md"])) == set()
+
+
+def test_the_alert_of_the_audit_log_comes_when_its_page_says() -> None:
+    rule = (
+        (ROOT / "docs" / "assets" / "alerts.yml").read_text("utf-8").split("alert: MeterkitAuditLogWaits")[1]
+    )
+    found = re.search(r"> (\d+)\n\s+for: (\d+)m", rule)
+    assert found is not None
+    assert int(found[1]) * 1000 == OVERDUE_MS == 15 * 60_000
+    assert found[2] == "5"
+    assert "once an entry has waited for 15 minutes;\n- an [alert]" in PAGES["audit.md"]
+    assert "five minutes later" in PAGES["audit.md"]
+
+
+def test_a_delivered_intent_takes_what_was_measured() -> None:
+    (told,) = re.findall(r"\[about (\d+) bytes\]\(benchmarks", PAGES["deployment.md"])
+    measured = re.findall(r"(?m)^\| v\S+ \d?.* \| (\d+) \|$", PAGES["benchmarks.md"])
+    assert measured
+    assert all(int(told) * 0.8 < int(each) < int(told) * 1.25 for each in measured)
+
+
+def test_what_make_demo_needs_is_said_once() -> None:
+    assert re.findall(r"Python 3\.11 or later", PAGES["README.md"]) == ["Python 3.11 or later"]
+
+
+FIGURES: Final = [
+    # A place in the code, what it has there, and pages with what they say of it.
+    (
+        "store.spool:_UNWRITTEN_MAX",
+        64 << 20,
+        {"runbook.md": "64 MiB wait in memory", "reliability.md": "64 MiB wait"},
+    ),
+    (
+        "store.spools:SPOOL_BYTES_MAX",
+        1 << 30,
+        {"runbook.md": "1 GiB in each spool", "reliability.md": "grown to 1 GiB"},
+    ),
+    (
+        "redis.reconnect:_PAUSE_MAX_S",
+        0.5,
+        {"runbook.md": "twice a second", "reliability.md": "every half second"},
+    ),
+    ("redis.moved_clock:_BEHIND_MAX_S", 60.0, {"testing.md": "more than a minute behind"}),
+    (
+        "delivery.outcomes:CLOCKS_APART_S",
+        60,
+        {"runbook.md": "more than a minute from Stripe's", "outbox.md": "by more than a minute"},
+    ),
+    (
+        "delivery.restarts:_LAG_MS",
+        120_000,
+        {"runbook.md": "held back for two minutes", "recovering.md": "After two minutes"},
+    ),
+    (
+        "delivery.closing:_IN_TIME_MS",
+        45 * 60_000,
+        {"runbook.md": "45 minutes later", "billing.md": "confirmed 45 minutes after"},
+    ),
+    (
+        "delivery.closing:_GIVEN_UP_MS",
+        36 * 86_400_000,
+        {"runbook.md": "given up 36 days after", "billing.md": "hourly for 36 days"},
+    ),
+    (
+        "insights.audit.rebuilding:_LONG_OVER_MS",
+        36 * 86_400_000,
+        {"audit.md": "until 36 days after the period's end"},
+    ),
+    ("insights.audit.rebuilding:_LONGEST_MS", 400 * 86_400_000, {"audit.md": "one of the last 400 days"}),
+    (
+        "insights.audit.draining:MOST",
+        50_000,
+        {"audit.md": "more than 50,000 wait", "runbook.md": "more than 50,000 entries in a shard"},
+    ),
+    ("insights.audit.draining:_PAGE", 500, {"audit.md": "in batches of 500, inserts"}),
+    ("insights.audit.draining:_LEAST_AGE_MS", 2_000, {"audit.md": "at least two seconds old"}),
+    ("delivery.journaling:_PAGE", 500, {"audit.md": "in batches of up to 500, and"}),
+    ("delivery.journaling:_WAITING_MOST", 10_000, {"audit.md": "up to 10,000 rows wait"}),
+    ("notify.handlers:_PATIENCE_S", 30.0, {"runbook.md": "longer than 30 seconds"}),
+    ("store.notices:AGAIN_AFTER_MS", 60_000, {"runbook.md": "again a minute later, ten times in all"}),
+    ("store.notices:TIMES_MOST", 10, {"runbook.md": "again a minute later, ten times in all"}),
+    (
+        "subscriptions.webhooks.retries:ATTEMPTS_MAX",
+        12,
+        {"runbook.md": "refused twelve times", "webhooks.md": "refused twelve times"},
+    ),
+    ("kit:_LOOK_EVERY_S", 2.0, {"runbook.md": "within two seconds of the file's"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"), FIGURES, ids=lambda part: part if isinstance(part, str) else ""
+)
+def test_figures_are_those_of_the_code(place: str, value: float, told: dict[str, str]) -> None:
+    module, _, name = place.partition(":")
+    assert getattr(import_module(f"meterkit.{module}"), name) == value
+    for page, words in told.items():
+        assert words in " ".join(PAGES[page].split()), page

@@ -34,12 +34,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 SHARDS = 16
+# A store that is slow on a busy machine is not away. Tests of what waits for the timeout set a short one.
+PATIENT_S = 60.0
 LIVE_KEY = "sk_live_" + "51SECRETsecretSECRETsecret"
 OF_A_CLUSTER = ("CLUSTER|SLOTS", "CLUSTER|NODES", "ASKING")
 
 
 def kit_of(url: str, **settings: Any) -> MeterKit:
-    settings = {"shards": SHARDS, "store_timeout": 2.0} | settings  # Some wait for it on purpose.
+    settings = {"shards": SHARDS, "store_timeout": PATIENT_S} | settings
     return MeterKit(CATALOG, redis_url=url, flush=False, **settings)
 
 
@@ -133,7 +135,7 @@ async def test_other_shards_than_the_cluster_has_are_refused(cluster: Cluster) -
 
 async def test_i3_i5_a_slot_that_moves_under_load_loses_nothing_and_counts_nothing_twice() -> None:
     with spawn_cluster() as cluster:
-        async with kit_of(cluster.url, store_timeout=2.0) as kit:
+        async with kit_of(cluster.url) as kit:
             shard = kit.store.keys.customer(CUSTOMERS[0]).shard
             key = kit.store.keys.shard(shard, "x")
             source = cluster.owner(key)
