@@ -12,9 +12,11 @@ a tab, of a test that notices it; by default all mutants are tried that are not 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
+import re
 import resource
 import signal
 from collections import Counter, defaultdict
@@ -30,7 +32,7 @@ import coverage
 from python_mutants import SOURCE, apply, look, mutants, survivors_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import pytest
 
@@ -76,18 +78,34 @@ class Covered:
         self.took_s |= other.took_s
 
     def of(self, mutant: Mutant) -> list[str]:
-        """The tests that execute a mutant's line, the quickest first; of a constant any of its file."""
+        """The tests that execute a mutant's line, the quickest first.
+
+        Of a constant: first the tests that execute a line with its name, then the other tests of its file.
+        """
         if mutant.is_constant:
-            found = {
-                test
-                for place, tests in self.tests.items()
-                if place.startswith(f"{mutant.file}:")
-                for test in tests
-            }
-        else:
-            lines = (self.tests.get(f"{mutant.file}:{line}", ()) for line in mutant.lines)
-            found = set(next((tests for tests in lines if tests), ()))
+            naming = self._ordered(_naming(mutant.scope) & self.tests.keys())
+            own = self._ordered(place for place in self.tests if place.startswith(f"{mutant.file}:"))
+            return list(dict.fromkeys([*naming, *own]))
+        lines = (f"{mutant.file}:{line}" for line in mutant.lines)
+        return self._ordered(next(([line] for line in lines if self.tests.get(line)), []))
+
+    def _ordered(self, places: Iterable[str]) -> list[str]:
+        """The tests that execute some lines, the quickest first."""
+        found = {test for place in places for test in self.tests[place]}
         return sorted(found, key=lambda test: (self.took_s[test], test))
+
+
+@functools.cache
+def _naming(constant: str) -> frozenset[str]:
+    """The lines of the library that name a constant."""
+    name = re.compile(rf"\b{constant}\b")
+    return frozenset(
+        f"{path.relative_to(SOURCE).as_posix()}:{number}"
+        for room in ROOMS
+        for path in (SOURCE / room).rglob("*.py")
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if name.search(line)
+    )
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Final
 
@@ -226,3 +227,22 @@ def test_grants_of_a_meter_come_before_credit() -> None:
     assert more("asked", answered, CREDIT, held=81) == 996
     assert more("pages", pages, prepaid=False) == 30
     assert more("asked", replace(CREDIT, used=0, quantity=1), held=51) == 0
+
+
+def test_without_credit_the_cheapest_meter_gets_nothing() -> None:
+    cheapest = replace(PREPAID, paid_with={"asked": ("c:ai", 1)})
+    nothing = Balance((), cheapest, NOW_MS).more("asked", PRO.entitlements, lambda _: 0, lambda _: 0)
+    assert nothing == 0
+
+
+def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
+    told = json.loads(PREPAID.paying([("asked", True), ("pages", True), ("answered", False)]))
+    assert told["paying"] == [
+        ["asked", "m:asked", "c:ai", 1_000],
+        ["pages", "m:pages", "", 0],
+        ["answered", "", "", 0],
+    ]
+
+
+def test_processes_of_two_releases_name_the_same_grants_alike() -> None:
+    assert Prepaid.of(PRO, CATALOG).mark == "1359bb68de77"

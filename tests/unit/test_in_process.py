@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from meterkit.catalog import loads
-from meterkit.decisions.in_process import Left, advance, left_by, weigh
+from meterkit.decisions.in_process import NOTHING_LEFT, Left, advance, left_by, left_where_allowed, weigh
 from meterkit.decisions.kinds import TOKEN_BUCKET
 from meterkit.decisions.program import Demand, Program, compile_program
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog
 
 PLANS = """
 schema: 1
@@ -22,6 +27,9 @@ plans:
       tokens: {included: 100, overage: deny, rate: 10/minute}
 """
 CATALOG = loads(PLANS)
+TWO_RATES = loads(PLANS.replace("10/minute", "[10/minute, 10/hour], concurrency: 3"))
+BUCKET = loads(PLANS.replace("10/minute", "{limit: 6000/second, algorithm: token-bucket, burst: 10}"))
+WITHOUT_RATES = loads(PLANS.replace(", rate: 10/minute", ""))
 REFILL = 5  # Units in a hundred milliseconds.
 WINDOW_MS = 100
 
@@ -36,10 +44,22 @@ def test_a_rest_in_parts_of_another_rate_is_less_than_a_unit() -> None:
     assert (found, used) == ((10_000, 7, WINDOW_MS - 1), 8)
 
 
-def asking(quantity: int) -> Program:
-    return compile_program(
-        CATALOG.plans["free"].entitlements, CATALOG, {"tokens": Demand.of(quantity)}, in_flight=False
-    )
+@pytest.mark.parametrize(
+    ("at", "now_ms", "expected", "used"),
+    [
+        ((10_000, 7, 0), 10_040, (10_040, 5, 0), 5),
+        ((10_000, 7, 1), 10_000, (10_000, 7, 1), 8),
+        ((10_000, 1, 0), 20_000, (20_000, 0, 0), 0),
+    ],
+    ids=["refills with time", "a rest uses a whole unit", "is never more than full"],
+)
+def test_a_bucket(at: tuple[int, int, int], now_ms: int, expected: tuple[int, int, int], used: int) -> None:
+    assert advance(TOKEN_BUCKET, WINDOW_MS, REFILL, at, now_ms) == (expected, used)
+
+
+def asking(quantity: int, catalog: Catalog = CATALOG, *, in_flight: bool = False) -> Program:
+    demands = {"tokens": Demand.of(quantity)}
+    return compile_program(catalog.plans["free"].entitlements, catalog, demands, in_flight=in_flight)
 
 
 def test_what_asks_for_nothing_takes_nothing_and_is_refused_where_nothing_is_left() -> None:
@@ -90,3 +110,53 @@ def test_a_refusal_holds_until_the_period_ends_that_is_or_that_would_begin(
     reply = [1, 0, ends_ms, 0, 0, 0, 5, 0, 0, 1]
     assert list(left_by(asking(6), reply, 9_000).values()) == [Left(5, is_backed=True, until_ms=until_ms)]
     assert left_by(asking(5), reply, 9_000) == {}
+
+
+def test_without_numbers_of_grants_none_stood_behind_a_ceiling() -> None:
+    assert list(left_by(asking(6), [1, 0, 1_000, 0, 0, 0, 5, 0, 0], 9_000).values()) == [
+        Left(5, is_backed=False, until_ms=1_000)
+    ]
+
+
+def test_a_request_that_is_allowed_lifts_the_ceilings_that_it_met() -> None:
+    left = Left(0, is_backed=False, until_ms=9_000)
+    assert left_where_allowed({"tokens-period": left, "pages-period": left}, asking(1)) == {
+        "pages-period": left
+    }
+    assert left_where_allowed({"tokens-period": left}, asking(1)) is NOTHING_LEFT
+
+
+def test_the_rate_nearest_to_its_limit_is_reported_and_of_two_the_first() -> None:
+    program = asking(1, TWO_RATES)
+    (minute, *_), (hour, *_) = program.rate_terms
+    now_ms = 2 * 3_600_000
+    assert weigh(program, {}, {}, now_ms)[0] == [0, now_ms, 1, 9, 0]
+    assert weigh(program, {minute: (120, 3, 0)}, {}, now_ms)[0] == [0, now_ms, 1, 6, 0]
+    assert weigh(program, {hour: (2, 3, 0)}, {}, now_ms)[0] == [0, now_ms, 2, 6, 0]
+    assert weigh(asking(1, WITHOUT_RATES), {}, {}, now_ms) == ([0, now_ms, 0, 0, 0], {})
+
+
+def test_a_bucket_counts_a_rest_of_another_rate_as_less_than_a_unit() -> None:
+    program = asking(1, BUCKET)
+    ((field, *_),) = program.rate_terms
+    reply, counts = weigh(program, {field: (60_000, 3, 9)}, {}, 60_000)
+    assert (reply, counts) == ([0, 60_000, 1, 6, 0], {field: (60_000, 4, 0)})
+
+
+@pytest.mark.parametrize(
+    ("known_left", "told"),
+    [
+        ({}, (100, 0, 0, 3, 0, 0, 0)),
+        ({"tokens-period": Left(4, is_backed=False, until_ms=10**9)}, (4, 0, 0, 3, 0, 0, 0)),
+        ({"tokens-period": Left(4, is_backed=True, until_ms=10**9)}, (4, 0, 0, 3, 0, 0, 1)),
+        ({"pages-period": Left(4, is_backed=True, until_ms=10**9)}, (100, 0, 0, 3, 0, 0, 0)),
+    ],
+)
+def test_a_refusal_has_the_form_of_the_scripts_reply(
+    known_left: dict[str, Left], told: tuple[int, ...]
+) -> None:
+    program = asking(5, TWO_RATES, in_flight=True)
+    (minute, *_), (hour, *_) = program.rate_terms
+    now_ms = 2 * 3_600_000
+    reply, counts = weigh(program, {minute: (119, 8, 1), hour: (2, 7, 2)}, known_left, now_ms)
+    assert (reply, counts) == ([1, now_ms, 0, 0, 8, 0, 7, 2, 0, *told], {})

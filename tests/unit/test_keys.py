@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from zlib import crc32
 
 import pytest
@@ -75,6 +76,12 @@ def test_an_event_is_known_by_customer_and_id() -> None:
     assert len(name.rpartition(":")[2]) == 32
     assert len({name, KEYS.event(7, "ada", "2"), KEYS.event(7, "bob", "1"), KEYS.event(7, "ad", "a1")}) == 4
     assert KEYS.event(7, "ada", "\udc80")  # What is no UTF-8 is known, too.
+
+
+def test_a_job_is_known_by_its_id_in_the_shard_of_that() -> None:
+    digest = blake2b(b"job_1", digest_size=16).hexdigest()
+    assert KEYS.job("job_1") == f"mk:{{{shard_of(digest, 128)}}}:o:{digest}"
+    assert KEYS.job("\udc80")  # What is no UTF-8 is known, too.
 
 
 @pytest.mark.parametrize(("anonymous", "space"), [(False, ""), (True, "a")])

@@ -11,7 +11,8 @@ from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.binding import Binding
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
-from meterkit.decisions.program import Demand, Program, compile_program, reported_parts
+from meterkit.decisions.prepaid import Prepaid
+from meterkit.decisions.program import Demand, Program, compile_program, demands_of, reported_parts
 from meterkit.decisions.rates import rate_numbers
 from meterkit.errors import PlansError
 
@@ -184,6 +185,20 @@ def test_a_refill_is_exact_or_slower_by_less_than_a_millionth(limit: int, window
     assert asked * (1 - Fraction(1, 10**6)) < Fraction(refill, window) <= asked
 
 
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(2_000_001, (3, 10**9, 8_999_998, 10**6)), (1_999_999, None)]
+)
+def test_a_refill_of_a_million_parts_is_the_least(
+    limit: int, expected: tuple[int, int, int, int] | None
+) -> None:
+    rate = bucket(limit, 2 * 10**9, 8_999_998)
+    if expected is None:
+        with pytest.raises(PlansError):
+            rate_numbers(rate, "requests")
+    else:
+        assert rate_numbers(rate, "requests") == expected
+
+
 def test_a_bucket_that_cannot_be_counted_exactly_is_refused_with_its_cure() -> None:
     rate = bucket(1, 30 * 86_400_000, QUANTITY_MAX)
     with pytest.raises(PlansError, match="make the burst smaller or the rate faster"):
@@ -215,3 +230,42 @@ def test_what_is_recorded_besides_is_what_was_asked_besides() -> None:
     assert Binding(program, {"tokens": 4}).recorded == {"tokens": 4, "requests": 1}
     assert Binding(program, {"tokens": 0}).recorded == {"requests": 1}
     assert Binding(program, {"tokens": 0}).is_exact
+
+
+PAID = loads(
+    PLANS.replace(
+        "  plain: {unit: item}", "  plain: {unit: item}\n  other: {unit: item, stripe: {event_name: other}}"
+    )
+    .replace("plans:", "credits: {ai: {costs: {silent: 1 per 1000}}}\nplans:")
+    .replace("      plain: {rate", "      other: {included: 5, overage: bill}\n      plain: {rate")
+)
+
+
+def test_what_is_paid_with_credit_is_held_without_a_ceiling_and_stands_beside_the_numbers() -> None:
+    plan = PAID.plans["free"]
+    demands = {name: one(2) for name in ("requests", "silent", "other")}
+    program = compile_program(plan.entitlements, PAID, demands, prepaid=Prepaid.of(plan, PAID))
+    assert program.held == {"requests": 2, "silent": 2}
+    bound = [("requests",), ("silent",), ("requests", "silent")]
+    exact = [Binding(program, dict.fromkeys(names, 0)).is_exact for names in bound]
+    assert exact == [True, False, False]
+
+
+def test_of_tokens_whose_number_is_not_known_yet_something_must_be_left() -> None:
+    catalog = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests:      {unit: request}
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token}
+routes:
+  - {match: "POST /ask", consume: {requests: 2}, usage: openai}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+""")
+    asked, rest = (demands_of(route, catalog) for route in catalog.routes)
+    assert asked == {"requests": one(2), "input_tokens": one(1, 0), "output_tokens": one(1, 0)}
+    assert rest == {"requests": one(1)}

@@ -14,6 +14,7 @@ from meterkit.decisions.drift import Drift, DriftKind
 from meterkit.decisions.dunning import Standing, next_reminder_ms, reminders_due, without_payment
 from meterkit.decisions.further import joined
 from meterkit.decisions.gauges import GaugeLimit, Level, gauge_policy, shortage
+from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.rates import keep_ms_of, rate_numbers
 from meterkit.decisions.seats import seat_meter, with_seats
@@ -158,6 +159,16 @@ def test_a_gauge_refuses_by_its_unit(meter: str, reason: str) -> None:
     assert (policy.name, policy.kind, policy.quota, policy.window_s) == (meter, "gauge", limit.most, None)
     found, level = shortage(policy, 7, 6, 2)
     assert (found, level.meter, level.limit, level.used, level.requested) == (reason, meter, 7, 6, 2)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"\xfe\xcd\x01", b"\xfe\xa2x", b"\xfe\xd9", b"\xfe\xc1", b"\x02"],
+    ids=["number cut", "text cut", "size cut", "unknown kind", "no format"],
+)
+def test_a_field_that_is_cut_or_of_another_kind_is_not_read(damaged: bytes) -> None:
+    with pytest.raises(ValueError, match="not"):
+        unpack_field(damaged)
 
 
 def test_nothing_kept_is_an_empty_level() -> None:

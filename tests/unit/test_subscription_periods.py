@@ -125,6 +125,8 @@ YEAR: Final = subscription("2026-01-31", "2027-01-31", plan="yearly")
         ("and its months, where it includes by the month",
          subscription("2026-01-31", "2026-02-28", pending_plan="yearly", pending_at_ms="2026-02-28"),
          "2026-03-29", ("2026-03-28", "2026-04-28")),
+        ("a period of two months is counted by the month",
+         subscription("2026-01-15", "2026-03-15"), "2026-02-20", ("2026-02-15", "2026-03-15")),
     ],
 )  # fmt: skip
 def test_a_period(sentence: str, found: SubscriptionState, now: str, expected: tuple[str, str]) -> None:

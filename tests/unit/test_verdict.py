@@ -203,6 +203,12 @@ def test_what_is_overdrawn_has_nothing_left() -> None:
     assert verdict.allowed(program(), [0, NOW_MS, 4, -3, 0], PERIOD_END_MS).remaining == 0
 
 
+def test_a_window_of_25_hours_moves_by_the_millisecond() -> None:
+    window_ms = verdict.EXACT_WINDOW_MS_MAX
+    assert verdict.weighted(window_ms, 1, window_ms) == 1
+    assert verdict.weighted(window_ms + 1000, 1, window_ms + 1000) == 1000
+
+
 class Patient(World):
     """Tries every refused demand again, on a copy of the customer: just before its time, and at its time."""
 
