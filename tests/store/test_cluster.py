@@ -186,7 +186,7 @@ async def test_a_key_that_has_moved_ahead_of_its_slot_is_asked_for() -> None:
 
 async def test_i9_while_a_node_is_away_the_shards_of_the_others_are_served() -> None:
     with spawn_cluster("--cluster-require-full-coverage", "no") as cluster:
-        async with kit_of(cluster.url) as kit:
+        async with kit_of(cluster.url, store_timeout=2.0) as kit:
             dead, *others = cluster.masters
             elsewhere = set[int]().union(*(shards_of(kit, node, cluster) for node in others))
             living, gone = of_shards(kit, elsewhere), of_shards(kit, set(range(SHARDS)) - elsewhere)
@@ -272,7 +272,7 @@ async def test_with_the_rights_that_are_documented_all_works(cluster: Cluster) -
 
 async def test_i10_a_wrong_password_is_not_shown(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     url = cluster.url.replace("://", "://nobody:S3CRET@")
-    async with kit_of(url, start_timeout=0.1) as kit:
+    async with kit_of(url, start_timeout=0.1, store_timeout=2.0) as kit:
         with pytest.raises(StoreError, match=r"WRONGPASS") as caught:
             await kit.consume("acme", "requests")
         with pytest.raises(StoreError) as again:
@@ -308,7 +308,7 @@ async def test_tls_is_spoken_with_every_node(authority: Authority) -> None:
             assert await recorded(at.kit) == dict.fromkeys(CUSTOMERS, 1)
         async with encrypted(cluster, authority) as url:
             plain = url.partition("?")[0]
-            async with kit_of(plain, start_timeout=0.1) as kit:
+            async with kit_of(plain, start_timeout=0.1, store_timeout=0.5) as kit:
                 with pytest.raises(StoreError):
                     await kit.consume("acme", "requests")
 

@@ -188,7 +188,8 @@ async def test_what_most_of_those_say_that_answer_is_believed(words: tuple[int |
 
 
 async def test_a_service_that_nobody_knows_is_named(watched: Watched) -> None:
-    async with kit_of(watched.url.replace(f"/{SERVICE}", "/other"), start_timeout=0.2) as kit:
+    url = watched.url.replace(f"/{SERVICE}", "/other")
+    async with kit_of(url, start_timeout=0.2, store_timeout=2.0) as kit:
         with pytest.raises(StoreError, match="knows no master 'other'"):
             await kit.consume("acme", "requests")
 
@@ -198,7 +199,8 @@ async def test_i10_sentinels_may_have_a_password_of_their_own(caplog: pytest.Log
         async with kit_of(f"{watched.url}?sentinel_password=S3CRET") as kit:
             assert (await kit.consume("acme", "requests")).allowed
             assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
-        async with kit_of(f"{watched.url}?sentinel_password=S3CRETwrong", start_timeout=0.2) as kit:
+        wrong = f"{watched.url}?sentinel_password=S3CRETwrong"
+        async with kit_of(wrong, start_timeout=0.2, store_timeout=2.0) as kit:
             with pytest.raises(StoreError, match="WRONGPASS") as caught:
                 await kit.consume("acme", "requests")
         assert "S3CRET" not in f"{caught.value!r}{kit.store.address!r}{caplog.text}"
