@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,12 +11,13 @@ from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from meterkit.store.journal import JournalRow
     from meterkit.stripe.api import Objects
     from meterkit.stripe.request import Parameter
 
-__all__ = ["ObjectsAtStripe", "Written"]
+__all__ = ["Counted", "ObjectsAtStripe", "Rows", "Written"]
 
 
 class Written(NamedTuple):
@@ -60,3 +62,44 @@ class ObjectsAtStripe(StripeApi):
         """Change an object."""
         self.written.append(Written(path, params or {}, idempotency_key))
         return {**self.shown.get(path, {}), **(params or {})}
+
+
+class Counted:
+    """What Stripe has counted of one customer, by minute (s)."""
+
+    server_time_s = None
+
+    def __init__(self, units: Mapping[int, int]) -> None:
+        self._units = units
+        self.asked: list[int] = []
+
+    async def refresh(self) -> None:
+        pass
+
+    def meter_ids(self, event_name: str) -> Sequence[str]:
+        return (event_name,)
+
+    async def counted(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> Decimal:
+        assert (stripe_customer, event_name) == ("cus_acme", "api_requests")
+        self.asked.append(start_s)
+        return Decimal(sum(units for minute_s, units in self._units.items() if start_s <= minute_s < end_s))
+
+
+class Rows:
+    """A journal of deliveries that was begun long ago."""
+
+    def __init__(self, *rows: JournalRow) -> None:
+        self._rows = rows
+
+    async def write(self, rows: Sequence[JournalRow]) -> None:
+        self._rows += tuple(rows)
+
+    async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
+        assert (customer, event_name) == ("acme", "api_requests")
+        return [row for row in self._rows if row.delivered_at_ms >= since_ms]
+
+    async def remove(self, identifiers: Sequence[str]) -> None:
+        raise NotImplementedError
+
+    async def begun_ms(self) -> int:
+        return 1

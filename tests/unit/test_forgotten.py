@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -14,6 +13,7 @@ from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.store.delivered import Delivered
 from meterkit.store.journal import JournalRow
 from meterkit.testing import Clock
+from stripe_objects import Counted, Rows
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -30,47 +30,6 @@ FAR_S: Final = AT_S - 10 * HOUR_S
 """A minute outside of each gap."""
 SINCE_MS: Final = (AT_S - 48 * HOUR_S) * 1000
 LINE: Final = ("acme", "cus_acme", "api_requests")
-
-
-class Counted:
-    """What Stripe has counted, by minute (s)."""
-
-    server_time_s = None
-
-    def __init__(self, units: Mapping[int, int]) -> None:
-        self._units = units
-        self.asked: list[int] = []
-
-    async def refresh(self) -> None:
-        pass
-
-    def meter_ids(self, event_name: str) -> Sequence[str]:
-        return (event_name,)
-
-    async def counted(self, event_name: str, stripe_customer: str, start_s: int, end_s: int) -> Decimal:
-        assert (stripe_customer, event_name) == LINE[1:]
-        self.asked.append(start_s)
-        return Decimal(sum(units for minute_s, units in self._units.items() if start_s <= minute_s < end_s))
-
-
-class Rows:
-    """A journal of deliveries that was begun long ago."""
-
-    def __init__(self, *rows: JournalRow) -> None:
-        self._rows = rows
-
-    async def write(self, rows: Sequence[JournalRow]) -> None:
-        self._rows += tuple(rows)
-
-    async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
-        assert (customer, event_name) == (LINE[0], LINE[2])
-        return [row for row in self._rows if row.delivered_at_ms >= since_ms]
-
-    async def remove(self, identifiers: Sequence[str]) -> None:
-        raise NotImplementedError
-
-    async def begun_ms(self) -> int:
-        return 1
 
 
 def gap(lasts_s: int = 10 * MINUTE_S) -> Gap:
