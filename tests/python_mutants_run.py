@@ -87,7 +87,7 @@ class Covered:
             own = self._ordered(place for place in self.tests if place.startswith(f"{mutant.file}:"))
             return list(dict.fromkeys([*naming, *own]))
         lines = (f"{mutant.file}:{line}" for line in mutant.lines)
-        return self._ordered(next(([line] for line in lines if self.tests.get(line)), []))
+        return self._ordered(next(([line] for line in lines if self.tests.get(line)), list[str]()))
 
     def _ordered(self, places: Iterable[str]) -> list[str]:
         """The tests that execute some lines, the quickest first."""

@@ -39,11 +39,13 @@ WHOLE: Final = frozenset(
 """Of these modules all mutants are tried."""
 TESTS: Final = (
     *("tests/unit", "tests/delivery", "tests/catalog/test_overrides.py"),
+    "tests/asgi/test_llm_outliving.py",
     *(
         f"tests/store/test_{name}.py"
         for name in (
             *("corrections_at_stripe", "gauges", "grants", "grants_of_plans", "outbox_by_hand"),
-            *("packed_fields", "policies", "rate_usage", "rates_table", "reservations", "timed_overrides"),
+            *("packed_fields", "policies", "rate_usage", "rates_table", "replay", "reservations"),
+            *("small_writes", "spool_file", "timed_overrides"),
         )
     ),
     *(f"tests/promises/test_i6_{name}.py" for name in ("basic", "recovered", "restored")),

@@ -111,6 +111,8 @@ async def test_a_reservation_is_all_or_nothing(any_store_url: str) -> None:
             assert await left(kit) == 1000
             # Usage is a fact.
             await reservation.capture({"output_tokens": 5})
+            with pytest.raises(MeterkitError, match="captured or released once"):
+                await reservation.capture({"output_tokens": 5})
         assert await row(kit) == (5, 0, 4995)
 
 

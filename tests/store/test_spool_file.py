@@ -16,7 +16,7 @@ import pytest
 
 from meterkit.redis.filelock import FileLock
 from meterkit.store.frames import Header, frame
-from meterkit.store.spool_file import SpoolFile
+from meterkit.store.spool_file import DAMAGED, SpoolFile
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -78,6 +78,14 @@ def test_what_cannot_be_begun_is_begun_once_there_is_room(tmp_path: Path) -> Non
             SpoolFile.create(tmp_path, HEADER)
     assert (list(tmp_path.glob("*.spool")), open_files()) == ([], held)
     SpoolFile.create(tmp_path, HEADER).remove()
+
+
+def test_a_damaged_file_is_kept_under_another_name(file: SpoolFile) -> None:
+    file.append(frame(b"one"))
+    file.set_aside()
+    kept = file.path.with_suffix(DAMAGED)
+    assert not file.path.exists()
+    assert b"one" in kept.read_bytes()
 
 
 def test_a_record_that_is_larger_than_what_is_read_at_once_is_read(file: SpoolFile) -> None:

@@ -1,0 +1,314 @@
+"""What modules of the store work out by themselves, before they ask a server."""
+
+# pyright: reportPrivateUsage=false
+# What a meter cost and which thresholds are sent show only in long runs elsewhere.
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import pytest
+
+from meterkit import MeterkitError, StoreError
+from meterkit.catalog import loads
+from meterkit.decisions.balance import Holding
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.keys import Keys
+from meterkit.decisions.periods import bounds_at, to_ms
+from meterkit.decisions.subscription import SubscriptionState
+from meterkit.redis import scripts
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.embedded import EmbeddedServer
+from meterkit.redis.settling import resolve
+from meterkit.store.alarms import Alarms
+from meterkit.store.audited import told_of
+from meterkit.store.closes import Close, ends_to_close
+from meterkit.store.customer_id import check_customer, check_event_id
+from meterkit.store.customer_usage import usage_of
+from meterkit.store.fallback import Fallback
+from meterkit.store.grant import ledger_of
+from meterkit.store.held import Mark
+from meterkit.store.holder import Holder
+from meterkit.store.kept_intents import RESTORED, Kept
+from meterkit.store.links import owner_of
+from meterkit.store.marked import MarkedDecision
+from meterkit.store.outbox_by_hand import _intent
+from meterkit.store.priced_usage import _priced
+from meterkit.store.settlement import Settlement, _Entry, _thresholds
+from meterkit.store.used import Used
+from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+HOUR_MS: Final = 3_600_000
+NOW_MS: Final = to_ms(datetime(2031, 6, 10, 12, tzinfo=UTC))
+TEXT: Final = """
+schema: 1
+currency: usd
+default_plan: free
+enforcement: on
+billing: {late_usage: dead_letter}
+meters: {requests: {unit: request}}
+routes: [{match: "*", consume: {requests: 1}}]
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {requests: {included: 1_000, overage: deny, warn_at: [80]}}
+  pro:
+    price: {amount_cents: 100, interval: month}
+    meters: {requests: {included: 2_000, overage: deny}}
+"""
+CATALOG: Final = loads(TEXT)
+
+
+class Known:
+    """The customers that a process knows, and the decisions whose replies nobody took."""
+
+    def __init__(self, text: str = TEXT) -> None:
+        self.unclaimed: list[PreparedDecision] = []
+        self.catalog = loads(text)
+        self.customers = CustomerCache(
+            self.catalog,
+            keys=Keys("mk", 4),
+            decide=scripts.load("decide"),
+            settle=scripts.load("settle"),
+            seal_delay_ms=300_000,
+            now_ms=lambda: NOW_MS,
+            on_unclaimed=lambda decided, _: self.unclaimed.append(decided),
+        )
+
+    def view(self, state: CustomerState | None = None, *, anonymous: bool = False) -> CustomerView:
+        view = self.customers.get("ada", anonymous=anonymous)
+        if state is None:
+            return view
+        return self.customers.learn(view, [2, NOW_MS, b"2:1", state.dump().encode()])
+
+
+def test_a_claim_names_its_customer() -> None:
+    assert owner_of("ada\n0123456789abcdef") == "ada"
+
+
+@pytest.mark.parametrize(
+    ("used", "occurred_ms", "expected"),
+    [
+        (Used(), None, b""),
+        (Used(), 5, b"5\n\n"),
+        (Used(dimensions={"model": "m"}), None, b"\nm\n"),
+        (Used(dimensions={"provider": "p"}), 5, b"5\n\np"),
+    ],
+)
+def test_the_audit_log_has_when_usage_occurred_and_its_model(
+    used: Used, occurred_ms: int | None, expected: bytes
+) -> None:
+    assert told_of(used, occurred_ms) == expected
+
+
+def test_a_customer_id_has_up_to_256_bytes() -> None:
+    for longest in ("a" * 256, "é" * 128):
+        assert check_customer(longest) == longest
+        check_event_id(longest)
+        with pytest.raises(MeterkitError, match="found a text of 257 bytes"):
+            check_customer(f"{longest}a")
+        with pytest.raises(MeterkitError, match="event_id: found a text of 257 bytes"):
+            check_event_id(f"{longest}a")
+
+
+@pytest.mark.parametrize(
+    ("late_usage", "fate"), [("dead_letter", "is not billed"), ("next_period", "is billed in this one")]
+)
+def test_late_usage_is_logged_with_what_becomes_of_it(
+    caplog: pytest.LogCaptureFixture, late_usage: str, fate: str
+) -> None:
+    Alarms(loads(TEXT.replace("dead_letter", late_usage))).late("ada", {"requests": 3}, NOW_MS)
+    assert f"what comes for it now {fate} (billing.late_usage: {late_usage})" in caplog.text
+
+
+@pytest.mark.parametrize(("expires_ms", "entries"), [(NOW_MS, ["grant", "expire"]), (NOW_MS + 1, ["grant"])])
+def test_a_grant_is_over_at_the_instant_at_which_it_expires(expires_ms: int, entries: list[str]) -> None:
+    holding = Holding(
+        name="a m:requests one",
+        target="m:requests",
+        quantity=10,
+        used=0,
+        priority=50,
+        effective_ms=0,
+        expires_ms=expires_ms,
+        created_ms=0,
+        until_ms=expires_ms,
+    )
+    assert [line.entry for line in ledger_of([holding], {}, NOW_MS)] == entries
+
+
+def test_the_first_instant_of_a_closed_period_is_in_it() -> None:
+    start_ms, end_ms = (to_ms(datetime(2031, month, 15, tzinfo=UTC)) for month in (3, 4))
+    totals = [f"{start_ms}|e".encode(), str(end_ms).encode()]
+    reply = (
+        NOW_MS,
+        b"",
+        CustomerState().dump().encode(),
+        list[bytes](),
+        totals,
+        list[bytes](),
+        list[bytes](),
+    )
+    for at_ms in (start_ms, end_ms - 1):
+        period = usage_of("ada", CATALOG, reply, at_ms=at_ms)["period"]
+        assert (to_ms(period["start"]), to_ms(period["end"])) == (start_ms, end_ms)
+
+
+@pytest.mark.parametrize(("restored", "expected"), [({}, False), ({RESTORED: "1"}, True)])
+def test_an_intent_says_whether_it_is_of_a_restored_store(
+    restored: dict[str, str], *, expected: bool
+) -> None:
+    fields = {"v": "1", "state": "parked", "customer": "ada", "stripe": "cus_1", "period": "0", "meter": "x"}
+    fields |= {"event": "e", "value": "6", "time": "60", "key": "k", "first": "0", "attempts": "0", "at": "0"}
+    kept = Kept.read("one", 0, json.dumps(fields | restored).encode())
+    found = _intent(kept, {}, {}, NOW_MS)
+    assert found.restored is expected
+
+
+@pytest.mark.parametrize(
+    ("state", "why", "expected"),
+    [
+        ("parked", "parked by hand: wait", True),
+        ("parked", "Stripe may have it", False),
+        ("dead", "parked by hand: no", False),
+    ],
+)
+def test_only_what_a_person_has_parked_is_parked_by_hand(
+    state: Literal["parked", "dead"], why: str, *, expected: bool
+) -> None:
+    fields = {"v": "1", "state": "parked", "customer": "ada", "stripe": "cus_1", "period": "0", "meter": "x"}
+    fields |= {"event": "e", "value": "6", "time": "60", "key": "k", "first": "0", "attempts": "0", "at": "0"}
+    kept = _intent(Kept.read("one", 0, json.dumps(fields).encode()), {}, {}, NOW_MS)
+    assert replace(kept, state=state, why=why).is_parked_by_hand is expected
+
+
+@pytest.mark.parametrize(
+    ("marks", "overage", "delivered", "expected"),
+    [
+        ("", 12, 10, {2: 10}),  # One price: all that is delivered costs that, whatever was recorded.
+        ("1/3 4 4\n", 10, 10, {3: 4, 2: 6}),
+        ("1/3 4 4\n", 12, 10, None),  # Two: which of them what is missing had is not known.
+    ],
+)
+def test_what_was_delivered_is_priced_where_its_prices_are_known(
+    marks: str, overage: int, delivered: int, expected: dict[int, int] | None
+) -> None:
+    counts: Any = {"delivered": delivered, "overage": overage}
+    priced = _priced(counts, marks, label="1/2", late=0, stranded=0)
+    assert priced == expected
+
+
+@pytest.mark.parametrize(("anonymous", "expected"), [(False, (2, 800, 80, 1_000)), (True, ())])
+def test_of_anonymous_callers_no_threshold_is_sent(*, anonymous: bool, expected: tuple[int, ...]) -> None:
+    entry = _Entry("requests", "requests", (1_000, 0, 0, 0))
+    assert _thresholds(Known().view(anonymous=anonymous), [entry]) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("m-large", {"requests": 5, "large": 5}), ("m-small", {"requests": 5})],
+)
+def test_a_reservation_is_limited_by_the_meters_that_its_model_has(
+    model: str, expected: dict[str, int]
+) -> None:
+    derived = '{requests: {unit: request}, large: {unit: request, from: requests, where: {model: "*-large"}}}'
+    known = Known(TEXT.replace("{requests: {unit: request}}", derived))
+    decided = known.view().prepare_reserving(
+        known.catalog.routes[0], {"requests": 5}, dimensions={"model": model}
+    )
+    assert decided.reserved == expected
+
+
+@pytest.mark.parametrize(("hours", "has_start"), [(1, True), (2, False), (3, False)])
+def test_for_two_hours_after_a_period_its_close_is_noted(hours: int, *, has_start: bool) -> None:
+    view = Known().view(CustomerState(stripe_customer="cus_1"))
+    end_ms = view.effective.bounds.end_ms
+    # The process has learnt nothing of the customer since the period ended.
+    now_ms = end_ms + hours * HOUR_MS
+    found = {Close.read(0, member.encode()).end_ms for member in ends_to_close([view], now_ms)}
+    assert found == {bounds_at(now_ms).end_ms} | ({end_ms} if has_start else set())
+
+
+@pytest.mark.parametrize(("passed_ms", "plan"), [(0, "pro"), (999, "pro"), (1_000, "free")])
+def test_without_the_store_a_change_of_plan_holds_from_its_instant(passed_ms: int, plan: str) -> None:
+    subscription = SubscriptionState(
+        id="sub_1",
+        status="active",
+        plan="pro",
+        start_ms=NOW_MS - 24 * HOUR_MS,
+        end_ms=NOW_MS + 24 * HOUR_MS,
+        anchor_ms=NOW_MS - 24 * HOUR_MS,
+        created_ms=NOW_MS - 24 * HOUR_MS,
+        pending_plan="free",
+        pending_at_ms=NOW_MS + 1_000,
+    )
+    view = Known().view(CustomerState(stripe_customer="cus_1", subscription=subscription))
+    decided = Fallback(lambda: NOW_MS + passed_ms).decide(view, CATALOG.routes[0], None)
+    assert decided.plan == plan
+
+
+@pytest.mark.parametrize(
+    ("enforcement", "reply", "given_back"),
+    [
+        ("on", [0, NOW_MS], 1),
+        ("on", [7, NOW_MS], 0),  # It is refused, and holds nothing.
+        ("shadow", [7, NOW_MS], 1),
+        ("shadow", [1, 7], 0),
+        ("shadow", ReplyError("ERR no"), 0),
+    ],
+)
+def test_of_a_marked_request_that_was_cancelled_what_it_holds_is_given_back(
+    enforcement: str, reply: Any, given_back: int
+) -> None:
+    known = Known(TEXT.replace("on\n", f"{enforcement}\n"))
+    decided = MarkedDecision(known.view().prepare(known.catalog.routes[0]), "digest")
+    decided.on_unclaimed_reply(reply)
+    assert len(known.unclaimed) == given_back
+
+
+class Held(Holder):
+    """What a request holds that has ended."""
+
+    __slots__ = ()
+
+    def release_hold(self) -> None:
+        """Nothing is left to give back."""
+
+
+def test_of_several_parts_only_the_last_settlement_remembers_the_request() -> None:
+    known = Known()
+    decided = MarkedDecision(known.view().prepare(known.catalog.routes[0]), "digest")
+    holder = Held.__new__(Held)
+    holder._renewed, holder._slot, holder._decided_ms = None, 0, NOW_MS
+    parts = [Used.of({"requests": quantity}) for quantity in (2, 3)]
+    found = holder._settlements(decided, parts)
+    assert [one.mark for one in found] == [Mark("digest", billed=False), Mark("digest", billed=True)]
+    assert [one.used.recorded for one in found] == [{"requests": 3}, {"requests": 2}]
+
+
+async def test_who_waits_for_a_settlement_gets_its_first_outcome() -> None:
+    settlement = Settlement(Known().view())
+    resolve(settlement, None)  # Nobody waits.
+    for error, other in ((StoreError("first"), None), (None, StoreError("second"))):
+        settlement.waiter = waiter = asyncio.get_running_loop().create_future()
+        resolve(settlement, error)
+        resolve(settlement, other)
+        assert waiter.exception() is error
+
+
+def test_the_log_of_a_server_begins_anew_once_it_is_large(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path)
+    log = tmp_path / "valkey.log"
+    log.write_bytes(bytes(7))
+    assert server._fresh_log() == 7
+    log.write_bytes(bytes(2 * 10**6))
+    assert (server._fresh_log(), log.exists()) == (0, False)
