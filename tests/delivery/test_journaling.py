@@ -159,6 +159,19 @@ async def test_a_journal_that_fails_is_said_once_and_gets_its_rows_with_the_next
     ]
 
 
+async def test_what_a_journal_has_not_taken_is_tried_once_more_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    journal = Pages(fails=1)
+    transport = JournaledTransport(Answers(DELIVERED), journal, lambda: NOW_MS)
+    await transport.send(sealed(1))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (journal.pages, len(caplog.messages)) == ([], 1)
+    await transport.close()
+    assert [row.identifier for page in journal.pages for row in page] == ["intent-1"]
+
+
 async def test_a_journal_that_hangs_holds_up_neither_delivery_nor_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -270,3 +270,12 @@ async def test_i10_neither_key_nor_token_is_told(caplog: pytest.LogCaptureFixtur
         told = f"{transport!r} {outcome!r} {caplog.text}"
     assert "SECRET" not in told
     assert "token_1" not in told
+
+
+async def test_a_transport_that_is_closed_sends_nothing() -> None:
+    transport = StripeStreamTransport(KEY, api_base="http://127.0.0.1:9")
+    await transport.close()
+    await transport.close()
+    for outcome in (await transport.ready(), await transport.send(INTENT)):
+        assert outcome is not None
+        assert (outcome.refused, "the transport is closed" in outcome.detail) == (True, True)

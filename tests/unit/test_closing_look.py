@@ -1,0 +1,128 @@
+"""What one look at a close says: whether it may wait, and until when its invoice takes up usage."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from delivering import NOW, kit_for
+from keeping import PERIOD_MS
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.subscription import SubscriptionState
+from meterkit.delivery.closing_look import ClosingLook
+from meterkit.delivery.reconciling import Reconciled, Reconciler
+from meterkit.testing import Clock
+from stripe_objects import ObjectsAtStripe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.delivery.invoices import Invoices
+    from meterkit.delivery.summaries import Summaries
+    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.store import Store
+
+pytestmark = pytest.mark.anyio
+
+DAY_MS: Final = 86_400_000
+MAY: Final = datetime(2031, 5, 1, tzinfo=UTC)
+JUNE: Final = datetime(2031, 6, 1, tzinfo=UTC)
+
+
+def reconciled(advice: str, invoice: str) -> Reconciled:
+    return Reconciled(
+        customer="acme",
+        stripe_customer="cus_acme",
+        meter="requests",
+        event_name="api_requests",
+        period_start=MAY,
+        period_end=JUNE,
+        is_closed=True,
+        recorded=5,
+        waiting=0,
+        parked=0,
+        taking_back=0,
+        delivered=5,
+        confirmed=5,
+        difference=0,
+        invoiced=5,
+        invoice=invoice,
+        mispriced=0,
+        late=0,
+        dead=0,
+        advice=advice,
+    )
+
+
+class Found(Reconciler):
+    """Books that say what a test says."""
+
+    def __init__(self, store: Store, stripe: ObjectsAtStripe, found: Sequence[Reconciled]) -> None:
+        super().__init__(store, lambda: stripe)
+        self._found = list(found)
+
+    async def of_customer(
+        self, usage: CustomerUsage, summaries: Summaries, invoices: Invoices
+    ) -> list[Reconciled]:
+        assert (usage["customer"], bool(summaries), bool(invoices)) == ("acme", True, True)
+        return self._found
+
+
+@pytest.mark.parametrize(
+    ("found", "may_wait"),
+    [
+        ([("", "final"), ("see", "draft")], True),
+        ([("see", "none"), ("", "draft")], True),
+        ([("see", "final"), ("see", "draft")], False),
+        ([("see", "unknown"), ("", "final")], False),
+    ],
+)
+async def test_a_close_may_wait_while_each_meter_agrees_or_its_invoice_may_change(
+    found: list[tuple[str, str]], *, may_wait: bool
+) -> None:
+    async with kit_for("memory://", "http://127.0.0.1:9", clock=Clock(NOW), shards=1) as kit:
+        stripe = ObjectsAtStripe({})
+        look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, [reconciled(*one) for one in found]))
+        why, may = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
+        assert (why.count("see"), may) == (sum(bool(advice) for advice, _ in found), may_wait)
+
+
+async def test_until_when_stripe_keeps_a_draft_is_remembered() -> None:
+    async with kit_for("memory://", "http://127.0.0.1:9", clock=Clock(NOW), shards=1) as kit:
+        admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
+        sold = SubscriptionState(
+            id="sub_1",
+            status="active",
+            plan="pro",
+            start_ms=PERIOD_MS,
+            end_ms=PERIOD_MS + 30 * DAY_MS,
+            anchor_ms=PERIOD_MS,
+            created_ms=PERIOD_MS - 31 * DAY_MS,
+        )
+        state = CustomerState(stripe_customer="cus_acme", subscription=sold)
+        await admin.ask(admin.client.hset(keys.state, mapping={"data": state.dump()}))
+        usage = await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS)
+        until_s = PERIOD_MS // 1000 + 3_600
+        stripe = ObjectsAtStripe({
+            "/v1/invoices": [
+                {
+                    "id": "in_1",
+                    "status": "draft",
+                    "billing_reason": "subscription_cycle",
+                    "period_end": PERIOD_MS // 1000,
+                    "subscription": "sub_1",
+                    "auto_advance": True,
+                    "automatically_finalizes_at": until_s,
+                }
+            ]
+        })  # fmt: skip
+        books = Found(kit.store, stripe, [reconciled("", "draft")])
+        assert await ClosingLook(kit.store, stripe, books).why_open(usage) == ("", True)
+        (kept,) = [
+            int(value)
+            for name, value in (await admin.ask(admin.client.hgetall(keys.totals))).items()
+            if name.endswith(b"|h")
+        ]
+        assert kept == until_s * 1000
