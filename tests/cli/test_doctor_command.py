@@ -260,7 +260,7 @@ async def test_usage_that_stripe_does_not_take(
     assert finding.problem.startswith("an intent of customer 1 is 4 h old")
     await record(directory, sound.url, "unknown", quantity=1_000)
     async with kit_of(directory, sound.url, **settings) as kit, kit:
-        assert (await kit.flush(everything=True, timeout_s=5)).dead == 1
+        assert (await kit.flush(everything=True, timeout_s=120)).dead == 1
     finding = await of_check("dead", directory, sound.url, **settings)
     assert finding.problem.startswith("1,000 of tokens in 1 intent, of unknown: ")
 

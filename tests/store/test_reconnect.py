@@ -322,7 +322,7 @@ async def test_i9_what_waited_for_a_connection_that_then_hangs_waits_no_longer_t
 
         async with loop_clock() as passed_s:
             asked = asyncio.ensure_future(lane.ask(call))
-            await asyncio.sleep(2.8)
+            await asyncio.sleep(1.5)  # So that connecting has time on a busy machine, too.
             lane._reconnector._on_change = hang
             await proxy.set("pass")
             try:
@@ -330,7 +330,7 @@ async def test_i9_what_waited_for_a_connection_that_then_hangs_waits_no_longer_t
                     await asked
             finally:
                 valkey.signal(signal.SIGCONT)
-            assert passed_s() < 6.0
+            assert passed_s() < 4.75
         assert caught.value.executed is None
         lane._reconnector._on_change = lane._on_connection
         await eventually(lambda: call.orphans == [[0, b"late"]])

@@ -570,7 +570,7 @@ def half_sent_of(kit: MeterKit, file: Path) -> tuple[SpoolFile, Replay, list[byt
 
 
 FULL = """
-import asyncio, json, resource, signal, sys
+import asyncio, json, logging, resource, signal, sys
 from pathlib import Path
 sys.path[:0] = {path!r}
 from faults import kit_at
@@ -579,6 +579,9 @@ from meterkit.redis.filelock import FileLock
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 producer._SPILL_AFTER_S = 0.05
+said = []
+logging.basicConfig()
+logging.getLogger("meterkit.store").addFilter(lambda record: said.append(record.getMessage()) or True)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
 async def main():
@@ -593,7 +596,8 @@ async def main():
         from meterkit.store.settlement import Settlement
         from meterkit.store.used import Used
         kit.store.settle(await kit.store.lane(), Settlement(view, used=Used(recorded={{"tokens": 1}})))
-    await asyncio.sleep(0.5)
+    while not any("cannot be written to" in line for line in said):
+        await asyncio.sleep(0.01)
     lane = await kit.store.lane()
     print("full", lane.unsettled, lane.lost)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
