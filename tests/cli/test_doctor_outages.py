@@ -161,9 +161,9 @@ async def test_a_server_that_answers_late_is_found_by_the_store_timeout() -> Non
             pass
         async with TcpProxy(server.port) as proxy:
             await proxy.set("delay", delay_s=0.08)
-            found = await seen_at(proxy.url, store_timeout=0.1, start_timeout=0.3)
+            found = await seen_at(proxy.url, store_timeout=0.15, start_timeout=0.3)
             (finding,) = of_check("breaker", found)
-            assert "a request waits 0.1 s for it (METERKIT_STORE_TIMEOUT)" in finding.problem
+            assert "a request waits 0.15 s for it (METERKIT_STORE_TIMEOUT)" in finding.problem
             assert of_check("breaker", await seen_at(proxy.url, store_timeout=10.0)) == []
 
 
