@@ -36,14 +36,17 @@ class Done:
 
 
 class Shell:
-    """Runs ``python -m meterkit`` in a directory, with none of the caller's own settings."""
+    """Runs ``python -m meterkit`` in a directory, with none of the caller's own settings.
+
+    Only the store has more time than by default: one that is slow on a busy machine is not away.
+    """
 
     def __init__(self, directory: Path, **variables: str) -> None:
         self.directory = directory
         ours = ("METERKIT_", "REDIS_URL", "STRIPE_", "COLUMNS")
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith(ours)
-        } | {"PYTHONFAULTHANDLER": "1", **variables}
+        } | {"PYTHONFAULTHANDLER": "1", "METERKIT_STORE_TIMEOUT": "5", **variables}
 
     def run(self, *arguments: str, stdin: str = "") -> Done:
         """Run a command to its end."""
