@@ -8,8 +8,9 @@ import pytest
 
 from meterkit.catalog import loads
 from meterkit.decisions.balance import Balance, Holding, holdings_of
+from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.periods import Bounds
-from meterkit.decisions.prepaid import MICRO, Prepaid
+from meterkit.decisions.prepaid import MICRO, Prepaid, prepaid_by_plan, prepaid_of
 
 DAY_MS: Final = 86_400_000
 START_MS: Final = 1_800_000_000_000
@@ -242,6 +243,18 @@ def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
         ["pages", "m:pages", "", 0],
         ["answered", "", "", 0],
     ]
+
+
+@pytest.mark.parametrize(
+    ("rev", "plan", "expected"),
+    [(NO_STATE, "plain", False), ("2:1", "plain", True), (NO_STATE, "pro", True), ("2:1", "pro", True)],
+)
+def test_a_customer_with_a_state_may_have_grants_of_a_plan_before(
+    rev: str, plan: str, *, expected: bool
+) -> None:
+    by_plan = prepaid_by_plan(CATALOG)
+    found = prepaid_of(rev, CustomerState(), CATALOG.plans[plan], by_plan)
+    assert found == (by_plan[plan] if expected else None)
 
 
 def test_processes_of_two_releases_name_the_same_grants_alike() -> None:
