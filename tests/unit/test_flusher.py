@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from delivering import NOW, kit_for
-from keeping import STAMP_S, keep
+from keeping import PERIOD_MS, STAMP_S, keep
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.subscription import SubscriptionState
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.outcomes import Outcome
+from meterkit.store.state_changes import States
 from meterkit.testing import Clock
 from stripe_objects import Counted
 
@@ -38,6 +42,17 @@ class Takes:
 
     async def close(self) -> None:
         pass
+
+
+SUBSCRIBED: Final = SubscriptionState(
+    id="sub_1",
+    status="active",
+    plan=None,
+    start_ms=PERIOD_MS,
+    end_ms=PERIOD_MS + 30 * 86_400_000,
+    anchor_ms=PERIOD_MS,
+    metered="mtr_1=price_1",
+)
 
 
 @asynccontextmanager
@@ -71,3 +86,23 @@ async def test_a_flusher_in_the_background_compares_at_once_and_pauses_between_p
         flusher.stop()
         await running
         assert (len(reports), [one.state for one in await kit.outbox.list()]) == (1, [])
+
+
+@pytest.mark.parametrize(("waited_s", "looks"), [(119, []), (120, ["acme"]), (3600, ["acme"])])
+async def test_what_has_waited_two_minutes_is_sent_after_a_look_at_its_subscription(
+    waited_s: int, looks: list[str]
+) -> None:
+    clock, looked = Clock(NOW), list[str]()
+
+    async def look(customer: str) -> None:
+        looked.append(customer)
+        for intent in await kit.outbox.list():
+            await kit.outbox.park(intent.identifier, reason="the price has changed")
+
+    async with kit_for("memory://", "http://127.0.0.1:9", clock=clock, shards=1) as kit:
+        linked = CustomerState(stripe_customer="cus_acme", subscription=SUBSCRIBED)
+        await States(kit.store).change("acme", lambda _: linked)
+        await keep(kit, "one", 5, state="queued")
+        clock.advance(timedelta(seconds=waited_s))
+        report = await Flusher(kit.store, Takes(), summaries=Counted({}), look=look).flush()
+        assert (looked, report.delivered) == (looks, 0 if looks else 1)
