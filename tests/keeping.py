@@ -1,23 +1,49 @@
-"""Intents in the store as if they had been sealed there."""
+"""A kit for which Stripe is away, a subscription of its month, and intents as if they had been sealed."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from delivering import NOW
+from delivering import NOW, kit_for
 from meterkit.decisions.keys import meter_token
+from meterkit.decisions.subscription import SubscriptionState
 from meterkit.store.kept_intents import Kept
+from meterkit.testing import Clock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meterkit import MeterKit
 
-__all__ = ["NOW_MS", "PERIOD_MS", "STAMP_S", "keep"]
+__all__ = ["HERE_S", "NOW_MS", "PERIOD_MS", "STAMP_S", "keep", "kit_alone", "subscription"]
 
 NOW_MS: Final = int(NOW.timestamp()) * 1000
 PERIOD_MS: Final = int(NOW.replace(day=1, hour=0, minute=0, second=0).timestamp()) * 1000
-STAMP_S: Final = NOW_MS // 60_000 * 60 - 3 * 3_600
+HERE_S: Final = NOW_MS // 60_000 * 60
+"""The minute of now."""
+STAMP_S: Final = HERE_S - 3 * 3_600
 """The minute of an intent."""
+
+
+def kit_alone(
+    store_url: str = "memory://", *, clock: Callable[[], float] | None = None, **settings: Any
+) -> MeterKit:
+    """A kit of one shard that has an address for Stripe, at which nothing answers."""
+    return kit_for(store_url, "http://127.0.0.1:9", clock=clock or Clock(NOW), shards=1, **settings)
+
+
+def subscription(**fields: Any) -> SubscriptionState:
+    """An active subscription whose period began with June."""
+    june: dict[str, Any] = {
+        "id": "sub_1",
+        "status": "active",
+        "plan": "pro",
+        "start_ms": PERIOD_MS,
+        "end_ms": PERIOD_MS + 30 * 86_400_000,
+        "anchor_ms": PERIOD_MS,
+    }
+    return SubscriptionState(**june | fields)
 
 
 async def keep(kit: MeterKit, name: str, value: int, *, state: str = "parked", **fields: Any) -> Kept:

@@ -105,7 +105,7 @@ async def test_a_restart_that_was_compared_is_remembered_with_its_span(
 
 async def test_a_lease_says_how_long_it_is_held(store: Store) -> None:
     lease = TaskLease(store, store.keys.shard(0, "closing"), lasts_ms=60_000)
-    assert await lease.left_s() == 1  # Nobody has it.
+    assert await lease.left_s() == 1  # No process has it.
     assert await lease.take()
     assert 50 < await lease.left_s() <= 60
 

@@ -1,4 +1,4 @@
-"""When a close is looked at again, and who is told: by the second."""
+"""When the closer looks at a close again, and when it reports one: by the second."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW, PLANS, kit_for
-from keeping import PERIOD_MS
+from delivering import NOW, PLANS
+from keeping import PERIOD_MS, kit_alone
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
@@ -34,7 +34,7 @@ SECOND: Final = timedelta(seconds=1)
 
 
 async def note(kit: MeterKit) -> None:
-    """Have the close of acme's June be looked at."""
+    """Note the close of acme's June for the closer."""
     closes = Closes(kit.store, await kit.store.admin())
     close = Close(shard=0, customer="acme", end_ms=JULY_MS)
     await closes.note(0, {close.member: JULY_MS})
@@ -42,9 +42,9 @@ async def note(kit: MeterKit) -> None:
 
 @asynccontextmanager
 async def unconfirmed() -> AsyncGenerator[tuple[Closer, Clock]]:
-    """A close of which Stripe does not say what it has."""
+    """A close that Stripe does not confirm."""
     clock = Clock(NOW)
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=clock, shards=1) as kit:
+    async with kit_alone(clock=clock) as kit:
         await kit.record("acme", "requests", 2)
         await note(kit)
         yield Closer(kit.store, lambda: ObjectsAtStripe({"/v1/billing/meters": 401})), clock
@@ -93,7 +93,7 @@ async def test_five_closes_are_named(late: int, more: str, caplog: pytest.LogCap
 async def test_what_stripe_did_not_count_under_a_former_name_keeps_a_close_open(store_url: str) -> None:
     renamed = loads(PLANS.replace("requests:", "calls:").replace("{requests: 1}", "{calls: 1}"))
     clock = Clock(NOW)
-    async with kit_for(store_url, "http://127.0.0.1:9", clock=clock, shards=1) as kit:
+    async with kit_alone(store_url, clock=clock) as kit:
         admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
         await Outbox(kit.store, admin).meters()  # It notes their event names.
         state = CustomerState(stripe_customer="cus_acme").dump()
@@ -104,7 +104,7 @@ async def test_what_stripe_did_not_count_under_a_former_name_keeps_a_close_open(
         for name in (keys.state, keys.totals):
             await admin.ask(admin.client.expire(name, 600))
         await admin.ask(admin.client.delete(keys.counters))
-    async with kit_for(store_url, "http://127.0.0.1:9", clock=clock, catalog=renamed, shards=1) as kit:
+    async with kit_alone(store_url, clock=clock, catalog=renamed) as kit:
         await note(kit)
         clock.set(JULY + 11 * MINUTE)
         stripe = ObjectsAtStripe({"/v1/billing/meters": [{"id": "mtr_1", "event_name": "api_requests"}]})

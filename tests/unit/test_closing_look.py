@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW, kit_for
-from keeping import PERIOD_MS
+from keeping import PERIOD_MS, kit_alone, subscription
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.subscription import SubscriptionState
 from meterkit.delivery.closing_look import ClosingLook
 from meterkit.delivery.reconciling import Reconciled, Reconciler
-from meterkit.testing import Clock
 from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:
@@ -82,7 +79,7 @@ class Found(Reconciler):
 async def test_a_close_may_wait_while_each_meter_agrees_or_its_invoice_may_change(
     found: list[tuple[str, str]], *, may_wait: bool
 ) -> None:
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=Clock(NOW), shards=1) as kit:
+    async with kit_alone() as kit:
         stripe = ObjectsAtStripe({})
         look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, [reconciled(*one) for one in found]))
         why, may = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
@@ -90,17 +87,9 @@ async def test_a_close_may_wait_while_each_meter_agrees_or_its_invoice_may_chang
 
 
 async def test_until_when_stripe_keeps_a_draft_is_remembered() -> None:
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=Clock(NOW), shards=1) as kit:
+    async with kit_alone() as kit:
         admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
-        sold = SubscriptionState(
-            id="sub_1",
-            status="active",
-            plan="pro",
-            start_ms=PERIOD_MS,
-            end_ms=PERIOD_MS + 30 * DAY_MS,
-            anchor_ms=PERIOD_MS,
-            created_ms=PERIOD_MS - 31 * DAY_MS,
-        )
+        sold = subscription(created_ms=PERIOD_MS - 31 * DAY_MS)
         state = CustomerState(stripe_customer="cus_acme", subscription=sold)
         await admin.ask(admin.client.hset(keys.state, mapping={"data": state.dump()}))
         usage = await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, kit_for
-from keeping import NOW_MS, PERIOD_MS
+from delivering import NOW
+from keeping import HERE_S, PERIOD_MS, kit_alone
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.counting import until_counted
 from stripe_objects import ObjectsAtStripe
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-HERE_S: Final = NOW_MS // 60_000 * 60
 METERS: Final[Any] = {"/v1/billing/meters": [{"id": "mtr_1", "event_name": "api_requests"}]}
 
 
@@ -57,7 +56,7 @@ class Moving:
 @asynccontextmanager
 async def delivered(units: int) -> AsyncGenerator[tuple[MeterKit, Moving]]:
     clock = Moving()
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=clock, shards=1) as kit:
+    async with kit_alone(clock=clock) as kit:
         if units:
             admin, field = await kit.store.admin(), f"{PERIOD_MS}|{meter_token('requests')}d"
             await admin.ask(admin.client.hset(kit.store.keys.customer("acme").totals, mapping={field: units}))

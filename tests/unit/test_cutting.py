@@ -1,4 +1,4 @@
-"""The cut before prices change: until when usage is held back, and when it is let go again."""
+"""The cut before prices change: until when it holds usage back, and when it lets go again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, kit_for
-from keeping import NOW_MS, PERIOD_MS, keep
+from delivering import NOW
+from keeping import NOW_MS, PERIOD_MS, keep, kit_alone
 from meterkit.delivery.cutting import Cutter
 from meterkit.errors import StripeError, StripeUnavailableError
 from meterkit.store.state_changes import States
@@ -55,7 +55,7 @@ class Cut:
 @asynccontextmanager
 async def cutting() -> AsyncGenerator[Cut]:
     clock = Clock(NOW)
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=clock, shards=1) as kit:
+    async with kit_alone(clock=clock) as kit:
         await States(kit.store).change("acme", lambda state: replace(state, stripe_customer="cus_acme"))
         yield Cut(kit, clock, ObjectsAtStripe({}))
 

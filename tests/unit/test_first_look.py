@@ -1,4 +1,4 @@
-"""Who is looked at before usage is sent that has waited."""
+"""Which subscriptions the flusher fetches before it sends usage that has waited."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW, kit_for
-from keeping import PERIOD_MS
+from delivering import NOW
+from keeping import PERIOD_MS, kit_alone, subscription
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.subscription import SubscriptionState
 from meterkit.delivery.first_look import WAITED_MS, FirstLook
 from meterkit.errors import StripeUnavailableError
 from meterkit.testing import Clock
@@ -24,15 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-SOLD: Final = SubscriptionState(
-    id="sub_1",
-    status="active",
-    plan="pro",
-    start_ms=PERIOD_MS,
-    end_ms=PERIOD_MS + 30 * 86_400_000,
-    anchor_ms=PERIOD_MS,
-    metered="requests=price_1",
-)
+SOLD: Final = subscription(metered="requests=price_1")
 STATES: Final = {
     "sold": CustomerState(subscription=SOLD).dump(),
     "flat": CustomerState(subscription=replace(SOLD, metered="")).dump(),
@@ -44,7 +35,7 @@ STATES: Final = {
 
 @asynccontextmanager
 async def a_store(clock: Clock) -> AsyncGenerator[Store]:
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=clock, shards=1) as kit:
+    async with kit_alone(clock=clock) as kit:
         admin = await kit.store.admin()
         for name, data in STATES.items():
             state = kit.store.keys.customer(name).state

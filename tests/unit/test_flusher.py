@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW, kit_for
-from keeping import PERIOD_MS, STAMP_S, keep
+from delivering import NOW
+from keeping import STAMP_S, keep, kit_alone, subscription
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.subscription import SubscriptionState
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.outcomes import Outcome
 from meterkit.store.state_changes import States
@@ -44,20 +43,12 @@ class Takes:
         pass
 
 
-SUBSCRIBED: Final = SubscriptionState(
-    id="sub_1",
-    status="active",
-    plan=None,
-    start_ms=PERIOD_MS,
-    end_ms=PERIOD_MS + 30 * 86_400_000,
-    anchor_ms=PERIOD_MS,
-    metered="mtr_1=price_1",
-)
+SUBSCRIBED: Final = subscription(plan=None, metered="mtr_1=price_1")
 
 
 @asynccontextmanager
 async def flushing() -> AsyncGenerator[tuple[MeterKit, Flusher]]:
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=Clock(NOW), shards=1) as kit:
+    async with kit_alone() as kit:
         await kit.customers.link("acme", "cus_acme")
         yield kit, Flusher(kit.store, Takes(), summaries=Counted({}))
 
@@ -99,7 +90,7 @@ async def test_what_has_waited_two_minutes_is_sent_after_a_look_at_its_subscript
         for intent in await kit.outbox.list():
             await kit.outbox.park(intent.identifier, reason="the price has changed")
 
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=clock, shards=1) as kit:
+    async with kit_alone(clock=clock) as kit:
         linked = CustomerState(stripe_customer="cus_acme", subscription=SUBSCRIBED)
         await States(kit.store).change("acme", lambda _: linked)
         await keep(kit, "one", 5, state="queued")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, kit_for
+from delivering import NOW
+from keeping import kit_alone
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.store.delivered import Delivered
 from meterkit.store.journal import JournalRow
-from meterkit.testing import Clock
 from stripe_objects import Counted, Rows
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def row(
 
 @asynccontextmanager
 async def a_store() -> AsyncGenerator[Store]:
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=Clock(NOW), shards=1) as kit:
+    async with kit_alone() as kit:
         yield kit.store
 
 

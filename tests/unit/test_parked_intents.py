@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, kit_for
-from keeping import NOW_MS, PERIOD_MS, STAMP_S, keep
+from delivering import NOW
+from keeping import NOW_MS, PERIOD_MS, STAMP_S, keep, kit_alone, subscription
 from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
-from meterkit.decisions.subscription import SubscriptionState
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.recovering import Recoverer
@@ -23,12 +21,9 @@ from meterkit.store.intents import Sealed
 from meterkit.store.journal import JournalRow
 from meterkit.store.kept_intents import Kept, find_kept
 from meterkit.store.period_ends import InvoiceEnd, keep_invoice_end
-from meterkit.testing import Clock
 from stripe_objects import Counted, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
@@ -38,19 +33,13 @@ AT_S: Final = STAMP_S
 GAP: Final = f"{AT_S * 1000}-{(AT_S + 600) * 1000}"
 
 
-@asynccontextmanager
-async def a_kit() -> AsyncGenerator[MeterKit]:
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=Clock(NOW), shards=1) as kit:
-        yield kit
-
-
 async def left(kit: MeterKit) -> dict[str, tuple[str, int]]:
-    """What is not delivered, by identifier."""
+    """The intents that are not delivered, by identifier."""
     return {one.identifier: (one.state, one.quantity) for one in await kit.outbox.list()}
 
 
 async def test_i6_the_one_unit_that_stripe_has_is_the_one_of_its_minute() -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         await keep(kit, "one", 1, restored=GAP)
         await keep(kit, "two", 1, restored=GAP, time=AT_S + MINUTE_S)
         (done,) = await Recoverer(kit.store, Counted({AT_S + MINUTE_S: 1})).recover()
@@ -59,7 +48,7 @@ async def test_i6_the_one_unit_that_stripe_has_is_the_one_of_its_minute() -> Non
 
 
 async def test_i6_what_a_run_has_cut_off_counts_with_what_it_was_cut_from() -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         await keep(kit, "one", 5, restored=GAP)
         await keep(kit, "two", 3, restored=GAP, time=AT_S + MINUTE_S, rest=2)
         (done,) = await Recoverer(kit.store, Counted({AT_S + MINUTE_S: 5})).recover()
@@ -68,7 +57,7 @@ async def test_i6_what_a_run_has_cut_off_counts_with_what_it_was_cut_from() -> N
 
 
 async def test_i6_the_gap_of_a_line_is_that_of_all_its_intents() -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         later = f"{(AT_S + 3_600) * 1000}-{(AT_S + 7_200) * 1000}"
         await keep(kit, "one", 5, restored=GAP)
         await keep(kit, "two", 5, restored=later)
@@ -82,7 +71,7 @@ async def test_i6_what_was_cut_off_is_not_lost_where_the_store_goes(monkeypatch:
     async def gone(*_: object, **__: object) -> bool:
         raise StoreError("the store is away")
 
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         await keep(kit, "one", 5, restored=GAP)
         recoverer = Recoverer(kit.store, Counted({AT_S: 3}))
         settle = vars(Recoverer)["_settle"]
@@ -102,7 +91,7 @@ async def test_i6_what_was_cut_off_is_not_lost_where_the_store_goes(monkeypatch:
 
 
 async def test_units_that_the_journal_lacks_are_named_only_where_some_are_billed() -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         old = JournalRow("old", "acme", "api_requests", "cus_acme", 60, 1, 60_000)
         for at_stripe, says in ((0, False), (3, True)):
             await keep(kit, "one", 5, restored=GAP)
@@ -112,7 +101,7 @@ async def test_units_that_the_journal_lacks_are_named_only_where_some_are_billed
 
 
 async def test_a_customer_that_cannot_be_is_refused_before_anything_is_settled() -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         with pytest.raises(CustomerError):
             await Recoverer(kit.store, Counted({})).recover("")
 
@@ -123,12 +112,12 @@ async def test_a_customer_that_cannot_be_is_refused_before_anything_is_settled()
 async def test_i6_what_a_restore_has_parked_is_sent_where_stripe_has_nothing_more(
     at_stripe: int, verdict: str, state: str
 ) -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         kept = await keep(kit, "one", 5, restored=GAP)
         comparer = Comparer(kit.store, Counted({AT_S: at_stripe}))
         assert await comparer.compare(kept) == verdict
         assert await left(kit) == {"one": (state, 5)}
-        # What has changed meanwhile is looked at again.
+        # An intent that changed meanwhile waits for the next comparison.
         assert await comparer.compare(replace(kept, text="as it was before")) == "again"
 
 
@@ -156,7 +145,7 @@ def other(value: int) -> Rows:
 async def test_i6_what_was_rebuilt_is_compared_without_what_was_there_before(
     at_stripe: int, elsewhere: int, look: int, verdict: str
 ) -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         kept = await keep(kit, "one", 9, look=look, **FIRST, **REBUILT)
         counted = Counted({AT_S + 3 * MINUTE_S: at_stripe, AT_S + 4 * MINUTE_S: 100})
         assert await Comparer(kit.store, counted, other(elsewhere)).compare(kept) == verdict
@@ -165,7 +154,7 @@ async def test_i6_what_was_rebuilt_is_compared_without_what_was_there_before(
 
 
 async def test_i6_of_an_intent_of_one_minute_nothing_is_counted_that_went_elsewhere() -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         kept = await keep(kit, "one", 9, look=9, **FIRST)
         assert await Comparer(kit.store, Counted({AT_S: 9}), other(6)).compare(kept) == "delivered"
         assert await left(kit) == {}
@@ -175,16 +164,8 @@ async def subscribe(kit: MeterKit) -> None:
     """Have acme's subscription renewed on the first of the month; the invoice of that is final."""
     admin, keys = await kit.store.admin(), kit.store.keys.customer("acme")
     month_ms = 30 * 86_400_000
-    subscription = SubscriptionState(
-        id="sub_1",
-        status="active",
-        plan="pro",
-        start_ms=PERIOD_MS,
-        end_ms=PERIOD_MS + month_ms,
-        anchor_ms=PERIOD_MS,
-        created_ms=PERIOD_MS - month_ms,
-    )
-    state = CustomerState(stripe_customer="cus_acme", subscription=subscription)
+    sold = subscription(created_ms=PERIOD_MS - month_ms)
+    state = CustomerState(stripe_customer="cus_acme", subscription=sold)
     await admin.ask(admin.client.hset(keys.state, mapping={"data": state.dump()}))
     await keep_invoice_end(kit.store, "acme", PERIOD_MS - month_ms, InvoiceEnd(final_ms=PERIOD_MS + 1))
 
@@ -196,7 +177,7 @@ async def subscribe(kit: MeterKit) -> None:
 async def test_usage_whose_invoice_is_final_is_taken_back_and_nothing_else(
     value: int, minutes: int, expected: str
 ) -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         await subscribe(kit)
         stamp_s = PERIOD_MS // 1000 + minutes * MINUTE_S
         period = f"{PERIOD_MS - 30 * 86_400_000}"
@@ -223,7 +204,7 @@ async def test_usage_whose_invoice_is_final_is_taken_back_and_nothing_else(
 
 
 async def test_what_is_compared_and_late_is_pending_again() -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         await subscribe(kit)
         fields: dict[str, Any] = {"time": PERIOD_MS // 1000 - MINUTE_S, "period": PERIOD_MS - 30 * 86_400_000}
         late = await keep(kit, "late", 5, look=0, **FIRST, **fields)

@@ -3,52 +3,42 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from delivering import NOW, kit_for
-from keeping import keep
+from keeping import NOW_MS, keep, kit_alone, subscription
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.subscription import SubscriptionState
 from meterkit.delivery.invoicing import Invoicing, invoicing_of
 from meterkit.delivery.reconciling import Reconciler
 from meterkit.errors import StripeError
-from meterkit.testing import Clock
 from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from meterkit import MeterKit
+    from meterkit.decisions.subscription import SubscriptionState
 
 pytestmark = pytest.mark.anyio
 
-NOW_MS: Final = int(NOW.timestamp() * 1000)
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
 JUNE_MS: Final = int(datetime(2031, 6, 1, tzinfo=UTC).timestamp() * 1000)
 JULY_MS: Final = int(datetime(2031, 7, 1, tzinfo=UTC).timestamp() * 1000)
 
-
-@asynccontextmanager
-async def a_kit() -> AsyncGenerator[MeterKit]:
-    async with kit_for("memory://", "http://127.0.0.1:9", clock=Clock(NOW), shards=1) as kit:
-        yield kit
+subscribed: Final = partial(subscription, id="sub_new")
 
 
 async def test_what_waits_for_a_link_is_on_its_way() -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         await kit.record("acme", "requests", 2)
         (found,) = await Reconciler(kit.store, lambda: ObjectsAtStripe({})).reconcile("acme")
         assert (found.recorded, found.waiting, found.confirmed, found.advice) == (2, 2, None, "")
 
 
 async def test_what_is_parked_is_compared_where_a_repair_is_asked_for() -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         await keep(kit, "one", 5, first=NOW_MS - 30 * HOUR_MS)
         reconciler = Reconciler(kit.store, lambda: ObjectsAtStripe({}))
         for repair in (False, True):
@@ -56,13 +46,6 @@ async def test_what_is_parked_is_compared_where_a_repair_is_asked_for() -> None:
             (intent,) = await kit.outbox.list()
             # Stripe has no such meter: that is told once it is compared.
             assert (intent.state, "no meter with its event name" in intent.why) == ("parked", repair)
-
-
-def subscription(**fields: Any) -> SubscriptionState:
-    known = SubscriptionState(
-        id="sub_new", status="active", plan="pro", start_ms=JUNE_MS, end_ms=JULY_MS, anchor_ms=JUNE_MS
-    )
-    return replace(known, **fields)
 
 
 async def invoicing(
@@ -81,7 +64,7 @@ async def formerly(kit: MeterKit, *subscriptions: str) -> None:
         await admin.ask(admin.client.rpush(key, entry))
 
 
-NEW: Final = subscription(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS)
+NEW: Final = subscribed(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS)
 """It began within the period of which usage is compared."""
 
 
@@ -102,7 +85,7 @@ NEW: Final = subscription(created_ms=NOW_MS - HOUR_MS, start_ms=NOW_MS - HOUR_MS
 async def test_the_invoice_of_an_earlier_subscription_has_what_was_used_under_it(
     shown: dict[str, int], expected: tuple[int, bool] | None
 ) -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         await formerly(kit, "sub_old")
         stripe = ObjectsAtStripe({"/v1/subscriptions/sub_old": {"id": "sub_old", **shown}})
         found = await invoicing(kit, stripe, NEW, NOW_MS)
@@ -110,7 +93,7 @@ async def test_the_invoice_of_an_earlier_subscription_has_what_was_used_under_it
 
 
 async def test_of_subscriptions_the_latest_that_had_begun_and_that_stripe_shows_has_it() -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         await formerly(kit, "sub_1", "sub_2", "sub_3", "sub_gone")
         stripe = ObjectsAtStripe({
             "/v1/subscriptions/sub_1": {"id": "sub_1"},
@@ -128,11 +111,11 @@ async def test_of_subscriptions_the_latest_that_had_begun_and_that_stripe_shows_
     ("known", "expected"),
     [
         (None, None),
-        (subscription(), None),  # Its invoice is not made yet.
-        (subscription(start_ms=JUNE_MS - 30 * DAY_MS, end_ms=JUNE_MS + DAY_MS), (JUNE_MS + DAY_MS, False)),
-        (subscription(created_ms=JUNE_MS, status="canceled", ended_at_ms=NOW_MS), (NOW_MS, True)),
+        (subscribed(), None),  # Its invoice is not made yet.
+        (subscribed(start_ms=JUNE_MS - 30 * DAY_MS, end_ms=JUNE_MS + DAY_MS), (JUNE_MS + DAY_MS, False)),
+        (subscribed(created_ms=JUNE_MS, status="canceled", ended_at_ms=NOW_MS), (NOW_MS, True)),
         (
-            subscription(created_ms=JUNE_MS - 90 * DAY_MS, status="canceled", ended_at_ms=NOW_MS),
+            subscribed(created_ms=JUNE_MS - 90 * DAY_MS, status="canceled", ended_at_ms=NOW_MS),
             (NOW_MS, True),
         ),
     ],
@@ -140,13 +123,13 @@ async def test_of_subscriptions_the_latest_that_had_begun_and_that_stripe_shows_
 async def test_the_invoice_of_the_subscription_of_now(
     known: SubscriptionState | None, expected: tuple[int, bool] | None
 ) -> None:
-    async with a_kit() as kit:
+    async with kit_alone() as kit:
         found = await invoicing(kit, ObjectsAtStripe({}), known, NOW_MS - DAY_MS)
         assert found == (expected and Invoicing("sub_new", "pro", *expected))
 
 
 async def test_the_invoice_of_an_earlier_period_of_the_subscription_of_now() -> None:
-    async with a_kit() as kit:
-        known = subscription(created_ms=JUNE_MS - 90 * DAY_MS)
+    async with kit_alone() as kit:
+        known = subscribed(created_ms=JUNE_MS - 90 * DAY_MS)
         found = await invoicing(kit, ObjectsAtStripe({}), known, JUNE_MS - DAY_MS)
         assert found == Invoicing("sub_new", "pro", JUNE_MS, is_last=False)

@@ -1,4 +1,4 @@
-"""What a shard does of which the store may have forgotten deliveries, step by step."""
+"""A shard whose store may have forgotten deliveries, step by step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, kit_for
-from keeping import keep
+from delivering import NOW
+from keeping import HERE_S, NOW_MS, keep, kit_alone
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.restarts import Restarts
 from meterkit.store.outbox import Outbox
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-NOW_MS: Final = int(NOW.timestamp() * 1000)
 HOUR_MS: Final = 3_600_000
 MINUTE_S: Final = 60
-HERE_S: Final = NOW_MS // 60_000 * 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ async def a_shard(
     at_stripe: dict[int, int] | None = None, *, store_url: str = "memory://"
 ) -> AsyncGenerator[Shard]:
     clock = Clock(NOW)
-    async with kit_for(store_url, "http://127.0.0.1:9", clock=clock, shards=1) as kit:
+    async with kit_alone(store_url, clock=clock) as kit:
         restarts = Restarts(kit.store, Counted(at_stripe or {}))
         outbox = Outbox(kit.store, await kit.store.admin())
         yield Shard(kit=kit, clock=clock, restarts=restarts, outbox=outbox, report=FlushReport())

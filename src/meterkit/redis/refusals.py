@@ -1,4 +1,4 @@
-"""What an error of a server is about: a key that it was asked for, or the server itself."""
+"""What an error of a server is about: one key, or the server itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_refusal(error: object) -> bool:
 
 
 def is_of_a_key(error: object) -> bool:
-    """Whether a server has answered that a key is not what it was asked for."""
+    """Whether a server has answered that a key does not hold what the command needs."""
     refusal, of_the_server = _classes()
     return isinstance(error, refusal) and not (
         isinstance(error, of_the_server) or str(error).startswith(_CODES)

@@ -279,7 +279,7 @@ class Subscriptions:
         Looks at the subscriptions of all linked customers, as the look of each night does. What is stored of
         one that has changed at Stripe is fetched anew.
         """
-        # What is seldom asked for is imported when it is.
+        # Few apps need this: it is imported on first use.
         checking: Any = import_module("meterkit.subscriptions.service.checking")
         found: dict[str, tuple[Drift, ...]] = await checking.Checking(
             self._store, self._api, fetch=self._fetch
