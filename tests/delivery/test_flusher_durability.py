@@ -86,6 +86,19 @@ async def test_two_seconds_pass_where_the_clock_of_the_kit_stands_still(
         assert at.accepted("acme") == 6
 
 
+async def test_one_flush_waits_until_what_it_finds_is_surely_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.store.outbox._SURELY_ON_DISK_MS", 500)
+    monkeypatch.setattr("meterkit.delivery.flusher._YOUNG_S", 0.6)
+    with spawn_server("--appendonly", "yes") as server:
+        server.command("ACL", "SETUSER", "default", "-waitaof")
+        async with desk(server.url) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            await at.flush(everything=True, timeout_s=0)
+            await at.flush()
+        assert at.accepted("acme") == 6
+
+
 async def test_what_waits_for_a_retry_is_tried_at_once_there_too(redis_70: Server) -> None:
     # F-5d: its age went by when it was due, which lies ahead of a retry: nothing was ever tried.
     async with desk(redis_70.url) as at:
