@@ -43,7 +43,7 @@ AT_ONCE: Final = int(os.environ.get("METERKIT_MUTANTS_AT_ONCE", "2"))
 TESTS_MAX: Final = 2_000
 """So many tests, the quickest, are run for a mutant that survives them."""
 TESTS_S: Final = 60
-"""And so many seconds they take in all: enough that a busy machine, where each seems slower, leaves no other out."""
+"""And so many seconds they take in all: enough that none is left out where a busy machine slows them."""
 FAILS: Final = "fails: "
 ITSELF: Final = "the module cannot be run with it"
 CPU_S: Final = 20

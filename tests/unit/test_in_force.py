@@ -251,3 +251,38 @@ def test_reminders_of_another_subscription_begin_anew() -> None:
     now = replace(was, subscription="sub_1", reminded=1, at_ms=NOW_MS + DAY_MS)
     (told,) = reminders_of("ada", Step(was, now, BY_CLOCK), owing, CATALOG.dunning)
     assert told.data["after_ms"] == DAY_MS
+
+
+def test_overrides_in_another_order_are_the_same() -> None:
+    first = CustomerState(overrides={"a": {"included": 1}, "b": {"included": 2}})
+    other = CustomerState(overrides={"b": {"included": 2}, "a": {"included": 1}})
+    assert list(hand_entries(first, other, NOW_MS, "api")) == []
+
+
+def test_a_notice_is_named_by_what_has_happened() -> None:
+    """An id that another release makes otherwise would tell the same twice."""
+    before, after = in_force(state()), in_force(state(status="unpaid"))
+    changed, access = notices_of("acme", Step(before, after, "evt_1"))
+    assert [one.data["id"] for one in (changed, access)] == [
+        "7a8cf9a02e3db180d87451a8154d5d6a",
+        "50879eee406a96dff0665918479115ce",
+    ]
+    (again, _) = notices_of("acme", Step(before, after, "evt_2"))
+    assert again.data["id"] != changed.data["id"]
+
+
+def test_a_reminder_is_named_by_its_failure_and_its_span_whoever_notices_first() -> None:
+    owing = replace(ACTIVE, status="past_due", failed_at_ms=NOW_MS, failures=2)
+    was = replace(AFTER, status="past_due", access="grace", reminded=0)
+    ids = [
+        one.data["id"]
+        for late_ms, cause in ((0, BY_CLOCK), (9, "evt_1"))
+        for one in reminders_of(
+            "ada",
+            Step(was, replace(was, reminded=1, at_ms=NOW_MS + DAY_MS + late_ms), cause),
+            owing,
+            CATALOG.dunning,
+        )
+    ]
+    assert len(ids) == 2
+    assert len(set(ids)) == 1

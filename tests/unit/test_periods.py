@@ -165,3 +165,25 @@ def test_a_period_is_named_by_a_month_a_day_or_an_instant(period: object, expect
 def test_what_names_no_period_is_refused(period: object) -> None:
     with pytest.raises(MeterkitError, match="period: found"):
         period_ms(period)
+
+
+def test_an_instant_without_a_zone_is_refused_in_words() -> None:
+    naive = datetime(2031, 6, 10)  # noqa: DTZ001 - it is to be refused
+    with pytest.raises(MeterkitError, match="occurred_at: found a naive datetime"):
+        occurred_ms(naive, ms("2031-06-11"))
+    with pytest.raises(MeterkitError, match="period: found a naive datetime"):
+        period_ms(naive)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shown"),
+    [
+        (7, "found a int;"),
+        ("June", "found 'June';"),
+        (datetime(1969, 1, 1, tzinfo=UTC), "found datetime.datetime(1969"),
+    ],
+)
+def test_what_is_no_period_is_shown(wrong: object, shown: str) -> None:
+    with pytest.raises(MeterkitError) as refused:
+        period_ms(wrong)
+    assert shown in str(refused.value)

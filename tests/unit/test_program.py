@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.binding import Binding
-from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
-from meterkit.decisions.prepaid import Prepaid
+from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
+from meterkit.decisions.prepaid import Prepaid, target_of
 from meterkit.decisions.program import Demand, Program, compile_program, demands_of, reported_parts
 from meterkit.decisions.rates import rate_numbers
 from meterkit.errors import PlansError
@@ -145,6 +146,18 @@ def test_overage_that_is_billed_goes_to_stripe() -> None:
     assert reported_parts(entitlements["requests"], meters["requests"]) == (0, 1)
 
 
+def test_a_bucket_may_need_all_that_a_number_can_hold() -> None:
+    # (burst + 2) windows are exactly 9 x 10^15, then one more; what follows is rounded down by a little.
+    assert rate_numbers(bucket(1_000_003, 9_000_000, 999_999_998), "requests") == (
+        *(3, 9_000_000, 999_999_998, 1_000_003),
+    )
+    assert rate_numbers(bucket(1_000_003, 9_000_000, 999_999_999), "requests") == (
+        *(3, 8_999_999, 999_999_999, 1_000_002),
+    )
+    year_ms = 366 * 86_400_000
+    assert rate_numbers(bucket(1_000_003, year_ms, 284_606), "requests") == (3, year_ms, 284_606, 1_000_003)
+
+
 @pytest.mark.parametrize(("algorithm", "kind"), [("sliding-window", 1), ("fixed-window", 2)])
 def test_a_window_is_told_by_its_length_and_limit(
     algorithm: Literal["sliding-window", "fixed-window"], kind: int
@@ -269,3 +282,115 @@ plans:
     asked, rest = (demands_of(route, catalog) for route in catalog.routes)
     assert asked == {"requests": one(2), "input_tokens": one(1, 0), "output_tokens": one(1, 0)}
     assert rest == {"requests": one(1)}
+
+
+GAUGED = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  storage:  {unit: byte, kind: gauge}
+  files:    {unit: file, kind: gauge}
+routes:
+  - {match: "PUT /files/{name}", grow: {storage: 10, files: 0}, consume: {requests: 1}, rate: 5/second}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 10/second, included: 100, overage: {bill: {cap: 0}}}
+      storage:  {included: 1000, overage: {percent: 10, grace: 1d}}
+""")
+
+
+def test_gauges_that_grow_are_held_and_stand_beside_the_numbers() -> None:
+    route, plan = GAUGED.routes[0], GAUGED.plans["free"]
+    demands = demands_of(route, GAUGED)
+    assert demands == {"requests": one(1), "storage": one(10)}
+    found = compile_program(plan.entitlements, GAUGED, demands, route=route)
+    assert found.numbers == (
+        *(2, 1, 0),
+        *(1, 1000, 5, 0, 1, 1),
+        *(1, 1000, 10, 0, 1, 1),
+        *(100, 0, 1, 1),
+        *(10, 10),
+    )
+    assert found.fields == (
+        rate_field(route_name(route), 1000, "sliding-window"),
+        rate_field("requests", 1000, "sliding-window"),
+        *(meter_field("requests"), meter_field("storage")),
+    )
+    # The fifth that the script reads; then its limits.
+    gauge = ["storage", meter_field("storage"), 5, 1000, 1100, 86_400_000, False]
+    assert json.loads(found.further) == {"levels": [gauge]}
+    assert (found.gauges, found.held) == (True, {"requests": 1, "storage": 10})
+    assert found.measures[2].capped
+    assert found.asked == (
+        *((7, "", 1), (8, "", 0)),
+        *((13, "requests", 1), (14, "requests", 0)),
+        *((17, "requests", 1), (18, "requests", 0)),
+        *((19, "storage", 1), (20, "storage", 0)),
+    )
+
+
+PREPAID = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token}
+  images:   {unit: image}
+credits:
+  ai:   {costs: {tokens: 1 per 1000}, low_balance: 20%}
+  arts: {costs: {images: 3}, low_balance: 10%}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    grants:
+      - {credit: ai, quantity: 5, every: period}
+      - {meter: requests, quantity: 7, every: period, expires: 30d}
+""")
+
+
+def test_what_grants_and_credits_stand_behind_is_told_in_full() -> None:
+    plan = PREPAID.plans["free"]
+    prepaid = Prepaid.of(plan, PREPAID)
+    ai, requests, tokens, images = (
+        target_of("credit", "ai"),
+        *(target_of("meter", name) for name in ("requests", "tokens", "images")),
+    )
+    # The one that ends sooner is spent first.
+    assert [grant[1] for grant in prepaid.recurring] == [requests, ai]
+    assert sorted(grant[1:] for grant in prepaid.recurring) == sorted(
+        [(ai, 5_000_000, prepaid.recurring[0][3], 0), (requests, 7, prepaid.recurring[1][3], 30 * 86_400_000)]
+    )
+    paying = json.loads(prepaid.paying([("tokens", True), ("images", False), ("requests", True)]))
+    assert paying["paying"] == [
+        ["tokens", tokens, ai, 1000],
+        ["images", "", "", 0],
+        ["requests", requests, "", 0],
+    ]
+    assert paying["low"] == {ai: 20}
+    behind = json.loads(prepaid.behind(["requests", "tokens"], {}, {"tokens": 4}, plan.entitlements))
+    assert behind["asked"] == [[requests, 0], [tokens, 1]]
+    assert behind["backed"] == [[ai, 1000, None, tokens, 4, 0]]
+    assert images not in json.dumps(behind)
+
+
+def test_grants_that_are_alike_are_spent_in_the_order_of_their_ids() -> None:
+    text = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {tokens: {unit: token}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    grants:
+      - {meter: tokens, quantity: 5, every: period, id: second}
+      - {meter: tokens, quantity: 7, every: period, id: first}
+"""
+    catalog = loads(text)
+    assert [grant[2] for grant in Prepaid.of(catalog.plans["free"], catalog).recurring] == [7, 5]

@@ -236,3 +236,36 @@ def test_the_known_period_is_one_where_quantities_are_counted_over_no_less(
     assert bounds.start_ms in starts_ms or found.ends_ms() <= found.start_ms
     if found.end_ms - found.start_ms <= 31 * DAY_MS or found.status == "trialing":
         assert bounds.end_ms == min(found.end_ms, found.ends_ms()) or found.ends_ms() <= found.start_ms
+
+
+@pytest.mark.parametrize(
+    ("per", "end", "expected"),
+    [
+        # 31 days are a month, from wherever they go; 32 are not: months go by the anchor then.
+        ("month", "2031-02-05", ("2031-01-05", "2031-02-05")),
+        ("month", "2031-02-06", ("2031-01-10", "2031-02-06")),
+        ("year", "2032-01-06", ("2031-01-05", "2032-01-06")),
+        ("year", "2032-01-07", ("2031-01-10", "2032-01-07")),
+    ],
+)
+def test_a_period_that_is_longer_than_the_longest_is_cut_at_the_anchor(
+    per: Interval, end: str, expected: tuple[str, str]
+) -> None:
+    found = subscription("2031-01-05", end, anchor="2030-01-10")
+    bounds = subscription_bounds(found, Counting(per=per), ms("2031-01-20"))
+    assert (bounds.start_ms, bounds.end_ms) == (ms(expected[0]), ms(expected[1]))
+
+
+def test_a_trial_of_long_ago_ends_no_period() -> None:
+    found = subscription("2031-05-01", "2031-06-01", trial_end_ms="2031-04-01")
+    assert not is_provisional(found, ms("2031-05-31"))
+    assert is_provisional(found, ms("2031-06-01"))
+    on_trial = subscription("2031-05-01", "2031-06-01", trial_end_ms="2031-05-15", status="trialing")
+    assert [is_provisional(on_trial, ms(day)) for day in ("2031-05-14", "2031-05-15")] == [False, True]
+
+
+def test_periods_that_begin_anew_within_a_period_do_so_after_it() -> None:
+    found = subscription("2031-05-01", "2031-06-01")
+    anew = Counting(per="month", anew_ms=ms("2031-05-20"))
+    bounds = subscription_bounds(found, anew, ms("2031-06-02"))
+    assert (bounds.start_ms, bounds.end_ms) == (ms("2031-06-01"), ms("2031-06-20"))

@@ -15,7 +15,7 @@ from meterkit.decisions.customer_state import (
     entitlements_of,
     with_subscription,
 )
-from meterkit.decisions.subscription import SubscriptionState
+from meterkit.decisions.subscription import SubscriptionState, switched_by_others
 
 DAY_MS: Final = 86_400_000
 NOW_MS: Final = 1_800_000_000_000
@@ -264,3 +264,50 @@ def test_only_what_is_no_default_is_stored_and_a_newer_field_is_passed_over() ->
 )
 def test_when_a_subscription_ends_by_what_is_known(changed: dict[str, Any], expected: int) -> None:
     assert replace(ACTIVE, **changed).ends_ms() == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "unpaid"),
+    [
+        ({}, False),
+        ({"void_from_ms": NOW_MS}, True),
+        ({"void_from_ms": NOW_MS + 1}, False),
+        ({"void_from_ms": NOW_MS - 9, "void_until_ms": NOW_MS}, False),
+        ({"void_from_ms": NOW_MS - 9, "void_until_ms": NOW_MS + 1}, True),
+        # What never began, or has ended, has no period that is paid for.
+        ({"void_from_ms": NOW_MS, "never_began": True}, False),
+        ({"void_from_ms": NOW_MS, "status": "incomplete"}, False),
+        ({"void_from_ms": NOW_MS, "status": "canceled", "ended_at_ms": NOW_MS}, False),
+    ],
+)
+def test_while_collection_is_paused_nothing_is_paid_for(changed: dict[str, Any], unpaid: bool) -> None:
+    assert replace(ACTIVE, **changed).is_unpaid_at(NOW_MS) is unpaid
+
+
+PRICED: Final = replace(ACTIVE, metered="mtr_1=price_1 mtr_2=price_2", mark="first")
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "meters"),
+    [
+        ({}, {}, set[str]()),
+        ({}, {"metered": "mtr_1=price_1 mtr_2=price_9"}, {"mtr_2"}),
+        ({}, {"metered": "mtr_1=price_1"}, {"mtr_2"}),
+        ({}, {"metered": ""}, {"mtr_1", "mtr_2"}),
+        ({"metered": ""}, {}, set[str]()),
+        ({}, {"metered": "", "id": "sub_2"}, set[str]()),
+        ({}, {"metered": "", "mark": "second"}, set[str]()),
+        ({}, {"metered": "", "status": "canceled"}, set[str]()),
+        ({"pending_plan": "top", "pending_at_ms": NOW_MS}, {"metered": ""}, set[str]()),
+        ({"pending_plan": "top", "pending_at_ms": NOW_MS + 1}, {"metered": ""}, {"mtr_1", "mtr_2"}),
+    ],
+)
+def test_prices_that_others_have_changed_are_known_by_what_nobody_here_asked_for(
+    known: dict[str, Any], found: dict[str, Any], meters: set[str]
+) -> None:
+    assert switched_by_others(replace(PRICED, **known), replace(PRICED, **found), NOW_MS) == meters
+
+
+def test_of_no_subscription_no_prices_have_changed() -> None:
+    assert switched_by_others(None, PRICED, NOW_MS) == frozenset()
+    assert switched_by_others(PRICED, None, NOW_MS) == frozenset()

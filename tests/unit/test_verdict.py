@@ -8,7 +8,7 @@ import pytest
 
 from meterkit.catalog import loads
 from meterkit.decisions import verdict
-from meterkit.decisions.decision import Decision
+from meterkit.decisions.decision import Decision, GaugeLevel
 from meterkit.decisions.program import Demand, Program, compile_program
 from meterkit.redis.resp import pack, pack_each, unpack
 from store.script_driver import World, life
@@ -177,6 +177,8 @@ def test_a_window_beyond_a_day_moves_by_the_second() -> None:
         (1, (4, 0), "requests-1s", 750 + 167),
         # Of 10 counted in the last second 8 still count, and 7 once 300 ms of this one have passed.
         (1, (2, 10), "requests-1s", 50),
+        # As much as was asked is left: one more is, when a ninth has passed of the nine counted.
+        (1, (1, 0), "requests-1s", 750 + 112),
         (1, (10, 0), "requests-1s", 0),
         (1, (-2, 0), "requests-1s", 750 + 250),
         (2, (4, 0), "requests-1m", 59_750),
@@ -207,6 +209,92 @@ def test_a_window_of_25_hours_moves_by_the_millisecond() -> None:
     window_ms = verdict.EXACT_WINDOW_MS_MAX
     assert verdict.weighted(window_ms, 1, window_ms) == 1
     assert verdict.weighted(window_ms + 1000, 1, window_ms + 1000) == 1000
+
+
+FILLED = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  storage:  {unit: byte, kind: gauge}
+  members:  {unit: seat, kind: gauge}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 10/second, included: 100, overage: deny}
+      storage:  {included: 100, overage: deny}
+      members:  {included: 3, overage: deny}
+""")
+# A rate, a ceiling, then gauges: limit, level, held. What stands behind the ceiling comes last.
+FREE = ((0, 0, 0), (100, 0, 0), (100, 60, 30), (3, 1, 1))
+
+
+def filled(
+    changed: dict[int, tuple[int, int, int]],
+    *backed: int,
+    verdict_of: int = 1,
+    order: tuple[str, ...] = ("requests", "storage", "members"),
+) -> Decision:
+    """A refusal of ten bytes, two seats and a request."""
+    asked = {"requests": 1, "storage": 10, "members": 1}
+    demands = {name: Demand.of(asked[name]) for name in order}
+    whole = compile_program(FILLED.plans["free"].entitlements, FILLED, demands)
+    numbers = [number for nth, free in enumerate(FREE) for number in changed.get(nth, free)]
+    return verdict.refused(whole, [verdict_of, NOW_MS, PERIOD_END_MS, *numbers, *backed], 0)
+
+
+def test_a_gauge_says_how_full_it_is_with_what_is_held() -> None:
+    found = filled({2: (100, 60, 35)})
+    assert (found.reason, found.limit, found.remaining, found.violated) == (
+        "storage",
+        "storage",
+        5,
+        ("storage",),
+    )
+    assert found.gauge == GaugeLevel(meter="storage", unit="byte", limit=100, used=95, requested=10)
+    assert filled({2: (100, 110, 1)}).remaining == 0
+
+
+def test_of_two_gauges_storage_is_told_before_seats() -> None:
+    full = {2: (100, 95, 0), 3: (3, 3, 0)}
+    assert (filled(full).reason, filled(full).violated) == ("storage", ("storage", "members"))
+    seats = {2: (3, 3, 0), 3: (100, 95, 0)}
+    found = filled(seats, order=("requests", "members", "storage"))
+    assert (found.reason, found.violated) == ("storage", ("members", "storage"))
+
+
+def test_a_gauge_is_told_before_a_rate() -> None:
+    found = filled({0: (10, 0, 0), 3: (3, 3, 0)})
+    assert (found.reason, found.violated) == ("seats", ("requests-1s", "members"))
+
+
+def test_of_a_repeat_neither_ceilings_nor_gauges_ask() -> None:
+    spent = {0: (10, 0, 0), 1: (0, 0, 0), 2: (100, 100, 0), 3: (3, 3, 0)}
+    found = filled(spent, verdict_of=8)
+    assert (found.reason, found.violated) == ("rate", ("requests-1s",))
+    assert filled(spent).violated == ("requests-1s", "requests-period", "storage", "members")
+
+
+@pytest.mark.parametrize(("backed", "reason"), [((), "included"), ((0,), "included"), ((1,), "credits")])
+def test_a_ceiling_behind_which_credits_stand_is_used_up_as_credits(
+    backed: tuple[int, ...], reason: str
+) -> None:
+    assert filled({0: (3, 0, 0), 1: (0, 0, 0)}, *backed).reason == reason
+
+
+def test_a_bucket_without_a_rest_has_all_that_it_does_not_owe() -> None:
+    assert refusal({BUCKET: (11, 0, 0), PERIOD: (0, 0, 0)}).violated == ("requests-period",)
+
+
+def test_where_one_request_less_than_the_most_is_in_flight_concurrency_does_not_refuse() -> None:
+    assert refusal({CONCURRENCY: (2, 1, 0), PERIOD: (0, 0, 0)}).violated == ("requests-period",)
+
+
+def test_a_request_that_is_in_flight_is_refused_for_a_second() -> None:
+    found = verdict.IN_FLIGHT
+    assert (found.allowed, found.reason, found.retry_after) == (False, "in_flight", timedelta(seconds=1))
 
 
 class Patient(World):
