@@ -39,6 +39,8 @@ class InForce:
         pending_plan, pending_seats, pending_at_ms: what is to change in it, while that is ahead; or the plan
             that was asked for, and when, while Stripe has not confirmed it.
         missing_plan: the plan that the plans file should have, and does not; None: there is no such thing.
+        mrr: what the subscription brings in a month (millionths of the currency's smallest unit).
+        currency: of ``mrr``; empty: it brings nothing.
         reminded: how many reminders of an unpaid invoice are due by then.
         at_ms: the instant.
         since_ms: when access became what it is; 0: not known.
@@ -55,6 +57,8 @@ class InForce:
     pending_seats: int | None = None
     pending_at_ms: int | None = None
     missing_plan: str | None = None
+    mrr: int = 0
+    currency: str = ""
     reminded: int = 0
     at_ms: int = field(compare=False)
     since_ms: int = field(default=0, compare=False)
@@ -77,6 +81,8 @@ class InForce:
         if subscription is None:
             return now
         now = replace(now, subscription=subscription.id, seats=subscription.seats_at(at_ms))
+        if mrr := subscription.mrr_at(at_ms):
+            now = replace(now, mrr=mrr, currency=subscription.currency)
         if found.status in OWING and subscription.status in OWING:
             failed_at_ms = subscription.failed_since_ms()
             next_ms = next_reminder_ms(failed_at_ms, catalog.dunning, at_ms)

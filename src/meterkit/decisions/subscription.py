@@ -35,6 +35,7 @@ ENDED: Final[frozenset[Status | None]] = frozenset({"canceled", "incomplete_expi
 """The statuses that a subscription never leaves."""
 
 _OWING: Final[frozenset[Status]] = frozenset({"past_due", "unpaid"})
+_BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 
 NEVER_MS: Final = 9_000_000_000_000_000
@@ -77,6 +78,8 @@ class SubscriptionState:
         void_until_ms: when collection resumes; None: not by itself.
         metered: its metered prices, as ``METER=PRICE``, in order, with blanks between them.
         mark: of the last change that meterkit made of it; empty: there was none.
+        mrr: what it brings in a month by its prices, in millionths of the currency's smallest unit.
+        currency: of ``mrr``, in lower case.
     """
 
     id: str
@@ -102,6 +105,8 @@ class SubscriptionState:
     void_until_ms: int | None = None
     metered: str = ""
     mark: str = ""
+    mrr: int = 0
+    currency: str = ""
 
     def kept(self) -> dict[str, object]:
         """What is stored of it: all but defaults."""
@@ -155,6 +160,13 @@ class SubscriptionState:
         cancels_trial = trial_end_ms is not None and self.trial_end_action == "cancel"
         found = (self.cancel_at_ms, trial_end_ms if cancels_trial else None)
         return min((at_ms for at_ms in found if at_ms is not None), default=NEVER_MS)
+
+    def mrr_at(self, now_ms: int) -> int:
+        """What it brings in a month; 0 while it is on trial, or not active or past due.
+
+        https://docs.stripe.com/billing/subscriptions/analytics/glossary
+        """
+        return self.mrr if self.has_begun and self.status_at(now_ms) in _BRINGING else 0
 
     def next_turn_ms(self, now_ms: int) -> int:
         """The next instant at which something of it binds by the clock; :data:`NEVER_MS`: nothing will."""

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Entry", "Kind", "Notice", "entries_of", "hand_entries", "notices_of", "reminders_of"]
 
 Kind = Literal[
-    "plan", "status", "access", "seats", "subscription", "cancellation", "scheduled", "link", "overrides"
+    "plan",
+    "status",
+    "access",
+    "seats",
+    "mrr",
+    "subscription",
+    "cancellation",
+    "scheduled",
+    "link",
+    "overrides",
 ]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
@@ -164,6 +173,7 @@ _WORDS: Final[Mapping[Kind, Callable[[InForce], str]]] = {
     "plan": lambda found: found.plan,
     "seats": lambda found: str(found.seats or ""),
     "access": lambda found: found.access,
+    "mrr": lambda found: f"{found.mrr} {found.currency}" if found.mrr else "",
     "cancellation": lambda found: _instant(found.cancel_at_ms),
     "scheduled": _scheduled,
 }

@@ -22,7 +22,8 @@ class HistoryEntry:
     """One change of a customer.
 
     Attributes:
-        kind: ``plan``, ``status``, ``access`` or ``seats`` in force; ``subscription``: another one;
+        kind: ``plan``, ``status``, ``access`` or ``seats`` in force; ``mrr``: what the subscription brings in
+            a month, in millionths of the currency's smallest unit; ``subscription``: another one;
             ``cancellation``: when it ends; ``scheduled``: what is to change in it; ``link`` to Stripe;
             ``overrides``; ``intent``: what became of usage on its way to Stripe, by a person's word or a
             comparison with Stripe's summaries; ``correction``: units that were to be taken back;

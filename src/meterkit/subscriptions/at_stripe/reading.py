@@ -14,6 +14,7 @@ from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndA
 from meterkit.subscriptions.at_stripe.once import mark_of
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
 from meterkit.subscriptions.at_stripe.price_keys import key_in, plan_of_price, seat_key
+from meterkit.subscriptions.at_stripe.recurring import recurring_of
 from meterkit.subscriptions.rules.changes import included_seats, sells_seats
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def read_subscription(
     """What is stored of a subscription.
 
     Args:
-        found: as Stripe shows it, with ``latest_invoice`` and ``schedule`` expanded.
+        found: as Stripe shows it, with ``latest_invoice``, ``schedule`` and the coupons of its discounts
+            expanded.
         catalog: what is sold.
         has_payment_method: whether its customer has one, where :func:`asks_for_payment_method`.
 
@@ -117,6 +119,7 @@ def read_subscription(
     if asks_for_payment_method(found) and not has_payment_method:
         ends = _trial_end_action(found)
     failures, failed_at_ms = _failures(found)
+    recurring = recurring_of(found)
     return SubscriptionState(
         id=text_in(found, "id"),
         status=status,
@@ -137,6 +140,8 @@ def read_subscription(
         never_began=status == "canceled" and not has_begun(found),
         metered=metered_of(found),
         mark=mark_of(found),
+        mrr=recurring.micro_cents,
+        currency=recurring.currency,
         **({} if has_ended else _voiding(found, start_ms, end_ms)),
     )
 

@@ -14,6 +14,7 @@ from meterkit.subscriptions.at_stripe.live import whole
 from meterkit.subscriptions.at_stripe.newcomers import Account, IdSource, Misfit, sort_out
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of
 from meterkit.subscriptions.at_stripe.price_book import PriceBook
+from meterkit.subscriptions.at_stripe.recurring import COUPONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ _T = TypeVar("_T")
 Step = Literal["customers", "subscriptions", "links"]
 
 _CAUSE: Final = "import"
-_EXPAND: Final = ("data.latest_invoice", "data.schedule")
+_EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
 _CHANGES: Final = tuple(
     f"customer.subscription.{change}" for change in ("created", "updated", "deleted", "paused", "resumed")
 )

@@ -23,6 +23,7 @@ from meterkit.subscriptions.at_stripe.reading import (
     metered_of,
     read_subscription,
 )
+from meterkit.subscriptions.at_stripe.recurring import COUPONS
 from meterkit.subscriptions.webhooks.drifting import Drifting
 from meterkit.subscriptions.webhooks.linking import LINK, Linking
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NIGHTLY", "Looker", "LostError"]
 
-_EXPAND: Final = ("data.latest_invoice", "data.schedule")
+_EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
 _GONE: Final = "resource_missing"
 _HELD_MS: Final = 60_000
 _EVENT: Final = "evt_"

@@ -47,9 +47,16 @@ def _promotion_code(account: Account, name: str) -> JsonObject:
     return code.to_json(account.coupons.get(code.coupon), now=account.now)
 
 
+def _coupon(account: Account, name: str) -> JsonObject:
+    """Return a coupon; one that was deleted as those have it who redeemed it."""
+    redeemed = (discount.coupon for discount in account.discounts if discount.coupon.id == name)
+    coupon = account.coupons.get(name) or next(redeemed, None) or account.coupons.find(name)
+    return coupon.to_json(now=account.now)
+
+
 # The name of a field to what its id stands for.
 FIELDS: Final[Mapping[str, Finder]] = {
-    "coupon": lambda account, name: account.coupons.find(name).to_json(now=account.now),
+    "coupon": _coupon,
     "customer": lambda account, name: account.customers.find(name).to_json(),
     "default_payment_method": lambda account, name: account.payment_methods.find(name).to_json(),
     "latest_invoice": lambda account, name: shown_now(account, account.invoices.find(name)),
