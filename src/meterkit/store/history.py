@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["HistoryEntry", "history_of", "is_relinked", "until"]
+__all__ = ["HistoryEntry", "entry_of", "history_of", "is_relinked", "until"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ async def history_of(store: Store, customer: str) -> Sequence[HistoryEntry]:
     """
     admin = await store.admin()
     found = await admin.ask(admin.client.lrange(store.keys.customer(customer).history, 0, -1))
-    return [_entry(entry) for entry in found]
+    return [entry_of(entry) for entry in found]
 
 
 async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
@@ -76,7 +76,8 @@ def until(entries: Iterable[HistoryEntry], kind: str, end: datetime) -> str | No
     return next(later, None)
 
 
-def _entry(entry: bytes) -> HistoryEntry:
+def entry_of(entry: bytes) -> HistoryEntry:
+    """A line of the ledger as it is kept."""
     kind, at_ms, before, after, cause = json.loads(entry)
     if kind == "late":
         period, _, units = before.partition(" ")

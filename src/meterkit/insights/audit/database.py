@@ -124,7 +124,7 @@ class Database:
             MeterkitError: the database does not take them.
         """
         if rows:
-            with self._begun() as connection:
+            with self.begun() as connection:
                 statement = insert_once(self._engine.dialect.name)
                 connection.execute(statement, [row._asdict() for row in rows])
 
@@ -155,7 +155,7 @@ class Database:
         Raises:
             MeterkitError: the database does not answer.
         """
-        with self._begun() as connection:
+        with self.begun() as connection:
             found = connection.execute(select(TABLE.c.customer).distinct())
             return sorted(str(name) for (name,) in found)
 
@@ -170,7 +170,7 @@ class Database:
         table = TABLE.c
         own = table.customer == customer
         units = [func.sum(table[name]) for name in CLASSES]
-        with self._begun() as connection:
+        with self.begun() as connection:
             deleted_ms = _deleted_ms(connection, customer)
             asked = select(table.period_start_ms, table.meter, func.max(table.recorded_at_ms), *units).where(
                 own,
@@ -195,7 +195,7 @@ class Database:
         Raises:
             MeterkitError: the database does not take them.
         """
-        with self._begun(DELIVERIES) as connection:
+        with self.begun(DELIVERIES) as connection:
             statement = insert_once(self._engine.dialect.name, DELIVERIES)
             connection.execute(statement, [row._asdict() for row in rows])
 
@@ -208,12 +208,12 @@ class Database:
             MeterkitError: the database does not answer.
         """
         table = DELIVERIES.c
-        with self._begun() as connection:
+        with self.begun() as connection:
             since_ms = max(since_ms, _deleted_ms(connection, customer))
         asked = select(DELIVERIES).where(
             table.customer == customer, table.event_name == event_name, table.delivered_at_ms >= since_ms
         )
-        with self._begun(DELIVERIES) as connection:
+        with self.begun(DELIVERIES) as connection:
             found: Any = connection.execute(asked.order_by(table.delivered_at_ms)).all()
         try:
             return [JournalRow(*row[:4], *map(int, row[4:])) for row in found]
@@ -228,7 +228,7 @@ class Database:
         Raises:
             MeterkitError: the database does not answer.
         """
-        with self._begun(DELIVERIES) as connection:
+        with self.begun(DELIVERIES) as connection:
             connection.execute(delete(DELIVERIES).where(DELIVERIES.c.identifier.in_(identifiers)))
 
     def deliveries_begun_ms(self) -> int | None:
@@ -237,12 +237,17 @@ class Database:
         Raises:
             MeterkitError: the database does not answer.
         """
-        with self._begun(DELIVERIES) as connection:
+        with self.begun(DELIVERIES) as connection:
             found: int | None = connection.execute(select(func.min(DELIVERIES.c.delivered_at_ms))).scalar()
             return found
 
     @contextmanager
-    def _begun(self, table: Table = TABLE) -> Generator[Connection]:
+    def begun(self, table: Table = TABLE) -> Generator[Connection]:
+        """A connection for one transaction; a table that is not there is made, with those beside it.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
         with self._words_kept():
             # A user who may not make the journal's table still writes the audit log.
             if table.name not in self._made:

@@ -1,0 +1,1 @@
+"""Recurring revenue: a snapshot of each day, and what follows from snapshots."""

@@ -1,0 +1,158 @@
+"""Figures of recurring revenue, as folds over what each customer brought on a day. Pure.
+
+Amounts are in millionths of the currency's smallest unit (micro-cents), each currency by itself: none is ever
+added to another. A share without anything to take it of is None.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+__all__ = ["Day", "Month", "Paying", "Retention", "days_of", "lifetime_value", "retention_of", "totals"]
+
+
+class Paying(NamedTuple):
+    """What a customer brought on a day; of one who brought nothing there is none.
+
+    Attributes:
+        mrr: in a month (micro-cents); above 0.
+    """
+
+    customer: str
+    plan: str
+    currency: str
+    mrr: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Day:
+    """What all customers brought at the end of a day in a currency, and what changed on that day.
+
+    ``new + expansion + reactivation - contraction - churn`` is the change of ``mrr``, exactly.
+
+    Attributes:
+        mrr: of all customers (micro-cents).
+        new: of those who never brought anything before, in this currency.
+        expansion: of those who bring more than the day before.
+        reactivation: of those who brought something once, and nothing the day before.
+        contraction: what others bring less.
+        churn: what those brought who bring nothing now.
+        customers: how many bring something.
+        new_customers, churned_customers: of ``new`` and of ``churn``.
+    """
+
+    mrr: int = 0
+    new: int = 0
+    expansion: int = 0
+    reactivation: int = 0
+    contraction: int = 0
+    churn: int = 0
+    customers: int = 0
+    new_customers: int = 0
+    churned_customers: int = 0
+
+
+def days_of(
+    before: Iterable[Paying], after: Iterable[Paying], former: Collection[tuple[str, str]]
+) -> dict[str, Day]:
+    """The figures of a day, by currency; of one in which somebody brings or brought something.
+
+    A customer who changes the currency churns in one, and is new in the other.
+
+    Args:
+        before: who brought something on the day before.
+        after: who brings something.
+        former: who brought something on any day before, as customer and currency.
+    """
+    was = {(one.customer, one.currency): one.mrr for one in before}
+    now = {(one.customer, one.currency): one.mrr for one in after}
+    found: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for who in was | now:
+        of, old, new = found[who[1]], was.get(who, 0), now.get(who, 0)
+        of["mrr"] += new
+        of["customers"] += new > 0
+        if not old:
+            is_back = who in former
+            of["reactivation" if is_back else "new"] += new
+            of["new_customers"] += not is_back
+        elif not new:
+            of["churn"] += old
+            of["churned_customers"] += 1
+        else:
+            of["expansion"] += max(0, new - old)
+            of["contraction"] += max(0, old - new)
+    return {currency: Day(**of) for currency, of in sorted(found.items())}
+
+
+class Retention(NamedTuple):
+    """What is left of what customers brought at the beginning of a span.
+
+    Attributes:
+        net: of those customers' revenue, what they bring at its end (NRR).
+        gross: the same, where nobody counts for more than at the beginning (GRR).
+    """
+
+    net: float | None
+    gross: float | None
+
+
+def retention_of(start: Iterable[Paying], end: Iterable[Paying]) -> dict[str, Retention]:
+    """Net and gross retention by currency. Who came later, or came back, is no part of it."""
+    now = {(one.customer, one.currency): one.mrr for one in end}
+    sums: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for one in start:
+        left, of = now.get((one.customer, one.currency), 0), sums[one.currency]
+        of[0] += one.mrr
+        of[1] += left
+        of[2] += min(left, one.mrr)
+    return {
+        currency: Retention(_share(net, base), _share(gross, base))
+        for currency, (base, net, gross) in sorted(sums.items())
+    }
+
+
+class Month(NamedTuple):
+    """The customers of a month in one currency.
+
+    Attributes:
+        customers: who brought something when it began.
+        churned: of all days of the month.
+    """
+
+    customers: int
+    churned: int
+
+
+def lifetime_value(mrr: int, customers: int, months: Sequence[Month]) -> int | None:
+    """What a customer brings until it leaves (micro-cents): revenue per customer, by the share that leaves.
+
+    The share is the mean of several months, as at ChartMogul
+    (https://help.chartmogul.com/hc/en-us/articles/203359061-Chart-Customer-Lifetime-Value-LTV). None: nobody
+    pays, or nobody has left.
+    """
+    shares = [Fraction(month.churned, month.customers) for month in months if month.customers]
+    churn = sum(shares, Fraction(0)) / len(shares) if shares else Fraction(0)
+    return round(Fraction(mrr, customers) / churn) if customers and churn else None
+
+
+def totals(days: Iterable[Mapping[str, Day]]) -> dict[str, Day]:
+    """The movements of several days, one after the other; ``mrr`` and ``customers`` are those of the last."""
+    found: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for day in days:
+        for of in found.values():
+            of.update(mrr=0, customers=0)
+        for currency, figures in day.items():
+            of = found[currency]
+            for name, amount in asdict(figures).items():
+                of[name] = amount if name in {"mrr", "customers"} else of[name] + amount
+    return {currency: Day(**of) for currency, of in sorted(found.items())}
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,232 @@
+"""Recurring revenue of a day, read off snapshots, and the making of those."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from fractions import Fraction
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+from meterkit.errors import MeterkitError, SettingsError
+from meterkit.insights.revenue.figures import Month, lifetime_value, retention_of, totals
+from meterkit.insights.revenue.reading import paying_at
+from meterkit.redis.daemon_thread import in_daemon_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from meterkit.insights.revenue.figures import Day
+    from meterkit.insights.revenue.tables import RevenueTables
+    from meterkit.settings import Settings
+    from meterkit.store.store import Store
+
+__all__ = ["Revenue", "RevenueDay"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_DAY: Final = timedelta(days=1)
+_MICRO: Final = 1_000_000
+_CHURN_MONTHS: Final = 6
+_DAYS_BACK: Final = 400
+"""A ledger that is older may be cut: it has the last thousand changes of a customer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevenueDay:
+    """What the subscriptions bring at the end of a day (UTC), by currency. Money is in micro-cents.
+
+    ``new + expansion + reactivation - contraction - churn`` is the change of ``mrr`` on that day, exactly.
+
+    Attributes:
+        day: which.
+        mrr: monthly recurring revenue: prices by the month, of subscriptions that are active or past due.
+            Trials, usage, taxes and coupons that end are no part of it.
+        new: of customers who never paid before.
+        expansion: of those who pay more.
+        contraction: of those who pay less.
+        churn: of those who pay nothing any more.
+        reactivation: of those who had left.
+        customers: how many pay.
+        arpa: ``mrr`` per paying customer; None: nobody pays.
+        nrr: what those who paid a month before pay now, as a share of what they paid then; None: nobody paid,
+            or there is no snapshot of that day.
+        grr: the same, where nobody counts for more than then.
+        ltv: what a customer brings until it leaves: ``arpa``, by the share of customers who left in a month,
+            on average over the six calendar months before; None: nobody left.
+        cac: what was spent in the month until that day per new customer (cents, in the currency of the plans
+            file); None: nothing was spent, or nobody was new.
+    """
+
+    day: date
+    mrr: Mapping[str, int]
+    new: Mapping[str, int]
+    expansion: Mapping[str, int]
+    contraction: Mapping[str, int]
+    churn: Mapping[str, int]
+    reactivation: Mapping[str, int]
+    customers: Mapping[str, int]
+    arpa: Mapping[str, int | None]
+    nrr: Mapping[str, float | None]
+    grr: Mapping[str, float | None]
+    ltv: Mapping[str, int | None]
+    cac: int | None
+
+
+class Revenue:
+    """Snapshots of revenue, in tables beside the audit log.
+
+    Each method raises :class:`~meterkit.errors.SettingsError` where no audit log is set or it cannot be
+    used, and :class:`~meterkit.errors.MeterkitError` where its database fails.
+
+    Args:
+        store: of the customers.
+        settings: name the database.
+    """
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+        self._opened: RevenueTables | None = None
+
+    async def at(self, day: date | None = None) -> RevenueDay:
+        """The figures of a day that is over; default: the last one of which there is a snapshot.
+
+        Raises:
+            MeterkitError: there is no snapshot of that day.
+        """
+        tables = self._tables()
+        found = await _in_thread(tables.last, day or self._yesterday())
+        if found is None or day not in {None, found}:
+            asked = "any day" if day is None else f"{day}"
+            raise MeterkitError(
+                f"revenue: found no snapshot of {asked}; `meterkit worker`, or an app that delivers, makes"
+                " one of each day that is over"
+            )
+        return await _in_thread(_revenue_of, tables, found, self._store.catalog.currency)
+
+    async def spend(self, day: date, cents: int) -> None:
+        """Say what was spent on a day to win customers, in cents of the plans file's currency.
+
+        Said again, the last word counts.
+
+        Raises:
+            MeterkitError: ``cents`` is below 0.
+        """
+        if cents < 0:
+            raise MeterkitError(f"spend: found {cents} cents; allowed is a number from 0")
+        await _in_thread(self._tables().spend, day, cents)
+
+    async def snapshot(self) -> Sequence[date]:
+        """Make the snapshots that are missing, the oldest first; the days that were made.
+
+        Of a day that was never made while later ones were, too: what it was is in the customers' ledgers.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        tables = self._tables()
+        yesterday = self._yesterday()
+        missing = await _in_thread(tables.missing, yesterday)
+        for day in missing[-_DAYS_BACK:]:
+            paying = await paying_at(self._store, _end_ms(day))
+            await _in_thread(tables.write, day, paying)
+            if day < yesterday and day + _DAY not in missing:
+                # What changed on the next day was told against the last day before the gap.
+                await _in_thread(_write_again, tables, day + _DAY)
+        return missing[-_DAYS_BACK:]
+
+    def _yesterday(self) -> date:
+        return datetime.fromtimestamp(self._store.now_ms() // 1000, UTC).date() - _DAY
+
+    def _tables(self) -> RevenueTables:
+        if self._settings.audit_url is None:
+            raise SettingsError(
+                "audit_url",
+                "audit_url: revenue is kept beside the audit log; set METERKIT_AUDIT_URL to a database",
+            )
+        if (opened := self._opened) is None:
+            # SQLAlchemy takes a while to import, and is wanted by few.
+            database: Any = import_module("meterkit.insights.audit.database")
+            tables: Any = import_module("meterkit.insights.revenue.tables")
+            url = self._settings.audit_url.get_secret_value()
+            opened = tables.RevenueTables(database.Database(url))
+            self._opened = opened
+        return opened
+
+
+def _write_again(tables: RevenueTables, day: date) -> None:
+    tables.write(day, tables.paying(day))
+
+
+def _revenue_of(tables: RevenueTables, day: date, currency: str) -> RevenueDay:
+    figures = tables.days(day, day)[day]
+    before = _month_before(day)
+    retained = retention_of(tables.paying(before), tables.paying(day))
+    months = _months(tables, day)
+    month = totals(tables.days(before + _DAY, day).values()).get(currency)
+    spent = tables.spent(before + _DAY, day)
+    won = 0 if month is None else month.new_customers
+
+    def by_currency(value: Callable[[Day], _T]) -> dict[str, _T]:
+        return {name: value(of) for name, of in figures.items()}
+
+    return RevenueDay(
+        day=day,
+        mrr=by_currency(lambda of: of.mrr),
+        new=by_currency(lambda of: of.new),
+        expansion=by_currency(lambda of: of.expansion),
+        contraction=by_currency(lambda of: of.contraction),
+        churn=by_currency(lambda of: of.churn),
+        reactivation=by_currency(lambda of: of.reactivation),
+        customers=by_currency(lambda of: of.customers),
+        arpa=by_currency(lambda of: round(Fraction(of.mrr, of.customers)) if of.customers else None),
+        nrr={name: retained[name].net if name in retained else None for name in figures},
+        grr={name: retained[name].gross if name in retained else None for name in figures},
+        ltv={name: lifetime_value(of.mrr, of.customers, months(name)) for name, of in figures.items()},
+        cac=round(Fraction(spent, won)) if spent and won else None,
+    )
+
+
+def _months(tables: RevenueTables, day: date) -> Callable[[str], list[Month]]:
+    """The customers of the six calendar months before that of a day, by currency."""
+    spans: list[tuple[date, Mapping[date, Mapping[str, Day]]]] = []
+    first = day.replace(day=1)
+    for _ in range(_CHURN_MONTHS):
+        last = first - _DAY
+        first = last.replace(day=1)
+        spans.append((first, tables.days(first - _DAY, last)))
+
+    def of(currency: str) -> list[Month]:
+        found: list[Month] = []
+        for first, days in spans:
+            start = days.get(first - _DAY, {}).get(currency)
+            left = sum(
+                figures[currency].churned_customers
+                for at, figures in days.items()
+                if at >= first and currency in figures
+            )
+            found.append(Month(0 if start is None else start.customers, left))
+        return found
+
+    return of
+
+
+def _month_before(day: date) -> date:
+    """The same day of the month before, or that month's last."""
+    last = day.replace(day=1) - _DAY
+    return last.replace(day=min(day.day, last.day))
+
+
+def _end_ms(day: date) -> int:
+    """The first instant after a day (UTC)."""
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() + 86_400) * 1000
+
+
+async def _in_thread(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    return await asyncio.wrap_future(
+        in_daemon_thread(partial(call, *args, **kwargs), name="meterkit-revenue")
+    )

@@ -1,0 +1,156 @@
+"""The tables of revenue beside the audit log: who paid on which day, and what that came to. Calls block."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import BigInteger, Column, MetaData, Table, Text, delete, func, insert, select, tuple_
+
+from meterkit.insights.revenue.figures import Day, Paying, days_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Connection
+
+    from meterkit.insights.audit.database import Database
+
+__all__ = ["RevenueTables"]
+
+_FIGURES: Final = tuple(field.name for field in fields(Day))
+_NO_CURRENCY: Final = ""
+_AT_ONCE: Final = 400  # SQLite took 999 parameters until 3.32.
+
+_METADATA: Final = MetaData()
+_PAYING: Final = Table(
+    "meterkit_revenue",
+    _METADATA,
+    Column("day", Text, primary_key=True),
+    Column("customer", Text, primary_key=True),
+    Column("plan", Text, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("mrr", BigInteger, nullable=False),
+)
+"""A row for each customer and day on which the customer brought something."""
+_DAYS: Final = Table(
+    "meterkit_revenue_days",
+    _METADATA,
+    Column("day", Text, primary_key=True),
+    Column("currency", Text, primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in _FIGURES),
+)
+"""A row for each day and currency, and one without a currency for each day, which says that it was made."""
+
+_SPEND: Final = Table(
+    "meterkit_spend",
+    _METADATA,
+    Column("day", Text, primary_key=True),
+    Column("cents", BigInteger, nullable=False),
+)
+"""What was spent on a day to win customers, in the currency of the plans file."""
+
+
+class RevenueTables:
+    """Snapshots by day. Each method raises :class:`~meterkit.errors.MeterkitError` where the database fails.
+
+    Args:
+        database: of the audit log.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def write(self, day: date, paying: Sequence[Paying]) -> None:
+        """Keep who brought something at the end of a day, in place of what was kept of it, and its figures.
+
+        What changed is told against the day before, where that is kept.
+        """
+        with self._database.begun(_PAYING) as connection:
+            before = _paying_on(connection, day - timedelta(days=1))
+            figures = days_of(before, paying, _former(connection, day, before, paying))
+            for table in (_PAYING, _DAYS):
+                connection.execute(delete(table).where(table.c.day == _key(day)))
+            if paying:
+                connection.execute(insert(_PAYING), [{"day": _key(day), **one._asdict()} for one in paying])
+            made = {_NO_CURRENCY: Day(), **figures}
+            connection.execute(
+                insert(_DAYS),
+                [{"day": _key(day), "currency": currency, **asdict(of)} for currency, of in made.items()],
+            )
+
+    def paying(self, day: date) -> list[Paying]:
+        """Who brought something at the end of a day, by name."""
+        with self._database.begun(_PAYING) as connection:
+            return _paying_on(connection, day)
+
+    def days(self, first: date, last: date) -> dict[date, Mapping[str, Day]]:
+        """The days that were made, from the first to the last, and what each came to by currency."""
+        found: dict[date, dict[str, Day]] = {}
+        asked = select(_DAYS).where(_DAYS.c.day.between(_key(first), _key(last)))
+        with self._database.begun(_PAYING) as connection:
+            rows: Any = connection.execute(asked.order_by(_DAYS.c.day, _DAYS.c.currency)).all()
+        for day, currency, *figures in rows:
+            of = found.setdefault(date.fromisoformat(day), {})
+            if currency != _NO_CURRENCY:
+                of[currency] = Day(**dict(zip(_FIGURES, map(int, figures), strict=True)))
+        return dict(found)
+
+    def last(self, until: date) -> date | None:
+        """The last day until then that was made; None: there is none."""
+        asked = select(_DAYS.c.day).where(_DAYS.c.day <= _key(until)).order_by(_DAYS.c.day.desc()).limit(1)
+        with self._database.begun(_PAYING) as connection:
+            found: str | None = connection.execute(asked).scalar()
+            return None if found is None else date.fromisoformat(found)
+
+    def missing(self, last: date) -> list[date]:
+        """The days until then that were not made, since the first that was; just the last one if none was."""
+        days = _DAYS.c.day
+        asked = select(days).where(days <= _key(last)).distinct().order_by(days)
+        with self._database.begun(_PAYING) as connection:
+            made = [date.fromisoformat(day) for day in connection.execute(asked).scalars()]
+        first = made[0] if made else last
+        span = (first + timedelta(days=nth) for nth in range((last - first).days + 1))
+        return sorted(set(span) - set(made))
+
+    def spend(self, day: date, cents: int) -> None:
+        """Keep what was spent on a day, in place of what was kept of it."""
+        with self._database.begun(_PAYING) as connection:
+            connection.execute(delete(_SPEND).where(_SPEND.c.day == _key(day)))
+            connection.execute(insert(_SPEND), [{"day": _key(day), "cents": cents}])
+
+    def spent(self, first: date, last: date) -> int:
+        """What was spent from the first day to the last (cents)."""
+        asked = select(func.sum(_SPEND.c.cents)).where(_SPEND.c.day.between(_key(first), _key(last)))
+        with self._database.begun(_PAYING) as connection:
+            return int(connection.execute(asked).scalar() or 0)
+
+
+def _key(day: date) -> str:
+    return day.isoformat()
+
+
+def _paying_on(connection: Connection, day: date) -> list[Paying]:
+    table = _PAYING.c
+    asked = select(table.customer, table.plan, table.currency, table.mrr).where(table.day == _key(day))
+    rows: Any = connection.execute(asked.order_by(table.customer)).all()
+    return [Paying(customer, plan, currency, int(mrr)) for customer, plan, currency, mrr in rows]
+
+
+def _former(
+    connection: Connection, day: date, before: Sequence[Paying], after: Sequence[Paying]
+) -> set[tuple[str, str]]:
+    """Of those who bring something and did not the day before: who did so on any day before."""
+    known = {(one.customer, one.currency) for one in before}
+    asked = [who for one in after if (who := (one.customer, one.currency)) not in known]
+    table, found = _PAYING.c, set[tuple[str, str]]()
+    for first in range(0, len(asked), _AT_ONCE):
+        page = asked[first : first + _AT_ONCE]
+        of = (
+            select(table.customer, table.currency)
+            .distinct()
+            .where(table.day < _key(day), tuple_(table.customer, table.currency).in_(page))
+        )
+        found |= {(customer, currency) for customer, currency in connection.execute(of)}
+    return found

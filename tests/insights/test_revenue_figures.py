@@ -1,0 +1,129 @@
+"""Figures of recurring revenue: each movement, exactly, and shares that have nothing to be taken of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterkit.insights.revenue.figures import (
+    Day,
+    Month,
+    Paying,
+    days_of,
+    lifetime_value,
+    retention_of,
+    totals,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MICRO: Final = 1_000_000
+
+
+def paying(currency: str = "usd", /, **mrr: int) -> list[Paying]:
+    return [Paying(customer, "pro", currency, amount) for customer, amount in mrr.items()]
+
+
+def day(**figures: int) -> Day:
+    return Day(**figures)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "former", "expected"),
+    [
+        ({}, {"a": 29}, set[str](), day(mrr=29, new=29, customers=1, new_customers=1)),
+        ({}, {"a": 29}, {"a"}, day(mrr=29, reactivation=29, customers=1)),
+        ({"a": 29}, {"a": 99}, {"a"}, day(mrr=99, expansion=70, customers=1)),
+        ({"a": 99}, {"a": 29}, {"a"}, day(mrr=29, contraction=70, customers=1)),
+        ({"a": 99}, {"a": 99}, {"a"}, day(mrr=99, customers=1)),
+        ({"a": 29}, {}, {"a"}, day(churn=29, churned_customers=1)),
+        (
+            {"a": 10, "b": 20, "c": 30},
+            {"a": 15, "b": 5, "d": 7},
+            {"a", "b", "c"},
+            day(
+                mrr=27,
+                new=7,
+                expansion=5,
+                contraction=15,
+                churn=30,
+                customers=3,
+                new_customers=1,
+                churned_customers=1,
+            ),
+        ),
+    ],
+)
+def test_each_movement_has_its_name(
+    before: Mapping[str, int], after: Mapping[str, int], former: set[str], expected: Day
+) -> None:
+    known = {(customer, "usd") for customer in former}
+    assert days_of(paying(**before), paying(**after), known) == {"usd": expected}
+
+
+def test_currencies_are_never_added() -> None:
+    found = days_of(paying(a=10), [*paying("eur", a=9), *paying(b=5)], {("a", "usd")})
+    assert found == {
+        "eur": day(mrr=9, new=9, customers=1, new_customers=1),
+        "usd": day(mrr=5, new=5, churn=10, customers=1, new_customers=1, churned_customers=1),
+    }
+
+
+AMOUNTS: Final = st.integers(1, 10**15)
+BOOKS: Final = st.lists(
+    st.dictionaries(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from(("usd", "eur"))),
+        AMOUNTS,
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(BOOKS)
+def test_movements_are_the_change_of_each_day_exactly(books: list[dict[tuple[str, str], int]]) -> None:
+    known, before, mrr = set[tuple[str, str]](), list[Paying](), dict[str, int]()
+    found: list[Mapping[str, Day]] = []
+    for book in books:
+        after = [Paying(customer, "pro", currency, amount) for (customer, currency), amount in book.items()]
+        found.append(days_of(before, after, known))
+        for currency, figures in found[-1].items():
+            gained = figures.new + figures.expansion + figures.reactivation
+            assert figures.mrr - mrr.get(currency, 0) == gained - figures.contraction - figures.churn
+            mrr[currency] = figures.mrr
+        known |= set(book)
+        before = after
+    for currency, figures in totals(found).items():
+        gained = figures.new + figures.expansion + figures.reactivation
+        assert figures.mrr == gained - figures.contraction - figures.churn
+        assert figures.mrr == sum(amount for (_, of), amount in books[-1].items() if of == currency)
+        assert figures.customers == sum(of == currency for _, of in books[-1])
+        assert all(amount >= 0 for amount in asdict(figures).values())
+
+
+def test_retention_is_of_those_who_were_there_at_the_beginning() -> None:
+    start, end = paying(a=100, b=100, c=100), paying(a=150, b=40, d=500)
+    found = retention_of(start, end)["usd"]
+    assert (found.net, found.gross) == (190 / 300, 140 / 300)
+    assert retention_of(start, start)["usd"] == (1.0, 1.0)
+    assert retention_of([], end) == {}
+
+
+@pytest.mark.parametrize(
+    ("mrr", "customers", "months", "expected"),
+    [
+        # The example of ChartMogul's page: 100 a customer, of whom 5 % leave in a month.
+        (10_000 * MICRO, 1, [Month(100, 5)], 200_000 * MICRO),
+        (300, 3, [Month(10, 1), Month(10, 3), Month(0, 0)], 500),
+        (300, 3, [Month(10, 0)], None),
+        (300, 3, [], None),
+        (0, 0, [Month(10, 1)], None),
+    ],
+)
+def test_lifetime_value(mrr: int, customers: int, months: list[Month], expected: int | None) -> None:
+    assert lifetime_value(mrr, customers, months) == expected
