@@ -18,9 +18,9 @@ from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.program import Demand
 from meterkit.delivery.background import delivery_tasks, flusher_for
-from meterkit.delivery.transports import transport_of
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.journal import journal_of
+from meterkit.insights.revenue.revenue import Revenue
 from meterkit.notify import Handlers, Teller
 from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
 from meterkit.redis.url import choose_store
@@ -100,14 +100,13 @@ class MeterKit:
             self._plans = WatchedPlans(plans or self.settings.plans or "plans.yaml")
             plans = self._plans.read(lambda read: read)
         catalog = enforced(plans, self.settings.enforcement)
-        if self.settings.delivers:
-            transport_of(self.settings)  # What it cannot work with is refused now, not later by a task.
         choice = choose_store(self.settings.redis_url, live=self.settings.live)
         warn_of_choices(self.settings, choice, catalog)
         self.store = Store.of(choice.address, catalog, self.settings, clock)
         self.grants = Grants(self.store)
         self.gauges = Gauges(self.store)
         self.outbox = Intents(self.store)
+        self.revenue = Revenue(self.store, self.settings)
         stripe = StripeAccess(self.settings)
         self.reconcile = reconciler_of(self.store, self.settings, stripe).reconcile
         self.webhooks = webhooks_of(self.store, self.settings, stripe)

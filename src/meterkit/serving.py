@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from meterkit.background import BackgroundTasks
 from meterkit.catalog.notes import log_notes
 from meterkit.errors import StoreError
-from meterkit.insights.audit.draining import audit_tasks
+from meterkit.insights.background import insights_tasks
 from meterkit.insights.otel import observe
 from meterkit.redis.event_loops import running_loop
 from meterkit.store.event_names import remember_meters
@@ -62,7 +62,7 @@ class Serving:
     ) -> None:
         self._store = store
         self._settings = settings
-        self._tasks = {**tasks, **audit_tasks(store, settings)}
+        self._tasks = {**tasks, **insights_tasks(store, settings)}
         self._finish = finish
         self._close = close
         self._background = BackgroundTasks(store.task_failures)

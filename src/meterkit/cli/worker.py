@@ -17,7 +17,7 @@ from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.delivery.closing import Closer
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.draining import audit_tasks
+from meterkit.insights.background import insights_tasks
 from meterkit.store.turns import follow_turns
 from meterkit.subscribing import StripeAccess
 
@@ -55,7 +55,7 @@ async def worker(
     if log_format == "json":
         log_as_json()
     kit = session.make_kit()
-    audit = audit_tasks(kit.store, kit.settings, is_worker=True)
+    insights = insights_tasks(kit.store, kit.settings, is_worker=True)
     # A missing key is said before the store is waited for.
     async with (
         stop_signal() as stop,
@@ -72,7 +72,7 @@ async def worker(
         beside.keep(loop, "turns", lambda: follow_turns(kit.store))
         stripe = StripeAccess(kit.settings)
         beside.keep(loop, "closes", Closer(kit.store, stripe.api).run)
-        for name, work in {**kit.webhooks.tasks, **kit.subscriptions.tasks, **audit}.items():
+        for name, work in {**kit.webhooks.tasks, **kit.subscriptions.tasks, **insights}.items():
             beside.keep(loop, name, work)
         told = asyncio.create_task(stop.wait())
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.

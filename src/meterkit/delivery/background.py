@@ -74,7 +74,12 @@ def delivery_tasks(
     flusher: Callable[[], AbstractAsyncContextManager[Flusher]],
     api: Callable[[], StripeApi],
 ) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
-    """What runs beside an event loop that delivers: the flusher, and who looks at the closes of periods."""
+    """What runs beside an event loop that delivers: the flusher, and who looks at the closes of periods.
+
+    Raises:
+        SettingsError: usage cannot be sent by these settings.
+    """
+    transport_of(settings)  # What it cannot work with is refused now, not later by a task.
     every_s = min(_PASS_EVERY_S, settings.flush_interval)
     closing: Any = import_module("meterkit.delivery.closing")
     return {

@@ -19,14 +19,14 @@ from meterkit.store.event_names import read_meters
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.insights.audit.backlog import Waiting
     from meterkit.insights.audit.database import Database
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["MOST", "Drainer", "audit_tasks", "drainer_of"]
+__all__ = ["MOST", "Drainer", "drainer_of"]
 
 T = TypeVar("T")
 
@@ -53,16 +53,6 @@ def drainer_of(store: Store, settings: Settings) -> Drainer:
     return Drainer(
         store, database("" if settings.audit_url is None else settings.audit_url.get_secret_value())
     )
-
-
-def audit_tasks(
-    store: Store, settings: Settings, *, is_worker: bool = False
-) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
-    """What runs beside an event loop so that the audit log is drained; nothing where there is none."""
-    if settings.audit_url is None or (settings.flush is False and not is_worker):
-        return {}
-    drainer = drainer_of(store, settings)
-    return {"audit": drainer.run, "audit bound": drainer.keep_bound}
 
 
 class Drainer:

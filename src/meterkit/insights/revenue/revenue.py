@@ -10,10 +10,12 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.insights.revenue.figures import Month, lifetime_value, retention_of, totals
 from meterkit.insights.revenue.reading import paying_at
 from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +30,8 @@ __all__ = ["Revenue", "RevenueDay"]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+_EVERY_S: Final = 600.0
+_LEASE_MS: Final = 60_000
 _DAY: Final = timedelta(days=1)
 _MICRO: Final = 1_000_000
 _CHURN_MONTHS: Final = 6
@@ -91,6 +95,7 @@ class Revenue:
         self._store = store
         self._settings = settings
         self._opened: RevenueTables | None = None
+        self._lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, "revenue:lease"), lasts_ms=_LEASE_MS)
 
     async def at(self, day: date | None = None) -> RevenueDay:
         """The figures of a day that is over; default: the last one of which there is a snapshot.
@@ -107,6 +112,18 @@ class Revenue:
                 " one of each day that is over"
             )
         return await _in_thread(_revenue_of, tables, found, self._store.catalog.currency)
+
+    async def run(self) -> None:
+        """Make the snapshots that are missing, again and again; one process at a time does.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        while True:
+            async with self._lease.held() as is_held:
+                if is_held:
+                    await self.snapshot()
+            await asyncio.sleep(_EVERY_S)
 
     async def spend(self, day: date, cents: int) -> None:
         """Say what was spent on a day to win customers, in cents of the plans file's currency.

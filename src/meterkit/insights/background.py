@@ -1,0 +1,26 @@
+"""What runs beside an event loop for the audit log and what is read off it; nothing where there is none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.revenue.revenue import Revenue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from meterkit.settings import Settings
+    from meterkit.store.store import Store
+
+__all__ = ["insights_tasks"]
+
+
+def insights_tasks(
+    store: Store, settings: Settings, *, is_worker: bool = False
+) -> Mapping[str, Callable[[], Coroutine[object, object, None]]]:
+    """What drains the audit log and makes the snapshots of revenue, by name."""
+    if settings.audit_url is None or (settings.flush is False and not is_worker):
+        return {}
+    drainer = drainer_of(store, settings)
+    return {"audit": drainer.run, "audit bound": drainer.keep_bound, "revenue": Revenue(store, settings).run}
