@@ -80,6 +80,8 @@ NAMES = [
     "Reconciled",
     "Repair",
     "Reservation",
+    "Revenue",
+    "RevenueDay",
     "SeatsInUseError",
     "Settings",
     "SettingsError",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         UnknownPlanError,
     )
     from meterkit.insights.prometheus import metrics_app
+    from meterkit.insights.revenue.revenue import Revenue, RevenueDay
     from meterkit.kit import MeterKit
     from meterkit.notify import (
         AccessChanged,
@@ -153,6 +154,8 @@ __all__ = [
     "Reconciled",
     "Repair",
     "Reservation",
+    "Revenue",
+    "RevenueDay",
     "SeatsInUseError",
     "Settings",
     "SettingsError",
@@ -237,6 +240,8 @@ _HOMES = {
     "Proration": "meterkit.subscriptions.rules.proration",
     "RateUsage": "meterkit.store.rate_usage",
     "Reconciled": "meterkit.delivery.reconciling",
+    "Revenue": "meterkit.insights.revenue.revenue",
+    "RevenueDay": "meterkit.insights.revenue.revenue",
     "Repair": "meterkit.subscriptions.service.repairing",
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",

@@ -32,10 +32,10 @@ TYPED: Final = [block for block in SHOWN if block.language == "console" and not 
 FILES_RUN: Final = {"docs/testing.md": "tests/testing/test_plugin.py"}
 SERVES: Final = ("uvicorn ", "meterkit worker", "meterkit stripe emulator")
 # What ends with 1 as it should: a line has no route in the quickstart's app; nobody is given up; Stripe does
-# not have the customer of the file.
+# not have the customer of the file; no day has ended yet.
 ENDS_WITH_1: Final = (
     *("meterkit routes ", "meterkit webhooks redrive ", "meterkit import stripe --csv "),
-    *("meterkit outbox show ", "meterkit outbox park ", "meterkit outbox drop "),
+    *("meterkit outbox show ", "meterkit outbox park ", "meterkit outbox drop ", "meterkit revenue --"),
 )
 READY_S: Final = 120.0
 FENCED: Final = re.compile(r"^ *```(\w*).*?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)

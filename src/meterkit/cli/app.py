@@ -23,6 +23,7 @@ from meterkit.cli import (
     plans,
     reconcile,
     recover,
+    revenue,
     routes,
     stripe,
     subscriptions,
@@ -60,7 +61,7 @@ app = typer.Typer(
 )
 _PARTS = (
     *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
-    *(subscriptions, reconcile, recover, audit),
+    *(subscriptions, reconcile, recover, audit, revenue),
     *(stripe, webhooks, importing),
 )
 for part in _PARTS:

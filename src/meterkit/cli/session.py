@@ -72,7 +72,11 @@ class Session:
 
 
 def command(
-    group: typer.Typer, name: str | None = None, *, unused: Collection[str] = ()
+    group: typer.Typer,
+    name: str | None = None,
+    *,
+    unused: Collection[str] = (),
+    by_default: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a command of a function, sync or async, of a session and of what else is declared by Typer.
 
@@ -80,6 +84,7 @@ def command(
         group: what it is a command of.
         name: by default the function's.
         unused: those of ``plans``, ``redis`` and ``json`` that change nothing here.
+        by_default: it is what the group itself does; also before a subcommand, which its context names.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,7 +99,10 @@ def command(
         typed: Any = update_wrapper(run, function)
         typed.__signature__ = signature.replace(parameters=parameters)
         typed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        group.command(name, cls=Command)(typed)
+        if by_default:
+            group.callback(invoke_without_command=True)(typed)
+        else:
+            group.command(name, cls=Command)(typed)
         return function
 
     return register

@@ -137,6 +137,10 @@ class Revenue:
             raise MeterkitError(f"spend: found {cents} cents; allowed is a number from 0")
         await _in_thread(self._tables().spend, day, cents)
 
+    async def days(self, first: date, last: date) -> Sequence[date]:
+        """The days of which there is a snapshot, from the first to the last."""
+        return list(await _in_thread(self._tables().days, first, last))
+
     async def snapshot(self) -> Sequence[date]:
         """Make the snapshots that are missing, the oldest first; the days that were made.
 

@@ -1,0 +1,133 @@
+"""``meterkit revenue``: what the subscriptions bring, day by day."""
+
+from __future__ import annotations
+
+import csv
+import re
+import sys
+from datetime import date
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from meterkit.catalog.money import money
+from meterkit.cli.output import print_note, print_records
+from meterkit.cli.session import Session, command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from meterkit.insights.revenue.revenue import RevenueDay
+
+__all__ = ["commands"]
+
+commands = typer.Typer(name="revenue", help="Show what the subscriptions bring, day by day.")
+
+_MICRO: Final = 1_000_000
+_MONEY: Final = ("mrr", "new", "expansion", "contraction", "churn", "reactivation", "arpa", "ltv")
+_SHARES: Final = ("nrr", "grr")
+_RARE: Final = frozenset({"contraction", "churn", "reactivation", "expansion", "new", "cac", *_SHARES, "ltv"})
+
+
+def _day(text: str) -> date:
+    """Read a day."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"found {text!r:.40}; allowed is a day such as 2026-10-01") from None
+
+
+@command(commands, by_default=True)
+async def revenue(
+    session: Session,
+    context: typer.Context,
+    *,
+    first: Annotated[
+        date | None,
+        typer.Option("--from", parser=_day, metavar="DAY", help="The first day. Default: the last one."),
+    ] = None,
+    last: Annotated[
+        date | None,
+        typer.Option(
+            "--to", parser=_day, metavar="DAY", help="The last day. Default: that of the last snapshot."
+        ),
+    ] = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV, a line for each day and currency.")
+    ] = False,
+) -> None:
+    """Show what the subscriptions bring, day by day.
+
+    Monthly recurring revenue and how it changed, from the snapshots of each day (UTC) beside the audit log.
+    JSON and CSV have money in millionths of a cent.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if as_csv and session.json:
+        raise typer.BadParameter("give --csv or --json, not both")
+    async with session.kit(reads=True) as kit:
+        ends = await kit.revenue.at(last)
+        days = [await kit.revenue.at(day) for day in await kit.revenue.days(first or ends.day, ends.day)]
+        currency = kit.catalog.currency
+    rows = [row for day in days for row in _rows(day)]
+    if as_csv:
+        _write_csv(rows)
+    else:
+        shown = [_shown(row, currency) for row in rows]
+        session.show(rows, lambda: print_records(shown, rare=_RARE, empty="no subscription brings anything"))
+
+
+@command(commands)
+async def spend(
+    session: Session,
+    spent: Annotated[
+        list[str],
+        typer.Argument(metavar="DAY=CENTS", help="A day and what was spent on it: 2026-10-01=150000."),
+    ],
+) -> None:
+    """Say what was spent on a day to win customers.
+
+    In cents of the plans file's currency. By it `revenue` tells what a new customer costs. Said again of a
+    day, the last word counts.
+    """
+    given = [_spent(text) for text in spent]
+    async with session.kit() as kit:
+        for day, cents in given:
+            await kit.revenue.spend(day, cents)
+        currency = kit.catalog.currency
+    for day, cents in given:
+        print_note(f"{day}: {money(cents, currency)}")
+
+
+def _spent(text: str) -> tuple[date, int]:
+    day, equals, cents = text.partition("=")
+    if not equals or not re.fullmatch(r"[0-9][0-9_]{0,17}", cents):
+        raise typer.BadParameter(f"found {text!r:.60}; allowed is DAY=CENTS, such as 2026-10-01=150000")
+    return _day(day), int(cents)
+
+
+def _rows(found: RevenueDay) -> Iterator[dict[str, Any]]:
+    for currency in found.mrr:
+        yield {
+            "day": found.day.isoformat(),
+            "currency": currency,
+            "customers": found.customers[currency],
+            **{name: getattr(found, name)[currency] for name in (*_MONEY, *_SHARES)},
+            "cac_cents": found.cac,
+        }
+
+
+def _shown(row: dict[str, Any], currency: str) -> dict[str, Any]:
+    cents = {name: round(Fraction(row[name] or 0, _MICRO)) for name in _MONEY}
+    amounts = {name: money(amount, row["currency"]) if row[name] else "" for name, amount in cents.items()}
+    shares = {name: "" if row[name] is None else f"{row[name]:.1%}" for name in _SHARES}
+    cac = "" if row["cac_cents"] is None else money(row["cac_cents"], currency)
+    return {"day": row["day"], "customers": row["customers"], **amounts, **shares, "cac": cac}
+
+
+def _write_csv(rows: Sequence[dict[str, Any]]) -> None:
+    names = ("day", "currency", "customers", *_MONEY, *_SHARES, "cac_cents")
+    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
