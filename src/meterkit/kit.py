@@ -25,6 +25,7 @@ from meterkit.notify import Handlers, Teller
 from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
 from meterkit.redis.url import choose_store
 from meterkit.serving import Serving, warn_of_choices
+from meterkit.storage.service import ObjectStorage
 from meterkit.store.corrections import Asked, correct
 from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.grants import Grants
@@ -72,8 +73,8 @@ class MeterKit:
             ``plans.yaml``.
         clock: seconds since the epoch. Any other than the system's replaces the store's clock too: for tests.
         estimate_input: ``(body, model) -> tokens``: what a request's input is taken for until its usage is
-            known; default: a token for each three bytes of its texts, in a bill for each four. Must be fast.
-            Where it raises, or gives no integer from 0, the default is taken.
+            known; default, also where it raises or gives no integer from 0: a token for each three bytes of
+            its texts, in a bill for each four. Must be fast.
         contact: ``(customer) -> Contact(email, name, locale) | None``, sync or async: what meterkit makes a
             Stripe customer with. It stores none of it.
         settings: each setting by its name; see the settings page of the documentation.
@@ -107,6 +108,7 @@ class MeterKit:
         self.gauges = Gauges(self.store)
         self.outbox = Intents(self.store)
         self.revenue = Revenue(self.store, self.settings)
+        self.storage = ObjectStorage(self.store, self.settings.storage_endpoint)
         stripe = StripeAccess(self.settings)
         self.reconcile = reconciler_of(self.store, self.settings, stripe).reconcile
         self.webhooks = webhooks_of(self.store, self.settings, stripe)

@@ -111,6 +111,7 @@ class SettingsKeywords(TypedDict, total=False):
     flush: bool | None
     audit_url: str | SecretStr | None
     enforcement: Literal["on", "shadow", "off"] | None
+    storage_endpoint: str | None
 
 
 class Settings(BaseSettings):
@@ -138,6 +139,7 @@ class Settings(BaseSettings):
         audit_url: the database of the audit log, as SQLAlchemy names it; None: there is none.
         enforcement: over what the plans file says: ``on``, ``shadow``, or ``off``: nothing is decided or
             counted; None: as the file says.
+        storage_endpoint: another address of S3, such as MinIO's; None: Amazon's.
     """
 
     model_config = SettingsConfigDict(
@@ -187,6 +189,7 @@ class Settings(BaseSettings):
     enforcement: Annotated[Literal["on", "shadow", "off"] | None, Field(description="on, shadow or off")] = (
         None
     )
+    storage_endpoint: Annotated[_Base | None, Field(description=_BASE_ALLOWED, repr=False)] = None
 
     @classmethod
     def load(cls, **keywords: Any) -> Self:

@@ -1,6 +1,6 @@
 """For Starlette: the billing routes, to be mounted: ``Mount("/billing", routes=billing_routes(…))``.
 
-And the endpoint that Stripe posts its events to, for any ASGI app.
+And the endpoints that Stripe and object stores post their events to, for any ASGI app.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from meterkit.errors import MeterkitError
+from meterkit.storage.endpoint import StorageEndpoint
 from meterkit.subscriptions.router.answers import BODY_BYTES_MAX, Billing
 from meterkit.subscriptions.router.endpoints import ENDPOINTS
 from meterkit.subscriptions.webhooks.endpoint import WebhookEndpoint
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
+    from meterkit.storage.endpoint import StoringKit
     from meterkit.subscriptions.router.endpoints import BillingKit, Endpoint
     from meterkit.subscriptions.webhooks.endpoint import HookedKit
 
-__all__ = ["billing_routes", "stripe_webhook"]
+__all__ = ["billing_routes", "storage_events", "stripe_webhook"]
 
 
 def billing_routes(
@@ -81,6 +83,23 @@ def stripe_webhook(kit: HookedKit) -> WebhookEndpoint:
         kit: the same that the app is wrapped with.
     """
     return WebhookEndpoint(kit.webhooks)
+
+
+def storage_events(kit: StoringKit, *, secret: str, topics: Iterable[str] = ()) -> StorageEndpoint:
+    """Make the endpoint that MinIO, SNS and EventBridge post events of stored objects to, an ASGI app.
+
+    ``Route("/storage-events", storage_events(kit, secret=…))``. It answers 200 once the events have counted.
+    In the plans file its line wants ``exempt: true``, as an object store is no customer.
+
+    Args:
+        kit: the same that the app is wrapped with; its plans file has ``storage:``.
+        secret: 16 characters or more, which MinIO and EventBridge send in ``Authorization: Bearer``.
+        topics: ARNs of the topics of SNS whose messages count.
+
+    Raises:
+        MeterkitError: the secret is too short.
+    """
+    return StorageEndpoint(kit, secret, topics)
 
 
 async def _respond(

@@ -677,6 +677,7 @@ class Delivery(Checks):
             f"h:{name}",
             "turns",
             f"k:{name}",
+            f"q:{name}",
             *self._audit(),
         )
         reply, found = self.ask("forget", keys, read, name, self.wall)

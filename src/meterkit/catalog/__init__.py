@@ -36,10 +36,12 @@ from meterkit.catalog.models import (
     enforced,
 )
 from meterkit.catalog.overrides import override
+from meterkit.catalog.stored_objects import OTHER_TYPE, ObjectPattern, Storage
 
 __all__ = [
     "BILLED_ON_ATTEMPT",
     "BILLED_ON_SUCCESS",
+    "OTHER_TYPE",
     "OUTCOMES",
     "QUANTITY_MAX",
     "Algorithm",
@@ -55,6 +57,7 @@ __all__ = [
     "Meter",
     "Note",
     "NoteKind",
+    "ObjectPattern",
     "Outcome",
     "Overage",
     "Plan",
@@ -65,6 +68,7 @@ __all__ = [
     "Reserve",
     "Route",
     "SeatPrice",
+    "Storage",
     "StoreFailure",
     "StripeEvent",
     "enforced",

@@ -31,6 +31,7 @@ from meterkit.catalog.plans import Declared, PlanTable, build_plans
 from meterkit.catalog.routes import RouteTable, build_routes
 from meterkit.catalog.scalars import NAME, scalar
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Table, kept
+from meterkit.catalog.storage import StorageTable, build_storage
 
 _CURRENCY: Final = re.compile(r"[a-z]{3}")
 _CURRENCY_ALLOWED: Final = "the three small letters of a currency, such as usd"
@@ -62,6 +63,7 @@ class PlansFile(Table, what="a plans file"):
     plans = Key(MapOf(NAME, PlanTable, "plans", 1), "Named sets of entitlements.", required=True)
     billing = Key(BillingTable, "What is billed, and when changes bind.")
     dunning = Key(DunningTable, "What failed payments lead to.")
+    storage = Key(StorageTable, "Stored objects that count for a gauge.")
     enforcement = Key(ENFORCEMENTS, "on (default) or shadow: decide, but never deny.")
     on_store_failure = Key(STORE_FAILURES, "allow (default) or deny.")
     headers = Key(HEADERS, "ietf (default), x-ratelimit, both or none.")
@@ -173,6 +175,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
         plans=kept(built_plans),
         billing=money,
         dunning=dunning,
+        storage=build_storage(values.storage, known),
         **common,
     )
     return digest(replace(catalog, notes=problems.notes))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.catalog.stored_objects import Storage
+
 Algorithm = Literal["sliding-window", "fixed-window", "token-bucket"]
 Enforcement = Literal["on", "shadow", "off"]
 """``off`` comes from the settings only: a plans file cannot say it."""
@@ -381,6 +383,7 @@ class Catalog:
     on_store_failure: StoreFailure = "allow"
     headers: Headers = "ietf"
     notes: tuple[Note, ...] = ()
+    storage: Storage | None = None
 
 
 def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:

@@ -53,6 +53,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:h:",  # ledger of changes: customers with a state
     r"^[\w.-]+:\{\d+\}:turns$",  # those of them whom the clock will change
     r"^[\w.-]+:\{\d+\}:a?v:",  # levels of gauges, those above 0: an app's facts, of no period
+    r"^[\w.-]+:\{\d+\}:q:",  # stored objects, while they are there, and until a listing of what is removed
     r"^[\w.-]+:\{\d+\}:customers$",  # their names
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
@@ -144,6 +145,7 @@ class CustomerKeys:
     marks: str
     history: str
     corrections: str
+    objects: str
     dirty: str
     unlinked: str
     notices: str
@@ -221,6 +223,10 @@ class Keys:
         """Stream: what has happened to customers, for the handlers of the app."""
         return self.shard(shard, "notices")
 
+    def relist(self, shard: int) -> str:
+        """Sorted set: customers whose buckets must be listed again, by when that was found."""
+        return self.shard(shard, "relist")
+
     def audit(self, shard: int) -> str:
         """Stream: what was recorded and is not in the database of the audit log yet."""
         return self.shard(shard, "audit")
@@ -248,6 +254,7 @@ class Keys:
             marks=self.shard(shard, f"{space}i:{customer}"),
             history=self.shard(shard, f"{space}h:{customer}"),
             corrections=self.shard(shard, f"{space}k:{customer}"),
+            objects=self.shard(shard, f"{space}q:{customer}"),
             dirty=self.shard(shard, "dirty"),
             unlinked=self.shard(shard, "unlinked"),
             notices=self.notices(shard),

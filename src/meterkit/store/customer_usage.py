@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 
+from meterkit.catalog import OTHER_TYPE
 from meterkit.decisions.balance import Balance, holdings_of
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
 from meterkit.decisions.gauges import GaugeLimit, Level
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.catalog import Catalog, Entitlement, Storage
     from meterkit.decisions.customer_state import Access, Status
 
 __all__ = [
@@ -79,6 +80,7 @@ class MeterUsage(Deliveries):
     ``used`` is recorded + held; what is recorded of a gauge is its level; ``granted`` is what grants of the
     meter have paid for and have left; ``overage_cents`` is what the overage so far costs, each unit by the
     price in the plans file when it was recorded, rounded once, half to even, None where the file gives none;
+    ``types`` is there for the gauge of ``storage:`` alone: its bytes by type;
     the parts from ``pending`` on add up to what was recorded and goes to Stripe.
     """
 
@@ -90,6 +92,7 @@ class MeterUsage(Deliveries):
     overage: int
     overage_cents: int | None
     recorded: int
+    types: NotRequired[dict[str, int]]
 
 
 class CustomerUsage(TypedDict):
@@ -148,7 +151,10 @@ def usage_of(
             return _counts_of(meter_token(name), view, linked=linked)
         if catalog.meters[name].kind == "gauge":
             level = Level.read(filled.get(name))
-            return _gauge(entitlements[name], view, level, keeps=effective.keeps_limits)
+            found = _gauge(entitlements[name], view, level, keeps=effective.keeps_limits)
+            if catalog.storage is not None and catalog.storage.gauge == name:
+                found["types"] = _types(catalog.storage, filled)
+            return found
         return _meter(name, entitlements, view, linked=linked)
 
     return {
@@ -278,6 +284,14 @@ def _gauge(entitlement: Entitlement, view: _View, level: Level, *, keeps: bool) 
         "included": "unlimited" if limit is None else limit.included,
         "remaining": "unlimited" if limit is None else max(0, limit.at(level, view.now_ms) - used),
     }
+
+
+def _types(storage: Storage, levels: Mapping[str, bytes]) -> dict[str, int]:
+    """How much of the gauge each type fills."""
+    first = f"{storage.gauge}:"
+    kept = {name.removeprefix(first) for name in levels if name.startswith(first)} - {""}
+    known = (*storage.types, OTHER_TYPE)
+    return {name: Level.read(levels.get(first + name)).level for name in (*known, *sorted(kept - {*known}))}
 
 
 def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:

@@ -65,7 +65,7 @@ async def delete(store: Store, customer: str) -> Deleted:
         *(keys.counters, keys.state, keys.totals),
         *(store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked),
         *(keys.grants, keys.ledger, keys.levels, keys.marks, keys.history, store.keys.turns(keys.shard)),
-        keys.corrections,
+        *(keys.corrections, keys.objects),
         *[store.keys.audit(keys.shard)] * store.is_audited,
     ]
     links = Links(store)

@@ -1,0 +1,97 @@
+"""The block ``storage:``: which gauge holds stored bytes, and how an object's key names its customer."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from meterkit.catalog.errors import RefusedError, unknown
+from meterkit.catalog.scalars import NAME, scalar, text
+from meterkit.catalog.shapes import Built, Forms, Key, ListOf, Table
+from meterkit.catalog.stored_objects import OTHER_TYPE, ObjectPattern, Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog.models import Meter
+
+__all__ = ["StorageTable", "build_storage"]
+
+_KEY_ALLOWED: Final = 'a key with {customer}, {type} and {path:path}, such as "{customer}/{type}/{path:path}"'
+_FIELD: Final = re.compile(r"\{[^{}]*\}|[{}]")
+_FIELDS: Final = ("{customer}", "{type}", "{path:path}")
+_BUCKET: Final = text(255, pattern=r"[A-Za-z0-9._:/-]+", allowed="the name of a bucket, such as uploads")
+
+
+def _parse_key(text: str) -> str:
+    found = _FIELD.findall(text)
+    strange = [field for field in found if field not in _FIELDS]
+    if strange:
+        raise RefusedError(f"{strange[0]} is no field of a key; allowed: {_KEY_ALLOWED}")
+    if found.count("{customer}") != 1 or len(set(found)) != len(found):
+        raise RefusedError(
+            f"{{customer}} must stand in it once, others at most once; allowed: {_KEY_ALLOWED}"
+        )
+    if "{path:path}" in found and not text.endswith("{path:path}"):
+        raise RefusedError(f"{{path:path}} must stand at the end; allowed: {_KEY_ALLOWED}")
+    if "}{" in text or text.startswith("/"):
+        raise RefusedError(
+            f"a slash or another text must part fields, and begin no key; allowed: {_KEY_ALLOWED}"
+        )
+    return text
+
+
+class ObjectsTable(Table, what="objects"):
+    """``objects:`` in ``storage:``."""
+
+    bucket = Key(_BUCKET, "Name of the bucket.", required=True)
+    key = Key(
+        scalar(_parse_key, _KEY_ALLOWED, pattern=r"\{customer\}"),
+        "How an object's key names its customer and type.",
+        required=True,
+    )
+
+
+def _pattern(table: ObjectsTable) -> ObjectPattern | None:
+    if table.bucket is None or table.key is None:
+        return None
+    return ObjectPattern(bucket=table.bucket, key=table.key)
+
+
+_OBJECTS: Final = Built(ObjectsTable, _pattern)
+
+
+def _single(pattern: ObjectPattern) -> tuple[ObjectPattern, ...]:
+    return (pattern,)
+
+
+class StorageTable(Table, what="storage"):
+    """``storage:`` at the top level."""
+
+    gauge = Key(NAME, "The gauge that holds the stored bytes.", required=True)
+    objects = Key(
+        Forms(
+            "a map with bucket and key, or a list of such maps",
+            items=ListOf(_OBJECTS, "objects", 1),
+            fields=Built(_OBJECTS, _single),
+        ),
+        "Buckets and the keys of their objects; the first match wins.",
+        required=True,
+    )
+    types = Key(ListOf(NAME, "types"), "Types that usage shows apart; any other is `other`.")
+
+
+def build_storage(table: StorageTable | None, meters: Mapping[str, Meter | None]) -> Storage | None:
+    """What the plans file says of storage; what is wrong is noted."""
+    if table is None or table.gauge is None:
+        return None
+    if table.gauge not in meters:
+        table.refuse("gauge", unknown("meter", table.gauge, meters))
+        return None
+    meter = meters[table.gauge]
+    if meter is not None and (meter.kind != "gauge" or meter.unit not in {"byte", "bytes"}):
+        table.refuse("gauge", f"{table.gauge} must be a gauge of bytes: {{unit: byte, kind: gauge}}")
+    types = table.types or ()
+    if OTHER_TYPE in types:
+        table.refuse("types", f"`{OTHER_TYPE}` is there without being listed; leave it out")
+    return Storage(gauge=table.gauge, objects=table.objects or (), types=types)

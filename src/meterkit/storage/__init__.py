@@ -1,0 +1,1 @@
+"""Stored objects: events of object stores, listings of buckets, and the gauge that both keep exact."""

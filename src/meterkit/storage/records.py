@@ -1,0 +1,184 @@
+"""Records of object stores, read: S3 (also by SQS), EventBridge, MinIO. Pure.
+
+The formats:
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-content-structure.html
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/ev-events.html
+https://github.com/minio/minio/blob/master/internal/event/event.go
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
+from urllib.parse import unquote_plus
+
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.periods import to_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["NULL_VERSION", "Change", "ObjectEvent", "UnreadableError", "carried", "read_events"]
+
+NULL_VERSION: Final = "null"
+"""The version of objects in buckets without versions; it alone is overwritten."""
+
+Change = Literal["stored", "removed", "unclear"]
+"""What became of a version; ``unclear``: of which versions, only a listing can tell."""
+
+_STORED: Final = frozenset({"Put", "Post", "Copy", "CompleteMultipartUpload"})
+_HEX: Final = re.compile(r"[0-9A-Fa-f]{1,64}")
+_MAJOR: Final = "2"
+_RECORDS_MAX: Final = 10_000
+
+
+class UnreadableError(ValueError):
+    """What was sent is no event of an object store that is known here."""
+
+
+class ObjectEvent(NamedTuple):
+    """One event of one version of an object.
+
+    Attributes:
+        key: decoded.
+        version: ``null`` in buckets without versions.
+        size: in bytes; 0 unless stored.
+        sequencer: in small hex digits; empty where there is none.
+        at_ms: when it happened, by the clock of the object store.
+    """
+
+    bucket: str
+    key: str
+    version: str
+    change: Change
+    size: int
+    sequencer: str
+    at_ms: int
+
+
+def read_events(body: bytes | str) -> tuple[list[ObjectEvent], int]:
+    """The events in a message, and how many of its records could not be read.
+
+    Events that neither store nor remove bytes are left out: tags, retention, delete markers, tests.
+
+    Raises:
+        UnreadableError: the message is of no known format.
+    """
+    message = _json(body)
+    records = message.get("Records")
+    if isinstance(records, list) and len(cast("list[object]", records)) <= _RECORDS_MAX:
+        found = [_guarded(_s3_event, record) for record in cast("list[object]", records)]
+    elif message.get("source") == "aws.s3" and "detail-type" in message:
+        found = [_guarded(_bridge_event, message)]
+    elif message.get("Event") == "s3:TestEvent":
+        found = []
+    else:
+        raise UnreadableError("neither records of S3 or MinIO, nor an event of EventBridge")
+    events = [event for event in found if isinstance(event, ObjectEvent)]
+    return events, found.count(False)
+
+
+def carried(body: str) -> str:
+    """What a message of a queue carries: the message of SNS within it, or the whole. Pure."""
+    try:
+        message = _json(body)
+    except UnreadableError:
+        return body
+    inner = message.get("Message")
+    return inner if message.get("Type") == "Notification" and isinstance(inner, str) else body
+
+
+def _json(body: bytes | str) -> Mapping[str, Any]:
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError("not JSON") from error
+    if not isinstance(message, dict):
+        raise UnreadableError("not a JSON object")
+    return cast("Mapping[str, Any]", message)
+
+
+def _guarded(read: Any, record: Any) -> ObjectEvent | Literal[False] | None:
+    """An event; None: it changes no bytes; False: it cannot be read."""
+    try:
+        event: ObjectEvent | None = read(record)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return False
+    return event
+
+
+def _s3_event(record: Mapping[str, Any]) -> ObjectEvent | None:
+    if str(record["eventVersion"]).partition(".")[0] != _MAJOR:
+        raise UnreadableError("of another major version")
+    family, _, action = str(record["eventName"]).removeprefix("s3:").partition(":")
+    target = record["s3"]["object"]
+    # Both encode keys as forms do, MinIO also the slashes; decoded twice, `%252F` would become a slash.
+    key = unquote_plus(_text(target["key"]), errors="strict")
+    version = _version(target.get("versionId"))
+    change: Change
+    if family == "ObjectCreated" and action in _STORED:
+        change = "stored"
+    elif action == "DeleteMarkerCreated":
+        return _marker(
+            record["s3"]["bucket"]["name"], key, target.get("versionId"), target, record["eventTime"]
+        )
+    elif family == "ObjectRemoved" and action == "DeleteAllVersions":
+        change = "unclear"
+    elif family in {"ObjectRemoved", "LifecycleExpiration"} and action == "Delete":
+        change = "removed"
+    else:
+        return None
+    return _event(record["s3"]["bucket"]["name"], key, version, change, target, record["eventTime"])
+
+
+def _bridge_event(message: Mapping[str, Any]) -> ObjectEvent | None:
+    detail, kind = message["detail"], message["detail-type"]
+    target, bucket = detail["object"], detail["bucket"]["name"]
+    key, version = _text(target["key"]), target.get("version-id")
+    if kind == "Object Created":
+        return _event(bucket, key, _version(version), "stored", target, message["time"])
+    if kind != "Object Deleted":
+        return None
+    if detail.get("deletion-type") == "Delete Marker Created":
+        return _marker(bucket, key, version, target, message["time"])
+    return _event(bucket, key, _version(version), "removed", target, message["time"])
+
+
+def _marker(
+    bucket: object, key: str, version: object, target: Mapping[str, Any], at: object
+) -> ObjectEvent | None:
+    """A delete marker frees nothing, unless it takes the place of the null version."""
+    if version is None or version == "":
+        return _event(bucket, key, NULL_VERSION, "unclear", target, at)
+    if version == NULL_VERSION:
+        return _event(bucket, key, NULL_VERSION, "removed", target, at)
+    return None
+
+
+def _event(
+    bucket: object, key: str, version: str, change: Change, target: Mapping[str, Any], at: object
+) -> ObjectEvent:
+    size = 0
+    if change == "stored":
+        size = target.get("size", 0)  # MinIO leaves out the size of an empty object.
+        if type(size) is not int or not 0 <= size <= QUANTITY_MAX:
+            raise UnreadableError("not a size")
+    sequencer = target.get("sequencer") or ""
+    if sequencer and not _HEX.fullmatch(_text(sequencer)):
+        sequencer = ""
+    instant = datetime.fromisoformat(_text(at))
+    if instant.tzinfo is None:
+        instant = instant.replace(tzinfo=UTC)
+    return ObjectEvent(_text(bucket), key, version, change, size, sequencer.lower(), to_ms(instant))
+
+
+def _version(version: object) -> str:
+    return NULL_VERSION if version in {None, "", NULL_VERSION} else _text(version)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value

@@ -1,0 +1,237 @@
+"""``kit.storage``: what customers store, kept exact by events of object stores and by listings."""
+
+from __future__ import annotations
+
+import logging
+from asyncio import wrap_future
+from collections import defaultdict
+from importlib import import_module
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.storage.aws import Aws
+from meterkit.storage.objects import object_field, owner_of
+from meterkit.storage.records import UnreadableError, carried, read_events
+from meterkit.storage.shelf import Window, count_events, customers_with_objects, relist
+from meterkit.storage.sns import open_notice
+from meterkit.store.customer_id import check_customer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Mapping
+
+    from meterkit.catalog import Storage
+    from meterkit.storage.aws import Page
+    from meterkit.store.store import Store
+
+__all__ = ["ObjectStorage"]
+
+_logger = logging.getLogger("meterkit.storage")
+
+_WARN_EVERY_S: Final = 60.0
+_WARNED_MAX: Final = 100
+_FETCH_TIMEOUT_S: Final = 5.0
+_FETCH_BYTES_MAX: Final = 1 << 16
+_CERTIFICATES_MAX: Final = 16
+_SKEW_MS: Final = 60_000
+"""How far the clocks of an object store's hosts may differ."""
+
+
+class Lister(Protocol):
+    """As much of an object store as a recalculation uses."""
+
+    def pages(self, bucket: str, prefix: str) -> AsyncIterator[Page]:
+        """All versions of all objects whose key begins so, page by page."""
+        ...
+
+
+class ObjectStorage:
+    """Counts the bytes of stored objects for the gauge that the plans file names under ``storage:``.
+
+    Events may come repeated, late and in any order. Those that are lost, :meth:`recalculate` makes up for.
+    """
+
+    def __init__(self, store: Store, endpoint: str | None) -> None:
+        self._store = store
+        self._aws = Aws(endpoint)
+        self._certificates: dict[str, bytes] = {}
+        self._warned: dict[str, float] = {}
+
+    async def count(self, body: bytes | str) -> None:
+        """Count the events of one message: records of S3 or MinIO, or an event of EventBridge.
+
+        Raises:
+            UnreadableError: it is neither.
+            StoreError: the store does not answer; count the message again.
+            MeterkitError: the plans file has no ``storage:``.
+        """
+        storage = self._configured()
+        events, unread = read_events(body)
+        if unread:
+            self.warn(
+                "an object store has sent records that cannot be read: an hourly listing makes up for them"
+            )
+        if self._store.is_off:
+            return
+        foreign = await count_events(self._store, storage, events)
+        if foreign:
+            self.warn("events of objects are not counted: no `key` of `storage.objects` matches them")
+
+    async def count_signed(self, body: bytes, topics: Collection[str]) -> None:
+        """Count the events of a post that SNS has signed, or confirm a subscription; raises as :meth:`count`.
+
+        Raises:
+            ForgedError: SNS has not signed it for one of the topics, or more than an hour ago.
+        """
+        self._configured()
+        now_s = self._store.now_ms() / 1000
+        try:
+            message = await open_notice(body, topics=topics, now_s=now_s, fetch=self.fetch)
+        except OSError as error:
+            raise StoreError(f"SNS cannot be asked: {error}") from error
+        if message is not None:
+            await self.count(message)
+
+    async def poll(self, queue_url: str, *, wait_s: int = 20) -> int:
+        """Count up to ten messages of a queue of SQS, and take off the queue those that counted; how many.
+
+        Waits up to ``wait_s`` seconds for the first. The messages are of S3, SNS or EventBridge.
+
+        Raises:
+            StoreError: the store does not answer; what has not counted comes again.
+            MeterkitError: the queue cannot be read, boto3 is missing, or the plans file has no ``storage:``.
+        """
+        self._configured()
+        counted: list[str] = []
+        try:
+            for body, receipt in await self._aws.receive(queue_url, wait_s=wait_s):
+                try:
+                    await self.count(carried(body))
+                except UnreadableError as error:
+                    self.warn(f"a message of the queue of storage events stays there: {error}")
+                else:
+                    counted.append(receipt)
+        finally:
+            await self._aws.delete(queue_url, counted)
+        return len(counted)
+
+    async def recalculate(
+        self, customer: str | None = None, *, dry_run: bool = False, lister: Lister | None = None
+    ) -> Mapping[str, int]:
+        """List the buckets and correct what is known of their objects; drift in bytes by customer.
+
+        Customers whose bytes were right are left out. The drift is what the listing has more.
+
+        Args:
+            customer: only this one's; None: everybody's.
+            dry_run: only look.
+            lister: lists buckets; None: boto3 does.
+
+        Raises:
+            CustomerError: the id is not allowed.
+            StoreError: the store does not answer.
+            MeterkitError: a bucket cannot be listed, boto3 is missing, or the plans file has no ``storage:``.
+        """
+        storage, store = self._configured(), self._store
+        if customer is not None:
+            check_customer(customer)
+        drift: defaultdict[str, int] = defaultdict(int)
+        if store.is_off:
+            return drift
+        if not dry_run:
+            await self._begin(customer)
+        for bucket in dict.fromkeys(pattern.bucket for pattern in storage.objects):
+            listed, window = await self._list(storage, bucket, customer, lister or self._aws)
+            known = await customers_with_objects(store) if customer is None else [customer]
+            for name in sorted({*listed, *known}):
+                found = listed.get(name, {})
+                drift[name] += await relist(store, storage, name, bucket, found, window, dry_run=dry_run)
+        return {name: by for name, by in sorted(drift.items()) if by}
+
+    async def unclear(self) -> Mapping[str, int]:
+        """Customers of whom only a listing can tell what they store, and since when (ms).
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        admin, found = await self._store.admin(), dict[str, int]()
+        for shard in range(self._store.keys.shards):
+            page = await admin.ask(
+                admin.client.zrange(self._store.keys.relist(shard), 0, -1, withscores=True)
+            )
+            found |= {name.decode(): int(at_ms) for name, at_ms in page}
+        return found
+
+    def warn(self, message: str) -> None:
+        """Log a warning, at most once a minute."""
+        now_s = monotonic()
+        if now_s - self._warned.get(message, -_WARN_EVERY_S) >= _WARN_EVERY_S:
+            if len(self._warned) >= _WARNED_MAX:
+                self._warned.clear()
+            self._warned[message] = now_s
+            _logger.warning("%s", message)
+
+    async def fetch(self, url: str) -> bytes:
+        """What an address of SNS has; certificates are remembered. Raises OSError."""
+        known = self._certificates.get(url)
+        if known is None:
+            known = await wrap_future(in_daemon_thread(lambda: _fetch(url), name="meterkit-sns"))
+            if len(self._certificates) >= _CERTIFICATES_MAX:
+                self._certificates.clear()
+            if url.endswith(".pem"):
+                self._certificates[url] = known
+        return known
+
+    def _configured(self) -> Storage:
+        storage = self._store.catalog.storage
+        if storage is None:
+            raise MeterkitError(
+                f"{self._store.catalog.source} has no `storage:`: add it, with the gauge, and with the bucket"
+                " and the key of the objects that count"
+            )
+        return storage
+
+    async def _begin(self, customer: str | None) -> None:
+        """What was unclear until now, the listing tells; what is from now on, the next one."""
+        admin, keys = await self._store.admin(), self._store.keys
+        if customer is not None:
+            await admin.ask(admin.client.zrem(keys.relist(keys.customer(customer).shard), customer))
+            return
+        for shard in range(keys.shards):
+            await admin.ask(admin.client.delete(keys.relist(shard)))
+
+    async def _list(
+        self, storage: Storage, bucket: str, customer: str | None, lister: Lister
+    ) -> tuple[Mapping[str, Mapping[str, tuple[int, str]]], Window]:
+        """By customer, size and type of each version of an object in a bucket."""
+        found: defaultdict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
+        since_ms = until_ms = self._store.now_ms()
+        is_first = True
+        for prefix in _prefixes(storage, bucket, customer):
+            async for page in lister.pages(bucket, prefix):
+                until_ms = self._store.now_ms() if page.at_ms is None else page.at_ms
+                since_ms = until_ms if is_first and page.at_ms is not None else since_ms
+                is_first = False
+                for key, version, size in page.versions:
+                    owner = owner_of(storage, bucket, key)
+                    if owner is not None and customer in {None, owner.customer}:
+                        found[owner.customer][object_field(bucket, key, version)] = size, owner.type
+        return found, Window(since_ms - _SKEW_MS, until_ms + _SKEW_MS)
+
+
+def _prefixes(storage: Storage, bucket: str, customer: str | None) -> list[str]:
+    """What all keys begin with that count; each key is listed under one of them."""
+    keys = [pattern.key for pattern in storage.objects if pattern.bucket == bucket]
+    keys = keys if customer is None else [key.replace("{customer}", customer) for key in keys]
+    asked = {key.partition("{")[0] for key in keys}
+    return [
+        one for one in sorted(asked) if not any(one != other and one.startswith(other) for other in asked)
+    ]
+
+
+def _fetch(url: str) -> bytes:
+    module: Any = import_module("urllib.request")  # Only messages of SNS need it.
+    with module.urlopen(url, timeout=_FETCH_TIMEOUT_S) as response:
+        found: bytes = response.read(_FETCH_BYTES_MAX)
+    return found

@@ -1,0 +1,278 @@
+"""What the store keeps of objects: one script takes events and listings of a customer and a bucket."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from meterkit.catalog import QUANTITY_MAX
+from meterkit.decisions.gauges import GaugeLimit
+from meterkit.decisions.packed import unpack_field
+from meterkit.errors import StoreError
+from meterkit.storage.objects import bucket_tag, object_field, owner_of
+from meterkit.storage.records import NULL_VERSION
+from meterkit.store import replies
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from meterkit.catalog import Storage
+    from meterkit.storage.objects import Owner
+    from meterkit.storage.records import ObjectEvent
+    from meterkit.store.store import Store
+
+__all__ = [
+    "Correction",
+    "Shelved",
+    "Window",
+    "corrections",
+    "count_events",
+    "customers_with_objects",
+    "relist",
+]
+
+_REMOVED: Final = 0
+_STORED: Final = 1
+_AT_ONCE: Final = 500
+_KEYS_AT_ONCE: Final = 1_000
+_TRIES: Final = 8
+_WITHOUT_NOTICE: Final = 5
+_KNOWN: Final = (int, int, int, bytes, bytes)
+
+
+class Correction(NamedTuple):
+    """A version that a listing has and the store has not, or the reverse; its arguments of the script."""
+
+    field: str
+    kind: int
+    size: int
+    at_ms: int
+    sequencer: str
+    type: str
+    is_single: bool
+
+
+class Window(NamedTuple):
+    """When a listing was made, by the clock of the object store.
+
+    Attributes:
+        since_ms: each event before it is in the listing.
+        until_ms: no event from then on is in it.
+    """
+
+    since_ms: int
+    until_ms: int
+
+
+class Shelved(NamedTuple):
+    """What the script has done: by how many bytes the level has moved, and whether to list again."""
+
+    moved: int
+    is_unclear: bool
+
+
+class Known(NamedTuple):
+    """What the store keeps of a version."""
+
+    is_there: bool
+    size: int
+    at_ms: int
+    type: str
+
+    @classmethod
+    def read(cls, packed: bytes) -> Known:
+        """Read a field. Raises ValueError where it is damaged."""
+        values: list[Any] = unpack_field(packed)
+        if tuple(map(type, values)) != _KNOWN:
+            raise ValueError(f"not an object: {packed!r:.80}")
+        kind, size, at_ms, _, of_type = values
+        return cls(kind != _REMOVED, size, at_ms, of_type.decode())
+
+
+def corrections(listed: Mapping[str, tuple[int, str]], known: Mapping[str, Known]) -> list[Correction]:
+    """What the store must change to agree with a listing: by field, size and type. Pure."""
+    found = [
+        Correction(field, _STORED, size, 0, "", of_type, is_single=False)
+        for field, (size, of_type) in listed.items()
+        if field not in known or known[field][:2] + known[field][3:] != (True, size, of_type)
+    ]
+    gone = (field for field in known if field not in listed)
+    return found + [Correction(field, _REMOVED, 0, 0, "", "", is_single=False) for field in gone]
+
+
+async def count_events(store: Store, storage: Storage, events: Iterable[ObjectEvent]) -> int:
+    """Count events, in any order and repeated as they come; how many of them are of no customer's object.
+
+    Raises:
+        StoreError: the store does not answer. Which of the events have counted is not known; those that have
+            count no second time.
+    """
+    changes: defaultdict[tuple[str, str], list[Correction]] = defaultdict(list)
+    unclear, foreign = set[tuple[str, str]](), 0
+    for event in events:
+        owner = owner_of(storage, event.bucket, event.key)
+        if owner is None:
+            foreign += 1
+            continue
+        place = owner.customer, event.bucket
+        if event.change == "unclear":
+            unclear.add(place)
+            changes[place] += []
+        else:
+            changes[place].append(_change(event, owner))
+    for (customer, bucket), found in changes.items():
+        for first in range(0, len(found) or 1, _AT_ONCE):
+            await _shelve(
+                store,
+                storage,
+                customer,
+                bucket,
+                found[first : first + _AT_ONCE],
+                is_unclear=(customer, bucket) in unclear,
+            )
+    return foreign
+
+
+def _change(event: ObjectEvent, owner: Owner) -> Correction:
+    return Correction(
+        object_field(event.bucket, event.key, event.version),
+        _STORED if event.change == "stored" else _REMOVED,
+        event.size,
+        event.at_ms,
+        event.sequencer,
+        owner.type,
+        event.version != NULL_VERSION,
+    )
+
+
+async def relist(
+    store: Store,
+    storage: Storage,
+    customer: str,
+    bucket: str,
+    listed: Mapping[str, tuple[int, str]],
+    window: Window,
+    *,
+    dry_run: bool,
+) -> int:
+    """Correct what is known of a customer's objects in a bucket by a listing; by how many bytes it was wrong.
+
+    Args:
+        store: where it is known.
+        storage: of the plans file.
+        customer: whose objects.
+        bucket: where they lie.
+        listed: by field, size and type of each version that is there.
+        window: when the listing was made.
+        dry_run: only look.
+
+    Raises:
+        StoreError: the store does not answer, or what it keeps is damaged.
+    """
+    if not dry_run:  # From now on no event may change what the listing has.
+        await _shelve(store, storage, customer, bucket, [], window=window)
+    known = await _known(store, customer, bucket)
+    found = corrections(listed, known)
+    if dry_run:
+        # What events said of the time of the listing, it may not have.
+        counted = [one for one in found if one.field not in known or known[one.field].at_ms < window.since_ms]
+        return sum(one.size - _bytes(known.get(one.field)) for one in counted)
+    drift = 0
+    for first in range(0, len(found), _AT_ONCE):
+        part = found[first : first + _AT_ONCE]
+        drift += (await _shelve(store, storage, customer, bucket, part, window=window)).moved
+    return drift
+
+
+def _bytes(known: Known | None) -> int:
+    return known.size if known is not None and known.is_there else 0
+
+
+async def _known(store: Store, customer: str, bucket: str) -> dict[str, Known]:
+    key = store.keys.customer(customer).objects
+    admin, tag = await store.admin(), bucket_tag(bucket)
+    found: dict[str, Known] = {}
+    cursor: Any = None
+    while cursor != 0:
+        cursor, page = await admin.ask(
+            admin.client.hscan(key, cursor or 0, match=f"{tag}?*", count=_KEYS_AT_ONCE)
+        )
+        for field, packed in page.items():
+            try:
+                found[field.decode()] = Known.read(packed)
+            except ValueError as error:
+                raise StoreError(f"the objects of customer {customer!r} cannot be read: {error}") from error
+    return found
+
+
+async def customers_with_objects(store: Store) -> Sequence[str]:
+    """The ids of all customers with objects, sorted. Raises StoreError."""
+    prefix = store.keys.prefix
+    named = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:q:(.*)", re.DOTALL)
+    admin = await store.admin()
+    found: set[str] = set()
+    for server in await admin.servers():
+        cursor = None
+        while cursor != 0:
+            scan = server.client.scan(cursor or 0, match=f"{prefix}:{{*}}:q:*", count=_KEYS_AT_ONCE)
+            cursor, keys = await server.ask(scan)
+            names = (named.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
+            found.update(name[1] for name in names if name is not None)
+    return sorted(found)
+
+
+async def _shelve(
+    store: Store,
+    storage: Storage,
+    customer: str,
+    bucket: str,
+    changes: Sequence[Correction],
+    *,
+    window: Window | None = None,
+    is_unclear: bool = False,
+) -> Shelved:
+    """Run the script. Raises StoreError."""
+    admin, view, gauge = await store.admin(), store.cache.get(customer), storage.gauge
+    names = [
+        *(view.keys.levels, view.keys.state, view.keys.notices, view.keys.objects),
+        *(store.keys.relist(view.shard), view.keys.history),
+    ]
+    for _ in range(_TRIES):
+        view = view.cache.newest(view)
+        entitlement, bounds = view.entitlements[gauge], view.effective.bounds
+        limit = GaugeLimit.of(entitlement)
+        reply: Any = await admin.run(
+            store.scripts["shelve"],
+            names,
+            view.rev,
+            min(view.effective.valid_until_ms, bounds.next_end_ms),
+            *(bounds.start_ms, bounds.end_ms, bounds.next_end_ms),
+            gauge,
+            -1 if limit is None else limit.included,
+            view.customer,
+            " ".join(f"{level} {percent}" for level, percent in entitlement.thresholds),
+            bucket_tag(bucket),
+            *(("", "") if window is None else window),
+            "relist" if is_unclear else "",
+            *(int(value) if isinstance(value, bool) else value for change in changes for value in change),
+        )
+        if reply[0] == replies.STALE:
+            view.cache.learn(view, reply)
+        elif reply[0] == replies.CLOCK:
+            raise StoreError(
+                f"this host's clock and the store's differ by more than 60 s (store: {reply[1]} ms); "
+                "no level is changed until they agree",
+                executed=False,
+            )
+        elif reply[0] == replies.ALLOWED:
+            if len(reply) > _WITHOUT_NOTICE:
+                view.cache.on_notice(view.shard)
+            return Shelved(int(reply[3]), bool(reply[4]))
+        else:
+            raise StoreError(
+                f"{gauge} of customer {customer!r}: the level is {reply[2]}, with its objects it would pass"
+                f" {QUANTITY_MAX}; nothing is changed",
+                executed=False,
+            )
+    raise StoreError(f"customer {customer!r} changed {_TRIES} times meanwhile; try again", executed=False)

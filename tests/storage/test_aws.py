@@ -1,0 +1,145 @@
+"""Listings of buckets and queues through boto3, against moto's servers over HTTP."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from delivering import NOW
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.errors import MeterkitError
+from meterkit.storage import aws
+from meterkit.testing import Clock
+from storage.objects import Happened
+from storage.test_histories import PLANS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+pytestmark = pytest.mark.anyio
+
+AT_MS: Final = 1_600_000_000_000  # Long before: moto answers with the time of this host.
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def address(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_SQS": moto,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return moto
+
+
+@pytest.fixture
+async def kit(address: str) -> AsyncIterator[MeterKit]:
+    async with MeterKit(
+        loads(PLANS), clock=Clock(NOW), redis_url="memory://", flush=False, storage_endpoint=address
+    ) as kit:
+        yield kit
+
+
+@pytest.fixture
+def s3(address: str) -> Iterator[Any]:
+    client: Any = boto3.client("s3", endpoint_url=address)
+    client.create_bucket(Bucket="uploads")
+    client.put_bucket_versioning(Bucket="uploads", VersioningConfiguration={"Status": "Enabled"})
+    yield client
+    found = client.list_object_versions(Bucket="uploads")
+    for one in (*found.get("Versions", ()), *found.get("DeleteMarkers", ())):
+        client.delete_object(Bucket="uploads", Key=one["Key"], VersionId=one["VersionId"])
+    client.delete_bucket(Bucket="uploads")
+
+
+@pytest.fixture
+def queue(address: str) -> str:
+    client: Any = boto3.client("sqs", endpoint_url=address)
+    url: str = client.create_queue(QueueName="uploads", Attributes={"VisibilityTimeout": "0"})["QueueUrl"]
+    client.purge_queue(QueueUrl=url)
+    return url
+
+
+async def test_a_recalculation_counts_what_no_event_told_of(kit: MeterKit, s3: Any) -> None:
+    for key, size in (("ada/images/a b", 10), ("ada/images/a b", 7), ("ada/x/b", 5), ("bob/documents/c", 3)):
+        s3.put_object(Bucket="uploads", Key=key, Body=b"x" * size)
+    s3.delete_object(Bucket="uploads", Key="ada/images/a b")  # A marker: both versions remain.
+    s3.put_object(Bucket="uploads", Key="nobody", Body=b"x")
+    lost = Happened("ObjectCreated:Put", "ada/images/gone", 900, "v9", AT_MS, 5, 5)
+    await kit.storage.count(lost.as_body("s3", "uploads"))
+    assert await kit.storage.recalculate(dry_run=True) == {"ada": 22 - 900, "bob": 3}
+    assert await kit.gauges.get("ada", "storage") == 900
+    assert await kit.storage.recalculate("ada") == {"ada": 22 - 900}
+    assert [await kit.gauges.get(name, "storage") for name in ("ada", "bob")] == [22, 0]
+    assert await kit.storage.recalculate() == {"bob": 3}
+    assert await kit.storage.recalculate() == {}
+    usage = (await kit.usage("ada"))["meters"]["storage"]
+    assert (usage["recorded"], usage.get("types")) == (22, {"documents": 0, "images": 17, "other": 5})
+    [entry] = await kit.customers.history("ada")
+    told = (entry.kind, entry.before, entry.after, entry.cause)
+    assert told == ("storage", "900 bytes", "22 bytes", "recalculation")
+
+
+async def test_a_listing_goes_on_where_a_page_ends(
+    kit: MeterKit, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 10**number)
+    called: list[dict[str, Any]] = []
+    whole = aws._called  # pyright: ignore[reportPrivateUsage]
+
+    async def paged(what: str, call: Any) -> Any:
+        call.keywords["MaxKeys"] = 2
+        called.append(call.keywords)
+        return await whole(what, call)
+
+    monkeypatch.setattr(aws, "_called", paged)
+    assert await kit.storage.recalculate() == {"ada": 11111}
+    assert len(called) > 1
+
+
+async def test_messages_of_a_queue_count_and_go(kit: MeterKit, queue: str, address: str) -> None:
+    client: Any = boto3.client("sqs", endpoint_url=address)
+    put = Happened("ObjectCreated:Put", "ada/images/a", 900, None, AT_MS, 5, 5)
+    again = Happened("ObjectCreated:Put", "ada/images/a", 800, None, AT_MS + 1000, 6, 6)
+    more = Happened("ObjectCreated:Put", "ada/documents/a", 40, None, AT_MS, 7, 7)
+    enveloped = {"Type": "Notification", "Message": again.as_body("s3", "uploads").decode()}
+    bodies = (put.as_body("s3", "uploads").decode(), json.dumps(enveloped), "not of an object store")
+    for body in (*bodies, more.as_body("eventbridge", "uploads").decode()):
+        client.send_message(QueueUrl=queue, MessageBody=body)
+    counted = 0
+    for _ in range(8):
+        counted += await kit.storage.poll(queue, wait_s=0)
+    assert counted == 3
+    assert await kit.gauges.get("ada", "storage") == 840
+    left = client.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]
+    assert [message["Body"] for message in left] == ["not of an object store"]
+
+
+async def test_a_bucket_that_is_not_there(kit: MeterKit, address: str) -> None:
+    assert address
+    with pytest.raises(MeterkitError, match=r"the bucket uploads cannot be listed: .*NoSuchBucket"):
+        await kit.storage.recalculate()
+
+
+async def test_without_storage_in_the_plans_file() -> None:
+    plans = PLANS[: PLANS.index("storage:\n  gauge")] + PLANS[PLANS.index("plans:") :]
+    async with MeterKit(loads(plans), redis_url="memory://", flush=False) as kit:
+        with pytest.raises(MeterkitError, match="has no `storage:`"):
+            await kit.storage.recalculate()

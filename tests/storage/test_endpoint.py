@@ -1,0 +1,216 @@
+"""``storage_events``: posts of MinIO, EventBridge and SNS count, and what is not theirs is refused."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA1, SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from delivering import NOW
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.errors import MeterkitError
+from meterkit.starlette import storage_events
+from meterkit.storage.sns import is_of_aws
+from meterkit.testing import Clock
+from storage.objects import Happened
+from storage.test_histories import PLANS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+SECRET: Final = "a secret of MinIO"
+TOPIC: Final = "arn:aws:sns:eu-west-1:1:uploads"
+CERTIFICATE: Final = "https://sns.eu-west-1.amazonaws.com/SimpleNotificationService-1.pem"
+BEARER: Final = {"authorization": f"Bearer {SECRET}"}
+PUT: Final = Happened("ObjectCreated:Put", "ada/images/a b", 900, None, 1_939_000_000_000, 5, 5)
+
+
+@pytest.fixture
+async def kit() -> AsyncIterator[MeterKit]:
+    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url="memory://", flush=False) as kit:
+        yield kit
+
+
+@pytest.fixture
+async def client(kit: MeterKit) -> AsyncIterator[httpx.AsyncClient]:
+    app = storage_events(kit, secret=SECRET, topics=[TOPIC])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+        yield client
+
+
+async def test_a_post_of_minio_counts_once(kit: MeterKit, client: httpx.AsyncClient) -> None:
+    for _ in range(2):
+        answer = await client.post("/", content=PUT.as_body("minio", "uploads"), headers=BEARER)
+        assert (answer.status_code, answer.json()) == (200, {"received": True})
+    usage = (await kit.usage("ada"))["meters"]["storage"]
+    assert (usage["used"], usage.get("types")) == (900, {"documents": 0, "images": 900, "other": 0})
+    assert (await client.head("/")).status_code == 200  # MinIO asks so first.
+
+
+async def test_a_post_of_eventbridge_counts(kit: MeterKit, client: httpx.AsyncClient) -> None:
+    await client.post("/", content=PUT.as_body("eventbridge", "uploads"), headers=BEARER)
+    assert await kit.gauges.get("ada", "storage") == 900
+
+
+async def test_what_nobody_has_signed_is_refused(kit: MeterKit, client: httpx.AsyncClient) -> None:
+    body = PUT.as_body("minio", "uploads")
+    for headers in ({}, {"authorization": SECRET}, {"authorization": "Bearer another"}):
+        answer = await client.post("/", content=body, headers=headers)
+        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+    assert (await client.post("/", content=b"{}", headers=BEARER)).status_code == 400
+    assert (await client.post("/", content=b" " * (2**20 + 1), headers=BEARER)).status_code == 413
+    assert (await client.get("/")).status_code == 405
+    assert await kit.gauges.get("ada", "storage") == 0
+    with pytest.raises(MeterkitError, match="at least 16 characters"):
+        storage_events(kit, secret="short")
+
+
+async def test_a_body_without_a_length_is_bounded_too(client: httpx.AsyncClient) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b" " * 2**19
+
+    assert (await client.post("/", content=pieces(), headers=BEARER)).status_code == 413
+
+
+async def test_a_store_that_fails_has_it_sent_again(valkey: Server) -> None:
+    async with MeterKit(loads(PLANS), redis_url=valkey.url, flush=False, shards=1) as kit:
+        app = storage_events(kit, secret=SECRET)
+        valkey.ask("SET", "mk:{0}:v:ada", "no hash")
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+            answer = await client.post("/", content=PUT.as_body("minio", "uploads"), headers=BEARER)
+        assert answer.status_code == 503
+        valkey.ask("DEL", "mk:{0}:v:ada")
+
+
+async def test_keys_of_nobody_are_logged_once_a_minute(
+    kit: MeterKit, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for key in ("ada/images/../../bob/images/x", "ada%2Fimages/x", "elsewhere"):
+        foreign = Happened("ObjectCreated:Put", key, 9, None, 1_939_000_000_000, 5, 5)
+        answer = await client.post("/", content=foreign.as_body("minio", "uploads"), headers=BEARER)
+        assert answer.status_code == 200
+    told = [line.getMessage() for line in caplog.records if line.name == "meterkit.storage"]
+    assert told == ["events of objects are not counted: no `key` of `storage.objects` matches them"]
+    assert [await kit.gauges.get(name, "storage") for name in ("ada", "bob")] == [0, 0]
+
+
+# SNS: https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html
+
+KEY: Final = generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def certificate() -> bytes:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sns.amazonaws.com")])
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    built = x509.CertificateBuilder(name, name, KEY.public_key(), 1, start, start + timedelta(days=9999))
+    return built.sign(KEY, SHA256()).public_bytes(Encoding.PEM)
+
+
+def signed(version: str = "2", **changes: str) -> dict[str, Any]:
+    message = {
+        "Message": PUT.as_body("s3", "uploads").decode(),
+        "MessageId": "1",
+        "Timestamp": NOW.isoformat().replace("+00:00", "Z"),
+        "TopicArn": TOPIC,
+        "Type": "Notification",
+        "SigningCertURL": CERTIFICATE,
+        "SignatureVersion": version,
+        **changes,
+    }
+    names = ["Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"]
+    if message["Type"] == "SubscriptionConfirmation":
+        names = ["Message", "MessageId", "SubscribeURL", "Timestamp", "Token", "TopicArn", "Type"]
+    text = "".join(f"{name}\n{message[name]}\n" for name in names if name in message)
+    hashed = SHA1() if version == "1" else SHA256()  # noqa: S303 - what topics sign with by default
+    signature = KEY.sign(text.encode(), PKCS1v15(), hashed)
+    return {**message, "Signature": b64encode(signature).decode()}
+
+
+@pytest.fixture
+def fetched(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was fetched of AWS, which the tests do not reach."""
+    found: list[str] = []
+
+    async def fetch(url: str) -> bytes:
+        found.append(url)
+        return certificate()
+
+    monkeypatch.setattr(kit.storage, "fetch", fetch)
+    return found
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+async def test_a_message_of_sns_counts(
+    kit: MeterKit, client: httpx.AsyncClient, fetched: list[str], version: str
+) -> None:
+    answer = await client.post("/", content=json.dumps(signed(version, Subject="Amazon S3 Notification")))
+    assert (answer.status_code, fetched) == (200, [CERTIFICATE])
+    assert await kit.gauges.get("ada", "storage") == 900
+
+
+async def test_a_subscription_is_confirmed(client: httpx.AsyncClient, fetched: list[str]) -> None:
+    url = "https://sns.eu-west-1.amazonaws.com/?Action=ConfirmSubscription&Token=t"
+    asked = {"Type": "SubscriptionConfirmation", "Token": "t"}
+    answer = await client.post("/", content=json.dumps(signed("1", SubscribeURL=url, **asked)))
+    assert (answer.status_code, fetched) == (200, [CERTIFICATE, url])
+    elsewhere = signed("1", SubscribeURL="https://sns.eu-west-1.amazonaws.com.evil.example/", **asked)
+    assert (await client.post("/", content=json.dumps(elsewhere))).status_code == 400
+    assert fetched == [CERTIFICATE, url, CERTIFICATE]
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({**signed(), "Message": "{}"}, "signature is wrong"),
+        ({**signed(), "Signature": "?"}, "signature is wrong"),
+        ({**signed(), "SignatureVersion": "3"}, "signature is wrong"),
+        (signed(TopicArn="arn:aws:sns:eu-west-1:2:mine"), "topic"),
+        (signed(SigningCertURL="https://evil.example/a.pem"), "certificate"),
+        (signed(Timestamp=(NOW - timedelta(minutes=61)).isoformat()), "older than an hour"),
+        (signed(Timestamp="yesterday"), "Timestamp"),
+        ({**signed(), "MessageId": 1}, "not a message of SNS"),
+    ],
+)
+async def test_a_message_that_sns_has_not_signed_lately_is_refused(
+    kit: MeterKit, client: httpx.AsyncClient, fetched: list[str], message: dict[str, Any], reason: str
+) -> None:
+    answer = await client.post("/", content=json.dumps(message))
+    assert (answer.status_code, reason in answer.json()["detail"]) == (400, True)
+    assert set(fetched) <= {CERTIFICATE}
+    assert await kit.gauges.get("ada", "storage") == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "is_fetched"),
+    [
+        (CERTIFICATE, True),
+        ("https://sns.cn-north-1.amazonaws.com.cn/a.pem", True),
+        ("http://sns.eu-west-1.amazonaws.com/a.pem", False),
+        ("https://sns.eu-west-1.amazonaws.com:8443/a.pem", False),
+        ("https://sns.eu-west-1.amazonaws.com:x/a.pem", False),
+        ("https://a@sns.eu-west-1.amazonaws.com/a.pem", False),
+        ("https://sns.eu-west-1.amazonaws.com/a.txt", False),
+        ("https://sns.eu-west-1.amazonaws.com.evil.example/a.pem", False),
+        ("https://evil.example/sns.eu-west-1.amazonaws.com/a.pem", False),
+        ("https://s3.eu-west-1.amazonaws.com/a.pem", False),
+        (7, False),
+    ],
+)
+def test_only_addresses_of_sns_are_fetched(url: object, is_fetched: bool) -> None:
+    assert is_of_aws(url, suffix=".pem") == is_fetched

@@ -1,0 +1,243 @@
+"""A customer's stored objects: the script ``shelve`` against a model that keeps them in dictionaries."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.customer_state import NO_STATE
+from meterkit.decisions.gauges import Level
+from meterkit.decisions.packed import unpack_field
+from meterkit.redis.resp import pack
+from store.script_checks import MismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from random import Random
+
+    from store.script_wires import Wire
+
+NOW: Final = 1_900_000_000_000
+MOST: Final = 10**15 - 1
+INCLUDED: Final = 50
+FIELDS: Final = ("one", "two", "v1", "v2")
+TYPES: Final = ("a", "b")
+REMOVED, STORED, LISTED = 0, 1, 2
+
+Change = tuple[str, int, int, int, str, str, int]
+Known = tuple[int, int, int, str, str]
+
+
+def newer(known: Known, event: Known, *, single: bool) -> tuple[bool, bool]:
+    """Whether an event replaces what is known, and whether only a listing can tell."""
+    kind, size, at_ms, number, _ = event
+    known_kind, known_size, known_ms, known_number, _ = known
+    if single:
+        return (kind, known_kind == REMOVED) == (REMOVED, False), False
+    if known_kind == LISTED:
+        return True, False
+    same = (kind, size) == (known_kind, known_size)
+    if number and number == known_number:
+        if kind == known_kind:
+            return not same and at_ms > known_ms, not same
+        return kind == REMOVED, False
+    if number and len(number) == len(known_number):
+        return number > known_number, False
+    if at_ms != known_ms:
+        return at_ms > known_ms, True
+    width = max(len(number), len(known_number))
+    left, right = number.ljust(width, "0"), known_number.ljust(width, "0")
+    wins = left > right if left != right else kind == REMOVED and not same
+    return wins, left != right or not same
+
+
+class ObjectsWorld:
+    """One customer, whose gauge the app may set beside: what happens, and a look at all of it."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        self._wire = wire
+        self._script = texts["shelve"]
+        self.random = random
+        self.seen: set[str] = set()
+        self.wall = NOW
+        self.objects: dict[str, Known] = {}
+        self.window = (0, 0)
+        self.level = Level()
+        self.relisted: int | None = None
+        self.ledger = 0
+        self.notices = 0
+        wire(pack("DEL", *self._keys))
+
+    _keys = ("levels", "state", "notices", "objects", "relist", "history")
+
+    @property
+    def _sums(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for kind, size, _, _, of_type in self.objects.values():
+            if kind != REMOVED and size:
+                found[of_type] = found.get(of_type, 0) + size
+        return found
+
+    def step(self) -> None:
+        self.wall += self.random.randrange(3)
+        what = self.random.randrange(20)
+        if what == 0:
+            self._set_by_hand()
+        elif what == 1:
+            self._stale()
+        else:
+            listing = self.random.random() < 0.3
+            changes = [self._change() for _ in range(self.random.randrange(4))]
+            # A listing has each version once.
+            self._shelve(
+                list({one[0]: one for one in changes}.values()) if listing else changes, listing=listing
+            )
+        self._look()
+
+    def _change(self) -> Change:
+        random = self.random
+        field = random.choice(FIELDS)
+        kind = random.choice((REMOVED, STORED))
+        size = 0 if kind == REMOVED else random.choice((0, 1, 2, 30, 60))
+        if kind == STORED and random.random() < 0.02:
+            size = random.choice((MOST, MOST - 1))
+        at_ms = self.wall - 1000 + random.randrange(4)
+        number = random.choice(("", "1", "2", "10", "12", "20", "0a"))
+        return field, kind, size, at_ms, number, random.choice(TYPES), int(field.startswith("v"))
+
+    def _ask(
+        self, changes: Sequence[Change], window: tuple[Any, Any], relist: str, rev: str = NO_STATE
+    ) -> Any:
+        view = (rev, self.wall + 10, self.wall - 5000, self.wall + 10, self.wall + 20)
+        own = ("storage", INCLUDED, "acme", "40 80 50 100", "buck", *window, relist)
+        flat = [value for change in changes for value in change]
+        return self._wire(pack("EVAL", self._script, 6, *self._keys, *view, *own, *flat, self.wall))
+
+    def _stale(self) -> None:
+        reply = self._ask([], ("", ""), "", rev="2:9")
+        self._same("stale", [2, self.wall, NO_STATE.encode(), b""], reply)
+        self.seen.add("stale")
+
+    def _set_by_hand(self) -> None:
+        quantity = self.random.choice((1, 45, 70))
+        self.level = self._standing(quantity)
+        packed = b"\xfe" + b"".join(b"\xcf" + number.to_bytes(8, "big") for number in self.level)
+        self._wire(pack("HSET", "levels", "storage", packed))
+
+    def _standing(self, quantity: int) -> Level:
+        over, fitted = self.level.over_ms, self.level.fitted
+        if self.level.level <= INCLUDED:
+            over, fitted = 0, INCLUDED
+        elif not over:
+            over = self.wall
+        if quantity <= INCLUDED:
+            return Level(quantity, 0, INCLUDED)
+        return Level(quantity, over or self.wall, fitted)
+
+    def _shelve(self, changes: Sequence[Change], *, listing: bool) -> None:
+        relist = self.random.random() < 0.05
+        since = self.wall - 1000 + self.random.randrange(4)
+        window = (since, since + self.random.randrange(3)) if listing else ("", "")
+        objects, unclear, dropped = dict(self.objects), relist, set[str]()
+        kept = self.window
+        if listing:
+            kept = (max(kept[0], int(window[0])), max(kept[1], int(window[1])))
+        for field, kind, size, at_ms, number, of_type, single in changes:
+            event: Known = (kind, size, at_ms, number, of_type)
+            known = objects.get(field)
+            if listing:
+                applies, doubts = self._listed(known, event, kept[0])
+                event = (LISTED if kind else REMOVED, *event[1:])
+            elif at_ms < kept[0]:
+                applies, doubts = False, False
+                self.seen.add("listed before")
+            else:
+                applies, doubts = (True, False) if known is None else newer(known, event, single=bool(single))
+            if applies:
+                was = known[1] if known is not None and known[0] != REMOVED else 0
+                doubts = doubts or (not listing and at_ms < kept[1] and was != size)
+                objects[field] = event
+                dropped |= {field} if listing and kind == REMOVED else set()
+            unclear = unclear or doubts
+        before, total_before = self.objects, sum(self._sums.values())
+        self.objects = objects
+        total = sum(self._sums.values())
+        reply = self._ask(changes, window, "relist" if relist else "")
+        if total > MOST:
+            self.objects = before
+            self.seen.add("too much")
+            self._same("too much", [4, self.wall, self.level.level], reply)
+            return
+        self.window = kept
+        crossed = [at for at in (40, 50) if self.level.level < at <= total]
+        self.level = self._standing(total)
+        moved = total - total_before
+        if listing:  # What it has not is not kept.
+            self.objects = {name: one for name, one in objects.items() if name not in dropped}
+            self.ledger += moved != 0
+            self.seen.add("listing")
+        if unclear and self.relisted is None:
+            self.relisted = self.wall
+        self.notices += len(crossed)
+        expected = [0, self.wall, total, moved, int(unclear), *([b"notice"] if crossed else [])]
+        self.seen |= {"unclear"} if unclear else {"clear"}
+        self._same(f"shelve {changes} {window}", expected, reply)
+
+    def _listed(self, known: Known | None, listed: Known, since: int) -> tuple[bool, bool]:
+        there = listed[0] != REMOVED
+        was = known is not None and known[0] != REMOVED
+        same = there == was and (not there or (known is not None and known[1::3] == listed[1::3]))
+        if known is not None and known[0] != LISTED and known[2] >= since:
+            self.seen.add("meanwhile")
+            return False, not same
+        return not (same and there), False
+
+    def _look(self) -> None:
+        levels = dict(self._pairs("levels"))
+        sums = self._sums
+        total = sum(sums.values())
+        expected = {f"storage:{name}".encode(): (size, 0, 0) for name, size in sums.items() if size}
+        if total:
+            expected[b"storage:"] = (total, 0, 0)
+        if self.level.level:
+            expected[b"storage"] = tuple(self.level)
+        self._same("levels", expected, {name: tuple(unpack_field(value)) for name, value in levels.items()})
+        objects = dict(self._pairs("objects"))
+        window = objects.pop(b"buck", None)
+        self._same("window", self.window, (0, 0) if window is None else tuple(unpack_field(window)))
+        known = {
+            name.encode(): (kind, size, at_ms, number.encode(), of_type.encode())
+            for name, (kind, size, at_ms, number, of_type) in self.objects.items()
+        }
+        self._same("objects", known, {name: tuple(unpack_field(value)) for name, value in objects.items()})
+        relist = self._wire(pack("ZSCORE", "relist", "acme"))
+        self._same("relist", self.relisted, None if relist is None else int(relist))
+        self._same("ledger", min(self.ledger, 1000), self._wire(pack("LLEN", "history")))
+
+    def _pairs(self, key: str) -> list[tuple[bytes, bytes]]:
+        flat: list[bytes] = self._wire(pack("HGETALL", key))
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        self._wire(pack("DEL", *self._keys))
+
+    def damage(self) -> None:
+        """What is no longer what it must be is an error, and nothing is done."""
+        damaged = (b"\xfe\x00", b"\x02\x00\x00\x00", b"text", b"\xfe" + b"\x00" * 9)
+        for key, field in (
+            ("levels", "storage"),
+            ("levels", "storage:"),
+            ("objects", "one"),
+            ("objects", "buck"),
+        ):
+            for value in damaged:
+                self._wire(pack("DEL", "levels", "objects"))
+                self._wire(pack("HSET", key, field, value))
+                reply = self._ask([("one", STORED, 1, self.wall, "5", "a", 0)], ("", ""), "")
+                if not isinstance(reply, Exception) or self._wire(pack("HLEN", key)) != 1:
+                    raise MismatchError(f"damaged {key} {field}: {reply!r}")
+
+    @staticmethod
+    def _same(what: str, expected: object, found: object) -> None:
+        if expected != found:
+            raise MismatchError(f"{what}: expected {expected!r}, found {found!r}")
