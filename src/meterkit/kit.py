@@ -69,12 +69,10 @@ class MeterKit:
     does no other I/O. A kit may serve several event loops, one after the other or at once, and survives fork.
 
     Args:
-        plans: the path of the plans file, or a loaded catalog; default: the setting ``plans``, else
-            ``plans.yaml``.
+        plans: path of the plans file, or a catalog; default: the setting ``plans``, else ``plans.yaml``.
         clock: seconds since the epoch. Any other than the system's replaces the store's clock too: for tests.
         estimate_input: ``(body, model) -> tokens``: what a request's input is taken for until its usage is
-            known; default, also where it raises or gives no integer from 0: a token for each three bytes of
-            its texts, in a bill for each four. Must be fast.
+            known; fast. Default, also after an error: a token for 3 bytes of its texts, in a bill for 4.
         contact: ``(customer) -> Contact(email, name, locale) | None``, sync or async: what meterkit makes a
             Stripe customer with. It stores none of it.
         settings: each setting by its name; see the settings page of the documentation.

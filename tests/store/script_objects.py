@@ -97,7 +97,7 @@ class ObjectsWorld:
         random = self.random
         field = random.choice(FIELDS)
         kind = random.choice((REMOVED, STORED))
-        size = 0 if kind == REMOVED else random.choice((0, 1, 2, 30, 60))
+        size = 0 if kind == REMOVED else random.choice((0, 1, 2, 10, 40))
         if kind == STORED and random.random() < 0.02:
             size = random.choice((MOST, MOST - 1))
         at_ms = self.wall - 1000 + random.randrange(4)
@@ -118,7 +118,7 @@ class ObjectsWorld:
         self.seen.add("stale")
 
     def _set_by_hand(self) -> None:
-        quantity = self.random.choice((1, 45, 70))
+        quantity = self.random.choice((1, 40, 70))
         self.level = self._standing(quantity)
         packed = b"\xfe" + b"".join(b"\xcf" + number.to_bytes(8, "big") for number in self.level)
         self._wire(pack("HSET", "levels", "storage", packed))
@@ -223,7 +223,10 @@ class ObjectsWorld:
 
     def damage(self) -> None:
         """What is no longer what it must be is an error, and nothing is done."""
-        damaged = (b"\xfe\x00", b"\x02\x00\x00\x00", b"text", b"\xfe" + b"\x00" * 9)
+        damaged = (
+            *(b"\xfe\x00", b"\x02\x00\x00", b"\x02\x00\x00\x00", b"text", b"\xfe" + b"\x00" * 9),
+            *(b"\x02\x00\x00\x00\xa15\xa1a", b"\xfe\x00\x00\x00\xa15", b"\xfe\x00\x00\x00\xa15\xa1a\x00"),
+        )
         for key, field in (
             ("levels", "storage"),
             ("levels", "storage:"),

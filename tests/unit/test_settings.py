@@ -48,6 +48,7 @@ def test_defaults() -> None:
         "deliver_without_persistence": False,
         "flush": None,
         "audit_url": None,
+        "storage_endpoint": None,
         "enforcement": None,
     }
 

@@ -1,4 +1,4 @@
-"""What a plans file says of stored objects: whose they are, by their keys, and of which type."""
+"""Stored objects in a plans file: how their keys name customer and type."""
 
 from __future__ import annotations
 

@@ -63,9 +63,9 @@ for at = 14, #ARGV - 1, 7 do
     applies, doubts = supersedes(known, said, ARGV[at + 6] == '1')
   end
   if applies then
-    local was = known and known[1] ~= OBJECT_REMOVED and known[2] or 0
+    local was = known and known[2] or 0 -- What is removed has 0 bytes.
     doubts = doubts or not is_listing and said[3] < sure_ms and was ~= said[2]
-    if known and known[1] ~= OBJECT_REMOVED then
+    if was > 0 then
       moved[known[5]] = (moved[known[5]] or 0) - was
     end
     moved[of_type] = (moved[of_type] or 0) + said[2]

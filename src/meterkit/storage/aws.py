@@ -54,7 +54,7 @@ class Aws:
                 "boto3 is required for listings of buckets and for queues. Install with:"
                 " pip install 'meterkit[storage]'"
             ) from error
-        # The default at another address was signed by v2, where lengths bind nobody.
+        # At another address boto3 has signed by v2, which does not sign lengths.
         config: Any = import_module("botocore.config").Config(
             signature_version="s3v4" if service == "s3" else None,
             retries={"mode": "standard", "total_max_attempts": 5},

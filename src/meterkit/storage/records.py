@@ -26,7 +26,7 @@ NULL_VERSION: Final = "null"
 """The version of objects in buckets without versions; it alone is overwritten."""
 
 Change = Literal["stored", "removed", "unclear"]
-"""What became of a version; ``unclear``: of which versions, only a listing can tell."""
+"""What became of a version; ``unclear``: only a listing can tell."""
 
 _STORED: Final = frozenset({"Put", "Post", "Copy", "CompleteMultipartUpload"})
 _HEX: Final = re.compile(r"[0-9A-Fa-f]{1,64}")
@@ -35,7 +35,7 @@ _RECORDS_MAX: Final = 10_000
 
 
 class UnreadableError(ValueError):
-    """What was sent is no event of an object store that is known here."""
+    """A message has none of the formats that are read here."""
 
 
 class ObjectEvent(NamedTuple):

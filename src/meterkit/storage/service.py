@@ -76,7 +76,7 @@ class ObjectStorage:
             return
         foreign = await count_events(self._store, storage, events)
         if foreign:
-            self.warn("events of objects are not counted: no `key` of `storage.objects` matches them")
+            self.warn("events of objects are not counted: no key of storage.objects matches them")
 
     async def count_signed(self, body: bytes, topics: Collection[str]) -> None:
         """Count the events of a post that SNS has signed, or confirm a subscription; raises as :meth:`count`.
@@ -121,7 +121,7 @@ class ObjectStorage:
     ) -> Mapping[str, int]:
         """List the buckets and correct what is known of their objects; drift in bytes by customer.
 
-        Customers whose bytes were right are left out. The drift is what the listing has more.
+        Customers whose bytes were right are left out. The drift is above 0 where the listing has more.
 
         Args:
             customer: only this one's; None: everybody's.
@@ -150,7 +150,7 @@ class ObjectStorage:
         return {name: by for name, by in sorted(drift.items()) if by}
 
     async def unclear(self) -> Mapping[str, int]:
-        """Customers of whom only a listing can tell what they store, and since when (ms).
+        """Customers whose bytes only a listing can tell, and since when (ms).
 
         Raises:
             StoreError: the store does not answer.
@@ -193,7 +193,7 @@ class ObjectStorage:
         return storage
 
     async def _begin(self, customer: str | None) -> None:
-        """What was unclear until now, the listing tells; what is from now on, the next one."""
+        """Forget the requests for a listing that this one answers; later ones stay."""
         admin, keys = await self._store.admin(), self._store.keys
         if customer is not None:
             await admin.ask(admin.client.zrem(keys.relist(keys.customer(customer).shard), customer))

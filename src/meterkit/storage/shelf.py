@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog import QUANTITY_MAX
+from meterkit.catalog import OTHER_TYPE, QUANTITY_MAX
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.packed import unpack_field
 from meterkit.errors import StoreError
@@ -98,7 +98,7 @@ def corrections(listed: Mapping[str, tuple[int, str]], known: Mapping[str, Known
         if field not in known or known[field][:2] + known[field][3:] != (True, size, of_type)
     ]
     gone = (field for field in known if field not in listed)
-    return found + [Correction(field, _REMOVED, 0, 0, "", "", is_single=False) for field in gone]
+    return found + [Correction(field, _REMOVED, 0, 0, "", OTHER_TYPE, is_single=False) for field in gone]
 
 
 async def count_events(store: Store, storage: Storage, events: Iterable[ObjectEvent]) -> int:

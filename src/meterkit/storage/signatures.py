@@ -18,7 +18,7 @@ except ImportError as error:
 
 __all__ = ["is_signed"]
 
-# Version 1 is what topics have unless their owner asks for 2.
+# Topics sign by version 1 unless their owner asks for 2.
 _HASHES: Final = {"1": SHA1, "2": SHA256}
 
 
