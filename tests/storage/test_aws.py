@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+BOTO3: Final[Any] = import_module("boto3")  # It has no types.
 AT_MS: Final = 1_600_000_000_000  # Long before: moto answers with the time of this host.
 
 
@@ -58,7 +59,7 @@ async def kit(address: str) -> AsyncIterator[MeterKit]:
 
 @pytest.fixture
 def s3(address: str) -> Iterator[Any]:
-    client: Any = boto3.client("s3", endpoint_url=address)
+    client: Any = BOTO3.client("s3", endpoint_url=address)
     client.create_bucket(Bucket="uploads")
     client.put_bucket_versioning(Bucket="uploads", VersioningConfiguration={"Status": "Enabled"})
     yield client
@@ -70,7 +71,7 @@ def s3(address: str) -> Iterator[Any]:
 
 @pytest.fixture
 def queue(address: str) -> str:
-    client: Any = boto3.client("sqs", endpoint_url=address)
+    client: Any = BOTO3.client("sqs", endpoint_url=address)
     url: str = client.create_queue(QueueName="uploads", Attributes={"VisibilityTimeout": "0"})["QueueUrl"]
     client.purge_queue(QueueUrl=url)
     return url
@@ -115,7 +116,7 @@ async def test_a_listing_goes_on_where_a_page_ends(
 
 
 async def test_messages_of_a_queue_count_and_go(kit: MeterKit, queue: str, address: str) -> None:
-    client: Any = boto3.client("sqs", endpoint_url=address)
+    client: Any = BOTO3.client("sqs", endpoint_url=address)
     put = Happened("ObjectCreated:Put", "ada/images/a", 900, None, AT_MS, 5, 5)
     again = Happened("ObjectCreated:Put", "ada/images/a", 800, None, AT_MS + 1000, 6, 6)
     more = Happened("ObjectCreated:Put", "ada/documents/a", 40, None, AT_MS, 7, 7)

@@ -101,16 +101,18 @@ async def one_history(kit: MeterKit, seed: int) -> None:
     bucket.now_ms += 120_000
     bucket.happened.clear()
 
+    uploads = bucket
+
     class Meanwhile:
         """Lists the bucket while the app goes on, and events come."""
 
-        async def pages(self, name: str, prefix: str) -> AsyncGenerator[Page]:
-            async for page in bucket.pages(name, prefix):
+        async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+            async for page in uploads.pages(bucket, prefix):
                 yield page
-                before = len(bucket.happened)
-                live(bucket, 1)
+                before = len(uploads.happened)
+                live(uploads, 1)
                 if random.random() < 0.5:
-                    await tell(kit, bucket, bucket.happened[before:], form)
+                    await tell(kit, uploads, uploads.happened[before:], form)
 
     await kit.storage.recalculate(lister=Meanwhile())
     live(bucket, 10)

@@ -195,7 +195,9 @@ class ObjectsWorld:
         levels = dict(self._pairs("levels"))
         sums = self._sums
         total = sum(sums.values())
-        expected = {f"storage:{name}".encode(): (size, 0, 0) for name, size in sums.items() if size}
+        expected: dict[bytes, tuple[int, ...]] = {
+            f"storage:{name}".encode(): (size, 0, 0) for name, size in sums.items() if size
+        }
         if total:
             expected[b"storage:"] = (total, 0, 0)
         if self.level.level:
