@@ -25,9 +25,12 @@ __all__ = ["commands"]
 commands = typer.Typer(name="revenue", help="Show what the subscriptions bring, day by day.")
 
 _MICRO: Final = 1_000_000
-_MONEY: Final = ("mrr", "new", "expansion", "contraction", "churn", "reactivation", "arpa", "ltv")
-_SHARES: Final = ("nrr", "grr")
-_RARE: Final = frozenset({"contraction", "churn", "reactivation", "expansion", "new", "cac", *_SHARES, "ltv"})
+_MONEY: Final = (
+    *("mrr", "new", "expansion", "contraction", "churn", "reactivation"),
+    *("usage_revenue", "arpa", "ltv", "forecast"),
+)
+_SHARES: Final = ("nrr", "grr", "customer_churn", "gross_churn", "net_churn", "forecast_error")
+_RARE: Final = frozenset({"cac", *_MONEY, *_SHARES} - {"mrr", "arpa"})
 
 
 def _day(text: str) -> date:
@@ -108,12 +111,12 @@ def _spent(text: str) -> tuple[date, int]:
 
 
 def _rows(found: RevenueDay) -> Iterator[dict[str, Any]]:
-    for currency in found.mrr:
+    for currency in sorted({*found.mrr, *found.usage_revenue}):
         yield {
             "day": found.day.isoformat(),
             "currency": currency,
-            "customers": found.customers[currency],
-            **{name: getattr(found, name)[currency] for name in (*_MONEY, *_SHARES)},
+            "customers": found.customers.get(currency, 0),
+            **{name: getattr(found, name).get(currency) for name in (*_MONEY, *_SHARES)},
             "cac_cents": found.cac,
         }
 

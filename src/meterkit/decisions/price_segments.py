@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.decisions.customer_state import CustomerState
 
-__all__ = ["Segment", "ended_labels", "label_of", "overage_cents", "segments_of"]
+__all__ = ["Segment", "ended_labels", "label_of", "overage_cents", "overage_price", "segments_of"]
 
 _NO_PRICE: Final = "-"
 
@@ -104,10 +104,16 @@ def overage_cents(segments: Sequence[Segment]) -> int | None:
 
     None: the plans file does not name the price of a segment that has overage, or of the last one.
     """
+    exact = overage_price(segments)
+    return None if exact is None else round(exact)
+
+
+def overage_price(segments: Sequence[Segment]) -> Fraction | None:
+    """The same, not rounded."""
     total = Fraction(0)
     for segment in segments:
         if segment.unit_cents is not None:
             total += segment.overage * segment.unit_cents
         elif segment.overage or segment is segments[-1]:
             return None
-    return round(total)
+    return total

@@ -5,7 +5,8 @@ from __future__ import annotations
 from asyncio import to_thread
 from typing import TYPE_CHECKING, Any, Protocol
 
-from meterkit.errors import StoreError
+from meterkit.decisions.prepaid import MICRO
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.backlog import read_backlog
 from meterkit.insights.deliveries import read_deliveries
 from meterkit.insights.keeping import read_keeping
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.backlog import Backlog
     from meterkit.insights.deliveries import Waiting
     from meterkit.insights.keeping import StoreDurability
+    from meterkit.insights.revenue.revenue import Revenue
     from meterkit.redis.tallies import Tallies
     from meterkit.store.store import Store
 
@@ -44,6 +46,8 @@ __all__ = ["metrics_app"]
 class _Kit(Protocol):
     @property
     def store(self) -> Store: ...
+    @property
+    def revenue(self) -> Revenue: ...
 
 
 def metrics_app(kit: _Kit) -> ASGIApp:
@@ -63,7 +67,8 @@ def metrics_app(kit: _Kit) -> ASGIApp:
         del receive
         registry = CollectorRegistry()
         spooled, stored = await _spool_families(store), await _stored_families(store)
-        registry.register(_Collected([*_families(tallies, store), *spooled, *stored]))
+        revenue = await _revenue_families(kit.revenue) if store.is_audited else ()
+        registry.register(_Collected([*_families(tallies, store), *spooled, *stored, *revenue]))
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
         encode, content_type = choose_encoder(accept)
         head = [(b"content-type", content_type.encode()), (b"cache-control", b"no-store")]
@@ -117,6 +122,21 @@ async def _stored_families(store: Store) -> list[Metric]:
         ),
         *(() if backlog is None else _audit_families(backlog, store.now_ms())),
     ]
+
+
+async def _revenue_families(revenue: Revenue) -> tuple[Metric, ...]:
+    try:
+        found = await revenue.by_plan()
+    except MeterkitError:
+        return ()  # meterkit_audit_age_seconds tells of a database that is away.
+    family: Any = GaugeMetricFamily(
+        "meterkit_mrr_cents",
+        "Monthly recurring revenue by the last snapshot, in the currency's smallest unit.",
+        labels=("plan", "currency"),
+    )
+    for (plan, currency), mrr in sorted(found.items()):
+        family.add_metric((plan, currency), mrr / MICRO)
+    return (family,)
 
 
 def _audit_families(backlog: Backlog, now_ms: int) -> Iterable[Metric]:

@@ -14,11 +14,21 @@ from meterkit.redis.daemon_thread import in_daemon_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import date
 
     from meterkit import MeterKit
     from meterkit.insights.audit.backlog import Backlog, Waiting
 
-__all__ = ["OVERDUE_MS", "PATIENCE_S", "added_up", "look_at_audit_database", "look_at_audit_log", "undrained"]
+__all__ = [
+    "OVERDUE_MS",
+    "PATIENCE_S",
+    "added_up",
+    "look_at_audit_database",
+    "look_at_audit_log",
+    "look_at_revenue",
+    "undrained",
+    "without_snapshot",
+]
 
 OVERDUE_MS: Final = 15 * 60_000
 """How long an entry may wait: whoever drains takes it within seconds."""
@@ -54,6 +64,33 @@ async def look_at_audit_database(kit: MeterKit) -> tuple[str, list[Finding]]:
         )
         return "", [Finding(check="database", problem=problem, cure=cure)]
     return "its table is read" if is_made else "its table is made when first needed", []
+
+
+async def look_at_revenue(kit: MeterKit) -> tuple[str, list[Finding]]:
+    """Whether there is a snapshot of each day that is over."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            last, missing = await kit.revenue.look()
+    except (MeterkitError, TimeoutError):
+        return "the database does not answer", []  # Said of the database itself.
+    if last is None:
+        return "no snapshot yet: each day that is over gets one", []
+    return f"the last snapshot is of {last}", without_snapshot(missing)
+
+
+def without_snapshot(missing: Sequence[date]) -> list[Finding]:
+    """Days that are over and of which nobody made a snapshot of revenue."""
+    if not missing:
+        return []
+    days = f"{missing[0]}" if len(missing) == 1 else f"{len(missing):,} days, the first {missing[0]},"
+    return [
+        Finding(
+            check="revenue",
+            problem=f"revenue has no snapshot of {days}: `meterkit revenue` and the pages lack it",
+            cure="see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT_URL: it makes"
+            " them by itself, from what the store has; its log says why it does not (meterkit.background)",
+        )
+    ]
 
 
 def _no_streams(waiting: Sequence[Waiting]) -> list[Finding]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from meterkit.cli.doctor import findings, several
-from meterkit.cli.doctor.audit_log import look_at_audit_database, look_at_audit_log
+from meterkit.cli.doctor.audit_log import look_at_audit_database, look_at_audit_log, look_at_revenue
 from meterkit.cli.doctor.closes import look_at_closes
 from meterkit.cli.doctor.drifting import look_at_subscriptions
 from meterkit.cli.doctor.examined import Examination, UnseenError
@@ -59,6 +59,7 @@ async def examine(kit: MeterKit) -> Examination:
         await _try("spool", look_at_spool_directory, kit, found)
     if kit.settings.audit_url is not None:
         await _try("database", look_at_audit_database, kit, found)
+        await _try("revenue", look_at_revenue, kit, found)
     await _try("stripe", look_at_meters, kit, found)
     return found
 

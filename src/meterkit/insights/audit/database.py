@@ -128,8 +128,8 @@ class Database:
                 statement = insert_once(self._engine.dialect.name)
                 connection.execute(statement, [row._asdict() for row in rows])
 
-    def look(self) -> bool:
-        """Read from the table; whether it is there. Neither it nor the file of SQLite is made.
+    def look(self, table: Table = TABLE) -> bool:
+        """Read from a table; whether it is there. Neither it nor the file of SQLite is made.
 
         Raises:
             MeterkitError: the database does not answer, or the table cannot be read.
@@ -137,9 +137,9 @@ class Database:
         if self._is_to_be_made():
             return False
         with self._words_kept(), self._engine.connect() as connection:
-            is_there = inspect(connection).has_table(TABLE.name)
+            is_there = inspect(connection).has_table(table.name)
             if is_there:
-                connection.execute(select(TABLE).limit(1)).all()
+                connection.execute(select(table).limit(1)).all()
             return is_there
 
     def _is_to_be_made(self) -> bool:

@@ -9,12 +9,29 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-__all__ = ["Day", "Month", "Paying", "Retention", "days_of", "lifetime_value", "retention_of", "totals"]
+__all__ = [
+    "Churn",
+    "Day",
+    "Forecast",
+    "Month",
+    "Paying",
+    "Retention",
+    "Used",
+    "churn_of",
+    "days_of",
+    "forecast_of",
+    "lifetime_value",
+    "retention_of",
+    "totals",
+]
+
+_CHANGES: Final = 3
+_TRIED: Final = 6
 
 
 class Paying(NamedTuple):
@@ -28,6 +45,18 @@ class Paying(NamedTuple):
     plan: str
     currency: str
     mrr: int
+
+
+class Used(NamedTuple):
+    """What a customer used beyond what is included, in the periods that ended on a day.
+
+    Attributes:
+        amount: what that costs (micro-cents); above 0.
+    """
+
+    customer: str
+    currency: str
+    amount: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +168,69 @@ def lifetime_value(mrr: int, customers: int, months: Sequence[Month]) -> int | N
     shares = [Fraction(month.churned, month.customers) for month in months if month.customers]
     churn = sum(shares, Fraction(0)) / len(shares) if shares else Fraction(0)
     return round(Fraction(mrr, customers) / churn) if customers and churn else None
+
+
+class Churn(NamedTuple):
+    """Which share was lost in a span.
+
+    Attributes:
+        customers: of the customers at its beginning, those who left.
+        gross: of the revenue at its beginning, what was lost by churn and contraction.
+        net: the same, less what was won by expansion and reactivation; below 0 where that is more.
+    """
+
+    customers: float | None
+    gross: float | None
+    net: float | None
+
+
+def churn_of(start: Day | None, moved: Day | None) -> Churn:
+    """The shares that were lost, as at ChartMogul.
+
+    By its standard formula: https://help.chartmogul.com/hc/en-us/articles/203359341-Metric-MRR-Churn-Rate
+
+    Args:
+        start: the day before the span; None: nobody brought anything.
+        moved: what moved in the span.
+    """
+    start, moved = start or Day(), moved or Day()
+    lost = moved.churn + moved.contraction
+    return Churn(
+        _share(moved.churned_customers, start.customers),
+        _share(lost, start.mrr),
+        _share(lost - moved.expansion - moved.reactivation, start.mrr),
+    )
+
+
+class Forecast(NamedTuple):
+    """What is expected a month later.
+
+    Attributes:
+        mrr: in micro-cents.
+        error: how far such a forecast was off in the last six months, on average, as a share of what came;
+            None: there was none.
+    """
+
+    mrr: int
+    error: float | None
+
+
+def forecast_of(mrr: Sequence[int]) -> Forecast | None:
+    """Expect that revenue changes as it did in the last three months, on average; None: of one month alone.
+
+    Args:
+        mrr: month after month (micro-cents), the last one last.
+    """
+    if len(mrr) <= 1:
+        return None
+    tried = range(max(2, len(mrr) - _TRIED), len(mrr))
+    off = [abs(_expected(mrr[:nth]) - mrr[nth]) / mrr[nth] for nth in tried if mrr[nth]]
+    return Forecast(_expected(mrr), sum(off) / len(off) if off else None)
+
+
+def _expected(mrr: Sequence[int]) -> int:
+    known = mrr[-_CHANGES - 1 :]
+    return max(0, round(mrr[-1] + Fraction(known[-1] - known[0], len(known) - 1)))
 
 
 def totals(days: Iterable[Mapping[str, Day]]) -> dict[str, Day]:

@@ -1,25 +1,30 @@
-"""What each customer brought at an instant, from what is stored of it and from its ledger."""
+"""What each customer brought at an instant, and used in periods that ended, from what is stored of it."""
 
 from __future__ import annotations
 
 from contextlib import aclosing
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import CustomerState, effective_plan
+from meterkit.decisions.keys import HEAD_FIELD
+from meterkit.decisions.packed import Head
 from meterkit.decisions.periods import to_ms
-from meterkit.insights.revenue.figures import Paying
+from meterkit.decisions.prepaid import MICRO
+from meterkit.insights.revenue.figures import Paying, Used
 from meterkit.store.customers import customers_set_up
 from meterkit.store.history import entry_of
+from meterkit.store.priced_usage import overage_charge
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.redis.admin import Admin
     from meterkit.store.history import HistoryEntry
     from meterkit.store.store import Store
 
-__all__ = ["paying_at", "paying_of"]
+__all__ = ["paying_at", "paying_of", "used_in"]
 
 _PAGE: Final = 500
 
@@ -31,15 +36,73 @@ async def paying_at(store: Store, at_ms: int) -> list[Paying]:
         StoreError: the store does not answer.
     """
     admin = (await store.admin()).for_delivery()
-    found: list[Paying] = []
+    found = [one async for page in _pages(store, admin) for one in await _paying(store, admin, page, at_ms)]
+    return sorted(found)
+
+
+async def used_in(store: Store, since_ms: int, until_ms: int) -> list[Used]:
+    """What linked customers used beyond what is included, in their periods that ended in a span, by name.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = (await store.admin()).for_delivery()
+    found: list[Used] = []
+    async for page in _pages(store, admin):
+        for customer, state, begins_ms in await _whose_period_ended(store, admin, page, since_ms, until_ms):
+            charged = await _charged(store, customer, state, begins_ms, since_ms, until_ms)
+            amount = round(charged * MICRO)
+            if amount:
+                found.append(Used(customer, store.catalog.currency, amount))
+    return sorted(found)
+
+
+async def _pages(store: Store, admin: Admin) -> AsyncGenerator[list[str]]:
     page: list[str] = []
     async with aclosing(customers_set_up(admin, store.keys)) as customers:
         async for customer in customers:
             page.append(customer)
             if len(page) == _PAGE:
-                found += await _paying(store, admin, page, at_ms)
-                page.clear()
-    return sorted(found + await _paying(store, admin, page, at_ms))
+                yield page
+                page = []
+    if page:
+        yield page
+
+
+async def _whose_period_ended(
+    store: Store, admin: Admin, customers: Sequence[str], since_ms: int, until_ms: int
+) -> list[tuple[str, CustomerState, int]]:
+    """Linked customers whose period now began after the span's beginning, or is over; and when it began."""
+    pipe = admin.client.pipeline(transaction=False)
+    for customer in customers:
+        keys = store.keys.customer(customer)
+        pipe.hget(keys.state, "data")
+        pipe.hget(keys.counters, HEAD_FIELD)
+    replies: list[Any] = await admin.ask(pipe.execute())
+    found: list[tuple[str, CustomerState, int]] = []
+    for customer, data, packed in zip(customers, replies[::2], replies[1::2], strict=True):
+        state, head = CustomerState.parse(data or b""), Head.read(packed)
+        is_asked = packed is not None and state.stripe_customer is not None
+        if is_asked and (head.begins_ms >= since_ms or head.ends_ms <= until_ms):
+            found.append((customer, state, head.begins_ms))
+    return found
+
+
+async def _charged(
+    store: Store, customer: str, state: CustomerState, begins_ms: int, since_ms: int, until_ms: int
+) -> Fraction:
+    """What all periods of a customer cost that ended in a span, in minor units."""
+    admin = (await store.admin()).for_delivery()
+    totals: Any = await admin.ask(admin.client.hgetall(store.keys.customer(customer).totals))
+    ends = {int(name[:-2]): int(end) for name, end in totals.items() if name.endswith(b"|e")}
+    total = Fraction(0)
+    for start_ms in sorted(
+        {begins_ms, *(start for start, end in ends.items() if since_ms < end <= until_ms)}
+    ):
+        usage = await store.usage(customer, at_ms=start_ms)
+        if since_ms < to_ms(usage["period"]["end"]) <= until_ms:
+            total += await overage_charge(store, usage, state)
+    return total
 
 
 async def _paying(store: Store, admin: Admin, customers: Sequence[str], at_ms: int) -> list[Paying]:
@@ -48,7 +111,7 @@ async def _paying(store: Store, admin: Admin, customers: Sequence[str], at_ms: i
         keys = store.keys.customer(customer)
         pipe.hget(keys.state, "data")
         pipe.lrange(keys.history, 0, -1)
-    replies: list[Any] = await admin.ask(pipe.execute()) if customers else []
+    replies: list[Any] = await admin.ask(pipe.execute())
     found = (
         paying_of(customer, CustomerState.parse(data or b""), map(entry_of, ledger), store.catalog, at_ms)
         for customer, data, ledger in zip(customers, replies[::2], replies[1::2], strict=True)

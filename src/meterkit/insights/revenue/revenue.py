@@ -8,19 +8,30 @@ from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from functools import partial
 from importlib import import_module
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError, SettingsError
-from meterkit.insights.revenue.figures import Month, lifetime_value, retention_of, totals
-from meterkit.insights.revenue.reading import paying_at
+from meterkit.insights.revenue.figures import (
+    Churn,
+    Day,
+    Month,
+    Retention,
+    churn_of,
+    forecast_of,
+    lifetime_value,
+    retention_of,
+    totals,
+)
+from meterkit.insights.revenue.reading import paying_at, used_in
 from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from meterkit.insights.revenue.figures import Day
+    from meterkit.insights.revenue.figures import Forecast
     from meterkit.insights.revenue.tables import RevenueTables
     from meterkit.settings import Settings
     from meterkit.store.store import Store
@@ -35,6 +46,11 @@ _LEASE_MS: Final = 60_000
 _DAY: Final = timedelta(days=1)
 _MICRO: Final = 1_000_000
 _CHURN_MONTHS: Final = 6
+_FORECAST_MONTHS: Final = 10
+_NOT_RETAINED: Final = Retention(None, None)
+_NO_CHURN: Final = Churn(None, None, None)
+_SETTLES: Final = timedelta(hours=2)
+"""After midnight: usage of a period that ended a moment before is counted, and may still be corrected."""
 _DAYS_BACK: Final = 400
 """A ledger that is older may be cut: it has the last thousand changes of a customer."""
 
@@ -61,6 +77,14 @@ class RevenueDay:
         grr: the same, where nobody counts for more than then.
         ltv: what a customer brings until it leaves: ``arpa``, by the share of customers who left in a month,
             on average over the six calendar months before; None: nobody left.
+        customer_churn: which share of the customers of a month before left since; None: there was none.
+        gross_churn: which share of the revenue of a month before was lost since, by churn and contraction.
+        net_churn: the same, less what expansion and reactivation brought; it may be below 0.
+        usage_revenue: what usage beyond the included costs, of periods that ended in the month until that
+            day. No part of ``mrr``.
+        forecast: what ``mrr`` is expected to be a month later, if it changes as it did in the three months
+            before; None: there is no snapshot of a month before.
+        forecast_error: how far such forecasts were off in the last six months, on average, as a share.
         cac: what was spent in the month until that day per new customer (cents, in the currency of the plans
             file); None: nothing was spent, or nobody was new.
     """
@@ -77,6 +101,12 @@ class RevenueDay:
     nrr: Mapping[str, float | None]
     grr: Mapping[str, float | None]
     ltv: Mapping[str, int | None]
+    customer_churn: Mapping[str, float | None]
+    gross_churn: Mapping[str, float | None]
+    net_churn: Mapping[str, float | None]
+    usage_revenue: Mapping[str, int]
+    forecast: Mapping[str, int | None]
+    forecast_error: Mapping[str, float | None]
     cac: int | None
 
 
@@ -95,6 +125,8 @@ class Revenue:
         self._store = store
         self._settings = settings
         self._opened: RevenueTables | None = None
+        self._by_plan: Mapping[tuple[str, str], int] = {}
+        self._by_plan_until_s = 0.0
         self._lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, "revenue:lease"), lasts_ms=_LEASE_MS)
 
     async def at(self, day: date | None = None) -> RevenueDay:
@@ -137,6 +169,24 @@ class Revenue:
             raise MeterkitError(f"spend: found {cents} cents; allowed is a number from 0")
         await _in_thread(self._tables().spend, day, cents)
 
+    async def by_plan(self) -> Mapping[tuple[str, str], int]:
+        """What the customers of each plan bring in each currency (micro-cents), by the last snapshot.
+
+        The database is asked once in ten minutes: this is read with each scrape of metrics.
+        """
+        if monotonic() >= self._by_plan_until_s:
+            tables = self._tables()
+            last = await _in_thread(tables.last, self._yesterday())
+            self._by_plan = {} if last is None else await _in_thread(tables.by_plan, last)
+            self._by_plan_until_s = monotonic() + _EVERY_S
+        return self._by_plan
+
+    async def look(self) -> tuple[date | None, Sequence[date]]:
+        """The last day with a snapshot, and days before yesterday without one. Nothing is made."""
+        tables, yesterday = self._tables(), self._yesterday()
+        last = await _in_thread(tables.last, yesterday) if await _in_thread(tables.look) else None
+        return last, [] if last is None else await _in_thread(tables.missing, yesterday - _DAY)
+
     async def days(self, first: date, last: date) -> Sequence[date]:
         """The days of which there is a snapshot, from the first to the last."""
         return list(await _in_thread(self._tables().days, first, last))
@@ -154,14 +204,15 @@ class Revenue:
         missing = await _in_thread(tables.missing, yesterday)
         for day in missing[-_DAYS_BACK:]:
             paying = await paying_at(self._store, _end_ms(day))
-            await _in_thread(tables.write, day, paying)
+            used = await used_in(self._store, _end_ms(day - _DAY), _end_ms(day))
+            await _in_thread(tables.write, day, paying, used)
             if day < yesterday and day + _DAY not in missing:
                 # What changed on the next day was told against the last day before the gap.
                 await _in_thread(_write_again, tables, day + _DAY)
         return missing[-_DAYS_BACK:]
 
     def _yesterday(self) -> date:
-        return datetime.fromtimestamp(self._store.now_ms() // 1000, UTC).date() - _DAY
+        return (datetime.fromtimestamp(self._store.now_ms() // 1000, UTC) - _SETTLES).date() - _DAY
 
     def _tables(self) -> RevenueTables:
         if self._settings.audit_url is None:
@@ -180,36 +231,58 @@ class Revenue:
 
 
 def _write_again(tables: RevenueTables, day: date) -> None:
-    tables.write(day, tables.paying(day))
+    tables.write(day, tables.paying(day), tables.used(day))
 
 
 def _revenue_of(tables: RevenueTables, day: date, currency: str) -> RevenueDay:
-    figures = tables.days(day, day)[day]
-    before = _month_before(day)
+    figures, before = tables.days(day, day)[day], _months_before(day, 1)
     retained = retention_of(tables.paying(before), tables.paying(day))
-    months = _months(tables, day)
-    month = totals(tables.days(before + _DAY, day).values()).get(currency)
-    spent = tables.spent(before + _DAY, day)
-    won = 0 if month is None else month.new_customers
+    starts, months = tables.days(before, before).get(before), _months(tables, day)
+    moved = totals(tables.days(before + _DAY, day).values())
+    spent, won = tables.spent(before + _DAY, day), moved.get(currency, Day()).new_customers
+    usage, expected = tables.usage(before + _DAY, day), _forecasts(tables, day)
 
-    def by_currency(value: Callable[[Day], _T]) -> dict[str, _T]:
-        return {name: value(of) for name, of in figures.items()}
+    def by_currency(value: Callable[[str, Day], _T]) -> dict[str, _T]:
+        return {name: value(name, of) for name, of in figures.items()}
 
+    lost = (
+        {name: churn_of(starts.get(name), moved.get(name)) for name in figures} if starts is not None else {}
+    )
     return RevenueDay(
         day=day,
-        mrr=by_currency(lambda of: of.mrr),
-        new=by_currency(lambda of: of.new),
-        expansion=by_currency(lambda of: of.expansion),
-        contraction=by_currency(lambda of: of.contraction),
-        churn=by_currency(lambda of: of.churn),
-        reactivation=by_currency(lambda of: of.reactivation),
-        customers=by_currency(lambda of: of.customers),
-        arpa=by_currency(lambda of: round(Fraction(of.mrr, of.customers)) if of.customers else None),
-        nrr={name: retained[name].net if name in retained else None for name in figures},
-        grr={name: retained[name].gross if name in retained else None for name in figures},
-        ltv={name: lifetime_value(of.mrr, of.customers, months(name)) for name, of in figures.items()},
+        mrr=by_currency(lambda _, of: of.mrr),
+        new=by_currency(lambda _, of: of.new),
+        expansion=by_currency(lambda _, of: of.expansion),
+        contraction=by_currency(lambda _, of: of.contraction),
+        churn=by_currency(lambda _, of: of.churn),
+        reactivation=by_currency(lambda _, of: of.reactivation),
+        customers=by_currency(lambda _, of: of.customers),
+        arpa=by_currency(lambda _, of: round(Fraction(of.mrr, of.customers)) if of.customers else None),
+        nrr=by_currency(lambda name, _: retained.get(name, _NOT_RETAINED).net),
+        grr=by_currency(lambda name, _: retained.get(name, _NOT_RETAINED).gross),
+        customer_churn=by_currency(lambda name, _: lost.get(name, _NO_CHURN).customers),
+        gross_churn=by_currency(lambda name, _: lost.get(name, _NO_CHURN).gross),
+        net_churn=by_currency(lambda name, _: lost.get(name, _NO_CHURN).net),
+        ltv=by_currency(lambda name, of: lifetime_value(of.mrr, of.customers, months(name))),
+        usage_revenue=usage,
+        forecast=by_currency(lambda name, _: None if (found := expected(name)) is None else found.mrr),
+        forecast_error=by_currency(
+            lambda name, _: None if (found := expected(name)) is None else found.error
+        ),
         cac=round(Fraction(spent, won)) if spent and won else None,
     )
+
+
+def _forecasts(tables: RevenueTables, day: date) -> Callable[[str], Forecast | None]:
+    """What is expected a month after a day, by currency, from the same days of the months before."""
+    known: list[Mapping[str, Day]] = []
+    for nth in range(_FORECAST_MONTHS):
+        at = _months_before(day, nth)
+        found = tables.days(at, at).get(at)
+        if found is None:
+            break
+        known.insert(0, found)
+    return lambda currency: forecast_of([of.get(currency, Day()).mrr for of in known])
 
 
 def _months(tables: RevenueTables, day: date) -> Callable[[str], list[Month]]:
@@ -236,9 +309,11 @@ def _months(tables: RevenueTables, day: date) -> Callable[[str], list[Month]]:
     return of
 
 
-def _month_before(day: date) -> date:
-    """The same day of the month before, or that month's last."""
-    last = day.replace(day=1) - _DAY
+def _months_before(day: date, count: int) -> date:
+    """The same day some months before, or that month's last."""
+    last = day
+    for _ in range(count):
+        last = last.replace(day=1) - _DAY
     return last.replace(day=min(day.day, last.day))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import BigInteger, Column, MetaData, Table, Text, delete, func, insert, select, tuple_
 
-from meterkit.insights.revenue.figures import Day, Paying, days_of
+from meterkit.insights.revenue.figures import Day, Paying, Used, days_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,6 +43,16 @@ _DAYS: Final = Table(
 )
 """A row for each day and currency, and one without a currency for each day, which says that it was made."""
 
+_USED: Final = Table(
+    "meterkit_revenue_usage",
+    _METADATA,
+    Column("day", Text, primary_key=True),
+    Column("customer", Text, primary_key=True),
+    Column("currency", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+)
+"""A row for each customer and day on which a period ended whose usage costs something."""
+
 _SPEND: Final = Table(
     "meterkit_spend",
     _METADATA,
@@ -62,7 +72,7 @@ class RevenueTables:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def write(self, day: date, paying: Sequence[Paying]) -> None:
+    def write(self, day: date, paying: Sequence[Paying], used: Sequence[Used]) -> None:
         """Keep who brought something at the end of a day, in place of what was kept of it, and its figures.
 
         What changed is told against the day before, where that is kept.
@@ -70,10 +80,12 @@ class RevenueTables:
         with self._database.begun(_PAYING) as connection:
             before = _paying_on(connection, day - timedelta(days=1))
             figures = days_of(before, paying, _former(connection, day, before, paying))
-            for table in (_PAYING, _DAYS):
+            for table in (_PAYING, _USED, _DAYS):
                 connection.execute(delete(table).where(table.c.day == _key(day)))
             if paying:
                 connection.execute(insert(_PAYING), [{"day": _key(day), **one._asdict()} for one in paying])
+            if used:
+                connection.execute(insert(_USED), [{"day": _key(day), **one._asdict()} for one in used])
             made = {_NO_CURRENCY: Day(), **figures}
             connection.execute(
                 insert(_DAYS),
@@ -84,6 +96,36 @@ class RevenueTables:
         """Who brought something at the end of a day, by name."""
         with self._database.begun(_PAYING) as connection:
             return _paying_on(connection, day)
+
+    def used(self, day: date) -> list[Used]:
+        """What the usage of periods that ended on a day costs, by customer."""
+        table = _USED.c
+        asked = select(table.customer, table.currency, table.amount).where(table.day == _key(day))
+        with self._database.begun(_PAYING) as connection:
+            rows: Any = connection.execute(asked.order_by(table.customer)).all()
+        return [Used(customer, currency, int(amount)) for customer, currency, amount in rows]
+
+    def usage(self, first: date, last: date) -> dict[str, int]:
+        """What the usage of periods that ended from the first day to the last costs, by currency."""
+        table = _USED.c
+        asked = select(table.currency, func.sum(table.amount)).where(
+            table.day.between(_key(first), _key(last))
+        )
+        with self._database.begun(_PAYING) as connection:
+            rows: Any = connection.execute(asked.group_by(table.currency)).all()
+        return {currency: int(amount) for currency, amount in rows}
+
+    def look(self) -> bool:
+        """Whether any snapshot was made; nothing is made for it."""
+        return self._database.look(_DAYS)
+
+    def by_plan(self, day: date) -> dict[tuple[str, str], int]:
+        """What all customers of a plan brought on a day (micro-cents), by plan and currency."""
+        table = _PAYING.c
+        asked = select(table.plan, table.currency, func.sum(table.mrr)).where(table.day == _key(day))
+        with self._database.begun(_PAYING) as connection:
+            rows: Any = connection.execute(asked.group_by(table.plan, table.currency)).all()
+        return {(plan, currency): int(amount) for plan, currency, amount in rows}
 
     def days(self, first: date, last: date) -> dict[date, Mapping[str, Day]]:
         """The days that were made, from the first to the last, and what each came to by currency."""
