@@ -93,6 +93,12 @@ class Books:
         with sqlite3.connect(self.path) as database:
             return database.execute(asked).fetchall()
 
+    def tables(self) -> list[Any]:
+        """The names of all that are there."""
+        if not self.path.exists():
+            return []
+        return self.rows("select name from sqlite_master where type = 'table' and name like '%revenue%'")
+
     def kept(self) -> list[Any]:
         tables = ("meterkit_revenue", "meterkit_revenue_days")
         return [self.rows(f"select * from {table} order by 1, 2") for table in tables]  # noqa: S608 - names of ours

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ from starlette.routing import Mount, Route
 from faults import eventually
 from meterkit import MeterKit, MeterMiddleware, identify, metrics_app
 from meterkit.catalog import loads
+from meterkit.insights.audit.database import Database
+from meterkit.insights.revenue.figures import Paying
+from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock
 from told import said_by
@@ -183,6 +186,7 @@ async def test_webhooks_that_wait_and_are_given_up_are_told_with_the_age_of_the_
 
 async def test_each_query_of_the_board_names_what_is_exported(store_url: str, tmp_path: Path) -> None:
     audit_url = f"sqlite:///{tmp_path}/audit.db"
+    RevenueTables(Database(audit_url)).write(date(2026, 1, 1), [Paying("acme", "pro", "usd", 9)], [])
     kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False, audit_url=audit_url)
     async with kit, client_of(app_of(kit)) as client:
         await client.get("/x")

@@ -6,15 +6,21 @@ import sqlite3
 from datetime import date
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from hooking import hooked
+from meterkit import metrics_app
+from meterkit.cli.doctor.audit_log import look_at_revenue
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.insights.revenue.revenue import Revenue
 from revenue_books import CATALOG, MICRO, YEARLY, books, on
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
 
@@ -140,3 +146,53 @@ async def test_what_a_customer_costs_is_what_was_spent_by_those_who_are_new(
         assert (await at.revenue.at()).cac == 3000
         with pytest.raises(MeterkitError, match="found -1 cents"):
             await at.revenue.spend(date(2031, 1, 1), -1)
+
+
+async def test_revenue_by_plan_is_a_metric(store_url: str, tmp_path: Path) -> None:
+    async with books(store_url, tmp_path) as at:
+        await at.subscribe("ada", "max")
+        await at.subscribe("bob", "yearly")
+        await at.go(on(1, 2))
+        lines = await scraped(at.kit)
+        assert lines["meterkit_mrr_cents", "max", "usd"] == 3000
+        assert lines["meterkit_mrr_cents", "yearly", "usd"] == pytest.approx(10_000 / 12)
+        at.path.write_bytes(b"no database")
+        # A process shows what it has read; one that could read nothing leaves it out.
+        assert await scraped(at.kit) == lines
+        at.kit.revenue = Revenue(at.kit.store, at.kit.settings)
+        assert await scraped(at.kit) == {}
+
+
+async def test_days_without_a_snapshot_are_found(store_url: str, tmp_path: Path) -> None:
+    async with books(store_url, tmp_path) as at:
+        assert await look_at_revenue(at.kit) == ("no snapshot yet: each day that is over gets one", [])
+        assert at.tables() == []
+        await at.go(on(1, 5))
+        assert await look_at_revenue(at.kit) == ("the last snapshot is of 2031-01-04", [])
+        # The day that has just ended is still to be made.
+        at.at.clock.set(on(1, 6))
+        assert (await look_at_revenue(at.kit))[1] == []
+        at.at.clock.set(on(1, 8))
+        ((finding,),) = [found for _, found in [await look_at_revenue(at.kit)]]
+        assert finding.problem.startswith("revenue has no snapshot of 2 days, the first 2031-01-05: ")
+        await at.revenue.snapshot()
+        assert (await look_at_revenue(at.kit))[1] == []
+        with sqlite3.connect(at.path) as database:
+            database.execute("delete from meterkit_revenue_days where day = '2031-01-03'")
+        assert [one.problem for one in (await look_at_revenue(at.kit))[1]] == [
+            "revenue has no snapshot of 2031-01-03: `meterkit revenue` lacks what changed then"
+        ]
+
+
+async def scraped(kit: MeterKit) -> dict[tuple[str, ...], float]:
+    """Revenue as Prometheus gets it."""
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(metrics_app(kit)), base_url="http://app"
+    ) as client:
+        text = (await client.get("/")).text
+    return {
+        (sample.name, sample.labels["plan"], sample.labels["currency"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "meterkit_mrr_cents"
+    }

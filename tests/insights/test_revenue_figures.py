@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit.insights.revenue.figures import (
+    Churn,
     Day,
     Month,
     Paying,
+    churn_of,
     days_of,
+    forecast_of,
     lifetime_value,
     retention_of,
     totals,
@@ -127,3 +130,40 @@ def test_retention_is_of_those_who_were_there_at_the_beginning() -> None:
 )
 def test_lifetime_value(mrr: int, customers: int, months: list[Month], expected: int | None) -> None:
     assert lifetime_value(mrr, customers, months) == expected
+
+
+def test_what_was_lost_is_a_share_of_what_there_was_at_the_beginning() -> None:
+    # The example of ChartMogul's page: of 100 ten churn, ten are contraction, and ten expansion.
+    moved = day(churn=10, contraction=10, expansion=10, new=99, churned_customers=1)
+    assert churn_of(day(mrr=100, customers=4), moved) == Churn(1 / 4, 0.2, 0.1)
+    assert churn_of(day(mrr=100, customers=4), day(reactivation=10)) == Churn(0.0, 0.0, -0.1)
+    assert churn_of(day(mrr=100, customers=4), None) == Churn(0.0, 0.0, 0.0)
+    assert churn_of(None, moved) == Churn(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("mrr", "expected"),
+    [
+        ([100], None),
+        ([100, 110], (120, None)),
+        ([100, 110, 121], (132, 1 / 121)),
+        # Three changes count: 30, 30 and 0.
+        ([500, 100, 130, 160, 160], (180, None)),
+        ([100, 50, 0], (0, None)),
+        ([10, 0], (0, None)),
+    ],
+)
+def test_a_forecast_goes_on_as_the_last_three_months_did(
+    mrr: list[int], expected: tuple[int, float | None] | None
+) -> None:
+    found = forecast_of(mrr)
+    assert (None if found is None else found.mrr) == (None if expected is None else expected[0])
+    if found is not None and expected is not None and len(mrr) < 5:
+        assert found.error == expected[1]
+
+
+def test_a_forecast_was_off_by_what_the_last_six_were_off_on_average() -> None:
+    found = forecast_of([900, *[100] * 7, 200, 400, 800])
+    assert found is not None
+    # Expected was 100 four times (three changes of 0), then 233 and 500.
+    assert found.error == (0 + 0 + 0 + 100 / 200 + 167 / 400 + 300 / 800) / 6

@@ -67,7 +67,7 @@ _MOVES: Final = ("new", "expansion", "contraction", "churn", "reactivation")
 
 
 async def leap(at: Books, to: datetime) -> None:
-    """Go to an instant at once; what happened at Stripe on the way is told in its order."""
+    """Go to an instant at once; webhooks of the time between come in their order."""
     at.at.clock.set(to)
     at.at.emulator.advance()
     await at.at.settle()

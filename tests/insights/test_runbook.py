@@ -26,7 +26,11 @@ SOURCE: Final = ROOT / "src" / "meterkit"
 PAGE: Final = (ROOT / "docs" / "runbook.md").read_text("utf-8")
 RULES: Final = ROOT / "docs" / "assets" / "alerts.yml"
 ROWS: Final = ("in plain words", "who is affected", "look at", "do", "it ends")
-NOT_LOGGED: Final = {"Usage of customers who are not linked", "Metrics are missing"}
+NOT_LOGGED: Final = {
+    "Usage of customers who are not linked",
+    "Metrics are missing",
+    "A day without a snapshot of revenue",
+}
 
 LEVELS: Final = {"warning", "error", "exception", "critical"}
 WARNERS: Final = {"warn", "_warn", "say_once", "_say_once"}

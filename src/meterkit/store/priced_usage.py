@@ -56,7 +56,7 @@ async def priced_usage(
 async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerState) -> Fraction:
     """What the overage of a period that is over costs, in minor units, by the prices it was recorded at.
 
-    Meters of which the plans file names no price are left out.
+    Meters without a price in the plans file are left out.
 
     Args:
         store: where it is counted.

@@ -79,14 +79,14 @@ async def look_at_revenue(kit: MeterKit) -> tuple[str, list[Finding]]:
 
 
 def without_snapshot(missing: Sequence[date]) -> list[Finding]:
-    """Days that are over and of which nobody made a snapshot of revenue."""
+    """Days that are over and have no snapshot of revenue."""
     if not missing:
         return []
-    days = f"{missing[0]}" if len(missing) == 1 else f"{len(missing):,} days, the first {missing[0]},"
+    days = f"{missing[0]}" if len(missing) == 1 else f"{len(missing):,} days, the first {missing[0]}"
     return [
         Finding(
             check="revenue",
-            problem=f"revenue has no snapshot of {days}: `meterkit revenue` and the pages lack it",
+            problem=f"revenue has no snapshot of {days}: `meterkit revenue` lacks what changed then",
             cure="see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT_URL: it makes"
             " them by itself, from what the store has; its log says why it does not (meterkit.background)",
         )

@@ -190,7 +190,7 @@ def churn_of(start: Day | None, moved: Day | None) -> Churn:
     By its standard formula: https://help.chartmogul.com/hc/en-us/articles/203359341-Metric-MRR-Churn-Rate
 
     Args:
-        start: the day before the span; None: nobody brought anything.
+        start: the day before the span; None: no customer brought anything.
         moved: what moved in the span.
     """
     start, moved = start or Day(), moved or Day()
@@ -203,7 +203,7 @@ def churn_of(start: Day | None, moved: Day | None) -> Churn:
 
 
 class Forecast(NamedTuple):
-    """What is expected a month later.
+    """The revenue expected a month later.
 
     Attributes:
         mrr: in micro-cents.

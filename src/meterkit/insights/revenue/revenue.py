@@ -274,7 +274,7 @@ def _revenue_of(tables: RevenueTables, day: date, currency: str) -> RevenueDay:
 
 
 def _forecasts(tables: RevenueTables, day: date) -> Callable[[str], Forecast | None]:
-    """What is expected a month after a day, by currency, from the same days of the months before."""
+    """The revenue expected a month after a day, by currency, from the same days of the months before."""
     known: list[Mapping[str, Day]] = []
     for nth in range(_FORECAST_MONTHS):
         at = _months_before(day, nth)
