@@ -23,15 +23,13 @@ from meterkit.insights.audit.journal import journal_of
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.notify import Handlers, Teller
 from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
-from meterkit.redis.url import choose_store
-from meterkit.serving import Serving, warn_of_choices
+from meterkit.serving import Serving, store_of
 from meterkit.storage.service import ObjectStorage
 from meterkit.store.corrections import Asked, correct
 from meterkit.store.customer_id import check_customer, check_event_id
 from meterkit.store.grants import Grants
 from meterkit.store.outbox_by_hand import Intents
 from meterkit.store.reservations import Reservation
-from meterkit.store.store import Store
 from meterkit.store.turns import follow_turns
 from meterkit.store.used import Used
 from meterkit.subscribing import StripeAccess, customers_of, reconciler_of, subscriptions_of, webhooks_of
@@ -99,9 +97,7 @@ class MeterKit:
             self._plans = WatchedPlans(plans or self.settings.plans or "plans.yaml")
             plans = self._plans.read(lambda read: read)
         catalog = enforced(plans, self.settings.enforcement)
-        choice = choose_store(self.settings.redis_url, live=self.settings.live)
-        warn_of_choices(self.settings, choice, catalog)
-        self.store = Store.of(choice.address, catalog, self.settings, clock)
+        self.store = store_of(self.settings, catalog, clock)
         self.grants = Grants(self.store)
         self.gauges = Gauges(self.store)
         self.outbox = Intents(self.store)

@@ -13,7 +13,9 @@ from meterkit.errors import StoreError
 from meterkit.insights.background import insights_tasks
 from meterkit.insights.otel import observe
 from meterkit.redis.event_loops import running_loop
+from meterkit.redis.url import choose_store
 from meterkit.store.event_names import remember_meters
+from meterkit.store.store import Store
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -21,23 +23,27 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.redis.lane import Lane
-    from meterkit.redis.url import Choice
     from meterkit.settings import Settings
-    from meterkit.store.store import Store
 
-__all__ = ["Serving", "warn_of_choices"]
+__all__ = ["Serving", "store_of"]
 
 _logger = logging.getLogger("meterkit")
 
 
-def warn_of_choices(settings: Settings, choice: Choice, catalog: Catalog) -> None:
-    """Say which store was chosen where none is named, and where no request is decided."""
+def store_of(settings: Settings, catalog: Catalog, clock: Callable[[], float]) -> Store:
+    """The store of a kit; warns where no setting names it, and where no request is decided.
+
+    Raises:
+        SettingsError: the store's address cannot be used.
+    """
+    choice = choose_store(settings.redis_url, live=settings.live)
     if settings.redis_url is None:
         _logger.warning(
             "the store is %s: %s; set METERKIT_REDIS_URL to choose one", choice.address, choice.why
         )
     if not catalog.routes:
         _logger.warning("%s has no routes: no request is decided", catalog.source)
+    return Store.of(choice.address, catalog, settings, clock)
 
 
 class Serving:
