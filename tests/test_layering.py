@@ -24,7 +24,7 @@ LINE = (
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
     ("starlette",),
     ("fastapi", "llm", "background", "loop_thread"),
-    ("serving", "subscribing", "sync"),
+    ("serving", "subscribing", "messaging", "sync"),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("testing",),
     ("cli",),

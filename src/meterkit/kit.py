@@ -21,6 +21,7 @@ from meterkit.delivery.background import delivery_tasks, flusher_for
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.journal import journal_of
 from meterkit.insights.revenue.revenue import Revenue
+from meterkit.messaging import messages_of
 from meterkit.notify import Handlers, Teller
 from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
 from meterkit.serving import Serving, store_of
@@ -72,7 +73,7 @@ class MeterKit:
         estimate_input: ``(body, model) -> tokens``: what a request's input is taken for until its usage is
             known; fast. Default, also after an error: a token for 3 bytes of its texts, in a bill for 4.
         contact: ``(customer) -> Contact(email, name, locale) | None``, sync or async: what meterkit makes a
-            Stripe customer with. It stores none of it.
+            Stripe customer with and sends e-mails to. It stores none of it.
         settings: each setting by its name; see the settings page of the documentation.
 
     Raises:
@@ -108,9 +109,11 @@ class MeterKit:
         self.webhooks = webhooks_of(self.store, self.settings, stripe)
         self.subscriptions = subscriptions_of(self.store, self.settings, stripe, self.webhooks.fetch, contact)
         self.customers = customers_of(self.store, self.settings, stripe, self.webhooks, self.subscriptions)
+        self.notify = messages_of(self.store, self.settings, contact)
         self._handlers = Handlers()
         teller = Teller(self.store, self._handlers)
         tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tell": teller.run}
+        tasks |= self.notify.tasks()
         if self.settings.delivers:
             tasks |= delivery_tasks(self.store, self.settings, self.flusher, stripe.api)
             tasks |= {**self.webhooks.tasks, **self.subscriptions.tasks}
@@ -387,7 +390,8 @@ class MeterKit:
         return True
 
     def _follows_turns(self) -> bool:
-        return self.settings.delivers or any(event in SUBSCRIPTION_EVENTS for event in self._handlers.events)
+        told = {*self._handlers.events, *self.notify.events}
+        return self.settings.delivers or not told.isdisjoint(SUBSCRIPTION_EVENTS)
 
     def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
         check_quantities({meter: quantity}, self.catalog.meters)

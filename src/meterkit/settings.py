@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from base64 import b64decode
 
 # Pydantic reads the annotations of the class below when it is made, so their names are needed then.
 from pathlib import Path
@@ -27,8 +28,11 @@ _USUAL: Final = {
     "stripe_webhook_secret": "STRIPE_WEBHOOK_SECRET",
 }
 # A path of a base address may be a secret of a proxy.
-_NOT_SHOWN: Final = frozenset({*_USUAL, "stripe_api_base", "stripe_events_base", "audit_url"})
+_NOT_SHOWN: Final = frozenset(
+    {*_USUAL, "stripe_api_base", "stripe_events_base", "audit_url", "notify_secret", "smtp_url"}
+)
 _BASE_ALLOWED: Final = "http://host or https://host, with neither a user nor a password"
+_SECRET_BYTES: Final = range(24, 65)
 _TEST_KEYS: Final = ("sk_test_", "rk_test_")
 
 
@@ -49,6 +53,22 @@ def _database(secret: SecretStr) -> SecretStr:
     kind, _, rest = secret.get_secret_value().partition("://")
     is_file = kind.partition("+")[0] == "sqlite" and rest.removeprefix("/") not in {"", ":memory:"}
     if not is_file and not (kind.partition("+")[0] == "postgresql" and rest):
+        raise ValueError
+    return secret
+
+
+def _signing_secret(secret: SecretStr) -> SecretStr:
+    prefix, _, encoded = secret.get_secret_value().partition("_")
+    if prefix != "whsec" or len(b64decode(encoded, validate=True)) not in _SECRET_BYTES:
+        raise ValueError
+    return secret
+
+
+def _mail_server(secret: SecretStr) -> SecretStr:
+    url = urlsplit(secret.get_secret_value())
+    if url.scheme not in {"smtp", "smtps"} or not url.hostname or url.port == 0 or url.query or url.fragment:
+        raise ValueError
+    if url.path.strip("/") or (url.username is None) != (url.password is None):
         raise ValueError
     return secret
 
@@ -112,6 +132,9 @@ class SettingsKeywords(TypedDict, total=False):
     audit_url: str | SecretStr | None
     enforcement: Literal["on", "shadow", "off"] | None
     storage_endpoint: str | None
+    notify_secret: str | SecretStr | Sequence[str | SecretStr] | None
+    notify_templates: str | os.PathLike[str] | None
+    smtp_url: str | SecretStr | None
 
 
 class Settings(BaseSettings):
@@ -140,6 +163,9 @@ class Settings(BaseSettings):
         enforcement: over what the plans file says: ``on``, ``shadow``, or ``off``: nothing is decided or
             counted; None: as the file says.
         storage_endpoint: another address of S3, such as MinIO's; None: Amazon's.
+        notify_secret: each signs the webhooks that are sent, so that a secret can be rolled.
+        notify_templates: a folder whose templates of e-mails replace meterkit's own; None: there is none.
+        smtp_url: the server that sends e-mails, with user and password; None: no e-mail is sent.
     """
 
     model_config = SettingsConfigDict(
@@ -190,6 +216,20 @@ class Settings(BaseSettings):
         None
     )
     storage_endpoint: Annotated[_Base | None, Field(description=_BASE_ALLOWED, repr=False)] = None
+
+    notify_secret: Annotated[
+        tuple[Annotated[SecretStr, AfterValidator(_signing_secret)], ...],
+        NoDecode,
+        BeforeValidator(_by_comma),
+        Field(description="secrets of Standard Webhooks (whsec_ and base64 of 24 to 64 bytes), by commas"),
+    ] = ()
+    notify_templates: Annotated[
+        Annotated[Path, AfterValidator(_folder)] | None, Field(description="the path of a directory")
+    ] = None
+    smtp_url: Annotated[
+        Annotated[SecretStr, AfterValidator(_mail_server)] | None,
+        Field(description="smtp://USER:PASSWORD@HOST:PORT, or smtps://"),
+    ] = None
 
     @classmethod
     def load(cls, **keywords: Any) -> Self:

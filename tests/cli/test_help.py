@@ -32,6 +32,7 @@ COMMANDS: Final = {
         "revenue",
         "stripe",
         "webhooks",
+        "notify",
         "import",
     ),
     "customers": (

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ def test_defaults() -> None:
         "flush": None,
         "audit_url": None,
         "storage_endpoint": None,
+        "notify_secret": (),
+        "notify_templates": None,
+        "smtp_url": None,
         "enforcement": None,
     }
 
@@ -280,3 +284,36 @@ def test_another_database_is_refused_and_not_shown(url: str, monkeypatch: pytest
         Settings.load()
     assert "METERKIT_AUDIT_URL: found a value that is not shown here" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+def test_secrets_of_messages_are_read_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = [f"whsec_{b64encode(bytes(size)).decode()}" for size in (24, 64)]
+    monkeypatch.setenv("METERKIT_NOTIFY_SECRET", ", ".join(secrets))
+    monkeypatch.setenv("METERKIT_SMTP_URL", "smtps://user:hidden@mail.example:465")
+    settings = Settings.load()
+    assert secrets == [secret.get_secret_value() for secret in settings.notify_secret]
+    assert settings.smtp_url is not None
+    assert "hidden" not in repr(settings)
+    assert secrets[0] not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("notify_secret", "whsec_c2hvcnQ="),
+        ("notify_secret", f"whsec_{b64encode(bytes(65)).decode()}"),
+        ("notify_secret", "hidden"),
+        ("notify_secret", "whsec_not base64 at all, of any kind"),
+        ("smtp_url", "https://hidden@mail.example"),
+        ("smtp_url", "smtp://user@hidden:25/path"),
+        ("smtp_url", "smtp://:0"),
+        ("smtp_url", "smtp://host:0?hidden"),
+        ("smtp_url", "smtp://hidden:port"),
+    ],
+)
+def test_bad_secrets_of_messages_are_refused_unseen(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.load(**{name: value})
+    assert refused.value.name == name
+    assert "hidden" not in str(refused.value)
+    assert "a value that is not shown here" in str(refused.value)

@@ -20,7 +20,17 @@ plans: {free: {price: {amount_cents: 0, interval: month}}}
 """
 # Handlers are registered with the kit itself, and tasks that run for long have an event loop anyway.
 LEFT_OUT = {
-    "MeterKit": {"begin", "estimate_input", "flusher", "on", "store", "subscriptions", "sync", "webhooks"},
+    "MeterKit": {
+        "begin",
+        "estimate_input",
+        "flusher",
+        "on",
+        "store",
+        "subscriptions",
+        "sync",
+        "webhooks",
+        "notify",
+    },
     "subscriptions": {"tasks"},
 }
 

@@ -35,6 +35,7 @@ from meterkit.catalog.models import (
     StripeEvent,
     enforced,
 )
+from meterkit.catalog.notifications import EmailChannel, Notify, WebhookChannel
 from meterkit.catalog.overrides import override
 from meterkit.catalog.stored_objects import OTHER_TYPE, ObjectPattern, Storage
 
@@ -51,12 +52,14 @@ __all__ = [
     "Changes",
     "Credit",
     "Dunning",
+    "EmailChannel",
     "Enforcement",
     "Entitlement",
     "Headers",
     "Meter",
     "Note",
     "NoteKind",
+    "Notify",
     "ObjectPattern",
     "Outcome",
     "Overage",
@@ -71,6 +74,7 @@ __all__ = [
     "Storage",
     "StoreFailure",
     "StripeEvent",
+    "WebhookChannel",
     "enforced",
     "json_schema",
     "load",

@@ -27,6 +27,7 @@ from meterkit.catalog.inheritance import with_inheritance
 from meterkit.catalog.meters import CreditTable, MeterTable, build_credits, build_meters, check_features
 from meterkit.catalog.models import Billing, Catalog, Route
 from meterkit.catalog.notes import note_billing_lines
+from meterkit.catalog.notify import NotifyTable, build_notify
 from meterkit.catalog.plans import Declared, PlanTable, build_plans
 from meterkit.catalog.routes import RouteTable, build_routes
 from meterkit.catalog.scalars import NAME, scalar
@@ -64,6 +65,7 @@ class PlansFile(Table, what="a plans file"):
     billing = Key(BillingTable, "What is billed, and when changes bind.")
     dunning = Key(DunningTable, "What failed payments lead to.")
     storage = Key(StorageTable, "Stored objects that count for a gauge.")
+    notify = Key(NotifyTable, "Events that are sent by webhook and by e-mail.")
     enforcement = Key(ENFORCEMENTS, "on (default) or shadow: decide, but never deny.")
     on_store_failure = Key(STORE_FAILURES, "allow (default) or deny.")
     headers = Key(HEADERS, "ietf (default), x-ratelimit, both or none.")
@@ -176,6 +178,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
         billing=money,
         dunning=dunning,
         storage=build_storage(values.storage, known),
+        notify=build_notify(values.notify),
         **common,
     )
     return digest(replace(catalog, notes=problems.notes))

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.catalog.notifications import Notify
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -384,6 +386,7 @@ class Catalog:
     headers: Headers = "ietf"
     notes: tuple[Note, ...] = ()
     storage: Storage | None = None
+    notify: Notify = field(default_factory=Notify)
 
 
 def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:

@@ -19,6 +19,7 @@ from meterkit.cli import (
     grants,
     importing,
     migrate,
+    notify,
     outbox,
     plans,
     reconcile,
@@ -62,7 +63,7 @@ app = typer.Typer(
 _PARTS = (
     *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
     *(subscriptions, reconcile, recover, audit, revenue),
-    *(stripe, webhooks, importing),
+    *(stripe, webhooks, notify, importing),
 )
 for part in _PARTS:
     app.add_typer(part.commands)

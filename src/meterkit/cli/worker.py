@@ -72,7 +72,12 @@ async def worker(
         beside.keep(loop, "turns", lambda: follow_turns(kit.store))
         stripe = StripeAccess(kit.settings)
         beside.keep(loop, "closes", Closer(kit.store, stripe.api).run)
-        for name, work in {**kit.webhooks.tasks, **kit.subscriptions.tasks, **insights}.items():
+        for name, work in {
+            **kit.webhooks.tasks,
+            **kit.subscriptions.tasks,
+            **kit.notify.tasks(is_worker=True),
+            **insights,
+        }.items():
             beside.keep(loop, name, work)
         told = asyncio.create_task(stop.wait())
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.

@@ -59,7 +59,8 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
     r"^[\w.-]+:\{\d+\}:audit(:sums)?$",  # what is recorded and not in the database of the audit log yet
     r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead|compare|life)$",  # deliveries to Stripe
-    r"^[\w.-]+:\{0\}:hooks:(entries|due|dead)$",  # Stripe customers to be looked at
+    r"^[\w.-]+:\{0\}:(hooks|messages:\w+):(entries|due|dead)$",  # Stripe customers to look at; messages
+    r"^[\w.-]+:\{\d+\}:n:",  # kinds of e-mails that a customer does not want
     r"^[\w.-]+:\{\d+\}:c:",  # counters, only while a linked customer's usage is pending
 )
 """Patterns of the keys that may be without a TTL; every other key has one."""
@@ -238,6 +239,14 @@ class Keys:
     def hooks(self, name: str) -> str:
         """What Stripe's events hint at, all in one shard: ``entries``, ``due``, and so on; see hint.lua."""
         return self.shard(HOOKS_SHARD, f"hooks:{name}")
+
+    def messages(self, name: str) -> str:
+        """Messages to be sent, all in one shard: ``entries``, ``due``, and so on; see hint.lua."""
+        return self.shard(HOOKS_SHARD, f"messages:{name}")
+
+    def unwanted(self, customer: str) -> str:
+        """Set: the kinds of e-mails that a customer does not want."""
+        return self.shard(shard_of(customer, self.shards), f"n:{customer}")
 
     def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:
         """The keys of a customer; an anonymous one has counters in a space of its own and no state ever."""

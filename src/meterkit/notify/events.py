@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.prepaid import MICRO
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.notify.subscription_events import SubscriptionEvent
     from meterkit.store.notices import Notice
 
-__all__ = ["EVENTS", "CreditsLow", "UsageThreshold", "event_of"]
+__all__ = ["EVENTS", "CreditsLow", "Event", "UsageThreshold", "event_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,11 @@ class UsageThreshold:
     at: datetime
 
 
-def event_of(notice: Notice, meters: Mapping[str, str]) -> CreditsLow | UsageThreshold | SubscriptionEvent:
+Event: TypeAlias = "CreditsLow | UsageThreshold | SubscriptionEvent"
+"""An event that handlers receive."""
+
+
+def event_of(notice: Notice, meters: Mapping[str, str]) -> Event:
     """What handlers are told of a notice.
 
     Args:
@@ -97,9 +101,7 @@ def _usage_threshold(notice: Notice, event_id: str, meters: Mapping[str, str]) -
     )
 
 
-EVENTS: Final[
-    Mapping[str, Callable[[Notice, str, Mapping[str, str]], CreditsLow | UsageThreshold | SubscriptionEvent]]
-] = {
+EVENTS: Final[Mapping[str, Callable[[Notice, str, Mapping[str, str]], Event]]] = {
     "credits.low": _credits_low,
     "usage.threshold": _usage_threshold,
     **SUBSCRIPTION_EVENTS,

@@ -9,6 +9,7 @@ from meterkit.errors import CustomerError, StoreError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.drifts import Drifts
 from meterkit.store.links import Links
+from meterkit.store.messages import forget_messages
 from meterkit.store.relinking import remember_deleted
 from meterkit.store.state_changes import States
 
@@ -83,6 +84,8 @@ async def delete(store: Store, customer: str) -> Deleted:
             )
         if reply[0] == _DONE:
             await Drifts(store).forget(customer)
+            await admin.ask(admin.client.delete(store.keys.unwanted(customer)))
+            await forget_messages(store, customer)
             linked = state.stripe_customer
             if linked is not None:
                 await links.retire(customer, linked, done=True)

@@ -33,6 +33,7 @@ class Notice:
         shard: of the customer.
         entry: its name in the stream of the shard.
         times: how often it has been given, this time included.
+        group: who reads it: its kind for handlers, else a name before the kind.
         kind: what handlers are registered for, for example ``credits.low``.
         customer: the customer's id.
         of: the target of a credit, or the token of a meter.
@@ -45,6 +46,7 @@ class Notice:
     shard: int
     entry: str
     times: int
+    group: str
     kind: str
     customer: str
     of: str
@@ -65,7 +67,7 @@ async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list
     Args:
         store: where they are.
         shard: which of its shards.
-        kinds: of notices.
+        kinds: of notices; a word before a kind, as in ``messages credits.low``, names readers of their own.
 
     Returns:
         Some of them; none where there are no more for now.
@@ -78,13 +80,13 @@ async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list
         store.scripts["notices"], [store.keys.notices(shard)], AGAIN_AFTER_MS, _PAGE, *kinds
     )
     found: list[Notice] = []
-    for kind, entry, times, fields in reply:
+    for group, entry, times, fields in reply:
         try:
-            found.append(_notice(shard, entry, times, fields))
+            found.append(_notice(shard, group, entry, times, fields))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             if times >= TIMES_MOST:
                 _logger.error("notice %s of shard %d is given up: it cannot be read: %r", entry, shard, error)  # noqa: TRY400 - where it was tells nothing
-                await admin.ask(admin.client.xack(store.keys.notices(shard), kind, entry))
+                await admin.ask(admin.client.xack(store.keys.notices(shard), group, entry))
     return found
 
 
@@ -112,15 +114,16 @@ async def acknowledge(store: Store, notice: Notice) -> None:
         StoreError: the store does not answer.
     """
     admin = await store.admin()
-    await admin.ask(admin.client.xack(store.keys.notices(notice.shard), notice.kind, notice.entry))
+    await admin.ask(admin.client.xack(store.keys.notices(notice.shard), notice.group, notice.entry))
 
 
-def _notice(shard: int, entry: bytes, times: int, fields: list[Any]) -> Notice:
+def _notice(shard: int, group: bytes, entry: bytes, times: int, fields: list[Any]) -> Notice:
     named = dict(zip(fields[::2], fields[1::2], strict=True))
     return Notice(
         shard=shard,
         entry=entry.decode(),
         times=times,
+        group=group.decode(),
         kind=named[b"kind"].decode(),
         customer=named[b"customer"].decode(),
         of=named[b"of"].decode(),

@@ -14,7 +14,7 @@ from meterkit.errors import MeterkitError
 if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
 
-__all__ = ["Contact", "ContactSource", "contact_params"]
+__all__ = ["Contact", "ContactSource", "contact_of", "contact_params"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +36,27 @@ ContactSource: TypeAlias = Callable[[str], Contact | Awaitable[Contact | None] |
 """Gives the contact of a customer; None: there is none. A function that is not async runs in a thread."""
 
 
-async def contact_params(source: ContactSource | None, customer: str) -> dict[str, Parameter]:
-    """The contact as parameters of a Stripe customer.
+async def contact_of(source: ContactSource, customer: str) -> Contact | None:
+    """The contact of a customer; None: there is none.
 
     Raises:
         MeterkitError: the app's function gives something else than a Contact or None.
     """
-    if source is None:
-        return {}
     found = source(customer) if iscoroutinefunction(source) else await to_thread.run_sync(source, customer)
     if isawaitable(found):
         found = await found
-    if found is None:
-        return {}
-    if not isinstance(found, Contact):
+    if found is not None and not isinstance(found, Contact):
         kind = type(found).__name__
         raise MeterkitError(
             f"contact: the function gave a value of type {kind}; allowed are Contact and None"
         )
+    return found
+
+
+async def contact_params(source: ContactSource | None, customer: str) -> dict[str, Parameter]:
+    """The contact as parameters of a Stripe customer; raises as :func:`contact_of` does."""
+    found = None if source is None else await contact_of(source, customer)
+    if found is None:
+        return {}
     locales = None if found.locale is None else [found.locale]
     return {"email": found.email, "name": found.name, "preferred_locales": locales}

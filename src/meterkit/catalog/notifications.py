@@ -1,0 +1,54 @@
+"""Messages in a plans file: which events go out by webhook and by e-mail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["MESSAGE_EVENTS", "EmailChannel", "Notify", "WebhookChannel"]
+
+MESSAGE_EVENTS: Final = (
+    "usage.threshold",
+    "credits.low",
+    "subscription.changed",
+    "access.changed",
+    "dunning.reminder",
+    "trial.ending",
+    "payment.failed",
+    "payment.succeeded",
+)
+"""The events that a message can be sent for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookChannel:
+    """Events that are posted to an address of the operator's.
+
+    Attributes:
+        url: where they are posted.
+        events: which.
+    """
+
+    url: str
+    events: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmailChannel:
+    """Events that customers are sent by e-mail.
+
+    Attributes:
+        sender: the address that the e-mails are from.
+        events: which.
+    """
+
+    sender: str
+    events: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notify:
+    """The channels of messages; None: there is no such channel."""
+
+    webhook: WebhookChannel | None = None
+    email: EmailChannel | None = None

@@ -1,0 +1,99 @@
+"""``meterkit notify``: messages that wait or are dead, and how they look."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.session import Session, command
+from meterkit.decisions.periods import from_ms
+from meterkit.notify.message import Failure, Message
+
+__all__ = ["commands"]
+
+commands = typer.Typer(
+    name="notify",
+    help="List, resend and preview webhooks and e-mails.",
+    no_args_is_help=True,
+)
+
+
+@command(commands, "list")
+async def list_all(session: Session) -> None:
+    """List the messages that wait or are dead.
+
+    Each with what failed last. Exits 1 where messages are dead.
+    """
+    async with session.kit(reads=True) as kit:
+        found = await kit.notify.list()
+    kept = [(channel, one, _read(one.id, one.text)) for channel, all_ in found.items() for one in all_]
+    rows = [
+        {
+            "message": one.id,
+            "channel": channel,
+            "event": "" if message is None else message.event,
+            "customer": "" if message is None else message.customer,
+            "state": one.state,
+            "since": date_and_time(from_ms(one.since_ms)),
+            "attempts": one.attempts,
+            "why": one.why,
+        }
+        for channel, one, message in kept
+    ]
+    as_json = [
+        {
+            **{name: value for name, value in asdict(one).items() if name != "text"},
+            "channel": channel,
+            "event": None if message is None else message.event,
+            "customer": None if message is None else message.customer,
+        }
+        for channel, one, message in kept
+    ]
+    session.show(as_json, lambda: print_records(rows, empty="no message waits or is dead"))
+    if any(one.state == "dead" for _, one, _ in kept):
+        raise typer.Exit(1)
+
+
+@command(commands)
+async def redrive(
+    session: Session,
+    messages: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MESSAGE]...", help="Such as msg_1f2e…; none: all dead messages."),
+    ] = None,
+) -> None:
+    """Have dead messages sent again, for three days."""
+    async with session.kit() as kit:
+        count = await kit.notify.redrive(*(messages or ()))
+    session.show({"redriven": count}, lambda: typer.echo(f"sent again: {count}"))
+    if messages and count < len(set(messages)):
+        print_note(f"not dead: {len(set(messages)) - count} of those")
+        raise typer.Exit(1)
+
+
+@command(commands)
+async def preview(
+    session: Session,
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="Such as usage.threshold.")],
+    locale: Annotated[
+        str | None, typer.Option("--locale", metavar="LOCALE", help="The language, such as de.")
+    ] = None,
+) -> None:
+    """Show the webhook and the e-mail of an event, with figures made up."""
+    kit = session.make_kit()
+    body, mail = kit.notify.preview(event, locale=locale)
+
+    def as_text() -> None:
+        typer.echo(f"Webhook\n\n{body}\n\nE-mail\n\nSubject: {mail.subject}\n\n{mail.text}\n{mail.html}")
+
+    session.show({"webhook": body, **asdict(mail)}, as_text)
+
+
+def _read(message_id: str, text: str) -> Message | None:
+    try:
+        return Message.load(message_id, text)
+    except Failure:
+        return None

@@ -1,0 +1,27 @@
+"""A kit's messages: events, channels and the app's contact, put together."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from meterkit.notify.messages import Messages
+from meterkit.subscriptions.service.contact import contact_of
+
+if TYPE_CHECKING:
+    from meterkit.settings import Settings
+    from meterkit.store.store import Store
+    from meterkit.subscriptions.service.contact import ContactSource
+
+__all__ = ["messages_of"]
+
+
+def messages_of(store: Store, settings: Settings, contact: ContactSource | None = None) -> Messages:
+    """The messages of a kit.
+
+    Args:
+        store: where its events are kept.
+        settings: of the kit.
+        contact: gives where a customer is reached by e-mail.
+    """
+    return Messages(store, settings, None if contact is None else partial(contact_of, contact))

@@ -1,0 +1,187 @@
+"""``kit.notify``: the messages of a kit, and what customers want to be sent."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog.notifications import MESSAGE_EVENTS
+from meterkit.errors import MeterkitError
+from meterkit.notify.courier import Courier
+from meterkit.notify.mail import MailSender
+from meterkit.notify.message import message_of
+from meterkit.notify.rendering import Renderer
+from meterkit.notify.samples import sample_of
+from meterkit.notify.unwanted import ALWAYS, read_unwanted, write_unwanted
+from meterkit.notify.webhook import WebhookSender
+from meterkit.store.customer_id import check_customer
+from meterkit.store.messages import CHANNELS, MessageQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+
+    from meterkit.notify.courier import Sender
+    from meterkit.notify.mail import Recipient
+    from meterkit.notify.rendering import Rendered
+    from meterkit.settings import Settings
+    from meterkit.store.messages import Channel, Kept
+    from meterkit.store.store import Store
+
+__all__ = ["Messages"]
+
+_logger = logging.getLogger("meterkit.notify")
+
+_PACKAGES: Final[Mapping[Channel, Sequence[str]]] = {
+    "webhook": ("httpx", "standardwebhooks"),
+    "email": ("aiosmtplib", "jinja2"),
+}
+
+
+class Messages:
+    """Sends events by webhook and by e-mail, as the plans file's ``notify:`` says.
+
+    Args:
+        store: where events and messages are.
+        settings: secrets, the SMTP server, templates.
+        contact: gives where a customer is reached; None: no e-mail is sent.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        contact: Callable[[str], Awaitable[Recipient | None]] | None = None,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._contact = contact
+        self._renderer = Renderer(lambda: store.catalog, settings.notify_templates)
+
+    def tasks(self, *, is_worker: bool = False) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """The couriers that run beside an event loop, by name.
+
+        Args:
+            is_worker: whether they run although the setting ``flush`` is off.
+
+        Raises:
+            MeterkitError: a package of the extra ``notify`` is missing.
+        """
+        if self._settings.flush is False and not is_worker:
+            return {}
+        found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
+        for channel, sender in self.senders().items():
+            _require(channel)
+            found[f"notify {channel}"] = Courier(self._store, sender).run
+        for channel, missing in self._missing().items():
+            _logger.warning("this process sends no messages by %s: %s", channel, missing)
+        return found
+
+    @property
+    def events(self) -> frozenset[str]:
+        """The events that this process sends messages for, beside an event loop."""
+        if self._settings.flush is False:
+            return frozenset()
+        return frozenset(event for sender in self.senders().values() for event in sender.events)
+
+    def senders(self) -> Mapping[Channel, Sender]:
+        """The channels that this process can send by."""
+        found: dict[Channel, Sender] = {}
+        if self._settings.notify_secret:
+            found["webhook"] = WebhookSender(self._store, self._settings.notify_secret)
+        if self._settings.smtp_url is not None and self._contact is not None:
+
+            async def unwanted(customer: str) -> frozenset[str]:
+                return await read_unwanted(self._store, customer)
+
+            found["email"] = MailSender(
+                self._store,
+                self._settings.smtp_url,
+                renderer=self._renderer,
+                contact=self._contact,
+                unwanted=unwanted,
+            )
+        return found
+
+    async def preferences(
+        self, customer: str, wanted: Mapping[str, bool] | None = None
+    ) -> Mapping[str, bool]:
+        """Which events the customer wants by e-mail; by default all of them.
+
+        Args:
+            customer: the customer's id.
+            wanted: an event to whether it is wanted; events that are left out stay as they are.
+
+        Raises:
+            CustomerError: the id is not allowed.
+            MeterkitError: there is no such event, or it cannot be switched off, as dunning cannot.
+            StoreError: the store does not answer.
+        """
+        check_customer(customer)
+        for event, is_wanted in (wanted or {}).items():
+            if event not in MESSAGE_EVENTS:
+                raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(MESSAGE_EVENTS)}")
+            if event in ALWAYS and not is_wanted:
+                raise MeterkitError(f"{event} cannot be switched off: an unpaid invoice limits access")
+        if wanted:
+            await write_unwanted(self._store, customer, wanted)
+        unwanted = await read_unwanted(self._store, customer)
+        return {event: event not in unwanted for event in MESSAGE_EVENTS}
+
+    async def list(self) -> Mapping[Channel, Sequence[Kept]]:
+        """The messages that wait, then the dead ones, by channel.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        return {channel: await MessageQueue(self._store, channel).kept() for channel in CHANNELS}
+
+    async def redrive(self, *message_ids: str) -> int:
+        """Have dead messages sent again, for three days; how many.
+
+        Args:
+            message_ids: of which; none: all dead messages.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        count = 0
+        for channel in CHANNELS:
+            queue = MessageQueue(self._store, channel)
+            dead = [one.id for one in await queue.kept() if one.state == "dead"]
+            chosen = [one for one in dead if not message_ids or one in message_ids]
+            await queue.redrive(chosen)
+            count += len(chosen)
+        return count
+
+    def preview(self, event: str, *, locale: str | None = None) -> tuple[str, Rendered]:
+        """The webhook's body and the e-mail of an event, with figures made up.
+
+        Raises:
+            MeterkitError: there is no such event, or jinja2 is not installed.
+        """
+        if event not in MESSAGE_EVENTS:
+            raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(MESSAGE_EVENTS)}")
+        message = message_of("email", event, sample_of(event, self._store.catalog))
+        return message.body(), self._renderer.render(message, locale=locale, name="Ada Lovelace")
+
+    def _missing(self) -> Mapping[Channel, str]:
+        """Why this process cannot send by a channel of the plans file."""
+        notify = self._store.catalog.notify
+        found: dict[Channel, str] = {}
+        if notify.webhook is not None and not self._settings.notify_secret:
+            found["webhook"] = "METERKIT_NOTIFY_SECRET is not set"
+        if notify.email is not None and self._settings.smtp_url is None:
+            found["email"] = "METERKIT_SMTP_URL is not set"
+        elif notify.email is not None and self._contact is None:
+            found["email"] = "the kit was made without `contact`"
+        return found
+
+
+def _require(channel: Channel) -> None:
+    for package in _PACKAGES[channel]:
+        if find_spec(package) is None:
+            raise MeterkitError(
+                f"{package} is required for messages by {channel}."
+                " Install with: pip install 'meterkit[notify]'"
+            )

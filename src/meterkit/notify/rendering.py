@@ -1,0 +1,146 @@
+"""Subject, text and HTML of an e-mail, from templates that a folder can override, by locale."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog.money import money
+from meterkit.errors import MeterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from meterkit.catalog import Catalog
+    from meterkit.notify.message import Message
+
+__all__ = ["Rendered", "Renderer"]
+
+_logger = logging.getLogger("meterkit.notify")
+
+_LOCALE: Final = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{2,8})*")
+_SUBJECT: Final = "Subject:"
+_PAGE: Final = "message.html"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """What an e-mail says."""
+
+    subject: str
+    text: str
+    html: str
+
+
+class Renderer:
+    """Renders e-mails with jinja2, which is imported by the first one.
+
+    A message of ``usage.threshold`` takes ``usage.threshold.txt``, whose first line is ``Subject: …``, and
+    ``usage.threshold.html`` or else ``message.html``. For the locale ``pt-BR`` it looks in ``pt-BR/``, in
+    ``pt/``, then in the folder itself, then at meterkit's own.
+
+    Args:
+        catalog: gives the catalog in force.
+        folder: templates that replace meterkit's own; None: there are none.
+    """
+
+    def __init__(self, catalog: Callable[[], Catalog], folder: Path | None) -> None:
+        self._catalog = catalog
+        self._folder = folder
+        self._made: tuple[Any, Any] | None = None
+
+    def render(self, message: Message, *, locale: str | None, name: str | None) -> Rendered:
+        """What the e-mail of a message says; where a template of the folder raises, meterkit's own is taken.
+
+        Raises:
+            MeterkitError: jinja2 is not installed (the extra ``notify``).
+        """
+        own, overriding = self._environments()
+        context = self._context(message, name)
+        if overriding is not None:
+            try:
+                return _rendered(overriding, message.event, _places(locale), context)
+            except Exception as error:  # noqa: BLE001 - a template may raise anything
+                _logger.error(  # noqa: TRY400 - the template, not the code around it, is at fault
+                    "a template of %s for %s fails, and meterkit's own is sent: %r",
+                    *(self._folder, message.event, error),
+                )
+        return _rendered(own, message.event, ("",), context)
+
+    def _environments(self) -> tuple[Any, Any]:
+        if self._made is None:
+            try:
+                jinja: Any = import_module("jinja2")
+            except ImportError as error:
+                raise MeterkitError(
+                    "jinja2 is required for e-mails. Install with: pip install 'meterkit[notify]'"
+                ) from error
+            own = jinja.PackageLoader("meterkit.notify")
+            loaders = [] if self._folder is None else [jinja.FileSystemLoader(self._folder), own]
+            overriding = None if self._folder is None else _environment(jinja, jinja.ChoiceLoader(loaders))
+            self._made = _environment(jinja, own), overriding
+        return self._made
+
+    def _context(self, message: Message, name: str | None) -> Mapping[str, Any]:
+        catalog = self._catalog()
+        return {
+            **message.data,
+            "event": message.event,
+            "name": name,
+            "plans": {key: plan.name for key, plan in catalog.plans.items()},
+            "units": {key: meter.unit for key, meter in catalog.meters.items()},
+            "portal_url": catalog.billing.portal_url,
+        }
+
+
+def _escapes(template: str | None) -> bool:
+    return template is not None and template.endswith(".html")
+
+
+def _environment(jinja: Any, loader: Any) -> Any:
+    environment = jinja.Environment(
+        loader=loader,
+        autoescape=_escapes,
+        undefined=jinja.StrictUndefined,  # A misspelled name must not leave a gap in an e-mail.
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"money": money, "day": _day, "quantity": _quantity}
+    return environment
+
+
+def _rendered(environment: Any, event: str, places: tuple[str, ...], context: Mapping[str, Any]) -> Rendered:
+    written = environment.select_template([f"{place}{event}.txt" for place in places]).render(context)
+    head, _, text = written.strip().partition("\n")
+    if not head.startswith(_SUBJECT):
+        raise ValueError(f"{event}.txt: found {head!r:.80}; its first line must begin with {_SUBJECT!r}")
+    # What a customer named may hold a line break; a header must not.
+    subject, text = " ".join(head.removeprefix(_SUBJECT).split()), text.strip()
+    pages = [f"{place}{file}" for place in places for file in (f"{event}.html", _PAGE)]
+    paragraphs = [part.strip() for part in text.split("\n\n") if part.strip()]
+    page = environment.select_template(pages)
+    html = page.render({**context, "subject": subject, "paragraphs": paragraphs})
+    return Rendered(subject=subject, text=f"{text}\n", html=html)
+
+
+def _places(locale: str | None) -> tuple[str, ...]:
+    """The folders to look in for a locale, the nearest first; text that is no locale names none."""
+    found = _LOCALE.fullmatch(locale or "")
+    if found is None:
+        return ("",)
+    return tuple(dict.fromkeys((f"{found.group()}/", f"{found.group(1)}/", "")))
+
+
+def _day(iso: str) -> str:
+    """``2026-12-01T00:00:00Z`` as ``1 Dec 2026``."""
+    at = datetime.fromisoformat(iso)
+    return f"{at.day} {at:%b %Y}"
+
+
+def _quantity(number: int) -> str:
+    return f"{number:,}"

@@ -1,0 +1,111 @@
+"""One event of each kind with figures made up, for previews."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.notify.events import CreditsLow, UsageThreshold
+from meterkit.notify.subscription_events import (
+    AccessChanged,
+    DunningReminder,
+    PaymentFailed,
+    PaymentSucceeded,
+    SubscriptionChanged,
+    TrialEnding,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from meterkit.catalog import Catalog
+    from meterkit.notify.events import Event
+
+__all__ = ["sample_of"]
+
+_AT: Final = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+_START: Final = datetime(2026, 11, 1, tzinfo=UTC)
+_END: Final = datetime(2026, 12, 1, tzinfo=UTC)
+_COMMON: Final[Mapping[str, Any]] = {"id": "sample", "customer": "acme", "at": _AT}
+
+
+def sample_of(event: str, catalog: Catalog) -> Event:
+    """An event of a kind, with names of the plans file. Pure."""
+    return _SAMPLES[event](catalog)
+
+
+def _threshold(catalog: Catalog) -> Event:
+    meter = next(iter(catalog.meters))
+    return UsageThreshold(
+        **_COMMON, meter=meter, percent=80, used=8_000, included=10_000, period_start=_START, period_end=_END
+    )
+
+
+def _low(catalog: Catalog) -> Event:
+    return CreditsLow(**_COMMON, credit=next(iter(catalog.credits), "credits"), balance=96)
+
+
+def _changed(catalog: Catalog) -> Event:
+    return SubscriptionChanged(
+        **_COMMON,
+        cause="api",
+        plan=list(catalog.plans)[-1],
+        status="active",
+        seats=1,
+        cancel_at=None,
+        pending_plan=None,
+        pending_seats=None,
+        pending_at=None,
+        plan_before=catalog.default_plan,
+        status_before=None,
+        seats_before=0,
+    )
+
+
+def _access(catalog: Catalog) -> Event:
+    return AccessChanged(
+        **_COMMON, cause="clock", access="restricted", access_before="grace", plan=list(catalog.plans)[-1]
+    )
+
+
+def _reminder(catalog: Catalog) -> Event:
+    return DunningReminder(
+        **_COMMON,
+        after=timedelta(days=6),
+        failures=2,
+        failed_at=_AT - timedelta(days=6),
+        access="grace",
+        until=_AT + timedelta(days=1),
+        plan=list(catalog.plans)[-1],
+    )
+
+
+def _trial(_catalog: Catalog) -> Event:
+    return TrialEnding(**_COMMON, trial_end=_AT + timedelta(days=3))
+
+
+def _failed(catalog: Catalog) -> Event:
+    return PaymentFailed(
+        **_COMMON,
+        invoice="in_sample",
+        amount_cents=2_900,
+        currency=catalog.currency,
+        failures=1,
+        next_attempt=_AT + timedelta(days=3),
+    )
+
+
+def _succeeded(catalog: Catalog) -> Event:
+    return PaymentSucceeded(**_COMMON, invoice="in_sample", amount_cents=2_900, currency=catalog.currency)
+
+
+_SAMPLES: Final[Mapping[str, Callable[[Catalog], Event]]] = {
+    "usage.threshold": _threshold,
+    "credits.low": _low,
+    "subscription.changed": _changed,
+    "access.changed": _access,
+    "dunning.reminder": _reminder,
+    "trial.ending": _trial,
+    "payment.failed": _failed,
+    "payment.succeeded": _succeeded,
+}

@@ -1,0 +1,212 @@
+"""Messages that are to be sent: a work queue in the store for each channel, with leases and dead entries.
+
+The scripts are those of the queue of Stripe's webhooks, on keys of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from meterkit.store.store import Store
+
+__all__ = ["CHANNELS", "LEASE_MS", "Channel", "Kept", "MessageQueue", "Taken", "forget_messages"]
+
+Channel = Literal["webhook", "email"]
+
+CHANNELS: Final[tuple[Channel, ...]] = ("webhook", "email")
+
+LEASE_MS: Final = 60_000
+"""For how long a message is one process's. Sending it ends sooner."""
+
+_NOTE: Final = "message"
+_REPEAT: Final = 0
+
+_Outcome = Literal["done", "later", "dead"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A message that this process has taken to send.
+
+    Attributes:
+        id: of the message.
+        token: of the process that has it.
+        hinted: how often it was queued; part of the queue's protocol.
+        attempts: how often it was tried before, in vain.
+        since_ms: when it was queued, or redriven.
+        text: the message, as it was queued.
+    """
+
+    id: str
+    token: str
+    hinted: int
+    attempts: int
+    since_ms: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A message in the queue.
+
+    Attributes:
+        id: of the message.
+        state: ``waiting`` to be sent, or ``dead``: it is sent only after a redrive.
+        attempts: how often it was tried in vain.
+        since_ms: when it was queued; of a dead one: when it was given up.
+        why: what failed last; empty: nothing.
+        text: the message, as it was queued.
+    """
+
+    id: str
+    state: Literal["waiting", "dead"]
+    attempts: int
+    since_ms: int
+    why: str
+    text: str
+
+
+class MessageQueue:
+    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+
+    Args:
+        store: where the queue is.
+        channel: whose queue.
+    """
+
+    def __init__(self, store: Store, channel: Channel) -> None:
+        self._store = store
+        self._channel = channel
+
+    async def add(self, message_id: str, text: str) -> bool:
+        """Queue a message. A message that was queued under this id in 35 days is not queued again.
+
+        Returns whether it is new.
+        """
+        return await self._hint(message_id, "event", text, is_event=True) != _REPEAT
+
+    async def take(self, most: int) -> list[Taken]:
+        """Take messages that are due, the longest overdue first, for :data:`LEASE_MS`."""
+        admin = await self._store.admin()
+        keys = [self._key(part) for part in ("entries", "due")]
+        reply = await admin.run(self._store.scripts["take"], keys, token_hex(8), LEASE_MS, most, "")
+        return [_taken(*found) for found in reply]
+
+    async def done(self, message: Taken) -> bool:
+        """Take a message that was sent off the queue; whether this process still had it."""
+        return await self._finish(message, "done", span_ms=0, why="")
+
+    async def later(self, message: Taken, why: str, *, delay_ms: int, counts: bool = True) -> bool:
+        """Give a message back to be tried again; whether this process still had it."""
+        return await self._finish(message, "later", span_ms=delay_ms, why=why, counts=counts)
+
+    async def give_up(self, message: Taken, why: str) -> bool:
+        """Put a message with the dead ones; whether this process still had it."""
+        return await self._finish(message, "dead", span_ms=0, why=why)
+
+    async def kept(self) -> list[Kept]:
+        """Messages that wait, then dead ones; the oldest first."""
+        admin = await self._store.admin()
+        pipe = admin.client.pipeline(transaction=False)
+        pipe.hgetall(self._key("entries"))
+        pipe.hgetall(self._key("dead"))
+        waiting, dead = await admin.ask(pipe.execute())
+        found = [_kept(name, kept, "waiting") for name, kept in waiting.items()]
+        found += [_kept(name, kept, "dead") for name, kept in dead.items()]
+        return sorted(found, key=lambda one: (one.state == "dead", one.since_ms, one.id))
+
+    async def redrive(self, message_ids: Iterable[str]) -> None:
+        """Have dead messages sent again, from the first attempt on."""
+        for message_id in message_ids:
+            await self._hint(message_id, "operator")
+
+    async def waiting(self) -> Mapping[str, int]:
+        """How many messages are ``due``, are tried ``later``, and are ``dead``."""
+        admin, now_ms = await self._store.admin(), self._store.now_ms()
+        pipe = admin.client.pipeline(transaction=False)
+        pipe.zcount(self._key("due"), "-inf", now_ms)
+        pipe.zcount(self._key("due"), f"({now_ms}", "+inf")
+        pipe.hlen(self._key("dead"))
+        due, later, dead = await admin.ask(pipe.execute())
+        return {"due": due, "later": later, "dead": dead}
+
+    async def forget(self, message_ids: Collection[str]) -> None:
+        """Drop messages, whatever their state."""
+        if not message_ids:
+            return
+        admin = await self._store.admin()
+        pipe = admin.client.pipeline(transaction=False)
+        pipe.hdel(self._key("entries"), *message_ids)
+        pipe.hdel(self._key("dead"), *message_ids)
+        pipe.zrem(self._key("due"), *message_ids)
+        await admin.ask(pipe.execute())
+
+    def _key(self, name: str) -> str:
+        return self._store.keys.messages(f"{self._channel}:{name}")
+
+    async def _hint(self, message_id: str, cause: str, text: str = "", *, is_event: bool = False) -> int:
+        admin = await self._store.admin()
+        keys = [self._key(part) for part in ("entries", "due", "dead", "alarms")]
+        keys += [self._key(f"event:{message_id}"), self._key(f"text:{message_id}")]
+        note = _NOTE if text else ""
+        reply = await admin.run(
+            self._store.scripts["hint"], keys, message_id, cause, int(is_event), "", note, text, 0
+        )
+        return int(reply)
+
+    async def _finish(
+        self, message: Taken, outcome: _Outcome, *, span_ms: int, why: str, counts: bool = False
+    ) -> bool:
+        admin = await self._store.admin()
+        keys = [self._key(part) for part in ("entries", "due", "dead")]
+        arguments = (message.id, message.token, outcome, message.hinted, span_ms, int(counts), why)
+        done = (_NOTE,) if outcome == "done" else ()
+        return bool(await admin.run(self._store.scripts["finish"], keys, *arguments, *done))
+
+
+async def forget_messages(store: Store, customer: str) -> None:
+    """Drop the messages about a customer that wait or are dead.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    for channel in CHANNELS:
+        queue = MessageQueue(store, channel)
+        await queue.forget([one.id for one in await queue.kept() if _customer(one) == customer])
+
+
+def _customer(kept: Kept) -> str | None:
+    try:
+        return str(json.loads(kept.text)["customer"])
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _taken(name: bytes, kept: bytes) -> Taken:
+    found: dict[str, Any] = json.loads(kept)
+    return Taken(
+        id=name.decode(),
+        token=found["token"],
+        hinted=int(found["n"]),
+        attempts=int(found["attempts"]),
+        since_ms=int(found["since"]),
+        text=dict(found["notes"]).get(_NOTE, ""),
+    )
+
+
+def _kept(name: bytes, kept: bytes, state: Literal["waiting", "dead"]) -> Kept:
+    found: dict[str, Any] = json.loads(kept)
+    return Kept(
+        id=name.decode(),
+        state=state,
+        attempts=int(found["attempts"]),
+        since_ms=int(found["at"] if state == "dead" else found["since"]),
+        why=found["why"],
+        text=dict(found["notes"]).get(_NOTE, ""),
+    )

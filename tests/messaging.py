@@ -1,0 +1,162 @@
+"""What tests of messages share: receivers of webhooks and of e-mails, and a kit whose events they get."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email import message_from_bytes, policy
+from typing import TYPE_CHECKING, Any, Final
+
+from aiosmtpd.smtp import SMTP
+
+from meterkit import Contact, MeterKit
+from meterkit.catalog import loads
+from meterkit.notify.courier import Courier
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
+    from email.message import EmailMessage
+
+    from aiosmtpd.smtp import Envelope, Session
+
+    from meterkit.testing import Clock
+
+NOW: Final = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
+SECRET: Final = f"whsec_{base64.b64encode(b'0' * 32).decode()}"
+OTHER_SECRET: Final = f"whsec_{base64.b64encode(b'1' * 32).decode()}"
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {{unit: request}}
+notify:
+  webhook: {{url: "{url}", events: [usage.threshold, payment.failed]}}
+  email: {{events: [usage.threshold, payment.failed], from: billing@example.com}}
+plans:
+  free:
+    price: {{amount_cents: 0, interval: month}}
+    meters:
+      requests: {{included: 10, overage: deny, warn_at: [50, 100]}}
+"""
+
+
+@dataclass
+class Receiver:
+    """An HTTP server that keeps what is posted to it.
+
+    Attributes:
+        status: what it answers.
+        headers: further header lines of its answer.
+        posts: headers and body of each post.
+    """
+
+    url: str = ""
+    status: int = 200
+    headers: str = ""
+    posts: list[tuple[Mapping[str, str], str]] = field(default_factory=list[tuple["Mapping[str, str]", str]])
+
+    @property
+    def ids(self) -> list[str]:
+        """``webhook-id`` of each post."""
+        return [headers["webhook-id"] for headers, _ in self.posts]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        lines = [line.partition(": ") for line in head.splitlines()[1:] if line]
+        headers = {name.lower(): value for name, _, value in lines}
+        body = await reader.readexactly(int(headers["content-length"]))
+        self.posts.append((headers, body.decode()))
+        answer = f"HTTP/1.1 {self.status} x\r\ncontent-length: 0\r\nconnection: close\r\n{self.headers}\r\n"
+        writer.write(answer.encode())
+        await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def receiver(port: int = 0) -> AsyncGenerator[Receiver]:
+    """A receiver of webhooks on 127.0.0.1."""
+    found = Receiver()
+    server = await asyncio.start_server(found.serve, "127.0.0.1", port)
+    async with server:
+        found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+        yield found
+
+
+class Mailbox:
+    """A handler of aiosmtpd that keeps what is sent.
+
+    Attributes:
+        refusal: what RCPT is answered with; empty: it is taken.
+        mails: as they came.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.refusal = ""
+        self.mails: list[EmailMessage] = []
+
+    async def handle_RCPT(  # noqa: N802 - aiosmtpd's own name
+        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
+    ) -> str:
+        if self.refusal:
+            return self.refusal
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(  # noqa: N802 - aiosmtpd's own name
+        self, _server: SMTP, _session: Session, envelope: Envelope
+    ) -> str:
+        content = envelope.content
+        assert isinstance(content, bytes)
+        self.mails.append(message_from_bytes(content, policy=policy.default))
+        return "250 OK"
+
+
+@asynccontextmanager
+async def mailbox() -> AsyncGenerator[Mailbox]:
+    """An SMTP server on 127.0.0.1."""
+    box = Mailbox()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: SMTP(box, loop=loop), "127.0.0.1", 0)
+    async with server:
+        box.url = f"smtp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield box
+
+
+def contact(customer: str) -> Contact | None:
+    return Contact(f"{customer}@example.org", "Ada", None)
+
+
+@asynccontextmanager
+async def kit_of(
+    store: str,
+    clock: Clock,
+    *,
+    url: str = "http://127.0.0.1:9/hook",
+    plans: str = PLANS,
+    reach: Callable[[str], Contact | None] | None = contact,
+    **settings: Any,
+) -> AsyncGenerator[MeterKit]:
+    """A kit that sends nothing by itself; see :func:`courier`."""
+    given: dict[str, Any] = {"notify_secret": SECRET, "flush": False, "shards": 2} | settings
+    catalog = loads(plans.format(url=url))
+    async with MeterKit(
+        catalog, clock=clock, redis_url=store, store_timeout=10.0, contact=reach, **given
+    ) as kit:
+        yield kit
+
+
+def courier(kit: MeterKit, channel: Any) -> Courier:
+    return Courier(kit.store, kit.notify.senders()[channel])
+
+
+async def pass_over(kit: MeterKit, *channels: str) -> None:
+    """Collect and deliver what is due, once."""
+    for channel in channels:
+        at_work = courier(kit, channel)
+        await at_work.collect()
+        await at_work.deliver()

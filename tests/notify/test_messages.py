@@ -1,0 +1,240 @@
+"""Events reach a receiver of webhooks and a mailbox: once per cause and channel, retried, or dead."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from standardwebhooks import Webhook
+
+from messaging import NOW, OTHER_SECRET, SECRET, kit_of, mailbox, pass_over, receiver
+from meterkit import Contact, MeterkitError
+from meterkit.testing import Clock
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_event_is_posted_once_and_signed_by_each_secret(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with (
+        receiver() as hook,
+        kit_of(store_url, clock, url=hook.url, notify_secret=f"{SECRET},{OTHER_SECRET}") as kit,
+    ):
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "webhook", "webhook")
+        ((headers, body),) = hook.posts
+        assert json.loads(body) == {
+            "type": "usage.threshold",
+            "timestamp": "2031-06-10T12:00:30Z",
+            "data": {
+                "id": json.loads(body)["data"]["id"],
+                "customer": "acme",
+                "meter": "requests",
+                "percent": 50,
+                "used": 5,
+                "included": 10,
+                "period_start": "2031-06-01T00:00:00Z",
+                "period_end": "2031-07-01T00:00:00Z",
+                "at": "2031-06-10T12:00:30Z",
+            },
+        }
+        assert headers["webhook-id"].startswith("msg_")
+        assert "." not in headers["webhook-id"]
+        at = datetime.fromtimestamp(int(headers["webhook-timestamp"]), UTC)
+        assert at == NOW
+        signed = [Webhook(secret).sign(headers["webhook-id"], at, body) for secret in (SECRET, OTHER_SECRET)]
+        assert headers["webhook-signature"] == " ".join(signed)
+        assert {"webhook": [], "email": []} == await kit.notify.list()
+
+
+async def test_an_event_is_mailed_as_text_and_html(store_url: str) -> None:
+    def reach(customer: str) -> Contact:
+        return Contact(f"{customer}@example.org", "<b>Ada & Co</b>")
+
+    async with mailbox() as box, kit_of(store_url, Clock(NOW), smtp_url=box.url, reach=reach) as kit:
+        await kit.record("acme", "requests", 10)
+        await pass_over(kit, "email", "email")
+        subjects = {mail["Subject"] for mail in box.mails}
+        assert subjects == {"50 % of your requests used", "100 % of your requests used"}
+        (mail,) = [mail for mail in box.mails if mail["Subject"].startswith("100")]
+        assert mail["From"] == "billing@example.com"
+        assert mail["To"].addresses[0].addr_spec == "acme@example.org"
+        plain, html = mail.get_body(("plain",)), mail.get_body(("html",))
+        assert plain is not None
+        assert html is not None
+        assert "you have used 10 of 10 requests (request) that your plan includes" in plain.get_content()
+        assert "1 Jul 2031" in plain.get_content()
+        assert "&lt;b&gt;Ada &amp; Co&lt;/b&gt;" in html.get_content()
+        assert "<b>" not in html.get_content()
+
+
+async def test_a_receiver_that_is_down_for_a_day_gets_each_message_once(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
+        hook.status = 503
+        for customer in ("acme", "bolt", "core"):
+            await kit.record(customer, "requests", 5)
+        for _ in range(24):
+            await pass_over(kit, "webhook")
+            clock.advance(timedelta(hours=1))
+        tries = hook.ids
+        assert len(set(tries)) == 3
+        # At once, 5 seconds, 5 and 30 minutes later, but looked at each hour; then 2, 5 and 10 hours later.
+        assert len(tries) == 3 * 7
+        hook.posts.clear()
+        hook.status = 200
+        for _ in range(4):
+            await pass_over(kit, "webhook")
+            clock.advance(timedelta(hours=4))
+        assert sorted(hook.ids) == sorted(set(tries))
+
+
+async def test_after_three_days_a_message_is_dead_until_it_is_redriven(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(NOW)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
+        hook.status = 500
+        await kit.record("acme", "requests", 5)
+        for _ in range(11):
+            await pass_over(kit, "webhook")
+            clock.advance(timedelta(hours=6))
+        clock.advance(timedelta(hours=5))
+        await pass_over(kit, "webhook")
+        assert ["waiting"] == [one.state for one in (await kit.notify.list())["webhook"]]
+        clock.advance(timedelta(hours=1))
+        await pass_over(kit, "webhook")
+        (dead,) = (await kit.notify.list())["webhook"]
+        assert (dead.state, dead.why) == ("dead", "the receiver answers 500")
+        assert f"meterkit notify redrive {dead.id}" in caplog.text
+        hook.posts.clear()
+        hook.status = 200
+        await pass_over(kit, "webhook")
+        assert [] == hook.posts
+        assert 0 == await kit.notify.redrive("msg_other")
+        assert 1 == await kit.notify.redrive()
+        await pass_over(kit, "webhook")
+        assert [dead.id] == hook.ids
+        assert [] == (await kit.notify.list())["webhook"]
+
+
+async def test_a_receiver_says_when_to_try_again_and_when_never(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
+        hook.status, hook.headers = 429, "retry-after: 120\r\n"
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "webhook")
+        clock.advance(timedelta(seconds=119))
+        await pass_over(kit, "webhook")
+        assert 1 == len(hook.posts)
+        clock.advance(timedelta(seconds=1))
+        hook.status = 410
+        await pass_over(kit, "webhook")
+        assert 2 == len(hook.posts)
+        assert ["dead"] == [one.state for one in (await kit.notify.list())["webhook"]]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "state"), [("550 no such user", "dead"), ("451 try again later", "waiting")]
+)
+async def test_an_address_that_bounces_for_good_is_dead_at_once(
+    store_url: str, refusal: str, state: str
+) -> None:
+    async with mailbox() as box, kit_of(store_url, Clock(NOW), smtp_url=box.url) as kit:
+        box.refusal = refusal
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "email")
+        (kept,) = (await kit.notify.list())["email"]
+        assert (kept.state, kept.why) == (state, f"the address is refused: {refusal[:3]}")
+
+
+@pytest.mark.parametrize(
+    "reached",
+    [
+        Contact("ada@example.org\r\nBcc: eve@example.org"),
+        Contact("ada@example.org, eve@example.org"),
+        Contact("ada@example.org\n"),
+        Contact("ada@example.org", "Ada\r\nBcc: eve@example.org"),
+    ],
+)
+async def test_a_contact_with_a_line_break_or_two_addresses_is_refused(
+    store_url: str, reached: Contact
+) -> None:
+    async with (
+        mailbox() as box,
+        kit_of(store_url, Clock(NOW), smtp_url=box.url, reach=lambda _: reached) as kit,
+    ):
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "email")
+        assert [] == box.mails
+        assert ["dead"] == [one.state for one in (await kit.notify.list())["email"]]
+
+
+async def test_a_customer_without_an_address_is_sent_nothing(store_url: str) -> None:
+    async with (
+        mailbox() as box,
+        kit_of(store_url, Clock(NOW), smtp_url=box.url, reach=lambda _: None) as kit,
+    ):
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "email")
+        assert [] == box.mails
+        assert [] == (await kit.notify.list())["email"]
+
+
+async def test_a_customer_chooses_what_is_mailed_but_for_dunning(store_url: str) -> None:
+    async with mailbox() as box, kit_of(store_url, Clock(NOW), smtp_url=box.url) as kit:
+        assert (await kit.notify.preferences("acme"))["usage.threshold"]
+        chosen = await kit.notify.preferences("acme", {"usage.threshold": False})
+        assert (chosen["usage.threshold"], chosen["credits.low"]) == (False, True)
+        with pytest.raises(MeterkitError, match=r"payment\.failed cannot be switched off"):
+            await kit.notify.preferences("acme", {"payment.failed": False})
+        with pytest.raises(MeterkitError, match=r"found 'usage'; allowed are usage\.threshold"):
+            await kit.notify.preferences("acme", {"usage": False})
+        for customer in ("acme", "bolt"):
+            await kit.record(customer, "requests", 5)
+        await pass_over(kit, "email")
+        assert ["bolt@example.org"] == [mail["To"].addresses[0].addr_spec for mail in box.mails]
+        assert (await kit.notify.preferences("acme", {"usage.threshold": True}))["usage.threshold"]
+
+
+async def test_an_old_event_is_not_sent(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock(NOW)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
+        await kit.record("acme", "requests", 5)
+        clock.advance(timedelta(days=3, seconds=1))
+        await pass_over(kit, "webhook")
+        assert [] == hook.posts
+        assert "the event is more than 72 hours old" in caplog.text
+
+
+async def test_handlers_and_each_channel_are_told_of_the_same_event(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with (
+        receiver() as hook,
+        mailbox() as box,
+        kit_of(store_url, clock, url=hook.url, smtp_url=box.url) as kit,
+    ):
+        told: list[object] = []
+        kit.on("usage.threshold")(told.append)
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "webhook", "email")
+    assert (1, 1, 1) == (len(told), len(hook.posts), len(box.mails))
+
+
+async def test_a_deleted_customers_messages_are_dropped(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
+        hook.status = 500
+        for customer in ("acme", "bolt"):
+            await kit.record(customer, "requests", 5)
+        await kit.notify.preferences("acme", {"credits.low": False})
+        await pass_over(kit, "webhook")
+        await kit.customers.delete("acme")
+        assert 1 == len((await kit.notify.list())["webhook"])
+        assert (await kit.notify.preferences("acme"))["credits.low"]
+        hook.status = 200
+        hook.posts.clear()
+        clock.advance(timedelta(seconds=600))
+        await pass_over(kit, "webhook")
+        assert ["bolt"] == [json.loads(body)["data"]["customer"] for _, body in hook.posts]
