@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from aiosmtpd.smtp import Envelope, Session
 
-    from meterkit.testing import Clock
-
 NOW: Final = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 SECRET: Final = f"whsec_{base64.b64encode(b'0' * 32).decode()}"
 OTHER_SECRET: Final = f"whsec_{base64.b64encode(b'1' * 32).decode()}"
@@ -134,7 +132,7 @@ def contact(customer: str) -> Contact | None:
 @asynccontextmanager
 async def kit_of(
     store: str,
-    clock: Clock,
+    clock: Callable[[], float],
     *,
     url: str = "http://127.0.0.1:9/hook",
     plans: str = PLANS,

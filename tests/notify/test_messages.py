@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook
 
-from messaging import NOW, OTHER_SECRET, SECRET, kit_of, mailbox, pass_over, receiver
-from meterkit import Contact, MeterkitError
+from faults import eventually
+from messaging import (
+    NOW,
+    OTHER_SECRET,
+    PLANS,
+    SECRET,
+    contact,
+    courier,
+    kit_of,
+    mailbox,
+    pass_over,
+    receiver,
+)
+from meterkit import Contact, MeterKit, MeterkitError
+from meterkit.catalog import loads
+from meterkit.cli.doctor.messages import look_at_messages
 from meterkit.testing import Clock
+from told import told
 
 pytestmark = pytest.mark.anyio
 
@@ -238,3 +256,89 @@ async def test_a_deleted_customers_messages_are_dropped(store_url: str) -> None:
         clock.advance(timedelta(seconds=600))
         await pass_over(kit, "webhook")
         assert ["bolt"] == [json.loads(body)["data"]["customer"] for _, body in hook.posts]
+
+
+async def test_doctor_names_dead_messages_and_those_that_no_process_sends(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
+        assert ("0 wait, 0 dead", []) == await look_at_messages(kit)
+        await kit.record("acme", "requests", 5)
+        await courier(kit, "webhook").collect()
+        clock.advance(timedelta(minutes=5))
+        assert ("1 wait, 0 dead", []) == await look_at_messages(kit)
+        clock.advance(timedelta(minutes=1))
+        (late,) = (await look_at_messages(kit))[1]
+        assert late.problem == "1 message by webhook should have been sent up to 6 min ago"
+        assert "METERKIT_NOTIFY_SECRET" in late.cure
+        hook.status = 410
+        await pass_over(kit, "webhook")
+        seen, (dead,) = await look_at_messages(kit)
+        assert "0 wait, 1 dead" == seen
+        assert f"1 message is dead, {hook.ids[0]}: the receiver answers 410" == dead.problem
+        metrics = await told(kit)
+        assert 1 == metrics["message_items webhook dead"]
+        assert 0 == metrics["message_items email due"]
+
+
+async def test_a_name_with_a_private_address_is_refused(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    look_up = loop.getaddrinfo
+
+    async def private(host: str, *args: Any, **kwargs: Any) -> Any:
+        return await look_up("127.0.0.1" if host == "ops.example" else host, *args, **kwargs)
+
+    async with kit_of(store_url, Clock(NOW), url="https://ops.example/hook") as kit:
+        await kit.record("acme", "requests", 5)
+        monkeypatch.setattr(loop, "getaddrinfo", private)
+        await pass_over(kit, "webhook")
+        (kept,) = (await kit.notify.list())["webhook"]
+        assert (kept.state, kept.attempts) == ("waiting", 1)
+        assert "ops.example has a private address" in kept.why
+
+
+async def test_a_redirect_is_not_followed(store_url: str) -> None:
+    async with receiver() as hook, kit_of(store_url, Clock(NOW), url=hook.url) as kit:
+        hook.status, hook.headers = 307, f"location: {hook.url}/other\r\n"
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "webhook")
+        assert 1 == len(hook.posts)
+        assert "the receiver answers 307" == (await kit.notify.list())["webhook"][0].why
+
+
+@pytest.mark.parametrize(
+    ("package", "given"),
+    [("standardwebhooks", {"notify_secret": SECRET}), ("aiosmtplib", {"smtp_url": "smtp://127.0.0.1:9"})],
+)
+def test_a_missing_package_is_named_with_its_cure(
+    package: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(name: str) -> object:
+        return None if name == package else find_spec(name)
+
+    monkeypatch.setattr("meterkit.notify.messages.find_spec", found)
+    catalog = loads(PLANS.format(url="http://127.0.0.1:9"))
+    with pytest.raises(MeterkitError, match=rf"{package} is required .* pip install 'meterkit\[notify\]'"):
+        MeterKit(catalog, redis_url="memory://", contact=contact, **given)
+
+
+def test_a_process_that_cannot_send_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    catalog = loads(PLANS.format(url="http://127.0.0.1:9"))
+    MeterKit(catalog, redis_url="memory://")
+    assert "sends no messages by webhook: METERKIT_NOTIFY_SECRET is not set" in caplog.text
+    assert "sends no messages by email: METERKIT_SMTP_URL is not set" in caplog.text
+    MeterKit(catalog, redis_url="memory://", notify_secret=SECRET, smtp_url="smtp://127.0.0.1:9")
+    assert "sends no messages by email: the kit was made without `contact`" in caplog.text
+
+
+async def test_the_background_task_collects_and_sends(store_url: str) -> None:
+    async with (
+        receiver() as hook,
+        mailbox() as box,
+        kit_of(store_url, Clock(NOW), url=hook.url, smtp_url=box.url, flush=None) as kit,
+    ):
+        await kit.record("acme", "requests", 5)
+        # Collected at the start of the task; the event may come before or after that.
+        await pass_over(kit, "webhook", "email")
+        await eventually(lambda: bool(hook.posts and box.mails))

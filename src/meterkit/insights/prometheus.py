@@ -16,6 +16,7 @@ from meterkit.insights.webhooks import read_webhooks
 from meterkit.redis.server import DURABILITIES
 from meterkit.redis.tallies import BUCKETS_S
 from meterkit.store.drifts import Drifts
+from meterkit.store.messages import CHANNELS, MessageQueue
 from meterkit.store.spools import look_at_spools
 
 try:
@@ -96,6 +97,7 @@ async def _stored_families(store: Store) -> list[Metric]:
     try:
         waiting, webhooks = await read_deliveries(store), await read_webhooks(store)
         keeping, drifts = await read_keeping(store), await Drifts(store).all()
+        messages = await _message_families(store)
         backlog = await read_backlog(store) if store.is_audited else None
     except StoreError:
         return []  # meterkit_store_connected says so; the counts of this process are served all the same.
@@ -120,8 +122,21 @@ async def _stored_families(store: Store) -> list[Metric]:
             "Customers whose subscription at Stripe differs from the plans file.",
             value=len(drifts),
         ),
+        *messages,
         *(() if backlog is None else _audit_families(backlog, store.now_ms())),
     ]
+
+
+async def _message_families(store: Store) -> list[Metric]:
+    items: Any = GaugeMetricFamily(
+        "meterkit_message_items",
+        "Messages by channel: to be sent now (due), later, not any more (dead).",
+        labels=("channel", "state"),
+    )
+    for channel in CHANNELS:
+        for state, count in (await MessageQueue(store, channel).waiting()).items():
+            items.add_metric((channel, state), count)
+    return [items]
 
 
 async def _revenue_families(revenue: Revenue) -> tuple[Metric, ...]:

@@ -42,7 +42,7 @@ def _threshold(catalog: Catalog) -> Event:
 
 
 def _low(catalog: Catalog) -> Event:
-    return CreditsLow(**_COMMON, credit=next(iter(catalog.credits), "credits"), balance=96)
+    return CreditsLow(**_COMMON, credit=next(iter(catalog.credits), "ai"), balance=96)
 
 
 def _changed(catalog: Catalog) -> Event:

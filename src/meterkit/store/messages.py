@@ -136,6 +136,12 @@ class MessageQueue:
         due, later, dead = await admin.ask(pipe.execute())
         return {"due": due, "later": later, "dead": dead}
 
+    async def overdue_ms(self) -> int:
+        """For how long the first message has been due; 0: none is."""
+        admin, now_ms = await self._store.admin(), self._store.now_ms()
+        first = await admin.ask(admin.client.zrange(self._key("due"), 0, 0, withscores=True))
+        return max(0, now_ms - int(first[0][1])) if first else 0
+
     async def forget(self, message_ids: Collection[str]) -> None:
         """Drop messages, whatever their state."""
         if not message_ids:

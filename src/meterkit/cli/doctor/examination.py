@@ -17,6 +17,7 @@ from meterkit.cli.doctor.drifting import look_at_subscriptions
 from meterkit.cli.doctor.examined import Examination, UnseenError
 from meterkit.cli.doctor.findings import Finding
 from meterkit.cli.doctor.hooks import look_at_webhooks
+from meterkit.cli.doctor.messages import look_at_messages
 from meterkit.cli.doctor.serving import full, look_at_breaker, look_at_durability, unreachable
 from meterkit.cli.doctor.spools import look_at_spool_directory
 from meterkit.cli.doctor.stripe_meters import look_at_meters
@@ -390,6 +391,7 @@ _OF_STORE: Final[_Checks] = {
     "closes": _closes,
     "webhooks": _webhooks,
     "subscriptions": lambda seen: look_at_subscriptions(seen.kit),
+    "messages": lambda seen: look_at_messages(seen.kit),
     "audit": _audit,
 }
 _ORDER: Final = tuple(dict.fromkeys((*tuple(_OF_SERVER)[:7], "shards", *_OF_SERVER)))

@@ -1,0 +1,75 @@
+"""What e-mails say: of each event, in the language of the customer, by templates of a folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from messaging import PLANS
+from meterkit.catalog import loads
+from meterkit.catalog.notifications import MESSAGE_EVENTS
+from meterkit.notify.message import message_of
+from meterkit.notify.rendering import Renderer
+from meterkit.notify.samples import sample_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CATALOG = loads(PLANS.format(url="http://127.0.0.1/hook"))
+
+
+def said(
+    event: str, folder: Path | None = None, *, locale: str | None = None, name: str | None = "Ada"
+) -> tuple[str, ...]:
+    message = message_of("email", event, sample_of(event, CATALOG))
+    found = Renderer(lambda: CATALOG, folder).render(message, locale=locale, name=name)
+    return found.subject, found.text, found.html
+
+
+@pytest.mark.parametrize("event", MESSAGE_EVENTS)
+def test_each_event_has_a_subject_and_whole_sentences(event: str) -> None:
+    subject, text, html = said(event)
+    assert subject
+    assert "Subject" not in text
+    assert text.startswith("Hello Ada,\n\n")
+    assert text.rstrip().endswith((".", "!"))
+    assert "\n\n\n" not in text
+    assert "  " not in text
+    assert "<p>Hello Ada,</p>" in html
+    assert "Hello,\n" in said(event, name=None)[1]
+
+
+def test_amounts_and_days_are_as_people_write_them() -> None:
+    subject, text, _ = said("payment.failed")
+    assert subject == "Your payment of USD 29.00 failed"
+    assert "It will be tried again on 24 Nov 2026." in text
+
+
+def test_a_folder_overrides_by_locale(tmp_path: Path) -> None:
+    (tmp_path / "de").mkdir()
+    (tmp_path / "credits.low.txt").write_text("Subject: ours\n\nfew")
+    (tmp_path / "de" / "credits.low.txt").write_text("Subject: wenig\n\n{{ balance|quantity }} übrig")
+    (tmp_path / "de" / "credits.low.html").write_text("<i>{{ customer }}</i>")
+    assert said("credits.low", tmp_path)[0] == "ours"
+    assert said("credits.low", tmp_path, locale="fr")[0] == "ours"
+    assert said("credits.low", tmp_path, locale="../de")[0] == "ours"
+    for locale in ("de", "de-AT"):
+        assert said("credits.low", tmp_path, locale=locale) == ("wenig", "96 übrig\n", "<i>acme</i>")
+    assert said("trial.ending", tmp_path, locale="de") == said("trial.ending")
+
+
+@pytest.mark.parametrize(
+    "template", ["Subject: {{ balanse }}\n\nx", "Subject: {{ 1 / 0 }}", "no subject", "{% if %}"]
+)
+def test_where_a_template_raises_the_default_is_sent(
+    template: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "credits.low.txt").write_text(template)
+    assert said("credits.low", tmp_path) == said("credits.low")
+    assert f"a template of {tmp_path} for credits.low fails, and meterkit's own is sent" in caplog.text
+
+
+def test_a_name_with_a_line_break_makes_no_header(tmp_path: Path) -> None:
+    (tmp_path / "credits.low.txt").write_text("Subject: to {{ name }}\n\nx")
+    assert said("credits.low", tmp_path, name="Ada Lovelace\x0bBcc: eve")[0] == "to Ada Lovelace Bcc: eve"
