@@ -110,6 +110,7 @@ NAMES = [
     "UnknownMeterError",
     "UnknownPlanError",
     "Unsealed",
+    "UploadRefusedError",
     "UsageThreshold",
     "allows",
     "current",

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         UsageThreshold,
     )
     from meterkit.settings import Settings
+    from meterkit.storage.presigning import UploadRefusedError
     from meterkit.store.corrections import Corrected
     from meterkit.store.customer import Customer
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage, PeriodUsage
@@ -184,6 +185,7 @@ __all__ = [
     "UnknownMeterError",
     "UnknownPlanError",
     "Unsealed",
+    "UploadRefusedError",
     "UsageThreshold",
     "allows",
     "current",
@@ -261,6 +263,7 @@ _HOMES = {
     "TrialEnding": "meterkit.notify",
     "Undelivered": "meterkit.store.intents",
     "Unsealed": "meterkit.delivery.report",
+    "UploadRefusedError": "meterkit.storage.presigning",
     "UsageThreshold": "meterkit.notify",
     "allows": "meterkit.asgi.context",
     "current": "meterkit.asgi.context",

@@ -6,6 +6,7 @@ import json
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -95,6 +96,13 @@ async def test_a_recalculation_counts_what_no_event_told_of(kit: MeterKit, s3: A
     [entry] = await kit.customers.history("ada")
     told = (entry.kind, entry.before, entry.after, entry.cause)
     assert told == ("storage", "900 bytes", "22 bytes", "recalculation")
+
+
+async def test_a_client_uploads_to_a_presigned_address(kit: MeterKit, s3: Any) -> None:
+    address = await kit.storage.presign("ada", "ada/images/a b", 7)
+    async with httpx.AsyncClient() as client:
+        assert (await client.put(address, content=b"x" * 7)).status_code == 200
+    assert s3.head_object(Bucket="uploads", Key="ada/images/a b")["ContentLength"] == 7
 
 
 async def test_a_listing_goes_on_where_a_page_ends(

@@ -12,6 +12,7 @@ from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import FORMAT, Keys
 from meterkit.decisions.packed import unpack_field
+from meterkit.decisions.periods import HOUR_MS
 from meterkit.decisions.program import Demand
 from meterkit.decisions.verdict import refused
 from meterkit.redis.producer import pack_sequence
@@ -74,15 +75,18 @@ class Gauge:
         over_ms: since when that is too much; 0: it is not.
         fitted: what was included when it last was not; -1: it was unlimited.
         held: by the slots of the holds.
+        presigned: what presigned uploads hold, by the slot before which it ends.
     """
 
     level: int = 0
     over_ms: int = 0
     fitted: int = 0
     held: dict[int, int] = field(default_factory=dict[int, int])
+    presigned: dict[int, int] = field(default_factory=dict[int, int])
 
     def live(self, now: int) -> int:
-        return sum(held for slot, held in self.held.items() if slot >= now // SLOT_MS - 1)
+        presigned = sum(held for slot, held in self.presigned.items() if slot > now // SLOT_MS)
+        return presigned + sum(held for slot, held in self.held.items() if slot >= now // SLOT_MS - 1)
 
     def look(self, limit: GaugeLimit | None, now: int) -> int:
         """Note whether the level is too much by now; the limit."""
@@ -130,6 +134,7 @@ class GaugeWorld:
             for _ in range(2)
         ]
         self.plan, self.rev, self.number = "free", NO_STATE, 0
+        self.number_of_keys = 0
         self.is_restricted = False
         self.gauges = {name: Gauge() for name in GAUGES}
         self.open: list[tuple[PreparedDecision, int]] = []
@@ -141,7 +146,7 @@ class GaugeWorld:
         if self.random.random() < 0.6:
             self.wall += self.random.choice((1, 1000, *self._edges()))
         deeds = (self.decide, self.decide, self.decide, self.settle, self.change, self.change, self.move)
-        self.random.choice(deeds)()
+        self.random.choice((*deeds, self.presign))()
         for name, gauge in self.gauges.items():
             self.compare(name, gauge.stored(), self.wire(pack("HGET", self._keys.levels, name)))
 
@@ -226,6 +231,28 @@ class GaugeWorld:
             slots, given = self.gauges[name].held, held.quantities.get(name, 0)
             if slot >= self.wall // SLOT_MS - 1:
                 slots[slot] = max(0, slots.get(slot, 0) - given)
+
+    def presign(self) -> None:
+        """Presigned uploads hold something, each of a key of its own."""
+        name, size = self.random.choice(GAUGES), self.random.choice((1, 9, 29, 29, 10**9))
+        gauge, ends = self.gauges[name], (self.wall + HOUR_MS) // SLOT_MS
+        if self.random.random() < 0.3:
+            gauge.presigned.clear()
+            self.wire(pack("HDEL", self._keys.levels, f"{name}+"))
+        self.number_of_keys += 1
+        upload = f"upload{self.number_of_keys}"
+        keys = (self._keys.levels, "uploads")
+        asked = (name, upload, size, self.wall)
+        reply = self.wire(pack("EVALSHA", self.scripts["presign"].sha, len(keys), *keys, *asked))
+        self.compare("presign", [0, self.wall, ends * SLOT_MS], reply)
+        gauge.presigned[ends] = gauge.presigned.get(ends, 0) + size
+        kept = {slot: held for slot, held in gauge.presigned.items() if slot > self.wall // SLOT_MS}
+        flat = [number for held in kept.items() for number in held]
+        self.compare("held", pack_field(*flat), self.wire(pack("HGET", self._keys.levels, f"{name}+")))
+        self.compare(
+            "upload", pack_field(size, self.wall, ends, ""), self.wire(pack("HGET", "uploads", upload))
+        )
+        self.seen.add("presign")
 
     def change(self) -> None:
         name, how = self.random.choice(GAUGES), self.random.choice(("set", "adjust"))
@@ -347,6 +374,15 @@ class GaugeWorld:
                 self.compare(f"{wrong!r}", True, "DAMAGED field storage" in str(self.wire(request)))
             self.compare("state", 0, self.wire(pack("EXISTS", keys.state)))
             self.compare(f"after {wrong!r}", wrong, self.wire(pack("HGET", keys.levels, "storage")))
+        self.wire(pack("HDEL", keys.levels, "storage"))
+        presign = pack(
+            "EVALSHA", self.scripts["presign"].sha, 2, keys.levels, "u", "storage", "a", 1, self.wall
+        )
+        for wrong in (b"1x", pack_field(1), pack_field(1, 2, 3), b"\x07" + pack_field(1, 2)[1:]):
+            self.wire(pack("HSET", keys.levels, "storage+", wrong))
+            for request in (presign, packed + pack_each([self.wall])):
+                self.compare(f"{wrong!r}+", True, "DAMAGED holds storage" in str(self.wire(request)))
+            self.compare("uploads", 0, self.wire(pack("EXISTS", "u")))
 
     def _ask(self, prepare: Callable[[CustomerView], PreparedDecision]) -> tuple[PreparedDecision, Any]:
         known = self._view

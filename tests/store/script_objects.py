@@ -23,8 +23,15 @@ FIELDS: Final = ("one", "two", "v1", "v2")
 TYPES: Final = ("a", "b")
 REMOVED, STORED, LISTED = 0, 1, 2
 
-Change = tuple[str, int, int, int, str, str, int]
+UPLOADS: Final = ("", "", "x", "y")
+SLOT_MS: Final = 300_000
+HOUR_MS: Final = 12 * SLOT_MS
+
+Change = tuple[str, int, int, int, str, str, int, str]
 Known = tuple[int, int, int, str, str]
+Upload = tuple[int, int, int, bytes]
+MINUTE_MS: Final = 60_000
+MOST_UPLOADS: Final = 100
 
 
 def newer(known: Known, event: Known, *, single: bool) -> tuple[bool, bool]:
@@ -56,6 +63,7 @@ class ObjectsWorld:
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         self._wire = wire
         self._script = texts["shelve"]
+        self._presign = texts["presign"]
         self.random = random
         self.seen: set[str] = set()
         self.wall = NOW
@@ -65,9 +73,11 @@ class ObjectsWorld:
         self.relisted: int | None = None
         self.ledger = 0
         self.notices = 0
+        self.uploads: dict[str, dict[str, list[Upload]]] = {"older": {}, "newer": {}}
+        self.presigned: dict[int, int] = {}
         wire(pack("DEL", *self._keys))
 
-    _keys = ("levels", "state", "notices", "objects", "relist", "history")
+    _keys = ("levels", "state", "notices", "objects", "relist", "history", "older", "newer")
 
     @property
     def _sums(self) -> dict[str, int]:
@@ -78,12 +88,16 @@ class ObjectsWorld:
         return found
 
     def step(self) -> None:
-        self.wall += self.random.randrange(3)
+        self.wall += self.random.choice((0, 1, 2, 0, 1, 2, 0, 1, 2, self._edge()))
         what = self.random.randrange(20)
         if what == 0:
             self._set_by_hand()
         elif what == 1:
             self._stale()
+        elif what <= 5:
+            self._presigned()
+        elif what == 6 and self.random.random() < 0.02:
+            self._turn_hour()
         else:
             listing = self.random.random() < 0.3
             changes = [self._change() for _ in range(self.random.randrange(4))]
@@ -102,7 +116,11 @@ class ObjectsWorld:
             size = random.choice((MOST, MOST - 1))
         at_ms = self.wall - 1000 + random.randrange(4)
         number = random.choice(("", "1", "2", "10", "12", "20", "0a"))
-        return field, kind, size, at_ms, number, random.choice(TYPES), int(field.startswith("v"))
+        upload = random.choice(UPLOADS) if kind == STORED else ""
+        if upload and random.random() < 0.3:
+            made = [one[1] for uploads in self.uploads.values() for one in uploads.get(upload, ())]
+            at_ms = random.choice(made or [self.wall]) - MINUTE_MS + random.randrange(-1, 2)
+        return field, kind, size, at_ms, number, random.choice(TYPES), int(field.startswith("v")), upload
 
     def _ask(
         self, changes: Sequence[Change], window: tuple[Any, Any], relist: str, rev: str = NO_STATE
@@ -110,7 +128,59 @@ class ObjectsWorld:
         view = (rev, self.wall + 10, self.wall - 5000, self.wall + 10, self.wall + 20)
         own = ("storage", INCLUDED, "acme", "40 80 50 100", "buck", *window, relist)
         flat = [value for change in changes for value in change]
-        return self._wire(pack("EVAL", self._script, 6, *self._keys, *view, *own, *flat, self.wall))
+        return self._wire(pack("EVAL", self._script, 8, *self._keys, *view, *own, *flat, self.wall))
+
+    def _edge(self) -> int:
+        """Milliseconds until the slot ends, or one more or less."""
+        return max(0, SLOT_MS - self.wall % SLOT_MS + self.random.randrange(-1, 2))
+
+    def _turn_hour(self) -> None:
+        """The uploads of this hour become those of the last one."""
+        self._wire(pack("DEL", "older"), pack("RENAME", "newer", "older"))
+        self.uploads = {"older": self.uploads["newer"], "newer": {}}
+
+    def _presigned(self) -> None:
+        upload, size = self.random.choice(("x", "x", "x", "y")), self.random.choice((1, 2, 10, 40, 10**9))
+        argv = ("storage", upload, size, self.wall)
+        reply = self._wire(pack("EVAL", self._presign, 2, "levels", "newer", *argv))
+        found = self.uploads["newer"].setdefault(upload, [])
+        if len(found) == MOST_UPLOADS:
+            self._same("too many", [1, self.wall], reply)
+            self.seen.add("too many")
+            return
+        ends = (self.wall + HOUR_MS) // SLOT_MS
+        self._same("presigned", [0, self.wall, ends * SLOT_MS], reply)
+        lives = self._wire(pack("PTTL", "newer"))
+        self._same("life of uploads", True, 2 * HOUR_MS - 60_000 < lives <= 2 * HOUR_MS)
+        found.append((size, self.wall, ends, b""))
+        self._hold(ends, size)
+        self.seen.add("presigned")
+
+    def _hold(self, ends: int, by: int) -> None:
+        self.presigned[ends] = self.presigned.get(ends, 0) + by
+        now = self.wall // SLOT_MS
+        self.presigned = {slot: held for slot, held in self.presigned.items() if slot > now and held > 0}
+
+    def _settle(self, upload: str, size: int, at_ms: int, cause: str) -> None:
+        """Give back the first upload that is held still with this size, or the first, once a cause."""
+        every = [
+            (key, nth) for key, uploads in self.uploads.items() for nth in range(len(uploads.get(upload, ())))
+        ]
+        said = [self.uploads[key][upload][nth] for key, nth in every]
+        if not said or cause.encode() in {by for *_, by in said}:
+            return
+        now = self.wall // SLOT_MS
+        live = [
+            (asked != size, place)
+            for place, (asked, made, ends, by) in zip(every, said, strict=True)
+            if not by and ends > now and made <= at_ms + MINUTE_MS
+        ]
+        if live:
+            _, (key, nth) = min(live, key=lambda one: one[0])
+            asked, made, ends, _ = self.uploads[key][upload][nth]
+            self.uploads[key][upload][nth] = (asked, made, ends, cause.encode())
+            self._hold(ends, -asked)
+            self.seen.add("settled")
 
     def _stale(self) -> None:
         reply = self._ask([], ("", ""), "", rev="2:9")
@@ -141,7 +211,7 @@ class ObjectsWorld:
         kept = self.window
         if listing:
             kept = (max(kept[0], int(window[0])), max(kept[1], int(window[1])))
-        for field, kind, size, at_ms, number, of_type, single in changes:
+        for field, kind, size, at_ms, number, of_type, single, _ in changes:
             event: Known = (kind, size, at_ms, number, of_type)
             known = objects.get(field)
             if listing:
@@ -167,6 +237,8 @@ class ObjectsWorld:
             self.seen.add("too much")
             self._same("too much", [4, self.wall, self.level.level], reply)
             return
+        for field, _, size, at_ms, number, _, _, upload in changes:
+            self._settle(upload, size, at_ms, field + (number or str(at_ms)))
         self.window = kept
         crossed = [at for at in (40, 50) if self.level.level < at <= total]
         self.level = self._standing(total)
@@ -200,6 +272,8 @@ class ObjectsWorld:
         }
         if total:
             expected[b"storage:"] = (total, 0, 0)
+        if self.presigned:
+            expected[b"storage+"] = tuple(number for held in self.presigned.items() for number in held)
         if self.level.level:
             expected[b"storage"] = tuple(self.level)
         self._same("levels", expected, {name: tuple(unpack_field(value)) for name, value in levels.items()})
@@ -211,6 +285,11 @@ class ObjectsWorld:
             for name, (kind, size, at_ms, number, of_type) in self.objects.items()
         }
         self._same("objects", known, {name: tuple(unpack_field(value)) for name, value in objects.items()})
+        for key, uploads in self.uploads.items():
+            flat = {
+                name.encode(): [value for one in found for value in one] for name, found in uploads.items()
+            }
+            self._same(key, flat, {name: unpack_field(value) for name, value in self._pairs(key)})
         relist = self._wire(pack("ZSCORE", "relist", "acme"))
         self._same("relist", self.relisted, None if relist is None else int(relist))
         self._same("ledger", min(self.ledger, 1000), self._wire(pack("LLEN", "history")))
@@ -232,13 +311,14 @@ class ObjectsWorld:
         for key, field in (
             ("levels", "storage"),
             ("levels", "storage:"),
+            ("levels", "storage+"),
             ("objects", "one"),
             ("objects", "buck"),
         ):
-            for value in damaged:
+            for value in (b"\xfe\x00", b"\x02", b"\x02\x00\x00") if field[-1] == "+" else damaged:
                 self._wire(pack("DEL", "levels", "objects"))
                 self._wire(pack("HSET", key, field, value))
-                reply = self._ask([("one", STORED, 1, self.wall, "5", "a", 0)], ("", ""), "")
+                reply = self._ask([("one", STORED, 1, self.wall, "5", "a", 0, "")], ("", ""), "")
                 if not isinstance(reply, Exception) or self._wire(pack("HLEN", key)) != 1:
                     raise MismatchError(f"damaged {key} {field}: {reply!r}")
 

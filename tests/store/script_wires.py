@@ -86,7 +86,7 @@ def fake_wire() -> Wire:
 
 def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
     """The scripts under a clock that is set."""
-    names = ("decide", "settle", "fence", "amend", "usage", "grant", "void", "level", "shelve")
+    names = ("decide", "settle", "fence", "amend", "usage", "grant", "void", "level", "shelve", "presign")
     return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in names}
 
 

@@ -23,13 +23,20 @@ if TYPE_CHECKING:
     from store.script_wires import Wire
 
 FILES: Final = (
-    "shelve.lua",
-    *(f"include/{name}.lua" for name in ("object_of", "supersedes", "listed_over")),
+    *("shelve.lua", "presign.lua"),
+    *(
+        f"include/{name}.lua"
+        for name in ("object_of", "supersedes", "listed_over", "settle_presigned", "hold_presigned")
+    ),
 )
 SEEDS: Final = 3
 STEPS: Final = 2000
 SAMPLE: Final = 20
-SEEN: Final = {"stale", "too much", "listing", "meanwhile", "listed before", "unclear", "clear"}
+SEEN: Final = {"stale", "too much", "listing", "meanwhile", "listed before", "unclear", "clear"} | {
+    "presigned",
+    "settled",
+    "too many",
+}
 EQUIVALENT: Final = equivalents("script_equivalents_objects.txt")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import GaugeLevel, Policy
 from meterkit.decisions.further import joined
 from meterkit.decisions.keys import meter_field
 from meterkit.decisions.packed import unpack_field
+from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Entitlement, Meter
     from meterkit.decisions.decision import Reason
 
-__all__ = ["GaugeLimit", "Level", "gauge_policy", "shortage", "with_gauges"]
+__all__ = ["GaugeLimit", "Level", "gauge_policy", "presigned_at", "shortage", "with_gauges"]
 
 _BYTES = frozenset({"byte", "bytes"})
 
@@ -83,6 +84,19 @@ class Level(NamedTuple):
         if [type(value) for value in values] != [int] * len(cls._fields):
             raise ValueError(f"not a level: {packed!r:.80}")
         return cls(*map(int, values))
+
+
+def presigned_at(packed: bytes | None, now_ms: int) -> int:
+    """How much presigned uploads hold at an instant; ``packed`` is the field of the store.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    values: list[Any] = [] if packed is None else unpack_field(packed)
+    if len(values) % 2 or any(type(value) is not int for value in values):
+        raise ValueError(f"not the holds of presigned uploads: {packed!r:.80}")
+    slot = now_ms // HOLD_SLOT_MS
+    return sum(held for ends, held in zip(values[::2], values[1::2], strict=True) if ends > slot)
 
 
 def gauge_policy(meter: Meter, limit: GaugeLimit) -> Policy:

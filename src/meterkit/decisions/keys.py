@@ -228,6 +228,10 @@ class Keys:
         """Sorted set: customers whose buckets must be listed again, by when that was found."""
         return self.shard(shard, "relist")
 
+    def presigned(self, customer: str, hour: int) -> str:
+        """Hash: uploads of a customer that were presigned in an hour since the epoch; see presign.lua."""
+        return self.shard(shard_of(customer, self.shards), f"p:{hour}:{customer}")
+
     def audit(self, shard: int) -> str:
         """Stream: what was recorded and is not in the database of the audit log yet."""
         return self.shard(shard, "audit")

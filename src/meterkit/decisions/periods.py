@@ -11,6 +11,7 @@ from meterkit.errors import MeterkitError
 
 __all__ = [
     "HOLD_SLOT_MS",
+    "HOUR_MS",
     "Bounds",
     "bounds_at",
     "check_aware",
@@ -25,6 +26,8 @@ __all__ = [
 
 HOLD_SLOT_MS: Final = 300_000
 """How long one of the two slots of holds lasts."""
+
+HOUR_MS: Final = 3_600_000
 
 _MONTHS = {"month": 1, "year": 12}
 _MONTH_DIGITS: Final = len("2026-10")

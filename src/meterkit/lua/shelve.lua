@@ -8,13 +8,14 @@
 --               listing: the instant before which each event is in it, and the one from which none is (ms)
 -- KEYS[5] zset  customers whose bucket must be listed again, by when that was found (ms)
 -- KEYS[6] list  ledger of changes: what a listing has corrected
+-- KEYS[7] and KEYS[8] hash  presigned uploads of the last hour and of this one (see presign.lua)
 -- ARGV  1 rev    2 until when the caller's view of that holds    3 start and 4 end of the period, 5 end of the next (ms)
 --       6 the gauge    7 included in its unit (-1: unlimited)    8 the customer
 --       9 thresholds: a level and the percentage that it is, each    10 the bucket
 --       11 and 12 of a listing: the two instants that are kept of it; both empty: these are events
 --       13 `relist` where events tell that only a listing helps; else empty
 --       from 14 on, for each change: field, `removed` (0) or `stored` (1), size, time (ms), sequencer, type,
---       whether the version is written only once (0, 1)
+--       whether the version is written only once (0, 1), of what an event stores the digest of the key, else empty
 --       last: the caller's clock (ms)
 -- Reply {0, now, level, by how much that sum has changed, whether to list again (0, 1), 'notice' where there is one} done
 --       {2, now, rev, state} stale    {3, now} clock
@@ -26,9 +27,11 @@
 --include object_of
 --include supersedes
 --include listed_over
+--include presigned_of
+--include settle_presigned
 --include enter
 --include notify
-local levels_key, state_key, notices_key, objects_key, relist_key, history_key = unpack(KEYS)
+local levels_key, state_key, notices_key, objects_key, relist_key, history_key, last_hour_key, this_hour_key = unpack(KEYS)
 local rev, till, from, ends, next_end, gauge, included, customer, thresholds, bucket = unpack(ARGV, 1, 10)
 local listed_since, listed_until, relist = unpack(ARGV, 11, 13)
 local call, most, caller_ms = redis.call, tonumber(included), tonumber(ARGV[#ARGV])
@@ -46,7 +49,7 @@ if is_listing then
   since_ms, sure_ms = math.max(since_ms, tonumber(listed_since)), math.max(sure_ms, tonumber(listed_until))
 end
 local found, moved, is_unclear = {}, {}, relist ~= ''
-for at = 14, #ARGV - 1, 7 do
+for at = 14, #ARGV - 1, 8 do
   local field, of_type = ARGV[at], ARGV[at + 5]
   local known = found[field]
   if known == nil then
@@ -81,6 +84,8 @@ for of_type, by in pairs(moved) do
 end
 local level, over_ms, fitted = level_of(call('HGET', levels_key, gauge), gauge)
 local changed = sum + change
+local current_slot = math.floor(now / HOLD_SLOT_MS)
+presigned_of(call('HGET', levels_key, gauge .. '+'), gauge, current_slot)
 if changed > VALUE_MOST then
   return {4, now, level}
 end
@@ -102,6 +107,13 @@ for field, said in pairs(found) do
     call('HDEL', objects_key, field)
   else
     call('HSET', objects_key, field, cmsgpack.pack(FORM, unpack(said)))
+  end
+end
+for at = 14, #ARGV - 1, 8 do
+  local upload, sequencer, at_ms = ARGV[at + 7], ARGV[at + 4], ARGV[at + 3]
+  if upload ~= '' then
+    settle_presigned({last_hour_key, this_hour_key}, levels_key, gauge, upload, tonumber(ARGV[at + 2]), tonumber(at_ms),
+      ARGV[at] .. (sequencer ~= '' and sequencer or at_ms), current_slot)
   end
 end
 if is_listing then

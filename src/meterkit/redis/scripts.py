@@ -15,7 +15,7 @@ NAMES: Final = (
     *("decide", "settle", "fence", "amend", "usage"),
     *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall", "level", "notices"),
     *("tell", "hint", "take", "finish", "steer", "restore", "refuse", "fold", "unfold", "rebuild", "strand"),
-    *("withdraw", "shelve"),
+    *("withdraw", "shelve", "presign"),
 )
 
 Clock = Literal["server", "caller"]

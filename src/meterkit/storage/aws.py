@@ -83,6 +83,17 @@ class Aws:
             if reply.get("NextVersionIdMarker"):
                 more["VersionIdMarker"] = reply["NextVersionIdMarker"]
 
+    async def presigned(self, bucket: str, key: str, size: int, *, lasts_s: int) -> str:
+        """The address of an upload of exactly so many bytes by PUT; raises as :meth:`pages` does."""
+        call = partial(
+            self._client("s3").generate_presigned_url,
+            "put_object",
+            Params={"Bucket": bucket, "Key": key, "ContentLength": size},
+            ExpiresIn=lasts_s,
+        )
+        found: str = await _called(f"an upload to the bucket {bucket} cannot be presigned", call)
+        return found
+
     async def receive(self, queue_url: str, *, wait_s: int = _WAIT_S) -> Sequence[tuple[str, str]]:
         """Up to ten messages of a queue: body and receipt; raises as :meth:`pages` does."""
         call = partial(

@@ -15,7 +15,7 @@ from meterkit.store.customer_id import check_customer
 if TYPE_CHECKING:
     from meterkit.catalog import Storage
 
-__all__ = ["Owner", "bucket_tag", "object_field", "owner_of"]
+__all__ = ["Owner", "bucket_of", "bucket_tag", "object_field", "owner_of", "upload_field"]
 
 _FIELDS: Final = {
     "{customer}": "(?P<customer>[^/]+)",
@@ -64,6 +64,20 @@ def object_field(bucket: str, key: str, version: str) -> str:
     """The field of an object's version: a digest, since keys may name what only the app may keep."""
     name = f"{bucket}\0{key}\0{version}".encode("utf-8", "surrogatepass")
     return bucket_tag(bucket) + urlsafe_b64encode(blake2b(name, digest_size=18).digest()).decode()
+
+
+def upload_field(bucket: str, key: str) -> str:
+    """The field of a presigned upload: a digest of bucket and key, whatever the version will be."""
+    return object_field(bucket, key, "")
+
+
+def bucket_of(storage: Storage, customer: str, key: str) -> str | None:
+    """The bucket in which a key is the customer's; None: there is none."""
+    for pattern in storage.objects:
+        owner = owner_of(storage, pattern.bucket, key)
+        if owner is not None and owner.customer == customer:
+            return pattern.bucket
+    return None
 
 
 @cache

@@ -13,6 +13,7 @@ from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.storage.aws import Aws
 from meterkit.storage.objects import object_field, owner_of
+from meterkit.storage.presigning import presign
 from meterkit.storage.records import UnreadableError, carried, read_events
 from meterkit.storage.shelf import Window, count_events, customers_with_objects, relist
 from meterkit.storage.sns import open_notice
@@ -148,6 +149,20 @@ class ObjectStorage:
                 found = listed.get(name, {})
                 drift[name] += await relist(store, storage, name, bucket, found, window, dry_run=dry_run)
         return {name: by for name, by in sorted(drift.items()) if by}
+
+    async def presign(self, customer: str, key: str, size: int) -> str:
+        """The address of an upload of exactly ``size`` bytes by PUT, for 45 minutes; its bytes are held.
+
+        The hold ends with the event of the object, or after an hour at most.
+
+        Raises:
+            UploadRefusedError: the plan does not allow so many bytes more.
+            CustomerError, QuantityError: an argument cannot be used.
+            StoreError: the store cannot decide.
+            MeterkitError: the key is not the customer's, it cannot be presigned, boto3 is missing, or the
+                plans file has no ``storage:``.
+        """
+        return await presign(self._store, self._configured(), self._aws, check_customer(customer), key, size)
 
     async def unclear(self) -> Mapping[str, int]:
         """Customers whose bytes only a listing can tell, and since when (ms).

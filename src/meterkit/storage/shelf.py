@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.catalog import OTHER_TYPE, QUANTITY_MAX
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.packed import unpack_field
+from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import StoreError
-from meterkit.storage.objects import bucket_tag, object_field, owner_of
+from meterkit.storage.objects import bucket_tag, object_field, owner_of, upload_field
 from meterkit.storage.records import NULL_VERSION
 from meterkit.store import replies
 
@@ -51,6 +52,7 @@ class Correction(NamedTuple):
     sequencer: str
     type: str
     is_single: bool
+    upload: str = ""
 
 
 class Window(NamedTuple):
@@ -143,6 +145,7 @@ def _change(event: ObjectEvent, owner: Owner) -> Correction:
         event.sequencer,
         owner.type,
         event.version != NULL_VERSION,
+        upload_field(event.bucket, event.key) if event.change == "stored" else "",
     )
 
 
@@ -234,9 +237,11 @@ async def _shelve(
 ) -> Shelved:
     """Run the script. Raises StoreError."""
     admin, view, gauge = await store.admin(), store.cache.get(customer), storage.gauge
+    hour = store.now_ms() // HOUR_MS
     names = [
         *(view.keys.levels, view.keys.state, view.keys.notices, view.keys.objects),
         *(store.keys.relist(view.shard), view.keys.history),
+        *(store.keys.presigned(customer, hour - 1), store.keys.presigned(customer, hour)),
     ]
     for _ in range(_TRIES):
         view = view.cache.newest(view)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 from meterkit.catalog import OTHER_TYPE
 from meterkit.decisions.balance import Balance, holdings_of
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
-from meterkit.decisions.gauges import GaugeLimit, Level
+from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import bounds_at, from_ms
@@ -151,7 +151,9 @@ def usage_of(
             return _counts_of(meter_token(name), view, linked=linked)
         if catalog.meters[name].kind == "gauge":
             level = Level.read(filled.get(name))
-            found = _gauge(entitlements[name], view, level, keeps=effective.keeps_limits)
+            presigned = presigned_at(filled.get(f"{name}+"), view.now_ms)
+            keeps = effective.keeps_limits
+            found = _gauge(entitlements[name], view, level, presigned, keeps=keeps)
             if catalog.storage is not None and catalog.storage.gauge == name:
                 found["types"] = _types(catalog.storage, filled)
             return found
@@ -272,13 +274,14 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
     }
 
 
-def _gauge(entitlement: Entitlement, view: _View, level: Level, *, keeps: bool) -> MeterUsage:
+def _gauge(entitlement: Entitlement, view: _View, level: Level, presigned: int, *, keeps: bool) -> MeterUsage:
     """A gauge: its level is what is recorded of it, and nothing of it is on its way to Stripe."""
     token, limit = meter_token(entitlement.meter), GaugeLimit.of(entitlement, keeps=keeps)
-    held = view.held(token)
+    held = view.held(token) + presigned
     used = level.level + held
     return {
         **_counts_of(token, view, linked=True),
+        "held": held,
         "used": used,
         "recorded": level.level,
         "included": "unlimited" if limit is None else limit.included,

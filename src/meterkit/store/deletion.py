@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import CustomerError, StoreError
 from meterkit.store.customer_id import check_customer
 from meterkit.store.drifts import Drifts
@@ -86,6 +87,10 @@ async def delete(store: Store, customer: str) -> Deleted:
             await Drifts(store).forget(customer)
             await admin.ask(admin.client.delete(store.keys.unwanted(customer)))
             await forget_messages(store, customer)
+            hour = store.now_ms() // HOUR_MS
+            await admin.ask(
+                admin.client.delete(*(store.keys.presigned(customer, hour - n) for n in range(3)))
+            )
             linked = state.stripe_customer
             if linked is not None:
                 await links.retire(customer, linked, done=True)

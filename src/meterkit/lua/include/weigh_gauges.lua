@@ -12,6 +12,7 @@
 --include live_holds
 --include level_of
 --include standing_of
+--include presigned_of
 local function weigh_gauges(key, asked, fields, now, takes, is_repeat, is_full, terms, at, told, t, write, w)
   local current_slot, turned = math.floor(now / HOLD_SLOT_MS), {}
   for _, gauge in ipairs(asked) do
@@ -24,8 +25,9 @@ local function weigh_gauges(key, asked, fields, now, takes, is_repeat, is_full, 
     limit = keeps and (fits < 0 and VALUE_MOST or math.max(limit, fits)) or limit
     local counted, overage, pending, slot, held, held_before, besides = meter_of(fields[place], field)
     held, held_before = live_holds(current_slot, slot, held, held_before)
-    is_full = is_full or not is_repeat and needed > limit - level - held - held_before
-    told[t + 1], told[t + 2], told[t + 3], t = limit, level, held + held_before, t + 3
+    local presigned = presigned_of(redis.call('HGET', key, name .. '+'), name, current_slot)
+    is_full = is_full or not is_repeat and needed > limit - level - held - held_before - presigned
+    told[t + 1], told[t + 2], told[t + 3], t = limit, level, held + held_before + presigned, t + 3
     if taken > 0 and not is_repeat then
       write[w + 1], write[w + 2], w = field,
         cmsgpack.pack(FORM, counted, overage, pending, current_slot, held + taken, held_before, besides), w + 2

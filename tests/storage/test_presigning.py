@@ -1,0 +1,201 @@
+"""``kit.storage.presign``: asks the limit, and holds the bytes until the event of the object arrives."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from delivering import NOW
+from meterkit import MeterKit, QuantityError, UploadRefusedError
+from meterkit.catalog import loads
+from meterkit.errors import MeterkitError
+from meterkit.testing import Clock
+from storage.objects import Happened
+from storage.test_histories import NOW_MS, PLANS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.anyio
+
+KEY: Final = "ada/images/a b"
+MOST: Final = 5_000_000
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+async def kit(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MeterKit]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    async with MeterKit(
+        loads(PLANS),
+        clock=clock,
+        redis_url="memory://",
+        flush=False,
+        storage_endpoint="http://127.0.0.1:9",
+    ) as kit:
+        yield kit
+
+
+def put(
+    size: int, *, number: int = 5, key: str = KEY, after_ms: int = 1000, version: str | None = None
+) -> str:
+    event = Happened("ObjectCreated:Put", key, size, version, NOW_MS + after_ms, number, number)
+    return event.as_body("s3", "uploads").decode()
+
+
+async def figures(kit: MeterKit) -> tuple[int, int, int | str]:
+    usage = (await kit.usage("ada"))["meters"]["storage"]
+    assert usage["used"] == usage["recorded"] + usage["held"]
+    return usage["recorded"], usage["held"], usage["remaining"]
+
+
+async def test_an_address_is_of_one_key_and_of_its_length(kit: MeterKit) -> None:
+    address = urlsplit(await kit.storage.presign("ada", KEY, 700))
+    assert address.path == "/uploads/ada/images/a%20b"
+    asked = parse_qs(address.query)
+    assert asked["X-Amz-SignedHeaders"] == ["content-length;host"]
+    assert asked["X-Amz-Expires"] == ["2700"]
+    assert await figures(kit) == (0, 700, MOST - 700)
+
+
+async def test_the_limit_is_asked_of_all_that_is_held(kit: MeterKit) -> None:
+    await kit.gauges.set("ada", "storage", 1_000_000)
+    await kit.storage.presign("ada", KEY, 3_999_999)
+    with pytest.raises(
+        UploadRefusedError, match=r"refused \(storage\): 2 more, 4999999 of 5000000"
+    ) as refused:
+        await kit.storage.presign("ada", KEY, 2)
+    assert refused.value.decision.reason == "storage"
+    assert not (await kit.check("ada", "storage", 2)).allowed
+    await kit.storage.presign("ada", KEY, 1)
+    assert await figures(kit) == (1_000_000, 4_000_000, 0)
+    with pytest.raises(QuantityError):
+        await kit.storage.presign("ada", KEY, -1)
+
+
+@pytest.mark.parametrize("key", ["bob/images/a", "ada/../bob/a", "ada/images/%2F", "ada", ""])
+async def test_a_key_of_somebody_else_is_refused(kit: MeterKit, key: str) -> None:
+    with pytest.raises(MeterkitError, match="allowed is a key of customer 'ada'"):
+        await kit.storage.presign("ada", key, 1)
+    assert await figures(kit) == (0, 0, MOST)
+
+
+async def test_the_event_settles_a_hold_once(kit: MeterKit) -> None:
+    for _ in range(2):
+        await kit.storage.presign("ada", KEY, 700)
+    for _ in range(3):
+        await kit.storage.count(put(700))
+        assert await figures(kit) == (700, 700, MOST - 1400)
+    await kit.storage.count(put(700, number=6, after_ms=2000))
+    assert await figures(kit) == (700, 0, MOST - 700)
+    await kit.storage.presign("ada", KEY, 50)
+    await kit.storage.count(put(700, number=6, after_ms=2000))
+    assert await figures(kit) == (700, 50, MOST - 750)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_of_two_uploads_each_event_settles_its_own(kit: MeterKit, order: tuple[int, int]) -> None:
+    sizes = (700, 30)
+    for size in sizes:
+        await kit.storage.presign("ada", KEY, size)
+    events = [put(size, number=5 + nth, version=f"v{nth}") for nth, size in enumerate(sizes)]
+    first, last = order
+    await kit.storage.count(events[first])
+    assert await figures(kit) == (sizes[first], sizes[last], MOST - 730)
+    for event in (*events, *events):
+        await kit.storage.count(event)
+    assert await figures(kit) == (730, 0, MOST - 730)
+
+
+async def test_an_overwritten_object_is_settled_by_its_late_event(kit: MeterKit) -> None:
+    for size in (700, 30):
+        await kit.storage.presign("ada", KEY, size)
+    await kit.storage.count(put(30, number=6, after_ms=2000))
+    assert await figures(kit) == (30, 700, MOST - 730)
+    await kit.storage.count(put(700, number=5))  # Older: it changes no level, but it has arrived.
+    assert await figures(kit) == (30, 0, MOST - 30)
+
+
+async def test_a_removal_that_comes_first_leaves_the_hold_to_the_upload(kit: MeterKit) -> None:
+    await kit.storage.presign("ada", KEY, 700)
+    gone = Happened("ObjectRemoved:Delete", KEY, None, None, NOW_MS + 2000, 6, 6)
+    await kit.storage.count(gone.as_body("s3", "uploads"))
+    assert await figures(kit) == (0, 700, MOST - 700)
+    await kit.storage.count(put(700))
+    assert await figures(kit) == (0, 0, MOST)
+
+
+@pytest.mark.parametrize("size", [0, 699, 5_000])
+async def test_an_object_of_another_size_settles_the_whole_hold(kit: MeterKit, size: int) -> None:
+    await kit.storage.presign("ada", KEY, 700)
+    await kit.storage.count(put(size))
+    assert await figures(kit) == (size, 0, MOST - size)
+
+
+async def test_what_is_stored_elsewhere_or_was_before_settles_nothing(kit: MeterKit) -> None:
+    await kit.storage.presign("ada", KEY, 700)
+    await kit.storage.count(put(700, key="ada/images/b"))
+    await kit.storage.count(put(700, after_ms=-60_001))
+    assert await figures(kit) == (1400, 700, MOST - 2100)
+
+
+async def test_an_upload_that_never_comes_is_held_for_an_hour_at_most(kit: MeterKit, clock: Clock) -> None:
+    await kit.storage.presign("ada", KEY, 700)
+    clock.advance(timedelta(minutes=54, seconds=59))
+    assert (await figures(kit))[1] == 700
+    assert not (await kit.check("ada", "storage", MOST - 699)).allowed
+    clock.advance(timedelta(minutes=5, seconds=1))
+    assert await figures(kit) == (0, 0, MOST)
+    assert (await kit.check("ada", "storage", MOST)).allowed
+    await kit.storage.presign("ada", KEY, 30)
+    later_ms = 60 * 60_000
+    await kit.storage.count(put(700, after_ms=later_ms))  # The first hold is over: it settles the second one.
+    assert await figures(kit) == (700, 0, MOST - 700)
+
+
+async def test_holds_of_the_last_hour_are_settled_too(kit: MeterKit, clock: Clock) -> None:
+    clock.advance(timedelta(minutes=59))
+    await kit.storage.presign("ada", KEY, 700)
+    clock.advance(timedelta(minutes=2))
+    await kit.storage.presign("ada", KEY, 40)
+    await kit.storage.count(put(40, number=7, after_ms=61 * 60_000))
+    assert (await figures(kit))[:2] == (40, 700)
+    await kit.storage.count(put(700, number=6, after_ms=60 * 60_000))
+    assert (await figures(kit))[:2] == (40, 0)
+
+
+async def test_a_key_is_presigned_a_hundred_times_an_hour(kit: MeterKit) -> None:
+    for _ in range(100):
+        await kit.storage.presign("ada", KEY, 1)
+    with pytest.raises(MeterkitError, match="a hundred times"):
+        await kit.storage.presign("ada", KEY, 1)
+    assert (await figures(kit))[1] == 100
+    await kit.storage.presign("ada", "ada/images/b", 1)
+
+
+async def test_a_deleted_customer_leaves_no_hold(kit: MeterKit) -> None:
+    await kit.storage.presign("ada", KEY, 700)
+    await kit.customers.delete("ada")
+    admin = await kit.store.admin()
+    found: Any = await admin.client.keys("*ada*")
+    assert found == []
+
+
+async def test_without_credentials_nothing_is_held(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # It remembers those of other tests.
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    with pytest.raises(MeterkitError, match="cannot be presigned"):
+        await kit.storage.presign("ada", KEY, 700)
+    assert await figures(kit) == (0, 0, MOST)
