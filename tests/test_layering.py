@@ -23,7 +23,7 @@ LINE = (
     ("stripe",),
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
     ("starlette",),
-    ("fastapi", "llm", "background", "loop_thread"),
+    ("fastapi", "llm", "pages", "background", "loop_thread"),
     ("serving", "subscribing", "messaging", "sync"),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("testing",),

@@ -38,11 +38,15 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Insert
 
-__all__ = ["DELIVERIES", "TABLE", "Database", "Sums", "insert_once"]
+__all__ = ["DELIVERIES", "TABLE", "Database", "DaySums", "Sums", "insert_once"]
 
 Sums = dict[int, dict[str, dict[str, int]]]
 """By period (its first instant, ms) and meter, the units of each class."""
 
+DaySums = dict[tuple[int, str], int]
+"""By day (days since 1970, UTC) and meter, the units that were recorded."""
+
+_DAY_MS: Final = 86_400_000
 _COUNTED: Final = ("recorded", "summed", "corrected")
 _TEXTS: Final = ("event", "meter", "kind", "customer")
 _MAY_LACK: Final = ("period_start_ms", "occurred_at_ms", "late_of_ms", "model", "provider", "details")
@@ -188,6 +192,26 @@ class Database:
             sums.setdefault(period_ms, {})[meter] = dict(by_class)
             last_ms[period_ms] = max(last_ms.get(period_ms, 0), recorded_ms)
         return sums, last_ms
+
+    def days(self, customer: str, period_start_ms: int) -> DaySums:
+        """The units of each day of a customer's period.
+
+        A unit belongs to the day on which it happened. Rows from before a deletion do not count.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        table = TABLE.c
+        day = (func.coalesce(table.occurred_at_ms, table.recorded_at_ms) // _DAY_MS).label("day")
+        with self.begun() as connection:
+            asked = select(day, table.meter, func.sum(table.quantity)).where(
+                table.customer == customer,
+                table.period_start_ms == period_start_ms,
+                table.kind.in_(_COUNTED),
+                table.recorded_at_ms > _deleted_ms(connection, customer),
+            )
+            found: Any = connection.execute(asked.group_by(day, table.meter)).all()
+        return {(int(at), str(meter)): int(units) for at, meter, units in found}
 
     def insert_deliveries(self, rows: Sequence[JournalRow]) -> None:
         """Insert rows of the journal, all or none; those that are there already stay as they are.

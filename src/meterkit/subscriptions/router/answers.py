@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from meterkit.subscriptions.router.endpoints import BillingKit, Endpoint
 
-__all__ = ["BODY_BYTES_MAX", "Answer", "Billing"]
+__all__ = ["BODY_BYTES_MAX", "Answer", "Billing", "check_sender", "customer_in"]
 
 BODY_BYTES_MAX: Final = 64 << 10
 
@@ -83,8 +83,8 @@ class Billing:
         """
         try:
             if endpoint.changes and sent_by is not None:
-                self._check_sender(sent_by, host)
-            who = _customer(customer)
+                check_sender(sent_by, host, self._origins)
+            who = customer_in(customer)
             asked = Asked(who, await self._body(endpoint, content_type, read), _query(endpoint, query))
             found = await endpoint.does(self._kit, asked)
         except TroubleError as error:
@@ -116,13 +116,6 @@ class Billing:
         self._check_urls(body, self._origins)
         return body
 
-    def _check_sender(self, sent_by: str, host: str) -> None:
-        """A form of any site is sent with the cookies of ours; the browser says which site it was."""
-        is_own = sent_by.lower() in {f"{scheme}://{host.lower()}" for scheme in ("http", "https")}
-        if not is_own and not is_of(sent_by, self._origins):
-            detail = "This request was sent by a page that is not of an allowed origin."
-            raise TroubleError(Trouble(kind=KINDS["origin"], detail=detail))
-
     @staticmethod
     def _check_urls(body: BaseModel, origins: frozenset[Origin]) -> None:
         for name in _URLS:
@@ -132,7 +125,29 @@ class Billing:
                 raise TroubleError(Trouble(kind=KINDS["url"], detail=detail, members={"field": name}))
 
 
-def _customer(customer: object) -> str:
+def check_sender(sent_by: str, host: str, origins: frozenset[Origin]) -> None:
+    """Refuse a request that a page of a foreign origin has sent, with the cookies of this app.
+
+    Args:
+        sent_by: the field ``Origin``, in which the browser names the page's origin.
+        host: the field ``Host``.
+        origins: those that the app allows besides its own.
+
+    Raises:
+        TroubleError: the origin is another.
+    """
+    is_own = sent_by.lower() in {f"{scheme}://{host.lower()}" for scheme in ("http", "https")}
+    if not is_own and not is_of(sent_by, origins):
+        detail = "This request was sent by a page that is not of an allowed origin."
+        raise TroubleError(Trouble(kind=KINDS["origin"], detail=detail))
+
+
+def customer_in(customer: object) -> str:
+    """The id of a request's customer, as the app says it.
+
+    Raises:
+        TroubleError: the app names none, or one whose id is not valid.
+    """
     if customer is None:
         detail = "This request does not say which customer it belongs to. Send valid credentials."
         raise TroubleError(Trouble(kind=KINDS["customer"], detail=detail))

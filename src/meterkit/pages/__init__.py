@@ -1,0 +1,5 @@
+"""Web pages, to be mounted in an app: ``Mount("/usage", app=usage_page(kit, customer=…, origins=[…]))``."""
+
+from meterkit.pages.usage_page import usage_page
+
+__all__ = ["usage_page"]

@@ -1,0 +1,71 @@
+"""The jinja2 environment of the pages, and the header fields of their answers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog.money import money
+from meterkit.errors import MeterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+__all__ = ["HEADERS", "STATIC", "Pages", "wants_json"]
+
+STATIC: Final = Path(__file__).with_name("static")
+HEADERS: Final[Mapping[str, str]] = {
+    "cache-control": "no-store",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self';"
+        " base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "same-origin",
+    "vary": "Accept",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Pages:
+    """Renders templates.
+
+    Raises:
+        MeterkitError: jinja2 is not installed (the extra ``pages``).
+    """
+
+    def __init__(self) -> None:
+        try:
+            jinja: Any = import_module("jinja2")
+        except ImportError as error:
+            raise MeterkitError(
+                "jinja2 is required for pages. Install with: pip install 'meterkit[pages]'"
+            ) from error
+        self._environment = jinja.Environment(
+            loader=jinja.PackageLoader("meterkit.pages"),
+            autoescape=True,
+            undefined=jinja.StrictUndefined,  # A misspelled name must not leave a gap in a page.
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {"money": money, "day": _day, "quantity": _quantity}
+
+    def render(self, template: str, context: Mapping[str, object]) -> str:
+        """The HTML of a page."""
+        rendered: str = self._environment.get_template(template).render(context)
+        return rendered
+
+
+def wants_json(accept: str) -> bool:
+    """Whether an ``Accept`` field names JSON and not HTML, which browsers always name."""
+    kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
+    return "application/json" in kinds and "text/html" not in kinds
+
+
+def _day(at: datetime) -> str:
+    return f"{at.day} {at:%b %Y}"
+
+
+def _quantity(number: int) -> str:
+    return f"{number:,}"

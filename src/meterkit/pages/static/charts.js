@@ -1,0 +1,31 @@
+"use strict";
+// Draws each chart from the table below it, so that both have the same figures.
+(() => {
+  const drawn = [];
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  const draw = (place) => {
+    const table = place.nextElementSibling.querySelector("table");
+    const days = [...table.querySelectorAll("time")].map((time) => Date.parse(time.dateTime) / 1000);
+    const units = [...table.querySelectorAll("data")].map((data) => Number(data.value));
+    const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
+    place.hidden = false;
+    place.replaceChildren();
+    const options = {
+      width: place.clientWidth, height: 200, tzDate: (s) => uPlot.tzDate(new Date(s * 1e3), "Etc/UTC"),
+      legend: { show: false }, cursor: { show: false }, scales: { x: { range: (_, first, last) => [first - 43200, last + 43200] }, y: { range: (_, least, most) => [Math.min(0, least), most || 1] } },
+      axes: [{ ...axis, values: (_, at) => at.map((s) => new Date(s * 1e3).toISOString().slice(5, 10)) }, { ...axis, size: 70, values: (_, at) => at.map((n) => n.toLocaleString("en", { notation: "compact" })) }],
+      series: [{}, { stroke: colour("--accent"), fill: `${colour("--accent")}55`, paths: uPlot.paths.bars({ size: [0.7, 60] }), points: { show: false } }],
+    };
+    return new uPlot(options, [days, units], place);
+  };
+
+  const all = () => {
+    drawn.splice(0).forEach((chart) => chart.destroy());
+    document.querySelectorAll(".chart").forEach((place) => drawn.push(draw(place)));
+  };
+  all();
+  dark.addEventListener("change", all);
+  addEventListener("resize", () => drawn.forEach((chart) => chart.setSize({ width: chart.root.parentNode.clientWidth, height: 200 })));
+})();

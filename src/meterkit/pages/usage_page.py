@@ -1,0 +1,109 @@
+"""The usage page of a customer: an ASGI app that answers with HTML or JSON."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import TYPE_CHECKING, Final
+
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from meterkit.decisions.periods import iso
+from meterkit.errors import MeterkitError
+from meterkit.pages.figures import usage_figures
+from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
+from meterkit.starlette import check_customer_of
+from meterkit.subscriptions.router.answers import check_sender, customer_in
+from meterkit.subscriptions.router.troubles import Kind, Trouble, TroubleError, trouble_of
+from meterkit.subscriptions.router.urls import origins_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from starlette.requests import Request
+    from starlette.types import Scope
+
+    from meterkit.pages.figures import PagesKit
+    from meterkit.subscriptions.router.urls import Origin
+
+__all__ = ["usage_page"]
+
+_NOT_FOUND: Final = Kind(404, "about:blank", "Not Found")
+
+
+def usage_page(
+    kit: PagesKit,
+    *,
+    customer: Callable[[Scope], str | Awaitable[str | None] | None],
+    origins: Iterable[str],
+) -> Starlette:
+    """Make the page on which customers see their own usage, an ASGI app.
+
+    ``Mount("/usage", app=usage_page(kit, customer=…, origins=["https://app.example"]))``. The page is at
+    ``/usage/``; with ``Accept: application/json`` it gives the same figures. In the plans file its line wants
+    ``always``, so that a customer who has used everything can see it.
+
+    Args:
+        kit: whose customers they are.
+        customer: from a request's ASGI scope to the customer's id, or None: then the answer is 401. Sync or
+            async; the app answers what it raises.
+        origins: of the app, such as ``https://app.example``. Scripts of other origins are refused.
+
+    Raises:
+        MeterkitError: ``customer`` is missing, an origin is none, or jinja2 is not installed.
+    """
+    check_customer_of(customer, "a callable that gives the customer's id for an ASGI scope")
+    page = _UsagePage(kit, customer, origins_of(origins), Pages())
+    return Starlette(
+        routes=[
+            Route("/", page.respond, methods=["GET"], name="usage page"),
+            Mount("/static", app=StaticFiles(directory=STATIC)),
+        ]
+    )
+
+
+class _UsagePage:
+    def __init__(
+        self,
+        kit: PagesKit,
+        customer: Callable[[Scope], str | Awaitable[str | None] | None],
+        origins: frozenset[Origin],
+        pages: Pages,
+    ) -> None:
+        self._kit = kit
+        self._customer = customer
+        self._origins = origins
+        self._pages = pages
+
+    async def respond(self, request: Request) -> Response:
+        found = self._customer(request.scope)
+        who = await found if inspect.isawaitable(found) else found
+        try:
+            return await self._answer(request, who)
+        except TroubleError as error:
+            return _told(error.trouble)
+        except MeterkitError as error:
+            return _told(trouble_of(error))
+
+    async def _answer(self, request: Request, who: object) -> Response:
+        sent_by = request.headers.get("origin")
+        if sent_by is not None:
+            check_sender(sent_by, request.headers.get("host", ""), self._origins)
+        customer = customer_in(who)
+        if any(asked != customer for asked in request.query_params.getlist("customer")):
+            # The same answer for a customer that exists and one that does not.
+            raise TroubleError(Trouble(kind=_NOT_FOUND, detail="There is no such page."))
+        figures = await usage_figures(self._kit, customer)
+        if wants_json(request.headers.get("accept", "")):
+            body = json.dumps(figures, separators=(",", ":"), default=iso)
+            return Response(body, headers=HEADERS, media_type="application/json")
+        meters = self._kit.catalog.meters
+        shown = {"units": {name: meter.unit for name, meter in meters.items()}, **figures}
+        return Response(self._pages.render("usage.html", shown), headers=HEADERS, media_type="text/html")
+
+
+def _told(trouble: Trouble) -> Response:
+    return Response(trouble.body, trouble.kind.status, headers={**HEADERS, **trouble.headers})

@@ -1,0 +1,265 @@
+"""The usage page: its figures as HTML and as JSON, whose they are, and what foreign pages get."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import asynccontextmanager
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from auditing import sqlite_in
+from meterkit import MeterKit, MeterkitError
+from meterkit.catalog import loads
+from meterkit.insights.audit.database import Database
+from meterkit.insights.audit.draining import Drainer
+from meterkit.pages import usage_page
+from meterkit.pages.figures import days_of
+from meterkit.testing import Clock
+from shopping import START, shop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from starlette.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+ORIGINS = ["https://app.example"]
+JSON = {"accept": "application/json"}
+PLANS = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+  priced:   {unit: token, stripe: {event_name: ai_priced}}
+  storage:  {unit: byte, kind: gauge}
+storage:
+  gauge: storage
+  objects: {bucket: uploads, key: "{customer}/{type}/{path:path}"}
+  types: [documents, images]
+routes: [{match: "*", consume: {requests: 1}}]
+plans:
+  pro:
+    name: Pro <b>plan</b>
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      requests: {rate: 100/hour, included: 10, overage: deny}
+      tokens:   {included: 100, overage: bill}
+      priced:   {included: 100, overage: {bill: {per: 1000, amount_cents: 1200}}}
+      storage:  {included: 5MB}
+"""
+
+
+def who(scope: Scope) -> str | None:
+    return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
+
+
+@asynccontextmanager
+async def page_of(kit: MeterKit, customer: str = "acme") -> AsyncGenerator[httpx.AsyncClient]:
+    app = Starlette(routes=[Mount("/usage", app=usage_page(kit, customer=who, origins=ORIGINS))])
+    headers = {"x-customer-id": customer}
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app/usage", headers=headers) as client:
+        yield client
+
+
+@asynccontextmanager
+async def selling(store_url: str, clock: Clock | None = None, **settings: Any) -> AsyncGenerator[MeterKit]:
+    clock = clock or Clock(START)
+    async with MeterKit(loads(PLANS), redis_url=store_url, clock=clock, **settings) as kit:
+        yield kit
+
+
+class Tables(HTMLParser):
+    """The numbers of a page by what their row or list entry is named."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.numbers: dict[str, list[int]] = {}
+        self._row = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        if tag in {"table", "dd"}:
+            self._row = known.get("id") or f"days {known['data-meter']}"
+        elif tag == "tr":
+            named = [value for name, value in attrs if name.startswith("data-")]
+            self._row = f"{self._row.partition(':')[0]}{f':{named[0]}' if named else ''}"
+        elif tag == "data":
+            self.numbers.setdefault(self._row, []).append(int(known["value"] or ""))
+
+
+async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with selling(store_url, audit_url=url) as kit, page_of(kit) as client:
+        await kit.record("acme", "tokens", 150)
+        await kit.record("acme", "priced", 350)
+        await kit.record("other", "tokens", 7)
+        await kit.consume("acme", "requests", 4)
+        await kit.grants.add("acme", {"requests": 25}, grant_id="gift")
+        await kit.gauges.set("acme", "storage", 1234)
+        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+
+        figures = (await client.get("/", headers=JSON)).json()
+        numbers = Tables((await client.get("/")).text).numbers
+
+        usage = await kit.usage("acme")
+        assert usage["meters"] == figures["usage"]["meters"]
+        assert figures["cost"] == {
+            "currency": "usd",
+            "plan_cents": 2900,
+            "interval": "month",
+            "overage_cents": 300,
+            "unpriced": ["tokens"],
+        }
+        assert figures["days"] == {
+            "days": ["2031-06-01"],
+            "meters": {"priced": [350], "requests": [4], "tokens": [150]},
+        }
+        shown = ("used", "included", "remaining", "overage")
+        meters = {
+            f"meters:{name}": [counts[key] for key in shown if counts[key] != "unlimited"]
+            for name, counts in figures["usage"]["meters"].items()
+        }
+        rates = {
+            f"rate-list:{rate['policy']}": [
+                rate[key] for key in ("used", "limit", "remaining", "reset_after")
+            ]
+            for rate in figures["rates"]
+        }
+        grants = {
+            f"grant-list:{one['grant_id']}": [one["quantity"], one["remaining"]] for one in figures["grants"]
+        }
+        types = {
+            f"types:{name}": [size] for name, size in figures["usage"]["meters"]["storage"]["types"].items()
+        }
+        days = {f"days {name}": units for name, units in figures["days"]["meters"].items()}
+        cost = {"plan-cents": [2900], "overage-cents": [300]}
+        assert rates
+        assert grants
+        assert types
+        assert numbers == {**meters, **cost, **days, **types, **rates, **grants}
+
+
+async def test_what_a_customer_named_is_escaped(store_url: str) -> None:
+    name = "<script>alert(1)</script>"
+    async with selling(store_url) as kit, page_of(kit, name) as client:
+        await kit.grants.add(name, {"requests": 25}, grant_id='"><img src=x>')
+        page = (await client.get("/")).text
+        assert "<script>alert" not in page
+        assert "&lt;script&gt;alert(1)" in page
+        assert "<img" not in page
+        assert "Pro &lt;b&gt;plan&lt;/b&gt;" in page
+
+
+async def test_without_an_audit_log_the_page_says_how_to_get_daily_figures(store_url: str) -> None:
+    async with selling(store_url) as kit, page_of(kit) as client:
+        assert "METERKIT_AUDIT_URL" in (await client.get("/")).text
+        assert (await client.get("/", headers=JSON)).json()["days"] is None
+
+
+async def test_an_audit_log_that_fails_leaves_the_other_figures(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        selling(store_url, audit_url=f"sqlite:///{tmp_path}/none/audit.db") as kit,
+        page_of(kit) as client,
+    ):
+        answer = await client.get("/", headers=JSON)
+        assert (answer.status_code, answer.json()["days"]) == (200, None)
+        assert "the usage page shows no daily figures: the database of the audit log failed" in caplog.text
+
+
+async def test_only_the_own_page_is_there(store_url: str) -> None:
+    async with selling(store_url) as kit, page_of(kit) as client:
+        await kit.record("other", "tokens", 7)
+        assert (await client.get("/?customer=acme")).status_code == 200
+        for path in ("/?customer=other", "/?customer=none", "/?customer=acme&customer=other"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.json()["title"]) == (404, "Not Found")
+        for path in ("/other", "/static/../usage_page.py", "/static/%2e%2e/usage_page.py"):
+            assert (await client.get(path)).status_code == 404
+
+
+async def test_a_request_without_a_customer_or_of_a_foreign_page_is_refused(store_url: str) -> None:
+    async with selling(store_url) as kit, page_of(kit) as client:
+        assert (await client.get("/", headers={"x-customer-id": ""})).status_code == 401
+        assert (await client.get("/", headers={"x-customer-id": "a\x7f"})).status_code == 400
+        assert (await client.get("/", headers={"origin": "https://evil.example"})).status_code == 403
+        for own in ("https://app.example", "http://app"):
+            assert (await client.get("/", headers={"origin": own})).status_code == 200
+        assert (await client.post("/")).status_code == 405
+
+
+async def test_each_answer_forbids_foreign_content_and_caches(store_url: str) -> None:
+    async with selling(store_url) as kit, page_of(kit) as client:
+        for headers in ({}, JSON, {"x-customer-id": ""}):
+            answer = await client.get("/", headers=headers)
+            policy = answer.headers["content-security-policy"]
+            assert policy.startswith("default-src 'none'; script-src 'self';")
+            assert "unsafe" not in policy
+            assert answer.headers["cache-control"] == "no-store"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+        page = (await client.get("/")).text
+        assert " style=" not in page
+        assert "//" not in page.replace("</", "")
+        for file in (
+            "pages.css",
+            "charts.js",
+            "uplot/uPlot.iife.min.js",
+            "uplot/uPlot.min.css",
+            "uplot/LICENSE",
+        ):
+            assert (await client.get(f"/static/{file}")).status_code == 200
+
+
+async def test_invoices_of_a_subscriber(store_url: str) -> None:
+    async with shop(store_url) as at, page_of(at.kit) as client:
+        await at.subscribed()
+        (invoice,) = (await client.get("/", headers=JSON)).json()["invoices"]
+        assert invoice["total_cents"] == 1500
+        row = Tables((await client.get("/")).text).numbers[f"invoice-list:{invoice['id']}"]
+        assert row == [invoice["total_cents"], invoice["amount_due_cents"]]
+
+
+async def test_invoices_are_left_out_where_stripe_fails(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(store_url) as at, page_of(at.kit) as client:
+        await at.subscribed()
+        at.emulator.fail_next("error", when="before", status=400, path="/v1/invoices")
+        assert (await client.get("/", headers=JSON)).json()["invoices"] is None
+        assert "the usage page shows no invoices: " in caplog.text
+
+
+async def test_what_cannot_be_mounted(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with selling(store_url) as kit:
+        nobody: Any = None
+        with pytest.raises(MeterkitError, match="customer: found None"):
+            usage_page(kit, customer=nobody, origins=ORIGINS)
+        with pytest.raises(MeterkitError, match="origins: found none"):
+            usage_page(kit, customer=who, origins=[])
+        monkeypatch.setitem(sys.modules, "jinja2", None)
+        with pytest.raises(MeterkitError, match=r"pip install 'meterkit\[pages\]'"):
+            usage_page(kit, customer=who, origins=ORIGINS)
+
+
+async def test_days_are_those_of_the_audit_log(tmp_path: Path) -> None:
+    assert await asyncio.to_thread(Database(sqlite_in(tmp_path)).days, "acme", 0) == {}
+    day = 86_400_000
+    sums = {(0, "b"): 1, (2, "a"): 5, (9, "a"): 2}
+    found = days_of(sums, day + 5, 3 * day)
+    assert found == {
+        "days": ["1970-01-02", "1970-01-03", "1970-01-04"],
+        "meters": {"a": [0, 5, 2], "b": [1, 0, 0]},
+    }
