@@ -111,6 +111,7 @@ NAMES = [
     "UnknownPlanError",
     "Unsealed",
     "UploadRefusedError",
+    "UsageSpike",
     "UsageThreshold",
     "allows",
     "current",

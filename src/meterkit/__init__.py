@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         PaymentSucceeded,
         SubscriptionChanged,
         TrialEnding,
+        UsageSpike,
         UsageThreshold,
     )
     from meterkit.settings import Settings
@@ -186,6 +187,7 @@ __all__ = [
     "UnknownPlanError",
     "Unsealed",
     "UploadRefusedError",
+    "UsageSpike",
     "UsageThreshold",
     "allows",
     "current",
@@ -264,6 +266,7 @@ _HOMES = {
     "Undelivered": "meterkit.store.intents",
     "Unsealed": "meterkit.delivery.report",
     "UploadRefusedError": "meterkit.storage.presigning",
+    "UsageSpike": "meterkit.notify",
     "UsageThreshold": "meterkit.notify",
     "allows": "meterkit.asgi.context",
     "current": "meterkit.asgi.context",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from meterkit.insights.audit.hourly import HourlyUsage
 from meterkit.notify.messages import Messages
 from meterkit.subscriptions.service.contact import contact_of
 
@@ -24,4 +25,5 @@ def messages_of(store: Store, settings: Settings, contact: ContactSource | None 
         settings: of the kit.
         contact: gives where a customer is reached by e-mail.
     """
-    return Messages(store, settings, None if contact is None else partial(contact_of, contact))
+    history = None if settings.audit_url is None else HourlyUsage(settings.audit_url.get_secret_value())
+    return Messages(store, settings, None if contact is None else partial(contact_of, contact), history)

@@ -52,7 +52,10 @@ def test_a_private_address_may_be_written(host: str) -> None:
             "{webhook: {url: 'https://a.example', events: [usage.treshold]}}",
             "did you mean 'usage.threshold'?",
         ),
-        ("{webhook: {url: 'https://a.example', events: [usage]}}", "allowed: usage.threshold, credits.low"),
+        (
+            "{webhook: {url: 'https://a.example', events: [usage]}}",
+            "allowed: usage.threshold, usage.spike, credits.low",
+        ),
         ("{webhook: {url: 'https://a.example', events: []}}", "at least one"),
         ("{webhook: {events: [credits.low]}}", "notify.webhook.url: webhook needs this key"),
         ("{webhook: {url: 'http://a.example', events: [credits.low]}}", "starts with https://"),

@@ -9,6 +9,7 @@ __all__ = ["MESSAGE_EVENTS", "EmailChannel", "Notify", "WebhookChannel"]
 
 MESSAGE_EVENTS: Final = (
     "usage.threshold",
+    "usage.spike",
     "credits.low",
     "subscription.changed",
     "access.changed",

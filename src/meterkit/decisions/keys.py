@@ -252,6 +252,10 @@ class Keys:
         """Set: the kinds of e-mails that a customer does not want."""
         return self.shard(shard_of(customer, self.shards), f"n:{customer}")
 
+    def spike(self, customer: str, digest: str) -> str:
+        """String: a spike of a customer's meter on a day: the event, then ``told``; for 2 days."""
+        return self.shard(shard_of(customer, self.shards), f"x:{digest}")
+
     def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:
         """The keys of a customer; an anonymous one has counters in a space of its own and no state ever."""
         shard = shard_of(customer, self.shards)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meterkit.notify.events import CreditsLow, UsageThreshold
+from meterkit.notify.events import CreditsLow, UsageSpike, UsageThreshold
 from meterkit.notify.handlers import Handlers
 from meterkit.notify.subscription_events import (
     AccessChanged,
@@ -24,5 +24,6 @@ __all__ = [
     "SubscriptionChanged",
     "Teller",
     "TrialEnding",
+    "UsageSpike",
     "UsageThreshold",
 ]

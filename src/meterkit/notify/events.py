@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.prepaid import MICRO
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.notify.subscription_events import SubscriptionEvent
     from meterkit.store.notices import Notice
 
-__all__ = ["EVENTS", "CreditsLow", "Event", "UsageThreshold", "event_of"]
+__all__ = ["EVENTS", "CreditsLow", "Event", "UsageSpike", "UsageThreshold", "event_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,36 @@ class UsageThreshold:
     at: datetime
 
 
-Event: TypeAlias = "CreditsLow | UsageThreshold | SubscriptionEvent"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageSpike:
+    """``usage.spike``: this hour or day has far more usage than the same hours of four weeks.
+
+    At most one a day for a customer and meter. Only where the audit log is kept and ``notify:`` lists it.
+
+    Attributes:
+        id: the same for each repeat of the event; a text.
+        customer: the customer's id.
+        at: when the spike was found (UTC).
+        meter: the meter's name in the plans file.
+        span: ``hour`` or ``day``.
+        used: the units of this hour or day so far.
+        usual: the median of those that it was compared with.
+        used_cents, usual_cents: the same at the plan's price of overage, in minor units of its currency;
+            None: the plans file has no such price.
+    """
+
+    id: str
+    customer: str
+    at: datetime
+    meter: str
+    span: Literal["hour", "day"]
+    used: int
+    usual: int
+    used_cents: int | None
+    usual_cents: int | None
+
+
+Event: TypeAlias = "CreditsLow | UsageSpike | UsageThreshold | SubscriptionEvent"
 """An event that handlers receive."""
 
 
@@ -101,9 +130,15 @@ def _usage_threshold(notice: Notice, event_id: str, meters: Mapping[str, str]) -
     )
 
 
+def _usage_spike(notice: Notice, _event_id: str, _meters: Mapping[str, str]) -> UsageSpike:
+    data = dict(notice.data)
+    return UsageSpike(customer=notice.customer, at=from_ms(data.pop("at_ms")), **data)
+
+
 EVENTS: Final[Mapping[str, Callable[[Notice, str, Mapping[str, str]], Event]]] = {
     "credits.low": _credits_low,
     "usage.threshold": _usage_threshold,
+    "usage.spike": _usage_spike,
     **SUBSCRIPTION_EVENTS,
 }
 """What handlers can be registered for, and what makes that of a notice."""

@@ -7,12 +7,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.notifications import MESSAGE_EVENTS
-from meterkit.errors import MeterkitError
+from meterkit.errors import MeterkitError, SettingsError
 from meterkit.notify.courier import Courier
 from meterkit.notify.mail import MailSender
 from meterkit.notify.message import message_of
 from meterkit.notify.rendering import Renderer
 from meterkit.notify.samples import sample_of
+from meterkit.notify.spike_watch import EVENT as SPIKE
+from meterkit.notify.spike_watch import SpikeWatch
 from meterkit.notify.unwanted import ALWAYS, read_unwanted, write_unwanted
 from meterkit.notify.webhook import WebhookSender
 from meterkit.store.customer_id import check_customer
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from meterkit.notify.courier import Sender
     from meterkit.notify.mail import Recipient
     from meterkit.notify.rendering import Rendered
+    from meterkit.notify.spike_watch import UsageHistory
     from meterkit.settings import Settings
     from meterkit.store.messages import Channel, Kept
     from meterkit.store.store import Store
@@ -45,6 +48,7 @@ class Messages:
         store: where events and messages are.
         settings: secrets, the SMTP server, templates.
         contact: gives where a customer is reached; None: no e-mail is sent.
+        history: gives usage by the hour; None: there is no audit log.
     """
 
     def __init__(
@@ -52,10 +56,12 @@ class Messages:
         store: Store,
         settings: Settings,
         contact: Callable[[str], Awaitable[Recipient | None]] | None = None,
+        history: UsageHistory | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._contact = contact
+        self._history = history
         self._renderer = Renderer(lambda: store.catalog, settings.notify_templates)
 
     def tasks(self, *, is_worker: bool = False) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
@@ -66,6 +72,7 @@ class Messages:
 
         Raises:
             MeterkitError: a package of the extra ``notify`` is missing.
+            SettingsError: the plans file asks for spikes, and there is no audit log.
         """
         if self._settings.flush is False and not is_worker:
             return {}
@@ -73,6 +80,14 @@ class Messages:
         for channel, sender in self.senders().items():
             _require(channel)
             found[f"notify {channel}"] = Courier(self._store, sender).run
+        if self._history is not None:
+            found["notify spikes"] = SpikeWatch(self._store, self._history).run
+        elif SPIKE in self._listed():
+            raise SettingsError(
+                "audit_url",
+                f"{self._store.catalog.source} lists {SPIKE} under notify, which needs the audit log: set"
+                " METERKIT_AUDIT_URL (pip install 'meterkit[audit]'), or leave the event out",
+            )
         for channel, missing in self._missing().items():
             _logger.warning("this process sends no messages by %s: %s", channel, missing)
         return found
@@ -164,6 +179,12 @@ class Messages:
             raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(MESSAGE_EVENTS)}")
         message = message_of("email", event, sample_of(event, self._store.catalog))
         return message.body(), self._renderer.render(message, locale=locale, name="Ada Lovelace")
+
+    def _listed(self) -> frozenset[str]:
+        notify = self._store.catalog.notify
+        return frozenset(
+            event for channel in (notify.webhook, notify.email) if channel for event in channel.events
+        )
 
     def _missing(self) -> Mapping[Channel, str]:
         """Why this process cannot send by a channel of the plans file."""

@@ -95,6 +95,7 @@ class Renderer:
             "plans": {key: plan.name for key, plan in catalog.plans.items()},
             "units": {key: meter.unit for key, meter in catalog.meters.items()},
             "portal_url": catalog.billing.portal_url,
+            "currency": message.data.get("currency", catalog.currency),
         }
 
 

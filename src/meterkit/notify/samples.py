@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.notify.events import CreditsLow, UsageThreshold
+from meterkit.notify.events import CreditsLow, UsageSpike, UsageThreshold
 from meterkit.notify.subscription_events import (
     AccessChanged,
     DunningReminder,
@@ -38,6 +38,13 @@ def _threshold(catalog: Catalog) -> Event:
     meter = next(iter(catalog.meters))
     return UsageThreshold(
         **_COMMON, meter=meter, percent=80, used=8_000, included=10_000, period_start=_START, period_end=_END
+    )
+
+
+def _spike(catalog: Catalog) -> Event:
+    meter = next(iter(catalog.meters))
+    return UsageSpike(
+        **_COMMON, meter=meter, span="hour", used=12_000, usual=800, used_cents=1_440, usual_cents=96
     )
 
 
@@ -101,6 +108,7 @@ def _succeeded(catalog: Catalog) -> Event:
 
 _SAMPLES: Final[Mapping[str, Callable[[Catalog], Event]]] = {
     "usage.threshold": _threshold,
+    "usage.spike": _spike,
     "credits.low": _low,
     "subscription.changed": _changed,
     "access.changed": _access,
