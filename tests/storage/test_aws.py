@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
+import sys
+from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,10 +15,17 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from delivering import NOW
-from meterkit import MeterKit
+from faults import eventually
+from meterkit import MeterKit, metrics_app
+from meterkit.background import BackgroundTasks
 from meterkit.catalog import loads
+from meterkit.cli.doctor.stored_objects import look_at_stored_objects
+from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError
 from meterkit.storage import aws
+from meterkit.storage.service import ObjectStorage
+from meterkit.store.task_lease import TaskLease
+from meterkit.store.upkeep import Upkeep
 from meterkit.testing import Clock
 from storage.objects import Happened
 from storage.test_histories import PLANS
@@ -51,9 +62,14 @@ def address(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-async def kit(address: str) -> AsyncIterator[MeterKit]:
+def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+async def kit(address: str, clock: Clock) -> AsyncIterator[MeterKit]:
     async with MeterKit(
-        loads(PLANS), clock=Clock(NOW), redis_url="memory://", flush=False, storage_endpoint=address
+        loads(PLANS), clock=clock, redis_url="memory://", flush=False, storage_endpoint=address
     ) as kit:
         yield kit
 
@@ -71,10 +87,11 @@ def s3(address: str) -> Iterator[Any]:
 
 
 @pytest.fixture
-def queue(address: str) -> str:
+def queue(address: str, request: pytest.FixtureRequest) -> str:
     client: Any = BOTO3.client("sqs", endpoint_url=address)
-    url: str = client.create_queue(QueueName="uploads", Attributes={"VisibilityTimeout": "0"})["QueueUrl"]
-    client.purge_queue(QueueUrl=url)
+    url: str = client.create_queue(QueueName=request.node.name[:80], Attributes={"VisibilityTimeout": "0"})[
+        "QueueUrl"
+    ]
     return url
 
 
@@ -152,3 +169,89 @@ async def test_without_storage_in_the_plans_file() -> None:
     async with MeterKit(loads(plans), redis_url="memory://", flush=False) as kit:
         with pytest.raises(MeterkitError, match="has no `storage:`"):
             await kit.storage.recalculate()
+
+
+async def test_one_process_recalculates_each_hour(
+    kit: MeterKit, s3: Any, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    s3.put_object(Bucket="uploads", Key="ada/images/a", Body=b"x" * 7)
+    assert await kit.storage.recalculate(dry_run=True) == {"ada": 7}
+    assert await kit.storage.recalculate("bob") == {}
+    assert (await Upkeep(kit.store).seen()).listed_ms is None
+    assert await kit.storage.recalculate_due()
+    assert "a listing has corrected 7 bytes of 1 customers" in caplog.text
+    seen = await Upkeep(kit.store).seen()
+    assert (seen.listed_ms, seen.drift_bytes, seen.drift_customers) == (kit.store.now_ms(), 7, 1)
+    s3.put_object(Bucket="uploads", Key="ada/images/b", Body=b"x" * 5)
+    clock.advance(timedelta(minutes=59, seconds=59))
+    assert not await kit.storage.recalculate_due()
+    clock.advance(timedelta(seconds=1))
+    other = ObjectStorage(kit.store, kit.settings.storage_endpoint)
+    key = kit.store.keys.shard(HOOKS_SHARD, "storage:lease")
+    async with TaskLease(kit.store, key, lasts_ms=1000).held():
+        assert not await other.recalculate_due()  # Another process does.
+    assert await other.recalculate_due()
+    assert await kit.gauges.get("ada", "storage") == 12
+
+
+async def test_a_worker_reads_a_queue_and_lists(kit: MeterKit, queue: str, address: str, s3: Any) -> None:
+    put = Happened("ObjectCreated:Put", "ada/images/a", 900, "v1", AT_MS, 5, 5)
+    client: Any = BOTO3.client("sqs", endpoint_url=address)
+    client.send_message(QueueUrl=queue, MessageBody=put.as_body("s3", "uploads").decode())
+    s3.put_object(Bucket="uploads", Key="bob/images/a", Body=b"x" * 7)
+
+    async def has(customer: str, level: int) -> bool:
+        return await kit.gauges.get(customer, "storage") == level
+
+    tasks = kit.storage.worker_tasks(queue)
+    assert set(tasks) == {"storage", "storage queue"}
+    loop, beside = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
+    beside.keep(loop, "storage queue", tasks["storage queue"])
+    try:
+        await eventually(lambda: has("ada", 900))
+        beside.keep(loop, "storage", tasks["storage"])
+        await eventually(lambda: has("bob", 7))
+    finally:
+        await beside.end(loop)
+    assert kit.store.task_failures.total() == 0
+    assert (await Upkeep(kit.store).seen()).read_ms == kit.store.now_ms()
+
+
+async def test_a_worker_without_what_it_needs(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(MeterkitError, match=re.escape("pip install 'meterkit[storage]'")):
+        kit.storage.worker_tasks("https://sqs.example/queue")
+    with pytest.raises(MeterkitError, match=re.escape("pip install 'meterkit[storage]'")):
+        await kit.storage.recalculate()
+    with pytest.raises(MeterkitError, match=re.escape("pip install 'meterkit[storage]'")):
+        await kit.storage.presign("ada", "ada/images/a", 1)
+
+
+async def test_what_is_neglected_is_found(kit: MeterKit, clock: Clock) -> None:
+    async def problems() -> list[str]:
+        _, found = await look_at_stored_objects(kit)
+        return [one.problem for one in found]
+
+    unlisted = "the buckets of storage.objects were not listed within 7 days: lost events stay lost"
+    assert await problems() == [unlisted]
+    upkeep = Upkeep(kit.store)
+    await upkeep.listed({"ada": -4, "bob": 3})
+    await upkeep.read("https://sqs.example/queue")
+    clock.advance(timedelta(minutes=15))
+    assert await problems() == []
+    text = (await scraped(kit)).splitlines()
+    assert {"meterkit_storage_drift_bytes 7.0", "meterkit_storage_queue_age_seconds 900.0"} <= {*text}
+    assert "meterkit_storage_listed_age_seconds 900.0" in text
+    clock.advance(timedelta(hours=3))
+    assert await problems() == [
+        "the queue of storage events was last read 3 h ago: the events in it do not count",
+        "the buckets of storage.objects were not listed for 3 h: lost events stay lost",
+    ]
+    clock.advance(timedelta(days=7))
+    assert await problems() == [unlisted]
+
+
+async def scraped(kit: MeterKit) -> str:
+    transport = httpx.ASGITransport(metrics_app(kit))
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        return (await client.get("/")).text

@@ -26,6 +26,7 @@ from meterkit.cli import (
     recover,
     revenue,
     routes,
+    storage,
     stripe,
     subscriptions,
     usage,
@@ -62,7 +63,7 @@ app = typer.Typer(
 )
 _PARTS = (
     *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
-    *(subscriptions, reconcile, recover, audit, revenue),
+    *(subscriptions, reconcile, recover, audit, revenue, storage),
     *(stripe, webhooks, notify, importing),
 )
 for part in _PARTS:

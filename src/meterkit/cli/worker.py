@@ -46,16 +46,27 @@ async def worker(
             case_sensitive=False,
         ),
     ] = "text",
+    storage_queue: Annotated[
+        str | None,
+        typer.Option(
+            "--storage-queue",
+            metavar="URL",
+            help="A queue of SQS with events of object stores: count them.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Deliver usage and work off webhooks until told to stop.
 
     SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most. After SIGHUP it
-    reads the plans file again, as it does by itself when that has changed.
+    reads the plans file again, as it does by itself when that has changed. Where the plans file has
+    `storage`, it recalculates the stored bytes every hour.
     """
     if log_format == "json":
         log_as_json()
     kit = session.make_kit()
     insights = insights_tasks(kit.store, kit.settings, is_worker=True)
+    stored = kit.storage.worker_tasks(storage_queue)
     # A missing key is said before the store is waited for.
     async with (
         stop_signal() as stop,
@@ -72,12 +83,8 @@ async def worker(
         beside.keep(loop, "turns", lambda: follow_turns(kit.store))
         stripe = StripeAccess(kit.settings)
         beside.keep(loop, "closes", Closer(kit.store, stripe.api).run)
-        for name, work in {
-            **kit.webhooks.tasks,
-            **kit.subscriptions.tasks,
-            **kit.notify.tasks(is_worker=True),
-            **insights,
-        }.items():
+        own = {**kit.webhooks.tasks, **kit.subscriptions.tasks, **kit.notify.tasks(is_worker=True)}
+        for name, work in {**own, **insights, **stored}.items():
             beside.keep(loop, name, work)
         told = asyncio.create_task(stop.wait())
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.

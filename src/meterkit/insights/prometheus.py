@@ -18,6 +18,7 @@ from meterkit.redis.tallies import BUCKETS_S
 from meterkit.store.drifts import Drifts
 from meterkit.store.messages import CHANNELS, MessageQueue
 from meterkit.store.spools import look_at_spools
+from meterkit.store.upkeep import Upkeep
 
 try:
     from prometheus_client import CollectorRegistry
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from meterkit.insights.revenue.revenue import Revenue
     from meterkit.redis.tallies import Tallies
     from meterkit.store.store import Store
+    from meterkit.store.upkeep import UpkeepSeen
 
 __all__ = ["metrics_app"]
 
@@ -99,6 +101,7 @@ async def _stored_families(store: Store) -> list[Metric]:
         keeping, drifts = await read_keeping(store), await Drifts(store).all()
         messages = await _message_families(store)
         backlog = await read_backlog(store) if store.is_audited else None
+        upkeep = None if store.catalog.storage is None else await Upkeep(store).seen()
     except StoreError:
         return []  # meterkit_store_connected says so; the counts of this process are served all the same.
     return [
@@ -124,6 +127,7 @@ async def _stored_families(store: Store) -> list[Metric]:
         ),
         *messages,
         *(() if backlog is None else _audit_families(backlog, store.now_ms())),
+        *(() if upkeep is None else _storage_families(upkeep, store.now_ms())),
     ]
 
 
@@ -152,6 +156,26 @@ async def _revenue_families(revenue: Revenue) -> tuple[Metric, ...]:
     for (plan, currency), mrr in sorted(found.items()):
         family.add_metric((plan, currency), mrr / MICRO)
     return (family,)
+
+
+def _storage_families(upkeep: UpkeepSeen, now_ms: int) -> Iterable[Metric]:
+    if upkeep.listed_ms is not None:
+        yield GaugeMetricFamily(
+            "meterkit_storage_drift_bytes",
+            "By how many bytes the last recalculation has corrected the levels of stored objects, in sum.",
+            value=upkeep.drift_bytes,
+        )
+        yield GaugeMetricFamily(
+            "meterkit_storage_listed_age_seconds",
+            "How long ago the buckets were last recalculated.",
+            value=max(0, now_ms - upkeep.listed_ms) / 1000,
+        )
+    if upkeep.read_ms is not None:
+        yield GaugeMetricFamily(
+            "meterkit_storage_queue_age_seconds",
+            "How long ago the queue of storage events was last read.",
+            value=max(0, now_ms - upkeep.read_ms) / 1000,
+        )
 
 
 def _audit_families(backlog: Backlog, now_ms: int) -> Iterable[Metric]:

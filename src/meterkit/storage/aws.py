@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import to_thread
+from asyncio import wrap_future
 from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from importlib import import_module
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
+from meterkit.redis.daemon_thread import in_daemon_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -46,14 +47,18 @@ class Aws:
         self._endpoint = endpoint
         self._client: Callable[[str], Any] = cache(self._made)
 
-    def _made(self, service: str) -> Any:
+    def require(self) -> Any:
+        """Import boto3. Raises MeterkitError where it is not installed."""
         try:
-            boto3: Any = import_module("boto3")
+            return import_module("boto3")
         except ImportError as error:
             raise MeterkitError(
                 "boto3 is required for listings of buckets and for queues. Install with:"
                 " pip install 'meterkit[storage]'"
             ) from error
+
+    def _made(self, service: str) -> Any:
+        boto3 = self.require()
         # At another address boto3 has signed by v2, which does not sign lengths.
         config: Any = import_module("botocore.config").Config(
             signature_version="s3v4" if service == "s3" else None,
@@ -116,6 +121,6 @@ class Aws:
 async def _called(what: str, call: Callable[[], Any]) -> Any:
     errors: Any = import_module("botocore.exceptions")
     try:
-        return await to_thread(call)
+        return await wrap_future(in_daemon_thread(call, name="meterkit-boto3"))
     except (errors.BotoCoreError, errors.ClientError) as error:
         raise MeterkitError(f"{what}: {error}") from error

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from asyncio import wrap_future
+from asyncio import sleep, wrap_future
 from collections import defaultdict
+from functools import partial
 from importlib import import_module
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.storage.aws import Aws
@@ -18,9 +21,11 @@ from meterkit.storage.records import UnreadableError, carried, read_events
 from meterkit.storage.shelf import Window, count_events, customers_with_objects, relist
 from meterkit.storage.sns import open_notice
 from meterkit.store.customer_id import check_customer
+from meterkit.store.task_lease import TaskLease
+from meterkit.store.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping
+    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 
     from meterkit.catalog import Storage
     from meterkit.storage.aws import Page
@@ -35,6 +40,7 @@ _WARNED_MAX: Final = 100
 _FETCH_TIMEOUT_S: Final = 5.0
 _FETCH_BYTES_MAX: Final = 1 << 16
 _CERTIFICATES_MAX: Final = 16
+_LOOK_EVERY_S: Final = 60.0
 _SKEW_MS: Final = 60_000
 """How far the clocks of an object store's hosts may differ."""
 
@@ -58,6 +64,10 @@ class ObjectStorage:
         self._aws = Aws(endpoint)
         self._certificates: dict[str, bytes] = {}
         self._warned: dict[str, float] = {}
+        self._noted: dict[str, float] = {}
+        self._upkeep = Upkeep(store)
+        key = store.keys.shard(HOOKS_SHARD, "storage:lease")
+        self._lease = TaskLease(store, key, lasts_ms=HOUR_MS)
 
     async def count(self, body: bytes | str) -> None:
         """Count the events of one message: records of S3 or MinIO, or an event of EventBridge.
@@ -105,8 +115,10 @@ class ObjectStorage:
         """
         self._configured()
         counted: list[str] = []
+        messages = await self._aws.receive(queue_url, wait_s=wait_s)
+        await self._note_read(queue_url)
         try:
-            for body, receipt in await self._aws.receive(queue_url, wait_s=wait_s):
+            for body, receipt in messages:
                 try:
                     await self.count(carried(body))
                 except UnreadableError as error:
@@ -148,7 +160,59 @@ class ObjectStorage:
             for name in sorted({*listed, *known}):
                 found = listed.get(name, {})
                 drift[name] += await relist(store, storage, name, bucket, found, window, dry_run=dry_run)
-        return {name: by for name, by in sorted(drift.items()) if by}
+        corrected = {name: by for name, by in sorted(drift.items()) if by}
+        if customer is None and not dry_run:
+            await self._upkeep.listed(corrected)
+            if corrected:
+                total = sum(map(abs, corrected.values()))
+                _logger.warning("a listing has corrected %d bytes of %d customers", total, len(corrected))
+        return corrected
+
+    async def recalculate_due(self) -> bool:
+        """Recalculate all customers unless a process has within the hour, or does; whether this one has.
+
+        Raises:
+            StoreError, MeterkitError: as :meth:`recalculate`.
+        """
+        async with self._lease.held() as is_held:
+            listed_ms = (await self._upkeep.seen()).listed_ms if is_held else None
+            is_due = is_held and (listed_ms is None or self._store.now_ms() - listed_ms >= HOUR_MS)
+            if is_due:
+                await self.recalculate()
+        return is_due
+
+    def worker_tasks(
+        self, queue_url: str | None = None
+    ) -> Mapping[str, Callable[[], Coroutine[object, object, None]]]:
+        """Background tasks of a worker by name: the hourly recalculation, and a queue if one is given.
+
+        Raises:
+            MeterkitError: a queue is given, and boto3 is missing or the plans file has no ``storage:``.
+        """
+        tasks: dict[str, Callable[[], Coroutine[object, object, None]]] = {}
+        if queue_url is not None:
+            self._configured()
+            self._aws.require()
+            tasks["storage queue"] = partial(self._follow, queue_url)
+        if self._store.catalog.storage is not None and not self._store.is_off:
+            tasks["storage"] = self._recalculate_hourly
+        return tasks
+
+    async def _follow(self, queue_url: str) -> None:
+        while True:
+            await self.poll(queue_url)
+
+    async def _recalculate_hourly(self) -> None:
+        while True:
+            await self.recalculate_due()
+            await sleep(_LOOK_EVERY_S)
+
+    async def _note_read(self, queue_url: str) -> None:
+        """Tell all processes that a queue was read, once a minute at most."""
+        now_s = monotonic()
+        if now_s - self._noted.get(queue_url, -_LOOK_EVERY_S) >= _LOOK_EVERY_S and not self._store.is_off:
+            await self._upkeep.read(queue_url)
+            self._noted[queue_url] = now_s
 
     async def presign(self, customer: str, key: str, size: int) -> str:
         """The address of an upload of exactly ``size`` bytes by PUT, for 45 minutes; its bytes are held.

@@ -20,6 +20,7 @@ from meterkit.cli.doctor.hooks import look_at_webhooks
 from meterkit.cli.doctor.messages import look_at_messages
 from meterkit.cli.doctor.serving import full, look_at_breaker, look_at_durability, unreachable
 from meterkit.cli.doctor.spools import look_at_spool_directory
+from meterkit.cli.doctor.stored_objects import look_at_stored_objects
 from meterkit.cli.doctor.stripe_meters import look_at_meters
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import MeterkitError, StoreError
@@ -58,6 +59,8 @@ async def examine(kit: MeterKit) -> Examination:
     else:
         await _examine_store(kit, found)
         await _try("spool", look_at_spool_directory, kit, found)
+        if kit.catalog.storage is not None:
+            await _try("storage", look_at_stored_objects, kit, found)
     if kit.settings.audit_url is not None:
         await _try("database", look_at_audit_database, kit, found)
         await _try("revenue", look_at_revenue, kit, found)
@@ -256,8 +259,7 @@ async def _script_cache(seen: _Seen) -> _Looked:
     except StoreError as error:
         if not isinstance(error.__cause__, ResponseError) or isinstance(error.__cause__, NoPermissionError):
             raise
-        lost = isinstance(error.__cause__, NoScriptError)
-        why = "it forgets a script at once" if lost else str(error.__cause__)
+        why = "it forgets a script" if isinstance(error.__cause__, NoScriptError) else str(error.__cause__)
         problem = f"the server's script cache cannot be used, and every decision needs it: {why}"
         return "", [Finding(check="scripts", problem=problem, cure=cure)]
     return "kept", []
@@ -284,8 +286,7 @@ async def _keys(seen: _Seen) -> _Looked:
         if not cursor:
             break
     seen.claims = claims
-    extent = "all" if not cursor else "the first"
-    return f"{extent} {count:,} keys", findings.stray_keys(sorted(set(stray)))
+    return f"{'the first' if cursor else 'all'} {count:,} keys", findings.stray_keys(sorted(set(stray)))
 
 
 async def _pending(seen: _Seen) -> _Looked:
