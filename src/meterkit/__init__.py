@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     )
     from meterkit.settings import Settings
     from meterkit.storage.presigning import UploadRefusedError
+    from meterkit.storage.service import ObjectStorage
     from meterkit.store.corrections import Corrected
     from meterkit.store.customer import Customer
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage, PeriodUsage
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
         SyncGrants,
         SyncIntents,
         SyncMeterKit,
+        SyncObjectStorage,
         SyncReservation,
         SyncSubscriptions,
         SyncWebhooks,
@@ -139,6 +141,7 @@ __all__ = [
     "Misfit",
     "NewSubscription",
     "NoSubscriptionError",
+    "ObjectStorage",
     "OverLimit",
     "PaymentAuthenticationError",
     "PaymentFailed",
@@ -177,6 +180,7 @@ __all__ = [
     "SyncGrants",
     "SyncIntents",
     "SyncMeterKit",
+    "SyncObjectStorage",
     "SyncReservation",
     "SyncSubscriptions",
     "SyncWebhooks",
@@ -234,6 +238,7 @@ _HOMES = {
     "MeterUsage": "meterkit.store.customer_usage",
     "Misfit": "meterkit.subscriptions.at_stripe.newcomers",
     "NewSubscription": "meterkit.subscriptions.service.results",
+    "ObjectStorage": "meterkit.storage.service",
     "OverLimit": "meterkit.subscriptions.rules.changes",
     "PaymentFailed": "meterkit.notify",
     "PaymentSucceeded": "meterkit.notify",
@@ -259,6 +264,7 @@ _HOMES = {
     "SyncGrants": "meterkit.sync",
     "SyncIntents": "meterkit.sync",
     "SyncMeterKit": "meterkit.sync",
+    "SyncObjectStorage": "meterkit.sync",
     "SyncReservation": "meterkit.sync",
     "SyncSubscriptions": "meterkit.sync",
     "SyncWebhooks": "meterkit.sync",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
     from meterkit.settings import Settings
+    from meterkit.storage.service import ObjectStorage
     from meterkit.store.corrections import Corrected
     from meterkit.store.customer import Customer
     from meterkit.store.customer_usage import CustomerUsage
@@ -40,6 +41,7 @@ __all__ = [
     "SyncGrants",
     "SyncIntents",
     "SyncMeterKit",
+    "SyncObjectStorage",
     "SyncReservation",
     "SyncSubscriptions",
     "SyncWebhooks",
@@ -54,6 +56,7 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     grants: Grants
     gauges: Gauges
     outbox: Intents
+    storage: ObjectStorage
     subscriptions: Subscriptions
     webhooks: Webhooks
 
@@ -128,6 +131,7 @@ class SyncMeterKit:
         self.grants = SyncGrants(kit.grants, loop)
         self.gauges = SyncGauges(kit.gauges, loop)
         self.outbox = SyncIntents(kit.outbox, loop)
+        self.storage = SyncObjectStorage(kit.storage, loop)
         self.subscriptions = SyncSubscriptions(kit.subscriptions, loop)
         self.webhooks = SyncWebhooks(kit.webhooks, loop)
 
@@ -243,6 +247,17 @@ class SyncGauges:
         self.get = loop.blocking(gauges.get)
         self.set = loop.blocking(gauges.set)
         self.adjust = loop.blocking(gauges.adjust)
+
+
+class SyncObjectStorage:
+    """Counts stored objects and presigns uploads; see :class:`meterkit.ObjectStorage`."""
+
+    def __init__(self, storage: ObjectStorage, loop: LoopThread) -> None:
+        self.count = loop.blocking(storage.count)
+        self.poll = loop.blocking(storage.poll)
+        self.presign = loop.blocking(storage.presign)
+        self.recalculate = loop.blocking(storage.recalculate)
+        self.unclear = loop.blocking(storage.unclear)
 
 
 class SyncIntents:

@@ -21,6 +21,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
 from meterkit.starlette import storage_events
+from meterkit.storage import service
 from meterkit.storage.sns import is_of_aws
 from meterkit.testing import Clock
 from storage.objects import Happened
@@ -108,6 +109,30 @@ async def test_keys_of_nobody_are_logged_once_a_minute(
     told = [line.getMessage() for line in caplog.records if line.name == "meterkit.storage"]
     assert told == ["events of objects are not counted: no key of storage.objects matches them"]
     assert [await kit.gauges.get(name, "storage") for name in ("ada", "bob")] == [0, 0]
+
+
+async def test_sizes_out_of_bounds_count_nothing_and_are_logged_once_a_minute(
+    kit: MeterKit,
+    client: httpx.AsyncClient,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told() -> int:
+        return sum(line.name == "meterkit.storage" for line in caplog.records)
+
+    now_s = 1000.0
+    monkeypatch.setattr(service, "monotonic", lambda: now_s)
+    for size in (-1, 10**15, 10**15 + 1):
+        wrong = Happened("ObjectCreated:Put", "ada/images/x", size, None, 1_939_000_000_000, 5, 5)
+        answer = await client.post("/", content=wrong.as_body("s3", "uploads"), headers=BEARER)
+        assert (answer.status_code, await kit.gauges.get("ada", "storage")) == (200, 0)
+    assert told() == 1
+    now_s += 59.9
+    await client.post("/", content=wrong.as_body("s3", "uploads"), headers=BEARER)
+    assert told() == 1
+    now_s += 0.1
+    await client.post("/", content=wrong.as_body("s3", "uploads"), headers=BEARER)
+    assert told() == 2
 
 
 # SNS: https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message.html
