@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
-from meterkit.catalog.notify import is_address
+from meterkit.catalog.notify import is_address, names_private_host
 from meterkit.notify.message import Failure
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.store.messages import Channel
     from meterkit.store.store import Store
 
-__all__ = ["MailSender", "Recipient", "mail_of"]
+__all__ = ["MailSender", "Recipient", "mail_of", "server_of"]
 
 _TIMEOUT_S: Final = 20.0
 _PERMANENT: Final = 500
@@ -120,7 +120,7 @@ class MailSender:
                 return
             try:
                 async with asyncio.timeout(_TIMEOUT_S):
-                    await aiosmtplib.send(mail, timeout=_TIMEOUT_S, **_server(self._url.get_secret_value()))
+                    await aiosmtplib.send(mail, timeout=_TIMEOUT_S, **server_of(self._url.get_secret_value()))
             except aiosmtplib.SMTPRecipientsRefused as error:
                 codes = [int(refused.code) for refused in error.recipients]
                 raise Failure(
@@ -151,7 +151,8 @@ class MailSender:
         return mail_of(message, rendered, sender=channel.sender, to=to)
 
 
-def _server(url: str) -> dict[str, Any]:
+def server_of(url: str) -> dict[str, Any]:
+    """The server of a URL, as aiosmtplib takes it. A password is sent to a public address over TLS only."""
     parts = urlsplit(url)
     found: dict[str, Any] = {
         "hostname": parts.hostname,
@@ -159,5 +160,7 @@ def _server(url: str) -> dict[str, Any]:
         "use_tls": parts.scheme == "smtps",
     }
     if parts.username is not None and parts.password is not None:
+        if parts.scheme == "smtp" and not names_private_host(parts.hostname or ""):
+            found["start_tls"] = True
         found |= {"username": unquote(parts.username), "password": unquote(parts.password)}
     return found
