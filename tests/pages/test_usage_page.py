@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
@@ -18,6 +17,7 @@ from meterkit import MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
+from meterkit.insights.audit.entries import Row
 from meterkit.pages import usage_page
 from meterkit.pages.figures import days_of
 from meterkit.testing import Clock
@@ -254,8 +254,40 @@ async def test_what_cannot_be_mounted(store_url: str, monkeypatch: pytest.Monkey
             usage_page(kit, customer=who, origins=ORIGINS)
 
 
-async def test_days_are_those_of_the_audit_log(tmp_path: Path) -> None:
-    assert await asyncio.to_thread(Database(sqlite_in(tmp_path)).days, "acme", 0) == {}
+def test_days_of_a_period_are_read_from_the_audit_log(tmp_path: Path) -> None:
+    database, day = Database(sqlite_in(tmp_path)), 86_400_000
+    assert database.days("acme", day) == {}
+    # Name, kind, customer, period, recorded at, quantity, occurred at.
+    written: list[tuple[str, str, str, int | None, int, int, int | None]] = [
+        ("before it was deleted", "recorded", "acme", day, day + 1, 100, None),
+        ("deletion", "deleted", "acme", None, day + 2, 0, None),
+        ("first", "recorded", "acme", day, day + 3, 5, None),
+        ("second", "summed", "acme", day, 2 * day - 1, 7, None),
+        ("correction", "corrected", "acme", day, 2 * day, -2, None),
+        ("told a day later", "recorded", "acme", day, 2 * day, 20, day + 9),
+        ("of another period", "recorded", "acme", 31 * day, 2 * day, 1000, None),
+        ("of another customer", "recorded", "other", day, 2 * day, 1000, None),
+        ("not sent", "dropped", "acme", day, 2 * day, 1000, None),
+    ]
+    database.insert(
+        [
+            Row(
+                event=event,
+                meter="tokens",
+                kind=kind,
+                customer=customer,
+                period_start_ms=period,
+                recorded_at_ms=recorded,
+                quantity=quantity,
+                occurred_at_ms=occurred,
+            )
+            for event, kind, customer, period, recorded, quantity, occurred in written
+        ]
+    )
+    assert database.days("acme", day) == {(1, "tokens"): 32, (2, "tokens"): -2}
+
+
+def test_days_are_laid_out_without_a_gap() -> None:
     day = 86_400_000
     sums = {(0, "b"): 1, (2, "a"): 5, (9, "a"): 2}
     found = days_of(sums, day + 5, 3 * day)
