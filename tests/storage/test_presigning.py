@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -199,3 +199,16 @@ async def test_without_credentials_nothing_is_held(kit: MeterKit, monkeypatch: p
     with pytest.raises(MeterkitError, match="cannot be presigned"):
         await kit.storage.presign("ada", KEY, 700)
     assert await figures(kit) == (0, 0, MOST)
+
+
+@pytest.mark.parametrize("enforcement", ["shadow", "off"])
+async def test_where_no_upload_is_refused_only_what_fits_is_held(
+    kit: MeterKit, enforcement: Literal["shadow", "off"]
+) -> None:
+    del kit  # Its environment is what boto3 reads.
+    async with MeterKit(
+        loads(PLANS), clock=Clock(NOW), redis_url="memory://", flush=False, enforcement=enforcement
+    ) as lenient:
+        await lenient.storage.presign("ada", KEY, 700)
+        assert "ada/images" in await lenient.storage.presign("ada", KEY, MOST)
+        assert (await figures(lenient))[1] == (700 if enforcement == "shadow" else 0)
