@@ -24,6 +24,7 @@ _DAYS_LEAST: Final = 14
 _HOURS_A_DAY: Final = 24
 _WEEK: Final = 7
 _FACTOR: Final = 3
+_FACTOR_MOST: Final = 20
 _SPREADS: Final = 4
 _TO_DEVIATION: Final = 1.4826
 """From a median of distances to a standard deviation."""
@@ -90,7 +91,8 @@ def _is_unusual(used: int, past: Sequence[int], samples: Sequence[Sequence[int]]
     # Noise grows with usage: the spread is one of logarithms, and so a factor.
     distances = [abs(log((one + 1) / (median(sample) + 1))) for sample in samples for one in sample]
     spread = exp(_TO_DEVIATION * median(distances))
-    return used > max(_FACTOR, spread**_SPREADS) * middle and used > max(_FACTOR / 2, spread) * precedent
+    factor = min(max(_FACTOR, spread**_SPREADS), _FACTOR_MOST)
+    return used > factor * middle and used > max(_FACTOR / 2, spread) * precedent
 
 
 def _peak(hours: Mapping[int, int], hour: int, days: int) -> int:
