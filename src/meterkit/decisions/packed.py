@@ -44,7 +44,7 @@ def _unpack(packed: bytes) -> list[int | bytes]:
             values.append(kind if kind < _SMALL_END else kind - 0x100)
             continue
         size = _NUMBER_BYTES.get(kind, kind - _SHORT_TEXT if _SHORT_TEXT <= kind < _SHORT_TEXT_END else -1)
-        if kind in _TEXTS and at < len(packed):
+        if kind in _TEXTS and at + _TEXTS[kind] <= len(packed):
             size, at = int.from_bytes(packed[at : at + _TEXTS[kind]], "big"), at + _TEXTS[kind]
         part = packed[at : at + size]
         if size < 0 or len(part) < size:
