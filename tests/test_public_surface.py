@@ -104,6 +104,7 @@ NAMES = [
     "SyncMeterKit",
     "SyncObjectStorage",
     "SyncReservation",
+    "SyncRevenue",
     "SyncSubscriptions",
     "SyncWebhooks",
     "TrialEnding",

@@ -99,7 +99,7 @@ def command_exists(words: list[str]) -> bool:
     command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
         if not words or words[0] not in command.commands:
-            if words and command.invoke_without_command:
+            if command.invoke_without_command:
                 break  # What the group itself does.
             return False
         command, words = command.commands[words[0]], words[1:]

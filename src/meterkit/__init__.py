@@ -93,6 +93,7 @@ if TYPE_CHECKING:
         SyncMeterKit,
         SyncObjectStorage,
         SyncReservation,
+        SyncRevenue,
         SyncSubscriptions,
         SyncWebhooks,
     )
@@ -182,6 +183,7 @@ __all__ = [
     "SyncMeterKit",
     "SyncObjectStorage",
     "SyncReservation",
+    "SyncRevenue",
     "SyncSubscriptions",
     "SyncWebhooks",
     "TrialEnding",
@@ -266,6 +268,7 @@ _HOMES = {
     "SyncMeterKit": "meterkit.sync",
     "SyncObjectStorage": "meterkit.sync",
     "SyncReservation": "meterkit.sync",
+    "SyncRevenue": "meterkit.sync",
     "SyncSubscriptions": "meterkit.sync",
     "SyncWebhooks": "meterkit.sync",
     "TrialEnding": "meterkit.notify",

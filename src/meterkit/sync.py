@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
+    from meterkit.insights.revenue.revenue import Revenue
     from meterkit.settings import Settings
     from meterkit.storage.service import ObjectStorage
     from meterkit.store.corrections import Corrected
@@ -43,6 +44,7 @@ __all__ = [
     "SyncMeterKit",
     "SyncObjectStorage",
     "SyncReservation",
+    "SyncRevenue",
     "SyncSubscriptions",
     "SyncWebhooks",
 ]
@@ -56,6 +58,7 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     grants: Grants
     gauges: Gauges
     outbox: Intents
+    revenue: Revenue
     storage: ObjectStorage
     subscriptions: Subscriptions
     webhooks: Webhooks
@@ -131,6 +134,7 @@ class SyncMeterKit:
         self.grants = SyncGrants(kit.grants, loop)
         self.gauges = SyncGauges(kit.gauges, loop)
         self.outbox = SyncIntents(kit.outbox, loop)
+        self.revenue = SyncRevenue(kit.revenue, loop)
         self.storage = SyncObjectStorage(kit.storage, loop)
         self.subscriptions = SyncSubscriptions(kit.subscriptions, loop)
         self.webhooks = SyncWebhooks(kit.webhooks, loop)
@@ -269,6 +273,17 @@ class SyncIntents:
         self.redrive = loop.blocking(intents.redrive)
         self.park = loop.blocking(intents.park)
         self.drop = loop.blocking(intents.drop)
+
+
+class SyncRevenue:
+    """Reads figures of revenue; see :class:`meterkit.Revenue`."""
+
+    def __init__(self, revenue: Revenue, loop: LoopThread) -> None:
+        self.at = loop.blocking(revenue.at)
+        self.by_plan = loop.blocking(revenue.by_plan)
+        self.days = loop.blocking(revenue.days)
+        self.spend = loop.blocking(revenue.spend)
+        self.snapshot = loop.blocking(revenue.snapshot)
 
 
 class SyncSubscriptions:

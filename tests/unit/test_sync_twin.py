@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from meterkit import Gauges, MeterKit, ObjectStorage, Reservation, Subscriptions
+from meterkit import Gauges, MeterKit, ObjectStorage, Reservation, Revenue, Subscriptions
 from meterkit.catalog import loads
 from meterkit.store.customers import Customers
 from meterkit.store.grants import Grants
@@ -18,6 +18,7 @@ default_plan: free
 meters: {requests: {unit: request}}
 plans: {free: {price: {amount_cents: 0, interval: month}}}
 """
+PARTS = (Customers, Gauges, Grants, ObjectStorage, Revenue, Subscriptions)
 # Handlers are registered with the kit itself, and tasks that run for long have an event loop anyway.
 LEFT_OUT = {
     "MeterKit": {
@@ -32,6 +33,7 @@ LEFT_OUT = {
         "notify",
     },
     "storage": {"count_signed", "fetch", "recalculate_due", "warn", "worker_tasks"},
+    "revenue": {"look", "run"},
     "subscriptions": {"tasks"},
 }
 
@@ -51,7 +53,9 @@ def pairs(kit: MeterKit) -> dict[str, tuple[object, object]]:
     parts = [
         name
         for name in public(kit)
-        if isinstance(getattr(kit, name), Customers | Gauges | Grants | ObjectStorage | Subscriptions)
+        if isinstance(
+            getattr(kit, name), Customers | Gauges | Grants | ObjectStorage | Revenue | Subscriptions
+        )
     ]
     assert {"customers", "gauges", "grants", "subscriptions"} <= set(parts)
     return found | {name: (getattr(kit, name), getattr(twin, name)) for name in parts}

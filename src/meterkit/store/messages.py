@@ -132,9 +132,9 @@ class MessageQueue:
         pipe = admin.client.pipeline(transaction=False)
         pipe.zcount(self._key("due"), "-inf", now_ms)
         pipe.zcount(self._key("due"), f"({now_ms}", "+inf")
-        pipe.hlen(self._key("dead"))
+        pipe.hkeys(self._key("dead"))
         due, later, dead = await admin.ask(pipe.execute())
-        return {"due": due, "later": later, "dead": dead}
+        return {"due": due, "later": later, "dead": len(dead)}
 
     async def overdue_ms(self) -> int:
         """For how long the first message has been due; 0: none is."""
