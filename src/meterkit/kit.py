@@ -371,7 +371,7 @@ class MeterKit:
         What was decided before is settled as it was decided. Returns whether it means something else.
 
         Raises:
-            PlansError: the file is refused, with all that is wrong in it; nothing changes.
+            PlansError, SettingsError: the file is refused, with all that is wrong in it; nothing changes.
             MeterkitError: there is no file: the kit was made of a catalog.
         """
         if self._plans is None:
@@ -386,6 +386,7 @@ class MeterKit:
     def _use(self, catalog: Catalog) -> bool:
         if catalog.content_hash == self.catalog.content_hash:
             return False
+        self.notify.check(catalog)
         self.store.use(enforced(catalog, self.settings.enforcement))
         return True
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from sqlalchemy import Engine, event
 
-from messaging import NOW, PLANS, kit_of, pass_over, receiver
+from messaging import NOW, PLANS, SECRET, kit_of, pass_over, receiver
 from meterkit import MeterKit, UsageSpike
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
@@ -108,3 +111,45 @@ def test_without_an_audit_log_the_key_is_refused_with_its_cure() -> None:
 
 def test_the_event_is_public() -> None:
     assert UsageSpike.__module__ == "meterkit.notify.events"
+
+
+async def test_a_reload_that_adds_spikes_without_an_audit_log_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "plans.yaml"
+    path.write_text(PLANS.format(url="http://127.0.0.1:9"))
+    kit = MeterKit(path, redis_url="memory://", notify_secret=SECRET)
+    before = kit.catalog.content_hash
+    path.write_text(SPIKES.format(url="http://127.0.0.1:9"))
+    with pytest.raises(SettingsError, match=r"plans\.yaml lists usage\.spike .* needs the audit log"):
+        await kit.reload()
+    assert before == kit.catalog.content_hash
+    caplog.clear()
+    path.write_text(PLANS.format(url="http://127.0.0.1:10"))
+    assert await kit.reload()
+    assert "sends no messages by email: METERKIT_SMTP_URL is not set" in caplog.text
+    assert "by webhook" not in caplog.text
+
+
+def test_a_process_that_sends_nothing_takes_any_plans_file(tmp_path: Path) -> None:
+    path = tmp_path / "plans.yaml"
+    path.write_text(SPIKES.format(url="http://127.0.0.1:9"))
+    assert "usage.spike" in str(MeterKit(path, redis_url="memory://", flush=False).catalog.notify)
+
+
+async def test_usage_since_midnight_is_found_by_an_index(tmp_path: Path) -> None:
+    url, asked = written(tmp_path), list[str]()
+
+    def keep(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", keep)
+    try:
+        found = await HourlyUsage(url).active(MIDNIGHT_MS, least=1_300)
+    finally:
+        event.remove(Engine, "before_cursor_execute", keep)
+    assert {("acme", "requests"), ("bolt", "requests")} == set(found)
+    (query,) = [statement for statement in asked if "sum(" in statement]
+    with closing(sqlite3.connect(tmp_path / "audit.db")) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {query}", (1,) * query.count("?")).fetchall()
+    assert "USING INDEX meterkit_audit_recorded (recorded_at_ms>?)" in str(plan)

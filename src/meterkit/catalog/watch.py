@@ -11,7 +11,7 @@ from threading import Lock, current_thread, main_thread
 from typing import TYPE_CHECKING, TypeVar
 
 from meterkit.catalog.load import load
-from meterkit.errors import PlansError
+from meterkit.errors import PlansError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -92,7 +92,7 @@ class WatchedPlans:
                 now = await to_thread(self._look)
                 is_changed = now is not None and now == before and now not in (self._read, refused)
                 for error in await gather(reload(), return_exceptions=True) if is_asked or is_changed else ():
-                    if isinstance(error, PlansError):
+                    if isinstance(error, PlansError | SettingsError):
                         refused = now  # What cannot be read at all for now is tried again.
                     if isinstance(error, Exception) and (str(error) != said or is_asked):
                         said = str(error)

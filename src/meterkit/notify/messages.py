@@ -23,6 +23,8 @@ from meterkit.store.messages import CHANNELS, MessageQueue
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
+    from meterkit.catalog import Catalog
+    from meterkit.catalog.notifications import Notify
     from meterkit.notify.courier import Sender
     from meterkit.notify.mail import Recipient
     from meterkit.notify.rendering import Rendered
@@ -63,6 +65,7 @@ class Messages:
         self._contact = contact
         self._history = history
         self._renderer = Renderer(lambda: store.catalog, settings.notify_templates)
+        self._sends = settings.flush is not False
 
     def tasks(self, *, is_worker: bool = False) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
         """The couriers that run beside an event loop, by name.
@@ -74,23 +77,36 @@ class Messages:
             MeterkitError: a package of the extra ``notify`` is missing.
             SettingsError: the plans file asks for spikes, and there is no audit log.
         """
-        if self._settings.flush is False and not is_worker:
+        self._sends |= is_worker
+        if not self._sends:
             return {}
+        self.check(self._store.catalog)
         found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
         for channel, sender in self.senders().items():
             _require(channel)
             found[f"notify {channel}"] = Courier(self._store, sender).run
         if self._history is not None:
             found["notify spikes"] = SpikeWatch(self._store, self._history).run
-        elif SPIKE in self._listed():
+        return found
+
+    def check(self, catalog: Catalog) -> None:
+        """Log each channel of a plans file that a process which sends messages cannot send by.
+
+        Raises:
+            SettingsError: the plans file asks for spikes, and there is no audit log.
+        """
+        if not self._sends:
+            return
+        notify = catalog.notify
+        listed = {event for channel in (notify.webhook, notify.email) if channel for event in channel.events}
+        if self._history is None and SPIKE in listed:
             raise SettingsError(
                 "audit_url",
-                f"{self._store.catalog.source} lists {SPIKE} under notify, which needs the audit log: set"
+                f"{catalog.source} lists {SPIKE} under notify, which needs the audit log: set"
                 " METERKIT_AUDIT_URL (pip install 'meterkit[audit]'), or leave the event out",
             )
-        for channel, missing in self._missing().items():
+        for channel, missing in self._missing(notify).items():
             _logger.warning("this process sends no messages by %s: %s", channel, missing)
-        return found
 
     @property
     def events(self) -> frozenset[str]:
@@ -180,15 +196,8 @@ class Messages:
         message = message_of("email", event, sample_of(event, self._store.catalog))
         return message.body(), self._renderer.render(message, locale=locale, name="Ada Lovelace")
 
-    def _listed(self) -> frozenset[str]:
-        notify = self._store.catalog.notify
-        return frozenset(
-            event for channel in (notify.webhook, notify.email) if channel for event in channel.events
-        )
-
-    def _missing(self) -> Mapping[Channel, str]:
+    def _missing(self, notify: Notify) -> Mapping[Channel, str]:
         """Why this process cannot send by a channel of the plans file."""
-        notify = self._store.catalog.notify
         found: dict[Channel, str] = {}
         if notify.webhook is not None and not self._settings.notify_secret:
             found["webhook"] = "METERKIT_NOTIFY_SECRET is not set"

@@ -65,6 +65,7 @@ TABLE: Final = Table(
         for name in Row._fields
     ),
     Index("meterkit_audit_of_customer", "customer", "period_start_ms"),
+    Index("meterkit_audit_recorded", "recorded_at_ms"),
 )
 """A row for each event and meter; see :class:`meterkit.insights.audit.entries.Row`."""
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["HourlyUsage"]
 
 _HOUR_MS: Final = 3_600_000
+_AHEAD_MS: Final = 60_000
+"""Usage is recorded at most so long before it happened, by the clocks of apps."""
+
 _COUNTED: Final = ("recorded", "summed", "corrected")
 
 
@@ -45,10 +48,12 @@ class HourlyUsage:
     def _active(self, since_ms: int, least: int) -> Sequence[tuple[str, str]]:
         sqlalchemy, table = import_module("sqlalchemy"), self._table
         units: Any = sqlalchemy.func.sum(table.quantity)
+        # Grouped by columns, SQLite would walk over the whole table in the order of the index by customer.
+        named = (table.customer + "", table.meter + "")
         asked = (
-            sqlalchemy.select(table.customer, table.meter)
+            sqlalchemy.select(*named)
             .where(table.recorded_at_ms >= since_ms, table.kind.in_(_COUNTED))
-            .group_by(table.customer, table.meter)
+            .group_by(*named)
             .having(units >= least)
         )
         with self._database.begun() as connection:
@@ -65,6 +70,7 @@ class HourlyUsage:
                 table.customer == customer,
                 table.meter == meter,
                 table.kind.in_(_COUNTED),
+                table.recorded_at_ms >= since_ms - _AHEAD_MS,
                 at_ms >= since_ms,
             )
             .group_by(hour)
