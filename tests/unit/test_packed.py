@@ -34,6 +34,7 @@ def test_numbers_and_texts_are_read_as_they_were_packed() -> None:
         b"\xa1",
         b"\xd9",
         b"\xd9\x01",
+        b"\xda\x00",
     ],
 )
 def test_what_no_script_writes_is_refused(wrong: bytes) -> None:

@@ -37,7 +37,7 @@ from meterkit.store.kept_intents import RESTORED, Kept
 from meterkit.store.links import owner_of
 from meterkit.store.marked import MarkedDecision
 from meterkit.store.outbox_by_hand import _intent
-from meterkit.store.priced_usage import _priced
+from meterkit.store.priced_usage import _priced, _RecordedAt
 from meterkit.store.settlement import Settlement, _Entry, _thresholds
 from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
@@ -203,7 +203,7 @@ def test_what_was_delivered_is_priced_where_its_prices_are_known(
     marks: str, overage: int, delivered: int, expected: dict[int, int] | None
 ) -> None:
     counts: Any = {"delivered": delivered, "overage": overage}
-    priced = _priced(counts, marks, label="1/2", late=0, stranded=0)
+    priced = _priced(counts, _RecordedAt(marks, label="1/2", stranded=0), late=0)
     assert priced == expected
 
 
