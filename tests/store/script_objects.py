@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 NOW: Final = 1_900_000_000_000
 MOST: Final = 10**15 - 1
 INCLUDED: Final = 50
+TOLERATED: Final = 55
+GRACE_MS: Final = 7000
+OVER: Final = f"{TOLERATED} {GRACE_MS}"
 FIELDS: Final = ("one", "two", "v1", "v2")
 TYPES: Final = ("a", "b")
 REMOVED, STORED, LISTED = 0, 1, 2
@@ -72,7 +75,6 @@ class ObjectsWorld:
         self.level = Level()
         self.relisted: int | None = None
         self.ledger = 0
-        self.notices = 0
         self.uploads: dict[str, dict[str, list[Upload]]] = {"older": {}, "newer": {}}
         self.presigned: dict[int, int] = {}
         wire(pack("DEL", *self._keys))
@@ -126,7 +128,7 @@ class ObjectsWorld:
         self, changes: Sequence[Change], window: tuple[Any, Any], relist: str, rev: str = NO_STATE
     ) -> Any:
         view = (rev, self.wall + 10, self.wall - 5000, self.wall + 10, self.wall + 20)
-        own = ("storage", INCLUDED, "acme", "40 80 50 100", "buck", *window, relist)
+        own = ("storage", INCLUDED, "acme", "40 80 50 100", "buck", *window, relist, OVER)
         flat = [value for change in changes for value in change]
         return self._wire(pack("EVAL", self._script, 8, *self._keys, *view, *own, *flat, self.wall))
 
@@ -240,7 +242,7 @@ class ObjectsWorld:
         for field, _, size, at_ms, number, _, _, upload in changes:
             self._settle(upload, size, at_ms, field + (number or str(at_ms)))
         self.window = kept
-        crossed = [at for at in (40, 50) if self.level.level < at <= total]
+        crossed = self._crossed(total)
         self.level = self._standing(total)
         moved = total - total_before
         if listing:  # What it has not is not kept.
@@ -249,10 +251,28 @@ class ObjectsWorld:
             self.seen.add("listing")
         if unclear and self.relisted is None:
             self.relisted = self.wall
-        self.notices += len(crossed)
         expected = [0, self.wall, total, moved, int(unclear), *([b"notice"] if crossed else [])]
         self.seen |= {"unclear"} if unclear else {"clear"}
         self._same(f"shelve {changes} {window}", expected, reply)
+        found = [fields for _, fields in self._wire(pack("XRANGE", "notices", "-", "+"))]
+        self._same("notices", crossed, found)
+        self._wire(pack("DEL", "notices"))
+
+    def _crossed(self, total: int) -> list[list[bytes]]:
+        """The notices of a level that becomes ``total``."""
+        before, period = self.level.level, f"{self.wall} {self.wall - 5000} {self.wall + 10} {total}"
+        told = [
+            ("usage.threshold", f"{period} {percent} {INCLUDED}")
+            for at, percent in ((40, 80), (50, 100))
+            if before < at <= total
+        ]
+        if before <= INCLUDED < total:
+            told.append(("storage.over", f"{period} {INCLUDED} {TOLERATED} {self.wall + GRACE_MS}"))
+            self.seen.add("over")
+        return [
+            [*(b"kind", kind.encode(), b"customer", b"acme", b"of", b"storage"), b"numbers", numbers.encode()]
+            for kind, numbers in told
+        ]
 
     def _listed(self, known: Known | None, listed: Known, since: int) -> tuple[bool, bool]:
         there = listed[0] != REMOVED
