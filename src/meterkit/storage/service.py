@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import logging
 from asyncio import sleep, wrap_future
-from collections import defaultdict
 from functools import partial
 from importlib import import_module
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.storage.aws import Aws
-from meterkit.storage.objects import object_field, owner_of
 from meterkit.storage.presigning import presign
+from meterkit.storage.recalculation import recalculate
 from meterkit.storage.records import UnreadableError, carried, read_events
-from meterkit.storage.shelf import Window, count_events, customers_with_objects, relist
+from meterkit.storage.shelf import count_events
 from meterkit.storage.sns import open_notice
 from meterkit.store.customer_id import check_customer
 from meterkit.store.task_lease import TaskLease
 from meterkit.store.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+    from collections.abc import Callable, Collection, Coroutine, Mapping
 
     from meterkit.catalog import Storage
-    from meterkit.storage.aws import Page
+    from meterkit.storage.recalculation import Lister
     from meterkit.store.store import Store
 
 __all__ = ["ObjectStorage"]
@@ -41,16 +40,6 @@ _FETCH_TIMEOUT_S: Final = 5.0
 _FETCH_BYTES_MAX: Final = 1 << 16
 _CERTIFICATES_MAX: Final = 16
 _LOOK_EVERY_S: Final = 60.0
-_SKEW_MS: Final = 60_000
-"""How far the clocks of an object store's hosts may differ."""
-
-
-class Lister(Protocol):
-    """As much of an object store as a recalculation uses."""
-
-    def pages(self, bucket: str, prefix: str) -> AsyncIterator[Page]:
-        """All versions of all objects whose key begins so, page by page."""
-        ...
 
 
 class ObjectStorage:
@@ -149,18 +138,11 @@ class ObjectStorage:
         storage, store = self._configured(), self._store
         if customer is not None:
             check_customer(customer)
-        drift: defaultdict[str, int] = defaultdict(int)
         if store.is_off:
-            return drift
+            return {}
         if not dry_run:
             await self._begin(customer)
-        for bucket in dict.fromkeys(pattern.bucket for pattern in storage.objects):
-            listed, window = await self._list(storage, bucket, customer, lister or self._aws)
-            known = await customers_with_objects(store) if customer is None else [customer]
-            for name in sorted({*listed, *known}):
-                found = listed.get(name, {})
-                drift[name] += await relist(store, storage, name, bucket, found, window, dry_run=dry_run)
-        corrected = {name: by for name, by in sorted(drift.items()) if by}
+        corrected = await recalculate(store, storage, lister or self._aws, customer, dry_run=dry_run)
         if customer is None and not dry_run:
             await self._upkeep.listed(corrected)
             if corrected:
@@ -279,34 +261,6 @@ class ObjectStorage:
             return
         for shard in range(keys.shards):
             await admin.ask(admin.client.delete(keys.relist(shard)))
-
-    async def _list(
-        self, storage: Storage, bucket: str, customer: str | None, lister: Lister
-    ) -> tuple[Mapping[str, Mapping[str, tuple[int, str]]], Window]:
-        """By customer, size and type of each version of an object in a bucket."""
-        found: defaultdict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
-        since_ms = until_ms = self._store.now_ms()
-        is_first = True
-        for prefix in _prefixes(storage, bucket, customer):
-            async for page in lister.pages(bucket, prefix):
-                until_ms = self._store.now_ms() if page.at_ms is None else page.at_ms
-                since_ms = until_ms if is_first and page.at_ms is not None else since_ms
-                is_first = False
-                for key, version, size in page.versions:
-                    owner = owner_of(storage, bucket, key)
-                    if owner is not None and customer in {None, owner.customer}:
-                        found[owner.customer][object_field(bucket, key, version)] = size, owner.type
-        return found, Window(since_ms - _SKEW_MS, until_ms + _SKEW_MS)
-
-
-def _prefixes(storage: Storage, bucket: str, customer: str | None) -> list[str]:
-    """What all keys begin with that count; each key is listed under one of them."""
-    keys = [pattern.key for pattern in storage.objects if pattern.bucket == bucket]
-    keys = keys if customer is None else [key.replace("{customer}", customer) for key in keys]
-    asked = {key.partition("{")[0] for key in keys}
-    return [
-        one for one in sorted(asked) if not any(one != other and one.startswith(other) for other in asked)
-    ]
 
 
 def _fetch(url: str) -> bytes:

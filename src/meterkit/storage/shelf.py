@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog import OTHER_TYPE, QUANTITY_MAX
+from meterkit.catalog import QUANTITY_MAX
 from meterkit.decisions.gauges import GaugeLimit, told_over
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
@@ -16,7 +15,7 @@ from meterkit.storage.records import NULL_VERSION
 from meterkit.store import replies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from meterkit.catalog import Storage
     from meterkit.storage.objects import Owner
@@ -24,19 +23,22 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 __all__ = [
+    "AT_ONCE",
+    "REMOVED",
+    "STORED",
     "Correction",
+    "Known",
     "Shelved",
     "Window",
-    "corrections",
     "count_events",
-    "customers_with_objects",
-    "relist",
+    "shelve",
 ]
 
-_REMOVED: Final = 0
-_STORED: Final = 1
-_AT_ONCE: Final = 500
-_KEYS_AT_ONCE: Final = 1_000
+REMOVED: Final = 0
+STORED: Final = 1
+AT_ONCE: Final = 500
+"""How many corrections the script takes at most."""
+
 _TRIES: Final = 8
 _WITHOUT_NOTICE: Final = 5
 _KNOWN: Final = (int, int, int, bytes, bytes)
@@ -89,18 +91,7 @@ class Known(NamedTuple):
         if tuple(map(type, values)) != _KNOWN:
             raise ValueError(f"not an object: {packed!r:.80}")
         kind, size, at_ms, _, of_type = values
-        return cls(kind != _REMOVED, size, at_ms, of_type.decode())
-
-
-def corrections(listed: Mapping[str, tuple[int, str]], known: Mapping[str, Known]) -> list[Correction]:
-    """What the store must change to agree with a listing: by field, size and type. Pure."""
-    found = [
-        Correction(field, _STORED, size, 0, "", of_type, is_single=False)
-        for field, (size, of_type) in listed.items()
-        if field not in known or known[field][:2] + known[field][3:] != (True, size, of_type)
-    ]
-    gone = (field for field in known if field not in listed)
-    return found + [Correction(field, _REMOVED, 0, 0, "", OTHER_TYPE, is_single=False) for field in gone]
+        return cls(kind != REMOVED, size, at_ms, of_type.decode())
 
 
 async def count_events(store: Store, storage: Storage, events: Iterable[ObjectEvent]) -> int:
@@ -124,13 +115,13 @@ async def count_events(store: Store, storage: Storage, events: Iterable[ObjectEv
         else:
             changes[place].append(_change(event, owner))
     for (customer, bucket), found in changes.items():
-        for first in range(0, len(found) or 1, _AT_ONCE):
-            await _shelve(
+        for first in range(0, len(found) or 1, AT_ONCE):
+            await shelve(
                 store,
                 storage,
                 customer,
                 bucket,
-                found[first : first + _AT_ONCE],
+                found[first : first + AT_ONCE],
                 is_unclear=(customer, bucket) in unclear,
             )
     return foreign
@@ -139,7 +130,7 @@ async def count_events(store: Store, storage: Storage, events: Iterable[ObjectEv
 def _change(event: ObjectEvent, owner: Owner) -> Correction:
     return Correction(
         object_field(event.bucket, event.key, event.version),
-        _STORED if event.change == "stored" else _REMOVED,
+        STORED if event.change == "stored" else REMOVED,
         event.size,
         event.at_ms,
         event.sequencer,
@@ -149,83 +140,7 @@ def _change(event: ObjectEvent, owner: Owner) -> Correction:
     )
 
 
-async def relist(
-    store: Store,
-    storage: Storage,
-    customer: str,
-    bucket: str,
-    listed: Mapping[str, tuple[int, str]],
-    window: Window,
-    *,
-    dry_run: bool,
-) -> int:
-    """Correct what is known of a customer's objects in a bucket by a listing; by how many bytes it was wrong.
-
-    Args:
-        store: where it is known.
-        storage: of the plans file.
-        customer: whose objects.
-        bucket: where they lie.
-        listed: by field, size and type of each version that is there.
-        window: when the listing was made.
-        dry_run: only look.
-
-    Raises:
-        StoreError: the store does not answer, or what it keeps is damaged.
-    """
-    if not dry_run:  # From now on no event may change what the listing has.
-        await _shelve(store, storage, customer, bucket, [], window=window)
-    known = await _known(store, customer, bucket)
-    found = corrections(listed, known)
-    if dry_run:
-        # What events said of the time of the listing, it may not have.
-        counted = [one for one in found if one.field not in known or known[one.field].at_ms < window.since_ms]
-        return sum(one.size - _bytes(known.get(one.field)) for one in counted)
-    drift = 0
-    for first in range(0, len(found), _AT_ONCE):
-        part = found[first : first + _AT_ONCE]
-        drift += (await _shelve(store, storage, customer, bucket, part, window=window)).moved
-    return drift
-
-
-def _bytes(known: Known | None) -> int:
-    return known.size if known is not None and known.is_there else 0
-
-
-async def _known(store: Store, customer: str, bucket: str) -> dict[str, Known]:
-    key = store.keys.customer(customer).objects
-    admin, tag = await store.admin(), bucket_tag(bucket)
-    found: dict[str, Known] = {}
-    cursor: Any = None
-    while cursor != 0:
-        cursor, page = await admin.ask(
-            admin.client.hscan(key, cursor or 0, match=f"{tag}?*", count=_KEYS_AT_ONCE)
-        )
-        for field, packed in page.items():
-            try:
-                found[field.decode()] = Known.read(packed)
-            except ValueError as error:
-                raise StoreError(f"the objects of customer {customer!r} cannot be read: {error}") from error
-    return found
-
-
-async def customers_with_objects(store: Store) -> Sequence[str]:
-    """The ids of all customers with objects, sorted. Raises StoreError."""
-    prefix = store.keys.prefix
-    named = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:q:(.*)", re.DOTALL)
-    admin = await store.admin()
-    found: set[str] = set()
-    for server in await admin.servers():
-        cursor = None
-        while cursor != 0:
-            scan = server.client.scan(cursor or 0, match=f"{prefix}:{{*}}:q:*", count=_KEYS_AT_ONCE)
-            cursor, keys = await server.ask(scan)
-            names = (named.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
-            found.update(name[1] for name in names if name is not None)
-    return sorted(found)
-
-
-async def _shelve(
+async def shelve(
     store: Store,
     storage: Storage,
     customer: str,

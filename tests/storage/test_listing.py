@@ -1,0 +1,149 @@
+"""A listing of a large bucket: compared by a sorted merge, and kept on disk instead of in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from delivering import NOW
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.errors import MeterkitError
+from meterkit.storage.aws import Page, Version
+from meterkit.storage.listing import Difference, Listed, Listing, differences
+from meterkit.storage.shelf import Known
+from meterkit.testing import Clock
+from small_disk import run_on_a_small_disk
+from storage.test_histories import PLANS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+TYPES: Final = ("a", "b")
+
+
+def random_known(random: Random) -> Known:
+    return Known(random.random() < 0.7, random.randrange(3), random.randrange(5), random.choice(TYPES))
+
+
+def expected(listed: Mapping[str, tuple[int, str]], known: Mapping[str, Known]) -> list[Difference]:
+    every = [Difference(field, listed.get(field), known.get(field)) for field in sorted({*listed, *known})]
+    return [
+        one
+        for one in every
+        if one.listed is None
+        or one.known is None
+        or (True, *one.listed) != (one.known.is_there, one.known.size, one.known.type)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_two_sorted_streams_are_merged(seed: int) -> None:
+    random = Random(seed)  # noqa: S311 - a story, not a secret
+    fields = [f"f{number}" for number in range(random.randrange(12))]
+    listed = {field: (random.randrange(3), random.choice(TYPES)) for field in fields if random.random() < 0.6}
+    known = {field: random_known(random) for field in fields if random.random() < 0.6}
+    found = differences(((field, *one) for field, one in sorted(listed.items())), sorted(known.items()))
+    assert list(found) == expected(listed, known)
+
+
+async def test_each_customer_is_compared_with_its_own_versions() -> None:
+    async def known(*pages: Mapping[str, Known]) -> AsyncGenerator[Mapping[str, Known]]:
+        for page in pages:
+            yield page
+
+    kept = Known(is_there=True, size=1, at_ms=0, type="a")
+    async with Listing() as listing:
+        await listing.add([Listed("bob", f"f{number}", 1, "a") for number in range(3)])
+        await listing.add([])
+        await listing.add([Listed("ada", "f1", 2, "a"), Listed("ada", "f0", 1, "a")])
+        await listing.add_customers(["cyd", "ada"])
+        await listing.sort()
+        assert [name async for name in listing.customers()] == ["ada", "bob", "cyd"]
+        # A scan of the store may give a field twice.
+        pages = known({"f1": kept, "f2": kept}, {"f1": kept})
+        batches = [batch async for batch in listing.compare("ada", pages, at_once=2)]
+        assert batches == [
+            [Difference("f0", (1, "a"), None), Difference("f1", (2, "a"), kept)],
+            [Difference("f2", None, kept)],
+        ]
+        assert [batch async for batch in listing.compare("bob", known({"f0": kept}), at_once=2)] == [
+            [Difference("f1", (1, "a"), None), Difference("f2", (1, "a"), None)]
+        ]
+        assert [batch async for batch in listing.compare("cyd", known(), at_once=2)] == []
+
+
+class Large:
+    """A bucket with pages of a thousand objects."""
+
+    def __init__(self, pages: int) -> None:
+        self._pages = pages
+
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+        del bucket
+        for page in range(self._pages):
+            keys = (f"{prefix}ada/images/{page}/{number}" for number in range(1000))
+            yield Page([Version(key, "null", 7) for key in keys], None)
+
+
+async def test_memory_does_not_grow_with_the_bucket() -> None:
+    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url="memory://", flush=False) as kit:
+        await kit.storage.recalculate(dry_run=True, lister=Large(1))
+        tracemalloc.start()
+        try:
+            assert await kit.storage.recalculate(dry_run=True, lister=Large(16)) == {"ada": 16 * 7000}
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert most < 2_000_000  # 16,000 versions in a dict take 4.5 MB.
+
+
+async def test_a_listing_that_is_cancelled_frees_the_disk() -> None:
+    listed = asyncio.Event()
+    listing = Listing()
+
+    async def endless() -> None:
+        async with listing:
+            await listing.add([Listed("ada", "f0", 1, "a")])
+            listed.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(endless())
+    await listed.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(MeterkitError, match="closed database"):
+        await listing.sort()
+
+
+def test_a_full_temporary_folder_is_an_error_with_its_cure(tmp_path: Path) -> None:
+    program = """
+import asyncio, os
+from meterkit.errors import MeterkitError
+from meterkit.storage.listing import Listed, Listing
+
+async def main():
+    async with Listing() as listing:
+        for page in range(1000):
+            fields = (f"{page:014}{number:014}" for number in range(1000))
+            await listing.add([Listed("ada", field, 7, "images") for field in fields])
+
+os.environ["SQLITE_TMPDIR"] = os.getcwd()
+try:
+    asyncio.run(main())
+except MeterkitError as error:
+    print(error)
+"""
+    [told] = run_on_a_small_disk(tmp_path, program)
+    assert told == (
+        "the temporary folder does not take the listing of a bucket: database or disk is full;"
+        " name another folder in SQLITE_TMPDIR"
+    )
