@@ -148,6 +148,11 @@ async def kit_of(
         yield kit
 
 
+def any_event(_event: str) -> bool:
+    """For watches: every event is wanted."""
+    return True
+
+
 def courier(kit: MeterKit, channel: Any) -> Courier:
     return Courier(kit.store, kit.notify.senders()[channel])
 

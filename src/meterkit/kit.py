@@ -109,8 +109,8 @@ class MeterKit:
         self.webhooks = webhooks_of(self.store, self.settings, stripe)
         self.subscriptions = subscriptions_of(self.store, self.settings, stripe, self.webhooks.fetch, contact)
         self.customers = customers_of(self.store, self.settings, stripe, self.webhooks, self.subscriptions)
-        self.notify = messages_of(self.store, self.settings, contact)
         self._handlers = Handlers()
+        self.notify = messages_of(self.store, self.settings, contact, self._handlers.events)
         teller = Teller(self.store, self._handlers)
         tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tell": teller.run}
         tasks |= self.notify.tasks()

@@ -10,6 +10,8 @@ from meterkit.notify.messages import Messages
 from meterkit.subscriptions.service.contact import contact_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from meterkit.settings import Settings
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.contact import ContactSource
@@ -17,13 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["messages_of"]
 
 
-def messages_of(store: Store, settings: Settings, contact: ContactSource | None = None) -> Messages:
+def messages_of(
+    store: Store, settings: Settings, contact: ContactSource | None, handled: Collection[str]
+) -> Messages:
     """The messages of a kit.
 
     Args:
         store: where its events are kept.
         settings: of the kit.
         contact: gives where a customer is reached by e-mail.
+        handled: the events that the app has handlers for.
     """
     history = None if settings.audit_url is None else HourlyUsage(settings.audit_url.get_secret_value())
-    return Messages(store, settings, None if contact is None else partial(contact_of, contact), history)
+    reach = None if contact is None else partial(contact_of, contact)
+    return Messages(store, settings, reach, history, handled)

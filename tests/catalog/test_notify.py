@@ -54,7 +54,7 @@ def test_a_private_address_may_be_written(host: str) -> None:
         ),
         (
             "{webhook: {url: 'https://a.example', events: [usage]}}",
-            "allowed: usage.threshold, usage.spike, credits.low",
+            "allowed: usage.threshold, usage.spike, storage.over",
         ),
         ("{webhook: {url: 'https://a.example', events: []}}", "at least one"),
         ("{webhook: {events: [credits.low]}}", "notify.webhook.url: webhook needs this key"),

@@ -46,6 +46,42 @@ def test_amounts_and_days_are_as_people_write_them() -> None:
     assert "It will be tried again on 24 Nov 2026." in text
 
 
+def test_sizes_and_paces_are_as_people_write_them() -> None:
+    assert "That is 15 times the last four weeks." in said("usage.spike")[1]
+    _, text, html = said("storage.over")
+    assert "- backups: 9.5 GB\n- documents: 2.5 GB\n\nFrom 28 Nov 2026 on you cannot add files.\n" in text
+    assert "- backups: 9.5 GB<br>- documents: 2.5 GB</p>" in html
+    assert "Your usage from 1 Oct 2026 to 31 Oct 2026" == said("period.summary")[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (1_000, "1 kB"),
+        (1_500, "1.5 kB"),
+        (999_499, "999 kB"),
+        (999_999, "1000 kB"),
+        (12_340_000, "12.3 MB"),
+        (10**15, "1 PB"),
+        (2_345 * 10**15, "2345 PB"),
+    ],
+)
+def test_a_size_has_three_digits(tmp_path: Path, count: int, shown: str) -> None:
+    (tmp_path / "storage.over.txt").write_text(f"Subject: {{{{ {count}|size }}}}\n\nx")
+    assert shown == said("storage.over", tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("units", "shown"), [(10, "1"), (14, "1.4"), (99, "9.9"), (100, "10"), (123_456, "12,346")]
+)
+def test_a_pace_has_two_digits(tmp_path: Path, units: int, shown: str) -> None:
+    (tmp_path / "storage.over.txt").write_text(f"Subject: {{{{ times({units}, 10) }}}}\n\nx")
+    assert shown == said("storage.over", tmp_path)[0]
+
+
 def test_a_folder_overrides_by_locale(tmp_path: Path) -> None:
     (tmp_path / "de").mkdir()
     (tmp_path / "credits.low.txt").write_text("Subject: ours\n\nfew")

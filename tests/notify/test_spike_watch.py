@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from sqlalchemy import Engine, event
 
-from messaging import NOW, PLANS, SECRET, kit_of, pass_over, receiver
+from messaging import NOW, PLANS, SECRET, any_event, kit_of, pass_over, receiver
 from meterkit import MeterKit, UsageSpike
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
@@ -70,16 +70,16 @@ async def test_a_spike_is_sent_once_a_day(
 ) -> None:
     clock, url = Clock(NOW), written(tmp_path)
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=SPIKES, audit_url=url) as kit:
-        watch = SpikeWatch(kit.store, HourlyUsage(url))
+        watch = SpikeWatch(kit.store, HourlyUsage(url), any_event)
 
         async def cut(*args: Any) -> None:
             await tell(*args)
             raise StoreError("cut off")
 
-        monkeypatch.setattr("meterkit.notify.spike_watch.tell", cut)
+        monkeypatch.setattr("meterkit.notify.watching.tell", cut)
         with pytest.raises(StoreError, match="cut off"):
             await watch.look()
-        monkeypatch.setattr("meterkit.notify.spike_watch.tell", tell)
+        monkeypatch.setattr("meterkit.notify.watching.tell", tell)
         clock.advance(timedelta(minutes=5))
         for _ in range(3):  # The first tells it again, as it was told.
             await watch.look()
@@ -95,8 +95,12 @@ async def test_a_spike_is_sent_once_a_day(
                 "span": "hour",
                 "used": 5_000,
                 "usual": 100,
+                "four_weeks_at_this_pace": 28 * 24 * 5_000,
+                "last_four_weeks": 28 * 24 * 100,
                 "used_cents": 600,
                 "usual_cents": 12,
+                "four_weeks_at_this_pace_cents": 403_200,
+                "last_four_weeks_cents": 8_064,
             },
         )
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from meterkit.notify.spikes import FLOOR, HOUR_MS, Spike, spike_at
+from meterkit.notify.spikes import FLOOR, HOUR_MS, Pace, Spike, pace_of, spike_at
 from spiking import history
 
 CUSTOMERS: Final = int(os.environ.get("METERKIT_SPIKE_CUSTOMERS", "10"))
@@ -82,3 +82,13 @@ def test_what_happened_on_more_than_two_days_is_a_precedent() -> None:
     hours = {**EVEN, hour: 5_000, hour - 24 * 3: 5_000, hour - 24 * 9: 5_000}
     assert spike_at(hours, hour * HOUR_MS) is not None
     assert spike_at({**hours, hour - 24 * 11: 5_000}, hour * HOUR_MS) is None
+
+
+def test_the_pace_of_a_spike_is_that_of_four_weeks_like_it() -> None:
+    hour = 29 * 24 + 5
+    hours = {**EVEN, hour: 301, 0: 7, 23: 7, 24: 101}
+    behind = 28 * 24 * 100 + 1
+    assert pace_of(Spike(span="hour", used=301, usual=100), hours, hour * HOUR_MS + 5) == Pace(
+        28 * 24 * 301, behind
+    )
+    assert pace_of(Spike(span="day", used=301, usual=100), hours, hour * HOUR_MS) == Pace(28 * 301, behind)

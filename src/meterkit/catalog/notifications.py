@@ -10,6 +10,8 @@ __all__ = ["MESSAGE_EVENTS", "EmailChannel", "Notify", "WebhookChannel"]
 MESSAGE_EVENTS: Final = (
     "usage.threshold",
     "usage.spike",
+    "storage.over",
+    "period.summary",
     "credits.low",
     "subscription.changed",
     "access.changed",
@@ -53,3 +55,9 @@ class Notify:
 
     webhook: WebhookChannel | None = None
     email: EmailChannel | None = None
+
+    @property
+    def events(self) -> frozenset[str]:
+        """The events of all channels."""
+        channels = (self.webhook, self.email)
+        return frozenset(event for channel in channels if channel is not None for event in channel.events)

@@ -252,8 +252,8 @@ class Keys:
         """Set: the kinds of e-mails that a customer does not want."""
         return self.shard(shard_of(customer, self.shards), f"n:{customer}")
 
-    def spike(self, customer: str, digest: str) -> str:
-        """String: a spike of a customer's meter on a day: the event, then ``told``; for 2 days."""
+    def watched(self, customer: str, digest: str) -> str:
+        """String: what a watch has found of a customer: the event, then the time of telling it; 2 days."""
         return self.shard(shard_of(customer, self.shards), f"x:{digest}")
 
     def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:

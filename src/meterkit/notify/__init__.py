@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meterkit.notify.events import CreditsLow, UsageSpike, UsageThreshold
+from meterkit.notify.events import CreditsLow, PeriodSummary, StorageOver, UsageSpike, UsageThreshold
 from meterkit.notify.handlers import Handlers
 from meterkit.notify.subscription_events import (
     AccessChanged,
@@ -21,6 +21,8 @@ __all__ = [
     "Handlers",
     "PaymentFailed",
     "PaymentSucceeded",
+    "PeriodSummary",
+    "StorageOver",
     "SubscriptionChanged",
     "Teller",
     "TrialEnding",

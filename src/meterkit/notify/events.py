@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from meterkit.notify.subscription_events import SubscriptionEvent
     from meterkit.store.notices import Notice
 
-__all__ = ["EVENTS", "CreditsLow", "Event", "UsageSpike", "UsageThreshold", "event_of"]
+__all__ = [
+    "EVENTS",
+    "CreditsLow",
+    "Event",
+    "PeriodSummary",
+    "StorageOver",
+    "UsageSpike",
+    "UsageThreshold",
+    "event_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +87,10 @@ class UsageSpike:
         span: ``hour`` or ``day``.
         used: the units of this hour or day so far.
         usual: the median of those that it was compared with.
-        used_cents, usual_cents: the same at the plan's price of overage, in minor units of its currency;
-            None: the plans file has no such price.
+        four_weeks_at_this_pace: what 28 days come to if each hour, or day, has as many units as this one.
+        last_four_weeks: the units of the 28 days before today.
+        used_cents, usual_cents, four_weeks_at_this_pace_cents, last_four_weeks_cents: the same at the plan's
+            price of overage, in minor units of its currency; None: the plans file has no such price.
     """
 
     id: str
@@ -89,11 +100,72 @@ class UsageSpike:
     span: Literal["hour", "day"]
     used: int
     usual: int
+    four_weeks_at_this_pace: int
+    last_four_weeks: int
     used_cents: int | None
     usual_cents: int | None
+    four_weeks_at_this_pace_cents: int | None
+    last_four_weeks_cents: int | None
 
 
-Event: TypeAlias = "CreditsLow | UsageSpike | UsageThreshold | SubscriptionEvent"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageOver:
+    """``storage.over``: a customer has stored more bytes than the plan includes for five minutes or so.
+
+    At most one a day for a customer and gauge.
+
+    Attributes:
+        id: the same for each repeat of the event; a text.
+        customer: the customer's id.
+        at: when that was found (UTC).
+        meter: the gauge's name in the plans file.
+        used: the bytes that were stored then.
+        included: the bytes that the plan includes.
+        since: from when on they were more than that (UTC).
+        until: when the plan's grace ends and uploads are refused (UTC); None: there is no grace.
+        types: bytes by type, the most first; empty where the plans file has no ``storage:``.
+    """
+
+    id: str
+    customer: str
+    at: datetime
+    meter: str
+    used: int
+    included: int
+    since: datetime
+    until: datetime | None
+    types: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodSummary:
+    """``period.summary``: what a customer used in a billing period, told an hour after its end or later.
+
+    Periods without usage have none.
+
+    Attributes:
+        id: the same for each repeat of the event; a text.
+        customer: the customer's id.
+        at: when it was summed up (UTC).
+        period_start, period_end: of the billing period (UTC).
+        overage_cents: what the overage costs at the prices it was recorded at, in minor units of the plans
+            file's currency; meters without a price are left out.
+        meters: by meter, in its unit: what was ``used``, the ``overage`` of that, and what was used in the
+            period ``before``. Meters without usage in either are left out.
+    """
+
+    id: str
+    customer: str
+    at: datetime
+    period_start: datetime
+    period_end: datetime
+    overage_cents: int
+    meters: Mapping[str, Mapping[str, int]]
+
+
+Event: TypeAlias = (
+    "CreditsLow | PeriodSummary | StorageOver | UsageSpike | UsageThreshold | SubscriptionEvent"
+)
 """An event that handlers receive."""
 
 
@@ -130,15 +202,25 @@ def _usage_threshold(notice: Notice, event_id: str, meters: Mapping[str, str]) -
     )
 
 
-def _usage_spike(notice: Notice, _event_id: str, _meters: Mapping[str, str]) -> UsageSpike:
-    data = dict(notice.data)
-    return UsageSpike(customer=notice.customer, at=from_ms(data.pop("at_ms")), **data)
+def _of_data(made: Callable[..., Event]) -> Callable[[Notice, str, Mapping[str, str]], Event]:
+    """An event whose notice has its attributes, instants as ``…_ms``."""
+
+    def read(notice: Notice, _event_id: str, _meters: Mapping[str, str]) -> Event:
+        data = {
+            name.removesuffix("_ms"): from_ms(value) if name.endswith("_ms") and value is not None else value
+            for name, value in notice.data.items()
+        }
+        return made(customer=notice.customer, **data)
+
+    return read
 
 
 EVENTS: Final[Mapping[str, Callable[[Notice, str, Mapping[str, str]], Event]]] = {
     "credits.low": _credits_low,
     "usage.threshold": _usage_threshold,
-    "usage.spike": _usage_spike,
+    "usage.spike": _of_data(UsageSpike),
+    "storage.over": _of_data(StorageOver),
+    "period.summary": _of_data(PeriodSummary),
     **SUBSCRIPTION_EVENTS,
 }
 """What handlers can be registered for, and what makes that of a notice."""

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _HOUR_MS: Final = 3_600_000
+_WATCHED: Final = frozenset({"usage.spike", "storage.over", "period.summary"})
 
 PATIENCE_MS: Final = 72 * _HOUR_MS
 """For how long a message is tried; then it is dead."""
@@ -99,7 +100,9 @@ class Message:
 
 def message_of(channel: Channel, name: str, event: Event) -> Message:
     """The message that a channel sends for an event."""
-    cause = "\0".join((channel, name, event.id, event.customer, str(to_ms(event.at))))
+    # Ids of what was watched are made of the cause; others may come again after a store was restored.
+    at = "" if name in _WATCHED else str(to_ms(event.at))
+    cause = f"{channel}\0{name}\0{event.id}\0{event.customer}\0{at}"
     digest = blake2b(cause.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     data = dict(_pair(field.name, getattr(event, field.name)) for field in fields(event))
     return Message(id=f"msg_{digest}", event=name, customer=event.customer, at=_iso(event.at), data=data)

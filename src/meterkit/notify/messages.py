@@ -15,13 +15,15 @@ from meterkit.notify.rendering import Renderer
 from meterkit.notify.samples import sample_of
 from meterkit.notify.spike_watch import EVENT as SPIKE
 from meterkit.notify.spike_watch import SpikeWatch
+from meterkit.notify.storage_watch import StorageWatch
+from meterkit.notify.summary_watch import SummaryWatch
 from meterkit.notify.unwanted import ALWAYS, read_unwanted, write_unwanted
 from meterkit.notify.webhook import WebhookSender
 from meterkit.store.customer_id import check_customer
 from meterkit.store.messages import CHANNELS, MessageQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.catalog.notifications import Notify
@@ -51,6 +53,7 @@ class Messages:
         settings: secrets, the SMTP server, templates.
         contact: gives where a customer is reached; None: no e-mail is sent.
         history: gives usage by the hour; None: there is no audit log.
+        handled: the events that the app has handlers for.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class Messages:
         settings: Settings,
         contact: Callable[[str], Awaitable[Recipient | None]] | None = None,
         history: UsageHistory | None = None,
+        handled: Collection[str] = (),
     ) -> None:
         self._store = store
         self._settings = settings
         self._contact = contact
         self._history = history
+        self._handled = handled
         self._renderer = Renderer(lambda: store.catalog, settings.notify_templates)
         self._sends = settings.flush is not False
 
@@ -86,7 +91,9 @@ class Messages:
             _require(channel)
             found[f"notify {channel}"] = Courier(self._store, sender).run
         if self._history is not None:
-            found["notify spikes"] = SpikeWatch(self._store, self._history).run
+            found["notify spikes"] = SpikeWatch(self._store, self._history, self._is_wanted).run
+        found["notify storage"] = StorageWatch(self._store, self._is_wanted).run
+        found["notify summaries"] = SummaryWatch(self._store, self._is_wanted).run
         return found
 
     def check(self, catalog: Catalog) -> None:
@@ -98,8 +105,7 @@ class Messages:
         if not self._sends:
             return
         notify = catalog.notify
-        listed = {event for channel in (notify.webhook, notify.email) if channel for event in channel.events}
-        if self._history is None and SPIKE in listed:
+        if self._history is None and SPIKE in notify.events:
             raise SettingsError(
                 "audit_url",
                 f"{catalog.source} lists {SPIKE} under notify, which needs the audit log: set"
@@ -195,6 +201,9 @@ class Messages:
             raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(MESSAGE_EVENTS)}")
         message = message_of("email", event, sample_of(event, self._store.catalog))
         return message.body(), self._renderer.render(message, locale=locale, name="Ada Lovelace")
+
+    def _is_wanted(self, event: str) -> bool:
+        return event in self._store.catalog.notify.events or event in self._handled
 
     def _missing(self, notify: Notify) -> Mapping[Channel, str]:
         """Why this process cannot send by a channel of the plans file."""

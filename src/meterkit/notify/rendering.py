@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +27,8 @@ _logger = logging.getLogger("meterkit.notify")
 _LOCALE: Final = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{2,8})*")
 _SUBJECT: Final = "Subject:"
 _PAGE: Final = "message.html"
+_KILO: Final = 1000
+_TENFOLD: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,14 @@ def _environment(jinja: Any, loader: Any) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"money": money, "day": _day, "quantity": _quantity}
+    environment.filters |= {
+        "money": money,
+        "day": _day,
+        "last_day": _last_day,
+        "quantity": _quantity,
+        "size": _size,
+    }
+    environment.globals["times"] = _times
     return environment
 
 
@@ -143,5 +153,25 @@ def _day(iso: str) -> str:
     return f"{at.day} {at:%b %Y}"
 
 
+def _last_day(iso: str) -> str:
+    """The day before an instant that ends a period: ``2026-12-01T00:00:00Z`` as ``30 Nov 2026``."""
+    return _day((datetime.fromisoformat(iso) - timedelta(milliseconds=1)).isoformat())
+
+
 def _quantity(number: int) -> str:
     return f"{number:,}"
+
+
+def _size(number: int) -> str:
+    """Bytes as people write them: ``9.5 GB``."""
+    size, unit = Decimal(number), "byte" if number == 1 else "bytes"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if size < _KILO:
+            break
+        size, unit = size / _KILO, larger
+    return f"{size:.3g} {unit}" if size < _KILO - 1 else f"{size:.0f} {unit}"
+
+
+def _times(units: int, other: int) -> str:
+    """How many times as much: ``3``, ``1.4``."""
+    return f"{units / other:,.0f}" if units >= _TENFOLD * other else f"{units / other:.2g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.notify.events import CreditsLow, UsageSpike, UsageThreshold
+from meterkit.notify.events import CreditsLow, PeriodSummary, StorageOver, UsageSpike, UsageThreshold
 from meterkit.notify.subscription_events import (
     AccessChanged,
     DunningReminder,
@@ -44,7 +44,41 @@ def _threshold(catalog: Catalog) -> Event:
 def _spike(catalog: Catalog) -> Event:
     meter = next(iter(catalog.meters))
     return UsageSpike(
-        **_COMMON, meter=meter, span="hour", used=12_000, usual=800, used_cents=1_440, usual_cents=96
+        **_COMMON,
+        meter=meter,
+        span="hour",
+        used=12_000,
+        usual=800,
+        four_weeks_at_this_pace=8_064_000,
+        last_four_weeks=537_600,
+        used_cents=1_440,
+        usual_cents=96,
+        four_weeks_at_this_pace_cents=967_680,
+        last_four_weeks_cents=64_512,
+    )
+
+
+def _over(catalog: Catalog) -> Event:
+    gauges = (meter.name for meter in catalog.meters.values() if meter.unit in {"byte", "bytes"})
+    return StorageOver(
+        **_COMMON,
+        meter=next(gauges, "storage"),
+        used=12_000_000_000,
+        included=10_000_000_000,
+        since=_AT - timedelta(minutes=4),
+        until=_AT + timedelta(days=7, minutes=-4),
+        types={"backups": 9_500_000_000, "documents": 2_500_000_000},
+    )
+
+
+def _summary(catalog: Catalog) -> Event:
+    counters = [meter.name for meter in catalog.meters.values() if meter.kind != "gauge"]
+    return PeriodSummary(
+        **_COMMON,
+        period_start=datetime(2026, 10, 1, tzinfo=UTC),
+        period_end=_START,
+        overage_cents=240,
+        meters={next(iter(counters), "requests"): {"used": 12_000, "overage": 2_000, "before": 9_500}},
     )
 
 
@@ -109,6 +143,8 @@ def _succeeded(catalog: Catalog) -> Event:
 _SAMPLES: Final[Mapping[str, Callable[[Catalog], Event]]] = {
     "usage.threshold": _threshold,
     "usage.spike": _spike,
+    "storage.over": _over,
+    "period.summary": _summary,
     "credits.low": _low,
     "subscription.changed": _changed,
     "access.changed": _access,

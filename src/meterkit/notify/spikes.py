@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, log
 from statistics import median
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["DAYS", "FLOOR", "HOUR_MS", "Spike", "spike_at"]
+__all__ = ["DAYS", "FLOOR", "HOUR_MS", "Pace", "Spike", "pace_of", "spike_at"]
 
 HOUR_MS: Final = 3_600_000
 
@@ -78,6 +78,33 @@ def spike_at(hours: Mapping[int, int], now_ms: int) -> Spike | None:
     if _is_unusual(used, totals, [totals]):
         return Spike(span="day", used=used, usual=int(median(totals)))
     return None
+
+
+class Pace(NamedTuple):
+    """Units of four weeks.
+
+    Attributes:
+        ahead: of four weeks in which each hour, or day, is like the spike.
+        behind: of the four weeks before today.
+    """
+
+    ahead: int
+    behind: int
+
+
+def pace_of(spike: Spike, hours: Mapping[int, int], now_ms: int) -> Pace:
+    """What a spike comes to if it goes on.
+
+    Args:
+        spike: what was found.
+        hours: units by hour since 1970; those that are left out have none.
+        now_ms: now.
+    """
+    hour = now_ms // HOUR_MS
+    midnight = hour - hour % _HOURS_A_DAY
+    times = DAYS * _HOURS_A_DAY if spike.span == "hour" else DAYS
+    behind = sum(hours.get(at, 0) for at in range(midnight - DAYS * _HOURS_A_DAY, midnight))
+    return Pace(ahead=spike.used * times, behind=behind)
 
 
 def _is_unusual(used: int, past: Sequence[int], samples: Sequence[Sequence[int]]) -> bool:

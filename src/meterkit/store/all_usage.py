@@ -17,22 +17,26 @@ _KEYS_AT_ONCE: Final = 1_000
 _CUSTOMERS_AT_ONCE: Final = 100
 
 
-async def customers_with_counts(store: Store) -> Sequence[str]:
+async def customers_with_counts(store: Store, kinds: str = "ctv") -> Sequence[str]:
     """The ids of all customers that anything was counted of, or with levels of gauges, sorted.
 
     Nothing lists them: each server walks over all its keys, a thousand at once, while others are served.
+
+    Args:
+        store: where they are.
+        kinds: of keys that count: ``c`` and ``t`` counters and totals, ``v`` levels of gauges.
 
     Raises:
         StoreError: the store does not answer, or its user may not run SCAN.
     """
     prefix = store.keys.prefix
-    named = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:[ctv]:(.*)", re.DOTALL)
+    named = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:[{kinds}]:(.*)", re.DOTALL)
     admin = await store.admin()
     found: set[str] = set()
     for server in await admin.servers():
         cursor = None
         while cursor != 0:
-            scan = server.client.scan(cursor or 0, match=f"{prefix}:{{*}}:[ctv]:*", count=_KEYS_AT_ONCE)
+            scan = server.client.scan(cursor or 0, match=f"{prefix}:{{*}}:[{kinds}]:*", count=_KEYS_AT_ONCE)
             cursor, keys = await server.ask(scan)
             names = (named.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
             found.update(name[1] for name in names if name is not None)

@@ -1,0 +1,159 @@
+"""``storage.over``: found in the levels of gauges, and told once while a customer stores too much."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from messaging import NOW, any_event, kit_of, mailbox, pass_over, receiver
+from meterkit.errors import StoreError
+from meterkit.notify.storage_watch import StorageWatch
+from meterkit.store.notices import tell
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from messaging import Receiver
+    from meterkit import MeterKit, StorageOver
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  storage: {{unit: byte, kind: gauge}}
+  seats: {{unit: seat, kind: gauge}}
+storage:
+  gauge: storage
+  objects: {{bucket: uploads, key: "{{customer}}/{{type}}/{{path:path}}"}}
+  types: [documents, backups]
+notify:
+  webhook: {{url: "{url}", events: [storage.over]}}
+  email: {{events: [storage.over], from: billing@example.com}}
+plans:
+  free:
+    price: {{amount_cents: 0, interval: month}}
+    meters:
+      storage: {{included: 1000, overage: {{percent: 10, grace: 7d}}}}
+      seats: {{included: 1}}
+  team:
+    price: {{amount_cents: 0, interval: month}}
+    meters:
+      storage: {{included: 2000}}
+"""
+
+
+def uploaded(customer: str, kind: str, size: int, clock: Clock) -> str:
+    """A record of S3 that an object was stored."""
+    record = {
+        "eventVersion": "2.1",
+        "eventName": "ObjectCreated:Put",
+        "eventTime": clock.now().isoformat().replace("+00:00", "Z"),
+        "s3": {
+            "bucket": {"name": "uploads"},
+            "object": {"key": f"{customer}/{kind}/{size}", "size": size, "sequencer": "01"},
+        },
+    }
+    return json.dumps({"Records": [record]})
+
+
+def told(hook: Receiver) -> list[dict[str, Any]]:
+    return [json.loads(body)["data"] for _, body in hook.posts]
+
+
+async def look(kit: MeterKit) -> None:
+    await StorageWatch(kit.store, any_event).look()
+    await pass_over(kit, "webhook")
+
+
+async def test_a_customer_who_stores_too_much_is_told_once(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with (
+        receiver() as hook,
+        mailbox() as box,
+        kit_of(store_url, clock, url=hook.url, plans=PLANS, smtp_url=box.url) as kit,
+    ):
+        await kit.storage.count(uploaded("acme", "documents", 300, clock))
+        await kit.storage.count(uploaded("acme", "backups", 700, clock))
+        await kit.gauges.set("bolt", "seats", 5)
+        await look(kit)
+        assert [] == hook.posts
+        await kit.storage.count(uploaded("acme", "documents", 1, clock))
+        clock.advance(timedelta(minutes=2))
+        for _ in range(3):
+            await look(kit)
+        (data,) = told(hook)
+        assert data == {
+            "id": data["id"],
+            "customer": "acme",
+            "at": "2031-06-10T12:02:30Z",
+            "meter": "storage",
+            "used": 1_001,
+            "included": 1_000,
+            "since": "2031-06-10T12:00:30Z",
+            "until": "2031-06-17T12:00:30Z",
+            "types": {"backups": 700, "documents": 301},
+        }
+        await pass_over(kit, "email")
+        (mail,) = box.mails
+        assert mail["Subject"] == "Your storage is full"
+        plain = mail.get_body(("plain",))
+        assert plain is not None
+        assert "1 byte more than the 1 kB" in plain.get_content()
+        assert "From 17 Jun 2031 on you cannot add files." in plain.get_content()
+        assert "- backups: 700 bytes\r\n- documents: 301 bytes" in plain.get_content()
+
+
+async def test_who_is_above_again_is_told_again_after_two_days(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=PLANS) as kit:
+        for days, level in ((0, 1_001), (0, 1_000), (1, 1_001), (1, 900), (3, 900), (0, 1_001), (0, 1_001)):
+            clock.advance(timedelta(days=days))
+            await kit.gauges.set("acme", "storage", level)
+            await look(kit)
+        assert [1_001, 1_001] == [data["used"] for data in told(hook)]
+        assert 2 == len({data["id"] for data in told(hook)})
+        for _ in range(30):  # The level stays: no further event.
+            clock.advance(timedelta(days=1))
+            await look(kit)
+        assert 2 == len(hook.posts)
+
+
+async def test_a_smaller_plan_makes_it_too_much_and_a_larger_one_does_not(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=PLANS) as kit:
+        for customer, first, then in (("acme", "team", "free"), ("bolt", "free", "team")):
+            await kit.customers.set_plan(customer, first)
+            await kit.gauges.set(customer, "storage", 1_500)
+            await kit.customers.set_plan(customer, then)
+        await look(kit)
+        assert ["acme"] == [data["customer"] for data in told(hook)]
+
+
+async def test_a_repeat_after_a_kill_is_the_same_event(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(NOW)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=PLANS) as kit:
+        seen: list[StorageOver] = []
+        kit.on("storage.over")(seen.append)
+        await kit.gauges.set("acme", "storage", 5_000)
+
+        async def cut(*args: Any) -> None:
+            await tell(*args)
+            raise StoreError("cut off")
+
+        monkeypatch.setattr("meterkit.notify.watching.tell", cut)
+        with pytest.raises(StoreError, match="cut off"):
+            await look(kit)
+        monkeypatch.setattr("meterkit.notify.watching.tell", tell)
+        clock.advance(timedelta(minutes=5))
+        await kit.gauges.set("acme", "storage", 6_000)
+        await look(kit)
+        assert [5_000] == [data["used"] for data in told(hook)]
+    assert [5_000, 5_000] == [event.used for event in seen]
+    assert 1 == len({event.id for event in seen})
