@@ -76,6 +76,7 @@ soak: $(VENV)/.dev
 	  tests/store tests/catalog tests/tokens tests/unit tests/promises $(ARGS)
 	METERKIT_SPIKE_CUSTOMERS=200 $(BIN)/pytest -n 2 --timeout 7200 tests/notify/test_spikes.py $(ARGS)
 	METERKIT_LIVES=500 $(BIN)/pytest -n 2 --timeout 7200 tests/promises/test_i13_matrix.py tests/promises/test_i13_lives.py $(ARGS)
+	METERKIT_HISTORIES=200 $(BIN)/pytest -n 2 --timeout 7200 tests/storage/test_moto_histories.py $(ARGS)
 
 test-oldest: $(OLDEST)/.done
 	$(OLDEST)/bin/pytest -n 3 --dist worksteal $(OLDEST_WARNS) $(OLDEST_TESTS) $(OLDEST_LACKS) $(ARGS)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 
 from delivering import NOW
 from faults import eventually
@@ -37,28 +36,6 @@ pytestmark = pytest.mark.anyio
 
 BOTO3: Final[Any] = import_module("boto3")  # It has no types.
 AT_MS: Final = 1_600_000_000_000  # Long before: moto answers with the time of this host.
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    _, port = server.get_host_and_port()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def address(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL_SQS": moto,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    return moto
 
 
 @pytest.fixture
