@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.overview.overview import Overview
 from meterkit.insights.revenue.revenue import Revenue
 
 if TYPE_CHECKING:
@@ -19,8 +20,13 @@ __all__ = ["insights_tasks"]
 def insights_tasks(
     store: Store, settings: Settings, *, is_worker: bool = False
 ) -> Mapping[str, Callable[[], Coroutine[object, object, None]]]:
-    """What drains the audit log and makes the snapshots of revenue, by name."""
+    """What drains the audit log and makes the snapshots of revenue and of all customers, by name."""
     if settings.audit_url is None or (settings.flush is False and not is_worker):
         return {}
     drainer = drainer_of(store, settings)
-    return {"audit": drainer.run, "audit bound": drainer.keep_bound, "revenue": Revenue(store, settings).run}
+    return {
+        "audit": drainer.run,
+        "audit bound": drainer.keep_bound,
+        "revenue": Revenue(store, settings).run,
+        "overview": Overview(store, settings).run,
+    }

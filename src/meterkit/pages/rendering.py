@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.money import money
+from meterkit.decisions.periods import iso
+from meterkit.decisions.prepaid import MICRO
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -49,7 +52,15 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.filters |= {"money": money, "day": _day, "quantity": _quantity}
+        self._environment.filters |= {
+            "money": money,
+            "micro_money": _micro_money,
+            "per_cent": _per_cent,
+            "day": _day,
+            "minute": _minute,
+            "instant": iso,
+            "quantity": _quantity,
+        }
 
     def render(self, template: str, context: Mapping[str, object]) -> str:
         """The HTML of a page."""
@@ -65,6 +76,18 @@ def wants_json(accept: str) -> bool:
 
 def _day(at: datetime) -> str:
     return f"{at.day} {at:%b %Y}"
+
+
+def _minute(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M}"
+
+
+def _micro_money(amount: int, currency: str) -> str:
+    return money(round(Fraction(amount, MICRO)), currency)
+
+
+def _per_cent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
 
 
 def _quantity(number: int) -> str:

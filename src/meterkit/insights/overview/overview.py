@@ -1,0 +1,145 @@
+"""The overview for operators: asked for by a page, made in the background, read from the database."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.errors import SettingsError
+from meterkit.insights.overview.rows import CustomerRow, Totals, row_of
+from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.store.all_usage import customers_with_counts
+from meterkit.store.customers import customers_set_up
+from meterkit.store.task_lease import TaskLease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meterkit.insights.overview.rows import OverviewFigures
+    from meterkit.insights.overview.tables import Made, OverviewTables
+    from meterkit.settings import Settings
+    from meterkit.store.store import Store
+
+__all__ = ["Overview"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_LOOK_EVERY_S: Final = 5.0
+_FRESH_MS: Final = 300_000
+_ASKED_MS: Final = 3_600_000
+_LEASE_MS: Final = 60_000
+_PAGE: Final = 100
+_WRITTEN_AT_ONCE: Final = 2_000
+
+
+class Overview:
+    """Snapshots of all customers, in tables beside the audit log.
+
+    Each method raises :class:`~meterkit.errors.SettingsError` where no audit log is set or it cannot be used,
+    :class:`~meterkit.errors.MeterkitError` where its database fails, and
+    :class:`~meterkit.errors.StoreError` where the store does not answer.
+
+    Args:
+        store: of the customers.
+        settings: name the database.
+    """
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._settings = settings
+        self._opened: OverviewTables | None = None
+        self._asked = store.keys.shard(HOOKS_SHARD, "overview:asked")
+        self._lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, "overview:lease"), lasts_ms=_LEASE_MS)
+
+    async def last(self) -> Made | None:
+        """The last snapshot; None: there is none yet. One that is older than five minutes is made anew."""
+        made = await _in_thread(self._tables().last)
+        if made is None or self._store.now_ms() - made.at_ms > _FRESH_MS:
+            admin = await self._store.admin()
+            await admin.ask(admin.client.set(self._asked, b"1", px=_ASKED_MS))
+        return made
+
+    async def customers(
+        self, made: Made, name: str, value: str = "", *, after: Sequence[str] = (), most: int
+    ) -> Sequence[CustomerRow]:
+        """A page of a list of customers; see :meth:`OverviewTables.customers`."""
+        return await _in_thread(self._tables().customers, made.at_ms, name, value, after=after, most=most)
+
+    async def run(self) -> None:
+        """Make a snapshot whenever a page has asked for one, until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def look(self) -> bool:
+        """Make a snapshot if a page has asked for one, and no other process makes it; whether it was made."""
+        admin = await self._store.admin()
+        if not await admin.ask(admin.client.exists(self._asked)):
+            return False
+        async with self._lease.held() as is_held:
+            if is_held:
+                # Before the snapshot: a page that asks from now on wants a later one.
+                await admin.ask(admin.client.delete(self._asked))
+                await self.snapshot()
+        return is_held
+
+    async def snapshot(self) -> OverviewFigures:
+        """Make a snapshot of all customers now; its figures."""
+        tables, store = self._tables(), self._store
+        known = await _in_thread(tables.last)
+        at_ms = max(store.now_ms(), 0 if known is None else known.at_ms + 1)  # It names the snapshot.
+        totals = Totals(_delivered(store))
+        customers, waiting = await self._all(), list[CustomerRow]()
+        for first in range(0, len(customers), _PAGE):
+            page = customers[first : first + _PAGE]
+            for usage in await store.usage_of_many(page):
+                row = row_of(usage, store.catalog.meters)
+                totals.add(row, usage)
+                waiting.append(row)
+            if len(waiting) >= _WRITTEN_AT_ONCE:
+                await _in_thread(tables.write, at_ms, waiting)
+                await self._lease.take()  # Keep it: a snapshot of many customers takes longer than it lasts.
+                waiting = []
+        await _in_thread(tables.write, at_ms, waiting)
+        figures: OverviewFigures = {"customers": totals.figures()}
+        await _in_thread(tables.finish, at_ms, figures)
+        return figures
+
+    async def _all(self) -> Sequence[str]:
+        """All customers that were set up or used something, sorted."""
+        found = set(await customers_with_counts(self._store))
+        admin = (await self._store.admin()).for_delivery()
+        async with aclosing(customers_set_up(admin, self._store.keys)) as set_up:
+            found.update([customer async for customer in set_up])
+        return sorted(found)
+
+    def _tables(self) -> OverviewTables:
+        if self._settings.audit_url is None:
+            raise SettingsError(
+                "audit_url",
+                "audit_url: figures over all customers are kept beside the audit log; set METERKIT_AUDIT_URL"
+                " to a database",
+            )
+        if (opened := self._opened) is None:
+            # SQLAlchemy takes a while to import, and is wanted by few.
+            database: Any = import_module("meterkit.insights.audit.database")
+            tables: Any = import_module("meterkit.insights.overview.tables")
+            url = self._settings.audit_url.get_secret_value()
+            opened = tables.OverviewTables(database.Database(url))
+            self._opened = opened
+        return opened
+
+
+def _delivered(store: Store) -> frozenset[str]:
+    return frozenset(name for name, meter in store.catalog.meters.items() if meter.stripe is not None)
+
+
+async def _in_thread(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    return await asyncio.wrap_future(
+        in_daemon_thread(partial(call, *args, **kwargs), name="meterkit-overview")
+    )

@@ -1,0 +1,158 @@
+"""One row for each customer, and the figures over all rows. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from meterkit.store.customer_usage import CustomerUsage, MeterUsage
+
+__all__ = [
+    "DELIVERY",
+    "NEAR_PER_MILLE",
+    "CustomerRow",
+    "CustomerTotals",
+    "OverviewFigures",
+    "Totals",
+    "row_of",
+]
+
+NEAR_PER_MILLE: Final = 800
+"""From this share of a limit on, a customer is near it."""
+
+DELIVERY: Final = (
+    "recorded",
+    "pending",
+    "unlinked",
+    "queued",
+    "leased",
+    "parked",
+    "delivered",
+    "late",
+    "dead",
+)
+"""What is summed over all customers for each meter that goes to Stripe."""
+
+
+class CustomerRow(NamedTuple):
+    """What the snapshot keeps of a customer.
+
+    Attributes:
+        status: of the subscription; empty: there is none.
+        meter: whose limit is nearest; empty: no meter has a limit.
+        used: of that meter, holds included.
+        ceiling: what can be used of it in all: included, grants, credits and overage up to the cap.
+        per_mille: ``used`` as a share of ``ceiling``, rounded down.
+        unlinked: units of all meters that wait for a link to Stripe.
+    """
+
+    customer: str
+    plan: str
+    status: str
+    access: str
+    meter: str
+    used: int
+    ceiling: int
+    per_mille: int
+    unlinked: int
+
+
+class CustomerTotals(TypedDict):
+    """The figures over all customers.
+
+    ``plans``, ``statuses`` and ``accesses`` count customers; ``near`` those near a limit, ``unlinked`` those
+    with usage that waits for a link. ``meters`` has, by meter and state of delivery, the units of this
+    period.
+    """
+
+    customers: int
+    plans: dict[str, int]
+    statuses: dict[str, int]
+    accesses: dict[str, int]
+    near: int
+    unlinked: int
+    meters: dict[str, dict[str, int]]
+
+
+class OverviewFigures(TypedDict):
+    """All figures of a snapshot, as JSON holds them."""
+
+    customers: CustomerTotals
+
+
+def row_of(usage: CustomerUsage, meters: Collection[str]) -> CustomerRow:
+    """The row of a customer.
+
+    Args:
+        usage: of this period.
+        meters: of the plans file; what was used of others has no limit any more.
+    """
+    found = usage["meters"]
+    shares = [(*_share(found[name]), name) for name in meters if name in found and _has_limit(found[name])]
+    per_mille, used, ceiling, meter = max(shares, default=(0, 0, 0, ""))
+    return CustomerRow(
+        customer=usage["customer"],
+        plan=usage["plan"],
+        status=usage["status"] or "",
+        access=usage["access"],
+        meter=meter,
+        used=used,
+        ceiling=ceiling,
+        per_mille=per_mille,
+        unlinked=sum(counts["unlinked"] for counts in found.values()),
+    )
+
+
+class Totals:
+    """Sums over customers, added one by one.
+
+    Args:
+        delivered: the meters that go to Stripe.
+    """
+
+    def __init__(self, delivered: Collection[str]) -> None:
+        self._delivered = delivered
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in ("plan", "status", "access")}
+        self._meters: dict[str, Counter[str]] = {}
+        self._customers = self._near = self._unlinked = 0
+
+    def add(self, row: CustomerRow, usage: CustomerUsage) -> None:
+        """Add a customer."""
+        self._customers += 1
+        self._near += row.per_mille >= NEAR_PER_MILLE
+        self._unlinked += row.unlinked > 0
+        self._counts["plan"][row.plan] += 1
+        self._counts["status"][row.status] += 1
+        self._counts["access"][row.access] += 1
+        for name, counts in usage["meters"].items():
+            if name in self._delivered or any(counts[state] for state in DELIVERY[1:]):
+                self._meters.setdefault(name, Counter()).update({state: counts[state] for state in DELIVERY})
+
+    def figures(self) -> CustomerTotals:
+        """The sums."""
+        plans, statuses, accesses = (dict(sorted(counts.items())) for counts in self._counts.values())
+        return {
+            "customers": self._customers,
+            "plans": plans,
+            "statuses": statuses,
+            "accesses": accesses,
+            "near": self._near,
+            "unlinked": self._unlinked,
+            "meters": {
+                name: {state: sums[state] for state in DELIVERY}
+                for name, sums in sorted(self._meters.items())
+            },
+        }
+
+
+def _has_limit(counts: MeterUsage) -> bool:
+    return counts["remaining"] != "unlimited" and bool(counts["used"] or counts["remaining"])
+
+
+def _share(counts: MeterUsage) -> tuple[int, int, int]:
+    left = 0 if counts["remaining"] == "unlimited" else counts["remaining"]
+    ceiling = counts["used"] + left
+    return counts["used"] * 1000 // ceiling, counts["used"], ceiling

@@ -1,0 +1,150 @@
+"""The tables of the overview beside the audit log: the last snapshot of all customers. Calls block."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy import BigInteger, Column, Index, MetaData, Table, Text, and_, delete, insert, or_, select
+
+from meterkit.insights.overview.rows import NEAR_PER_MILLE, CustomerRow
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import ColumnElement
+
+    from meterkit.insights.audit.database import Database
+    from meterkit.insights.overview.rows import OverviewFigures
+
+__all__ = ["FILTERS", "Made", "OverviewTables"]
+
+FILTERS: Final = ("all", "near", "past_due", "unlinked", "plan", "status", "access")
+"""The lists of customers; the last three are of one plan, status or access."""
+
+_LAST: Final = "last"
+_NUMBERS: Final = frozenset({"used", "ceiling", "per_mille", "unlinked"})
+_METADATA: Final = MetaData()
+_CUSTOMERS: Final = Table(
+    "meterkit_overview_customers",
+    _METADATA,
+    Column("made_at_ms", BigInteger, primary_key=True),
+    *(
+        Column(
+            name,
+            BigInteger if name in _NUMBERS else Text,
+            primary_key=name == "customer",
+            nullable=False,
+        )
+        for name in CustomerRow._fields
+    ),
+    *(
+        Index(f"meterkit_overview_{name}", "made_at_ms", name, "customer")
+        for name in ("plan", "status", "access", "per_mille", "unlinked")
+    ),
+)
+"""A row for each customer and snapshot; those of earlier snapshots are removed after the next one."""
+_SNAPSHOTS: Final = Table(
+    "meterkit_overview",
+    _METADATA,
+    Column("name", Text, primary_key=True),
+    Column("made_at_ms", BigInteger, nullable=False),
+    Column("figures", Text, nullable=False),
+)
+"""One row: which snapshot is the last, and its figures as JSON."""
+
+
+class Made(NamedTuple):
+    """The last snapshot.
+
+    Attributes:
+        at_ms: when it was begun; names it.
+        figures: over all customers.
+    """
+
+    at_ms: int
+    figures: OverviewFigures
+
+
+class OverviewTables:
+    """Each method raises :class:`~meterkit.errors.MeterkitError` where the database fails.
+
+    A snapshot is written page by page under its own instant, and read once it is whole: neither readers nor
+    the audit log wait for one long transaction.
+
+    Args:
+        database: of the audit log.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def last(self) -> Made | None:
+        """The last snapshot; None: there is none."""
+        asked = select(_SNAPSHOTS.c.made_at_ms, _SNAPSHOTS.c.figures).where(_SNAPSHOTS.c.name == _LAST)
+        with self._database.begun(_SNAPSHOTS) as connection:
+            found = connection.execute(asked).one_or_none()
+        return None if found is None else Made(int(found[0]), json.loads(found[1]))
+
+    def write(self, at_ms: int, rows: Sequence[CustomerRow]) -> None:
+        """Write a page of a snapshot that is being made."""
+        if rows:
+            with self._database.begun(_SNAPSHOTS) as connection:
+                connection.execute(
+                    insert(_CUSTOMERS), [{"made_at_ms": at_ms, **row._asdict()} for row in rows]
+                )
+
+    def finish(self, at_ms: int, figures: OverviewFigures) -> None:
+        """Make a whole snapshot the last one, and remove all others, those that were broken off included."""
+        kept = {"name": _LAST, "made_at_ms": at_ms, "figures": json.dumps(figures)}
+        with self._database.begun(_SNAPSHOTS) as connection:
+            connection.execute(delete(_SNAPSHOTS))
+            connection.execute(insert(_SNAPSHOTS), [kept])
+            connection.execute(delete(_CUSTOMERS).where(_CUSTOMERS.c.made_at_ms != at_ms))
+
+    def customers(
+        self, at_ms: int, name: str, value: str, *, after: Sequence[str], most: int
+    ) -> list[CustomerRow]:
+        """Customers of a snapshot, page by page: those nearest to their limit first, or by id.
+
+        Args:
+            at_ms: of the snapshot.
+            name: of the list; one of :data:`FILTERS`.
+            value: of which plan, status or access; else empty.
+            after: the place of the last row of the page before; empty: the first page.
+            most: at most so many.
+        """
+        table = _CUSTOMERS.c
+        asked = select(*(table[field] for field in CustomerRow._fields)).where(
+            table.made_at_ms == at_ms, *_wanted(name, value)
+        )
+        if name == "near":
+            if after:
+                share, customer = int(after[0]), after[1]
+                asked = asked.where(
+                    or_(
+                        table.per_mille < share,
+                        and_(table.per_mille == share, table.customer > customer),
+                    )
+                )
+            asked = asked.order_by(table.per_mille.desc(), table.customer)
+        else:
+            if after:
+                asked = asked.where(table.customer > after[-1])
+            asked = asked.order_by(table.customer)
+        with self._database.begun(_SNAPSHOTS) as connection:
+            rows: Any = connection.execute(asked.limit(most)).all()
+        return [CustomerRow(*row[:5], *map(int, row[5:])) for row in rows]
+
+
+def _wanted(name: str, value: str) -> Sequence[ColumnElement[bool]]:
+    table = _CUSTOMERS.c
+    if name == "near":
+        return [table.per_mille >= NEAR_PER_MILLE]
+    if name == "unlinked":
+        return [table.unlinked > 0]
+    if name == "past_due":
+        return [table.status == "past_due"]
+    if name in {"plan", "status", "access"}:
+        return [table[name] == value]
+    return []

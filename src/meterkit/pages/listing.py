@@ -1,0 +1,130 @@
+"""Tables of the operator pages: one list of rows, rendered as HTML, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from meterkit.decisions.periods import iso
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+
+__all__ = ["Asked", "Column", "Listing", "Row", "Rows", "as_csv", "as_json", "csv_cell"]
+
+Row = dict[str, object]
+
+_EXPORTED_AT_ONCE: Final = 2_000
+_FORMULA: Final = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - a spreadsheet reads the wide ones alike
+
+
+class Column(NamedTuple):
+    """A column.
+
+    Attributes:
+        name: of the value in a row, and in exports.
+        heading: on the page.
+        kind: how the page shows it; ``micro``: millionths of the smallest unit of the row's currency.
+        opens: the list that a value opens, given the value.
+    """
+
+    name: str
+    heading: str
+    kind: Literal["text", "number", "micro", "per_mille", "time"] = "text"
+    opens: str = ""
+
+
+class Asked(NamedTuple):
+    """What a request asks of a list.
+
+    Attributes:
+        of: which plan, day or the like; empty: the list needs none.
+        after: the place of the last row of the page before; empty: the first page.
+        most: at most so many rows.
+    """
+
+    of: str
+    after: str
+    most: int
+
+
+class Rows(NamedTuple):
+    """A page of rows.
+
+    Attributes:
+        after: the place of its last row; empty: there are no more.
+    """
+
+    rows: Sequence[Row]
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """A list that a figure opens.
+
+    Attributes:
+        name: in the address.
+        title: on the page; ``{of}`` stands for what was asked.
+        columns: of each row.
+        read: reads a page of it.
+        empty: what the page says where there are no rows.
+        action: what can be done to a row, named by its first column; empty: nothing.
+        needs_of: whether it is a list of something, such as a plan.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    read: Callable[[Asked], Awaitable[Rows]]
+    empty: str
+    action: str = ""
+    needs_of: bool = False
+
+    async def pages(self, of: str) -> AsyncGenerator[Sequence[Row]]:
+        """All of it, page by page."""
+        after = ""
+        while True:
+            found = await self.read(Asked(of, after, _EXPORTED_AT_ONCE))
+            yield found.rows
+            after = found.after
+            if not after:
+                return
+
+
+def csv_cell(value: object) -> object:
+    """A value for CSV: a text that a spreadsheet could take for a formula begins with an apostrophe.
+
+    OWASP: https://owasp.org/www-community/attacks/CSV_Injection. Numbers stay numbers.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return value
+    first = value.lstrip(" \u00a0")[:1]
+    return f"'{value}" if first in _FORMULA and first else value
+
+
+def as_csv(columns: Sequence[Column], rows: Iterable[Mapping[str, object]], *, head: bool) -> str:
+    """Rows as CSV (RFC 4180).
+
+    Args:
+        columns: which values, in which order.
+        rows: what to write.
+        head: whether the first line names the columns.
+    """
+    written = io.StringIO()
+    writer = csv.writer(written)
+    if head:
+        writer.writerow([column.name for column in columns])
+    for row in rows:
+        writer.writerow([csv_cell(row[column.name]) for column in columns])
+    return written.getvalue()
+
+
+def as_json(value: object) -> str:
+    """A value as JSON; instants in ISO 8601, UTC."""
+    return json.dumps(value, separators=(",", ":"), default=iso)

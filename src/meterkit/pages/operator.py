@@ -1,0 +1,235 @@
+"""The operator pages: figures over all customers, lists behind them, and redrives. An ASGI app."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Final
+
+from starlette.applications import Starlette
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from meterkit.decisions.periods import from_ms
+from meterkit.errors import MeterkitError, SettingsError
+from meterkit.insights.overview.overview import Overview
+from meterkit.pages.listing import Asked, as_csv, as_json
+from meterkit.pages.operator_figures import (
+    FIGURE_COLUMNS,
+    Section,
+    customer_sections,
+    figure_rows,
+    figures_json,
+)
+from meterkit.pages.operator_lists import customer_lists
+from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
+from meterkit.store.arguments import is_text
+from meterkit.store.customer_id import is_customer
+from meterkit.subscriptions.router.troubles import KINDS, Kind, Trouble, TroubleError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+
+    from starlette.requests import Request
+    from starlette.types import Scope
+
+    from meterkit.pages.figures import PagesKit
+    from meterkit.pages.listing import Listing
+
+__all__ = ["operator_pages"]
+
+_ROWS: Final = 100
+_AGAIN_S: Final = 10
+_FORBIDDEN: Final = Kind(403, "about:blank", "Forbidden")
+_NOT_FOUND: Final = Kind(404, "about:blank", "Not Found")
+_MEDIA: Final = {"csv": "text/csv", "json": "application/json"}
+
+
+def operator_pages(
+    kit: PagesKit, *, allowed: Callable[[Scope], str | Awaitable[str | None] | None]
+) -> Starlette:
+    """Make the pages on which operators see all customers, an ASGI app.
+
+    ``Mount("/operator", app=operator_pages(kit, allowed=…))``. The pages are at ``/operator/``; with
+    ``Accept: application/json`` they give the same figures. In the plans file their line wants ``exempt``, as
+    an operator is no customer.
+
+    Args:
+        kit: whose customers they are.
+        allowed: from a request's ASGI scope to the operator's name, or None: then the answer is 403. Sync or
+            async; the app answers what it raises. What an operator does is recorded with the name.
+
+    Raises:
+        MeterkitError: ``allowed`` is missing, or jinja2 is not installed.
+    """
+    if not callable(allowed):
+        raise MeterkitError(
+            f"allowed: found {allowed!r:.80}; allowed is a callable that gives the operator's name for an"
+            " ASGI scope, or None for everybody else"
+        )
+    pages = _OperatorPages(kit, allowed, Pages())
+    return Starlette(
+        routes=[
+            Route("/", pages.overview, methods=["GET"], name="operator"),
+            Mount("/static", app=StaticFiles(directory=STATIC)),
+            Route("/figures.{format}", pages.figures, methods=["GET"], name="operator figures"),
+            Route("/{name}.{format}", pages.export, methods=["GET"], name="operator export"),
+            Route("/{name}", pages.listing, methods=["GET"], name="operator list"),
+        ]
+    )
+
+
+class _OperatorPages:
+    def __init__(
+        self, kit: PagesKit, allowed: Callable[[Scope], str | Awaitable[str | None] | None], pages: Pages
+    ) -> None:
+        self._kit = kit
+        self._allowed = allowed
+        self._pages = pages
+        self._overview = Overview(kit.store, kit.settings)
+        self._lists: Mapping[str, Listing] = customer_lists(self._overview)
+
+    async def overview(self, request: Request) -> Response:
+        return await self._answered(request, self._overview_page)
+
+    async def figures(self, request: Request) -> Response:
+        return await self._answered(request, self._exported_figures)
+
+    async def listing(self, request: Request) -> Response:
+        return await self._answered(request, self._list_page)
+
+    async def export(self, request: Request) -> Response:
+        return await self._answered(request, self._exported_list)
+
+    async def _answered(
+        self, request: Request, answer: Callable[[Request, str], Awaitable[Response]]
+    ) -> Response:
+        found = self._allowed(request.scope)
+        name = await found if inspect.isawaitable(found) else found
+        try:
+            return await answer(request, _name(name))
+        except TroubleError as error:
+            return _told(error.trouble)
+        except MeterkitError as error:
+            # Operators may read what goes into the log: it says what to set, or what does not answer.
+            return _told(Trouble(kind=KINDS["away"], detail=str(error), wait_s=_AGAIN_S))
+
+    async def _overview_page(self, request: Request, name: str) -> Response:
+        sections = await self._sections()
+        if wants_json(request.headers.get("accept", "")):
+            return _json(figures_json(sections))
+        return self._html("operator/overview.html", {"operator": name, "sections": sections})
+
+    async def _exported_figures(self, request: Request, _: str) -> Response:
+        sections = await self._sections()
+        if _format(request) == "json":
+            return _json(figures_json(sections))
+        body = as_csv(FIGURE_COLUMNS, figure_rows(sections), head=True)
+        return Response(body, headers=_download("figures.csv"), media_type=_MEDIA["csv"])
+
+    async def _list_page(self, request: Request, name: str) -> Response:
+        listing, of = self._listing(request)
+        asked = Asked(of, request.query_params.get("after", ""), _ROWS)
+        found = await listing.read(asked)
+        if wants_json(request.headers.get("accept", "")):
+            return _json({"rows": found.rows, "after": found.after})
+        shown: dict[str, object] = {
+            "operator": name,
+            "listing": listing,
+            "title": listing.title.format(of=of),
+            "of": of,
+            "rows": found.rows,
+            "after": found.after,
+            "is_first": not asked.after,
+        }
+        return self._html("operator/list.html", shown)
+
+    async def _exported_list(self, request: Request, _: str) -> Response:
+        listing, of = self._listing(request)
+        kind = _format(request)
+        pages = listing.pages(of)
+        # What fails at once is still answered as a problem: the first page is read before the answer begins.
+        first = await anext(pages)
+        write = _csv_parts if kind == "csv" else _json_parts
+        return StreamingResponse(
+            write(listing, first, pages),
+            headers=_download(f"{listing.name}.{kind}"),
+            media_type=_MEDIA[kind],
+        )
+
+    async def _sections(self) -> Sequence[Section]:
+        try:
+            made = await self._overview.last()
+        except SettingsError as error:
+            return [
+                Section("customers", "Customers", (), f"There are no figures over all customers. {error}.")
+            ]
+        if made is None:
+            note = "The first figures are being made. Reload this page in a minute."
+            return [Section("customers", "Customers", (), note)]
+        note = f"As of {from_ms(made.at_ms):%Y-%m-%d %H:%M} UTC."
+        first, *others = customer_sections(made.figures["customers"], self._kit.catalog)
+        return [first._replace(note=note), *others]
+
+    def _listing(self, request: Request) -> tuple[Listing, str]:
+        listing = self._lists.get(request.path_params["name"])
+        of = request.query_params.get("of", "")
+        if listing is None or (listing.needs_of and not of):
+            raise TroubleError(Trouble(kind=_NOT_FOUND, detail="There is no such page."))
+        return listing, of
+
+    def _html(self, template: str, shown: Mapping[str, object]) -> Response:
+        return Response(self._pages.render(template, shown), headers=HEADERS, media_type="text/html")
+
+
+def _name(found: object) -> str:
+    """The operator's name, which is written into ledgers.
+
+    Raises:
+        TroubleError: there is none.
+        MeterkitError: it is no name.
+    """
+    if found is None:
+        raise TroubleError(Trouble(kind=_FORBIDDEN, detail="This page is for operators."))
+    if not is_text(found) or not is_customer(found):
+        raise MeterkitError(
+            f"allowed: gave a value of type {type(found).__name__}; an operator's name is a text of 1 to 256"
+            " bytes without control characters"
+        )
+    return found
+
+
+def _format(request: Request) -> str:
+    kind: str = request.path_params["format"]
+    if kind not in _MEDIA:
+        raise TroubleError(Trouble(kind=_NOT_FOUND, detail="There is no such page."))
+    return kind
+
+
+async def _csv_parts(
+    listing: Listing, first: Sequence[dict[str, object]], others: AsyncGenerator[Sequence[dict[str, object]]]
+) -> AsyncGenerator[str]:
+    yield as_csv(listing.columns, first, head=True)
+    async for rows in others:
+        yield as_csv(listing.columns, rows, head=False)
+
+
+async def _json_parts(
+    _: Listing, first: Sequence[dict[str, object]], others: AsyncGenerator[Sequence[dict[str, object]]]
+) -> AsyncGenerator[str]:
+    yield f"[{as_json(first)[1:-1]}"
+    async for rows in others:
+        yield f",{as_json(rows)[1:-1]}" if rows else ""
+    yield "]"
+
+
+def _json(value: object) -> Response:
+    return Response(as_json(value), headers=HEADERS, media_type=_MEDIA["json"])
+
+
+def _download(name: str) -> dict[str, str]:
+    return {**HEADERS, "content-disposition": f'attachment; filename="{name}"'}
+
+
+def _told(trouble: Trouble) -> Response:
+    return Response(trouble.body, trouble.kind.status, headers={**HEADERS, **trouble.headers})

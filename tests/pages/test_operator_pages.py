@@ -1,0 +1,203 @@
+"""The operator pages: figures, the lists behind them, exports, and who sees them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from auditing import sqlite_in
+from meterkit import MeterKit, MeterkitError
+from meterkit.catalog import loads
+from meterkit.insights.overview.overview import Overview
+from meterkit.pages import operator_pages
+from meterkit.testing import Clock
+from shopping import START
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from starlette.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+JSON = {"accept": "application/json"}
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+plans:
+  free:
+    name: Free <b>plan</b>
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 10, overage: deny}
+  pro:
+    rank: 10
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      requests: {included: 1_000, overage: deny}
+"""
+
+
+def who(scope: Scope) -> str | None:
+    return dict(scope["headers"]).get(b"x-operator", b"").decode() or None
+
+
+@asynccontextmanager
+async def pages_of(kit: MeterKit, operator: str = "ada") -> AsyncGenerator[httpx.AsyncClient]:
+    app = Starlette(routes=[Mount("/operator", app=operator_pages(kit, allowed=who))])
+    transport = httpx.ASGITransport(app=app)
+    headers = {"x-operator": operator}
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://app/operator", headers=headers
+    ) as client:
+        yield client
+
+
+@asynccontextmanager
+async def selling(store_url: str, directory: Path | None, **settings: Any) -> AsyncGenerator[MeterKit]:
+    url = None if directory is None else sqlite_in(directory)
+    async with MeterKit(
+        loads(PLANS), redis_url=store_url, clock=Clock(START), audit_url=url, flush=False, **settings
+    ) as kit:
+        yield kit
+
+
+def figures_on(page: str) -> dict[str, int]:
+    """The figures of an overview as HTML, by section and name."""
+    found = re.findall(r'<dd data-figure="([^"]*)">\s*.*?<data value="(-?\d+)">', page)
+    return {name: int(value) for name, value in found}
+
+
+async def test_each_figure_counts_the_customers_of_its_list(store_url: str, tmp_path: Path) -> None:
+    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
+        await kit.record("near", "requests", 8)
+        await kit.record("far", "requests", 7)
+        await kit.record("over", "requests", 12)
+        await kit.customers.set_plan("pro", "pro")
+        await kit.record("pro", "requests", 799)
+        await kit.record("billed", "tokens", 5)
+        await kit.customers.set_status("late", "past_due")
+        await Overview(kit.store, kit.settings).snapshot()
+
+        figures = (await client.get("/", headers=JSON)).json()
+        page = (await client.get("/")).text
+        assert figures["customers"] == {
+            "customers": 6,
+            "near": 2,
+            "past_due": 1,
+            "unlinked": 1,
+            "access_grace": 1,
+            "access_restricted": 0,
+            "access_suspended": 0,
+        }
+        assert figures["plans"] == {"free": 5, "pro": 1}
+        shown = figures_on(page)
+        assert shown == {f"{of}:{name}": n for of, named in figures.items() for name, n in named.items()}
+        rows = list(csv.DictReader(io.StringIO((await client.get("/figures.csv")).text)))
+        assert {f"{row['section']}:{row['figure']}": int(row["value"]) for row in rows} == shown
+        assert (await client.get("/figures.json")).json() == figures
+
+        links = re.findall(r'<dd data-figure="([^"]*)">\s*<a href="([^"]*)"', page)
+        assert {name for name, _ in links} == set(shown)
+        for name, link in links:
+            path, _, query = link.partition("?")
+            listed = (await client.get(f"/{path}.json?{query}")).json()
+            assert len(listed) == shown[name], name
+            assert (await client.get(f"/{link}", headers=JSON)).json() == {"rows": listed, "after": ""}
+            exported = list(csv.DictReader(io.StringIO((await client.get(f"/{path}.csv?{query}")).text)))
+            assert [row["customer"] for row in exported] == [row["customer"] for row in listed]
+            html = (await client.get(f"/{link}")).text
+            assert html.count('<th scope="row">') == len(listed)
+        near = (await client.get("/near.json")).json()
+        assert [(one["customer"], one["used"], one["ceiling"], one["per_mille"]) for one in near] == [
+            ("over", 12, 12, 1000),
+            ("near", 8, 10, 800),
+        ]
+
+
+async def test_lists_are_read_page_by_page(store_url: str, tmp_path: Path) -> None:
+    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
+        names = [f"c{nth:03}" for nth in range(205)]
+        for nth, name in enumerate(names):
+            await kit.record(name, "requests", 8 + nth % 3)
+        await Overview(kit.store, kit.settings).snapshot()
+        for path, order in (
+            ("all", names),
+            ("near", sorted(names, key=lambda name: (-(int(name[1:]) % 3), name))),
+        ):
+            seen, link = list[str](), path
+            for _ in range(3):
+                page = (await client.get(f"/{link}")).text
+                seen += re.findall(r'<th scope="row"><a href="ledger\?of=([^"]*)"', page)
+                found = re.search(r'<a href="([^"]*)">Next page', page)
+                link = "" if found is None else found[1].replace("&amp;", "&")
+            assert (seen, link) == (order, "")
+
+
+async def test_what_a_spreadsheet_takes_for_a_formula_is_quoted(store_url: str, tmp_path: Path) -> None:
+    names = ["=1+1", "+1", "-1", "@a", " =1", "\u00a0=1", "＝1", 'a,"b', "<script>"]  # noqa: RUF001
+    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
+        for name in names:
+            await kit.record(name, "requests", 1)
+        await Overview(kit.store, kit.settings).snapshot()
+        text = (await client.get("/all.csv")).text
+        found = {row["customer"] for row in csv.DictReader(io.StringIO(text))}
+        assert found == {*(f"'{name}" for name in names[:7]), *names[7:]}
+        assert {one["customer"] for one in (await client.get("/all.json")).json()} == set(names)
+        page = (await client.get("/all")).text
+        assert "<script>" not in page
+        assert "&lt;script&gt;" in page
+
+
+async def test_only_operators_see_the_pages(store_url: str, tmp_path: Path) -> None:
+    async with selling(store_url, tmp_path) as kit:
+        async with pages_of(kit, "") as client:
+            for path in ("/", "/figures.csv", "/all", "/all.csv"):
+                answer = await client.get(path)
+                assert (answer.status_code, answer.json()["title"]) == (403, "Forbidden")
+        async with pages_of(kit) as client:
+            for path in ("/none", "/none.csv", "/all.xml", "/figures.xml", "/plan", "/static/../operator.py"):
+                assert (await client.get(path)).status_code == 404
+            answer = await client.get("/")
+            assert "unsafe" not in answer.headers["content-security-policy"]
+            assert answer.headers["cache-control"] == "no-store"
+            assert " style=" not in answer.text
+        nobody: Any = None
+        with pytest.raises(MeterkitError, match="allowed: found None"):
+            operator_pages(kit, allowed=nobody)
+
+
+async def test_without_an_audit_log_the_page_names_the_cure(store_url: str) -> None:
+    async with selling(store_url, None) as kit, pages_of(kit) as client:
+        assert "set METERKIT_AUDIT_URL" in (await client.get("/")).text
+        answer = await client.get("/all")
+        assert answer.status_code == 503
+        assert "set METERKIT_AUDIT_URL" in answer.json()["detail"]
+
+
+async def test_a_page_asks_for_a_snapshot_and_a_task_makes_it(store_url: str, tmp_path: Path) -> None:
+    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
+        await kit.record("acme", "requests", 1)
+        admin: Any = await kit.store.admin()
+        asked = kit.store.keys.shard(0, "overview:asked")
+        assert "Reload this page" in (await client.get("/")).text
+        assert await admin.client.exists(asked)
+        overview = Overview(kit.store, kit.settings)
+        assert await overview.look()
+        assert not await admin.client.exists(asked)
+        assert not await overview.look()
+        assert (await client.get("/", headers=JSON)).json()["customers"]["customers"] == 1
+        assert not await admin.client.exists(asked)
