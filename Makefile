@@ -12,7 +12,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := stripe,embedded,memory,fastapi,cli,audit,storage,notify,pages
+EXTRAS := stripe,embedded,memory,fastapi,cli,audit,storage,notify,pages,simulate
 OLDEST := .venv-oldest
 # What stands on other packages: requests and answers (starlette, fastapi, httpx), settings and plans files (pydantic, pyyaml),
 # commands (typer, rich), the clients of the store and of Stripe. Arithmetic of our own is not run again for their sake.

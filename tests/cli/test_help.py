@@ -30,6 +30,7 @@ COMMANDS: Final = {
         "recover",
         "audit",
         "revenue",
+        "simulate",
         "storage",
         "stripe",
         "webhooks",

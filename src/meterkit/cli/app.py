@@ -26,6 +26,7 @@ from meterkit.cli import (
     recover,
     revenue,
     routes,
+    simulate,
     storage,
     stripe,
     subscriptions,
@@ -63,7 +64,7 @@ app = typer.Typer(
 )
 _PARTS = (
     *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
-    *(subscriptions, reconcile, recover, audit, revenue, storage),
+    *(subscriptions, reconcile, recover, audit, revenue, simulate, storage),
     *(stripe, webhooks, notify, importing),
 )
 for part in _PARTS:

@@ -1,0 +1,178 @@
+"""``meterkit simulate``: what the usage of a period would have come to under another plans file."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import asdict, replace
+from fractions import Fraction
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from meterkit.catalog import load
+from meterkit.catalog.money import money
+from meterkit.cli.options import PeriodOption
+from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.progress import shown_steps
+from meterkit.cli.session import Session, command
+from meterkit.decisions.periods import period_ms
+from meterkit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.insights.simulation.simulation import SimulatedCustomer, Simulation
+
+__all__ = ["commands"]
+
+commands = typer.Typer()
+
+_MOST_AFFECTED: Final = 100
+_PER: Final = 1000
+_MONTH_MS: Final = 31 * 86_400_000
+
+
+@command(commands)
+async def simulate(
+    session: Session,
+    *,
+    period: PeriodOption = None,
+    customer: Annotated[
+        str | None, typer.Option("--customer", metavar="CUSTOMER", help="Only this one. Default: all.")
+    ] = None,
+    cost: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METER=CENTS", help="What 1000 units of a meter cost you. May be given several times."
+        ),
+    ] = None,
+) -> None:
+    """Try the usage of a period under another plans file.
+
+    Who would have been refused, and what each customer would have paid. Reads the audit log. --plans names
+    the file to try; the plans file of now is that of METERKIT_PLANS. Without --period, the periods that were
+    open a month ago. Exits 1 where sums and scripts disagree about a customer.
+    """
+    if session.plans is None:
+        raise typer.BadParameter("name the plans file to try: --plans next.yaml")
+    catalog, costs = load(session.plans), dict(map(_cost, cost or ()))
+    async with replace(session, plans=None).kit(reads=True) as kit:
+        if kit.settings.audit_url is None:
+            raise SettingsError(
+                "audit_url", "prices are tried with the audit log; set METERKIT_AUDIT_URL to its database"
+            )
+        _check_meters(costs, kit.catalog.meters)
+        database: Any = import_module("meterkit.insights.audit.database")
+        simulation: Any = import_module("meterkit.insights.simulation.simulation")
+        at_ms = kit.store.now_ms() - _MONTH_MS if period is None else period_ms(period)
+        with shown_steps() as steps:
+            found: Simulation = await simulation.simulate(
+                kit.store,
+                database.Database(kit.settings.audit_url.get_secret_value()),
+                catalog,
+                at_ms,
+                customer=customer,
+                costs=costs or None,
+                progress=steps.of("serving customers again"),
+            )
+    session.show(_as_json(found), lambda: _print(found, catalog.currency))
+    if found.disagreeing:
+        print_note(
+            f"sums and scripts disagree about {', '.join(map(repr, found.disagreeing))}: please report this",
+            level=logging.ERROR,
+        )
+        raise typer.Exit(1)
+
+
+def _cost(text: str) -> tuple[str, Fraction]:
+    meter, equals, cents = text.partition("=")
+    if not equals or not re.fullmatch(r"[0-9][0-9_]{0,11}(\.[0-9]{1,6})?", cents):
+        raise typer.BadParameter(
+            f"found {text!r:.60}; allowed is METER=CENTS, such as output_tokens=40 or 0.5"
+        )
+    return meter, Fraction(cents) / _PER
+
+
+def _check_meters(costs: Mapping[str, Fraction], meters: Mapping[str, object]) -> None:
+    for meter in costs:
+        if meter not in meters:
+            raise typer.BadParameter(f"--cost: the plans file has no meter {meter!r:.60}")
+
+
+def _as_json(found: Simulation) -> dict[str, object]:
+    return {
+        "customers": [asdict(one) for one in found.customers],
+        "totals": _totals(found.customers),
+        "plans": _by_plan(found.customers),
+        "missing_meters": found.missing_meters,
+        "missing_plans": found.missing_plans,
+        "unpriced": found.unpriced,
+        "checked": found.checked,
+        "disagreeing": found.disagreeing,
+    }
+
+
+def _totals(customers: Sequence[SimulatedCustomer]) -> dict[str, int]:
+    return {
+        "customers": len(customers),
+        "now_cents": sum(one.now_cents for one in customers),
+        "then_cents": sum(one.then_cents for one in customers),
+        "refused": sum(bool(one.refused) for one in customers),
+        "unprofitable": sum(_turns_unprofitable(one) for one in customers),
+        "estimates": sum(bool(one.estimates) for one in customers),
+    }
+
+
+def _turns_unprofitable(one: SimulatedCustomer) -> bool:
+    now, then = one.now_margin_cents, one.then_margin_cents
+    return now is not None and then is not None and now >= 0 > then
+
+
+def _by_plan(customers: Sequence[SimulatedCustomer]) -> dict[str, dict[str, int]]:
+    plans = dict.fromkeys(sorted({one.plan for one in customers}))
+    return {plan: _totals([one for one in customers if one.plan == plan]) for plan in plans}
+
+
+def _print(found: Simulation, currency: str) -> None:
+    rows = [_plan_row(plan, of, currency) for plan, of in _by_plan(found.customers).items()]
+    print_records(rows, rare=frozenset({"unprofitable", "estimates"}), empty="there is no customer")
+    affected = sorted(found.customers, key=lambda one: (-abs(one.then_cents - one.now_cents), one.customer))
+    shown = [one for one in affected if one.then_cents != one.now_cents or one.refused][:_MOST_AFFECTED]
+    if shown:
+        print_records([_row(one, currency) for one in shown], rare=frozenset({"refused", "first", "note"}))
+    for meter, quantity in found.missing_meters.items():
+        print_note(f"the other plans file lacks the meter {meter!r}: {quantity:,} units are left out")
+    for plan, count in found.missing_plans.items():
+        print_note(
+            f"the other plans file lacks the plan {plan!r} of {count:,} customers: its default plan is tried"
+        )
+    for meter in found.unpriced:
+        print_note(f"the price of overage of {meter!r} is not in both plans files: it is left out")
+
+
+def _plan_row(plan: str, of: Mapping[str, int], currency: str) -> dict[str, object]:
+    return {
+        "plan": plan,
+        "customers": of["customers"],
+        "now": money(of["now_cents"], currency),
+        "then": money(of["then_cents"], currency),
+        "difference": money(of["then_cents"] - of["now_cents"], currency),
+        "refused": of["refused"],
+        "unprofitable": of["unprofitable"],
+        "estimates": of["estimates"],
+    }
+
+
+def _row(one: SimulatedCustomer, currency: str) -> dict[str, object]:
+    notes = [*(["unprofitable then"] if _turns_unprofitable(one) else []), *one.estimates]
+    return {
+        "customer": one.customer,
+        "plan": one.plan,
+        "now": money(one.now_cents, currency),
+        "then": money(one.then_cents, currency),
+        "refused": ", ".join(f"{units:,} {meter}" for meter, units in one.refused.items()),
+        "first": "" if one.refused_first_at is None else date_and_time(one.refused_first_at),
+        "note": "; ".join(notes),
+    }

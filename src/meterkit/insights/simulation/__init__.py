@@ -1,0 +1,1 @@
+"""Trying prices: the usage of a period under another plans file."""

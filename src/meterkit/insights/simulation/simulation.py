@@ -1,0 +1,292 @@
+"""What the usage of a period would have come to under another plans file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
+from hashlib import blake2b
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.periods import from_ms
+from meterkit.insights.simulation.ceilings import Tried, refuse_beyond
+from meterkit.insights.simulation.people import Offers, tenures
+from meterkit.insights.simulation.replay import Replay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from meterkit.catalog import Catalog
+    from meterkit.insights.audit.database import Database
+    from meterkit.insights.simulation.log import Event, Sums, UsageLog
+    from meterkit.insights.simulation.people import Tenure
+    from meterkit.insights.simulation.terms import Terms
+    from meterkit.store.store import Store
+
+__all__ = ["SimulatedCustomer", "Simulation", "simulate"]
+
+_AT_ONCE: Final = 200
+_PER: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedCustomer:
+    """One customer in a period, as it was and as it would have been.
+
+    Attributes:
+        customer: the id.
+        plan: the key of the plan.
+        now_cents, then_cents: the price of the period, its seats and its overage, under either plans file.
+        refused: meter to the units that were served and would have been refused.
+        refused_first_at: when the first of them was.
+        estimates: why the figures are estimates; empty: they are exact.
+        now_margin_cents, then_margin_cents: what is left when the units served are paid; None: no costs are
+            given.
+    """
+
+    customer: str
+    plan: str
+    now_cents: int
+    then_cents: int
+    refused: Mapping[str, int]
+    refused_first_at: datetime | None
+    estimates: tuple[str, ...] = ()
+    now_margin_cents: int | None = None
+    then_margin_cents: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """The usage of a period under another plans file.
+
+    Attributes:
+        customers: all, by name.
+        missing_meters: meters of the log that the other file lacks, and their units.
+        missing_plans: plans that the other file lacks, and how many customers have one.
+        unpriced: meters with overage at a price that one of the files does not name.
+        checked: customers who were gone through twice, by sums and by the scripts.
+        disagreeing: those of them of whom the two say something else; there should be none.
+    """
+
+    customers: Sequence[SimulatedCustomer]
+    missing_meters: Mapping[str, int] = field(default_factory=dict[str, int])
+    missing_plans: Mapping[str, int] = field(default_factory=dict[str, int])
+    unpriced: Sequence[str] = ()
+    checked: int = 0
+    disagreeing: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    tenure: Tenure
+    sums: Sums | None
+    now: Terms
+    then: Terms
+
+    @property
+    def units(self) -> Mapping[str, int]:
+        return {} if self.sums is None else self.sums.units
+
+
+async def simulate(
+    store: Store,
+    database: Database,
+    catalog: Catalog,
+    at_ms: int,
+    *,
+    customer: str | None = None,
+    costs: Mapping[str, Fraction] | None = None,
+    sample: int = 20,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Simulation:
+    """Try the usage of the period that an instant lies in under another plans file.
+
+    Sums decide where nothing is refused and nothing prepaid pays. Where only ceilings are passed, the events
+    are gone through one by one; where a rate may have been, or a grant or credit may pay, a store of its own
+    serves them again.
+
+    Args:
+        store: where the customers are, started.
+        database: of the audit log.
+        catalog: the other plans file.
+        at_ms: the instant.
+        customer: the only one to look at; None: all.
+        costs: meter to what one unit costs the seller, in minor units.
+        sample: how many customers are gone through both ways, and compared.
+        progress: called with how many customers are done, of how many that are gone through.
+
+    Raises:
+        MeterkitError: the database or the store does not answer.
+        ImportError: DuckDB or the server of the extra ``embedded`` is missing.
+    """
+    logs: Any = import_module("meterkit.insights.simulation.log")  # DuckDB takes a while to import.
+    with TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        with logs.UsageLog(directory) as log:
+            await asyncio.to_thread(log.copy, database, at_ms, customer=customer)
+            sums = await asyncio.to_thread(log.sums)
+            started = {who: of.start_ms for who, of in sums.items()}
+            now, then = Offers(store.catalog), Offers(catalog)
+            cases = {
+                who: _Case(
+                    tenure=had,
+                    sums=sums.get(who) if started.get(who) == had.start_ms else None,
+                    now=now.to(had),
+                    then=then.to(had),
+                )
+                for who, had in (await tenures(store, at_ms, started, customer=customer)).items()
+            }
+            trial = _Trial(log, catalog, directory, cases, progress)
+            tried = await trial.tried()
+            twice = _sampled([who for who in cases if cases[who].sums and who not in trial.replayed], sample)
+            again = await trial.replay(twice)
+    found = [_customer(who, case, tried[who], costs) for who, case in cases.items()]
+    return Simulation(
+        customers=found,
+        missing_meters=_missing_meters(cases.values(), catalog),
+        missing_plans=Counter(
+            case.tenure.plan for case in cases.values() if case.tenure.plan not in catalog.plans
+        ),
+        unpriced=sorted(
+            {
+                meter
+                for who, case in cases.items()
+                for meter in case.then.unpriced(tried[who].overage) | case.now.unpriced(_overage(case))
+            }
+        ),
+        checked=len(twice),
+        disagreeing=[who for who in twice if _shown(again[who]) != _shown(tried[who])],
+    )
+
+
+class _Trial:
+    """Finds out what each case comes to under its terms then."""
+
+    def __init__(
+        self,
+        log: UsageLog,
+        catalog: Catalog,
+        directory: Path,
+        cases: Mapping[str, _Case],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._log = log
+        self._catalog = catalog
+        self._directory = directory
+        self._cases = cases
+        self._progress = progress
+        self.replayed: set[str] = set()
+
+    async def tried(self) -> dict[str, Tried]:
+        """What each comes to, the cheapest exact way."""
+        used = {who: case.then for who, case in self._cases.items() if case.sums is not None}
+        beyond, faster = await asyncio.to_thread(self._far, used)
+        self.replayed = faster | {
+            who for who, terms in used.items() if terms.has_grants and self._needs_grants(who)
+        }
+        by_events = sorted(beyond - self.replayed)
+        found = {
+            who: Tried(case.then.overage(case.units), {}, None)
+            for who, case in self._cases.items()
+            if who not in self.replayed
+        }
+        found |= await asyncio.to_thread(self._refused, by_events)
+        return found | await self.replay(sorted(self.replayed))
+
+    def _far(self, used: Mapping[str, Terms]) -> tuple[set[str], set[str]]:
+        self._log.try_terms(used)
+        return set(self._log.beyond()), self._log.faster()
+
+    def _needs_grants(self, customer: str) -> bool:
+        case = self._cases[customer]
+        return any(case.then.overage(case.units).values())
+
+    def _refused(self, customers: Sequence[str]) -> dict[str, Tried]:
+        found: dict[str, Tried] = {}
+        for first in range(0, len(customers), _AT_ONCE):
+            for who, events in self._events(customers[first : first + _AT_ONCE]):
+                found[who] = refuse_beyond(self._cases[who].then, events)
+        return found
+
+    def _events(self, customers: Sequence[str]) -> list[tuple[str, list[Event]]]:
+        return list(self._log.events(customers, self._catalog.meters))
+
+    async def replay(self, customers: Sequence[str]) -> dict[str, Tried]:
+        """What some come to where a store serves all their events again."""
+        found: dict[str, Tried] = {}
+        if not customers:
+            return found
+        with TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name:
+            async with Replay.under(self._catalog, Path(name)) as replay:
+                for first in range(0, len(customers), _AT_ONCE):
+                    page = customers[first : first + _AT_ONCE]
+                    events = await asyncio.to_thread(self._events, page)
+                    for who, of in events:
+                        case = self._cases[who]
+                        found[who] = await replay.serve(who, case.then, case.tenure, of)
+                        self._progress(len(found), len(customers))
+        return found
+
+
+def _missing_meters(cases: Iterable[_Case], catalog: Catalog) -> dict[str, int]:
+    found = Counter[str]()
+    for case in cases:
+        found.update({meter: units for meter, units in case.units.items() if meter not in catalog.meters})
+    return dict(found)
+
+
+def _sampled(customers: Sequence[str], most: int) -> list[str]:
+    """Some customers, the same ones each time."""
+    return sorted(sorted(customers, key=lambda who: blake2b(who.encode(), digest_size=8).digest())[:most])
+
+
+def _shown(tried: Tried) -> Tried:
+    return Tried(
+        {meter: units for meter, units in tried.overage.items() if units}, dict(tried.refused), tried.first_ms
+    )
+
+
+def _overage(case: _Case) -> Mapping[str, int]:
+    return {} if case.sums is None else case.sums.overage
+
+
+def _customer(who: str, case: _Case, tried: Tried, costs: Mapping[str, Fraction] | None) -> SimulatedCustomer:
+    now, then = case.now.charge(_overage(case)), case.then.charge(tried.overage)
+    served = {meter: units - tried.refused.get(meter, 0) for meter, units in case.units.items()}
+    return SimulatedCustomer(
+        customer=who,
+        plan=case.tenure.plan,
+        now_cents=round(now),
+        then_cents=round(then),
+        refused=tried.refused,
+        refused_first_at=None if tried.first_ms is None else from_ms(tried.first_ms),
+        estimates=tuple(_estimates(case)),
+        now_margin_cents=None if costs is None else round(now - _cost(case.units, costs)),
+        then_margin_cents=None if costs is None else round(then - _cost(served, costs)),
+    )
+
+
+def _cost(units: Mapping[str, int], costs: Mapping[str, Fraction]) -> Fraction:
+    return sum((quantity * costs[meter] for meter, quantity in units.items() if meter in costs), Fraction(0))
+
+
+def _estimates(case: _Case) -> list[str]:
+    found = ["the plan changed within the period"] if case.tenure.is_changed else []
+    if case.sums is None:
+        return found
+    if case.sums.is_summed:
+        found.append("the order of some events is not known")
+    if case.sums.is_corrected:
+        found.append("units were taken back")
+    if case.tenure.is_granted:
+        found.append("grants that the app gave are left out")
+    if case.then.grants_outlive:
+        found.append("grants of earlier periods are left out")
+    if (case.now.sources | case.then.sources) & case.units.keys():
+        found.append("derived meters are priced as their source")
+    return found
