@@ -17,6 +17,7 @@ from meterkit.catalog import loads
 from meterkit.notify.courier import Courier
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncGenerator, Callable, Mapping
     from email.message import EmailMessage
 
@@ -75,12 +76,13 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiver(port: int = 0) -> AsyncGenerator[Receiver]:
-    """A receiver of webhooks on 127.0.0.1."""
+async def receiver(port: int = 0, *, tls: ssl.SSLContext | None = None) -> AsyncGenerator[Receiver]:
+    """A receiver of webhooks on 127.0.0.1; with TLS its URL names localhost."""
     found = Receiver()
-    server = await asyncio.start_server(found.serve, "127.0.0.1", port)
+    server = await asyncio.start_server(found.serve, "127.0.0.1", port, ssl=tls)
     async with server:
-        found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+        origin = "http://127.0.0.1" if tls is None else "https://localhost"
+        found.url = f"{origin}:{server.sockets[0].getsockname()[1]}/hook"
         yield found
 
 
@@ -115,11 +117,11 @@ class Mailbox:
 
 
 @asynccontextmanager
-async def mailbox() -> AsyncGenerator[Mailbox]:
+async def mailbox(port: int = 0) -> AsyncGenerator[Mailbox]:
     """An SMTP server on 127.0.0.1."""
     box = Mailbox()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: SMTP(box, loop=loop), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: SMTP(box, loop=loop), "127.0.0.1", port)
     async with server:
         box.url = f"smtp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield box

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
         UsageSpike,
         UsageThreshold,
     )
+    from meterkit.notify.messages import Messages
+    from meterkit.notify.rendering import RenderedMessage
     from meterkit.settings import Settings
     from meterkit.storage.presigning import UploadRefusedError
     from meterkit.storage.service import ObjectStorage
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from meterkit.store.grants import Grants
     from meterkit.store.history import HistoryEntry
     from meterkit.store.intents import Intent, Undelivered
+    from meterkit.store.messages import KeptMessage
     from meterkit.store.outbox_by_hand import Intents
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.reservations import Reservation
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
         SyncGauges,
         SyncGrants,
         SyncIntents,
+        SyncMessages,
         SyncMeterKit,
         SyncObjectStorage,
         SyncReservation,
@@ -135,8 +139,10 @@ __all__ = [
     "Intents",
     "Invoice",
     "InvoiceOpenError",
+    "KeptMessage",
     "LateUsage",
     "LedgerEntry",
+    "Messages",
     "MeterKit",
     "MeterMiddleware",
     "MeterUsage",
@@ -161,6 +167,7 @@ __all__ = [
     "QuantityError",
     "RateUsage",
     "Reconciled",
+    "RenderedMessage",
     "Repair",
     "Reservation",
     "Revenue",
@@ -184,6 +191,7 @@ __all__ = [
     "SyncGauges",
     "SyncGrants",
     "SyncIntents",
+    "SyncMessages",
     "SyncMeterKit",
     "SyncObjectStorage",
     "SyncReservation",
@@ -238,7 +246,9 @@ _HOMES = {
     "Intents": "meterkit.store.outbox_by_hand",
     "Invoice": "meterkit.subscriptions.service.results",
     "LateUsage": "meterkit.delivery.report",
+    "KeptMessage": "meterkit.store.messages",
     "LedgerEntry": "meterkit.store.grant",
+    "Messages": "meterkit.notify.messages",
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",
     "MeterUsage": "meterkit.store.customer_usage",
@@ -258,6 +268,7 @@ _HOMES = {
     "Reconciled": "meterkit.delivery.reconciling",
     "Revenue": "meterkit.insights.revenue.revenue",
     "RevenueDay": "meterkit.insights.revenue.revenue",
+    "RenderedMessage": "meterkit.notify.rendering",
     "Repair": "meterkit.subscriptions.service.repairing",
     "Reservation": "meterkit.store.reservations",
     "Settings": "meterkit.settings",
@@ -271,6 +282,7 @@ _HOMES = {
     "SyncGauges": "meterkit.sync",
     "SyncGrants": "meterkit.sync",
     "SyncIntents": "meterkit.sync",
+    "SyncMessages": "meterkit.sync",
     "SyncMeterKit": "meterkit.sync",
     "SyncObjectStorage": "meterkit.sync",
     "SyncReservation": "meterkit.sync",

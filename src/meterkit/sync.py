@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
     from meterkit.insights.revenue.revenue import Revenue
+    from meterkit.notify.messages import Messages
     from meterkit.settings import Settings
     from meterkit.storage.service import ObjectStorage
     from meterkit.store.corrections import Corrected
@@ -41,6 +42,7 @@ __all__ = [
     "SyncGauges",
     "SyncGrants",
     "SyncIntents",
+    "SyncMessages",
     "SyncMeterKit",
     "SyncObjectStorage",
     "SyncReservation",
@@ -57,6 +59,7 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     customers: Customers
     grants: Grants
     gauges: Gauges
+    notify: Messages
     outbox: Intents
     revenue: Revenue
     storage: ObjectStorage
@@ -133,6 +136,7 @@ class SyncMeterKit:
         self.customers = SyncCustomers(kit.customers, loop)
         self.grants = SyncGrants(kit.grants, loop)
         self.gauges = SyncGauges(kit.gauges, loop)
+        self.notify = SyncMessages(kit.notify, loop)
         self.outbox = SyncIntents(kit.outbox, loop)
         self.revenue = SyncRevenue(kit.revenue, loop)
         self.storage = SyncObjectStorage(kit.storage, loop)
@@ -251,6 +255,16 @@ class SyncGauges:
         self.get = loop.blocking(gauges.get)
         self.set = loop.blocking(gauges.set)
         self.adjust = loop.blocking(gauges.adjust)
+
+
+class SyncMessages:
+    """Lists, resends and previews messages, and keeps what customers want; as ``kit.notify``."""
+
+    def __init__(self, messages: Messages, loop: LoopThread) -> None:
+        self.preferences = loop.blocking(messages.preferences)
+        self.list = loop.blocking(messages.list)
+        self.redrive = loop.blocking(messages.redrive)
+        self.preview = messages.preview
 
 
 class SyncObjectStorage:

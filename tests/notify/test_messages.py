@@ -7,6 +7,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from standardwebhooks import Webhook
@@ -106,6 +107,30 @@ async def test_a_receiver_that_is_down_for_a_day_gets_each_message_once(store_ur
             await pass_over(kit, "webhook")
             clock.advance(timedelta(hours=4))
         assert sorted(hook.ids) == sorted(set(tries))
+
+
+async def test_a_mail_server_that_is_down_for_a_day_gets_each_e_mail_once(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with mailbox() as box:
+        url = box.url
+    async with kit_of(store_url, clock, smtp_url=url) as kit:
+        for customer in ("acme", "bolt", "core"):
+            await kit.record(customer, "requests", 5)
+        for _ in range(24):
+            await pass_over(kit, "email")
+            clock.advance(timedelta(hours=1))
+        kept = (await kit.notify.list())["email"]
+        assert [("waiting", 7)] * 3 == [(one.state, one.attempts) for one in kept]
+        assert {"the SMTP server does not take it: SMTPConnectError"} == {one.why for one in kept}
+        async with mailbox(urlsplit(url).port or 0) as box:
+            for _ in range(4):
+                await pass_over(kit, "email")
+                clock.advance(timedelta(hours=4))
+            ids = [str(mail["Message-ID"]) for mail in box.mails]
+            assert {"acme@example.org", "bolt@example.org", "core@example.org"} == {
+                str(mail["To"].addresses[0].addr_spec) for mail in box.mails
+            }
+        assert sorted(f"<{one.id}@example.com>" for one in kept) == sorted(ids)
 
 
 async def test_after_three_days_a_message_is_dead_until_it_is_redriven(
@@ -342,3 +367,13 @@ async def test_the_background_task_collects_and_sends(store_url: str) -> None:
         # Collected at the start of the task; the event may come before or after that.
         await pass_over(kit, "webhook", "email")
         await eventually(lambda: bool(hook.posts and box.mails))
+
+
+def test_the_blocking_kit_lists_and_resends_and_keeps_what_customers_want(store_url: str) -> None:
+    catalog = loads(PLANS.format(url="http://127.0.0.1:9"))
+    kit = MeterKit(catalog, redis_url=store_url, flush=False, notify_secret=SECRET)
+    with kit.sync() as blocking:
+        assert not blocking.notify.preferences("acme", {"credits.low": False})["credits.low"]
+        assert {"webhook": [], "email": []} == blocking.notify.list()
+        assert 0 == blocking.notify.redrive()
+        assert "50" not in blocking.notify.preview("usage.threshold")[1].subject

@@ -11,7 +11,7 @@ import pytest
 from crash_process import SharedClock
 from forked_command import forks
 from messages_process import STEPS, Life, deliver
-from messaging import NOW, kit_of, pass_over, receiver
+from messaging import NOW, kit_of, mailbox, pass_over, receiver
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,20 +21,28 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("step", STEPS)
-async def test_each_cause_has_one_webhook_id_whatever_process_is_killed(
-    step: str, valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("channel", "step"), [(channel, step) for channel in STEPS for step in STEPS[channel]]
+)
+async def test_each_cause_has_one_id_whatever_process_is_killed(
+    channel: str, step: str, valkey: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("meterkit.store.notices.AGAIN_AFTER_MS", 0)
     clock = SharedClock(tmp_path / "clock", NOW.timestamp())
     whens: tuple[Literal["before", "after"], ...] = ("before", "after")
-    async with receiver() as hook, kit_of(valkey.url, clock, url=hook.url) as kit:
+    async with (
+        receiver() as hook,
+        mailbox() as box,
+        kit_of(valkey.url, clock, url=hook.url, smtp_url=box.url) as kit,
+    ):
         for when in whens:
             await kit.record(when, "requests", 5)
             life: Life = {
                 "store": valkey.url,
                 "url": hook.url,
+                "smtp_url": box.url,
                 "clock": str(tmp_path / "clock"),
+                "channel": channel,
                 "step": step,
                 "when": when,
             }
@@ -43,10 +51,12 @@ async def test_each_cause_has_one_webhook_id_whatever_process_is_killed(
             await asyncio.to_thread(process.join)
             assert -signal.SIGKILL == process.exitcode
             clock.advance(61)  # Longer than a message is one process's.
-            await pass_over(kit, "webhook", "webhook")
-            # Only the end of a post is a step after which a receiver may see a repeat.
-            repeats = (step, when) in {("post", "after"), ("finish", "before")}
-            assert 1 + repeats == len(hook.posts)
-            assert 1 == len(set(hook.ids))
+            await pass_over(kit, channel, channel)
+            got = hook.ids if channel == "webhook" else [str(mail["Message-ID"]) for mail in box.mails]
+            # Only the end of sending is a step after which a receiver may see a repeat.
+            repeats = (step, when) in {("send", "after"), ("finish", "before")}
+            assert 1 + repeats == len(got)
+            assert 1 == len(set(got))
             hook.posts.clear()
-        assert [] == (await kit.notify.list())["webhook"]
+            box.mails.clear()
+        assert {"webhook": [], "email": []} == await kit.notify.list()

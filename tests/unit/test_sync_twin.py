@@ -8,6 +8,7 @@ import pytest
 
 from meterkit import Gauges, MeterKit, ObjectStorage, Reservation, Revenue, Subscriptions
 from meterkit.catalog import loads
+from meterkit.notify.messages import Messages
 from meterkit.store.customers import Customers
 from meterkit.store.grants import Grants
 
@@ -18,7 +19,7 @@ default_plan: free
 meters: {requests: {unit: request}}
 plans: {free: {price: {amount_cents: 0, interval: month}}}
 """
-PARTS = (Customers, Gauges, Grants, ObjectStorage, Revenue, Subscriptions)
+PARTS = (Customers, Gauges, Grants, Messages, ObjectStorage, Revenue, Subscriptions)
 # Handlers are registered with the kit itself, and tasks that run for long have an event loop anyway.
 LEFT_OUT = {
     "MeterKit": {
@@ -30,8 +31,8 @@ LEFT_OUT = {
         "subscriptions",
         "sync",
         "webhooks",
-        "notify",
     },
+    "notify": {"check", "events", "senders", "tasks"},
     "storage": {"count_signed", "fetch", "recalculate_due", "warn", "worker_tasks"},
     "revenue": {"look", "run"},
     "subscriptions": {"tasks"},
@@ -50,13 +51,7 @@ def pairs(kit: MeterKit) -> dict[str, tuple[object, object]]:
         "MeterKit": (kit, twin),
         "Reservation": (kit.reserve("a", {"requests": 1}), twin.reserve("a", {"requests": 1})),
     }
-    parts = [
-        name
-        for name in public(kit)
-        if isinstance(
-            getattr(kit, name), Customers | Gauges | Grants | ObjectStorage | Revenue | Subscriptions
-        )
-    ]
+    parts = [name for name in public(kit) if isinstance(getattr(kit, name), PARTS)]
     assert {"customers", "gauges", "grants", "subscriptions"} <= set(parts)
     return found | {name: (getattr(kit, name), getattr(twin, name)) for name in parts}
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from meterkit.notify.message import Message
-    from meterkit.notify.rendering import Rendered, Renderer
+    from meterkit.notify.rendering import RenderedMessage, Renderer
     from meterkit.store.messages import Channel
     from meterkit.store.store import Store
 
@@ -49,7 +49,7 @@ class Recipient(Protocol):
         ...
 
 
-def mail_of(message: Message, rendered: Rendered, *, sender: str, to: Recipient) -> EmailMessage:
+def mail_of(message: Message, rendered: RenderedMessage, *, sender: str, to: Recipient) -> EmailMessage:
     """The e-mail of a message. Pure but for the date.
 
     Raises:

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from meterkit.catalog.notifications import Notify
     from meterkit.notify.courier import Sender
     from meterkit.notify.mail import Recipient
-    from meterkit.notify.rendering import Rendered
+    from meterkit.notify.rendering import RenderedMessage
     from meterkit.notify.spike_watch import UsageHistory
     from meterkit.settings import Settings
-    from meterkit.store.messages import Channel, Kept
+    from meterkit.store.messages import Channel, KeptMessage
     from meterkit.store.store import Store
 
 __all__ = ["Messages"]
@@ -165,7 +165,7 @@ class Messages:
         unwanted = await read_unwanted(self._store, customer)
         return {event: event not in unwanted for event in MESSAGE_EVENTS}
 
-    async def list(self) -> Mapping[Channel, Sequence[Kept]]:
+    async def list(self) -> Mapping[Channel, Sequence[KeptMessage]]:
         """The messages that wait, then the dead ones, by channel.
 
         Raises:
@@ -191,7 +191,7 @@ class Messages:
             count += len(chosen)
         return count
 
-    def preview(self, event: str, *, locale: str | None = None) -> tuple[str, Rendered]:
+    def preview(self, event: str, *, locale: str | None = None) -> tuple[str, RenderedMessage]:
         """The webhook's body and the e-mail of an event, with figures made up.
 
         Raises:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.notify.message import Message
 
-__all__ = ["Rendered", "Renderer"]
+__all__ = ["RenderedMessage", "Renderer"]
 
 _logger = logging.getLogger("meterkit.notify")
 
@@ -32,7 +32,7 @@ _TENFOLD: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
+class RenderedMessage:
     """What an e-mail says."""
 
     subject: str
@@ -57,7 +57,7 @@ class Renderer:
         self._folder = folder
         self._made: tuple[Any, Any] | None = None
 
-    def render(self, message: Message, *, locale: str | None, name: str | None) -> Rendered:
+    def render(self, message: Message, *, locale: str | None, name: str | None) -> RenderedMessage:
         """What the e-mail of a message says; where a template of the folder raises, meterkit's own is taken.
 
         Raises:
@@ -125,7 +125,9 @@ def _environment(jinja: Any, loader: Any) -> Any:
     return environment
 
 
-def _rendered(environment: Any, event: str, places: tuple[str, ...], context: Mapping[str, Any]) -> Rendered:
+def _rendered(
+    environment: Any, event: str, places: tuple[str, ...], context: Mapping[str, Any]
+) -> RenderedMessage:
     written = environment.select_template([f"{place}{event}.txt" for place in places]).render(context)
     head, _, text = written.strip().partition("\n")
     if not head.startswith(_SUBJECT):
@@ -136,7 +138,7 @@ def _rendered(environment: Any, event: str, places: tuple[str, ...], context: Ma
     paragraphs = [part.strip() for part in text.split("\n\n") if part.strip()]
     page = environment.select_template(pages)
     html = page.render({**context, "subject": subject, "paragraphs": paragraphs})
-    return Rendered(subject=subject, text=f"{text}\n", html=html)
+    return RenderedMessage(subject=subject, text=f"{text}\n", html=html)
 
 
 def _places(locale: str | None) -> tuple[str, ...]:

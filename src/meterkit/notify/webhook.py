@@ -77,8 +77,15 @@ class WebhookSender:
         httpx: Any = import_module("httpx")
         webhooks: Any = import_module("standardwebhooks")
         signers: list[_Signer] = [webhooks.Webhook(secret.get_secret_value()) for secret in self._secrets]
-        # A proxy of the environment would look the name up again, and find another address.
-        async with httpx.AsyncClient(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
+        given: dict[str, Any] = {
+            "timeout": _TIMEOUT_S,
+            "follow_redirects": False,
+            # A proxy of the environment would look the name up again, and find another address.
+            "trust_env": False,
+            # Its SSL_CERT_FILE and SSL_CERT_DIR count.
+            "verify": httpx.create_ssl_context(),
+        }
+        async with httpx.AsyncClient(**given) as client:
 
             async def send(message: Message) -> None:
                 try:

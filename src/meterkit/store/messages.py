@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["CHANNELS", "LEASE_MS", "Channel", "Kept", "MessageQueue", "Taken", "forget_messages"]
+__all__ = ["CHANNELS", "LEASE_MS", "Channel", "KeptMessage", "MessageQueue", "Taken", "forget_messages"]
 
 Channel = Literal["webhook", "email"]
 
@@ -52,7 +52,7 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class KeptMessage:
     """A message in the queue.
 
     Attributes:
@@ -110,7 +110,7 @@ class MessageQueue:
         """Put a message with the dead ones; whether this process still had it."""
         return await self._finish(message, "dead", span_ms=0, why=why)
 
-    async def kept(self) -> list[Kept]:
+    async def kept(self) -> list[KeptMessage]:
         """Messages that wait, then dead ones; the oldest first."""
         admin = await self._store.admin()
         pipe = admin.client.pipeline(transaction=False)
@@ -187,7 +187,7 @@ async def forget_messages(store: Store, customer: str) -> None:
         await queue.forget([one.id for one in await queue.kept() if _customer(one) == customer])
 
 
-def _customer(kept: Kept) -> str | None:
+def _customer(kept: KeptMessage) -> str | None:
     try:
         return str(json.loads(kept.text)["customer"])
     except (ValueError, LookupError, TypeError):
@@ -206,9 +206,9 @@ def _taken(name: bytes, kept: bytes) -> Taken:
     )
 
 
-def _kept(name: bytes, kept: bytes, state: Literal["waiting", "dead"]) -> Kept:
+def _kept(name: bytes, kept: bytes, state: Literal["waiting", "dead"]) -> KeptMessage:
     found: dict[str, Any] = json.loads(kept)
-    return Kept(
+    return KeptMessage(
         id=name.decode(),
         state=state,
         attempts=int(found["attempts"]),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit import MeterKit
-    from meterkit.store.messages import Channel, Kept
+    from meterkit.store.messages import Channel, KeptMessage
 
 __all__ = ["OVERDUE_MS", "dead_messages", "look_at_messages", "overdue_messages"]
 
@@ -28,7 +28,7 @@ async def look_at_messages(kit: MeterKit) -> tuple[str, list[Finding]]:
     """
     waiting = 0
     found: list[Finding] = []
-    dead: list[Kept] = []
+    dead: list[KeptMessage] = []
     for channel in CHANNELS:
         queue = MessageQueue(kit.store, channel)
         counted, late_ms = await queue.waiting(), await queue.overdue_ms()
@@ -54,7 +54,7 @@ def overdue_messages(channel: Channel, count: int, late_ms: int) -> list[Finding
     ]
 
 
-def dead_messages(dead: Sequence[Kept]) -> list[Finding]:
+def dead_messages(dead: Sequence[KeptMessage]) -> list[Finding]:
     """Messages that are not sent any more."""
     if not dead:
         return []
