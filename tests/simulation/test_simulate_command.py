@@ -1,0 +1,126 @@
+"""``meterkit simulate``: what it prints, what it leaves out and says so, and what it refuses."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from commands import Shell
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.insights.audit.database import Database
+from meterkit.insights.audit.draining import Drainer
+from meterkit.insights.audit.entries import Row
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2031, 6, 10, 12, 0, tzinfo=UTC)
+PLANS = """
+schema: 1
+currency: usd
+default_plan: year
+meters:
+  calls: {unit: call, stripe: {event_name: calls}}
+  words: {unit: word, stripe: {event_name: words}}
+  large: {unit: word, from: words, where: {model: "*-large"}, stripe: {event_name: large}}
+  seats: {unit: seat, kind: gauge}
+routes:
+  - {match: POST /, consume: {calls: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      calls: {included: 100, overage: bill}
+      words: {included: 1_000, overage: {bill: {per: 100, amount_cents: 50}}}
+  year:
+    extends: free
+    price: {amount_cents: 12_000, interval: year}
+    seat_price: {amount_cents: 600}
+    meters: {seats: {included: 2, overage: deny}}
+"""
+NEXT = (
+    PLANS.replace("default_plan: year", "default_plan: free")
+    .replace("  year:\n", "  annual:\n")
+    .replace("  calls: {unit: call, stripe: {event_name: calls}}\n", "")
+    .replace("consume: {calls: 1}", "consume: {words: 1}")
+    .replace("      calls: {included: 100, overage: bill}\n", "")
+    .replace("included: 1_000", "included: 500")
+)
+
+
+async def log_of(server: Server, directory: Path) -> Shell:
+    """A log of what two customers used in June, and one who was deleted; and a shell beside it."""
+    url, clock = f"sqlite:///{directory}/audit.db", Clock(NOW)
+    settings: dict[str, Any] = {"redis_url": server.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
+    async with MeterKit(loads(PLANS), clock=clock, flush=False, **settings) as kit:
+        for customer, words in (("ada", 700), ("bob", 1_700), ("gone", 90_000)):
+            await kit.record(customer, "words", words)
+            await kit.record(customer, "calls", 10)
+        await kit.grants.add("bob", {"words": 5}, grant_id="gift")
+        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+    at_ms = int(NOW.timestamp() * 1000)
+    Database(url).insert([Row("x/1", "", "deleted", "gone", None, at_ms + 1)])
+    (directory / "plans.yaml").write_text(PLANS)
+    (directory / "next.yaml").write_text(NEXT)
+    return Shell(directory, METERKIT_REDIS_URL=server.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2")
+
+
+async def test_what_each_would_have_paid_and_what_is_left_out(valkey: Server, tmp_path: Path) -> None:
+    shell = await log_of(valkey, tmp_path)
+    given = ("simulate", "--plans", "next.yaml", "--period", "2031-06", "--cost", "words=600.5")
+    found = shell.run(*given, "--json").json
+    ada, bob = found["customers"]
+    assert (ada["plan"], ada["now_cents"], ada["then_cents"], ada["estimates"]) == (
+        "year",
+        1_000,  # A twelfth.
+        100,  # The other file has no such plan: its default plan, with 200 words beyond.
+        ["derived meters are priced as their source"],
+    )
+    assert (ada["now_margin_cents"], ada["then_margin_cents"]) == (580, -320)
+    assert (bob["now_cents"], bob["then_cents"], bob["refused"], bob["refused_first_at"]) == (
+        1_350,
+        600,
+        {},
+        None,
+    )
+    assert "grants that the app gave are left out" in bob["estimates"]
+    assert found["totals"] == {
+        "customers": 2,
+        "now_cents": 2_350,
+        "then_cents": 700,
+        "refused": 0,
+        "unprofitable": 2,
+        "estimates": 2,
+    }
+    assert found["plans"].keys() == {"year"}
+    assert found["missing_meters"] == {"calls": 20}
+    assert found["missing_plans"] == {"year": 2}
+    assert (found["unpriced"], found["checked"], found["disagreeing"]) == ([], 2, [])
+    text = shell.run(*given)
+    assert "the other plans file lacks the meter 'calls': 20 units are left out" in text.err
+    assert "unprofitable then" in text.out
+    alone = shell.run(*given, "--customer", "bob", "--json").json
+    assert [one["customer"] for one in alone["customers"]] == ["bob"]
+
+
+async def test_what_cannot_be_tried_is_refused_with_its_cure(valkey: Server, tmp_path: Path) -> None:
+    shell = await log_of(valkey, tmp_path)
+    for wrong, said in (
+        (("simulate",), "--plans next.yaml"),
+        (("simulate", "--plans", "none.yaml"), "none.yaml"),
+        (("simulate", "--plans", "next.yaml", "--cost", "words"), "METER=CENTS"),
+        (("simulate", "--plans", "next.yaml", "--cost", "wrods=1"), "no meter 'wrods'"),
+    ):
+        done = shell.run(*wrong)
+        assert (done.code != 0, said in done.err) == (True, True), (wrong, done.err)
+    del shell.environment["METERKIT_AUDIT_URL"]
+    done = shell.run("simulate", "--plans", "next.yaml")
+    assert (done.code, "set METERKIT_AUDIT_URL" in done.err) == (2, True)
