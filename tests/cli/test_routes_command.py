@@ -116,7 +116,7 @@ def test_a_plans_file_can_be_named_for_an_app_without_a_middleware(api: Shell) -
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        ("shop.api", 2, "found 'shop.api'; allowed is MODULE:APP"),
+        ("shop.api", 2, "found 'shop.api'; allowed is MODULE:NAME"),
         ("shop.apo:app", 2, "there is no module 'shop.apo'; looked for in"),
         ("shop.api:ap", 2, "shop.api has no 'ap'; did you mean 'app'?"),
         ("shop.api:bare", 1, "the app does not tell its routes: found a value of type function"),

@@ -1,4 +1,4 @@
-"""``MODULE:APP``: an app of the user's, imported as servers do."""
+"""``MODULE:NAME``: an app or a function of the user's, imported as servers do."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from contextlib import redirect_stdout
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
 from meterkit.errors import MeterkitError
 
-__all__ = ["import_app"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["import_app", "import_function"]
 
 
 def import_app(name: str, *, is_factory: bool) -> Any:
@@ -31,7 +34,7 @@ def import_app(name: str, *, is_factory: bool) -> Any:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise typer.BadParameter(
-            f"found {name!r:.80}; allowed is MODULE:APP, such as main:app or shop.api:app"
+            f"found {name!r:.80}; allowed is MODULE:NAME, such as main:app or shop.api:app"
         )
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
@@ -43,6 +46,14 @@ def import_app(name: str, *, is_factory: bool) -> Any:
         if not callable(app):
             raise typer.BadParameter(f"--factory: {name} is no function, but of type {type(app).__name__}")
         return _run(app, f"{name} cannot make the app")
+
+
+def import_function(name: str) -> Callable[..., Any]:
+    """The function that ``module:attribute`` names; raises as :func:`import_app` does."""
+    found = import_app(name, is_factory=False)
+    if not callable(found):
+        raise typer.BadParameter(f"{name} is no function, but of type {type(found).__name__}")
+    return cast("Callable[..., Any]", found)
 
 
 def _module(name: str) -> Any:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     import typer
 
+    from meterkit.subscriptions.service.contact import ContactSource
+
 __all__ = ["Session", "command", "reload_signal", "started", "stop_signal", "tell"]
 
 REFUSED = 1
@@ -44,13 +46,13 @@ class Session:
     redis: str | None
     json: bool
 
-    def make_kit(self) -> meterkit.MeterKit:
+    def make_kit(self, contact: ContactSource | None = None) -> meterkit.MeterKit:
         """A kit that delivers nothing by itself, not started yet."""
         # Whoever runs the command sees what meterkit logs.
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
         logging.getLogger("meterkit").setLevel(logging.INFO)
         logging.getLogger("meterkit.plans").setLevel(logging.ERROR)  # What `check` is there for.
-        return meterkit.MeterKit(self.plans, redis_url=self.redis, flush=False)
+        return meterkit.MeterKit(self.plans, redis_url=self.redis, flush=False, contact=contact)
 
     @asynccontextmanager
     async def kit(

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from dataclasses import asdict
 from json import dumps
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 import typer
 
 from meterkit.background import BackgroundTasks
 from meterkit.cli.flush import summary
+from meterkit.cli.imported_app import import_function
 from meterkit.cli.json_lines import log_as_json, logs_as_json
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
 __all__ = ["commands"]
 
 _PASS_EVERY_S: Final = 5.0
+
+_Contact: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--contact",
+        metavar="MODULE:FUNCTION",
+        help="Gives where a customer is reached, as `contact` of the kit: send e-mails.",
+        show_default=False,
+    ),
+]
 
 commands = typer.Typer()
 
@@ -55,6 +66,7 @@ async def worker(
             show_default=False,
         ),
     ] = None,
+    contact: _Contact = None,
 ) -> None:
     """Deliver usage and work off webhooks until told to stop.
 
@@ -64,7 +76,7 @@ async def worker(
     """
     if log_format == "json":
         log_as_json()
-    kit = session.make_kit()
+    kit = session.make_kit(None if contact is None else import_function(contact))
     insights = insights_tasks(kit.store, kit.settings, is_worker=True)
     stored = kit.storage.worker_tasks(storage_queue)
     # A missing key is said before the store is waited for.

@@ -44,7 +44,7 @@ def overdue_messages(channel: Channel, count: int, late_ms: int) -> list[Finding
     if not count or late_ms <= OVERDUE_MS:
         return []
     whose = "1 message" if count == 1 else f"{count:,} messages"
-    needs = "METERKIT_NOTIFY_SECRET" if channel == "webhook" else "METERKIT_SMTP_URL and a contact"
+    needs = "METERKIT_NOTIFY_SECRET" if channel == "webhook" else "METERKIT_SMTP_URL and `contact`"
     return [
         Finding(
             check="messages",

@@ -1,0 +1,68 @@
+"""``meterkit worker`` sends webhooks, and e-mails to where the app's function says."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from commands import TIMEOUT_S, Shell
+from faults import eventually
+from messaging import PLANS, SECRET, mailbox, receiver
+from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+PEOPLE = """
+from meterkit import Contact
+
+nobody = None
+
+
+async def contact(customer):
+    return Contact(f"{customer}@example.org", "Ada")
+"""
+
+
+async def test_the_worker_sends_messages_by_both_channels(tmp_path: Path, store_url: str) -> None:
+    (tmp_path / "people.py").write_text(PEOPLE)
+    async with receiver() as hook, mailbox() as box:
+        (tmp_path / "plans.yaml").write_text(PLANS.format(url=hook.url))
+        async with MeterKit(tmp_path / "plans.yaml", redis_url=store_url, flush=False) as kit:
+            await kit.record("acme", "requests", 5)
+        with StripeEmulator().running() as stripe:
+            shell = Shell(
+                tmp_path,
+                METERKIT_REDIS_URL=store_url,
+                METERKIT_STRIPE_API_KEY="sk_test_1",
+                METERKIT_STRIPE_API_BASE=stripe,
+                METERKIT_NOTIFY_SECRET=SECRET,
+                METERKIT_SMTP_URL=box.url,
+            )
+            with shell.running("worker", "--contact", "people:contact") as worker:
+                await eventually(lambda: bool(hook.posts and box.mails))
+                worker.send_signal(signal.SIGTERM)
+                assert worker.wait(TIMEOUT_S) == 0
+        assert ["acme@example.org"] == [mail["To"].addresses[0].addr_spec for mail in box.mails]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("people", "found 'people'; allowed is MODULE:NAME"),
+        ("people:contacts", "people has no 'contacts'; did you mean 'contact'?"),
+        ("people:nobody", "people:nobody is no function, but of type NoneType"),
+        ("persons:contact", "there is no module 'persons'"),
+    ],
+)
+def test_what_is_no_function_is_refused(tmp_path: Path, given: str, said: str) -> None:
+    (tmp_path / "people.py").write_text(PEOPLE)
+    (tmp_path / "plans.yaml").write_text(PLANS.format(url="http://127.0.0.1:9"))
+    done = Shell(tmp_path).run("worker", "--contact", given)
+    assert done.code == 2
+    assert said in " ".join(done.err.split())
