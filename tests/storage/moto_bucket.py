@@ -17,17 +17,10 @@ if TYPE_CHECKING:
 
     from meterkit.storage.aws import Page
 
-__all__ = ["PAGE", "MotoBucket", "short_pages"]
+__all__ = ["BOTO3", "PAGE", "MotoBucket"]
 
 BOTO3: Final[Any] = import_module("boto3")  # It has no types.
 PAGE: Final = 3
-
-
-def short_pages() -> None:
-    """Have all clients of boto3 that are made from now on list a few versions at a time."""
-    session = BOTO3.session.Session()
-    session.events.register("provide-client-params.s3.ListObjectVersions", _shortened)
-    BOTO3.DEFAULT_SESSION = session
 
 
 def _shortened(params: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
@@ -36,19 +29,49 @@ def _shortened(params: Mapping[str, Any], **_: object) -> Mapping[str, Any]:
 
 @dataclass(slots=True)
 class MotoBucket(Bucket):
-    """A bucket of moto; ``client`` is boto3's, ``aws`` lists with the library's own code."""
+    """A bucket of moto.
+
+    Attributes:
+        client: boto3's.
+        aws: lists with the library's own code.
+        marker: key and version where the listing goes on.
+    """
 
     client: Any = None
     aws: Aws | None = None
+    marker: tuple[str | None, str | None] = (None, None)
 
     @classmethod
     def made(cls, address: str, like: Bucket) -> MotoBucket:
-        """Create an empty bucket, with versions where ``like`` has them."""
-        client = BOTO3.client("s3", endpoint_url=address)
+        """Create an empty bucket, with versions where ``like`` has them.
+
+        Clients of boto3 that are made from now on list a few versions at a time.
+        """
+        session = BOTO3.session.Session()
+        BOTO3.DEFAULT_SESSION = session
+        bucket = cls(like.name, like.is_versioned, like.random, like.now_ms, aws=Aws(address))
+        session.events.register("provide-client-params.s3.ListObjectVersions", _shortened)
+        session.events.register("after-call.s3.ListObjectVersions", bucket.listed)
+        bucket.client = client = session.client("s3", endpoint_url=address)
         client.create_bucket(Bucket=like.name)
         if like.is_versioned:
             client.put_bucket_versioning(Bucket=like.name, VersioningConfiguration={"Status": "Enabled"})
-        return cls(like.name, like.is_versioned, like.random, like.now_ms, client=client, aws=Aws(address))
+        return bucket
+
+    def listed(self, parsed: Mapping[str, Any], **_: object) -> None:
+        """Note where the listing goes on."""
+        self.marker = parsed.get("NextKeyMarker"), parsed.get("NextVersionIdMarker")
+
+    def remove(self, key: str, family: str) -> None:
+        """What a DELETE without a version does, or a rule."""
+        # moto ends a listing where the version that ended its last page has gone; S3 goes on with the next.
+        if self.is_versioned or key != self.marker[0]:
+            Bucket.remove(self, key, family)
+
+    def remove_version(self, key: str, version: str) -> None:
+        """Remove a version."""
+        if (key, version) != self.marker:
+            Bucket.remove_version(self, key, version)
 
     def put(self, key: str, size: int, action: str) -> str | None:
         """Store an object as one of S3's actions does; its version."""

@@ -14,7 +14,7 @@ from delivering import NOW
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import Clock
-from storage.moto_bucket import BOTO3, MotoBucket, short_pages
+from storage.moto_bucket import BOTO3, MotoBucket
 from storage.objects import FORMATS
 from storage.test_histories import PLANS, bucket_of, one_history
 
@@ -28,7 +28,6 @@ async def test_a_history_over_http_is_counted_to_the_byte(
     address: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BOTO3, "DEFAULT_SESSION", None)
-    short_pages()
     model = bucket_of(1000 + seed)
     model.name = f"history{seed}"
     plans = loads(PLANS.replace("bucket: uploads", f"bucket: {model.name}"))

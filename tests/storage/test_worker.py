@@ -1,0 +1,140 @@
+"""``meterkit worker --storage-queue``: a process of its own, against moto's S3 and SQS over HTTP."""
+
+from __future__ import annotations
+
+import signal
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import anyio
+import pytest
+
+from commands import TIMEOUT_S, Shell
+from faults import eventually
+from meterkit import MeterKit
+from meterkit.store.upkeep import Upkeep
+from meterkit.testing import StripeEmulator
+from storage.moto_bucket import BOTO3
+from storage.objects import Happened
+from storage.test_histories import PLANS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+AT_MS: Final = 1_600_000_000_000
+DELETES: Final = "AmazonSQS.DeleteMessageBatch"
+
+
+class Gate(ThreadingHTTPServer):
+    """Passes calls on to SQS, except the first that deletes messages: it waits, and is never passed on."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, behind: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Passed)
+        self.behind = behind
+        self.reached, self.dead = Event(), Event()
+
+    def __enter__(self) -> Self:
+        Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.dead.set()
+        self.shutdown()
+        self.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Passed(BaseHTTPRequestHandler):
+    server: Gate
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers["x-amz-target"] == DELETES and not self.server.dead.is_set():
+            self.server.reached.set()
+            self.server.dead.wait(TIMEOUT_S)
+            return
+        passed = urllib.request.Request(self.server.behind + self.path, body, dict(self.headers))  # noqa: S310
+        with urllib.request.urlopen(passed, timeout=TIMEOUT_S) as answer:  # noqa: S310 - moto's address
+            found = answer.read()
+        self.send_response(200)
+        self.send_header("content-type", "application/x-amz-json-1.0")
+        self.send_header("content-length", str(len(found)))
+        self.end_headers()
+        self.wfile.write(found)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def put(key: str, size: int, number: int) -> str:
+    event = Happened("ObjectCreated:Put", key, size, None, AT_MS + number, number, number)
+    return event.as_body("s3", "uploads").decode()
+
+
+@pytest.fixture
+def s3(address: str) -> Any:
+    client: Any = BOTO3.client("s3", endpoint_url=address)
+    client.create_bucket(Bucket="uploads")
+    for key, size in (("ada/images/a", 900), ("ada/images/b", 50), ("bob/documents/a", 7)):
+        client.put_object(Bucket="uploads", Key=key, Body=b"x" * size)
+    yield client
+    for one in client.list_objects_v2(Bucket="uploads")["Contents"]:
+        client.delete_object(Bucket="uploads", Key=one["Key"])
+    client.delete_bucket(Bucket="uploads")
+
+
+async def test_a_worker_that_is_killed_before_it_deletes_counts_once(
+    address: str, s3: Any, store_url: str, tmp_path: Path
+) -> None:
+    assert s3
+    (tmp_path / "plans.yaml").write_text(PLANS)
+    sqs: Any = BOTO3.client("sqs")
+    queue = sqs.create_queue(QueueName="killed", Attributes={"VisibilityTimeout": "0"})["QueueUrl"]
+    for key, size, number in (("ada/images/a", 900, 5), ("ada/images/b", 50, 6)):
+        sqs.send_message(QueueUrl=queue, MessageBody=put(key, size, number))
+    with StripeEmulator().running() as stripe, Gate(address) as gate:
+        shell = Shell(
+            tmp_path,
+            METERKIT_REDIS_URL=store_url,
+            METERKIT_STRIPE_API_KEY="sk_test_1",
+            METERKIT_STRIPE_API_BASE=stripe,
+            METERKIT_STORAGE_ENDPOINT=address,
+            AWS_ENDPOINT_URL_SQS=gate.url,
+        )
+        async with MeterKit(tmp_path / "plans.yaml", redis_url=store_url, flush=False) as kit:
+
+            async def is_unread() -> bool:
+                found = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["All"])["Attributes"]
+                return int(found["ApproximateNumberOfMessages"]) == 0
+
+            await Upkeep(kit.store).listed({})  # Only events may count: no listing is due.
+            with shell.running("worker", "--storage-queue", queue) as worker:
+                assert await anyio.to_thread.run_sync(gate.reached.wait, TIMEOUT_S)
+                worker.send_signal(signal.SIGKILL)
+                assert worker.wait(TIMEOUT_S) == -signal.SIGKILL
+            counted = await kit.gauges.get("ada", "storage")
+            assert counted in {50, 900, 950}  # SQS may give fewer messages than there are.
+            assert not await is_unread()
+            gate.dead.set()
+            with shell.running("worker", "--storage-queue", queue) as worker:
+                await eventually(is_unread)
+                worker.send_signal(signal.SIGTERM)
+                assert worker.wait(TIMEOUT_S) == 0
+            assert await kit.gauges.get("ada", "storage") == 950
+            assert (await Upkeep(kit.store).seen()).read_ms is not None
+            assert shell.run("storage", "recalculate", "--json").json == {"bob": 7}
+            usage = {name: (await kit.usage(name))["meters"]["storage"] for name in ("ada", "bob")}
+    assert [one.get("types") for one in usage.values()] == [
+        {"documents": 0, "images": 950, "other": 0},
+        {"documents": 7, "images": 0, "other": 0},
+    ]
