@@ -21,6 +21,7 @@ from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue.figures import Paying
 from meterkit.insights.revenue.tables import RevenueTables
+from meterkit.store.upkeep import Upkeep
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock
 from told import said_by
@@ -39,6 +40,8 @@ default_plan: free
 anonymous: deny
 meters:
   requests: {unit: request, stripe: {event_name: requests, report: usage}}
+  disk: {unit: byte, kind: gauge}
+storage: {gauge: disk, objects: {bucket: uploads, key: "{customer}/{path:path}"}}
 features: [full]
 routes:
   - {match: "/metrics/{path:path}", exempt: true}
@@ -190,6 +193,8 @@ async def test_each_query_of_the_board_names_what_is_exported(store_url: str, tm
     kit = MeterKit(loads(PLANS), redis_url=store_url, flush=False, audit_url=audit_url)
     async with kit, client_of(app_of(kit)) as client:
         await client.get("/x")
+        await Upkeep(kit.store).listed({})
+        await Upkeep(kit.store).read("https://sqs.example/queue")
         exported = {name for name, _ in await samples(client)}
     board = json.loads(BOARD.read_text("utf-8"))
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]

@@ -14,8 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from faults import kit_at
+from faults import PLANS, kit_at
 from meterkit import metrics_app
+from meterkit.catalog import loads
+from meterkit.store.upkeep import Upkeep
 from promql import names_in, problems_in
 
 if TYPE_CHECKING:
@@ -30,8 +32,17 @@ NOT_LOGGED: Final = {
     "Usage of customers who are not linked",
     "Metrics are missing",
     "A day without a snapshot of revenue",
+    "A queue of storage events is unread",
+    "Buckets are not listed",
 }
 
+STORING: Final = PLANS.replace(
+    "\nroutes:",
+    """
+  disk: {unit: byte, kind: gauge}
+storage: {gauge: disk, objects: {bucket: uploads, key: "{customer}/{path:path}"}}
+routes:""",
+)
 LEVELS: Final = {"warning", "error", "exception", "critical"}
 WARNERS: Final = {"warn", "_warn", "say_once", "_say_once"}
 """Functions of ours that log a warning."""
@@ -288,7 +299,10 @@ def test_what_is_no_expression_is_refused(expression: str) -> None:
 async def test_the_alerts_name_what_is_exported_with_labels_that_it_has(
     store_url: str, tmp_path: Path
 ) -> None:
-    async with kit_at(store_url, audit_url=f"sqlite:///{tmp_path}/audit.db") as kit:
+    plans = loads(STORING)
+    async with kit_at(store_url, plans=plans, audit_url=f"sqlite:///{tmp_path}/audit.db") as kit:
+        await Upkeep(kit.store).listed({})
+        await Upkeep(kit.store).read("https://sqs.example/queue")
         app = Starlette(routes=[Mount("/metrics", metrics_app(kit))])
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
             text = (await client.get("/metrics/")).text

@@ -16,6 +16,7 @@ from meterkit.cli.doctor.closes import unconfirmed
 from meterkit.cli.doctor.drifting import drifting
 from meterkit.cli.doctor.hooks import Failing, given_up, overdue
 from meterkit.cli.doctor.serving import full, late, refusing, unkept
+from meterkit.cli.doctor.stored_objects import neglected
 from meterkit.cli.doctor.stripe_meters import look_at_meters
 from meterkit.cli.output import print_records
 from meterkit.cli.reconcile import RARE, row_of
@@ -24,6 +25,7 @@ from meterkit.insights.audit.backlog import Backlog
 from meterkit.store.closes import Close
 from meterkit.store.intents import Undelivered
 from meterkit.store.spools import SpoolSeen
+from meterkit.store.upkeep import UpkeepSeen
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ SHOWN: Final[Sequence[Finding]] = [
     *unconfirmed([Close(shard=0, customer="ada", end_ms=int(JUNE_END.timestamp() * 1000))]),
     *overdue(12, 9 * 60_000),
     *drifting({"ada": [SEVEN]}),
+    *neglected(UpkeepSeen(NOW_MS - 5 * HOUR_MS, 0, 0, NOW_MS - 47 * 60_000), NOW_MS),
     *given_up([Failing("cus_9", "it is linked to another customer", NOW_MS)]),
 ]
 
