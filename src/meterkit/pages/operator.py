@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
@@ -11,7 +11,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from meterkit.decisions.periods import from_ms
-from meterkit.errors import MeterkitError, SettingsError
+from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.insights.overview.overview import Overview
 from meterkit.pages.listing import Asked, as_csv, as_json
 from meterkit.pages.operator_figures import (
@@ -22,10 +22,13 @@ from meterkit.pages.operator_figures import (
     figures_json,
 )
 from meterkit.pages.operator_lists import customer_lists
+from meterkit.pages.operator_live import live_sections
+from meterkit.pages.operator_queues import QUEUES, QueuesKit, ledger_list, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
-from meterkit.store.arguments import is_text
+from meterkit.pages.same_origin import check_same_origin, form_of
+from meterkit.store.arguments import check_text
 from meterkit.store.customer_id import is_customer
-from meterkit.subscriptions.router.troubles import KINDS, Kind, Trouble, TroubleError
+from meterkit.subscriptions.router.troubles import KINDS, Kind, Trouble, TroubleError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -33,20 +36,21 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
-    from meterkit.pages.figures import PagesKit
+    from meterkit.catalog import Catalog
     from meterkit.pages.listing import Listing
+    from meterkit.settings import Settings
 
 __all__ = ["operator_pages"]
 
 _ROWS: Final = 100
 _AGAIN_S: Final = 10
 _FORBIDDEN: Final = Kind(403, "about:blank", "Forbidden")
-_NOT_FOUND: Final = Kind(404, "about:blank", "Not Found")
+_NO_PAGE: Final = Trouble(kind=Kind(404, "about:blank", "Not Found"), detail="There is no such page.")
 _MEDIA: Final = {"csv": "text/csv", "json": "application/json"}
 
 
 def operator_pages(
-    kit: PagesKit, *, allowed: Callable[[Scope], str | Awaitable[str | None] | None]
+    kit: OperatorKit, *, allowed: Callable[[Scope], str | Awaitable[str | None] | None]
 ) -> Starlette:
     """Make the pages on which operators see all customers, an ASGI app.
 
@@ -73,21 +77,37 @@ def operator_pages(
             Route("/", pages.overview, methods=["GET"], name="operator"),
             Mount("/static", app=StaticFiles(directory=STATIC)),
             Route("/figures.{format}", pages.figures, methods=["GET"], name="operator figures"),
+            Route("/redrive", pages.redrive, methods=["POST"], name="operator redrive"),
             Route("/{name}.{format}", pages.export, methods=["GET"], name="operator export"),
             Route("/{name}", pages.listing, methods=["GET"], name="operator list"),
         ]
     )
 
 
+class OperatorKit(QueuesKit, Protocol):
+    """What the operator pages read of :class:`meterkit.MeterKit`."""
+
+    settings: Settings
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog in force."""
+        ...
+
+
 class _OperatorPages:
     def __init__(
-        self, kit: PagesKit, allowed: Callable[[Scope], str | Awaitable[str | None] | None], pages: Pages
+        self, kit: OperatorKit, allowed: Callable[[Scope], str | Awaitable[str | None] | None], pages: Pages
     ) -> None:
         self._kit = kit
         self._allowed = allowed
         self._pages = pages
         self._overview = Overview(kit.store, kit.settings)
-        self._lists: Mapping[str, Listing] = customer_lists(self._overview)
+        self._lists: Mapping[str, Listing] = {
+            **customer_lists(self._overview),
+            **queue_lists(kit),
+            "ledger": ledger_list(kit),
+        }
 
     async def overview(self, request: Request) -> Response:
         return await self._answered(request, self._overview_page)
@@ -101,6 +121,9 @@ class _OperatorPages:
     async def export(self, request: Request) -> Response:
         return await self._answered(request, self._exported_list)
 
+    async def redrive(self, request: Request) -> Response:
+        return await self._answered(request, self._redriven)
+
     async def _answered(
         self, request: Request, answer: Callable[[Request, str], Awaitable[Response]]
     ) -> Response:
@@ -110,6 +133,8 @@ class _OperatorPages:
             return await answer(request, _name(name))
         except TroubleError as error:
             return _told(error.trouble)
+        except CustomerError:
+            return _told(_NO_PAGE)
         except MeterkitError as error:
             # Operators may read what goes into the log: it says what to set, or what does not answer.
             return _told(Trouble(kind=KINDS["away"], detail=str(error), wait_s=_AGAIN_S))
@@ -157,7 +182,28 @@ class _OperatorPages:
             media_type=_MEDIA[kind],
         )
 
+    async def _redriven(self, request: Request, name: str) -> Response:
+        check_same_origin(request)
+        form = await form_of(request)
+        queue = QUEUES.get(form.get("queue", [""])[0])
+        if queue is None:
+            raise TroubleError(invalid([{"field": "queue", "message": f"is none of {', '.join(QUEUES)}"}]))
+        ids, reason = form.get("id", ()), " ".join(form.get("reason", ()))
+        if not ids:
+            raise TroubleError(invalid([{"field": "id", "message": "is missing: select what to redrive"}]))
+        try:
+            check_text("reason", reason, may_be_empty=True)
+        except MeterkitError as error:
+            raise TroubleError(invalid([{"field": "reason", "message": str(error)}])) from None
+        done = await redrive(self._kit, queue, ids, operator=name, reason=reason)
+        if wants_json(request.headers.get("accept", "")):
+            return _json(done._asdict())
+        return self._html("operator/redriven.html", {"operator": name, "queue": queue, **done._asdict()})
+
     async def _sections(self) -> Sequence[Section]:
+        return [*await self._of_customers(), *await live_sections(self._kit.store)]
+
+    async def _of_customers(self) -> Sequence[Section]:
         try:
             made = await self._overview.last()
         except SettingsError as error:
@@ -175,7 +221,7 @@ class _OperatorPages:
         listing = self._lists.get(request.path_params["name"])
         of = request.query_params.get("of", "")
         if listing is None or (listing.needs_of and not of):
-            raise TroubleError(Trouble(kind=_NOT_FOUND, detail="There is no such page."))
+            raise TroubleError(_NO_PAGE)
         return listing, of
 
     def _html(self, template: str, shown: Mapping[str, object]) -> Response:
@@ -191,7 +237,7 @@ def _name(found: object) -> str:
     """
     if found is None:
         raise TroubleError(Trouble(kind=_FORBIDDEN, detail="This page is for operators."))
-    if not is_text(found) or not is_customer(found):
+    if not is_customer(found):
         raise MeterkitError(
             f"allowed: gave a value of type {type(found).__name__}; an operator's name is a text of 1 to 256"
             " bytes without control characters"
@@ -202,7 +248,7 @@ def _name(found: object) -> str:
 def _format(request: Request) -> str:
     kind: str = request.path_params["format"]
     if kind not in _MEDIA:
-        raise TroubleError(Trouble(kind=_NOT_FOUND, detail="There is no such page."))
+        raise TroubleError(_NO_PAGE)
     return kind
 
 

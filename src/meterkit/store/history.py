@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.periods import from_ms
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["HistoryEntry", "entry_of", "history_of", "is_relinked", "until"]
+__all__ = ["HISTORY_MOST", "HistoryEntry", "enter", "entry_of", "history_of", "is_relinked", "until"]
+
+HISTORY_MOST: Final = 1_000
+"""So many lines of a ledger are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +31,13 @@ class HistoryEntry:
             ``overrides``; ``intent``: what became of usage on its way to Stripe, by a person's word or a
             comparison with Stripe's summaries; ``correction``: units that were to be taken back;
             ``rebuilt``: units that were lost and are recorded again, from the audit log; ``late``: units
-            that the invoice of their period could no longer have, and whether a later one has them.
+            that the invoice of their period could no longer have, and whether a later one has them;
+            ``redrive``: a dead webhook or message that an operator had tried again.
         at: from when on it holds (UTC).
         before, after: in words; None: there was, or is, none.
         cause: the id of an event of Stripe's, ``clock`` (it was scheduled, or a span was over), ``operator``,
-            ``api``, ``reconcile``, ``plans_file`` (that has changed); of an ``intent`` and a ``correction``
-            who did it.
+            ``api``, ``reconcile``, ``plans_file`` (that has changed); of an ``intent``, a ``correction``
+            and a ``redrive`` who did it.
     """
 
     kind: str
@@ -85,3 +89,21 @@ def entry_of(entry: bytes) -> HistoryEntry:
     return HistoryEntry(
         kind=kind, at=from_ms(int(at_ms)), before=before or None, after=after or None, cause=cause
     )
+
+
+async def enter(store: Store, customer: str, *, kind: str, before: str, after: str, cause: str) -> bool:
+    """Enter a line into the ledger of a customer whose id is valid; whether the customer has a ledger.
+
+    A customer without a state has none, as one who was deleted.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    keys, admin = store.keys.customer(customer), await store.admin()
+    if not await admin.ask(admin.client.exists(keys.state)):
+        return False
+    pipe = admin.client.pipeline(transaction=True)
+    pipe.rpush(keys.history, json.dumps((kind, str(store.now_ms()), before, after, cause)))
+    pipe.ltrim(keys.history, -HISTORY_MOST, -1)
+    await admin.ask(pipe.execute())
+    return True

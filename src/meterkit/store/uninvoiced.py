@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
+from meterkit.store.history import HISTORY_MOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Uninvoiced", "note_uninvoiced", "uninvoiced"]
 
 _KEPT_MS: Final = 400 * 86_400_000
-_HISTORY_MOST: Final = 1_000
 
 
 class Uninvoiced(NamedTuple):
@@ -71,5 +71,5 @@ async def note_uninvoiced(store: Store, usage: CustomerUsage, late: Iterable[Uni
         entry = ("late", str(store.now_ms()), words, "not billed", "clock")
         pipe.rpush(keys.history, json.dumps(entry))
     pipe.pexpire(keys.totals, _KEPT_MS)
-    pipe.ltrim(keys.history, -_HISTORY_MOST, -1)
+    pipe.ltrim(keys.history, -HISTORY_MOST, -1)
     await admin.ask(pipe.execute())

@@ -1,0 +1,262 @@
+"""The operator's lists of what waits or failed, and the redrive of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, get_args
+
+from meterkit.decisions.periods import from_ms
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.notify.message import Failure, Message
+from meterkit.pages.listing import Asked, Column, Listing, Row, Rows
+from meterkit.store.history import enter
+from meterkit.store.intents import IntentState
+from meterkit.store.links import owner_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.notify.messages import Messages
+    from meterkit.store.customers import Customers
+    from meterkit.store.messages import Channel, KeptMessage
+    from meterkit.store.outbox_by_hand import Intents
+    from meterkit.store.store import Store
+    from meterkit.subscriptions.webhooks.webhooks import Webhooks
+
+__all__ = ["QUEUES", "Queue", "QueuesKit", "Redriven", "ledger_list", "queue_lists", "redrive"]
+
+_logger = logging.getLogger("meterkit.pages")
+
+Queue = Literal["outbox", "webhooks", "messages"]
+QUEUES: Final[Mapping[str, Queue]] = {queue: queue for queue in get_args(Queue)}
+
+_MOST: Final = 10_000
+_STATES: Final[Mapping[str, IntentState]] = {state: state for state in get_args(IntentState)}
+_ON_THEIR_WAY: Final = ("queued", "leased")
+_OUTBOX: Final = (
+    Column("intent", "Intent"),
+    Column("customer", "Customer", opens="ledger"),
+    Column("state", "State"),
+    Column("meter", "Meter"),
+    Column("quantity", "Quantity", "number"),
+    Column("minute", "Minute (UTC)", "time"),
+    Column("attempts", "Attempts", "number"),
+    Column("why", "Why"),
+)
+_WEBHOOKS: Final = (
+    Column("stripe_customer", "Stripe customer"),
+    Column("customer", "Customer", opens="ledger"),
+    Column("since", "Dead since (UTC)", "time"),
+    Column("why", "Why"),
+)
+_MESSAGES: Final = (
+    Column("message", "Message"),
+    Column("channel", "Channel"),
+    Column("event", "Event"),
+    Column("customer", "Customer", opens="ledger"),
+    Column("state", "State"),
+    Column("since", "Since (UTC)", "time"),
+    Column("attempts", "Attempts", "number"),
+    Column("why", "Why"),
+)
+_LEDGER: Final = (
+    Column("at", "At (UTC)", "time"),
+    Column("kind", "Kind"),
+    Column("before", "Before"),
+    Column("after", "After"),
+    Column("cause", "Cause"),
+)
+
+
+class QueuesKit(Protocol):
+    """What these lists read of :class:`meterkit.MeterKit`."""
+
+    store: Store
+    customers: Customers
+    outbox: Intents
+    webhooks: Webhooks
+    notify: Messages
+
+
+class Redriven(NamedTuple):
+    """What a redrive did.
+
+    Attributes:
+        redriven: what is tried again.
+        refused: by id, why it is not.
+    """
+
+    redriven: Sequence[str]
+    refused: Mapping[str, str]
+
+
+def ledger_list(kit: QueuesKit) -> Listing:
+    """The ledger of a customer, the last change first."""
+
+    async def read(asked: Asked) -> Rows:
+        found = await kit.customers.history(asked.of)
+        return Rows(
+            [
+                {name: getattr(entry, name) for name in ("at", "kind", "before", "after", "cause")}
+                for entry in reversed(found)
+            ]
+        )
+
+    return Listing(
+        name="ledger",
+        title="Ledger of {of}",
+        columns=_LEDGER,
+        read=read,
+        empty="Nothing has changed for this customer.",
+        needs_of=True,
+    )
+
+
+def queue_lists(kit: QueuesKit) -> Mapping[str, Listing]:
+    """The outbox, dead webhooks and messages; each at most ten thousand rows, on one page."""
+
+    async def outbox(asked: Asked) -> Rows:
+        queued = await kit.outbox.list(state=_STATES.get(asked.of), limit=_MOST)
+        found = [one for one in queued if asked.of or one.state in _ON_THEIR_WAY]
+        names = ("customer", "state", "meter", "quantity", "minute", "attempts", "why")
+        return Rows(
+            [{"intent": one.identifier, **{name: getattr(one, name) for name in names}} for one in found]
+        )
+
+    async def webhooks(_: Asked) -> Rows:
+        dead = await kit.webhooks.dead()
+        owners = await _owners(kit.store, [one.stripe_customer for one in dead])
+        return Rows(
+            [
+                {
+                    "stripe_customer": one.stripe_customer,
+                    "customer": owners[one.stripe_customer],
+                    "since": from_ms(one.at_ms),
+                    "why": one.why,
+                }
+                for one in dead
+            ]
+        )
+
+    async def messages(asked: Asked) -> Rows:
+        found = await kit.notify.list()
+        rows = [_message(channel, one) for channel, kept in found.items() for one in kept]
+        return Rows([row for row in rows if asked.of in {"", row["state"]}][:_MOST])
+
+    listings = (
+        Listing(
+            name="outbox",
+            title="Usage that is not delivered",
+            columns=_OUTBOX,
+            read=outbox,
+            empty="All usage that is sealed is delivered.",
+            action="redrive",
+        ),
+        Listing(
+            name="webhooks",
+            title="Dead webhooks of Stripe",
+            columns=_WEBHOOKS,
+            read=webhooks,
+            empty="No webhook is dead.",
+            action="redrive",
+        ),
+        Listing(
+            name="messages",
+            title="Messages that wait or are dead",
+            columns=_MESSAGES,
+            read=messages,
+            empty="No message waits or is dead.",
+            action="redrive",
+        ),
+    )
+    return {listing.name: listing for listing in listings}
+
+
+async def redrive(
+    kit: QueuesKit, queue: Queue, ids: Sequence[str], *, operator: str, reason: str
+) -> Redriven:
+    """Have entries of a queue tried again, each entered into its customer's ledger first.
+
+    Raises:
+        StoreError: the store does not answer; what was redriven before stays so.
+    """
+    if queue == "outbox":
+        return await _redrive_intents(kit.outbox, ids, by=f"operator {operator}", reason=reason)
+    if queue == "webhooks":
+        owners = await _owners(kit.store, [one.stripe_customer for one in await kit.webhooks.dead()])
+    else:
+        found = await kit.notify.list()
+        dead = [one for kept in found.values() for one in kept if one.state == "dead"]
+        owners = {one.id: _customer_of(one) for one in dead}
+    chosen = [one for one in dict.fromkeys(ids) if one in owners]
+    for one in chosen:
+        what = f"{'webhooks of ' if queue == 'webhooks' else ''}{one}"
+        # First the ledger: after a kill in between, a line without its redrive tells the operator to look.
+        await _enter(kit.store, owners[one], what, operator=operator, reason=reason)
+    if chosen:
+        await (kit.webhooks.redrive if queue == "webhooks" else kit.notify.redrive)(*chosen)
+    return Redriven(chosen, {one: "it is not dead" for one in dict.fromkeys(ids) if one not in owners})
+
+
+async def _redrive_intents(outbox: Intents, ids: Sequence[str], *, by: str, reason: str) -> Redriven:
+    redriven, refused = list[str](), dict[str, str]()
+    for one in dict.fromkeys(ids):
+        try:
+            await outbox.redrive(one, reason=reason, by=by)
+        except StoreError:
+            raise
+        except MeterkitError as error:
+            refused[one] = str(error)
+        else:
+            redriven.append(one)
+    return Redriven(redriven, refused)
+
+
+async def _enter(store: Store, customer: str, what: str, *, operator: str, reason: str) -> None:
+    after = f"redriven: {reason}" if reason else "redriven"
+    _logger.info("operator %r redrives %s of customer %r", operator, what, customer)
+    if customer:
+        await enter(
+            store, customer, kind="redrive", before=f"dead: {what}", after=after, cause=f"operator {operator}"
+        )
+
+
+async def _owners(store: Store, stripe_customers: Sequence[str]) -> Mapping[str, str]:
+    """The customer that each Stripe customer is linked to; empty: none."""
+    if not stripe_customers:
+        return {}
+    admin = await store.admin()
+    pipe = admin.client.pipeline(transaction=False)
+    for name in stripe_customers:
+        pipe.get(store.keys.link(name))
+    claims: list[bytes | None] = await admin.ask(pipe.execute())
+    return {
+        name: owner_of((claim or b"").decode(errors="replace"))
+        for name, claim in zip(stripe_customers, claims, strict=True)
+    }
+
+
+def _message(channel: Channel, kept: KeptMessage) -> Row:
+    message = _read(kept)
+    return {
+        "message": kept.id,
+        "channel": channel,
+        "event": None if message is None else message.event,
+        "customer": None if message is None else message.customer,
+        "state": kept.state,
+        "since": from_ms(kept.since_ms),
+        "attempts": kept.attempts,
+        "why": kept.why,
+    }
+
+
+def _read(kept: KeptMessage) -> Message | None:
+    try:
+        return Message.load(kept.id, kept.text)
+    except Failure:
+        return None
+
+
+def _customer_of(kept: KeptMessage) -> str:
+    message = _read(kept)
+    return "" if message is None else message.customer

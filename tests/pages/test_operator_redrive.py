@@ -1,0 +1,161 @@
+"""Redrives on the operator pages: of usage, webhooks and messages, by whom, and from where."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from delivering import desk
+from meterkit.notify.message import Message
+from meterkit.store.messages import MessageQueue
+from meterkit.subscriptions.webhooks.hints import Hint
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from operating import pages_of, selling
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import httpx
+
+    from meterkit import HistoryEntry, MeterKit
+
+pytestmark = pytest.mark.anyio
+
+OWN = {"sec-fetch-site": "same-origin"}
+JSON = {"accept": "application/json", **OWN}
+
+
+async def kill_message(kit: MeterKit, name: str, customer: str) -> None:
+    """Have a message that was given up."""
+    queue = MessageQueue(kit.store, "webhook")
+    at = "2031-06-01T00:00:00Z"
+    message = Message(id=name, event="usage.threshold", customer=customer, at=at, data={})
+    await queue.add(name, message.dump())
+    (taken,) = await queue.take(1)
+    assert await queue.give_up(taken, "it answers 500")
+
+
+async def kill_webhook(kit: MeterKit, stripe_customer: str) -> None:
+    """Have a Stripe customer that was given up."""
+    queue = HookQueue(kit.store)
+    await queue.add(Hint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))
+    (taken,) = await queue.take(1)
+    assert await queue.give_up(taken, "Stripe refuses")
+
+
+async def redrives(kit: MeterKit, customer: str) -> list[HistoryEntry]:
+    """What the ledger of a customer says of redrives."""
+    return [one for one in await kit.customers.history(customer) if one.cause == "operator ada"]
+
+
+def selected(page: str) -> Mapping[str, list[str]]:
+    """What the form of a list posts when all of it is selected."""
+    queue = re.findall(r'name="queue" value="([^"]*)"', page)
+    return {"queue": queue, "id": re.findall(r'name="id" value="([^"]*)"', page)}
+
+
+async def figures(client: httpx.AsyncClient) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = (await client.get("/", headers=JSON)).json()
+    return found
+
+
+async def test_dead_usage_is_redriven_and_entered_into_the_ledger(store_url: str) -> None:
+    async with desk(store_url) as at, pages_of(at.kit) as client:
+        await at.link("acme", "zeta")
+        at.emulator.fail_next("error", status=400, times=2)
+        await at.kit.record("acme", "requests", 6)
+        await at.kit.record("zeta", "requests", 7)
+        await at.flush(everything=True, timeout_s=0)
+        states = {one.customer: one.state for one in await at.kit.outbox.list()}
+        assert set(states.values()) <= {"parked", "dead"}
+        counts = (await figures(client))["outbox"]
+        assert sum(counts.values()) == 2
+        found = {of: (await client.get(f"/outbox.json?of={of}")).json() for of in ("parked", "dead")}
+        assert {of: len(rows) for of, rows in found.items()} == {of: counts[of] for of in found}
+        of = states["acme"]
+        form = {**selected((await client.get(f"/outbox?of={of}")).text), "reason": "Stripe is back"}
+        answer = await client.post("/redrive", data=form, headers=OWN)
+        assert "Redriven: 2" in answer.text
+        await at.flush(everything=True)
+        assert (at.accepted("acme"), at.accepted("zeta")) == (6, 7)
+        (entry,) = await redrives(at.kit, "acme")
+        assert (entry.kind, "Stripe is back" in (entry.after or "")) == ("intent", True)
+        again = (await client.post("/redrive", data=form, headers=JSON)).json()
+        assert again["redriven"] == []
+        assert set(again["refused"]) == set(form["id"])
+
+
+async def test_dead_webhooks_and_messages_are_redriven_by_name(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "meterkit.pages")
+    async with selling(store_url, None) as kit, pages_of(kit) as client:
+        await kit.customers.link("acme", "cus_acme")
+        for stripe_customer in ("cus_acme", "cus_other"):
+            await kill_webhook(kit, stripe_customer)
+        await kill_message(kit, "msg_1", "acme")
+        await kill_message(kit, "msg_2", "never set up")
+        found = await figures(client)
+        assert (found["webhooks"], found["messages"]) == ({"dead": 2}, {"waiting": 0, "dead": 2})
+        for queue, ids in (("webhooks", ["cus_acme", "cus_other"]), ("messages", ["msg_1", "msg_2"])):
+            form = selected((await client.get(f"/{queue}")).text)
+            assert (form["queue"], sorted(form["id"])) == ([queue], ids)
+            answer = await client.post("/redrive", data={**form, "id": [*ids, "none"]}, headers=JSON)
+            assert answer.json() == {"redriven": ids, "refused": {"none": "it is not dead"}}
+        found = await figures(client)
+        assert (found["webhooks"], found["messages"]) == ({"dead": 0}, {"waiting": 2, "dead": 0})
+        entries = await redrives(kit, "acme")
+        assert [(one.kind, one.before, one.after) for one in entries] == [
+            ("redrive", "dead: webhooks of cus_acme", "redriven"),
+            ("redrive", "dead: msg_1", "redriven"),
+        ]
+        # A customer whom nobody set up has no ledger; the log has the line.
+        assert await kit.customers.history("never set up") == []
+        assert "operator 'ada' redrives msg_2 of customer 'never set up'" in caplog.text
+        assert "operator ada" in (await client.get("/ledger?of=acme")).text
+        assert (await client.get("/ledger?of=a%00")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-site": "same-origin", "origin": "null"}, 200),
+        ({"sec-fetch-site": "same-site", "origin": "http://app"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "none"}, 403),
+        ({"origin": "http://app"}, 200),
+        ({"origin": "https://APP"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://app.evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({}, 403),
+    ],
+)
+async def test_only_the_page_itself_posts(store_url: str, headers: dict[str, str], status: int) -> None:
+    async with selling(store_url, None) as kit, pages_of(kit) as client:
+        await kill_message(kit, "msg_1", "acme")
+        form = {"queue": "messages", "id": "msg_1"}
+        assert (await client.post("/redrive", data=form, headers=headers)).status_code == status
+        assert (await figures(client))["messages"]["dead"] == (status != 200)
+
+
+async def test_forms_that_cannot_be_read_are_refused(store_url: str) -> None:
+    async with selling(store_url, None) as kit, pages_of(kit) as client:
+        form = {"content-type": "application/x-www-form-urlencoded", **OWN}
+        for body, headers, status in (
+            ("queue=messages&id=x", {**OWN, "content-type": "application/json"}, 415),
+            ("queue=none&id=x", form, 422),
+            ("queue=messages", form, 422),
+            ("queue=messages&id=x&reason=" + "a" * 501, form, 422),
+            ("queue=messages&id=%ff", form, 422),
+            ("id=" + "a" * (1 << 20), form, 413),
+        ):
+            answer = await client.post("/redrive", content=body, headers=headers)
+            assert answer.status_code == status, body[:40]
+        assert (await client.get("/redrive")).status_code == 404
+        async with pages_of(kit, "") as stranger:
+            answer = await stranger.post("/redrive", data={"queue": "messages", "id": "x"}, headers=OWN)
+            assert answer.status_code == 403
