@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from counters import pack_field
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
-from meterkit.decisions.gauges import GaugeLimit, told_over
+from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import FORMAT, Keys
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
@@ -276,7 +276,6 @@ class GaugeWorld:
             argv = (
                 *(known.rev, bounds.next_end_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, name),
                 *(-1 if given.included is None else given.included, how, quantity, "ada", thresholds),
-                told_over(GaugeLimit.of(given), self.catalog.meters[name]),
                 self.wall,
             )
             reply = self.wire(pack("EVALSHA", self.scripts["level"].sha, len(keys), *keys, *argv))
@@ -300,29 +299,23 @@ class GaugeWorld:
         self._check_notices(name, notices)
 
     def _crossed(self, known: CustomerView, name: str, before: int, after: int) -> list[str]:
-        """The notices of a changed level: kind and numbers."""
+        """The percentages of what is included that a gauge has reached, as they are noticed."""
         given, bounds = PLANS.plans[self.plan].entitlements[name], known.effective.bounds
         period = (bounds.start_ms, bounds.end_ms)
         if self.wall >= bounds.end_ms:
             period = (bounds.end_ms, bounds.next_end_ms)
-        told = f"{self.wall} {period[0]} {period[1]} {after}"
-        notices = [
-            f"usage.threshold {told} {percent} {given.included}"
+        return [
+            f"{self.wall} {period[0]} {period[1]} {after} {percent} {given.included}"
             for percent in (given.warn_at if given.included else ())
             if 100 * before < percent * (given.included or 0) <= 100 * after
         ]
-        limit = GaugeLimit.of(given)
-        if name == "storage" and limit is not None and before <= limit.included < after:
-            notices.append(f"storage.over {told} {limit.included} {limit.most} {self.wall + limit.grace_ms}")
-            self.seen.add("over")
-        return notices
 
     def _check_notices(self, name: str, notices: list[str]) -> None:
         key = self._keys.notices
         found = [fields for _, fields in self.wire(pack("XRANGE", key, "-", "+"))]
         told = [
-            [*(b"kind", kind, b"customer", b"ada", b"of", name.encode(), b"numbers", numbers)]
-            for kind, _, numbers in (notice.encode().partition(b" ") for notice in notices)
+            [*(b"kind", b"usage.threshold", b"customer", b"ada", b"of", name.encode(), b"numbers", numbers)]
+            for numbers in map(str.encode, notices)
         ]
         self.compare("notices", told, found)
         self.seen |= {"notice"} if notices else set()
@@ -370,8 +363,7 @@ class GaugeWorld:
         """What cannot be a level is told, and stays as it is."""
         del name
         keys, known = self.keys.customer("ida"), self.processes[0].get("ida")
-        own = ("storage", 5, "set", 1, "ida", "", "")
-        argv = (known.rev, *(9 * 10**15, 0, *(9 * 10**15,) * 2), *own, self.wall)
+        argv = (known.rev, *(9 * 10**15, 0, *(9 * 10**15,) * 2), "storage", 5, "set", 1, "ida", "", self.wall)
         names = (keys.levels, keys.state, keys.notices)
         level = pack("EVALSHA", self.scripts["level"].sha, len(names), *names, *argv)
         packed = b"".join(known.prepare_asking({"storage": Demand.of(1)}, "f").packed)

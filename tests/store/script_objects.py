@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 NOW: Final = 1_900_000_000_000
 MOST: Final = 10**15 - 1
 INCLUDED: Final = 50
-TOLERATED: Final = 55
-GRACE_MS: Final = 7000
-OVER: Final = f"{TOLERATED} {GRACE_MS}"
 FIELDS: Final = ("one", "two", "v1", "v2")
 TYPES: Final = ("a", "b")
 REMOVED, STORED, LISTED = 0, 1, 2
@@ -128,7 +125,7 @@ class ObjectsWorld:
         self, changes: Sequence[Change], window: tuple[Any, Any], relist: str, rev: str = NO_STATE
     ) -> Any:
         view = (rev, self.wall + 10, self.wall - 5000, self.wall + 10, self.wall + 20)
-        own = ("storage", INCLUDED, "acme", "40 80 50 100", "buck", *window, relist, OVER)
+        own = ("storage", INCLUDED, "acme", "40 80 50 100", "buck", *window, relist)
         flat = [value for change in changes for value in change]
         return self._wire(pack("EVAL", self._script, 8, *self._keys, *view, *own, *flat, self.wall))
 
@@ -260,18 +257,12 @@ class ObjectsWorld:
 
     def _crossed(self, total: int) -> list[list[bytes]]:
         """The notices of a level that becomes ``total``."""
-        before, period = self.level.level, f"{self.wall} {self.wall - 5000} {self.wall + 10} {total}"
-        told = [
-            ("usage.threshold", f"{period} {percent} {INCLUDED}")
-            for at, percent in ((40, 80), (50, 100))
-            if before < at <= total
-        ]
-        if before <= INCLUDED < total:
-            told.append(("storage.over", f"{period} {INCLUDED} {TOLERATED} {self.wall + GRACE_MS}"))
-            self.seen.add("over")
+        period = f"{self.wall} {self.wall - 5000} {self.wall + 10} {total}"
+        head = [b"kind", b"usage.threshold", b"customer", b"acme", b"of", b"storage", b"numbers"]
         return [
-            [*(b"kind", kind.encode(), b"customer", b"acme", b"of", b"storage"), b"numbers", numbers.encode()]
-            for kind, numbers in told
+            [*head, f"{period} {percent} {INCLUDED}".encode()]
+            for at, percent in ((40, 80), (50, 100))
+            if self.level.level < at <= total
         ]
 
     def _listed(self, known: Known | None, listed: Known, since: int) -> tuple[bool, bool]:

@@ -26,10 +26,7 @@ FILES: Final = (
     *("shelve.lua", "presign.lua"),
     *(
         f"include/{name}.lua"
-        for name in (
-            *("object_of", "supersedes", "listed_over", "settle_presigned", "hold_presigned"),
-            "level_notices",
-        )
+        for name in ("object_of", "supersedes", "listed_over", "settle_presigned", "hold_presigned")
     ),
 )
 SEEDS: Final = 3
@@ -39,7 +36,6 @@ SEEN: Final = {"stale", "too much", "listing", "meanwhile", "listed before", "un
     "presigned",
     "settled",
     "too many",
-    "over",
 }
 EQUIVALENT: Final = equivalents("script_equivalents_objects.txt")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Entitlement, Meter
     from meterkit.decisions.decision import Reason
 
-__all__ = ["GaugeLimit", "Level", "gauge_policy", "presigned_at", "shortage", "told_over", "with_gauges"]
+__all__ = ["GaugeLimit", "Level", "gauge_policy", "presigned_at", "shortage", "with_gauges"]
 
 _BYTES = frozenset({"byte", "bytes"})
 
@@ -116,14 +116,6 @@ def shortage(policy: Policy, limit: int, used: int, requested: int) -> tuple[Rea
     unit = policy.quota_unit or ""
     reason: Reason = "storage" if unit in _BYTES else "seats"
     return reason, GaugeLevel(meter=policy.meter, unit=unit, limit=limit, used=used, requested=requested)
-
-
-def told_over(limit: GaugeLimit | None, meter: Meter) -> str:
-    """The terms of ``storage.over`` for the scripts that change levels: what is tolerated, for how long (ms).
-
-    Empty for a gauge that has no limit or counts no bytes: its level is never told as ``storage.over``.
-    """
-    return "" if limit is None or meter.unit not in _BYTES else f"{limit.most} {limit.grace_ms}"
 
 
 def with_gauges(further: str, gauges: Mapping[str, GaugeLimit], *, first: int) -> str:

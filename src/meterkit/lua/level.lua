@@ -7,7 +7,6 @@
 -- ARGV  1 rev    2 until when the caller's view of that holds    3 start and 4 end of the period, 5 end of the next (ms)
 --       6 the gauge    7 included in its unit (-1: unlimited)    8 `set` or `adjust`    9 the level, or by how much
 --       10 the customer    11 thresholds: a level and the percentage that it is, each
---       12 of stored bytes, what is tolerated above what is included, and for how long (ms); else empty
 --       last: the caller's clock (ms)
 -- Reply {0, now, level, 'notice' where there is one} done    {1, now, level} the event id has counted before: nothing is done
 --       {2, now, rev, state} stale    {3, now} clock
@@ -16,11 +15,9 @@
 --include confirm_view
 --include level_of
 --include standing_of
---include level_notices
 --include notify
 local levels_key, state_key, notices_key, event_key = unpack(KEYS)
-local rev, till, from, ends, next_end, gauge, included, change, quantity, customer, thresholds, over, caller =
-  unpack(ARGV)
+local rev, till, from, ends, next_end, gauge, included, change, quantity, customer, thresholds, caller = unpack(ARGV)
 local call, most, caller_ms = redis.call, tonumber(included), tonumber(caller)
 -- Of the counters nothing is known here.
 local now, starts_ms, ends_ms, verdict = confirm_view(state_key, rev, tonumber(till), tonumber(from), tonumber(ends),
@@ -45,5 +42,10 @@ end
 if event_key then
   call('SET', event_key, 1, 'PX', THIRTY_FIVE_DAYS_MS)
 end
-local notices = level_notices(gauge, level, changed, most, thresholds, over, now)
+local notices = {}
+for threshold, percent in string.gmatch(thresholds, '(%d+) (%d+)') do
+  if level < tonumber(threshold) and changed >= tonumber(threshold) then
+    notices[#notices + 1] = {'usage.threshold', gauge, changed, percent, most}
+  end
+end
 return {0, now, changed, notify(notices_key, customer, notices, now, starts_ms, ends_ms)}

@@ -14,8 +14,7 @@
 --       9 thresholds: a level and the percentage that it is, each    10 the bucket
 --       11 and 12 of a listing: the two instants that are kept of it; both empty: these are events
 --       13 `relist` where events tell that only a listing helps; else empty
---       14 what is tolerated above what is included, and for how long (ms); empty: no limit
---       from 15 on, for each change: field, `removed` (0) or `stored` (1), size, time (ms), sequencer, type,
+--       from 14 on, for each change: field, `removed` (0) or `stored` (1), size, time (ms), sequencer, type,
 --       whether the version is written only once (0, 1), of what an event stores the digest of the key, else empty
 --       last: the caller's clock (ms)
 -- Reply {0, now, level, by how much that sum has changed, whether to list again (0, 1), 'notice' where there is one} done
@@ -25,7 +24,6 @@
 --include confirm_view
 --include level_of
 --include standing_of
---include level_notices
 --include object_of
 --include supersedes
 --include listed_over
@@ -35,7 +33,7 @@
 --include notify
 local levels_key, state_key, notices_key, objects_key, relist_key, history_key, last_hour_key, this_hour_key = unpack(KEYS)
 local rev, till, from, ends, next_end, gauge, included, customer, thresholds, bucket = unpack(ARGV, 1, 10)
-local listed_since, listed_until, relist, over = unpack(ARGV, 11, 14)
+local listed_since, listed_until, relist = unpack(ARGV, 11, 13)
 local call, most, caller_ms = redis.call, tonumber(included), tonumber(ARGV[#ARGV])
 local now, starts_ms, ends_ms, verdict = confirm_view(state_key, rev, tonumber(till), tonumber(from), tonumber(ends),
   tonumber(next_end), caller_ms, '', 0, 0, false)
@@ -51,7 +49,7 @@ if is_listing then
   since_ms, sure_ms = math.max(since_ms, tonumber(listed_since)), math.max(sure_ms, tonumber(listed_until))
 end
 local found, moved, is_unclear = {}, {}, relist ~= ''
-for at = 15, #ARGV - 1, 8 do
+for at = 14, #ARGV - 1, 8 do
   local field, of_type = ARGV[at], ARGV[at + 5]
   local known = found[field]
   if known == nil then
@@ -111,7 +109,7 @@ for field, said in pairs(found) do
     call('HSET', objects_key, field, cmsgpack.pack(FORM, unpack(said)))
   end
 end
-for at = 15, #ARGV - 1, 8 do
+for at = 14, #ARGV - 1, 8 do
   local upload, sequencer, at_ms = ARGV[at + 7], ARGV[at + 4], ARGV[at + 3]
   if upload ~= '' then
     settle_presigned({last_hour_key, this_hour_key}, levels_key, gauge, upload, tonumber(ARGV[at + 2]), tonumber(at_ms),
@@ -129,5 +127,10 @@ if is_unclear then
   call('ZADD', relist_key, 'NX', now, customer)
   call('PEXPIRE', relist_key, SEVEN_DAYS_MS)
 end
-local notices = level_notices(gauge, level, changed, most, thresholds, over, now)
+local notices = {}
+for threshold, percent in string.gmatch(thresholds, '(%d+) (%d+)') do
+  if level < tonumber(threshold) and changed >= tonumber(threshold) then
+    notices[#notices + 1] = {'usage.threshold', gauge, changed, percent, most}
+  end
+end
 return {0, now, changed, change, is_unclear and 1 or 0, notify(notices_key, customer, notices, now, starts_ms, ends_ms)}

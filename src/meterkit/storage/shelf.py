@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog import QUANTITY_MAX
-from meterkit.decisions.gauges import GaugeLimit, told_over
+from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import StoreError
@@ -175,7 +175,6 @@ async def shelve(
             bucket_tag(bucket),
             *(("", "") if window is None else window),
             "relist" if is_unclear else "",
-            told_over(limit, store.catalog.meters[gauge]),
             *(int(value) if isinstance(value, bool) else value for change in changes for value in change),
         )
         if reply[0] == replies.STALE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.decisions.gauges import GaugeLimit, Level, told_over
+from meterkit.decisions.gauges import GaugeLimit, Level
 from meterkit.errors import QuantityError, StoreError
 from meterkit.store import replies
 
@@ -74,7 +74,6 @@ async def change_level(
             quantity,
             view.customer,
             " ".join(f"{level} {percent}" for level, percent in thresholds),
-            "" if view.anonymous else told_over(limit, store.catalog.meters[meter]),
         )
         if reply[0] == replies.STALE:
             view.cache.learn(view, reply)
