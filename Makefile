@@ -103,6 +103,7 @@ bench: .venv-bench/.done
 	.venv-bench/bin/python benchmarks/run.py --json bench.json --markdown docs/benchmarks.md
 	.venv-bench/bin/python docs/tools/drawings.py
 	.venv-bench/bin/python benchmarks/nodes.py --markdown docs/scaling.md
+	.venv-bench/bin/python benchmarks/simulate.py --markdown docs/simulate.md
 
 clean:
 	rm -rf $(VENV) .venv-bench $(OLDEST) site dist build .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache .coverage*
@@ -142,5 +143,5 @@ $(OLDEST)/.done: pyproject.toml
 
 .venv-bench/.done: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install -q -r benchmarks/requirements.txt -e '.[stripe,embedded]'
+	.venv-bench/bin/pip install -q -r benchmarks/requirements.txt -e '.[stripe,embedded,simulate]'
 	touch $@

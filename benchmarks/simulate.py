@@ -1,0 +1,158 @@
+"""Trying prices on a long log: python benchmarks/simulate.py [--quick] [--markdown PAGE]
+
+A log of single events in SQLite, copied into DuckDB; its sums, who first goes beyond a ceiling, and the
+events that the embedded store serves again in a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import sqlite3
+import tempfile
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tables import show
+
+from meterkit.catalog import loads
+from meterkit.insights.audit.database import Database
+from meterkit.insights.simulation.log import Event, UsageLog
+from meterkit.insights.simulation.people import Offers, Tenure
+from meterkit.insights.simulation.replay import Replay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tables import Table
+
+ROWS, QUICK_ROWS, SERVED = 10_000_000, 100_000, 5_000
+FIGURES = "## How long it takes"
+START_MS = int(datetime(2026, 10, 1, tzinfo=UTC).timestamp() * 1000)
+MONTH_MS = 31 * 86_400_000
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  calls: {unit: call, stripe: {event_name: calls}}
+  words: {unit: word, stripe: {event_name: words}}
+routes:
+  - {match: POST /, consume: {calls: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      calls: {rate: 100/minute, included: 800, overage: deny}
+      words: {included: 15_000, overage: deny}
+"""
+# A customer for each thousand rows, their events spread over the month.
+FILL = """
+WITH RECURSIVE nth(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM nth WHERE i + 1 < :rows)
+INSERT INTO meterkit_audit (event, meter, kind, customer, period_start_ms, recorded_at_ms, quantity, included,
+ granted, credited, overage, reported, late)
+SELECT '0/p/' || i, CASE i % 2 WHEN 0 THEN 'calls' ELSE 'words' END, 'recorded',
+ 'customer-' || (i * 7919 % (:rows / 1000)), :start, :start + i * (:month / :rows), 1 + i % 50, 1 + i % 50,
+ 0, 0, 0, 0, 0 FROM nth
+"""
+
+
+@contextmanager
+def timed(found: dict[str, float], step: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    found[step] = time.perf_counter() - begun
+
+
+def measure(rows: int, directory: Path) -> dict[str, float]:
+    """Seconds of each step."""
+    found: dict[str, float] = {}
+    database, file = Database(f"sqlite:///{directory}/audit.db"), directory / "audit.db"
+    database.customers()  # Makes the table.
+    with sqlite3.connect(file) as connection:
+        connection.execute(FILL, {"rows": rows, "start": START_MS, "month": MONTH_MS})
+    copy = directory / "copy"
+    copy.mkdir()
+    catalog = loads(PLANS)
+    tenure = Tenure(
+        start_ms=START_MS,
+        end_ms=START_MS + MONTH_MS,
+        plan="free",
+        is_changed=False,
+        is_granted=False,
+        seats=0,
+        overrides={},
+    )
+    terms = Offers(catalog).to(tenure)
+    with UsageLog(copy) as log:
+        with timed(found, "copied from SQLite"):
+            log.copy(database, START_MS)
+        with timed(found, "added up, by customer and meter"):
+            sums = log.sums()
+        log.try_terms(dict.fromkeys(sums, terms))
+        with timed(found, "who goes beyond a ceiling, and when"):
+            log.beyond()
+        with timed(found, "who may have been faster than a rate"):
+            log.faster()
+        customer = next(iter(sums))
+        events = [event for _, of in log.events([customer], catalog.meters) for event in of]
+    asyncio.run(serve(tenure, events, found, directory / "store"))
+    return found
+
+
+async def serve(tenure: Tenure, events: list[Event], found: dict[str, float], directory: Path) -> None:
+    """How many events a second are served again."""
+    catalog = loads(PLANS)
+    terms = Offers(catalog).to(tenure)
+    async with Replay.under(catalog, directory) as replay:
+        begun, served = time.perf_counter(), 0
+        while served < SERVED:
+            await replay.serve(f"customer {served}", terms, tenure, events)
+            served += len(events)
+        found["events served again in a second"] = served / (time.perf_counter() - begun)
+
+
+def table(rows: int, found: dict[str, float]) -> Table:
+    rate = found.pop("events served again in a second")
+    lines = [(step, f"{seconds:,.1f} s") for step, seconds in found.items()]
+    lines.append(("events served again in a second", f"{round(rate, -2):,.0f}"))
+    return f"{rows:,} rows of {rows // 1000:,} customers", ("step", "takes"), lines
+
+
+def lines(made: Table) -> list[str]:
+    """A section of a page."""
+    title, head, rows = made
+    return [
+        f"{FIGURES}\n",
+        "Written by `python benchmarks/simulate.py --markdown docs/simulate.md`, a part of `make bench`; no",
+        "figure is edited by hand.\n",
+        f"- {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        f"- load at the end {os.getloadavg()[0]:.1f}; above 2, others were at work",
+        f"- {title}\n",
+        f"| {' | '.join(head)} |",
+        "|---|---:|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run: the figures mean little")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write them at the end of a page")
+    options = parser.parse_args()
+    rows = QUICK_ROWS if options.quick else ROWS
+    with tempfile.TemporaryDirectory() as directory:
+        made = table(rows, measure(rows, Path(directory)))
+    show(made)
+    if options.markdown:
+        before = options.markdown.read_text().partition(FIGURES)[0]
+        options.markdown.write_text(f"{before}{chr(10).join(lines(made))}\n")
+
+
+if __name__ == "__main__":
+    main()
