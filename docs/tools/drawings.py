@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from people_drawings import messages, movements, simulation, storage
 from svg import Drawing
 
 DOCS = Path(__file__).parents[1]
@@ -370,7 +371,7 @@ def lifecycle() -> Drawing:
     return drawing
 
 
-ALL = (request, bill, periods, deployment, cost, lifecycle)
+ALL = (request, bill, periods, deployment, cost, lifecycle, storage, messages, movements, simulation)
 
 
 def main() -> None:
