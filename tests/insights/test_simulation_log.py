@@ -43,6 +43,7 @@ def terms(
         has_grants=False,
         grants_outlive=False,
         sources=frozenset(),
+        lines=(),
     )
 
 

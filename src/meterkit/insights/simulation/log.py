@@ -166,7 +166,7 @@ class UsageLog:
             " FROM usage JOIN owners USING (customer) JOIN ceilings USING (terms, meter)"
             " GROUP BY customer, meter HAVING sum(greatest(quantity, 0)) > any_value(most)),"
             " running AS (SELECT customer, at_ms, most, whole, quantity, sum(quantity) OVER"
-            " (PARTITION BY customer, meter ORDER BY at_ms, event) AS till"
+            " (PARTITION BY customer, meter ORDER BY at_ms, length(event), event) AS till"
             " FROM usage JOIN far USING (customer, meter))"
             " SELECT customer, min(at_ms) FROM running"
             " WHERE quantity > 0 AND (CASE WHEN whole THEN till ELSE till - quantity + 1 END) > most"
@@ -206,7 +206,7 @@ class UsageLog:
             "SELECT customer, at_ms, event, meter, quantity, model, provider FROM usage"
             " SEMI JOIN asked USING (customer)"
             " SEMI JOIN known USING (meter)"
-            " ORDER BY customer, at_ms, event, meter"
+            " ORDER BY customer, at_ms, length(event), event, meter"
         )
         for customer, rows in groupby(_fetched(cursor), itemgetter(0)):
             yield customer, [_event(list(of)) for _, of in groupby(rows, itemgetter(1, 2))]

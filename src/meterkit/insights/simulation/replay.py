@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from math import lcm
 from time import time
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import enforced
 from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import Demand
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.insights.simulation.ceilings import Tried
 from meterkit.redis.url import Address
+from meterkit.store.held import Held
+from meterkit.store.settlement import Settlement
 from meterkit.store.state_changes import States
 from meterkit.store.store import Store
+from meterkit.store.used import Used
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Iterable, Mapping
     from pathlib import Path
 
     from meterkit.catalog import Catalog
@@ -28,9 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Replay"]
 
-_AHEAD_MS: Final = timedelta(days=10_080) // timedelta(milliseconds=1)
-"""A server keeps nothing that ended in the past, so the past is served 27 years on. Windows of one to ten
-days, of twelve, fourteen and thirty begin at the same instants there."""
+_LEAST_AHEAD_MS: Final = timedelta(days=10_000) // timedelta(milliseconds=1)
+_MOST_AHEAD_MS: Final = timedelta(days=1_000_000) // timedelta(milliseconds=1)
 
 _TIMEOUT_S: Final = 60.0
 
@@ -39,7 +43,7 @@ class _Clock:
     """Tells the time of the event that is served."""
 
     def __init__(self) -> None:
-        self.now_ms = int(time() * 1000) + _AHEAD_MS
+        self.now_ms = int(time() * 1000) + _LEAST_AHEAD_MS
 
     def __call__(self) -> float:
         return self.now_ms / 1000
@@ -94,7 +98,8 @@ class Replay:
         Raises:
             StoreError: the store does not answer.
         """
-        begins_ms, ends_ms = tenure.start_ms + _AHEAD_MS, tenure.end_ms + _AHEAD_MS
+        ahead_ms = _ahead_ms(terms)
+        begins_ms, ends_ms = tenure.start_ms + ahead_ms, tenure.end_ms + ahead_ms
         self._clock.now_ms = begins_ms
         subscription = SubscriptionState(
             id="sub_0",
@@ -109,16 +114,38 @@ class Replay:
         await States(self._store).change(customer, lambda _: state)
         refused, first_ms = Counter[str](), None
         for event in events:
-            self._clock.now_ms = min(max(begins_ms, event.at_ms + _AHEAD_MS), ends_ms - 1)
-            asked = {
-                meter: Demand(needed=terms.needed(meter, units), taken=units)
-                for meter, units in event.quantities.items()
-                if units > 0
-            }
-            decision = await self._store.consume(self._store.cache.get(customer), asked)
-            if not decision.allowed:
+            self._clock.now_ms = min(max(begins_ms, event.at_ms + ahead_ms), ends_ms - 1)
+            used = {meter: units for meter, units in terms.in_order(event.quantities).items() if units > 0}
+            if not await self._admit(customer, terms, used):
                 refused.update(event.quantities)
                 first_ms = event.at_ms if first_ms is None else first_ms
         usage = await self._store.usage(customer)
         overage = {meter: counts["overage"] for meter, counts in usage["meters"].items() if counts["overage"]}
         return Tried(overage, dict(refused), first_ms)
+
+    async def _admit(self, customer: str, terms: Terms, used: Mapping[str, int]) -> bool:
+        """Decide as the request was decided: hold what its line consumes, then record all that it used."""
+        asked = {
+            meter: Demand(needed=terms.needed(meter, units), taken=units if meter in terms.consumed else 0)
+            for meter, units in used.items()
+        }
+        decided, reply = await self._store.decide(
+            self._store.cache.get(customer), lambda view, mode: view.prepare_asking(asked, mode)
+        )
+        if not self._store.verdict(decided, reply).allowed:
+            return False
+        held = Held.of(decided, reply[1] // HOLD_SLOT_MS)
+        rated = {meter: units for meter, units in used.items() if meter not in terms.consumed}
+        await self._store.acknowledged([Settlement(decided.view, held=held, used=Used(used, rated))])
+        return True
+
+
+def _ahead_ms(terms: Terms) -> int:
+    """How far ahead the past is served, because a server keeps nothing that ended in the past.
+
+    A multiple of all windows, so that these begin at the same instants. Where the least one is beyond the
+    calendar, as with two windows of odd seconds, they begin at other instants.
+    """
+    step_ms = lcm(*(rate.window_ms for rates in terms.rates.values() for rate in rates))
+    ahead_ms = -(-_LEAST_AHEAD_MS // step_ms) * step_ms
+    return ahead_ms if ahead_ms <= _MOST_AHEAD_MS else _LEAST_AHEAD_MS

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.entitlements import ceiling
 from meterkit.decisions.price_segments import label_of, overage_price, segments_of
+from meterkit.decisions.program import demands_of
 from meterkit.decisions.seats import seat_meter
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Terms:
         has_grants: whether the plan grants something with each period.
         grants_outlive: whether some of that is left when the period ends.
         sources: meters that others are derived from.
+        lines: of ``routes``, what each consumes, and all meters that it asks for, in its order.
     """
 
     plan: str
@@ -49,10 +52,26 @@ class Terms:
     has_grants: bool
     grants_outlive: bool
     sources: frozenset[str]
+    lines: tuple[tuple[Mapping[str, int], tuple[str, ...]], ...]
 
     def needed(self, meter: str, units: int) -> int:
         """How much of a meter must be left for a request that used some units of it."""
         return units if meter in self.consumed else 1
+
+    def in_order(self, quantities: Mapping[str, int]) -> dict[str, int]:
+        """The same quantities in the order of the line of ``routes`` that consumes most of just these.
+
+        Where meters share a credit, the first ones get the rest of it.
+        """
+        matching = [
+            (len(consume), meters)
+            for consume, meters in self.lines
+            if all(quantities.get(meter) == units for meter, units in consume.items())
+        ]
+        _, first = max(matching, key=itemgetter(0), default=(0, ()))
+        return {
+            meter: quantities[meter] for meter in dict.fromkeys((*first, *quantities)) if meter in quantities
+        }
 
     def overage(self, used: Mapping[str, int]) -> dict[str, int]:
         """Units beyond what is included, by meter, where neither grants nor credits pay."""
@@ -104,6 +123,7 @@ def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], sea
         has_grants=bool(plan.grants),
         grants_outlive=any(grant.expires_ms for grant in plan.grants),
         sources=frozenset(meter.source for meter in meters.values() if meter.source is not None),
+        lines=tuple((route.consume, tuple(demands_of(route, catalog))) for route in catalog.routes),
     )
 
 
