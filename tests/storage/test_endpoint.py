@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +23,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
 from meterkit.starlette import storage_events
-from meterkit.storage import service
+from meterkit.storage import fetching, service
 from meterkit.storage.sns import is_of_aws
 from meterkit.testing import Clock
 from storage.objects import Happened
@@ -178,6 +180,33 @@ def fetched(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(kit.storage, "fetch", fetch)
     return found
+
+
+async def test_sns_that_cannot_be_asked_has_the_message_sent_again(
+    kit: MeterKit, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(url: str) -> bytes:
+        raise TimeoutError(url)
+
+    monkeypatch.setattr(kit.storage, "fetch", away)
+    assert (await client.post("/", content=json.dumps(signed()))).status_code == 503
+    assert await kit.gauges.get("ada", "storage") == 0
+
+
+async def test_only_certificates_are_remembered(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    pem = certificate()
+    answers = [b"<html>busy</html>", pem, b"asked for again"]
+    monkeypatch.setattr(fetching, "fetch", lambda _url: answers.pop(0))
+    found = [await kit.storage.fetch(CERTIFICATE) for _ in range(3)]
+    assert found == [b"<html>busy</html>", pem, pem]
+
+
+async def test_topics_without_what_checks_signatures(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "meterkit.storage.signatures", raising=False)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    storage_events(kit, secret=SECRET)
+    with pytest.raises(MeterkitError, match=re.escape("pip install 'meterkit[storage]'")):
+        storage_events(kit, secret=SECRET, topics=[TOPIC])
 
 
 @pytest.mark.parametrize("version", ["1", "2"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from hmac import compare_digest
 from http import HTTPStatus
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.errors import MeterkitError, StoreError
@@ -49,7 +50,7 @@ class StorageEndpoint:
         topics: ARNs of the topics of SNS whose messages count.
 
     Raises:
-        MeterkitError: the secret is too short.
+        MeterkitError: the secret is too short, or topics are named and ``cryptography`` is missing.
     """
 
     def __init__(self, kit: StoringKit, secret: str, topics: Iterable[str] = ()) -> None:
@@ -61,6 +62,11 @@ class StorageEndpoint:
         self._storage = kit.storage
         self._expected = f"Bearer {secret}".encode()
         self._topics = frozenset(topics)
+        if self._topics:
+            try:
+                import_module("meterkit.storage.signatures")
+            except ImportError as error:
+                raise MeterkitError(str(error)) from error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one request."""

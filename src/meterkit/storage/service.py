@@ -36,9 +36,9 @@ _logger = logging.getLogger("meterkit.storage")
 
 _WARN_EVERY_S: Final = 60.0
 _WARNED_MAX: Final = 100
-_FETCH_TIMEOUT_S: Final = 5.0
-_FETCH_BYTES_MAX: Final = 1 << 16
 _CERTIFICATES_MAX: Final = 16
+_PEM_END: Final = b"-----END CERTIFICATE-----"
+"""What else came from that address is not remembered: it might be the page of a proxy."""
 _LOOK_EVERY_S: Final = 60.0
 
 
@@ -236,13 +236,15 @@ class ObjectStorage:
     async def fetch(self, url: str) -> bytes:
         """What an address of SNS has; certificates are remembered. Raises OSError."""
         known = self._certificates.get(url)
-        if known is None:
-            known = await wrap_future(in_daemon_thread(lambda: _fetch(url), name="meterkit-sns"))
+        if known is not None:
+            return known
+        fetching: Any = import_module("meterkit.storage.fetching")  # Only messages of SNS need it.
+        found: bytes = await wrap_future(in_daemon_thread(lambda: fetching.fetch(url), name="meterkit-sns"))
+        if _PEM_END in found:
             if len(self._certificates) >= _CERTIFICATES_MAX:
                 self._certificates.clear()
-            if url.endswith(".pem"):
-                self._certificates[url] = known
-        return known
+            self._certificates[url] = found
+        return found
 
     def _configured(self) -> Storage:
         storage = self._store.catalog.storage
@@ -261,10 +263,3 @@ class ObjectStorage:
             return
         for shard in range(keys.shards):
             await admin.ask(admin.client.delete(keys.relist(shard)))
-
-
-def _fetch(url: str) -> bytes:
-    module: Any = import_module("urllib.request")  # Only messages of SNS need it.
-    with module.urlopen(url, timeout=_FETCH_TIMEOUT_S) as response:
-        found: bytes = response.read(_FETCH_BYTES_MAX)
-    return found
