@@ -32,7 +32,7 @@ LEFT_OUT = {
         "sync",
         "webhooks",
     },
-    "notify": {"check", "events", "senders", "tasks"},
+    "notify": {"check", "events", "senders", "tasks", "wants"},
     "storage": {"count_signed", "fetch", "recalculate_due", "warn", "worker_tasks"},
     "revenue": {"look", "run"},
     "subscriptions": {"tasks"},

@@ -91,10 +91,14 @@ class Messages:
             _require(channel)
             found[f"notify {channel}"] = Courier(self._store, sender).run
         if self._history is not None:
-            found["notify spikes"] = SpikeWatch(self._store, self._history, self._is_wanted).run
-        found["notify storage"] = StorageWatch(self._store, self._is_wanted).run
-        found["notify summaries"] = SummaryWatch(self._store, self._is_wanted).run
+            found["notify spikes"] = SpikeWatch(self._store, self._history, self.wants).run
+        found["notify storage"] = StorageWatch(self._store, self.wants).run
+        found["notify summaries"] = SummaryWatch(self._store, self.wants).run
         return found
+
+    def wants(self, event: str) -> bool:
+        """Whether a channel of the plans file or a handler wants an event."""
+        return event in self._store.catalog.notify.events or event in self._handled
 
     def check(self, catalog: Catalog) -> None:
         """Log each channel of a plans file that a process which sends messages cannot send by.
@@ -201,9 +205,6 @@ class Messages:
             raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(MESSAGE_EVENTS)}")
         message = message_of("email", event, sample_of(event, self._store.catalog))
         return message.body(), self._renderer.render(message, locale=locale, name="Ada Lovelace")
-
-    def _is_wanted(self, event: str) -> bool:
-        return event in self._store.catalog.notify.events or event in self._handled
 
     def _missing(self, notify: Notify) -> Mapping[Channel, str]:
         """Why this process cannot send by a channel of the plans file."""

@@ -45,9 +45,13 @@ class Lookout:
             StoreError: the store does not answer.
         """
         while True:
-            if self._is_wanted(self._event) and await self.lease.take():
-                await look()
+            await self.turn(look)
             await asyncio.sleep(_EVERY_S)
+
+    async def turn(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Look unless the event is unwanted or another process looks; raises as :meth:`run` does."""
+        if self._is_wanted(self._event) and await self.lease.take():
+            await look()
 
 
 def digest_of(*parts: str | int) -> str:
