@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from datetime import timedelta
 from fractions import Fraction
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
+
+import pytest
 
 from meterkit.catalog.models import Rate
 from meterkit.insights.audit.database import Database
@@ -147,3 +152,10 @@ def test_what_is_refused_counts_nowhere_and_what_is_taken_back_makes_room() -> N
     events = [Event(nth, quantities, None, None) for nth, quantities in enumerate(used)]
     tried = refuse_beyond(terms({"calls": 10}), events)
     assert tried == ({"calls": 0}, {"calls": 7, "words": 9}, 1)
+
+
+def test_without_duckdb_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "meterkit.insights.simulation.log")
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(ImportError, match=re.escape("pip install 'meterkit[simulate]'")):
+        import_module("meterkit.insights.simulation.log")
