@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Replay"]
 
 _LEAST_AHEAD_MS: Final = timedelta(days=10_000) // timedelta(milliseconds=1)
-_MOST_AHEAD_MS: Final = timedelta(days=1_000_000) // timedelta(milliseconds=1)
+# Times in requests have 13 digits.
+_MOST_AHEAD_MS: Final = timedelta(days=90_000) // timedelta(milliseconds=1)
 
 _TIMEOUT_S: Final = 60.0
 
@@ -143,8 +144,8 @@ class Replay:
 def _ahead_ms(terms: Terms) -> int:
     """How far ahead the past is served, because a server keeps nothing that ended in the past.
 
-    A multiple of all windows, so that these begin at the same instants. Where the least one is beyond the
-    calendar, as with two windows of odd seconds, they begin at other instants.
+    A multiple of all windows, so that these begin at the same instants. Where there is none within reach, as
+    with two windows of odd seconds, they begin at other instants.
     """
     step_ms = lcm(*(rate.window_ms for rates in terms.rates.values() for rate in rates))
     ahead_ms = -(-_LEAST_AHEAD_MS // step_ms) * step_ms
