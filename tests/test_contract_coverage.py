@@ -19,6 +19,7 @@ SECTIONS: Final = (
     "Rules of counting",
     "What a client sees",
     "Subscriptions",
+    "What people look at",
 )
 HEAD: Final = ("| stated | shown by |", "|---|---|")
 NAMED: Final = re.compile(r"`(tests/[a-z0-9_/]+\.py)::(test_[a-z0-9_]+)`")

@@ -190,6 +190,18 @@ async def test_a_deleted_customer_leaves_no_hold(kit: MeterKit) -> None:
     assert found == []
 
 
+async def test_a_late_event_of_a_deleted_customer_is_forgotten_in_a_week(kit: MeterKit) -> None:
+    await kit.storage.count(put(700))
+    admin, objects = await kit.store.admin(), kit.store.keys.customer("ada").objects
+    assert await admin.client.pttl(objects) == -1
+    await kit.customers.delete("ada")
+    gone = Happened("ObjectRemoved:Delete", KEY, None, None, NOW_MS + 2000, 6, 6)
+    await kit.storage.count(gone.as_body("s3", "uploads"))
+    found: Any = await admin.client.keys("*ada*")
+    assert found == [objects.encode()]
+    assert 0 < await admin.client.pttl(objects) <= 7 * 24 * 60 * 60_000
+
+
 async def test_without_credentials_nothing_is_held(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

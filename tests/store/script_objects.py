@@ -26,6 +26,7 @@ REMOVED, STORED, LISTED = 0, 1, 2
 UPLOADS: Final = ("", "", "x", "y")
 SLOT_MS: Final = 300_000
 HOUR_MS: Final = 12 * SLOT_MS
+SEVEN_DAYS_H: Final = 7 * 24
 
 Change = tuple[str, int, int, int, str, str, int, str]
 Known = tuple[int, int, int, str, str]
@@ -72,6 +73,7 @@ class ObjectsWorld:
         self.level = Level()
         self.relisted: int | None = None
         self.ledger = 0
+        self.hours_left = SEVEN_DAYS_H
         self.uploads: dict[str, dict[str, list[Upload]]] = {"older": {}, "newer": {}}
         self.presigned: dict[int, int] = {}
         wire(pack("DEL", *self._keys))
@@ -303,7 +305,22 @@ class ObjectsWorld:
             self._same(key, flat, {name: unpack_field(value) for name, value in self._pairs(key)})
         relist = self._wire(pack("ZSCORE", "relist", "acme"))
         self._same("relist", self.relisted, None if relist is None else int(relist))
+        self._same("life of objects", True, self._lives(total))
         self._same("ledger", min(self.ledger, 1000), self._wire(pack("LLEN", "history")))
+
+    def _lives(self, total: int) -> bool:
+        """Whether objects expire only where nothing is stored; some time passes then at once."""
+        lives: int = self._wire(pack("PTTL", "objects"))
+        if not self.objects and self.window == (0, 0):
+            return lives == -2
+        if total:
+            self.hours_left = SEVEN_DAYS_H
+            return lives == -1
+        most = self.hours_left * HOUR_MS
+        if self.hours_left > 1 and self.random.random() < 0.5:
+            self.hours_left -= 1
+            self._wire(pack("PEXPIRE", "objects", self.hours_left * HOUR_MS))
+        return most - MINUTE_MS < lives <= most
 
     def _pairs(self, key: str) -> list[tuple[bytes, bytes]]:
         flat: list[bytes] = self._wire(pack("HGETALL", key))

@@ -119,6 +119,11 @@ end
 if is_listing then
   call('HSET', objects_key, bucket, cmsgpack.pack(FORM, since_ms, sure_ms))
 end
+if changed > 0 then
+  call('PERSIST', objects_key)
+elseif call('PTTL', objects_key) == -1 then -- Nothing is stored: only events that come late need what is known.
+  call('PEXPIRE', objects_key, SEVEN_DAYS_MS)
+end
 if is_listing and change ~= 0 then
   enter(history_key, {{'storage', string.format('%.0f', now), string.format('%.0f bytes', sum),
     string.format('%.0f bytes', changed), 'recalculation'}})
