@@ -71,5 +71,6 @@ async def selling(store_url: str, directory: Path | None, **settings: Any) -> As
 
 def figures_on(page: str) -> dict[str, int]:
     """The figures of an overview as HTML, by section and name."""
-    found = re.findall(r'<dd data-figure="([^"]*)">\s*.*?<data value="(-?\d+)">', page)
-    return {name: int(value) for name, value in found}
+    found = re.findall(r'<(dd|td) data-figure="([^"]*)"[^>]*>(.*?)</\1>', page, re.DOTALL)
+    values = {name: re.search(r'<data value="([^"]*)">', shown) for _, name, shown in found}
+    return {name: int(value[1]) for name, value in values.items() if value and value[1].lstrip("-").isdigit()}

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from decimal import Decimal
 
-__all__ = ["exact_money", "money"]
+__all__ = ["exact_money", "minor_units", "money"]
 
 # https://docs.stripe.com/currencies#zero-decimal; amounts of ISK and UGX have two decimals at Stripe.
 _WITHOUT: Final = frozenset(
     {"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"}
 )
 _WITH_THREE: Final = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+
+
+def minor_units(currency: str) -> int:
+    """How many minor units make one of a currency: 100 cents a dollar."""
+    return int(10 ** _decimals(currency))
 
 
 def money(amount_cents: int, currency: str) -> str:

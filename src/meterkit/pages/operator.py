@@ -20,8 +20,9 @@ from meterkit.pages.operator_figures import (
     customer_sections,
     figure_rows,
     figures_json,
+    revenue_sections,
 )
-from meterkit.pages.operator_lists import customer_lists
+from meterkit.pages.operator_lists import customer_lists, revenue_lists
 from meterkit.pages.operator_live import live_sections
 from meterkit.pages.operator_queues import QUEUES, QueuesKit, ledger_list, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
@@ -105,6 +106,7 @@ class _OperatorPages:
         self._overview = Overview(kit.store, kit.settings)
         self._lists: Mapping[str, Listing] = {
             **customer_lists(self._overview),
+            **revenue_lists(self._overview),
             **queue_lists(kit),
             "ledger": ledger_list(kit),
         }
@@ -215,7 +217,8 @@ class _OperatorPages:
             return [Section("customers", "Customers", (), note)]
         note = f"As of {from_ms(made.at_ms):%Y-%m-%d %H:%M} UTC."
         first, *others = customer_sections(made.figures["customers"], self._kit.catalog)
-        return [first._replace(note=note), *others]
+        revenue = revenue_sections(made.figures["revenue"], self._kit.catalog)
+        return [first._replace(note=note), *others, *revenue]
 
     def _listing(self, request: Request) -> tuple[Listing, str]:
         listing = self._lists.get(request.path_params["name"])

@@ -10,11 +10,43 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
-    from meterkit.insights.overview.rows import CustomerTotals
+    from meterkit.insights.overview.rows import CustomerTotals, RevenueFigures
 
-__all__ = ["FIGURE_COLUMNS", "Figure", "Section", "customer_sections", "figure_rows", "figures_json"]
+__all__ = [
+    "FIGURE_COLUMNS",
+    "Figure",
+    "Section",
+    "customer_sections",
+    "figure_rows",
+    "figures_json",
+    "revenue_sections",
+]
 
-FIGURE_COLUMNS: Final = tuple(Column(name, name) for name in ("section", "figure", "value", "currency"))
+FIGURE_COLUMNS: Final = tuple(
+    Column(name, name) for name in ("section", "row", "figure", "value", "currency")
+)
+
+Kind = Literal["number", "micro", "cents", "share"]
+
+_REVENUE: Final[tuple[tuple[str, str, Kind, str], ...]] = (
+    ("mrr", "Monthly recurring revenue", "micro", "paying"),
+    ("customers", "Paying customers", "number", "paying"),
+    ("arpa", "Revenue per paying customer", "micro", "paying"),
+    ("ltv", "Lifetime value of a customer", "micro", ""),
+    ("nrr", "Net revenue retention, one month", "share", ""),
+    ("grr", "Gross revenue retention, one month", "share", ""),
+    ("customer_churn", "Customers lost in a month", "share", ""),
+    ("gross_churn", "Revenue lost in a month", "share", ""),
+    ("net_churn", "Revenue lost in a month, less what was won", "share", ""),
+    ("usage_revenue", "Usage billed in a month", "micro", "usage"),
+    ("forecast", "Expected in a month", "micro", ""),
+    ("forecast_error", "Error of such forecasts", "share", ""),
+)
+_NONE: Final = {"usage_revenue": 0}
+"""Of a currency that a figure does not have; others are not known then."""
+
+_MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
+_GROWTH: Final = ("mrr", *_MOVES, "customers")
 
 
 class Figure(NamedTuple):
@@ -24,20 +56,22 @@ class Figure(NamedTuple):
         name: in JSON and CSV.
         label: on the page.
         value: None: not known.
-        kind: how the page shows it; ``micro``: millionths of the smallest unit of ``currency``; ``share``: a
-            number that is 1 for the whole.
+        kind: how the page shows it; ``micro``: millionths of the smallest unit of ``currency``; ``cents``:
+            that unit; ``share``: a number that is 1 for the whole.
         opens: name of the list behind it; empty: there is none.
         of: what that list is asked for, such as a plan.
         currency: of an amount.
+        row: of the section's table; empty: the section has none.
     """
 
     name: str
     label: str
     value: float | None
-    kind: Literal["number", "micro", "share"] = "number"
+    kind: Kind = "number"
     opens: str = ""
     of: str = ""
     currency: str = ""
+    row: str = ""
 
 
 class Section(NamedTuple):
@@ -48,12 +82,16 @@ class Section(NamedTuple):
         title: its heading.
         figures: in the order of the page.
         note: what the page says besides, such as why there are no figures.
+        headings: of a table: of its rows, then of each column; a row has as many figures as columns.
+        charted: name of the figure that a chart shows; then rows are days.
     """
 
     name: str
     title: str
     figures: Sequence[Figure]
     note: str = ""
+    headings: Sequence[str] = ()
+    charted: str = ""
 
 
 def customer_sections(totals: CustomerTotals, catalog: Catalog) -> Sequence[Section]:
@@ -77,25 +115,99 @@ def customer_sections(totals: CustomerTotals, catalog: Catalog) -> Sequence[Sect
     return [Section("customers", "Customers", customers), Section("plans", "Customers by plan", plans)]
 
 
+def revenue_sections(revenue: RevenueFigures | None, catalog: Catalog) -> Sequence[Section]:
+    """What a snapshot says of revenue, each currency by itself."""
+    if revenue is None:
+        return [Section("revenue", "Revenue", (), "There is no snapshot of a day's revenue yet.")]
+    found: list[Section] = []
+    for currency in sorted(revenue["figures"]["mrr"]):
+        figures = [
+            Figure(
+                name,
+                label,
+                revenue["figures"][name].get(currency, _NONE.get(name)),
+                kind,
+                opens,
+                currency,
+                currency,
+            )
+            for name, label, kind, opens in _REVENUE
+        ]
+        if currency == catalog.currency:
+            cac = Figure("cac", "Cost of a new customer", revenue["cac"], "cents", currency=currency)
+            figures.append(cac)
+        title = f"Revenue in {currency.upper()}"
+        found.append(Section(f"revenue_{currency}", title, figures, f"At the end of {revenue['day']} (UTC)."))
+        found += [_plans(revenue, currency, catalog), _growth(revenue, currency)]
+    return found
+
+
+def _plans(revenue: RevenueFigures, currency: str, catalog: Catalog) -> Section:
+    names = {key: plan.name for key, plan in catalog.plans.items()}
+    figures = [
+        Figure(plan, names.get(plan, plan), mrr, "micro", "paying", f"{currency} {plan}", currency)
+        for plan, of, mrr in revenue["plans"]
+        if of == currency
+    ]
+    return Section(f"plans_{currency}", f"Monthly recurring revenue by plan in {currency.upper()}", figures)
+
+
+def _growth(revenue: RevenueFigures, currency: str) -> Section:
+    figures = [
+        Figure(
+            name=name,
+            label=f"{name} on {day}",
+            value=moved[name],
+            kind="number" if name == "customers" else "micro",
+            opens="moves" if name in _MOVES and moved[name] else "",
+            of=f"{day} {currency} {name}",
+            currency=currency,
+            row=day,
+        )
+        for day, of, moved in revenue["growth"]
+        if of == currency
+        for name in _GROWTH
+    ]
+    return Section(
+        name=f"growth_{currency}",
+        title=f"Growth in {currency.upper()}",
+        figures=figures,
+        note="New, expansion and reactivation, less contraction and churn, are the change of a day.",
+        headings=(
+            "Day (UTC)",
+            "Revenue",
+            "New",
+            "Expansion",
+            "Reactivation",
+            "Contraction",
+            "Churn",
+            "Paying",
+        ),
+        charted="mrr",
+    )
+
+
 def figures_json(sections: Iterable[Section]) -> Mapping[str, Mapping[str, object]]:
-    """The figures by section and name; amounts of several currencies by currency."""
+    """The figures by section, row where the section has a table, and name."""
     found: dict[str, dict[str, object]] = {}
     for section in sections:
-        named = found.setdefault(section.name, {})
+        rows: dict[str, dict[str, object]] = {}
         for figure in section.figures:
-            if figure.currency:
-                by_currency = named.setdefault(figure.name, {})
-                if isinstance(by_currency, dict):
-                    by_currency[figure.currency] = figure.value
-            else:
-                named[figure.name] = figure.value
+            rows.setdefault(figure.row, {})[figure.name] = figure.value
+        found[section.name] = {**rows.pop("", {}), **rows}
     return found
 
 
 def figure_rows(sections: Iterable[Section]) -> list[Row]:
     """The figures for CSV, one in each row."""
     return [
-        {"section": section.name, "figure": figure.name, "value": figure.value, "currency": figure.currency}
+        {
+            "section": section.name,
+            "row": figure.row,
+            "figure": figure.name,
+            "value": figure.value,
+            "currency": figure.currency,
+        }
         for section in sections
         for figure in section.figures
     ]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
 from typing import TYPE_CHECKING, Final
 
 from meterkit.pages.listing import Asked, Column, Listing, Row, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from meterkit.insights.overview.overview import Overview
     from meterkit.insights.overview.rows import CustomerRow
 
-__all__ = ["customer_lists"]
+__all__ = ["customer_lists", "revenue_lists"]
 
+MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
+"""As :mod:`meterkit.insights.revenue.lists`, which imports SQLAlchemy, names them."""
+
+_DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
+_CUSTOMER: Final = Column("customer", "Customer", opens="ledger")
 _CUSTOMERS: Final = (
-    Column("customer", "Customer", opens="ledger"),
+    _CUSTOMER,
     Column("plan", "Plan"),
     Column("status", "Status"),
     Column("access", "Access"),
@@ -24,6 +31,25 @@ _CUSTOMERS: Final = (
     Column("ceiling", "Limit", "number"),
     Column("per_mille", "Share", "per_mille"),
     Column("unlinked", "Waiting for a link", "number"),
+)
+_PAYING: Final = (
+    _CUSTOMER,
+    Column("plan", "Plan"),
+    Column("currency", "Currency"),
+    Column("mrr", "A month", "micro"),
+)
+_MOVED: Final = (
+    *_PAYING[:3],
+    Column("move", "Change"),
+    Column("before", "Before", "micro"),
+    Column("after", "After", "micro"),
+    Column("change", "By", "micro"),
+)
+_CHARGED: Final = (
+    _CUSTOMER,
+    Column("day", "Period ended"),
+    Column("currency", "Currency"),
+    Column("amount", "Amount", "micro"),
 )
 _LISTS: Final[Mapping[str, tuple[str, str]]] = {
     "all": ("Customers", "There are no customers."),
@@ -53,6 +79,65 @@ def customer_lists(overview: Overview) -> Mapping[str, Listing]:
         return Listing(name=name, title=title, columns=_CUSTOMERS, read=read, empty=empty, needs_of=needs_of)
 
     return {name: listing(name, *words) for name, words in _LISTS.items()}
+
+
+def revenue_lists(overview: Overview) -> Mapping[str, Listing]:
+    """Who pays, whose payment changed, and what usage costs."""
+    found = _OfRevenue(overview)
+    listings = (
+        ("paying", "Paying customers: {of}", _PAYING, found.paying, "No customer pays."),
+        ("moves", "Changes of revenue: {of}", _MOVED, found.moves, "No customer's revenue changed so."),
+        ("usage", "Usage billed in a month: {of}", _CHARGED, found.usage, "No usage was billed."),
+    )
+    return {
+        name: Listing(name=name, title=title, columns=columns, read=read, empty=empty, needs_of=True)
+        for name, title, columns, read, empty in listings
+    }
+
+
+class _OfRevenue:
+    def __init__(self, overview: Overview) -> None:
+        self._overview = overview
+
+    async def paying(self, asked: Asked) -> Rows:
+        """Of a currency, or of a currency and a plan."""
+        if (day := await self._day()) is None:
+            return Rows([])
+        currency, _, plan = asked.of.partition(" ")
+        found = await self._overview.payments(day, currency, plan, after=asked.after, most=asked.most)
+        return _page([row._asdict() for row in found], asked.most, "customer")
+
+    async def moves(self, asked: Asked) -> Rows:
+        """Of a day, a currency and a movement."""
+        day, currency, move = (*asked.of.split(" "), "", "")[:3]
+        if await self._day() is None or not _DAY.fullmatch(day) or move not in MOVES:
+            return Rows([])
+        try:
+            at = date.fromisoformat(day)
+        except ValueError:
+            return Rows([])
+        found = await self._overview.moves(at, currency, move, after=asked.after, most=asked.most)
+        return _page([row._asdict() for row in found], asked.most, "customer")
+
+    async def usage(self, asked: Asked) -> Rows:
+        """Of a currency."""
+        if (day := await self._day()) is None:
+            return Rows([])
+        ended, _, customer = asked.after.partition(" ")
+        after = (customer, ended) if asked.after else ()
+        found = await self._overview.usage_charges(day, asked.of, after=after, most=asked.most)
+        return _page([row._asdict() for row in found], asked.most, "day", "customer")
+
+    async def _day(self) -> date | None:
+        """The day that the revenue of the last snapshot is of; None: there is none."""
+        made = await self._overview.last()
+        revenue = None if made is None else made.figures["revenue"]
+        return None if revenue is None else date.fromisoformat(revenue["day"])
+
+
+def _page(rows: Sequence[Row], most: int, *place: str) -> Rows:
+    after = " ".join(str(rows[-1][name]) for name in place) if len(rows) == most else ""
+    return Rows(rows, after)
 
 
 def _row(found: CustomerRow) -> Row:

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.money import money
+from meterkit.catalog.money import minor_units, money
 from meterkit.decisions.periods import iso
 from meterkit.decisions.prepaid import MICRO
 from meterkit.errors import MeterkitError
@@ -55,6 +55,7 @@ class Pages:
         self._environment.filters |= {
             "money": money,
             "micro_money": _micro_money,
+            "micro_per_unit": _micro_per_unit,
             "per_cent": _per_cent,
             "day": _day,
             "minute": _minute,
@@ -84,6 +85,10 @@ def _minute(at: datetime) -> str:
 
 def _micro_money(amount: int, currency: str) -> str:
     return money(round(Fraction(amount, MICRO)), currency)
+
+
+def _micro_per_unit(currency: str) -> int:
+    return MICRO * minor_units(currency)
 
 
 def _per_cent(share: float) -> str:

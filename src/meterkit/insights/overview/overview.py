@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import SettingsError
+from meterkit.insights.overview.growth import revenue_figures
 from meterkit.insights.overview.rows import CustomerRow, Totals, row_of
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.insights.overview.threads import in_thread
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.customers import customers_set_up
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+    from datetime import date
 
+    from meterkit.insights.audit.database import Database
     from meterkit.insights.overview.rows import OverviewFigures
     from meterkit.insights.overview.tables import Made, OverviewTables
+    from meterkit.insights.revenue.lists import Move, Payment, RevenueLists, UsageCharge
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
 __all__ = ["Overview"]
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 _LOOK_EVERY_S: Final = 5.0
 _FRESH_MS: Final = 300_000
@@ -52,13 +52,13 @@ class Overview:
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
         self._settings = settings
-        self._opened: OverviewTables | None = None
+        self._database: Database | None = None
         self._asked = store.keys.shard(HOOKS_SHARD, "overview:asked")
         self._lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, "overview:lease"), lasts_ms=_LEASE_MS)
 
     async def last(self) -> Made | None:
         """The last snapshot; None: there is none yet. One that is older than five minutes is made anew."""
-        made = await _in_thread(self._tables().last)
+        made = await in_thread(self._tables().last)
         if made is None or self._store.now_ms() - made.at_ms > _FRESH_MS:
             admin = await self._store.admin()
             await admin.ask(admin.client.set(self._asked, b"1", px=_ASKED_MS))
@@ -68,7 +68,7 @@ class Overview:
         self, made: Made, name: str, value: str = "", *, after: Sequence[str] = (), most: int
     ) -> Sequence[CustomerRow]:
         """A page of a list of customers; see :meth:`OverviewTables.customers`."""
-        return await _in_thread(self._tables().customers, made.at_ms, name, value, after=after, most=most)
+        return await in_thread(self._tables().customers, made.at_ms, name, value, after=after, most=most)
 
     async def run(self) -> None:
         """Make a snapshot whenever a page has asked for one, until cancelled."""
@@ -91,7 +91,7 @@ class Overview:
     async def snapshot(self) -> OverviewFigures:
         """Make a snapshot of all customers now; its figures."""
         tables, store = self._tables(), self._store
-        known = await _in_thread(tables.last)
+        known = await in_thread(tables.last)
         at_ms = max(store.now_ms(), 0 if known is None else known.at_ms + 1)  # It names the snapshot.
         totals = Totals(_delivered(store))
         customers, waiting = await self._all(), list[CustomerRow]()
@@ -102,12 +102,15 @@ class Overview:
                 totals.add(row, usage)
                 waiting.append(row)
             if len(waiting) >= _WRITTEN_AT_ONCE:
-                await _in_thread(tables.write, at_ms, waiting)
+                await in_thread(tables.write, at_ms, waiting)
                 await self._lease.take()  # Keep it: a snapshot of many customers takes longer than it lasts.
                 waiting = []
-        await _in_thread(tables.write, at_ms, waiting)
-        figures: OverviewFigures = {"customers": totals.figures()}
-        await _in_thread(tables.finish, at_ms, figures)
+        await in_thread(tables.write, at_ms, waiting)
+        figures: OverviewFigures = {
+            "customers": totals.figures(),
+            "revenue": await revenue_figures(self._store, self._settings, self._opened_database()),
+        }
+        await in_thread(tables.finish, at_ms, figures)
         return figures
 
     async def _all(self) -> Sequence[str]:
@@ -118,28 +121,50 @@ class Overview:
             found.update([customer async for customer in set_up])
         return sorted(found)
 
-    def _tables(self) -> OverviewTables:
+    async def payments(
+        self, day: date, currency: str, plan: str = "", *, after: str = "", most: int
+    ) -> Sequence[Payment]:
+        """Who paid on a day; see :meth:`RevenueLists.payments`."""
+        return await in_thread(self._lists().payments, day, currency, plan, after=after, most=most)
+
+    async def moves(
+        self, day: date, currency: str, move: str, *, after: str = "", most: int
+    ) -> Sequence[Move]:
+        """Whose payment changed on a day; see :meth:`RevenueLists.moves`."""
+        return await in_thread(self._lists().moves, day, currency, move, after=after, most=most)
+
+    async def usage_charges(
+        self, day: date, currency: str, *, after: Sequence[str] = (), most: int
+    ) -> Sequence[UsageCharge]:
+        """What the usage revenue of a day consists of; see :meth:`RevenueLists.usage`."""
+        return await in_thread(self._lists().usage, day, currency, after=after, most=most)
+
+    def _lists(self) -> RevenueLists:
+        database = self._opened_database()
+        lists: Any = import_module("meterkit.insights.revenue.lists")
+        found: RevenueLists = lists.RevenueLists(database)
+        return found
+
+    def _opened_database(self) -> Database:
         if self._settings.audit_url is None:
             raise SettingsError(
                 "audit_url",
                 "audit_url: figures over all customers are kept beside the audit log; set METERKIT_AUDIT_URL"
                 " to a database",
             )
-        if (opened := self._opened) is None:
+        if (opened := self._database) is None:
             # SQLAlchemy takes a while to import, and is wanted by few.
-            database: Any = import_module("meterkit.insights.audit.database")
-            tables: Any = import_module("meterkit.insights.overview.tables")
-            url = self._settings.audit_url.get_secret_value()
-            opened = tables.OverviewTables(database.Database(url))
-            self._opened = opened
+            module: Any = import_module("meterkit.insights.audit.database")
+            opened = module.Database(self._settings.audit_url.get_secret_value())
+            self._database = opened
         return opened
+
+    def _tables(self) -> OverviewTables:
+        database = self._opened_database()
+        tables: Any = import_module("meterkit.insights.overview.tables")
+        found: OverviewTables = tables.OverviewTables(database)
+        return found
 
 
 def _delivered(store: Store) -> frozenset[str]:
     return frozenset(name for name, meter in store.catalog.meters.items() if meter.stripe is not None)
-
-
-async def _in_thread(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    return await asyncio.wrap_future(
-        in_daemon_thread(partial(call, *args, **kwargs), name="meterkit-overview")
-    )

@@ -16,6 +16,7 @@ __all__ = [
     "CustomerRow",
     "CustomerTotals",
     "OverviewFigures",
+    "RevenueFigures",
     "Totals",
     "row_of",
 ]
@@ -77,10 +78,26 @@ class CustomerTotals(TypedDict):
     meters: dict[str, dict[str, int]]
 
 
+class RevenueFigures(TypedDict):
+    """Revenue at the time of a snapshot. Money is in micro-cents.
+
+    ``figures`` has each figure of :class:`~meterkit.insights.revenue.revenue.RevenueDay` but ``day`` and
+    ``cac`` by name and currency; ``plans`` plan, currency and MRR; ``growth`` day, currency and the
+    movements of that day, the oldest first.
+    """
+
+    day: str
+    figures: dict[str, dict[str, float | None]]
+    cac: int | None
+    plans: list[tuple[str, str, int]]
+    growth: list[tuple[str, str, dict[str, int]]]
+
+
 class OverviewFigures(TypedDict):
-    """All figures of a snapshot, as JSON holds them."""
+    """All figures of a snapshot, as JSON holds them; ``revenue`` is None where there is none yet."""
 
     customers: CustomerTotals
+    revenue: RevenueFigures | None
 
 
 def row_of(usage: CustomerUsage, meters: Collection[str]) -> CustomerRow:

@@ -8,7 +8,10 @@
   const draw = (place) => {
     const table = place.nextElementSibling.querySelector("table");
     const days = [...table.querySelectorAll("time")].map((time) => Date.parse(time.dateTime) / 1000);
-    const units = [...table.querySelectorAll("data")].map((data) => Number(data.value));
+    // A table of several columns marks the one that is drawn, and amounts say how many make a unit of money.
+    const marked = table.querySelectorAll(".charted data");
+    const per = Number(place.dataset.per ?? 1);
+    const units = [...(marked.length ? marked : table.querySelectorAll("data"))].map((data) => Number(data.value) / per);
     const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
     place.hidden = false;
     place.replaceChildren();

@@ -1,0 +1,133 @@
+"""Revenue and growth on the operator pages: each figure is the sum of the list that it opens."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from auditing import sqlite_in
+from meterkit.insights.audit.database import Database
+from meterkit.insights.overview.overview import Overview
+from meterkit.insights.revenue.figures import Paying, Used
+from meterkit.insights.revenue.tables import RevenueTables
+from operating import JSON, figures_on, pages_of, selling
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    import httpx
+
+    from meterkit import MeterKit
+
+pytestmark = pytest.mark.anyio
+
+LAST: Final = date(2031, 5, 30)
+DAYS: Final[tuple[dict[str, tuple[str, str, int]], ...]] = (
+    {"ada": ("pro", "usd", 1000), "bob": ("pro", "usd", 2000), "eve": ("pro", "eur", 3000)},
+    {"ada": ("pro", "usd", 1500), "eve": ("pro", "eur", 2000), "kim": ("free", "usd", 70)},
+    {"ada": ("pro", "eur", 1500), "bob": ("pro", "usd", 2500), "kim": ("free", "usd", 70)},
+)
+"""What each customer brought on the last three days: plan, currency, micro-cents."""
+MOVED: Final[dict[tuple[str, str, str], dict[str, int]]] = {
+    ("2031-05-28", "usd", "new"): {"ada": 1000, "bob": 2000},
+    ("2031-05-28", "eur", "new"): {"eve": 3000},
+    ("2031-05-29", "usd", "expansion"): {"ada": 500},
+    ("2031-05-29", "usd", "churn"): {"bob": 2000},
+    ("2031-05-29", "usd", "new"): {"kim": 70},
+    ("2031-05-29", "eur", "contraction"): {"eve": 1000},
+    ("2031-05-30", "usd", "churn"): {"ada": 1500},
+    ("2031-05-30", "usd", "reactivation"): {"bob": 2500},
+    ("2031-05-30", "eur", "new"): {"ada": 1500},
+    ("2031-05-30", "eur", "churn"): {"eve": 2000},
+}
+USED: Final = (Used("ada", "usd", 40), Used("bob", "usd", 2), Used("eve", "eur", 9))
+
+
+@asynccontextmanager
+async def sold(store_url: str, directory: Path) -> AsyncGenerator[tuple[MeterKit, httpx.AsyncClient]]:
+    """Three days of revenue, and a snapshot of all customers."""
+    tables = RevenueTables(Database(sqlite_in(directory)))
+    for nth, paid in enumerate(DAYS):
+        day = LAST - timedelta(days=len(DAYS) - 1 - nth)
+        tables.write(day, [Paying(name, *of) for name, of in paid.items()], USED)
+    tables.write(date(2031, 4, 30), [], [Used("old", "usd", 1000)])
+    async with selling(store_url, directory) as kit, pages_of(kit) as client:
+        await Overview(kit.store, kit.settings).snapshot()
+        yield kit, client
+
+
+async def rows_of(client: httpx.AsyncClient, path: str, of: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await client.get(f"/{path}.json", params={"of": of})).json()
+    return found
+
+
+async def test_each_movement_is_the_sum_of_its_list(store_url: str, tmp_path: Path) -> None:
+    async with sold(store_url, tmp_path) as (_, client):
+        figures = (await client.get("/", headers=JSON)).json()
+        page = (await client.get("/")).text
+        shown = figures_on(page)
+        for currency in ("usd", "eur"):
+            growth = figures[f"growth_{currency}"]
+            for day, of in growth.items():
+                for move in ("new", "expansion", "reactivation", "contraction", "churn"):
+                    rows = await rows_of(client, "moves", f"{day} {currency} {move}")
+                    assert {row["customer"]: row["change"] for row in rows} == MOVED.get(
+                        (day, currency, move), {}
+                    )
+                    assert sum(row["change"] for row in rows) == of[move]
+                    assert (f'href="moves?of={day}%20{currency}%20{move}"' in page) == bool(rows)
+            assert {name: n for name, n in shown.items() if name.startswith(f"growth_{currency}:")} == {
+                f"growth_{currency}:{day}:{name}": n for day, of in growth.items() for name, n in of.items()
+            }
+        for of in ("none", "2031-13-01 usd new", "2031-05-30 usd none", "' OR 1=1 -- usd new"):
+            assert await rows_of(client, "moves", of) == []
+
+
+async def test_amounts_are_the_sums_of_who_pays_and_what_is_used(store_url: str, tmp_path: Path) -> None:
+    async with sold(store_url, tmp_path) as (kit, client):
+        figures = (await client.get("/", headers=JSON)).json()
+        last = await kit.revenue.at()
+        for currency in ("usd", "eur"):
+            revenue = figures[f"revenue_{currency}"]
+            for name in ("mrr", "customers", "arpa", "ltv", "nrr", "grr", "customer_churn", "forecast"):
+                assert revenue[name] == getattr(last, name).get(currency), name
+            paying = await rows_of(client, "paying", currency)
+            assert sum(row["mrr"] for row in paying) == revenue["mrr"]
+            assert len(paying) == revenue["customers"]
+            for plan, mrr in figures[f"plans_{currency}"].items():
+                rows = await rows_of(client, "paying", f"{currency} {plan}")
+                assert (sum(row["mrr"] for row in rows), {row["plan"] for row in rows}) == (mrr, {plan})
+            charged = await rows_of(client, "usage", currency)
+            assert sum(row["amount"] for row in charged) == revenue["usage_revenue"] > 0
+        assert await rows_of(client, "paying", "gbp") == []
+        shown = figures_on((await client.get("/")).text)
+        assert shown["revenue_usd:mrr"] == 2570
+        assert shown["plans_eur:pro"] == 1500
+
+
+async def test_lists_of_revenue_are_read_page_by_page(store_url: str, tmp_path: Path) -> None:
+    async with sold(store_url, tmp_path) as (kit, _):
+        overview = Overview(kit.store, kit.settings)
+        first = await overview.payments(LAST, "usd", most=1)
+        second = await overview.payments(LAST, "usd", after="bob", most=1)
+        assert [one.customer for one in (*first, *second)] == ["bob", "kim"]
+        begun = date(2031, 5, 28)
+        moves = await overview.moves(begun, "usd", "new", after="ada", most=5)
+        assert [one.customer for one in moves] == ["bob"]
+        charged = await overview.usage_charges(LAST, "usd", after=("ada", "2031-05-29"), most=2)
+        assert [(one.customer, one.day) for one in charged] == [
+            ("ada", "2031-05-30"),
+            ("bob", "2031-05-28"),
+        ]
+
+
+async def test_before_the_first_day_there_is_no_revenue(store_url: str, tmp_path: Path) -> None:
+    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
+        await Overview(kit.store, kit.settings).snapshot()
+        assert "There is no snapshot of a day&#39;s revenue yet." in (await client.get("/")).text
+        for path, of in (("paying", "usd"), ("usage", "usd"), ("moves", "2031-01-01 usd new")):
+            assert await rows_of(client, path, of) == []
