@@ -157,3 +157,19 @@ async def test_a_repeat_after_a_kill_is_the_same_event(
         assert [5_000] == [data["used"] for data in told(hook)]
     assert [5_000, 5_000] == [event.used for event in seen]
     assert 1 == len({event.id for event in seen})
+
+
+async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with receiver() as hook, kit_of(store_url, Clock(NOW), url=hook.url, plans=PLANS) as kit:
+        for customer in ("acme", "bolt", "core"):
+            await kit.gauges.set(customer, "storage", 1_500)
+        admin = await kit.store.admin()
+        await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").levels, "storage", b"x"))
+        for _ in range(2):
+            await look(kit)
+        assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
+    assert 1 == caplog.text.count(
+        "no storage.over for customer 'bolt': what is kept cannot be read: ValueError"
+    )

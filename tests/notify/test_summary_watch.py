@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+import subscribed
 from messaging import PLANS, any_event, kit_of, mailbox, pass_over, receiver
 from meterkit.errors import StoreError
 from meterkit.notify.summary_watch import SummaryWatch
@@ -133,3 +134,56 @@ async def test_after_a_week_without_a_look_it_begins_anew(store_url: str) -> Non
         admin = await kit.store.admin()
         key = "mk:{0}:period.summary:last"
         assert 6 * 86_400_000 < await admin.ask(admin.client.pttl(key)) <= 7 * 86_400_000
+
+
+async def test_a_subscriptions_last_period_is_summed_up_at_the_prices_of_its_plan(store_url: str) -> None:
+    clock = Clock(subscribed.NOW)
+    plans = SUMMARIES.replace(
+        "\nplans:\n",
+        """
+plans:
+  pro:
+    price: {{amount_cents: 2900, interval: month}}
+    meters:
+      requests: {{included: 100, overage: {{bill: {{per: 1, amount_cents: 30}}}}}}
+""",
+    )
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=plans) as kit:
+        watch = watch_of(kit)
+        await look(kit, watch)
+        await subscribed.fetched(kit, subscribed.subscription(cancel_at_ms=subscribed.END))
+        await kit.record("acme", "requests", 120)
+        clock.set(subscribed.END + timedelta(minutes=1))
+        await kit.record("acme", "requests", 3)
+        clock.set(subscribed.END + timedelta(hours=1))
+        await look(kit, watch)
+        assert [] == hook.posts
+        clock.advance(timedelta(seconds=1))
+        await look(kit, watch)
+        (data,) = told(hook)
+        assert (data["period_start"], data["period_end"]) == ("2031-05-31T12:00:00Z", "2031-06-30T12:00:00Z")
+        assert data["overage_cents"] == 20 * 30
+        assert data["meters"] == {"requests": {"used": 120, "overage": 20, "before": 0}}
+        clock.set(datetime(2031, 7, 1, 2, tzinfo=UTC))
+        await look(kit, watch)
+        _, rest = told(hook)
+        assert rest["meters"] == {"requests": {"used": 3, "overage": 0, "before": 120}}
+
+
+async def test_a_damaged_customer_keeps_no_other_from_being_told(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(BEGIN)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=SUMMARIES) as kit:
+        watch = watch_of(kit)
+        await look(kit, watch)
+        for customer in ("acme", "bolt", "core"):
+            await kit.record(customer, "requests", 8)
+        admin = await kit.store.admin()
+        await admin.ask(admin.client.hset(kit.store.keys.customer("bolt").state, "data", "x"))
+        clock.set(datetime(2031, 6, 1, 2, tzinfo=UTC))
+        await look(kit, watch)
+        assert ["acme", "core"] == sorted(data["customer"] for data in told(hook))
+    assert (
+        "no period.summary for customer 'bolt': what is kept cannot be read: JSONDecodeError" in caplog.text
+    )

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.notify.spikes import DAYS, FLOOR, pace_of, spike_at
-from meterkit.notify.watching import Lookout, digest_of, tell_once
+from meterkit.notify.watching import UNREADABLE, Lookout, digest_of, note_unreadable, tell_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +63,10 @@ class SpikeWatch:
             if meter in self._store.catalog.meters:
                 event_id = digest_of(customer, meter, midnight_ms)
                 make = partial(self._found, customer, meter, now_ms, event_id)
-                await tell_once(self._store, customer, EVENT, event_id, make)
+                try:
+                    await tell_once(self._store, customer, EVENT, event_id, make)
+                except UNREADABLE as error:
+                    await note_unreadable(self._store, customer, EVENT, error)
                 await self._lookout.lease.take()
 
     async def _found(self, customer: str, meter: str, now_ms: int, event_id: str) -> Mapping[str, Any] | None:

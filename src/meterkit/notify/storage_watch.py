@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.gauges import Level
-from meterkit.notify.watching import Lookout, digest_of, tell_once
+from meterkit.notify.watching import UNREADABLE, Lookout, digest_of, note_unreadable, tell_once
 from meterkit.store.all_usage import customers_with_counts
 
 if TYPE_CHECKING:
@@ -52,23 +52,29 @@ class StorageWatch:
         gauges = [meter.name for meter in meters if meter.kind == "gauge" and meter.unit in _UNITS]
         customers = await customers_with_counts(self._store, "v") if gauges else ()
         for first in range(0, len(customers), _AT_ONCE):
-            for customer, gauge, since_ms in await self._over(customers[first : first + _AT_ONCE], gauges):
-                make = partial(self._found, customer, gauge, since_ms)
-                await tell_once(self._store, customer, EVENT, digest_of(customer, EVENT, gauge), make)
+            for customer, levels in await self._levels(customers[first : first + _AT_ONCE], gauges):
+                try:
+                    await self._tell(customer, dict(zip(gauges, levels, strict=True)))
+                except UNREADABLE as error:
+                    await note_unreadable(self._store, customer, EVENT, error)
             await self._lookout.lease.take()
 
-    async def _over(self, customers: Sequence[str], gauges: Sequence[str]) -> list[tuple[str, str, int]]:
-        """Customers and gauges with more than is included, as scripts found it, and since when."""
+    async def _levels(
+        self, customers: Sequence[str], gauges: Sequence[str]
+    ) -> list[tuple[str, Sequence[bytes | None]]]:
+        """The levels of customers, as they are kept."""
         admin = (await self._store.admin()).for_delivery()
         pipe = admin.client.pipeline(transaction=False)
         for customer in customers:
             pipe.hmget(self._store.keys.customer(customer).levels, list(gauges))
-        found: list[tuple[str, str, int]] = []
-        for customer, fields in zip(customers, await admin.ask(pipe.execute()), strict=True):
-            for gauge, packed in zip(gauges, fields, strict=True):
-                since_ms = Level.read(packed).over_ms
-                found += [(customer, gauge, since_ms)] if since_ms else []
-        return found
+        return list(zip(customers, await admin.ask(pipe.execute()), strict=True))
+
+    async def _tell(self, customer: str, levels: Mapping[str, bytes | None]) -> None:
+        for gauge, packed in levels.items():
+            since_ms = Level.read(packed).over_ms  # As a script found it.
+            if since_ms:
+                make = partial(self._found, customer, gauge, since_ms)
+                await tell_once(self._store, customer, EVENT, digest_of(customer, EVENT, gauge), make)
 
     async def _found(self, customer: str, gauge: str, since_ms: int) -> Mapping[str, Any] | None:
         usage = await self._store.usage(customer)

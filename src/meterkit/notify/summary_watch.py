@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS, to_ms
-from meterkit.notify.watching import Lookout, digest_of
+from meterkit.notify.watching import UNREADABLE, Lookout, digest_of, note_unreadable
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.notices import tell
 from meterkit.store.priced_usage import overage_charge
+from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
 
 __all__ = ["EVENT", "SummaryWatch"]
@@ -72,8 +72,11 @@ class SummaryWatch:
             await self._keep(until_ms, "")
             return
         for end_ms, customer in await self._due(last, until_ms):
-            usage = await self._store.usage(customer, at_ms=end_ms - 1)
-            summary = await self._summary(customer, usage)
+            try:
+                summary = await self._summary(customer, end_ms)
+            except UNREADABLE as error:
+                await note_unreadable(self._store, customer, EVENT, error)
+                summary = None
             if summary is not None:
                 await tell(self._store, customer, EVENT, summary)
                 await asyncio.sleep(self._pause_s)
@@ -87,13 +90,24 @@ class SummaryWatch:
         customers = await customers_with_counts(self._store)
         found: list[tuple[int, str]] = []
         for first in range(0, len(customers), _AT_ONCE):
-            page = customers[first : first + _AT_ONCE]
-            usages = await self._store.usage_of_many(page)
-            ends = [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]
+            ends = await self._ends(customers[first : first + _AT_ONCE])
             found += [end for end in ends if last < end and end[0] < until_ms]
         return sorted(found)
 
-    async def _summary(self, customer: str, usage: CustomerUsage) -> Mapping[str, Any] | None:
+    async def _ends(self, customers: Sequence[str]) -> list[tuple[int, str]]:
+        try:
+            usages = await self._store.usage_of_many(customers)
+        except UNREADABLE as error:
+            if len(customers) > 1:
+                return [end for customer in customers for end in await self._ends([customer])]
+            await note_unreadable(self._store, customers[0], EVENT, error)
+            return []
+        return [(to_ms(usage["period"]["start"]), usage["customer"]) for usage in usages]
+
+    async def _summary(self, customer: str, ended_ms: int) -> Mapping[str, Any] | None:
+        # The ledger says which plan was in force: what the clock has changed must be in it.
+        await States(self._store).catch_up(customer)
+        usage = await self._store.usage(customer, at_ms=ended_ms - 1)
         if not any(counts["recorded"] for counts in usage["meters"].values()):
             return None
         start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])

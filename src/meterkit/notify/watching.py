@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["Lookout", "digest_of", "tell_once"]
+__all__ = ["UNREADABLE", "Lookout", "digest_of", "note_unreadable", "tell_once"]
+
+UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
+"""What reading a damaged value raises, or one of another release."""
 
 _EVERY_S: Final = 300.0
 _LEASE_MS: Final = 600_000
@@ -52,6 +55,13 @@ class Lookout:
         """Look unless the event is unwanted or another process looks; raises as :meth:`run` does."""
         if self._is_wanted(self._event) and await self.lease.take():
             await look()
+
+
+async def note_unreadable(store: Store, customer: str, event: str, error: Exception) -> None:
+    """Log once that a customer is passed over: one damaged value must not keep events from all others."""
+    (await store.admin()).say_once(
+        f"no {event} for customer {customer!r}: what is kept cannot be read: {error!r}"
+    )
 
 
 def digest_of(*parts: str | int) -> str:
