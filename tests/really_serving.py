@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -139,8 +138,12 @@ async def served(
         yield kit, refused
 
 
-async def simulated(kit: MeterKit, url: str, plans: str, calls: Sequence[Call], **more: Any) -> Simulation:
-    return await simulate(kit.store, Database(url), loads(plans), to_ms(calls[-1].at), **more)
+async def simulated(kit: MeterKit, url: str, plans: str, calls: Sequence[Call]) -> Simulation:
+    return await simulated_at(kit, url, plans, calls[-1].at)
+
+
+async def simulated_at(kit: MeterKit, url: str, plans: str, at: datetime) -> Simulation:
+    return await simulate(kit.store, Database(url), loads(plans), to_ms(at))
 
 
 async def drain(kit: MeterKit, url: str) -> None:
@@ -168,12 +171,12 @@ def of(calls: Sequence[Call], kit: MeterKit) -> dict[str, int]:
 
 
 async def charged(kit: MeterKit, customer: str) -> int:
-    """The price of the plan and of what the store has recorded beyond what it includes."""
+    """The price of the plan and of what the store has recorded beyond what it includes, rounded by meter."""
     usage = await kit.usage(customer)
     plan = kit.catalog.plans[usage["plan"]]
-    total = Fraction(plan.price.amount_cents)
+    total = plan.price.amount_cents
     for meter, counts in usage["meters"].items():
         price = plan.entitlements[meter].overage
         if price.amount_cents is not None and price.per is not None:
-            total += Fraction(counts["overage"] * price.amount_cents, price.per)
-    return round(total)
+            total += (2 * counts["overage"] * price.amount_cents + price.per) // (2 * price.per)
+    return total

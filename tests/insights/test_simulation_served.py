@@ -112,3 +112,17 @@ async def test_calls_of_one_instant_are_tried_in_their_order(valkey: Server, tmp
         found = await simulated(kit, url, plans.replace("900", "5"), calls)
     (ada,) = (one for one in found.customers if one.customer == "ada")
     assert ada.refused == {"requests": 7, "input_tokens": 7, "output_tokens": 506}
+
+
+async def test_windows_that_share_no_multiple_are_tried(valkey: Server, tmp_path: Path) -> None:
+    """The time of the store that tries them would have more digits than a request has room for."""
+    calls = [Call(START, "ada", "/pages", (0, 0)) for _ in range(8)]
+    rates = "rate: [50/97 seconds, 50/13 hours, 50/101 days], "
+    grant = "    grants: [{meter: pages, quantity: 9, every: period}]\n"
+    url = f"sqlite:///{tmp_path}/audit.db"
+    plans = changed((BILLED, f"{{{rates}{BILLED[1:]}"), (GRANT, grant + GRANT))
+    async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
+        await drain(kit, url)
+        found = await simulated(kit, url, plans, calls)
+    (ada,) = (one for one in found.customers if one.customer == "ada")
+    assert (ada.now_cents, ada.then_cents, ada.refused) == (500 + 19 * 4, 500 + 10 * 4, {})

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
+    from meterkit.decisions.subscription import SubscriptionState
     from meterkit.insights.simulation.terms import Terms
     from meterkit.store.history import HistoryEntry
     from meterkit.store.store import Store
@@ -36,6 +37,7 @@ class Tenure:
         plan: the key of the plan that was in force when the period ended, or is by now.
         is_changed: whether another one was before that, in the same period.
         is_granted: whether the app ever granted the customer something.
+        is_unpaid: whether nothing is paid for the period, as it is a trial, or a pause that voids invoices.
         seats: that the subscription paid for.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
     """
@@ -45,6 +47,7 @@ class Tenure:
     plan: str
     is_changed: bool
     is_granted: bool
+    is_unpaid: bool
     seats: int
     overrides: Mapping[str, Mapping[str, object]]
 
@@ -138,6 +141,13 @@ def _tenure(
         plan=later or given.missing_plan or given.plan.key,
         is_changed=any(start_ms < to_ms(entry.at) <= last_ms for entry in changes),
         is_granted=state.granted,
+        is_unpaid=state.subscription is not None and _is_unpaid(state.subscription, start_ms),
         seats=given.seats,
         overrides=overrides_at(state.overrides, last_ms).meters,
     )
+
+
+def _is_unpaid(subscription: SubscriptionState, start_ms: int) -> bool:
+    """Whether nothing is paid for a period: what is used in a trial or a pause costs nothing."""
+    is_trial = subscription.trial_end_ms is not None and start_ms < subscription.trial_end_ms
+    return is_trial or subscription.is_unpaid_at(start_ms)

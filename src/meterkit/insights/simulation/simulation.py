@@ -257,6 +257,8 @@ def _overage(case: _Case) -> Mapping[str, int]:
 
 def _customer(who: str, case: _Case, tried: Tried, costs: Mapping[str, Fraction] | None) -> SimulatedCustomer:
     now, then = case.now.charge(_overage(case)), case.then.charge(tried.overage)
+    if case.tenure.is_unpaid:
+        now = then = Fraction(0)
     served = {meter: units - tried.refused.get(meter, 0) for meter, units in case.units.items()}
     return SimulatedCustomer(
         customer=who,

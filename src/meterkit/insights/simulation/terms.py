@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Terms", "terms_of"]
 
+_HALF: Final = Fraction(1, 2)
 _MONTHS: Final = 12
 
 
@@ -82,14 +84,16 @@ class Terms:
         }
 
     def charge(self, overage: Mapping[str, int]) -> Fraction:
-        """What a period costs in minor units, exactly; overage without a price costs nothing here."""
-        total = self.fixed_cents
-        for meter, units in overage.items():
-            if meter in self.labels:
-                total += (
-                    overage_price(segments_of("", label=self.labels[meter], sealed=0, overage=units)) or 0
-                )
-        return total
+        """What a period costs in minor units; overage without a price costs nothing here.
+
+        Each meter's overage is rounded by itself, half up, as the line of it on an invoice is.
+        """
+        lines = (
+            overage_price(segments_of("", label=self.labels[meter], sealed=0, overage=units)) or 0
+            for meter, units in overage.items()
+            if meter in self.labels
+        )
+        return self.fixed_cents + sum(floor(line + _HALF) for line in lines)
 
     def unpriced(self, overage: Mapping[str, int]) -> frozenset[str]:
         """Meters whose overage is billed at a price that the plans file does not name."""
