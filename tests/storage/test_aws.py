@@ -20,8 +20,9 @@ from meterkit.background import BackgroundTasks
 from meterkit.catalog import loads
 from meterkit.cli.doctor.stored_objects import look_at_stored_objects
 from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.errors import MeterkitError
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.storage import aws
+from meterkit.storage.objects import bucket_tag
 from meterkit.storage.service import ObjectStorage
 from meterkit.store.task_lease import TaskLease
 from meterkit.store.upkeep import Upkeep
@@ -133,6 +134,53 @@ async def test_messages_of_a_queue_count_and_go(kit: MeterKit, queue: str, addre
     assert await kit.gauges.get("ada", "storage") == 840
     left = client.receive_message(QueueUrl=queue, MaxNumberOfMessages=10)["Messages"]
     assert [message["Body"] for message in left] == ["not of an object store"]
+
+
+async def drained(kit: MeterKit, queue: str) -> int:
+    """How many messages count until only those are left that cannot."""
+    counted = 0
+    while True:  # moto gives some of the messages or all.
+        try:
+            counted += await kit.storage.poll(queue, wait_s=0)
+        except StoreError as error:
+            assert "DAMAGED object" in str(error)  # noqa: PT017 - the others may have counted before
+            return counted
+
+
+async def test_damaged_objects_of_one_customer_hinder_no_other(
+    kit: MeterKit, queue: str, address: str, s3: Any
+) -> None:
+    client: Any = BOTO3.client("sqs", endpoint_url=address)
+    names = ("ada", "bob", "cyd")
+    for name in names:
+        s3.put_object(Bucket="uploads", Key=f"{name}/images/a", Body=b"x" * 7)
+        put = Happened("ObjectCreated:Put", f"{name}/images/lost", 900, "v1", AT_MS, 5, 5)
+        client.send_message(QueueUrl=queue, MessageBody=put.as_body("s3", "uploads").decode())
+    before = Happened("ObjectCreated:Put", "bob/images/before", 40, "v1", AT_MS, 5, 5)
+    await kit.storage.count(before.as_body("s3", "uploads"))
+    client, keys = (await kit.store.admin()).client, kit.store.keys.customer("bob")
+    await client.hset(keys.objects, bucket_tag("uploads"), "text")
+    assert await drained(kit, queue) == 2
+    assert [await kit.gauges.get(name, "storage") for name in names] == [900, 40, 900]
+    with pytest.raises(StoreError, match=r"of 1 customers are not recalculated, 'bob' first: .*DAMAGED"):
+        await kit.storage.recalculate()
+    assert [await kit.gauges.get(name, "storage") for name in names] == [7, 40, 7]
+    assert (await Upkeep(kit.store).seen()).drift_customers == 2
+    # As the runbook says.
+    await client.delete(keys.objects)
+    await client.hdel(keys.levels, *[field for field in await client.hkeys(keys.levels) if b":" in field])
+    assert await kit.storage.recalculate() == {"bob": 7}
+    assert await kit.gauges.get("bob", "storage") == 7
+
+
+async def test_a_recalculation_ends_where_the_store_is_away(kit: MeterKit, s3: Any) -> None:
+    for number in range(30):
+        s3.put_object(Bucket="uploads", Key=f"customer{number:02}/images/a", Body=b"x")
+        damaged = kit.store.keys.customer(f"customer{number:02}").objects
+        await (await kit.store.admin()).client.set(damaged, "no hash")
+    with pytest.raises(StoreError, match="WRONGTYPE"):
+        await kit.storage.recalculate()
+    assert (await Upkeep(kit.store).seen()).listed_ms is None
 
 
 async def test_a_bucket_that_is_not_there(kit: MeterKit, address: str) -> None:

@@ -196,7 +196,12 @@ async def test_sns_that_cannot_be_asked_has_the_message_sent_again(
 async def test_only_certificates_are_remembered(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:
     pem = certificate()
     answers = [b"<html>busy</html>", pem, b"asked for again"]
-    monkeypatch.setattr(fetching, "fetch", lambda _url: answers.pop(0))
+
+    def fetch(url: str) -> bytes:
+        assert url == CERTIFICATE
+        return answers.pop(0)
+
+    monkeypatch.setattr(fetching, "fetch", fetch)
     found = [await kit.storage.fetch(CERTIFICATE) for _ in range(3)]
     assert found == [b"<html>busy</html>", pem, pem]
 

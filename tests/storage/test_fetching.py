@@ -30,7 +30,7 @@ class Answering(BaseHTTPRequestHandler):
         self.asked.append(self.path)
         self.wfile.write(ANSWERS[self.path])
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Say nothing."""
 
 

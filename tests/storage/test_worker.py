@@ -55,15 +55,15 @@ class Gate(ThreadingHTTPServer):
 
 
 class _Passed(BaseHTTPRequestHandler):
-    server: Gate
-
     def do_POST(self) -> None:
+        gate = self.server
+        assert isinstance(gate, Gate)
         body = self.rfile.read(int(self.headers["content-length"]))
-        if self.headers["x-amz-target"] == DELETES and not self.server.dead.is_set():
-            self.server.reached.set()
-            self.server.dead.wait(TIMEOUT_S)
+        if self.headers["x-amz-target"] == DELETES and not gate.dead.is_set():
+            gate.reached.set()
+            gate.dead.wait(TIMEOUT_S)
             return
-        passed = urllib.request.Request(self.server.behind + self.path, body, dict(self.headers))  # noqa: S310
+        passed = urllib.request.Request(gate.behind + self.path, body, dict(self.headers))  # noqa: S310
         with urllib.request.urlopen(passed, timeout=TIMEOUT_S) as answer:  # noqa: S310 - moto's address
             found = answer.read()
         self.send_response(200)
@@ -72,7 +72,7 @@ class _Passed(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(found)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Say nothing."""
 
 

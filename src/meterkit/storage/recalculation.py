@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from meterkit.catalog import OTHER_TYPE
 from meterkit.errors import StoreError
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from meterkit.storage.listing import Difference
     from meterkit.store.store import Store
 
-__all__ = ["Lister", "recalculate"]
+__all__ = ["Lister", "Recalculated", "recalculate"]
 
 _SKEW_MS: Final = 60_000
 """How far the clocks of an object store's hosts may differ."""
 
 _KEYS_AT_ONCE: Final = 1_000
+_FAILED_IN_A_ROW: Final = 10
+"""After so many customers in a row the store is away, and no single customer's objects are damaged."""
 
 
 class Lister(Protocol):
@@ -37,11 +39,22 @@ class Lister(Protocol):
         ...
 
 
+class Recalculated(NamedTuple):
+    """The outcome of a recalculation: by customer, the drift in bytes, and why another was left as it was."""
+
+    drift: Mapping[str, int]
+    failed: Mapping[str, StoreError]
+
+
 async def recalculate(
     store: Store, storage: Storage, lister: Lister, customer: str | None, *, dry_run: bool
-) -> Mapping[str, int]:
-    """List the buckets and correct the levels; see :meth:`ObjectStorage.recalculate`."""
-    drift = Counter[str]()
+) -> Recalculated:
+    """List the buckets and correct the levels; see :meth:`ObjectStorage.recalculate`.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    drift, failed, in_a_row = Counter[str](), dict[str, StoreError](), 0
     for bucket in dict.fromkeys(pattern.bucket for pattern in storage.objects):
         async with Listing() as listing:
             window = await _list(store, storage, bucket, customer, lister, listing)
@@ -52,10 +65,19 @@ async def recalculate(
                 await listing.add_customers([customer])
             await listing.sort()
             async for name in listing.customers():
-                by = await _relist(store, storage, name, bucket, listing, window, dry_run=dry_run)
-                if by:
-                    drift[name] += by
-    return {name: by for name, by in sorted(drift.items()) if by}
+                try:
+                    drift[name] += await _relist(
+                        store, storage, name, bucket, listing, window, dry_run=dry_run
+                    )
+                except StoreError as error:
+                    failed[name], in_a_row = error, in_a_row + 1
+                    if in_a_row == _FAILED_IN_A_ROW:
+                        raise
+                else:
+                    in_a_row = 0
+                if not drift[name]:
+                    del drift[name]
+    return Recalculated(dict(sorted(drift.items())), failed)
 
 
 async def _list(

@@ -99,11 +99,12 @@ class ObjectStorage:
         Waits up to ``wait_s`` seconds for the first. The messages are of S3, SNS or EventBridge.
 
         Raises:
-            StoreError: the store does not answer; what has not counted comes again.
+            StoreError: no message has counted, because the store does not answer; they come again.
             MeterkitError: the queue cannot be read, boto3 is missing, or the plans file has no ``storage:``.
         """
         self._configured()
         counted: list[str] = []
+        failed: StoreError | None = None
         messages = await self._aws.receive(queue_url, wait_s=wait_s)
         await self._note_read(queue_url)
         try:
@@ -112,10 +113,16 @@ class ObjectStorage:
                     await self.count(carried(body))
                 except UnreadableError as error:
                     self.warn(f"a message of the queue of storage events stays there: {error}")
+                except StoreError as error:
+                    failed = error  # It may be about one customer: the others' messages go on.
                 else:
                     counted.append(receipt)
         finally:
             await self._aws.delete(queue_url, counted)
+        if failed is not None and not counted:
+            raise failed
+        if failed is not None:
+            self.warn(f"events of the queue do not count now; they come again: {failed}")
         return len(counted)
 
     async def recalculate(
@@ -132,7 +139,8 @@ class ObjectStorage:
 
         Raises:
             CustomerError: the id is not allowed.
-            StoreError: the store does not answer.
+            StoreError: the store does not answer, or what it keeps of a customer's objects is damaged; all
+                other customers are recalculated then.
             MeterkitError: a bucket cannot be listed, boto3 is missing, or the plans file has no ``storage:``.
         """
         storage, store = self._configured(), self._store
@@ -142,12 +150,16 @@ class ObjectStorage:
             return {}
         if not dry_run:
             await self._begin(customer)
-        corrected = await recalculate(store, storage, lister or self._aws, customer, dry_run=dry_run)
+        corrected, failed = await recalculate(store, storage, lister or self._aws, customer, dry_run=dry_run)
         if customer is None and not dry_run:
             await self._upkeep.listed(corrected)
             if corrected:
                 total = sum(map(abs, corrected.values()))
                 _logger.warning("a listing has corrected %d bytes of %d customers", total, len(corrected))
+        for name, error in failed.items():
+            raise StoreError(
+                f"the objects of {len(failed)} customers are not recalculated, {name!r} first: {error}"
+            ) from error
         return corrected
 
     async def recalculate_due(self) -> bool:
