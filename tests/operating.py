@@ -74,3 +74,13 @@ def figures_on(page: str) -> dict[str, int]:
     found = re.findall(r'<(dd|td) data-figure="([^"]*)"[^>]*>(.*?)</\1>', page, re.DOTALL)
     values = {name: re.search(r'<data value="([^"]*)">', shown) for _, name, shown in found}
     return {name: int(value[1]) for name, value in values.items() if value and value[1].lstrip("-").isdigit()}
+
+
+def flat(figures: Any, name: str = "") -> dict[str, int]:
+    """The figures of an overview as JSON, by section, row and name."""
+    if isinstance(figures, int):
+        return {name: figures}
+    found: dict[str, int] = {}
+    for part, of in figures.items():
+        found |= flat(of, f"{name}:{part}" if name else part)
+    return found

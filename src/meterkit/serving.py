@@ -69,6 +69,7 @@ class Serving:
         self._store = store
         self._settings = settings
         self._tasks = {**tasks, **insights_tasks(store, settings)}
+        self._tasks["degraded"] = store.degraded.run
         self._finish = finish
         self._close = close
         self._background = BackgroundTasks(store.task_failures)

@@ -13,6 +13,7 @@ import pytest
 import meterkit
 from faults import Client, answer_ok, eventually, http_scope, kit_at, metered, settled, used
 from meterkit.catalog import loads
+from meterkit.errors import StoreError
 from meterkit.store import fallback
 from meterkit.testing import Clock
 from proxy import TcpProxy
@@ -183,6 +184,23 @@ async def test_a_decision_without_the_store_says_so(valkey: Server) -> None:
         "free",
     )
     assert (decision.limit, decision.remaining) == ("requests-1m", 4)
+
+
+async def test_minutes_without_the_store_are_kept_once_it_is_back(valkey: Server) -> None:
+    async with outage(valkey) as store:
+        assert await store.get("acme") == 200
+        await store.begins()
+        began = store.kit.store.now_ms() // 60_000
+        assert await store.statuses("acme", 2) == [200, 200]
+        store.clock.advance(timedelta(minutes=1))
+        assert await store.get("acme") == 200
+        degraded = store.kit.store.degraded
+        with pytest.raises(StoreError):
+            await degraded.send()
+        await store.ends()
+        await degraded.send()
+        # The task of the kit may have sent some; a count that failed half-way may be sent twice.
+        assert list(await degraded.read(2)) == [began + 1, began]
 
 
 async def test_requests_that_end_in_other_ways_are_told_apart_although_most_of_them_settle_alike(

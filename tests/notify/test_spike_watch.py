@@ -21,6 +21,7 @@ from meterkit.insights.audit.entries import Row
 from meterkit.insights.audit.hourly import HourlyUsage
 from meterkit.notify.spike_watch import SpikeWatch
 from meterkit.store.notices import tell
+from meterkit.store.spikes_today import SpikesToday
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ async def test_a_spike_is_sent_once_a_day(
             await watch.look()
         await pass_over(kit, "webhook", "webhook")
         ((_, body),) = hook.posts
+        (found,) = await SpikesToday(kit.store).all()
+        assert (found.customer, found.meter, found.used, found.usual) == ("acme", "requests", 5_000, 100)
         data = json.loads(body)["data"]
         assert (data.pop("id"), data) == (
             json.loads(body)["data"]["id"],

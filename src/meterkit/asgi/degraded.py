@@ -41,6 +41,7 @@ def decide_in_process(
         route: the line.
         prepare: makes what is asked; None: what the line asks of each request.
     """
+    store.degraded.note()
     is_shadow = route.enforcement == "shadow"
     if is_shadow or route.on_store_failure == "allow":
         try:

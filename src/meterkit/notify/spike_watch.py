@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.notify.spikes import DAYS, FLOOR, pace_of, spike_at
 from meterkit.notify.watching import UNREADABLE, Lookout, digest_of, note_unreadable, tell_once
+from meterkit.store.spikes_today import FoundSpike, SpikesToday
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,9 @@ class SpikeWatch:
         plan = self._store.catalog.plans.get(usage["plan"])
         overage = None if plan is None else plan.entitlements[meter].overage
         per, amount = (None, None) if overage is None else (overage.per, overage.amount_cents)
+
+        noted = FoundSpike(customer, meter, now_ms, spike.span, spike.used, spike.usual)
+        await SpikesToday(self._store).note(noted)
 
         def cents(units: int) -> int | None:
             return None if per is None or amount is None else units * amount // per

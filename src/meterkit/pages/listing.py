@@ -13,7 +13,7 @@ from meterkit.decisions.periods import iso
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 
-__all__ = ["Asked", "Column", "Listing", "Row", "Rows", "as_csv", "as_json", "csv_cell"]
+__all__ = ["Asked", "Column", "Listing", "Row", "Rows", "as_csv", "as_json", "csv_cell", "page_of"]
 
 Row = dict[str, object]
 
@@ -60,6 +60,13 @@ class Rows(NamedTuple):
 
     rows: Sequence[Row]
     after: str = ""
+
+
+def page_of(rows: Sequence[Row], asked: Asked) -> Rows:
+    """A page of rows that are all there; the place of a row is how many come before it."""
+    first = int(asked.after) if asked.after.isdecimal() else 0
+    end = first + asked.most
+    return Rows(rows[first:end], str(end) if end < len(rows) else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,12 @@ from meterkit.decisions.periods import from_ms
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.insights.overview.overview import Overview
 from meterkit.pages.listing import Asked, as_csv, as_json
+from meterkit.pages.operator_books import BooksKit, book_lists
 from meterkit.pages.operator_figures import (
     FIGURE_COLUMNS,
     Section,
     customer_sections,
+    delivered_section,
     figure_rows,
     figures_json,
     revenue_sections,
@@ -85,7 +87,7 @@ def operator_pages(
     )
 
 
-class OperatorKit(QueuesKit, Protocol):
+class OperatorKit(QueuesKit, BooksKit, Protocol):
     """What the operator pages read of :class:`meterkit.MeterKit`."""
 
     settings: Settings
@@ -107,6 +109,7 @@ class _OperatorPages:
         self._lists: Mapping[str, Listing] = {
             **customer_lists(self._overview),
             **revenue_lists(self._overview),
+            **book_lists(kit, self._overview),
             **queue_lists(kit),
             "ledger": ledger_list(kit),
         }
@@ -218,7 +221,8 @@ class _OperatorPages:
         note = f"As of {from_ms(made.at_ms):%Y-%m-%d %H:%M} UTC."
         first, *others = customer_sections(made.figures["customers"], self._kit.catalog)
         revenue = revenue_sections(made.figures["revenue"], self._kit.catalog)
-        return [first._replace(note=note), *others, *revenue]
+        delivered = delivered_section(made.figures["customers"])
+        return [first._replace(note=note), *others, *revenue, delivered]
 
     def _listing(self, request: Request) -> tuple[Listing, str]:
         listing = self._lists.get(request.path_params["name"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from meterkit.insights.overview.rows import DELIVERY
 from meterkit.pages.listing import Column, Row
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ __all__ = [
     "Figure",
     "Section",
     "customer_sections",
+    "delivered_section",
     "figure_rows",
     "figures_json",
     "revenue_sections",
@@ -113,6 +115,25 @@ def customer_sections(totals: CustomerTotals, catalog: Catalog) -> Sequence[Sect
         for key in (*names, *(key for key in totals["plans"] if key not in names))
     ]
     return [Section("customers", "Customers", customers), Section("plans", "Customers by plan", plans)]
+
+
+def delivered_section(totals: CustomerTotals) -> Section:
+    """Where the usage of this period is on its way to Stripe, by meter."""
+    figures = [
+        Figure(
+            name=state,
+            label=f"{meter}: {state}",
+            value=units[state],
+            opens="delivered" if units[state] else "",
+            of=f"{state} {meter}",
+            row=meter,
+        )
+        for meter, units in totals["meters"].items()
+        for state in DELIVERY
+    ]
+    note = "" if figures else "No usage goes to Stripe in this period."
+    headings = ("Meter", *(state.capitalize() for state in DELIVERY)) if figures else ()
+    return Section("delivered", "Usage of this period, on its way to Stripe", figures, note, headings)
 
 
 def revenue_sections(revenue: RevenueFigures | None, catalog: Catalog) -> Sequence[Section]:

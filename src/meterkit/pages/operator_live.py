@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 from meterkit.insights.deliveries import read_deliveries
 from meterkit.insights.webhooks import read_webhooks
+from meterkit.notify.spike_watch import EVENT as SPIKE
+from meterkit.pages.operator_books import DAY_MINUTES, DEGRADED_DAYS, MINUTE_MS
 from meterkit.pages.operator_figures import Figure, Section
 from meterkit.store.messages import CHANNELS, MessageQueue
+from meterkit.store.spikes_today import SpikesToday
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,9 +33,20 @@ async def live_sections(store: Store) -> Sequence[Section]:
         # In the store's outbox are those that are being sent, too.
         for state, opened in (("queued", ""), ("parked", "parked"), ("dead", "dead"))
     ]
+    spikes, degraded = await SpikesToday(store).count(), await store.degraded.read(DEGRADED_DAYS)
+    since = store.now_ms() // MINUTE_MS - DAY_MINUTES
     waits = sum(found["due"] + found["later"] for found in messages)
+    unconfirmed = Figure(
+        "unconfirmed", "Periods that no invoice confirms", waiting["unconfirmed"].items, opens="unconfirmed"
+    )
     return [
-        Section("outbox", "Usage on its way to Stripe", outbox),
+        Section(
+            "spikes",
+            "Spikes",
+            [Figure("spiking", "Usage far above the usual today", spikes, opens="spiking")],
+            "" if _looks_for_spikes(store) else "List usage.spike under notify to have spikes looked for.",
+        ),
+        Section("outbox", "Delivered usage against invoices", [*outbox, unconfirmed]),
         Section(
             "webhooks",
             "Webhooks of Stripe",
@@ -52,4 +66,25 @@ async def live_sections(store: Store) -> Sequence[Section]:
                 ),
             ],
         ),
+        Section(
+            "degraded",
+            "Degraded minutes",
+            [
+                Figure(
+                    "day",
+                    "In 24 hours",
+                    sum(minute > since for minute in degraded),
+                    opens="degraded",
+                    of="day",
+                ),
+                Figure("month", f"In {DEGRADED_DAYS} days", len(degraded), opens="degraded"),
+            ],
+            "Minutes in which a process decided requests without the store.",
+        ),
     ]
+
+
+def _looks_for_spikes(store: Store) -> bool:
+    notify = store.catalog.notify
+    channels = (notify.webhook, notify.email)
+    return any(channel is not None and SPIKE in channel.events for channel in channels)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, get_args
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.notify.message import Failure, Message
-from meterkit.pages.listing import Asked, Column, Listing, Row, Rows
+from meterkit.pages.listing import Asked, Column, Listing, Row, Rows, page_of
 from meterkit.store.history import enter
 from meterkit.store.intents import IntentState
 from meterkit.store.links import owner_of
@@ -113,35 +113,35 @@ def ledger_list(kit: QueuesKit) -> Listing:
 
 
 def queue_lists(kit: QueuesKit) -> Mapping[str, Listing]:
-    """The outbox, dead webhooks and messages; each at most ten thousand rows, on one page."""
+    """The outbox (at most ten thousand intents), dead webhooks, and messages."""
 
     async def outbox(asked: Asked) -> Rows:
         queued = await kit.outbox.list(state=_STATES.get(asked.of), limit=_MOST)
         found = [one for one in queued if asked.of or one.state in _ON_THEIR_WAY]
         names = ("customer", "state", "meter", "quantity", "minute", "attempts", "why")
-        return Rows(
-            [{"intent": one.identifier, **{name: getattr(one, name) for name in names}} for one in found]
-        )
+        rows: list[Row] = [
+            {"intent": one.identifier, **{name: getattr(one, name) for name in names}} for one in found
+        ]
+        return page_of(rows, asked)
 
-    async def webhooks(_: Asked) -> Rows:
+    async def webhooks(asked: Asked) -> Rows:
         dead = await kit.webhooks.dead()
         owners = await _owners(kit.store, [one.stripe_customer for one in dead])
-        return Rows(
-            [
-                {
-                    "stripe_customer": one.stripe_customer,
-                    "customer": owners[one.stripe_customer],
-                    "since": from_ms(one.at_ms),
-                    "why": one.why,
-                }
-                for one in dead
-            ]
-        )
+        rows: list[Row] = [
+            {
+                "stripe_customer": one.stripe_customer,
+                "customer": owners[one.stripe_customer],
+                "since": from_ms(one.at_ms),
+                "why": one.why,
+            }
+            for one in dead
+        ]
+        return page_of(rows, asked)
 
     async def messages(asked: Asked) -> Rows:
         found = await kit.notify.list()
         rows = [_message(channel, one) for channel, kept in found.items() for one in kept]
-        return Rows([row for row in rows if asked.of in {"", row["state"]}][:_MOST])
+        return page_of([row for row in rows if asked.of in {"", row["state"]}], asked)
 
     listings = (
         Listing(

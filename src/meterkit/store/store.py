@@ -24,6 +24,7 @@ from meterkit.redis.moved_clock import not_past
 from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
+from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.store.event_names import names_of
 from meterkit.store.fallback import Fallback
 from meterkit.store.held import Held
@@ -117,6 +118,7 @@ class Store:
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
         self.on_notice: Callable[[int], None] = lambda _shard: None
         self.fallback = Fallback(self.now_ms)
+        self.degraded = DegradedMinutes(self.keys, self.admin, self.now_ms)
         self.tallies: Tallies | None = None
         self.task_failures: Counter[str] = Counter()
         self.mark_span: Callable[[str | None, str | None, bool], None] | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import SettingsError
 from meterkit.insights.overview.growth import revenue_figures
-from meterkit.insights.overview.rows import CustomerRow, Totals, row_of
+from meterkit.insights.overview.rows import CustomerRow, Totals, UsageRow, row_of
 from meterkit.insights.overview.threads import in_thread
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.customers import customers_set_up
@@ -94,18 +94,18 @@ class Overview:
         known = await in_thread(tables.last)
         at_ms = max(store.now_ms(), 0 if known is None else known.at_ms + 1)  # It names the snapshot.
         totals = Totals(_delivered(store))
-        customers, waiting = await self._all(), list[CustomerRow]()
+        customers, rows, of_meters = await self._all(), list[CustomerRow](), list[UsageRow]()
         for first in range(0, len(customers), _PAGE):
             page = customers[first : first + _PAGE]
             for usage in await store.usage_of_many(page):
                 row = row_of(usage, store.catalog.meters)
-                totals.add(row, usage)
-                waiting.append(row)
-            if len(waiting) >= _WRITTEN_AT_ONCE:
-                await in_thread(tables.write, at_ms, waiting)
+                of_meters += totals.add(row, usage)
+                rows.append(row)
+            if len(rows) >= _WRITTEN_AT_ONCE:
+                await in_thread(tables.write, at_ms, rows, of_meters)
                 await self._lease.take()  # Keep it: a snapshot of many customers takes longer than it lasts.
-                waiting = []
-        await in_thread(tables.write, at_ms, waiting)
+                rows, of_meters = [], []
+        await in_thread(tables.write, at_ms, rows, of_meters)
         figures: OverviewFigures = {
             "customers": totals.figures(),
             "revenue": await revenue_figures(self._store, self._settings, self._opened_database()),
@@ -120,6 +120,12 @@ class Overview:
         async with aclosing(customers_set_up(admin, self._store.keys)) as set_up:
             found.update([customer async for customer in set_up])
         return sorted(found)
+
+    async def usage(
+        self, made: Made, meter: str, state: str, *, after: str = "", most: int
+    ) -> Sequence[UsageRow]:
+        """Where customers' units of a meter are; see :meth:`OverviewTables.usage`."""
+        return await in_thread(self._tables().usage, made.at_ms, meter, state, after=after, most=most)
 
     async def payments(
         self, day: date, currency: str, plan: str = "", *, after: str = "", most: int

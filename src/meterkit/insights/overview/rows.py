@@ -18,6 +18,7 @@ __all__ = [
     "OverviewFigures",
     "RevenueFigures",
     "Totals",
+    "UsageRow",
     "row_of",
 ]
 
@@ -59,6 +60,22 @@ class CustomerRow(NamedTuple):
     ceiling: int
     per_mille: int
     unlinked: int
+
+
+class UsageRow(NamedTuple):
+    """Where the units of a customer's meter are in this period, on their way to Stripe."""
+
+    customer: str
+    meter: str
+    recorded: int
+    pending: int
+    unlinked: int
+    queued: int
+    leased: int
+    parked: int
+    delivered: int
+    late: int
+    dead: int
 
 
 class CustomerTotals(TypedDict):
@@ -136,17 +153,21 @@ class Totals:
         self._meters: dict[str, Counter[str]] = {}
         self._customers = self._near = self._unlinked = 0
 
-    def add(self, row: CustomerRow, usage: CustomerUsage) -> None:
-        """Add a customer."""
+    def add(self, row: CustomerRow, usage: CustomerUsage) -> list[UsageRow]:
+        """Add a customer; the rows of its meters with units for Stripe."""
         self._customers += 1
         self._near += row.per_mille >= NEAR_PER_MILLE
         self._unlinked += row.unlinked > 0
         self._counts["plan"][row.plan] += 1
         self._counts["status"][row.status] += 1
         self._counts["access"][row.access] += 1
+        found: list[UsageRow] = []
         for name, counts in usage["meters"].items():
-            if name in self._delivered or any(counts[state] for state in DELIVERY[1:]):
-                self._meters.setdefault(name, Counter()).update({state: counts[state] for state in DELIVERY})
+            units = {state: counts[state] for state in DELIVERY}
+            if any(units.values()) and (name in self._delivered or any(list(units.values())[1:])):
+                self._meters.setdefault(name, Counter()).update(units)
+                found.append(UsageRow(row.customer, name, **units))
+        return found
 
     def figures(self) -> CustomerTotals:
         """The sums."""

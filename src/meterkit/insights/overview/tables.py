@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import BigInteger, Column, Index, MetaData, Table, Text, and_, delete, insert, or_, select
 
-from meterkit.insights.overview.rows import NEAR_PER_MILLE, CustomerRow
+from meterkit.insights.overview.rows import DELIVERY, NEAR_PER_MILLE, CustomerRow, UsageRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,15 @@ _CUSTOMERS: Final = Table(
     ),
 )
 """A row for each customer and snapshot; those of earlier snapshots are removed after the next one."""
+_USAGE: Final = Table(
+    "meterkit_overview_usage",
+    _METADATA,
+    Column("made_at_ms", BigInteger, primary_key=True),
+    Column("meter", Text, primary_key=True),
+    Column("customer", Text, primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in DELIVERY),
+)
+"""A row for each snapshot, customer and meter with units for Stripe."""
 _SNAPSHOTS: Final = Table(
     "meterkit_overview",
     _METADATA,
@@ -86,13 +95,14 @@ class OverviewTables:
             found = connection.execute(asked).one_or_none()
         return None if found is None else Made(int(found[0]), json.loads(found[1]))
 
-    def write(self, at_ms: int, rows: Sequence[CustomerRow]) -> None:
+    def write(self, at_ms: int, customers: Sequence[CustomerRow], usage: Sequence[UsageRow]) -> None:
         """Write a page of a snapshot that is being made."""
-        if rows:
-            with self._database.begun(_SNAPSHOTS) as connection:
-                connection.execute(
-                    insert(_CUSTOMERS), [{"made_at_ms": at_ms, **row._asdict()} for row in rows]
-                )
+        with self._database.begun(_SNAPSHOTS) as connection:
+            for table, rows in ((_CUSTOMERS, customers), (_USAGE, usage)):
+                if rows:
+                    connection.execute(
+                        insert(table), [{"made_at_ms": at_ms, **row._asdict()} for row in rows]
+                    )
 
     def finish(self, at_ms: int, figures: OverviewFigures) -> None:
         """Make a whole snapshot the last one, and remove all others, those that were broken off included."""
@@ -100,7 +110,26 @@ class OverviewTables:
         with self._database.begun(_SNAPSHOTS) as connection:
             connection.execute(delete(_SNAPSHOTS))
             connection.execute(insert(_SNAPSHOTS), [kept])
-            connection.execute(delete(_CUSTOMERS).where(_CUSTOMERS.c.made_at_ms != at_ms))
+            for table in (_CUSTOMERS, _USAGE):
+                connection.execute(delete(table).where(table.c.made_at_ms != at_ms))
+
+    def usage(self, at_ms: int, meter: str, state: str, *, after: str, most: int) -> list[UsageRow]:
+        """Where customers' units of a meter are, by id.
+
+        Args:
+            at_ms: of the snapshot.
+            meter: its name.
+            state: only customers with units in this state; one of :data:`DELIVERY`.
+            after: the last customer of the page before; empty: the first page.
+            most: at most so many.
+        """
+        table = _USAGE.c
+        asked = select(*(table[name] for name in UsageRow._fields)).where(
+            table.made_at_ms == at_ms, table.meter == meter, table[state] != 0, table.customer > after
+        )
+        with self._database.begun(_SNAPSHOTS) as connection:
+            rows: Any = connection.execute(asked.order_by(table.customer).limit(most)).all()
+        return [UsageRow(customer, name, *map(int, units)) for customer, name, *units in rows]
 
     def customers(
         self, at_ms: int, name: str, value: str, *, after: Sequence[str], most: int
