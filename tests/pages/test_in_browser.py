@@ -41,12 +41,17 @@ default_plan: pro
 meters:
   requests: {unit: request}
   tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+  seats:    {unit: seat, kind: gauge}
 plans:
   pro:
     price: {amount_cents: 2900, interval: month}
     meters:
       requests: {rate: 100/hour, included: 10, overage: deny}
       tokens:   {included: 100, overage: {bill: {per: 1000, amount_cents: 1200}}}
+      seats:    {included: 3}
+  max:
+    extends: pro
+    price: {amount_cents: 4900, interval: month}
 """
 VIOLATIONS: Final = """
 window.violations = [];
@@ -123,7 +128,7 @@ async def use_the_keyboard(browser: Browser, url: str) -> None:
     for _ in range(tables):
         await page.keyboard.press("Tab")
         reached.append(await found(page, "document.activeElement.getAttribute('aria-labelledby')"))
-    assert reached == ["this-period", "day-1", "day-2", "rates", "grants"]
+    assert reached == ["this-period", "other-plans", "day-1", "day-2", "rates", "grants"]
     await page.close()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -42,6 +44,7 @@ meters:
   tokens:   {unit: token, stripe: {event_name: ai_tokens}}
   priced:   {unit: token, stripe: {event_name: ai_priced}}
   storage:  {unit: byte, kind: gauge}
+  seats:    {unit: seat, kind: gauge}
 storage:
   gauge: storage
   objects: {bucket: uploads, key: "{customer}/{type}/{path:path}"}
@@ -56,6 +59,16 @@ plans:
       tokens:   {included: 100, overage: bill}
       priced:   {included: 100, overage: {bill: {per: 1000, amount_cents: 1200}}}
       storage:  {included: 5MB}
+      seats:    {included: 3}
+  max:
+    name: Max
+    rank: 10
+    price: {amount_cents: 4900, interval: month}
+    seat_price: {amount_cents: 900}
+    meters:
+      requests: {included: 3, overage: deny}
+      tokens:   {included: 1_000, overage: bill}
+      priced:   {included: 300, overage: {bill: {per: 1000, amount_cents: 1200}}}
 """
 
 
@@ -90,7 +103,7 @@ class Tables(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         known = dict(attrs)
-        if tag in {"table", "dd"}:
+        if tag in {"table", "dd"} or (tag == "span" and "id" in known):
             self._row = known.get("id") or f"days {known['data-meter']}"
         elif tag == "tr":
             named = [value for name, value in attrs if name.startswith("data-")]
@@ -143,12 +156,64 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
         types = {
             f"types:{name}": [size] for name, size in figures["usage"]["meters"]["storage"]["types"].items()
         }
-        days = {f"days {name}": units for name, units in figures["days"]["meters"].items()}
+        by_day: dict[str, list[int]] = figures["days"]["meters"]
+        days = {
+            f"days {name}": [number for pair in zip(units, accumulate(units), strict=True) for number in pair]
+            for name, units in by_day.items()
+        }
+        included = {f"included-{name}": [figures["usage"]["meters"][name]["included"]] for name in by_day}
         cost = {"plan-cents": [2900], "overage-cents": [300]}
+        assert figures["other_plans"] == [
+            {"plan": "max", "name": "Max", "cost_cents": 4960, "refused": ["requests"]}
+        ]
+        assert figures["seats"] == {"meter": "seats", "used": 0, "included": 3, "seat_cents": None}
+        seats = {"seats-used": [0], "seats-included": [3]}
+        others = {"plans:max": [4960]}
         assert rates
         assert grants
         assert types
-        assert numbers == {**meters, **cost, **days, **types, **rates, **grants}
+        assert figures["forecast"] is None  # No day has passed.
+        shown_figures = {**meters, **cost, **others, **included, **days, **types, **seats, **rates, **grants}
+        assert numbers == shown_figures
+
+
+async def test_where_the_period_is_heading_and_the_one_before(store_url: str, tmp_path: Path) -> None:
+    url, clock = sqlite_in(tmp_path), Clock(START)
+    async with selling(store_url, clock, audit_url=url) as kit, page_of(kit) as client:
+        for units in (40, 20, 30):
+            await kit.record("acme", "priced", units)
+            await kit.consume("acme", "requests", 4)
+            clock.advance(timedelta(days=1))
+        await kit.record("acme", "priced", 1)
+        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+        figures = (await client.get("/", headers=JSON)).json()
+        left = (datetime(2031, 7, 1, tzinfo=UTC) - clock.now()) / timedelta(days=1)
+        expected = 91 + round(30 * left)
+        found = figures["forecast"]["meters"]
+        assert found["priced"][0] == expected
+        assert 91 < found["priced"][1] < expected < found["priced"][2]
+        # Ten a month: more is refused.
+        assert found["requests"] == [10, 10, 10]
+        assert figures["forecast"]["cost_cents"][0] == 2900 + round((expected - 100) * 1.2)
+        numbers = Tables((await client.get("/")).text).numbers
+        assert numbers["forecast"] == figures["forecast"]["cost_cents"]
+        assert numbers["forecast-priced"] == found["priced"]
+
+        clock.set(datetime(2031, 7, 3, tzinfo=UTC))
+        await kit.customers.set_plan("acme", "max")
+        now = (await client.get("/", headers=JSON)).json()
+        assert (now["previous_period"], now["plan_name"]) == ("2031-06-30", "Max")
+        assert [(entry["kind"], entry["before"], entry["after"]) for entry in now["history"]] == [
+            ("plan", "pro", "max")
+        ]
+        before = (await client.get("/?period=2031-06-30", headers=JSON)).json()
+        assert before["usage"]["meters"]["priced"]["recorded"] == 91
+        assert before["days"]["meters"]["priced"][:4] == [40, 20, 30, 1]
+        assert (before["forecast"], before["rates"], before["other_plans"]) == (None, [], [])
+        page = (await client.get("/?period=2031-06-30")).text
+        assert "Period of now" in page
+        assert Tables(page).numbers["days priced"][:4] == [40, 40, 20, 60]
+        assert (await client.get("/?period=soon")).status_code == 422
 
 
 async def test_what_a_customer_named_is_escaped(store_url: str) -> None:

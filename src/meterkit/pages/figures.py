@@ -11,7 +11,10 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict
 
 from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.decisions.seats import seat_meter
 from meterkit.errors import MeterkitError
+from meterkit.insights.simulation.people import Offers, tenures
+from meterkit.pages.outlook import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_daemon_thread
 
 if TYPE_CHECKING:
@@ -19,26 +22,43 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from meterkit.catalog import Catalog
+    from meterkit.catalog.scalars import Unlimited
     from meterkit.insights.audit.database import DaySums
+    from meterkit.insights.simulation.terms import Terms
+    from meterkit.pages.outlook import Forecast, OtherPlan
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.customers import Customers
     from meterkit.store.grants import Grants
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.service import Subscriptions
 
-__all__ = ["Cost", "Days", "PagesKit", "UsageFigures", "cost_of", "days_of", "usage_figures"]
+__all__ = [
+    "Cost",
+    "Days",
+    "PagesKit",
+    "Seats",
+    "UsageFigures",
+    "cost_of",
+    "days_of",
+    "seats_of",
+    "usage_figures",
+]
 
 _logger = logging.getLogger("meterkit.pages")
 
 _OTHERS_S: Final = 3.0
 _DAY_MS: Final = 86_400_000
 _SHOWN: Final = frozenset({"pending", "active"})
+_TOLD: Final = frozenset({"plan", "status", "access", "seats", "cancellation", "scheduled"})
+_HISTORY: Final = 20
 
 
 class PagesKit(Protocol):
     """What the pages read of :class:`meterkit.MeterKit`."""
 
+    customers: Customers
     grants: Grants
     settings: Settings
     store: Store
@@ -79,46 +99,116 @@ class Days(TypedDict):
     meters: dict[str, list[int]]
 
 
+class Seats(TypedDict):
+    """The gauge of seats: how many are taken, and how many the plan or the subscription gives.
+
+    ``seat_cents`` is the price of one more in minor units; None: the plan sells none.
+    """
+
+    meter: str
+    used: int
+    included: int | Unlimited
+    seat_cents: int | None
+
+
 class UsageFigures(TypedDict):
     """All figures of the usage page.
 
     ``days`` is None where there is no audit log or its database fails; ``invoices`` where Stripe does not
-    answer.
+    answer. ``forecast`` is None of a period that is over, before its first whole day has passed, and without
+    ``days``. Of a period that is over there are no ``rates``, ``grants``, ``other_plans`` and ``seats``.
     """
 
     usage: CustomerUsage
     plan_name: str
     cost: Cost
+    forecast: Forecast | None
+    other_plans: list[OtherPlan]
+    seats: Seats | None
+    history: list[dict[str, object]]
+    previous_period: str
     rates: list[dict[str, object]]
     grants: list[dict[str, object]]
     days: Days | None
     invoices: list[dict[str, object]] | None
 
 
-async def usage_figures(kit: PagesKit, customer: str) -> UsageFigures:
+async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) -> UsageFigures:
     """Read the figures of a customer.
+
+    Args:
+        kit: whose customer it is.
+        customer: the id.
+        at_ms: an instant of the period; None: that of now.
 
     Raises:
         CustomerError: the id cannot be used.
         StoreError: the store does not answer.
     """
-    usage = await kit.usage(customer)
-    rates, grants, days, invoices = await asyncio.gather(
-        kit.rates(customer),
-        kit.grants.list(customer),
+    usage = await kit.usage(customer, period=None if at_ms is None else from_ms(at_ms))
+    start_ms, end_ms, now_ms = (
+        to_ms(usage["period"]["start"]),
+        to_ms(usage["period"]["end"]),
+        kit.store.now_ms(),
+    )
+    days, invoices, history, had = await asyncio.gather(
         _days(kit, usage),
         _invoices(kit, customer),
+        kit.customers.history(customer),
+        tenures(kit.store, start_ms, {customer: start_ms}, customer=customer),
     )
     plan = kit.catalog.plans.get(usage["plan"])
-    return {
+    found: UsageFigures = {
         "usage": usage,
         "plan_name": usage["plan"] if plan is None else plan.name,
         "cost": cost_of(kit.catalog, usage),
-        "rates": [{**rate, "reset_after": _whole_seconds(rate["reset_after"])} for rate in rates],
-        "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN],
+        "forecast": None,
+        "other_plans": [],
+        "seats": None,
+        "history": [asdict(entry) for entry in reversed(history) if entry.kind in _TOLD][:_HISTORY],
+        "previous_period": f"{from_ms(start_ms - 1):%Y-%m-%d}",
+        "rates": [],
+        "grants": [],
         "days": days,
         "invoices": invoices,
     }
+    if end_ms <= now_ms:
+        return found
+    rates, grants = await asyncio.gather(kit.rates(customer), kit.grants.list(customer))
+    tenure, offers = had[customer], Offers(kit.catalog)
+    used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
+    others = [(other, offers.to(tenure.on(other.key))) for other in kit.catalog.plans.values()]
+    return {
+        **found,
+        "forecast": _forecast(days, usage, start_ms, end_ms, now_ms, offers.to(tenure)),
+        "other_plans": on_other_plans(
+            kit.catalog, [offer for offer in others if offer[0].key != usage["plan"]], used
+        ),
+        "seats": seats_of(kit.catalog, usage),
+        "rates": [{**rate, "reset_after": _whole_seconds(rate["reset_after"])} for rate in rates],
+        "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN],
+    }
+
+
+def _forecast(
+    days: Days | None, usage: CustomerUsage, start_ms: int, end_ms: int, now_ms: int, terms: Terms
+) -> Forecast | None:
+    # The first day is whole where the period began with it; that of now never is.
+    first = int(start_ms % _DAY_MS > 0)
+    if days is None or len(days["days"]) - first <= 1:
+        return None
+    whole = {name: of[first:-1] for name, of in days["meters"].items()}
+    return forecast_of(whole, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms)
+
+
+def seats_of(catalog: Catalog, usage: CustomerUsage) -> Seats | None:
+    """The seats of a customer; None: the plans file counts none."""
+    meter, plan = seat_meter(catalog.meters), catalog.plans.get(usage["plan"])
+    if meter is None or meter not in usage["meters"]:
+        return None
+    counts = usage["meters"][meter]
+    price = None if plan is None or plan.seat_price is None else plan.seat_price.amount_cents
+    return {"meter": meter, "used": counts["used"], "included": counts["included"], "seat_cents": price}
 
 
 def cost_of(catalog: Catalog, usage: CustomerUsage) -> Cost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
@@ -11,12 +12,13 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from meterkit.decisions.periods import iso
+from meterkit.decisions.periods import iso, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.figures import usage_figures
 from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.router.answers import check_sender, customer_in
+from meterkit.subscriptions.router.endpoints import period_in
 from meterkit.subscriptions.router.troubles import Kind, Trouble, TroubleError, trouble_of
 from meterkit.subscriptions.router.urls import origins_of
 
@@ -96,12 +98,17 @@ class _UsagePage:
         if any(asked != customer for asked in request.query_params.getlist("customer")):
             # The same answer for a customer that exists and one that does not.
             raise TroubleError(Trouble(kind=_NOT_FOUND, detail="There is no such page."))
-        figures = await usage_figures(self._kit, customer)
+        figures = await usage_figures(self._kit, customer, period_in(request.query_params))
         if wants_json(request.headers.get("accept", "")):
             body = json.dumps(figures, separators=(",", ":"), default=iso)
             return Response(body, headers=HEADERS, media_type="application/json")
-        meters = self._kit.catalog.meters
-        shown = {"units": {name: meter.unit for name, meter in meters.items()}, **figures}
+        meters, period = self._kit.catalog.meters, figures["usage"]["period"]
+        shown = {
+            "units": {name: meter.unit for name, meter in meters.items()},
+            "past": to_ms(period["end"]) <= self._kit.store.now_ms(),
+            "period_days": (period["end"] - period["start"]) / timedelta(days=1),
+            **figures,
+        }
         return Response(self._pages.render("usage.html", shown), headers=HEADERS, media_type="text/html")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import override
@@ -50,6 +50,10 @@ class Tenure:
     is_unpaid: bool
     seats: int
     overrides: Mapping[str, Mapping[str, object]]
+
+    def on(self, plan: str) -> Tenure:
+        """The same on another plan, as it is sold."""
+        return replace(self, plan=plan, overrides={})
 
 
 class Offers:

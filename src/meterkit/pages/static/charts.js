@@ -8,20 +8,20 @@
   const draw = (place) => {
     const table = place.nextElementSibling.querySelector("table");
     const days = [...table.querySelectorAll("time")].map((time) => Date.parse(time.dateTime) / 1000);
-    // A table of several columns marks the one that is drawn, and amounts say how many make a unit of money.
-    const marked = table.querySelectorAll(".charted data");
-    const per = Number(place.dataset.per ?? 1);
-    const units = [...(marked.length ? marked : table.querySelectorAll("data"))].map((data) => Number(data.value) / per);
+    const per = Number(place.dataset.per ?? 1);  // How much makes a unit of money.
+    const units = [...table.querySelectorAll(".charted data")].map((data) => Number(data.value) / per);
+    const share = Number(place.dataset.share);
     const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
     place.hidden = false;
     place.replaceChildren();
     const options = {
       width: place.clientWidth, height: 200, tzDate: (s) => uPlot.tzDate(new Date(s * 1e3), "Etc/UTC"),
-      legend: { show: false }, cursor: { show: false }, scales: { x: { range: (_, first, last) => [first - 43200, last + 43200] }, y: { range: (_, least, most) => [Math.min(0, least), most || 1] } },
+      legend: { show: false }, cursor: { show: false }, scales: { x: { range: (_, first, last) => [first - 43200, last + 43200] }, y: { range: (_, least, most) => [Math.min(0, least), Math.max(most, share || 0) || 1] } },
       axes: [{ ...axis, values: (_, at) => at.map((s) => new Date(s * 1e3).toISOString().slice(5, 10)) }, { ...axis, size: 70, values: (_, at) => at.map((n) => n.toLocaleString("en", { notation: "compact" })) }],
-      series: [{}, { stroke: colour("--accent"), fill: `${colour("--accent")}55`, paths: uPlot.paths.bars({ size: [0.7, 60] }), points: { show: false } }],
+      series: [{}, { stroke: colour("--accent"), fill: `${colour("--accent")}55`, paths: uPlot.paths.bars({ size: [0.7, 60] }), points: { show: false } },
+        ...(share ? [{ stroke: colour("--quiet"), dash: [6, 4], points: { show: false } }] : [])],
     };
-    return new uPlot(options, [days, units], place);
+    return new uPlot(options, share ? [days, units, days.map(() => share)] : [days, units], place);
   };
 
   const all = () => {

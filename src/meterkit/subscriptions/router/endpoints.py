@@ -114,7 +114,7 @@ def _seats_in(query: Mapping[str, str]) -> int | None:
     return int(written)
 
 
-def _period_ms(query: Mapping[str, str]) -> int | None:
+def period_in(query: Mapping[str, str]) -> int | None:
     """The instant that a period is named by; None: it is that of now."""
     written = query.get("period")
     if written is None:
@@ -181,7 +181,7 @@ async def _invoices(kit: BillingKit, asked: Asked) -> list[Invoice]:
 
 
 async def _usage(kit: BillingKit, asked: Asked) -> object:
-    (found,) = await kit.store.usage_of_many([asked.customer], at_ms=_period_ms(asked.query))
+    (found,) = await kit.store.usage_of_many([asked.customer], at_ms=period_in(asked.query))
     return found
 
 

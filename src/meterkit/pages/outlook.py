@@ -1,0 +1,125 @@
+"""Where a period is heading, and what its usage would cost on other plans. Pure."""
+
+from __future__ import annotations
+
+from math import ceil, floor, sqrt
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
+
+from meterkit.decisions.prepaid import MICRO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from meterkit.catalog import Catalog, Plan
+    from meterkit.insights.simulation.terms import Terms
+    from meterkit.store.customer_usage import MeterUsage
+
+__all__ = ["Forecast", "OtherPlan", "Range", "forecast_of", "on_other_plans"]
+
+_LAST_DAYS: Final = 14
+_SPREADS: Final = 1.28
+"""Standard deviations from the mean between which eight of ten values of a normal distribution lie."""
+
+
+class Range(NamedTuple):
+    """What is expected, and between what it ends in eight of ten cases, if days go on to vary as they did."""
+
+    expected: int
+    low: int
+    high: int
+
+
+class Forecast(TypedDict):
+    """What the period comes to at its end: units by meter, and its cost in minor units."""
+
+    meters: dict[str, Range]
+    cost_cents: Range
+
+
+class OtherPlan(TypedDict):
+    """What the usage of the period until now costs on a plan, in minor units.
+
+    ``refused`` names the meters of which more was used than the plan allows.
+    """
+
+    plan: str
+    name: str
+    cost_cents: int
+    refused: list[str]
+
+
+def forecast_of(
+    days: Mapping[str, Sequence[int]], usage: Mapping[str, MeterUsage], rest_days: float, terms: Terms
+) -> Forecast:
+    """Where the period is heading, by the last fourteen whole days, or fewer where there are no more.
+
+    What is beyond a plan's ceiling would be refused, and is not expected.
+
+    Args:
+        days: meter to the units of each whole day of the period.
+        usage: of the meters, until now.
+        rest_days: how much of the period is left.
+        terms: of the plan.
+    """
+    found = {
+        name: _range(usage[name], of[-_LAST_DAYS:], rest_days, terms.ceilings.get(name))
+        for name, of in days.items()
+        if of and name in usage
+    }
+    costs = [
+        round(terms.charge({name: _overage(counts, found.get(name), nth) for name, counts in usage.items()}))
+        for nth in range(len(Range._fields))
+    ]
+    return {"meters": found, "cost_cents": Range(*costs)}
+
+
+def _range(counts: MeterUsage, days: Sequence[int], rest_days: float, ceiling: int | None) -> Range:
+    used, mean = counts["recorded"], fmean(days)
+    more, spread = mean * rest_days, _SPREADS * (stdev(days) if len(days) > 1 else mean) * sqrt(rest_days)
+    ends = (used + max(0, units) for units in (round(more), floor(more - spread), ceil(more + spread)))
+    most = None if ceiling is None else max(used, ceiling + counts["granted"])
+    return Range(*(end if most is None else min(end, most) for end in ends))
+
+
+def _overage(counts: MeterUsage, ends: Range | None, nth: int) -> int:
+    """What is not paid by what is included, nor by grants, when the period ends."""
+    included = counts["included"]
+    if ends is None or included == "unlimited":
+        return counts["overage"]
+    paid = max(counts["recorded"] - counts["overage"], included + counts["granted"])
+    return max(counts["overage"], ends[nth] - paid)
+
+
+def on_other_plans(
+    catalog: Catalog, offers: Iterable[tuple[Plan, Terms]], used: Mapping[str, int]
+) -> list[OtherPlan]:
+    """What usage costs on some plans, the lowest rank first, where the grants of one period pay, too."""
+    found: list[OtherPlan] = []
+    for plan, terms in sorted(offers, key=lambda offer: (offer[0].rank, offer[0].key)):
+        overage = _not_granted(catalog, plan, terms.overage(used))
+        allowed = {name: most - terms.included[name] for name, most in terms.ceilings.items()}
+        found.append(
+            {
+                "plan": plan.key,
+                "name": plan.name,
+                "cost_cents": round(terms.charge(overage)),
+                "refused": [name for name, units in overage.items() if units > allowed.get(name, units)],
+            }
+        )
+    return found
+
+
+def _not_granted(catalog: Catalog, plan: Plan, overage: Mapping[str, int]) -> dict[str, int]:
+    """What is left of overage when a plan's grants have paid, those of meters first."""
+    left = dict(overage)
+    for grant in sorted(plan.grants, key=lambda grant: (grant.kind != "meter", grant.priority)):
+        if grant.kind == "meter":
+            left[grant.name] = max(0, left.get(grant.name, 0) - grant.quantity)
+            continue
+        balance = grant.quantity * MICRO
+        for meter, cost in catalog.credits[grant.name].costs.items():
+            paid = min(left.get(meter, 0), balance // cost)
+            balance -= paid * cost
+            left[meter] = left.get(meter, 0) - paid
+    return {meter: left[meter] for meter in overage}

@@ -1,0 +1,87 @@
+"""Where a period is heading, and what its usage costs on other plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meterkit.catalog import loads
+from meterkit.insights.simulation.terms import terms_of
+from meterkit.pages.outlook import forecast_of, on_other_plans
+
+CATALOG = loads("""
+schema: 1
+currency: usd
+default_plan: small
+meters:
+  calls:  {unit: call, stripe: {event_name: calls}}
+  tokens: {unit: token, stripe: {event_name: tokens}}
+credits:
+  ai: {costs: {tokens: 2 per 1}}
+routes: [{match: "*", consume: {calls: 1}}]
+plans:
+  small:
+    price: {amount_cents: 1000, interval: month}
+    meters:
+      calls:  {included: 100, overage: {bill: {per: 10, amount_cents: 5}}}
+      tokens: {included: 50, overage: deny}
+  capped:
+    rank: 5
+    price: {amount_cents: 1200, interval: month}
+    meters:
+      calls:  {included: 0, overage: {bill: {cap: 120, per: 10, amount_cents: 4}}}
+      tokens: {included: 10, overage: deny}
+    grants: [{credit: ai, quantity: 60, every: period}, {meter: calls, quantity: 20, every: period}]
+""")
+SMALL, CAPPED = ((plan, terms_of(CATALOG, plan, plan.entitlements, 0)) for plan in CATALOG.plans.values())
+
+
+def counts(recorded: int, *, overage: int = 0, included: int | str = 100, granted: int = 0) -> Any:
+    return {"recorded": recorded, "overage": overage, "included": included, "granted": granted}
+
+
+@pytest.mark.parametrize(
+    ("days", "used", "rest", "meter", "cents"),
+    [
+        # Steady: nothing varies.
+        ([10, 10, 10], counts(30), 27, (300, 300, 300), (1_100, 1_100, 1_100)),
+        # Two days that differ by 20: a standard deviation of 14.14, over four days twice that, times 1.28.
+        ([0, 20], counts(20), 4, (60, 23, 97), (1_000, 1_000, 1_000)),
+        # Only the last fourteen days count.
+        ([1_000] + [1] * 14, counts(1_014, overage=914), 10, (1_024, 1_024, 1_024), (1_462, 1_462, 1_462)),
+        # One day says nothing of how days vary: twice as much, or nothing.
+        ([10], counts(10), 1, (20, 10, 33), (1_000, 1_000, 1_000)),
+        # Grants have paid for units beyond what is included, and have 40 left.
+        ([50, 50], counts(150, granted=90), 2, (250, 250, 250), (1_030, 1_030, 1_030)),
+        # What was taken back lowers the mean, and what was used stays.
+        ([-30, -30], counts(40), 2, (40, 40, 40), (1_000, 1_000, 1_000)),
+    ],
+)
+def test_where_a_meter_is_heading(
+    days: list[int], used: Any, rest: float, meter: tuple[int, int, int], cents: tuple[int, int, int]
+) -> None:
+    found = forecast_of({"calls": days}, {"calls": used}, rest, SMALL[1])
+    assert (found["meters"]["calls"], found["cost_cents"]) == (meter, cents)
+
+
+def test_what_would_be_refused_is_not_expected() -> None:
+    usage = {"tokens": counts(40, included=50, granted=5), "gone": counts(3, included=0)}
+    found = forecast_of({"tokens": [20, 20], "gone": [], "none": [1]}, usage, 10, SMALL[1])
+    assert found["meters"] == {"tokens": (55, 55, 55)}
+    assert found["cost_cents"] == (1_000, 1_000, 1_000)
+
+
+def test_other_plans_with_what_they_grant() -> None:
+    # On `capped` credits pay for 30 tokens beyond 10, and a grant for 20 calls.
+    within, beyond = {"calls": 140, "tokens": 40}, {"calls": 141, "tokens": 41}
+    assert [
+        (one["plan"], one["cost_cents"], one["refused"])
+        for one in on_other_plans(CATALOG, [CAPPED, SMALL], within)
+    ] == [
+        ("small", 1_020, []),
+        ("capped", 1_248, []),
+    ]
+    assert on_other_plans(CATALOG, [CAPPED], beyond) == [
+        {"plan": "capped", "name": "capped", "cost_cents": 1_248, "refused": ["calls", "tokens"]}
+    ]
