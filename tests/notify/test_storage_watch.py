@@ -173,3 +173,34 @@ async def test_a_damaged_level_keeps_no_other_customer_from_being_told(
     assert 1 == caplog.text.count(
         "no storage.over for customer 'bolt': what is kept cannot be read: ValueError"
     )
+
+
+@pytest.mark.parametrize("included", ["1500", "unlimited"])
+async def test_a_plans_file_that_includes_more_makes_no_event(
+    store_url: str, included: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, more = (
+        Clock(NOW),
+        PLANS.replace("included: 1000, overage: {{percent: 10, grace: 7d}}", f"included: {included}"),
+    )
+    async with kit_of(store_url, clock, plans=PLANS) as kit:
+        await kit.gauges.set("acme", "storage", 1_500)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=more) as kit:
+        await look(kit)
+        assert [] == hook.posts
+    assert "cannot be read" not in caplog.text
+
+
+async def test_without_a_gauge_of_bytes_nothing_is_read(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = PLANS.replace("unit: byte", "unit: file").replace("[storage.over]", "[credits.low]")
+    plans = "\n".join(
+        line
+        for line in plans.split("\n")
+        if not line.startswith(("storage:", "  gauge", "  objects", "  types"))
+    )
+    async with receiver() as hook, kit_of(store_url, Clock(NOW), url=hook.url, plans=plans) as kit:
+        await kit.gauges.set("acme", "storage", 1_500)
+        monkeypatch.setattr("meterkit.notify.storage_watch.customers_with_counts", None)
+        await StorageWatch(kit.store, any_event).look()

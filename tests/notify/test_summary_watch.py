@@ -10,6 +10,7 @@ import pytest
 
 import subscribed
 from messaging import PLANS, any_event, kit_of, mailbox, pass_over, receiver
+from meterkit.decisions.periods import to_ms
 from meterkit.errors import StoreError
 from meterkit.notify.summary_watch import SummaryWatch
 from meterkit.store.notices import tell
@@ -133,6 +134,10 @@ async def test_after_a_week_without_a_look_it_begins_anew(store_url: str) -> Non
         assert [] == hook.posts
         admin = await kit.store.admin()
         key = "mk:{0}:period.summary:last"
+        clock.advance(timedelta(minutes=1))
+        await look(kit, watch)
+        kept = to_ms(datetime(2031, 6, 1, 1, 1, tzinfo=UTC))
+        assert f"{kept}:".encode() == await admin.ask(admin.client.get(key))
         assert 6 * 86_400_000 < await admin.ask(admin.client.pttl(key)) <= 7 * 86_400_000
 
 

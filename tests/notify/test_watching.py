@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from faults import eventually
 from messaging import NOW, any_event, kit_of
+from meterkit.errors import StoreError
+from meterkit.notify.storage_watch import StorageWatch
+from meterkit.notify.summary_watch import SummaryWatch
 from meterkit.notify.watching import Lookout, tell_once
 from meterkit.store.notices import next_notices
 from meterkit.testing import Clock
@@ -90,3 +95,43 @@ async def test_a_handler_alone_makes_an_event_wanted(store_url: str) -> None:
             """Is never called here."""
 
         assert {EVENT} == wanted(kit)
+
+
+async def test_spans_between_looks(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, turns, looked, is_over = Clock(NOW), list[str](), list[str](), list[bool]()
+    monkeypatch.setattr("meterkit.notify.watching._EVERY_S", 0.0)
+
+    def watched(watch: Any) -> asyncio.Task[None]:
+        name, take = type(watch).__name__, watch._lookout.lease.take
+
+        async def taken() -> bool:
+            turns.append(name)
+            if is_over:
+                raise StoreError("the test is over")
+            return bool(await take())
+
+        async def look() -> None:
+            looked.append(name)
+
+        monkeypatch.setattr(watch._lookout.lease, "take", taken)
+        monkeypatch.setattr(watch, "look", look)
+        return asyncio.create_task(watch.run())
+
+    async def three_turns_more() -> None:
+        turns.clear()
+        await eventually(lambda: min(map(turns.count, ("StorageWatch", "SummaryWatch"))) > 3)
+
+    async with kit_of(store_url, clock) as kit:
+        watches = (StorageWatch(kit.store, any_event), SummaryWatch(kit.store, any_event))
+        tasks = [watched(watch) for watch in watches]
+        await three_turns_more()
+        assert (1, True) == (looked.count("SummaryWatch"), looked.count("StorageWatch") > 2)
+        clock.advance(timedelta(minutes=59, seconds=59))
+        await three_turns_more()
+        assert 1 == looked.count("SummaryWatch")
+        clock.advance(timedelta(seconds=1))
+        await three_turns_more()
+        assert 2 == looked.count("SummaryWatch")
+        is_over.append(True)
+        await asyncio.wait(tasks)
+        assert {"the test is over"} == {str(task.exception()) for task in tasks}
