@@ -107,6 +107,11 @@ class Bucket:
         default_factory=dict[tuple[str, str], "tuple[int, int] | None"]
     )
     happened: list[Happened] = field(default_factory=list["Happened"])
+    is_suspended: bool = False
+
+    def suspend(self) -> None:
+        """Store no more versions: a PUT or a DELETE from now on replaces the null version."""
+        self.is_suspended = self.is_versioned
 
     def store(self, key: str, size: int, action: str) -> None:
         self._tick()
@@ -137,11 +142,13 @@ class Bucket:
     def put(self, key: str, size: int, action: str) -> str | None:
         """Store an object; its version."""
         del key, size, action
-        return f"v{self.number:06}" if self.is_versioned else None
+        return f"v{self.number:06}" if self.is_versioned and not self.is_suspended else None
 
     def delete(self, key: str, version: str | None) -> str | None:
         """Delete an object or a version; the version that was removed or created as a marker."""
         del key
+        if self.is_suspended:
+            return version or "null"
         return version or (f"m{self.number:06}" if self.is_versioned else None)
 
     def abort(self, key: str, size: int) -> None:
@@ -162,5 +169,6 @@ class Bucket:
         self.number += self.random.randrange(1, 9)
 
     def _tell(self, name: str, key: str, size: int | None, version: str, stored: int) -> None:
-        told = None if version == "null" else version
+        # Where versions are suspended, records name the null version.
+        told = None if version == "null" and not self.is_suspended else version
         self.happened.append(Happened(name, key, size, told, self.now_ms, self.number, stored))

@@ -95,6 +95,8 @@ async def one_history(kit: MeterKit, bucket: Bucket, form: Format) -> None:
     await tell(kit, bucket, first, form)
     await check(kit, bucket)  # Whatever the order, and told twice.
     bucket.happened.clear()
+    if random.random() < 0.3:
+        bucket.suspend()
     live(bucket, 25)
     lost = [event for event in bucket.happened if random.random() < 0.1]
     known = [event for event in bucket.happened if event not in lost]
