@@ -1,0 +1,81 @@
+"""An SMTP server's certificate must be that of its name, and no password goes to a public one without TLS."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiosmtpd.smtp import SMTP, AuthResult
+
+from certificates import Authority
+from messaging import NOW, Mailbox, kit_of, pass_over
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def server(box: Mailbox, *, tls: ssl.SSLContext | None, **options: Any) -> AsyncGenerator[int]:
+    """An SMTP server on 127.0.0.1; its port."""
+    loop = asyncio.get_running_loop()
+    made = await loop.create_server(lambda: SMTP(box, loop=loop, **options), "127.0.0.1", 0, ssl=tls)
+    async with made:
+        yield made.sockets[0].getsockname()[1]
+
+
+async def test_the_certificate_of_a_mail_server_must_be_that_of_its_name(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, clock, box = Authority(tmp_path), Clock(NOW), Mailbox()
+    monkeypatch.setenv("SSL_CERT_FILE", authority.file)
+    tls = authority.serving("mail.example")
+    async with server(box, tls=tls) as port:
+        url = f"smtps://127.0.0.1:{port}"
+        async with kit_of(store_url, clock, smtp_url=url) as kit:
+            await kit.record("acme", "requests", 5)
+            await pass_over(kit, "email")
+            (kept,) = (await kit.notify.list())["email"]
+            assert "the SMTP server does not take it: SMTPConnectError" == kept.why
+            assert [] == box.mails
+            authority.certify(tls, "127.0.0.1")
+            clock.advance(timedelta(minutes=1))
+            await pass_over(kit, "email")
+            assert 1 == len(box.mails)
+
+
+async def test_a_password_is_not_sent_to_a_public_server_without_tls(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, box, seen = asyncio.get_running_loop(), Mailbox(), list[object]()
+    look_up = loop.getaddrinfo
+
+    async def local(host: str, *args: Any, **kwargs: Any) -> Any:
+        return await look_up("127.0.0.1" if host == "mail.example" else host, *args, **kwargs)
+
+    def authenticate(
+        _server: object, _session: object, _envelope: object, _how: str, data: object
+    ) -> AuthResult:
+        seen.append(data)
+        return AuthResult(success=True)
+
+    monkeypatch.setattr(loop, "getaddrinfo", local)
+    options: dict[str, Any] = {"authenticator": authenticate, "auth_require_tls": False}
+    async with server(box, tls=None, **options) as port:
+        for host, sent in (("mail.example", 0), ("127.0.0.1", 1)):
+            url = f"smtp://ada:secret-word@{host}:{port}"
+            async with kit_of(store_url, Clock(NOW), smtp_url=url) as kit:
+                await kit.record(host, "requests", 5)
+                await pass_over(kit, "email")
+                waiting = (await kit.notify.list())["email"]
+            assert (sent, sent) == (len(seen), len(box.mails))
+            assert ["the SMTP server does not take it: SMTPException"] * (1 - sent) == [
+                one.why for one in waiting if f"{host}" in one.text and one.attempts
+            ]
