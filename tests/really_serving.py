@@ -40,6 +40,7 @@ __all__ = [
     "drain",
     "served",
     "simulated",
+    "simulated_at",
     "traffic",
 ]
 

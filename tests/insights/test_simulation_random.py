@@ -102,3 +102,20 @@ async def test_random_files_are_tried_as_they_serve(valkey: Server, tmp_path: Pa
             found = await simulated(kit, url, plans, calls)
             async with served(valkey, plans, f"then{seed}", calls) as (then, refused):
                 await agree(found, then, refused, f"seed {seed}")
+
+
+async def test_what_a_file_has_served_it_serves_again(valkey: Server, tmp_path: Path) -> None:
+    """Today's file against its own period: the log has what it served, so nothing of that is refused."""
+    calls, url, plans = list(traffic(80)), f"sqlite:///{tmp_path}/audit.db", Maker(11).file()
+    async with served(valkey, plans, "today", calls, audit_url=url) as (kit, refused):
+        await drain(kit, url)
+        assert refused
+        found = await simulated(kit, url, plans, calls)
+        await agree(found, kit, {}, "itself")
+        assert [one.now_cents for one in found.customers] == [one.then_cents for one in found.customers]
+        left = [call for call in calls if call not in refused.get(call.customer, ())]
+        other = Maker(2).file()
+        found = await simulated(kit, url, other, left)
+        async with served(valkey, other, "then", left) as (then, also):
+            assert also
+            await agree(found, then, also, "another")

@@ -87,7 +87,7 @@ async def tenures(
         at_ms: the instant.
         started: customers with usage, and when the period of it began; where that period had ended by the
             instant, it is not the one that is asked for.
-        customer: the only one to look at; None: all who have a state or usage.
+        customer: the only one to look at; None: all. Without a state and usage it is left out.
 
     Raises:
         StoreError: the store does not answer.
@@ -100,6 +100,8 @@ async def tenures(
     for first in range(0, len(ordered), _PAGE):
         page = ordered[first : first + _PAGE]
         for name, (state, ledger) in zip(page, await _read(store, page), strict=True):
+            if state is NOBODY and name not in started:
+                continue  # Nothing is known of this customer: the name may be a typo.
             found[name] = _tenure(state, ledger, store.catalog, at_ms, started.get(name), store.now_ms())
     return found
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import from_ms
+from meterkit.errors import MeterkitError
 from meterkit.insights.simulation.ceilings import Tried, refuse_beyond
 from meterkit.insights.simulation.people import Offers, tenures
 from meterkit.insights.simulation.replay import Replay
@@ -121,9 +122,10 @@ async def simulate(
         progress: called with how many customers are done, of how many that are gone through.
 
     Raises:
-        MeterkitError: the database or the store does not answer.
+        MeterkitError: the database or the store does not answer, or the other file has another currency.
         ImportError: DuckDB or the server of the extra ``embedded`` is missing.
     """
+    _refuse_other_currency(store.catalog, catalog)
     logs: Any = import_module("meterkit.insights.simulation.log")  # DuckDB takes a while to import.
     with TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
@@ -162,6 +164,14 @@ async def simulate(
         checked=len(twice),
         disagreeing=[who for who in twice if _shown(again[who]) != _shown(tried[who])],
     )
+
+
+def _refuse_other_currency(now: Catalog, then: Catalog) -> None:
+    if then.currency != now.currency:
+        raise MeterkitError(
+            f"the plans file to try has the currency {then.currency}, the plans file of now has"
+            f" {now.currency}; give both the same: amounts of two currencies are not compared"
+        )
 
 
 class _Trial:
