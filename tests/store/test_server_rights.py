@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from servers import Server
 
 pytestmark = pytest.mark.anyio
-LUA = Path(__file__).parents[2] / "src" / "meterkit" / "lua"
+SOURCE = Path(__file__).parents[2] / "src" / "meterkit"
+LUA = SOURCE / "lua"
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 WITH_CREDITS = PLANS.replace(
     "routes:", "credits:\n  ai: {costs: {rows: 1}, low_balance: 20%}\nroutes:"
@@ -248,6 +249,21 @@ def test_every_command_of_the_scripts_is_tried() -> None:
         if word in known
     }
     assert quoted <= {name.partition("|")[0] for name in NEEDED}
+
+
+def test_every_command_that_python_sends_is_tried() -> None:
+    # What redis-py names otherwise, what is no command, and what the page says that only some want.
+    named = {"delete": "del", "script_load": "script", "config_get": "config"}
+    no_commands = {"aclose", "close", "execute", "execute_command", "pipeline", "post", "request", "stream"}
+    by_few = {"scan", "flushall"}
+    sent = {
+        named.get(name, name)
+        for path in SOURCE.rglob("*.py")
+        for name in re.findall(r"\b(?:client|pipe|asking|members)\.([a-z_]+)\(", path.read_text("utf-8"))
+        if name not in no_commands | by_few
+    }
+    assert len(sent) > 30
+    assert sent <= {command.partition("|")[0].lower() for command in DOCUMENTED}
 
 
 def test_each_is_tried_with_as_many_words_as_it_needs() -> None:

@@ -44,6 +44,7 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("PERSIST", _KEY),
     ("PEXPIRE", _KEY, "1"),
     ("PEXPIREAT", _KEY, "1"),
+    ("PTTL", _KEY),
     ("GET", _KEY),
     ("SET", _KEY, "1"),
     ("INCR", _KEY),
