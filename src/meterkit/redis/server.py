@@ -54,6 +54,7 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("HGETALL", _KEY),
     ("HINCRBY", _KEY, "f", "1"),
     ("HKEYS", _KEY),
+    ("HLEN", _KEY),
     ("HMGET", _KEY, "f"),
     ("HSCAN", _KEY, "0"),
     ("HSET", _KEY, "f", "1"),

@@ -157,7 +157,6 @@ def full(memory: Mapping[str, str]) -> list[Finding]:
         Finding(
             check="memory",
             problem=f"the server {state} writes, and requests are decided without it",
-            cure="raise maxmemory; a customer takes one to three kilobytes, and nothing of them may be"
-            " evicted",
+            cure="raise maxmemory; a customer takes one to six kilobytes, and nothing of them may be evicted",
         )
     ]
