@@ -1,0 +1,191 @@
+"""The deployment with containers: its files are right, and its commands run without containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import venv
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import jsonschema
+import pytest
+import yaml
+
+from meterkit.settings import Settings
+from meterkit.testing import StripeEmulator
+from servers import free_port, spawn_server
+from test_examples import wait_until_ready
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+
+ROOT: Final = Path(__file__).parents[1]
+DEPLOY: Final = ROOT / "examples" / "deploy"
+COMPOSE: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+DOCKERFILE: Final = (DEPLOY / "Dockerfile").read_text("utf-8").replace("\\\n", "")
+SERVICES: Final[dict[str, dict[str, Any]]] = COMPOSE["services"]
+ENV: Final = dict(
+    line.split("=", 1)
+    for line in (DEPLOY / "env.example").read_text("utf-8").splitlines()
+    if not line.startswith("#")
+)
+
+
+def mounts() -> list[list[str]]:
+    """Source, target and mode of each volume of each service."""
+    return [str(volume).split(":") for service in SERVICES.values() for volume in service.get("volumes", ())]
+
+
+def instruction(name: str) -> list[str]:
+    """The words of an instruction in exec form."""
+    found = re.search(rf"^{name}\b[^\[\n]*(\[.*\])$", DOCKERFILE, re.MULTILINE)
+    assert found
+    return [str(word) for word in json.loads(found[1])]
+
+
+def test_compose_accepts_the_file() -> None:
+    schema = json.loads((ROOT / "tests" / "compose" / "compose-spec.json").read_text("utf-8"))
+    jsonschema.Draft7Validator(schema).validate(COMPOSE)
+
+
+def test_the_services_are_those_of_the_readme() -> None:
+    assert {"app", "worker", "valkey", "prometheus", "grafana"} == set(SERVICES)
+    assert 2 == SERVICES["app"]["deploy"]["replicas"]
+    assert "off" == SERVICES["app"]["environment"]["METERKIT_FLUSH"]
+
+
+def test_each_mounted_or_copied_file_exists() -> None:
+    for source, *_ in mounts():
+        assert source in COMPOSE["volumes"] or (DEPLOY / source).is_file(), source
+    build = SERVICES["app"]["build"]
+    context = (DEPLOY / build["context"]).resolve()
+    assert (context, True) == (ROOT, (context / build["dockerfile"]).is_file())
+    for sources in re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE):
+        assert all((ROOT / source).exists() for source in sources.split())
+
+
+def test_each_variable_is_a_setting_or_of_the_app() -> None:
+    named = {name for service in SERVICES.values() for name in service.get("environment", {})}
+    named |= set(re.findall(r"^ENV (\w+)=", DOCKERFILE, re.MULTILINE))
+    settings = {f"METERKIT_{name.upper()}" for name in Settings.model_fields}
+    assert {"CUSTOMERS"} == named - settings
+    asked = set(re.findall(r"\$\{(\w+):\?", (DEPLOY / "compose.yaml").read_text("utf-8")))
+    assert asked == set(ENV)
+
+
+def test_each_image_is_of_a_named_release() -> None:
+    images = [service["image"] for service in SERVICES.values() if "image" in service]
+    assert 3 == len(images)
+    assert all(re.search(r":v?\d+\.\d+", image) for image in images)
+
+
+def test_prometheus_and_grafana_read_what_is_mounted() -> None:
+    targets = {volume.split(":")[1] for service in SERVICES.values() for volume in service.get("volumes", ())}
+    prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    assert {f"/etc/prometheus/{name}" for name in prometheus["rule_files"]} <= targets
+    (job,) = prometheus["scrape_configs"]
+    assert ("app", 8000) == (job["dns_sd_configs"][0]["names"][0], job["dns_sd_configs"][0]["port"])
+    boards = yaml.safe_load((DEPLOY / "grafana" / "dashboards.yml").read_text("utf-8"))
+    (board,) = (target for target in targets if target.startswith(boards["providers"][0]["options"]["path"]))
+    assert board.endswith(".json")
+    sources = yaml.safe_load((DEPLOY / "grafana" / "datasources.yml").read_text("utf-8"))
+    assert "http://prometheus:9090" == sources["datasources"][0]["url"]
+
+
+@contextmanager
+def running(
+    words: Sequence[str], environment: Mapping[str, str], directory: Path
+) -> Generator[subprocess.Popen[bytes]]:
+    """A command of the deployment, ended as Docker ends it; it must then exit by itself."""
+    scripts = str(Path(sys.executable).parent)
+    with (
+        (directory / f"{words[0]}.log").open("ab") as log,
+        subprocess.Popen(
+            words,
+            cwd=DEPLOY,
+            env={**environment, "PATH": f"{scripts}:{os.environ['PATH']}"},
+            stdout=log,
+            stderr=log,
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.terminate()
+    assert process.returncode in {0, 143, -15}
+
+
+def run(environment: Mapping[str, str], directory: Path, *words: str) -> None:
+    with running(["meterkit", *words], environment, directory) as command:
+        code = command.wait(timeout=300)
+    assert 0 == code, (directory / "meterkit.log").read_text("utf-8")
+
+
+def test_its_commands_serve_limit_and_bill(tmp_path: Path) -> None:
+    emulator = StripeEmulator()
+    emulator.add_meter("translated_words")
+    billed = emulator.add_customer(name="Ada")
+    store_options = SERVICES["valkey"]["command"][1:]
+    with ExitStack() as parts:
+        store = parts.enter_context(spawn_server(*store_options))
+        environment = {
+            "METERKIT_REDIS_URL": store.url,
+            "METERKIT_STRIPE_API_KEY": "sk_test_123",
+            "METERKIT_STRIPE_API_BASE": parts.enter_context(emulator.running()),
+            "METERKIT_SPOOL_DIR": str(tmp_path / "spool"),
+            "METERKIT_START_TIMEOUT": "60",
+            "METERKIT_STORE_TIMEOUT": "5",
+            "METERKIT_FLUSH_INTERVAL": "1",
+            "CUSTOMERS": ENV["CUSTOMERS"].strip("'"),
+        }
+        app = environment | {"METERKIT_FLUSH": SERVICES["app"]["environment"]["METERKIT_FLUSH"]}
+        apps: list[httpx.Client] = []
+        for _ in range(SERVICES["app"]["deploy"]["replicas"]):
+            port = str(free_port())
+            words = [port if word == "8000" else word for word in instruction("CMD")]
+            parts.enter_context(running(words, app, tmp_path))
+            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+            apps.append(parts.enter_context(client))
+            wait_until_ready(client)
+            health = [word.replace(":8000", f":{port}") for word in instruction("HEALTHCHECK")]
+            subprocess.run([sys.executable, *health[1:]], check=True, timeout=120)
+
+        run(environment, tmp_path, "customers", "link", "ada", billed)
+        ada = {"authorization": "Bearer key-of-ada"}
+
+        def translate(client: httpx.Client, words: int) -> int:
+            return client.post("/v1/translate", json={"text": "a " * words}, headers=ada).status_code
+
+        with running(SERVICES["worker"]["command"], environment, tmp_path) as worker:
+            statuses = [translate(apps[turn % 2], 2) for turn in range(6)]
+            assert [200, 200, 200, 200, 200, 429] == statuses
+            run(environment, tmp_path, "customers", "set-plan", "ada", "pro")
+            assert 200 == translate(apps[1], 1_000_003)
+            while (accepted := emulator.accepted(billed, "translated_words")) == 0:
+                assert worker.poll() is None
+                time.sleep(0.05)
+            assert 13 == accepted
+        run(environment, tmp_path, "doctor")
+        scraped = [client.get("/metrics/").text for client in apps]
+    served = [
+        re.findall(r'^meterkit_requests_total\{.*"success".*\} (\d+)', text, re.MULTILINE) for text in scraped
+    ]
+    assert [3, 3] == [sum(map(int, counts)) for counts in served]
+
+
+@pytest.mark.whole
+def test_the_image_installs_what_the_commands_import(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^RUN (pip install .*)$", DOCKERFILE, re.MULTILINE)
+    venv.create(tmp_path, with_pip=True)
+    words = shlex.split(line.replace("/meterkit", str(ROOT)))
+    subprocess.run([tmp_path / "bin" / "python", "-m", *words], check=True, timeout=1200)
+    subprocess.run([tmp_path / "bin" / "python", "-c", "import app"], check=True, cwd=DEPLOY, timeout=120)
+    subprocess.run([tmp_path / "bin" / "meterkit", "worker", "--help"], check=True, timeout=120)
