@@ -1,0 +1,31 @@
+"""What the repository tells contributors is true."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def read(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text("utf-8"))
+
+
+def test_the_workflow_checks_each_python_that_is_supported() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    named = [line.removeprefix("Programming Language :: Python :: ") for line in project["classifiers"]]
+    job = read(".github/workflows/ci.yml")["jobs"]["check"]
+    assert [name for name in named if name.startswith("3.")] == job["strategy"]["matrix"]["python"]
+    assert {"run": ".ci/run"} == job["steps"][-1]
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+def test_each_template_asks_something() -> None:
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"):
+        form = yaml.safe_load(path.read_text("utf-8"))
+        assert {"name", "description", "body"} <= set(form), path
+        assert all(field["attributes"]["label"] for field in form["body"])
