@@ -1,5 +1,5 @@
 # Everything runs in a virtual environment of its own, .venv, made from pyproject.toml when that has changed.
-#   make demo            the whole way of usage, from requests to the bill, checked to the unit (BREAK=1: find a lost event)
+#   make demo            the whole way of usage, from requests to the bill, checked to the unit (BREAK=1: find a lost event; KEEP=1: look at its pages)
 #   make test            all tests
 #   make field           all servers, loops and lifespans, other frameworks, and the suites of other projects in full; prints the matrix
 #   make coverage        the tests again, and which lines and branches of meterkit they do not run
@@ -46,10 +46,12 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@sed -n 's/^#   //p' Makefile
 
+DEMO := $(BIN)/meterkit demo $(if $(filter-out 0,$(BREAK)),--break) $(if $(filter-out 0,$(KEEP)),--keep)
+CHAT := printf '\n--- Tokens, credits, and a client that hangs up (examples/fastapi_ai)\n' && $(BIN)/python examples/fastapi_ai/bill.py
+
+# What goes on until Ctrl-C is the last of it.
 demo: $(VENV)/.run
-	@$(BIN)/meterkit demo $(if $(filter-out 0,$(BREAK)),--break)
-	@printf '\n--- Next: tokens, credits, and a client that hangs up (examples/fastapi_ai)\n'
-	@$(BIN)/python examples/fastapi_ai/bill.py
+	@$(if $(filter-out 0,$(KEEP)),$(CHAT) && $(DEMO),$(DEMO) && $(CHAT))
 
 # Four at once on two cores: many tests wait, for a server that hangs or a timeout.
 test: $(VENV)/.dev

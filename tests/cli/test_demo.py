@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from commands import TIMEOUT_S, Shell, first_line
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 CATALOG = load(PLANS)
 PRO = CATALOG.plans["pro"]
+JSON = {"accept": "application/json"}
 
 
 @pytest.fixture
@@ -82,6 +84,51 @@ def test_a_lost_event_is_found_and_named(demo: Shell) -> None:
     assert re.search(
         r"\n\w+, \w+: [\d,]+ served, [\d,]+ recorded, [\d,]+ to be billed, but Stripe has 0\.\n", done.out
     )
+
+
+def test_the_pages_of_a_kept_demonstration_show_its_figures(demo: Shell) -> None:
+    with demo.running("demo", "--keep") as process, httpx.Client(trust_env=False) as browser:
+        served, pages = dict[tuple[str, str], int](), dict[str, str]()
+        while "operators" not in pages:
+            line = first_line(process)
+            assert process.poll() is None
+            if line.endswith(
+                " yes"
+            ):  # customer, plan, meter, served, counted, to be billed, Stripe has, match
+                who, _, meter, _, units, *_ = line.split()
+                served[who, meter] = int(units.replace(",", ""))
+            elif "://" in line and line.endswith("/"):
+                what, _, address = line.rpartition(": ")
+                pages[what.split()[-1]] = address
+        for customer in CUSTOMERS:
+            shown = browser.get(pages[customer.id])
+            assert "default-src 'none'" in shown.headers["content-security-policy"]
+            figures = browser.get(pages[customer.id], headers=JSON).json()
+            assert figures["plan_name"] == customer.plan
+            for meter in ("requests", "tokens"):
+                counted = served[customer.id, meter]
+                assert figures["usage"]["meters"][meter]["recorded"] == counted > 0
+                assert sum(figures["days"]["meters"][meter]) == counted
+                assert f'<data value="{counted}">' in shown.text
+        found = browser.get(pages["operators"], headers=JSON).json()
+        assert (found["customers"]["customers"], found["plans"]) == (3, {"free": 1, "pro": 1, "scale": 1})
+        assert found["delivered"]["requests"]["delivered"] == sum(
+            units for (_, meter), units in served.items() if meter == "requests"
+        )
+        near = browser.get(f"{pages['operators']}near.json").json()
+        assert {row["customer"] for row in near} == {"ada", "curie"}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT_S) == 0
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "sqlalchemy"])
+def test_without_an_extra_the_pages_name_the_cure(demo: Shell, tmp_path: Path, missing: str) -> None:
+    (tmp_path / f"{missing}.py").write_text("raise ImportError")
+    shell = Shell(tmp_path, TMPDIR=str(demo.directory))
+    done = shell.run("demo", "--keep")
+    assert (done.code, done.out) == (2, "")
+    assert "pip install 'meterkit[pages,audit]'" in done.err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -23,6 +23,12 @@ def demo(
         bool,
         typer.Option("--break", help="Lose one event on purpose. The comparison must find that, and exit 1."),
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep", help="Then serve the usage page of each customer and the operator pages until Ctrl-C."
+        ),
+    ] = False,
 ) -> None:
     """Try everything out: a service, its customers and the bill.
 
@@ -36,7 +42,7 @@ def demo(
     # Other commands do without what it needs.
     runner = import_module("meterkit.cli.demo.run")
     try:
-        good = asyncio.run(runner.run(lose_one=lose_one))
+        good = asyncio.run(runner.run(lose_one=lose_one, keep=keep))
     except asyncio.CancelledError:
         raise typer.Exit(143) from None
     raise typer.Exit(int(not good))

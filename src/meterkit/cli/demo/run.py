@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from contextlib import AsyncExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -27,6 +28,8 @@ from meterkit.cli.demo.store import ended_with_us
 from meterkit.cli.demo.traffic import CUSTOMERS, drive
 from meterkit.cli.output import print_table, stdout_console
 from meterkit.errors import MeterkitError
+from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.overview.overview import Overview
 from meterkit.testing import StripeEmulator, check_bill
 from meterkit.testing.emulator.server import running
 
@@ -42,23 +45,28 @@ if TYPE_CHECKING:
 __all__ = ["PLANS", "run"]
 
 PLANS: Final = Path(__file__).with_name("plans.yaml")
+_OF_PAGES: Final = ("jinja2", "sqlalchemy")
 _SETTINGS: Final = ("METERKIT_", "REDIS_URL", "STRIPE_")
 _FLUSH_S: Final = 60.0
 # A machine that is busy with other things is no reason to serve undecided.
 _STORE_S: Final = 5.0
 
 
-async def run(*, lose_one: bool) -> bool:
+async def run(*, lose_one: bool, keep: bool) -> bool:
     """Show the whole way of usage, from requests to the bill; whether the bill is right to the unit.
 
     Everything it starts and writes is gone when it returns, fails or is cancelled.
 
     Args:
         lose_one: have Stripe's stand-in forget one event, so that the bill is wrong.
+        keep: go on until Ctrl-C, with pages to look at.
 
     Raises:
         MeterkitError: a part does not start or does not do what it is for.
+        ImportError: ``keep`` needs an extra that is not installed.
     """
+    if keep:
+        _check_extras()
     began = time.monotonic()
     for name in [name for name in os.environ if name.startswith(_SETTINGS)]:
         del os.environ[name]  # The user's settings are for the user's own service.
@@ -66,7 +74,14 @@ async def run(*, lose_one: bool) -> bool:
     console = stdout_console()
     async with AsyncExitStack() as parts:
         _clean_up_at_sigterm(parts)
-        lines = await _demonstrate(parts, console, lose_one=lose_one)
+        lines, service_url, kit = await _demonstrate(parts, console, lose_one=lose_one, keep=keep)
+        _compare(console, lines, time.monotonic() - began)
+        if keep:
+            await _keep(console, kit, service_url)
+    return all(line.is_right for line in lines)
+
+
+def _compare(console: Console, lines: Sequence[BillLine], took_s: float) -> None:
     _headline(console, "Comparing, unit by unit: what was served, what was counted, and what Stripe has")
     console.print(
         "Stripe is told of every request (report: usage), but only of the tokens beyond those that a plan"
@@ -79,14 +94,44 @@ async def run(*, lose_one: bool) -> bool:
     if not wrong:
         console.print(
             f"\nStripe has exactly the {sum(line.billed for line in lines):,} units that are to be billed."
-            f" Done in {time.monotonic() - began:.1f} s.",
+            f" Done in {took_s:.1f} s.",
             style="bold green",
         )
-    return not wrong
 
 
-async def _demonstrate(parts: AsyncExitStack, console: Console, *, lose_one: bool) -> Sequence[BillLine]:
-    """Start everything, each part stopped by ``parts``; serve, deliver, and compare."""
+async def _keep(console: Console, kit: MeterKit, service_url: str) -> None:
+    """Show the addresses of the pages, and wait for Ctrl-C."""
+    await drainer_of(kit.store, kit.settings).drain()
+    await Overview(kit.store, kit.settings).snapshot()
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    # Before the addresses: Ctrl-C ends the command with 0 as soon as they can be read.
+    loop.add_signal_handler(signal.SIGINT, stop.set)
+    try:
+        _headline(console, "Pages to look at in a browser, until Ctrl-C")
+        for customer in CUSTOMERS:
+            console.print(f"usage of {customer.id}: {service_url}/usage/{customer.id}/", soft_wrap=True)
+        console.print(f"all customers, for operators: {service_url}/operator/", soft_wrap=True)
+        await stop.wait()
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _check_extras() -> None:
+    try:
+        for name in _OF_PAGES:
+            import_module(name)
+    except ImportError as error:
+        raise ImportError("--keep needs more extras: pip install 'meterkit[pages,audit]'") from error
+
+
+async def _demonstrate(
+    parts: AsyncExitStack, console: Console, *, lose_one: bool, keep: bool
+) -> tuple[Sequence[BillLine], str, MeterKit]:
+    """Start everything, each part stopped by ``parts``; serve, deliver, and compare.
+
+    Returns:
+        The comparison, the address of the service, and its kit.
+    """
     _headline(console, "Starting a store, a Stripe emulator and a metered service")
     folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="meterkit-demo-")))
     catalog = load(PLANS)
@@ -99,6 +144,7 @@ async def _demonstrate(parts: AsyncExitStack, console: Console, *, lose_one: boo
         stripe_api_base=stripe_url,
         store_timeout=_STORE_S,
         flush=False,
+        audit_url=f"sqlite:///{folder}/audit.db" if keep else None,
     )
     await parts.enter_async_context(kit)
     parts.enter_context(ended_with_us(folder))
@@ -110,7 +156,7 @@ async def _demonstrate(parts: AsyncExitStack, console: Console, *, lose_one: boo
         await kit.customers.link(customer.id, stripe.add_customer(name=customer.id))
     period = (await kit.usage(CUSTOMERS[0].id))["period"]
 
-    service_url = parts.enter_context(running(build(kit), host="127.0.0.1", port=0))
+    service_url = parts.enter_context(running(build(kit, pages=keep), host="127.0.0.1", port=0))
     client = await parts.enter_async_context(
         httpx.AsyncClient(base_url=service_url, trust_env=False, timeout=30)
     )
@@ -135,7 +181,7 @@ async def _demonstrate(parts: AsyncExitStack, console: Console, *, lose_one: boo
     lines = await check_bill(kit, stripe, {tally.customer.id: tally.served for tally in tallies})
     if (await kit.usage(CUSTOMERS[0].id))["period"] != period:
         raise MeterkitError("the billing month ended while the demonstration was running; run it again")
-    return lines
+    return lines, service_url, kit
 
 
 async def _serve(console: Console, client: httpx.AsyncClient) -> Sequence[Tally]:
