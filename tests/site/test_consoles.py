@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import httpx
 import pytest
 
 from commands import TIMEOUT_S
 from forked_program import forked_program
+from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.testing import StripeEmulator
 from servers import free_port
@@ -29,7 +31,11 @@ if TYPE_CHECKING:
 SHOWN: Final = shown()
 TYPED: Final = [block for block in SHOWN if block.language == "console" and not block.reason]
 # Pages whose files another test writes and runs, by its place.
-FILES_RUN: Final = {"docs/testing.md": "tests/testing/test_plugin.py"}
+FILES_RUN: Final = {
+    "docs/testing.md": "tests/testing/test_plugin.py",
+    "docs/tutorial.md": "tests/site/test_consoles.py",
+}
+TUTORIAL: Final = "docs/tutorial.md"
 SERVES: Final = ("uvicorn ", "meterkit worker", "meterkit stripe emulator")
 # What ends with 1 as it should: a line has no route in the quickstart's app; nobody is given up; Stripe does
 # not have the customer of the file; no day has ended yet.
@@ -116,7 +122,8 @@ class Typist:
         self.served.append((command, process))
         if "emulator" in command:
             assert process.stdout is not None
-            lines = [process.stdout.readline().strip() for _ in range(2)]
+            said = 3 if "--forward-to" in command else 2
+            lines = [process.stdout.readline().strip() for _ in range(said)]
             assert_said(expected, "\n".join(lines), command)
             self.environment |= dict(line.removeprefix("export ").split("=", 1) for line in lines)
         elif found := re.search(r"--port (\d+)", command):
@@ -191,7 +198,37 @@ def with_the_rest(typist: Typist) -> None:
     (typist.directory / "links.csv").write_text("customer,stripe_customer\neve,cus_eve\n")
 
 
-@pytest.mark.parametrize("page", list(dict.fromkeys(block.page for block in TYPED)))
+def write_the_tutorials_files(typist: Typist) -> None:
+    """Its plans file, and each file that begins with its name."""
+    files = {text.split()[1]: text for text in of(TUTORIAL, "py")}
+    assert {"app.py", "main.py", "month.py"} == set(files)
+    for name, text in (files | {"plans.yaml": of(TUTORIAL, "yaml")[0]}).items():
+        (typist.directory / name).write_text(typist.adapted(text))
+
+
+def wait_until_paid(typist: Typist) -> None:
+    """The webhook comes a moment after the payment."""
+    key = typist.environment["KEY"]
+    url = f"http://127.0.0.1:{typist.ports['8000']}/billing/subscription"
+    deadline = time.monotonic() + READY_S
+    while httpx.get(url, headers={"authorization": f"Bearer {key}"}).json().get("plan") != "pro":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(typist: Typist) -> None:
+    write_the_tutorials_files(typist)
+    for block in (block for block in TYPED if block.page == TUTORIAL):
+        if "/billing/subscription" in block.text:
+            wait_until_paid(typist)
+        typist.type(block)
+    store = f"embedded://{typist.directory}/.meterkit"
+    with MeterKit(typist.directory / "plans.yaml", redis_url=store).sync() as kit:
+        questions = kit.usage("acme")["meters"]["questions"]
+    assert (6, 1) == (questions["used"], questions["delivered"])
+
+
+@pytest.mark.parametrize("page", list(dict.fromkeys(block.page for block in TYPED if block.page != TUTORIAL)))
 def test_what_is_shown_to_type_does_what_it_says(page: str, typist: Typist) -> None:
     blocks = [block for block in TYPED if block.page == page]
     if page == "docs/quickstart.md":
