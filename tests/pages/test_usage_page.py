@@ -177,6 +177,25 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
         assert numbers == shown_figures
 
 
+async def test_days_before_the_first_usage_are_not_in_the_forecast(store_url: str, tmp_path: Path) -> None:
+    url, clock = sqlite_in(tmp_path), Clock(START + timedelta(days=5))
+    async with selling(store_url, clock, audit_url=url) as kit, page_of(kit) as client:
+        found: list[object] = []
+        for units in (40, 0, 0):
+            if units:
+                await kit.record("acme", "priced", units)
+                await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+            found.append((await client.get("/", headers=JSON)).json()["forecast"])
+            clock.advance(timedelta(days=1))
+        first, second, third = found
+        left = (datetime(2031, 7, 1, tzinfo=UTC) - START) / timedelta(days=1) - 6
+        assert first is None
+        assert isinstance(second, dict)
+        assert isinstance(third, dict)
+        assert second["meters"]["priced"][0] == 40 + round(40 * left)
+        assert third["meters"]["priced"][0] == 40 + round(20 * (left - 1))
+
+
 async def test_where_the_period_is_heading_and_the_one_before(store_url: str, tmp_path: Path) -> None:
     url, clock = sqlite_in(tmp_path), Clock(START)
     async with selling(store_url, clock, audit_url=url) as kit, page_of(kit) as client:

@@ -115,8 +115,9 @@ class UsageFigures(TypedDict):
     """All figures of the usage page.
 
     ``days`` is None where there is no audit log or its database fails; ``invoices`` where Stripe does not
-    answer. ``forecast`` is None of a period that is over, before its first whole day has passed, and without
-    ``days``. Of a period that is over there are no ``rates``, ``grants``, ``other_plans`` and ``seats``.
+    answer. ``forecast`` is None of a period that is over, until a whole day with usage has passed, and
+    without ``days``. Of a period that is over there are no ``rates``, ``grants``, ``other_plans`` and
+    ``seats``.
     """
 
     usage: CustomerUsage
@@ -193,12 +194,15 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
 def _forecast(
     days: Days | None, usage: CustomerUsage, start_ms: int, end_ms: int, now_ms: int, terms: Terms
 ) -> Forecast | None:
-    # The first day is whole where the period began with it; that of now never is.
-    first = int(start_ms % _DAY_MS > 0)
-    if days is None or len(days["days"]) - first <= 1:
+    if days is None:
         return None
-    whole = {name: of[first:-1] for name, of in days["meters"].items()}
-    return forecast_of(whole, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms)
+    # The first day is whole where the period began with it; that of now never is.
+    whole = {name: of[int(start_ms % _DAY_MS > 0) : -1] for name, of in days["meters"].items()}
+    used = [any(units) for units in zip(*whole.values(), strict=True)]
+    if True not in used:
+        return None
+    since = {name: of[used.index(True) :] for name, of in whole.items()}
+    return forecast_of(since, usage["meters"], (end_ms - now_ms) / _DAY_MS, terms)
 
 
 def seats_of(catalog: Catalog, usage: CustomerUsage) -> Seats | None:
