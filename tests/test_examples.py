@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import httpx
 import pytest
 
 from commands import TIMEOUT_S, Done, Shell
+from servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -27,6 +29,7 @@ AI = EXAMPLES / "fastapi_ai"
 WORKERS = EXAMPLES / "workers"
 SAAS = EXAMPLES / "saas"
 READY_S = 120.0
+JSON = {"accept": "application/json"}
 
 
 @contextmanager
@@ -234,3 +237,61 @@ def test_a_customers_life_is_played_as_the_readme_has_it() -> None:
     shown = re.search(r"```text\n(.*?)```", (SAAS / "README.md").read_text(), re.DOTALL)
     assert shown is not None
     assert done.stdout == shown[1]
+
+
+@contextmanager
+def signed_in(address: str, key: str) -> Generator[httpx.Client]:
+    """A browser that has signed in with a key."""
+    with httpx.Client(base_url=address, follow_redirects=True, trust_env=False, timeout=READY_S) as browser:
+        deadline = time.monotonic() + READY_S
+        while True:
+            try:
+                answer = browser.post("/signin", data={"key": key})
+            except httpx.TransportError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            else:
+                assert answer.status_code == 200, answer.text
+                yield browser
+                return
+
+
+def test_the_product_shows_its_pages_to_the_customer_and_the_operator_who_signed_in() -> None:
+    port = free_port()
+    address, environment = f"http://127.0.0.1:{port}", Shell(SAAS).environment
+    with subprocess.Popen(
+        [sys.executable, "play.py", "--keep", "--port", str(port)],
+        cwd=SAAS,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            lines = list[str]()
+            while not lines or "as an operator" not in lines[-1]:
+                lines.append(process.stdout.readline())
+                assert lines[-1], process.stderr and process.stderr.read()
+            acme, operator = (re.search(r"with the key (\S+);", line) for line in lines[-2:])
+            assert acme
+            assert operator
+            with signed_in(address, acme[1]) as browser:
+                assert browser.get("/usage/").text.count("data-") > 0
+                figures = browser.get("/usage/", headers=JSON).json()
+                assert (figures["usage"]["customer"], figures["plan_name"]) == ("acme", "Company")
+                assert figures["usage"]["meters"]["questions"]["recorded"] == 63
+                assert [one["total_cents"] for one in figures["invoices"]] == [9900, 4522, 3800]
+                assert browser.get("/operator/").status_code == 403
+            with signed_in(address, operator[1]) as browser:
+                assert browser.get("/usage/").status_code == 401
+                deadline = time.monotonic() + READY_S
+                while not (found := browser.get("/operator/", headers=JSON).json())["customers"]:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+                assert found["plans"] == {"free": 0, "team": 0, "company": 1}
+            assert httpx.post(f"{address}/signin", data={"key": "of no customer"}).status_code == 403
+            process.send_signal(signal.SIGINT)
+            assert process.wait(TIMEOUT_S) == 0
+        finally:
+            process.kill()

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 from secrets import token_urlsafe
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, HTTPException, Response
 from pydantic import BaseModel
+from sessions import Sessions
 
-from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit import MeterKit, MeterMiddleware, current, identify
 from meterkit.fastapi import Current, billing_router, responses
+from meterkit.pages import operator_pages, usage_page
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from starlette.types import Scope
 
 PLANS = Path(__file__).with_name("plans.yaml")
 ORIGIN = "http://127.0.0.1:8000"
@@ -27,13 +35,23 @@ class Question(BaseModel):
     text: str
 
 
-def create_app(kit: MeterKit) -> FastAPI:
+def create_app(kit: MeterKit, operator_key: str | None = None) -> FastAPI:
     app = FastAPI(title="Questions", responses=responses)
     # A real product keeps both in its database.
     owners: dict[str, str] = {}
     members: dict[str, set[str]] = {}
 
-    app.add_middleware(MeterMiddleware, kit=kit, identify=identify.api_key(owners.get, hashed=True))
+    sessions = Sessions(lambda key: owners.get(identify.hash_key(key)), operator_key)
+    by_key = identify.api_key(owners.get, hashed=True)
+
+    def who(scope: Scope) -> str | Awaitable[str | None] | None:
+        """A browser sends its session, a program its API key."""
+        return sessions.customer(scope) or by_key(scope)
+
+    app.add_middleware(MeterMiddleware, kit=kit, identify=who)
+    app.router.routes.extend(sessions.routes)
+    app.mount("/usage", usage_page(kit, customer=lambda _: current().customer, origins=[ORIGIN]))
+    app.mount("/operator", operator_pages(kit, allowed=sessions.operator))
 
     def account(caller: Current) -> str:
         """Whose subscription a request is about; a real product asks for a right to pay, too."""

@@ -1,35 +1,44 @@
-"""Plays a customer's life against an emulated Stripe, months in seconds: python play.py
+"""Plays a customer's life against an emulated Stripe, months in seconds: python play.py [--keep]
 
 Sign-up, checkout, seats, an upgrade, a payment that fails until the account is locked, recovery, and the
-end. Stripe's webhooks are posted to the app, signed, each of them twice.
+end. Stripe's webhooks are posted to the app, signed, each of them twice. With --keep the account stays,
+and the app serves its pages until Ctrl-C.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
+from argparse import ArgumentParser
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import httpx
+import uvicorn
 from app import ORIGIN, PLANS, create_app
 
 from meterkit import MeterKit
 from meterkit.testing import Clock, StripeEmulator
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 HOOK = f"{ORIGIN}/billing/webhooks/stripe"
 SECRET = "whsec_example"  # noqa: S105 - the emulator's
+OPERATOR_KEY = "operator"
 
 
 class Play:
     """Acme, its customer's browser, and Stripe."""
 
     def __init__(
-        self, kit: MeterKit, stripe: StripeEmulator, clock: Clock, browser: httpx.AsyncClient
+        self, kit: MeterKit, stripe: StripeEmulator, clock: Clock, browser: httpx.AsyncClient, app: FastAPI
     ) -> None:
-        self.kit, self.stripe, self.clock, self.browser = kit, stripe, clock, browser
+        self.kit, self.stripe, self.clock, self.browser, self.app = kit, stripe, clock, browser, app
+        self.key = ""
 
     async def ask(self, method: str, path: str, **body: Any) -> httpx.Response:
         return await self.browser.request(method, path, json=body or None)
@@ -58,9 +67,17 @@ class Play:
         print(f"{self.clock.now():%Y-%m-%d}  {what:<44}{told}")
 
 
+async def stay(play: Play) -> None:
+    """Ask some questions each day, so that there is something to look at."""
+    for day in range(10):
+        await play.questions(3 + day * 5 % 7)
+        await play.pass_time(timedelta(days=1))
+    await play.kit.flush(everything=True)
+
+
 async def act(play: Play) -> None:
-    key = (await play.ask("POST", "/signup", name="acme")).json()["key"]
-    play.browser.headers["authorization"] = f"Bearer {key}"
+    play.key = (await play.ask("POST", "/signup", name="acme")).json()["key"]
+    play.browser.headers["authorization"] = f"Bearer {play.key}"
     play.tell("signed up, and asked four questions", answers=await play.questions(4))
 
     urls = {"success_url": f"{ORIGIN}/welcome", "cancel_url": f"{ORIGIN}/prices"}
@@ -106,6 +123,8 @@ async def act(play: Play) -> None:
     answers = [*await play.questions(1), (await play.ask("GET", "/reports")).status_code]
     play.tell("paid with another card", status=found["status"], access=found["access"], answers=answers)
 
+
+async def leave(play: Play) -> None:
     ended = (await play.ask("POST", "/billing/subscription/cancel", immediately=False)).json()["subscription"]
     play.tell("canceled with the period", ends=ended["current_period_end"][:10])
     await play.pass_time(timedelta(days=32))
@@ -119,28 +138,58 @@ async def act(play: Play) -> None:
         )
 
 
-async def main() -> None:
+async def serve_pages(play: Play, background: MeterKit, port: int) -> None:
+    """Serve the app until Ctrl-C; in the background everything runs that runs beside a real app."""
+    address = f"http://127.0.0.1:{port}"
+    server = uvicorn.Server(uvicorn.Config(play.app, port=port, log_level="warning", lifespan="off"))
+    async with background:
+        print(f"\nThe clock stands at {play.clock.now():%Y-%m-%d}. To sign in: {address}/signin")
+        print(f"as acme, with the key {play.key}; then see {address}/usage/")
+        print(f"as an operator, with the key {OPERATOR_KEY}; then see {address}/operator/", flush=True)
+        await server.serve()
+
+
+async def main(parts: AsyncExitStack, *, keep: bool, port: int) -> None:
     logging.disable()  # What is declined on purpose need not be warned of.
     clock = Clock(datetime(2030, 1, 10, 12, tzinfo=UTC))
     # As set up in the Dashboard: what is not paid stays past due.
     stripe = StripeEmulator(clock=clock, automatic_webhooks=False, after_retries="past_due")
+    folder = parts.enter_context(TemporaryDirectory())
+    settings: dict[str, Any] = {
+        "clock": clock,
+        "redis_url": "memory://",
+        "stripe_api_key": "sk_test_example",
+        "stripe_api_base": parts.enter_context(stripe.running()),
+        "stripe_webhook_secret": SECRET,
+        "audit_url": f"sqlite:///{folder}/audit.db" if keep else None,
+    }
+    kit = MeterKit(PLANS, flush=False, **settings)
+    stripe.add_plans(kit.catalog)
+    app = create_app(kit, OPERATOR_KEY)
+    stripe.add_endpoint(HOOK, secret=SECRET, app=app)
+    browser = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=ORIGIN)
+    await parts.enter_async_context(kit)
+    play = Play(kit, stripe, clock, await parts.enter_async_context(browser), app)
+    if keep:
+        await kit.revenue.snapshot()  # From the first day with a snapshot on, each day gets one.
+    await act(play)
+    if not keep:
+        await leave(play)
+    else:
+        await stay(play)
+        await serve_pages(play, MeterKit(PLANS, **settings), port)
+
+
+async def run(*, keep: bool, port: int) -> None:
     async with AsyncExitStack() as parts:
-        kit = MeterKit(
-            PLANS,
-            clock=clock,
-            redis_url="memory://",
-            stripe_api_key="sk_test_example",
-            stripe_api_base=parts.enter_context(stripe.running()),
-            stripe_webhook_secret=SECRET,
-            flush=False,
-        )
-        stripe.add_plans(kit.catalog)
-        app = create_app(kit)
-        stripe.add_endpoint(HOOK, secret=SECRET, app=app)
-        browser = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=ORIGIN)
-        await parts.enter_async_context(kit)
-        await act(Play(kit, stripe, clock, await parts.enter_async_context(browser)))
+        await main(parts, keep=keep, port=port)
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    options = ArgumentParser(description=__doc__)
+    options.add_argument(
+        "--keep", action="store_true", help="the account stays; then serve the pages until Ctrl-C"
+    )
+    options.add_argument("--port", type=int, default=8000, help="where --keep serves them")
+    with suppress(KeyboardInterrupt):
+        asyncio.run(run(**vars(options.parse_args())))
