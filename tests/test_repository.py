@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -29,3 +32,15 @@ def test_each_template_asks_something() -> None:
         form = yaml.safe_load(path.read_text("utf-8"))
         assert {"name", "description", "body"} <= set(form), path
         assert all(field["attributes"]["label"] for field in form["body"])
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="not on Debian")
+def test_a_browser_is_unpacked_without_root(tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    script = shutil.copy(ROOT / ".ci" / "chromium", tmp_path / ".ci")
+    done = subprocess.run([script, "--unpack"], check=True, capture_output=True, text=True, timeout=600)
+    browser = Path(done.stdout.strip())
+    assert tmp_path in browser.parents
+    told = subprocess.run([browser, "--version"], check=True, capture_output=True, text=True, timeout=60)
+    assert "Chromium" in told.stdout
