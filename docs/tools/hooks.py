@@ -11,6 +11,7 @@ from mkdocs.structure.files import File
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import pictures
 import screens
 import tables
 
@@ -30,15 +31,18 @@ ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):<code>~?(?:[a-z_]+\.)
 TEXT = re.compile(r'<div class="highlight">(<pre><span></span><code>[^<]*</code></pre>)')
 # Without a space, and longer than the longest setting: an address, a path.
 LONG = re.compile(r"<code>([^\s<]{37,})</code>")
+PICTURE = re.compile(r"^!\[[^]]*\]\(assets/pictures/[^)]*\)$\n?", re.MULTILINE)
 STYLE = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
 # Scripts of the theme for what these pages do not use: diagrams, badges of repositories, old browsers.
 HOST = re.compile(r"https://(?:unpkg\.com|api\.github\.com|gitlab\.com)/[^\"`]*")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the screens of the command line, made by running it."""
+    """Add the screens of the command line, made by running it, and pictures of the pages, taken by a browser."""
     for name, text in screens.made().items():
         files.append(File.generated(config, f"assets/screens/{name}.svg", content=text))
+    for name, picture in pictures.made().items():
+        files.append(File.generated(config, f"assets/pictures/{name}.png", content=picture))
     return files
 
 
@@ -46,6 +50,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Fill in what is made from the code or stands elsewhere in the repository."""
     if page.file.src_uri.startswith("design/"):
         page.meta["search"] = {"boost": 0.3}  # Whoever searches wants to use it first.
+    if not pictures.made():
+        markdown = PICTURE.sub("", markdown)
     for marker, made in MADE.items():
         if marker in markdown:
             markdown = markdown.replace(marker, made())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT: Final = Path(__file__).parents[2]
+CHROMIUM: Final = os.environ.get("METERKIT_CHROMIUM") or which("chromium")
 # What a browser loads by itself; links that somebody has to follow are not among them.
 LOADS: Final = {
     "audio": ("src",),
@@ -130,6 +132,16 @@ def test_links_that_a_reader_follows_are_none_of_it(tmp_path: Path) -> None:
         '<a href="https://example.com/">there</a><svg xmlns="http://www.w3.org/2000/svg"/>'
     )
     assert list(foreign_in(tmp_path / "a.html")) == []
+
+
+def test_pictures_show_the_pages_in_both_themes_or_are_left_out(site: Path) -> None:
+    taken = {path.stem: path.read_bytes() for path in (site / "assets/pictures").glob("*.png")}
+    assert len(set(taken.values())) == (4 if CHROMIUM else 0)
+    for page in ("usage", "operator"):
+        name = "pages" if page == "usage" else page
+        shown = re.findall(r'src="assets/pictures/([\w-]+)\.png', (site / f"{name}.html").read_text("utf-8"))
+        assert shown == ([f"{page}-light", f"{page}-dark"] if CHROMIUM else [])
+        assert {f"{page}-light", f"{page}-dark"} <= set(taken) or not CHROMIUM
 
 
 def test_every_public_name_stands_in_the_reference(site: Path) -> None:

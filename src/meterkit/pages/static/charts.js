@@ -26,7 +26,9 @@
 
   const all = () => {
     drawn.splice(0).forEach((chart) => chart.destroy());
-    document.querySelectorAll(".chart").forEach((place) => drawn.push(draw(place)));
+    // A chart of one day would show nothing that its table does not.
+    const places = [...document.querySelectorAll(".chart")];
+    drawn.push(...places.filter((place) => place.nextElementSibling.querySelectorAll("time").length > 1).map(draw));
   };
   all();
   dark.addEventListener("change", all);
