@@ -87,7 +87,7 @@ async def test_spikes_of_today_are_counted_once_for_each_customer_and_meter(stor
         assert (await client.get("/", headers=JSON)).json()["spikes"] == {"spiking": 1}
         (row,) = await rows_of(client, "spiking")
         assert (row["customer"], row["used"], row["usual"]) == ("a b", 1000, 10)
-        assert "List usage.spike under notify" in (await client.get("/")).text
+        assert "list usage.spike under notify" in (await client.get("/")).text
 
 
 async def test_degraded_minutes_are_counted_and_sent_once_the_store_is_back(store_url: str) -> None:

@@ -109,6 +109,17 @@ async def test_amounts_are_the_sums_of_who_pays_and_what_is_used(store_url: str,
         assert shown["plans_eur:pro"] == 1500
 
 
+async def test_revenue_that_has_ended_is_shown_as_none(store_url: str, tmp_path: Path) -> None:
+    tables = RevenueTables(Database(sqlite_in(tmp_path)))
+    for nth, paying in enumerate(([Paying("ada", "pro", "usd", 1000)], [], [])):
+        tables.write(LAST + timedelta(days=nth - 1), paying, [])
+    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
+        await Overview(kit.store, kit.settings).snapshot()
+        figures = (await client.get("/", headers=JSON)).json()
+        assert (figures["revenue_usd"]["mrr"], figures["revenue_usd"]["customers"]) == (0, 0)
+        assert figures["growth_usd"]["2031-05-30"]["churn"] == 1000
+
+
 async def test_lists_of_revenue_are_read_page_by_page(store_url: str, tmp_path: Path) -> None:
     async with sold(store_url, tmp_path) as (kit, _):
         overview = Overview(kit.store, kit.settings)

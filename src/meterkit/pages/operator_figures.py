@@ -37,15 +37,15 @@ _REVENUE: Final[tuple[tuple[str, str, Kind, str], ...]] = (
     ("ltv", "Lifetime value of a customer", "micro", ""),
     ("nrr", "Net revenue retention, one month", "share", ""),
     ("grr", "Gross revenue retention, one month", "share", ""),
-    ("customer_churn", "Customers lost in a month", "share", ""),
-    ("gross_churn", "Revenue lost in a month", "share", ""),
-    ("net_churn", "Revenue lost in a month, less what was won", "share", ""),
-    ("usage_revenue", "Usage billed in a month", "micro", "usage"),
-    ("forecast", "Expected in a month", "micro", ""),
-    ("forecast_error", "Error of such forecasts", "share", ""),
+    ("customer_churn", "Customers lost in the last month", "share", ""),
+    ("gross_churn", "Revenue lost in the last month", "share", ""),
+    ("net_churn", "Revenue lost in the last month, less revenue won", "share", ""),
+    ("usage_revenue", "Usage billed in the last month", "micro", "usage"),
+    ("forecast", "Recurring revenue expected in a month", "micro", ""),
+    ("forecast_error", "Mean error of these forecasts", "share", ""),
 )
-_NONE: Final = {"usage_revenue": 0}
-"""Of a currency that a figure does not have; others are not known then."""
+_NONE: Final = {"mrr": 0, "customers": 0, "usage_revenue": 0}
+"""Of a currency in which no customer pays; other figures are not known then."""
 
 _MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
 _GROWTH: Final = ("mrr", *_MOVES, "customers")
@@ -103,9 +103,11 @@ def customer_sections(totals: CustomerTotals, catalog: Catalog) -> Sequence[Sect
         Figure("customers", "Customers", totals["customers"], opens="all"),
         Figure("near", "Near a limit (80 % or more)", totals["near"], opens="near"),
         Figure("past_due", "Past due", statuses.get("past_due", 0), opens="past_due"),
-        Figure("unlinked", "Usage waits for a link to Stripe", totals["unlinked"], opens="unlinked"),
+        Figure("unlinked", "Usage that waits for a link to Stripe", totals["unlinked"], opens="unlinked"),
         *(
-            Figure(f"access_{access}", f"Access {access}", accesses.get(access, 0), opens="access", of=access)
+            Figure(
+                f"access_{access}", f"Access: {access}", accesses.get(access, 0), opens="access", of=access
+            )
             for access in ("grace", "restricted", "suspended")
         ),
     ]
@@ -141,7 +143,9 @@ def revenue_sections(revenue: RevenueFigures | None, catalog: Catalog) -> Sequen
     if revenue is None:
         return [Section("revenue", "Revenue", (), "There is no snapshot of a day's revenue yet.")]
     found: list[Section] = []
-    for currency in sorted(revenue["figures"]["mrr"]):
+    paid = {currency for figures in revenue["figures"].values() for currency in figures}
+    paid |= {currency for _, currency, _ in revenue["growth"]}
+    for currency in sorted(paid or {catalog.currency}):
         figures = [
             Figure(
                 name,
@@ -170,7 +174,7 @@ def _plans(revenue: RevenueFigures, currency: str, catalog: Catalog) -> Section:
         for plan, of, mrr in revenue["plans"]
         if of == currency
     ]
-    return Section(f"plans_{currency}", f"Monthly recurring revenue by plan in {currency.upper()}", figures)
+    return Section(f"plans_{currency}", f"Revenue by plan in {currency.upper()}", figures)
 
 
 def _growth(revenue: RevenueFigures, currency: str) -> Section:
@@ -193,7 +197,7 @@ def _growth(revenue: RevenueFigures, currency: str) -> Section:
         name=f"growth_{currency}",
         title=f"Growth in {currency.upper()}",
         figures=figures,
-        note="New, expansion and reactivation, less contraction and churn, are the change of a day.",
+        note="The change of revenue on a day is new + expansion + reactivation, less contraction and churn.",
         headings=(
             "Day (UTC)",
             "Revenue",

@@ -29,21 +29,21 @@ _CUSTOMERS: Final = (
     Column("meter", "Nearest limit"),
     Column("used", "Used", "number"),
     Column("ceiling", "Limit", "number"),
-    Column("per_mille", "Share", "per_mille"),
+    Column("per_mille", "Share used", "per_mille"),
     Column("unlinked", "Waiting for a link", "number"),
 )
 _PAYING: Final = (
     _CUSTOMER,
     Column("plan", "Plan"),
     Column("currency", "Currency"),
-    Column("mrr", "A month", "micro"),
+    Column("mrr", "Per month", "micro"),
 )
 _MOVED: Final = (
     *_PAYING[:3],
-    Column("move", "Change"),
+    Column("move", "Movement"),
     Column("before", "Before", "micro"),
     Column("after", "After", "micro"),
-    Column("change", "By", "micro"),
+    Column("change", "Change", "micro"),
 )
 _CHARGED: Final = (
     _CUSTOMER,
@@ -87,7 +87,7 @@ def revenue_lists(overview: Overview) -> Mapping[str, Listing]:
     listings = (
         ("paying", "Paying customers: {of}", _PAYING, found.paying, "No customer pays."),
         ("moves", "Changes of revenue: {of}", _MOVED, found.moves, "No customer's revenue changed so."),
-        ("usage", "Usage billed in a month: {of}", _CHARGED, found.usage, "No usage was billed."),
+        ("usage", "Usage billed in the last month: {of}", _CHARGED, found.usage, "No usage was billed."),
     )
     return {
         name: Listing(name=name, title=title, columns=columns, read=read, empty=empty, needs_of=True)

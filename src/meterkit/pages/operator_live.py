@@ -44,9 +44,11 @@ async def live_sections(store: Store) -> Sequence[Section]:
             "spikes",
             "Spikes",
             [Figure("spiking", "Usage far above the usual today", spikes, opens="spiking")],
-            "" if _looks_for_spikes(store) else "List usage.spike under notify to have spikes looked for.",
+            ""
+            if _looks_for_spikes(store)
+            else "To look for spikes, list usage.spike under notify in the plans file.",
         ),
-        Section("outbox", "Delivered usage against invoices", [*outbox, unconfirmed]),
+        Section("outbox", "Deliveries to Stripe, and invoices", [*outbox, unconfirmed]),
         Section(
             "webhooks",
             "Webhooks of Stripe",

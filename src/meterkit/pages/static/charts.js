@@ -10,6 +10,7 @@
     const days = [...table.querySelectorAll("time")].map((time) => Date.parse(time.dateTime) / 1000);
     const per = Number(place.dataset.per ?? 1);  // How much makes a unit of money.
     const units = [...table.querySelectorAll(".charted data")].map((data) => Number(data.value) / per);
+    if (days[0] > days[days.length - 1]) [days, units].forEach((values) => values.reverse());
     const share = Number(place.dataset.share);
     const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line") }, ticks: { stroke: colour("--line") } };
     place.hidden = false;
