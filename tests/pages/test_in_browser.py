@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from importlib.resources import files
-from shutil import which
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import pytest
-from playwright.async_api import async_playwright
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from auditing import sqlite_in
+from browsing import chromium, faultless, found, needs_chromium
 from llm_apps import listening
 from meterkit import MeterKit
 from meterkit.catalog import loads
@@ -28,12 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from playwright.async_api import Browser, Page
+    from playwright.async_api import Browser
 
 pytestmark = pytest.mark.anyio
 
-CHROMIUM: Final = os.environ.get("METERKIT_CHROMIUM") or which("chromium")
-AXE: Final = (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")
 PLANS: Final = """
 schema: 1
 currency: usd
@@ -53,21 +48,7 @@ plans:
     extends: pro
     price: {amount_cents: 4900, interval: month}
 """
-VIOLATIONS: Final = """
-window.violations = [];
-addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective));
-"""
 DAYS: Final = 20
-
-
-@asynccontextmanager
-async def chromium() -> AsyncGenerator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            yield browser
-        finally:
-            await browser.close()
 
 
 @asynccontextmanager
@@ -86,34 +67,10 @@ async def address(store_url: str, directory: Path) -> AsyncGenerator[str]:
             yield f"http://127.0.0.1:{port}/usage/"
 
 
-async def found(page: Page, script: str) -> Any:
-    """What a script of the test gives; the page's policy does not bind it."""
-    result: Any = await page.evaluate(script)
-    return result
-
-
 async def look(browser: Browser, url: str, theme: Literal["light", "dark"], width: int) -> None:
-    """See that a page breaks no rule of axe-core and of its own policy, and asks no other host."""
-    context = await browser.new_context(color_scheme=theme, viewport={"width": width, "height": 800})
-    page = await context.new_page()
-    await page.add_init_script(VIOLATIONS)
-    told: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: told.append(message.text))
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    await page.goto(url)
-    assert await found(page, "document.querySelectorAll('.chart canvas').length") == 2
-    assert await found(page, "document.documentElement.scrollWidth") <= width
-    assert await found(page, "violations") == []
-    assert told == []
-    assert asked
-    assert [one for one in asked if not one.startswith(url)] == []
-    rules = await found(
-        page, f"(async () => {{{AXE}; return (await axe.run()).violations.map(v => v.id)}})()"
-    )
-    assert rules == []
-    await context.close()
+    """See that the page has no fault, and draws its charts."""
+    async with faultless(browser, url, theme, width, within=url) as page:
+        assert await found(page, "document.querySelectorAll('.chart canvas').length") == 2
 
 
 async def use_the_keyboard(browser: Browser, url: str) -> None:
@@ -142,7 +99,7 @@ async def do_without_script(browser: Browser, url: str) -> None:
     await context.close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; .ci/chromium unpacks one")
+@needs_chromium
 async def test_the_usage_page_in_chromium(store_url: str, tmp_path: Path) -> None:
     async with address(store_url, tmp_path) as url, chromium() as browser:
         await look(browser, url, "light", 360)

@@ -9,46 +9,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delivering import desk
-from meterkit.notify.message import Message
-from meterkit.store.messages import MessageQueue
-from meterkit.subscriptions.webhooks.hints import Hint
-from meterkit.subscriptions.webhooks.queue import HookQueue
 from operating import pages_of, selling
+from redriving import kill_message, kill_webhook, redrives
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import httpx
 
-    from meterkit import HistoryEntry, MeterKit
 
 pytestmark = pytest.mark.anyio
 
 OWN = {"sec-fetch-site": "same-origin"}
 JSON = {"accept": "application/json", **OWN}
-
-
-async def kill_message(kit: MeterKit, name: str, customer: str) -> None:
-    """Have a message that was given up."""
-    queue = MessageQueue(kit.store, "webhook")
-    at = "2031-06-01T00:00:00Z"
-    message = Message(id=name, event="usage.threshold", customer=customer, at=at, data={})
-    await queue.add(name, message.dump())
-    (taken,) = await queue.take(1)
-    assert await queue.give_up(taken, "it answers 500")
-
-
-async def kill_webhook(kit: MeterKit, stripe_customer: str) -> None:
-    """Have a Stripe customer that was given up."""
-    queue = HookQueue(kit.store)
-    await queue.add(Hint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))
-    (taken,) = await queue.take(1)
-    assert await queue.give_up(taken, "Stripe refuses")
-
-
-async def redrives(kit: MeterKit, customer: str) -> list[HistoryEntry]:
-    """What the ledger of a customer says of redrives."""
-    return [one for one in await kit.customers.history(customer) if one.cause == "operator ada"]
 
 
 def selected(page: str) -> Mapping[str, list[str]]:

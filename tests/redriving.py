@@ -1,0 +1,36 @@
+"""Entries that were given up, and what a ledger says of their redrive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterkit.notify.message import Message
+from meterkit.store.messages import MessageQueue
+from meterkit.subscriptions.webhooks.hints import Hint
+from meterkit.subscriptions.webhooks.queue import HookQueue
+
+if TYPE_CHECKING:
+    from meterkit import HistoryEntry, MeterKit
+
+
+async def kill_message(kit: MeterKit, name: str, customer: str) -> None:
+    """Have a message that was given up."""
+    queue = MessageQueue(kit.store, "webhook")
+    at = "2031-06-01T00:00:00Z"
+    message = Message(id=name, event="usage.threshold", customer=customer, at=at, data={})
+    await queue.add(name, message.dump())
+    (taken,) = await queue.take(1)
+    assert await queue.give_up(taken, "it answers 500")
+
+
+async def kill_webhook(kit: MeterKit, stripe_customer: str) -> None:
+    """Have a Stripe customer that was given up."""
+    queue = HookQueue(kit.store)
+    await queue.add(Hint(event=f"evt_{stripe_customer}", stripe_customer=stripe_customer))
+    (taken,) = await queue.take(1)
+    assert await queue.give_up(taken, "Stripe refuses")
+
+
+async def redrives(kit: MeterKit, customer: str) -> list[HistoryEntry]:
+    """What the ledger of a customer says of redrives."""
+    return [one for one in await kit.customers.history(customer) if one.cause == "operator ada"]
