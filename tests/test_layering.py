@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 LINE = (
-    ("errors",),
+    ("errors", "throttle"),
     ("settings",),
     ("catalog",),
     ("decisions", "tokens"),

@@ -8,8 +8,8 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from meterkit.delivery.hourly import Hourly
 from meterkit.errors import MeterkitError
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -59,7 +59,7 @@ class BackgroundTasks:
                 await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
 
     async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        said, pause_s, loop = Hourly(), _AGAIN_FIRST_S, asyncio.get_running_loop()
+        said, pause_s, loop = Throttle(HOUR_S), _AGAIN_FIRST_S, asyncio.get_running_loop()
         while True:
             began_s = loop.time()
             try:

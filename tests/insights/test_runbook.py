@@ -59,6 +59,7 @@ PASSED_ON: Final = {
         "has no replica that follows it now, and another server may take its place",
         "has appendfsync no: it never knows what is on its disk",
     ),
+    "pages/figures.py": ("the usage page shows no daily figures", "the usage page shows no invoices"),
     "redis/handshake.py": ("the server's maxmemory-policy is", "its user may not ask for INFO"),
     "redis/reconnect.py": ("shards and METERKIT_SHARDS is", "has no right to"),
     "storage/service.py": (

@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from delivering import NOW
-from meterkit import MeterKit
+from meterkit import MeterKit, throttle
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
 from meterkit.starlette import storage_events
-from meterkit.storage import fetching, service
+from meterkit.storage import fetching
 from meterkit.storage.sns import is_of_aws
 from meterkit.testing import Clock
 from storage.objects import Happened
@@ -123,7 +123,7 @@ async def test_sizes_out_of_bounds_count_nothing_and_are_logged_once_a_minute(
         return sum(line.name == "meterkit.storage" for line in caplog.records)
 
     now_s = 1000.0
-    monkeypatch.setattr(service, "monotonic", lambda: now_s)
+    monkeypatch.setattr(throttle, "monotonic", lambda: now_s)
     for size in (-1, 10**15, 10**15 + 1):
         wrong = Happened("ObjectCreated:Put", "ada/images/x", size, None, 1_939_000_000_000, 5, 5)
         answer = await client.post("/", content=wrong.as_body("s3", "uploads"), headers=BEARER)

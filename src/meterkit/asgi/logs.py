@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
 from meterkit.errors import SettingsError, StoreError
+from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -232,7 +233,6 @@ def _suppressed(number: int) -> None:
 
 _logger = logging.getLogger("meterkit.asgi")
 
-_SAME_EVERY_S: Final = 60.0
 _CAUSES: Final[Mapping[Note, str]] = {
     "encoding": (
         "its content coding is not decoded here: compress outside of MeterMiddleware, or install what "
@@ -251,7 +251,7 @@ _CAUSES: Final[Mapping[Note, str]] = {
 _NO_USAGE: Final = "it ended without usage figures"
 # These mean that something was not counted although other figures of the call were.
 _IN_PART: Final[tuple[Note, ...]] = ("refused", "too_many_calls")
-_warned: Final[WeakKeyDictionary[Store, dict[tuple[str, str], float]]] = WeakKeyDictionary()
+_warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 
 
 class Contained:
@@ -301,8 +301,5 @@ def warn_of_lost(store: Store, route: str, calls: Iterable[CallUsage]) -> None:
 
 def warn(store: Store, route: str, message: str) -> None:
     """Warn of a route; of the same once a minute."""
-    said = _warned.setdefault(store, {})
-    now = monotonic()
-    if now - said.get((route, message), -_SAME_EVERY_S) >= _SAME_EVERY_S:
-        said[route, message] = now
+    if _warned.setdefault(store, Throttle(MINUTE_S)).is_due((route, message)):
         _logger.warning("%s: %s", route, message)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.first_look import WAITED_MS, FirstLook
-from meterkit.delivery.hourly import Hourly
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
@@ -22,6 +21,7 @@ from meterkit.delivery.sending import Lease, Sender, calls_of, line_of, stopwatc
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.store.outbox import Outbox
 from meterkit.store.spool import NO_SPOOLS
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
@@ -93,7 +93,7 @@ class Flusher:
         )
         self._alone = asyncio.Lock()
         self._aside: set[tuple[str, str]] = set()
-        self._failures, self.report = Hourly(), FlushReport()
+        self._failures, self.report = Throttle(HOUR_S), FlushReport()
 
     def stop(self) -> None:
         """Send nothing more. What is under way is waited for: at most the time that one call may take."""

@@ -10,10 +10,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from meterkit.decisions.periods import from_ms, stamped_span_s
-from meterkit.delivery.hourly import Hourly
 from meterkit.errors import MeterkitError
 from meterkit.store.delivered import delivered_lately
 from meterkit.store.history import is_relinked
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -83,7 +83,7 @@ class Forgotten:
         self._store = store
         self._summaries = summaries
         self._journal = journal
-        self._journal_fails = Hourly()
+        self._journal_fails = Throttle(HOUR_S)
         self._journal_again_s = 0.0
 
     async def delivered(self, customer: str) -> Deliveries:

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from meterkit.delivery.hourly import Hourly
 from meterkit.errors import MeterkitError
 from meterkit.store.journal import JournalRow
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ class JournaledTransport:
         self._now_ms = now_ms
         self._waiting: list[JournalRow] = []
         self._writing: asyncio.Task[None] | None = None
-        self._failures = Hourly()
+        self._failures = Throttle(HOUR_S)
 
     @property
     def most(self) -> int:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.comparing import CAUSE
 from meterkit.delivery.forgotten import Forgotten, Gap
-from meterkit.delivery.hourly import Hourly
 from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
@@ -18,6 +17,7 @@ from meterkit.redis.refusals import is_of_a_key
 from meterkit.store.kept_intents import RESTORED, kept_in
 from meterkit.store.server_lives import ServerLives
 from meterkit.store.steering import steer
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -89,7 +89,7 @@ class Restarts:
         self._forgotten = Forgotten(store, summaries, journal)
         self._has_begun = False
         self._said: set[str | None] = set()
-        self._waits = Hourly()
+        self._waits = Throttle(HOUR_S)
 
     async def begin(self, outbox: Outbox, report: FlushReport) -> None:
         """Have a new store know in which life it is, and seal what was pending when another server is met.

@@ -9,6 +9,7 @@ from functools import partial
 from importlib import import_module
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict
+from weakref import WeakKeyDictionary
 
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.seats import seat_meter
@@ -16,6 +17,7 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.simulation.people import Offers, tenures
 from meterkit.pages.outlook import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +48,7 @@ __all__ = [
     "usage_figures",
 ]
 
+_warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 _logger = logging.getLogger("meterkit.pages")
 
 _OTHERS_S: Final = 3.0
@@ -259,9 +262,7 @@ async def _days(kit: PagesKit, usage: CustomerUsage) -> Days | None:
         async with asyncio.timeout(_OTHERS_S):
             sums = await asyncio.wrap_future(thread)
     except (MeterkitError, ImportError, TimeoutError) as error:
-        _logger.warning(
-            "the usage page shows no daily figures: %s", str(error) or "the audit log is too slow"
-        )
+        _warn(kit, "the usage page shows no daily figures: %s", str(error) or "the audit log is too slow")
         return None
     return days_of(sums, start_ms, min(kit.store.now_ms(), end_ms - 1))
 
@@ -280,8 +281,13 @@ async def _invoices(kit: PagesKit, customer: str) -> list[dict[str, object]] | N
         async with asyncio.timeout(_OTHERS_S):
             return [asdict(invoice) for invoice in await kit.subscriptions.invoices(customer)]
     except (MeterkitError, TimeoutError) as error:
-        _logger.warning("the usage page shows no invoices: %s", str(error) or "Stripe is too slow")
+        _warn(kit, "the usage page shows no invoices: %s", str(error) or "Stripe is too slow")
         return None
+
+
+def _warn(kit: PagesKit, message: str, cause: str) -> None:
+    if _warned.setdefault(kit.store, Throttle(MINUTE_S)).is_due(message):
+        _logger.warning(message, cause)
 
 
 def _whole_seconds(span: timedelta) -> int:

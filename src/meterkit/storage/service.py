@@ -22,6 +22,7 @@ from meterkit.storage.sns import open_notice
 from meterkit.store.customer_id import check_customer
 from meterkit.store.task_lease import TaskLease
 from meterkit.store.upkeep import Upkeep
+from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping
@@ -34,8 +35,6 @@ __all__ = ["ObjectStorage"]
 
 _logger = logging.getLogger("meterkit.storage")
 
-_WARN_EVERY_S: Final = 60.0
-_WARNED_MAX: Final = 100
 _CERTIFICATES_MAX: Final = 16
 _PEM_END: Final = b"-----END CERTIFICATE-----"
 """What else came from that address is not remembered: it might be the page of a proxy."""
@@ -52,7 +51,7 @@ class ObjectStorage:
         self._store = store
         self._aws = Aws(endpoint)
         self._certificates: dict[str, bytes] = {}
-        self._warned: dict[str, float] = {}
+        self._warned = Throttle(MINUTE_S)
         self._noted: dict[str, float] = {}
         self._upkeep = Upkeep(store)
         key = store.keys.shard(HOOKS_SHARD, "storage:lease")
@@ -238,11 +237,7 @@ class ObjectStorage:
 
     def warn(self, message: str) -> None:
         """Log a warning, at most once a minute."""
-        now_s = monotonic()
-        if now_s - self._warned.get(message, -_WARN_EVERY_S) >= _WARN_EVERY_S:
-            if len(self._warned) >= _WARNED_MAX:
-                self._warned.clear()
-            self._warned[message] = now_s
+        if self._warned.is_due(message):
             _logger.warning("%s", message)
 
     async def fetch(self, url: str) -> bytes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from http import HTTPStatus
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.errors import StoreError
 from meterkit.subscriptions.webhooks.signature import Forged
+from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +27,6 @@ BODY_BYTES_MAX: Final = 524_288
 
 _SIGNATURE: Final = b"stripe-signature"
 _LENGTH: Final = b"content-length"
-_WARN_EVERY_S: Final = 60.0
-_WARNED_MAX: Final = 100
 _NOT_SET_UP: Final = "no signing secret is set: METERKIT_STRIPE_WEBHOOK_SECRET"
 _RECEIVED: Final = {"received": True}
 _REPEATED: Final = {"received": True, "duplicate": True}
@@ -55,7 +53,7 @@ class WebhookEndpoint:
 
     def __init__(self, webhooks: Webhooks) -> None:
         self._webhooks = webhooks
-        self._warned: dict[str, float] = {}
+        self._warned = Throttle(MINUTE_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one request."""
@@ -87,11 +85,7 @@ class WebhookEndpoint:
 
     def _warn(self, message: str) -> None:
         """Say what goes wrong, but not again and again."""
-        now_s = monotonic()
-        if now_s - self._warned.get(message, -_WARN_EVERY_S) >= _WARN_EVERY_S:
-            if len(self._warned) >= _WARNED_MAX:
-                self._warned.clear()
-            self._warned[message] = now_s
+        if self._warned.is_due(message):
             _logger.warning("%s", message)
 
 
