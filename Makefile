@@ -106,6 +106,7 @@ bench: .venv-bench/.done
 	.venv-bench/bin/python docs/tools/drawings.py
 	.venv-bench/bin/python benchmarks/nodes.py --markdown docs/scaling.md
 	.venv-bench/bin/python benchmarks/simulate.py --markdown docs/simulate.md
+	.venv-bench/bin/python benchmarks/operator_pages.py --markdown docs/operator.md
 
 clean:
 	rm -rf $(VENV) .venv-bench $(OLDEST) site dist build .cache .hypothesis .pytest_cache .mypy_cache .ruff_cache .coverage*
@@ -145,5 +146,5 @@ $(OLDEST)/.done: pyproject.toml
 
 .venv-bench/.done: benchmarks/requirements.txt
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install -q -r benchmarks/requirements.txt -e '.[stripe,embedded,simulate]'
+	.venv-bench/bin/pip install -q -r benchmarks/requirements.txt -e '.[stripe,embedded,simulate,pages,audit]'
 	touch $@

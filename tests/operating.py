@@ -128,7 +128,7 @@ async def write_snapshot(kit: MeterKit, database: Database, number: int) -> None
     revenue = RevenueTables(database)
     for back in range(32, 0, -1):
         paying = [
-            Paying(customer_name(nth), "pro", "usd", 29_000_000 * (1 + (nth + back) % 3))
+            Paying(customer_name(nth), "pro", "usd", 2_900_000_000 * (1 + (nth + back) % 3))
             for nth in range(min(number, 40 - back))
         ]
         revenue.write(START.date() - timedelta(days=back), paying, [])

@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
+from asyncio import gather
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from meterkit import MeterkitError
 from meterkit.insights.overview.overview import Overview
@@ -15,7 +19,10 @@ from meterkit.pages import operator_pages
 from operating import JSON, figures_on, flat, pages_of, selling
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
+
+    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -141,3 +148,44 @@ async def test_a_page_asks_for_a_snapshot_and_a_task_makes_it(store_url: str, tm
         assert not await overview.look()
         assert (await client.get("/", headers=JSON)).json()["customers"]["customers"] == 1
         assert not await admin.client.exists(asked)
+
+
+@contextmanager
+def statements() -> Generator[list[str]]:
+    """The SQL statements that run in the block."""
+    seen: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+VISITED = ("/", "/all", "/near", "/unlinked", "/plan?of=free", "/delivered?of=unlinked tokens")
+
+
+async def test_a_page_asks_the_same_of_few_customers_and_of_many(valkey: Server, tmp_path: Path) -> None:
+    """So the first byte does not wait longer where there are more: no clock tells that here."""
+    asked: list[tuple[int, list[str]]] = []
+    for number in (20, 400):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        async with selling(valkey.url, directory, shards=2) as kit, pages_of(kit) as client:
+            await gather(*(kit.record(f"c{nth}", "tokens", 1) for nth in range(number)))
+            await Overview(kit.store, kit.settings).snapshot()
+            valkey.command("CONFIG", "RESETSTAT")
+            with statements() as seen:
+                for path in VISITED:
+                    assert (await client.get(path)).status_code == 200
+            calls = valkey.command("INFO", "commandstats")
+            asked.append((sum(int(of["calls"]) for of in calls.values()), seen))
+    (few, of_few), (many, of_many) = asked
+    assert of_few == of_many
+    of_customers = [one for one in of_many if "FROM meterkit_overview_" in one]
+    assert len(of_customers) == len(VISITED) - 1
+    assert all("LIMIT" in one for one in of_customers)
+    assert many - few < 20

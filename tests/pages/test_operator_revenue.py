@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import asynccontextmanager
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,9 @@ import pytest
 from auditing import sqlite_in
 from meterkit.insights.audit.database import Database
 from meterkit.insights.overview.overview import Overview
+from meterkit.insights.revenue import lists as revenue_lists
 from meterkit.insights.revenue.figures import Paying, Used
+from meterkit.insights.revenue.lists import MOVES, Changes, RevenueLists
 from meterkit.insights.revenue.tables import RevenueTables
 from operating import JSON, figures_on, pages_of, selling
 
@@ -107,6 +110,66 @@ async def test_amounts_are_the_sums_of_who_pays_and_what_is_used(store_url: str,
         shown = figures_on((await client.get("/")).text)
         assert shown["revenue_usd:mrr"] == 2570
         assert shown["plans_eur:pro"] == 1500
+
+
+async def test_shares_of_a_month_are_those_of_the_customers_that_they_open(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables, month_before = RevenueTables(Database(sqlite_in(tmp_path))), date(2031, 4, 30)
+    paid: dict[date, dict[str, int]] = {}
+    for back in range(33):
+        day = LAST - timedelta(days=32 - back)
+        paid[day] = {
+            f"c{nth}": 1000 * (1 + nth * back % 3) for nth in range(3 + back // 3) if (nth * 5 + back) % 11
+        }
+        tables.write(day, [Paying(name, "pro", "usd", mrr) for name, mrr in paid[day].items()], [])
+    tables.spend(LAST, 700)
+    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
+        await Overview(kit.store, kit.settings).snapshot()
+        revenue = (await client.get("/", headers=JSON)).json()["revenue_usd"]
+        then, now = paid[month_before], paid[LAST]
+        start = sum(then.values())
+        kept = await rows_of(client, "kept", "usd")
+        assert {row["customer"]: (row["before"], row["after"]) for row in kept} == {
+            name: (mrr, now.get(name, 0)) for name, mrr in then.items()
+        }
+        assert revenue["nrr"] == sum(row["after"] for row in kept) / start
+        assert revenue["grr"] == sum(min(row["before"], row["after"]) for row in kept) / start
+
+        lists = {
+            of: await rows_of(client, "changes", f"usd {of}")
+            for of in ("churn", "churn contraction", "expansion reactivation", "new")
+        }
+        assert all(lists.values())
+        sums = {of: sum(row["change"] for row in rows) for of, rows in lists.items()}
+        assert revenue["customer_churn"] == len(lists["churn"]) / len(then)
+        assert revenue["gross_churn"] == sums["churn contraction"] / start
+        assert revenue["net_churn"] == (sums["churn contraction"] - sums["expansion reactivation"]) / start
+        assert revenue["cac"] == round(700 / len(lists["new"]))
+        assert await rows_of(client, "changes", "usd none") == []
+        for name, opens in re.findall(
+            r'data-figure="revenue_usd:(\w+)">\s*<a href="([^"]*)"', (await client.get("/")).text
+        ):
+            listed = (await client.get(f"/{opens}", headers=JSON)).json()["rows"]
+            assert bool(listed) == (name != "usage_revenue"), name
+
+        everything = await rows_of(client, "changes", f"usd {' '.join(MOVES)}")
+        places = [(row["day"], row["move"], row["customer"]) for row in everything]
+        assert places == sorted(places)
+        lists_of = RevenueLists(Database(sqlite_in(tmp_path)))
+        for compared, most in ((200_000, 7), (1, 7), (1, 1), (20, 1000)):
+            monkeypatch.setattr(revenue_lists, "_COMPARED_MOST", compared)
+            seen, page = list[tuple[str, str, str]](), Changes([], ("", "", ""))
+            while page.after:
+                page = lists_of.changes(LAST, "usd", MOVES, after=page.after, most=most)
+                assert len(page.rows) <= most
+                seen += [(at, one.move, one.customer) for at, one in page.rows]
+            assert seen == places
+        for day, of in paid.items():
+            if day < month_before:
+                continue
+            who = await rows_of(client, "paying", f"{day} usd")
+            assert {row["customer"]: row["mrr"] for row in who} == of
 
 
 async def test_revenue_that_has_ended_is_shown_as_none(store_url: str, tmp_path: Path) -> None:

@@ -34,16 +34,23 @@ _REVENUE: Final[tuple[tuple[str, str, Kind, str], ...]] = (
     ("mrr", "Monthly recurring revenue", "micro", "paying"),
     ("customers", "Paying customers", "number", "paying"),
     ("arpa", "Revenue per paying customer", "micro", "paying"),
-    ("ltv", "Lifetime value of a customer", "micro", ""),
-    ("nrr", "Net revenue retention, one month", "share", ""),
-    ("grr", "Gross revenue retention, one month", "share", ""),
-    ("customer_churn", "Customers lost in the last month", "share", ""),
-    ("gross_churn", "Revenue lost in the last month", "share", ""),
-    ("net_churn", "Revenue lost in the last month, less revenue won", "share", ""),
+    ("ltv", "Lifetime value of a customer", "micro", "paying"),
+    ("nrr", "Net revenue retention, one month", "share", "kept"),
+    ("grr", "Gross revenue retention, one month", "share", "kept"),
+    ("customer_churn", "Customers lost in the last month", "share", "changes churn"),
+    ("gross_churn", "Revenue lost in the last month", "share", "changes churn contraction"),
+    (
+        "net_churn",
+        "Revenue lost in the last month, less revenue won",
+        "share",
+        "changes churn contraction expansion reactivation",
+    ),
     ("usage_revenue", "Usage billed in the last month", "micro", "usage"),
     ("forecast", "Recurring revenue expected in a month", "micro", ""),
     ("forecast_error", "Mean error of these forecasts", "share", ""),
 )
+"""Name, label and kind; the list that a figure opens, and what it asks of that list behind the currency."""
+
 _NONE: Final = {"mrr": 0, "customers": 0, "usage_revenue": 0}
 """Of a currency in which no customer pays; other figures are not known then."""
 
@@ -152,14 +159,22 @@ def revenue_sections(revenue: RevenueFigures | None, catalog: Catalog) -> Sequen
                 label,
                 revenue["figures"][name].get(currency, _NONE.get(name)),
                 kind,
-                opens,
-                currency,
+                opens.partition(" ")[0],
+                f"{currency} {opens.partition(' ')[2]}".strip(),
                 currency,
             )
             for name, label, kind, opens in _REVENUE
         ]
         if currency == catalog.currency:
-            cac = Figure("cac", "Cost of a new customer", revenue["cac"], "cents", currency=currency)
+            cac = Figure(
+                "cac",
+                "Cost of a new customer",
+                revenue["cac"],
+                "cents",
+                "changes",
+                f"{currency} new",
+                currency,
+            )
             figures.append(cac)
         title = f"Revenue in {currency.upper()}"
         found.append(Section(f"revenue_{currency}", title, figures, f"At the end of {revenue['day']} (UTC)."))
@@ -184,8 +199,8 @@ def _growth(revenue: RevenueFigures, currency: str) -> Section:
             label=f"{name} on {day}",
             value=moved[name],
             kind="number" if name == "customers" else "micro",
-            opens="moves" if name in _MOVES and moved[name] else "",
-            of=f"{day} {currency} {name}",
+            opens=("moves" if name in _MOVES else "paying") if moved[name] else "",
+            of=f"{day} {currency} {name}" if name in _MOVES else f"{day} {currency}",
             currency=currency,
             row=day,
         )

@@ -45,6 +45,12 @@ _MOVED: Final = (
     Column("after", "After", "micro"),
     Column("change", "Change", "micro"),
 )
+_CHANGED: Final = (_CUSTOMER, Column("day", "Day (UTC)"), *_MOVED[1:])
+_KEPT: Final = (
+    *_PAYING[:3],
+    Column("before", "A month before", "micro"),
+    Column("after", "Now", "micro"),
+)
 _CHARGED: Final = (
     _CUSTOMER,
     Column("day", "Period ended"),
@@ -87,6 +93,14 @@ def revenue_lists(overview: Overview) -> Mapping[str, Listing]:
     listings = (
         ("paying", "Paying customers: {of}", _PAYING, found.paying, "No customer pays."),
         ("moves", "Changes of revenue: {of}", _MOVED, found.moves, "No customer's revenue changed so."),
+        (
+            "changes",
+            "Changes of revenue in the last month: {of}",
+            _CHANGED,
+            found.changes,
+            "No customer's revenue changed so.",
+        ),
+        ("kept", "Customers of a month before: {of}", _KEPT, found.kept, "No customer paid a month before."),
         ("usage", "Usage billed in the last month: {of}", _CHARGED, found.usage, "No usage was billed."),
     )
     return {
@@ -100,23 +114,38 @@ class _OfRevenue:
         self._overview = overview
 
     async def paying(self, asked: Asked) -> Rows:
-        """Of a currency, or of a currency and a plan."""
+        """Of a currency, of a currency and a plan, or of a day and a currency."""
         if (day := await self._day()) is None:
             return Rows([])
         currency, _, plan = asked.of.partition(" ")
+        if (of_day := _day_in(currency)) is not None:
+            day, currency, plan = of_day, plan, ""
         found = await self._overview.payments(day, currency, plan, after=asked.after, most=asked.most)
         return _page([row._asdict() for row in found], asked.most, "customer")
 
     async def moves(self, asked: Asked) -> Rows:
         """Of a day, a currency and a movement."""
         day, currency, move = (*asked.of.split(" "), "", "")[:3]
-        if await self._day() is None or not _DAY.fullmatch(day) or move not in MOVES:
-            return Rows([])
-        try:
-            at = date.fromisoformat(day)
-        except ValueError:
+        if await self._day() is None or (at := _day_in(day)) is None or move not in MOVES:
             return Rows([])
         found = await self._overview.moves(at, currency, move, after=asked.after, most=asked.most)
+        return _page([row._asdict() for row in found], asked.most, "customer")
+
+    async def changes(self, asked: Asked) -> Rows:
+        """Of a currency and movements."""
+        currency, *named = asked.of.split(" ")
+        moves = [move for move in MOVES if move in named]
+        if (day := await self._day()) is None or not moves:
+            return Rows([])
+        after = (*asked.after.split(" ", 2), "", "")[:3] if asked.after else ()
+        found = await self._overview.changes(day, currency, moves, after=after, most=asked.most)
+        return Rows([{"day": at, **one._asdict()} for at, one in found.rows], " ".join(found.after))
+
+    async def kept(self, asked: Asked) -> Rows:
+        """Of a currency."""
+        if (day := await self._day()) is None:
+            return Rows([])
+        found = await self._overview.kept(day, asked.of, after=asked.after, most=asked.most)
         return _page([row._asdict() for row in found], asked.most, "customer")
 
     async def usage(self, asked: Asked) -> Rows:
@@ -133,6 +162,14 @@ class _OfRevenue:
         made = await self._overview.last()
         revenue = None if made is None else made.figures["revenue"]
         return None if revenue is None else date.fromisoformat(revenue["day"])
+
+
+def _day_in(text: str) -> date | None:
+    """The day that a text names; None: it names none."""
+    try:
+        return date.fromisoformat(text) if _DAY.fullmatch(text) else None
+    except ValueError:
+        return None
 
 
 def _page(rows: Sequence[Row], most: int, *place: str) -> Rows:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.database import Database
     from meterkit.insights.overview.rows import OverviewFigures
     from meterkit.insights.overview.tables import Made, OverviewTables
-    from meterkit.insights.revenue.lists import Move, Payment, RevenueLists, UsageCharge
+    from meterkit.insights.revenue.lists import Changes, Kept, Move, Payment, RevenueLists, UsageCharge
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
@@ -138,6 +138,16 @@ class Overview:
     ) -> Sequence[Move]:
         """Whose payment changed on a day; see :meth:`RevenueLists.moves`."""
         return await in_thread(self._lists().moves, day, currency, move, after=after, most=most)
+
+    async def changes(
+        self, day: date, currency: str, moves: Sequence[str], *, after: Sequence[str] = (), most: int
+    ) -> Changes:
+        """Whose payment changed in the month until a day; see :meth:`RevenueLists.changes`."""
+        return await in_thread(self._lists().changes, day, currency, moves, after=after, most=most)
+
+    async def kept(self, day: date, currency: str, *, after: str = "", most: int) -> Sequence[Kept]:
+        """What customers of a month before bring now; see :meth:`RevenueLists.kept`."""
+        return await in_thread(self._lists().kept, day, currency, after=after, most=most)
 
     async def usage_charges(
         self, day: date, currency: str, *, after: Sequence[str] = (), most: int

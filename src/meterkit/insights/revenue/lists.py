@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import and_, column, exists, func, literal, or_, select, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import date
+    from collections.abc import Iterator, Sequence
 
     from meterkit.insights.audit.database import Database
 
-__all__ = ["MOVES", "Move", "Payment", "RevenueLists", "UsageCharge"]
+__all__ = ["MOVES", "Changes", "Kept", "Move", "Payment", "RevenueLists", "UsageCharge"]
 
 MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
 
+_COMPARED_MOST: Final = 200_000
+"""Payments that a page compares with those of the day before: about a tenth of a second."""
 _PAID: Final = ("day", "customer", "plan", "currency", "mrr")
 _USED: Final = ("day", "customer", "currency", "amount")
 
@@ -45,6 +46,31 @@ class Move(NamedTuple):
     before: int
     after: int
     change: int
+
+
+class Changes(NamedTuple):
+    """A page of changes, each with its day.
+
+    Attributes:
+        after: day, kind and customer, behind which the next page begins; empty: there is none.
+    """
+
+    rows: Sequence[tuple[str, Move]]
+    after: tuple[str, ...]
+
+
+class Kept(NamedTuple):
+    """What a customer of a month before brought then and brings now (micro-cents); now may be 0.
+
+    Attributes:
+        plan: a month before.
+    """
+
+    customer: str
+    plan: str
+    currency: str
+    before: int
+    after: int
 
 
 class UsageCharge(NamedTuple):
@@ -105,6 +131,75 @@ class RevenueLists:
             for who, plan, before, now in rows
         ]
 
+    def changes(
+        self, day: date, currency: str, moves: Sequence[str], *, after: Sequence[str], most: int
+    ) -> Changes:
+        """Whose payment in a currency changed in the month until a day, by day, kind of change and id.
+
+        A page of many customers may have fewer rows than it could: it ends before it takes long.
+
+        Args:
+            day: the last one.
+            currency: of the payments.
+            moves: which of :data:`MOVES`.
+            after: the place of the page before; empty: the first page.
+            most: at most so many.
+        """
+        found, compared = list[tuple[str, Move]](), 0
+        place = tuple(after) or ("", "", "")
+        for at, move, customers in self._moved(day, currency, moves):
+            if (at, move) < place[:2]:
+                continue
+            if len(found) == most or compared >= _COMPARED_MOST:
+                return Changes(found, _place(found) if len(found) == most else (at, move, ""))
+            last = place[2] if (at, move) == place[:2] else ""
+            left = most - len(found)
+            of_day = self.moves(date.fromisoformat(at), currency, move, after=last, most=left)
+            found += [(at, one) for one in of_day]
+            compared += customers
+        return Changes(found, _place(found) if len(found) == most else ())
+
+    def _moved(self, day: date, currency: str, moves: Sequence[str]) -> Iterator[tuple[str, str, int]]:
+        """Days of the month until a day, a kind of change that happened on it, and how many paid."""
+        days: Any = table("meterkit_revenue_days", *map(column, ("day", "currency", "customers", *MOVES))).c
+        asked = select(days.day, days.customers, *(days[move] for move in moves)).where(
+            days.currency == currency,
+            days.day > _month_before(day).isoformat(),
+            days.day <= day.isoformat(),
+            or_(*(days[move] > 0 for move in moves)),
+        )
+        for at, customers, *sums in self._read(asked.order_by(days.day)):
+            for move, total in sorted(zip(moves, sums, strict=True)):
+                if total:
+                    yield at, move, int(customers)
+
+    def kept(self, day: date, currency: str, *, after: str, most: int) -> list[Kept]:
+        """What those bring now who brought something in a currency a month before a day, by id.
+
+        Args:
+            day: now.
+            currency: of the payments.
+            after: the last customer of the page before; empty: the first page.
+            most: at most so many.
+        """
+        was, now = (table("meterkit_revenue", *map(column, _PAID)).alias(name) for name in ("w", "n"))
+        same = and_(
+            now.c.day == day.isoformat(),
+            now.c.customer == was.c.customer,
+            now.c.currency == was.c.currency,
+        )
+        asked = (
+            select(was.c.customer, was.c.plan, was.c.mrr, func.coalesce(now.c.mrr, literal(0)))
+            .select_from(was.outerjoin(now, same))
+            .where(
+                was.c.day == _month_before(day).isoformat(),
+                was.c.currency == currency,
+                was.c.customer > after,
+            )
+        )
+        rows = self._read(asked.order_by(was.c.customer).limit(most))
+        return [Kept(who, plan, currency, int(before), int(mrr)) for who, plan, before, mrr in rows]
+
     def usage(self, day: date, currency: str, *, after: Sequence[str], most: int) -> list[UsageCharge]:
         """What usage costs that is part of the usage revenue of a day, by customer.
 
@@ -134,6 +229,10 @@ class RevenueLists:
         with self._database.begun() as connection:
             found: Sequence[Any] = connection.execute(asked).all()
         return found
+
+
+def _place(rows: Sequence[tuple[str, Move]]) -> tuple[str, ...]:
+    return (rows[-1][0], rows[-1][1].move, rows[-1][1].customer)
 
 
 def _paid(name: str) -> Any:

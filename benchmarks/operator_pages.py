@@ -1,0 +1,194 @@
+"""First bytes of the operator pages: python benchmarks/operator_pages.py [--quick] [--markdown PAGE]
+
+So many customers in an embedded store, each with usage that waits for Stripe; a snapshot of them beside the
+audit log; and a uvicorn process that answers one request after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, date, datetime, timedelta
+from http.client import HTTPConnection
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from tables import show
+
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.insights.audit.database import Database
+from meterkit.insights.overview.overview import Overview
+from meterkit.insights.revenue.figures import Paying
+from meterkit.insights.revenue.tables import RevenueTables
+from meterkit.pages import operator_pages
+
+if TYPE_CHECKING:
+    from tables import Table
+
+CUSTOMERS, QUICK_CUSTOMERS, REQUESTS, AT_ONCE = 100_000, 1_000, 50, 500
+PRICE = 2_900_000_000
+FIGURES = "## How fast it is"
+PATHS = {
+    "overview": "",
+    "all customers, first page": "all",
+    "near a limit, first page": "near",
+    "on one plan, last page": "plan?of=free&after={last}",
+    "usage that waits for a link": "delivered?of=unlinked%20requests",
+    "who pays": "paying?of=usd",
+    "who pays more since a day": "moves?of={day}%20usd%20expansion",
+    "who left on a day": "moves?of={day}%20usd%20churn",
+    "what changed in a month": "changes?of=usd%20churn%20contraction",
+    "export of all customers": "all.csv",
+}
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 20, overage: deny}
+"""
+
+
+def yesterday() -> date:
+    """The last day whose revenue is settled."""
+    return (datetime.now(UTC) - timedelta(hours=2)).date() - timedelta(days=1)
+
+
+def kit_in(directory: str) -> MeterKit:
+    return MeterKit(
+        loads(PLANS),
+        redis_url=f"embedded://{directory}",
+        audit_url=f"sqlite:///{directory}/audit.db",
+        flush=False,
+        store_timeout=30,
+    )
+
+
+async def fill(directory: str, customers: int) -> float:
+    """Record usage of each customer and make a snapshot; how many seconds that took."""
+    names = [f"customer-{nth:06}" for nth in range(customers)]
+    tables = RevenueTables(Database(f"sqlite:///{directory}/audit.db"))
+    for back in range(3, 0, -1):
+        # On the last day one of a thousand pays more, and one of a thousand nothing any more.
+        paying = [
+            Paying(name, "free", "usd", PRICE * (1 + (back == 1 and nth % 1000 == 0)))
+            for nth, name in enumerate(names)
+            if back > 1 or nth % 1000 != 1
+        ]
+        tables.write(yesterday() - timedelta(days=back - 1), paying, [])
+    async with kit_in(directory) as kit:
+        for first in range(0, customers, AT_ONCE):
+            page = list(enumerate(names[first : first + AT_ONCE], first))
+            await asyncio.gather(*(kit.record(name, "requests", 1 + nth % 20) for nth, name in page))
+        begun = time.perf_counter()
+        await Overview(kit.store, kit.settings).snapshot()
+        return time.perf_counter() - begun
+
+
+def measure(customers: int, directory: str) -> tuple[float, dict[str, list[float]]]:
+    """The seconds of a snapshot, and of each first byte by page."""
+    snapshot_s = asyncio.run(fill(directory, customers))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        command = [sys.executable, __file__, "--serve", directory, "--fd", str(listener.fileno())]
+        with subprocess.Popen(command, pass_fds=[listener.fileno()]) as server:
+            try:
+                last = f"customer-{customers - 50:06}"
+                return snapshot_s, {
+                    page: [
+                        first_byte(port, path.format(last=last, day=yesterday())) for _ in range(REQUESTS + 1)
+                    ][1:]
+                    for page, path in PATHS.items()
+                }
+            finally:
+                server.terminate()
+
+
+def first_byte(port: int, path: str) -> float:
+    """Seconds from the request until the first byte of its answer, on a connection of its own."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=600)
+    begun = time.perf_counter()
+    connection.request("GET", f"/operator/{path}")
+    answer = connection.getresponse()
+    answer.read(1)
+    found = time.perf_counter() - begun
+    if answer.status != 200:
+        raise SystemExit(f"{path}: {answer.status}")
+    answer.read()
+    connection.close()
+    return found
+
+
+def serve(directory: str, fd: int) -> None:
+    """Be the server."""
+    app = Starlette(
+        routes=[Mount("/operator", app=operator_pages(kit_in(directory), allowed=lambda _: "ada"))]
+    )
+    uvicorn.run(app, fd=fd, log_level="warning")
+
+
+def table(customers: int, snapshot_s: float, found: dict[str, list[float]]) -> Table:
+    rows = [
+        (page, f"{median(times) * 1000:,.0f} ms", f"{max(times) * 1000:,.0f} ms")
+        for page, times in found.items()
+    ]
+    title = (
+        f"{customers:,} customers, {REQUESTS} requests for each page; the snapshot takes {snapshot_s:,.0f} s"
+    )
+    return title, ("first byte of", "median", "slowest"), rows
+
+
+def lines(made: Table) -> list[str]:
+    """A section of a page."""
+    title, head, rows = made
+    return [
+        f"{FIGURES}\n",
+        "Written by `python benchmarks/operator_pages.py --markdown docs/operator.md`, a part of",
+        "`make bench`; no figure is edited by hand.\n",
+        f"- {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        f"- load at the end {os.getloadavg()[0]:.1f}; above 2, others were at work",
+        f"- {title}\n",
+        f"| {' | '.join(head)} |",
+        "|---|---:|---:|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run: the figures mean little")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write them at the end of a page")
+    parser.add_argument("--serve", metavar="DIRECTORY", help=argparse.SUPPRESS)
+    parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.fd)
+        return
+    customers = QUICK_CUSTOMERS if options.quick else CUSTOMERS
+    with tempfile.TemporaryDirectory(prefix="mk") as directory:
+        made = table(customers, *measure(customers, directory))
+    show(made)
+    if options.markdown:
+        before = options.markdown.read_text().partition(FIGURES)[0]
+        options.markdown.write_text(f"{before}{chr(10).join(lines(made))}\n")
+
+
+if __name__ == "__main__":
+    main()
