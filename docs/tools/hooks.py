@@ -49,7 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """Fill in what is made from the code or stands elsewhere in the repository."""
     if page.file.src_uri.startswith("design/"):
-        page.meta["search"] = {"boost": 0.3}  # Whoever searches wants to use it first.
+        page.meta["search"] = {"exclude": True}  # A search is for how to use it.
     if not pictures.made():
         markdown = PICTURE.sub("", markdown)
     for marker, made in MADE.items():
