@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from html.parser import HTMLParser
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -23,7 +22,8 @@ from meterkit.insights.audit.entries import Row
 from meterkit.pages import usage_page
 from meterkit.pages.figures import days_of
 from meterkit.testing import Clock
-from shopping import START, shop
+from shopping import CATALOG, START, shop
+from usage_figures import Tables, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 ORIGINS = ["https://app.example"]
+PORTAL = "https://app.example/billing"
 JSON = {"accept": "application/json"}
 PLANS = """
 schema: 1
@@ -92,26 +93,6 @@ async def selling(store_url: str, clock: Clock | None = None, **settings: Any) -
         yield kit
 
 
-class Tables(HTMLParser):
-    """The numbers of a page by what their row or list entry is named."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.numbers: dict[str, list[int]] = {}
-        self._row = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        known = dict(attrs)
-        if tag in {"table", "dd"} or (tag == "span" and "id" in known):
-            self._row = known.get("id") or f"days {known['data-meter']}"
-        elif tag == "tr":
-            named = [value for name, value in attrs if name.startswith("data-")]
-            self._row = f"{self._row.partition(':')[0]}{f':{named[0]}' if named else ''}"
-        elif tag == "data":
-            self.numbers.setdefault(self._row, []).append(int(known["value"] or ""))
-
-
 async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
     async with selling(store_url, audit_url=url) as kit, page_of(kit) as client:
@@ -139,42 +120,30 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
             "days": ["2031-06-01"],
             "meters": {"priced": [350], "requests": [4], "tokens": [150]},
         }
-        shown = ("used", "included", "remaining", "overage")
-        meters = {
-            f"meters:{name}": [counts[key] for key in shown if counts[key] != "unlimited"]
-            for name, counts in figures["usage"]["meters"].items()
-        }
-        rates = {
-            f"rate-list:{rate['policy']}": [
-                rate[key] for key in ("used", "limit", "remaining", "reset_after")
-            ]
-            for rate in figures["rates"]
-        }
-        grants = {
-            f"grant-list:{one['grant_id']}": [one["quantity"], one["remaining"]] for one in figures["grants"]
-        }
-        types = {
-            f"types:{name}": [size] for name, size in figures["usage"]["meters"]["storage"]["types"].items()
-        }
-        by_day: dict[str, list[int]] = figures["days"]["meters"]
-        days = {
-            f"days {name}": [number for pair in zip(units, accumulate(units), strict=True) for number in pair]
-            for name, units in by_day.items()
-        }
-        included = {f"included-{name}": [figures["usage"]["meters"][name]["included"]] for name in by_day}
-        cost = {"plan-cents": [2900], "overage-cents": [300]}
         assert figures["other_plans"] == [
             {"plan": "max", "name": "Max", "cost_cents": 4960, "refused": ["requests"]}
         ]
         assert figures["seats"] == {"meter": "seats", "used": 0, "included": 3, "seat_cents": None}
-        seats = {"seats-used": [0], "seats-included": [3]}
-        others = {"plans:max": [4960]}
-        assert rates
-        assert grants
-        assert types
+        assert figures["storage"] == {"meter": "storage", "beyond_included": 0}
         assert figures["forecast"] is None  # No day has passed.
-        shown_figures = {**meters, **cost, **others, **included, **days, **types, **seats, **rates, **grants}
-        assert numbers == shown_figures
+        assert all(figures[part] for part in ("rates", "grants"))
+        assert numbers == numbers_of(figures)
+
+
+async def test_what_is_stored_beyond_included_is_to_be_deleted(store_url: str) -> None:
+    async with selling(store_url) as kit, page_of(kit) as client:
+        await kit.gauges.set("acme", "storage", 6_200_000)
+        figures = (await client.get("/", headers=JSON)).json()
+        page = (await client.get("/")).text
+    assert figures["storage"] == {"meter": "storage", "beyond_included": 1_200_000}
+    numbers = Tables(page).numbers
+    assert numbers == numbers_of(figures)
+    assert (numbers["to-free"], numbers["meters:storage"]) == (
+        [1_200_000],
+        [6_200_000, 5_000_000, 0, 1_200_000],
+    )
+    assert 'title="6,200,000 bytes">6.2 MB</data>' in page
+    assert "bytes (1.2 MB) more than the plan includes" in page
 
 
 async def test_days_before_the_first_usage_are_not_in_the_forecast(store_url: str, tmp_path: Path) -> None:
@@ -229,8 +198,10 @@ async def test_where_the_period_is_heading_and_the_one_before(store_url: str, tm
         assert before["usage"]["meters"]["priced"]["recorded"] == 91
         assert before["days"]["meters"]["priced"][:4] == [40, 20, 30, 1]
         assert (before["forecast"], before["rates"], before["other_plans"]) == (None, [], [])
+        page = (await client.get("/")).text
+        assert 'data-label="Before">Pro &lt;b&gt;plan&lt;/b&gt;</td>' in page
         page = (await client.get("/?period=2031-06-30")).text
-        assert "Period of now" in page
+        assert "Current period" in page
         assert Tables(page).numbers["days priced"][:4] == [40, 40, 20, 60]
         assert (await client.get("/?period=soon")).status_code == 422
 
@@ -239,6 +210,8 @@ async def test_what_a_customer_named_is_escaped(store_url: str) -> None:
     name = "<script>alert(1)</script>"
     async with selling(store_url) as kit, page_of(kit, name) as client:
         await kit.grants.add(name, {"requests": 25}, grant_id='"><img src=x>')
+        await kit.record(name, "tokens", 5, event_id="a-key-of-the-app")
+        assert "a-key-of-the-app" not in (await client.get("/", headers=JSON)).text
         page = (await client.get("/")).text
         assert "<script>alert" not in page
         assert "&lt;script&gt;alert(1)" in page
@@ -246,9 +219,39 @@ async def test_what_a_customer_named_is_escaped(store_url: str) -> None:
         assert "Pro &lt;b&gt;plan&lt;/b&gt;" in page
 
 
+async def test_access_that_is_limited_and_what_has_changed_in_plain_words(store_url: str) -> None:
+    async with shop(
+        store_url, catalog=replace(CATALOG, billing=replace(CATALOG.billing, portal_url=PORTAL))
+    ) as at:
+        await at.subscribed()
+        at.emulator.fail_payments((await at.kit.customers.get("acme")).stripe_customer or "")
+        async with page_of(at.kit) as client:
+            assert "notice" not in (await client.get("/")).text
+            for days, words in (
+                (31, "An invoice is unpaid. You keep full access for now."),
+                (8, "Your access is restricted, because an invoice is unpaid."),
+            ):
+                at.clock.advance(timedelta(days=days))
+                at.emulator.advance()
+                await at.kit.subscriptions.sync("acme")
+                page = (await client.get("/")).text
+                assert f'<p class="notice">{words} <a href="{PORTAL}">Open the billing page</a></p>' in page
+            assert 'data-label="After">past due</td>' in page
+
+
+async def test_planned_changes_in_plain_words(store_url: str) -> None:
+    async with shop(store_url) as at, page_of(at.kit) as client:
+        await at.subscribed()
+        await at.kit.subscriptions.cancel("acme")
+        page = (await client.get("/")).text
+        assert 'data-label="Change">End of the subscription</td>' in page
+        assert 'data-label="Before">none</td><td role="cell" data-label="After">2031-07-01 00:00</td>' in page
+
+
 async def test_without_an_audit_log_the_page_says_how_to_get_daily_figures(store_url: str) -> None:
     async with selling(store_url) as kit, page_of(kit) as client:
-        assert "METERKIT_AUDIT_URL" in (await client.get("/")).text
+        page = (await client.get("/")).text
+        assert "Its operator turns them on with an audit log: set <code>METERKIT_AUDIT_URL</code>." in page
         assert (await client.get("/", headers=JSON)).json()["days"] is None
 
 
@@ -261,6 +264,9 @@ async def test_an_audit_log_that_fails_leaves_the_other_figures(
     ):
         answer = await client.get("/", headers=JSON)
         assert (answer.status_code, answer.json()["days"]) == (200, None)
+        page = (await client.get("/")).text
+        assert "Daily figures cannot be shown at the moment." in page
+        assert "METERKIT_AUDIT_URL" not in page
         await client.get("/", headers=JSON)
     (line,) = (line for line in caplog.messages if line.startswith("the usage page shows no daily figures"))
     assert "the database of the audit log failed" in line
@@ -273,7 +279,13 @@ async def test_only_the_own_page_is_there(store_url: str) -> None:
         for path in ("/?customer=other", "/?customer=none", "/?customer=acme&customer=other"):
             answer = await client.get(path)
             assert (answer.status_code, answer.json()["title"]) == (404, "Not Found")
-        for path in ("/other", "/static/../usage_page.py", "/static/%2e%2e/usage_page.py"):
+        for path in (
+            "/other",
+            "/other/",
+            "/other?customer=acme",
+            "/static/../usage_page.py",
+            "/static/%2e%2e/usage_page.py",
+        ):
             assert (await client.get(path)).status_code == 404
 
 
@@ -315,7 +327,7 @@ async def test_invoices_of_a_subscriber(store_url: str) -> None:
         (invoice,) = (await client.get("/", headers=JSON)).json()["invoices"]
         assert invoice["total_cents"] == 1500
         row = Tables((await client.get("/")).text).numbers[f"invoice-list:{invoice['id']}"]
-        assert row == [invoice["total_cents"], invoice["amount_due_cents"]]
+        assert row == [invoice["total_cents"], invoice["amount_paid_cents"]]
 
 
 async def test_invoices_are_left_out_where_stripe_fails(

@@ -6,11 +6,11 @@ import logging
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.money import money
+from meterkit.catalog.sizes import size_text
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ _logger = logging.getLogger("meterkit.notify")
 _LOCALE: Final = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{2,8})*")
 _SUBJECT: Final = "Subject:"
 _PAGE: Final = "message.html"
-_KILO: Final = 1000
 _TENFOLD: Final = 10
 
 
@@ -119,7 +118,7 @@ def _environment(jinja: Any, loader: Any) -> Any:
         "day": _day,
         "last_day": _last_day,
         "quantity": _quantity,
-        "size": _size,
+        "size": size_text,
     }
     environment.globals["times"] = _times
     return environment
@@ -162,16 +161,6 @@ def _last_day(iso: str) -> str:
 
 def _quantity(number: int) -> str:
     return f"{number:,}"
-
-
-def _size(number: int) -> str:
-    """Bytes as people write them: ``9.5 GB``."""
-    size, unit = Decimal(number), "byte" if number == 1 else "bytes"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if size < _KILO:
-            break
-        size, unit = size / _KILO, larger
-    return f"{size:.3g} {unit}" if size < _KILO - 1 else f"{size:.0f} {unit}"
 
 
 def _times(units: int, other: int) -> str:

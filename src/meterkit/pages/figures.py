@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.insights.simulation.terms import Terms
     from meterkit.pages.outlook import Forecast, OtherPlan
     from meterkit.settings import Settings
-    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.customers import Customers
     from meterkit.store.grants import Grants
     from meterkit.store.rate_usage import RateUsage
@@ -41,10 +41,13 @@ __all__ = [
     "Days",
     "PagesKit",
     "Seats",
+    "Stored",
     "UsageFigures",
+    "beyond_included",
     "cost_of",
     "days_of",
     "seats_of",
+    "stored_of",
     "usage_figures",
 ]
 
@@ -114,13 +117,20 @@ class Seats(TypedDict):
     seat_cents: int | None
 
 
+class Stored(TypedDict):
+    """The gauge of storage, and how many bytes of it are beyond what the plan includes."""
+
+    meter: str
+    beyond_included: int
+
+
 class UsageFigures(TypedDict):
     """All figures of the usage page.
 
     ``days`` is None where there is no audit log or its database fails; ``invoices`` where Stripe does not
     answer. ``forecast`` is None of a period that is over, until a whole day with usage has passed, and
-    without ``days``. Of a period that is over there are no ``rates``, ``grants``, ``other_plans`` and
-    ``seats``.
+    without ``days``. Of a period that is over there are no ``rates``, ``grants``, ``other_plans``, ``seats``
+    and ``storage``.
     """
 
     usage: CustomerUsage
@@ -129,6 +139,7 @@ class UsageFigures(TypedDict):
     forecast: Forecast | None
     other_plans: list[OtherPlan]
     seats: Seats | None
+    storage: Stored | None
     history: list[dict[str, object]]
     previous_period: str
     rates: list[dict[str, object]]
@@ -169,6 +180,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         "forecast": None,
         "other_plans": [],
         "seats": None,
+        "storage": None,
         "history": [asdict(entry) for entry in reversed(history) if entry.kind in _TOLD][:_HISTORY],
         "previous_period": f"{from_ms(start_ms - 1):%Y-%m-%d}",
         "rates": [],
@@ -189,6 +201,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
             kit.catalog, [offer for offer in others if offer[0].key != usage["plan"]], used
         ),
         "seats": seats_of(kit.catalog, usage),
+        "storage": stored_of(kit.catalog, usage),
         "rates": [{**rate, "reset_after": _whole_seconds(rate["reset_after"])} for rate in rates],
         "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN],
     }
@@ -216,6 +229,19 @@ def seats_of(catalog: Catalog, usage: CustomerUsage) -> Seats | None:
     counts = usage["meters"][meter]
     price = None if plan is None or plan.seat_price is None else plan.seat_price.amount_cents
     return {"meter": meter, "used": counts["used"], "included": counts["included"], "seat_cents": price}
+
+
+def stored_of(catalog: Catalog, usage: CustomerUsage) -> Stored | None:
+    """What a customer stores; None: the plans file names no storage, or the plan has no such gauge."""
+    if catalog.storage is None or catalog.storage.gauge not in usage["meters"]:
+        return None
+    meter = catalog.storage.gauge
+    return {"meter": meter, "beyond_included": beyond_included(usage["meters"][meter])}
+
+
+def beyond_included(gauge: MeterUsage) -> int:
+    """How far a gauge is above what is included. A gauge has no ``overage``: it is not billed."""
+    return 0 if gauge["included"] == "unlimited" else max(0, gauge["used"] - gauge["included"])
 
 
 def cost_of(catalog: Catalog, usage: CustomerUsage) -> Cost:

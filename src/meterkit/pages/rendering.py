@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.money import minor_units, money
+from meterkit.catalog.sizes import size_text
 from meterkit.decisions.periods import iso
 from meterkit.decisions.prepaid import MICRO
 from meterkit.errors import MeterkitError
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["HEADERS", "STATIC", "Pages", "wants_json"]
 
 STATIC: Final = Path(__file__).with_name("static")
+_INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)\S*")
 HEADERS: Final[Mapping[str, str]] = {
     "cache-control": "no-store",
     "content-security-policy": (
@@ -61,6 +65,10 @@ class Pages:
             "minute": _minute,
             "instant": iso,
             "quantity": _quantity,
+            "last_day": _last_day,
+            "size": size_text,
+            "state": _state,
+            "title_in": _title_in,
         }
 
     def render(self, template: str, context: Mapping[str, object]) -> str:
@@ -77,6 +85,11 @@ def wants_json(accept: str) -> bool:
 
 def _day(at: datetime) -> str:
     return f"{at.day} {at:%b %Y}"
+
+
+def _last_day(end: datetime) -> str:
+    """The day before an instant that ends a period."""
+    return _day(end - timedelta(milliseconds=1))
 
 
 def _minute(at: datetime) -> str:
@@ -97,3 +110,15 @@ def _per_cent(share: float) -> str:
 
 def _quantity(number: int) -> str:
     return f"{number:,}"
+
+
+def _title_in(name: str, titles: Mapping[str, str]) -> str:
+    return titles.get(name, name)
+
+
+def _state(entry: Mapping[str, Any], when: str, plans: Mapping[str, str]) -> str:
+    """What an entry of the history says of before or after: plans by name, instants as people write them."""
+    said: str = entry[when] or "none"
+    if entry["kind"] == "plan":
+        return plans.get(said, said)
+    return said.replace("_", " ") if entry["kind"] == "status" else _INSTANT.sub(r"\1 \2", said)

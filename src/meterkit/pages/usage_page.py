@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 
 from meterkit.decisions.periods import iso, to_ms
 from meterkit.errors import MeterkitError
-from meterkit.pages.figures import usage_figures
+from meterkit.pages.figures import beyond_included, usage_figures
 from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.router.answers import check_sender, customer_in
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
-    from meterkit.pages.figures import PagesKit
+    from meterkit.pages.figures import PagesKit, UsageFigures
     from meterkit.subscriptions.router.urls import Origin
 
 __all__ = ["usage_page"]
@@ -102,14 +102,27 @@ class _UsagePage:
         if wants_json(request.headers.get("accept", "")):
             body = json.dumps(figures, separators=(",", ":"), default=iso)
             return Response(body, headers=HEADERS, media_type="application/json")
-        meters, period = self._kit.catalog.meters, figures["usage"]["period"]
-        shown = {
-            "units": {name: meter.unit for name, meter in meters.items()},
-            "past": to_ms(period["end"]) <= self._kit.store.now_ms(),
-            "period_days": (period["end"] - period["start"]) / timedelta(days=1),
-            **figures,
-        }
+        shown = {**_wording(self._kit, figures), **figures}
         return Response(self._pages.render("usage.html", shown), headers=HEADERS, media_type="text/html")
+
+
+def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
+    """What the HTML says beside the figures: names for people, and what they are names of."""
+    catalog, period = kit.catalog, figures["usage"]["period"]
+    gauges = {name for name, meter in catalog.meters.items() if meter.kind == "gauge"}
+    return {
+        "titles": {name: meter.title for name, meter in catalog.meters.items()},
+        "unit_of": {name: meter.unit for name, meter in catalog.meters.items()},
+        "plan_names": {key: plan.name for key, plan in catalog.plans.items()},
+        "beyond": {
+            name: beyond_included(counts) if name in gauges else counts["overage"]
+            for name, counts in figures["usage"]["meters"].items()
+        },
+        "portal_url": catalog.billing.portal_url,
+        "audited": kit.settings.audit_url is not None,
+        "past": to_ms(period["end"]) <= kit.store.now_ms(),
+        "period_days": (period["end"] - period["start"]) / timedelta(days=1),
+    }
 
 
 def _told(trouble: Trouble) -> Response:

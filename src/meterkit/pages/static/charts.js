@@ -17,7 +17,7 @@
     place.replaceChildren();
     const options = {
       width: place.clientWidth, height: 200, tzDate: (s) => uPlot.tzDate(new Date(s * 1e3), "Etc/UTC"),
-      legend: { show: false }, cursor: { show: false }, scales: { x: { range: (_, first, last) => [first - 43200, last + 43200] }, y: { range: (_, least, most) => [Math.min(0, least), Math.max(most, share || 0) || 1] } },
+      legend: { show: false }, cursor: { show: false }, scales: { x: { range: (_, first, last) => [first - 43200, last + 43200] }, y: { range: (_, least, most) => [Math.min(0, least), 1.05 * Math.max(most, share || 0) || 1] } },
       axes: [{ ...axis, values: (_, at) => at.map((s) => new Date(s * 1e3).toISOString().slice(5, 10)) }, { ...axis, size: 70, values: (_, at) => at.map((n) => n.toLocaleString("en", { notation: "compact" })) }],
       series: [{}, { stroke: colour("--accent"), fill: `${colour("--accent")}55`, paths: uPlot.paths.bars({ size: [0.7, 60] }), points: { show: false } },
         ...(share ? [{ stroke: colour("--quiet"), dash: [6, 4], points: { show: false } }] : [])],

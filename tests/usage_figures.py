@@ -1,0 +1,84 @@
+"""The numbers of a usage page: those that its HTML shows, and those that its JSON says it has to show."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+GAUGES: Final = frozenset({"storage", "seats"})
+
+
+class Tables(HTMLParser):
+    """The numbers of a page by what their row or list entry is named."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.numbers: dict[str, list[int]] = {}
+        self._row = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        if tag in {"table", "dd"} or (tag == "span" and "id" in known):
+            self._row = known.get("id") or f"days {known['data-meter']}"
+        elif tag == "tr":
+            named = [value for name, value in attrs if name.startswith("data-")]
+            self._row = f"{self._row.partition(':')[0]}{f':{named[0]}' if named else ''}"
+        elif tag == "data":
+            self.numbers.setdefault(self._row, []).append(int(known["value"] or ""))
+
+
+def numbers_of(figures: Any) -> dict[str, list[int]]:
+    """What the page of these figures shows, by the names that :class:`Tables` gives."""
+    cost, seats, forecast = figures["cost"], figures["seats"], figures["forecast"]
+    found: dict[str, list[int]] = {
+        "plan-cents": [cost["plan_cents"]],
+        "overage-cents": [cost["overage_cents"]],
+        **_of_meters(figures),
+        **_rows("plans", figures["other_plans"], "plan", "cost_cents"),
+        **_rows("rate-list", figures["rates"], "policy", "used", "limit", "remaining", "reset_after"),
+        **_rows("grant-list", figures["grants"], "grant_id", "quantity", "remaining"),
+        **_rows("invoice-list", figures["invoices"] or [], "id", "total_cents", "amount_paid_cents"),
+    }
+    if seats is not None:
+        found |= {"seats-used": [seats["used"]], "seats-included": _counted(seats["included"])}
+        found |= {"seat-cents": [seats["seat_cents"]]} if seats["seat_cents"] is not None else {}
+    if figures["storage"] is not None:
+        types = figures["usage"]["meters"][figures["storage"]["meter"]]["types"]
+        found |= {f"types:{name}": [size] for name, size in types.items()}
+        beyond = figures["storage"]["beyond_included"]
+        found |= {"to-free": [beyond]} if beyond else {}
+    if forecast is not None:
+        found |= {"forecast": forecast["cost_cents"]}
+        found |= {f"forecast-{name}": ends for name, ends in forecast["meters"].items()}
+    return {name: numbers for name, numbers in found.items() if numbers}
+
+
+def _of_meters(figures: Any) -> dict[str, list[int]]:
+    """The rows of meters, and their days."""
+    meters, found = figures["usage"]["meters"], dict[str, list[int]]()
+    for name, counts in meters.items():
+        beyond = counts["overage"]
+        if name in GAUGES and counts["included"] != "unlimited":
+            beyond = max(0, counts["used"] - counts["included"])
+        shown = _counted(counts["used"], counts["included"], counts["remaining"], beyond)
+        found[f"meters:{name}"] = shown
+    days: dict[str, list[int]] = figures["days"]["meters"] if figures["days"] else {}
+    for name, units in days.items():
+        totals = accumulate(units)
+        found[f"days {name}"] = [number for pair in zip(units, totals, strict=True) for number in pair]
+        found[f"included-{name}"] = _counted(meters[name]["included"])
+    return found
+
+
+def _rows(table: str, rows: Iterable[Any], key: str, *columns: str) -> dict[str, list[int]]:
+    return {f"{table}:{row[key]}": [row[column] for column in columns] for row in rows}
+
+
+def _counted(*numbers: int | str) -> list[int]:
+    """All of the numbers that are one: none is shown where something is unlimited."""
+    return [number for number in numbers if not isinstance(number, str)]
