@@ -50,7 +50,7 @@ def messages() -> Drawing:
         told=(
             "The scripts and the clock write events. Each is put into a queue of the store once for each cause and"
             " channel. A courier sends it as a signed webhook or an e-mail, tries again for three days, and then keeps it"
-            " as dead, until somebody redrives it."
+            " as dead, until an operator redrives it."
         ),
     )
     drawing.box(20, 104, 190, 62, "event", small="threshold, spike, dunning,\ntrial, storage, period")

@@ -86,7 +86,7 @@ def command(
         group: what it is a command of.
         name: by default the function's.
         unused: those of ``plans``, ``redis`` and ``json`` that change nothing here.
-        by_default: it is what the group itself does; also before a subcommand, which its context names.
+        by_default: the group runs it without a subcommand, and before a subcommand, which its context names.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -50,7 +50,7 @@ class Recipient(Protocol):
 
 
 def mail_of(message: Message, rendered: RenderedMessage, *, sender: str, to: Recipient) -> EmailMessage:
-    """The e-mail of a message. Pure but for the date.
+    """The e-mail of a message. Pure, except for the date.
 
     Raises:
         Failure: the contact's address or name cannot be used; final.

@@ -181,7 +181,7 @@ class Messages:
         """Have dead messages sent again, for three days; how many.
 
         Args:
-            message_ids: of which; none: all dead messages.
+            message_ids: the messages; none: all dead messages.
 
         Raises:
             StoreError: the store does not answer.

@@ -99,7 +99,7 @@ async def tell_once(
         if made is None:
             return
         known = json.dumps(dict(made)).encode()
-        # Kept before it is told: a repeat after a kill is the same event.
+        # Kept before the event is entered: a repeat after a kill is the same event.
         await admin.ask(admin.client.set(key, known, px=_KEPT_MS))
     if not is_told:
         await tell(store, customer, event, json.loads(known))

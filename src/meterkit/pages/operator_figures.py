@@ -68,7 +68,7 @@ class Figure(NamedTuple):
         kind: how the page shows it; ``micro``: millionths of the smallest unit of ``currency``; ``cents``:
             that unit; ``share``: a number that is 1 for the whole.
         opens: name of the list behind it; empty: there is none.
-        of: what that list is asked for, such as a plan.
+        of: the argument of that list, such as a plan.
         currency: of an amount.
         row: of the section's table; empty: the section has none.
     """

@@ -21,7 +21,7 @@ __all__ = ["live_sections"]
 
 
 async def live_sections(store: Store) -> Sequence[Section]:
-    """What waits or failed, in a few round trips whatever the number of customers.
+    """Backlogs and failures, in a few round trips whatever the number of customers.
 
     Raises:
         StoreError: the store does not answer.

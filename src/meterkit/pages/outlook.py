@@ -23,7 +23,7 @@ _SPREADS: Final = 1.28
 
 
 class Range(NamedTuple):
-    """What is expected, and between what it ends in eight of ten cases, if days go on to vary as they did."""
+    """A forecast, and the bounds of eight in ten periods, if days go on to vary as they did."""
 
     expected: int
     low: int
@@ -40,7 +40,7 @@ class Forecast(TypedDict):
 class OtherPlan(TypedDict):
     """What the usage of the period until now costs on a plan, in minor units.
 
-    ``refused`` names the meters of which more was used than the plan allows.
+    ``refused`` names the meters with more usage than the plan allows.
     """
 
     plan: str
@@ -54,7 +54,7 @@ def forecast_of(
 ) -> Forecast:
     """Where the period is heading, by the last fourteen whole days, or fewer where there are no more.
 
-    What is beyond a plan's ceiling would be refused, and is not expected.
+    Usage beyond a plan's ceiling would be refused, so it is not in the forecast.
 
     Args:
         days: meter to the units of each whole day of the period.
@@ -83,7 +83,7 @@ def _range(counts: MeterUsage, days: Sequence[int], rest_days: float, ceiling: i
 
 
 def _overage(counts: MeterUsage, ends: Range | None, nth: int) -> int:
-    """What is not paid by what is included, nor by grants, when the period ends."""
+    """The overage when the period ends: usage beyond included and grants."""
     included = counts["included"]
     if ends is None or included == "unlimited":
         return counts["overage"]
@@ -111,7 +111,7 @@ def on_other_plans(
 
 
 def _not_granted(catalog: Catalog, plan: Plan, overage: Mapping[str, int]) -> dict[str, int]:
-    """What is left of overage when a plan's grants have paid, those of meters first."""
+    """The overage that a plan's grants do not pay; grants of meters pay first."""
     left = dict(overage)
     for grant in sorted(plan.grants, key=lambda grant: (grant.kind != "meter", grant.priority)):
         if grant.kind == "meter":

@@ -20,7 +20,7 @@ class _NoRedirects(HTTPRedirectHandler):
 
 
 def fetch(url: str) -> bytes:
-    """What is at an address, the first 64 KiB of it.
+    """Fetch the first 64 KiB of an address.
 
     Raises:
         OSError: it does not answer 200 with a body.

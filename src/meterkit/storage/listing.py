@@ -109,7 +109,7 @@ class Listing:
         await self._insert("INSERT INTO listed VALUES (?, ?, ?, ?)", page)
 
     async def add_customers(self, names: Iterable[str]) -> None:
-        """Add customers, of whom the listing may have nothing."""
+        """Add customers that may have no object in the listing."""
         await self._insert("INSERT OR IGNORE INTO customers VALUES (?)", [(name,) for name in names])
 
     async def sort(self) -> None:

@@ -29,7 +29,7 @@ class UploadRefusedError(MeterkitError):
     """An upload is not presigned: the customer's plan does not allow it.
 
     Attributes:
-        decision: why, and in ``decision.gauge`` the limit, what is used and what was asked for.
+        decision: why, and in ``decision.gauge`` the limit, the used bytes and the requested bytes.
     """
 
     def __init__(self, decision: Decision) -> None:
@@ -68,7 +68,7 @@ async def _hold(store: Store, gauge: str, customer: str, upload: str, size: int)
     if not held or reply[0] not in replies.HELD:
         return
     try:
-        if decision.reason is None:  # In shadow mode nobody is held to what does not fit.
+        if decision.reason is None:  # Shadow mode presigns an upload that does not fit, and holds nothing.
             await _hold_presigned(store, gauge, customer, upload, size)
     finally:
         await store.acknowledged([_given_back(decided, gauge, held, reply[1])])

@@ -52,7 +52,7 @@ class DegradedMinutes:
         """Send the counts every five seconds, until cancelled; while the store is away they wait."""
         while True:
             if self._requests:
-                with suppress(StoreError):  # It is away: that is what is counted.
+                with suppress(StoreError):  # The outage itself is being counted.
                     await self.send()
             await asyncio.sleep(_SEND_EVERY_S)
 

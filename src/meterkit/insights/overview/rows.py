@@ -36,7 +36,7 @@ DELIVERY: Final = (
     "late",
     "dead",
 )
-"""What is summed over all customers for each meter that goes to Stripe."""
+"""The states whose units are summed over all customers for each meter that goes to Stripe."""
 
 
 class CustomerRow(NamedTuple):

@@ -139,7 +139,7 @@ class OverviewTables:
         Args:
             at_ms: of the snapshot.
             name: of the list; one of :data:`FILTERS`.
-            value: of which plan, status or access; else empty.
+            value: the plan, status or access to list; else empty.
             after: the place of the last row of the page before; empty: the first page.
             most: at most so many.
         """

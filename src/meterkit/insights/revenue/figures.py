@@ -90,7 +90,7 @@ class Day:
 def days_of(
     before: Iterable[Paying], after: Iterable[Paying], former: Collection[tuple[str, str]]
 ) -> dict[str, Day]:
-    """The figures of a day, by currency; of one in which somebody brings or brought something.
+    """The figures of a day, for each currency with revenue on this day or the day before.
 
     A customer who changes the currency churns in one, and is new in the other.
 
@@ -120,11 +120,11 @@ def days_of(
 
 
 class Retention(NamedTuple):
-    """What is left of what customers brought at the beginning of a span.
+    """Retention: the share of the revenue at the beginning of a span that remains at its end.
 
     Attributes:
         net: of those customers' revenue, what they bring at its end (NRR).
-        gross: the same, where nobody counts for more than at the beginning (GRR).
+        gross: the same, each customer counted with at most their revenue at the beginning (GRR).
     """
 
     net: float | None
@@ -162,8 +162,8 @@ def lifetime_value(mrr: int, customers: int, months: Sequence[Month]) -> int | N
     """What a customer brings until it leaves (micro-cents): revenue per customer, by the share that leaves.
 
     The share is the mean of several months, as at ChartMogul
-    (https://help.chartmogul.com/hc/en-us/articles/203359061-Chart-Customer-Lifetime-Value-LTV). None: nobody
-    pays, or nobody has left.
+    (https://help.chartmogul.com/hc/en-us/articles/203359061-Chart-Customer-Lifetime-Value-LTV). None: no
+    customer pays, or none has left.
     """
     shares = [Fraction(month.churned, month.customers) for month in months if month.customers]
     churn = sum(shares, Fraction(0)) / len(shares) if shares else Fraction(0)

@@ -67,16 +67,16 @@ class RevenueDay:
             Trials, usage, taxes and coupons that end are no part of it.
         new: of customers who never paid before.
         expansion: of those who pay more.
-        contraction: of those who pay less.
+        contraction: of customers who pay less.
         churn: of those who pay nothing any more.
         reactivation: of those who had left.
         customers: how many pay.
-        arpa: ``mrr`` per paying customer; None: nobody pays.
-        nrr: what those who paid a month before pay now, as a share of what they paid then; None: nobody paid,
-            or there is no snapshot of that day.
-        grr: the same, where nobody counts for more than then.
+        arpa: ``mrr`` per paying customer; None: no customer pays.
+        nrr: what the customers of a month before pay now, as a share of what they paid then; None: there were
+            none, or there is no snapshot of that day.
+        grr: the same, each customer counted with at most what they paid then.
         ltv: what a customer brings until it leaves: ``arpa``, by the share of customers who left in a month,
-            on average over the six calendar months before; None: nobody left.
+            on average over the six calendar months before; None: no customer left.
         customer_churn: which share of the customers of a month before left since; None: there was none.
         gross_churn: which share of the revenue of a month before was lost since, by churn and contraction.
         net_churn: the same, less what expansion and reactivation brought; it may be below 0.
@@ -86,7 +86,7 @@ class RevenueDay:
             before; None: there is no snapshot of a month before.
         forecast_error: how far such forecasts were off in the last six months, on average, as a share.
         cac: what was spent in the month until that day per new customer (cents, in the currency of the plans
-            file); None: nothing was spent, or nobody was new.
+            file); None: nothing was spent, or no customer was new.
     """
 
     day: date
@@ -130,7 +130,7 @@ class Revenue:
         self._lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, "revenue:lease"), lasts_ms=_LEASE_MS)
 
     async def at(self, day: date | None = None) -> RevenueDay:
-        """The figures of a day that is over; default: the last one of which there is a snapshot.
+        """The figures of a day that is over; default: the last one with a snapshot.
 
         Raises:
             MeterkitError: there is no snapshot of that day.
@@ -188,7 +188,7 @@ class Revenue:
         return last, [] if last is None else await _in_thread(tables.missing, yesterday - _DAY)
 
     async def days(self, first: date, last: date) -> Sequence[date]:
-        """The days of which there is a snapshot, from the first to the last."""
+        """The days with a snapshot, from the first to the last."""
         return list(await _in_thread(self._tables().days, first, last))
 
     async def snapshot(self) -> Sequence[date]:
@@ -207,7 +207,7 @@ class Revenue:
             used = await used_in(self._store, _end_ms(day - _DAY), _end_ms(day))
             await _in_thread(tables.write, day, paying, used)
             if day < yesterday and day + _DAY not in missing:
-                # What changed on the next day was told against the last day before the gap.
+                # The movements of the next day were computed against the last day before the gap.
                 await _in_thread(_write_again, tables, day + _DAY)
         return missing[-_DAYS_BACK:]
 

@@ -59,7 +59,7 @@ _SPEND: Final = Table(
     Column("day", Text, primary_key=True),
     Column("cents", BigInteger, nullable=False),
 )
-"""What was spent on a day to win customers, in the currency of the plans file."""
+"""Spend of a day to win customers, in the currency of the plans file."""
 
 
 class RevenueTables:
@@ -75,7 +75,7 @@ class RevenueTables:
     def write(self, day: date, paying: Sequence[Paying], used: Sequence[Used]) -> None:
         """Keep who brought something at the end of a day, in place of what was kept of it, and its figures.
 
-        What changed is told against the day before, where that is kept.
+        Movements are computed against the day before, if it is kept.
         """
         with self._database.begun(_PAYING) as connection:
             before = _paying_on(connection, day - timedelta(days=1))
@@ -163,7 +163,7 @@ class RevenueTables:
             connection.execute(insert(_SPEND), [{"day": _key(day), "cents": cents}])
 
     def spent(self, first: date, last: date) -> int:
-        """What was spent from the first day to the last (cents)."""
+        """The spend from the first day to the last (cents)."""
         asked = select(func.sum(_SPEND.c.cents)).where(_SPEND.c.day.between(_key(first), _key(last)))
         with self._database.begun(_PAYING) as connection:
             return int(connection.execute(asked).scalar() or 0)

@@ -85,8 +85,8 @@ async def tenures(
     Args:
         store: where customers are kept.
         at_ms: the instant.
-        started: customers with usage, and when the period of it began; where that period had ended by the
-            instant, it is not the one that is asked for.
+        started: customers with usage, and when the period of it began; if that period had ended by the
+            instant, it is another one.
         customer: the only one to look at; None: all. Without a state and usage it is left out.
 
     Raises:

@@ -71,7 +71,7 @@ class Simulation:
         missing_plans: plans that the other file lacks, and how many customers have one.
         unpriced: meters with overage at a price that one of the files does not name.
         checked: customers who were gone through twice, by sums and by the scripts.
-        disagreeing: those of them of whom the two say something else; there should be none.
+        disagreeing: those for whom the two disagree; there should be none.
     """
 
     customers: Sequence[SimulatedCustomer]

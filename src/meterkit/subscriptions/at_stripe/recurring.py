@@ -35,7 +35,7 @@ _A_MONTH: Final[Mapping[str, Fraction]] = {
 
 
 class Recurring(NamedTuple):
-    """What is paid a month.
+    """The monthly price of a subscription.
 
     Attributes:
         micro_cents: in millionths of the currency's smallest unit.
