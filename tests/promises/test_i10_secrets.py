@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from delivering import STRIPE_KEY, desk, kit_for
 from metering import PLANS, served
 from meterkit import MeterKit, MeterMiddleware, SettingsError, StoreError, current, identify, record
 from meterkit.catalog import loads
+from meterkit.pages import operator_pages, usage_page
 from servers import spawn_server
 
 if TYPE_CHECKING:
@@ -32,6 +35,11 @@ ANSWER = "ANSWER-of-the-model-SECRET"
 WEBHOOK = "whsec_SIGNINGsecretSIGNING"
 PASSWORD = "store-PASSWORD-secret"
 SECRETS = (STRIPE_KEY, API_KEY, PROMPT, ANSWER, WEBHOOK, PASSWORD)
+
+LISTS = (
+    *(("outbox", "parked"), ("outbox", "dead"), ("outbox", ""), ("webhooks", ""), ("messages", "")),
+    *(("unconfirmed", ""), ("degraded", ""), ("ledger", "acme")),
+)
 
 
 class Everything(logging.Handler):
@@ -86,6 +94,23 @@ def dumped(server: Server) -> str:
     return "\n".join(lines)
 
 
+async def read_pages(kit: MeterKit) -> str:
+    """The usage page of acme, and the operator pages with their exports."""
+    usage = usage_page(kit, customer=lambda _: "acme", origins=["http://app"])
+    operator = operator_pages(kit, allowed=lambda _: "ada")
+    lists = [f"{name}{kind}?of={of}" for name, of in LISTS for kind in ("", ".csv", ".json")]
+    paths = ["usage/", "operator/", "operator/figures.csv", *(f"operator/{of}" for of in lists)]
+    app = Starlette(routes=[Mount("/usage", app=usage), Mount("/operator", app=operator)])
+    read: list[str] = []
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+        for path in paths:
+            for accept in ("text/html", "application/json"):
+                answer = await client.get(f"/{path}", headers={"accept": accept})
+                assert answer.status_code == 200, path
+                read.append(f"{answer.headers}{answer.text}")
+    return "".join(read)
+
+
 async def model(scope: Scope, receive: Receive, send: Send) -> None:
     """An app that answers a prompt, or fails over it."""
     prompt = (await receive())["body"]
@@ -113,6 +138,7 @@ async def test_i10_requests_leave_no_key_prompt_or_answer_anywhere(
         assert ":c:acme" in stored
         assert_none(stored, "the store")
         assert_none(repr(at.kit) + repr(at.kit.settings) + repr(at.app) + repr(at.kit.store), "reprs")
+        assert_none(await read_pages(at.kit), "the pages")
     assert_none(logged.text.getvalue(), "logs")
 
 
@@ -140,6 +166,9 @@ async def test_i10_delivery_leaves_no_key_anywhere(
         assert_none(stored, "the store")
         assert_none(repr(at.kit.settings) + str(at.kit.settings) + repr(at.transport), "reprs")
         assert_none(repr(vars(at.kit)), "the kit's attributes")
+        shown = await read_pages(at.kit)
+        assert "is not allowed to do this" in shown
+        assert_none(shown, "the pages")
     ours = logged.ours.getvalue()
     assert "Invalid API Key provided" in ours
     # What Stripe says, the SDK logs word for word; Stripe masks keys.
