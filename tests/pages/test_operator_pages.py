@@ -67,6 +67,7 @@ async def test_each_figure_counts_the_customers_of_its_list(store_url: str, tmp_
             exported = list(csv.DictReader(io.StringIO((await client.get(f"/{path}.csv?{query}")).text)))
             assert [row["customer"] for row in exported] == [row["customer"] for row in listed]
             html = (await client.get(f"/{link}")).text
+            assert ("As of 2031-06-01 00:00 UTC." in html) == (path in OF_A_SNAPSHOT)
             assert html.count('<th scope="row">') == len(listed)
         near = (await client.get("/near.json")).json()
         assert [(one["customer"], one["used"], one["ceiling"], one["per_mille"]) for one in near] == [
@@ -141,6 +142,9 @@ async def test_a_page_asks_for_a_snapshot_and_a_task_makes_it(store_url: str, tm
         admin: Any = await kit.store.admin()
         asked = kit.store.keys.shard(0, "overview:asked")
         assert "Reload this page" in (await client.get("/")).text
+        for path in ("/all", "/all.csv", "/delivered?of=pending tokens", "/paying?of=usd"):
+            answer = await client.get(path)
+            assert (answer.status_code, "are being made" in answer.text) == (503, True)
         assert await admin.client.exists(asked)
         overview = Overview(kit.store, kit.settings)
         assert await overview.look()
@@ -165,6 +169,7 @@ def statements() -> Generator[list[str]]:
         event.remove(Engine, "before_cursor_execute", note)
 
 
+OF_A_SNAPSHOT = {"all", "near", "past_due", "unlinked", "access", "plan"}
 VISITED = ("/", "/all", "/near", "/unlinked", "/plan?of=free", "/delivered?of=unlinked tokens")
 
 

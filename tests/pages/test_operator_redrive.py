@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delivering import desk
+from meterkit.pages import operator_queues
 from operating import pages_of, selling
 from redriving import kill_message, kill_webhook, redrives
 
@@ -35,7 +36,9 @@ async def figures(client: httpx.AsyncClient) -> dict[str, dict[str, int]]:
     return found
 
 
-async def test_dead_usage_is_redriven_and_entered_into_the_ledger(store_url: str) -> None:
+async def test_dead_usage_is_redriven_and_entered_into_the_ledger(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with desk(store_url) as at, pages_of(at.kit) as client:
         await at.link("acme", "zeta")
         at.emulator.fail_next("error", status=400, times=2)
@@ -44,6 +47,9 @@ async def test_dead_usage_is_redriven_and_entered_into_the_ledger(store_url: str
         await at.flush(everything=True, timeout_s=0)
         states = {one.customer: one.state for one in await at.kit.outbox.list()}
         assert set(states.values()) <= {"parked", "dead"}
+        monkeypatch.setattr(operator_queues, "_MOST", 1)
+        assert "Only the first 1 are listed." in (await client.get(f"/outbox?of={states['acme']}")).text
+        monkeypatch.undo()
         counts = (await figures(client))["outbox"]
         assert sum(counts.values()) == 2
         found = {of: (await client.get(f"/outbox.json?of={of}")).json() for of in ("parked", "dead")}

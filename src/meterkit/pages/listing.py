@@ -8,12 +8,29 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from meterkit.decisions.periods import iso
+from meterkit.decisions.periods import from_ms, iso
+from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 
-__all__ = ["Asked", "Column", "Listing", "Row", "Rows", "as_csv", "as_json", "csv_cell", "page_of"]
+    from meterkit.insights.overview.overview import Overview
+    from meterkit.insights.overview.tables import Made
+
+__all__ = [
+    "Asked",
+    "Column",
+    "Listing",
+    "Row",
+    "Rows",
+    "as_csv",
+    "as_json",
+    "as_of",
+    "csv_cell",
+    "first_of",
+    "made_of",
+    "page_of",
+]
 
 Row = dict[str, object]
 
@@ -56,10 +73,29 @@ class Rows(NamedTuple):
 
     Attributes:
         after: the place of its last row; empty: there are no more.
+        note: what the page says besides, such as when they were counted.
     """
 
     rows: Sequence[Row]
     after: str = ""
+    note: str = ""
+
+
+def as_of(made: Made) -> str:
+    """When the snapshot was made, as pages say it."""
+    return f"As of {from_ms(made.at_ms):%Y-%m-%d %H:%M} UTC."
+
+
+async def made_of(overview: Overview) -> Made:
+    """The last snapshot.
+
+    Raises:
+        MeterkitError: there is none yet, or it cannot be read.
+    """
+    made = await overview.last()
+    if made is None:
+        raise MeterkitError("The first figures over all customers are being made. Try again in a minute.")
+    return made
 
 
 def page_of(rows: Sequence[Row], asked: Asked) -> Rows:
@@ -67,6 +103,12 @@ def page_of(rows: Sequence[Row], asked: Asked) -> Rows:
     first = int(asked.after) if asked.after.isdecimal() else 0
     end = first + asked.most
     return Rows(rows[first:end], str(end) if end < len(rows) else "")
+
+
+def first_of(rows: Sequence[Row], asked: Asked, is_cut: bool) -> Rows:
+    """A page of rows, which says so if there are more than were read."""
+    note = f"Only the first {len(rows):,} are listed." if is_cut else ""
+    return page_of(rows, asked)._replace(note=note)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

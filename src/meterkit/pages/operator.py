@@ -10,10 +10,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from meterkit.decisions.periods import from_ms
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.insights.overview.overview import Overview
-from meterkit.pages.listing import Asked, as_csv, as_json
+from meterkit.pages.listing import Asked, as_csv, as_json, as_of
 from meterkit.pages.operator_books import BooksKit, book_lists
 from meterkit.pages.operator_figures import (
     FIGURE_COLUMNS,
@@ -170,6 +169,7 @@ class _OperatorPages:
             "of": of,
             "rows": found.rows,
             "after": found.after,
+            "note": found.note,
             "is_first": not asked.after,
         }
         return self._html("operator/list.html", shown)
@@ -218,11 +218,10 @@ class _OperatorPages:
         if made is None:
             note = "The first figures are being made. Reload this page in a minute."
             return [Section("customers", "Customers", (), note)]
-        note = f"As of {from_ms(made.at_ms):%Y-%m-%d %H:%M} UTC."
         first, *others = customer_sections(made.figures["customers"], self._kit.catalog)
         revenue = revenue_sections(made.figures["revenue"], self._kit.catalog)
         delivered = delivered_section(made.figures["customers"])
-        return [first._replace(note=note), *others, *revenue, delivered]
+        return [first._replace(note=as_of(made)), *others, *revenue, delivered]
 
     def _listing(self, request: Request) -> tuple[Listing, str]:
         listing = self._lists.get(request.path_params["name"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.decisions.periods import from_ms
 from meterkit.insights.overview.rows import DELIVERY
-from meterkit.pages.listing import Asked, Column, Listing, Row, Rows, page_of
+from meterkit.pages.listing import Asked, Column, Listing, Row, Rows, as_of, first_of, made_of, page_of
 from meterkit.store.closes import Closes
 from meterkit.store.customer_id import check_customer
 from meterkit.store.spikes_today import SpikesToday
@@ -133,18 +133,18 @@ class _Books:
     async def usage(self, asked: Asked) -> Rows:
         """Of a state and a meter."""
         state, _, meter = asked.of.partition(" ")
-        made = await self._overview.last()
-        if made is None or state not in DELIVERY:
+        made = await made_of(self._overview)
+        if state not in DELIVERY:
             return Rows([])
         found = await self._overview.usage(made, meter, state, after=asked.after, most=asked.most)
         after = found[-1].customer if len(found) == asked.most else ""
-        return Rows([row._asdict() for row in found], after)
+        return Rows([row._asdict() for row in found], after, as_of(made))
 
     async def unconfirmed(self, asked: Asked) -> Rows:
         store = self._kit.store
         found = await Closes(store, (await store.admin()).for_delivery()).told(most=_MOST)
         rows: list[Row] = [{"customer": one.customer, "period_end": from_ms(one.end_ms)} for one in found]
-        return page_of(rows, asked)
+        return first_of(rows, asked, len(found) == _MOST)
 
     async def books(self, asked: Asked) -> Rows:
         """Of a customer: the period before this one, then this one. Stripe is asked."""

@@ -6,7 +6,7 @@ import re
 from datetime import date
 from typing import TYPE_CHECKING, Final
 
-from meterkit.pages.listing import Asked, Column, Listing, Row, Rows
+from meterkit.pages.listing import Asked, Column, Listing, Row, Rows, as_of, made_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,13 +73,11 @@ def customer_lists(overview: Overview) -> Mapping[str, Listing]:
 
     def listing(name: str, title: str, empty: str) -> Listing:
         async def read(asked: Asked) -> Rows:
-            made = await overview.last()
-            if made is None:
-                return Rows([])
+            made = await made_of(overview)
             after = asked.after.split(" ", 1) if asked.after else ()
             found = await overview.customers(made, name, asked.of, after=after, most=asked.most)
             place = f"{found[-1].per_mille} {found[-1].customer}" if len(found) == asked.most else ""
-            return Rows([_row(row) for row in found], place)
+            return Rows([_row(row) for row in found], place, as_of(made))
 
         needs_of = name in {"plan", "status", "access"}
         return Listing(name=name, title=title, columns=_CUSTOMERS, read=read, empty=empty, needs_of=needs_of)
@@ -159,8 +157,7 @@ class _OfRevenue:
 
     async def _day(self) -> date | None:
         """The day that the revenue of the last snapshot is of; None: there is none."""
-        made = await self._overview.last()
-        revenue = None if made is None else made.figures["revenue"]
+        revenue = (await made_of(self._overview)).figures["revenue"]
         return None if revenue is None else date.fromisoformat(revenue["day"])
 
 

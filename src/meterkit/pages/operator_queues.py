@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, get_args
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.notify.message import Failure, Message
-from meterkit.pages.listing import Asked, Column, Listing, Row, Rows, page_of
+from meterkit.pages.listing import Asked, Column, Listing, Row, Rows, first_of, page_of
 from meterkit.store.history import enter
 from meterkit.store.intents import IntentState
 from meterkit.store.links import owner_of
@@ -122,7 +122,7 @@ def queue_lists(kit: QueuesKit) -> Mapping[str, Listing]:
         rows: list[Row] = [
             {"intent": one.identifier, **{name: getattr(one, name) for name in names}} for one in found
         ]
-        return page_of(rows, asked)
+        return first_of(rows, asked, len(queued) == _MOST)
 
     async def webhooks(asked: Asked) -> Rows:
         dead = await kit.webhooks.dead()
