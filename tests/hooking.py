@@ -136,5 +136,5 @@ async def hooked(
         hooked_kit(store_url, url, clock, **settings) as kit,
     ):
         emulator.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit))
-        async with reached(url, key=STRIPE_KEY, timeout_s=10.0) as client:
+        async with reached(url, key=STRIPE_KEY, timeout_s=300.0) as client:
             yield Hooked(kit=kit, emulator=emulator, clock=clock, client=client, url=url)

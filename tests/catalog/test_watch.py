@@ -147,6 +147,7 @@ async def test_sighup_has_the_file_read_at_once_and_does_not_end_the_server(
     path = tmp_path / "plans.yaml"
     write(path, GOOD.format("free"))
     reader = Reader(path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it.
     monkeypatch.setattr(os, "isatty", list[int]().__contains__)
     watching = asyncio.create_task(reader.plans.watch(reader.reload, every_s=600))
     await eventually(lambda: signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL)
@@ -159,7 +160,7 @@ async def test_sighup_has_the_file_read_at_once_and_does_not_end_the_server(
         await eventually(lambda: "is refused; the one before holds" in caplog.text)
     watching.cancel()
     await asyncio.wait([watching])
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    assert signal.signal(signal.SIGHUP, before) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("why", ["a terminal", "a handler"])

@@ -84,7 +84,7 @@ async def test_the_wire_form_is_that_of_the_official_sdk_but_for_texts() -> None
     async with answering(stand_in()) as server, opened(server.url) as transport:
         assert await transport.ready() is None
         assert (await transport.send(INTENT, OTHER)).kind == "delivered"
-        sdk = StripeSession(KEY, api_base=server.url, events_base=server.url, timeout_s=5.0)
+        sdk = StripeSession(KEY, api_base=server.url, events_base=server.url, timeout_s=300.0)
         client = sdk.client
         session = await client.v2.billing.meter_event_session.create_async()
         events: Any = json.loads(server.asked[1].body)["events"]

@@ -83,7 +83,7 @@ async def test_wire_form_is_that_of_the_official_sdk() -> None:
     intent = replace(INTENT, value=10**15 - 1, key="4f1c-2")
     async with answering(created) as stand_in, opened(stand_in.url) as transport:
         assert (await transport.send(intent)).kind == "delivered"
-        session = StripeSession(KEY, api_base=stand_in.url, timeout_s=5)
+        session = StripeSession(KEY, api_base=stand_in.url, timeout_s=300)
         await session.create_meter_event(intent)
         await session.close()
     ours, theirs = stand_in.asked

@@ -36,7 +36,7 @@ async def test_an_outage_is_told_as_it_comes_and_goes(
     monkeypatch.setattr(producer, "_SPILL_AFTER_S", 0.05)
     async with (
         TcpProxy(valkey.port) as proxy,
-        kit_at(proxy.url, store_timeout=0.1, spool_dir=tmp_path) as kit,
+        kit_at(proxy.url, store_timeout=5, spool_dir=tmp_path) as kit,
     ):
         lane = await kit.store.lane()
         found = await told(kit)
