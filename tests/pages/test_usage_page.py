@@ -203,7 +203,13 @@ async def test_where_the_period_is_heading_and_the_one_before(store_url: str, tm
         page = (await client.get("/?period=2031-06-30")).text
         assert "Current period" in page
         assert Tables(page).numbers["days priced"][:4] == [40, 40, 20, 60]
-        assert (await client.get("/?period=soon")).status_code == 422
+        ahead = (await client.get("/?period=2031-08-01", headers=JSON)).json()
+        assert (ahead["forecast"], ahead["rates"], ahead["storage"]) == (None, [], None)
+        page = (await client.get("/?period=2031-08-01")).text
+        assert "Current period" in page
+        assert {number for row in Tables(page).numbers.values() for number in row} == {0, 4900}
+        for wrong in ("soon", "1969-12-31", "9999-12-31", ""):
+            assert (await client.get(f"/?period={wrong}")).status_code == 422
 
 
 async def test_what_a_customer_named_is_escaped(store_url: str) -> None:
@@ -297,6 +303,13 @@ async def test_a_request_without_a_customer_or_of_a_foreign_page_is_refused(stor
         for own in ("https://app.example", "http://app"):
             assert (await client.get("/", headers={"origin": own})).status_code == 200
         assert (await client.post("/")).status_code == 405
+
+
+async def test_without_the_store_there_is_no_page() -> None:
+    async with selling("redis://127.0.0.1:1/0", start_timeout=0.05) as kit, page_of(kit) as client:
+        for headers in ({}, JSON):
+            answer = await client.get("/", headers=headers)
+            assert (answer.status_code, "127.0.0.1" in answer.text) == (503, False)
 
 
 async def test_each_answer_forbids_foreign_content_and_caches(store_url: str) -> None:

@@ -161,10 +161,17 @@ def test_a_period_is_named_by_a_month_a_day_or_an_instant(period: object, expect
     assert period_ms(period) == ms(expected)
 
 
-@pytest.mark.parametrize("period", ["", "October", "1969-12", 7, None, datetime(1969, 12, 31, tzinfo=UTC)])
+@pytest.mark.parametrize(
+    "period", ["", "October", "1969-12", "9990-01", 7, None, datetime(1969, 12, 31, tzinfo=UTC)]
+)
 def test_what_names_no_period_is_refused(period: object) -> None:
     with pytest.raises(MeterkitError, match="period: found"):
         period_ms(period)
+
+
+def test_each_period_that_can_be_named_has_an_end() -> None:
+    last_ms = period_ms("9989-12-31")
+    assert bounds_at(last_ms, interval="year").next_end_ms == ms("9991-01-01")
 
 
 def test_an_instant_without_a_zone_is_refused_in_words() -> None:

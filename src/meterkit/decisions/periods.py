@@ -31,6 +31,8 @@ HOUR_MS: Final = 3_600_000
 
 _MONTHS = {"month": 1, "year": 12}
 _MONTH_DIGITS: Final = len("2026-10")
+_PERIOD_END: Final = datetime(9990, 1, 1, tzinfo=UTC)
+"""No period is named by an instant from here on: the ends of the next ones, too, must be a datetime."""
 _MINUTE_MS: Final = 60_000
 _MINUTES_AHEAD: Final = 3
 """An intent's minute is at most so many ahead when it is sealed; see seal.lua."""
@@ -75,7 +77,7 @@ def period_ms(period: object) -> int:
             in UTC where it has no zone.
 
     Raises:
-        MeterkitError: it is none of these, naive, or before 1970.
+        MeterkitError: it is none of these, naive, before 1970, or after 9989.
     """
     try:
         if isinstance(period, str):
@@ -88,11 +90,11 @@ def period_ms(period: object) -> int:
             at_ms = -1
     except (ValueError, OverflowError):
         at_ms = -1
-    if at_ms < 0:
+    if not 0 <= at_ms < to_ms(_PERIOD_END):
         shown = f"{period!r:.80}" if isinstance(period, str | datetime) else f"a {type(period).__name__}"
         raise MeterkitError(
-            f"period: found {shown}; allowed is an aware datetime from 1970 on, the id of a period, a day"
-            " such as 2026-10-01, or a month such as 2026-10"
+            f"period: found {shown}; allowed is an aware datetime from 1970 to 9989, the id of a period, a"
+            " day such as 2026-10-01, or a month such as 2026-10"
         )
     return at_ms
 

@@ -128,9 +128,8 @@ class UsageFigures(TypedDict):
     """All figures of the usage page.
 
     ``days`` is None where there is no audit log or its database fails; ``invoices`` where Stripe does not
-    answer. ``forecast`` is None of a period that is over, until a whole day with usage has passed, and
-    without ``days``. Of a period that is over there are no ``rates``, ``grants``, ``other_plans``, ``seats``
-    and ``storage``.
+    answer. ``forecast`` is None until a whole day with usage has passed, and without ``days``. Periods other
+    than the current one lack ``forecast``, ``rates``, ``grants``, ``other_plans``, ``seats``, ``storage``.
     """
 
     usage: CustomerUsage
@@ -188,7 +187,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         "days": days,
         "invoices": invoices,
     }
-    if end_ms <= now_ms:
+    if not start_ms <= now_ms < end_ms:
         return found
     rates, grants = await asyncio.gather(kit.rates(customer), kit.grants.list(customer))
     tenure, offers = had[customer], Offers(kit.catalog)
@@ -232,10 +231,10 @@ def seats_of(catalog: Catalog, usage: CustomerUsage) -> Seats | None:
 
 
 def stored_of(catalog: Catalog, usage: CustomerUsage) -> Stored | None:
-    """What a customer stores; None: the plans file names no storage, or the plan has no such gauge."""
-    if catalog.storage is None or catalog.storage.gauge not in usage["meters"]:
+    """What a customer stores; None: the plans file names no storage, or the usage is not that of now."""
+    meter = None if catalog.storage is None else catalog.storage.gauge
+    if meter is None or "types" not in usage["meters"].get(meter, ()):
         return None
-    meter = catalog.storage.gauge
     return {"meter": meter, "beyond_included": beyond_included(usage["meters"][meter])}
 
 

@@ -120,7 +120,7 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
         },
         "portal_url": catalog.billing.portal_url,
         "audited": kit.settings.audit_url is not None,
-        "past": to_ms(period["end"]) <= kit.store.now_ms(),
+        "is_now": to_ms(period["start"]) <= kit.store.now_ms() < to_ms(period["end"]),
         "period_days": (period["end"] - period["start"]) / timedelta(days=1),
     }
 
