@@ -281,6 +281,12 @@ def test_the_product_shows_its_pages_to_the_customer_and_the_operator_who_signed
                 figures = browser.get("/usage/", headers=JSON).json()
                 assert (figures["usage"]["customer"], figures["plan_name"]) == ("acme", "Company")
                 assert figures["usage"]["meters"]["questions"]["recorded"] == 63
+                others = {one["plan"]: (one["cost_cents"], one["refused"]) for one in figures["other_plans"]}
+                # Four seats are in use; Team includes two seats and five questions.
+                assert others == {
+                    "free": (0, ["questions", "seats"]),
+                    "team": (2900 + 2 * 900 + 58 * 50, []),
+                }
                 assert [one["total_cents"] for one in figures["invoices"]] == [9900, 4522, 3800]
                 assert browser.get("/operator/").status_code == 403
             with signed_in(address, operator[1]) as browser:

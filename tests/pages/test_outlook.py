@@ -85,3 +85,28 @@ def test_other_plans_with_what_they_grant() -> None:
     assert on_other_plans(CATALOG, [CAPPED], beyond) == [
         {"plan": "capped", "name": "capped", "cost_cents": 1_248, "refused": ["calls", "tokens"]}
     ]
+
+
+def test_other_plans_with_too_little_for_gauges() -> None:
+    catalog = loads("""
+schema: 1
+currency: usd
+default_plan: small
+meters:
+  space: {unit: byte, kind: gauge}
+  seats: {unit: seat, kind: gauge}
+routes: [{match: "*", grow: {space: 1}}]
+plans:
+  small:
+    price: {amount_cents: 1000, interval: month}
+    meters: {space: {included: 100}, seats: {included: 2}}
+  sold:
+    rank: 1
+    price: {amount_cents: 2000, interval: month}
+    seat_price: {amount_cents: 300}
+    meters: {space: {included: unlimited}, seats: {included: 2}}
+""")
+    offers = [(plan, terms_of(catalog, plan, plan.entitlements, 4)) for plan in catalog.plans.values()]
+    for used, refused in (({"space": 100, "seats": 2}, []), ({"space": 101, "seats": 4}, ["space", "seats"])):
+        found = on_other_plans(catalog, offers, used)
+        assert [(one["cost_cents"], one["refused"]) for one in found] == [(1000, refused), (2600, [])]

@@ -112,6 +112,7 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
         assert figures["cost"] == {
             "currency": "usd",
             "plan_cents": 2900,
+            "seats_cents": 0,
             "interval": "month",
             "overage_cents": 300,
             "unpriced": ["tokens"],
@@ -341,6 +342,17 @@ async def test_invoices_of_a_subscriber(store_url: str) -> None:
         assert invoice["total_cents"] == 1500
         row = Tables((await client.get("/")).text).numbers[f"invoice-list:{invoice['id']}"]
         assert row == [invoice["total_cents"], invoice["amount_paid_cents"]]
+
+
+async def test_seats_that_are_paid_for_and_what_other_plans_take_for_those_in_use(store_url: str) -> None:
+    async with shop(store_url) as at, page_of(at.kit) as client:
+        await at.subscribed(seats=9)
+        await at.kit.gauges.set("acme", "seats", 7)
+        figures = (await client.get("/", headers=JSON)).json()
+        assert (figures["cost"]["plan_cents"], figures["cost"]["seats_cents"]) == (1500, 4 * 700)
+        assert Tables((await client.get("/")).text).numbers["seats-cents"] == [2800]
+        others = {one["plan"]: (one["cost_cents"], one["refused"]) for one in figures["other_plans"]}
+        assert others == {"free": (0, ["seats"]), "tried": (2000, ["seats"]), "pro": (2900, [])}
 
 
 async def test_invoices_are_left_out_where_stripe_fails(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
 from math import ceil
@@ -15,6 +15,7 @@ from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.seats import seat_meter
 from meterkit.errors import MeterkitError
 from meterkit.insights.simulation.people import Offers, tenures
+from meterkit.insights.simulation.terms import seats_cents
 from meterkit.pages.outlook import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.throttle import MINUTE_S, Throttle
@@ -87,12 +88,14 @@ class PagesKit(Protocol):
 class Cost(TypedDict):
     """What the period costs until now. Money is in minor units.
 
-    ``plan_cents`` is the price of the plan in the plans file, per ``interval``. ``overage_cents`` is the sum
+    ``plan_cents`` is the price of the plan in the plans file, per ``interval``, and ``seats_cents`` that of
+    the seats beyond those that it includes. ``overage_cents`` is the sum
     over meters; ``unpriced`` names the meters with overage whose price only Stripe knows.
     """
 
     currency: str
     plan_cents: int
+    seats_cents: int
     interval: str
     overage_cents: int
     unpriced: list[str]
@@ -175,7 +178,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     found: UsageFigures = {
         "usage": usage,
         "plan_name": usage["plan"] if plan is None else plan.name,
-        "cost": cost_of(kit.catalog, usage),
+        "cost": cost_of(kit.catalog, usage, had[customer].seats),
         "forecast": None,
         "other_plans": [],
         "seats": None,
@@ -192,14 +195,17 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     rates, grants = await asyncio.gather(kit.rates(customer), kit.grants.list(customer))
     tenure, offers = had[customer], Offers(kit.catalog)
     used = {name: counts["recorded"] for name, counts in usage["meters"].items()}
-    others = [(other, offers.to(tenure.on(other.key))) for other in kit.catalog.plans.values()]
+    seats = seats_of(kit.catalog, usage)
+    # Another plan need not have the seats that are paid for, only those in use.
+    needs = replace(tenure, seats=0 if seats is None else seats["used"])
+    others = [(other, offers.to(needs.on(other.key))) for other in kit.catalog.plans.values()]
     return {
         **found,
         "forecast": _forecast(days, usage, start_ms, end_ms, now_ms, offers.to(tenure)),
         "other_plans": on_other_plans(
             kit.catalog, [offer for offer in others if offer[0].key != usage["plan"]], used
         ),
-        "seats": seats_of(kit.catalog, usage),
+        "seats": seats,
         "storage": stored_of(kit.catalog, usage),
         "rates": [{**rate, "reset_after": _whole_seconds(rate["reset_after"])} for rate in rates],
         "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN],
@@ -243,8 +249,14 @@ def beyond_included(gauge: MeterUsage) -> int:
     return 0 if gauge["included"] == "unlimited" else max(0, gauge["used"] - gauge["included"])
 
 
-def cost_of(catalog: Catalog, usage: CustomerUsage) -> Cost:
-    """The price of the plan, and of overage until now."""
+def cost_of(catalog: Catalog, usage: CustomerUsage, seats: int) -> Cost:
+    """The price of the plan, of its seats beyond those included, and of overage until now.
+
+    Args:
+        catalog: has the prices.
+        usage: of the period.
+        seats: that the subscription pays for, those that the price covers included.
+    """
     plan = catalog.plans.get(usage["plan"])
     counts = usage["meters"]
     # A derived meter is billed by its own event at a price of its own; a gauge has no overage to bill.
@@ -253,6 +265,7 @@ def cost_of(catalog: Catalog, usage: CustomerUsage) -> Cost:
         "currency": catalog.currency,
         "plan_cents": 0 if plan is None else plan.price.amount_cents,
         "interval": "month" if plan is None else plan.price.interval,
+        "seats_cents": 0 if plan is None else seats_cents(catalog, plan, seats),
         "overage_cents": sum(counts[name]["overage_cents"] or 0 for name in billed),
         "unpriced": [
             name for name in billed if counts[name]["overage"] and counts[name]["overage_cents"] is None

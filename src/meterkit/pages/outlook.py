@@ -6,7 +6,9 @@ from math import ceil, floor, sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
+from meterkit.catalog.entitlements import ceiling
 from meterkit.decisions.prepaid import MICRO
+from meterkit.decisions.seats import seat_meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -94,7 +96,13 @@ def _overage(counts: MeterUsage, ends: Range | None, nth: int) -> int:
 def on_other_plans(
     catalog: Catalog, offers: Iterable[tuple[Plan, Terms]], used: Mapping[str, int]
 ) -> list[OtherPlan]:
-    """What usage costs on some plans, the lowest rank first, where the grants of one period pay, too."""
+    """What usage costs on some plans, the lowest rank first, where the grants of one period pay, too.
+
+    Args:
+        catalog: where the plans are.
+        offers: the plans, with their terms for as many seats as are in use.
+        used: meter to its units, or its level, until now.
+    """
     found: list[OtherPlan] = []
     for plan, terms in sorted(offers, key=lambda offer: (offer[0].rank, offer[0].key)):
         overage = _not_granted(catalog, plan, terms.overage(used))
@@ -104,10 +112,24 @@ def on_other_plans(
                 "plan": plan.key,
                 "name": plan.name,
                 "cost_cents": round(terms.charge(overage)),
-                "refused": [name for name, units in overage.items() if units > allowed.get(name, units)],
+                "refused": [
+                    *(name for name, units in overage.items() if units > allowed.get(name, units)),
+                    *(name for name, most in _gauges_of(catalog, plan).items() if used.get(name, 0) > most),
+                ],
             }
         )
     return found
+
+
+def _gauges_of(catalog: Catalog, plan: Plan) -> dict[str, int]:
+    """The gauges that a plan bounds, each with its bound; more seats are bought where the plan sells them."""
+    sold = seat_meter(catalog.meters) if plan.seat_price is not None else None
+    found = {
+        name: ceiling(plan.entitlements[name])
+        for name, meter in catalog.meters.items()
+        if meter.kind == "gauge"
+    }
+    return {name: most for name, most in found.items() if most is not None and name != sold}
 
 
 def _not_granted(catalog: Catalog, plan: Plan, overage: Mapping[str, int]) -> dict[str, int]:

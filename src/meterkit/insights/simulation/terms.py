@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.catalog.models import Rate
 
-__all__ = ["Terms", "terms_of"]
+__all__ = ["Terms", "seats_cents", "terms_of"]
 
 _HALF: Final = Fraction(1, 2)
 _MONTHS: Final = 12
@@ -131,10 +131,15 @@ def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], sea
     )
 
 
-def _fixed_cents(catalog: Catalog, plan: Plan, seats: int) -> Fraction:
-    cents = plan.price.amount_cents
+def seats_cents(catalog: Catalog, plan: Plan, seats: int) -> int:
+    """The price of the seats beyond those that a plan includes, in minor units for its interval."""
     meter = seat_meter(catalog.meters)
-    if plan.seat_price is not None and meter is not None:
-        cents += max(0, seats - (plan.entitlements[meter].included or 0)) * plan.seat_price.amount_cents
+    if plan.seat_price is None or meter is None:
+        return 0
+    return max(0, seats - (plan.entitlements[meter].included or 0)) * plan.seat_price.amount_cents
+
+
+def _fixed_cents(catalog: Catalog, plan: Plan, seats: int) -> Fraction:
+    cents = plan.price.amount_cents + seats_cents(catalog, plan, seats)
     is_shared = plan.price.interval == "year" and plan.price.included_per != "interval"
     return Fraction(cents, _MONTHS if is_shared else 1)
