@@ -36,14 +36,15 @@ def numbers_of(figures: Any) -> dict[str, list[int]]:
     """What the page of these figures shows, by the names that :class:`Tables` gives."""
     cost, seats, forecast = figures["cost"], figures["seats"], figures["forecast"]
     found: dict[str, list[int]] = {
-        "plan-cents": [cost["plan_cents"]],
-        "overage-cents": [cost["overage_cents"]],
         **_of_meters(figures),
         **_rows("plans", figures["other_plans"], "plan", "cost_cents"),
         **_rows("rate-list", figures["rates"], "policy", "used", "limit", "remaining", "reset_after"),
         **_rows("grant-list", figures["grants"], "grant_id", "quantity", "remaining"),
         **_rows("invoice-list", figures["invoices"] or [], "id", "total_cents", "amount_paid_cents"),
     }
+    if cost is not None:
+        found |= {"plan-cents": [cost["plan_cents"]], "overage-cents": [cost["overage_cents"]]}
+        found |= {"seats-cents": [cost["seats_cents"]]} if cost["seats_cents"] else {}
     if seats is not None:
         found |= {"seats-used": [seats["used"]], "seats-included": _counted(seats["included"])}
         found |= {"seat-cents": [seats["seat_cents"]]} if seats["seat_cents"] is not None else {}
@@ -59,19 +60,22 @@ def numbers_of(figures: Any) -> dict[str, list[int]]:
 
 
 def _of_meters(figures: Any) -> dict[str, list[int]]:
-    """The rows of meters, and their days."""
-    meters, found = figures["usage"]["meters"], dict[str, list[int]]()
+    """The rows of meters, and their days. Of another period than that of now, less is known."""
+    is_now, meters, found = figures["cost"] is not None, figures["usage"]["meters"], dict[str, list[int]]()
     for name, counts in meters.items():
         beyond = counts["overage"]
         if name in GAUGES and counts["included"] != "unlimited":
             beyond = max(0, counts["used"] - counts["included"])
         shown = _counted(counts["used"], counts["included"], counts["remaining"], beyond)
-        found[f"meters:{name}"] = shown
+        if is_now:
+            found[f"meters:{name}"] = shown
+        elif name not in GAUGES:
+            found[f"meters:{name}"] = [counts["used"], beyond]
     days: dict[str, list[int]] = figures["days"]["meters"] if figures["days"] else {}
     for name, units in days.items():
         totals = accumulate(units)
         found[f"days {name}"] = [number for pair in zip(units, totals, strict=True) for number in pair]
-        found[f"included-{name}"] = _counted(meters[name]["included"])
+        found[f"included-{name}"] = _counted(meters[name]["included"]) if is_now else []
     return found
 
 

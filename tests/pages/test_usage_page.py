@@ -204,11 +204,16 @@ async def test_where_the_period_is_heading_and_the_one_before(store_url: str, tm
         page = (await client.get("/?period=2031-06-30")).text
         assert "Current period" in page
         assert Tables(page).numbers["days priced"][:4] == [40, 40, 20, 60]
+        assert Tables(page).numbers == numbers_of(before)
+        # Limits, levels of gauges, the plan and its price are not kept by period.
+        assert before["cost"] is None
+        for unknown in ("Max", "Included", "Remaining", "Seats", "unlimited"):
+            assert unknown not in page.partition("Usage by day")[0]
         ahead = (await client.get("/?period=2031-08-01", headers=JSON)).json()
         assert (ahead["forecast"], ahead["rates"], ahead["storage"]) == (None, [], None)
         page = (await client.get("/?period=2031-08-01")).text
         assert "Current period" in page
-        assert {number for row in Tables(page).numbers.values() for number in row} == {0, 4900}
+        assert {number for row in Tables(page).numbers.values() for number in row} == {0}
         for wrong in ("soon", "1969-12-31", "9999-12-31", ""):
             assert (await client.get(f"/?period={wrong}")).status_code == 422
 
@@ -350,7 +355,8 @@ async def test_seats_that_are_paid_for_and_what_other_plans_take_for_those_in_us
         await at.kit.gauges.set("acme", "seats", 7)
         figures = (await client.get("/", headers=JSON)).json()
         assert (figures["cost"]["plan_cents"], figures["cost"]["seats_cents"]) == (1500, 4 * 700)
-        assert Tables((await client.get("/")).text).numbers["seats-cents"] == [2800]
+        numbers = Tables((await client.get("/")).text).numbers
+        assert (numbers["seats-cents"], numbers) == ([2800], numbers_of(figures))
         others = {one["plan"]: (one["cost_cents"], one["refused"]) for one in figures["other_plans"]}
         assert others == {"free": (0, ["seats"]), "tried": (2000, ["seats"]), "pro": (2900, [])}
 

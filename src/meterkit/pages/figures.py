@@ -132,12 +132,13 @@ class UsageFigures(TypedDict):
 
     ``days`` is None where there is no audit log or its database fails; ``invoices`` where Stripe does not
     answer. ``forecast`` is None until a whole day with usage has passed, and without ``days``. Periods other
-    than the current one lack ``forecast``, ``rates``, ``grants``, ``other_plans``, ``seats``, ``storage``.
+    than the current one have only ``usage``, ``days``, ``invoices`` and ``history``; their plan is not kept:
+    ``plan_name`` is that of now.
     """
 
     usage: CustomerUsage
     plan_name: str
-    cost: Cost
+    cost: Cost | None
     forecast: Forecast | None
     other_plans: list[OtherPlan]
     seats: Seats | None
@@ -178,7 +179,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     found: UsageFigures = {
         "usage": usage,
         "plan_name": usage["plan"] if plan is None else plan.name,
-        "cost": cost_of(kit.catalog, usage, had[customer].seats),
+        "cost": None,
         "forecast": None,
         "other_plans": [],
         "seats": None,
@@ -201,6 +202,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
     others = [(other, offers.to(needs.on(other.key))) for other in kit.catalog.plans.values()]
     return {
         **found,
+        "cost": cost_of(kit.catalog, usage, tenure.seats),
         "forecast": _forecast(days, usage, start_ms, end_ms, now_ms, offers.to(tenure)),
         "other_plans": on_other_plans(
             kit.catalog, [offer for offer in others if offer[0].key != usage["plan"]], used

@@ -114,6 +114,7 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
         "titles": {name: meter.title for name, meter in catalog.meters.items()},
         "unit_of": {name: meter.unit for name, meter in catalog.meters.items()},
         "plan_names": {key: plan.name for key, plan in catalog.plans.items()},
+        "gauges": gauges,
         "beyond": {
             name: beyond_included(counts) if name in gauges else counts["overage"]
             for name, counts in figures["usage"]["meters"].items()
