@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moto.server import ThreadedMotoServer
 
 from commands import Shell
+from storage.conftest import forget_all
 from storage.test_histories import PLANS
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def test_drift_is_shown_and_corrected(valkey: Server, tmp_path: Path) -> None:
     server.start()
     try:
         address = "http://127.0.0.1:{1}".format(*server.get_host_and_port())
+        forget_all(address)
         access = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
         shell = Shell(
             tmp_path,

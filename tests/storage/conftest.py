@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -21,6 +22,11 @@ def moto() -> Iterator[str]:
     server.stop()
 
 
+def forget_all(moto: str) -> None:
+    """All servers of a process have the same buckets and queues."""
+    httpx.post(f"{moto}/moto-api/reset").raise_for_status()
+
+
 @pytest.fixture
 def address(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The server's address, where boto3 takes queues from as well."""
@@ -32,4 +38,5 @@ def address(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
+    forget_all(moto)
     return moto
