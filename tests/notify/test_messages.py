@@ -6,7 +6,7 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -30,6 +30,9 @@ from meterkit.catalog import loads
 from meterkit.cli.doctor.messages import look_at_messages
 from meterkit.testing import Clock
 from told import told
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -212,6 +215,37 @@ async def test_a_contact_with_a_line_break_or_two_addresses_is_refused(
         await pass_over(kit, "email")
         assert [] == box.mails
         assert ["dead"] == [one.state for one in (await kit.notify.list())["email"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("eve@example.org, Köln", "eve example.org Köln"),
+        (f"eve@example.org, {'x ' * 50_000}", f"eve example.org {'x ' * 41}x"),
+        ("Ada\N{NO-BREAK SPACE}Co.", "Ada Co."),
+        ("=?utf-8?q?eve=40example.org=2C=0D=0ABcc:_eve?=", "= ?utf-8?q?eve=40example.org=2C=0D=0ABcc _eve?="),
+    ],
+)
+async def test_a_name_adds_no_address_and_no_header(
+    store_url: str, tmp_path: Path, name: str, shown: str
+) -> None:
+    subject = "Subject: \0 {{ name[:60] }} =?utf-8?q?x=0D=0ABcc:_eve=40example.org?="
+    (tmp_path / "usage.threshold.txt").write_text(f"{subject}\nText.")
+    reached = Contact("ada@example.org", name)
+    async with (
+        mailbox() as box,
+        kit_of(
+            *(store_url, Clock(NOW)), smtp_url=box.url, reach=lambda _: reached, notify_templates=tmp_path
+        ) as kit,
+    ):
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "email")
+    (mail,) = box.mails
+    assert [(one.display_name, one.addr_spec) for one in mail["to"].addresses] == [(shown, "ada@example.org")]
+    assert {"to", "subject", "date", "message-id", "from", "mime-version", "content-type"} == {
+        header.lower() for header in mail
+    }
+    assert mail["subject"].endswith(" = ?utf-8?q?x=0D=0ABcc:_eve=40example.org?=")
 
 
 async def test_a_customer_without_an_address_is_sent_nothing(store_url: str) -> None:

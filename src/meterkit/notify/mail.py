@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import asynccontextmanager
 from email.message import EmailMessage
 from email.utils import formataddr, formatdate
@@ -28,6 +29,9 @@ __all__ = ["MailSender", "Recipient", "mail_of", "server_of"]
 _TIMEOUT_S: Final = 20.0
 _PERMANENT: Final = 500
 _PORTS: Final = {"smtp": 587, "smtps": 465}
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SPECIALS: Final = str.maketrans(dict.fromkeys('()<>[]@,;:\\"', " "))
+_NAME_MOST: Final = 100
 
 
 class Recipient(Protocol):
@@ -58,18 +62,36 @@ def mail_of(message: Message, rendered: RenderedMessage, *, sender: str, to: Rec
     name = to.name or ""
     if not is_address(to.email):
         raise Failure("the contact's address is not one e-mail address", is_final=True)
-    if not name.isprintable():
+    if _CONTROL.search(name):
         raise Failure("the contact's name has a line break or a control character", is_final=True)
     mail = EmailMessage()
     mail["From"] = sender
-    mail["To"] = formataddr((name, to.email))
-    mail["Subject"] = rendered.subject
+    mail["To"] = formataddr((_display_name(name), to.email))
+    mail["Subject"] = _undecodable(_CONTROL.sub(" ", rendered.subject))
     mail["Date"] = formatdate()
     # The same for each attempt: a mailbox may recognise a repeat by it.
     mail["Message-ID"] = f"<{message.id}@{sender.partition('@')[2]}>"
     mail.set_content(rendered.text)
     mail.add_alternative(rendered.html, subtype="html")
     return mail
+
+
+def _display_name(name: str) -> str:
+    """A name for the header, which cannot be taken for a further address. Pure.
+
+    Many releases of Python write names that are long or not ASCII without their quotes
+    (https://github.com/python/cpython/issues/80222 and 121284), and take seconds for 100,000 characters.
+    """
+    return _undecodable(" ".join(name[:_NAME_MOST].translate(_SPECIALS).split()))
+
+
+def _undecodable(text: str) -> str:
+    """A text for a header without encoded words. Pure.
+
+    Python decodes those, and many releases write what they hide as it is
+    (https://github.com/python/cpython/issues/121650): a line break then begins another header.
+    """
+    return text.replace("=?", "= ?")
 
 
 class MailSender:
