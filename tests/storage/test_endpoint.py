@@ -268,6 +268,12 @@ async def test_a_message_that_sns_has_not_signed_lately_is_refused(
         ("https://sns.eu-west-1.amazonaws.com.evil.example/a.pem", False),
         ("https://evil.example/sns.eu-west-1.amazonaws.com/a.pem", False),
         ("https://s3.eu-west-1.amazonaws.com/a.pem", False),
+        ("https://sns.us-gov-west-1.amazonaws.com/a.pem", True),
+        ("https://sns.s3-us-west-2.amazonaws.com/a.pem", False),  # Of a bucket named `sns`.
+        ("https://sns.s3-accelerate.amazonaws.com/a.pem", False),
+        ("https://sns.s3-external-1.amazonaws.com/a.pem", False),
+        ("https://sns.eu-west-1.amazonaws.com/\r\na.pem", False),
+        ("https://sns.eu-west-1.amazonaws.com/\N{LATIN SMALL LETTER E WITH ACUTE}.pem", False),
         (7, False),
     ],
 )

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["ForgedError", "is_of_aws", "open_notice"]
 
 _AGE_MAX_S: Final = 3600.0
-_HOST: Final = re.compile(r"sns\.[a-zA-Z0-9-]{3,}\.amazonaws\.com(\.cn)?")
+# A region, and nothing else: `sns.s3-us-west-2.amazonaws.com` is the bucket `sns` of another AWS account.
+_HOST: Final = re.compile(r"sns\.[a-z]{2,4}(-[a-z]+)+-[0-9]{1,2}\.amazonaws\.com(\.cn)?")
 _SIGNED: Final = {
     "Notification": ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"),
     "SubscriptionConfirmation": (
@@ -41,6 +42,7 @@ def is_of_aws(url: object, *, suffix: str = "") -> bool:
     except ValueError:
         return False
     plain = parts.scheme == "https" and port in {None, 443} and "@" not in parts.netloc
+    plain = plain and url.isascii() and url.isprintable() and " " not in url
     return plain and bool(_HOST.fullmatch(parts.hostname or "")) and parts.path.endswith(suffix)
 
 
