@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -12,7 +12,7 @@ from meterkit.catalog.notifications import MESSAGE_EVENTS, EmailChannel, Notify,
 from meterkit.catalog.scalars import scalar
 from meterkit.catalog.shapes import Choice, Key, ListOf, Table
 
-__all__ = ["NotifyTable", "build_notify", "is_address", "names_private_host"]
+__all__ = ["NotifyTable", "build_notify", "is_address", "is_public", "names_private_host"]
 
 _URL_ALLOWED: Final = (
     "an address that starts with https://, without a user, a password or a fragment; http:// only with a"
@@ -23,10 +23,28 @@ _ADDRESS: Final = re.compile(
     r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@(?=.{1,253}\Z)[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*"
 )
 
+_UNICAST: Final = IPv6Network("2000::/3")
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+"""Of translators to IPv4, which is in the last 32 bits: https://www.rfc-editor.org/rfc/rfc6052."""
+
 
 def is_address(text: str) -> bool:
     """Whether a text is one e-mail address and nothing else."""
     return _ADDRESS.fullmatch(text) is not None
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, and does not hide one that is not.
+
+    Raises:
+        ValueError: it is no IP address.
+    """
+    ip = ip_address(address)
+    if isinstance(ip, IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    if ip in _NAT64:
+        return is_public(str(IPv4Address(int(ip) & 0xFFFF_FFFF)))
+    return ip in _UNICAST and ip.is_global and ip.sixtofour is None
 
 
 def names_private_host(host: str) -> bool:
@@ -34,7 +52,7 @@ def names_private_host(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return not ip_address(host).is_global
+        return not is_public(host)
     except ValueError:
         return False
 

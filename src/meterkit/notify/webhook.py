@@ -7,11 +7,10 @@ import socket
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib import import_module
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from meterkit.catalog.notify import names_private_host
+from meterkit.catalog.notify import is_public, names_private_host
 from meterkit.notify.message import Failure
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ async def _resolved(url: str) -> tuple[str, str]:
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     ip = str(found[0][4][0])
     if not names_private_host(host) and not all(
-        ip_address(str(entry[4][0]).partition("%")[0]).is_global for entry in found
+        is_public(str(entry[4][0]).partition("%")[0]) for entry in found
     ):
         raise Failure(f"{host} has a private address; a private address must stand in notify.webhook.url")
     literal = f"[{ip}]" if ":" in ip else ip
