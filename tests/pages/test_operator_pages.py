@@ -95,6 +95,16 @@ async def test_lists_are_read_page_by_page(store_url: str, tmp_path: Path) -> No
             assert (seen, link) == (order, "")
 
 
+async def test_a_place_that_no_page_has_named_is_answered(store_url: str, tmp_path: Path) -> None:
+    async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:
+        await kit.record("acme", "requests", 9)
+        await Overview(kit.store, kit.settings).snapshot()
+        for path in ("near", "all", "spiking", "degraded", "unconfirmed", "outbox", "webhooks", "messages"):
+            for after in ("x", "x y", "-1", "\0", "9" * 30, f"{'9' * 30} x", "9" * 5_000):
+                answer = await client.get(f"/{path}", params={"after": after}, headers=JSON)
+                assert (answer.status_code, answer.json()) == (200, {"rows": [], "after": ""}), (path, after)
+
+
 async def test_what_a_spreadsheet_takes_for_a_formula_is_quoted(store_url: str, tmp_path: Path) -> None:
     names = ["=1+1", "+1", "-1", "@a", " =1", "\u00a0=1", "＝1", 'a,"b', "<script>"]  # noqa: RUF001
     async with selling(store_url, tmp_path) as kit, pages_of(kit) as client:

@@ -110,6 +110,7 @@ async def test_dead_webhooks_and_messages_are_redriven_by_name(
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "http://app.evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({}, 403),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -36,6 +37,8 @@ Row = dict[str, object]
 
 _EXPORTED_AT_ONCE: Final = 2_000
 _FORMULA: Final = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - a spreadsheet reads the wide ones alike
+
+_PLACE: Final = re.compile(r"[0-9]{1,9}")
 
 
 class Column(NamedTuple):
@@ -100,7 +103,7 @@ async def made_of(overview: Overview) -> Made:
 
 def page_of(rows: Sequence[Row], asked: Asked) -> Rows:
     """A page of rows that are all there; the place of a row is how many come before it."""
-    first = int(asked.after) if asked.after.isdecimal() else 0
+    first = int(asked.after) if _PLACE.fullmatch(asked.after) else 0
     end = first + asked.most
     return Rows(rows[first:end], str(end) if end < len(rows) else "")
 

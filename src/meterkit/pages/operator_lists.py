@@ -19,6 +19,8 @@ __all__ = ["customer_lists", "revenue_lists"]
 MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
 """As :mod:`meterkit.insights.revenue.lists`, which imports SQLAlchemy, names them."""
 
+_PLACE: Final = re.compile(r"(-?[0-9]{1,18}) (.+)", re.DOTALL)
+"""Of a customer: the share used, and the id."""
 _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 _CUSTOMER: Final = Column("customer", "Customer", opens="ledger")
 _CUSTOMERS: Final = (
@@ -74,10 +76,13 @@ def customer_lists(overview: Overview) -> Mapping[str, Listing]:
     def listing(name: str, title: str, empty: str) -> Listing:
         async def read(asked: Asked) -> Rows:
             made = await made_of(overview)
-            after = asked.after.split(" ", 1) if asked.after else ()
+            place = _PLACE.fullmatch(asked.after)
+            if asked.after and place is None:
+                return Rows([], "", as_of(made))
+            after = () if place is None else place.groups()
             found = await overview.customers(made, name, asked.of, after=after, most=asked.most)
-            place = f"{found[-1].per_mille} {found[-1].customer}" if len(found) == asked.most else ""
-            return Rows([_row(row) for row in found], place, as_of(made))
+            last = f"{found[-1].per_mille} {found[-1].customer}" if len(found) == asked.most else ""
+            return Rows([_row(row) for row in found], last, as_of(made))
 
         needs_of = name in {"plan", "status", "access"}
         return Listing(name=name, title=title, columns=_CUSTOMERS, read=read, empty=empty, needs_of=needs_of)
