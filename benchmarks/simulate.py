@@ -85,6 +85,7 @@ def measure(rows: int, directory: Path) -> dict[str, float]:
         plan="free",
         is_changed=False,
         is_granted=False,
+        is_unpaid=False,
         seats=0,
         overrides={},
     )
