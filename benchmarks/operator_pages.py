@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from http.client import HTTPConnection
 from pathlib import Path
@@ -35,6 +36,8 @@ from meterkit.insights.revenue.tables import RevenueTables
 from meterkit.pages import operator_pages
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from tables import Table
 
 CUSTOMERS, QUICK_CUSTOMERS, REQUESTS, AT_ONCE = 100_000, 1_000, 50, 500
@@ -138,9 +141,15 @@ def first_byte(port: int, path: str) -> float:
 
 def serve(directory: str, fd: int) -> None:
     """Be the server."""
-    app = Starlette(
-        routes=[Mount("/operator", app=operator_pages(kit_in(directory), allowed=lambda _: "ada"))]
-    )
+    kit = kit_in(directory)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
+        async with kit:
+            yield
+
+    pages = operator_pages(kit, allowed=lambda _: "ada")
+    app = Starlette(routes=[Mount("/operator", app=pages)], lifespan=lifespan)
     uvicorn.run(app, fd=fd, log_level="warning")
 
 

@@ -244,5 +244,6 @@ def _clean_up_at_sigterm(parts: AsyncExitStack) -> None:
     """Have SIGTERM clean up as Ctrl-C does."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     if task is not None:
-        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        # A second SIGTERM must not cut the clean-up short.
+        loop.add_signal_handler(signal.SIGTERM, lambda: task.cancelling() or task.cancel())
     parts.callback(loop.remove_signal_handler, signal.SIGTERM)
