@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 from meterkit import MeterkitError
 from meterkit.insights.overview.overview import Overview
 from meterkit.pages import operator_pages
+from meterkit.pages.listing import csv_cell
 from operating import JSON, figures_on, flat, pages_of, selling
 
 if TYPE_CHECKING:
@@ -118,6 +119,22 @@ async def test_what_a_spreadsheet_takes_for_a_formula_is_quoted(store_url: str, 
         page = (await client.get("/all")).text
         assert "<script>" not in page
         assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("a;=1;", "a;'=1;"),
+        ("a; \ufeff=1", "a;' \ufeff=1"),
+        ("a\t@b\n-1", "a\t'@b\n'-1"),
+        ("\u3000+1", "'\u3000+1"),
+        ("\u200b=1", "'\u200b=1"),
+        ("a=1, b;c -1", "a=1, b;c -1"),
+        ("", ""),
+    ],
+)
+def test_a_formula_is_quoted_wherever_a_cell_may_begin(text: str, cell: str) -> None:
+    assert csv_cell(text) == cell
 
 
 async def test_only_operators_see_the_pages(store_url: str, tmp_path: Path) -> None:

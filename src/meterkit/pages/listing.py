@@ -36,7 +36,10 @@ __all__ = [
 Row = dict[str, object]
 
 _EXPORTED_AT_ONCE: Final = 2_000
-_FORMULA: Final = frozenset("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 - a spreadsheet reads the wide ones alike
+_FORMULA: Final = re.compile(
+    r"(?:^|(?<=[;\t\r\n]))(?=[\s\u200b\u2060\ufeff]*[=+\-@＝＋－＠]|[\t\r\n])"  # noqa: RUF001 - as the others
+)
+"""Where a text begins, and where a spreadsheet may part it: by semicolons where commas are for decimals."""
 
 _PLACE: Final = re.compile(r"[0-9]{1,9}")
 
@@ -148,7 +151,7 @@ class Listing:
 
 
 def csv_cell(value: object) -> object:
-    """A value for CSV: a text that a spreadsheet could take for a formula begins with an apostrophe.
+    """A value for CSV: what a spreadsheet could take for a formula begins with an apostrophe.
 
     OWASP: https://owasp.org/www-community/attacks/CSV_Injection. Numbers stay numbers.
     """
@@ -156,8 +159,7 @@ def csv_cell(value: object) -> object:
         return ""
     if not isinstance(value, str):
         return value
-    first = value.lstrip(" \u00a0")[:1]
-    return f"'{value}" if first in _FORMULA and first else value
+    return _FORMULA.sub("'", value)
 
 
 def as_csv(columns: Sequence[Column], rows: Iterable[Mapping[str, object]], *, head: bool) -> str:
