@@ -339,6 +339,30 @@ async def test_doctor_names_dead_messages_and_those_that_no_process_sends(store_
         assert 0 == metrics["message_items email due"]
 
 
+async def test_what_is_kept_of_a_failure_is_short_and_has_no_secret(store_url: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"x" * 60_000 + b"\r\n\r\n")
+        writer.close()
+
+    def reach(customer: str) -> Contact:
+        raise RuntimeError(f"postgresql://app:hunter2@db has no {customer}")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+    async with (
+        server,
+        mailbox() as box,
+        kit_of(store_url, Clock(NOW), url=url, smtp_url=box.url, reach=reach) as kit,
+    ):
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "webhook")
+        await pass_over(kit, "email")
+        (post,), (mail,) = (await kit.notify.list()).values()
+    assert (post.why[:31], len(post.why)) == ("the receiver does not answer: R", 300)
+    assert mail.why == "RuntimeError, which the log has in full"
+
+
 async def test_a_name_with_a_private_address_is_refused(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ _jitter = SystemRandom().uniform
 _COLLECT_EVERY_S: Final = 30.0
 _POLL_S: Final = 1.0
 _AT_ONCE: Final = 8
+_WHY_MOST: Final = 300
 _PATIENCE_S: Final = 45.0  # Less than the lease of a message.
 
 
@@ -144,12 +145,13 @@ class Courier:
         except Exception as error:
             # One message must not hold up the others.
             _logger.exception("message %s cannot be sent; it is tried again", taken.id)
-            await self._failed(taken, Failure(repr(error)))
+            # Only the kind is kept and shown: an app's own errors may have what no page is to have.
+            await self._failed(taken, Failure(f"{type(error).__name__}, which the log has in full"))
         else:
             await self._queue.done(taken)
 
     async def _failed(self, taken: Taken, failure: Failure) -> None:
-        why, now_ms = str(failure), self._store.now_ms()
+        why, now_ms = f"{failure!s:.{_WHY_MOST}}", self._store.now_ms()
         again_ms = delay_ms(failure, attempts=taken.attempts, since_ms=taken.since_ms, now_ms=now_ms)
         if again_ms is None:
             if await self._queue.give_up(taken, why):
