@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+from asyncio import create_task, gather, sleep
 from base64 import b64encode
 from datetime import UTC, datetime, timedelta
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -204,6 +206,24 @@ async def test_only_certificates_are_remembered(kit: MeterKit, monkeypatch: pyte
     monkeypatch.setattr(fetching, "fetch", fetch)
     found = [await kit.storage.fetch(CERTIFICATE) for _ in range(3)]
     assert found == [b"<html>busy</html>", pem, pem]
+
+
+async def test_who_knows_a_topic_has_sns_asked_eight_times_at_once(
+    kit: MeterKit, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, forged = Event(), {**signed(), "SigningCertURL": f"{CERTIFICATE[:-5]}2.pem"}
+
+    def fetch(_: str) -> bytes:
+        answered.wait()
+        return certificate()
+
+    monkeypatch.setattr(fetching, "fetch", fetch)
+    asking = [create_task(kit.storage.fetch(f"{CERTIFICATE}?{nth}")) for nth in range(8)]
+    await sleep(0)
+    assert (await client.post("/", content=json.dumps(forged))).status_code == 503
+    answered.set()
+    await gather(*asking)
+    assert (await client.post("/", content=json.dumps(forged))).status_code == 200
 
 
 async def test_topics_without_what_checks_signatures(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,21 @@ async def test_the_limit_is_asked_of_all_that_is_held(kit: MeterKit) -> None:
         await kit.storage.presign("ada", KEY, -1)
 
 
-@pytest.mark.parametrize("key", ["bob/images/a", "ada/../bob/a", "ada/images/%2F", "ada", ""])
-async def test_a_key_of_somebody_else_is_refused(kit: MeterKit, key: str) -> None:
+@pytest.mark.parametrize(
+    "key",
+    [
+        "bob/images/a",
+        "ada/../bob/a",
+        "ada/images/%2F",
+        "ada",
+        "",
+        "ada/images/\ud800",
+        f"ada/images/{'k' * 1_014}",
+        b"ada/images/a",
+        None,
+    ],
+)
+async def test_a_key_of_somebody_else_or_of_no_object_is_refused(kit: MeterKit, key: Any) -> None:
     with pytest.raises(MeterkitError, match="allowed is a key of customer 'ada'"):
         await kit.storage.presign("ada", key, 1)
     assert await figures(kit) == (0, 0, MOST)

@@ -30,7 +30,7 @@ def fetch(url: str) -> bytes:
             found: bytes = response.read(BYTES_MAX)
             length = int(response.headers.get("content-length", 0))
     except (HTTPException, ValueError) as error:
-        raise OSError(f"the answer of {url} cannot be read: {error!r}") from error
+        raise OSError(f"its answer cannot be read: {type(error).__name__}") from error
     if len(found) < min(length, BYTES_MAX):
-        raise OSError(f"the answer of {url} is cut off")
+        raise OSError("its answer is cut off")
     return found

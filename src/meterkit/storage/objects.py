@@ -23,6 +23,7 @@ _FIELDS: Final = {
     "{path:path}": "(?P<path>.+)",
 }
 _FIELD: Final = re.compile(r"(\{[a-z:]+\})")
+_KEY_BYTES_MAX: Final = 1024
 _ENCODED_SLASH: Final = "%2f"
 
 
@@ -72,7 +73,13 @@ def upload_field(bucket: str, key: str) -> str:
 
 
 def bucket_of(storage: Storage, customer: str, key: str) -> str | None:
-    """The bucket in which a key is the customer's; None: there is none."""
+    """The bucket in which a key is the customer's; None: there is none, or the key is none that S3 takes."""
+    try:
+        is_key = len(key.encode()) <= _KEY_BYTES_MAX
+    except (AttributeError, UnicodeEncodeError):
+        is_key = False
+    if not is_key:
+        return None
     for pattern in storage.objects:
         owner = owner_of(storage, pattern.bucket, key)
         if owner is not None and owner.customer == customer:

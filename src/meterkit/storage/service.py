@@ -38,6 +38,8 @@ _logger = logging.getLogger("meterkit.storage")
 _CERTIFICATES_MAX: Final = 16
 _PEM_END: Final = b"-----END CERTIFICATE-----"
 """What else came from that address is not remembered: it might be the page of a proxy."""
+_FETCHES_MOST: Final = 8
+"""At once: who knows the name of a topic can have certificates fetched before a signature is checked."""
 _LOOK_EVERY_S: Final = 60.0
 
 
@@ -51,6 +53,7 @@ class ObjectStorage:
         self._store = store
         self._aws = Aws(endpoint)
         self._certificates: dict[str, bytes] = {}
+        self._fetching = 0
         self._warned = Throttle(MINUTE_S)
         self._noted: dict[str, float] = {}
         self._upkeep = Upkeep(store)
@@ -245,8 +248,16 @@ class ObjectStorage:
         known = self._certificates.get(url)
         if known is not None:
             return known
+        if self._fetching >= _FETCHES_MOST:
+            raise OSError(f"it is asked {_FETCHES_MOST} times at the moment")
         fetching: Any = import_module("meterkit.storage.fetching")  # Only messages of SNS need it.
-        found: bytes = await wrap_future(in_daemon_thread(lambda: fetching.fetch(url), name="meterkit-sns"))
+        self._fetching += 1
+        try:
+            found: bytes = await wrap_future(
+                in_daemon_thread(lambda: fetching.fetch(url), name="meterkit-sns")
+            )
+        finally:
+            self._fetching -= 1
         if _PEM_END in found:
             if len(self._certificates) >= _CERTIFICATES_MAX:
                 self._certificates.clear()
