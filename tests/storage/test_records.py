@@ -61,7 +61,7 @@ def bridged(kind: str = "Object Created", **changes: object) -> bytes:
         ("ObjectRemoved:DeleteMarkerCreated", "unclear"),
         ("s3:ObjectRemoved:DeleteAllVersions", "unclear"),
         ("s3:ObjectRemoved:NoOP", None),
-        ("s3:LifecycleDelMarkerExpiration:Delete", None),
+        ("s3:LifecycleDelMarkerExpiration:Delete", "unclear"),
         ("ObjectRestore:Completed", None),
     ],
 )

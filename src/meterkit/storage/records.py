@@ -29,6 +29,11 @@ Change = Literal["stored", "removed", "unclear"]
 """What became of a version; ``unclear``: only a listing can tell."""
 
 _STORED: Final = frozenset({"Put", "Post", "Copy", "CompleteMultipartUpload"})
+# MinIO's lifecycle removes all versions of an object, and tells of one of them:
+# https://github.com/minio/minio/blob/master/cmd/data-scanner.go
+_REMOVED_ALL: Final = frozenset(
+    {("ObjectRemoved", "DeleteAllVersions"), ("LifecycleDelMarkerExpiration", "Delete")}
+)
 _HEX: Final = re.compile(r"[0-9A-Fa-f]{1,64}")
 _MAJOR: Final = "2"
 _RECORDS_MAX: Final = 10_000
@@ -124,7 +129,7 @@ def _s3_event(record: Mapping[str, Any]) -> ObjectEvent | None:
         return _marker(
             record["s3"]["bucket"]["name"], key, target.get("versionId"), target, record["eventTime"]
         )
-    elif family == "ObjectRemoved" and action == "DeleteAllVersions":
+    elif (family, action) in _REMOVED_ALL:
         change = "unclear"
     elif family in {"ObjectRemoved", "LifecycleExpiration"} and action == "Delete":
         change = "removed"
