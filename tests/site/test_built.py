@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -87,9 +88,18 @@ def foreign_in(path: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pages, built as `make docs` builds them."""
-    directory = tmp_path_factory.mktemp("site")
+def site(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The pages, built as `make docs` builds them: once for all workers of a run."""
+    if worker_id == "master":
+        return built(tmp_path_factory.mktemp("site"))
+    of_the_run = tmp_path_factory.getbasetemp().parent
+    with (of_the_run / "site.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        directory = of_the_run / "site"
+        return directory if (directory / "index.html").is_file() else built(directory)
+
+
+def built(directory: Path) -> Path:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(directory)],
         cwd=ROOT,
