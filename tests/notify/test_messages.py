@@ -230,7 +230,7 @@ async def test_a_name_adds_no_address_and_no_header(
     store_url: str, tmp_path: Path, name: str, shown: str
 ) -> None:
     subject = "Subject: \0 {{ name[:60] }} =?utf-8?q?x=0D=0ABcc:_eve=40example.org?="
-    (tmp_path / "usage.threshold.txt").write_text(f"{subject}\nText.")
+    (tmp_path / "usage.threshold.txt").write_text(f"{subject}\nHello {{{{ name }}}}")
     reached = Contact("ada@example.org", name)
     async with (
         mailbox() as box,
@@ -245,6 +245,9 @@ async def test_a_name_adds_no_address_and_no_header(
     assert {"to", "subject", "date", "message-id", "from", "mime-version", "content-type"} == {
         header.lower() for header in mail
     }
+    body = mail.get_body(("plain",))
+    assert body is not None
+    assert len(body.get_content()) < 150
     assert mail["subject"].endswith(" = ?utf-8?q?x=0D=0ABcc:_eve=40example.org?=")
 
 

@@ -169,7 +169,8 @@ class MailSender:
         to = await self._contact(message.customer)
         if to is None or not to.email:
             return None
-        rendered = self._renderer.render(message, locale=to.locale, name=to.name)
+        name = None if to.name is None else to.name[:_NAME_MOST]
+        rendered = self._renderer.render(message, locale=to.locale, name=name)
         return mail_of(message, rendered, sender=channel.sender, to=to)
 
 
