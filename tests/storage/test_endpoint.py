@@ -103,6 +103,15 @@ async def test_a_store_that_fails_has_it_sent_again(valkey: Server) -> None:
         valkey.ask("DEL", "mk:{0}:v:ada")
 
 
+async def test_without_storage_in_the_plans_file_events_are_sent_again() -> None:
+    plans = PLANS[: PLANS.index("storage:\n")] + PLANS[PLANS.index("plans:") :]
+    async with MeterKit(loads(plans), redis_url="memory://", flush=False) as kit:
+        app = storage_events(kit, secret=SECRET)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+            answer = await client.post("/", content=PUT.as_body("minio", "uploads"), headers=BEARER)
+    assert answer.status_code == 503
+
+
 async def test_keys_of_nobody_are_logged_once_a_minute(
     kit: MeterKit, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:

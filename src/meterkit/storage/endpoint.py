@@ -8,7 +8,7 @@ from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from meterkit.errors import MeterkitError, StoreError
+from meterkit.errors import MeterkitError
 from meterkit.storage.records import UnreadableError
 from meterkit.storage.sns import ForgedError
 
@@ -42,7 +42,7 @@ class StorageEndpoint:
     """Answers 200 once the events of a post have counted.
 
     400 for a post that is not signed or that no object store writes, 413 for more than 1 MiB. 503 where the
-    store fails: MinIO, SNS and EventBridge send it again.
+    store fails or the plans file has no ``storage:``: MinIO, SNS and EventBridge send it again.
 
     Args:
         kit: whose plans file has ``storage:``.
@@ -89,7 +89,7 @@ class StorageEndpoint:
                 await self._storage.count(body)
             else:
                 await self._storage.count_signed(body, self._topics)
-        except StoreError as error:
+        except MeterkitError as error:  # Of the store; or the plans file in force has no `storage:` any more.
             self._storage.warn(
                 f"events of an object store do not count now; it will send them again: {error}"
             )
