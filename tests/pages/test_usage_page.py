@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+from asyncio import gather
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from select import select
+from socket import socket
+from threading import enumerate as threads
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -14,11 +18,13 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from auditing import sqlite_in
+from faults import eventually
 from meterkit import MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.audit.entries import Row
+from meterkit.pages import figures as page_figures
 from meterkit.pages import usage_page
 from meterkit.pages.figures import days_of
 from meterkit.testing import Clock
@@ -129,6 +135,31 @@ async def test_html_and_json_have_the_same_figures(store_url: str, tmp_path: Pat
         assert figures["forecast"] is None  # No day has passed.
         assert all(figures[part] for part in ("rates", "grants"))
         assert numbers == numbers_of(figures)
+
+
+async def test_pages_leave_connections_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_figures, "_OTHERS_S", 0.3)
+    with socket() as database:
+        database.bind(("127.0.0.1", 0))
+        database.listen(100)
+        url = f"postgresql+psycopg://ada@127.0.0.1:{database.getsockname()[1]}/audit"
+        async with selling("memory://", audit_url=url, flush=False) as kit, page_of(kit) as client:
+            answers = await gather(*(client.get("/", headers=JSON) for _ in range(20)))
+        assert {answer.json()["days"] for answer in answers} == {None}
+        # The others end without having asked; the database keeps these waiting.
+        await eventually(lambda: len(reading()) == 8)
+        asked = list[socket]()
+        for _ in range(8):
+            await eventually(lambda: bool(select([database], [], [], 0)[0]))
+            asked.append(database.accept()[0])
+        assert select([database], [], [], 0)[0] == []
+    for one in asked:
+        one.close()
+    await eventually(lambda: not reading())
+
+
+def reading() -> list[str]:
+    return [thread.name for thread in threads() if thread.name == "meterkit-pages"]
 
 
 async def test_what_is_stored_beyond_included_is_to_be_deleted(store_url: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
 from math import ceil
+from threading import Semaphore
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict
 from weakref import WeakKeyDictionary
 
@@ -56,6 +57,8 @@ _warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 _logger = logging.getLogger("meterkit.pages")
 
 _OTHERS_S: Final = 3.0
+_READING: Final = Semaphore(8)
+"""Connections to the audit log's database for pages: a server has few, and what drains the log needs one."""
 _DAY_MS: Final = 86_400_000
 _SHOWN: Final = frozenset({"pending", "active"})
 _TOLD: Final = frozenset({"plan", "status", "access", "seats", "cancellation", "scheduled"})
@@ -310,7 +313,12 @@ async def _days(kit: PagesKit, usage: CustomerUsage) -> Days | None:
 def _sums(url: str, customer: str, start_ms: int) -> DaySums:
     # SQLAlchemy takes a while to import, and only apps with an audit log have it.
     database: Any = import_module("meterkit.insights.audit.database").Database
-    found: DaySums = database(url).days(customer, start_ms)
+    if not _READING.acquire(timeout=_OTHERS_S):
+        raise TimeoutError
+    try:
+        found: DaySums = database(url).days(customer, start_ms)
+    finally:
+        _READING.release()
     return found
 
 
