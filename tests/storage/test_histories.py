@@ -128,7 +128,9 @@ async def one_history(kit: MeterKit, bucket: Bucket, form: Format) -> None:
     await check(kit, bucket)
 
 
-@pytest.mark.parametrize("share", range(SHARES))
+@pytest.mark.parametrize(
+    "share", [0, *(pytest.param(share, marks=pytest.mark.whole) for share in range(1, SHARES))]
+)
 async def test_a_history_that_is_told_badly_is_counted_to_the_byte(valkey: Server, share: int) -> None:
     catalog = loads(PLANS)
     for seed in range(share, HISTORIES, SHARES):
