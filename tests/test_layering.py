@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,15 @@ def sources() -> dict[str, str]:
         parts = ("meterkit", *path.relative_to(root).with_suffix("").parts)
         found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
     return found
+
+
+def test_the_map_of_contributing_names_the_rooms_in_their_order() -> None:
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
+    table = text[text.index("| room |") : text.index("`lua/` has")]
+    named = re.findall(r"`([a-z_]+)(?:/|\.py)`", "\n".join(re.findall(r"^\| (.+?) \|", table, re.MULTILINE)))
+    places = [PLACE[room] for room in named]
+    assert places == sorted(places)
+    assert set(named) == set(PLACE) - {"", "__main__"}
 
 
 def room_of(module: str) -> str:
