@@ -188,5 +188,11 @@ def test_the_image_installs_what_the_commands_import(tmp_path: Path) -> None:
     venv.create(tmp_path, with_pip=True)
     words = shlex.split(line.replace("/meterkit", str(ROOT)))
     subprocess.run([tmp_path / "bin" / "python", "-m", *words], check=True, timeout=1200)
-    subprocess.run([tmp_path / "bin" / "python", "-c", "import app"], check=True, cwd=DEPLOY, timeout=120)
+    subprocess.run(
+        [tmp_path / "bin" / "python", "-c", "import app"],
+        check=True,
+        cwd=DEPLOY,
+        env={"METERKIT_REDIS_URL": SERVICES["app"]["environment"]["METERKIT_REDIS_URL"]},
+        timeout=120,
+    )
     subprocess.run([tmp_path / "bin" / "meterkit", "worker", "--help"], check=True, timeout=120)
