@@ -5,16 +5,25 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import stripe
+
 from stripe_session import StripeSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    import stripe
+    import pytest
 
     from meterkit.testing import StripeEmulator
 
-__all__ = ["account", "reached"]
+__all__ = ["account", "reached", "unpaced"]
+
+
+def unpaced(patched: pytest.MonkeyPatch) -> None:
+    """Ask Stripe without pauses, for its limits or between two tries: these have tests of their own."""
+    patched.setattr("meterkit.stripe.sdk._PER_ENDPOINT_S", 10_000.0)
+    patched.setattr("meterkit.stripe.sdk._LIVE_PER_S", 10_000.0)
+    patched.setattr(stripe.HTTPClient, "INITIAL_DELAY", 0.0)
 
 
 @asynccontextmanager

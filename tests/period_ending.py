@@ -137,7 +137,7 @@ async def ending(
         await found.settle()
         clock.set(JUNE - HOUR)
         stripe.advance()
-        api = StripeApi(found.kit.settings, pause_first_s=0.001)
+        api = StripeApi(found.kit.settings)
         try:
             yield Ending(found=found, closer=Closer(found.kit.store, lambda: api))
         finally:

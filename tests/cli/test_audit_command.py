@@ -142,7 +142,7 @@ async def test_a_database_that_does_not_answer_is_not_waited_for(
         kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url)
         _, (finding,) = await look_at_audit_database(kit)
         assert finding.problem == "the database of the audit log does not answer within 0.05 s"
-        assert "meterkit-doctor" in {thread.name for thread in threading.enumerate() if thread.daemon}
+        assert "meterkit-call" in {thread.name for thread in threading.enumerate() if thread.daemon}
 
 
 async def test_a_worker_drains_the_audit_log(directory: Path, store_url: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from commands import Shell
 from delivering import STRIPE_KEY
+from emulated import unpaced
 from meterkit.catalog import loads
 from meterkit.delivery.meter_differences import meter_differences
 from meterkit.settings import Settings
@@ -63,8 +64,7 @@ plans:
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of calls to Stripe have tests of their own."""
-    monkeypatch.setattr("meterkit.stripe.api._PER_ENDPOINT_S", 10_000.0)
-    monkeypatch.setattr("meterkit.stripe.api._LIVE_PER_S", 10_000.0)
+    unpaced(monkeypatch)
 
 
 class Shop:

@@ -35,7 +35,7 @@ class Closing:
 
     def __init__(self, at: Desk) -> None:
         self._at = at
-        self.api = StripeApi(at.kit.settings, pause_first_s=0.001)
+        self.api = StripeApi(at.kit.settings)
         self.closer = Closer(at.kit.store, lambda: self.api)
 
     async def at(self, minutes: int) -> tuple[int, int, int]:

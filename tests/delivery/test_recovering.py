@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from delivering import NOW, desk, have_at_stripe
+from emulated import unpaced
 from meterkit.delivery.recovering import Recovered, Recoverer, shares
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.store.task_lease import TaskLease
-from meterkit.stripe import api
 from meterkit.stripe.api import StripeApi
 from restoring import LAG, linked, parked_by_a_restore, states
 
@@ -30,10 +30,9 @@ MINUTE: Final = timedelta(minutes=1)
 
 
 @pytest.fixture(autouse=True)
-def unpaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask the emulator as fast as it answers, not 20 times in a second."""
-    monkeypatch.setattr(api, "_PER_ENDPOINT_S", 10_000.0)
-    monkeypatch.setattr(api, "_LIVE_PER_S", 10_000.0)
+    unpaced(monkeypatch)
 
 
 async def recover(at: Desk, **settings: Any) -> Sequence[Recovered]:

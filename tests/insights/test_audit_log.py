@@ -170,11 +170,11 @@ async def test_a_database_that_is_away_is_told_once_and_nothing_is_lost(
 HANGING = """
 import asyncio, sys, threading
 from meterkit import MeterKit
-from meterkit.insights.audit.draining import drainer_of
+from meterkit.redis.daemon_thread import in_thread
 
 async def stop():
     kit = MeterKit(sys.argv[1], redis_url="memory://", audit_url="sqlite:///audit.db")
-    hanging = asyncio.create_task(drainer_of(kit.store, kit.settings).in_thread(threading.Event().wait))
+    hanging = asyncio.create_task(in_thread(threading.Event().wait))
     await asyncio.sleep(0)
     hanging.cancel()
 
@@ -214,4 +214,4 @@ def test_a_process_ends_although_the_database_hangs(tmp_path: Path) -> None:
         timeout=300,
         check=True,
     )
-    assert done.stdout.split() == ["MainThread", "meterkit-audit"]
+    assert done.stdout.split() == ["MainThread", "meterkit-call"]

@@ -159,7 +159,7 @@ async def test_pages_leave_connections_to_others(monkeypatch: pytest.MonkeyPatch
 
 
 def reading() -> list[str]:
-    return [thread.name for thread in threads() if thread.name == "meterkit-pages"]
+    return [thread.name for thread in threads() if thread.name == "meterkit-call"]
 
 
 async def test_what_is_stored_beyond_included_is_to_be_deleted(store_url: str) -> None:

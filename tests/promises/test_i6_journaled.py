@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delivering import NOW, aclosing_transport
+from emulated import unpaced
 from houses import linked
 from meterkit.store.intents import Sealed
-from meterkit.stripe import api
 from recovering import drained, hours_later, house_at, recover, settings_of
 
 if TYPE_CHECKING:
@@ -29,10 +29,9 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def unpaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask the emulator as fast as it answers, not 20 times in a second."""
-    monkeypatch.setattr(api, "_PER_ENDPOINT_S", 10_000.0)
-    monkeypatch.setattr(api, "_LIVE_PER_S", 10_000.0)
+    unpaced(monkeypatch)
 
 
 def lose_journal(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delivering import NOW, kit_for
+from emulated import unpaced
 from faults import eventually
 from houses import linked
 from meterkit import StoreError
-from meterkit.stripe import api
 from proxy import TcpProxy
 from recovering import drained, hours_later, house_at, recover, settings_of
 from servers import spawn_server
@@ -25,10 +25,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120), pytest.mark.parametri
 
 
 @pytest.fixture(autouse=True)
-def unpaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask the emulator as fast as it answers, not 20 times in a second."""
-    monkeypatch.setattr(api, "_PER_ENDPOINT_S", 10_000.0)
-    monkeypatch.setattr(api, "_LIVE_PER_S", 10_000.0)
+    unpaced(monkeypatch)
 
 
 async def test_i6_i11_a_backup_one_hour_old(tmp_path: Path, audited: bool) -> None:

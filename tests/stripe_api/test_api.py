@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import pytest
+import stripe
 
 from answering import answer, answering
+from emulated import unpaced
 from meterkit import MeterkitError, SettingsError, StripeError, StripeUnavailableError
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
+from meterkit.stripe.request import API_VERSION
 from meterkit.testing import Clock, StripeEmulator
 from stripe_session import StripeSession
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 KEY = "sk_test_51SECRETsecret"
+PER_ENDPOINT_S = 20.0
 CLOSED_PORT = "http://127.0.0.1:1"
 
 
@@ -36,9 +40,15 @@ def settings(base: str | None = None, key: str = KEY) -> Settings:
     return Settings.load(stripe_api_key=key, stripe_api_base=base)
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again at once."""
+    unpaced(monkeypatch)
+
+
 @asynccontextmanager
 async def asking(base: str, **options: Any) -> AsyncGenerator[StripeApi]:
-    api = StripeApi(settings(base), **{"pause_first_s": 0.001, "timeout_s": 5.0} | options)
+    api = StripeApi(settings(base), **{"timeout_s": 5.0} | options)
     try:
         yield api
     finally:
@@ -121,13 +131,6 @@ async def test_what_is_asked_for_without_a_body_stands_behind_the_path() -> None
         "GET /v1/balance HTTP/1.1",
     ]
     assert not any("idempotency-key" in asked.headers for asked in stand_in.asked)
-
-
-@pytest.mark.parametrize("value", [1.5, b"x", object(), {"a": [0.1]}])
-async def test_a_value_that_stripe_would_misread_is_refused(value: Any) -> None:
-    async with asking(CLOSED_PORT) as api:
-        with pytest.raises(TypeError, match="allowed are texts, integers"):
-            await api.post("/v1/prices", {"unit_amount": value})
 
 
 @pytest.mark.parametrize(
@@ -217,6 +220,17 @@ async def test_where_stripe_cannot_serve_that_is_said_after_three_tries(
     assert len(stand_in.asked) == tries
 
 
+def test_the_api_version_is_that_of_the_sdk_under_test() -> None:
+    assert stripe.api_version == API_VERSION
+
+
+@pytest.mark.parametrize(("first", "is_on"), [("", False), ("import stripe; ", True)])
+def test_the_telemetry_of_the_sdk_is_the_apps_to_choose(first: str, *, is_on: bool) -> None:
+    load = "import sys; from meterkit.stripe.api import _sdk; _sdk(); import stripe"
+    code = f"{first}{load}; sys.exit(stripe.enable_telemetry)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == int(is_on)
+
+
 async def test_nobody_at_the_address() -> None:
     async with asking(CLOSED_PORT) as api:
         with pytest.raises(StripeUnavailableError, match="no connection") as refused:
@@ -236,6 +250,7 @@ async def test_an_answer_that_does_not_come_is_waited_for_no_longer_than_the_tim
 async def test_calls_stay_below_the_limits_of_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     async with answering(answer(200, {"id": "x"})) as stand_in:
         monkeypatch.setattr("meterkit.stripe.api.API_BASE", stand_in.url)
+        monkeypatch.setattr("meterkit.stripe.sdk._PER_ENDPOINT_S", PER_ENDPOINT_S)
         api = StripeApi(settings())
         begun = monotonic()
         await asyncio.gather(*(api.get(f"/v1/customers/{n}") for n in range(15)))
@@ -269,12 +284,14 @@ def test_without_a_key_or_the_extra_it_is_refused(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SettingsError, match="set METERKIT_STRIPE_API_KEY"):
         StripeApi(Settings.load())
 
-    def find_spec(name: str) -> ModuleSpec | None:
-        return None if name == "aiohttp" else util.find_spec(name)
+    for missing in ("aiohttp", "stripe"):
 
-    monkeypatch.setattr("meterkit.stripe.api.find_spec", find_spec)
-    with pytest.raises(ImportError, match=r"needs aiohttp: pip install 'meterkit\[stripe\]'"):
-        StripeApi(settings())
+        def find_spec(name: str, missing: str = missing) -> ModuleSpec | None:
+            return None if name == missing else util.find_spec(name)
+
+        monkeypatch.setattr("meterkit.stripe.api.find_spec", find_spec)
+        with pytest.raises(ImportError, match=rf"needs {missing}: pip install 'meterkit\[stripe\]'"):
+            StripeApi(settings())
 
 
 def test_the_key_is_in_no_text_of_it() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from meterkit.delivery.draft_hold import HELD, DraftHold
 from meterkit.store.period_ends import InvoiceEnd
-from meterkit.stripe.marks import ENDED_HERE
+from meterkit.stripe.request import ENDED_HERE
 from stripe_objects import ObjectsAtStripe
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.delivery.invoices import MADE_WITHIN_MS, finalized_ms, is_renewal_of
 from meterkit.store.period_ends import InvoiceEnd
-from meterkit.stripe.marks import ENDED_HERE
+from meterkit.stripe.request import ENDED_HERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import asdict, replace
-from functools import partial
 from importlib import import_module
 from math import ceil
 from threading import Semaphore
@@ -18,7 +17,7 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.simulation.people import Offers, tenures
 from meterkit.insights.simulation.terms import seats_cents
 from meterkit.pages.outlook import forecast_of, on_other_plans
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
@@ -299,11 +298,10 @@ async def _days(kit: PagesKit, usage: CustomerUsage) -> Days | None:
     if kit.settings.audit_url is None:
         return None
     start_ms, end_ms = to_ms(usage["period"]["start"]), to_ms(usage["period"]["end"])
-    read = partial(_sums, kit.settings.audit_url.get_secret_value(), usage["customer"], start_ms)
-    thread = in_daemon_thread(read, name="meterkit-pages")
+    url = kit.settings.audit_url.get_secret_value()
     try:
         async with asyncio.timeout(_OTHERS_S):
-            sums = await asyncio.wrap_future(thread)
+            sums = await in_thread(_sums, url, usage["customer"], start_ms)
     except (MeterkitError, ImportError, TimeoutError) as error:
         _warn(kit, "the usage page shows no daily figures: %s", str(error) or "the audit log is too slow")
         return None

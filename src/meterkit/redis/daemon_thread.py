@@ -1,31 +1,39 @@
-"""One call in a thread of its own, for which nobody need wait: not a loop that ends, nor the process."""
+"""Blocking calls in daemon threads, which delay neither the end of an event loop nor that of the process."""
 
 from __future__ import annotations
 
+from asyncio import wrap_future
 from concurrent.futures import Future
+from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["in_daemon_thread"]
+__all__ = ["in_daemon_thread", "in_thread"]
 
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
-def in_daemon_thread(call: Callable[[], T], *, name: str) -> Future[T]:
-    """Have something called that blocks, perhaps for ever; who gives up waiting ends it for nobody else."""
-    found: Future[T] = Future()
+def in_daemon_thread(call: Callable[[], _T], *, name: str) -> Future[_T]:
+    """Run a call that may block for ever; a caller that stops waiting does not end it for the others."""
+    found: Future[_T] = Future()
     found.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
             result = call()
-        except Exception as error:  # noqa: BLE001 - whatever it is, somebody may wait for it
+        except Exception as error:  # noqa: BLE001 - the waiting caller handles it
             found.set_exception(error)
         else:
             found.set_result(result)
 
     Thread(target=run, name=name, daemon=True).start()
     return found
+
+
+async def in_thread(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call a function that blocks, without blocking the event loop."""
+    return await wrap_future(in_daemon_thread(partial(call, *args, **kwargs), name="meterkit-call"))

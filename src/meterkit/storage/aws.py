@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from asyncio import wrap_future
 from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from importlib import import_module
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -121,6 +120,6 @@ class Aws:
 async def _called(what: str, call: Callable[[], Any]) -> Any:
     errors: Any = import_module("botocore.exceptions")
     try:
-        return await wrap_future(in_daemon_thread(call, name="meterkit-boto3"))
+        return await in_thread(call)
     except (errors.BotoCoreError, errors.ClientError) as error:
         raise MeterkitError(f"{what}: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from asyncio import wrap_future
 from functools import partial
 from importlib import import_module
 from itertools import islice
@@ -10,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from meterkit.errors import MeterkitError
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.daemon_thread import in_thread
 from meterkit.storage.shelf import Known
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ class Listing:
                 return call()
 
         try:
-            return await wrap_future(in_daemon_thread(locked, name="meterkit-listing"))
+            return await in_thread(locked)
         except self._sqlite.Error as error:
             raise MeterkitError(
                 f"the temporary folder does not take the listing of a bucket: {error}; name another folder in"

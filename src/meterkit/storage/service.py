@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from asyncio import sleep, wrap_future
+from asyncio import sleep
 from functools import partial
 from importlib import import_module
 from time import monotonic
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.daemon_thread import in_thread
 from meterkit.storage.aws import Aws
 from meterkit.storage.presigning import presign
 from meterkit.storage.recalculation import recalculate
@@ -253,9 +253,7 @@ class ObjectStorage:
         fetching: Any = import_module("meterkit.storage.fetching")  # Only messages of SNS need it.
         self._fetching += 1
         try:
-            found: bytes = await wrap_future(
-                in_daemon_thread(lambda: fetching.fetch(url), name="meterkit-sns")
-            )
+            found: bytes = await in_thread(fetching.fetch, url)
         finally:
             self._fetching -= 1
         if _PEM_END in found:

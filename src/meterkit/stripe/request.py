@@ -1,24 +1,26 @@
-"""What every request to Stripe has in common: where it goes, its head, its form."""
+"""Requests to Stripe: addresses, headers, and the client of HTTP that carries them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
 
     from meterkit.stripe.http import HttpClient
 
-__all__ = ["API_BASE", "API_VERSION", "Parameter", "client_of", "encode", "headers_of", "origin_of"]
+__all__ = ["API_BASE", "API_VERSION", "ENDED_HERE", "Parameter", "client_of", "headers_of", "origin_of"]
 
 API_BASE: Final = "https://api.stripe.com"
 API_VERSION: Final = "2026-10-28.endive"
 
 Parameter: TypeAlias = "str | int | bool | Mapping[str, Parameter] | Sequence[Parameter] | None"
 """The value of a parameter; None: it is left out. An empty text unsets what Stripe has."""
+
+ENDED_HERE: Final = "ended by meterkit: the last invoice is to be collected"
+"""The comment of the ``cancellation_details`` of a subscription that we ended at once."""
 
 
 def headers_of(api_key: str) -> dict[str, str]:
@@ -36,33 +38,6 @@ def client_of(base: str, *, timeout_s: float) -> HttpClient:
     # Imported late: TLS and HTTP cost an app without a Stripe key nothing.
     module: Any = import_module("meterkit.stripe.http")
     return cast("HttpClient", module.HttpClient(base, timeout_s=timeout_s))
-
-
-def encode(params: Mapping[str, Parameter]) -> str:
-    """Parameters as Stripe takes them, in a body or behind a path: ``items[0][price]=price_1``.
-
-    Raises:
-        TypeError: a value is of another kind, such as a float: money is whole cents, a time whole seconds.
-    """
-    return urlencode(list(_pairs("", params)))
-
-
-def _pairs(name: str, value: object) -> Iterator[tuple[str, str]]:
-    if value is None:
-        return
-    if isinstance(value, bool):
-        yield name, "true" if value else "false"
-    elif isinstance(value, str | int):
-        yield name, str(value)
-    elif isinstance(value, Mapping):
-        for key, inner in cast("Mapping[str, object]", value).items():
-            yield from _pairs(f"{name}[{key}]" if name else key, inner)
-    elif isinstance(value, list | tuple):
-        for place, inner in enumerate(cast("list[object]", value)):
-            yield from _pairs(f"{name}[{place}]", inner)
-    else:
-        kind = type(value).__name__
-        raise TypeError(f"{name}: found a value of type {kind}; allowed are texts, integers, lists and dicts")
 
 
 def origin_of(address: str) -> str:

@@ -1,4 +1,4 @@
-"""What came of one request to Stripe, as far as its sender can tell. Pure."""
+"""The outcome of one request to Stripe, as far as its sender can tell. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
+from meterkit.errors import StripeError, StripeUnavailableError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ERROR_TYPES", "SECRET", "Answer", "Failure", "Result", "in_words", "object_in", "read_result"]
+__all__ = [
+    "ERROR_TYPES",
+    "SECRET",
+    "Answer",
+    "Failure",
+    "Result",
+    "error_of",
+    "in_words",
+    "is_worth_another",
+    "object_in",
+    "read_result",
+]
 
 Failure = Literal["not_sent", "no_reply", "unreadable"]
 
@@ -84,6 +97,47 @@ def read_result(answer: Answer, failure: Failure | None = None, message: str | N
     told = {name: error[name] for name in _TOLD if isinstance(error.get(name), str)}
     told["message"] = told.get("message") or _beginning(answer.body)
     return Result(**told, **common)
+
+
+def is_worth_another(result: Result) -> bool:
+    """Whether the same request may get another answer soon."""
+    if result.status is None or result.should_retry is None:
+        return _is_unavailable(result)
+    return result.should_retry
+
+
+def error_of(result: Result, *, is_replayed: bool) -> StripeError:
+    """The error to raise for a request that did not succeed.
+
+    Args:
+        result: of the last try.
+        is_replayed: whether Stripe repeated the answer to an earlier call under the same idempotency key.
+    """
+    is_unavailable = _is_unavailable(result)
+    kind = StripeUnavailableError if is_unavailable else StripeError
+    said = "Stripe cannot be asked" if is_unavailable else "Stripe refuses"
+    return kind(
+        f"{said}: {in_words(result)}",
+        status=result.status,
+        type=result.type,
+        code=result.code,
+        param=result.param,
+        request_id=result.request_id,
+        is_replayed=is_replayed,
+    )
+
+
+def _is_unavailable(result: Result) -> bool:
+    """Whether the request was neither done for certain nor refused."""
+    if result.status is None or result.failure is not None:
+        return True
+    busy = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.CONFLICT)
+    # An answer without Stripe's envelope is that of a proxy; but a refused key has none either.
+    is_strangers = result.type not in ERROR_TYPES and result.status not in (
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+    )
+    return result.status >= HTTPStatus.INTERNAL_SERVER_ERROR or result.status in busy or is_strangers
 
 
 def object_in(body: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from meterkit.cli.output import span
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.backlog import backlog_of, waiting_shards
 from meterkit.insights.audit.draining import MOST, drainer_of
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ async def look_at_audit_database(kit: MeterKit) -> tuple[str, list[Finding]]:
     look = drainer_of(kit.store, kit.settings).database.look
     try:
         async with asyncio.timeout(PATIENCE_S):
-            is_made = await asyncio.wrap_future(in_daemon_thread(look, name="meterkit-doctor"))
+            is_made = await in_thread(look)
     except (MeterkitError, TimeoutError) as error:
         problem = str(error) or f"the database of the audit log does not answer within {PATIENCE_S:g} s"
         cure = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,13 +12,13 @@ from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.insights.audit.backlog import backlog_of, note, waiting_shards
 from meterkit.insights.audit.entries import Row, rows_of
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.refusals import is_of_a_key
 from meterkit.store.event_names import read_meters
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from meterkit.insights.audit.backlog import Waiting
     from meterkit.insights.audit.database import Database
@@ -176,7 +175,7 @@ class Drainer:
             rows: list[Row] = []
             done = [name for name, fields in page if self._read(shard, name.decode(), fields, names, rows)]
             if done:
-                await self.in_thread(partial(self.database.insert, rows))
+                await in_thread(self.database.insert, rows)
                 await admin.ask(client.xdel(stream, *done))
                 await self.lease.take()
             if len(page) == _PAGE:
@@ -186,13 +185,6 @@ class Drainer:
                 last, most = "-", "+"
             else:
                 return int(await admin.ask(client.xlen(stream)))
-
-    async def in_thread(self, call: Callable[[], T]) -> T:
-        """Have the database asked in a thread of its own: where it hangs, nothing else does.
-
-        Nor does the end of the process: what it asks for then is done or not, and is asked for again.
-        """
-        return await asyncio.wrap_future(in_daemon_thread(call, name="meterkit-audit"))
 
     def _read(
         self, shard: int, name: str, fields: Mapping[bytes, bytes], names: Mapping[str, str], rows: list[Row]

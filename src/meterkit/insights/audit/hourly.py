@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,15 +34,11 @@ class HourlyUsage:
 
     async def active(self, since_ms: int, *, least: int) -> Sequence[tuple[str, str]]:
         """Customers and meters with at least so many units since an instant."""
-        return await asyncio.wrap_future(
-            in_daemon_thread(lambda: self._active(since_ms, least), name="meterkit-audit")
-        )
+        return await in_thread(self._active, since_ms, least)
 
     async def hours(self, customer: str, meter: str, since_ms: int) -> Mapping[int, int]:
         """Units by hour since 1970."""
-        return await asyncio.wrap_future(
-            in_daemon_thread(lambda: self._hours(customer, meter, since_ms), name="meterkit-audit")
-        )
+        return await in_thread(self._hours, customer, meter, since_ms)
 
     def _active(self, since_ms: int, least: int) -> Sequence[tuple[str, str]]:
         sqlalchemy, table = import_module("sqlalchemy"), self._table

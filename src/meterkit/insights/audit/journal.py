@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from meterkit.insights.audit.database import Database
     from meterkit.settings import Settings
@@ -40,11 +39,11 @@ class DatabaseJournal:
 
     async def write(self, rows: Sequence[JournalRow]) -> None:
         """Keep rows, all or none; a row that is there stays as it is."""
-        await _in_thread(lambda: self._database.insert_deliveries(rows))
+        await in_thread(lambda: self._database.insert_deliveries(rows))
 
     async def read(self, customer: str, event_name: str, since_ms: int) -> Sequence[JournalRow]:
         """The rows of a customer and event name that were accepted since then."""
-        return await _in_thread(lambda: self._database.deliveries(customer, event_name, since_ms))
+        return await in_thread(lambda: self._database.deliveries(customer, event_name, since_ms))
 
     async def begun_ms(self) -> int | None:
         """When the first row of all was accepted; None: there is none."""
@@ -52,18 +51,14 @@ class DatabaseJournal:
         def begun_ms() -> int | None:
             return self._database.deliveries_begun_ms()
 
-        return await _in_thread(begun_ms)
+        return await in_thread(begun_ms)
 
     async def remove(self, identifiers: Sequence[str]) -> None:
         """Remove what Stripe has refused after it accepted it."""
-        await _in_thread(lambda: self._database.remove_deliveries(identifiers))
+        await in_thread(lambda: self._database.remove_deliveries(identifiers))
 
     @cached_property
     def _database(self) -> Database:
         # SQLAlchemy takes a while to import, and few want it.
         database: type[Database] = import_module("meterkit.insights.audit.database").Database
         return database(self._url)
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    return await asyncio.wrap_future(in_daemon_thread(call, name="meterkit-journal"))

@@ -17,6 +17,7 @@ from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import CLASSES
 from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, rebuilt
+from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.refusals import is_of_a_key
 from meterkit.store.confirming import OfCustomerError, ask_confirmed
 from meterkit.store.customer_id import check_customer
@@ -358,7 +359,7 @@ class Rebuilder:
         start_s, end_s = span_s
         read = partial(self._drainer.database.deliveries, customer, event, start_s * 1000)
         try:
-            rows = await self._drainer.in_thread(read)
+            rows = await in_thread(read)
         except MeterkitError as error:
             if not self._is_journal_lost:
                 _logger.warning(

@@ -7,8 +7,8 @@ from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.insights.overview.threads import in_thread
 from meterkit.insights.revenue.revenue import Revenue
+from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
     from datetime import date

@@ -11,7 +11,7 @@ from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import SettingsError
 from meterkit.insights.overview.growth import revenue_figures
 from meterkit.insights.overview.rows import CustomerRow, Totals, UsageRow, row_of
-from meterkit.insights.overview.threads import in_thread
+from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.all_usage import customers_with_counts
 from meterkit.store.customers import customers_set_up
 from meterkit.store.task_lease import TaskLease

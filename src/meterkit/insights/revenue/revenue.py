@@ -6,10 +6,9 @@ import asyncio
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
-from functools import partial
 from importlib import import_module
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError, SettingsError
@@ -25,7 +24,7 @@ from meterkit.insights.revenue.figures import (
     totals,
 )
 from meterkit.insights.revenue.reading import paying_at, used_in
-from meterkit.redis.daemon_thread import in_daemon_thread
+from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.task_lease import TaskLease
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Revenue", "RevenueDay"]
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _EVERY_S: Final = 600.0
@@ -136,14 +134,14 @@ class Revenue:
             MeterkitError: there is no snapshot of that day.
         """
         tables = self._tables()
-        found = await _in_thread(tables.last, day or self._yesterday())
+        found = await in_thread(tables.last, day or self._yesterday())
         if found is None or day not in {None, found}:
             asked = "any day" if day is None else f"{day}"
             raise MeterkitError(
                 f"revenue: found no snapshot of {asked}; `meterkit worker`, or an app that delivers, makes"
                 " one of each day that is over"
             )
-        return await _in_thread(_revenue_of, tables, found, self._store.catalog.currency)
+        return await in_thread(_revenue_of, tables, found, self._store.catalog.currency)
 
     async def run(self) -> None:
         """Make the snapshots that are missing, again and again; one process at a time does.
@@ -167,7 +165,7 @@ class Revenue:
         """
         if cents < 0:
             raise MeterkitError(f"spend: found {cents} cents; allowed is a number from 0")
-        await _in_thread(self._tables().spend, day, cents)
+        await in_thread(self._tables().spend, day, cents)
 
     async def by_plan(self) -> Mapping[tuple[str, str], int]:
         """What the customers of each plan bring in each currency (micro-cents), by the last snapshot.
@@ -176,20 +174,20 @@ class Revenue:
         """
         if monotonic() >= self._by_plan_until_s:
             tables = self._tables()
-            last = await _in_thread(tables.last, self._yesterday())
-            self._by_plan = {} if last is None else await _in_thread(tables.by_plan, last)
+            last = await in_thread(tables.last, self._yesterday())
+            self._by_plan = {} if last is None else await in_thread(tables.by_plan, last)
             self._by_plan_until_s = monotonic() + _EVERY_S
         return self._by_plan
 
     async def look(self) -> tuple[date | None, Sequence[date]]:
         """The last day with a snapshot, and days before yesterday without one. Nothing is made."""
         tables, yesterday = self._tables(), self._yesterday()
-        last = await _in_thread(tables.last, yesterday) if await _in_thread(tables.look) else None
-        return last, [] if last is None else await _in_thread(tables.missing, yesterday - _DAY)
+        last = await in_thread(tables.last, yesterday) if await in_thread(tables.look) else None
+        return last, [] if last is None else await in_thread(tables.missing, yesterday - _DAY)
 
     async def days(self, first: date, last: date) -> Sequence[date]:
         """The days with a snapshot, from the first to the last."""
-        return list(await _in_thread(self._tables().days, first, last))
+        return list(await in_thread(self._tables().days, first, last))
 
     async def snapshot(self) -> Sequence[date]:
         """Make the snapshots that are missing, the oldest first; the days that were made.
@@ -201,14 +199,14 @@ class Revenue:
         """
         tables = self._tables()
         yesterday = self._yesterday()
-        missing = await _in_thread(tables.missing, yesterday)
+        missing = await in_thread(tables.missing, yesterday)
         for day in missing[-_DAYS_BACK:]:
             paying = await paying_at(self._store, _end_ms(day))
             used = await used_in(self._store, _end_ms(day - _DAY), _end_ms(day))
-            await _in_thread(tables.write, day, paying, used)
+            await in_thread(tables.write, day, paying, used)
             if day < yesterday and day + _DAY not in missing:
                 # The movements of the next day were computed against the last day before the gap.
-                await _in_thread(_write_again, tables, day + _DAY)
+                await in_thread(_write_again, tables, day + _DAY)
         return missing[-_DAYS_BACK:]
 
     def _yesterday(self) -> date:
@@ -320,9 +318,3 @@ def _months_before(day: date, count: int) -> date:
 def _end_ms(day: date) -> int:
     """The first instant after a day (UTC)."""
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() + 86_400) * 1000
-
-
-async def _in_thread(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    return await asyncio.wrap_future(
-        in_daemon_thread(partial(call, *args, **kwargs), name="meterkit-revenue")
-    )

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
-from meterkit.stripe.marks import ENDED_HERE
+from meterkit.stripe.request import ENDED_HERE
 from meterkit.subscriptions.at_stripe.items import as_new, items_of
 from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of
 from meterkit.subscriptions.at_stripe.parts import id_in, part_of

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from meterkit.catalog.checkout import set_by_meterkit
 from meterkit.errors import MeterkitError
-from meterkit.stripe.request import encode
 
 if TYPE_CHECKING:
     from meterkit.catalog.checkout import CheckoutOptions
@@ -33,10 +32,23 @@ def options_of(common: CheckoutOptions, given: CheckoutOptions | None) -> dict[s
     if own:
         raise MeterkitError(f"options: found {', '.join(own)}, which meterkit sets itself; leave it out")
     try:
-        encode(given)
+        _check("", given)
     except TypeError as error:
         raise MeterkitError(f"options: {error}") from error
     return {**common, **given}
+
+
+def _check(name: str, value: object) -> None:
+    """Refuse a value that Stripe would misread: money is whole cents, a time whole seconds."""
+    if isinstance(value, Mapping):
+        for key, inner in cast("Mapping[str, object]", value).items():
+            _check(f"{name}[{key}]" if name else key, inner)
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(cast("list[object]", value)):
+            _check(f"{name}[{place}]", inner)
+    elif not isinstance(value, str | int | None):
+        kind = type(value).__name__
+        raise TypeError(f"{name}: found a value of type {kind}; allowed are texts, integers, lists and dicts")
 
 
 def _is_mapping(given: object) -> bool:

@@ -1,0 +1,160 @@
+"""Stripe's SDK on our connections: its parameters, headers, idempotency keys and retries.
+
+See docs/design/decisions/0269-the-sdk-on-our-connections.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from http import HTTPStatus
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import stripe
+
+from meterkit.stripe.request import API_VERSION, client_of
+from meterkit.stripe.result import Result, error_of, is_worth_another, object_in, read_result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.stripe.result import Answer
+
+__all__ = ["SdkClient"]
+
+_RETRIES: Final = 2
+_PATH_PARTS: Final = 3  # /v1/subscriptions
+_BURST: Final = 5
+# https://docs.stripe.com/rate-limits: in a sandbox 25 requests a second, live 100, and 25 of one endpoint.
+_PER_ENDPOINT_S: Final = 20.0
+_LIVE_PER_S: Final = 80.0
+
+_tries: ContextVar[int] = ContextVar("_tries")
+
+
+class SdkClient:
+    """A client of the SDK; belongs to the event loop that it is made in.
+
+    Args:
+        api_key: the secret key.
+        base: the address of Stripe's API.
+        timeout_s: for one try, from the connection to the last byte of the answer.
+        is_sandbox: whether the limits of a sandbox hold.
+    """
+
+    def __init__(self, api_key: str, base: str, *, timeout_s: float, is_sandbox: bool) -> None:
+        calls_per_s = _PER_ENDPOINT_S if is_sandbox else _LIVE_PER_S
+        self._connections = _Connections()
+        self._connections.open(base, timeout_s=timeout_s, calls_per_s=calls_per_s)
+        self._sdk = stripe.StripeClient(
+            api_key,
+            stripe_version=API_VERSION,
+            base_addresses={"api": base},
+            max_network_retries=_RETRIES,
+            http_client=self._connections,
+        )
+
+    @property
+    def server_time_s(self) -> int | None:
+        """Stripe's clock at the last answer, in Unix seconds."""
+        return self._connections.server_time_s
+
+    async def request(
+        self, method: str, path: str, params: Mapping[str, Any], idempotency_key: str | None
+    ) -> dict[str, Any]:
+        """Send one request, three times in all if need be; the object of the answer.
+
+        Raises:
+            StripeError: Stripe refuses.
+            StripeUnavailableError: Stripe does not answer, or asks to come back later.
+        """
+        _tries.set(0)
+        options = {} if idempotency_key is None else {"idempotency_key": idempotency_key}
+        try:
+            answer = await self._sdk.raw_request_async(method.lower(), path, **params, **options)
+        except _RefusedError as refused:
+            raise error_of(refused.result, is_replayed=refused.is_replayed) from None
+        found: dict[str, Any] = answer.data
+        return found
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._connections.close_async()
+
+
+class _RefusedError(stripe.APIConnectionError):
+    """A try without an object to return; the SDK tries again where ``should_retry`` says so."""
+
+    def __init__(self, result: Result, *, is_replayed: bool, should_retry: bool) -> None:
+        # The SDK leaves its constructor untyped.
+        initialize: Any = super().__init__
+        initialize("refused", should_retry=should_retry)
+        self.result = result
+        self.is_replayed = is_replayed
+
+
+class _Connections(stripe.HTTPClient):
+    """The SDK's way to the network: our HTTP client, below Stripe's limits."""
+
+    name = "aiohttp"
+    server_time_s: int | None = None
+
+    def open(self, base: str, *, timeout_s: float, calls_per_s: float) -> None:
+        """Open connections in the running event loop."""
+        self._base = base
+        self._client = client_of(base, timeout_s=timeout_s)
+        self._calls_per_s = calls_per_s
+        self._next: dict[str, float] = {}
+
+    async def request_async(
+        self, method: str, url: str, headers: Mapping[str, str], post_data: str | None = None
+    ) -> tuple[bytes, int, Mapping[str, str]]:
+        """Send one try."""
+        target = url.removeprefix(self._base)
+        await self._pace("/".join(target.partition("?")[0].split("/")[:_PATH_PARTS]))
+        attempt = _tries.get()
+        _tries.set(attempt + 1)
+        body = None if post_data is None else post_data.encode()
+        answer = await self._client.request(method.upper(), target, headers, body)
+        result = answer if isinstance(answer, Result) else _read(answer)
+        self.server_time_s = result.server_time_s
+        if isinstance(answer, Result):
+            raise _RefusedError(result, is_replayed=False, should_retry=True)
+        if result.failure is None and _is_good(answer):
+            return answer.body, answer.status, answer.headers
+        # An idempotent answer stays the same for 24 hours. After the first try it may be the answer to that.
+        is_kept = "idempotent-replayed" in answer.headers
+        raise _RefusedError(
+            result,
+            is_replayed=is_kept and attempt == 0,
+            should_retry=not is_kept and is_worth_another(result),
+        )
+
+    async def sleep_async(self, secs: float) -> None:
+        """Wait between two tries."""
+        await asyncio.sleep(secs)
+
+    async def close_async(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
+    async def _pace(self, endpoint: str) -> None:
+        """Wait until a call is within the limits, of all calls and of those of this endpoint."""
+        await asyncio.sleep(max(self._wait_s("", self._calls_per_s), self._wait_s(endpoint, _PER_ENDPOINT_S)))
+
+    def _wait_s(self, name: str, calls_per_s: float) -> float:
+        now = monotonic()
+        at = max(now, self._next.get(name, now)) + 1 / calls_per_s
+        self._next[name] = at
+        return max(0.0, at - now - _BURST / calls_per_s)
+
+
+def _read(answer: Answer) -> Result:
+    if _is_good(answer) and not object_in(answer.body):
+        return read_result(answer, "unreadable", "the answer is no JSON object")
+    return read_result(answer)
+
+
+def _is_good(answer: Answer) -> bool:
+    return HTTPStatus.OK <= answer.status < HTTPStatus.MULTIPLE_CHOICES
