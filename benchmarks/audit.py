@@ -18,10 +18,10 @@ from machine import Cores, socket_server
 from tables import show
 
 from meterkit import MeterKit
+from meterkit.redis.connection import pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.resp import pack_each
+from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 
 if TYPE_CHECKING:
     from tables import Table

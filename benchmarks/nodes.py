@@ -22,7 +22,7 @@ from inprocess import FULL, QUICK, Size, Worker
 from machine import Cores, await_port, describe, free_port, server_binaries, started
 from variants import BY_NAME
 
-from meterkit.redis.cluster import slot_of
+from meterkit.redis.discovery import slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.redis.cluster import slot_of
+from meterkit.redis.discovery import slot_of
 from servers import Server, free_port, spawn_sentinel, spawn_server
 
 if TYPE_CHECKING:

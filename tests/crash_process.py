@@ -16,7 +16,7 @@ from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.outbox import Outbox
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:

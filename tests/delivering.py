@@ -17,7 +17,7 @@ from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.store.intents import Sealed
+from meterkit.outbox.intents import Sealed
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
     from meterkit.catalog import Catalog
+    from meterkit.delivery.background import StripeTransport
     from meterkit.delivery.flusher import FlushReport
-    from meterkit.delivery.transports import StripeTransport
 
 STRIPE_KEY: Final = "sk_test_51SECRETsecretSECRETsecret"
 # Later than the tests run: the server expires keys by its own clock, whatever clock the scripts go by.

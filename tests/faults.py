@@ -17,7 +17,7 @@ from counters import flat_of
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.decisions.keys import FORMAT
-from meterkit.redis.resp import pack_each
+from meterkit.redis.connection import pack_each
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable

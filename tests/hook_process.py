@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from hooking import hooked_kit
-from meterkit.store.state_changes import States
+from meterkit.customers.states import States
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock

@@ -11,8 +11,8 @@ from delivering import STRIPE_KEY
 from emulated import reached
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.customers.states import States
 from meterkit.starlette import stripe_webhook
-from meterkit.store.state_changes import States
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:

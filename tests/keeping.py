@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from delivering import NOW, kit_for
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.store.kept_intents import Kept
+from meterkit.outbox.intents import Kept
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

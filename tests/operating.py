@@ -14,7 +14,7 @@ from starlette.routing import Mount
 from auditing import sqlite_in
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.insights.overview.growth import revenue_figures
+from meterkit.insights.overview.overview import revenue_figures
 from meterkit.insights.overview.rows import Totals, row_of
 from meterkit.insights.overview.tables import OverviewTables
 from meterkit.insights.revenue.figures import Paying

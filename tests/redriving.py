@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from meterkit.notify.message import Message
 from meterkit.store.messages import MessageQueue
-from meterkit.subscriptions.webhooks.hints import Hint
+from meterkit.subscriptions.webhooks.events import Hint
 from meterkit.subscriptions.webhooks.queue import HookQueue
 
 if TYPE_CHECKING:

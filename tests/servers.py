@@ -21,7 +21,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 
 _START_TIMEOUT_S: Final = 120.0
 _ATTEMPTS: Final = 5

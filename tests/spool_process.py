@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from faults import Client, kit_at, metered
 from meterkit.redis import producer
+from meterkit.spool.spool_file import SpoolFile
 from meterkit.store.replay import Replay
-from meterkit.store.spool_file import SpoolFile
 from workers import obey
 
 

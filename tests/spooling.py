@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from meterkit.store.frames import Header, frame
+from meterkit.spool.spool_file import Header, SpoolFile, frame
+from meterkit.store.hold import Used
+from meterkit.store.replay import write
 from meterkit.store.settlement import Settlement
-from meterkit.store.spool_file import SpoolFile
-from meterkit.store.spooled import write
-from meterkit.store.used import Used
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from meterkit.stripe.api import StripeApi
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.store.journal import JournalRow
+    from meterkit.outbox.journal import JournalRow
     from meterkit.stripe.api import Objects
     from meterkit.stripe.request import Parameter
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping
 
-    from meterkit.store.intents import Sealed
+    from meterkit.outbox.intents import Sealed
 
 __all__ = ["HttpxClient", "StripeSession", "tls"]
 

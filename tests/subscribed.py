@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.customers.states import States
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.store.state_changes import States
 
 if TYPE_CHECKING:
     from collections.abc import Callable

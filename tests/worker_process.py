@@ -23,7 +23,7 @@ from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.catalog import loads
 from meterkit.delivery.stripe_stream import StripeStreamTransport
 from meterkit.delivery.stripe_v1 import StripeV1Transport
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
 from workers import obey
 

@@ -27,8 +27,8 @@ from meterkit.delivery.closing import Closer
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.result import Answer, Result
+from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
 from meterkit.subscriptions.webhooks.queue import HookQueue
-from meterkit.subscriptions.webhooks.sweep import Sweeper
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ STRIPE: Final = "http://stripe.emulated"
 _JITTERS: Final = ("_jitter",)
 _LOADED: Final = (
     *("delivery.flusher", "delivery.sending", "delivery.background", "stripe.http", "stripe.sdk"),
-    *("subscriptions.webhooks.worker", "delivery.counting", "delivery.stripe_v1"),
+    *("subscriptions.webhooks.worker", "delivery.summaries", "delivery.stripe_v1"),
 )
 
 

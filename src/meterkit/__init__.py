@@ -12,8 +12,13 @@ if TYPE_CHECKING:
     from meterkit.asgi.gauges import Gauges
     from meterkit.asgi.middleware import MeterMiddleware
     from meterkit.catalog import Catalog
+    from meterkit.customers.corrections import Corrected
+    from meterkit.customers.customers import Customer, Customers
+    from meterkit.customers.deletion import Deleted
+    from meterkit.customers.drifts import Drift
+    from meterkit.customers.grants import Grant, Grants, LedgerEntry
+    from meterkit.customers.history import HistoryEntry
     from meterkit.decisions.decision import Decision, GaugeLevel
-    from meterkit.decisions.drift import Drift
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport, LateUsage, Unsealed
@@ -57,26 +62,18 @@ if TYPE_CHECKING:
     )
     from meterkit.notify.messages import Messages
     from meterkit.notify.rendering import RenderedMessage
+    from meterkit.outbox.intents import Intent, Undelivered
+    from meterkit.outbox.operator_commands import Intents
     from meterkit.settings import Settings
     from meterkit.storage.presigning import UploadRefusedError
     from meterkit.storage.service import ObjectStorage
-    from meterkit.store.corrections import Corrected
-    from meterkit.store.customer import Customer
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage, PeriodUsage
-    from meterkit.store.customers import Customers
-    from meterkit.store.deletion import Deleted
-    from meterkit.store.grant import Grant, LedgerEntry
-    from meterkit.store.grants import Grants
-    from meterkit.store.history import HistoryEntry
-    from meterkit.store.intents import Intent, Undelivered
+    from meterkit.store.holds import Reservation
     from meterkit.store.messages import KeptMessage
-    from meterkit.store.outbox_by_hand import Intents
     from meterkit.store.rate_usage import RateUsage
-    from meterkit.store.reservations import Reservation
     from meterkit.subscriptions.at_stripe.newcomers import Misfit
     from meterkit.subscriptions.rules.changes import OverLimit
     from meterkit.subscriptions.rules.proration import Proration
-    from meterkit.subscriptions.service.contact import Contact
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
     from meterkit.subscriptions.service.repairing import Repair
     from meterkit.subscriptions.service.results import (
@@ -90,6 +87,7 @@ if TYPE_CHECKING:
         SubscriptionChange,
     )
     from meterkit.subscriptions.service.service import Subscriptions
+    from meterkit.subscriptions.service.stripe_customers import Contact
     from meterkit.sync import (
         SyncCustomers,
         SyncGauges,
@@ -222,32 +220,32 @@ _HOMES = {
     "CallUsage": "meterkit.tokens.call_usage",
     "Catalog": "meterkit.catalog",
     "Checkout": "meterkit.subscriptions.service.results",
-    "Contact": "meterkit.subscriptions.service.contact",
-    "Corrected": "meterkit.store.corrections",
+    "Contact": "meterkit.subscriptions.service.stripe_customers",
+    "Corrected": "meterkit.customers.corrections",
     "CreditsLow": "meterkit.notify",
     "Current": "meterkit.asgi.admitted",
-    "Customer": "meterkit.store.customer",
+    "Customer": "meterkit.customers.customers",
     "CustomerUsage": "meterkit.store.customer_usage",
-    "Customers": "meterkit.store.customers",
+    "Customers": "meterkit.customers.customers",
     "Decision": "meterkit.decisions.decision",
-    "Deleted": "meterkit.store.deletion",
-    "Drift": "meterkit.decisions.drift",
+    "Deleted": "meterkit.customers.deletion",
+    "Drift": "meterkit.customers.drifts",
     "DunningReminder": "meterkit.notify",
     "FlushReport": "meterkit.delivery.report",
     "Flusher": "meterkit.delivery.flusher",
     "GaugeLevel": "meterkit.decisions.decision",
     "Gauges": "meterkit.asgi.gauges",
-    "Grant": "meterkit.store.grant",
-    "Grants": "meterkit.store.grants",
-    "HistoryEntry": "meterkit.store.history",
+    "Grant": "meterkit.customers.grants",
+    "Grants": "meterkit.customers.grants",
+    "HistoryEntry": "meterkit.customers.history",
     "ImportProgress": "meterkit.subscriptions.service.importing",
     "Imported": "meterkit.subscriptions.service.importing",
-    "Intent": "meterkit.store.intents",
-    "Intents": "meterkit.store.outbox_by_hand",
+    "Intent": "meterkit.outbox.intents",
+    "Intents": "meterkit.outbox.operator_commands",
     "Invoice": "meterkit.subscriptions.service.results",
     "LateUsage": "meterkit.delivery.report",
     "KeptMessage": "meterkit.store.messages",
-    "LedgerEntry": "meterkit.store.grant",
+    "LedgerEntry": "meterkit.customers.grants",
     "Messages": "meterkit.notify.messages",
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",
@@ -270,7 +268,7 @@ _HOMES = {
     "RevenueDay": "meterkit.insights.revenue.revenue",
     "RenderedMessage": "meterkit.notify.rendering",
     "Repair": "meterkit.subscriptions.service.repairing",
-    "Reservation": "meterkit.store.reservations",
+    "Reservation": "meterkit.store.holds",
     "Settings": "meterkit.settings",
     "StorageOver": "meterkit.notify",
     "StreamTap": "meterkit.tokens.tap",
@@ -290,7 +288,7 @@ _HOMES = {
     "SyncSubscriptions": "meterkit.sync",
     "SyncWebhooks": "meterkit.sync",
     "TrialEnding": "meterkit.notify",
-    "Undelivered": "meterkit.store.intents",
+    "Undelivered": "meterkit.outbox.intents",
     "Unsealed": "meterkit.delivery.report",
     "UploadRefusedError": "meterkit.storage.presigning",
     "UsageSpike": "meterkit.notify",

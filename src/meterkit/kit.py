@@ -15,6 +15,9 @@ from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.catalog.watch import WatchedPlans
+from meterkit.customers.corrections import Asked, correct
+from meterkit.customers.grants import Grants
+from meterkit.customers.states import follow_turns
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.program import Demand
 from meterkit.delivery.background import delivery_tasks, flusher_for
@@ -24,15 +27,12 @@ from meterkit.insights.revenue.revenue import Revenue
 from meterkit.messaging import messages_of
 from meterkit.notify import Handlers, Teller
 from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
+from meterkit.outbox.operator_commands import Intents
 from meterkit.serving import Serving, store_of
 from meterkit.storage.service import ObjectStorage
-from meterkit.store.corrections import Asked, correct
-from meterkit.store.customer_id import check_customer, check_event_id
-from meterkit.store.grants import Grants
-from meterkit.store.outbox_by_hand import Intents
-from meterkit.store.reservations import Reservation
-from meterkit.store.turns import follow_turns
-from meterkit.store.used import Used
+from meterkit.store.arguments import check_customer, check_event_id
+from meterkit.store.hold import Used
+from meterkit.store.holds import Reservation
 from meterkit.subscribing import StripeAccess, customers_of, reconciler_of, subscriptions_of, webhooks_of
 from meterkit.tokens.estimate import estimate_input, guarded
 
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from meterkit.customers.corrections import Corrected
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport
     from meterkit.settings import Settings, SettingsKeywords
-    from meterkit.store.corrections import Corrected
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
-    from meterkit.subscriptions.service.contact import ContactSource
+    from meterkit.subscriptions.service.stripe_customers import ContactSource
     from meterkit.sync import SyncMeterKit
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator

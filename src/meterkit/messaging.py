@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from meterkit.insights.audit.hourly import HourlyUsage
+from meterkit.insights.audit.hourly_usage import HourlyUsage
 from meterkit.notify.messages import Messages
-from meterkit.subscriptions.service.contact import contact_of
+from meterkit.subscriptions.service.stripe_customers import contact_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from meterkit.settings import Settings
     from meterkit.store.store import Store
-    from meterkit.subscriptions.service.contact import ContactSource
+    from meterkit.subscriptions.service.stripe_customers import ContactSource
 
 __all__ = ["messages_of"]
 

@@ -7,14 +7,13 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.customers import Customers
+from meterkit.customers.states import States
 from meterkit.delivery.background import flusher_for
-from meterkit.delivery.counting import until_counted
-from meterkit.delivery.customer_delivery import deliver_customer, undelivered
-from meterkit.delivery.cutting import Cutter
+from meterkit.delivery.on_demand import Cutter, deliver_customer, undelivered
 from meterkit.delivery.reconciling import Reconciler
+from meterkit.delivery.summaries import until_counted
 from meterkit.insights.audit.journal import journal_of
-from meterkit.store.customers import Customers
-from meterkit.store.state_changes import States
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.service.customer_hooks import CustomerHooks
 from meterkit.subscriptions.service.service import Subscriptions
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.flusher import Flusher
     from meterkit.settings import Settings
     from meterkit.store.store import Store
-    from meterkit.subscriptions.service.contact import ContactSource
+    from meterkit.subscriptions.service.stripe_customers import ContactSource
 
 __all__ = ["StripeAccess", "customers_of", "reconciler_of", "subscriptions_of", "webhooks_of"]
 
@@ -75,7 +74,7 @@ def webhooks_of(store: Store, settings: Settings, access: StripeAccess) -> Webho
     """What takes Stripe's events for a kit."""
 
     async def refused(event_id: str) -> None:
-        module: Any = import_module("meterkit.delivery.refused")  # Stripe seldom refuses.
+        module: Any = import_module("meterkit.delivery.error_reports")  # Stripe seldom refuses.
         await module.take_refusals(store, access.api(), event_id, journal_of(settings))
 
     return Webhooks(store, settings, access.api, refused)

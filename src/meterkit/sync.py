@@ -18,21 +18,20 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.gauges import Gauges
     from meterkit.catalog import Catalog
+    from meterkit.customers.corrections import Corrected
+    from meterkit.customers.customers import Customer, Customers
+    from meterkit.customers.grants import Grants
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
     from meterkit.insights.revenue.revenue import Revenue
     from meterkit.notify.messages import Messages
+    from meterkit.outbox.operator_commands import Intents
     from meterkit.settings import Settings
     from meterkit.storage.service import ObjectStorage
-    from meterkit.store.corrections import Corrected
-    from meterkit.store.customer import Customer
     from meterkit.store.customer_usage import CustomerUsage
-    from meterkit.store.customers import Customers
-    from meterkit.store.grants import Grants
-    from meterkit.store.outbox_by_hand import Intents
+    from meterkit.store.holds import Reservation
     from meterkit.store.rate_usage import RateUsage
-    from meterkit.store.reservations import Reservation
     from meterkit.subscriptions.service.service import Subscriptions
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
     from meterkit.tokens.call_usage import CallUsage

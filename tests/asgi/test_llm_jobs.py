@@ -16,7 +16,7 @@ from faults import eventually
 from llm_apps import PLANS, answering, metered, tokens
 from metering import http_scope
 from meterkit import MeterKit, MeterkitError, StoreError, record_usage
-from meterkit.tokens.batch_lines import batch_line
+from meterkit.tokens.jobs import batch_line
 from proxy import TcpProxy
 from tokens.recordings import chat_usage, compact
 

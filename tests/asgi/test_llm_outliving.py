@@ -13,7 +13,7 @@ from asgi.test_llm_estimates import ask
 from faults import eventually
 from llm_apps import PLANS, PROMPT, answering, metered, read_all, tokens
 from meterkit import record_usage
-from meterkit.store.outliving import HELD_AT_MOST_MS
+from meterkit.store.jobs import HELD_AT_MOST_MS
 from tokens.recordings import JSON_TYPE, SSE_TYPE, compact, sse
 
 if TYPE_CHECKING:

@@ -367,7 +367,7 @@ async def test_an_answer_of_any_status_carries_the_fields() -> None:
 
 
 async def test_what_is_remembered_of_limit_fields_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.asgi.plans_in_force._PROGRAMS_MAX", 2)
+    monkeypatch.setattr("meterkit.asgi.arguments._PROGRAMS_MAX", 2)
     async with served(hello) as at:
         paths = ("/attempt", "/errors", "/both", "/strict", "/v1/x")
         left = [(await at.client.get(path)).headers["ratelimit"] for path in paths]

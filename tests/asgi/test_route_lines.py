@@ -18,8 +18,7 @@ from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRo
 from starlette.staticfiles import StaticFiles
 
 from meterkit import MeterKit, MeterMiddleware, identify
-from meterkit.asgi.app_routes import Decider, routes_of
-from meterkit.asgi.route_lines import described, take
+from meterkit.asgi.app_routes import Decider, described, routes_of, take
 from meterkit.asgi.routing import own_root_path
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError

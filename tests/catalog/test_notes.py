@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from meterkit.asgi.routing import Router
 from meterkit.catalog import loads
-from meterkit.catalog.coverage import covers
-from meterkit.catalog.match_syntax import parse_match
+from meterkit.catalog.match import covers, parse_match
 from meterkit.catalog.notes import COMPARED_MAX, summary
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from meterkit.catalog import Catalog, Overage, load
-from meterkit.catalog.overrides import override
+from meterkit.catalog.entitlements import override
 from meterkit.errors import PlansError
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterkit import MeterKit
-from meterkit.cli.links import read_links
+from meterkit.cli.importing import read_links
 from meterkit.cli.notation import parse_entitlement
 from meterkit.errors import MeterkitError
 

@@ -15,9 +15,8 @@ import pytest
 from commands import TIMEOUT_S, Shell, first_line
 from meterkit import MeterKit
 from meterkit.catalog import load
-from meterkit.cli.demo.refusals import evidence
 from meterkit.cli.demo.run import PLANS
-from meterkit.cli.demo.traffic import CUSTOMERS, Refusal, Tally
+from meterkit.cli.demo.traffic import CUSTOMERS, Refusal, Tally, evidence
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meterkit.cli.doctor import findings, hooks
+from meterkit.cli.doctor import findings, webhooks
 from meterkit.decisions.keys import FORMAT
 
 
@@ -86,23 +86,23 @@ def test_what_is_too_much_for_an_interval_is_told_with_one_that_is_long_enough()
     ("count", "oldest_ms", "found"),
     [
         (0, 0, []),
-        (3, hooks.OVERDUE_MS, []),
-        (1, hooks.OVERDUE_MS + 1, ["1 Stripe customer has been to be looked at for up to 5 min"]),
+        (3, webhooks.OVERDUE_MS, []),
+        (1, webhooks.OVERDUE_MS + 1, ["1 Stripe customer has been to be looked at for up to 5 min"]),
         (1_200, 7_200_000, ["1,200 Stripe customers have been to be looked at for up to 2 h"]),
     ],
 )
 def test_looks_that_nobody_makes_are_named_after_a_while(
     count: int, oldest_ms: int, found: list[str]
 ) -> None:
-    assert [finding.problem.partition(":")[0] for finding in hooks.overdue(count, oldest_ms)] == found
+    assert [finding.problem.partition(":")[0] for finding in webhooks.overdue(count, oldest_ms)] == found
 
 
 def test_looks_that_fail_for_long_are_named_with_the_reason_of_the_first() -> None:
-    now_ms = 10 * hooks.FAILING_MS
-    young = hooks.Failing("cus_young", "timeout", now_ms - hooks.FAILING_MS)
-    assert hooks.failing([], now_ms) == hooks.failing([young], now_ms) == []
-    old = [hooks.Failing(f"cus_{nth}", f"reason {nth}", nth) for nth in range(7)]
-    (found,) = hooks.failing([young, *old], now_ms)
+    now_ms = 10 * webhooks.FAILING_MS
+    young = webhooks.Failing("cus_young", "timeout", now_ms - webhooks.FAILING_MS)
+    assert webhooks.failing([], now_ms) == webhooks.failing([young], now_ms) == []
+    old = [webhooks.Failing(f"cus_{nth}", f"reason {nth}", nth) for nth in range(7)]
+    (found,) = webhooks.failing([young, *old], now_ms)
     assert found.problem == (
         "looks at cus_0, cus_1, cus_2, cus_3, cus_4 and 2 more have failed for up to 10 h: reason 0"
     )
@@ -110,10 +110,10 @@ def test_looks_that_fail_for_long_are_named_with_the_reason_of_the_first() -> No
 
 
 def test_who_is_given_up_is_named_with_the_command_that_tries_again() -> None:
-    assert hooks.given_up([]) == []
-    dead = [hooks.Failing(f"cus_{nth}", f"reason {nth}", nth) for nth in range(2)]
-    (one,) = hooks.given_up(dead[:1])
+    assert webhooks.given_up([]) == []
+    dead = [webhooks.Failing(f"cus_{nth}", f"reason {nth}", nth) for nth in range(2)]
+    (one,) = webhooks.given_up(dead[:1])
     assert one.problem == "1 Stripe customer is given up, cus_0: reason 0"
-    (both,) = hooks.given_up(dead)
+    (both,) = webhooks.given_up(dead)
     assert both.problem == "2 Stripe customers are given up, cus_0, cus_1: reason 0"
     assert "meterkit webhooks redrive" in both.cure

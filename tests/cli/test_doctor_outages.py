@@ -17,7 +17,7 @@ from faults import stopped
 from meterkit import MeterKit
 from meterkit.cli.doctor.examination import examine
 from meterkit.cli.doctor.spools import growing, no_room
-from meterkit.store.spools import SpoolSeen
+from meterkit.spool.directory import SpoolSeen
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from servers import spawn_server

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterkit.cli.doctor.findings import undelivered
-from meterkit.store.intents import Undelivered
+from meterkit.outbox.intents import Undelivered
 from outboxes import recorded
 
 if TYPE_CHECKING:

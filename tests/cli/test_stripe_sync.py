@@ -11,7 +11,7 @@ from commands import Shell
 from delivering import STRIPE_KEY
 from emulated import unpaced
 from meterkit.catalog import loads
-from meterkit.delivery.meter_differences import meter_differences
+from meterkit.cli.doctor.stripe_meters import meter_differences
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.price_sync.syncing import Synced, sync

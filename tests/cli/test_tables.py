@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from commands import TIMEOUT_S
 from forked_command import run_forked
 from meterkit import MeterKit
-from meterkit.cli.output import print_records
-from meterkit.cli.table import fit
+from meterkit.cli.output import fit, print_records
 
 if TYPE_CHECKING:
     from commands import Shell

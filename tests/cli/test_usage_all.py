@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterkit import MeterKit
-from meterkit.store.all_usage import customers_with_counts, usage_of_all
+from meterkit.customers.usage import customers_with_counts, usage_of_all
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

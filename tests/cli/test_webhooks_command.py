@@ -10,7 +10,7 @@ import pytest
 from commands import TIMEOUT_S
 from hooking import PLANS
 from meterkit import MeterKit
-from meterkit.subscriptions.webhooks.hints import Hint
+from meterkit.subscriptions.webhooks.events import Hint
 from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 from meterkit.testing import StripeEmulator
 

@@ -12,7 +12,7 @@ import pytest
 
 from commands import TIMEOUT_S, Shell
 from meterkit import MeterKit
-from meterkit.cli.json_lines import JsonLines
+from meterkit.cli.output import JsonLines
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:

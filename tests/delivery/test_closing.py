@@ -16,7 +16,7 @@ from meterkit.catalog import loads
 from meterkit.cli.doctor.examination import examine
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.closing import Closer
-from meterkit.insights.deliveries import read_deliveries
+from meterkit.insights.store_readings import read_deliveries
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:

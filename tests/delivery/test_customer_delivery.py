@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from delivering import desk
-from meterkit.delivery.customer_delivery import deliver_customer
+from meterkit.delivery.on_demand import deliver_customer
 
 pytestmark = pytest.mark.anyio
 

@@ -11,11 +11,11 @@ import pytest
 from delivering import CATALOG, EVENTS, NOW, PLANS, RunningClock, delivered, desk, kit_for, until
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.catalog import loads
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
-    from meterkit.store.intents import Work
+    from meterkit.outbox.intents import Work
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 

@@ -75,7 +75,7 @@ async def test_two_seconds_pass_where_the_clock_of_the_kit_stands_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # F-127: nothing was ever delivered, and `flush(everything=True)` waited for 300 s.
-    monkeypatch.setattr("meterkit.store.outbox._SURELY_ON_DISK_MS", 20)
+    monkeypatch.setattr("meterkit.outbox.outbox._SURELY_ON_DISK_MS", 20)
     with spawn_server("--appendonly", "yes") as server:
         server.command("ACL", "SETUSER", "default", "-waitaof")
         async with desk(server.url) as at:
@@ -87,7 +87,7 @@ async def test_two_seconds_pass_where_the_clock_of_the_kit_stands_still(
 
 
 async def test_one_flush_waits_until_what_it_finds_is_surely_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meterkit.store.outbox._SURELY_ON_DISK_MS", 500)
+    monkeypatch.setattr("meterkit.outbox.outbox._SURELY_ON_DISK_MS", 500)
     monkeypatch.setattr("meterkit.delivery.flusher._YOUNG_S", 0.6)
     with spawn_server("--appendonly", "yes") as server:
         server.command("ACL", "SETUSER", "default", "-waitaof")

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from delivering import Desk
+    from meterkit.delivery.background import StripeTransport
     from meterkit.delivery.outcomes import Outcome
-    from meterkit.delivery.transports import StripeTransport
-    from meterkit.store.intents import Sealed
+    from meterkit.outbox.intents import Sealed
 
 pytestmark = pytest.mark.anyio
 

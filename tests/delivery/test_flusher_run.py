@@ -11,11 +11,11 @@ import pytest
 
 from delivering import desk, until
 from meterkit import StoreError
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
-    from meterkit.store.intents import Work
+    from meterkit.outbox.intents import Work
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from delivering import FAULTS, KEY_REFUSED, NOW, desk, until
-from meterkit.store.batches import intents_in
+from meterkit.outbox.batches import intents_in
 from meterkit.testing import Clock
 from workers import workers
 

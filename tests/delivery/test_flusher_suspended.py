@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from delivering import Desk
     from meterkit.delivery.outcomes import Outcome
-    from meterkit.store.intents import Sealed
+    from meterkit.outbox.intents import Sealed
     from servers import Server
 
 pytestmark = pytest.mark.anyio

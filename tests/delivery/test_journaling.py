@@ -19,8 +19,8 @@ from meterkit.delivery.outcomes import Outcome
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.journal import DatabaseJournal, journal_of
-from meterkit.store.intents import Sealed
-from meterkit.store.journal import JournalRow
+from meterkit.outbox.intents import Sealed
+from meterkit.outbox.journal import JournalRow
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from delivering import CATALOG, NOW
 from faults import counters as shown
 from meterkit import MeterKit, StoreError
 from meterkit.decisions.keys import FORMAT
+from meterkit.outbox.intents import Move
+from meterkit.outbox.outbox import Outbox
 from meterkit.redis.admin import Admin
-from meterkit.store.intents import Move
-from meterkit.store.outbox import Outbox
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delivering import desk
-from meterkit.store.kept_intents import kept_in
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.intents import kept_in
+from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
     from delivering import Desk
@@ -34,7 +34,7 @@ async def test_pages_of_one_intent_deliver_everything_once_and_in_order(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # F-87
-    monkeypatch.setattr("meterkit.store.outbox._PAGE", 1)
+    monkeypatch.setattr("meterkit.outbox.outbox._PAGE", 1)
     monkeypatch.setattr("meterkit.delivery.flusher._INTENTS_PER_PAGE", 1)
     async with desk(store_url, shards=1) as at:
         await sealed(at)
@@ -51,7 +51,7 @@ async def test_a_customer_with_more_than_a_page_is_read_past_to_the_next_one(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # F-87
-    monkeypatch.setattr("meterkit.store.outbox._PAGE", 1)
+    monkeypatch.setattr("meterkit.outbox.outbox._PAGE", 1)
     async with desk(store_url, shards=1) as at:
         outbox = await sealed(at)
         due = await outbox.due(0, due_ms=None, most=64)
@@ -65,8 +65,8 @@ async def test_a_customer_with_more_than_a_page_is_read_past_to_the_next_one(
 async def test_an_outbox_is_looked_through_to_a_depth_at_a_time(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.store.outbox._PAGE", 2)
-    monkeypatch.setattr("meterkit.store.outbox._DEPTH", 6)
+    monkeypatch.setattr("meterkit.outbox.outbox._PAGE", 2)
+    monkeypatch.setattr("meterkit.outbox.outbox._DEPTH", 6)
     async with desk(store_url, shards=1) as at:
         outbox = await sealed(at)
         assert [intent.customer for intent in await outbox.due(0, due_ms=None, most=64)] == ["acme"] * 6

@@ -9,8 +9,8 @@ import pytest
 
 from delivering import NOW, desk
 from meterkit import StoreError
+from meterkit.outbox.outbox import Outbox
 from meterkit.redis.scripts import Script
-from meterkit.store.outbox import Outbox
 
 if TYPE_CHECKING:
     from delivering import Desk

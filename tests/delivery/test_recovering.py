@@ -14,7 +14,7 @@ from emulated import unpaced
 from meterkit.delivery.recovering import Recovered, Recoverer, shares
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
-from meterkit.store.task_lease import TaskLease
+from meterkit.store.tasks import TaskLease
 from meterkit.stripe.api import StripeApi
 from restoring import LAG, linked, parked_by_a_restore, states
 

@@ -14,7 +14,7 @@ from auditing import sqlite_in
 from delivering import delivered, desk
 from hooking import SECRET
 from meterkit import MeterkitError
-from meterkit.delivery.refused import take_refusals
+from meterkit.delivery.error_reports import take_refusals
 from meterkit.insights.audit.journal import DatabaseJournal, journal_of
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from delivering import Desk
-    from meterkit.store.journal import Journal
+    from meterkit.outbox.journal import Journal
     from servers import Server
 
 pytestmark = pytest.mark.anyio

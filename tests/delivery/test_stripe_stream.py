@@ -14,10 +14,10 @@ import anyio
 import pytest
 
 from answering import answer, answering
+from meterkit.delivery.background import transport_of
 from meterkit.delivery.stripe_stream import StripeStreamTransport
-from meterkit.delivery.transports import transport_of
+from meterkit.outbox.intents import Sealed
 from meterkit.settings import Settings
-from meterkit.store.intents import Sealed
 from meterkit.stripe.request import API_VERSION
 from meterkit.testing import Clock, StripeEmulator
 from stripe_session import StripeSession

@@ -22,7 +22,7 @@ from answering import Answering, answer, answering
 from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.delivery.stripe_v1 import StripeV1Transport
-from meterkit.store.intents import Sealed
+from meterkit.outbox.intents import Sealed
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 from stripe_session import StripeSession

@@ -12,7 +12,7 @@ from delivering import PLANS
 from faults import kit_at
 from meterkit import MeterKit
 from meterkit.cli.doctor.examination import examine
-from meterkit.insights.audit.backlog import read_backlog
+from meterkit.insights.audit.draining import read_backlog
 from told import said_by, told
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.insights.audit.database import Database, insert_once
 from meterkit.insights.audit.draining import Drainer
+from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from proxy import TcpProxy
 
 if TYPE_CHECKING:

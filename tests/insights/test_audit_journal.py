@@ -11,7 +11,7 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.entries import Row
 from meterkit.insights.audit.journal import DatabaseJournal
-from meterkit.store.journal import JournalRow
+from meterkit.outbox.journal import JournalRow
 
 pytestmark = pytest.mark.anyio
 

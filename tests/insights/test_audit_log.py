@@ -19,7 +19,7 @@ from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit import draining
 from meterkit.insights.audit.draining import drainer_of
-from meterkit.store.used import Used
+from meterkit.store.hold import Used
 
 if TYPE_CHECKING:
     from pathlib import Path

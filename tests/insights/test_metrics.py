@@ -21,7 +21,7 @@ from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.revenue.figures import Paying
 from meterkit.insights.revenue.tables import RevenueTables
-from meterkit.store.upkeep import Upkeep
+from meterkit.store.tasks import Upkeep
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock
 from told import said_by

@@ -17,7 +17,7 @@ from starlette.routing import Mount
 from faults import PLANS, kit_at
 from meterkit import metrics_app
 from meterkit.catalog import loads
-from meterkit.store.upkeep import Upkeep
+from meterkit.store.tasks import Upkeep
 from promql import names_in, problems_in
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ PASSED_ON: Final = {
         "events of the queue do not count now; they come again",
     ),
     "subscriptions/webhooks/endpoint.py": ("no signing secret is set: METERKIT_STRIPE_WEBHOOK_SECRET",),
-    "subscriptions/webhooks/sweep.py": ("is disputed",),
+    "subscriptions/webhooks/nightly_sync.py": ("is disputed",),
     "subscriptions/webhooks/webhooks.py": ("Stripe has accepted usage that it does not bill", "is disputed"),
 }
 WRITERS: Final = {

@@ -12,27 +12,25 @@ from delivering import CATALOG
 from meterkit import Drift, MeterKit
 from meterkit.cli.doctor import findings, spools
 from meterkit.cli.doctor.audit_log import added_up, undrained
-from meterkit.cli.doctor.closes import unconfirmed
-from meterkit.cli.doctor.drifting import drifting
-from meterkit.cli.doctor.hooks import Failing, given_up, overdue
-from meterkit.cli.doctor.serving import full, late, refusing, unkept
-from meterkit.cli.doctor.stored_objects import neglected
+from meterkit.cli.doctor.backlogs import neglected, unconfirmed
+from meterkit.cli.doctor.store_servers import full, late, refusing, unkept
 from meterkit.cli.doctor.stripe_meters import look_at_meters
+from meterkit.cli.doctor.webhooks import Failing, drifting, given_up, overdue
 from meterkit.cli.output import print_records
 from meterkit.cli.reconcile import RARE, row_of
 from meterkit.delivery.reconciling import Reconciled
-from meterkit.insights.audit.backlog import Backlog
-from meterkit.store.closes import Close
-from meterkit.store.intents import Undelivered
-from meterkit.store.spools import SpoolSeen
-from meterkit.store.upkeep import UpkeepSeen
+from meterkit.insights.audit.draining import Backlog
+from meterkit.outbox.closes import Close
+from meterkit.outbox.intents import Undelivered
+from meterkit.spool.directory import SpoolSeen
+from meterkit.store.tasks import UpkeepSeen
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.cli.doctor.findings import Finding
-    from meterkit.store.spools import SpoolState
+    from meterkit.spool.directory import SpoolState
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text("utf-8")
 NOW: Final = datetime(2026, 11, 1, 0, 50, tzinfo=UTC)

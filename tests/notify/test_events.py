@@ -58,8 +58,8 @@ plans:
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not acknowledged is told again at once."""
-    monkeypatch.setattr("meterkit.store.notices.AGAIN_AFTER_MS", 50)
-    monkeypatch.setattr("meterkit.notify.teller._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("meterkit.store.messages.AGAIN_AFTER_MS", 50)
+    monkeypatch.setattr("meterkit.notify.event_dispatcher._LOOK_EVERY_S", 0.01)
 
 
 def kit_of(url: str, clock: Clock | None = None) -> MeterKit:
@@ -227,7 +227,7 @@ async def test_what_a_killed_process_was_told_is_told_again(valkey: Server, tmp_
 async def test_a_handler_that_fails_is_told_again_and_given_up_in_the_end(
     any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("meterkit.store.notices.TIMES_MOST", 3)
+    monkeypatch.setattr("meterkit.store.messages.TIMES_MOST", 3)
     ids: list[str] = []
     async with kit_of(any_store_url) as kit:
 
@@ -263,7 +263,7 @@ async def test_a_notice_that_cannot_be_read_is_given_up_and_holds_up_no_other(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("meterkit.store.notices.TIMES_MOST", 2)
+    monkeypatch.setattr("meterkit.store.messages.TIMES_MOST", 2)
     async with told_on(any_store_url) as (kit, told):
         keys, client = kit.store.keys, (await kit.store.admin()).client
         await client.xadd(keys.notices(0), {"kind": "usage.threshold", **written})
@@ -295,7 +295,7 @@ async def test_slow_handlers_of_an_event_are_told_at_once(any_store_url: str) ->
 async def test_a_handler_that_takes_too_long_is_cancelled(
     any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("meterkit.notify.handlers._PATIENCE_S", 0.01)
+    monkeypatch.setattr("meterkit.notify.event_dispatcher._PATIENCE_S", 0.01)
     async with kit_of(any_store_url) as kit:
 
         @kit.on("usage.threshold")

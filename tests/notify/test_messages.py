@@ -27,7 +27,7 @@ from messaging import (
 )
 from meterkit import Contact, MeterKit, MeterkitError
 from meterkit.catalog import loads
-from meterkit.cli.doctor.messages import look_at_messages
+from meterkit.cli.doctor.backlogs import look_at_messages
 from meterkit.testing import Clock
 from told import told
 

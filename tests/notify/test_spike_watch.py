@@ -18,10 +18,9 @@ from meterkit.decisions.periods import to_ms
 from meterkit.errors import SettingsError, StoreError
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.entries import Row
-from meterkit.insights.audit.hourly import HourlyUsage
-from meterkit.notify.spike_watch import SpikeWatch
-from meterkit.store.notices import tell
-from meterkit.store.spikes_today import SpikesToday
+from meterkit.insights.audit.hourly_usage import HourlyUsage
+from meterkit.notify.spikes import SpikesToday, SpikeWatch
+from meterkit.store.messages import tell
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -77,10 +76,10 @@ async def test_a_spike_is_sent_once_a_day(
             await tell(*args)
             raise StoreError("cut off")
 
-        monkeypatch.setattr("meterkit.notify.watching.tell", cut)
+        monkeypatch.setattr("meterkit.notify.watches.tell", cut)
         with pytest.raises(StoreError, match="cut off"):
             await watch.look()
-        monkeypatch.setattr("meterkit.notify.watching.tell", tell)
+        monkeypatch.setattr("meterkit.notify.watches.tell", tell)
         clock.advance(timedelta(minutes=5))
         for _ in range(3):  # The first tells it again, as it was told.
             await watch.look()

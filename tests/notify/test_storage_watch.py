@@ -10,8 +10,8 @@ import pytest
 
 from messaging import NOW, any_event, kit_of, mailbox, pass_over, receiver
 from meterkit.errors import StoreError
-from meterkit.notify.storage_watch import StorageWatch
-from meterkit.store.notices import tell
+from meterkit.notify.watches import StorageWatch
+from meterkit.store.messages import tell
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -147,10 +147,10 @@ async def test_a_repeat_after_a_kill_is_the_same_event(
             await tell(*args)
             raise StoreError("cut off")
 
-        monkeypatch.setattr("meterkit.notify.watching.tell", cut)
+        monkeypatch.setattr("meterkit.notify.watches.tell", cut)
         with pytest.raises(StoreError, match="cut off"):
             await look(kit)
-        monkeypatch.setattr("meterkit.notify.watching.tell", tell)
+        monkeypatch.setattr("meterkit.notify.watches.tell", tell)
         clock.advance(timedelta(minutes=5))
         await kit.gauges.set("acme", "storage", 6_000)
         await look(kit)
@@ -202,5 +202,5 @@ async def test_without_a_gauge_of_bytes_nothing_is_read(
     )
     async with receiver() as hook, kit_of(store_url, Clock(NOW), url=hook.url, plans=plans) as kit:
         await kit.gauges.set("acme", "storage", 1_500)
-        monkeypatch.setattr("meterkit.notify.storage_watch.customers_with_counts", None)
+        monkeypatch.setattr("meterkit.notify.watches.customers_with_counts", None)
         await StorageWatch(kit.store, any_event).look()

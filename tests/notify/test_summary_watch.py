@@ -12,8 +12,8 @@ import subscribed
 from messaging import PLANS, any_event, kit_of, mailbox, pass_over, receiver
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import StoreError
-from meterkit.notify.summary_watch import SummaryWatch
-from meterkit.store.notices import tell
+from meterkit.notify.watches import SummaryWatch
+from meterkit.store.messages import tell
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ async def test_a_process_that_is_cut_off_goes_on_where_it_was(
             if asked == ["acme", "bolt"]:
                 raise StoreError("cut off")
 
-        monkeypatch.setattr("meterkit.notify.summary_watch.tell", cut)
+        monkeypatch.setattr("meterkit.notify.watches.tell", cut)
         with pytest.raises(StoreError, match="cut off"):
             await look(kit, watch)
         clock.advance(timedelta(hours=2))

@@ -11,10 +11,8 @@ import pytest
 from faults import eventually
 from messaging import NOW, any_event, kit_of
 from meterkit.errors import StoreError
-from meterkit.notify.storage_watch import StorageWatch
-from meterkit.notify.summary_watch import SummaryWatch
-from meterkit.notify.watching import Lookout, tell_once
-from meterkit.store.notices import next_notices
+from meterkit.notify.watches import Lookout, StorageWatch, SummaryWatch, tell_once
+from meterkit.store.messages import next_notices
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -99,7 +97,7 @@ async def test_a_handler_alone_makes_an_event_wanted(store_url: str) -> None:
 
 async def test_spans_between_looks(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, turns, looked, is_over = Clock(NOW), list[str](), list[str](), list[bool]()
-    monkeypatch.setattr("meterkit.notify.watching._EVERY_S", 0.0)
+    monkeypatch.setattr("meterkit.notify.watches._EVERY_S", 0.0)
 
     def watched(watch: Any) -> asyncio.Task[None]:
         name, take = type(watch).__name__, watch._lookout.lease.take

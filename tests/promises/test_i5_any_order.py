@@ -26,7 +26,7 @@ from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.sending import Lease, Sender, stopwatch
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.outbox import Outbox
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
     from meterkit import MeterKit
+    from meterkit.delivery.background import StripeTransport
     from meterkit.delivery.sending import Elapsed
-    from meterkit.delivery.transports import StripeTransport
-    from meterkit.store.intents import Attempt, Move
+    from meterkit.outbox.intents import Attempt, Move
     from servers import Server
 
 IS_SOAK: Final = os.environ.get("METERKIT_HYPOTHESIS_PROFILE") == "soak"

@@ -12,7 +12,7 @@ import pytest
 from delivering import NOW, aclosing_transport
 from emulated import unpaced
 from houses import linked
-from meterkit.store.intents import Sealed
+from meterkit.outbox.intents import Sealed
 from recovering import drained, hours_later, house_at, recover, settings_of
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import pytest
 from clusters import Cluster, Watched, spawn_cluster, spawn_watched
 from faults import Client, eventually, kit_at, loop_clock, metered, settled, stopped, used
 from meterkit.redis import producer
+from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from servers import Server, spawn_server
 
 if TYPE_CHECKING:

@@ -172,7 +172,7 @@ FIGURES: Final = [
         {"runbook.md": "64 MiB wait in memory", "reliability.md": "64 MiB wait"},
     ),
     (
-        "store.spools:SPOOL_BYTES_MAX",
+        "spool.directory:SPOOL_BYTES_MAX",
         1 << 30,
         {"runbook.md": "1 GiB in each spool", "reliability.md": "grown to 1 GiB"},
     ),
@@ -181,7 +181,7 @@ FIGURES: Final = [
         0.5,
         {"runbook.md": "twice a second", "reliability.md": "every half second"},
     ),
-    ("redis.moved_clock:_BEHIND_MAX_S", 60.0, {"testing.md": "more than a minute behind"}),
+    ("redis.server:_BEHIND_MAX_S", 60.0, {"testing.md": "more than a minute behind"}),
     (
         "delivery.outcomes:CLOCKS_APART_S",
         60,
@@ -217,11 +217,11 @@ FIGURES: Final = [
     ("insights.audit.draining:_LEAST_AGE_MS", 2_000, {"audit.md": "at least two seconds old"}),
     ("delivery.journaling:_PAGE", 500, {"audit.md": "in batches of up to 500, and"}),
     ("delivery.journaling:_WAITING_MOST", 10_000, {"audit.md": "up to 10,000 rows wait"}),
-    ("notify.handlers:_PATIENCE_S", 30.0, {"runbook.md": "longer than 30 seconds"}),
-    ("store.notices:AGAIN_AFTER_MS", 60_000, {"runbook.md": "again a minute later, ten times in all"}),
-    ("store.notices:TIMES_MOST", 10, {"runbook.md": "again a minute later, ten times in all"}),
+    ("notify.event_dispatcher:_PATIENCE_S", 30.0, {"runbook.md": "longer than 30 seconds"}),
+    ("store.messages:AGAIN_AFTER_MS", 60_000, {"runbook.md": "again a minute later, ten times in all"}),
+    ("store.messages:TIMES_MOST", 10, {"runbook.md": "again a minute later, ten times in all"}),
     (
-        "subscriptions.webhooks.retries:ATTEMPTS_MAX",
+        "subscriptions.webhooks.worker:ATTEMPTS_MAX",
         12,
         {"runbook.md": "refused twelve times", "webhooks.md": "refused twelve times"},
     ),

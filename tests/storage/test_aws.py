@@ -18,14 +18,13 @@ from faults import eventually
 from meterkit import MeterKit, metrics_app
 from meterkit.background import BackgroundTasks
 from meterkit.catalog import loads
-from meterkit.cli.doctor.stored_objects import look_at_stored_objects
+from meterkit.cli.doctor.backlogs import look_at_stored_objects
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.storage import aws
-from meterkit.storage.objects import bucket_tag
+from meterkit.storage.records import bucket_tag
 from meterkit.storage.service import ObjectStorage
-from meterkit.store.task_lease import TaskLease
-from meterkit.store.upkeep import Upkeep
+from meterkit.store.tasks import TaskLease, Upkeep
 from meterkit.testing import Clock
 from storage.objects import Happened
 from storage.test_histories import PLANS

@@ -25,7 +25,7 @@ from meterkit import MeterKit, throttle
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
 from meterkit.starlette import storage_events
-from meterkit.storage import fetching
+from meterkit.storage import sns_certificates
 from meterkit.storage.sns import is_of_aws
 from meterkit.testing import Clock
 from storage.objects import Happened
@@ -212,7 +212,7 @@ async def test_only_certificates_are_remembered(kit: MeterKit, monkeypatch: pyte
         assert url == CERTIFICATE
         return answers.pop(0)
 
-    monkeypatch.setattr(fetching, "fetch", fetch)
+    monkeypatch.setattr(sns_certificates, "fetch", fetch)
     found = [await kit.storage.fetch(CERTIFICATE) for _ in range(3)]
     assert found == [b"<html>busy</html>", pem, pem]
 
@@ -226,7 +226,7 @@ async def test_who_knows_a_topic_has_sns_asked_eight_times_at_once(
         answered.wait()
         return certificate()
 
-    monkeypatch.setattr(fetching, "fetch", fetch)
+    monkeypatch.setattr(sns_certificates, "fetch", fetch)
     asking = [create_task(kit.storage.fetch(f"{CERTIFICATE}?{nth}")) for nth in range(8)]
     await sleep(0)
     assert (await client.post("/", content=json.dumps(forged))).status_code == 503
@@ -236,7 +236,7 @@ async def test_who_knows_a_topic_has_sns_asked_eight_times_at_once(
 
 
 async def test_topics_without_what_checks_signatures(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "meterkit.storage.signatures", raising=False)
+    monkeypatch.delitem(sys.modules, "meterkit.storage.sns_certificates", raising=False)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     storage_events(kit, secret=SECRET)
     with pytest.raises(MeterkitError, match=re.escape("pip install 'meterkit[storage]'")):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from meterkit.storage.fetching import BYTES_MAX, fetch
+from meterkit.storage.sns_certificates import BYTES_MAX, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
 from meterkit.storage.aws import Page, Version
-from meterkit.storage.listing import Difference, Listed, Listing, differences
+from meterkit.storage.recalculation import Difference, Listed, Listing, differences
 from meterkit.storage.shelf import Known
 from meterkit.testing import Clock
 from small_disk import run_on_a_small_disk
@@ -128,7 +128,7 @@ def test_a_full_temporary_folder_is_an_error_with_its_cure(tmp_path: Path) -> No
     program = """
 import asyncio, os
 from meterkit.errors import MeterkitError
-from meterkit.storage.listing import Listed, Listing
+from meterkit.storage.recalculation import Listed, Listing
 
 async def main():
     async with Listing() as listing:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from meterkit.catalog import ObjectPattern, Storage
-from meterkit.storage.objects import Owner, owner_of
-from meterkit.storage.records import UnreadableError, carried, read_events
+from meterkit.storage.records import Owner, UnreadableError, carried, owner_of, read_events
 
 if TYPE_CHECKING:
     from meterkit.storage.records import ObjectEvent

@@ -14,7 +14,7 @@ import pytest
 from commands import TIMEOUT_S, Shell
 from faults import eventually
 from meterkit import MeterKit
-from meterkit.store.upkeep import Upkeep
+from meterkit.store.tasks import Upkeep
 from meterkit.testing import StripeEmulator
 from storage.moto_bucket import BOTO3
 from storage.objects import Happened

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.redis import scripts
-from meterkit.redis.resp import pack, pack_numbers
+from meterkit.redis.connection import pack, pack_numbers
 from store import delivery_checks
 from store.delivery_checks import Checks, texts_of
 from store.delivery_model import METERS, SKEW_MS, TOTALS_MS, VALUE_MAX, Intent, stand

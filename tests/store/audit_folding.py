@@ -9,7 +9,7 @@ from counters import pack_field
 from meterkit.decisions.keys import Keys, meter_token
 from meterkit.insights.audit.entries import CLASSES, rows_of
 from meterkit.redis import scripts
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.script_checks import MismatchError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from counters import flat_of, packed_of
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.delivery_model import Shard
 from store.script_checks import MismatchError
 from store.script_model import NEVER_MS

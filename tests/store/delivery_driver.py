@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from counters import flat_of, packed_of
 from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
-from meterkit.redis.resp import pack, pack_numbers
+from meterkit.redis.connection import pack, pack_numbers
 from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
 from store.delivery_corrections import COST, ONCE, Restore, restore
 from store.delivery_model import LETTERS, METERS, STEERED, Amend, Cut, Intent, Move, Refuse, Seal, Steer

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.keys import meter_token
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.delivery_checks import texts_of
 from store.delivery_driver import EVENTS, Delivery
 from store.delivery_late import Invoices

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.keys import meter_token
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.delivery_driver import Delivery
 from store.delivery_model import STEERED, Intent, Refuse
 from store.script_counts import DAY_MS, MINUTE_MS

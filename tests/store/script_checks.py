@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from counters import flat_of
 from meterkit.decisions.customer_state import CustomerState, effective_plan
+from meterkit.decisions.grants import Prepaid as PlanPurse
 from meterkit.decisions.keys import Keys
-from meterkit.decisions.prepaid import Prepaid as PlanPurse
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from meterkit.redis.scripts import Script
 from meterkit.store.customer_usage import usage_of
 from store.script_counts import DAY_MS, MINUTE_MS

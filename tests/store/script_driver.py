@@ -15,11 +15,10 @@ from meterkit.decisions.customer_state import NO_STATE, CustomerState, Status
 from meterkit.decisions.keys import FORMAT, meter_token, rate_field
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.program import Demand, compile_program
+from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.resp import pack, pack_each
-from meterkit.store.held import Correction
+from meterkit.store.hold import Correction, Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS
 from store.script_plans import ANONYMOUS, CUSTOMERS, WINDOWS_MS

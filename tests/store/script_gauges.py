@@ -15,10 +15,10 @@ from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.decisions.program import Demand
 from meterkit.decisions.verdict import refused
+from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.resp import pack, pack_each
 from meterkit.redis.scripts import Script
-from meterkit.store.held import Held
+from meterkit.store.hold import Held
 from meterkit.store.settlement import Settlement
 from meterkit.store.views import CustomerCache, PreparedDecision
 from store.script_checks import MismatchError

@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import NO_STATE
-from meterkit.decisions.derived import derived_from
 from meterkit.decisions.keys import meter_field, meter_token, rate_field, rate_token
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, Bucket, Slots, Windows
 from store.script_purse import Means, Part, Purse, credit_of, lowered

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.decisions.gauges import Level
 from meterkit.decisions.packed import unpack_field
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.script_checks import MismatchError
 
 if TYPE_CHECKING:

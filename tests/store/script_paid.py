@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
+from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from store.script_counts import DAY_MS, MINUTE_MS, MOST
 from store.script_driver import World
 from store.script_model import NEVER_MS

@@ -11,12 +11,11 @@ from meterkit.decisions.keys import concurrency_field, meter_field
 from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.program import Demand, compile_program
 from meterkit.decisions.verdict import refused
+from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.resp import pack, pack_each
-from meterkit.store.held import Held, Mark
-from meterkit.store.marked import MarkedDecision
+from meterkit.store.hold import Held, Mark, Used
+from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from meterkit.store.views import PreparedDecision
 from store.script_counts import DAY_MS, SLOT_MS
 from store.script_gauges import GaugeWorld

@@ -6,14 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.derived import derived_from
+from meterkit.decisions.binding import derived_from
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.program import Demand, compile_program
+from meterkit.redis.connection import pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.resp import pack_each
-from meterkit.store.held import Correction, Held
+from meterkit.store.hold import Correction, Held, Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache
 from store.script_checks import Checks
 from store.script_counts import DAY_MS, SLOT_MS

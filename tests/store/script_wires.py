@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError
 
 from lua_runtime import compile_once
 from meterkit.redis import scripts
-from meterkit.redis.resp import pack, unpack
+from meterkit.redis.connection import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.packed import unpack_field
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.delivery_checks import texts_of
 from store.delivery_driver import EVENTS, Delivery
 from store.delivery_model import METERS, STEERED, TOTALS_MS, Intent, mark_prices

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.audit_driver import Rebuilding, load_texts
 from store.audit_folding import Folding, folding_texts
 from store.script_checks import MismatchError

@@ -7,7 +7,7 @@ from secrets import token_hex
 
 import pytest
 
-from meterkit.store.batches import batch_text, intents_in
+from meterkit.outbox.batches import batch_text, intents_in
 
 
 def identifiers(seed: int) -> list[str]:

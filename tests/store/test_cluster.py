@@ -17,10 +17,10 @@ from clusters import Cluster, spawn_cluster
 from delivering import CATALOG, desk
 from faults import eventually, loop_clock, open_sockets, stopped
 from meterkit import MeterKit, SettingsError, StoreError
-from meterkit.redis.cluster import Slots, redirection_of, slot_of, slots_of
+from meterkit.customers.usage import usage_of_all
+from meterkit.redis.discovery import Slots, redirection_of, slot_of, slots_of
 from meterkit.redis.server import OPTIONAL_COMMANDS, acl_rules
 from meterkit.redis.url import Place
-from meterkit.store.all_usage import usage_of_all
 from proxy import TcpProxy
 from servers_acl import NEEDED
 from several import CUSTOMERS, recorded, under_load

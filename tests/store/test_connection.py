@@ -17,9 +17,8 @@ import pytest
 from faults import Echo, FakeRedis, eventually, loop_clock, open_sockets, stopped
 from meterkit.errors import StoreError
 from meterkit.redis import scripts
-from meterkit.redis.connection import Connection, ReplyError, give_up
+from meterkit.redis.connection import Connection, ReplyError, give_up, pack_each
 from meterkit.redis.handshake import connect
-from meterkit.redis.resp import pack_each
 from meterkit.redis.tls import Tls
 from meterkit.redis.url import Address
 from proxy import TcpProxy

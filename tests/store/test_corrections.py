@@ -10,8 +10,8 @@ import pytest
 from delivering import CATALOG, NOW, PLANS, desk
 from meterkit import MeterKit, MeterkitError, QuantityError, StoreError, UnknownMeterError
 from meterkit.catalog import loads
-from meterkit.decisions.prepaid import MICRO
-from meterkit.store.grants import Grants
+from meterkit.customers.grants import Grants
+from meterkit.decisions.grants import MICRO
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 
 from delivering import NOW, desk
 from meterkit import CustomerError
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.outbox import Outbox
 
 if TYPE_CHECKING:
     from delivering import Desk

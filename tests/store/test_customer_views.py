@@ -19,14 +19,14 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.program import Demand
 from meterkit.redis import scripts
-from meterkit.store.alarms import Alarms
+from meterkit.store.compiled import Alarms
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Route
-    from meterkit.decisions.prepaid import Prepaid
+    from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.program import Program
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ import pytest
 from delivering import delivered, desk
 from meterkit import StoreError
 from meterkit.decisions.keys import meter_token
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

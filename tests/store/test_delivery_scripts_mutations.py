@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.delivery_checks import NAMES, load_texts
 from store.delivery_driver import Delivery
 from store.overtaking import Overtaking

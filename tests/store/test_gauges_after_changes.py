@@ -10,8 +10,8 @@ import pytest
 from delivering import NOW
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.customers.states import sweep_turns
 from meterkit.decisions.periods import to_ms
-from meterkit.store.turns import sweep_turns
 from meterkit.testing import Clock
 from subscribed import fetched, subscription
 

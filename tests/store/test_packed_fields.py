@@ -10,7 +10,7 @@ import pytest
 from counters import pack_field
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.redis import scripts
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.script_wires import fake_wire, server_wire
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from meterkit.catalog import Rate
 from meterkit.decisions import in_process
-from meterkit.decisions.rates import rate_numbers
+from meterkit.decisions.policies import rate_numbers
 from meterkit.errors import PlansError
 from meterkit.redis import scripts
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.script_wires import server_wire
 
 if TYPE_CHECKING:

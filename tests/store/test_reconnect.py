@@ -40,8 +40,8 @@ from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.handshake import connect
 from meterkit.redis.lane import Lane
 from meterkit.redis.url import Address
+from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from proxy import TcpProxy
 from servers import free_port, redis_binary, spawn_server
 

@@ -9,10 +9,9 @@ import pytest
 from faults import kit_at, used
 from meterkit.decisions.keys import meter_field
 from meterkit.redis.settling import NEVER_SENT, Sent
-from meterkit.store.replay import Replay
+from meterkit.store.hold import Used
+from meterkit.store.replay import Replay, write
 from meterkit.store.settlement import Settlement
-from meterkit.store.spooled import write
-from meterkit.store.used import Used
 
 if TYPE_CHECKING:
     from pathlib import Path

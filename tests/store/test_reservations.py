@@ -12,8 +12,8 @@ import pytest
 from faults import renew_holds, stopped
 from meterkit import MeterKit, MeterkitError, QuantityError, UnknownMeterError
 from meterkit.catalog import loads
+from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

@@ -17,12 +17,11 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.program import Demand
 from meterkit.redis import scripts
+from meterkit.redis.connection import pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.resp import pack_each
 from meterkit.store.customer_usage import usage_of
-from meterkit.store.held import Held
+from meterkit.store.hold import Held, Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from store.script_corners import FullWorld, MonthWorld, TurnWorld
 from store.script_counts import DAY_MS
 from store.script_driver import World, life

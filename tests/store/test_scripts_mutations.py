@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from meterkit.redis.resp import pack
+from meterkit.redis.connection import pack
 from store.script_checks import MismatchError
 from store.script_corners import FullWorld, MonthWorld, TurnWorld
 from store.script_driver import AgingWorld, World, life

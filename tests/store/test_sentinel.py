@@ -16,7 +16,7 @@ from delivering import CATALOG, desk
 from faults import FakeRedis, eventually, stopped
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
-from meterkit.redis.sentinel import master_of
+from meterkit.redis.discovery import master_of
 from meterkit.redis.url import parse_redis_url
 from proxy import TcpProxy
 from servers import free_port

@@ -17,7 +17,7 @@ from hooking import hooked
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.catalog import loads
 from meterkit.cli.app import app as cli
-from meterkit.delivery.refused import take_refusals
+from meterkit.delivery.error_reports import take_refusals
 from meterkit.redis import scripts
 from meterkit.redis.server import COMMANDS, commands_to_try, rights_refusal
 from meterkit.stripe.api import StripeApi

@@ -37,8 +37,8 @@ from meterkit.decisions.keys import Keys
 from meterkit.errors import QuantityError, StoreError
 from meterkit.redis import producer
 from meterkit.redis.producer import SettlementQueue, pack_sequence
+from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from servers import spawn_server
@@ -677,7 +677,7 @@ import asyncio, os, sys
 sys.path[:0] = {path!r}
 from faults import kit_at, settled
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
+from meterkit.store.hold import Used
 kit = kit_at({url!r})
 
 def settle(quantity):

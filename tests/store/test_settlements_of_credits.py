@@ -18,9 +18,8 @@ from meterkit.decisions.keys import meter_field
 from meterkit.decisions.packed import MeterCounts
 from meterkit.errors import StoreError
 from meterkit.redis.producer import pack_sequence
-from meterkit.store.held import Held
+from meterkit.store.hold import Held, Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from meterkit.testing import Clock
 from proxy import TcpProxy
 

@@ -10,8 +10,8 @@ import pytest
 from faults import kit_at, settled, used
 from meterkit.decisions.keys import meter_field, meter_token
 from meterkit.errors import StoreError
+from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.used import Used
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

@@ -10,22 +10,19 @@ import pytest
 
 from meterkit import MeterKit, QuantityError
 from meterkit.catalog import loads
+from meterkit.customers.drifts import Drift, Drifts
+from meterkit.customers.stranding import Switch, hold_usage, strand_usage
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.drift import Drift
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.subscription import SubscriptionState
+from meterkit.outbox.closes import InvoiceEnd, Stamped, keep_invoice_end, note_renewal, too_late
 from meterkit.redis.scripts import Script
-from meterkit.store.closes import note_renewal
-from meterkit.store.drifts import Drifts
-from meterkit.store.held_usage import hold_usage
+from meterkit.store.hold import Used
 from meterkit.store.jobs import claim_job, has_ended
-from meterkit.store.period_ends import InvoiceEnd, Stamped, keep_invoice_end, too_late
 from meterkit.store.server_lives import ServerLife, ServerLives
 from meterkit.store.settlement import Settlement
 from meterkit.store.spool import Spool
-from meterkit.store.stranding import Switch, strand_usage
-from meterkit.store.task_lease import TaskLease
-from meterkit.store.used import Used
+from meterkit.store.tasks import TaskLease
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

@@ -24,11 +24,12 @@ from faults import PLANS, Client, catalog, eventually, kit_at, metered, settled,
 from meterkit.errors import StoreError
 from meterkit.redis import producer
 from meterkit.redis.filelock import FileLock
-from meterkit.store import frames, spool, spool_file
+from meterkit.spool import spool_file
+from meterkit.spool.spool_file import SpoolFile
+from meterkit.store import spool
+from meterkit.store.hold import Used
 from meterkit.store.replay import Replay, RewindError
 from meterkit.store.settlement import Settlement
-from meterkit.store.spool_file import SpoolFile
-from meterkit.store.used import Used
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from servers import free_port
@@ -264,14 +265,14 @@ async def test_a_spool_is_this_users_alone_and_says_nothing_that_it_need_not(
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert file.read_bytes().startswith(b"meterkit spool 1\n")
-        (record,) = frames.split(file.read_bytes()[_begins(file) :])[0]
+        (record,) = spool_file.split(file.read_bytes()[_begins(file) :])[0]
         found = json.loads(record)
         assert found.keys() == {"n", "c", "at", "recorded", "rated"}
         await back(kit, proxy)
 
 
 def _begins(file: Path) -> int:
-    return frames.Header.read(file.read_bytes())[1]
+    return spool_file.Header.read(file.read_bytes())[1]
 
 
 # Periods, and states that have changed meanwhile.
@@ -398,7 +399,7 @@ async def test_i11_a_spool_that_the_disk_does_not_let_go_of_holds_up_no_other(
     (record, _), _ = first.read(first.begins)
     first.close()
     other = SpoolFile.create(tmp_path, replace(first.header, producer="other"))
-    other.append(frames.frame(record))
+    other.append(spool_file.frame(record))
     other.close()
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     os.utime(file, (1, 1))  # It is sent first; and the name that it is put aside under is taken.
@@ -512,7 +513,7 @@ async def test_i11_a_store_that_falls_behind_while_it_is_sent_to_gets_all_of_the
         sent.append(len(records))
         if len(sent) == 2:
             (file,) = spools(tmp_path)
-            header, _ = frames.Header.read(file.read_bytes())
+            header, _ = spool_file.Header.read(file.read_bytes())
             (key,) = valkey.command("KEYS", f"*:w:{header.producer}")
             valkey.command("SET", key, 1, "PX", 10_000)  # As after a failover, but for the counters.
 
@@ -594,7 +595,7 @@ async def main():
         await asyncio.sleep(0)
         view = kit.store.cache.get("acme")
         from meterkit.store.settlement import Settlement
-        from meterkit.store.used import Used
+        from meterkit.store.hold import Used
         kit.store.settle(await kit.store.lane(), Settlement(view, used=Used(recorded={{"tokens": 1}})))
     while not any("cannot be written to" in line for line in said):
         await asyncio.sleep(0.01)

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meterkit.redis.filelock import FileLock
-from meterkit.store.frames import Header, frame
-from meterkit.store.spool_file import DAMAGED, SpoolFile
+from meterkit.spool.spool_file import DAMAGED, Header, SpoolFile, frame
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -9,11 +9,10 @@ import pytest
 from faults import catalog
 from meterkit.redis.settling import Sent
 from meterkit.redis.url import parse_redis_url
-from meterkit.store.held import Correction, Held, Mark
+from meterkit.store.hold import Correction, Held, Mark, Used
+from meterkit.store.replay import read, write
 from meterkit.store.settlement import Settlement
-from meterkit.store.spooled import read, write
 from meterkit.store.store import Store
-from meterkit.store.used import Used
 
 if TYPE_CHECKING:
     from meterkit.store.views import CustomerCache

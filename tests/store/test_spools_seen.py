@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.keys import Keys
-from meterkit.store.frames import Header
-from meterkit.store.spool_file import SpoolFile
-from meterkit.store.spools import SpoolSeen, look_at_spools
+from meterkit.spool.directory import SpoolSeen, look_at_spools
+from meterkit.spool.spool_file import Header, SpoolFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,14 +11,13 @@ import pytest
 
 from faults import before_script, eventually
 from meterkit.catalog import loads
-from meterkit.decisions.in_force import InForce
+from meterkit.customers import deletion, states
+from meterkit.customers.deletion import delete
+from meterkit.customers.states import States, sweep_turns
 from meterkit.decisions.keys import shard_of
 from meterkit.decisions.periods import to_ms
-from meterkit.store import deletion, turns
-from meterkit.store.deletion import delete
-from meterkit.store.notices import tell
-from meterkit.store.state_changes import States
-from meterkit.store.turns import sweep_turns
+from meterkit.decisions.transitions import InForce
+from meterkit.store.messages import tell
 from meterkit.testing import Clock
 from subscribed import END, INSTANT, NOW, PLANS, fetched, kit_of, recorder, subscription
 
@@ -308,7 +307,7 @@ async def test_a_plan_set_by_hand_of_a_customer_without_subscription_is_entered_
 async def test_the_task_of_the_kit_tells_of_what_the_clock_has_changed(
     any_store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(states, "_LOOK_EVERY_S", 0.01)
     clock = Clock(NOW)
     async with kit_of(any_store_url, clock) as kit:
         await fetched(kit, subscription(cancel_at_ms=END))

@@ -30,9 +30,9 @@ from faults import (
 from meterkit.decisions.program import Demand
 from meterkit.errors import StoreError
 from meterkit.redis.url import parse_redis_url
+from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
 from meterkit.store.store import Store
-from meterkit.store.used import Used
 from proxy import TcpProxy
 from servers import free_port
 
@@ -52,7 +52,7 @@ def run_program(program: str, url: str) -> tuple[str, str, int]:
         sys.path.insert(0, {TESTS!r})
         from faults import Client, kit_at, metered, settled, used
         from meterkit.store.settlement import Settlement
-        from meterkit.store.used import Used
+        from meterkit.store.hold import Used
         kit = kit_at({url!r}, store_timeout=5.0)  # What is slow on a busy machine is not away.
         app = metered(kit)
         def post(quantity):

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from delivering import desk
-from meterkit.store.task_lease import TaskLease
+from meterkit.store.tasks import TaskLease
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 

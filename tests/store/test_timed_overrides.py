@@ -10,10 +10,9 @@ import pytest
 
 from meterkit import MeterkitError, UnknownFeatureError
 from meterkit.catalog import loads, override
+from meterkit.customers.states import States, sweep_turns
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.periods import to_ms
-from meterkit.store.state_changes import States
-from meterkit.store.turns import sweep_turns
 from meterkit.testing import Clock
 from subscribed import INSTANT, NOW, PLANS, kit_of
 

@@ -10,7 +10,7 @@ import pytest
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import SubscriptionBusyError
 from meterkit.subscriptions.router.troubles import trouble_of
-from meterkit.subscriptions.service import alone
+from meterkit.subscriptions.service import pending_changes
 from shopping import shop
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ async def test_whoever_waits_too_long_is_told_when_to_try_again(
     store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F-113: after a kill in ``create`` the next call hung for a minute; a client gets 503 within 10 s."""
-    assert alone.WAIT_S < 10
-    monkeypatch.setattr(alone, "WAIT_S", 0.2)
+    assert pending_changes.WAIT_S < 10
+    monkeypatch.setattr(pending_changes, "WAIT_S", 0.2)
     async with shop(store_url) as at:
         admin = await at.kit.store.admin()
         await admin.ask(admin.client.set(at.kit.store.keys.beginning("acme"), "killed", px=40_000))

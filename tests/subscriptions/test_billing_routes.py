@@ -17,7 +17,7 @@ from starlette.routing import Mount
 from meterkit import MeterkitError, MeterMiddleware, identify
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
-from meterkit.testing.emulator.webhooks.signing import sign
+from meterkit.testing.emulator.webhooks.deliveries import sign
 from shopping import END, HALF, START, shop
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from meterkit.catalog import Changes, loads
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
+from meterkit.subscriptions.at_stripe.idempotency import key_of
 from meterkit.subscriptions.at_stripe.items import (
     PlanPrices,
     items_of,
@@ -20,9 +21,16 @@ from meterkit.subscriptions.at_stripe.items import (
     next_items,
     updates,
 )
-from meterkit.subscriptions.at_stripe.once import key_of
-from meterkit.subscriptions.rules.changes import OverLimit, course_of, over_limit, paid_seats, seats_on
-from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
+from meterkit.subscriptions.rules.changes import (
+    OverLimit,
+    check_seats,
+    check_seats_sold,
+    check_sold,
+    course_of,
+    over_limit,
+    paid_seats,
+    seats_on,
+)
 from meterkit.subscriptions.rules.costs import Terms, cost_of
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 from delivering import STRIPE_KEY
 from meterkit import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.catalog import loads
-from meterkit.store.drifts import Drifts
+from meterkit.customers.drifts import Drifts
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from shopping import END, PLANS, shop
 from stripe_session import tls

@@ -10,7 +10,7 @@ from meterkit import Contact, MeterkitError
 from shopping import shop
 
 if TYPE_CHECKING:
-    from meterkit.subscriptions.service.contact import ContactSource
+    from meterkit.subscriptions.service.stripe_customers import ContactSource
 
 pytestmark = pytest.mark.anyio
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meterkit.catalog import loads
+from meterkit.customers.customers import Customers
 from meterkit.errors import CustomerError, StripeUnavailableError
-from meterkit.store.customers import Customers
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.webhooks.looking import Looker
+from meterkit.subscriptions.webhooks.customer_sync import Looker
 from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 from shopping import PLANS, shop
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterkit.decisions.drift import Drift
+from meterkit.customers.drifts import Drift
 from meterkit.subscriptions.at_stripe.drift import drift_of, drift_of_customer, paid_in, plan_in
 from meterkit.subscriptions.at_stripe.items import PlanPrices, items_of, updates
 from meterkit.subscriptions.at_stripe.reading import read_subscription

@@ -9,7 +9,7 @@ import pytest
 
 from delivering import STRIPE_KEY, kit_for
 from meterkit.catalog import loads
-from meterkit.delivery.meter_differences import meter_differences
+from meterkit.cli.doctor.stripe_meters import meter_differences
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.price_sync.syncing import sync

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from meterkit.customers import states
 from meterkit.errors import StoreError
-from meterkit.store import state_changes
 from priced_shop import CATALOG, metered_lines, renewed, sell
 from shopping import HALF, shop
 
@@ -137,7 +137,7 @@ async def test_i13_a_look_that_dies_half_way_is_made_again_and_makes_nothing_lat
         async def die(*_: object, **__: object) -> None:
             raise StoreError("dead")
 
-        patched.setattr(state_changes.States, "change", die)
+        patched.setattr(states.States, "change", die)
         with pytest.raises(StoreError):
             await at.kit.subscriptions.sync("acme")
     at.clock.advance(timedelta(minutes=3))

@@ -11,7 +11,7 @@ import pytest
 
 from delivering import CATALOG
 from meterkit import MeterKit, StoreError
-from meterkit.subscriptions.webhooks.hints import Hint, Note
+from meterkit.subscriptions.webhooks.events import Hint, Note
 from meterkit.subscriptions.webhooks.queue import LEASE_MS, Entry, HookQueue
 from meterkit.testing import Clock
 from proxy import TcpProxy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meterkit import CustomerError, StripeError, StripeUnavailableError
-from meterkit.subscriptions.webhooks.retries import ATTEMPTS_MAX, Next, next_of
+from meterkit.subscriptions.webhooks.worker import ATTEMPTS_MAX, Next, next_of
 
 LAST = ATTEMPTS_MAX - 1
 

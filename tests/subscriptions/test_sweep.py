@@ -10,9 +10,8 @@ import pytest
 from hooking import DAY, NOW, hooked, hooked_kit
 from meterkit import StripeUnavailableError
 from meterkit.catalog import loads
-from meterkit.subscriptions.webhooks.nights import Night, due_shards
+from meterkit.subscriptions.webhooks.nightly_sync import Night, Sweeper, due_shards
 from meterkit.subscriptions.webhooks.queue import HookQueue
-from meterkit.subscriptions.webhooks.sweep import Sweeper
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from delivering import STRIPE_KEY
 from hooking import CATALOG, DAY, hooked
 from meterkit.decisions.customer_state import CustomerState, with_subscription
 from meterkit.subscriptions.at_stripe.reading import in_force, read_subscription
-from meterkit.subscriptions.webhooks.hints import hint_of
-from meterkit.subscriptions.webhooks.looking import LostError
+from meterkit.subscriptions.webhooks.customer_sync import LostError
+from meterkit.subscriptions.webhooks.events import hint_of
 from meterkit.subscriptions.webhooks.queue import LEASE_MS
 from workers import start
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from hooking import Hooked
-    from meterkit.subscriptions.webhooks.looking import Looker
+    from meterkit.subscriptions.webhooks.customer_sync import Looker
     from meterkit.subscriptions.webhooks.queue import HookQueue
     from meterkit.testing.emulator.webhooks.events import Event
     from servers import Server

@@ -29,7 +29,7 @@ from meterkit.errors import StoreError
 from meterkit.starlette import stripe_webhook
 from meterkit.subscriptions.webhooks.endpoint import BODY_BYTES_MAX
 from meterkit.subscriptions.webhooks.queue import HookQueue
-from meterkit.testing.emulator.webhooks.signing import FORGERIES
+from meterkit.testing.emulator.webhooks.deliveries import FORGERIES
 from proxy import TcpProxy
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from hooking import Hooked
     from meterkit import MeterKit
     from meterkit.subscriptions.webhooks.queue import Entry
-    from meterkit.testing.emulator.webhooks.signing import Forgery
+    from meterkit.testing.emulator.webhooks.deliveries import Forgery
     from servers import Server
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ from emulated import account
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.protocol import JsonObject
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from meterkit.testing import Clock, StripeEmulator
 from meterkit.testing.emulator.webhooks.events import changes, matches
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.protocol import JsonObject
 
 pytestmark = pytest.mark.anyio
 

@@ -22,7 +22,7 @@ from meterkit.testing.emulator.server import serve
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from meterkit.testing.emulator.webhooks.signing import Forgery
+    from meterkit.testing.emulator.webhooks.deliveries import Forgery
 
 pytestmark = pytest.mark.anyio
 

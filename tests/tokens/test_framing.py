@@ -7,11 +7,10 @@ from zlib import crc32
 
 import pytest
 
-from meterkit.tokens.framing.blocks import Ndjson, Takers
-from meterkit.tokens.framing.document import Document
 from meterkit.tokens.framing.eventstream import EventStream
 from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Work, drain
-from meterkit.tokens.framing.sse import Sse
+from meterkit.tokens.framing.json import Document
+from meterkit.tokens.framing.sse import Ndjson, Sse, Takers
 from meterkit.tokens.layout import may_report
 from tokens.recordings import frame
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit.tokens.json_values import load
-from meterkit.tokens.repeats import Repeats
+from meterkit.tokens.repeated_events import Repeats
 from meterkit.tokens.response import ResponseReader
 
 SSE = [(b"content-type", b"text/event-stream")]

@@ -7,10 +7,17 @@ from typing import Final
 import pytest
 
 from meterkit.catalog import loads
-from meterkit.decisions.balance import Balance, Holding, holdings_of
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
+from meterkit.decisions.grants import (
+    MICRO,
+    Balance,
+    Holding,
+    Prepaid,
+    holdings_of,
+    prepaid_by_plan,
+    prepaid_of,
+)
 from meterkit.decisions.periods import Bounds
-from meterkit.decisions.prepaid import MICRO, Prepaid, prepaid_by_plan, prepaid_of
 
 DAY_MS: Final = 86_400_000
 START_MS: Final = 1_800_000_000_000

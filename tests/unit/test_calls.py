@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meterkit.delivery.sending import calls_of
-from meterkit.store.intents import Attempt, Sealed
+from meterkit.outbox.intents import Attempt, Sealed
 
 
 def attempt(name: str, value: int) -> Attempt:

@@ -15,8 +15,8 @@ from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.closing import Closer
-from meterkit.store.closes import Close, Closes
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.closes import Close, Closes
+from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
 from stripe_objects import ObjectsAtStripe
 

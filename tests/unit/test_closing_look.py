@@ -9,7 +9,7 @@ import pytest
 
 from keeping import PERIOD_MS, kit_alone, subscription
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.delivery.closing_look import ClosingLook
+from meterkit.delivery.closing import ClosingLook
 from meterkit.delivery.reconciling import Reconciled, Reconciler
 from stripe_objects import ObjectsAtStripe
 

@@ -11,7 +11,7 @@ import pytest
 from delivering import NOW
 from keeping import HERE_S, PERIOD_MS, kit_alone
 from meterkit.decisions.keys import meter_token
-from meterkit.delivery.counting import until_counted
+from meterkit.delivery.summaries import until_counted
 from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ async def test_units_that_stripe_has_not_counted_in_time_are_left(counted: int, 
 async def test_what_is_stamped_ahead_is_waited_for_unless_the_clock_stands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("meterkit.delivery.counting._PAUSE_S", 0.001)
-    monkeypatch.setattr("meterkit.delivery.counting._STILL_S", 0.03)
+    monkeypatch.setattr("meterkit.delivery.summaries._PAUSE_S", 0.001)
+    monkeypatch.setattr("meterkit.delivery.summaries._STILL_S", 0.03)
     async with delivered(5) as (kit, clock):
         stripe, began = Sums({HERE_S + 3 * 60: 5}), monotonic()
         assert await left(kit, stripe) == 5

@@ -11,9 +11,9 @@ import pytest
 
 from delivering import NOW
 from keeping import NOW_MS, PERIOD_MS, keep, kit_alone
-from meterkit.delivery.cutting import Cutter
+from meterkit.customers.states import States
+from meterkit.delivery.on_demand import Cutter
 from meterkit.errors import StripeError, StripeUnavailableError
-from meterkit.store.state_changes import States
 from meterkit.testing import Clock
 from stripe_objects import ObjectsAtStripe
 

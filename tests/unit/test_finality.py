@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import pytest
 
-from meterkit.decisions.finality import Renewals, is_final, renewals_of
 from meterkit.decisions.subscription import SubscriptionState
+from meterkit.decisions.subscription_periods import Renewals, is_final, renewals_of
 
 
 def ms(month: int, day: int, *, year: int = 2031) -> int:

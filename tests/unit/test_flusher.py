@@ -12,11 +12,11 @@ import pytest
 from delivering import NOW
 from faults import eventually
 from keeping import NOW_MS, PERIOD_MS, STAMP_S, keep, kit_alone, subscription
+from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.delivery.flusher import Flusher
 from meterkit.delivery.outcomes import Outcome
 from meterkit.errors import StripeUnavailableError
-from meterkit.store.state_changes import States
 from meterkit.testing import Clock
 from stripe_objects import Counted
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from meterkit import FlushReport, MeterKit
-    from meterkit.store.intents import Sealed
+    from meterkit.outbox.intents import Sealed
 
 pytestmark = pytest.mark.anyio
 

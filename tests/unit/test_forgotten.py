@@ -9,10 +9,10 @@ import pytest
 
 from delivering import NOW
 from keeping import kit_alone
+from meterkit.customers.links import Delivered
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.forgotten import Forgotten, Gap
-from meterkit.store.delivered import Delivered
-from meterkit.store.journal import JournalRow
+from meterkit.outbox.journal import JournalRow
 from stripe_objects import Counted, Rows
 
 if TYPE_CHECKING:

@@ -10,9 +10,18 @@ import pytest
 
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.in_force import BY_CLOCK, BY_PLANS_FILE, InForce, Step, follow
 from meterkit.decisions.subscription import NEVER_MS, SubscriptionState
-from meterkit.decisions.transitions import entries_of, hand_entries, notices_of, reminders_of
+from meterkit.decisions.transitions import (
+    BY_CLOCK,
+    BY_PLANS_FILE,
+    InForce,
+    Step,
+    entries_of,
+    follow,
+    hand_entries,
+    notices_of,
+    reminders_of,
+)
 
 DAY_MS: Final = 86_400_000
 NOW_MS: Final = 1_800_000_000_000

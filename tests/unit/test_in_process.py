@@ -8,7 +8,7 @@ import pytest
 
 from meterkit.catalog import loads
 from meterkit.decisions.in_process import NOTHING_LEFT, Left, advance, left_by, left_where_allowed, weigh
-from meterkit.decisions.kinds import TOKEN_BUCKET
+from meterkit.decisions.policies import TOKEN_BUCKET
 from meterkit.decisions.program import Demand, Program, compile_program
 
 if TYPE_CHECKING:

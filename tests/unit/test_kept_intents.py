@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from meterkit.store.kept_intents import Kept
+from meterkit.outbox.intents import Kept
 
 NOW_MS = 1_900_000_000_000
 OF_ITS_USAGE = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meterkit.catalog.money import money
+from meterkit.catalog.amounts import money
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,9 @@ from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.recovering import Recoverer
 from meterkit.errors import CustomerError, StoreError
-from meterkit.store.intents import Sealed
-from meterkit.store.journal import JournalRow
-from meterkit.store.kept_intents import Kept, find_kept
-from meterkit.store.period_ends import InvoiceEnd, keep_invoice_end
+from meterkit.outbox.closes import InvoiceEnd, keep_invoice_end
+from meterkit.outbox.intents import Kept, Sealed, find_kept
+from meterkit.outbox.journal import JournalRow
 from stripe_objects import Counted, Rows
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 
 from keeping import NOW_MS, keep, kit_alone, subscription
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.delivery.invoicing import Invoicing, invoicing_of
+from meterkit.delivery.invoices import Invoicing, invoicing_of
 from meterkit.delivery.reconciling import Reconciler
 from meterkit.errors import StripeError
 from stripe_objects import ObjectsAtStripe

@@ -16,16 +16,15 @@ import pytest
 
 from meterkit.decisions.keys import Keys
 from meterkit.errors import MeterkitError, SettingsError, StoreError
-from meterkit.redis import cluster, scripts
+from meterkit.redis import discovery, scripts
 from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.filelock import FileLock
 from meterkit.redis.hold_renewal import Renewal
 from meterkit.redis.lane import Lane
-from meterkit.redis.moved_clock import not_past
 from meterkit.redis.private_directory import check_peer, make_directory
 from meterkit.redis.reconnect import Reconnector
-from meterkit.redis.server import eviction_warning
+from meterkit.redis.server import eviction_warning, not_past
 from meterkit.redis.tallies import BUCKETS_S, Tallies
 from meterkit.redis.tls import Tls
 from meterkit.redis.url import Address, Place
@@ -149,7 +148,7 @@ async def test_a_cluster_that_cannot_be_reached_says_why() -> None:
     place = Place("127.0.0.1", free_port())
     for places, why in (((place,), "Connect call failed|refused"), ((), "no node is named")):
         with pytest.raises(StoreError, match=f"cannot be reached: .*({why})"):
-            await cluster.find(Address(kind="cluster", places=places), (), timeout_s=5, clock=time)
+            await discovery.find(Address(kind="cluster", places=places), (), timeout_s=5, clock=time)
 
 
 async def test_renewal_that_begins_again_renews_once_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:

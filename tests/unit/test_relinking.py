@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meterkit.store.relinking import minutes_taken_ms, pending_minutes_ms
+from meterkit.customers.links import minutes_taken_ms, pending_minutes_ms
 
 MINUTE = 60_000
 NOW = 30_000_000 * MINUTE

@@ -13,7 +13,7 @@ from delivering import NOW
 from keeping import HERE_S, NOW_MS, keep, kit_alone
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.restarts import Restarts
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
 from stripe_objects import Counted
 

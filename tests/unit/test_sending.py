@@ -15,8 +15,8 @@ from delivering import NOW, kit_for
 from meterkit.decisions.ambiguity import COMPARED_MS, SURE_MS
 from meterkit.delivery.outcomes import Outcome
 from meterkit.delivery.sending import Lease, Sender, line_of
-from meterkit.store.intents import Attempt, Move, Sealed
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.intents import Attempt, Move, Sealed
+from meterkit.outbox.outbox import Outbox
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:

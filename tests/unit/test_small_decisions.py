@@ -9,16 +9,19 @@ import pytest
 
 from meterkit.catalog import loads
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.decisions.derived import derived_from
-from meterkit.decisions.drift import Drift, DriftKind
-from meterkit.decisions.dunning import Standing, next_reminder_ms, reminders_due, without_payment
-from meterkit.decisions.further import joined
+from meterkit.customers.drifts import Drift, DriftKind
+from meterkit.decisions.binding import derived_from
+from meterkit.decisions.customer_state import seat_meter, with_seats
 from meterkit.decisions.gauges import GaugeLimit, Level, gauge_policy, shortage
-from meterkit.decisions.packed import unpack_field
-from meterkit.decisions.policies import ceiling_of
-from meterkit.decisions.rates import keep_ms_of, rate_numbers
-from meterkit.decisions.seats import seat_meter, with_seats
-from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.packed import joined, unpack_field
+from meterkit.decisions.policies import ceiling_of, keep_ms_of, rate_numbers
+from meterkit.decisions.subscription import (
+    NEVER_MS,
+    Standing,
+    next_reminder_ms,
+    reminders_due,
+    without_payment,
+)
 
 DAY_MS: Final = 86_400_000
 NOW_MS: Final = 1_800_000_000_000

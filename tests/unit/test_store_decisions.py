@@ -15,31 +15,29 @@ import pytest
 
 from meterkit import MeterkitError, StoreError
 from meterkit.catalog import loads
-from meterkit.decisions.balance import Holding
+from meterkit.customers.grants import ledger_of
+from meterkit.customers.links import owner_of
+from meterkit.customers.usage import _priced, _RecordedAt
 from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.grants import Holding
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.decisions.subscription import SubscriptionState
+from meterkit.outbox.closes import Close, ends_to_close
+from meterkit.outbox.intents import RESTORED, Kept
+from meterkit.outbox.operator_commands import _intent
 from meterkit.redis import scripts
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.settling import resolve
-from meterkit.store.alarms import Alarms
-from meterkit.store.audited import told_of
-from meterkit.store.closes import Close, ends_to_close
-from meterkit.store.customer_id import check_customer, check_event_id
+from meterkit.store.arguments import check_customer, check_event_id
+from meterkit.store.compiled import Alarms
 from meterkit.store.customer_usage import usage_of
 from meterkit.store.fallback import Fallback
-from meterkit.store.grant import ledger_of
-from meterkit.store.held import Mark
-from meterkit.store.holder import Holder
-from meterkit.store.kept_intents import RESTORED, Kept
-from meterkit.store.links import owner_of
-from meterkit.store.marked import MarkedDecision
-from meterkit.store.outbox_by_hand import _intent
-from meterkit.store.priced_usage import _priced, _RecordedAt
+from meterkit.store.hold import Mark, Used, told_of
+from meterkit.store.holds import Holder
+from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement, _Entry, _thresholds
-from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
 
 if TYPE_CHECKING:

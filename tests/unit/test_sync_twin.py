@@ -8,9 +8,9 @@ import pytest
 
 from meterkit import Gauges, MeterKit, ObjectStorage, Reservation, Revenue, Subscriptions
 from meterkit.catalog import loads
+from meterkit.customers.customers import Customers
+from meterkit.customers.grants import Grants
 from meterkit.notify.messages import Messages
-from meterkit.store.customers import Customers
-from meterkit.store.grants import Grants
 
 PLANS = """\
 schema: 1

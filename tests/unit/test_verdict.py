@@ -10,7 +10,7 @@ from meterkit.catalog import loads
 from meterkit.decisions import verdict
 from meterkit.decisions.decision import Decision, GaugeLevel
 from meterkit.decisions.program import Demand, Program, compile_program
-from meterkit.redis.resp import pack, pack_each, unpack
+from meterkit.redis.connection import pack, pack_each, unpack
 from store.script_driver import World, life
 from store.script_wires import load_texts, server_wire
 

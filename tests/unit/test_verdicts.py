@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
-from meterkit.delivery.verdicts import Look, Verdict, judge
+from meterkit.delivery.comparing import Look, Verdict, judge
 
 HOUR_MS = 3_600_000
 FIRST_MS = 1_900_000_000_000

@@ -6,12 +6,12 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.late_refusal import LateRefusal
 from meterkit.asgi.problems import type_of
-from meterkit.catalog.features import check_feature
+from meterkit.asgi.refuser import LateRefusal
+from meterkit.catalog.quantity import check_feature
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.decision import Decision
-from meterkit.store.holder import Holder
+from meterkit.store.holds import Holder
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -147,7 +147,7 @@ class Admitted(Holder):
     def require(self, feature: str) -> Decision | None:
         """The refusal of a customer who lacks a feature, which the app is to answer with an error.
 
-        That gives way to the refusal, see :class:`~meterkit.asgi.late_refusal.LateRefusal`. The request stays
+        That gives way to the refusal, see :class:`~meterkit.asgi.refuser.LateRefusal`. The request stays
         counted in its rates, by which it was admitted, and is not billed.
 
         Raises:

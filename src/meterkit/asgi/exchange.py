@@ -16,12 +16,11 @@ from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.outliving import on_loop_of, settle_outliving
 from meterkit.asgi.reading import Reading
-from meterkit.asgi.repeats import repeat_digest
 from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.store.held import Mark
+from meterkit.store.hold import Mark, Used, add
+from meterkit.store.idempotency import repeat_digest
 from meterkit.store.settlement import Settlement, settlement_of
-from meterkit.store.used import Used, add
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

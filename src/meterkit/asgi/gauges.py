@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from meterkit.asgi.context import exchange
 from meterkit.catalog.quantity import check_change, check_gauge, check_quantity
-from meterkit.store.customer_id import check_customer, check_event_id
+from meterkit.store.arguments import check_customer, check_event_id
 from meterkit.store.gauges import change_level, read_level
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.kinds import SLIDING_WINDOW
+from meterkit.decisions.policies import SLIDING_WINDOW
 from meterkit.decisions.verdict import EXACT_WINDOW_MS_MAX, reset_ms
 
 if TYPE_CHECKING:

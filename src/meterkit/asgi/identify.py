@@ -23,10 +23,9 @@ from weakref import WeakKeyDictionary
 from anyio import CapacityLimiter, to_thread
 from starlette.types import Scope
 
-from meterkit.catalog.proxies import UNIX, proxy_network
+from meterkit.catalog.billing import UNIX, proxy_network
 from meterkit.errors import MeterkitError
-from meterkit.store.arguments import is_text
-from meterkit.store.customer_id import check_customer, is_customer
+from meterkit.store.arguments import check_customer, is_customer, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.errors import MeterkitError
-from meterkit.store.customer_id import check_event_id
-from meterkit.store.jobs import claim_job, remember_job
-from meterkit.store.outliving import end_work
-from meterkit.store.used import NOTHING_USED, Used
-from meterkit.tokens.batch_lines import batch_line
+from meterkit.store.arguments import check_event_id
+from meterkit.store.hold import NOTHING_USED, Used
+from meterkit.store.jobs import claim_job, end_work, remember_job
+from meterkit.tokens.jobs import batch_line, call_name
 from meterkit.tokens.merging import each_once, join_reports
 from meterkit.tokens.objects import Reports, calls_of, pending_jobs, usage_of
-from meterkit.tokens.outliving import call_name
 from meterkit.tokens.plain_values import kind_of
 
 if TYPE_CHECKING:
@@ -27,8 +25,8 @@ if TYPE_CHECKING:
     from meterkit.store.jobs import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
-    from meterkit.tokens.batch_lines import BatchLine
     from meterkit.tokens.call_usage import CallUsage
+    from meterkit.tokens.jobs import BatchLine
 
 __all__ = ["LlmCalls", "captured", "record_calls", "used_by_model"]
 

@@ -8,7 +8,7 @@ from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from meterkit.asgi.arguments import check_arguments
+from meterkit.asgi.arguments import PlansInForce, check_arguments
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import exchange
 from meterkit.asgi.degraded import decide_in_process
@@ -16,7 +16,6 @@ from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.headers import ShadowFields
 from meterkit.asgi.lifespan import lifespan
 from meterkit.asgi.logs import RefusalLog, TroubleLog
-from meterkit.asgi.plans_in_force import PlansInForce
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight
@@ -27,7 +26,7 @@ from meterkit.decisions.in_process import NOTHING_LEFT, left_where_allowed
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, give_up
 from meterkit.redis.event_loops import running_loop
-from meterkit.store.customer_id import is_customer
+from meterkit.store.arguments import is_customer
 from meterkit.store.replies import ALLOWED, REFUSED
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 from meterkit.asgi.llm_calls import used_by_model
 from meterkit.errors import StoreError
-from meterkit.store.jobs import Claim, claim_job, remember_job
-from meterkit.store.outliving import end_work, keep_hold
+from meterkit.store.jobs import Claim, claim_job, end_work, keep_hold, remember_job
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.repeats import repeat_digest
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.errors import StoreError
-from meterkit.store.marked import marking
+from meterkit.store.idempotency import marking, repeat_digest
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     estimate_input,

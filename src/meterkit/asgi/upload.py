@@ -15,7 +15,7 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
-from meterkit.store.held import Held
+from meterkit.store.hold import Held
 from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement
 

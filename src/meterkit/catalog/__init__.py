@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from meterkit.catalog.entitlements import override
 from meterkit.catalog.load import json_schema, load, loads
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
@@ -36,7 +37,6 @@ from meterkit.catalog.models import (
     enforced,
 )
 from meterkit.catalog.notifications import EmailChannel, Notify, WebhookChannel
-from meterkit.catalog.overrides import override
 from meterkit.catalog.stored_objects import OTHER_TYPE, ObjectPattern, Storage
 
 __all__ = [

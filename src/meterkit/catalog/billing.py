@@ -1,10 +1,12 @@
-"""The blocks about money and failure: ``billing:``, ``dunning:`` and the words of the top level."""
+"""The blocks ``billing:`` and ``dunning:``, options of Stripe's Checkout, and trusted proxies."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from meterkit.catalog.checkout import OptionsShape
+from meterkit.catalog.document import Fields, Items, Node, kind_of
 from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
@@ -18,19 +20,99 @@ from meterkit.catalog.models import (
     Outcome,
     StoreFailure,
 )
-from meterkit.catalog.proxies import UNIX, proxy_network
 from meterkit.catalog.scalars import DAY_MS, NAME, duration, duration_or_0, integer, scalar, text
 from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
+
+    from meterkit.catalog.errors import Problems
+
+__all__ = ["UNIX", "CheckoutOptions", "OptionsShape", "proxy_network", "set_by_meterkit"]
+
+
+UNIX: Final = "unix"
+"""Whoever connects by a Unix socket, and so has no address."""
+_MAPPED: Final = IPv6Network("::ffff:0:0/96")
+
+
+def proxy_network(text: object) -> IPv4Network | IPv6Network:
+    """The network that a proxy, or several, are in; an address is a network of its own.
+
+    IPv4 addresses that are written as IPv6 ones (``::ffff:10.0.0.7``) are IPv4 addresses.
+
+    Raises:
+        ValueError: it is neither an address nor a network.
+    """
+    try:
+        # A number would be read as an address.
+        network = ip_network(str(text), strict=False)
+    except ValueError:
+        raise ValueError(
+            f"trusted_proxies: found {text!r}; allowed are addresses and networks, "
+            "for example '10.0.0.7' or '10.0.0.0/8', and 'unix'"
+        ) from None
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        address = int(network.network_address) & 0xFFFF_FFFF
+        return IPv4Network((address, network.prefixlen - _MAPPED.prefixlen))
+    return network
+
+
+CheckoutOptions: TypeAlias = Mapping[str, Any]
+"""Parameters of a Checkout Session (https://docs.stripe.com/api/checkout/sessions/create)."""
+_OWN: Final = frozenset(
+    {"mode", "customer", "customer_email", "line_items", "success_url", "cancel_url", "client_reference_id"}
+    | {"metadata"}
+)
+_OWN_OF_SUBSCRIPTION: Final = frozenset({"metadata", "billing_mode", "trial_period_days", "trial_end"})
+_SUBSCRIPTION: Final = "subscription_data"
+
+
+def set_by_meterkit(options: CheckoutOptions) -> Iterator[tuple[str, ...]]:
+    """The paths of the options that meterkit sets itself. Pure."""
+    for name, value in options.items():
+        if name in _OWN:
+            yield (name,)
+        elif name == _SUBSCRIPTION and isinstance(value, Mapping):
+            given = cast("Mapping[str, Any]", value)
+            yield from ((name, inner) for inner in given if inner in _OWN_OF_SUBSCRIPTION)
+
+
+class OptionsShape:
+    """Any map. Its texts stay as they are written: Stripe takes ``true``, ``7`` and ``auto`` as texts."""
+
+    def read(self, node: Node, problems: Problems) -> dict[str, object] | None:
+        """The map as Stripe takes it."""
+        if not isinstance(node, Fields):
+            problems.refuse(node.place, f"found {kind_of(node)}; allowed: a map of options of Checkout")
+            return None
+        found = {name: _plain(value) for name, value in node.values.items()}
+        for path in set_by_meterkit(found):
+            holder: Fields = node
+            for name in path[:-1]:
+                inner = holder.values[name]
+                holder = inner if isinstance(inner, Fields) else holder
+            problems.refuse(holder.places[path[-1]], "meterkit sets this itself; leave it out")
+        return found
+
+    def schema(self) -> dict[str, object]:
+        """Any object."""
+        return {"type": "object", "additionalProperties": True}
+
+
+def _plain(node: Node) -> object:
+    if isinstance(node, Fields):
+        return {name: _plain(value) for name, value in node.values.items()}
+    if isinstance(node, Items):
+        return [_plain(item) for item in node.items]
+    return None if node.is_null else node.text
+
 
 ENFORCEMENTS: Final[Choice[Enforcement]] = Choice(("on", "shadow"))
 STORE_FAILURES: Final[Choice[StoreFailure]] = Choice(("allow", "deny"))
 HEADERS: Final[Choice[Headers]] = Choice(("ietf", "x-ratelimit", "both", "none"))
 _WHEN: Final = Choice(("now", "period_end"))
 _CHARGES: Final = {"success": BILLED_ON_SUCCESS, "attempt": BILLED_ON_ATTEMPT}
-
 HEADER_NAME: Final = text(
     64, pattern=r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", allowed="the name of a header, such as Idempotency-Key"
 )

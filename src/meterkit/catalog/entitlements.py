@@ -1,9 +1,12 @@
-"""What a plan gives for one meter, and its defaults."""
+"""Entitlements: what a plan gives of one meter, defaults, and overrides for one customer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, cast
 
+from meterkit.catalog.document import DEPTH_MAX, Fields, Items, Node, Text
+from meterkit.catalog.errors import Place, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
 from meterkit.catalog.models import Entitlement, Overage
 from meterkit.catalog.rates import Rates
@@ -21,7 +24,7 @@ from meterkit.catalog.scalars import (
 from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, Shape, Table
 
 if TYPE_CHECKING:
-    from meterkit.catalog.models import Meter
+    from meterkit.catalog.models import Catalog, Meter, Plan
 
 
 class BillTable(Table, what="a price of overage", inheritable=True):
@@ -45,7 +48,6 @@ class OverageTable(Table, what="overage", inheritable=True):
 
 _OVERAGE_MAPS: Final = ", a map {bill: {cap, per, amount_cents}} or a map {percent, grace}"
 OVERAGE_ALLOWED: Final = f"deny, bill{_OVERAGE_MAPS}"
-
 _OVERAGE_SHAPE: Final[Shape[str | OverageTable]] = Forms(
     OVERAGE_ALLOWED, scalar=Choice(("deny", "bill"), others=_OVERAGE_MAPS), fields=OverageTable
 )
@@ -202,3 +204,56 @@ def _build_warn_at(values: EntitlementTable) -> tuple[int, ...]:
     if len(set(warn_at)) < len(warn_at):
         values.refuse("warn_at", "a percentage is listed twice; keep one")
     return tuple(sorted(set(warn_at)))
+
+
+_SOURCE: Final = "override"
+
+
+def override(
+    catalog: Catalog, plan: Plan, overrides: Mapping[str, Mapping[str, object]], *, strict: bool = False
+) -> dict[str, Entitlement]:
+    """A plan's entitlements with some replaced.
+
+    Args:
+        catalog: the catalog of the plan.
+        plan: what is laid over.
+        overrides: meter to an entitlement in the notation of the plans file; what it does not say stays
+            as the plan has it.
+        strict: whether to raise. Otherwise a meter whose override cannot be read stays as the plan has
+            it: what was stored under one plans file must not break the decisions of the next.
+
+    Raises:
+        PlansError: something is wrong; with all that is wrong.
+    """
+    merged = dict(plan.entitlements)
+    problems = Problems(_SOURCE)
+    for name, given in overrides.items():
+        place, found = Place(0, 0, "").child(name), Problems(_SOURCE)
+        if name not in catalog.meters:
+            found.refuse(place, unknown("meter", name, catalog.meters))
+        elif (values := EntitlementTable.read(_node(given, place, 1), found)) is not None:
+            built = build_entitlement(values, catalog.meters[name], base=plan.entitlements[name])
+            if not found:
+                merged[name] = built
+        problems.extend(found)
+    if strict and problems:
+        raise problems.error()
+    return merged
+
+
+def _node(value: object, place: Place, depth: int) -> Node:
+    """A value of Python in the notation of the plans file."""
+    if depth > DEPTH_MAX:
+        return Text(place, "…", quoted=True)
+    if isinstance(value, Mapping):
+        entries = {str(key): item for key, item in cast("Mapping[object, object]", value).items()}
+        places = {key: place.child(key) for key in entries}
+        return Fields(
+            place, {key: _node(item, places[key], depth + 1) for key, item in entries.items()}, places
+        )
+    if isinstance(value, list | tuple):
+        items = cast("list[object] | tuple[object, ...]", value)
+        return Items(place, tuple(_node(item, place.item(i), depth + 1) for i, item in enumerate(items)))
+    if value is None:
+        return Text(place, "null", quoted=False)
+    return Text(place, str(value).lower() if isinstance(value, bool) else str(value), quoted=True)

@@ -1,13 +1,15 @@
-"""The whole plans file: its keys, its JSON Schema, and how it is read, checked and made a catalog."""
+"""The whole plans file: its keys, its JSON Schema, ``extends``, its checks, and the catalog it becomes."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.catalog.billing import (
     ANONYMOUS_SHAPE,
@@ -19,20 +21,140 @@ from meterkit.catalog.billing import (
     build_anonymous,
     build_dunning,
 )
-from meterkit.catalog.digest import digest
-from meterkit.catalog.document import SIZE_MAX, parse
+from meterkit.catalog.document import SIZE_MAX, Fields, Node, Text, parse
+from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.errors import Place, Problems, RefusedError, nearest, unknown
-from meterkit.catalog.fit import check_fit
-from meterkit.catalog.inheritance import with_inheritance
 from meterkit.catalog.meters import CreditTable, MeterTable, build_credits, build_meters, check_features
 from meterkit.catalog.models import Billing, Catalog, Route
 from meterkit.catalog.notes import note_billing_lines
 from meterkit.catalog.notify import NotifyTable, build_notify
 from meterkit.catalog.plans import Declared, PlanTable, build_plans
-from meterkit.catalog.routes import RouteTable, build_routes
+from meterkit.catalog.routes import RouteTable, build_routes, quantities_of
 from meterkit.catalog.scalars import NAME, scalar
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Table, kept
 from meterkit.catalog.storage import StorageTable, build_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from meterkit.catalog.models import Credit, Entitlement, Plan
+
+
+# Where the file lies, how a route's match is spaced and what there is to note change nothing.
+_SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
+    Catalog: ("source", "content_hash", "notes"),
+    Route: ("match",),
+}
+
+
+def digest(catalog: Catalog) -> Catalog:
+    """The catalog with its ``content_hash``."""
+    meaning = json.dumps(catalog, default=_plain, sort_keys=True, separators=(",", ":"))
+    return replace(catalog, content_hash=hashlib.blake2b(meaning.encode(), digest_size=8).hexdigest())
+
+
+def _plain(value: Any) -> object:
+    """What JSON does not know by itself: sets of words, and the values of :mod:`meterkit.catalog.models`."""
+    if isinstance(value, frozenset):
+        return sorted(cast("frozenset[str]", value))
+    spelling = next((names for kind, names in _SPELLING.items() if isinstance(value, kind)), ())
+    return {one.name: getattr(value, one.name) for one in fields(value) if one.name not in spelling}
+
+
+EXTENDS: Final = "extends"
+# A plan's name and what it extends are its own; all else is inherited.
+_OWN: Final = frozenset({EXTENDS, "name"})
+
+
+def with_inheritance(root: Fields, problems: Problems) -> Fields:
+    """The document with every plan's inherited entries written out, each keeping its own place."""
+    plans = root.values.get("plans")
+    if not isinstance(plans, Fields):
+        return root
+    parents = {key: parent for key, node in plans.values.items() if (parent := _parent(node)) is not None}
+    merged: dict[str, Node] = {}
+    for key in plans.values:
+        _resolve(key, plans, parents, merged, problems)
+    ordered = {key: merged[key] for key in plans.values}
+    return replace(root, values={**root.values, "plans": replace(plans, values=ordered)})
+
+
+def _parent(node: Node) -> Text | None:
+    extends = node.values.get(EXTENDS) if isinstance(node, Fields) else None
+    return extends if isinstance(extends, Text) and not extends.is_null else None
+
+
+def _resolve(
+    key: str, plans: Fields, parents: dict[str, Text], merged: dict[str, Node], problems: Problems
+) -> None:
+    """Fill ``merged`` for one plan and for all it extends, furthest first."""
+    line: list[str] = []
+    step: str | None = key
+    while step is not None and step not in merged:
+        if step in line:
+            around = " → ".join([*line[line.index(step) :], step])
+            message = f"plans extend each other in a circle: {around}; one of them must not"
+            problems.refuse(parents[step].place, message)
+            break
+        line.append(step)
+        parent = parents.get(step)
+        if parent is not None and parent.text not in plans.values:
+            problems.refuse(parent.place, unknown("plan", parent.text, plans.values))
+            parent = None
+        step = parent.text if parent else None
+    for name in reversed(line):
+        own = plans.values[name]
+        parent = parents.get(name)
+        base = merged.get(parent.text) if parent else None
+        merged[name] = own if base is None else _overlay(base, own, without=_OWN)
+
+
+def _overlay(base: Node, own: Node, *, without: frozenset[str] = frozenset()) -> Node:
+    if not isinstance(base, Fields) or not isinstance(own, Fields):
+        return own
+    values = {key: value for key, value in base.values.items() if key not in without}
+    inherited = {key: base.places[key] for key in values}
+    for key, value in own.values.items():
+        values[key] = _overlay(values[key], value) if key in values else value
+    return Fields(own.place, values, {**inherited, **own.places})
+
+
+def check_fit(
+    routes: Iterable[tuple[Route, RouteTable]],
+    plans: Mapping[str, Plan | None],
+    *,
+    credits_: Mapping[str, Credit],
+    problems: Problems,
+) -> None:
+    """Note every quantity of a route that never fits a plan that limits its meter."""
+    payable = {meter for credit in credits_.values() for meter in credit.costs}
+    for route, values in routes:
+        for place, key, meter, quantity in quantities_of(route, values):
+            for plan in plans.values():
+                if plan is None or meter not in plan.entitlements:
+                    continue
+                is_payable = meter in payable or any(grant.name == meter for grant in plan.grants)
+                limit = _too_small(plan.entitlements[meter], quantity, is_payable=is_payable)
+                if limit is not None:
+                    what = f"a default of {quantity}" if key == "reserve" else f"{quantity}"
+                    message = f"{what} never fits the plan {plan.key}, whose {limit}; lower it or raise that"
+                    problems.refuse(place, message)
+
+
+def _too_small(entitlement: Entitlement, quantity: int, *, is_payable: bool) -> str | None:
+    """The limit that ``quantity`` can never fit, in words, or None.
+
+    A ceiling of 0 says that the plan does not have the meter; that is no slip.
+    """
+    meter = entitlement.meter
+    for rate in entitlement.rates:
+        if quantity > rate.burst:
+            if rate.algorithm == "token-bucket":
+                return f"burst of {meter} is {rate.burst}"
+            return f"rate of {meter} is {rate.limit}/{rate.window}"
+    most = None if is_payable else ceiling(entitlement)
+    return f"ceiling of {meter} is {most}" if most and quantity > most else None
+
 
 _CURRENCY: Final = re.compile(r"[a-z]{3}")
 _CURRENCY_ALLOWED: Final = "the three small letters of a currency, such as usd"

@@ -1,25 +1,36 @@
-"""The one rule for quantities, and for the meters that they can be counted on."""
+"""Checks of quantities, meters and features that the app names."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.errors import QuantityError, UnknownMeterError
+from meterkit.errors import QuantityError, UnknownFeatureError, UnknownMeterError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from meterkit.catalog.models import Meter
 
 __all__ = [
     "check_change",
     "check_counter",
+    "check_feature",
     "check_gauge",
     "check_quantities",
     "check_quantity",
     "counters_of",
 ]
+
+
+def check_feature(name: str, features: Collection[str]) -> None:
+    """See that the plans file has a feature of this name.
+
+    Raises:
+        UnknownFeatureError: it has not.
+    """
+    if name not in features:
+        raise UnknownFeatureError.of(name, features)
 
 
 def check_quantity(quantity: object) -> int:

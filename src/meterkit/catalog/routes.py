@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME, HEADERS, STORE_FAILURES
 from meterkit.catalog.errors import unknown
-from meterkit.catalog.match_syntax import MATCH_SHAPE, WEBSOCKET, parse_match
+from meterkit.catalog.match import MATCH_SHAPE, WEBSOCKET, parse_match
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable

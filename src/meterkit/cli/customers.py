@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 import typer
 
 from meterkit.catalog.errors import suggestion
-from meterkit.cli.links import read_links
+from meterkit.cli.importing import read_links
 from meterkit.cli.notation import format_entitlement, parse_entitlement
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
 from meterkit.cli.output import date_and_time, print_note, print_records
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
 
-    from meterkit.cli.links import CsvLink
+    from meterkit.cli.importing import CsvLink
     from meterkit.cli.progress import Steps
+    from meterkit.customers.customers import Customer, Customers
     from meterkit.kit import MeterKit
-    from meterkit.store.customer import Customer
-    from meterkit.store.customers import Customers
 
 __all__ = ["commands"]
 

@@ -12,14 +12,14 @@ from meterkit.cli.options import WHEN, CustomerArgument, date_or_instant, whole_
 from meterkit.cli.output import date_and_time, print_note, print_records, print_table
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_unknown
+from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
-from meterkit.decisions.prepaid import MICRO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from meterkit.customers.grants import Grant, LedgerEntry
     from meterkit.kit import MeterKit
-    from meterkit.store.grant import Grant, LedgerEntry
 
 __all__ = ["commands", "quantities_of"]
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from meterkit.customers.customers import Customer
     from meterkit.kit import MeterKit
-    from meterkit.store.customer import Customer
 
 __all__ = ["commands"]
 

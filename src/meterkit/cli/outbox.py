@@ -13,7 +13,7 @@ from meterkit.cli.options import whole_number
 from meterkit.cli.output import date_and_time, print_note, print_records, span
 from meterkit.cli.session import Session, command
 from meterkit.errors import MeterkitError
-from meterkit.store.intents import IntentState
+from meterkit.outbox.intents import IntentState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

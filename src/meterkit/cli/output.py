@@ -1,33 +1,154 @@
-"""What commands print: tables for people, JSON for programs; notes go to stderr."""
+"""Output of commands: tables for people, JSON for programs; notes go to stderr."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import re
+import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 
-from meterkit.cli.json_lines import logs_as_json
-from meterkit.cli.table import table
 from meterkit.decisions.periods import iso
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from rich.console import RenderableType
+
 __all__ = [
+    "JsonLines",
     "date_and_time",
+    "fit",
+    "log_as_json",
+    "logs_as_json",
     "print_json",
     "print_note",
     "print_records",
     "print_table",
     "span",
     "stdout_console",
+    "table",
     "to_json",
 ]
+
+
+_OF_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``, then the record's own fields by name.
+
+    Where there is an exception, ``exception`` is its traceback.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, whatever is in the record."""
+        moment = datetime.fromtimestamp(record.created, UTC)
+        said: dict[str, Any] = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        said |= {
+            name: value
+            for name, value in vars(record).items()
+            if name not in _OF_EVERY_RECORD and name not in said
+        }
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            said["stack"] = self.formatStack(record.stack_info)
+        return json.dumps(said, ensure_ascii=False, default=str)
+
+
+def log_as_json() -> None:
+    """Have all that is logged in this process, and all notes of the command, written to stderr as JSON."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def logs_as_json() -> bool:
+    """Whether :func:`log_as_json` was called."""
+    return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger().handlers)
+
+
+_GAP: Final = 2
+_WORD_MAX: Final = 18
+"""Longer ids are cut rather than put a whole table below each other; quantities and dates never are."""
+_SENTENCE: Final = re.compile(r"(?=.{41})(\S+ ){4}.*")  # Else it is a path, or a few names.
+_SENTENCE_LEAST: Final = 28
+_QUANTITY: Final = re.compile(r"-?[0-9,]+(\.[0-9]+)?|unlimited|")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) -> list[RenderableType]:
+    """Rows of texts as a table; wrapped between words, or else as a list, where it would be too wide."""
+    cells = [[name, *(row[nth] for row in rows)] for nth, name in enumerate(columns)]
+    natural = [max(map(cell_len, column)) for column in cells]
+    least = [_least(column) for column in cells]
+    widths = fit(natural, least, width)
+    if widths is None:
+        return _below_each_other(columns, rows)
+    found = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))
+    for (name, *texts), column_width in zip(cells, widths, strict=True):
+        numeric = all(map(_QUANTITY.fullmatch, texts))
+        found.add_column(name, justify="right" if numeric else "left", width=column_width, overflow="fold")
+    for row in rows:
+        found.add_row(*row)
+    return [found]
+
+
+def _least(column: Sequence[str]) -> int:
+    """How wide a column is at least: its longest word, and of what is told in sentences some words a line."""
+    words = (word for cell in column for word in cell.split(" "))
+    longest = max(
+        cell_len(word) if _QUANTITY.fullmatch(word) else min(cell_len(word), _WORD_MAX) for word in words
+    )
+    return max(longest, _SENTENCE_LEAST) if any(map(_SENTENCE.match, column)) else longest
+
+
+def fit(natural: Sequence[int], least: Sequence[int], width: int) -> list[int] | None:
+    """The widths of columns in a table that is no wider than ``width``, or None where there are none.
+
+    Args:
+        natural: what each column needs if nothing in it is wrapped.
+        least: what each column needs at least.
+        width: for all columns and the gaps between them.
+    """
+    left = width - _GAP * (len(least) - 1) - sum(least)
+    if left < 0:
+        return None
+    widths = list(least)
+    # First those that need little more, so that as few as can be are wrapped.
+    for nth in sorted(range(len(least)), key=lambda nth: natural[nth] - least[nth]):
+        more = min(natural[nth] - least[nth], left)
+        widths[nth] += more
+        left -= more
+    return widths
+
+
+def _below_each_other(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[RenderableType]:
+    found: list[RenderableType] = []
+    for nth, row in enumerate(rows):
+        if nth:
+            found.append("")
+        entry = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+        entry.add_column(width=max(map(cell_len, columns)))
+        entry.add_column(overflow="fold")
+        for name, text in zip(columns, row, strict=True):
+            entry.add_row(name, text)
+        found.append(entry)
+    return found
+
 
 _logger = logging.getLogger("meterkit.cli")
 _FILE_WIDTH: Final = 140

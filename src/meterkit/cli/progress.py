@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from meterkit.cli.json_lines import logs_as_json
+from meterkit.cli.output import logs_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

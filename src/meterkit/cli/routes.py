@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterkit.asgi.app_routes import ANY_METHOD, Decider, routes_of
-from meterkit.asgi.route_lines import described, take
+from meterkit.asgi.app_routes import ANY_METHOD, Decider, described, routes_of, take
 from meterkit.asgi.routing import own_root_path
 from meterkit.catalog import load
 from meterkit.cli.imported_app import import_app
@@ -19,7 +18,7 @@ from meterkit.cli.session import Session, command
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.asgi.route_lines import Idle, Taken
+    from meterkit.asgi.app_routes import Idle, Taken
     from meterkit.catalog import Route
 
 __all__ = ["commands"]

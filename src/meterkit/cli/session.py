@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import typer
 
-    from meterkit.subscriptions.service.contact import ContactSource
+    from meterkit.subscriptions.service.stripe_customers import ContactSource
 
 __all__ = ["Session", "command", "reload_signal", "started", "stop_signal", "tell"]
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from meterkit.catalog import load
+from meterkit.cli.doctor.stripe_meters import meter_differences
 from meterkit.cli.options import instant, whole_number
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command, stop_signal
-from meterkit.delivery.meter_differences import meter_differences
 from meterkit.errors import SettingsError
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi

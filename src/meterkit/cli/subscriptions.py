@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from meterkit.catalog.money import money
+from meterkit.catalog.amounts import money
 from meterkit.cli.options import CustomerArgument, PlanArgument, whole_number
 from meterkit.cli.output import date_and_time, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, note_unknown
 from meterkit.errors import NoSubscriptionError
-from meterkit.subscriptions.rules.checks import SEATS_MAX
+from meterkit.subscriptions.rules.changes import SEATS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from meterkit.decisions.drift import Drift
+    from meterkit.customers.drifts import Drift
     from meterkit.subscriptions.rules.changes import OverLimit
     from meterkit.subscriptions.service.results import Invoice, Subscription, SubscriptionChange
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.output import print_note
+from meterkit.customers.customers import customers_set_up
 from meterkit.errors import MeterkitError
-from meterkit.store.customers import customers_set_up
 
 if TYPE_CHECKING:
+    from meterkit.customers.customers import Customer
     from meterkit.kit import MeterKit
-    from meterkit.store.customer import Customer
 
 __all__ = ["check_known", "hint_of_new", "note_missing_plan", "note_unknown"]
 

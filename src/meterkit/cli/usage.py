@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.money import money
+from meterkit.catalog.amounts import money
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import print_note, print_records, to_json
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import note_unknown
+from meterkit.customers.usage import usage_of_all
 from meterkit.decisions.periods import iso, to_ms
-from meterkit.store.all_usage import usage_of_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence

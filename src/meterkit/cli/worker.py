@@ -13,13 +13,12 @@ import typer
 from meterkit.background import BackgroundTasks
 from meterkit.cli.flush import summary
 from meterkit.cli.imported_app import import_function
-from meterkit.cli.json_lines import log_as_json, logs_as_json
-from meterkit.cli.output import print_note
+from meterkit.cli.output import log_as_json, logs_as_json, print_note
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
+from meterkit.customers.states import follow_turns
 from meterkit.delivery.closing import Closer
 from meterkit.errors import MeterkitError
 from meterkit.insights.background import insights_tasks
-from meterkit.store.turns import follow_turns
 from meterkit.subscribing import StripeAccess
 
 if TYPE_CHECKING:

@@ -1,17 +1,19 @@
-"""A program whose quantities are known with each request only: compiled once, bound many times. Pure."""
+"""Binding: set the quantities of one request in a compiled program; and meters derived from others."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from meterkit.decisions.kinds import CEILING, GAUGE
+from meterkit.decisions.policies import CEILING, GAUGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.catalog import Meter
     from meterkit.decisions.program import Program
 
-__all__ = ["Binding"]
+__all__ = ["Binding", "derived_from"]
 
 
 class Binding:
@@ -50,3 +52,20 @@ class Binding:
             meter: quantities[meter] + self._consumed[meter] if meter in quantities else taken
             for meter, taken in self._program.held.items()
         }
+
+
+def derived_from(
+    meters: Mapping[str, Meter], source: str, dimensions: Mapping[str, str]
+) -> tuple[Meter, ...]:
+    """The meters that are derived from another and match some dimensions, in the file's order."""
+    if not dimensions:
+        return ()
+    return tuple(
+        meter
+        for meter in meters.values()
+        if meter.source == source
+        and all(
+            name in dimensions and fnmatchcase(dimensions[name], pattern)
+            for name, pattern in meter.where.items()
+        )
+    )

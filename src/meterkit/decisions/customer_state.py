@@ -1,4 +1,4 @@
-"""A customer's stored state, and the plan, access and period that follow from it at an instant. Pure."""
+"""The stored state of a customer; the plan, access, period and seats that follow from it at an instant."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog import override
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.dunning import standing_of, without_payment
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
-from meterkit.decisions.seats import with_seats
-from meterkit.decisions.subscription import ENDED, NEVER_MS, Access, Status, SubscriptionState
+from meterkit.decisions.subscription import (
+    ENDED,
+    NEVER_MS,
+    Access,
+    Status,
+    SubscriptionState,
+    standing_of,
+    without_payment,
+)
 from meterkit.decisions.subscription_periods import Counting, subscription_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.catalog import Catalog, Entitlement, Plan, Route
+    from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.decisions.decision import Reason
 
 __all__ = [
@@ -36,8 +42,35 @@ __all__ = [
     "holding_only",
     "refusal_of",
     "refusal_without",
+    "seat_meter",
+    "with_seats",
     "with_subscription",
 ]
+
+
+_SEATS: Final = "seats"
+_UNITS: Final = frozenset({"seat", "seats"})
+
+
+def seat_meter(meters: Mapping[str, Meter]) -> str | None:
+    """The gauge that counts seats: the one named ``seats``, else the only one whose unit is a seat."""
+    gauges = {name: meter.unit for name, meter in meters.items() if meter.kind == "gauge"}
+    if _SEATS in gauges:
+        return _SEATS
+    found = [name for name, unit in gauges.items() if unit in _UNITS]
+    return found[0] if len(found) == 1 else None
+
+
+def with_seats(
+    entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter], seats: int
+) -> Mapping[str, Entitlement]:
+    """The same entitlements, but no fewer seats than are paid for."""
+    name = seat_meter(meters) if seats else None
+    included = None if name is None else entitlements[name].included
+    if name is None or included is None or included >= seats:
+        return entitlements
+    return {**entitlements, name: replace(entitlements[name], included=seats)}
+
 
 NO_STATE: Final = f"{FORMAT}:0"
 """The rev of a customer without a state."""
@@ -153,10 +186,10 @@ def holding_only(
 def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> EffectivePlan:
     """The plan, access and period of a customer at an instant.
 
-    The plan is the one set by hand, else the subscription's, else the default plan; so is the status. What
-    they come to says :func:`~meterkit.decisions.dunning.standing_of`. A subscription that has ended leaves
-    the default plan, and so does a plan that the catalog does not have. A subscription that was never paid
-    for, nor on trial, changes neither plan nor access; only its status is shown.
+    The plan is the one set by hand, else the subscription's, else the default plan; so is the status.
+    :func:`~meterkit.decisions.subscription.standing_of` derives the access. A subscription that has ended
+    leaves the default plan, and so does a plan that the catalog does not have. A subscription that was never
+    paid for, nor on trial, changes neither plan nor access; only its status is shown.
     """
     subscription = state.subscription
     status, failures, failed_at_ms, turn_ms = state.status, 1, state.status_since_ms, NEVER_MS

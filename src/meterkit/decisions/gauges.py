@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.decision import GaugeLevel, Policy
-from meterkit.decisions.further import joined
 from meterkit.decisions.keys import meter_field
-from meterkit.decisions.packed import unpack_field
+from meterkit.decisions.packed import joined, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from meterkit.decisions.kinds import CEILING, FIXED_WINDOW, TOKEN_BUCKET
+from meterkit.decisions.policies import CEILING, FIXED_WINDOW, TOKEN_BUCKET
 from meterkit.decisions.verdict import weighted
 
 if TYPE_CHECKING:

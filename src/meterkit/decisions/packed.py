@@ -1,8 +1,4 @@
-"""The packed fields of counters, as the scripts write them: numbers and texts one after the other. Pure.
-
-They are MessagePack, of which whole numbers and short texts are all that is used. A field begins with the
-format of what is stored, below zero.
-"""
+"""Packed fields of counters, as the scripts write them, and the JSON object that scripts read."""
 
 from __future__ import annotations
 
@@ -11,7 +7,8 @@ from typing import Any, Final, NamedTuple, Self
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
-__all__ = ["Head", "MeterCounts", "unpack_field"]
+__all__ = ["Head", "MeterCounts", "joined", "unpack_field"]
+
 
 _NUMBER_BYTES: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 _SMALL_END: Final = 0x80
@@ -118,3 +115,8 @@ def _checked(values: list[int | bytes], kinds: tuple[type, ...]) -> list[Any]:
     if tuple(map(type, values)) != kinds:
         raise ValueError(f"other values than there must be: {values!r:.80}")
     return values
+
+
+def joined(first: str, second: str) -> str:
+    """Two JSON objects with members of their own as one; either may be the empty text: nothing."""
+    return f"{first[:-1]},{second[1:]}" if first and second else first or second

@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.decisions.gauges import GaugeLimit, gauge_policy, with_gauges
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
-from meterkit.decisions.kinds import CEILING, CONCURRENCY, GAUGE
-from meterkit.decisions.policies import ceiling_of, policies_of, route_policies
-from meterkit.decisions.rates import keep_ms_of, rate_numbers
+from meterkit.decisions.policies import (
+    CEILING,
+    CONCURRENCY,
+    GAUGE,
+    ceiling_of,
+    keep_ms_of,
+    policies_of,
+    rate_numbers,
+    route_policies,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Rate, Route
     from meterkit.decisions.decision import Policy
-    from meterkit.decisions.prepaid import Prepaid
+    from meterkit.decisions.grants import Prepaid
 
 __all__ = [
     "Demand",
@@ -57,7 +64,7 @@ class Measure:
     """One policy as the decision script weighs it.
 
     Attributes:
-        kind: see :mod:`meterkit.decisions.kinds`.
+        kind: see :mod:`meterkit.decisions.policies`.
         window: ms; for a bucket the denominator of its refill per ms.
         limit: units per window, burst, included + beyond, or requests in flight.
         refill: for a bucket the numerator of its refill per ms, else 0.

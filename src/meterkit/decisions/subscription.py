@@ -1,22 +1,31 @@
-"""A customer's subscription as it is stored, and what of it binds at an instant. Pure."""
+"""A stored subscription, and what a customer may do by its status: the dunning policy."""
 
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.catalog import Dunning
+
 __all__ = [
     "ENDED",
     "NEVER_MS",
+    "OWING",
     "Access",
+    "Standing",
     "Status",
     "SubscriptionState",
     "TrialEndAction",
+    "next_reminder_ms",
+    "reminders_due",
+    "standing_of",
     "switched_by_others",
+    "without_payment",
 ]
+
 
 Status = Literal[
     "active",
@@ -30,16 +39,12 @@ Status = Literal[
 ]
 Access = Literal["full", "grace", "restricted", "suspended"]
 TrialEndAction = Literal["continue", "cancel", "pause"]
-
 ENDED: Final[frozenset[Status | None]] = frozenset({"canceled", "incomplete_expired"})
 """The statuses that a subscription never leaves."""
-
 _OWING: Final[frozenset[Status]] = frozenset({"past_due", "unpaid"})
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
-
 NEVER_MS: Final = 9_000_000_000_000_000
-
 _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
     "continue": "active",
     "cancel": "canceled",
@@ -235,3 +240,64 @@ def switched_by_others(
         return frozenset()
     changed = set(known.metered.split()) ^ set(found.metered.split())
     return frozenset(pair.partition("=")[0] for pair in changed)
+
+
+OWING: Final[frozenset[Status | None]] = frozenset({"past_due", "unpaid"})
+"""The statuses in which handlers are reminded of an invoice that was not paid."""
+_RESTRICTED: Final = frozenset({"paused", "incomplete"})
+
+
+class Standing(NamedTuple):
+    """What a customer may do, and until when by the clock (ms since the epoch)."""
+
+    access: Access
+    until_ms: int = NEVER_MS
+
+
+def standing_of(
+    status: Status | None, *, failures: int, failed_at_ms: int, dunning: Dunning, now_ms: int
+) -> Standing:
+    """What follows from a status at an instant.
+
+    ``past_due`` is *grace* until ``dunning.grace`` is over, or until ``dunning.attempts`` have failed; then
+    *restricted*; *suspended* from ``dunning.suspend_after`` on. Both spans count from the first failure.
+    ``unpaid`` is suspended; ``paused`` and ``incomplete`` are restricted; all else, no subscription included,
+    has full access, of the default plan where a subscription has ended.
+
+    Args:
+        status: of the subscription; None: there is none.
+        failures: failed attempts to collect the latest invoice.
+        failed_at_ms: the first of them.
+        dunning: the policy.
+        now_ms: the instant.
+    """
+    if status == "unpaid":
+        return Standing("suspended")
+    if status in _RESTRICTED:
+        return Standing("restricted")
+    if status != "past_due":
+        return Standing("full")
+    suspension_ms = failed_at_ms + dunning.suspend_after_ms
+    grace_end_ms = min(failed_at_ms + dunning.grace_ms, suspension_ms)
+    has_failed_often = dunning.attempts is not None and failures >= dunning.attempts
+    if now_ms >= suspension_ms:
+        return Standing("suspended")
+    if now_ms >= grace_end_ms or has_failed_often:
+        return Standing("restricted", suspension_ms)
+    return Standing("grace", grace_end_ms)
+
+
+def without_payment(standing: Standing) -> Standing:
+    """What a customer may do for whose period nothing is paid: at most what restricted access gives."""
+    return standing._replace(access="restricted") if standing.access in {"full", "grace"} else standing
+
+
+def reminders_due(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:
+    """The number of reminders that are due at an instant, counted from the first failure."""
+    return sum(failed_at_ms + after_ms <= now_ms for after_ms in dunning.remind_ms)
+
+
+def next_reminder_ms(failed_at_ms: int, dunning: Dunning, now_ms: int) -> int:
+    """When the next reminder is due; :data:`NEVER_MS`: none is left."""
+    due = (failed_at_ms + after_ms for after_ms in dunning.remind_ms)
+    return min((at_ms for at_ms in due if at_ms > now_ms), default=NEVER_MS)

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.decision import Decision, Reason
 from meterkit.decisions.gauges import shortage
-from meterkit.decisions.kinds import CEILING, CONCURRENCY, FIXED_WINDOW, GAUGE, SLIDING_WINDOW, TOKEN_BUCKET
 from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.decisions.policies import (
+    CEILING,
+    CONCURRENCY,
+    FIXED_WINDOW,
+    GAUGE,
+    SLIDING_WINDOW,
+    TOKEN_BUCKET,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,15 +1,15 @@
-"""A flusher by the settings, and as a task in the background."""
+"""The flusher in the background, with the transport that the settings name."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.delivery.journaling import JournaledTransport
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.delivery.transports import transport_of
+from meterkit.errors import SettingsError
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
@@ -18,11 +18,41 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.sending import Transport
+    from meterkit.delivery.stripe_stream import StripeStreamTransport
+    from meterkit.delivery.stripe_v1 import StripeV1Transport
+    from meterkit.outbox.journal import Journal
     from meterkit.settings import Settings
-    from meterkit.store.journal import Journal
     from meterkit.store.store import Store
 
-__all__ = ["delivery_tasks", "flush_forever", "flusher_for"]
+__all__ = ["StripeTransport", "delivery_tasks", "flush_forever", "flusher_for", "transport_of"]
+
+
+StripeTransport: TypeAlias = "StripeV1Transport | StripeStreamTransport"
+"""What delivers to Stripe."""
+_TRANSPORTS: Final[Mapping[str, tuple[str, str]]] = {
+    "v1": ("meterkit.delivery.stripe_v1", "StripeV1Transport"),
+    "v2-stream": ("meterkit.delivery.stripe_stream", "StripeStreamTransport"),
+}
+
+
+def transport_of(settings: Settings) -> StripeTransport:
+    """The transport that the settings name.
+
+    Raises:
+        SettingsError: no Stripe key is set, or it cannot be worked with.
+    """
+    if settings.stripe_api_key is None:
+        message = "stripe_api_key: delivery needs a Stripe key; set METERKIT_STRIPE_API_KEY"
+        raise SettingsError("stripe_api_key", message)
+    name, made = _TRANSPORTS[settings.stripe_transport]
+    module: Any = import_module(name)  # Only those who deliver pay for it.
+    transport: StripeTransport = getattr(module, made)(
+        settings.stripe_api_key.get_secret_value(),
+        api_base=settings.stripe_api_base,
+        events_base=settings.stripe_events_base,
+    )
+    return transport
+
 
 _PASS_EVERY_S: Final = 5.0
 

@@ -1,42 +1,130 @@
-"""Intents that Stripe may have are compared with its summaries: delivered, replaced, or left to a person."""
+"""Compare intents that Stripe may have with its summaries: delivered, replaced, or left."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from decimal import Decimal
 from http import HTTPStatus
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.customers.stranding import MISSED, strand_intent
+from meterkit.decisions.ambiguity import APART_MS, COMPARED_MS
 from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.outcomes import CLOCKS_APART_S
 from meterkit.delivery.report import REPORTED
-from meterkit.delivery.verdicts import Judged, Look, judge
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
+from meterkit.outbox.closes import count_members
+from meterkit.outbox.intents import RESTORED, Kept, intents_of
+from meterkit.outbox.operator_commands import steer, withdraw
 from meterkit.store.event_names import read_meters
-from meterkit.store.kept_intents import RESTORED, Kept, intents_of
-from meterkit.store.steering import steer
-from meterkit.store.stranding import MISSED, strand_intent
-from meterkit.store.waiting import count_members
-from meterkit.store.withdrawing import withdraw
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from meterkit.delivery.report import FlushReport
     from meterkit.delivery.summaries import Summaries
-    from meterkit.delivery.verdicts import Verdict
-    from meterkit.store.journal import Journal
+    from meterkit.outbox.journal import Journal
     from meterkit.store.store import Store
 
-__all__ = ["CAUSE", "Comparer"]
+__all__ = ["CAUSE", "Comparer", "Judged", "Look", "Verdict", "judge"]
+
+
+# https://docs.stripe.com/api/billing/meter-event/create: "within the past 35 calendar days"; less an hour.
+_PAST_MS: Final = 35 * 86_400_000 - 3_600_000
+# What is pending of a closed period is sealed into several intents of one minute where no value can hold it.
+_SPLIT_AT: Final = 10**15 - 1
+Verdict = Literal["again", "delivered", "replace", "person"]
+"""Look again; Stripe has it; Stripe does not, and it is sent under a new identifier; somebody must decide."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What Stripe's summary of an intent's minute came to (None: it has no such meter), and when."""
+
+    counted: Decimal | None
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What becomes of an intent.
+
+    Attributes:
+        why: in words, for its customer's ledger or for whoever must decide.
+        wait_ms: ``again``: how long until then.
+        keep: ``again``: the look that the next one is compared with; None: there is none yet.
+    """
+
+    verdict: Verdict
+    why: str = ""
+    wait_ms: int = 0
+    keep: Look | None = None
+
+
+def judge(
+    *,
+    value: int,
+    span: str = "its minute",
+    minute_ms: int,
+    first_attempt_ms: int,
+    before: Look | None,
+    now: Look,
+) -> Judged:
+    """Tell what becomes of an intent that Stripe may have.
+
+    Args:
+        value: its quantity, with that of all that the summary does not tell it from; below 0: it takes units
+            back.
+        span: what the summary is of.
+        minute_ms: its timestamp.
+        first_attempt_ms: when it was tried first.
+        before: the look before this one; None: there was none.
+        now: this look.
+    """
+    if now.at_ms < first_attempt_ms + COMPARED_MS:
+        return Judged(verdict="again", wait_ms=first_attempt_ms + COMPARED_MS - now.at_ms)
+    if value >= _SPLIT_AT:
+        return Judged(
+            verdict="person",
+            why=f"its minute may have another intent of {value}: its summary does not tell them apart",
+        )
+    if now.counted is None:
+        return Judged(verdict="person", why="Stripe has no meter with its event name, so no summary of it")
+    if before is None:
+        return Judged(verdict="again", wait_ms=APART_MS, keep=now)
+    if now.at_ms < before.at_ms + APART_MS:
+        return Judged(verdict="again", wait_ms=before.at_ms + APART_MS - now.at_ms, keep=before)
+    return _judge_two(value, span, minute_ms, before, now)
+
+
+def _judge_two(value: int, span: str, minute_ms: int, before: Look, now: Look) -> Judged:
+    if before.counted != now.counted:
+        why = f"Stripe's summary of {span} said {before.counted}, and {now.counted} later"
+        return Judged(verdict="person", why=why)
+    if now.counted == value:
+        return Judged(verdict="delivered", why=f"Stripe's summary of {span} said {value}, twice")
+    if now.counted != 0:
+        why = f"Stripe's summary of {span} says {now.counted}, and it is {value}"
+        return Judged(verdict="person", why=why)
+    if value < 0:
+        why = (
+            "it takes units back, and Stripe's summary of its minute says 0, which it may say of less than"
+            " nothing: look at the customer's meter at Stripe; if they are counted still, credit them by"
+            " hand; then drop it"
+        )
+        return Judged(verdict="person", why=why)
+    if minute_ms < now.at_ms - _PAST_MS:
+        why = "Stripe does not have it, and takes nothing older than 35 days: bill it by hand"
+        return Judged(verdict="person", why=why)
+    return Judged(verdict="replace", why=f"Stripe's summary of {span} said 0, twice")
+
 
 _logger = logging.getLogger("meterkit.delivery")
-
 CAUSE: Final = "reconcile"
 """Of what a comparison has changed, in the ledger of the customer."""
-
 _PAGE: Final = 100
 _LATER_MS: Final = 600_000
 _OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -44,7 +132,7 @@ _MINUTE_S: Final = 60
 
 
 class Comparer:
-    """Compares what is due to be compared; see :func:`meterkit.delivery.verdicts.judge`.
+    """Compares what is due to be compared; see :func:`meterkit.delivery.comparing.judge`.
 
     Any number may work at once: an intent changes only where it is still as it was read.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.delivery.invoices import MADE_WITHIN_MS, finalized_ms, is_renewal_of
-from meterkit.store.period_ends import InvoiceEnd
+from meterkit.outbox.closes import InvoiceEnd
 from meterkit.stripe.request import ENDED_HERE
 
 if TYPE_CHECKING:

@@ -1,17 +1,24 @@
-"""What Stripe tells of meter events that it has taken and does not count. Pure.
-
-https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api#handle-meter-event-errors
-"""
+"""Stripe's error reports on meter events that it accepted and does not count: these are parked."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
+from meterkit.errors import MeterkitError, StripeError
+from meterkit.outbox.batches import Refusing
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Sequence
+
+    from meterkit.outbox.batches import Refusable
+    from meterkit.outbox.journal import Journal
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
 
 __all__ = [
     "BATCH",
@@ -19,15 +26,17 @@ __all__ = [
     "ErrorReport",
     "Sample",
     "batches_of",
+    "blamed",
     "identifiers_of",
     "is_of_meter",
     "read_report",
     "state_of",
+    "take_refusals",
 ]
+
 
 BATCH: Final = "batch-"
 """Begins the idempotency key of a call with several intents."""
-
 _SAMPLES_MAX: Final = 1_000
 _WORDS_MAX: Final = 200
 # The idempotency key of a later try is the identifier and eight hex digits.
@@ -157,3 +166,142 @@ def _text(value: object) -> str:
 
 def _whole(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+_logger = logging.getLogger("meterkit.delivery")
+_NO_CUSTOMER: Final = "meter_event_customer_not_found"
+
+
+async def blamed(api: StripeApi, refusing: Refusing, report: ErrorReport) -> dict[str, tuple[str, str]]:
+    """The intents that a report means by naming batches: identifier to the code and Stripe's words.
+
+    ``request.identifier`` of a sample is "The request idempotency key", as Stripe's SDKs document
+    ``V1BillingMeterErrorReportTriggeredEvent``: of a stream that is one for up to a hundred events. Of those
+    that are of the report's meter it means the only one; all, where the meter takes nothing and no fewer are
+    counted; those whose customer is not at Stripe, where it says so. Else nobody can tell: that is logged,
+    with their identifiers.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+        StoreError: the store does not answer.
+    """
+    batches = batches_of(report)
+    if not batches:
+        return {}
+    events = await _event_names(api, report)
+    intents = await refusing.batches({key for keys in batches.values() for key in keys})
+    found: dict[str, tuple[str, str]] = {}
+    for cause, keys in batches.items():
+        words = {identifier: message for key, message in keys.items() for identifier in intents.get(key, ())}
+        known = await refusing.find(words)
+        one_of = [one for one in known.values() if (one.event_name in events) != (report.meter is None)]
+        for one in await _meant(api, cause, one_of):
+            found[one.identifier] = (cause.code, words[one.identifier])
+    return found
+
+
+async def _event_names(api: StripeApi, report: ErrorReport) -> Collection[str]:
+    """The event name of the report's meter; where it is of none, those of all meters that there are."""
+    if report.meter is not None:
+        return {(await api.get(f"/v1/billing/meters/{report.meter}"))["event_name"]}
+    return {meter["event_name"] for meter in await api.list("/v1/billing/meters")}
+
+
+async def _meant(api: StripeApi, cause: Cause, one_of: list[Refusable]) -> list[Refusable]:
+    if len(one_of) == 1 or (is_of_meter(cause.code) and cause.count >= len(one_of)):
+        return one_of
+    if cause.code == _NO_CUSTOMER:
+        gone = {name for name in {one.stripe_customer for one in one_of} if await _is_gone(api, name)}
+        return [one for one in one_of if one.stripe_customer in gone]
+    if one_of:
+        _logger.error(
+            "Stripe refuses %d of these intents, which were sent in one call, and does not say which: %s: %s",
+            *(cause.count, cause.code, ", ".join(one.identifier for one in one_of)),
+        )
+    return []
+
+
+async def _is_gone(api: StripeApi, stripe_customer: str) -> bool:
+    try:
+        return bool((await api.get(f"/v1/customers/{stripe_customer}")).get("deleted"))
+    except StripeError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return True
+
+
+_CURES: Final = {
+    "archived_meter": "reactivate the meter at Stripe",
+    "no_meter": "make a meter of that event name at Stripe: meterkit stripe sync",
+    "meter_event_customer_not_found": (
+        "link the customer to one of this account for what comes, meterkit customers unlink and link; what"
+        " was sent stays addressed to the old one: bill it by hand"
+    ),
+}
+_CURE: Final = "meterkit doctor compares the meters at Stripe with the plans file"
+
+
+async def take_refusals(store: Store, api: StripeApi, event_id: str, journal: Journal | None = None) -> None:
+    """Fetch what an event tells of meter events that Stripe does not count, and do with each what it says.
+
+    An intent that it names, by itself or by the call that it was sent in, is parked or dead, with Stripe's
+    words, and counted so. Stripe names only some of the events: how many are left, and what to do, is logged.
+    Repeated, it does nothing again.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+        StoreError: the store does not answer.
+        MeterkitError: an intent is just being sent; it is to be tried again.
+    """
+    report = read_report(await api.get(f"/v2/core/events/{event_id}"))
+    refusing = Refusing(store)
+    named = await blamed(api, refusing, report) | identifiers_of(report)
+    found = await refusing.find(named)
+    apart, sending, done = 0, list[str](), list[str]()
+    for identifier, one in found.items():
+        code, message = named[identifier]
+        if one.is_apart:
+            apart += 1
+            continue
+        state, why = state_of(code), f"refused after it was taken: {code}: {message}"
+        refused = await refusing.refuse(one, state=state, why=why)
+        if refused == "done":
+            apart += 1
+            done.append(identifier)
+            _logger.error(
+                "%d units of %s of customer %r are %s: Stripe took intent %s and does not count it: %s: %s",
+                *(one.value, one.event_name, one.customer, state, identifier, code, message),
+            )
+        elif refused == "sending":
+            sending.append(identifier)
+    if done and journal is not None:
+        await _remove(journal, done)
+    if sending:
+        raise MeterkitError(f"intents that Stripe refuses are being sent: {', '.join(sending[:3])}")
+    _tell_rest(report, apart, event_id)
+
+
+async def _remove(journal: Journal, identifiers: Sequence[str]) -> None:
+    """Take off the journal what Stripe does not have. A row that stays makes a restore bill too little."""
+    try:
+        await journal.remove(identifiers)
+    except MeterkitError as error:
+        _logger.warning(
+            "the journal of deliveries still has intents that Stripe refuses: %s: %s",
+            *(", ".join(identifiers[:3]), error),
+        )
+
+
+def _tell_rest(report: ErrorReport, apart: int, event_id: str) -> None:
+    left = report.count - apart
+    if left <= 0:
+        return
+    kinds = ", ".join(f"{cause.code} ({cause.count})" for cause in report.causes) or "for no reason given"
+    cures = dict.fromkeys(_CURES.get(cause.code, _CURE) for cause in report.causes) or {_CURE: None}
+    where = "" if report.meter is None else f" of meter {report.meter}"
+    when = f" from {report.span}" if report.span else ""
+    _logger.error(
+        "%d of %d meter events%s%s that Stripe has taken and does not count are not known here by name: %s;"
+        " they count as delivered, so meterkit shows more than the invoice will. To do: %s. Event %s",
+        *(left, report.count, where, when, kinds, "; ".join(cures), event_id),
+    )

@@ -19,7 +19,7 @@ from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
 from meterkit.delivery.restarts import Restarts
 from meterkit.delivery.sending import Lease, Sender, calls_of, line_of, stopwatch
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.store.outbox import Outbox
+from meterkit.outbox.outbox import Outbox
 from meterkit.store.spool import NO_SPOOLS
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.sending import Transport
     from meterkit.delivery.summaries import Summaries
-    from meterkit.store.intents import Attempt, Move
-    from meterkit.store.journal import Journal
-    from meterkit.store.sealing import Sealing
+    from meterkit.outbox.intents import Attempt, Move
+    from meterkit.outbox.journal import Journal
+    from meterkit.outbox.sealing import Sealing
     from meterkit.store.store import Store
 
 __all__ = ["FlushReport", "Flusher"]

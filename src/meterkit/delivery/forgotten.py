@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from meterkit.customers.history import is_relinked
+from meterkit.customers.links import delivered_lately
 from meterkit.decisions.periods import from_ms, stamped_span_s
 from meterkit.errors import MeterkitError
-from meterkit.store.delivered import delivered_lately
-from meterkit.store.history import is_relinked
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from meterkit.customers.links import Delivered
     from meterkit.delivery.summaries import Summaries
-    from meterkit.store.delivered import Delivered
-    from meterkit.store.journal import Journal, JournalRow
+    from meterkit.outbox.journal import Journal, JournalRow
     from meterkit.store.store import Store
 
 __all__ = ["Deliveries", "Forgotten", "Gap"]

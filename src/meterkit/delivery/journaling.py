@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError
-from meterkit.store.journal import JournalRow
+from meterkit.outbox.journal import JournalRow
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.outcomes import Outcome
     from meterkit.delivery.sending import Transport
-    from meterkit.store.intents import Sealed
-    from meterkit.store.journal import Journal
+    from meterkit.outbox.intents import Sealed
+    from meterkit.outbox.journal import Journal
 
 __all__ = ["JournaledTransport"]
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.ambiguity import compare_in_ms
-from meterkit.store.kept_intents import Kept
-from meterkit.store.period_ends import Stamped, too_late
-from meterkit.store.steering import steer
-from meterkit.store.withdrawing import withdraw
+from meterkit.outbox.closes import Stamped, too_late
+from meterkit.outbox.intents import Kept
+from meterkit.outbox.operator_commands import steer, withdraw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.store.intents import Sealed
+    from meterkit.outbox.intents import Sealed
     from meterkit.store.store import Store
 
 __all__ = ["LateIntents"]

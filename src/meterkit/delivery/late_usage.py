@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from meterkit.customers.usage import Uninvoiced, note_uninvoiced, uninvoiced
 from meterkit.decisions.periods import from_ms, iso
 from meterkit.delivery.report import REPORTED, LateUsage
-from meterkit.store.uninvoiced import Uninvoiced, note_uninvoiced, uninvoiced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
+    from meterkit.outbox.sealing import LateUnits
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.event_names import Counted
-    from meterkit.store.sealing import LateUnits
     from meterkit.store.store import Store
 
 __all__ = ["count_uninvoiced", "late_in_words", "report_late"]

@@ -6,25 +6,21 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.history import is_relinked
+from meterkit.customers.states import States
+from meterkit.customers.usage import Priced, customers_with_counts, priced_usage, taken_back, uninvoiced
 from meterkit.decisions.ambiguity import may_be_sent_again
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.delivery.comparing import CAUSE, Comparer
 from meterkit.delivery.invoice_advice import advice_on_invoices, advice_on_prices, mispriced
-from meterkit.delivery.invoices import Invoices
-from meterkit.delivery.invoicing import invoicing_of
+from meterkit.delivery.invoices import Invoices, invoicing_of
 from meterkit.delivery.report import FlushReport
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StripeError
-from meterkit.store.all_usage import customers_with_counts
-from meterkit.store.customer_id import check_customer
+from meterkit.outbox.intents import is_refused
+from meterkit.outbox.operator_commands import Intents
+from meterkit.store.arguments import check_customer
 from meterkit.store.event_names import read_meters
-from meterkit.store.history import is_relinked
-from meterkit.store.kept_intents import is_refused
-from meterkit.store.outbox_by_hand import Intents
-from meterkit.store.priced_usage import Priced, priced_usage
-from meterkit.store.state_changes import States
-from meterkit.store.taken_back import taken_back
-from meterkit.store.uninvoiced import uninvoiced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,11 +28,10 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.delivery.invoice_advice import Mispriced
-    from meterkit.delivery.invoices import Invoiced
-    from meterkit.delivery.invoicing import Invoicing
+    from meterkit.delivery.invoices import Invoiced, Invoicing
     from meterkit.delivery.summaries import Summaries
+    from meterkit.outbox.journal import Journal
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
-    from meterkit.store.journal import Journal
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.errors import MeterkitError, StripeError
-from meterkit.store.customer_id import check_customer
+from meterkit.outbox.closes import count_members
+from meterkit.outbox.intents import RESTORED, kept_in
+from meterkit.outbox.operator_commands import steer
+from meterkit.store.arguments import check_customer
 from meterkit.store.event_names import read_meters
-from meterkit.store.kept_intents import RESTORED, kept_in
 from meterkit.store.server_lives import ServerLives
-from meterkit.store.steering import steer
-from meterkit.store.task_lease import TaskLease
-from meterkit.store.waiting import count_members
+from meterkit.store.tasks import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.delivery.summaries import Summaries
+    from meterkit.outbox.intents import Kept
+    from meterkit.outbox.journal import Journal
     from meterkit.store.event_names import Counted
-    from meterkit.store.journal import Journal
-    from meterkit.store.kept_intents import Kept
     from meterkit.store.store import Store
 
 __all__ = ["Recovered", "Recoverer", "shares"]

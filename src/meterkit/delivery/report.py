@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from meterkit.store.intents import Undelivered
+    from meterkit.outbox.intents import Undelivered
 
 __all__ = ["REPORTED", "FlushReport", "LateUsage", "Unsealed"]
 

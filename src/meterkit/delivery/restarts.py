@@ -13,10 +13,10 @@ from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
-from meterkit.redis.refusals import is_of_a_key
-from meterkit.store.kept_intents import RESTORED, kept_in
+from meterkit.outbox.intents import RESTORED, kept_in
+from meterkit.outbox.operator_commands import steer
+from meterkit.redis.server import is_of_a_key
 from meterkit.store.server_lives import ServerLives
-from meterkit.store.steering import steer
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from meterkit.delivery.forgotten import Deliveries
     from meterkit.delivery.report import FlushReport
     from meterkit.delivery.summaries import Summaries
-    from meterkit.store.journal import Journal
-    from meterkit.store.kept_intents import Kept
-    from meterkit.store.outbox import Outbox
+    from meterkit.outbox.intents import Kept
+    from meterkit.outbox.journal import Journal
+    from meterkit.outbox.outbox import Outbox
     from meterkit.store.server_lives import ServerLife
     from meterkit.store.store import Store
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
 from meterkit.delivery.outcomes import CLOCKS_APART_S
 from meterkit.delivery.report import REPORTED
-from meterkit.store.intents import Move
+from meterkit.outbox.intents import Move
 from meterkit.stripe.breaker import Breaker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Sequence
 
     from meterkit.delivery.outcomes import Outcome
-    from meterkit.store.intents import Attempt, Sealed
-    from meterkit.store.outbox import Outbox
+    from meterkit.outbox.intents import Attempt, Sealed
+    from meterkit.outbox.outbox import Outbox
     from meterkit.store.store import Store
     from meterkit.stripe.breaker import Admitted
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.outcomes import Kind
     from meterkit.delivery.sending import Elapsed
-    from meterkit.store.intents import Sealed
+    from meterkit.outbox.intents import Sealed
     from meterkit.stripe.http import HttpClient
     from meterkit.stripe.result import Answer
 

@@ -11,7 +11,7 @@ from meterkit.stripe.request import API_BASE, client_of, headers_of, origin_of
 from meterkit.stripe.result import Result, object_in, read_result
 
 if TYPE_CHECKING:
-    from meterkit.store.intents import Sealed
+    from meterkit.outbox.intents import Sealed
     from meterkit.stripe.http import HttpClient
     from meterkit.stripe.result import Answer
 

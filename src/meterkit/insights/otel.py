@@ -8,21 +8,20 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from meterkit.insights.audit.backlog import noted
-from meterkit.insights.lanes import LANE_FIGURES
-from meterkit.insights.spools import spools_by_state
+from meterkit.insights.audit.draining import noted
+from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
 from meterkit.redis.tallies import everywhere
-from meterkit.store.spools import look_at_spools
+from meterkit.spool.directory import look_at_spools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from opentelemetry.metrics import CallbackOptions, Observation
 
-    from meterkit.insights.spools import SpoolsInState
+    from meterkit.insights.process_readings import SpoolsInState
     from meterkit.redis.lane import Lane
     from meterkit.redis.tallies import Tallies
-    from meterkit.store.spools import SpoolSeen, SpoolState
+    from meterkit.spool.directory import SpoolSeen, SpoolState
     from meterkit.store.store import Store
 
     MarkSpan = Callable[[str | None, str | None, bool], None]

@@ -5,20 +5,17 @@ from __future__ import annotations
 from asyncio import to_thread
 from typing import TYPE_CHECKING, Any, Protocol
 
-from meterkit.decisions.prepaid import MICRO
+from meterkit.customers.drifts import Drifts
+from meterkit.decisions.grants import MICRO
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.insights.audit.backlog import read_backlog
-from meterkit.insights.deliveries import read_deliveries
-from meterkit.insights.keeping import read_keeping
-from meterkit.insights.lanes import LANE_FIGURES
-from meterkit.insights.spools import spools_by_state
-from meterkit.insights.webhooks import read_webhooks
+from meterkit.insights.audit.draining import read_backlog
+from meterkit.insights.process_readings import LANE_FIGURES, spools_by_state
+from meterkit.insights.store_readings import read_deliveries, read_keeping, read_webhooks
 from meterkit.redis.server import DURABILITIES
 from meterkit.redis.tallies import BUCKETS_S
-from meterkit.store.drifts import Drifts
+from meterkit.spool.directory import look_at_spools
 from meterkit.store.messages import CHANNELS, MessageQueue
-from meterkit.store.spools import look_at_spools
-from meterkit.store.upkeep import Upkeep
+from meterkit.store.tasks import Upkeep
 
 try:
     from prometheus_client import CollectorRegistry
@@ -35,13 +32,12 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from meterkit.insights.audit.backlog import Backlog
-    from meterkit.insights.deliveries import Waiting
-    from meterkit.insights.keeping import StoreDurability
+    from meterkit.insights.audit.draining import Backlog
     from meterkit.insights.revenue.revenue import Revenue
+    from meterkit.insights.store_readings import StoreDurability, Waiting
     from meterkit.redis.tallies import Tallies
     from meterkit.store.store import Store
-    from meterkit.store.upkeep import UpkeepSeen
+    from meterkit.store.tasks import UpkeepSeen
 
 __all__ = ["metrics_app"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from meterkit.notify.event_dispatcher import Handlers, Teller
 from meterkit.notify.events import CreditsLow, PeriodSummary, StorageOver, UsageSpike, UsageThreshold
-from meterkit.notify.handlers import Handlers
 from meterkit.notify.subscription_events import (
     AccessChanged,
     DunningReminder,
@@ -12,7 +12,6 @@ from meterkit.notify.subscription_events import (
     SubscriptionChanged,
     TrialEnding,
 )
-from meterkit.notify.teller import Teller
 
 __all__ = [
     "AccessChanged",

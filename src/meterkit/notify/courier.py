@@ -11,15 +11,13 @@ from meterkit.decisions.keys import meter_token
 from meterkit.errors import StoreError
 from meterkit.notify.events import event_of
 from meterkit.notify.message import PATIENCE_MS, Failure, Message, delay_ms, is_too_old, message_of
-from meterkit.store.messages import MessageQueue
-from meterkit.store.notices import acknowledge, next_notices
+from meterkit.store.messages import MessageQueue, acknowledge, next_notices
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from meterkit.store.messages import Channel, Taken
-    from meterkit.store.notices import Notice
+    from meterkit.store.messages import Channel, Notice, Taken
     from meterkit.store.store import Store
 
 __all__ = ["Courier", "Sender"]

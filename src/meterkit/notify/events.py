@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.prepaid import MICRO
 from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.notify.subscription_events import SubscriptionEvent
-    from meterkit.store.notices import Notice
+    from meterkit.store.messages import Notice
 
 __all__ = [
     "EVENTS",

@@ -1,4 +1,4 @@
-"""``kit.notify``: the messages of a kit, and what customers want to be sent."""
+"""``kit.notify``: the messages of a kit, and the kinds of e-mails that a customer does not want."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from meterkit.notify.mail import MailSender
 from meterkit.notify.message import message_of
 from meterkit.notify.rendering import Renderer
 from meterkit.notify.samples import sample_of
-from meterkit.notify.spike_watch import EVENT as SPIKE
-from meterkit.notify.spike_watch import SpikeWatch
-from meterkit.notify.storage_watch import StorageWatch
-from meterkit.notify.summary_watch import SummaryWatch
-from meterkit.notify.unwanted import ALWAYS, read_unwanted, write_unwanted
+from meterkit.notify.spikes import EVENT as SPIKE
+from meterkit.notify.spikes import SpikeWatch
+from meterkit.notify.watches import StorageWatch, SummaryWatch
 from meterkit.notify.webhook import WebhookSender
-from meterkit.store.customer_id import check_customer
+from meterkit.store.arguments import check_customer
 from meterkit.store.messages import CHANNELS, MessageQueue
 
 if TYPE_CHECKING:
@@ -30,15 +28,43 @@ if TYPE_CHECKING:
     from meterkit.notify.courier import Sender
     from meterkit.notify.mail import Recipient
     from meterkit.notify.rendering import RenderedMessage
-    from meterkit.notify.spike_watch import UsageHistory
+    from meterkit.notify.spikes import UsageHistory
     from meterkit.settings import Settings
     from meterkit.store.messages import Channel, KeptMessage
     from meterkit.store.store import Store
 
-__all__ = ["Messages"]
+__all__ = ["ALWAYS", "Messages", "read_unwanted", "write_unwanted"]
+
+
+ALWAYS: Final = frozenset({"dunning.reminder", "payment.failed", "access.changed"})
+"""Events of dunning, which every customer is sent."""
+
+
+async def read_unwanted(store: Store, customer: str) -> frozenset[str]:
+    """The events that a customer does not want by e-mail.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await store.admin()
+    found: set[bytes] = await admin.ask(admin.client.smembers(store.keys.unwanted(customer)))
+    return frozenset(event.decode() for event in found) - ALWAYS
+
+
+async def write_unwanted(store: Store, customer: str, wanted: Mapping[str, bool]) -> None:
+    """Change which events a customer wants by e-mail; others stay as they are.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin, key = await store.admin(), store.keys.unwanted(customer)
+    pipe = admin.client.pipeline(transaction=False)
+    for event, is_wanted in wanted.items():
+        (pipe.srem if is_wanted else pipe.sadd)(key, event)
+    await admin.ask(pipe.execute())
+
 
 _logger = logging.getLogger("meterkit.notify")
-
 _PACKAGES: Final[Mapping[Channel, Sequence[str]]] = {
     "webhook": ("httpx", "standardwebhooks"),
     "email": ("aiosmtplib", "jinja2"),

@@ -1,25 +1,43 @@
-"""Whether usage is a spike: this hour and this day against the same hours and days of four weeks. Pure."""
+"""Usage spikes: this hour and day against those of four weeks; one process looks every five minutes."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import partial
 from math import exp, log
 from statistics import median
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
+
+from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.notify.watches import UNREADABLE, Lookout, digest_of, note_unreadable, tell_once
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["DAYS", "FLOOR", "HOUR_MS", "Pace", "Spike", "pace_of", "spike_at"]
+    from meterkit.store.store import Store
+
+__all__ = [
+    "DAYS",
+    "EVENT",
+    "FLOOR",
+    "HOUR_MS",
+    "FoundSpike",
+    "Pace",
+    "Spike",
+    "SpikeWatch",
+    "SpikesToday",
+    "UsageHistory",
+    "pace_of",
+    "spike_at",
+]
+
 
 HOUR_MS: Final = 3_600_000
-
 DAYS: Final = 28
 """The days before today that usage is compared with."""
-
 FLOOR: Final = 100
 """Fewer units than this are never a spike."""
-
 _DAYS_LEAST: Final = 14
 _HOURS_A_DAY: Final = 24
 _WEEK: Final = 7
@@ -136,3 +154,148 @@ def _peak(hours: Mapping[int, int], hour: int, days: int) -> int:
 
 def _day(hours: Mapping[int, int], midnight: int) -> int:
     return sum(hours.get(at, 0) for at in range(midnight, midnight + _HOURS_A_DAY))
+
+
+_DAY_MS: Final = 86_400_000
+
+
+class FoundSpike(NamedTuple):
+    """Usage of a customer's meter far above what is usual.
+
+    Attributes:
+        at_ms: when it was found.
+        span: ``hour`` or ``day``.
+        used, usual: in that span, in the meter's unit.
+    """
+
+    customer: str
+    meter: str
+    at_ms: int
+    span: str
+    used: int
+    usual: int
+
+
+class SpikesToday:
+    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+
+    Args:
+        store: where they are kept.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def note(self, spike: FoundSpike) -> None:
+        """Keep a spike; one of the same customer, meter and day takes its place."""
+        key = self._key(spike.at_ms)
+        admin = await self._store.admin()
+        pipe = admin.client.pipeline(transaction=False)
+        pipe.hset(key, f"{spike.meter} {spike.customer}", json.dumps(spike[2:]))
+        pipe.pexpire(key, 2 * _DAY_MS)
+        await admin.ask(pipe.execute())
+
+    async def count(self) -> int:
+        """How many spikes were found today (UTC)."""
+        admin = await self._store.admin()
+        return int(await admin.ask(admin.client.hlen(self._key(self._store.now_ms()))))
+
+    async def all(self) -> Sequence[FoundSpike]:
+        """The spikes of today (UTC), the latest first."""
+        admin = await self._store.admin()
+        kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(self._key(self._store.now_ms())))
+        found: list[FoundSpike] = []
+        for name, data in kept.items():
+            meter, _, customer = name.decode().partition(" ")
+            values: Any = json.loads(data)
+            found.append(FoundSpike(customer, meter, *values))
+        return sorted(found, key=lambda spike: (-spike.at_ms, spike.customer, spike.meter))
+
+    def _key(self, at_ms: int) -> str:
+        return self._store.keys.shard(HOOKS_SHARD, f"spikes:{at_ms // _DAY_MS}")
+
+
+EVENT: Final = "usage.spike"
+
+
+class UsageHistory(Protocol):
+    """Usage by the hour."""
+
+    async def active(self, since_ms: int, *, least: int) -> Sequence[tuple[str, str]]:
+        """Customers and meters with at least so many units since an instant."""
+        ...
+
+    async def hours(self, customer: str, meter: str, since_ms: int) -> Mapping[int, int]:
+        """Units by hour since 1970."""
+        ...
+
+
+class SpikeWatch:
+    """Looks for spikes of all customers.
+
+    Args:
+        store: where events are kept.
+        history: usage by the hour.
+        is_wanted: whether a channel or a handler wants an event.
+    """
+
+    def __init__(self, store: Store, history: UsageHistory, is_wanted: Callable[[str], bool]) -> None:
+        self._store = store
+        self._history = history
+        self._lookout = Lookout(store, EVENT, is_wanted)
+
+    async def run(self) -> None:
+        """Look every five minutes until cancelled.
+
+        Raises:
+            StoreError: the store does not answer.
+            MeterkitError: the database of the audit log does not answer.
+        """
+        await self._lookout.run(self.look)
+
+    async def look(self) -> None:
+        """Look once; raises as :meth:`run` does."""
+        now_ms = self._store.now_ms()
+        midnight_ms = now_ms - now_ms % _DAY_MS
+        for customer, meter in await self._history.active(midnight_ms, least=FLOOR):
+            if meter in self._store.catalog.meters:
+                event_id = digest_of(customer, meter, midnight_ms)
+                make = partial(self._found, customer, meter, now_ms, event_id)
+                try:
+                    await tell_once(self._store, customer, EVENT, event_id, make)
+                except UNREADABLE as error:
+                    await note_unreadable(self._store, customer, EVENT, error)
+                await self._lookout.lease.take()
+
+    async def _found(self, customer: str, meter: str, now_ms: int, event_id: str) -> Mapping[str, Any] | None:
+        since_ms = now_ms - now_ms % _DAY_MS - (DAYS + 1) * _DAY_MS
+        hours = await self._history.hours(customer, meter, since_ms)
+        spike = spike_at(hours, now_ms)
+        if spike is None:
+            return None
+        pace = pace_of(spike, hours, now_ms)
+        usage = await self._store.usage(customer)
+        plan = self._store.catalog.plans.get(usage["plan"])
+        overage = None if plan is None else plan.entitlements[meter].overage
+        per, amount = (None, None) if overage is None else (overage.per, overage.amount_cents)
+
+        noted = FoundSpike(customer, meter, now_ms, spike.span, spike.used, spike.usual)
+        await SpikesToday(self._store).note(noted)
+
+        def cents(units: int) -> int | None:
+            return None if per is None or amount is None else units * amount // per
+
+        units = {
+            "used": spike.used,
+            "usual": spike.usual,
+            "four_weeks_at_this_pace": pace.ahead,
+            "last_four_weeks": pace.behind,
+        }
+        return {
+            "id": event_id,
+            "at_ms": now_ms,
+            "meter": meter,
+            "span": spike.span,
+            **units,
+            **{f"{name}_cents": cents(quantity) for name, quantity in units.items()},
+        }

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.decisions.subscription import Access, Status
-    from meterkit.store.notices import Notice
+    from meterkit.store.messages import Notice
 
 __all__ = [
     "SUBSCRIPTION_EVENTS",

@@ -11,11 +11,10 @@ from threading import Semaphore
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict
 from weakref import WeakKeyDictionary
 
+from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, to_ms
-from meterkit.decisions.seats import seat_meter
 from meterkit.errors import MeterkitError
-from meterkit.insights.simulation.people import Offers, tenures
-from meterkit.insights.simulation.terms import seats_cents
+from meterkit.insights.simulation.terms import Offers, seats_cents, tenures
 from meterkit.pages.outlook import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.catalog.scalars import Unlimited
+    from meterkit.customers.customers import Customers
+    from meterkit.customers.grants import Grants
     from meterkit.insights.audit.database import DaySums
     from meterkit.insights.simulation.terms import Terms
     from meterkit.pages.outlook import Forecast, OtherPlan
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
-    from meterkit.store.customers import Customers
-    from meterkit.store.grants import Grants
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.service import Subscriptions

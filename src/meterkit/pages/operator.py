@@ -13,7 +13,6 @@ from starlette.staticfiles import StaticFiles
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.insights.overview.overview import Overview
 from meterkit.pages.listing import Asked, as_csv, as_json, as_of
-from meterkit.pages.operator_books import BooksKit, book_lists
 from meterkit.pages.operator_figures import (
     FIGURE_COLUMNS,
     Section,
@@ -21,15 +20,14 @@ from meterkit.pages.operator_figures import (
     delivered_section,
     figure_rows,
     figures_json,
+    live_sections,
     revenue_sections,
 )
-from meterkit.pages.operator_lists import customer_lists, revenue_lists
-from meterkit.pages.operator_live import live_sections
+from meterkit.pages.operator_lists import BooksKit, book_lists, customer_lists, revenue_lists
 from meterkit.pages.operator_queues import QUEUES, QueuesKit, ledger_list, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
 from meterkit.pages.same_origin import check_same_origin, form_of
-from meterkit.store.arguments import check_text
-from meterkit.store.customer_id import is_customer
+from meterkit.store.arguments import check_text, is_customer
 from meterkit.subscriptions.router.troubles import KINDS, Kind, Trouble, TroubleError, invalid
 
 if TYPE_CHECKING:

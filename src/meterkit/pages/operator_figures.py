@@ -1,17 +1,23 @@
-"""The figures of the operator page: sections of named figures, each with the list that it opens. Pure."""
+"""The figures of the operator page: from the last snapshot, or read with each visit."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.insights.overview.rows import DELIVERY
+from meterkit.insights.store_readings import read_deliveries, read_webhooks
+from meterkit.notify.spikes import EVENT as SPIKE
+from meterkit.notify.spikes import SpikesToday
 from meterkit.pages.listing import Column, Row
+from meterkit.pages.operator_lists import DAY_MINUTES, DEGRADED_DAYS, MINUTE_MS
+from meterkit.store.messages import CHANNELS, MessageQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.insights.overview.rows import CustomerTotals, RevenueFigures
+    from meterkit.store.store import Store
 
 __all__ = [
     "FIGURE_COLUMNS",
@@ -21,15 +27,15 @@ __all__ = [
     "delivered_section",
     "figure_rows",
     "figures_json",
+    "live_sections",
     "revenue_sections",
 ]
+
 
 FIGURE_COLUMNS: Final = tuple(
     Column(name, name) for name in ("section", "row", "figure", "value", "currency")
 )
-
 Kind = Literal["number", "micro", "cents", "share"]
-
 _REVENUE: Final[tuple[tuple[str, str, Kind, str], ...]] = (
     ("mrr", "Monthly recurring revenue", "micro", "paying"),
     ("customers", "Paying customers", "number", "paying"),
@@ -50,10 +56,8 @@ _REVENUE: Final[tuple[tuple[str, str, Kind, str], ...]] = (
     ("forecast_error", "Mean error of these forecasts", "share", ""),
 )
 """Name, label and kind; the list that a figure opens, and what it asks of that list behind the currency."""
-
 _NONE: Final = {"mrr": 0, "customers": 0, "usage_revenue": 0}
 """Of a currency in which no customer pays; other figures are not known then."""
-
 _MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
 _GROWTH: Final = ("mrr", *_MOVES, "customers")
 
@@ -251,3 +255,75 @@ def figure_rows(sections: Iterable[Section]) -> list[Row]:
         for section in sections
         for figure in section.figures
     ]
+
+
+async def live_sections(store: Store) -> Sequence[Section]:
+    """Backlogs and failures, in a few round trips whatever the number of customers.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    waiting, webhooks = await read_deliveries(store), await read_webhooks(store)
+    messages = [await MessageQueue(store, channel).waiting() for channel in CHANNELS]
+    outbox = [
+        Figure(state, f"Deliveries {state}", waiting[state].items, opens="outbox", of=opened)
+        # In the store's outbox are those that are being sent, too.
+        for state, opened in (("queued", ""), ("parked", "parked"), ("dead", "dead"))
+    ]
+    spikes, degraded = await SpikesToday(store).count(), await store.degraded.read(DEGRADED_DAYS)
+    since = store.now_ms() // MINUTE_MS - DAY_MINUTES
+    waits = sum(found["due"] + found["later"] for found in messages)
+    unconfirmed = Figure(
+        "unconfirmed", "Periods that no invoice confirms", waiting["unconfirmed"].items, opens="unconfirmed"
+    )
+    return [
+        Section(
+            "spikes",
+            "Spikes",
+            [Figure("spiking", "Usage far above the usual today", spikes, opens="spiking")],
+            ""
+            if _looks_for_spikes(store)
+            else "To look for spikes, list usage.spike under notify in the plans file.",
+        ),
+        Section("outbox", "Deliveries to Stripe, and invoices", [*outbox, unconfirmed]),
+        Section(
+            "webhooks",
+            "Webhooks of Stripe",
+            [Figure("dead", "Dead webhooks", webhooks["dead"].items, opens="webhooks")],
+        ),
+        Section(
+            "messages",
+            "Messages to customers",
+            [
+                Figure("waiting", "Messages that wait", waits, opens="messages", of="waiting"),
+                Figure(
+                    "dead",
+                    "Dead messages",
+                    sum(found["dead"] for found in messages),
+                    opens="messages",
+                    of="dead",
+                ),
+            ],
+        ),
+        Section(
+            "degraded",
+            "Degraded minutes",
+            [
+                Figure(
+                    "day",
+                    "In 24 hours",
+                    sum(minute > since for minute in degraded),
+                    opens="degraded",
+                    of="day",
+                ),
+                Figure("month", f"In {DEGRADED_DAYS} days", len(degraded), opens="degraded"),
+            ],
+            "Minutes in which a process decided requests without the store.",
+        ),
+    ]
+
+
+def _looks_for_spikes(store: Store) -> bool:
+    notify = store.catalog.notify
+    channels = (notify.webhook, notify.email)
+    return any(channel is not None and SPIKE in channel.events for channel in channels)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, get_args
 
+from meterkit.customers.history import enter
+from meterkit.customers.links import owner_of
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.notify.message import Failure, Message
+from meterkit.outbox.intents import IntentState
 from meterkit.pages.listing import Asked, Column, Listing, Row, Rows, first_of, page_of
-from meterkit.store.history import enter
-from meterkit.store.intents import IntentState
-from meterkit.store.links import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meterkit.customers.customers import Customers
     from meterkit.notify.messages import Messages
-    from meterkit.store.customers import Customers
+    from meterkit.outbox.operator_commands import Intents
     from meterkit.store.messages import Channel, KeptMessage
-    from meterkit.store.outbox_by_hand import Intents
     from meterkit.store.store import Store
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
 

@@ -7,8 +7,8 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 from meterkit.catalog.entitlements import ceiling
-from meterkit.decisions.prepaid import MICRO
-from meterkit.decisions.seats import seat_meter
+from meterkit.decisions.customer_state import seat_meter
+from meterkit.decisions.grants import MICRO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -9,10 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.money import minor_units, money
-from meterkit.catalog.sizes import size_text
+from meterkit.catalog.amounts import minor_units, money, size_text
+from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
-from meterkit.decisions.prepaid import MICRO
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.router.answers import check_sender, customer_in
 from meterkit.subscriptions.router.endpoints import period_in
+from meterkit.subscriptions.router.requests import origins_of
 from meterkit.subscriptions.router.troubles import Kind, Trouble, TroubleError, trouble_of
-from meterkit.subscriptions.router.urls import origins_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.pages.figures import PagesKit, UsageFigures
-    from meterkit.subscriptions.router.urls import Origin
+    from meterkit.subscriptions.router.requests import Origin
 
 __all__ = ["usage_page"]
 

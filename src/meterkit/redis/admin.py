@@ -20,15 +20,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from meterkit.errors import StoreError
-from meterkit.redis.cluster import find
 from meterkit.redis.cluster_client import ClusterClient
+from meterkit.redis.discovery import find, master_of
 from meterkit.redis.names import addresses_of
-from meterkit.redis.sentinel import master_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-    from meterkit.redis.cluster import Slots
+    from meterkit.redis.discovery import Slots
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address, Place
 

@@ -18,12 +18,12 @@ from redis.exceptions import (
 )
 
 from meterkit.errors import StoreError
-from meterkit.redis.cluster import redirection_of, slot_of
+from meterkit.redis.discovery import redirection_of, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from meterkit.redis.cluster import Find, Slots
+    from meterkit.redis.discovery import Find, Slots
     from meterkit.redis.url import Place
 
 __all__ = ["ClusterClient"]

@@ -1,22 +1,19 @@
-"""A connection that many share: all that is asked in one tick of the loop leaves in one write.
-
-Replies come back in order. Where none comes, the outcome is unknown, and nothing is sent again.
-"""
+"""One connection to Redis that many callers share: calls of one loop tick leave in one write."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
 import hiredis
 
 from meterkit.errors import StoreError
-from meterkit.redis.resp import pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = [
     "Call",
@@ -28,7 +25,44 @@ __all__ = [
     "Unsent",
     "fail",
     "give_up",
+    "pack",
+    "pack_each",
+    "pack_numbers",
+    "unpack",
 ]
+
+
+def pack_each(parts: Iterable[str | int | bytes]) -> bytes:
+    """Bulk strings, without the head that counts them."""
+    out: list[bytes] = []
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        out.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(out)
+
+
+def pack(*parts: str | int | bytes) -> bytes:
+    """A whole request."""
+    return b"*%d\r\n%b" % (len(parts), pack_each(parts))
+
+
+def pack_numbers(numbers: Sequence[int]) -> bytes:
+    """Whole numbers below 2^53 as doubles, as the scripts take them."""
+    return struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+def unpack(request: bytes) -> list[bytes]:
+    """The parts of a whole request: the inverse of :func:`pack`."""
+    end = request.index(b"\r\n")
+    parts: list[bytes] = []
+    at = end + 2
+    for _ in range(int(request[1:end])):
+        end = request.index(b"\r\n", at)
+        start, length = end + 2, int(request[at + 1 : end])
+        parts.append(request[start : start + length])
+        at = start + length + 2
+    return parts
+
 
 _log = logging.getLogger("meterkit.store")
 
@@ -41,10 +75,8 @@ _OF_SCRIPTS: Final = frozenset({"ERR", "WRONGTYPE"})
 _NO_WRITES: Final = frozenset({"READONLY", "MASTERDOWN", "LOADING", "OOM", "MISCONF", "NOREPLICAS", "BUSY"})
 # How a server that expects TLS answers what is not.
 _TLS_ALERT: Final = b"\x15\x03"
-
 Unsent = list[tuple["asyncio.Future[Any]", "Call"]]
 """Calls that a connection has certainly not sent."""
-
 OnEnd: TypeAlias = "Callable[[Any, str, Unsent], None]"
 """Takes word that a connection takes no more requests, why, and which calls it has not sent; the futures of
 those are to be seen to."""

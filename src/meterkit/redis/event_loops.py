@@ -11,13 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from meterkit.errors import MeterkitError, SettingsError, StoreError
-from meterkit.redis import cluster
+from meterkit.redis import discovery
 from meterkit.redis.cluster_connection import ClusterConnection
 from meterkit.redis.cluster_lane import ClusterLane
+from meterkit.redis.discovery import master_of
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.handshake import agree, connect, inspect
 from meterkit.redis.lane import Lane
-from meterkit.redis.sentinel import master_of
 from meterkit.redis.url import Address
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
-    from meterkit.redis.cluster import Slots
     from meterkit.redis.connection import Connection, OnEnd
+    from meterkit.redis.discovery import Slots
     from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.scripts import Script
     from meterkit.redis.settling import Spooling
@@ -204,7 +204,7 @@ class EventLoops:
 
     async def _connect_to_cluster(self) -> AnyConnection:
         slots = await self._find(())
-        place = slots.of(cluster.slot_of(self._keys.meta))
+        place = slots.of(discovery.slot_of(self._keys.meta))
         if place is None:
             raise StoreError(f"no node of {self._address} has the slot of {self._keys.meta}", executed=False)
         asked = await self._connect_to(self._address.at(place), _not_told)
@@ -227,7 +227,7 @@ class EventLoops:
         return connection
 
     async def _find(self, known: Iterable[Place]) -> Slots:
-        return await cluster.find(
+        return await discovery.find(
             self._address, known, timeout_s=self._timeout_s, clock=self._clock, is_known=self._is_known
         )
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.redis.connection import ReplyError
-from meterkit.redis.resp import pack, unpack
+from meterkit.redis.connection import ReplyError, pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

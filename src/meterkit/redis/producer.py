@@ -17,10 +17,8 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import QuantityError, StoreError
-from meterkit.redis.connection import ReplyError
-from meterkit.redis.resp import pack_each, pack_numbers
-from meterkit.redis.settle_replies import DAMAGED, DUPLICATE, OK, REFUSED, STALE
-from meterkit.redis.settling import NEVER_SENT, Sent, resolve
+from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
+from meterkit.redis.settling import DAMAGED, DUPLICATE, NEVER_SENT, OK, REFUSED, STALE, Sent, resolve
 
 if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys

@@ -1,11 +1,17 @@
-"""What a server's answers about itself come to: may its user do all that is needed, will it forget. Pure."""
+"""Facts about a server: its errors, its clock, the rights of its user, its settings."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from datetime import UTC, datetime
+from functools import cache
+from importlib import import_module
+from time import time
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = [
     "COMMANDS",
@@ -18,9 +24,70 @@ __all__ = [
     "eviction_warning",
     "following",
     "follows",
+    "is_of_a_key",
+    "is_refusal",
+    "not_past",
     "rights_refusal",
     "words_to_try",
 ]
+
+
+_NAMES: Final = (
+    *("NoScriptError", "ReadOnlyError", "OutOfMemoryError", "NoPermissionError"),
+    *("ClusterDownError", "AskError", "TryAgainError"),
+)
+# Redis-py has no classes of these.
+_CODES: Final = ("MISCONF ", "NOREPLICAS ", "BUSY ")
+
+
+def is_refusal(error: object) -> bool:
+    """Whether a server has answered with an error."""
+    return isinstance(error, _classes()[0])
+
+
+def is_of_a_key(error: object) -> bool:
+    """Whether a server has answered that a key does not hold what the command needs."""
+    refusal, of_the_server = _classes()
+    return isinstance(error, refusal) and not (
+        isinstance(error, of_the_server) or str(error).startswith(_CODES)
+    )
+
+
+@cache
+def _classes() -> tuple[type[Exception], tuple[type[Exception], ...]]:
+    """Redis-py's class of answers with an error, and those by which a server speaks of itself.
+
+    Their messages lack the code. Redis-py takes a while to import: it comes with the first kit.
+    """
+    errors: Any = import_module("redis.exceptions")
+    return errors.ResponseError, tuple(getattr(errors, name) for name in _NAMES)
+
+
+_BEHIND_MAX_S: Final = 60.0
+
+
+def not_past(clock: Callable[[], float], store: str) -> Callable[[], float]:
+    """The same clock, which raises MeterkitError while it is behind the system's.
+
+    A server ends keys by its own time: what is written with a date in the past is gone at once, and nothing
+    would count.
+
+    Args:
+        clock: seconds since the epoch.
+        store: its address, for the message.
+    """
+
+    def now() -> float:
+        told = clock()
+        if told < time() - _BEHIND_MAX_S:
+            raise MeterkitError(
+                f"the clock says {datetime.fromtimestamp(told, UTC).isoformat()}, which is past, and {store}"
+                " keeps nothing that ended in the past: take memory:// as the store, or a time from now on"
+            )
+        return told
+
+    return now
+
 
 Durability = Literal["WAITAOF", "WAIT", "WAITAOF and WAIT", "age", "none"]
 """How it is made sure that the server keeps a write: it is asked until its disk, a replica, or both have the
@@ -86,10 +153,8 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("ZSCORE", _KEY, "m"),
 )
 """The commands without which nothing works, each with arguments to try the right to it."""
-
 OPTIONAL_COMMANDS: Final = ("WAIT", "INFO", "CONFIG|GET", "WAITAOF")
 """The commands without which delivery waits longer, and what endangers the data is not noticed."""
-
 _KEEPS_ALL: Final = "noeviction"
 _REPLICA_LAG_S: Final = 10
 

@@ -1,4 +1,4 @@
-"""What numbered settlements need of those around them: what is settled, the way there, and the spool."""
+"""What numbered settlements need: the replies of the settle script, the lane, and the spool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,29 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Sequence
 
-__all__ = ["NEVER_SENT", "QueueLane", "Sent", "Settlement", "Spooling", "resolve"]
+__all__ = [
+    "DAMAGED",
+    "DUPLICATE",
+    "GAP",
+    "NEVER_SENT",
+    "OK",
+    "REFUSED",
+    "STALE",
+    "QueueLane",
+    "Sent",
+    "Settlement",
+    "Spooling",
+    "resolve",
+]
+
+
+OK: Final = 0
+DUPLICATE: Final = 1
+GAP: Final = 2
+STALE: Final = 4
+REFUSED: Final = 6
+DAMAGED: Final = 7
+
 
 NEVER_SENT: Final = 2**53 - 1
 """The number of a settlement that was never sent. Its record tells only of the producer."""

@@ -64,7 +64,7 @@ class StorageEndpoint:
         self._topics = frozenset(topics)
         if self._topics:
             try:
-                import_module("meterkit.storage.signatures")
+                import_module("meterkit.storage.sns_certificates")
             except ImportError as error:
                 raise MeterkitError(str(error)) from error
 

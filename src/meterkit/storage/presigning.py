@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.catalog.quantity import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS, HOUR_MS
 from meterkit.errors import MeterkitError
-from meterkit.storage.objects import bucket_of, upload_field
+from meterkit.storage.records import bucket_of, upload_field
 from meterkit.store import replies
-from meterkit.store.held import Held
+from meterkit.store.hold import Held
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:

@@ -19,9 +19,8 @@ from meterkit.storage.recalculation import recalculate
 from meterkit.storage.records import UnreadableError, carried, read_events
 from meterkit.storage.shelf import count_events
 from meterkit.storage.sns import open_notice
-from meterkit.store.customer_id import check_customer
-from meterkit.store.task_lease import TaskLease
-from meterkit.store.upkeep import Upkeep
+from meterkit.store.arguments import check_customer
+from meterkit.store.tasks import TaskLease, Upkeep
 from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
@@ -250,7 +249,7 @@ class ObjectStorage:
             return known
         if self._fetching >= _FETCHES_MOST:
             raise OSError(f"it is asked {_FETCHES_MOST} times at the moment")
-        fetching: Any = import_module("meterkit.storage.fetching")  # Only messages of SNS need it.
+        fetching: Any = import_module("meterkit.storage.sns_certificates")  # Only messages of SNS need it.
         self._fetching += 1
         try:
             found: bytes = await in_thread(fetching.fetch, url)

@@ -10,16 +10,14 @@ from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import StoreError
-from meterkit.storage.objects import bucket_tag, object_field, owner_of, upload_field
-from meterkit.storage.records import NULL_VERSION
+from meterkit.storage.records import NULL_VERSION, bucket_tag, object_field, owner_of, upload_field
 from meterkit.store import replies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog import Storage
-    from meterkit.storage.objects import Owner
-    from meterkit.storage.records import ObjectEvent
+    from meterkit.storage.records import ObjectEvent, Owner
     from meterkit.store.store import Store
 
 __all__ = [

@@ -73,7 +73,7 @@ async def open_notice(
     )
     version, signature = str(message.get("SignatureVersion")), str(message.get("Signature"))
     # The package that checks it is in an extra, and other object stores do not need it.
-    signatures: Any = import_module("meterkit.storage.signatures")
+    signatures: Any = import_module("meterkit.storage.sns_certificates")
     if not signatures.is_signed(signed, signature, version=version, certificate=certificate):
         raise ForgedError("its signature is wrong")
     if abs(now_s - _sent_s(message)) > _AGE_MAX_S:

@@ -1,1 +1,1 @@
-"""The truth: what customers may and have used, in Redis."""
+"""The store: decisions, holds and settlements in Redis."""

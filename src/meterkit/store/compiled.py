@@ -1,28 +1,77 @@
-"""What is sold, worked out once for all customers of a process."""
+"""The compiled catalog: everything that follows from the plans file alone, computed once per process.
+
+A condition that every call meets is logged once per process, not once per call.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.quantity import counters_of
 from meterkit.decisions.customer_state import NO_STATE, NOBODY, CustomerState, effective_plan
+from meterkit.decisions.grants import prepaid_by_plan
 from meterkit.decisions.keys import check_tokens
-from meterkit.decisions.prepaid import prepaid_by_plan
+from meterkit.decisions.periods import from_ms
 from meterkit.decisions.program import compile_program, demands_of
-from meterkit.store.alarms import Alarms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Route
     from meterkit.decisions.customer_state import EffectivePlan
+    from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.keys import Keys
-    from meterkit.decisions.prepaid import Prepaid
     from meterkit.decisions.program import Program
     from meterkit.redis.scripts import Script
 
-__all__ = ["CompiledCatalog"]
+__all__ = ["Alarms", "CompiledCatalog"]
+
+
+_logger = logging.getLogger("meterkit")
+_TOLD_MAX: Final = 10_000
+
+
+class Alarms:
+    """Lines of the log, each said once a process for what it is about; after ten thousand of them, again."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._told: set[tuple[str, ...]] = set()
+
+    def unknown_plan(self, customer: str, plan: str) -> None:
+        """A customer is on a plan that the plans file of this process does not have."""
+        if self._is_new("plan", plan):
+            _logger.error(
+                "plan %r, which customer %r is on, is not in %s of this process: they get the default plan "
+                "%r, and what they use now is counted so for good; give every process the new plans file "
+                "before customers are put on its plans; said once for this plan",
+                *(plan, customer, self._catalog.source, self._catalog.default_plan),
+            )
+
+    def late(self, customer: str, recorded: Mapping[str, int], period_ms: int) -> None:
+        """Usage of a closed period came."""
+        if self._is_new("late", customer, str(period_ms)):
+            is_dead = self._catalog.billing.late_usage == "dead_letter"
+            fate = "is not billed" if is_dead else "is billed in this one"
+            _logger.warning(
+                "customer %r: %s came late: the period that began %s is closed, and what comes for it now %s "
+                "(billing.late_usage: %s); said once for this customer and period",
+                customer,
+                ", ".join(f"{quantity} of {meter}" for meter, quantity in recorded.items() if quantity),
+                from_ms(period_ms).isoformat(),
+                fate,
+                self._catalog.billing.late_usage,
+            )
+
+    def _is_new(self, *what: str) -> bool:
+        if what in self._told:
+            return False
+        if len(self._told) >= _TOLD_MAX:
+            self._told.clear()
+        self._told.add(what)
+        return True
 
 
 class CompiledCatalog:

@@ -7,14 +7,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
-from meterkit.decisions.balance import Balance, holdings_of
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
 from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
+from meterkit.decisions.grants import MICRO, Balance, holdings_of, prepaid_by_plan, prepaid_of, target_of
 from meterkit.decisions.keys import HEAD_FIELD, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.decisions.policies import ceiling_of
-from meterkit.decisions.prepaid import MICRO, prepaid_by_plan, prepaid_of, target_of
 from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
 from meterkit.decisions.subscription_periods import is_provisional
 

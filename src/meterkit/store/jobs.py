@@ -1,21 +1,43 @@
-"""Who began a provider's job, in the store: a hash per job, by the provider's id of it."""
+"""Work that outlives its request: a provider's job keeps the customer who began it, and the hold."""
 
 from __future__ import annotations
 
 import json
+import logging
+from asyncio import get_running_loop
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.errors import MeterkitError
+from meterkit.redis.connection import ReplyError
+from meterkit.store import replies
+from meterkit.store.hold import TOLD_EVERY_MS
+from meterkit.store.holds import Holder
+from meterkit.store.settlement import settlement_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
-    from meterkit.store.views import CustomerView
+    from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = ["Claim", "Counting", "claim_job", "has_ended", "remember_job"]
+__all__ = [
+    "HELD_AT_MOST_MS",
+    "Claim",
+    "Counting",
+    "OutlivingWork",
+    "claim_job",
+    "end_work",
+    "has_ended",
+    "keep_hold",
+    "remember_job",
+]
+
 
 Counting = Literal["whole", "lines"]
 """How a job is counted: by the figures of the whole, or line by line. A batch has both."""
-
 _KEPT_MS: Final = 40 * 86_400_000
 """Longer than event ids, so that no other customer pays for a job whose id still counts once."""
 
@@ -86,3 +108,126 @@ async def _write(store: Store, job_id: str, fields: Mapping[str, str]) -> tuple[
     pipe.hmget(key, ["owner", "by"])
     *_, (owner, by) = await admin.ask(pipe.execute())
     return owner, by
+
+
+_logger = logging.getLogger("meterkit.store")
+HELD_AT_MOST_MS: Final = 3_600_000
+"""Usage that is seen later is counted all the same."""
+_WORKS_MAX: Final = 10_000
+_TRIES: Final = 3
+
+
+class OutlivingWork(Holder):
+    """The hold of a job that a provider goes on with.
+
+    It is given back when this process sees the job's end, some minutes after another process has seen it, at
+    the latest after an hour, and when the kit stops.
+
+    Args:
+        job_id: the provider's.
+        quantities: what its request has held.
+    """
+
+    __slots__ = ("_begun_ms", "_job_id", "_quantities", "_view")
+
+    def __init__(
+        self, store: Store, lane: Lane, view: CustomerView, job_id: str, quantities: Mapping[str, int]
+    ) -> None:
+        self._store = store
+        self._lane = lane
+        self._view = view
+        self._job_id = job_id
+        self._quantities = dict(quantities)
+        self._decided = self._renewed = None
+        self._begun_ms = self._decided_ms = store.now_ms()
+        self._slot = self._begun_ms // HOLD_SLOT_MS
+        self._settled = False
+
+    def begin(self) -> None:
+        """Ask for the hold now, before that of the request is given back."""
+        lane = self._lane
+        if lane is not None:
+            decision = self._view.prepare_renewing(self._quantities, ())
+            lane.spawn(self._hold(lane, decision, lane.call(decision)))
+
+    async def _hold(self, lane: Lane, decision: PreparedDecision, pending: Any) -> None:
+        view = self._view
+        with suppress(MeterkitError):
+            reply = await pending
+            for _ in range(_TRIES):
+                if isinstance(reply, ReplyError):
+                    reply = await lane.again(decision, reply)
+                if reply[0] != replies.STALE:
+                    break
+                view = view.cache.learn(view, reply)
+                decision = view.prepare_renewing(self._quantities, ())
+                reply = await lane.ask(decision)
+            if reply[0] == replies.ALLOWED:
+                self._decided, self._slot = decision, reply[1] // HOLD_SLOT_MS
+                if self._settled:
+                    self._store.settle(lane, settlement_of(decision, self._slot, billed=False))
+                else:
+                    lane.live.add(self)
+
+    async def renew(self) -> None:
+        """Hold on, unless the work has ended elsewhere or has taken too long."""
+        if self._store.now_ms() - self._begun_ms >= HELD_AT_MOST_MS:
+            self.release_hold()
+            self._tell()
+        elif await self._has_ended():
+            self.release_hold()
+        else:
+            await super().renew()
+
+    async def _has_ended(self) -> bool:
+        with suppress(MeterkitError, OSError):
+            return await has_ended(self._store, self._job_id)
+        return False
+
+    def _tell(self) -> None:
+        works, now = self._store.outliving, self._store.now_ms()
+        if now - works.told_ms >= TOLD_EVERY_MS:
+            works.told_ms = now
+            _logger.warning(
+                "a provider's job has not ended within an hour, as far as was seen; what was held for it is "
+                "given back, and its usage is counted if its end is seen later"
+            )
+
+    def release_hold(self) -> None:
+        """Give back what is held. Idempotent."""
+        lane, holding, was_settled = self._lane, self._renewed or self._decided, self._settled
+        self._settled = True
+        self._store.outliving.works.pop(self._job_id, None)
+        if lane is not None and holding is not None and not was_settled:
+            lane.live.discard(self)
+            self._store.settle(lane, settlement_of(holding, self._slot, billed=False))
+
+    def end(self) -> None:
+        """As :meth:`release_hold`, from any event loop or thread."""
+        lane = self._lane
+        try:
+            here = get_running_loop()
+        except RuntimeError:
+            here = None
+        if lane is None or lane.loop is here:
+            self.release_hold()
+        else:
+            with suppress(RuntimeError):  # That loop is closed, and its holds with it.
+                lane.loop.call_soon_threadsafe(self.release_hold)
+
+
+def keep_hold(
+    store: Store, lane: Lane, view: CustomerView, job_id: str, quantities: Mapping[str, int]
+) -> None:
+    """Hold on for a job what its request has held, unless that is done already."""
+    works = store.outliving.works
+    if quantities and job_id not in works and len(works) < _WORKS_MAX and not lane.is_open:
+        work = works[job_id] = OutlivingWork(store, lane, view, job_id, quantities)
+        work.begin()
+
+
+def end_work(store: Store, job_id: str) -> None:
+    """Give back what is held for a job whose end was seen."""
+    work = store.outliving.works.get(job_id)
+    if work is not None:
+        work.end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.store.held import Correction, Held, Mark
+from meterkit.store.hold import Correction, Held, Mark
 from meterkit.store.settlement import Settlement, settlement_of
 
 if TYPE_CHECKING:

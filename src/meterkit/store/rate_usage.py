@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
 from meterkit.decisions.keys import rate_field, route_name
-from meterkit.decisions.kinds import FIXED_WINDOW, TOKEN_BUCKET
 from meterkit.decisions.packed import unpack_field
-from meterkit.decisions.policies import policies_of, route_policies
+from meterkit.decisions.policies import FIXED_WINDOW, TOKEN_BUCKET, policies_of, rate_numbers, route_policies
 from meterkit.decisions.program import Measure
-from meterkit.decisions.rates import rate_numbers
 from meterkit.decisions.verdict import reset_ms, weighted
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""Records of a spool are sent to the store: each is applied once, whoever sends it and however often."""
+"""Replay of spools: send each settlement of a spool file to the store; the store applies it once.
+
+A record holds what was used, by which customer and when; the plan in force at replay decides the rest.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,114 @@ import asyncio
 import json
 import logging
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from meterkit.decisions.keys import shard_of
 from meterkit.errors import StoreError
-from meterkit.redis import settle_replies as replies
-from meterkit.redis.connection import ReplyError
+from meterkit.redis import settling as replies
+from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.resp import pack_each
-from meterkit.redis.settling import NEVER_SENT
+from meterkit.redis.settling import NEVER_SENT, Sent
+from meterkit.store.hold import Correction, Held, Mark, Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.spooled import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from meterkit.decisions.keys import Keys
-    from meterkit.redis.settling import QueueLane, Sent
+    from meterkit.redis.settling import QueueLane
     from meterkit.store.views import CustomerCache
 
-__all__ = ["Replay", "RewindError"]
+__all__ = ["Replay", "RewindError", "Spooled", "read", "size_of", "write"]
+
+
+_NUMBERED_BYTES: Final = 64
+_to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class Spooled(NamedTuple):
+    """One record of a spool.
+
+    Attributes:
+        number: that its settlement is sent under, by its shard's producer of the file.
+        settlement: what is to be applied.
+        sent: under which producer and number it was sent before, if it was: it may have been applied.
+    """
+
+    number: int
+    settlement: Settlement
+    sent: Sent | None
+
+
+def write(settlement: Settlement, number: int, at_ms: int, sent: Sent | None) -> bytes:
+    """A settlement as a record.
+
+    Args:
+        settlement: what is to be applied.
+        number: see :class:`Spooled`.
+        at_ms: when it happened.
+        sent: see :class:`Spooled`.
+    """
+    before = b"" if sent is None else b',"sent":' + _to_json(sent).encode()
+    return b'{"n":%d,"at":%d%b,%b' % (number, at_ms, before, settlement.spooled or _unnumbered(settlement))
+
+
+def size_of(settlement: Settlement) -> int:
+    """About how many bytes its record takes."""
+    return _NUMBERED_BYTES + len(settlement.spooled or _unnumbered(settlement))
+
+
+def _unnumbered(settlement: Settlement) -> bytes:
+    """The end of a record: what is the same whenever the settlement happens. Most happen again and again."""
+    held, used, correction, mark = settlement.held, settlement.used, settlement.correction, settlement.mark
+    found: dict[str, Any] = {"c": settlement.customer}
+    more: dict[str, Any] = {
+        "anonymous": settlement.view.anonymous,
+        "occurred": settlement.occurred_ms,
+        "recorded": dict(used.recorded),
+        "rated": dict(used.rated),
+        "measured": None if used.measured is None else dict(used.measured),
+        "dimensions": dict(used.dimensions),
+        "held": [dict(held.quantities), held.concurrency, held.slot] if held != Held() else None,
+        "correction": [dict(correction.reserved), sorted(correction.rates), correction.at_ms]
+        if correction.reserved
+        else None,
+        "event": settlement.event_key,
+        "mark": mark,
+    }
+    # Measured nothing is not the same as not told apart.
+    found.update(
+        {name: value for name, value in more.items() if value or (name == "measured" and value is not None)}
+    )
+    settlement.spooled = end = _to_json(found).encode()[1:]
+    return end
+
+
+def read(record: bytes, cache: CustomerCache) -> Spooled:
+    """The inverse of :func:`write`; what is said of it goes by the state that is in force when it is sent.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not what this release writes.
+    """
+    from_json = cast("dict[str, Any]", json.loads(record))
+    get = from_json.get
+    held, correction, mark, sent = get("held"), get("correction"), get("mark"), get("sent")
+    settlement = Settlement(
+        cache.get(from_json["c"], anonymous=bool(get("anonymous"))),
+        held=Held() if held is None else Held(held[0], tuple(held[1]), held[2]),
+        used=Used(get("recorded", {}), get("rated", {}), get("dimensions", {}), get("measured")),
+        correction=Correction()
+        if correction is None
+        else Correction(correction[0], frozenset(correction[1]), correction[2]),
+        event_key=get("event"),
+        occurred_ms=get("occurred", from_json["at"]),
+        rated_ms=from_json["at"],
+        mark=None if mark is None else Mark(*mark),
+    )
+    return Spooled(from_json["n"], settlement, None if sent is None else Sent(*sent))
+
 
 _log = logging.getLogger("meterkit.store")
-
 _WINDOW: Final = 128  # Requests wait behind so many at most.
 _PAUSE_FIRST_S: Final = 0.01
 _PAUSE_MAX_S: Final = 1.0

@@ -5,17 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import bounds_of
-from meterkit.decisions.derived import derived_from
-from meterkit.decisions.further import joined
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
-from meterkit.decisions.kinds import TOKEN_BUCKET
+from meterkit.decisions.packed import joined
+from meterkit.decisions.policies import TOKEN_BUCKET, rate_numbers
 from meterkit.decisions.program import reported_parts
-from meterkit.decisions.rates import rate_numbers
-from meterkit.redis.resp import pack_each
-from meterkit.store.audited import audit_keys, audited_by, told_of
-from meterkit.store.held import Correction, Held, Mark
-from meterkit.store.used import NOTHING_USED, Used
+from meterkit.redis.connection import pack_each
+from meterkit.store.hold import NOTHING_USED, Correction, Held, Mark, Used, audit_keys, audited_by, told_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -58,7 +55,7 @@ class Settlement:
     Attributes:
         customer: whose it is.
         slot: of what is given back.
-        spooled: the end of its record in a spool, once there was one; see :mod:`meterkit.store.spooled`.
+        spooled: the end of its record in a spool, once there was one; see :mod:`meterkit.store.replay`.
     """
 
     __slots__ = (

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.settling import resolve
-from meterkit.store.frames import Header, SpoolError, TornError, frame
-from meterkit.store.replay import Replay, RewindError
-from meterkit.store.spool_file import SpoolFile, spools_of
-from meterkit.store.spooled import size_of, write
-from meterkit.store.spools import SPOOL_BYTES_MAX, why_not_sent
+from meterkit.spool.directory import SPOOL_BYTES_MAX, why_not_sent
+from meterkit.spool.spool_file import Header, SpoolError, SpoolFile, TornError, frame, spools_of
+from meterkit.store.replay import Replay, RewindError, size_of, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,10 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_SPOOLS", "Spool", "SpoolsLeft"]
 
+
 _T = TypeVar("_T")
-
 _log = logging.getLogger("meterkit.store")
-
 _UNWRITTEN_MAX: Final = 64 << 20
 """Bytes that wait in memory where the disk takes none."""
 _WRITTEN_AT_ONCE_MAX: Final = 10_000
@@ -57,7 +54,7 @@ NO_SPOOLS: Final = SpoolsLeft(0, ())
 
 
 _Kept: TypeAlias = "tuple[Settlement, int, int, Sent | None]"
-"""What is not on disk yet, as :func:`~meterkit.store.spooled.write` takes it."""
+"""What is not on disk yet, as :func:`~meterkit.store.replay.write` takes it."""
 
 
 class Spool:

@@ -10,7 +10,7 @@ from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from meterkit.catalog.features import check_feature
+from meterkit.catalog.quantity import check_feature
 from meterkit.decisions import verdict
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.in_process import NOTHING_LEFT, left_by
@@ -20,21 +20,18 @@ from meterkit.errors import StoreError
 from meterkit.redis import scripts
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.event_loops import EventLoops
-from meterkit.redis.moved_clock import not_past
+from meterkit.redis.server import not_past
 from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
-from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.store.event_names import names_of
-from meterkit.store.fallback import Fallback
-from meterkit.store.held import Held
+from meterkit.store.fallback import DegradedMinutes, Fallback
+from meterkit.store.hold import Held, OutlivingWorks, Used
+from meterkit.store.idempotency import MarkedDecision, Prepare
 from meterkit.store.late_reply import give_back
-from meterkit.store.marked import MarkedDecision, Prepare
-from meterkit.store.outliving_works import OutlivingWorks
 from meterkit.store.rate_usage import rates_of
 from meterkit.store.settlement import Settlement
 from meterkit.store.spool import NO_SPOOLS, Spool, SpoolsLeft
-from meterkit.store.used import Used
 from meterkit.store.views import CustomerCache, PreparedDecision
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meterkit.decisions.binding import Binding
+from meterkit.decisions.binding import Binding, derived_from
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,
@@ -14,13 +14,11 @@ from meterkit.decisions.customer_state import (
     refusal_of,
 )
 from meterkit.decisions.decision import Decision
-from meterkit.decisions.derived import derived_from
+from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
-from meterkit.decisions.prepaid import prepaid_of
 from meterkit.decisions.program import Demand, compile_program, demands_of
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.redis.connection import ReplyError
-from meterkit.redis.resp import pack_each, pack_numbers
+from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
 from meterkit.store.compiled import CompiledCatalog
 from meterkit.store.replies import HELD
 

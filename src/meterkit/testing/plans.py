@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from meterkit.catalog.digest import digest
 from meterkit.catalog.errors import unknown
+from meterkit.catalog.load import digest
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

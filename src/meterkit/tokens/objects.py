@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 from meterkit.tokens.bodies import read_body
 from meterkit.tokens.call_usage import CallUsage, sum_of
 from meterkit.tokens.calls import Ledger
+from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, load, rows, table
 from meterkit.tokens.merging import each_once, join_reports
 from meterkit.tokens.observer import observed
-from meterkit.tokens.outliving import outliving_state
 from meterkit.tokens.plain_values import body_of, kind_of, table_of
 from meterkit.tokens.providers import AUTO
 from meterkit.tokens.providers.anthropic import ANTHROPIC

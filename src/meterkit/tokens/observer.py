@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.calls import Ledger
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
+from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, paths, rows, table, text
 from meterkit.tokens.layout import ROOT, text_bytes
-from meterkit.tokens.outliving import outliving_state
 from meterkit.tokens.providers import AUTO
 
 if TYPE_CHECKING:

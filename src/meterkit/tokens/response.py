@@ -6,19 +6,18 @@ import re
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.framing.blocks import Ndjson, Takers
 from meterkit.tokens.framing.decoding import Decoding, decoding_of
-from meterkit.tokens.framing.document import Document
 from meterkit.tokens.framing.eventstream import EventStream
 from meterkit.tokens.framing.incremental import Incremental, drain, whole_of
+from meterkit.tokens.framing.json import Document
 from meterkit.tokens.framing.large_json import UNKNOWN, Encoded, LargeJson
-from meterkit.tokens.framing.sse import Sse
+from meterkit.tokens.framing.sse import Ndjson, Sse, Takers
 from meterkit.tokens.json_values import dig, load, table
 from meterkit.tokens.layout import ROOT, may_report
 from meterkit.tokens.observer import Observer
 from meterkit.tokens.providers import BY_NAME
 from meterkit.tokens.providers.bedrock import BEDROCK
-from meterkit.tokens.repeats import Repeats
+from meterkit.tokens.repeated_events import Repeats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -22,10 +22,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from meterkit import MeterKit
 from meterkit.catalog import load
-from meterkit.cli.demo.refusals import evidence
 from meterkit.cli.demo.service import build
 from meterkit.cli.demo.store import ended_with_us
-from meterkit.cli.demo.traffic import CUSTOMERS, drive
+from meterkit.cli.demo.traffic import CUSTOMERS, drive, evidence
 from meterkit.cli.output import print_table, stdout_console
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.draining import drainer_of

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.cli.doctor.findings import Finding
 from meterkit.cli.output import span
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.backlog import backlog_of, waiting_shards
-from meterkit.insights.audit.draining import MOST, drainer_of
+from meterkit.insights.audit.draining import MOST, backlog_of, drainer_of, waiting_shards
 from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from meterkit import MeterKit
-    from meterkit.insights.audit.backlog import Backlog, Waiting
+    from meterkit.insights.audit.draining import Backlog, Waiting
 
 __all__ = [
     "OVERDUE_MS",

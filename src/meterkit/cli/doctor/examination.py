@@ -10,25 +10,22 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from meterkit.cli.doctor import findings, several
+from meterkit.cli.doctor import findings, store_servers
 from meterkit.cli.doctor.audit_log import look_at_audit_database, look_at_audit_log, look_at_revenue
-from meterkit.cli.doctor.closes import look_at_closes
-from meterkit.cli.doctor.drifting import look_at_subscriptions
+from meterkit.cli.doctor.backlogs import look_at_closes, look_at_messages, look_at_stored_objects
 from meterkit.cli.doctor.examined import Examination, UnseenError
 from meterkit.cli.doctor.findings import Finding
-from meterkit.cli.doctor.hooks import look_at_webhooks
-from meterkit.cli.doctor.messages import look_at_messages
-from meterkit.cli.doctor.serving import full, look_at_breaker, look_at_durability, unreachable
 from meterkit.cli.doctor.spools import look_at_spool_directory
-from meterkit.cli.doctor.stored_objects import look_at_stored_objects
+from meterkit.cli.doctor.store_servers import full, look_at_breaker, look_at_durability, unreachable
 from meterkit.cli.doctor.stripe_meters import look_at_meters
+from meterkit.cli.doctor.webhooks import look_at_subscriptions, look_at_webhooks
+from meterkit.customers.links import owner_of
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.outbox.outbox import Outbox
 from meterkit.redis import scripts
 from meterkit.redis.durability import Keeping
 from meterkit.redis.server import words_to_try
-from meterkit.store.links import owner_of
-from meterkit.store.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -86,7 +83,7 @@ async def _examine_store(kit: MeterKit, found: Examination) -> None:
         found.add(one, of=str(server.address) if len(servers) > 1 else "")
         if seen.claims is not None:
             whole.claims = [*(whole.claims or ()), *seen.claims]
-    for check, look_at_all in several.CHECKS.get(kit.store.address.kind, {}).items():
+    for check, look_at_all in store_servers.CHECKS.get(kit.store.address.kind, {}).items():
         await _try(check, look_at_all, kit, found)
     for check, look in _OF_STORE.items():
         if check in _OF_CONTENT and any(one.check == "shards" for one in found.findings):
@@ -231,7 +228,7 @@ async def _replication(seen: _Seen) -> _Looked:
     info = await seen.info()
     found = findings.replication(info)
     if info.get("connected_slaves") == "0" and await seen.keeping.has_heir():
-        found += several.no_replica()
+        found += store_servers.no_replica()
     return f"{info.get('connected_slaves', 0)} replicas", found
 
 

@@ -12,8 +12,8 @@ from meterkit.redis.server import eviction_warning, follows, rights_refusal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from meterkit.outbox.intents import Undelivered
     from meterkit.redis.server import Durability
-    from meterkit.store.intents import Undelivered
 
 __all__ = [
     "CLOCK_APART_MS",

@@ -11,14 +11,14 @@ from meterkit.cli.doctor.findings import Finding, named
 from meterkit.cli.output import span
 from meterkit.errors import SettingsError
 from meterkit.redis.private_directory import check_directory
-from meterkit.store.spools import SPOOL_BYTES_MAX, look_at_spools
+from meterkit.spool.directory import SPOOL_BYTES_MAX, look_at_spools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from meterkit import MeterKit
-    from meterkit.store.spools import SpoolSeen, SpoolState
+    from meterkit.spool.directory import SpoolSeen, SpoolState
 
 __all__ = [
     "HELD_MS",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.insights.audit.entries import CLASSES, Row
-from meterkit.store.journal import JournalRow
+from meterkit.outbox.journal import JournalRow
 
 try:
     from sqlalchemy import (
@@ -83,7 +83,7 @@ DELIVERIES: Final = Table(
     ),
     Index("meterkit_deliveries_of_customer", "customer", "delivered_at_ms"),
 )
-"""The journal of deliveries; see :class:`meterkit.store.journal.JournalRow`."""
+"""The journal of deliveries; see :class:`meterkit.outbox.journal.JournalRow`."""
 
 
 def insert_once(dialect: str, table: Table = TABLE) -> Insert:

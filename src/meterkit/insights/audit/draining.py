@@ -1,4 +1,4 @@
-"""The audit log's streams are drained into its database, in batches, each entry into it once."""
+"""Drain the streams of the audit log into its database, each entry once; and the backlog."""
 
 from __future__ import annotations
 
@@ -6,31 +6,149 @@ import asyncio
 import logging
 from importlib import import_module
 from time import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.insights.audit.backlog import backlog_of, note, waiting_shards
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.redis.refusals import is_of_a_key
+from meterkit.redis.server import is_of_a_key
 from meterkit.store.event_names import read_meters
-from meterkit.store.task_lease import TaskLease
+from meterkit.store.tasks import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from meterkit.insights.audit.backlog import Waiting
     from meterkit.insights.audit.database import Database
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["MOST", "Drainer", "drainer_of"]
+__all__ = [
+    "MOST",
+    "Backlog",
+    "Drainer",
+    "Waiting",
+    "backlog_of",
+    "drainer_of",
+    "note",
+    "noted",
+    "read_backlog",
+    "waiting_shards",
+]
+
+
+_noted: Final[WeakKeyDictionary[Store, Backlog]] = WeakKeyDictionary()
+
+
+class Waiting(NamedTuple):
+    """Entries that wait in a shard.
+
+    Attributes:
+        is_full: whether the youngest are added up beside them; see fold.lua.
+        trouble: why nobody can say how many there are; empty: there is none.
+    """
+
+    shard: int
+    entries: int
+    is_full: bool
+    trouble: str = ""
+
+
+class Backlog(NamedTuple):
+    """What waits in all shards.
+
+    Attributes:
+        entries: how many.
+        since_ms: when the oldest was entered; None: none waits.
+        full_shards: in how many shards the youngest are added up, as too many wait.
+    """
+
+    entries: int
+    since_ms: int | None
+    full_shards: int
+
+    def age_s(self, now_ms: int) -> float:
+        """How long the oldest has waited; 0 where none does."""
+        return 0.0 if self.since_ms is None else max(0.0, (now_ms - self.since_ms) / 1000)
+
+
+async def waiting_shards(store: Store) -> Sequence[Waiting]:
+    """The shards in which something waits, in one round trip.
+
+    One whose stream is none, as something else has written there, is among them with why: the others go on.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await store.admin()
+    pipe = admin.client.pipeline(transaction=False)
+    for shard in range(store.keys.shards):
+        pipe.xlen(store.keys.audit(shard))
+        pipe.exists(store.keys.audit_sums(shard))
+    found: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+    waiting: list[Waiting] = []
+    for shard, (entries, sums) in enumerate(zip(found[::2], found[1::2], strict=True)):
+        for reply in (entries, sums):
+            if isinstance(reply, Exception) and not is_of_a_key(reply):
+                raise StoreError(f"the store at {admin.address} failed: {reply}") from reply
+        if isinstance(entries, Exception):
+            waiting.append(Waiting(shard, 0, is_full=False, trouble=str(entries)))
+        elif entries or sums:
+            waiting.append(Waiting(shard, entries, bool(sums)))
+    return waiting
+
+
+async def backlog_of(store: Store, waiting: Sequence[Waiting]) -> Backlog:
+    """The same as one, with the age of the oldest entry, in one more round trip where any waits.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    shards = [one.shard for one in waiting if one.entries]
+    since_ms: int | None = None
+    if shards:
+        admin = await store.admin()
+        pipe = admin.client.pipeline(transaction=False)
+        for shard in shards:
+            pipe.xrange(store.keys.audit(shard), count=1)
+        pages: list[list[tuple[bytes, Mapping[bytes, bytes]]]] = await admin.ask(pipe.execute())
+        since_ms = min(
+            (_entered_ms(name.decode(), fields) for page in pages for name, fields in page), default=None
+        )
+    return Backlog(sum(one.entries for one in waiting), since_ms, sum(one.is_full for one in waiting))
+
+
+async def read_backlog(store: Store) -> Backlog:
+    """All of it, in two round trips.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    return await backlog_of(store, await waiting_shards(store))
+
+
+def note(store: Store, backlog: Backlog) -> None:
+    """Keep what was seen of a store, for those who cannot ask it."""
+    _noted[store] = backlog
+
+
+def noted(stores: Iterable[Store]) -> Mapping[Store, Backlog]:
+    """What was seen last of some stores; of those that nobody looks at: nothing."""
+    found = ((store, _noted.get(store)) for store in stores)
+    return {store: backlog for store, backlog in found if backlog is not None}
+
+
+def _entered_ms(name: str, fields: Mapping[bytes, Any]) -> int:
+    """When an entry was entered: by itself, or where that cannot be read, by its name in the stream."""
+    try:
+        return rows_of(0, name, fields, str)[0].recorded_at_ms
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return int(name.partition("-")[0])
+
 
 T = TypeVar("T")
-
 _logger = logging.getLogger("meterkit.audit")
-
 _EVERY_S: Final = 2.0
 _PAGE: Final = 500
 MOST: Final = 50_000

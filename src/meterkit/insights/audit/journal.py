@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.insights.audit.database import Database
+    from meterkit.outbox.journal import JournalRow
     from meterkit.settings import Settings
-    from meterkit.store.journal import JournalRow
 
 __all__ = ["DatabaseJournal", "journal_of"]
 

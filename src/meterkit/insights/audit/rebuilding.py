@@ -11,29 +11,29 @@ from itertools import pairwise
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Protocol
 
+from meterkit.customers.corrections import OfCustomerError, ask_confirmed
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.insights.audit.entries import CLASSES
 from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, rebuilt
+from meterkit.outbox.sealing import kept_ms
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.redis.refusals import is_of_a_key
-from meterkit.store.confirming import OfCustomerError, ask_confirmed
-from meterkit.store.customer_id import check_customer
+from meterkit.redis.server import is_of_a_key
+from meterkit.store.arguments import check_customer
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.event_names import names_of, read_meters
-from meterkit.store.sealing import kept_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
     from decimal import Decimal
 
+    from meterkit.customers.corrections import Call
     from meterkit.insights.audit.database import Sums
     from meterkit.insights.audit.draining import Drainer
     from meterkit.insights.audit.rebuilt import Rebuilt
-    from meterkit.store.confirming import Call
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store

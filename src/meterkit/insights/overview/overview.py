@@ -1,33 +1,74 @@
-"""The overview for operators: asked for by a page, made in the background, read from the database."""
+"""The operator's overview: made in the background, read from the database; with revenue."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import asdict
+from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.customers import customers_set_up
+from meterkit.customers.usage import customers_with_counts
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import SettingsError
-from meterkit.insights.overview.growth import revenue_figures
 from meterkit.insights.overview.rows import CustomerRow, Totals, UsageRow, row_of
+from meterkit.insights.revenue.revenue import Revenue
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.store.all_usage import customers_with_counts
-from meterkit.store.customers import customers_set_up
-from meterkit.store.task_lease import TaskLease
+from meterkit.store.tasks import TaskLease
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import date
 
     from meterkit.insights.audit.database import Database
-    from meterkit.insights.overview.rows import OverviewFigures
+    from meterkit.insights.overview.rows import OverviewFigures, RevenueFigures
     from meterkit.insights.overview.tables import Made, OverviewTables
     from meterkit.insights.revenue.lists import Changes, Kept, Move, Payment, RevenueLists, UsageCharge
+    from meterkit.insights.revenue.tables import RevenueTables
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["Overview"]
+__all__ = ["Overview", "revenue_figures"]
+
+
+_DAYS: Final = 30
+_NOT_BY_CURRENCY: Final = frozenset({"day", "cac"})
+
+
+async def revenue_figures(store: Store, settings: Settings, database: Database) -> RevenueFigures | None:
+    """Revenue of the last day with a snapshot of it; None: there is none.
+
+    Raises:
+        MeterkitError: the database fails.
+    """
+    revenue = Revenue(store, settings)
+    last, _ = await revenue.look()
+    if last is None:
+        return None
+    found = await revenue.at(last)
+    tables: Any = import_module("meterkit.insights.revenue.tables")
+    plans, growth = await in_thread(_read, tables.RevenueTables(database), last)
+    return {
+        "day": last.isoformat(),
+        "figures": {name: dict(of) for name, of in asdict(found).items() if name not in _NOT_BY_CURRENCY},
+        "cac": found.cac,
+        "plans": plans,
+        "growth": growth,
+    }
+
+
+def _read(
+    tables: RevenueTables, last: date
+) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, dict[str, int]]]]:
+    plans = [(plan, currency, mrr) for (plan, currency), mrr in sorted(tables.by_plan(last).items())]
+    days = tables.days(last - timedelta(days=_DAYS - 1), last)
+    growth = [
+        (day.isoformat(), currency, asdict(of)) for day, all_ in days.items() for currency, of in all_.items()
+    ]
+    return plans, growth
+
 
 _LOOK_EVERY_S: Final = 5.0
 _FRESH_MS: Final = 300_000

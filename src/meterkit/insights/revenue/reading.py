@@ -6,22 +6,22 @@ from contextlib import aclosing
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.customers import customers_set_up
+from meterkit.customers.history import entry_of
+from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState, effective_plan
+from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import HEAD_FIELD
 from meterkit.decisions.packed import Head
 from meterkit.decisions.periods import to_ms
-from meterkit.decisions.prepaid import MICRO
 from meterkit.insights.revenue.figures import Paying, Used
-from meterkit.store.customers import customers_set_up
-from meterkit.store.history import entry_of
-from meterkit.store.priced_usage import overage_charge
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
     from meterkit.catalog import Catalog
+    from meterkit.customers.history import HistoryEntry
     from meterkit.redis.admin import Admin
-    from meterkit.store.history import HistoryEntry
     from meterkit.store.store import Store
 
 __all__ = ["paying_at", "paying_of", "used_in"]

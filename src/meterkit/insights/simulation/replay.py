@@ -1,4 +1,4 @@
-"""Usage under the scripts themselves: events served again by a store of their own."""
+"""Replay of usage under another plans file: by ceilings alone, or by the scripts on a store."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from math import lcm
 from time import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.models import enforced
+from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import Demand
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.insights.simulation.ceilings import Tried
 from meterkit.redis.url import Address
-from meterkit.store.held import Held
+from meterkit.store.hold import Held, Used
 from meterkit.store.settlement import Settlement
-from meterkit.store.state_changes import States
 from meterkit.store.store import Store
-from meterkit.store.used import Used
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -28,15 +26,49 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.insights.simulation.log import Event
-    from meterkit.insights.simulation.people import Tenure
-    from meterkit.insights.simulation.terms import Terms
+    from meterkit.insights.simulation.terms import Tenure, Terms
 
-__all__ = ["Replay"]
+__all__ = ["Replay", "Tried", "refuse_beyond"]
+
+
+class Tried(NamedTuple):
+    """What the usage of a period came to under other terms.
+
+    Attributes:
+        overage: meter to the units beyond what is included, that neither a grant nor a credit paid.
+        refused: meter to the units of the events that would have been refused.
+        first_ms: when the first of them was; None: none was.
+    """
+
+    overage: Mapping[str, int]
+    refused: Mapping[str, int]
+    first_ms: int | None
+
+
+def refuse_beyond(terms: Terms, events: Iterable[Event]) -> Tried:
+    """Go through the events of a customer in their order, and refuse what goes beyond a ceiling.
+
+    A refused event counts nowhere, so that a smaller one after it may still fit. Units that were taken back
+    make room.
+    """
+    used, refused, first_ms = Counter[str](), Counter[str](), None
+    for event in events:
+        if any(_is_beyond(terms, meter, used[meter], units) for meter, units in event.quantities.items()):
+            refused.update(event.quantities)
+            first_ms = event.at_ms if first_ms is None else first_ms
+        else:
+            used.update(event.quantities)
+    return Tried(terms.overage(used), dict(refused), first_ms)
+
+
+def _is_beyond(terms: Terms, meter: str, used: int, units: int) -> bool:
+    most = terms.ceilings.get(meter)
+    return most is not None and units > 0 and used + terms.needed(meter, units) > most
+
 
 _LEAST_AHEAD_MS: Final = timedelta(days=10_000) // timedelta(milliseconds=1)
 # Times in requests have 13 digits.
 _MOST_AHEAD_MS: Final = timedelta(days=90_000) // timedelta(milliseconds=1)
-
 _TIMEOUT_S: Final = 60.0
 
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.insights.simulation.ceilings import Tried, refuse_beyond
-from meterkit.insights.simulation.people import Offers, tenures
-from meterkit.insights.simulation.replay import Replay
+from meterkit.insights.simulation.replay import Replay, Tried, refuse_beyond
+from meterkit.insights.simulation.terms import Offers, tenures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.insights.audit.database import Database
     from meterkit.insights.simulation.log import Event, Sums, UsageLog
-    from meterkit.insights.simulation.people import Tenure
-    from meterkit.insights.simulation.terms import Terms
+    from meterkit.insights.simulation.terms import Tenure, Terms
     from meterkit.store.store import Store
 
 __all__ = ["SimulatedCustomer", "Simulation", "simulate"]

@@ -2,7 +2,7 @@
 -- counted as t of its period; where the plan of the open period bills the meter, it is recorded there once more, as
 -- overage (or included) and as late, and is pending there.
 --   keys: counters, totals, history; audit or nil; head, meters: as read_counters gives them; totals: as read; events:
---   token to event name: what has none waits for it; asked: since, before, latest (ms; see decisions/finality.py), hour, margin
+--   token to event name: what has none waits for it; asked: since, before, latest (ms; see decisions/subscription_periods.py), hour, margin
 --   (ms), meters: a token to the class that the open period records it in (empty: none), its name, its price in words
 --   own: customer, nonce, rev, and start and end of the open period (ms)
 -- Returns the head, and the list that the reply has.

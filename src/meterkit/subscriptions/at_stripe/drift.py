@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.drift import Drift
-from meterkit.decisions.seats import seat_meter
+from meterkit.customers.drifts import Drift
+from meterkit.decisions.customer_state import seat_meter
 from meterkit.subscriptions.at_stripe.items import items_of, updates
-from meterkit.subscriptions.at_stripe.parts import part_of, text_in
-from meterkit.subscriptions.at_stripe.price_keys import plan_of_price, seat_key
+from meterkit.subscriptions.at_stripe.objects import part_of, plan_of_price, seat_key, text_in
 from meterkit.subscriptions.rules.changes import sells_seats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.decisions.drift import DriftKind
+    from meterkit.customers.drifts import DriftKind
     from meterkit.subscriptions.at_stripe.items import Item, PlanPrices
 
     Difference = tuple[DriftKind, str]

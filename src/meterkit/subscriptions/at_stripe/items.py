@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
-from meterkit.subscriptions.at_stripe.price_keys import (
+from meterkit.subscriptions.at_stripe.objects import (
     base_key,
+    id_in,
     is_metered_key,
     key_in,
+    part_of,
     plan_of_price,
     seat_key,
+    text_in,
 )
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.decisions.drift import DriftKind
+from meterkit.customers.drifts import DriftKind
 from meterkit.errors import CustomerError, MeterkitError
-from meterkit.store.customer_id import check_customer
+from meterkit.store.arguments import check_customer
 from meterkit.subscriptions.at_stripe.drift import LIVE, drift_of, plan_in
 from meterkit.subscriptions.at_stripe.items import items_of
-from meterkit.subscriptions.at_stripe.parts import CUSTOMER, part_of, text_in
+from meterkit.subscriptions.at_stripe.objects import CUSTOMER, part_of, text_in
 from meterkit.subscriptions.at_stripe.reading import (
     has_payment_method,
     in_force,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog
-    from meterkit.decisions.drift import Drift
+    from meterkit.customers.drifts import Drift
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.subscriptions.at_stripe.items import PlanPrices
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.subscriptions.at_stripe.parts import part_of
+from meterkit.subscriptions.at_stripe.objects import part_of
 from meterkit.subscriptions.price_sync.wanted import shape_of
 
 if TYPE_CHECKING:

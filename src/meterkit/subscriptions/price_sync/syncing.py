@@ -7,8 +7,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.errors import StripeError
-from meterkit.subscriptions.at_stripe.plan_prices import PRICES, prices_by_key
-from meterkit.subscriptions.at_stripe.price_keys import MARK
+from meterkit.subscriptions.at_stripe.objects import MARK
+from meterkit.subscriptions.at_stripe.prices import PRICES, prices_by_key
 from meterkit.subscriptions.price_sync.found import Found, unfit
 from meterkit.subscriptions.price_sync.wanted import params_of, product_params, shape_of, wanted_of
 

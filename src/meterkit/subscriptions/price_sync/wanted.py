@@ -1,7 +1,4 @@
-"""The products and prices that a plans file needs at Stripe. Pure; money in minor units, exact.
-
-One product per thing sold, so that invoices are readable: the plan, its seats, and each billed meter.
-"""
+"""The products and prices that a plans file needs at Stripe. Pure; money in minor units, exact."""
 
 from __future__ import annotations
 
@@ -9,12 +6,10 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.money import exact_money
-from meterkit.decisions.seats import seat_meter
-from meterkit.subscriptions.at_stripe.price_keys import MARK, base_key, meter_key, seat_key
-from meterkit.subscriptions.price_sync.parts import split_wrongly
-from meterkit.subscriptions.rules.changes import sells_seats
-from meterkit.subscriptions.rules.sold import billed_as, billed_meters, is_sold
+from meterkit.catalog.amounts import exact_money
+from meterkit.decisions.customer_state import seat_meter
+from meterkit.subscriptions.at_stripe.objects import MARK, base_key, meter_key, seat_key
+from meterkit.subscriptions.rules.changes import billed_as, billed_meters, is_sold, sells_seats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,14 +26,34 @@ __all__ = [
     "params_of",
     "product_params",
     "shape_of",
+    "split_wrongly",
     "wanted_of",
 ]
+
+
+def split_wrongly(catalog: Catalog, plan: Plan, meter: Meter) -> str | None:
+    """Why no prices can bill a derived meter and its source rightly; None: they can."""
+    if meter.source is None or meter.stripe is None or billed_as(plan, meter) is None:
+        return None
+    whole = catalog.meters[meter.source]
+    reporting = [
+        one.name for one in (whole, meter) if one.stripe is not None and one.stripe.report == "usage"
+    ]
+    if not reporting or plan.entitlements[whole.name].included == 0:
+        return None
+    found = " and ".join(f"{name} has `report: usage`" for name in reporting)
+    return (
+        f"{found}, and it is a part of {whole.name}: what {whole.name} includes is counted over both, and"
+        " Stripe would count each by itself: a free tier on either price gives included units a second time,"
+        " and a price without one bills them; write `report: overage` for both, or include nothing of"
+        f" {whole.name}"
+    )
+
 
 _UNIT: Final = Decimal("1e-12")
 """The last place of https://docs.stripe.com/api/prices/create#create_price-unit_amount_decimal."""
 _LEAST: Final = Decimal("1e-6")
 """A unit price that has no such decimal is rounded; below this it would be wrong by more than a millionth."""
-
 _NO_AMOUNT: Final = (
     "billed, and the file names no amount: write overage: {bill: {per: …, amount_cents: …}}, or make its"
     " price at Stripe by hand, on the plan's product"

@@ -15,11 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
-from meterkit.store.customer_id import is_customer
-from meterkit.subscriptions.router.bodies import UsageAnswer
+from meterkit.store.arguments import is_customer
 from meterkit.subscriptions.router.endpoints import Accepted, Asked, wrong
+from meterkit.subscriptions.router.requests import Origin, UsageAnswer, is_of, origins_of
 from meterkit.subscriptions.router.troubles import KINDS, Trouble, TroubleError, invalid, trouble_of
-from meterkit.subscriptions.router.urls import Origin, is_of, origins_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError
-from meterkit.subscriptions.router.bodies import (
+from meterkit.subscriptions.router.requests import (
     CancelBody,
     CheckoutBody,
     CreateBody,

@@ -1,29 +1,72 @@
-"""What a change of plan is, when it takes effect, and what is too much for it. Pure."""
+"""Changes of a subscription: which plans are sold, what is allowed, when it takes effect. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.decisions.customer_state import with_seats
 from meterkit.decisions.gauges import GaugeLimit
-from meterkit.decisions.seats import with_seats
+from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
+from meterkit.store.arguments import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog import Catalog, Changes, Plan
+    from meterkit.catalog.models import Entitlement, Meter
 
 __all__ = [
+    "SEATS_MAX",
     "Course",
     "OverLimit",
+    "billed_as",
+    "billed_meters",
+    "check_seats",
+    "check_seats_sold",
+    "check_sold",
     "course_of",
     "covers_all_seats",
     "included_seats",
+    "is_sold",
     "over_limit",
     "paid_seats",
     "seats_on",
     "sells_seats",
 ]
+
+
+def is_sold(plan: Plan) -> bool:
+    """Whether customers can subscribe to a plan: it names a price at Stripe, or costs something."""
+    price = plan.price
+    charges = any(given.overage.amount_cents is not None for given in plan.entitlements.values())
+    return price.stripe_price is not None or price.amount_cents > 0 or plan.seat_price is not None or charges
+
+
+def billed_as(plan: Plan, meter: Meter) -> Entitlement | None:
+    """By what a plan bills that which is sent of a meter; None: nothing of it is billed.
+
+    Of a derived meter the units are sent that its source bills, after what its source includes. Its own price
+    goes before that of its source.
+    """
+    own = plan.entitlements[meter.name]
+    whole = None if meter.source is None else plan.entitlements[meter.source]
+    if whole is None or whole.overage.mode != "bill":
+        return own if own.overage.mode == "bill" else None
+    if whole.included is None:
+        return None
+    has_price = own.overage.mode == "bill" and own.overage.amount_cents is not None
+    return replace(own, included=whole.included, overage=own.overage if has_price else whole.overage)
+
+
+def billed_meters(catalog: Catalog, plan: Plan) -> list[Meter]:
+    """The meters whose usage a plan bills through Stripe, in the order of the plans file."""
+    return [
+        meter
+        for meter in catalog.meters.values()
+        if meter.stripe is not None and meter.stripe.report != "none" and billed_as(plan, meter) is not None
+    ]
+
 
 Course = Literal["keep", "take_back", "now", "period_end"]
 
@@ -113,3 +156,53 @@ def over_limit(catalog: Catalog, plan: Plan, seats: int, levels: Mapping[str, in
         if limit is not None and used > limit.included:
             found.append(OverLimit(meter=meter, used=used, limit=limit.included))
     return tuple(found)
+
+
+SEATS_MAX: Final = 1_000_000
+
+
+def check_sold(plan: str, catalog: Catalog) -> Plan:
+    """The plan of this key.
+
+    Raises:
+        UnknownPlanError: there is none, or it costs nothing.
+    """
+    found = catalog.plans.get(plan) if is_text(plan) else None
+    if found is None:
+        raise UnknownPlanError.of(plan, catalog.plans)
+    if not is_sold(found):
+        raise UnknownPlanError(
+            plan,
+            f"plan: {plan!r:.80} cannot be subscribed to: it costs nothing; write what it costs as"
+            " `amount_cents:` under its `price:` in the plans file, or name a price of Stripe's as"
+            " `stripe_price:`",
+        )
+    return found
+
+
+def check_seats(seats: object) -> int:
+    """The number of seats.
+
+    Raises:
+        QuantityError: it is not an integer from 1 to 1,000,000.
+    """
+    if type(seats) is int and 1 <= seats <= SEATS_MAX:
+        return seats
+    found = repr(seats) if isinstance(seats, int | float) else f"a value of type {type(seats).__name__}"
+    raise QuantityError(f"seats: found {found:.40}; allowed is an integer from 1 to {SEATS_MAX}")
+
+
+def check_seats_sold(plan: Plan, seat_meter: str | None, seats: int) -> None:
+    """See that so many seats can be had with a plan.
+
+    Raises:
+        SubscriptionError: there are more than the plan includes, and it sells none.
+    """
+    if sells_seats(plan, seat_meter) or covers_all_seats(plan, seat_meter):
+        return
+    covered = max(1, included_seats(plan, seat_meter))
+    if seats > covered:
+        raise SubscriptionError(
+            f"seats: found {seats}; the plan {plan.key!r} sells no seats beyond the {covered} that it"
+            " includes: it has no `seat_price` in the plans file"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from meterkit.catalog.money import money
+from meterkit.catalog.amounts import money
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.subscriptions.rules.changes import paid_seats
 from meterkit.subscriptions.rules.proration import Cycle, Line, Proration, proration_of

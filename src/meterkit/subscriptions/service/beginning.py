@@ -1,35 +1,82 @@
-"""How a subscription begins: a customer at Stripe, then a subscription there, or a page that makes one."""
+"""Begin a subscription: a customer at Stripe, then a subscription there or a page; debts come first."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.scalars import DAY_MS
+from meterkit.customers.states import States
 from meterkit.decisions.subscription import ENDED
-from meterkit.errors import SubscriptionExistsError
-from meterkit.store.state_changes import States
-from meterkit.subscriptions.at_stripe.confirming import SECRETS, secret_of
+from meterkit.errors import InvoiceOpenError, SubscriptionExistsError
+from meterkit.subscriptions.at_stripe.idempotency import MARK, key_of, mark_of, persistently
 from meterkit.subscriptions.at_stripe.items import are_of, items_of, new_items
-from meterkit.subscriptions.at_stripe.live import FLEXIBLE, give_up, whole
-from meterkit.subscriptions.at_stripe.once import MARK, key_of, mark_of, persistently
+from meterkit.subscriptions.at_stripe.live_subscription import FLEXIBLE, give_up, whole
+from meterkit.subscriptions.at_stripe.objects import CUSTOMER, SECRETS, id_in, part_of, secret_of, text_in
 from meterkit.subscriptions.at_stripe.pages import close_pages, open_page
-from meterkit.subscriptions.at_stripe.parts import CUSTOMER
-from meterkit.subscriptions.at_stripe.plan_prices import prices_of
+from meterkit.subscriptions.at_stripe.prices import prices_of
 from meterkit.subscriptions.at_stripe.reading import has_begun, is_sold_here
-from meterkit.subscriptions.service.debt import refuse_debtor
 from meterkit.subscriptions.service.results import Checkout
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from meterkit.catalog import Plan
+    from meterkit.catalog import Dunning, Plan
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.service.contact import ContactSource
+    from meterkit.subscriptions.service.stripe_customers import ContactSource
 
-__all__ = ["Beginning"]
+__all__ = ["Beginning", "refuse_debtor"]
+
+
+async def refuse_debtor(
+    api: StripeApi,
+    customer: str,
+    linked: str,
+    found: Sequence[Mapping[str, Any]],
+    *,
+    dunning: Dunning,
+    is_ours: Callable[[Mapping[str, Any]], bool],
+) -> None:
+    """Refuse a new subscription while an invoice of an earlier one is open.
+
+    Stripe itself does not: it cancels a subscription after its last retry, and leaves the invoice open
+    (https://docs.stripe.com/billing/subscriptions/overview#unpaid-subscriptions). Paid, voided and
+    uncollectible invoices are no debt, nor is the invoice of a sign-up that was never paid for.
+
+    Args:
+        api: the way to Stripe.
+        customer: the app's own id.
+        linked: its Stripe customer.
+        found: all subscriptions that this one has and had.
+        dunning: of the plans file.
+        is_ours: whether a subscription is of these plans.
+
+    Raises:
+        InvoiceOpenError: an invoice is open.
+        StripeError: Stripe refuses, or does not answer.
+    """
+    old = {one["id"] for one in found if one["status"] in ENDED and has_begun(one) and is_ours(one)}
+    if dunning.debt == "allow" or not old:
+        return
+    invoices = await api.list("/v1/invoices", {"customer": linked, "status": "open"})
+    owed = [one for one in invoices if _subscription_of(one) in old and one["amount_remaining"] > 0]
+    if owed:
+        oldest = owed[-1]  # Stripe lists the youngest first.
+        message = (
+            f"customer {customer!r} owes invoice {oldest['id']} of an earlier subscription: it has to be paid"
+            " first; void it at Stripe, or mark it uncollectible, to let the customer subscribe without"
+        )
+        url = text_in(oldest, "hosted_invoice_url") or None
+        raise InvoiceOpenError(message, invoice=str(oldest["id"]), url=url)
+
+
+def _subscription_of(invoice: Mapping[str, Any]) -> str:
+    """The subscription that an invoice is of; it stood at the invoice itself before 2025-03-31.basil."""
+    details = part_of(part_of(invoice, "parent"), "subscription_details")
+    return id_in(details, "subscription") or id_in(invoice, "subscription")
+
 
 _REFERENCE_MAX: Final = 200
 _PATH: Final = "/v1/subscriptions"

@@ -1,22 +1,30 @@
-"""Changes of subscriptions that are in force: decided by what Stripe has now, and done there."""
+"""Changes of subscriptions in force: decided by what Stripe has now, and made there."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+from meterkit.customers.states import States
+from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.price_segments import ended_labels
-from meterkit.decisions.seats import seat_meter
 from meterkit.decisions.subscription import ENDED
-from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
-from meterkit.store.state_changes import States
-from meterkit.subscriptions.at_stripe.live import LiveSubscription
-from meterkit.subscriptions.at_stripe.once import persistently
-from meterkit.subscriptions.rules.changes import course_of, over_limit, paid_seats, seats_on
-from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
+from meterkit.errors import NoSubscriptionError, SeatsInUseError, StripeError, SubscriptionError
+from meterkit.subscriptions.at_stripe.idempotency import persistently
+from meterkit.subscriptions.at_stripe.items import PlanPrices, changes_metered, next_items, updates
+from meterkit.subscriptions.at_stripe.live_subscription import LiveSubscription
+from meterkit.subscriptions.at_stripe.prices import prices_of
+from meterkit.subscriptions.rules.changes import (
+    check_seats,
+    check_seats_sold,
+    check_sold,
+    course_of,
+    over_limit,
+    paid_seats,
+    seats_on,
+)
 from meterkit.subscriptions.rules.costs import Terms, cost_of, ends_trial
-from meterkit.subscriptions.service.applying import Applying
-from meterkit.subscriptions.service.paying import check_paid
+from meterkit.subscriptions.service.paying import check_paid, remedy
 from meterkit.subscriptions.service.results import Preview
 
 if TYPE_CHECKING:
@@ -29,9 +37,95 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.rules.proration import Proration
 
-__all__ = ["Changing"]
+__all__ = ["Applying", "Changing"]
+
+
+class Applying:
+    """Has subscriptions consist of what a plan with its seats consists of.
+
+    Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
+
+    Args:
+        store: whose plans file is meant.
+        api: the way to Stripe.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._api = api
+
+    async def update(self, live: LiveSubscription, target: Terms) -> None:
+        """Bring the items to what they are to be, now; the difference is on the next invoice."""
+        items = await self._updates(live, target)
+        if items:
+            await live.update({"items": items, "proration_behavior": "create_prorations"})
+
+    async def upgrade(self, live: LiveSubscription, target: Terms, *, ends_trial: bool) -> str | None:
+        """Bring the items to what they are to be, now, if that is paid; take back what is scheduled then.
+
+        Returns:
+            None: it is done. Else nothing has changed, and this is the client secret of a SetupIntent with
+            which the customer authenticates the card before the caller asks again.
+
+        Raises:
+            SubscriptionError: the customer needs a payment method, or another one.
+        """
+        params: dict[str, Parameter] = {
+            "items": await self._updates(live, target),
+            "proration_behavior": "always_invoice",
+            "payment_behavior": "error_if_incomplete",
+            "off_session": True,  # The customer's browser is not asked: what was set up counts.
+        }
+        if ends_trial:
+            params["trial_end"] = "now"
+        try:
+            if params["items"]:
+                await live.update(params)
+        except StripeError as error:
+            if error.is_replayed:
+                raise
+            return await remedy(self._store, live, params, error)
+        await live.release()
+        return None
+
+    async def changes_metered(self, live: LiveSubscription, target: Terms) -> bool:
+        """Whether the items that a plan and its seats need differ in metered ones from those there are."""
+        return changes_metered(live.items, await self._updates(live, target))
+
+    async def arrange(
+        self, live: LiveSubscription, known: SubscriptionState, later: Terms, *, now: Terms | None = None
+    ) -> None:
+        """Have the items be what they are to be later when the period ends, and now what is given.
+
+        Raises:
+            SubscriptionError: it is to end.
+        """
+        if live.is_ending:
+            raise SubscriptionError(f"the subscription {live.id} is to end: resume it before it is changed")
+        await live.arrange(
+            await self._items(live, later),
+            now=None if now is None else await self._items(live, now),
+            change_s=known.end_ms // 1000,
+            interval=later.plan.price.interval,
+        )
+
+    async def _updates(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
+        """What brings the items to what they are to be; empty where nothing is to be done."""
+        return updates(live.items, self._store.catalog, *await self._priced(target))
+
+    async def _items(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
+        """The items as they are to be."""
+        return next_items(live.items, self._store.catalog, *await self._priced(target))
+
+    async def _priced(self, target: Terms) -> tuple[PlanPrices, int]:
+        """The prices of a plan, and how many seats cost its seat price."""
+        catalog = self._store.catalog
+        paid = paid_seats(target.plan, seat_meter(catalog.meters), target.seats)
+        return await prices_of(self._api(), catalog, target.plan), paid
+
 
 _UNPAID: Final = frozenset({"incomplete", "paused", "unpaid"})
 # What is changed at once gives back what was never paid; the invoice of it, once paid, would end the dunning.
@@ -47,7 +141,7 @@ class Changing:
         fetch: fetches a customer's subscription from Stripe into the store.
         deliver: delivers what a customer has used, and waits until Stripe has it.
         cut: does so before prices change, and holds back what is used while the block runs; see
-            :class:`meterkit.delivery.cutting.Cutter`.
+            :class:`meterkit.delivery.on_demand.Cutter`.
     """
 
     def __init__(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from meterkit.customers.states import States
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, NoSubscriptionError, StripeError
-from meterkit.store.state_changes import States
 from meterkit.subscriptions.at_stripe.pages import close_pages
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _SUBSCRIPTIONS_MAX: Final = 8
 
 
 class CustomerHooks:
-    """Implements :class:`meterkit.store.customers.AtStripe`.
+    """Implements :class:`meterkit.customers.customers.AtStripe`.
 
     Args:
         store: where customers are kept.

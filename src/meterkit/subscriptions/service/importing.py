@@ -6,15 +6,15 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from meterkit.customers.links import Links, owner_of
+from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
-from meterkit.store.links import Links, owner_of
-from meterkit.store.state_changes import States
-from meterkit.subscriptions.at_stripe.live import whole
+from meterkit.subscriptions.at_stripe.live_subscription import whole
 from meterkit.subscriptions.at_stripe.newcomers import Account, IdSource, Misfit, sort_out
-from meterkit.subscriptions.at_stripe.parts import id_in, part_of
-from meterkit.subscriptions.at_stripe.price_book import PriceBook
-from meterkit.subscriptions.at_stripe.recurring import COUPONS
+from meterkit.subscriptions.at_stripe.objects import id_in, part_of
+from meterkit.subscriptions.at_stripe.prices import PriceBook
+from meterkit.subscriptions.at_stripe.reading import COUPONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence

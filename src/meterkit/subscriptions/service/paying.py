@@ -11,16 +11,16 @@ from meterkit.errors import (
     StripeError,
     SubscriptionError,
 )
-from meterkit.subscriptions.at_stripe.once import key_of, mark_of
+from meterkit.subscriptions.at_stripe.idempotency import key_of, mark_of
+from meterkit.subscriptions.at_stripe.objects import id_in, part_of, text_in
 from meterkit.subscriptions.at_stripe.pages import open_portal
-from meterkit.subscriptions.at_stripe.parts import id_in, part_of, text_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from meterkit.store.store import Store
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.at_stripe.live import LiveSubscription
+    from meterkit.subscriptions.at_stripe.live_subscription import LiveSubscription
 
 __all__ = ["check_paid", "remedy"]
 

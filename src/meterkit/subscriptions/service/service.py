@@ -6,18 +6,15 @@ import asyncio
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.decisions.seats import seat_meter
+from meterkit.customers.states import States
+from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import NoSubscriptionError, StripeUnavailableError, SubscriptionError
-from meterkit.store.customer_id import check_customer
-from meterkit.store.state_changes import States
-from meterkit.subscriptions.at_stripe.pages import open_portal
-from meterkit.subscriptions.rules.changes import paid_seats
-from meterkit.subscriptions.rules.checks import check_seats, check_seats_sold, check_sold
-from meterkit.subscriptions.rules.page_options import options_of
-from meterkit.subscriptions.service.alone import alone
-from meterkit.subscriptions.service.asked import AskedChanges
+from meterkit.store.arguments import check_customer
+from meterkit.subscriptions.at_stripe.pages import open_portal, options_of
+from meterkit.subscriptions.rules.changes import check_seats, check_seats_sold, check_sold, paid_seats
 from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
+from meterkit.subscriptions.service.pending_changes import AskedChanges, alone
 from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
@@ -31,16 +28,16 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.catalog.checkout import CheckoutOptions
+    from meterkit.catalog.billing import CheckoutOptions
+    from meterkit.customers.drifts import Drift
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.decisions.drift import Drift
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.service.contact import ContactSource
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
     from meterkit.subscriptions.service.repairing import Repair
     from meterkit.subscriptions.service.results import Checkout, Invoice, Preview, Subscription
+    from meterkit.subscriptions.service.stripe_customers import ContactSource
 
 __all__ = ["Subscriptions"]
 
@@ -280,7 +277,7 @@ class Subscriptions:
         one that has changed at Stripe is fetched anew.
         """
         # Few apps need this: it is imported on first use.
-        checking: Any = import_module("meterkit.subscriptions.service.checking")
+        checking: Any = import_module("meterkit.subscriptions.service.repairing")
         found: dict[str, tuple[Drift, ...]] = await checking.Checking(
             self._store, self._api, fetch=self._fetch
         ).run()

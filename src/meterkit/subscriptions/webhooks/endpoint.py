@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.errors import StoreError
-from meterkit.subscriptions.webhooks.signature import Forged
+from meterkit.subscriptions.webhooks.events import Forged
 from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.customers import Customers
+from meterkit.customers.links import Links, owner_of
+from meterkit.customers.states import States
 from meterkit.errors import CustomerError, StripeError
-from meterkit.store.customers import Customers
-from meterkit.store.links import Links, owner_of
-from meterkit.store.state_changes import States
-from meterkit.subscriptions.at_stripe.parts import CUSTOMER, id_in, part_of, text_in
+from meterkit.subscriptions.at_stripe.objects import CUSTOMER, id_in, part_of, text_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
 from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.redis.connection import ReplyError
-from meterkit.redis.resp import pack_each
-from meterkit.subscriptions.webhooks.hints import Note
+from meterkit.redis.connection import ReplyError, pack_each
+from meterkit.subscriptions.webhooks.events import Note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.store.store import Store
-    from meterkit.subscriptions.webhooks.hints import Hint
+    from meterkit.subscriptions.webhooks.events import Hint
 
 __all__ = ["LEASE_MS", "DeadWebhook", "Entry", "HookQueue", "WebhookBacklog"]
 

@@ -7,13 +7,12 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from meterkit.store.customer_id import check_customer
-from meterkit.store.state_changes import States
-from meterkit.subscriptions.webhooks.hints import hint_of
-from meterkit.subscriptions.webhooks.looking import Looker
+from meterkit.customers.states import States
+from meterkit.store.arguments import check_customer
+from meterkit.subscriptions.webhooks.customer_sync import Looker
+from meterkit.subscriptions.webhooks.events import Forged, hint_of, verify
+from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
 from meterkit.subscriptions.webhooks.queue import HookQueue
-from meterkit.subscriptions.webhooks.signature import Forged, verify
-from meterkit.subscriptions.webhooks.sweep import Sweeper
 from meterkit.subscriptions.webhooks.worker import HookWorker
 
 if TYPE_CHECKING:

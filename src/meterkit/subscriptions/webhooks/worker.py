@@ -1,33 +1,75 @@
-"""The worker: looks at the Stripe customers that events have hinted at, beside any number of others."""
+"""The worker: syncs the Stripe customers that events hinted at, with retries."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from random import SystemRandom
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.errors import MeterkitError, StoreError
+from meterkit.errors import CustomerError, MeterkitError, StoreError, StripeError, StripeUnavailableError
 from meterkit.stripe.breaker import Breaker
-from meterkit.subscriptions.webhooks.looking import LostError
+from meterkit.subscriptions.webhooks.customer_sync import LostError
 from meterkit.subscriptions.webhooks.queue import Entry
-from meterkit.subscriptions.webhooks.retries import next_of
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
-    from meterkit.subscriptions.webhooks.looking import Looker
+    from meterkit.subscriptions.webhooks.customer_sync import Looker
     from meterkit.subscriptions.webhooks.queue import HookQueue
-    from meterkit.subscriptions.webhooks.retries import Next
 
-__all__ = ["HookWorker"]
+__all__ = ["ATTEMPTS_MAX", "HookWorker", "Next", "next_of"]
+
+
+ATTEMPTS_MAX: Final = 12
+"""After so many attempts that Stripe refused, or that could not be understood, a look is given up."""
+_FIRST_MS: Final = 5_000
+_MOST_MS: Final = 3_600_000
+_NOT_OF_IT: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Next:
+    """What becomes of an entry.
+
+    Attributes:
+        step: ``later`` or ``dead``.
+        scope: what else would fail so: this ``entry`` only, or whatever is asked of Stripe: it does not
+            ``answer``, or refuses the ``key``.
+        delay_ms: later: in how long, at most; half of it at least.
+        counts: later: whether it counts as an attempt.
+    """
+
+    step: Literal["later", "dead"]
+    scope: Literal["entry", "answer", "key"]
+    delay_ms: int = 0
+    counts: bool = True
+
+
+def next_of(error: Exception, attempts: int) -> Next:
+    """What is to be done about an error of a look.
+
+    Nothing is given up because Stripe is away, or because its key is refused: that says nothing of the entry.
+
+    Args:
+        error: what the look raised.
+        attempts: how often it was tried before.
+    """
+    delay_ms = min(_MOST_MS, _FIRST_MS * 2 ** min(attempts, 20))
+    if isinstance(error, StripeUnavailableError | TimeoutError):
+        return Next(step="later", scope="answer", delay_ms=delay_ms)
+    if isinstance(error, StripeError) and error.status in _NOT_OF_IT:
+        return Next(step="later", scope="key", delay_ms=_FIRST_MS, counts=False)
+    if isinstance(error, CustomerError) or attempts + 1 >= ATTEMPTS_MAX:
+        return Next(step="dead", scope="entry")
+    return Next(step="later", scope="entry", delay_ms=delay_ms)
+
 
 _logger = logging.getLogger("meterkit.subscriptions")
-
 _jitter = SystemRandom().uniform
-
 _AT_ONCE: Final = 8
 _PAUSE_S: Final = 1 / 15  # Below the 20 a second that Stripe is asked in a sandbox: others ask, too.
 _POLL_S: Final = 1.0

@@ -5,9 +5,8 @@ from __future__ import annotations
 from meterkit.testing.emulator.emulator import StripeEmulator
 from meterkit.testing.emulator.faults import Fault
 from meterkit.testing.emulator.metering.meter_events import MeterEvent
-from meterkit.testing.emulator.replies import Exchange
+from meterkit.testing.emulator.protocol import Exchange
 from meterkit.testing.emulator.webhooks.deliveries import Delivery
-from meterkit.testing.emulator.webhooks.events import Event
-from meterkit.testing.emulator.webhooks.thin_events import ThinEvent
+from meterkit.testing.emulator.webhooks.events import Event, ThinEvent
 
 __all__ = ["Delivery", "Event", "Exchange", "Fault", "MeterEvent", "StripeEmulator", "ThinEvent"]

@@ -17,33 +17,26 @@ from meterkit.testing.emulator.metering.meter_events import MeterEvents
 from meterkit.testing.emulator.metering.meters import Meters
 from meterkit.testing.emulator.pages.checkout import CheckoutSessions
 from meterkit.testing.emulator.pages.portal import PortalSessions
-from meterkit.testing.emulator.replies import ApiError, Exchange
-from meterkit.testing.emulator.selling.clocks import TestClocks
-from meterkit.testing.emulator.selling.coupons import Coupons, PromotionCodes
-from meterkit.testing.emulator.selling.customers import Customers
-from meterkit.testing.emulator.selling.discounts import Discounts
+from meterkit.testing.emulator.protocol import ApiError, Exchange
+from meterkit.testing.emulator.selling.coupons import Coupons, Discounts, PromotionCodes
+from meterkit.testing.emulator.selling.customers import Customers, TestClocks
 from meterkit.testing.emulator.selling.entitlements import Entitlements, Features
-from meterkit.testing.emulator.selling.payments import PaymentMethods
-from meterkit.testing.emulator.selling.prices import Prices
-from meterkit.testing.emulator.selling.products import Products
-from meterkit.testing.emulator.selling.setup_intents import SetupIntents
+from meterkit.testing.emulator.selling.payments import PaymentMethods, SetupIntents
+from meterkit.testing.emulator.selling.prices import Prices, Products
 from meterkit.testing.emulator.subscribing.schedules import Schedules
 from meterkit.testing.emulator.subscribing.subscriptions import Subscriptions
-from meterkit.testing.emulator.webhooks.deliveries import Deliveries
-from meterkit.testing.emulator.webhooks.endpoints import WebhookEndpoints
-from meterkit.testing.emulator.webhooks.events import Events
-from meterkit.testing.emulator.webhooks.thin_events import ThinEvents
+from meterkit.testing.emulator.webhooks.deliveries import Deliveries, WebhookEndpoints
+from meterkit.testing.emulator.webhooks.events import Events, ThinEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from contextlib import AbstractContextManager
 
-    from meterkit.testing.emulator.behaviour import Behaviour
     from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.replies import JsonObject
-    from meterkit.testing.emulator.selling.clocks import TestClock
-    from meterkit.testing.emulator.webhooks.events import Event
-    from meterkit.testing.emulator.webhooks.thin_events import ThinEvent
+    from meterkit.testing.emulator.protocol import JsonObject
+    from meterkit.testing.emulator.registry import Behaviour
+    from meterkit.testing.emulator.selling.customers import TestClock
+    from meterkit.testing.emulator.webhooks.events import Event, ThinEvent
 
 __all__ = ["Account", "Operation"]
 

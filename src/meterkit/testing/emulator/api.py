@@ -18,32 +18,27 @@ from starlette.routing import Route, compile_path
 
 from meterkit.testing.emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
 from meterkit.testing.emulator.faults import take_fault
-from meterkit.testing.emulator.invoicing.credit_note_calls import CREDIT_NOTE_CALLS
-from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS
-from meterkit.testing.emulator.invoicing.invoice_item_calls import INVOICE_ITEM_CALLS
-from meterkit.testing.emulator.invoicing.preview import PREVIEW_CALLS
-from meterkit.testing.emulator.invoicing.refund_calls import REFUND_CALLS
+from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS, PREVIEW_CALLS
+from meterkit.testing.emulator.invoicing.invoice_items import INVOICE_ITEM_CALLS
+from meterkit.testing.emulator.invoicing.refund_calls import CREDIT_NOTE_CALLS, REFUND_CALLS
 from meterkit.testing.emulator.metering.event_stream import create_session, stream_events
 from meterkit.testing.emulator.metering.summaries import list_summaries
-from meterkit.testing.emulator.pages.checkout_calls import CHECKOUT_CALLS
-from meterkit.testing.emulator.pages.portal_calls import PORTAL_CALLS
-from meterkit.testing.emulator.replies import ApiError, Exchange, Reply, new_id
+from meterkit.testing.emulator.pages.session_calls import CHECKOUT_CALLS, PORTAL_CALLS
+from meterkit.testing.emulator.protocol import ApiError, Exchange, Reply, new_id, read_version
 from meterkit.testing.emulator.selling.coupon_calls import COUPON_CALLS
-from meterkit.testing.emulator.selling.customer_calls import CUSTOMER_CALLS
+from meterkit.testing.emulator.selling.customer_calls import (
+    CUSTOMER_CALLS,
+    PAYMENT_CALLS,
+    SETUP_CALLS,
+    TAX_ID_CALLS,
+)
 from meterkit.testing.emulator.selling.entitlement_calls import ENTITLEMENT_CALLS
-from meterkit.testing.emulator.selling.payment_calls import PAYMENT_CALLS
-from meterkit.testing.emulator.selling.price_calls import PRICE_CALLS
-from meterkit.testing.emulator.selling.product_calls import PRODUCT_CALLS
-from meterkit.testing.emulator.selling.setup_calls import SETUP_CALLS
-from meterkit.testing.emulator.selling.tax_id_calls import TAX_ID_CALLS
-from meterkit.testing.emulator.subscribing.clock_calls import CLOCK_CALLS
-from meterkit.testing.emulator.subscribing.item_calls import ITEM_CALLS
-from meterkit.testing.emulator.subscribing.pause_calls import PAUSE_CALLS
+from meterkit.testing.emulator.selling.price_calls import PRICE_CALLS, PRODUCT_CALLS
+from meterkit.testing.emulator.subscribing.change_calls import ITEM_CALLS, PAUSE_CALLS
+from meterkit.testing.emulator.subscribing.clock_calls import CLOCK_CALLS, clock_time
 from meterkit.testing.emulator.subscribing.schedule_calls import SCHEDULE_CALLS
+from meterkit.testing.emulator.subscribing.scheduled_transitions import advance
 from meterkit.testing.emulator.subscribing.subscription_calls import SUBSCRIPTION_CALLS
-from meterkit.testing.emulator.subscribing.time_of_call import clock_time
-from meterkit.testing.emulator.subscribing.turns import advance
-from meterkit.testing.emulator.versions import read_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -53,7 +48,7 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.faults import Fault
-    from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.protocol import JsonObject
 
     Abort = Callable[[Scope, bool], bool]
 

@@ -10,13 +10,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import parse_qsl
 
-from meterkit.testing.emulator.metadata import refuse_long_metadata
-from meterkit.testing.emulator.replies import ApiError, missing_parameter, unknown_parameter
+from meterkit.testing.emulator.protocol import (
+    ApiError,
+    missing_parameter,
+    refuse_long_metadata,
+    unknown_parameter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.protocol import JsonObject
 
 __all__ = ["API_VERSION", "METER_EVENTS", "METER_EVENT_STREAM", "PAGING", "Call", "Params"]
 

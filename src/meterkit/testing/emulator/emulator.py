@@ -16,16 +16,15 @@ from starlette.routing import Route
 
 from meterkit.subscriptions.price_sync.wanted import wanted_of
 from meterkit.testing.emulator.account import Account
+from meterkit.testing.emulator.account_controls import ClockControls
 from meterkit.testing.emulator.api import Api
-from meterkit.testing.emulator.clock_controls import ClockControls
 from meterkit.testing.emulator.faults import Fault, Pending, fault_from_json
 from meterkit.testing.emulator.metering.meters import Meter
 from meterkit.testing.emulator.pages.page_controls import PageControls
 from meterkit.testing.emulator.pages.visits import Visits
-from meterkit.testing.emulator.replies import new_id
+from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.selling.customers import Customer
-from meterkit.testing.emulator.webhooks.courier import Courier
-from meterkit.testing.emulator.webhooks.webhook_controls import WebhookControls
+from meterkit.testing.emulator.webhooks.webhook_controls import Courier, WebhookControls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.testing.emulator.metering.meter_events import MeterEvent
-    from meterkit.testing.emulator.replies import Exchange
+    from meterkit.testing.emulator.protocol import Exchange
 
 __all__ = ["StripeEmulator"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from meterkit.testing.emulator.invoicing.billing import shown_now
 from meterkit.testing.emulator.pages.checkout import line_items
-from meterkit.testing.emulator.replies import ApiError, JsonObject
+from meterkit.testing.emulator.protocol import ApiError, JsonObject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from meterkit.testing.emulator.call import METER_EVENT_STREAM, METER_EVENTS
-from meterkit.testing.emulator.replies import ApiError, Reply
+from meterkit.testing.emulator.protocol import ApiError, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

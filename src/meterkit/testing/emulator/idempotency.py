@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.replies import ApiError
+from meterkit.testing.emulator.protocol import ApiError
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.replies import Reply
+    from meterkit.testing.emulator.protocol import Reply
 
 __all__ = ["IdempotencyKeys", "Stored"]
 

@@ -1,15 +1,40 @@
-"""What the emulated account has of one kind, by id."""
+"""Objects of one kind by id, and the switches of the account's behaviour."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
-from meterkit.testing.emulator.replies import missing_resource, no_such
+from meterkit.testing.emulator.protocol import missing_resource, no_such
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from decimal import Decimal
 
-__all__ = ["Registry"]
+__all__ = ["Behaviour", "Registry"]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Behaviour:
+    """How the emulator behaves; see ``StripeEmulator``."""
+
+    clock: Callable[[], float] = time.time
+    api_keys: Collection[str] | None = None
+    latency_s: float = 0.0
+    rate_limit_per_s: int | None = None
+    summary_lag_s: float = 0.0
+    invoice_lag_s: float = 0.0
+    identifier_memory_s: float = 86_400
+    refuse_unknown_customers: bool = True
+    reports_name: Literal["identifier", "idempotency_key"] = "identifier"
+    retry_days: Sequence[int] = (3, 5, 7)
+    after_retries: Literal["cancel", "unpaid", "past_due"] = "cancel"
+    collects_after_cancel: bool = True
+    prices_usage_by: Literal["timestamp", "arrival"] = "timestamp"
+    automatic_webhooks: bool = True
+    tax_percent: Decimal | None = None
+
 
 T = TypeVar("T")
 

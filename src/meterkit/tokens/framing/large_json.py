@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.tokens.framing.incremental import drain
-from meterkit.tokens.framing.json_scan import BALANCED, TEXT, Scanner, span
+from meterkit.tokens.framing.json import BALANCED, TEXT, Scanner, span
 from meterkit.tokens.json_values import rows
 from meterkit.tokens.layout import ROOT, handed_bytes, utf8_bytes
 

@@ -1,23 +1,136 @@
-"""Server-sent events, incrementally.
-
-https://html.spec.whatwg.org/multipage/server-sent-events.html
-"""
+"""Server-sent events, read in pieces: blocks of the stream that may hold usage."""
 
 from __future__ import annotations
 
 import re
 from codecs import BOM_UTF8
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.tokens.framing.blocks import Blocks
-from meterkit.tokens.framing.incremental import Incremental, drain, paused
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Incremental, drain, paused, whole_of
 
 if TYPE_CHECKING:
-    from meterkit.tokens.framing.blocks import Takers
+    from collections.abc import Callable
+
     from meterkit.tokens.framing.incremental import Emit, Large, Steps, Work
 
-__all__ = ["Sse"]
+__all__ = ["Blocks", "Ndjson", "Sse", "Takers"]
+
+
+# How much is read without a pause; a small block takes as long as one of some size.
+_PAUSE_BYTES: Final = 4 << 10
+_BLOCK_BYTES_MIN: Final = 512
+
+
+class Takers(NamedTuple):
+    """What becomes of the events in a body.
+
+    Attributes:
+        emit: takes an event.
+        wants: whether an event, or something among several events, is read.
+        large: makes a reader of an event that is larger than what is kept.
+        take_all: is asked first whether it takes several events at once, delimiters and all.
+    """
+
+    emit: Emit
+    wants: Callable[[bytes], bool]
+    large: Callable[[], Large]
+    take_all: Callable[[bytes], bool] = lambda _: False
+
+
+class Blocks(Incremental):
+    """Cuts at a delimiter, and passes on the blocks that are wanted; the last one also without a delimiter.
+
+    Args:
+        takers: see there; an event is a block.
+    """
+
+    __slots__ = ("_emit", "_is_large", "_open_large", "_take_all", "_wants")
+
+    delimiter = b"\n"
+
+    def __init__(self, takers: Takers) -> None:
+        super().__init__()
+        self._emit, self._wants, self._open_large, self._take_all = takers
+        self._is_large = False
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the last block has ended and the next has not begun."""
+        return not self._data and not self._is_large
+
+    def feed(self, data: bytes) -> Work | None:
+        """Take the next bytes of the stream; what is left to do with them."""
+        if self.is_between and len(data) <= EVENT_BYTES_MAX:
+            # Most servers write one event at a time.
+            end = data.find(self.delimiter)
+            if end >= 0 and end + len(self.delimiter) == len(data):
+                return self._pass(data[:end])
+        return self._feed(data)
+
+    def _run(self) -> Steps:
+        keep = len(self.delimiter) - 1
+        while True:
+            begin, end = self._at, self._data.rfind(self.delimiter, self._at)
+            if end >= 0:
+                self._at = end + len(self.delimiter)
+                yield from self._pass_all(self._data[begin:end])
+            elif self._is_over:
+                self._at = len(self._data)
+                yield from paused(self._pass(self._data[begin:]))
+                return
+            elif len(self._data) - begin > EVENT_BYTES_MAX + keep:
+                yield from self._read_large(self._open_large(), keep)
+            else:
+                yield True
+
+    def _pass_all(self, blocks: bytes) -> Steps:
+        if self.delimiter in blocks and self._take_all(blocks):
+            return
+        if len(blocks) <= EVENT_BYTES_MAX and not self._wants(blocks):
+            return
+        left = _PAUSE_BYTES
+        for block in filter(None, blocks.split(self.delimiter)):
+            yield from paused(self._pass(block))
+            left -= len(block) + _BLOCK_BYTES_MIN
+            if left < 0:
+                yield False
+                left = _PAUSE_BYTES
+
+    def _pass(self, block: bytes) -> Work | None:
+        if len(block) > EVENT_BYTES_MAX:
+            return whole_of(self._open_large(), block)
+        return self._read(block) if block and self._wants(block) else None
+
+    def _read(self, block: bytes) -> Work | None:
+        """Pass on what is in a block."""
+        return self._emit(block)
+
+    def _read_large(self, large: Large, keep: int) -> Steps:
+        """Read a block as it comes; what may begin a delimiter stays."""
+        self._is_large = True
+        ended = False
+        while not ended:
+            begin, end = self._at, self._data.find(self.delimiter, self._at)
+            ended = end >= 0 or self._is_over
+            stop = end if end >= 0 else len(self._data) - (0 if ended else keep)
+            self._at = stop + (len(self.delimiter) if end >= 0 else 0)
+            yield from paused(large.feed(self._data[begin:stop]))
+            if not ended:
+                yield True
+        self._is_large = False
+        large.end()
+
+
+class Ndjson(Blocks):
+    """JSON values one to a line: https://github.com/ndjson/ndjson-spec."""
+
+    __slots__ = ()
+
+    def _read(self, block: bytes) -> Work | None:
+        line = block.strip()
+        return self._emit(line) if line else None
+
 
 _DONE: Final = b"[DONE]"
 _HEAD_BYTES: Final = len(BOM_UTF8) + len(b"data: ")

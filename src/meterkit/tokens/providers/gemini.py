@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.jobs import interaction_of, outliving_state
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
-from meterkit.tokens.outliving import interaction_of, outliving_state
 from meterkit.tokens.providers.api import Api
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
-from meterkit.tokens.outliving import outliving_state
 from meterkit.tokens.providers.api import Api
 
 if TYPE_CHECKING:

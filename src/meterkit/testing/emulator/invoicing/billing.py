@@ -1,26 +1,124 @@
-"""Invoices in the making: of what a subscription is charged."""
+"""Invoices in the making: the lines that a subscription is charged, what a call adds once, and tax."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.invoicing.charges import usage_lines
-from meterkit.testing.emulator.invoicing.invoices import Invoice
-from meterkit.testing.emulator.invoicing.taxes import tax_percent
+from meterkit.testing.emulator.invoicing.invoices import Invoice, Line
 from meterkit.testing.emulator.invoicing.totals import work_out
-from meterkit.testing.emulator.replies import new_id
-from meterkit.testing.emulator.selling.discounts import in_force
+from meterkit.testing.emulator.protocol import ApiError, missing_parameter, new_id
+from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
+from meterkit.testing.emulator.selling.coupons import in_force
+from meterkit.testing.emulator.selling.price_params import named_price
 from meterkit.testing.emulator.selling.redeeming import tell_of_discounts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.invoicing.invoices import Line, Usage
-    from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.call import Params
+    from meterkit.testing.emulator.invoicing.invoices import Usage
+    from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["HOUR_S", "bill", "count_usage", "draft_of", "shown_now", "spend_discounts", "total_of"]
+__all__ = [
+    "HOUR_S",
+    "added_lines",
+    "bill",
+    "count_usage",
+    "draft_of",
+    "read_tax",
+    "shown_now",
+    "spend_discounts",
+    "tax_percent",
+    "total_of",
+]
+
+
+def read_tax(account: Account, params: Params, *, customer: str | None = None) -> bool | None:
+    """Return whether a call turns automatic tax on or off; None where it says nothing.
+
+    Args:
+        account: what it is of.
+        params: the call's.
+        customer: who is taxed; None where that is not known yet.
+
+    Raises:
+        ApiError: it is turned on, and the account has no rate; in Stripe's words of an account without
+            Stripe Tax, as https://github.com/wasp-lang/open-saas/issues/78 has them. Or the customer has no
+            address (https://docs.stripe.com/error-codes#customer-tax-location-invalid).
+    """
+    wanted = params.boolean("automatic_tax[enabled]")
+    if not wanted:
+        return wanted
+    if account.behaviour.tax_percent is None:
+        message = (
+            "Stripe Tax has not been activated on your account. Please visit "
+            "https://stripe.com/docs/tax/set-up to get started."
+        )
+        raise ApiError(message)
+    if customer is not None and not account.customers.find(customer).country:
+        message = (
+            "The customer's location isn't recognized. Set a valid customer address in order to "
+            "automatically calculate tax."
+        )
+        raise ApiError(message, code="customer_tax_location_invalid", param=params.path("automatic_tax"))
+    return True
+
+
+def tax_percent(account: Account, subscription: Subscription) -> Decimal | None:
+    """Return the rate that a subscription is taxed at; None: it is not."""
+    return account.behaviour.tax_percent if subscription.automatic_tax else None
+
+
+ADDED_MAX: Final = 20
+LINE_LENGTH: Final = 23
+# Accepted and without effect.
+IGNORED: Final = ("discounts", "metadata", "tax_rates")
+
+
+def added_lines(account: Account, subscription: Subscription, params: Params) -> list[Line]:
+    """Return the lines that ``add_invoice_items`` asks for, for the next invoice of a subscription.
+
+    "A list of prices and quantities that will generate invoice items appended to the next invoice for this
+    subscription. You may pass up to 20 items"
+    (https://docs.stripe.com/api/subscriptions/create#create_subscription-add_invoice_items).
+
+    Raises:
+        ApiError: Stripe would refuse it: a price that recurs, or of another currency.
+    """
+    given = params.hashes("add_invoice_items")
+    if len(given) > ADDED_MAX:
+        message = f"You may add at most {ADDED_MAX} invoice items."
+        raise ApiError(message, param=params.path("add_invoice_items"))
+    return [_line(account, subscription, each) for each in given]
+
+
+def _line(account: Account, subscription: Subscription, params: Params) -> Line:
+    params.only("price", "price_data", "quantity", *IGNORED)
+    if "price" not in params and "price_data" not in params:
+        raise missing_parameter(params.path("price"))
+    price = named_price(account, params, currency=subscription.currency, recurs=False)
+    quantity = Decimal(1 if (asked := params.integer("quantity")) is None else asked)
+    if quantity < 0:
+        message = "This value must be greater than or equal to 0."
+        raise ApiError(message, code="parameter_invalid_integer", param=params.path("quantity"))
+    return Line(
+        id=new_id("il_1", length=LINE_LENGTH),
+        amount=to_cents(amount_of(price.pricing, quantity)),
+        description=account.products.find(price.product).name,
+        start=account.now,
+        end=account.now,
+        price=price,
+        quantity=quantity,
+        unit_amount=price.pricing.unit_amount or Decimal(0),
+        subscription=subscription.id,
+        item=None,
+        invoice_item=new_id("ii_1", length=LINE_LENGTH),
+    )
+
 
 HOUR_S: Final = 3_600
 

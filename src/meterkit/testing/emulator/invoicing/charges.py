@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.invoicing.invoices import Line, Usage
 from meterkit.testing.emulator.metering.summaries import aggregate
-from meterkit.testing.emulator.replies import new_id
+from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.selling.amounts import amount_of, charges_of, to_cents
-from meterkit.testing.emulator.selling.discounts import net_of
+from meterkit.testing.emulator.selling.coupons import net_of
 from meterkit.testing.emulator.selling.prices import shown
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 from meterkit.testing.emulator.subscribing.subscriptions import Debit
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.selling.discounts import Discount
+    from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.invoicing.billing import count_usage, spend_discounts
 from meterkit.testing.emulator.invoicing.charges import count_anew
-from meterkit.testing.emulator.replies import new_id
-from meterkit.testing.emulator.subscribing.ending import end
-from meterkit.testing.emulator.subscribing.statuses import leave_pause, set_status
+from meterkit.testing.emulator.protocol import new_id
+from meterkit.testing.emulator.subscribing.statuses import end, leave_pause, set_status
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED
 
 if TYPE_CHECKING:

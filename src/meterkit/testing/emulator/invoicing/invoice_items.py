@@ -1,4 +1,4 @@
-"""Invoice items: what a call charges once (https://docs.stripe.com/api/invoiceitems)."""
+"""Invoice items, charged once (https://docs.stripe.com/api/invoiceitems), and the calls about them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,32 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.invoicing.billing import shown_now
 from meterkit.testing.emulator.invoicing.invoices import ITEMS_MAX, Line
-from meterkit.testing.emulator.replies import ApiError, missing_parameter, missing_resource, new_id
+from meterkit.testing.emulator.protocol import (
+    ApiError,
+    JsonObject,
+    missing_parameter,
+    missing_resource,
+    new_id,
+    no_such,
+)
 from meterkit.testing.emulator.selling.amounts import Pricing, amount_of, to_cents
-from meterkit.testing.emulator.selling.inline_prices import named_price
-from meterkit.testing.emulator.selling.prices import Price, shown
-from meterkit.testing.emulator.selling.products import Product
+from meterkit.testing.emulator.selling.price_params import named_price
+from meterkit.testing.emulator.selling.prices import Price, Product, shown
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.call import Params
+    from meterkit.testing.emulator.account import Account, Operation
+    from meterkit.testing.emulator.call import Call, Params
     from meterkit.testing.emulator.invoicing.invoices import Invoice
-    from meterkit.testing.emulator.replies import JsonObject
 
-__all__ = ["all_items", "delete_item", "item_to_json", "make_item"]
+__all__ = ["INVOICE_ITEM_CALLS", "all_items", "delete_item", "item_to_json", "make_item"]
+
 
 LENGTH: Final = 23
 PRICED: Final = ("price_data", "pricing", "quantity", "quantity_decimal", "unit_amount_decimal")
@@ -271,3 +279,68 @@ def _refuse_finalized(invoice: Invoice, *, param: str) -> None:
     if invoice.status != "draft":
         message = f"The invoice {invoice.id} is no longer a draft and can't be edited."
         raise ApiError(message, code="invoice_not_editable", param=param)
+
+
+FIELDS: Final = (
+    *("amount", "currency", "customer", "description", "invoice", "metadata", "period", "price_data"),
+    *("pricing", "quantity", "quantity_decimal", "subscription", "unit_amount_decimal"),
+)
+# Accepted and without effect.
+IGNORED: Final = ("tax_behavior", "tax_code", "tax_rates")
+
+
+def _create(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoiceitems/create."""
+    call.params.only(*FIELDS, *IGNORED, expandable=None)
+    line, invoice = make_item(account, call.params)
+    shown = item_to_json(account, line, invoice)
+    account.emit("invoiceitem.created", shown)
+    return expanded(account, shown, call.params)
+
+
+def _retrieve(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    return expanded(account, item_to_json(account, *_found(account, call)), call.params)
+
+
+def _list(account: Account, call: Call) -> JsonObject:
+    """Newest first (https://docs.stripe.com/api/invoiceitems/list)."""
+    params = call.params
+    params.only("created", "customer", "invoice", "pending", *PAGING, expandable=None)
+    customer, invoice_id = params.text("customer"), params.text("invoice")
+    pending, is_in = params.boolean("pending"), params.span("created")
+    items = sorted(all_items(account), key=lambda item: item[0].created or item[0].start)
+    shown = [item_to_json(account, line, invoice) for line, invoice in items]
+    found = [
+        item
+        for item in reversed(shown)
+        if customer in {None, item["customer"]}
+        and invoice_id in {None, item["invoice"]}
+        and pending in {None, item["invoice"] is None}
+        and is_in(int(str(item["date"])))
+    ]
+    return expanded(account, params.page(found, url="/v1/invoiceitems"), params)
+
+
+def _delete(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoiceitems/delete."""
+    call.params.only()
+    line, invoice = _found(account, call)
+    delete_item(account, line, invoice)
+    account.emit("invoiceitem.deleted", item_to_json(account, line, None))
+    return {"id": line.invoice_item, "object": "invoiceitem", "deleted": True}
+
+
+def _found(account: Account, call: Call) -> tuple[Line, Invoice | None]:
+    for line, invoice in all_items(account):
+        if line.invoice_item == call.object_id:
+            return line, invoice
+    raise no_such("invoiceitem", call.object_id)
+
+
+INVOICE_ITEM_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/invoiceitems", _create),
+    ("GET", "/v1/invoiceitems", _list),
+    ("GET", "/v1/invoiceitems/{id}", _retrieve),
+    ("DELETE", "/v1/invoiceitems/{id}", _delete),
+)

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.testing.emulator.invoicing.totals import shown_discounts, shown_tax, tax_to_json, work_out
+from meterkit.testing.emulator.protocol import JsonObject, no_such
 from meterkit.testing.emulator.registry import Registry
-from meterkit.testing.emulator.replies import JsonObject, no_such
 from meterkit.testing.emulator.selling.prices import shown
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
     from meterkit.testing.emulator.invoicing.totals import LineTotal, Totals
-    from meterkit.testing.emulator.selling.discounts import Discount
+    from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 

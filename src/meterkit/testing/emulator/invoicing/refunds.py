@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from meterkit.testing.emulator.registry import Registry
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.protocol import JsonObject
 
 __all__ = ["CreditNote", "CreditNotes", "Refund", "Refunds"]
 

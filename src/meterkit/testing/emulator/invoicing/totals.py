@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from decimal import Decimal
 
-    from meterkit.testing.emulator.replies import JsonObject
-    from meterkit.testing.emulator.selling.discounts import Discount
+    from meterkit.testing.emulator.protocol import JsonObject
+    from meterkit.testing.emulator.selling.coupons import Discount
 
 __all__ = ["Charged", "LineTotal", "Totals", "shown_discounts", "shown_tax", "tax_to_json", "work_out"]
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.replies import ApiError, JsonObject, new_id
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, new_id
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call

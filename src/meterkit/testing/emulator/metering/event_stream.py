@@ -16,15 +16,15 @@ from meterkit.testing.emulator.metering.meter_events import (
     PAST_S_MAX,
     MeterEvent,
 )
-from meterkit.testing.emulator.replies import ApiError, JsonObject
-from meterkit.testing.emulator.webhooks.thin_events import meter_errors
+from meterkit.testing.emulator.protocol import ApiError, JsonObject
+from meterkit.testing.emulator.webhooks.events import meter_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.webhooks.thin_events import MeterErrorCode
+    from meterkit.testing.emulator.webhooks.events import MeterErrorCode
 
 __all__ = ["create_session", "stream_events"]
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_parameter
-from meterkit.testing.emulator.webhooks.thin_events import meter_errors
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_parameter
+from meterkit.testing.emulator.webhooks.events import meter_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from meterkit.testing.emulator.behaviour import Behaviour
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.metering.meters import Meter, Meters
+    from meterkit.testing.emulator.registry import Behaviour
     from meterkit.testing.emulator.selling.customers import Customers
-    from meterkit.testing.emulator.webhooks.thin_events import ThinEvent
+    from meterkit.testing.emulator.webhooks.events import ThinEvent
 
 __all__ = ["MeterEvent", "MeterEvents"]
 

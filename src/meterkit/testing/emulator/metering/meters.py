@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.replies import ApiError, JsonObject, new_id, no_such
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, new_id, no_such
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call

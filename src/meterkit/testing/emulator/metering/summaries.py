@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.replies import ApiError, JsonObject
+from meterkit.testing.emulator.protocol import ApiError, JsonObject
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,10 +12,9 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from meterkit.testing.emulator.invoicing.totals import Totals
-    from meterkit.testing.emulator.replies import JsonObject
-    from meterkit.testing.emulator.selling.discounts import Discount
-    from meterkit.testing.emulator.selling.prices import Prices
-    from meterkit.testing.emulator.selling.products import Products
+    from meterkit.testing.emulator.protocol import JsonObject
+    from meterkit.testing.emulator.selling.coupons import Discount
+    from meterkit.testing.emulator.selling.prices import Prices, Products
     from meterkit.testing.emulator.webhooks.events import Emit
 
 __all__ = ["CheckoutLine", "CheckoutSession", "CheckoutSessions", "line_items"]

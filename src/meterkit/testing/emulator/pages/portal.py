@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.protocol import JsonObject
 
 __all__ = ["CONFIGURATION", "FLOWS", "PortalSession", "PortalSessions"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from urllib.parse import urlencode
 
 from meterkit.testing.emulator.call import Params
-from meterkit.testing.emulator.replies import ApiError
+from meterkit.testing.emulator.protocol import ApiError
 from meterkit.testing.emulator.selling.redeeming import read_discounts
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.api import Api
     from meterkit.testing.emulator.pages.checkout import CheckoutSession
     from meterkit.testing.emulator.pages.portal import PortalSession
-    from meterkit.testing.emulator.replies import JsonObject
-    from meterkit.testing.emulator.selling.discounts import Discount
+    from meterkit.testing.emulator.protocol import JsonObject
+    from meterkit.testing.emulator.selling.coupons import Discount
 
 __all__ = ["Payment", "Person", "PortalAction", "Visits"]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.expand import expanded
-from meterkit.testing.emulator.replies import ApiError, missing_parameter, missing_resource, new_id
+from meterkit.testing.emulator.protocol import ApiError, missing_parameter, missing_resource, new_id
 from meterkit.testing.emulator.selling.coupons import DURATIONS, Coupon, PromotionCode
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call, Params
-    from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.protocol import JsonObject
 
 __all__ = ["COUPON_CALLS"]
 

@@ -1,18 +1,28 @@
-"""The calls about customers."""
+"""The calls about customers, their payment methods, tax ids and setup intents."""
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.subscribing.ending import end
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_resource, new_id, no_such
+from meterkit.testing.emulator.selling.payments import SetupIntent
+from meterkit.testing.emulator.subscribing.statuses import end
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.replies import JsonObject
 
-__all__ = ["CUSTOMER_CALLS", "delete_customer"]
+__all__ = [
+    "CUSTOMER_CALLS",
+    "PAYMENT_CALLS",
+    "SETUP_CALLS",
+    "TAX_ID_CALLS",
+    "confirm_setup",
+    "delete_customer",
+]
 
 
 def _delete(account: Account, call: Call) -> JsonObject:
@@ -35,4 +45,184 @@ CUSTOMER_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("GET", "/v1/customers/{id}", lambda account, call: account.customers.retrieve(call)),
     ("POST", "/v1/customers/{id}", lambda account, call: account.customers.update(call)),
     ("DELETE", "/v1/customers/{id}", _delete),
+)
+
+
+def _attach(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/payment_methods/attach: one of Stripe's test cards."""
+    call.params.only("customer")
+    customer = call.params.required("customer")
+    if not account.customers.exists(customer):
+        raise missing_resource("customer", customer, param="customer")
+    method = account.payment_methods.attach(call.object_id, customer=customer, now=account.now)
+    account.emit("payment_method.attached", method.to_json())
+    return method.to_json()
+
+
+def _detach(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/payment_methods/detach."""
+    call.params.only()
+    method = account.payment_methods.find(call.object_id)
+    if method.customer is not None:
+        account.customers.forget_payment_method(method.customer, method.id)
+    method.customer = None
+    account.emit("payment_method.detached", method.to_json())
+    return method.to_json()
+
+
+def _retrieve_payment_method(account: Account, call: Call) -> JsonObject:
+    call.params.only()
+    return account.payment_methods.find(call.object_id).to_json()
+
+
+def _list_payment_methods(account: Account, call: Call) -> JsonObject:
+    call.params.only("customer", "type", *PAGING)
+    customer = call.object_id or call.params.required("customer")
+    found = [method.to_json() for method in account.payment_methods.all_of(customer)]
+    return call.params.page(found, url=call.path)
+
+
+PAYMENT_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("GET", "/v1/payment_methods", _list_payment_methods),
+    ("GET", "/v1/payment_methods/{id}", _retrieve_payment_method),
+    ("POST", "/v1/payment_methods/{id}/attach", _attach),
+    ("POST", "/v1/payment_methods/{id}/detach", _detach),
+    ("GET", "/v1/customers/{id}/payment_methods", _list_payment_methods),
+)
+
+
+def _create_tax_id(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/tax_ids/customer_create."""
+    call.params.only("type", "value")
+    customer = account.customers.find(call.object_id, alive=True)
+    tax_id: JsonObject = {
+        "id": new_id("txi_1", length=23),
+        "object": "tax_id",
+        "country": None,
+        "created": account.now,
+        "customer": customer.id,
+        "livemode": call.livemode,
+        "type": call.params.required("type"),
+        "value": call.params.required("value"),
+        "verification": {"status": "pending", "verified_address": None, "verified_name": None},
+    }
+    customer.tax_ids.append(tax_id)
+    account.emit("customer.tax_id.created", tax_id)
+    return tax_id
+
+
+def _list_tax_ids(account: Account, call: Call) -> JsonObject:
+    call.params.only(*PAGING)
+    customer = account.customers.find(call.object_id)
+    return call.params.page(list(reversed(customer.tax_ids)), url=call.path)
+
+
+def _retrieve_tax_id(account: Account, call: Call) -> JsonObject:
+    call.params.only()
+    return _found(account, call)
+
+
+def _delete_tax_id(account: Account, call: Call) -> JsonObject:
+    call.params.only()
+    tax_id = _found(account, call)
+    account.customers.find(call.object_id).tax_ids.remove(tax_id)
+    account.emit("customer.tax_id.deleted", tax_id)
+    return {"id": tax_id["id"], "object": "tax_id", "deleted": True}
+
+
+def _found(account: Account, call: Call) -> JsonObject:
+    for tax_id in account.customers.find(call.object_id).tax_ids:
+        if tax_id["id"] == call.inner_id:
+            return tax_id
+    raise no_such("tax_id", call.inner_id)
+
+
+TAX_ID_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/customers/{id}/tax_ids", _create_tax_id),
+    ("GET", "/v1/customers/{id}/tax_ids", _list_tax_ids),
+    ("GET", "/v1/customers/{id}/tax_ids/{inner}", _retrieve_tax_id),
+    ("DELETE", "/v1/customers/{id}/tax_ids/{inner}", _delete_tax_id),
+)
+
+
+FIELDS: Final = ("customer", "description", "metadata", "payment_method", "payment_method_types", "usage")
+SETUP_ENDED: Final = frozenset({"succeeded", "canceled"})
+
+
+def confirm_setup(account: Account, client_secret: str, *, card: str | None) -> None:
+    """Authenticate a card as its customer does in a browser; what a test calls.
+
+    Args:
+        account: of the intent.
+        client_secret: of the intent.
+        card: one of Stripe's test cards, in place of the intent's payment method.
+
+    Raises:
+        ApiError: there is no such intent or card.
+        ValueError: the intent has ended, or the card is declined.
+    """
+    intent = account.setup_intents.find(client_secret)
+    if intent.status in SETUP_ENDED:
+        raise ValueError(f"{intent.id} is {intent.status}")
+    if card is not None and intent.customer is not None:
+        method = account.payment_methods.attach(card, customer=intent.customer, now=account.now)
+        intent.payment_method = method.id
+    if intent.payment_method is None:
+        raise ValueError(f"{intent.id} has no payment method")
+    method = account.payment_methods.find(intent.payment_method)
+    if not method.works or method.customer in account.payment_methods.failing:
+        intent.status = "requires_payment_method"
+        account.emit("setup_intent.setup_failed", intent.to_json())
+        raise ValueError(f"the setup of {intent.id} has failed: the card is declined")
+    method.is_set_up = intent.usage == "off_session"
+    intent.status = "succeeded"
+    account.emit("setup_intent.succeeded", intent.to_json())
+
+
+def _create_setup_intent(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/setup_intents/create."""
+    call.params.only(*FIELDS)
+    customer, method = call.params.given("customer"), call.params.given("payment_method")
+    if customer is not None and not account.customers.exists(customer):
+        raise missing_resource("customer", customer, param="customer")
+    if method is not None:
+        account.payment_methods.of_customer(method, customer=customer or "", param="payment_method")
+    intent_id = new_id("seti_1", length=23)
+    intent = SetupIntent(
+        id=intent_id,
+        created=int(call.now),
+        customer=customer,
+        payment_method=method,
+        usage=call.params.choice("usage", ("off_session", "on_session")) or "off_session",
+        client_secret=f"{intent_id}_secret_{secrets.token_hex(12)}",
+        metadata=call.params.texts("metadata"),
+        status="requires_payment_method" if method is None else "requires_confirmation",
+        livemode=call.livemode,
+    )
+    account.setup_intents.add(intent)
+    account.emit("setup_intent.created", intent.to_json())
+    return intent.to_json()
+
+
+def _retrieve_setup_intent(account: Account, call: Call) -> JsonObject:
+    call.params.only()
+    return account.setup_intents.find(call.object_id).to_json()
+
+
+def _cancel(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/setup_intents/cancel."""
+    call.params.only("cancellation_reason")
+    intent = account.setup_intents.find(call.object_id)
+    if intent.status in SETUP_ENDED:
+        message = f"You cannot cancel this SetupIntent because it has a status of {intent.status}."
+        raise ApiError(message, code="setup_intent_unexpected_state")
+    intent.status = "canceled"
+    account.emit("setup_intent.canceled", intent.to_json())
+    return intent.to_json()
+
+
+SETUP_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/setup_intents", _create_setup_intent),
+    ("GET", "/v1/setup_intents/{id}", _retrieve_setup_intent),
+    ("POST", "/v1/setup_intents/{id}/cancel", _cancel),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.replies import JsonObject, new_id, no_such
+from meterkit.testing.emulator.protocol import JsonObject, new_id, no_such
 from meterkit.testing.emulator.selling.entitlements import Feature, entitlement_to_json
 
 if TYPE_CHECKING:

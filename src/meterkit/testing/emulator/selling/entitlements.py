@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, no_such
 from meterkit.testing.emulator.registry import Registry
-from meterkit.testing.emulator.replies import ApiError, JsonObject, no_such
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.webhooks.events import Emit

@@ -1,13 +1,22 @@
-"""Payment methods: whose they are, and whether a charge goes through."""
+"""Payment methods and setup intents: to which customer each belongs, and whether a charge succeeds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
-from meterkit.testing.emulator.replies import ApiError, JsonObject, missing_resource, new_id, no_such
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_resource, new_id, no_such
 
-__all__ = ["DECLINED", "NEEDS_CUSTOMER", "NO_METHOD", "PaymentMethod", "PaymentMethods"]
+__all__ = [
+    "DECLINED",
+    "NEEDS_CUSTOMER",
+    "NO_METHOD",
+    "PaymentMethod",
+    "PaymentMethods",
+    "SetupIntent",
+    "SetupIntents",
+]
+
 
 AUTHENTICATES: Final = "pm_card_authenticationRequired"
 ASKS_UNTIL_SET_UP: Final = "pm_card_authenticationRequiredOnSetup"
@@ -156,3 +165,61 @@ class PaymentMethods:
     def _of(self, method_id: str | None, customer: str) -> PaymentMethod | None:
         method = None if method_id is None else self._by_id.get(method_id)
         return None if method is None or method.customer != customer else method
+
+
+Status = Literal["requires_payment_method", "requires_confirmation", "succeeded", "canceled"]
+
+
+@dataclass(slots=True, kw_only=True)
+class SetupIntent:
+    """A setup intent.
+
+    Attributes:
+        usage: ``off_session``: payments will be made without the customer.
+    """
+
+    id: str
+    created: int
+    customer: str | None
+    payment_method: str | None
+    usage: str
+    client_secret: str
+    metadata: dict[str, str]
+    status: Status
+    livemode: bool = False
+
+    def to_json(self) -> JsonObject:
+        """Return it as Stripe shows it (https://docs.stripe.com/api/setup_intents/object)."""
+        return {
+            "id": self.id,
+            "object": "setup_intent",
+            "client_secret": self.client_secret,
+            "created": self.created,
+            "customer": self.customer,
+            "last_setup_error": None,
+            "livemode": self.livemode,
+            "metadata": dict(self.metadata),
+            "next_action": None,
+            "payment_method": self.payment_method,
+            "payment_method_types": ["card"],
+            "status": self.status,
+            "usage": self.usage,
+        }
+
+
+class SetupIntents:
+    """All setup intents of the emulated account."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, SetupIntent] = {}
+
+    def add(self, intent: SetupIntent) -> None:
+        """Take over an intent."""
+        self._by_id[intent.id] = intent
+
+    def find(self, name: str) -> SetupIntent:
+        """Return an intent by its id or client secret. Raises ApiError, 404, if there is none."""
+        found = self._by_id.get(name.partition("_secret_")[0])
+        if found is None or name not in {found.id, found.client_secret}:
+            raise no_such("setupintent", name)
+        return found

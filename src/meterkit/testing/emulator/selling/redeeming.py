@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.replies import ApiError, missing_resource, new_id
-from meterkit.testing.emulator.selling.discounts import Discount, begun
+from meterkit.testing.emulator.protocol import ApiError, missing_resource, new_id
+from meterkit.testing.emulator.selling.coupons import Discount, begun
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

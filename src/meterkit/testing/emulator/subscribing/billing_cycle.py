@@ -1,15 +1,31 @@
-"""Billing cycles: the periods that follow from an anchor."""
+"""Billing cycles from an anchor, and the billing mode, which decides how changes are prorated."""
 
 from __future__ import annotations
 
 from calendar import monthrange
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from meterkit.testing.emulator.protocol import ApiError, unknown_parameter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meterkit.testing.emulator.call import Params
+    from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.selling.prices import Recurring
 
-__all__ = ["boundary", "period_at"]
+__all__ = [
+    "BillingMode",
+    "boundary",
+    "default_mode",
+    "period_at",
+    "read_mode",
+    "refuse_in_flexible",
+    "refuse_mixed",
+]
+
 
 DAY_S: Final = 86_400
 FIXED_S: Final = {"day": DAY_S, "week": 7 * DAY_S}
@@ -46,3 +62,109 @@ def period_at(anchor: int, recurring: Recurring, at: int) -> tuple[int, int]:
     while boundary(anchor, recurring, number + 1) <= at:
         number += 1
     return boundary(anchor, recurring, number), boundary(anchor, recurring, number + 1)
+
+
+# https://docs.stripe.com/billing/subscriptions/billing-mode: the version that brought it, and the first one
+# that defaults to flexible billing.
+KNOWN_SINCE: Final = "2025-06-30"
+FLEXIBLE_SINCE: Final = "2025-09-30"
+DAYS: Final = {"day": 1, "week": 7}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BillingMode:
+    """A billing mode (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
+
+    Attributes:
+        updated_at: when the subscription was migrated to it, in Unix seconds; None: it was made with it.
+    """
+
+    type: Literal["classic", "flexible"] = "flexible"
+    proration_discounts: str = "included"
+    updated_at: int | None = None
+
+    @property
+    def is_classic(self) -> bool:
+        """Whether usage before a switch of its price is never charged, and credits go by present prices."""
+        return self.type == "classic"
+
+    def to_json(self) -> JsonObject:
+        """Return it as Stripe shows it (https://docs.stripe.com/api/subscriptions/object)."""
+        flexible = None if self.is_classic else {"proration_discounts": self.proration_discounts}
+        shown: JsonObject = {"flexible": flexible, "type": self.type}
+        return shown if self.updated_at is None else {**shown, "updated_at": self.updated_at}
+
+
+def default_mode(version: str) -> BillingMode:
+    """Return the mode of what a call makes without naming one: by its API version."""
+    return BillingMode(type="flexible" if version[:10] >= FLEXIBLE_SINCE else "classic")
+
+
+def read_mode(params: Params, *, version: str) -> BillingMode:
+    """Return the ``billing_mode`` that a call names, else the default of its API version.
+
+    Raises:
+        ApiError: there is no such mode, or the version does not know the parameter.
+    """
+    given = params.hash("billing_mode")
+    if given is None:
+        return default_mode(version)
+    if version[:10] < KNOWN_SINCE:
+        raise unknown_parameter(params.path("billing_mode"))
+    given.only("flexible", "type")
+    given.required("type")
+    kind = cast("Literal['classic', 'flexible']", given.choice("type", ("classic", "flexible")))
+    flexible = given.hash("flexible")
+    if flexible is None:
+        return BillingMode(type=kind)
+    flexible.only("proration_discounts")
+    if kind == "classic":
+        message = "`billing_mode[flexible]` can only be set where `billing_mode[type]` is `flexible`."
+        raise ApiError(message, param=given.path("flexible"))
+    discounts = flexible.choice("proration_discounts", ("included", "itemized")) or "included"
+    return BillingMode(type=kind, proration_discounts=discounts)
+
+
+def refuse_in_flexible(mode: BillingMode, params: Params) -> None:
+    """See that a call names nothing that flexible billing lacks.
+
+    https://github.com/laravel/cashier-stripe/issues/1772 has Stripe's words.
+
+    Raises:
+        ApiError: it does.
+    """
+    items = [params, *params.hashes("items")]
+    named = [name for name in ("clear_usage", "coupon") if any(name in each for each in items)]
+    if named and not mode.is_classic:
+        names = ", ".join(f"`{name}`" for name in named)
+        message = (
+            "With `billing_mode.type=flexible` set on a subscription, the following parameters are not "
+            f"supported: {names}"
+        )
+        raise ApiError(message)
+
+
+def refuse_mixed(mode: BillingMode, cycles: Iterable[Recurring]) -> None:
+    """See that the intervals of a subscription's prices fit together.
+
+    In flexible billing they are multiples of the shortest, in classic billing one interval
+    (https://docs.stripe.com/billing/subscriptions/mixed-interval).
+
+    Raises:
+        ApiError: they do not.
+    """
+    months, days = set[int](), set[int]()
+    for cycle in cycles:
+        if cycle.interval in MONTHS:
+            months.add(MONTHS[cycle.interval] * cycle.interval_count)
+        else:
+            days.add(DAYS[cycle.interval] * cycle.interval_count)
+    if mode.is_classic and len(months) + len(days) > 1:
+        message = (
+            "All prices of a subscription with `billing_mode.type=classic` must have the same "
+            "`recurring.interval` and `recurring.interval_count`."
+        )
+        raise ApiError(message, param="items")
+    if (months and days) or any(length % min(each) for each in (months, days) for length in each):
+        message = "The intervals of a subscription's prices must be multiples of the shortest of them."
+        raise ApiError(message, param="items")

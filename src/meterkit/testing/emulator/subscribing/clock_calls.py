@@ -1,24 +1,64 @@
-"""The calls about test clocks: create, retrieve, list, advance, delete."""
+"""The calls about test clocks, and which clock a call goes by."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.replies import ApiError, missing_parameter, new_id
-from meterkit.testing.emulator.selling.clocks import TestClock
+from meterkit.testing.emulator.protocol import ApiError, missing_parameter, new_id
 from meterkit.testing.emulator.selling.customer_calls import delete_customer
+from meterkit.testing.emulator.selling.customers import TestClock
 from meterkit.testing.emulator.selling.prices import Recurring
 from meterkit.testing.emulator.subscribing.billing_cycle import boundary
+from meterkit.testing.emulator.subscribing.scheduled_transitions import advance
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED
-from meterkit.testing.emulator.subscribing.turns import advance
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.replies import JsonObject
+    from meterkit.testing.emulator.protocol import JsonObject
 
-__all__ = ["CLOCK_CALLS"]
+__all__ = ["CLOCK_CALLS", "clock_time"]
+
+
+# Sessions of pages and of usage keep the emulator's own time, whoever they are for.
+OWN_TIME: Final = ("/v1/billing", "/v1/checkout", "/v1/test_helpers", "/v2/")
+NAMES: Final = ("customer", "subscription", "from_subscription", "invoice")
+
+
+def clock_time(account: Account, call: Call) -> int | None:
+    """Return the time of the test clock that the objects of a call go by; None: the emulator's own time."""
+    if not any(True for _ in account.clocks) or call.path.startswith(OWN_TIME):
+        return None
+    named = call.params.text("test_clock") or ""
+    if call.method == "POST" and call.path == "/v1/customers" and named in account.clocks:
+        return account.clocks.find(named).frozen_time
+    for customer in _customers(account, call):
+        clock = account.clock_of(customer)
+        if clock is not None:
+            return clock.frozen_time
+    return None
+
+
+def _customers(account: Account, call: Call) -> Iterator[str]:
+    given = [call.object_id]
+    given += [text for name in NAMES if name in call.params and (text := _text(call, name))]
+    items = {item.id: each.customer for each in account.subscriptions for item in each.items}
+    for name in given:
+        if account.customers.exists(name):
+            yield name
+        if name in items:
+            yield items[name]
+        for registry in (account.subscriptions, account.invoices, account.schedules):
+            if name in registry:
+                yield registry.find(name).customer
+
+
+def _text(call: Call, name: str) -> str | None:
+    return None if call.params.is_hash(name) else call.params.text(name)
+
 
 INTERVALS_MAX: Final = 2
 TWO_YEARS: Final = Recurring(interval="year", interval_count=2)

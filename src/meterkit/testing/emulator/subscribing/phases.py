@@ -1,4 +1,4 @@
-"""A schedule's step from one phase to the next."""
+"""Phases of a subscription schedule: the first one begins, each next one replaces the one before."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from meterkit.testing.emulator.invoicing.billing import bill
 from meterkit.testing.emulator.invoicing.charges import unused_lines, usage_lines, usage_of
 from meterkit.testing.emulator.invoicing.collection import void
-from meterkit.testing.emulator.replies import new_id
+from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.selling.redeeming import change_discounts
-from meterkit.testing.emulator.subscribing.ending import end
-from meterkit.testing.emulator.subscribing.revision import Wanted, revise
-from meterkit.testing.emulator.subscribing.subscriptions import Item
+from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item, revise
+from meterkit.testing.emulator.subscribing.statuses import end
+from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +20,49 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.invoicing.invoices import Line, Usage
     from meterkit.testing.emulator.subscribing.schedules import Phase, Schedule
-    from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["enter_phase", "phase_ends_at", "release", "usages_after", "wanted_by"]
+__all__ = ["begin", "begins_at", "enter_phase", "phase_ends_at", "release", "usages_after", "wanted_by"]
+
+
+def begins_at(schedule: Schedule) -> int | None:
+    """Return when a schedule makes its subscription, in Unix seconds; None: it has, or never will."""
+    return schedule.phases[0].start if schedule.status == "not_started" else None
+
+
+def begin(account: Account, schedule: Schedule) -> None:
+    """Make the subscription of a schedule whose first phase begins now.
+
+    Its first invoice is a draft for an hour: "To start subscriptions where the first invoice always begins in
+    a `draft` status, use subscription schedules instead" (https://docs.stripe.com/api/subscriptions/create).
+    """
+    now, phase = account.now, schedule.phases[0]
+    subscription = Subscription(
+        id=new_id("sub_1", length=23),
+        customer=schedule.customer,
+        created=now,
+        currency=phase.items[0].price.currency,
+        billing_cycle_anchor=now,
+        billing_mode=schedule.billing_mode,
+        livemode=schedule.livemode,
+        test_clock=account.customers.find(schedule.customer).test_clock,
+        metadata=dict(phase.metadata),
+        schedule=schedule.id,
+    )
+    if phase.trial_end is not None and phase.trial_end > now:
+        subscription.status, subscription.trial_start = "trialing", now
+        subscription.trial_end = subscription.billing_cycle_anchor = phase.trial_end
+    subscription.items = [
+        new_item(subscription, Wanted(price=item.price, quantity=item.quantity), at=now)
+        for item in phase.items
+    ]
+    change_discounts(account, subscription, phase.discounts)
+    lines = begin_items(account, subscription, prorate=phase.proration_behavior != "none")
+    schedule.status, schedule.subscription = "active", subscription.id
+    account.subscriptions.put(subscription)
+    invoice = bill(account, subscription, lines, reason="subscription_create") if lines else None
+    account.emit("customer.subscription.created", subscription.to_json())
+    if invoice is not None:
+        account.emit("invoice.created", invoice.to_json())
 
 
 def phase_ends_at(account: Account, subscription: Subscription) -> int | None:

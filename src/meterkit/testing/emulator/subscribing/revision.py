@@ -15,7 +15,7 @@ from meterkit.testing.emulator.invoicing.charges import (
     usage_lines,
     usage_of,
 )
-from meterkit.testing.emulator.replies import new_id
+from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 from meterkit.testing.emulator.subscribing.subscriptions import Item
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING, Params
 from meterkit.testing.emulator.expand import expanded
-from meterkit.testing.emulator.invoicing.taxes import read_tax
-from meterkit.testing.emulator.replies import (
+from meterkit.testing.emulator.invoicing.billing import read_tax
+from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
     missing_parameter,
@@ -16,13 +16,11 @@ from meterkit.testing.emulator.replies import (
 )
 from meterkit.testing.emulator.selling.prices import Recurring
 from meterkit.testing.emulator.selling.redeeming import change_discounts, read_discounts
-from meterkit.testing.emulator.subscribing.beginning import begin
-from meterkit.testing.emulator.subscribing.billing_cycle import boundary
-from meterkit.testing.emulator.subscribing.billing_modes import read_mode, refuse_mixed
-from meterkit.testing.emulator.subscribing.ending import end
-from meterkit.testing.emulator.subscribing.item_params import recurring_price, refuse_same_price
-from meterkit.testing.emulator.subscribing.phases import release, wanted_by
+from meterkit.testing.emulator.subscribing.billing_cycle import boundary, read_mode, refuse_mixed
+from meterkit.testing.emulator.subscribing.params import recurring_price, refuse_same_price
+from meterkit.testing.emulator.subscribing.phases import begin, release, wanted_by
 from meterkit.testing.emulator.subscribing.schedules import Phase, PhaseItem, Schedule
+from meterkit.testing.emulator.subscribing.statuses import end
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED
 from meterkit.testing.emulator.subscribing.updates import commit, rearrange
 
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.selling.discounts import Discount
+    from meterkit.testing.emulator.selling.coupons import Discount
 
 __all__ = ["SCHEDULE_CALLS"]
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from meterkit.testing.emulator.registry import Registry
-from meterkit.testing.emulator.subscribing.billing_modes import BillingMode
+from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.replies import JsonObject
-    from meterkit.testing.emulator.selling.discounts import Discount
+    from meterkit.testing.emulator.protocol import JsonObject
+    from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
 
 __all__ = ["Phase", "PhaseItem", "Schedule", "Schedules"]

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.expand import expanded
-from meterkit.testing.emulator.invoicing.added import added_lines
-from meterkit.testing.emulator.invoicing.billing import bill
+from meterkit.testing.emulator.invoicing.billing import added_lines, bill
 from meterkit.testing.emulator.invoicing.collection import attempt, can_pay, finalize, method_of
-from meterkit.testing.emulator.replies import (
+from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
     missing_parameter,
@@ -18,21 +17,26 @@ from meterkit.testing.emulator.replies import (
     new_id,
     no_such,
 )
-from meterkit.testing.emulator.selling.discounts import begun
+from meterkit.testing.emulator.selling.coupons import begun
 from meterkit.testing.emulator.selling.redeeming import change_discounts, redeem, tell_of_discounts
-from meterkit.testing.emulator.subscribing.billing_cycle import period_at
-from meterkit.testing.emulator.subscribing.billing_modes import read_mode, refuse_in_flexible, refuse_mixed
-from meterkit.testing.emulator.subscribing.ending import end
-from meterkit.testing.emulator.subscribing.item_params import read_items, refuse_while_pending
-from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item
-from meterkit.testing.emulator.subscribing.settings_params import (
-    IGNORED,
+from meterkit.testing.emulator.subscribing.billing_cycle import (
+    period_at,
+    read_mode,
+    refuse_in_flexible,
+    refuse_mixed,
+)
+from meterkit.testing.emulator.subscribing.params import (
+    IGNORED_SETTINGS,
     SETTINGS,
     apply_cancellation,
     apply_settings,
+    read_items,
     read_trial_end,
+    refuse_while_pending,
     wanted_discounts,
 )
+from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item
+from meterkit.testing.emulator.subscribing.statuses import end
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED, Subscription
 from meterkit.testing.emulator.subscribing.updates import BEHAVIORS, commit, is_due, rearrange, refuse_unpaid
 
@@ -70,7 +74,7 @@ def _create(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/create."""
     params = call.params
     refuse_in_flexible(read_mode(params, version=call.version), params)
-    params.only(*CREATED_WITH, *SETTINGS, *IGNORED, expandable=None)
+    params.only(*CREATED_WITH, *SETTINGS, *IGNORED_SETTINGS, expandable=None)
     if "backdate_start_date" in params:
         raise ApiError("`backdate_start_date` is not emulated.", param="backdate_start_date")
     customer = params.required("customer")
@@ -244,7 +248,7 @@ def _update(account: Account, call: Call) -> JsonObject:
     refuse_in_flexible(subscription.billing_mode, params)
     params.only(
         *("billing_cycle_anchor", "items", "payment_behavior", "proration_behavior", "proration_date"),
-        *("add_invoice_items", "trial_end", *SETTINGS, *IGNORED),
+        *("add_invoice_items", "trial_end", *SETTINGS, *IGNORED_SETTINGS),
         expandable=None,
     )
     if subscription.status in ENDED and set(params) - {"cancellation_details", "expand", "metadata"}:

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.testing.emulator.invoicing.totals import tax_to_json
+from meterkit.testing.emulator.protocol import JsonObject, no_such
 from meterkit.testing.emulator.registry import Registry
-from meterkit.testing.emulator.replies import JsonObject, no_such
-from meterkit.testing.emulator.subscribing.billing_cycle import period_at
-from meterkit.testing.emulator.subscribing.billing_modes import BillingMode
+from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode, period_at
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.selling.discounts import Discount
+    from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
 
 __all__ = ["ENDED", "Debit", "Item", "PendingUpdate", "Status", "Subscription", "Subscriptions"]

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 from meterkit.testing.emulator.invoicing.billing import bill, total_of
 from meterkit.testing.emulator.invoicing.charges import trial_line, unused_lines
 from meterkit.testing.emulator.invoicing.collection import CHARGE_MIN, attempt, can_pay, finalize, method_of
-from meterkit.testing.emulator.replies import ApiError
+from meterkit.testing.emulator.protocol import ApiError
 from meterkit.testing.emulator.selling.amounts import amount_of
 from meterkit.testing.emulator.selling.payments import DECLINED, NEEDS_CUSTOMER, NO_METHOD
-from meterkit.testing.emulator.subscribing.billing_modes import refuse_mixed
+from meterkit.testing.emulator.subscribing.billing_cycle import refuse_mixed
+from meterkit.testing.emulator.subscribing.params import read_trial_end
 from meterkit.testing.emulator.subscribing.revision import restart, revise
-from meterkit.testing.emulator.subscribing.settings_params import read_trial_end
 from meterkit.testing.emulator.subscribing.statuses import set_status
 from meterkit.testing.emulator.subscribing.subscriptions import PendingUpdate
 

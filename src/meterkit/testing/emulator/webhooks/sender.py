@@ -10,12 +10,10 @@ try:
 except ImportError as error:
     raise ImportError("delivering webhooks needs httpx: pip install 'meterkit[cli]'") from error
 
-from meterkit.testing.emulator.webhooks.deliveries import Delivery
-from meterkit.testing.emulator.webhooks.signing import forge
+from meterkit.testing.emulator.webhooks.deliveries import Delivery, forge
 
 if TYPE_CHECKING:
-    from meterkit.testing.emulator.webhooks.deliveries import Due
-    from meterkit.testing.emulator.webhooks.signing import Forgery
+    from meterkit.testing.emulator.webhooks.deliveries import Due, Forgery
 
 __all__ = ["send"]
 

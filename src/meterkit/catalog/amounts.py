@@ -1,0 +1,58 @@
+"""Amounts as people write them: ``USD 14.50``, ``9.5 GB``. Pure."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Final
+
+__all__ = ["exact_money", "minor_units", "money", "size_text"]
+
+
+# https://docs.stripe.com/currencies#zero-decimal; amounts of ISK and UGX have two decimals at Stripe.
+_WITHOUT: Final = frozenset(
+    {"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"}
+)
+_WITH_THREE: Final = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+
+
+def minor_units(currency: str) -> int:
+    """How many minor units make one of a currency: 100 cents a dollar."""
+    return int(10 ** _decimals(currency))
+
+
+def money(amount_cents: int, currency: str) -> str:
+    """An amount as people write it: ``USD 14.50``, ``JPY 1,450``, ``USD -4.83``.
+
+    Args:
+        amount_cents: in minor units of the currency.
+        currency: its code of three letters.
+    """
+    decimals = _decimals(currency)
+    whole, rest = divmod(abs(amount_cents), 10**decimals)
+    fraction = f".{rest:0{decimals}d}" if decimals else ""
+    return f"{currency.upper()} {'-' * (amount_cents < 0)}{whole:,}{fraction}"
+
+
+def exact_money(amount: Decimal, currency: str) -> str:
+    """The price of one unit, in minor units and parts of them, as people write it: ``USD 0.00012``."""
+    decimals = _decimals(currency)
+    whole, _, fraction = f"{amount.scaleb(-decimals):,f}".partition(".")
+    fraction = fraction.rstrip("0").ljust(decimals, "0")
+    return f"{currency.upper()} {whole}{'.' if fraction else ''}{fraction}"
+
+
+def _decimals(currency: str) -> int:
+    return 0 if currency in _WITHOUT else 3 if currency in _WITH_THREE else 2
+
+
+_KILO: Final = 1000
+
+
+def size_text(number: int) -> str:
+    """Bytes as people write them, with three digits: ``9.5 GB``."""
+    size, unit = Decimal(number), "byte" if number == 1 else "bytes"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if size < _KILO:
+            break
+        size, unit = size / _KILO, larger
+    return f"{size:.3g} {unit}" if size < _KILO - 1 else f"{size:.0f} {unit}"

@@ -1,0 +1,183 @@
+"""``match`` lines of routes: a method and a path template; and whether one line covers another."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from meterkit.catalog.errors import RefusedError, nearest, quoted
+from meterkit.catalog.scalars import scalar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["covers"]
+
+
+WEBSOCKET: Final = "WS"
+METHODS: Final = (
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY", WEBSOCKET,
+)  # fmt: skip
+CONVERTORS: Final = ("str", "path", "int", "float", "uuid")
+PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([A-Za-z_][A-Za-z0-9_]*))?\}")
+_COLON: Final = re.compile(r"/(:[A-Za-z_][A-Za-z0-9_]*)(?=/|$)")
+_ALLOWED: Final = 'a path template such as "POST /v1/items/{id}", "/v1/{path:path}", "WS /v1/live", or "*"'
+
+
+def parse_match(match: str) -> tuple[str | None, str | None]:
+    """The method and the path template of a ``match`` line; None for any.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    words = match.split()
+    if words == ["*"]:
+        return None, None
+    if len(words) not in {1, 2}:
+        raise RefusedError(f"allowed: {_ALLOWED}; one method at most")
+    method, path = (None, words[0]) if len(words) == 1 else (words[0], words[1])
+    if method is not None and method not in METHODS:
+        raise _unknown_method(method, path)
+    if path == "*":
+        raise RefusedError("`*` stands alone", meant=f'"{method} /{{path:path}}"')
+    if method is None and path.upper() in METHODS:
+        raise RefusedError("the path is missing", meant=f'"{path.upper()} /{{path:path}}"')
+    if not path.startswith("/"):
+        raise RefusedError(f"a path starts with /; allowed: {_ALLOWED}")
+    _check_template(path)
+    return method, path
+
+
+def _unknown_method(method: str, path: str) -> RefusedError:
+    if method.upper() in {"ANY", "ALL", "*"}:
+        return RefusedError("for any method leave the method away", meant=f'"{path}"')
+    near = method.upper() if method.upper() in METHODS else nearest(method, METHODS)
+    reason = f"{quoted(method)} is not a method; allowed: {', '.join(METHODS)}"
+    return RefusedError(reason, meant=near and f'"{near} {path}"')
+
+
+def _check_template(path: str) -> None:
+    query = path.find("?") if "?" in path else path.find("#")
+    if query >= 0:
+        raise RefusedError(f"a match is a path only; remove {path[query:]!r}")
+    seen: set[str] = set()
+    for name, convertor in PARAMETER.findall(path):
+        if name in seen:
+            raise RefusedError(f"the parameter {name!r} stands twice in the path; rename one")
+        seen.add(name)
+        if convertor and convertor not in CONVERTORS:
+            near = nearest(convertor, CONVERTORS)
+            reason = f"{convertor!r} is not a convertor; allowed: {', '.join(CONVERTORS)}"
+            raise RefusedError(reason, meant=near and f"{{{name}:{near}}}")
+    rest = PARAMETER.sub("", path)
+    if "{" in rest or "}" in rest:
+        raise RefusedError("a { or } belongs to no parameter; allowed: {name} or {name:convertor}")
+    if "*" in rest or "<" in rest:
+        allowed = "allowed: {name} for one segment, {name:path} for the rest"
+        raise RefusedError(f"a path has parameters, not wildcards; {allowed}")
+    if colon := _COLON.search(path):
+        raise RefusedError(f"{colon[1]!r} is not a parameter", meant=f"{{{colon[1][1:]}}}")
+
+
+def _valid_match(match: str) -> str:
+    parse_match(match)
+    return match
+
+
+MATCH_SHAPE: Final = scalar(_valid_match, _ALLOWED, pattern=r"^\s*([*]|([A-Z]+\s+)?/[^\s?#*]*)\s*$")
+
+
+_DIGITS: Final = frozenset("0123456789")
+# What a parameter is sure to take of another line: single characters of it, and its parameters by convertor.
+_TAKES: Final = {
+    "str": frozenset({"str", "int", "float", "uuid"}),
+    "int": frozenset({"int"}),
+    "float": frozenset({"float", "int"}),
+    "uuid": frozenset({"uuid"}),
+}
+
+
+Match = tuple[str | None, str | None]
+"""A method and a path template, as :func:`meterkit.catalog.match.parse_match` gives them."""
+
+
+def covers(earlier: Match, later: Match) -> bool:
+    """Whether every request that falls under ``later`` falls under ``earlier``.
+
+    What is said to be covered is; a line may be covered without its being seen. Line breaks in paths, which
+    ``{key:path}`` of ``exempt`` and ``always`` lines does not take, are left out of account.
+    """
+    method, path = earlier
+    later_method, later_path = later
+    if path is None:
+        return True
+    return later_path is not None and _covers_method(method, later_method) and _covers_path(path, later_path)
+
+
+def _covers_method(method: str | None, later: str | None) -> bool:
+    if method is None:
+        return later != WEBSOCKET
+    return method == later or (method == "GET" and later == "HEAD")
+
+
+def _covers_path(path: str, later: str) -> bool:
+    """Follow the steps of ``path`` along the parts of ``later``, all ways at once."""
+    literal = path.partition("{")[0]
+    if not later.startswith(literal):
+        return False
+    steps = [step for part in _parts(path[len(literal) :]) for step in _steps(part)]
+    reached = _closed({0}, steps)
+    for part in _parts(later[len(literal) :]):
+        reached = _closed(
+            {
+                at if steps[at][1] else at + 1
+                for at in reached
+                if at < len(steps) and _takes(steps[at][0], part)
+            },
+            steps,
+        )
+    return len(steps) in reached
+
+
+def _parts(path: str) -> list[str]:
+    """Single characters, and for each parameter ``{convertor}``."""
+    found: list[str] = []
+    end = 0
+    for parameter in PARAMETER.finditer(path):
+        found += path[end : parameter.start()]
+        found.append(f"{{{parameter[2] or 'str'}}}")
+        end = parameter.end()
+    return [*found, *path[end:]]
+
+
+def _steps(part: str) -> list[tuple[str, bool]]:
+    """What takes a part; the flag says that it takes any number of them, none too."""
+    if part == "{path}":
+        return [(part, True)]
+    more = {"{str}": "{str}", "{int}": "{int}", "{float}": "{int}"}.get(part)
+    return [(part, False), (more, True)] if more else [(part, False)]
+
+
+def _closed(reached: Iterable[int], steps: list[tuple[str, bool]]) -> set[int]:
+    """With the steps that may be passed over."""
+    found = set[int]()
+    for at in reached:
+        further = at
+        found.add(further)
+        while further < len(steps) and steps[further][1]:
+            further += 1
+            found.add(further)
+    return found
+
+
+def _takes(step: str, part: str) -> bool:
+    if step == "{path}":
+        return True
+    if len(step) == 1 or part == "{path}":
+        return step == part
+    convertor = step.strip("{}")
+    if len(part) > 1:
+        return part.strip("{}") in _TAKES[convertor]
+    if convertor == "str":
+        return part != "/"
+    return convertor in {"int", "float"} and part in _DIGITS

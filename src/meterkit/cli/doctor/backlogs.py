@@ -1,0 +1,157 @@
+"""Findings about waiting work: periods to close, messages, events of object stores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.cli.doctor.findings import Finding, named
+from meterkit.cli.output import span
+from meterkit.outbox.closes import Closes
+from meterkit.store.messages import CHANNELS, MessageQueue
+from meterkit.store.tasks import Upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit import MeterKit
+    from meterkit.outbox.closes import Close
+    from meterkit.redis.admin import Admin
+    from meterkit.store.messages import Channel, KeptMessage
+    from meterkit.store.tasks import UpkeepSeen
+
+__all__ = [
+    "OVERDUE_MS",
+    "dead_messages",
+    "look_at_closes",
+    "look_at_messages",
+    "look_at_stored_objects",
+    "neglected",
+    "overdue_messages",
+    "unconfirmed",
+]
+
+
+_MOST: Final = 1_000
+
+
+async def look_at_closes(kit: MeterKit, admin: Admin) -> tuple[str, list[Finding]]:
+    """How many somebody was told of, and which.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    found = await Closes(kit.store, admin).told(most=_MOST)
+    return f"{len(found):,} unconfirmed", unconfirmed(found)
+
+
+def unconfirmed(closes: Sequence[Close]) -> list[Finding]:
+    """The periods whose close was not confirmed in time, and is not yet."""
+    if not closes:
+        return []
+    count = "1 billing period is" if len(closes) == 1 else f"{len(closes):,} billing periods are"
+    whose = named([f"of customer {close.customer}, until {close.told_end}" for close in closes])
+    return [
+        Finding(
+            check="closes",
+            problem=f"{count} over, and Stripe has not counted all that was used: {whose}; what it lacks when"
+            " an invoice is final is on no invoice",
+            cure="`meterkit reconcile CUSTOMER --period DATE` has the figures of each, and what to do",
+        )
+    ]
+
+
+OVERDUE_MS: Final = 5 * 60_000
+"""How long a message may be due: a process that sends messages asks every second."""
+
+
+async def look_at_messages(kit: MeterKit) -> tuple[str, list[Finding]]:
+    """How many messages wait and are dead, and what is wrong with them.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    waiting = 0
+    found: list[Finding] = []
+    dead: list[KeptMessage] = []
+    for channel in CHANNELS:
+        queue = MessageQueue(kit.store, channel)
+        counted, late_ms = await queue.waiting(), await queue.overdue_ms()
+        waiting += counted["due"] + counted["later"]
+        found += overdue_messages(channel, counted["due"], late_ms)
+        if counted["dead"]:
+            dead += [one for one in await queue.kept() if one.state == "dead"]
+    return f"{waiting:,} wait, {len(dead):,} dead", [*found, *dead_messages(dead)]
+
+
+def overdue_messages(channel: Channel, count: int, late_ms: int) -> list[Finding]:
+    """Messages of a channel that no process sends: how many are due, and for how long the oldest."""
+    if not count or late_ms <= OVERDUE_MS:
+        return []
+    whose = "1 message" if count == 1 else f"{count:,} messages"
+    needs = "METERKIT_NOTIFY_SECRET" if channel == "webhook" else "METERKIT_SMTP_URL and `contact`"
+    return [
+        Finding(
+            check="messages",
+            problem=f"{whose} by {channel} should have been sent up to {span(late_ms)} ago",
+            cure=f"run a process of the app with {needs}; its log says why it does not send",
+        )
+    ]
+
+
+def dead_messages(dead: Sequence[KeptMessage]) -> list[Finding]:
+    """Messages that are not sent any more."""
+    if not dead:
+        return []
+    count = "1 message is" if len(dead) == 1 else f"{len(dead):,} messages are"
+    return [
+        Finding(
+            check="messages",
+            problem=f"{count} dead, {named([one.id for one in dead])}: {dead[0].why}",
+            cure="`meterkit notify list` has each reason; remove it, then `meterkit notify redrive`",
+        )
+    ]
+
+
+UNREAD_MS: Final = 15 * 60_000
+"""How long a queue may go unread: a worker reads it each twenty seconds."""
+UNLISTED_MS: Final = 3 * 3_600_000
+"""How long buckets may go without a listing: a worker lists them each hour."""
+
+
+async def look_at_stored_objects(kit: MeterKit) -> tuple[str, list[Finding]]:
+    """When the queue of storage events was read, and the buckets listed.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    if kit.catalog.storage is None:
+        return "the plans file has no storage", []
+    seen, now_ms = await Upkeep(kit.store).seen(), kit.store.now_ms()
+    listed = "not listed" if seen.listed_ms is None else f"listed {span(now_ms - seen.listed_ms)} ago"
+    return f"the buckets were {listed}", neglected(seen, now_ms)
+
+
+def neglected(seen: UpkeepSeen, now_ms: int) -> list[Finding]:
+    """A queue that no process reads any more, and buckets that none lists. Pure."""
+    found: list[Finding] = []
+    if seen.read_ms is not None and now_ms - seen.read_ms > UNREAD_MS:
+        found.append(
+            Finding(
+                check="storage",
+                problem=f"the queue of storage events was last read {span(now_ms - seen.read_ms)} ago: the"
+                " events in it do not count",
+                cure="start `meterkit worker --storage-queue URL`; the log of one that runs says why it does"
+                " not read (meterkit.background); a queue that is not used any more is forgotten in 7 days",
+            )
+        )
+    if seen.listed_ms is None or now_ms - seen.listed_ms > UNLISTED_MS:
+        since = "within 7 days" if seen.listed_ms is None else f"for {span(now_ms - seen.listed_ms)}"
+        found.append(
+            Finding(
+                check="storage",
+                problem=f"the buckets of storage.objects were not listed {since}: lost events stay lost",
+                cure="see that `meterkit worker` runs with the extra storage and with credentials of the"
+                " object store: it lists them each hour; `meterkit storage recalculate` does it now",
+            )
+        )
+    return found

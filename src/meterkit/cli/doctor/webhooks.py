@@ -1,0 +1,145 @@
+"""Findings about webhooks and about subscriptions that differ from the plans file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from meterkit.cli.doctor.findings import Finding, named
+from meterkit.cli.output import span
+from meterkit.customers.drifts import Drifts
+from meterkit.insights.store_readings import read_webhooks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit import MeterKit
+    from meterkit.customers.drifts import Drift
+    from meterkit.redis.admin import Admin
+
+__all__ = [
+    "FAILING_MS",
+    "OVERDUE_MS",
+    "Failing",
+    "drifting",
+    "failing",
+    "given_up",
+    "look_at_subscriptions",
+    "look_at_webhooks",
+    "overdue",
+]
+
+
+async def look_at_subscriptions(kit: MeterKit) -> tuple[str, list[Finding]]:
+    """How many differ, and which.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    found = await Drifts(kit.store).all()
+    return f"{len(found):,} differ", drifting(found)
+
+
+def drifting(found: Mapping[str, Sequence[Drift]]) -> list[Finding]:
+    """The customers whose subscriptions are not what the plans file says."""
+    if not found:
+        return []
+    count = "1 subscription differs" if len(found) == 1 else f"{len(found):,} subscriptions differ"
+    whose = named([f"of customer {customer} ({drifts[0].message})" for customer, drifts in found.items()])
+    return [
+        Finding(
+            check="subscriptions",
+            problem=f"{count} from the plans file: {whose}",
+            cure="`meterkit subscriptions check` looks again and lists all; `meterkit subscriptions repair"
+            " CUSTOMER` mends one, or says what a person has to decide",
+        )
+    ]
+
+
+OVERDUE_MS: Final = 5 * 60_000
+"""How long a look may be due and nobody makes it: whoever makes them asks every second."""
+FAILING_MS: Final = 60 * 60_000
+"""How long a look may fail: by then it has failed ten times, and is tried once an hour."""
+_ENTRIES_MAX: Final = 1_000
+
+
+class Failing(NamedTuple):
+    """A Stripe customer who is looked at in vain.
+
+    Attributes:
+        stripe_customer: whom.
+        why: what failed last.
+        since_ms: when the look was asked for.
+    """
+
+    stripe_customer: str
+    why: str
+    since_ms: int
+
+
+async def look_at_webhooks(kit: MeterKit, admin: Admin) -> tuple[str, list[Finding]]:
+    """What waits, in short, and what is wrong with it.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    now_ms, waiting = kit.store.now_ms(), await read_webhooks(kit.store)
+    names = await admin.ask(admin.client.zrange(kit.store.keys.hooks("due"), 0, _ENTRIES_MAX - 1))
+    kept: list[bytes | None] = []
+    if names:
+        kept = await admin.ask(admin.client.hmget(kit.store.keys.hooks("entries"), names))
+    pairs = zip(names, kept, strict=True)
+    entries: list[tuple[str, dict[str, Any]]] = [
+        (name.decode(), json.loads(data)) for name, data in pairs if data
+    ]
+    tried = [Failing(name, entry["why"], int(entry["since"])) for name, entry in entries if entry["why"]]
+    dead = [Failing(entry.stripe_customer, entry.why, entry.at_ms) for entry in await kit.webhooks.dead()]
+    due = waiting["due"]
+    seen = f"{due.items + waiting['later'].items:,} wait, {len(dead):,} given up"
+    return seen, [*overdue(due.items, int(due.age_s * 1000)), *failing(tried, now_ms), *given_up(dead)]
+
+
+def overdue(count: int, oldest_ms: int) -> list[Finding]:
+    """Looks that nobody makes: how many are due, and for how long the oldest."""
+    if not count or oldest_ms <= OVERDUE_MS:
+        return []
+    whose = "1 Stripe customer has" if count == 1 else f"{count:,} Stripe customers have"
+    return [
+        Finding(
+            check="webhooks",
+            problem=f"{whose} been to be looked at for up to {span(oldest_ms)}: what Stripe has told of"
+            " them is not known here",
+            cure="run `meterkit worker`, or set the Stripe key where the app runs; the log of one that runs"
+            " says why it does not ask Stripe",
+        )
+    ]
+
+
+def failing(tried: Sequence[Failing], now_ms: int) -> list[Finding]:
+    """Looks that have failed for long, and are made again."""
+    found = [one for one in tried if now_ms - one.since_ms > FAILING_MS]
+    if not found:
+        return []
+    oldest_ms = now_ms - min(one.since_ms for one in found)
+    return [
+        Finding(
+            check="webhooks",
+            problem=f"looks at {named([one.stripe_customer for one in found])} have failed for up to"
+            f" {span(oldest_ms)}: {found[0].why}",
+            cure="see to the reason; each is made again within the hour, and given up after twelve refusals",
+        )
+    ]
+
+
+def given_up(dead: Sequence[Failing]) -> list[Finding]:
+    """Stripe customers whom nobody looks at any more."""
+    if not dead:
+        return []
+    count = "1 Stripe customer is" if len(dead) == 1 else f"{len(dead):,} Stripe customers are"
+    return [
+        Finding(
+            check="webhooks",
+            problem=f"{count} given up, {named([one.stripe_customer for one in dead])}: {dead[0].why}",
+            cure="`meterkit webhooks list` has each reason; see to them, then `meterkit webhooks redrive`",
+        )
+    ]

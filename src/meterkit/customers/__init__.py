@@ -1,0 +1,1 @@
+"""Operations on customers: state, links, overrides, history, grants, corrections, deletion."""

@@ -1,0 +1,261 @@
+"""Corrections (``kit.correct``): take back recorded units.
+
+The reply names units that Stripe has already and that need a negative event or a credit note there.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import KW_ONLY, dataclass
+from hashlib import blake2b
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from meterkit.catalog.quantity import check_quantities
+from meterkit.customers.grants import Grants
+from meterkit.customers.history import is_relinked
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import from_ms
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.outbox.sealing import kept_ms
+from meterkit.store import replies
+from meterkit.store.arguments import check_customer, check_text, is_customer, shown
+from meterkit.store.customer_usage import price_cents
+from meterkit.store.event_names import read_meters
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from meterkit.catalog import Meter
+    from meterkit.redis.scripts import Script
+    from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
+
+__all__ = ["Asked", "Corrected", "OfCustomerError", "ask_confirmed", "correct"]
+
+
+if TYPE_CHECKING:
+    Call = tuple[list[str], tuple[str | bytes, ...]]
+
+_TRIES: Final = 8
+
+
+class OfCustomerError(StoreError):
+    """What the store keeps of one customer is in the way; others are not concerned."""
+
+
+async def ask_confirmed(
+    store: Store,
+    script: Script,
+    customer: str,
+    call: Callable[[CustomerView], Awaitable[Call]],
+    *,
+    done: str,
+) -> list[Any]:
+    """The reply of a script that begins with ``confirm_counters``, by the newest view of a customer.
+
+    Args:
+        store: where the customer is.
+        script: what is asked.
+        customer: whose id is valid.
+        call: its keys, and its arguments but for the caller's clock, by a view.
+        done: what it does, for errors: "corrected".
+
+    Raises:
+        OfCustomerError: what is kept of the customer cannot be read, or changes again and again.
+        StoreError: the store does not answer, or its clock is another one than this host's.
+    """
+    admin = await store.admin()
+    await admin.load(script)
+    for _ in range(_TRIES):
+        view = store.cache.get(customer)
+        names, arguments = await call(view)
+        # Text would not do for the numbers among the arguments.
+        asked = admin.client.evalsha(script.sha, len(names), *names, *arguments, admin.now_ms())
+        reply: list[Any] = await admin.ask(asked)
+        if reply[0] == replies.CLOCK:
+            raise StoreError(f"this host's clock and the store's differ by more than 60 s: nothing is {done}")
+        if reply[0] == replies.BROKEN:
+            raise OfCustomerError(f"the field {reply[2].decode()} of {customer!r} is not a whole number")
+        if reply[0] != replies.STALE:
+            return reply
+        try:
+            view.cache.learn(view, reply)
+        except StoreError as error:
+            raise OfCustomerError(str(error), executed=False) from error
+    raise OfCustomerError(f"customer {customer!r} changed {_TRIES} times while it was {done}; try again")
+
+
+_ID_MAX: Final = 200
+_REPEATED: Final = 1
+_How = Literal["grant", "by_hand"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corrected:
+    """What became of the units of one meter that were to be taken back, in its unit.
+
+    ``asked`` = ``taken_back`` + ``granted_next`` + ``by_hand`` + ``never_billed`` + ``beyond``.
+
+    Attributes:
+        asked: how many were to be taken back.
+        taken_back: how many are not recorded any more: ``overage`` + ``credited`` + ``granted`` +
+            ``included``. Credits and grants that paid for them have them back, unless they have expired.
+        sent_back: how many of these Stripe has: it is sent a meter event of so many less than nothing, on the
+            way to the bill as any other.
+        granted_next: how many Stripe was sent already, for which there is a grant from the next period on.
+        by_hand: how many Stripe was sent already, for which somebody must credit the customer.
+        by_hand_cents: what ``by_hand`` costs as overage by the price in the plans file, rounded half to even;
+            None where it gives none.
+        never_billed: how many stay recorded and cost nothing: Stripe never accepted them, or they are
+            included.
+        beyond: how many more were asked for than were recorded in this period and not corrected before.
+        is_repeated: whether this was done before, under the same id.
+    """
+
+    meter: str
+    asked: int
+    taken_back: int
+    overage: int
+    credited: int
+    granted: int
+    included: int
+    sent_back: int
+    granted_next: int
+    by_hand: int
+    by_hand_cents: int | None
+    never_billed: int
+    beyond: int
+    is_repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be taken back: meter to units; why, under which id, and who asks."""
+
+    quantities: Mapping[str, int]
+    _: KW_ONLY
+    reason: str
+    correction_id: str
+    by: str
+
+
+async def correct(store: Store, customer: str, given: Asked) -> Sequence[Corrected]:
+    """Take recorded units back, once an id; see :meth:`meterkit.MeterKit.correct`."""
+    _check(store, customer, given)
+    correction_id, quantities = given.correction_id, given.quantities
+    reply, is_repeated = await _restore(store, customer, given)
+    asked, done = json.loads(reply["asked"]), reply["done"]
+    if {name: quantity for name, _, quantity, *_ in asked["meters"]} != dict(quantities):
+        before = ", ".join(f"{name}={quantity}" for name, _, quantity, *_ in asked["meters"])
+        raise MeterkitError(f"correction_id: {correction_id!r:.80} was used for something else: {before}")
+    view = store.cache.get(customer)
+    found: list[Corrected] = []
+    for name, quantity in quantities.items():
+        numbers = [*map(int, done[name].split(" ")), 0]  # What was done before 0.2 has one number less.
+        overage, credited, granted, included, sent, billed, beyond, _, _, sent_back = numbers[:10]
+        how: _How = asked["how"][name]
+        by_hand = billed if how == "by_hand" else 0
+        found.append(
+            Corrected(
+                meter=name,
+                asked=quantity,
+                taken_back=overage + credited + granted + included,
+                overage=overage,
+                credited=credited,
+                granted=granted,
+                included=included,
+                sent_back=sent_back,
+                granted_next=billed - by_hand,
+                by_hand=by_hand,
+                by_hand_cents=price_cents(by_hand, view.entitlements[name]),
+                never_billed=sent - billed,
+                beyond=beyond,
+                is_repeated=is_repeated,
+            )
+        )
+    granted_next = {one.meter: one.granted_next for one in found if one.granted_next}
+    if granted_next:
+        # Its id grants once: whoever asks again after an error here gets it, and nobody gets it twice.
+        grant_id, begins = f"correction/{correction_id}", from_ms(int(reply["ends"]))
+        await Grants(store).add(customer, granted_next, grant_id=grant_id, effective_at=begins)
+    return found
+
+
+async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str, Any], bool]:
+    """What was asked and done under an id, now or before; whether before."""
+    known = await read_meters(await store.admin(), store.keys, store.catalog)
+    events = {token: counted.event_name for token, counted in known.items()}
+    digest = blake2b(f"{customer}\0{given.correction_id}".encode(), digest_size=16).hexdigest()
+
+    async def call(view: CustomerView) -> Call:
+        keys = view.keys
+        names = [
+            *(keys.counters, keys.state, keys.totals, keys.unlinked, keys.grants, keys.ledger, keys.history),
+            *(store.keys.correction(keys.shard, digest), keys.corrections),
+            *(store.keys.shard(keys.shard, name) for name in ("intents", "outbox")),
+            *[store.keys.audit(keys.shard)] * store.is_audited,
+        ]
+        sending = {
+            "stripe": await _one_stripe_customer(store, view),
+            "nonce": token_hex(16),
+            "events": events,
+            "taken": list(view.state.minutes_taken_ms),
+        }
+        asked = (_text_of(given, view), digest, json.dumps(sending))
+        return names, (view.rev, view.terms(kept_ms(view)), customer, *asked)
+
+    reply = await ask_confirmed(store, store.scripts["restore"], customer, call, done="corrected")
+    return json.loads(reply[2]), reply[0] == _REPEATED
+
+
+async def _one_stripe_customer(store: Store, view: CustomerView) -> str:
+    """The Stripe customer that has all that was delivered in this period; empty: none, or more than one."""
+    linked = view.state.stripe_customer or ""
+    start = from_ms(view.effective.bounds.start_ms)
+    return "" if linked and await is_relinked(store, view.customer, start) else linked
+
+
+def _text_of(given: Asked, view: CustomerView) -> str:
+    catalog = view.cache.catalog
+    paid_with: Mapping[str, tuple[str, int]] = {} if view.prepaid is None else view.prepaid.paid_with
+    meters: list[list[Any]] = []
+    for name, quantity in given.quantities.items():
+        _, cost = paid_with.get(name, ("", 0))
+        meters.append([name, meter_token(name), quantity, cost, _events(name, catalog.meters)])
+    how = {name: _how(view, name) for name in given.quantities}
+    told = {"id": given.correction_id, "by": given.by, "reason": given.reason}
+    return json.dumps({**told, "how": how, "meters": meters})
+
+
+def _events(meter: str, meters: Mapping[str, Meter]) -> list[tuple[str, int]]:
+    """Under whose events its units go, its own or a derived meter's, and whether included ones do (1)."""
+    derived = (other for other in meters.values() if other.source == meter and other.stripe is not None)
+    return [
+        (meter_token(one.name), int(one.stripe is not None and one.stripe.report == "usage"))
+        for one in (meters[meter], *derived)
+    ]
+
+
+def _how(view: CustomerView, meter: str) -> _How:
+    """Whether a grant is worth what Stripe was sent: where the next period is billed as this one is."""
+    entitlement, subscription = view.entitlements[meter], view.state.subscription
+    ends = subscription is not None and subscription.cancel_at_ms is not None
+    goes_on = view.effective.access in {"full", "grace"} and not ends
+    is_billed = entitlement.included is not None and entitlement.overage.mode == "bill"
+    return "grant" if goes_on and is_billed else "by_hand"
+
+
+def _check(store: Store, customer: str, given: Asked) -> None:
+    check_customer(customer)
+    if not given.quantities:
+        raise MeterkitError("quantities: found none; name one meter at least")
+    check_quantities(given.quantities, store.catalog.meters)
+    check_text("reason", given.reason)
+    check_text("by", given.by)
+    correction_id: object = given.correction_id
+    if not is_customer(correction_id) or len(correction_id.encode()) > _ID_MAX:
+        raise MeterkitError(
+            f"correction_id: found {shown(correction_id)}; allowed is a text of 1 to {_ID_MAX} bytes without"
+            " control characters"
+        )

@@ -1,0 +1,310 @@
+"""Customers (``kit.customers``): plan, status, link to a Stripe customer, overrides."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Protocol, get_args
+
+from meterkit.catalog import override as lay_over
+from meterkit.catalog.quantity import check_feature
+from meterkit.customers.deletion import delete
+from meterkit.customers.history import history_of
+from meterkit.customers.links import Links
+from meterkit.customers.states import States
+from meterkit.decisions.customer_overrides import overrides_at, with_overrides
+from meterkit.decisions.periods import from_ms
+from meterkit.decisions.policies import rate_numbers
+from meterkit.decisions.subscription import Status
+from meterkit.decisions.transitions import follow
+from meterkit.errors import MeterkitError, UnknownPlanError
+from meterkit.store.arguments import (
+    check_customer,
+    end_ms,
+    entitlements_given,
+    features_given,
+    is_text,
+    plain,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from meterkit.catalog import Catalog
+    from meterkit.customers.deletion import Deleted
+    from meterkit.customers.history import HistoryEntry
+    from meterkit.customers.states import Found
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.keys import Keys
+    from meterkit.decisions.subscription import Access
+    from meterkit.redis.admin import Admin
+    from meterkit.store.store import Store
+
+__all__ = ["AtStripe", "Customer", "Customers", "customer_of", "customers_set_up"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Customer:
+    """What is known of a customer beyond what it used.
+
+    Attributes:
+        plan: the key of the plan in force.
+        missing_plan: the plan that should be in force and that the plans file does not have, so that the
+            default plan stands in for it; None where there is no such thing.
+        status: of the subscription, by the clock, or as it was set by hand; None: there is none.
+        access: what the customer may do.
+        access_since: when that became so (UTC); None: not known, or since ever.
+        subscription: its id at Stripe; None: there is none.
+        seats: that it pays for, in all; 0: it has no seat price.
+        trial_end: first instant after its trial (UTC), while that is ahead; else None.
+        cancel_at: when it ends (UTC); None: no end is known.
+        pending_plan, pending_seats, pending_at: what is scheduled to change, and when (UTC); None: nothing.
+        stripe_customer: the linked Stripe customer, or None.
+        overrides: meter to what the customer gets differently.
+        feature_overrides: feature to whether the customer has it, whatever the plan says.
+        override_ends: when an override ends (UTC), by the meter, or by ``feature NAME``; those without an end
+            are left out.
+    """
+
+    customer: str
+    plan: str
+    missing_plan: str | None
+    status: Status | None
+    access: Access
+    access_since: datetime | None
+    subscription: str | None
+    seats: int
+    trial_end: datetime | None
+    cancel_at: datetime | None
+    pending_plan: str | None
+    pending_seats: int | None
+    pending_at: datetime | None
+    stripe_customer: str | None
+    overrides: Mapping[str, Mapping[str, object]]
+    feature_overrides: Mapping[str, bool]
+    override_ends: Mapping[str, datetime]
+
+
+def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> Customer:
+    """What is stored of a customer, as it is to be shown at an instant."""
+    state = found.state
+    own = overrides_at(state.overrides, now_ms)
+    _, force = follow(found.force, state, catalog, now_ms)
+    subscription = state.subscription
+    trial_end_ms = None if subscription is None else subscription.trial_end_ms
+    is_missing = state.plan is not None and state.plan not in catalog.plans
+    return Customer(
+        customer=customer,
+        plan=force.plan,
+        missing_plan=state.plan if is_missing else force.missing_plan,
+        status=force.status,
+        access=force.access,
+        access_since=_instant(force.since_ms),
+        subscription=force.subscription,
+        seats=force.seats,
+        trial_end=_instant(trial_end_ms) if force.status == "trialing" else None,
+        cancel_at=_instant(force.cancel_at_ms),
+        pending_plan=force.pending_plan,
+        pending_seats=force.pending_seats,
+        pending_at=_instant(force.pending_at_ms),
+        stripe_customer=state.stripe_customer,
+        overrides=own.meters,
+        feature_overrides=own.features,
+        override_ends={name: from_ms(until_ms) for name, until_ms in own.ends.items()},
+    )
+
+
+def _instant(at_ms: int | None) -> datetime | None:
+    return from_ms(at_ms) if at_ms else None
+
+
+_SHARDS_AT_ONCE: Final = 16
+
+
+class AtStripe(Protocol):
+    """What belongs to a change of a customer at Stripe."""
+
+    async def linked(self, customer: str, *, now: bool) -> None:
+        """Read the subscription of a customer who was linked."""
+        ...
+
+    async def leaving(self, customer: str, *, cancel: bool) -> None:
+        """See that Stripe goes on charging nothing for a customer who is to be deleted."""
+        ...
+
+
+async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
+    """The ids of all customers that somebody set up, in no order, a few shards at once.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    for first in range(0, keys.shards, _SHARDS_AT_ONCE):
+        members = admin.client.pipeline(transaction=False)
+        for shard in range(first, min(first + _SHARDS_AT_ONCE, keys.shards)):
+            members.smembers(keys.shard(shard, "customers"))
+        for found in await admin.ask(members.execute()):
+            for member in found:
+                yield member.decode()
+
+
+class Customers:
+    """Reads and changes customers. A change binds the very next decision of every process.
+
+    Each method raises :class:`~meterkit.errors.CustomerError` for an id that is not allowed and
+    :class:`~meterkit.errors.StoreError` where the store does not answer.
+    """
+
+    def __init__(self, store: Store, at_stripe: AtStripe | None = None) -> None:
+        self._store = store
+        self._at_stripe = at_stripe
+        self._states = States(store)
+        self._links = Links(store)
+
+    async def get(self, customer: str) -> Customer:
+        """A customer; one that nobody set up is on the default plan."""
+        found = await self._states.find(check_customer(customer))
+        return customer_of(customer, found, self._store.catalog, self._store.now_ms())
+
+    async def known(self, customer: str) -> bool:
+        """Whether anything is known of a customer: that it was set up, what it used, a gauge's level."""
+        keys = self._store.keys.customer(check_customer(customer))
+        names = (keys.state, keys.counters, keys.totals, keys.levels)
+        admin = await self._store.admin()
+        return bool(await admin.ask(admin.client.exists(*names)))
+
+    async def list(self) -> AsyncIterator[Customer]:
+        """All customers that somebody set up, in no order."""
+        async with aclosing(customers_set_up(await self._store.admin(), self._store.keys)) as customers:
+            async for customer in customers:
+                yield await self.get(customer)
+
+    async def history(self, customer: str) -> Sequence[HistoryEntry]:
+        """What has changed for a customer, and why: the last thousand changes or so, the oldest first."""
+        return await history_of(self._store, check_customer(customer))
+
+    async def set_plan(self, customer: str, plan: str | None) -> Customer:
+        """Put a customer on a plan, at once, until the plan of the customer's subscription changes.
+
+        None takes it back: that of the subscription counts again, or the default plan.
+
+        Raises:
+            UnknownPlanError: the plans file has no such plan.
+        """
+        if plan is not None and (not is_text(plan) or plan not in self._store.catalog.plans):
+            raise UnknownPlanError.of(plan, self._store.catalog.plans)
+        return await self._change(customer, lambda state: replace(state, plan=plan))
+
+    async def set_status(self, customer: str, status: Status | None) -> Customer:
+        """Set a status by hand, until that of the customer's subscription changes; None takes it back.
+
+        Raises:
+            MeterkitError: Stripe has no such status.
+        """
+        if status is not None and status not in get_args(Status):
+            words = ", ".join(get_args(Status))
+            raise MeterkitError(f"status: found {shown(status)}; allowed are {words} and None")
+        now_ms = self._store.now_ms()
+
+        def change(state: CustomerState) -> CustomerState:
+            if state.status == status:
+                return state
+            return replace(state, status=status, status_since_ms=now_ms)
+
+        return await self._change(customer, change)
+
+    async def override(
+        self,
+        customer: str,
+        overrides: Mapping[str, Mapping[str, object]],
+        features: Mapping[str, bool] | Iterable[str] | None = None,
+        until: datetime | None = None,
+    ) -> Customer:
+        """Give a customer something else than the plan does, in the notation of the plans file.
+
+        ``{"requests": {"included": 5_000}}`` leaves all else of the plan's entitlement as it is; an empty
+        mapping for a meter takes its override back.
+
+        Args:
+            customer: the customer's id.
+            overrides: meter to an entitlement.
+            features: a list of features that the customer has besides the plan's; or a mapping, in which
+                False takes one away. Empty: all overrides of features are taken back. None: they stay.
+            until: an aware instant at which what is given here ends; None: it does not.
+
+        Raises:
+            MeterkitError: an argument is of another form, or ``until`` is naive or not in the future.
+            UnknownFeatureError: the plans file has no such feature.
+            PlansError: an override cannot be read; with all that is wrong.
+        """
+        given, now_ms = entitlements_given(overrides), self._store.now_ms()
+        switched = features_given(features)
+        for name in switched or ():
+            check_feature(name, self._store.catalog.features)
+        until_ms = None if until is None else end_ms(until, now_ms)
+        catalog = self._store.catalog
+        for plan in catalog.plans.values():
+            for entitlement in lay_over(catalog, plan, given, strict=True).values():
+                for rate in entitlement.rates:
+                    rate_numbers(rate, entitlement.meter)
+        kept: dict[str, dict[str, object]] = {meter: plain(value, meter) for meter, value in given.items()}
+
+        def change(state: CustomerState) -> CustomerState:
+            changed = with_overrides(state.overrides, kept, switched, until_ms=until_ms, now_ms=now_ms)
+            return replace(state, overrides=changed)
+
+        return await self._change(customer, change)
+
+    async def link(self, customer: str, stripe_customer: str, *, look: bool = True) -> Customer:
+        """Link a customer to a Stripe customer: from now on its usage is delivered. Repeated: a no-op.
+
+        Its subscription is read from Stripe before this returns, if the kit has a Stripe key.
+
+        Args:
+            customer: the app's own id.
+            stripe_customer: ``cus_…``.
+            look: False: the subscription is read in the background.
+
+        Raises:
+            CustomerError: the customer is linked to another Stripe customer, or that one to another customer.
+            StripeError: the link is made, but Stripe refuses to show the subscription, or does not answer; it
+                is asked again in the background.
+        """
+        await self._links.make(customer, stripe_customer)
+        if self._at_stripe is not None:
+            await self._at_stripe.linked(customer, now=look)
+        return await self.get(customer)
+
+    async def unlink(self, customer: str) -> Customer:
+        """Undo a link. Repeated: a no-op, but for what a try that failed has left undone.
+
+        Usage that Stripe certainly knows nothing of waits for the next link, as if there had never been one.
+        What was sent already, or is being sent, stays with the Stripe customer that it was addressed to. What
+        is known of its subscription is forgotten.
+        """
+        await self._links.undo(customer)
+        return await self.get(customer)
+
+    async def delete(self, customer: str, *, cancel: bool = False) -> Deleted:
+        """Forget a customer: all that is stored by its id, and usage that was never linked to Stripe.
+
+        No event of Stripe brings the customer back. The Stripe customer stays at Stripe.
+
+        Args:
+            customer: the app's own id.
+            cancel: end the customer's subscription first, now; what was used until then is billed.
+
+        Raises:
+            CustomerError: the customer has a subscription that has not ended, or usage that is on its way to
+                Stripe, parked or dead.
+            StripeError: Stripe refuses, or does not answer; nothing is deleted.
+        """
+        if self._at_stripe is not None:
+            await self._at_stripe.leaving(check_customer(customer), cancel=cancel)
+        return await delete(self._store, customer)
+
+    async def _change(self, customer: str, change: Callable[[CustomerState], CustomerState]) -> Customer:
+        await self._states.change(customer, change)
+        return await self.get(customer)

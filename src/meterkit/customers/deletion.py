@@ -1,0 +1,136 @@
+"""A customer is forgotten: everything that is stored by its id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.customers.drifts import Drifts
+from meterkit.customers.links import Links, remember_deleted
+from meterkit.customers.states import States
+from meterkit.decisions.periods import HOUR_MS
+from meterkit.errors import CustomerError, StoreError
+from meterkit.store.arguments import check_customer
+from meterkit.store.messages import forget_messages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.store.store import Store
+
+__all__ = ["Deleted", "delete"]
+
+
+_TRIES: Final = 32
+_PAGE: Final = 256
+_DONE: Final = 0
+_UNDELIVERED: Final = 2
+_PARKED_OR_DEAD: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deleted:
+    """What was erased of a customer, by how much there was of each kind.
+
+    Attributes:
+        state: 1 where somebody had set the customer up: plan, status, subscription, overrides.
+        link: 1 where it was linked to a Stripe customer.
+        counters: fields: of a rate or a meter each.
+        periods: figures of periods that are over, and of deliveries.
+        grants: grants, and figures that belong to them.
+        grant_ledger: lines of their ledger.
+        gauges: levels.
+        idempotency_keys: digests of the customer's own keys of requests.
+        history: changes in the ledger of the customer.
+        notices: events that handlers were told or were to be told of.
+        corrections: what was asked and done by ``kit.correct``, of 400 days.
+    """
+
+    customer: str
+    state: int
+    link: int
+    counters: int
+    periods: int
+    grants: int
+    grant_ledger: int
+    gauges: int
+    idempotency_keys: int
+    history: int
+    notices: int
+    corrections: int
+
+
+async def delete(store: Store, customer: str) -> Deleted:
+    """Forget a customer; see :meth:`meterkit.Customers.delete`."""
+    admin, keys, states = await store.admin(), store.keys.customer(check_customer(customer)), States(store)
+    names = [
+        *(keys.counters, keys.state, keys.totals),
+        *(store.keys.shard(keys.shard, "customers"), keys.dirty, keys.unlinked),
+        *(keys.grants, keys.ledger, keys.levels, keys.marks, keys.history, store.keys.turns(keys.shard)),
+        *(keys.corrections, keys.objects),
+        *[store.keys.audit(keys.shard)] * store.is_audited,
+    ]
+    links = Links(store)
+    for _ in range(_TRIES):
+        rev, state = await states.read(customer)
+        if state.stripe_customer is not None:
+            await links.retire(customer, state.stripe_customer)
+        reply: list[Any] = await admin.run(store.scripts["forget"], names, rev, customer)
+        if reply[0] == _UNDELIVERED:
+            raise CustomerError(f"customer {customer!r} has usage that is not delivered yet; flush first")
+        if reply[0] == _PARKED_OR_DEAD:
+            raise CustomerError(
+                f"customer {customer!r} has usage that is parked or dead, which Stripe does not have;"
+                " `meterkit outbox list` names it and says why: redrive it, or drop it"
+            )
+        if reply[0] == _DONE:
+            await Drifts(store).forget(customer)
+            await admin.ask(admin.client.delete(store.keys.unwanted(customer)))
+            await forget_messages(store, customer)
+            hour = store.now_ms() // HOUR_MS
+            await admin.ask(
+                admin.client.delete(*(store.keys.presigned(customer, hour - n) for n in range(3)))
+            )
+            linked = state.stripe_customer
+            if linked is not None:
+                await links.retire(customer, linked, done=True)
+                await remember_deleted(admin, store.keys, linked, customer)
+            _, counters, set_up, periods, grants, grant_ledger, gauges, idempotency_keys, history, ids = reply
+            return Deleted(
+                customer=customer,
+                state=set_up,
+                link=int(linked is not None),
+                counters=counters,
+                periods=periods,
+                grants=grants,
+                grant_ledger=grant_ledger,
+                gauges=gauges,
+                idempotency_keys=idempotency_keys,
+                history=history,
+                notices=await _forget_notices(store, customer),
+                corrections=await _forget_corrections(store, keys.shard, ids),
+            )
+    raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was deleted; try again")
+
+
+async def _forget_corrections(store: Store, shard: int, digests: Sequence[bytes]) -> int:
+    """Erase what was done under the ids of corrections; how many there were."""
+    if not digests:
+        return 0
+    admin = await store.admin()
+    names = [store.keys.correction(shard, digest.decode()) for digest in digests]
+    return int(await admin.ask(admin.client.delete(*names)))
+
+
+async def _forget_notices(store: Store, customer: str) -> int:
+    """Erase what handlers were told of a customer, or were to be; how many notices."""
+    admin, key = await store.admin(), store.keys.customer(customer).notices
+    begin, erased = "-", 0
+    while True:
+        page: list[Any] = await admin.ask(admin.client.xrange(key, min=begin, max="+", count=_PAGE))
+        own = [entry for entry, fields in page if fields.get(b"customer") == customer.encode()]
+        if own:
+            erased += await admin.ask(admin.client.xdel(key, *own))
+        if len(page) < _PAGE:
+            return erased
+        begin = f"({page[-1][0].decode()}"

@@ -1,0 +1,110 @@
+"""The ledger of what has changed for a customer: who was on which plan when, and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.periods import from_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from meterkit.store.store import Store
+
+__all__ = ["HISTORY_MOST", "HistoryEntry", "enter", "entry_of", "history_of", "is_relinked", "until"]
+
+
+HISTORY_MOST: Final = 1_000
+"""So many lines of a ledger are kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    """One change of a customer.
+
+    Attributes:
+        kind: ``plan``, ``status``, ``access`` or ``seats`` in force; ``mrr``: what the subscription brings in
+            a month, in millionths of the currency's smallest unit; ``subscription``: another one;
+            ``cancellation``: when it ends; ``scheduled``: what is to change in it; ``link`` to Stripe;
+            ``overrides``; ``intent``: what became of usage on its way to Stripe, by a person's word or a
+            comparison with Stripe's summaries; ``correction``: units that were to be taken back;
+            ``rebuilt``: units that were lost and are recorded again, from the audit log; ``late``: units
+            that the invoice of their period could no longer have, and whether a later one has them;
+            ``redrive``: a dead webhook or message that an operator had tried again.
+        at: from when on it holds (UTC).
+        before, after: in words; None: there was, or is, none.
+        cause: the id of an event of Stripe's, ``clock`` (it was scheduled, or a span was over), ``operator``,
+            ``api``, ``reconcile``, ``plans_file`` (that has changed); of an ``intent``, a ``correction``
+            and a ``redrive`` who did it.
+    """
+
+    kind: str
+    at: datetime
+    before: str | None
+    after: str | None
+    cause: str
+
+
+async def history_of(store: Store, customer: str) -> Sequence[HistoryEntry]:
+    """What has changed for a customer whose id is valid, the oldest first.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await store.admin()
+    found = await admin.ask(admin.client.lrange(store.keys.customer(customer).history, 0, -1))
+    return [entry_of(entry) for entry in found]
+
+
+async def is_relinked(store: Store, customer: str, since: datetime) -> bool:
+    """Whether usage of a customer may have gone to another Stripe customer since then than to that of now.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    entries = await history_of(store, customer)
+    return any(entry.kind == "link" and entry.before and entry.at >= since for entry in entries)
+
+
+def until(entries: Iterable[HistoryEntry], kind: str, end: datetime) -> str | None:
+    """The plan, subscription or the like in force until an instant; None: none, or no change since.
+
+    Args:
+        entries: of the ledger, the oldest first.
+        kind: what of the customer.
+        end: the first instant that does not count any more.
+    """
+    later = (entry.before for entry in entries if entry.kind == kind and entry.at >= end)
+    return next(later, None)
+
+
+def entry_of(entry: bytes) -> HistoryEntry:
+    """A line of the ledger as it is kept."""
+    kind, at_ms, before, after, cause = json.loads(entry)
+    if kind == "late":
+        period, _, units = before.partition(" ")
+        before = f"{units}, of the period from {from_ms(int(period)):%Y-%m-%d %H:%M} UTC"
+    return HistoryEntry(
+        kind=kind, at=from_ms(int(at_ms)), before=before or None, after=after or None, cause=cause
+    )
+
+
+async def enter(store: Store, customer: str, *, kind: str, before: str, after: str, cause: str) -> bool:
+    """Enter a line into the ledger of a customer whose id is valid; whether the customer has a ledger.
+
+    A customer without a state has none, as one who was deleted.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    keys, admin = store.keys.customer(customer), await store.admin()
+    if not await admin.ask(admin.client.exists(keys.state)):
+        return False
+    pipe = admin.client.pipeline(transaction=True)
+    pipe.rpush(keys.history, json.dumps((kind, str(store.now_ms()), before, after, cause)))
+    pipe.ltrim(keys.history, -HISTORY_MOST, -1)
+    await admin.ask(pipe.execute())
+    return True

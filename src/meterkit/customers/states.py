@@ -1,0 +1,263 @@
+"""The state of each customer: read it, and replace it by compare-and-set with an entry in the history.
+
+Scheduled transitions are changes of state that the clock alone makes, such as the end of a trial.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import astuple, dataclass
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.customer_state import NO_STATE, CustomerState, effective_plan, entitlements_of
+from meterkit.decisions.gauges import GaugeLimit
+from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.price_segments import ended_labels
+from meterkit.decisions.subscription import NEVER_MS
+from meterkit.decisions.transitions import (
+    InForce,
+    Step,
+    entries_of,
+    follow,
+    hand_entries,
+    notices_of,
+    reminders_of,
+)
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.store.arguments import check_customer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.transitions import Entry, Notice
+    from meterkit.redis.admin import Admin
+    from meterkit.store.store import Store
+
+__all__ = ["Found", "States", "follow_turns", "sweep_turns"]
+
+
+_TRIES: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What is stored of a customer.
+
+    Attributes:
+        rev: of the state.
+        state: the state.
+        force: what was in force when that was entered last; None: nothing was.
+        force_text: the same, as it is stored.
+    """
+
+    rev: str
+    state: CustomerState
+    force: InForce | None
+    force_text: str
+
+
+class States:
+    """Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def read(self, customer: str) -> tuple[str, CustomerState]:
+        """A customer's rev and state."""
+        found = await self.find(customer)
+        return found.rev, found.state
+
+    async def find(self, customer: str) -> Found:
+        """All that is stored of what a customer is."""
+        admin = await self._store.admin()
+        key = self._store.keys.customer(customer).state
+        rev, data, force = await admin.ask(admin.client.hmget(key, ["rev", "data", "force"]))
+        return Found(
+            rev=(rev or NO_STATE.encode()).decode(),
+            state=CustomerState.parse(data or b""),
+            force=InForce.parse(force or b""),
+            force_text=(force or b"").decode(),
+        )
+
+    async def change(
+        self,
+        customer: str,
+        change: Callable[[CustomerState], CustomerState],
+        *,
+        cause: str = "operator",
+    ) -> CustomerState:
+        """Replace a state by what follows from it; binds the next decision of every process.
+
+        What changes for the customer is entered into the ledger, and the app's handlers are told of it.
+
+        Args:
+            customer: the customer's id.
+            change: what is to become of a state; it may be called again where somebody else was faster.
+            cause: for the ledger: the id of an event of Stripe's, ``operator``, ``api``, ``reconcile``.
+
+        Raises:
+            CustomerError: the id is not allowed.
+            StoreError: others changed it again and again.
+        """
+        check_customer(customer)
+        for _ in range(_TRIES):
+            found = await self.find(customer)
+            changed = change(found.state)
+            if changed == found.state and found.rev != NO_STATE and not self._is_behind(found):
+                return found.state
+            if await self._put(customer, found, changed, cause):
+                return changed
+        raise StoreError(
+            f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
+        )
+
+    async def catch_up(self, customer: str) -> None:
+        """Enter and tell what the clock, or another plans file, has changed since somebody looked last."""
+        for _ in range(_TRIES):
+            found = await self.find(customer)
+            if found.rev == NO_STATE or await self._put(customer, found, found.state, ""):
+                return
+
+    def _is_behind(self, found: Found) -> bool:
+        """Whether the clock, or another plans file, has changed something that is not entered yet."""
+        steps, _ = follow(found.force, found.state, self._store.catalog, self._store.now_ms())
+        return bool(steps)
+
+    async def _put(self, customer: str, found: Found, changed: CustomerState, cause: str) -> bool:
+        """Store a state, with what that changes, unless somebody was faster."""
+        store, keys = self._store, self._store.keys.customer(customer)
+        now_ms = store.now_ms()
+        steps, force = follow(found.force, found.state, store.catalog, now_ms)
+        dunning, known = store.catalog.dunning, found.state.subscription
+        before = found.force or force
+        entries = [entry for step in steps for entry in entries_of(step)]
+        notices = [
+            notice
+            for step in steps
+            for notice in (*notices_of(customer, step), *reminders_of(customer, step, known, dunning))
+        ]
+        if changed != found.state:
+            step = Step(force, InForce.of(changed, store.catalog, max(now_ms, force.at_ms), force), cause)
+            force = step.after
+            entries += [*entries_of(step), *hand_entries(found.state, changed, force.at_ms, cause)]
+            notices += [
+                *notices_of(customer, step),
+                *reminders_of(customer, step, changed.subscription, dunning),
+            ]
+        admin = await store.admin()
+        shard = keys.shard
+        reply = await admin.run(
+            store.scripts["amend"],
+            [
+                *(keys.counters, keys.state, store.keys.shard(shard, "customers"), keys.dirty, keys.unlinked),
+                *(store.keys.turns(shard), keys.history, keys.notices, keys.levels, keys.totals),
+            ],
+            found.rev,
+            found.rev if changed == found.state and found.rev != NO_STATE else f"{FORMAT}:{token_hex(8)}",
+            changed.dump(),
+            customer,
+            int(changed.stripe_customer is not None),
+            now_ms,
+            found.force_text,
+            force.dump(),
+            0 if force.turn_ms == NEVER_MS else force.turn_ms,
+            _changes(
+                entries,
+                notices,
+                _gauges(changed, store.catalog, now_ms),
+                _ended(before, force, changed, store.catalog),
+            ),
+        )
+        if notices and reply[0] == 0:
+            store.on_notice(shard)
+        return bool(reply[0] == 0)
+
+
+def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[str, int]]:
+    """What is included of each gauge by now; -1: it is unlimited."""
+    given = entitlements_of(effective_plan(state, catalog, now_ms), catalog)
+    limits = {
+        name: GaugeLimit.of(given[name]) for name, meter in catalog.meters.items() if meter.kind == "gauge"
+    }
+    return [(name, -1 if limit is None else limit.included) for name, limit in limits.items()]
+
+
+def _ended(before: InForce, after: InForce, changed: CustomerState, catalog: Catalog) -> dict[str, object]:
+    """The prices that end with this change, and when (ms)."""
+    plan = catalog.plans.get(before.plan)
+    labels = (
+        {} if plan is None else ended_labels(plan, catalog.plans[after.plan], changed, catalog, after.at_ms)
+    )
+    return {"at": str(after.at_ms), "labels": labels}
+
+
+def _changes(
+    entries: Sequence[Entry],
+    notices: Sequence[Notice],
+    gauges: Sequence[tuple[str, int]],
+    ended: Mapping[str, object],
+) -> str:
+    return json.dumps(
+        {
+            "ended": ended,
+            "entries": [[*map(str, astuple(entry))] for entry in entries],
+            "gauges": gauges,
+            "notices": [(notice.kind, json.dumps(dict(notice.data), sort_keys=True)) for notice in notices],
+        },
+        separators=(",", ":"),
+    )
+
+
+_LOOK_EVERY_S: Final = 15.0
+_SHARDS_AT_ONCE: Final = 16
+_PAGE: Final = 100
+
+
+async def follow_turns(store: Store, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
+    """Look for what the clock has changed, four times a minute, until cancelled.
+
+    Decisions do not wait for that: what is scheduled binds them at its millisecond.
+
+    Args:
+        store: where the customers are.
+        is_wanted: whether this process is to look; asked each time.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    while True:
+        if is_wanted():
+            await sweep_turns(store)
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+async def sweep_turns(store: Store) -> int:
+    """Enter and tell, once, what the clock has changed; of how many customers.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin, states, caught_up = await store.admin(), States(store), 0
+    for first in range(0, store.keys.shards, _SHARDS_AT_ONCE):
+        shards = range(first, min(first + _SHARDS_AT_ONCE, store.keys.shards))
+        due = admin.client.pipeline(transaction=False)
+        for shard in shards:
+            due.zrangebyscore(store.keys.turns(shard), "-inf", store.now_ms(), start=0, num=_PAGE)
+        for found in await admin.ask(due.execute()):
+            for member in found:
+                caught_up += await _catch_up(admin, states, member.decode())
+    return caught_up
+
+
+async def _catch_up(admin: Admin, states: States, customer: str) -> bool:
+    try:
+        await states.catch_up(customer)
+    except StoreError:
+        raise
+    except (ValueError, TypeError, MeterkitError) as error:  # Another release wrote it, or nobody of us.
+        admin.say_once(f"what the clock changes for customer {customer!r} cannot be entered: {error}")
+        return False
+    return True

@@ -1,0 +1,247 @@
+"""Stranded usage: Stripe did not have it when metered prices changed there; it is sealed as late."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog import override
+from meterkit.customers.states import States
+from meterkit.decisions.ambiguity import compare_in_ms
+from meterkit.decisions.customer_overrides import overrides_at
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import to_ms
+from meterkit.decisions.price_segments import ended_labels
+from meterkit.outbox.intents import Kept, kept_in
+from meterkit.outbox.operator_commands import steer
+from meterkit.outbox.sealing import late_class, price_in_words, root_meter
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from meterkit.catalog import Catalog, Entitlement, Meter, Plan
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.store.store import Store
+
+__all__ = [
+    "MISSED",
+    "Switch",
+    "hold_usage",
+    "let_go_of_usage",
+    "next_minute_ms",
+    "strand_intent",
+    "strand_usage",
+]
+
+
+_KEPT_MS: Final = 400 * 86_400_000
+_MINUTE_MS: Final = 60_000
+
+
+def next_minute_ms(now_ms: int) -> int:
+    """The first whole minute after an instant: what is stamped with it comes after a change of now."""
+    return (now_ms // _MINUTE_MS + 1) * _MINUTE_MS
+
+
+async def hold_usage(store: Store, customer: str, *, till_ms: int) -> None:
+    """Hold back what a customer has used and is not sealed yet in this period, until an instant.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    await _write(store, customer, {"w": till_ms})
+
+
+async def let_go_of_usage(store: Store, customer: str, *, changed_ms: int) -> None:
+    """Have usage sealed again that was held back, stamped at or after the instant when prices changed.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    await _write(store, customer, {"w": 0, "y": changed_ms})
+
+
+async def _write(store: Store, customer: str, instants: Mapping[str, int]) -> None:
+    usage, admin = await store.usage(customer), await store.admin()
+    totals, period = store.keys.customer(customer).totals, to_ms(usage["period"]["start"])
+    pipe = admin.client.pipeline(transaction=True)
+    pipe.hset(totals, mapping={f"{period}|{name}": str(at_ms) for name, at_ms in instants.items()})
+    pipe.pexpire(totals, _KEPT_MS)
+    await admin.ask(pipe.execute())
+
+
+_logger = logging.getLogger("meterkit.store")
+MISSED: Final = "missed"
+"""The field of a parked intent that names the price whose invoice line it can no longer reach."""
+_WHY: Final = "others changed its price at Stripe: it is compared with Stripe's summary of its minute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """A change of prices that others have made at Stripe.
+
+    Attributes:
+        rev: of the customer's state before it: what has been made late for it is not made late again.
+        events: event names of the meters whose prices have changed.
+        changed_ms: when they changed, at the latest.
+        cause: for the customer's ledger.
+    """
+
+    rev: str
+    events: Collection[str]
+    changed_ms: int
+    cause: str
+
+
+async def strand_usage(
+    store: Store, customer: str, before: CustomerState, after: CustomerState, switch: Switch
+) -> None:
+    """Make usage late that Stripe did not have of some meters when their prices changed; say how much.
+
+    With ``billing.late_usage: next_period`` it is billed at the new price, if the new plan bills the meter.
+    What Stripe may have is parked, and compared with its summaries first.
+
+    Args:
+        store: where it is counted.
+        customer: whose.
+        before: the customer's state before the change.
+        after: the state after it.
+        switch: the change.
+
+    Raises:
+        StoreError: the store does not answer, or what it keeps of the customer is damaged.
+    """
+    catalog, now_ms = store.catalog, store.now_ms()
+    old, new = (_plan(state, catalog, now_ms) for state in (before, after))
+    given = None if old is None else override(catalog, old, overrides_at(after.overrides, now_ms).meters)
+    meters = {
+        meter_token(name): (*_again(meter, new, after, catalog, now_ms), _price(given, meter, catalog))
+        for name, meter in catalog.meters.items()
+        if meter.stripe is not None and meter.stripe.event_name in switch.events
+    }
+    missed, since = list[Kept](), Counter[str]()
+    pending = set(meters)
+    for token, line in (await _undelivered(store, customer, meters)).items():
+        split = sum(kept.minute_s * 1000 < switch.changed_ms for kept in line)
+        # The first one behind the change has what was recorded before it and not sealed by then.
+        missed += line[: split + 1]
+        since[token] = sum(kept.value for kept in line[split + 1 :])
+        if split < len(line):
+            pending.discard(token)
+    for kept in missed:
+        if kept.first_ms:
+            await _park(store, kept, meters[kept.fields["meter"]][2], switch.cause)
+    await _strand(
+        store,
+        customer,
+        [kept for kept in missed if not kept.first_ms],
+        {
+            "meters": meters,
+            "pending": sorted(pending),
+            "since": since,
+            "labels": {} if old is None or new is None else ended_labels(old, new, after, catalog, now_ms),
+            "changed": str(next_minute_ms(now_ms)),
+            "rev": switch.rev,
+            "cause": switch.cause,
+        },
+    )
+
+
+async def strand_intent(store: Store, kept: Kept, *, cause: str) -> bool:
+    """Make an intent late that Stripe does not have, after its price has ended.
+
+    Args:
+        store: where it is.
+        kept: as it was read.
+        cause: for the customer's ledger.
+
+    Returns:
+        Whether it was as it was read.
+
+    Raises:
+        StoreError: the store does not answer, or what it keeps of the customer is damaged.
+    """
+    catalog, token, now_ms = store.catalog, kept.fields["meter"], store.now_ms()
+    _, state = await States(store).read(kept.customer)
+    plan = _plan(state, catalog, now_ms)
+    meter = next((one for name, one in catalog.meters.items() if meter_token(name) == token), None)
+    again = ("", kept.fields["event"]) if meter is None else _again(meter, plan, state, catalog, now_ms)
+    asked: dict[str, Any] = {
+        "pending": [],
+        "since": {},
+        "labels": {},
+        "changed": "",
+        "rev": "",
+        "cause": cause,
+    }
+    asked["meters"] = {token: (*again, kept.fields[MISSED])}
+    return await _strand(store, kept.customer, [kept], asked)
+
+
+async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Mapping[str, Any]) -> bool:
+    """Have the script do it, and log what is late; whether anything is."""
+    keys, admin = store.keys.customer(customer), (await store.admin()).for_delivery()
+    names = [keys.counters, keys.totals, keys.history, keys.dirty]
+    names += [store.keys.shard(keys.shard, name) for name in ("intents", "outbox", "parked", "compare")]
+    names += [store.keys.audit(keys.shard)] * store.is_audited
+    intents = [(kept.identifier, kept.text) for kept in missed]
+    text = json.dumps({**asked, "intents": intents})
+    reply: list[Any] = await admin.run(store.scripts["strand"], names, customer, token_hex(16), text)
+    late = zip(reply[2::3], reply[3::3], reply[4::3], strict=True)
+    for token, value, is_billed in late:
+        _, name, price = asked["meters"][token.decode()]
+        _logger.error(
+            "%s units of %s that customer %r used%s were not delivered when the price changed at Stripe: they"
+            " are late; %s (billing.late_usage)",
+            *(value.decode(), name, customer, price),
+            "the new price bills them" if is_billed else "no invoice bills them",
+        )
+    return len(reply) > len(("0", "now"))
+
+
+async def _undelivered(store: Store, customer: str, tokens: Iterable[str]) -> Mapping[str, Sequence[Kept]]:
+    """By token, what is sealed and not known to be delivered, in the order of its minutes.
+
+    What a person has parked, or is to look at, stays as it is.
+    """
+    shard, admin = store.keys.customer(customer).shard, (await store.admin()).for_delivery()
+    found: dict[str, list[Kept]] = {token: [] for token in tokens}
+    for place in ("outbox", "compare"):
+        async for page in kept_in(store, admin, shard, place):
+            for kept in page:
+                token, is_its = kept.fields["meter"], kept.customer == customer and kept.value > 0
+                if is_its and token in found and MISSED not in kept.fields:
+                    found[token].append(kept)
+    return {token: sorted(line, key=lambda kept: kept.minute_s) for token, line in found.items()}
+
+
+async def _park(store: Store, kept: Kept, price: str, cause: str) -> None:
+    wait_ms = max(1, compare_in_ms(kept.first_ms, store.now_ms()))
+    more = {"why": _WHY, MISSED: price}
+    await steer(store, kept, "parked", cause=cause, compare_in_ms=wait_ms, more=more)
+
+
+def _plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:
+    subscription = state.subscription
+    return None if subscription is None else catalog.plans.get(subscription.plan_at(now_ms) or "")
+
+
+def _again(
+    meter: Meter, plan: Plan | None, state: CustomerState, catalog: Catalog, now_ms: int
+) -> tuple[str, str]:
+    """The class that late usage of a meter is recorded in again (empty: none), and the meter's name."""
+    kind = ""
+    if plan is not None and catalog.billing.late_usage == "next_period":
+        given = override(catalog, plan, overrides_at(state.overrides, now_ms).meters)
+        kind = late_class(given[root_meter(meter.name, catalog)], meter)
+    return kind, meter.name
+
+
+def _price(given: Mapping[str, Entitlement] | None, meter: Meter, catalog: Catalog) -> str:
+    """The price that ended, to stand behind a quantity."""
+    own = None if given is None else given[root_meter(meter.name, catalog)]
+    return price_in_words(own, catalog.currency) or " at a price that the plans file does not name"

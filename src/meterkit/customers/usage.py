@@ -1,0 +1,279 @@
+"""Usage as billed: prices of closed periods, negative events, uninvoiced units; pages of all customers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meterkit.catalog import override
+from meterkit.customers.history import HISTORY_MOST, history_of, until
+from meterkit.decisions.customer_overrides import overrides_at
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import to_ms
+from meterkit.decisions.price_segments import label_of, overage_price, segments_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.store.customer_usage import CustomerUsage, MeterUsage
+    from meterkit.store.store import Store
+
+__all__ = [
+    "Priced",
+    "TakenBack",
+    "Uninvoiced",
+    "customers_with_counts",
+    "note_uninvoiced",
+    "overage_charge",
+    "priced_usage",
+    "taken_back",
+    "uninvoiced",
+    "usage_of_all",
+]
+
+
+_KEYS_AT_ONCE: Final = 1_000
+_CUSTOMERS_AT_ONCE: Final = 100
+
+
+async def customers_with_counts(store: Store, kinds: str = "ctv") -> Sequence[str]:
+    """The ids of all customers that anything was counted of, or with levels of gauges, sorted.
+
+    Nothing lists them: each server walks over all its keys, a thousand at once, while others are served.
+
+    Args:
+        store: where they are.
+        kinds: of keys that count: ``c`` and ``t`` counters and totals, ``v`` levels of gauges.
+
+    Raises:
+        StoreError: the store does not answer, or its user may not run SCAN.
+    """
+    prefix = store.keys.prefix
+    named = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:[{kinds}]:(.*)", re.DOTALL)
+    admin = await store.admin()
+    found: set[str] = set()
+    for server in await admin.servers():
+        cursor = None
+        while cursor != 0:
+            scan = server.client.scan(cursor or 0, match=f"{prefix}:{{*}}:[{kinds}]:*", count=_KEYS_AT_ONCE)
+            cursor, keys = await server.ask(scan)
+            names = (named.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
+            found.update(name[1] for name in names if name is not None)
+    return sorted(found)
+
+
+async def usage_of_all(store: Store, *, at_ms: int | None = None) -> AsyncGenerator[Sequence[CustomerUsage]]:
+    """Pages of all customers that have used something in this period, or in that of another instant.
+
+    Sorted by their ids; as of the moment when each page was read.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    customers = await customers_with_counts(store)
+    for first in range(0, len(customers), _CUSTOMERS_AT_ONCE):
+        page = await store.usage_of_many(customers[first : first + _CUSTOMERS_AT_ONCE], at_ms=at_ms)
+        yield [found for found in page if _has_usage(found)]
+
+
+def _has_usage(found: CustomerUsage) -> bool:
+    return any(meter["used"] or meter["late"] for meter in found["meters"].values())
+
+
+Priced = Counter[Fraction]
+"""Units by what one costs, in minor units of the currency."""
+
+
+async def priced_usage(
+    store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str], late: Mapping[str, int]
+) -> Mapping[str, Priced]:
+    """What Stripe has of each meter in a period that is over, by the prices that it was recorded at.
+
+    A meter whose prices are not known to the unit is left out.
+
+    Args:
+        store: where it is counted.
+        usage: of a customer in the period. All of it is delivered.
+        state: the customer's.
+        meters: their names.
+        late: by meter, how much Stripe has counted and no invoice has.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    recorded = await _recorded_at(store, usage, state, meters)
+    found: dict[str, Priced] = {}
+    for name, at in recorded.items():
+        priced = _priced(usage["meters"][name], at, late=late[name])
+        stripe = store.catalog.meters[name].stripe
+        if priced is not None and stripe is not None and stripe.report == "overage":
+            found[name] = priced
+    return found
+
+
+async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerState) -> Fraction:
+    """What the overage of a period that is over costs, in minor units, by the prices it was recorded at.
+
+    Meters without a price in the plans file are left out.
+
+    Args:
+        store: where it is counted.
+        usage: of a customer in the period.
+        state: the customer's.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    used = [name for name, counts in usage["meters"].items() if counts["overage"]]
+    recorded = await _recorded_at(store, usage, state, used) if used else {}
+    total = Fraction(0)
+    for name, at in recorded.items():
+        overage = usage["meters"][name]["overage"] - at.stranded
+        total += overage_price(segments_of(at.marks, label=at.label, sealed=0, overage=overage)) or 0
+    return total
+
+
+class _RecordedAt(NamedTuple):
+    """At which prices a meter was recorded in a period that is over.
+
+    Attributes:
+        marks: of the segments that ended before it did.
+        label: of the last one's price.
+        stranded: units that others made late: they are recorded twice.
+    """
+
+    marks: str
+    label: str
+    stranded: int
+
+
+async def _recorded_at(
+    store: Store, usage: CustomerUsage, state: CustomerState, meters: Iterable[str]
+) -> dict[str, _RecordedAt]:
+    """The same of each meter that the plans file has; of none, where it lacks the plan that was in force."""
+    catalog, period = store.catalog, usage["period"]
+    ended = until(await history_of(store, usage["customer"]), "plan", period["end"]) or usage["plan"]
+    plan = catalog.plans.get(ended)
+    names = [name for name in meters if name in catalog.meters]
+    if plan is None or not names:
+        return {}
+    start_ms, last_ms = to_ms(period["start"]), to_ms(period["end"]) - 1
+    given = override(catalog, plan, overrides_at(state.overrides, last_ms).meters)
+    fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in names for kind in "st"]
+    admin, totals = await store.admin(), store.keys.customer(usage["customer"]).totals
+    kept = iter(await admin.ask(admin.client.hmget(totals, fields)))
+    return {
+        name: _RecordedAt((next(kept) or b"").decode(), label_of(given[name]), int(next(kept) or 0))
+        for name in names
+    }
+
+
+def _priced(counts: MeterUsage, at: _RecordedAt, *, late: int) -> Priced | None:
+    """The same of one meter; None: it is not known."""
+    delivered, priced = counts["delivered"] + late, Priced()
+    segments = segments_of(at.marks, label=at.label, sealed=delivered, overage=counts["overage"])
+    # Stranded units may have been recorded twice, and were sealed once at most.
+    units = [(one.unit_cents, one.sealed if at.stranded else one.overage) for one in segments]
+    for price, quantity in units:
+        if price is not None:
+            priced[price] += quantity
+    priced = +priced
+    if len(priced) == 1 and all(price is not None for price, quantity in units if quantity):
+        return Priced(dict.fromkeys(priced, delivered))
+    return priced if priced.total() == delivered else None
+
+
+# What totals are named by; see count_of.lua.
+_STATES = "DQLK"
+
+
+class TakenBack(NamedTuple):
+    """Units of a meter that take back others, by state.
+
+    In usage each is subtracted from those of the same state: what adds up to nothing there is on its way.
+    """
+
+    delivered: int
+    queued: int
+    leased: int
+    parked: int
+
+    @property
+    def left(self) -> int:
+        """Those that Stripe has not, as far as we know."""
+        return self.queued + self.leased + self.parked
+
+
+async def taken_back(store: Store, usage: CustomerUsage) -> Mapping[str, TakenBack]:
+    """Such units of each meter of a customer's usage, in its period.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    meters, start_ms = list(usage["meters"]), to_ms(usage["period"]["start"])
+    if not meters:
+        return {}
+    fields = [f"{start_ms}|{meter_token(name)}{state}" for name in meters for state in _STATES]
+    admin = await store.admin()
+    found = await admin.ask(admin.client.hmget(store.keys.customer(usage["customer"]).totals, fields))
+    units = iter([int(value or 0) for value in found])
+    return {name: TakenBack(*(next(units) for _ in _STATES)) for name in meters}
+
+
+_KEPT_MS: Final = 400 * 86_400_000
+
+
+class Uninvoiced(NamedTuple):
+    """Units of a meter.
+
+    Attributes:
+        meter: its name.
+        quantity: how many are late now.
+        known: how many of the same period were late before.
+        price: what one costs, to stand behind a quantity; empty: not known.
+    """
+
+    meter: str
+    quantity: int
+    known: int
+    price: str
+
+
+async def uninvoiced(store: Store, usage: CustomerUsage) -> Mapping[str, int]:
+    """Such units of each meter of a customer's usage, in its period.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    meters, start_ms = list(usage["meters"]), to_ms(usage["period"]["start"])
+    if not meters:
+        return {}
+    admin, totals = await store.admin(), store.keys.customer(usage["customer"]).totals
+    fields = [f"{start_ms}|{meter_token(name)}b" for name in meters]
+    found = await admin.ask(admin.client.hmget(totals, fields))
+    return {name: int(value or 0) for name, value in zip(meters, found, strict=True)}
+
+
+async def note_uninvoiced(store: Store, usage: CustomerUsage, late: Iterable[Uninvoiced]) -> None:
+    """Count units as late from now on, and enter them into the customer's ledger.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    keys, start_ms = store.keys.customer(usage["customer"]), to_ms(usage["period"]["start"])
+    admin = (await store.admin()).for_delivery()
+    if not await admin.ask(admin.client.exists(keys.state)):
+        return  # The customer was deleted meanwhile.
+    pipe = admin.client.pipeline(transaction=True)
+    for one in late:
+        pipe.hset(keys.totals, f"{start_ms}|{meter_token(one.meter)}b", str(one.known + one.quantity))
+        words = f"{start_ms} {one.quantity} of {one.meter}{one.price}"
+        entry = ("late", str(store.now_ms()), words, "not billed", "clock")
+        pipe.rpush(keys.history, json.dumps(entry))
+    pipe.pexpire(keys.totals, _KEPT_MS)
+    pipe.ltrim(keys.history, -HISTORY_MOST, -1)
+    await admin.ask(pipe.execute())

@@ -1,0 +1,201 @@
+"""Deliveries on demand: one customer's usage at once, and the cut before prices change."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from meterkit.customers.states import States
+from meterkit.customers.stranding import hold_usage, let_go_of_usage, next_minute_ms
+from meterkit.customers.usage import taken_back
+from meterkit.delivery.summaries import until_counted
+from meterkit.errors import StoreError, StripeError, StripeUnavailableError
+from meterkit.outbox.operator_commands import Intents
+from meterkit.outbox.outbox import Outbox
+from meterkit.outbox.sealing import Cut
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from meterkit.delivery.flusher import Flusher
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+
+__all__ = ["Cutter", "deliver_customer", "undelivered"]
+
+
+_logger = logging.getLogger("meterkit.delivery")
+_PAUSE_FIRST_S: Final = 0.2
+_PAUSE_MAX_S: Final = 2.0
+
+
+async def deliver_customer(
+    store: Store, flusher: AbstractAsyncContextManager[Flusher], customer: str, *, timeout_s: float
+) -> bool:
+    """Deliver what a customer has used until now; whether nothing of it is on its way any more, else logged.
+
+    Its usage is due at once; of others only what is due anyway is delivered besides.
+
+    Args:
+        store: where it is counted.
+        flusher: what delivers.
+        customer: whose usage.
+        timeout_s: how long this may take, in real seconds.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    deadline, pause_s = monotonic() + timeout_s, _PAUSE_FIRST_S
+    dirty = store.keys.customer(customer).dirty
+    async with flusher as at_work:
+        left = await undelivered(store, customer)
+        while left:
+            admin = await store.admin()
+            await admin.ask(admin.client.zadd(dirty, {customer: store.now_ms()}, xx=True))
+            await at_work.flush()
+            left = await undelivered(store, customer)
+            if left and monotonic() >= deadline:
+                _logger.error(
+                    "%d units that customer %r has used are not delivered within %d s: they are not on the"
+                    " invoice that ends the subscription",
+                    *(left, customer, timeout_s),
+                )
+                return False
+            if left:
+                await anyio.sleep(min(pause_s, max(0.0, deadline - monotonic())))
+                pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+    return True
+
+
+async def undelivered(store: Store, customer: str) -> int:
+    """How much of what a customer has used is not delivered yet, and is to be.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    usage = await store.usage(customer)
+    # What takes units back is subtracted there, and is on its way as well.
+    back = sum(2 * (units.queued + units.leased) for units in (await taken_back(store, usage)).values())
+    return back + sum(
+        meter["pending"] + meter["queued"] + meter["leased"] for meter in usage["meters"].values()
+    )
+
+
+_HELD_MS: Final = 90_000
+"""How long usage is held back: longer than all tries of one request to Stripe take. A change whose outcome is
+unknown is made, or not, by then."""
+_COUNTING_S: Final = 20.0
+_PAUSE_S: Final = 0.3
+
+
+class Cutter:
+    """Cuts the usage of customers at an instant, so that prices can change there.
+
+    Args:
+        store: where usage is counted.
+        flusher: what delivers.
+        api: the way to Stripe.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        flusher: Callable[[], AbstractAsyncContextManager[Flusher]],
+        api: Callable[[], StripeApi],
+    ) -> None:
+        self._store = store
+        self._flusher = flusher
+        self._api = api
+
+    @asynccontextmanager
+    async def cut(self, customer: str, labels: Mapping[str, str]) -> AsyncGenerator[None]:
+        """Have Stripe count what a customer has used until now, then run the block that changes prices.
+
+        Usage recorded meanwhile stays pending. After the block it is stamped with the next whole minute, or
+        later. If the outcome of the block is unknown, it stays pending until Stripe has certainly decided.
+
+        Args:
+            customer: whose usage.
+            labels: of the prices that end (see :mod:`meterkit.decisions.price_segments`).
+
+        Raises:
+            StripeUnavailableError: Stripe does not take the usage, or has not counted it in time; nothing has
+                changed.
+            StripeError: Stripe refuses.
+            StoreError: the store does not answer.
+        """
+        _, state = await States(self._store).read(customer)
+        if state.stripe_customer is None:
+            yield
+            return
+        is_changing = False
+        try:
+            await self._deliver(customer, labels)
+            await self._counted(customer, state.stripe_customer)
+            await hold_usage(self._store, customer, till_ms=self._store.now_ms() + _HELD_MS)
+            is_changing = True
+            yield
+        except BaseException as error:
+            is_refused = isinstance(error, StripeError) and not isinstance(error, StripeUnavailableError)
+            if is_refused or not is_changing:
+                with anyio.CancelScope(shield=True), suppress(StoreError):  # The hold runs out by itself.
+                    await self._let_go(customer)
+            raise
+        await self._let_go(customer)
+
+    async def _deliver(self, customer: str, labels: Mapping[str, str]) -> None:
+        """Seal what is pending, deliver it, and hold back what is recorded from now on."""
+        store = self._store
+        outbox = Outbox(store, await store.admin())
+        async with self._flusher() as at_work:
+            is_sealed, tries = False, await self._retry_now(customer)
+            while True:
+                till_ms = store.now_ms() + _HELD_MS
+                if is_sealed:
+                    await hold_usage(store, customer, till_ms=till_ms)
+                else:
+                    sealing = await outbox.cut(customer, Cut(till_ms=till_ms, labels=labels))
+                    if sealing.aside:
+                        raise StoreError(
+                            f"usage of customer {customer!r} cannot be sealed: {sealing.aside[customer]}"
+                        )
+                    is_sealed = not sealing.later
+                await at_work.flush()
+                meters = (await store.usage(customer))["meters"].values()
+                if is_sealed and not any(meter["queued"] or meter["leased"] for meter in meters):
+                    return
+                await self._check_tries(customer, tries)
+                await anyio.sleep(_PAUSE_S)
+
+    async def _counted(self, customer: str, stripe_customer: str) -> None:
+        left = await until_counted(self._store, self._api(), customer, stripe_customer, timeout_s=_COUNTING_S)
+        if left:
+            raise StripeUnavailableError(f"Stripe has not counted {left} units that it has accepted")
+
+    async def _retry_now(self, customer: str) -> dict[str, int]:
+        """Have intents of the customer that wait for another try sent now; how often each was tried."""
+        waiting = await Intents(self._store).list(state="queued", customer=customer)
+        if waiting:
+            store, admin = self._store, await self._store.admin()
+            outbox = store.keys.shard(store.keys.customer(customer).shard, "outbox")
+            due = dict.fromkeys((intent.identifier for intent in waiting), store.now_ms())
+            await admin.ask(admin.client.zadd(outbox, due, xx=True))
+        return {intent.identifier: intent.attempts for intent in waiting}
+
+    async def _check_tries(self, customer: str, before: Mapping[str, int]) -> None:
+        """Raise StripeUnavailableError if Stripe did not take an intent that was sent now."""
+        for intent in await Intents(self._store).list(state="queued", customer=customer):
+            if intent.attempts > before.get(intent.identifier, 0):
+                raise StripeUnavailableError(
+                    f"usage of customer {customer!r} cannot be delivered now: {intent.why or 'no answer'}"
+                )
+
+    async def _let_go(self, customer: str) -> None:
+        """Have held usage sealed again, stamped after this instant by Stripe's clock and by the store's."""
+        now_ms = max(self._store.now_ms(), 1000 * (self._api().server_time_s or 0))
+        await let_go_of_usage(self._store, customer, changed_ms=next_minute_ms(now_ms))

@@ -1,0 +1,158 @@
+"""Readings of the store for metrics: waiting deliveries and webhooks, durability of the servers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from redis.exceptions import ResponseError
+
+from meterkit.errors import StoreError
+from meterkit.outbox.closes import count_members
+from meterkit.redis.durability import Keeping
+from meterkit.redis.server import Durability, following
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.redis.admin import Admin
+    from meterkit.store.store import Store
+
+__all__ = ["STATES", "StoreDurability", "Waiting", "read_deliveries", "read_keeping", "read_webhooks"]
+
+
+STATES: Final = {
+    "pending": "dirty",
+    "unlinked": "unlinked",
+    "queued": "outbox",
+    "parked": "parked",
+    "dead": "dead",
+    "unconfirmed": "unclosed",
+}
+"""A state to the sorted set of each shard that has what is in it."""
+_STATE_OF: Final = {name: state for state, name in STATES.items()}
+_BY_EXPIRY: Final = "unlinked"  # Its set is sorted by when usage expires, not by since when it waits.
+
+
+class Waiting(NamedTuple):
+    """What is in one state.
+
+    Attributes:
+        items: customers (pending, unlinked), intents, or periods whose close is not confirmed in time.
+        age_s: how long the oldest is overdue (pending, queued), in this state (parked, dead), or over
+            (unconfirmed); of unlinked 0, whose time of expiry is kept instead.
+    """
+
+    items: int
+    age_s: float
+
+
+async def read_deliveries(store: Store) -> Mapping[str, Waiting]:
+    """All of it, in two round trips.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await store.admin()
+    counts = await count_members(store, admin, _STATE_OF, limit="+inf")
+    oldest = admin.client.pipeline(transaction=False)
+    for shard, name in counts:
+        oldest.zrange(store.keys.shard(shard, name), 0, 0, withscores=True)
+    found: list[list[tuple[bytes, float]]] = await admin.ask(oldest.execute()) if counts else []
+    now_ms = store.now_ms()
+    waiting = dict.fromkeys(STATES, Waiting(0, 0.0))
+    for ((_, name), number), first in zip(counts.items(), found, strict=True):
+        state = _STATE_OF[name]
+        before = waiting[state]
+        overdue_s = max(0.0, (now_ms - first[0][1]) / 1000) if first and state != _BY_EXPIRY else 0.0
+        waiting[state] = Waiting(before.items + number, max(before.age_s, overdue_s))
+    return waiting
+
+
+async def read_webhooks(store: Store) -> Mapping[str, Waiting]:
+    """All of it, in one round trip.
+
+    Returns:
+        ``due``: they are to be looked at now, the oldest since ``age_s``; ``later``: somebody looks at them,
+        or they are to be looked at again; ``dead``: they are given up, the oldest since ``age_s``.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin, now_ms = await store.admin(), store.now_ms()
+    due_key, dead_key = store.keys.hooks("due"), store.keys.hooks("dead")
+    asking = admin.client.pipeline(transaction=False)
+    asking.zcount(due_key, "-inf", now_ms)
+    asking.zcount(due_key, f"({now_ms}", "+inf")
+    asking.zrange(due_key, 0, 0, withscores=True)
+    asking.hgetall(dead_key)
+    due, later, first, dead = await admin.ask(asking.execute())
+    given_up: list[dict[str, Any]] = [json.loads(kept) for kept in dead.values()]
+    return {
+        "due": Waiting(due, _age_s(now_ms, [at for _, at in first])),
+        "later": Waiting(later, 0.0),
+        "dead": Waiting(len(dead), _age_s(now_ms, [entry["at"] for entry in given_up])),
+    }
+
+
+def _age_s(now_ms: int, instants_ms: list[float]) -> float:
+    """How long ago the first of some instants was; 0 where it is ahead, or there is none."""
+    return max(0.0, now_ms - min(instants_ms, default=now_ms)) / 1000
+
+
+class StoreDurability(NamedTuple):
+    """How what is told is kept.
+
+    Attributes:
+        ways: how deliveries are made durable, to how many servers do it so.
+        replicas: that follow, of the server with the fewest; None: the user of one may not ask.
+    """
+
+    ways: Mapping[Durability, int]
+    replicas: int | None
+
+
+async def read_keeping(store: Store) -> StoreDurability:
+    """Ask each server; nothing is logged.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = await store.admin()
+    servers = [admin] if store.address.kind == "memory" else await admin.servers()
+    ways, replicas = Counter[Durability](), list[int | None]()
+    for server in servers:
+        keeping = Keeping(server, server.address, needed=False, kind=store.address.kind, tells=False)
+        ways[await _way(keeping)] += 1
+        replicas.append(await _replicas(server) if store.address.kind != "memory" else 0)
+    known = [number for number in replicas if number is not None]
+    return StoreDurability(ways, min(known) if len(known) == len(replicas) else None)
+
+
+async def _way(keeping: Keeping) -> Durability:
+    try:
+        return await keeping.way()
+    except StoreError as error:
+        if error.executed is not False:
+            raise
+        return "none"  # It has answered, and is told never to see to its disk.
+
+
+async def _replicas(server: Admin) -> int | None:
+    """How many replicas follow a server; None: its user may not ask."""
+    try:
+        told: Mapping[str, Any] = await server.ask(server.client.info("replication"))
+    except StoreError as error:
+        if isinstance(error.__cause__, ResponseError):
+            return None
+        raise
+    return following({name: _line(value) for name, value in told.items()})
+
+
+def _line(value: object) -> str:
+    """A value of INFO as the server wrote it, of which redis-py has made a dictionary."""
+    if isinstance(value, dict):
+        fields = cast("dict[str, object]", value)
+        return ",".join(f"{name}={field}" for name, field in fields.items())
+    return str(value)

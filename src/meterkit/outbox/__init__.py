@@ -1,0 +1,1 @@
+"""The outbox: usage sealed as intents, on its way to Stripe."""

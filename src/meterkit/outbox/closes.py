@@ -1,0 +1,351 @@
+"""Closing of billing periods: which are due, when each is tried next, and when its invoice is final."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.customer_state import CustomerState, bounds_of
+from meterkit.decisions.periods import from_ms
+from meterkit.decisions.subscription import ENDED
+from meterkit.decisions.subscription_periods import is_final, renewals_of
+from meterkit.errors import MeterkitError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Mapping
+
+    from meterkit.decisions.keys import Keys
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.redis.admin import Admin
+    from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
+
+__all__ = [
+    "CLOSE_AFTER_MS",
+    "Close",
+    "Closes",
+    "InvoiceEnd",
+    "Stamped",
+    "count_members",
+    "ends_to_close",
+    "keep_invoice_end",
+    "note_renewal",
+    "too_late",
+]
+
+
+async def count_members(
+    store: Store, admin: Admin, names: Iterable[str], *, limit: str | int
+) -> dict[tuple[int, Any], int]:
+    """The sorted sets of all shards that have members up to a score, and how many: by shard and name.
+
+    On a cluster each shard may be on another server; those of one that is away count as one: what is asked of
+    them next says what is wrong, and the others go on.
+
+    Args:
+        store: whose shards.
+        admin: asks them.
+        names: of the sets in each shard.
+        limit: the score, or ``+inf``.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    places, keys = _of_all_shards(store.keys, tuple(names))
+    if store.address.kind != "cluster":
+        reply: list[int] = await admin.run(store.scripts["count"], keys, limit)
+        return {places[nth - 1]: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
+    pipe = admin.client.pipeline(transaction=False)
+    for key in keys:
+        pipe.zcount(key, "-inf", limit)
+    replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
+    found = [1 if isinstance(reply, Exception) else reply for reply in replies]
+    return {place: members for place, members in zip(places, found, strict=True) if members}
+
+
+@lru_cache(maxsize=64)
+def _of_all_shards(keys: Keys, names: tuple[str, ...]) -> tuple[list[tuple[int, str]], list[str]]:
+    """The sets of these names, by shard and name, and their keys: each pass of a flusher asks the same."""
+    places = [(shard, name) for shard in range(keys.shards) for name in names]
+    return places, [keys.shard(shard, name) for shard, name in places]
+
+
+CLOSE_AFTER_MS: Final = 10 * 60_000
+"""When a period that is over is looked at first: what was pending is sealed and sent by then, and counted."""
+_AFTER_A_RENEWAL_MS: Final = 2 * 60_000
+_RENEWED_WITHIN_MS: Final = 26 * 3_600_000
+_AFTER_A_ROLL_MS: Final = 2 * 3_600_000
+_KEPT_MS: Final = 45 * 86_400_000
+_PAGE: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Close:
+    """One customer's period whose close is to be confirmed.
+
+    Attributes:
+        end_ms: the first instant after it, as it was known when it was noted.
+    """
+
+    shard: int
+    customer: str
+    end_ms: int
+
+    @property
+    def member(self) -> str:
+        """What stands for it in the store."""
+        return f"{self.end_ms}:{self.customer}"
+
+    @property
+    def told_end(self) -> str:
+        """When the period was over, for people."""
+        return f"{from_ms(self.end_ms):%Y-%m-%d %H:%M} UTC"
+
+    @classmethod
+    def read(cls, shard: int, member: bytes) -> Close:
+        """What stands for it in the store, read."""
+        end, _, customer = member.decode("utf-8", "surrogateescape").partition(":")
+        return cls(shard=shard, customer=customer, end_ms=int(end))
+
+
+def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
+    """The ends of periods that usage is sealed of, each by what stands for it: when it is looked at first.
+
+    For two hours after a period's beginning the one before is among them: what was pending of it is sealed
+    then.
+
+    Args:
+        views: whose usage is sealed.
+        now_ms: when.
+    """
+    found: dict[str, int] = {}
+    for view in views:
+        if view.state.stripe_customer is None:
+            continue
+        bounds = view.effective.bounds
+        if view.state.subscription is not None or not bounds.start_ms <= now_ms < bounds.end_ms:
+            # By the clock: a view may be of the period before, which scripts know the end of.
+            bounds = bounds_of(view.state, view.effective.counting, now_ms)
+        ends = [bounds.end_ms]
+        if bounds.start_ms <= now_ms < bounds.start_ms + _AFTER_A_ROLL_MS:
+            ends.append(bounds.start_ms)
+        for end_ms in ends:
+            close = Close(shard=view.keys.shard, customer=view.customer, end_ms=end_ms)
+            found[close.member] = end_ms + CLOSE_AFTER_MS
+    return found
+
+
+async def note_renewal(
+    store: Store,
+    customer: str,
+    subscription: SubscriptionState | None,
+    *,
+    known: SubscriptionState | None,
+) -> None:
+    """Have the close of a period looked at that a subscription's renewal, end or successor has just ended.
+
+    Nothing may have noted it: usage is noted when it is sealed, and the flusher may have been dead. The end
+    of a subscription may become known days later.
+
+    Args:
+        store: where closes are noted.
+        customer: whose.
+        subscription: as Stripe shows it.
+        known: the customer's subscription as it was known before.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    sells_usage = any(meter.stripe is not None for meter in store.catalog.meters.values())
+    if subscription is None or not subscription.has_begun or not sells_usage:
+        return
+    now_ms, ends = store.now_ms(), list[int]()
+    renewals = renewals_of(subscription, now_ms)
+    was_open = known is not None and known.status not in ENDED
+    has_ended = was_open and subscription.status in ENDED
+    if renewals is not None and (has_ended or now_ms < renewals.latest_ms + _RENEWED_WITHIN_MS):
+        ends.append(renewals.latest_ms)
+    if was_open and known is not None and known.id != subscription.id:
+        ends.append(
+            subscription.created_ms or subscription.start_ms
+        )  # Which ended the period of the other one.
+    shard = store.keys.customer(customer).shard
+    found = {
+        Close(shard=shard, customer=customer, end_ms=end_ms).member: max(now_ms, end_ms + _AFTER_A_RENEWAL_MS)
+        for end_ms in ends
+    }
+    closes = Closes(store, (await store.admin()).for_delivery())
+    await closes.note(shard, found, sooner=True)
+
+
+class Closes:
+    """The closes that are to be confirmed, of all shards.
+
+    Each method but one raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+    """
+
+    def __init__(self, store: Store, admin: Admin) -> None:
+        self._store = store
+        self._admin = admin
+
+    async def note_sealed(self, shard: int, views: Iterable[CustomerView]) -> None:
+        """Remember the periods of usage that is to be sealed; where that fails, it holds up no delivery."""
+        try:
+            await self.note(shard, ends_to_close(views, self._store.now_ms()))
+        except StoreError as error:
+            self._admin.say_once(f"ends of billing periods cannot be noted, and are not looked at: {error}")
+
+    async def note(self, shard: int, ends: dict[str, int], *, sooner: bool = False) -> None:
+        """Remember what is to be looked at, and when first.
+
+        What is remembered already stays as it is, or is looked at ``sooner``.
+        """
+        if not ends:
+            return
+        key = self._store.keys.shard(shard, "closes")
+        pipe = self._admin.client.pipeline(transaction=False)
+        pipe.zadd(key, ends, nx=not sooner, lt=sooner)
+        pipe.pexpire(key, _KEPT_MS)
+        await self._admin.ask(pipe.execute())
+
+    async def due(self) -> AsyncGenerator[Close]:
+        """What is to be looked at by now; each must be confirmed, postponed or forgotten."""
+        now_ms = self._store.now_ms()
+        for shard, _ in await count_members(self._store, self._admin, ("closes",), limit=now_ms):
+            key = self._store.keys.shard(shard, "closes")
+            while True:
+                members: list[bytes] = await self._admin.ask(
+                    self._admin.client.zrangebyscore(key, "-inf", now_ms, start=0, num=_PAGE)
+                )
+                for member in members:
+                    yield Close.read(shard, member)
+                if len(members) < _PAGE:
+                    break
+
+    async def postpone(self, close: Close, at_ms: int) -> None:
+        """Look at it again later."""
+        key = self._store.keys.shard(close.shard, "closes")
+        await self._admin.ask(self._admin.client.zadd(key, {close.member: at_ms}))
+
+    async def tell(self, close: Close) -> bool:
+        """Remember that somebody is told that it is not confirmed in time; whether nobody was told before."""
+        key = self._store.keys.shard(close.shard, "unclosed")
+        pipe = self._admin.client.pipeline(transaction=False)
+        pipe.zadd(key, {close.member: close.end_ms}, nx=True)
+        pipe.pexpire(key, _KEPT_MS)
+        added, _ = await self._admin.ask(pipe.execute())
+        return bool(added)
+
+    async def forget(self, close: Close) -> bool:
+        """It need not be looked at any more; whether somebody was told of it."""
+        names = ("closes", "unclosed")
+        pipe = self._admin.client.pipeline(transaction=False)
+        for name in names:
+            pipe.zrem(self._store.keys.shard(close.shard, name), close.member)
+        _, was_told = await self._admin.ask(pipe.execute())
+        return bool(was_told)
+
+    async def told(self, *, most: int) -> list[Close]:
+        """Those that were not confirmed in time and are not yet, the oldest first within each shard."""
+        found: list[Close] = []
+        for shard, _ in await count_members(self._store, self._admin, ("unclosed",), limit="+inf"):
+            key = self._store.keys.shard(shard, "unclosed")
+            members: list[Any] = await self._admin.ask(self._admin.client.zrange(key, 0, most - 1))
+            found += [Close.read(shard, member) for member in members]
+        return sorted(found, key=lambda close: close.end_ms)[:most]
+
+
+_ENDS_KEPT_MS: Final = 400 * 86_400_000
+_YOUNG_MS: Final = 120_000
+"""Usage is mostly sent in the minute that it is stamped with: nothing is asked of what is so young."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamped:
+    """Usage that is to be sent.
+
+    Attributes:
+        period: the first instant of its period (ms), as text.
+        minute_ms: what it is stamped with.
+    """
+
+    customer: str
+    stripe_customer: str
+    period: str
+    minute_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvoiceEnd:
+    """Until when the invoice of a period takes up usage.
+
+    Attributes:
+        held_ms: until when Stripe keeps the draft, by its word; 0: not known.
+        final_ms: when it became final; 0: not known.
+        is_ours: whether nothing finalizes it but us.
+    """
+
+    held_ms: int = 0
+    final_ms: int = 0
+    is_ours: bool = False
+
+
+async def keep_invoice_end(store: Store, customer: str, period_ms: int, end: InvoiceEnd) -> None:
+    """Remember what Stripe has said of the invoice of a customer's period.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    totals, admin = store.keys.customer(customer).totals, (await store.admin()).for_delivery()
+    told = {"h": end.held_ms, "f": end.final_ms}
+    fields: Mapping[str, int] = {f"{period_ms}|{name}": at_ms for name, at_ms in told.items() if at_ms}
+    if fields:
+        pipe = admin.client.pipeline(transaction=False)
+        pipe.hset(totals, mapping=fields)
+        pipe.pexpire(totals, _ENDS_KEPT_MS)
+        await admin.ask(pipe.execute())
+
+
+async def too_late(store: Store, shard: int, asked: Iterable[Stamped]) -> set[Stamped]:
+    """Of usage of one shard, what its own invoice can no longer have.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    now_ms, keys = store.now_ms(), store.keys
+    old = [one for one in dict.fromkeys(asked) if now_ms - one.minute_ms > _YOUNG_MS]
+    if not old:
+        return set()
+    admin = await (await store.admin()).for_delivery().at(keys.shard(shard, "intents"))
+    pipe = admin.client.pipeline(transaction=False)
+    for one in old:
+        own = keys.customer(one.customer)
+        pipe.hget(own.state, "data")
+        pipe.hmget(own.totals, [f"{one.period}|f", f"{one.period}|h"])
+    found = iter(await admin.ask(pipe.execute()))
+    late: set[Stamped] = set()
+    for one, data, (final, held) in zip(old, found, found, strict=False):
+        made_ms = _invoiced_ms(one, data or b"", now_ms)
+        if made_ms is not None and is_final(
+            made_ms, final_ms=_whole(final), held_ms=_whole(held), now_ms=now_ms
+        ):
+            late.add(one)
+    return late
+
+
+def _invoiced_ms(one: Stamped, data: bytes, now_ms: int) -> int | None:
+    """When Stripe made the invoice of a minute; None: none is known, as of a state that cannot be read."""
+    try:
+        state = CustomerState.parse(data)
+        renewals = renewals_of(state.subscription, now_ms)
+    except (ValueError, TypeError, AttributeError, MeterkitError):
+        return None
+    # A customer who was linked to another Stripe customer before has invoices there that we do not know.
+    if renewals is None or state.stripe_customer != one.stripe_customer:
+        return None
+    return renewals.invoiced_ms(one.minute_ms, one.minute_ms)
+
+
+def _whole(kept: bytes | None) -> int:
+    return int(kept) if kept is not None and kept.isdigit() else 0

@@ -1,0 +1,357 @@
+"""Operator commands on the outbox (``kit.outbox``): list, retry, accept or withdraw undelivered intents.
+
+Each move is a compare-and-set on the state of an intent that no flusher is sending, and is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from secrets import token_hex
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
+from meterkit.decisions.periods import from_ms
+from meterkit.errors import MeterkitError, StoreError
+from meterkit.outbox.closes import count_members
+from meterkit.outbox.intents import (
+    BY_HAND,
+    CANNOT_BE_COUNTED,
+    RESTORED,
+    Intent,
+    IntentState,
+    find_kept,
+    is_refused,
+    kept_in,
+)
+from meterkit.store.arguments import check_customer, check_text, is_text, shown
+from meterkit.store.event_names import read_meters
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+
+    from meterkit.outbox.intents import Kept
+    from meterkit.store.event_names import Counted
+    from meterkit.store.store import Store
+
+__all__ = ["Intents", "Steered", "steer", "withdraw"]
+
+
+_CHANGED: Final = 1
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+_OF_ITS_PLACE: Final = ("why", "look", "looked")
+Steered = Literal["queued", "parked", "dead", "delivered", "dropped"]
+"""A state that an intent is taken into; ``dropped``: it is counted as dead, and kept no longer."""
+
+
+async def steer(
+    store: Store,
+    kept: Kept,
+    state: Steered,
+    *,
+    cause: str,
+    after: str = "",
+    to_be: Kept | None = None,
+    compare_in_ms: int | None = None,
+    more: Mapping[str, str] = _NOTHING,
+) -> bool:
+    """Take an intent into a state, at once with the totals, unless it has changed since it was read.
+
+    Args:
+        store: where it is.
+        kept: as it was read.
+        state: what it is to be in.
+        cause: for the ledger of its customer.
+        after: what became of it, for that ledger; empty: nothing is entered.
+        to_be: what it is to be besides; default: as it was read.
+        compare_in_ms: how long until it is compared with Stripe's summaries; None: it is not.
+        more: its further fields: ``why``; ``look`` and ``looked``, what Stripe's summary said, and when.
+
+    Raises:
+        StoreError: the store does not answer, or the customer's totals cannot be counted in.
+    """
+    to_be, keys = to_be or kept, store.keys.customer(kept.customer)
+    fields = {name: text for name, text in to_be.fields.items() if name not in _OF_ITS_PLACE}
+    fields |= {"state": state, **{name: text for name, text in more.items() if text}}
+    entry = ("intent", str(store.now_ms()), kept.in_words(), after, cause)
+    admin = (await store.admin()).for_delivery()
+    names = ("intents", "outbox", "parked", "dead", "compare")
+    reply: list[Any] = await admin.run(
+        store.scripts["steer"],
+        [
+            *(store.keys.shard(kept.shard, name) for name in names),
+            *(keys.totals, keys.history, store.keys.delivered(kept.shard, store.now_ms())),
+            *[store.keys.audit(kept.shard)] * store.is_audited,
+        ],
+        *(kept.identifier, kept.text, to_be.identifier, json.dumps(fields)),
+        "" if compare_in_ms is None else compare_in_ms,
+        json.dumps([entry] if after else []),
+        json.dumps({**kept.fields, "id": kept.identifier, "by": cause, "reason": after}),
+    )
+    if reply[0] == CANNOT_BE_COUNTED:
+        raise StoreError(
+            f"intent {kept.identifier} stays as it is: what the store keeps under {keys.totals} cannot be"
+            " counted in"
+        )
+    return bool(reply[0] != _CHANGED)
+
+
+async def withdraw(store: Store, kept: Kept, *, cause: str, why: str) -> bool:
+    """Have the usage of an intent be pending again, unless the intent has changed since it was read.
+
+    Args:
+        store: where it is.
+        kept: as it was read, queued or parked; Stripe does not have it.
+        cause: for the ledger of its customer.
+        why: for that ledger, what is known of it; empty: nothing is entered.
+
+    Raises:
+        StoreError: the store does not answer, or the customer's totals cannot be counted in.
+    """
+    keys, admin = store.keys.customer(kept.customer), (await store.admin()).for_delivery()
+    entry = ("intent", str(store.now_ms()), kept.in_words(), f"not sent: {why}", cause)
+    shard = (store.keys.shard(kept.shard, name) for name in ("intents", "outbox", "parked", "compare"))
+    reply: list[Any] = await admin.run(
+        store.scripts["withdraw"],
+        [*shard, keys.totals, keys.dirty, keys.history],
+        *(kept.identifier, kept.text, json.dumps([entry] if why else [])),
+    )
+    if reply[0] == CANNOT_BE_COUNTED:
+        raise StoreError(
+            f"intent {kept.identifier} stays as it is: what the store keeps under {keys.totals} cannot be"
+            " counted in"
+        )
+    return bool(reply[0] != _CHANGED)
+
+
+_PLACES: Final = {"queued": "outbox", "leased": "outbox", "parked": "parked", "dead": "dead"}
+_TRIES: Final = 8
+_Verb = Literal["redriven", "parked", "dropped"]
+_FROM: Final[Mapping[_Verb, tuple[IntentState, ...]]] = {
+    "redriven": ("parked", "dead"),
+    "parked": ("queued",),
+    "dropped": ("queued", "parked", "dead"),
+}
+
+
+class Intents:
+    """Looks at intents and sees to them: the usage that is sealed for Stripe and not delivered.
+
+    Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer. What is done to
+    an intent is entered into its customer's ledger (:meth:`meterkit.Customers.history`), with who and why.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def list(
+        self, *, state: IntentState | None = None, customer: str | None = None, limit: int = 1_000
+    ) -> Sequence[Intent]:
+        """Intents, those that were sealed first before the others.
+
+        Args:
+            state: ``queued``, ``leased``, ``parked`` or ``dead``; default: all of these.
+            customer: whose; default: everybody's.
+            limit: at most so many.
+
+        Raises:
+            CustomerError: the id is not allowed.
+            MeterkitError: there is no such state, or the limit is below 1.
+        """
+        if state is not None and state not in get_args(IntentState):
+            words = ", ".join(get_args(IntentState))
+            raise MeterkitError(f"state: found {shown(state)}; allowed are {words} and None")
+        if type(limit) is not int or limit < 1:
+            raise MeterkitError(f"limit: found {shown(limit)}; allowed is a whole number from 1")
+        shard = None if customer is None else self._store.keys.customer(check_customer(customer)).shard
+        found: list[Intent] = []
+        async for page in self._pages(state, shard):
+            found += (one for one in page if customer in {None, one.customer})
+            if len(found) > 2 * limit:
+                found = sorted(found, key=_age)[:limit]
+        return sorted(found, key=_age)[:limit]
+
+    async def show(self, identifier: str) -> Intent:
+        """An intent that is not delivered.
+
+        Raises:
+            MeterkitError: there is none of this identifier.
+        """
+        return await self._as_shown(await self._found(identifier))
+
+    async def redrive(self, identifier: str, *, reason: str = "", by: str = "api") -> Intent:
+        """Have an intent that is parked or dead delivered.
+
+        It is sent again under the same identifier where that is counted once for certain: its first try is
+        younger than 23 hours, or Stripe certainly has nothing of it. Else it stays parked, and 26 hours
+        after its first try it is compared with Stripe's summary of its minute: see ``compared_at``. So is
+        what Stripe took and refused later, three hours after that: it may have another try of it. What was
+        parked after a restore is compared first with all that Stripe has (``restored``).
+
+        Args:
+            identifier: of the intent.
+            reason: for the ledger.
+            by: who does it, for the ledger.
+
+        Raises:
+            MeterkitError: there is no such intent, or it is neither parked nor dead.
+        """
+
+        async def redriven(kept: Kept, cause: str) -> bool:
+            now_ms = self._store.now_ms()
+            if RESTORED in kept.fields:
+                after = _and_why("parked, to be compared with what Stripe has", reason)
+                why = "Stripe may have it: the store was restored, and what Stripe has is compared first"
+                return await steer(
+                    self._store, kept, "parked", cause=cause, compare_in_ms=0, after=after, more={"why": why}
+                )
+            if may_be_sent_again(kept.first_ms, now_ms) and not is_refused(identifier):
+                # Stripe answers a known idempotency key with what it answered then.
+                again = replace(kept, fields={**kept.fields, "key": f"{identifier}-{token_hex(4)}"})
+                return await steer(
+                    self._store, kept, "queued", cause=cause, to_be=again, after=_and_why("queued", reason)
+                )
+            why = "Stripe may have it: it is compared with Stripe's summary of its minute"
+            wait_ms = compare_in_ms(kept.tried_since_ms, now_ms)
+            after = _and_why("parked, to be compared with Stripe's summary", reason)
+            return await steer(
+                self._store,
+                kept,
+                "parked",
+                cause=cause,
+                compare_in_ms=wait_ms,
+                after=after,
+                more={"why": why},
+            )
+
+        return await self._done("redriven", identifier, redriven, reason, by)
+
+    async def park(self, identifier: str, *, reason: str = "", by: str = "api") -> Intent:
+        """Keep a queued intent from being sent, until it is redriven or dropped.
+
+        Args:
+            identifier: of the intent.
+            reason: for the ledger.
+            by: who does it, for the ledger.
+
+        Raises:
+            MeterkitError: there is no such intent, or it is not queued: one that is being sent is not.
+        """
+
+        async def parked(kept: Kept, cause: str) -> bool:
+            why = _and_why(BY_HAND, reason)
+            return await steer(self._store, kept, "parked", cause=cause, after=why, more={"why": why})
+
+        return await self._done("parked", identifier, parked, reason, by)
+
+    async def drop(self, identifier: str, *, reason: str, by: str = "api") -> Intent:
+        """Give an intent up: Stripe is not sent it any more, and its quantity is counted as dead for good.
+
+        It is kept no longer, but for the entry in its customer's ledger; what Stripe lacks is billed by hand.
+
+        Args:
+            identifier: of the intent.
+            reason: for the ledger; required.
+            by: who does it, for the ledger.
+
+        Returns:
+            The intent as it was.
+
+        Raises:
+            MeterkitError: no reason is given, there is no such intent, or it is being sent.
+        """
+        if not reason:
+            raise MeterkitError("reason: found none; say why its quantity is never to be delivered")
+
+        async def dropped(kept: Kept, cause: str) -> bool:
+            return await steer(self._store, kept, "dropped", cause=cause, after=f"dropped: {reason}")
+
+        return await self._done("dropped", identifier, dropped, reason, by)
+
+    async def _done(
+        self, verb: _Verb, identifier: str, act: Callable[[Kept, str], Awaitable[bool]], reason: str, by: str
+    ) -> Intent:
+        """Do it to an intent that is in a state for it, again where it has changed meanwhile; it, then."""
+        check_text("reason", reason, may_be_empty=True)
+        check_text("by", by, may_be_empty=True)
+        for _ in range(_TRIES):
+            kept = await self._found(identifier)
+            state = kept.fields["state"]
+            if state not in _FROM[verb]:
+                words = " or ".join(_FROM[verb])
+                hint = "; it is being sent, try again in a minute" if state == "leased" else ""
+                raise MeterkitError(
+                    f"intent {identifier} is {state}: only what is {words} can be {verb}{hint}"
+                )
+            if await act(kept, by or "api"):
+                return await (self._as_shown(kept) if verb == "dropped" else self.show(identifier))
+        raise MeterkitError(f"intent {identifier} changed {_TRIES} times meanwhile; try again")
+
+    async def _found(self, identifier: str) -> Kept:
+        kept = await find_kept(self._store, identifier) if is_text(identifier) else None
+        if kept is None:
+            raise MeterkitError(
+                f"intent: found {shown(identifier)}; no intent that is not delivered has this identifier:"
+                " `meterkit outbox list` names them"
+            )
+        return kept
+
+    async def _as_shown(self, kept: Kept) -> Intent:
+        admin = await self._store.admin()
+        compared = await admin.ask(
+            admin.client.zscore(self._store.keys.shard(kept.shard, "compare"), kept.identifier)
+        )
+        compared_ms = {} if compared is None else {kept.identifier: int(compared)}
+        return _intent(kept, await self._meters(), compared_ms, self._store.now_ms())
+
+    async def _meters(self) -> Mapping[str, Counted]:
+        return await read_meters(await self._store.admin(), self._store.keys, self._store.catalog)
+
+    async def _pages(self, state: IntentState | None, shard: int | None) -> AsyncGenerator[Sequence[Intent]]:
+        admin, meters = await self._store.admin(), await self._meters()
+        keys, client, now_ms = self._store.keys, admin.client, self._store.now_ms()
+        places = dict.fromkeys(_PLACES.values()) if state is None else [_PLACES[state]]
+        for at, place in await count_members(self._store, admin, places, limit="+inf"):
+            if shard not in {None, at}:
+                continue
+            looks = await admin.ask(client.zrange(keys.shard(at, "compare"), 0, -1, withscores=True))
+            compared_ms = {member.decode(): int(score) for member, score in looks}
+            async for page in kept_in(self._store, admin, at, place):
+                yield [
+                    _intent(kept, meters, compared_ms, now_ms)
+                    for kept in page
+                    if state in {None, kept.fields["state"]}
+                ]
+
+
+def _intent(kept: Kept, meters: Mapping[str, Counted], compared_ms: Mapping[str, int], now_ms: int) -> Intent:
+    fields, compared = kept.fields, compared_ms.get(kept.identifier)
+    counted = meters.get(fields["meter"])
+    states: dict[str, IntentState] = {state: state for state in get_args(IntentState)}
+    return Intent(
+        identifier=kept.identifier,
+        customer=fields["customer"],
+        stripe_customer=fields["stripe"],
+        meter=fields["event"] if counted is None else counted.meter,
+        event_name=fields["event"],
+        quantity=kept.value,
+        minute=from_ms(kept.minute_s * 1000),
+        period_start=from_ms(int(fields["period"])),
+        state=states[fields["state"]],
+        why=fields.get("why", ""),
+        attempts=int(fields["attempts"]),
+        first_attempt_at=from_ms(kept.first_ms) if kept.first_ms else None,
+        sealed_at=from_ms(int(fields["at"])),
+        age_s=max(0, (now_ms - int(fields["at"])) // 1000),
+        compared_at=None if compared is None else from_ms(compared),
+        restored=RESTORED in fields,
+    )
+
+
+def _age(intent: Intent) -> tuple[float, str]:
+    return intent.sealed_at.timestamp(), intent.identifier
+
+
+def _and_why(what: str, reason: str) -> str:
+    return f"{what}: {reason}" if reason else what

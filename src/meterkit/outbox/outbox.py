@@ -1,0 +1,271 @@
+"""The outbox of one shard at a time: what is sealed for Stripe, leased, sent and settled with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from itertools import zip_longest
+from secrets import token_hex
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from meterkit.errors import StoreError
+from meterkit.outbox.batches import batch_text
+from meterkit.outbox.closes import count_members
+from meterkit.outbox.intents import (
+    CANNOT_BE_COUNTED,
+    RESTORED,
+    Attempt,
+    Move,
+    Sealed,
+    Undelivered,
+    Work,
+    intents_of,
+    kept_in,
+    read_intent,
+)
+from meterkit.outbox.sealing import Cut, Sealer, Sealing
+from meterkit.redis.durability import Keeping
+from meterkit.store.event_names import read_meters, remember_meters
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+
+    from meterkit.redis.admin import Admin
+    from meterkit.store.event_names import Counted
+    from meterkit.store.store import Store
+
+__all__ = ["Outbox"]
+
+
+_logger = logging.getLogger("meterkit.store")
+_SURELY_ON_DISK_MS: Final = 2_000
+_PAGE: Final = 500
+_DEPTH: Final = 20_000
+_PER_CUSTOMER_AND_METER: Final = 8
+
+
+class Outbox:
+    """The delivery side of a store.
+
+    Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
+    """
+
+    def __init__(self, store: Store, admin: Admin) -> None:
+        self._store = store
+        self._admin = admin.for_delivery()
+        self._client = self._admin.client
+        self._keys = store.keys
+        self._meters: Mapping[str, Counted] = {}
+        self._seen_s: dict[str, float] = {}  # When intents were met that may not be on disk yet.
+        self.token = token_hex(8)
+
+    @property
+    def admin(self) -> Admin:
+        """How it asks the store."""
+        return self._admin
+
+    async def refusal(self) -> str | None:
+        """Why nothing can be delivered from this store now; None where it can."""
+        try:
+            for server in await self._admin.servers():
+                await self._keeping(server).way()
+        except StoreError as error:
+            return str(error)
+        return None
+
+    async def meters(self) -> Mapping[str, Counted]:
+        """By token, all meters that are or were delivered; asked of the store once, which also gets ours."""
+        if not self._meters:
+            await remember_meters(self._admin, self._keys, self._store.catalog)
+            self._meters = await read_meters(self._admin, self._keys, self._store.catalog)
+        return self._meters
+
+    async def work(self, *, due_ms: int | None) -> list[Work]:
+        """The shards that have anything to do by an instant, or ever (None)."""
+        names = ("dirty", "outbox")
+        counts = await self._count(names, limit="+inf" if due_ms is None else due_ms)
+        found: dict[int, dict[str, int]] = {}
+        for (shard, name), members in counts.items():
+            found.setdefault(shard, dict.fromkeys(names, 0))[name] = members
+        return [Work(shard=shard, **counted) for shard, counted in sorted(found.items())]
+
+    async def undelivered(self) -> list[Undelivered]:
+        """All intents that are parked or dead, those of one customer beside each other."""
+        meters, found = await self.meters(), list[Undelivered]()
+        states: tuple[Literal["parked", "dead"], ...] = ("parked", "dead")
+        for shard, state in await self._count(states, limit="+inf"):
+            async for page in kept_in(self._store, self._admin, shard, state):
+                for kept in page:
+                    counted = meters.get(kept.fields["meter"])
+                    found.append(
+                        Undelivered(
+                            customer=kept.customer,
+                            meter=kept.fields["event"] if counted is None else counted.meter,
+                            quantity=kept.value,
+                            state=state,
+                            why=kept.fields.get("why", ""),
+                            restored=RESTORED in kept.fields,
+                        )
+                    )
+        return sorted(found, key=lambda one: (one.customer, one.meter, one.state))
+
+    async def unlinked(self) -> list[str]:
+        """The customers whose usage waits for a link to Stripe."""
+        lists: list[list[bytes]] = []
+        for shard, name in await self._count(("unlinked",), limit="+inf"):
+            lists.append(await self._admin.ask(self._client.zrange(self._keys.shard(shard, name), 0, -1)))
+        return sorted(member.decode() for members in lists for member in members)
+
+    async def lease(self, shard: int, *, ttl_ms: int) -> bool:
+        """Take a shard's deliveries, or keep them, for a while; with 0, give them back."""
+        key = self._keys.shard(shard, "lease")
+        return bool(await self._admin.run(self._store.scripts["lease"], [key], self.token, ttl_ms))
+
+    async def seal(
+        self,
+        shard: int,
+        *,
+        due_ms: int | None,
+        most: int,
+        first: Callable[[Mapping[str, int]], Awaitable[object]] | None = None,
+    ) -> Sealing:
+        """Seal pending usage; see :meth:`meterkit.outbox.sealing.Sealer.seal`."""
+        return await (await self._sealer(shard)).seal(due_ms=due_ms, most=most, first=first)
+
+    async def cut(self, customer: str, cut: Cut) -> Sealing:
+        """Seal what is pending of one customer; see :meth:`meterkit.outbox.sealing.Sealer.cut`."""
+        sealer = await self._sealer(self._keys.customer(customer).shard)
+        return await sealer.cut(customer, cut)
+
+    async def _sealer(self, shard: int) -> Sealer:
+        server = await self._admin.at(self._keys.shard(shard, "dirty"))
+        return Sealer(self._store, server, shard, await self.meters())
+
+    async def due(
+        self,
+        shard: int,
+        *,
+        due_ms: int | None,
+        most: int,
+        tried: Collection[str] = (),
+        closed: Collection[str] = (),
+        only_repeats: bool = False,
+    ) -> list[Sealed]:
+        """Intents to send, the oldest first, in turn by customer and meter.
+
+        Where one has many, the others are looked for behind them. Those that were ``tried`` are passed over,
+        and so are event names that are ``closed``; with ``only_repeats``, so is what was never sent before.
+        """
+        outbox, intents = self._keys.shard(shard, "outbox"), self._keys.shard(shard, "intents")
+        limit, found = "+inf" if due_ms is None else due_ms, dict[tuple[str, str], list[Sealed]]()
+        for start in range(0, _DEPTH, _PAGE):
+            members: list[tuple[bytes, float]] = await self._admin.ask(
+                self._client.zrangebyscore(outbox, "-inf", limit, start=start, num=_PAGE, withscores=True)
+            )
+            if not members:
+                break
+            kept = await self._admin.ask(self._client.hmget(intents, [member for member, _ in members]))
+            identifiers = [member.decode() for member, _ in members]
+            page = intents_of(self._admin, shard, identifiers, kept)
+            for identifier, (_, score), fields in zip(identifiers, members, page, strict=True):
+                if fields and identifier not in tried and not (only_repeats and fields["first"] == "0"):
+                    sealed = read_intent(identifier, int(score), fields)
+                    line = found.setdefault((sealed.customer, sealed.event_name), [])
+                    if sealed.event_name not in closed and len(line) < _PER_CUSTOMER_AND_METER:
+                        line.append(sealed)
+            if len(members) < _PAGE or sum(map(len, found.values())) >= 2 * most:
+                break
+        turns = zip_longest(*found.values())
+        return [sealed for turn in turns for sealed in turn if sealed is not None][:most]
+
+    async def attempt(self, shard: int, intents: Sequence[Sealed]) -> list[Attempt]:
+        """Lease intents and make that durable, before a byte of them is sent.
+
+        Raises:
+            StoreError: also where the store cannot make it durable; then nothing may be sent.
+        """
+        server = await self._admin.at(self._keys.shard(shard, "intents"))
+        keeping, script = self._keeping(server), self._store.scripts["move"]
+        durability = await keeping.way()
+        if durability == "age":
+            intents = [sealed for sealed in intents if self._is_on_disk(sealed)]
+        if not intents:
+            return []
+        moves = [Move(intent=sealed, state="leased") for sealed in intents]
+        keys, arguments = self._move(shard, moves, "queued leased ")
+        pipe = server.client.pipeline(transaction=False)
+        pipe.script_load(script.text)
+        pipe.evalsha(script.sha, len(keys), *keys, *arguments, self._admin.now_ms())
+        waits = keeping.commands(durability)
+        for wait in waits:
+            pipe.execute_command(*wait)
+        replies: list[Any] = await server.ask(pipe.execute(raise_on_error=False))
+        for _ in waits:
+            await keeping.check(replies.pop(2))
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise StoreError(f"the store failed: {reply}") from reply
+        made = replies[1]
+        return [
+            Attempt(intent=move.intent, now_ms=made[1], first_ms=reply[1], attempts=reply[2])
+            for move, reply in self._answers(moves, made)
+        ]
+
+    def _is_on_disk(self, sealed: Sealed) -> bool:
+        """Whether an intent is two seconds old, by the kit's clock or since it was first seen here.
+
+        A clock that a test has stopped tells nothing.
+        """
+        seen_s = self._seen_s.setdefault(sealed.identifier, monotonic())
+        seen_ms = (monotonic() - seen_s) * 1000
+        is_old = max(seen_ms, self._store.now_ms() - sealed.sealed_ms) >= _SURELY_ON_DISK_MS
+        if is_old:
+            del self._seen_s[sealed.identifier]
+        return is_old
+
+    async def settle(self, shard: int, moves: Sequence[Move]) -> list[Move]:
+        """Put leased intents into their next states; those that were, unless the lease was lost meanwhile."""
+        if not moves:
+            return []
+        keys, arguments = self._move(shard, moves, "leased ")
+        reply = await self._admin.run(self._store.scripts["move"], keys, *arguments)
+        return [move for move, _ in self._answers(moves, reply)]
+
+    def _move(self, shard: int, moves: Sequence[Move], states: str) -> tuple[list[str], list[str]]:
+        names = ("intents", "outbox", "lease")
+        keys = [self._keys.shard(shard, name) for name in names]
+        keys.append(self._keys.delivered(shard, self._store.now_ms()))
+        keys += [self._keys.shard(shard, name) for name in ("parked", "dead", "compare")]
+        keys.append(self._keys.batches(shard, self._store.now_ms()))
+        keys += [self._keys.totals(shard, move.intent.customer) for move in moves]
+        asked = [
+            (move.intent.identifier, move.state, move.delay_ms, move.key, move.why, int(move.untried))
+            for move in moves
+        ]
+        batches: dict[str, list[str]] = {}
+        for move in moves:
+            if move.batch:
+                batches.setdefault(move.batch, []).append(move.intent.identifier)
+        sent = [(batch, batch_text(identifiers)) for batch, identifiers in batches.items()]
+        return keys, [self.token, states, json.dumps(asked), json.dumps(sent)]
+
+    def _answers(self, moves: Sequence[Move], reply: Any) -> Iterable[tuple[Move, list[int]]]:
+        """The moves that were made. Says whose totals cannot be counted in."""
+        for move, answer in zip(moves, reply[2:], strict=False):
+            if answer[0] == 0:
+                yield move, answer
+            elif answer[0] == CANNOT_BE_COUNTED:
+                _logger.error(
+                    "intent %s of customer %r waits: what the store keeps under %s cannot be counted in",
+                    move.intent.identifier,
+                    move.intent.customer,
+                    self._keys.customer(move.intent.customer).totals,
+                )
+
+    def _keeping(self, server: Admin) -> Keeping:
+        needed = not self._store.deliver_without_persistence
+        return Keeping(server, server.address, needed=needed, kind=self._store.address.kind)
+
+    async def _count(self, names: Sequence[str], *, limit: str | int) -> dict[tuple[int, Any], int]:
+        return await count_members(self._store, self._admin, names, limit=limit)

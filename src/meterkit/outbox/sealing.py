@@ -1,0 +1,354 @@
+"""Sealing: move pending usage from the customers' counters into the outbox, as intents to send.
+
+Usage whose invoice is final already is sealed as late, by the terms of the customer's subscription.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog import override
+from meterkit.catalog.amounts import money
+from meterkit.decisions.customer_overrides import next_end_ms, overrides_at
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.policies import keep_ms_of
+from meterkit.decisions.program import reported_parts
+from meterkit.decisions.subscription_periods import MARGIN_MS, OWN_HOUR_MS, renewals_of
+from meterkit.errors import StoreError
+from meterkit.outbox.batches import NONCE_DIGITS, SEALED_DIGITS
+from meterkit.outbox.closes import Closes
+from meterkit.redis.server import is_of_a_key, is_refusal
+from meterkit.store import replies
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+    from meterkit.catalog import Catalog, Entitlement, Meter
+    from meterkit.redis.admin import Admin
+    from meterkit.store.event_names import Counted
+    from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
+
+__all__ = [
+    "Cut",
+    "LateUnits",
+    "Nameless",
+    "Sealer",
+    "Sealing",
+    "invoice_terms",
+    "kept_ms",
+    "late_class",
+    "price_in_words",
+    "root_meter",
+]
+
+
+_BILLED: Final = frozenset({"active", "past_due", "unpaid"})
+"""In a trial and while a subscription is paused, usage costs nothing."""
+
+
+def invoice_terms(view: CustomerView, now_ms: int) -> str:
+    """What ``overtake.lua`` is asked with, as JSON; empty: no invoice of the customer is known."""
+    renewals = renewals_of(view.state.subscription, now_ms)
+    if renewals is None:
+        return ""
+    subscription = view.state.subscription
+    status = "" if subscription is None else subscription.status_at(now_ms)
+    plan = None if subscription is None else subscription.plan_at(now_ms)
+    is_billed = status in _BILLED and view.cache.catalog.billing.late_usage == "next_period"
+    turn_ms = next_end_ms(view.state.overrides, now_ms)
+    key = ("late", plan, is_billed, turn_ms)
+    meters = view.once(key, lambda: _meters(view, plan, now_ms, is_billed=is_billed))
+    return (
+        f'{{"since":{renewals.since_ms},"before":{renewals.before_ms},"latest":{renewals.latest_ms},'
+        f'"hour":{OWN_HOUR_MS},"margin":{MARGIN_MS},"meters":{meters}}}'
+    )
+
+
+def price_in_words(entitlement: Entitlement | None, currency: str) -> str:
+    """What a plan charges for overage, to stand behind a quantity; empty: the plans file does not say."""
+    overage = None if entitlement is None else entitlement.overage
+    if overage is None or overage.amount_cents is None or overage.per is None:
+        return ""
+    per = "each" if overage.per == 1 else f"per {overage.per:,}"
+    return f" at {money(overage.amount_cents, currency)} {per}"
+
+
+def late_class(own: Entitlement | None, meter: Meter) -> str:
+    """The class that late usage of a meter is recorded in once more; empty: what decides bills none of it.
+
+    Args:
+        own: what a plan gives of the meter, or of the source of a derived one; None: nothing.
+        meter: the meter.
+    """
+    included, overage = (0, 0) if own is None else reported_parts(own, meter)
+    return "overage" if overage else "included" if included else ""
+
+
+def _meters(view: CustomerView, plan: str | None, now_ms: int, *, is_billed: bool) -> str:
+    """By token: in which class the open period records late usage (empty: in none), the name, the price."""
+    catalog = view.cache.catalog
+    given = _entitlements(view, plan, now_ms)
+    found: dict[str, tuple[str, str, str]] = {}
+    for name, meter in catalog.meters.items():
+        if meter.stripe is not None and meter.kind == "counter":
+            own = given.get(root_meter(name, catalog))
+            kind = late_class(own, meter) if is_billed else ""
+            found[meter_token(name)] = (kind, name, price_in_words(given.get(name), catalog.currency))
+    return json.dumps(found, separators=(",", ":"))
+
+
+def _entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[str, Entitlement]:
+    """Of the subscription's own plan, which Stripe bills whatever else is in force."""
+    catalog = view.cache.catalog
+    own = catalog.plans.get(plan or "")
+    if own is None:
+        return {}
+    overrides = overrides_at(view.state.overrides, now_ms).meters
+    return override(catalog, own, overrides) if overrides else own.entitlements
+
+
+def root_meter(name: str, catalog: Catalog) -> str:
+    """The meter whose plan decides: the source of a derived one."""
+    while (source := catalog.meters[name].source) is not None:
+        name = source
+    return name
+
+
+_TRIES: Final = 5
+_PAGE: Final = 50
+_ASIDE_MS: Final = 600_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nameless:
+    """Usage of a meter that neither the plans file nor the store has an event name for."""
+
+    customer: str
+    meter_token: str
+    quantity: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateUnits:
+    """Usage of a closed period that was sealed too late for the invoice of that period.
+
+    Attributes:
+        period_ms: the first instant of the period.
+        meter_token: of its meter.
+        is_billed: whether it is billed in the period that is open.
+    """
+
+    customer: str
+    period_ms: int
+    meter_token: str
+    quantity: int
+    is_billed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """The end of a price segment: what is pending is sealed now, what is recorded from now on waits.
+
+    Attributes:
+        till_ms: until when it waits, unless it is let go before.
+        labels: of the prices that end, each by its meter's token (see :mod:`meterkit.decisions.prices`).
+    """
+
+    till_ms: int
+    labels: Mapping[str, str]
+
+    def dump(self) -> str:
+        """As ``seal`` takes it."""
+        return json.dumps({"till": f"{self.till_ms}", "labels": dict(self.labels)})
+
+
+@dataclass(slots=True, kw_only=True)
+class Sealing:
+    """What came of a page of customers.
+
+    Attributes:
+        made: intents.
+        now_ms: the store's clock at the last of them; 0 where none was asked.
+        nameless: usage that cannot be sealed.
+        aside: customers whose usage cannot be read, and why.
+        fine: customers whose usage could.
+        later: how often the usage of a customer and meter waits for a minute that is free.
+        late: usage that its own invoice can no longer have.
+    """
+
+    made: int = 0
+    now_ms: int = 0
+    nameless: list[Nameless] = field(default_factory=list[Nameless])
+    aside: dict[str, str] = field(default_factory=dict[str, str])
+    fine: list[str] = field(default_factory=list[str])
+    later: int = 0
+    late: list[LateUnits] = field(default_factory=list[LateUnits])
+
+
+class Sealer:
+    """Seals what is pending in one shard.
+
+    Args:
+        store: where usage is counted.
+        admin: how it is asked.
+        shard: whose customers.
+        meters: by token, the meters that are or were delivered.
+    """
+
+    def __init__(self, store: Store, admin: Admin, shard: int, meters: Mapping[str, Counted]) -> None:
+        self._store = store
+        self._admin = admin
+        self._shard = shard
+        self._meters = meters
+        self._keys = store.keys
+        self._client = admin.client
+
+    async def seal(
+        self,
+        *,
+        due_ms: int | None,
+        most: int,
+        first: Callable[[Mapping[str, int]], Awaitable[object]] | None = None,
+    ) -> Sealing:
+        """Seal pending usage of ``most`` customers that are due, or of all.
+
+        A customer whose usage cannot be read is set aside for ten minutes; the others go on.
+
+        Args:
+            due_ms: until when it is due; None: all.
+            most: customers.
+            first: is waited for before, given the customers and since when each is due (ms).
+        """
+        dirty = self._keys.shard(self._shard, "dirty")
+        # What cannot be sealed yet is first in the order: where all is wanted, it must not fill the page.
+        limit, most = ("+inf", -1) if due_ms is None else (due_ms, most)
+        members: list[tuple[bytes, float]] = await self._admin.ask(
+            self._client.zrangebyscore(dirty, "-inf", limit, start=0, num=most, withscores=True)
+        )
+        due = {member.decode(): int(score) for member, score in members}
+        if first is not None:
+            await first(due)
+        sealing, customers = Sealing(), list(due)
+        for start in range(0, len(customers), _PAGE):
+            await self._page(customers[start : start + _PAGE], sealing)
+        for customer in sealing.aside:
+            later = self._store.now_ms() + _ASIDE_MS
+            await self._admin.ask(self._client.zadd(dirty, {customer: later}, xx=True))
+        return sealing
+
+    async def cut(self, customer: str, cut: Cut) -> Sealing:
+        """Seal what is pending of one customer, and hold back what is recorded from now on."""
+        sealing = Sealing()
+        await self._page([customer], sealing, cut.dump())
+        return sealing
+
+    async def _page(self, customers: Sequence[str], sealing: Sealing, cut: str = "") -> None:
+        script, left = self._store.scripts["seal"], list(customers)
+        closes = Closes(self._store, self._admin)
+        nonces = _nonces()
+        for _ in range(_TRIES):
+            views = [self._store.cache.get(customer) for customer in left]
+            await closes.note_sealed(self._shard, views)
+            pipe = self._client.pipeline(transaction=False)
+            pipe.script_load(script.text)
+            for view in views:
+                keys = self._keys_of(view)
+                pipe.evalsha(script.sha, len(keys), *keys, *self._arguments(view, next(nonces), cut))
+            loaded, *answers = await self._admin.ask(pipe.execute(raise_on_error=False))
+            if isinstance(loaded, Exception):
+                raise StoreError(f"the store failed: {loaded}") from loaded
+            left = [
+                view.customer
+                for view, reply in zip(views, answers, strict=True)
+                if not self._is_sealed(view, reply, sealing)
+            ]
+            if not left:
+                return
+        for customer in left:
+            sealing.aside[customer] = f"it changed {_TRIES} times while its usage was sealed"
+
+    def _keys_of(self, view: CustomerView) -> list[str]:
+        keys = view.keys
+        own = [keys.counters, keys.state, keys.totals, keys.dirty]
+        own += [self._keys.shard(self._shard, name) for name in ("intents", "outbox")]
+        return [*own, keys.history, *[self._keys.audit(self._shard)] * self._store.is_audited]
+
+    def _arguments(self, view: CustomerView, nonce: str, cut: str) -> list[str | int | bytes]:
+        state = view.state
+        terms = view.terms(kept_ms(view))
+        names = [part for token, counted in self._meters.items() for part in (token, counted.event_name)]
+        asked = [nonce, view.customer, state.stripe_customer or ""]
+        asked += [json.dumps(state.minutes_taken_ms), invoice_terms(view, self._store.now_ms()), cut]
+        return [view.rev, terms, *asked, *names, self._admin.now_ms()]
+
+    def _is_sealed(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
+        """Take the reply to a seal; False where it must be asked again."""
+        try:
+            return self._applied(view, reply, sealing)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a state that cannot be read holds up nobody else
+            sealing.aside[view.customer] = f"its state cannot be read: {error!r:.200}"
+            return True
+
+    def _applied(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:
+        customer = view.customer
+        if is_refusal(reply):
+            # One customer whose keys are not what they must be does not hold up the others of its shard.
+            if not is_of_a_key(reply):
+                raise StoreError(f"the store failed: {reply}") from reply
+            sealing.aside[customer] = str(reply)
+        elif reply[0] == replies.STALE:
+            try:
+                view.cache.learn(view, reply)
+            except StoreError as error:  # It cannot be read; that holds up nobody else.
+                sealing.aside[customer] = str(error)
+                return True
+            return False
+        elif reply[0] == replies.BROKEN:
+            sealing.aside[customer] = f"the field {reply[2].decode()} is not a whole number"
+        elif reply[0] == replies.CLOCK:
+            raise StoreError(f"this host's clock and the store's differ by more than 60 s ({reply[1]} ms)")
+        else:
+            sealing.fine.append(customer)
+            sealing.made += reply[2]
+            nameless = reply[5:]
+            sealing.later += reply[3] - len(nameless[::2])
+            sealing.late += _late_units(customer, reply[4])
+            sealing.now_ms = max(sealing.now_ms, reply[1])
+            sealing.nameless += [
+                Nameless(customer=customer, meter_token=token.decode(), quantity=int(quantity))
+                for token, quantity in zip(nameless[::2], nameless[1::2], strict=True)
+            ]
+        return True
+
+
+def _late_units(customer: str, found: Sequence[Any]) -> Iterator[LateUnits]:
+    for period, token, quantity, is_billed in found:
+        yield LateUnits(
+            customer=customer,
+            period_ms=int(period),
+            meter_token=token.decode(),
+            quantity=int(quantity),
+            is_billed=bool(is_billed),
+        )
+
+
+def _nonces() -> Iterator[str]:
+    """What identifiers begin with, another one for each customer.
+
+    It is mostly the same for all of a page: what is kept of a batch is short then.
+    """
+    page, digits = token_hex(SEALED_DIGITS // 2), NONCE_DIGITS - SEALED_DIGITS
+    return (f"{page}{nth:0{digits}x}" for nth in range(16**digits))
+
+
+def kept_ms(view: CustomerView) -> int:
+    """How long the counters of all rates that a customer has must live."""
+    found = [given.rates for given in view.entitlements.values()]
+    found += [route.rates for route in view.cache.catalog.routes]
+    return keep_ms_of(rate for rates in found for rate in rates)

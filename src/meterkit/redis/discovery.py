@@ -1,0 +1,200 @@
+"""Discovery: the master by sentinels, and the nodes of a cluster by CLUSTER SLOTS."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from binascii import crc_hqx
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import StoreError
+from meterkit.redis.connection import ReplyError
+from meterkit.redis.handshake import connect
+from meterkit.redis.url import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from meterkit.redis.connection import Connection
+    from meterkit.redis.url import Address
+
+__all__ = ["Find", "Slots", "find", "master_of", "named_by", "redirection_of", "slot_of", "slots_of"]
+
+
+async def master_of(
+    address: Address, *, timeout_s: float, clock: Callable[[], float], is_known: bool = False
+) -> Address:
+    """Ask all sentinels at once; as soon as more than half of them agree, they are believed.
+
+    Where so many do not answer in time, what most of those say that do: one alone may have been cut off from
+    the others, and not know of a failover.
+
+    Args:
+        address: of the kind ``sentinel``.
+        timeout_s: how long a sentinel may take.
+        clock: seconds since the epoch.
+        is_known: whether the URL has led to the store before.
+
+    Raises:
+        StoreError: none of them knows the master; the message has the words of the last one.
+    """
+    asked = [
+        asyncio.ensure_future(named_by(place, address, timeout_s=timeout_s, clock=clock, is_known=is_known))
+        for place in address.places
+    ]
+    said: Counter[Place] = Counter()
+    trouble: StoreError | None = None
+    try:
+        for answer in asyncio.as_completed(asked):
+            try:
+                place = await answer
+            except StoreError as error:
+                trouble = error
+                continue
+            said[place] += 1
+            if 2 * said[place] > len(asked):
+                break
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    if not said:
+        raise StoreError(f"no sentinel of {address} names a master: {trouble}", executed=False) from trouble
+    return address.at(said.most_common(1)[0][0])
+
+
+async def named_by(
+    place: Place, address: Address, *, timeout_s: float, clock: Callable[[], float], is_known: bool = False
+) -> Place:
+    """Where the master is by the word of one sentinel. Raises StoreError where it does not say so."""
+    sentinel = address.sentinel_at(place)
+    connection = await connect(
+        sentinel,
+        (),
+        timeout_s=timeout_s,
+        on_end=lambda _connection, _why, _unsent: None,
+        clock=clock,
+        is_known=is_known,
+    )
+    try:
+        reply = await connection.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
+    finally:
+        await connection.close()
+    if isinstance(reply, ReplyError):
+        raise StoreError(f"the sentinel at {place} answers: {reply}", executed=False)
+    if reply is None:
+        raise StoreError(f"the sentinel at {place} knows no master {address.service!r}", executed=False)
+    host, port = reply
+    return Place(host.decode(), int(port))
+
+
+Find = Callable[["Collection[Place]"], Awaitable["Slots"]]
+"""Asks where the slots are; gets the nodes to ask first. Raises StoreError where none answers."""
+_SLOTS: Final = 16_384
+_TAG: Final = re.compile(rb"\{([^}]+)\}")
+
+
+def slot_of(key: str | bytes) -> int:
+    """The hash slot of a key: that of its hash tag, where it has one."""
+    name = key.encode() if isinstance(key, str) else key
+    tag = _TAG.search(name)
+    return crc_hqx(tag[1] if tag else name, 0) % _SLOTS
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Where the slots of a cluster are.
+
+    Attributes:
+        ranges: the first and the last slot of each range, and the node that is its master.
+    """
+
+    ranges: tuple[tuple[int, int, Place], ...]
+
+    def of(self, slot: int) -> Place | None:
+        """The node that has a slot; None where none has."""
+        return next((place for first, last, place in self.ranges if first <= slot <= last), None)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All masters."""
+        return tuple(dict.fromkeys(place for _, _, place in self.ranges))
+
+
+def slots_of(reply: Any, asked: Place) -> Slots:
+    """What a node says to CLUSTER SLOTS.
+
+    Args:
+        reply: its reply.
+        asked: how it was reached: what a node does not know of itself it leaves out.
+    """
+    ranges: list[tuple[int, int, Place]] = []
+    for first, last, (host, port, *_), *_ in reply:
+        ranges.append((first, last, Place(_host((host or b"").decode(), asked), port)))
+    return Slots(tuple(ranges))
+
+
+def redirection_of(reply: str, answered: Place) -> Place:
+    """Where MOVED or ASK sends: its last word, but for the host where the node does not know its own.
+
+    Args:
+        reply: the words of the error.
+        answered: the node that says so.
+    """
+    host, _, port = reply.rsplit(" ", 1)[-1].rpartition(":")
+    return Place(_host(host, answered), int(port))
+
+
+def _host(said: str, asked: Place) -> str:
+    return asked.host if said in {"", "?"} else said
+
+
+async def find(
+    address: Address,
+    known: Iterable[Place],
+    *,
+    timeout_s: float,
+    clock: Callable[[], float],
+    is_known: bool = False,
+) -> Slots:
+    """Ask the nodes in turn where the slots are: those that are known, then those that the URL names.
+
+    ``is_known``: whether the URL has led to the store before.
+
+    Raises:
+        StoreError: none of them says so; the message has the words of the last one.
+    """
+    trouble: StoreError | None = None
+    for place in dict.fromkeys((*known, *address.places)):
+        try:
+            return await _ask(address.at(place), place, timeout_s=timeout_s, clock=clock, is_known=is_known)
+        except StoreError as error:
+            trouble = error
+    why = "no node is named" if trouble is None else trouble
+    raise StoreError(f"the cluster {address} cannot be reached: {why}", executed=False) from trouble
+
+
+async def _ask(
+    address: Address, place: Place, *, timeout_s: float, clock: Callable[[], float], is_known: bool
+) -> Slots:
+    connection: Connection = await connect(
+        address,
+        (),
+        timeout_s=timeout_s,
+        on_end=lambda _connection, _why, _unsent: None,
+        clock=clock,
+        is_known=is_known,
+    )
+    try:
+        reply = await connection.ask("CLUSTER", "SLOTS")
+    finally:
+        await connection.close()
+    if isinstance(reply, ReplyError):
+        raise StoreError(f"the store at {address} does not say where the slots are: {reply}", executed=False)
+    slots = slots_of(reply, place)
+    if not slots.ranges:
+        raise StoreError(f"the store at {address} knows of no slots yet", executed=False)
+    return slots

@@ -1,0 +1,1 @@
+"""Spool files: settlements on disk while the store is away."""

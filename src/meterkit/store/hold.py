@@ -1,0 +1,167 @@
+"""What an allowed decision holds until it is settled: quantities, recorded usage, an audit entry.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
+
+from meterkit.catalog.models import QUANTITY_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.redis.scripts import Script
+    from meterkit.store.views import CustomerView, PreparedDecision
+
+__all__ = [
+    "NOTHING_USED",
+    "TOLD_EVERY_MS",
+    "Correction",
+    "Held",
+    "Mark",
+    "OutlivingWorks",
+    "Used",
+    "add",
+    "audit_keys",
+    "audited_by",
+    "told_of",
+]
+
+
+_NOTHING: Final[dict[str, int]] = {}
+_NO_DIMENSIONS: Final[dict[str, str]] = {}
+
+
+class Used(NamedTuple):
+    """What is counted together.
+
+    Attributes:
+        recorded: meter to the quantity that is recorded.
+        rated: meter to the quantity that its rates count in all.
+        dimensions: the model and the provider, for meters that are derived from others (``where:``).
+        measured: meter to the quantity that the dimensions are of; None: what is rated.
+    """
+
+    recorded: Mapping[str, int] = _NOTHING
+    rated: Mapping[str, int] = _NOTHING
+    dimensions: Mapping[str, str] = _NO_DIMENSIONS
+    measured: Mapping[str, int] | None = None
+
+    @classmethod
+    def of(cls, quantities: Mapping[str, int], **dimensions: str) -> Self:
+        """What is recorded and rated alike."""
+        return cls(quantities, quantities, dimensions)
+
+
+NOTHING_USED: Final = Used()
+
+
+def add(quantities: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    """The sums of quantities by meter; at most 10^15 - 1 each."""
+    total = dict(quantities)
+    for meter, quantity in more.items():
+        total[meter] = min(total.get(meter, 0) + quantity, QUANTITY_MAX)
+    return total
+
+
+class Held(NamedTuple):
+    """What an allowed decision holds.
+
+    Attributes:
+        quantities: by meter.
+        concurrency: meters of whose concurrency it holds one.
+        slot: of five minutes, that it was added to.
+    """
+
+    quantities: Mapping[str, int] = _NOTHING
+    concurrency: tuple[str, ...] = ()
+    slot: int = 0
+
+    @classmethod
+    def of(cls, decision: PreparedDecision, slot: int) -> Self:
+        """What a decision holds, if it allowed."""
+        return cls(decision.held, decision.program.concurrency, slot)
+
+
+class Correction(NamedTuple):
+    """What rates have counted already of quantities that were not known yet; it is corrected.
+
+    Attributes:
+        reserved: meter to the quantity that was counted.
+        rates: the fields of the rates.
+        at_ms: when that was.
+    """
+
+    reserved: Mapping[str, int] = _NOTHING
+    rates: frozenset[str] = frozenset()
+    at_ms: int = 0
+
+
+class Mark(NamedTuple):
+    """That a request with an idempotency key has ended.
+
+    Attributes:
+        digest: of the key.
+        billed: whether it is remembered from now on.
+    """
+
+    digest: str
+    billed: bool
+
+    @classmethod
+    def of(cls, decision: PreparedDecision, *, billed: bool) -> Self | None:
+        """Of a request so decided; None: it has no such key, or is a repeat."""
+        return cls(decision.digest, billed) if decision.digest else None
+
+
+_TOLD_MAX: Final = 400  # Bytes; a model's name comes from outside.
+_TOLD: Final = ("model", "provider")
+
+
+def audited_by(view: CustomerView) -> Script | None:
+    """The script that settles and enters it; None: it is not entered, as are addresses of the anonymous."""
+    return None if view.anonymous else view.cache.settle_audited
+
+
+def audit_keys(view: CustomerView) -> Sequence[str]:
+    """The keys that it has besides; none where nothing is entered."""
+    return () if audited_by(view) is None else (view.cache.keys.audit(view.shard),)
+
+
+def told_of(used: Used, occurred_ms: int | None) -> bytes:
+    """What else is known, a line each: when it occurred, if not just now (ms), model, provider."""
+    if occurred_ms is None and not used.dimensions:
+        return b""
+    names = (used.dimensions.get(name, "").replace("\n", " ") for name in _TOLD)
+    text = "\n".join(("" if occurred_ms is None else str(occurred_ms), *names))
+    return text.encode("utf-8", "replace")[:_TOLD_MAX]
+
+
+TOLD_EVERY_MS: Final = 3_600_000
+"""How often it is told at most that jobs do not end."""
+
+
+class Ends(Protocol):
+    """A job whose end may be seen."""
+
+    def end(self) -> None:
+        """Give back what is held for it."""
+
+
+class OutlivingWorks:
+    """The jobs by the provider's ids.
+
+    Attributes:
+        works: those for which something is held.
+        owners: who began the latest ones: counted without a look into the store while that is away.
+        told_ms: when it was last told that one does not end.
+    """
+
+    __slots__ = ("owners", "told_ms", "works")
+
+    def __init__(self) -> None:
+        self.works: dict[str, Ends] = {}
+        self.owners: dict[str, CustomerView] = {}
+        self.told_ms = -TOLD_EVERY_MS

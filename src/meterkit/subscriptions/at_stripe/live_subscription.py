@@ -1,0 +1,339 @@
+"""A subscription as it is at Stripe now, and idempotent changes of it, at once or by a schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
+from meterkit.stripe.request import ENDED_HERE
+from meterkit.subscriptions.at_stripe.idempotency import MARK, key_of, mark_of
+from meterkit.subscriptions.at_stripe.items import as_new, items_of
+from meterkit.subscriptions.at_stripe.objects import id_in, part_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.at_stripe.items import Item
+
+__all__ = ["FLEXIBLE", "PRORATED", "LiveSubscription", "give_up", "phases", "whole"]
+
+
+PRORATED: Final = "create_prorations"
+_AS_THEY_ARE: Final = ("trial_end", "default_payment_method", "collection_method", "description")
+
+
+def phases(
+    schedule: Mapping[str, Any],
+    *,
+    now: Sequence[Mapping[str, Parameter]],
+    later: Sequence[Mapping[str, Parameter]],
+    change_s: int,
+    interval: str,
+) -> list[dict[str, Parameter]]:
+    """The phases of a schedule: what there is until the change, and from then on the new items for a period.
+
+    After that the subscription goes on without a schedule. With ``proration_behavior: none`` Stripe removes a
+    metered price "without billing for it"
+    (https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup). Whether that loses usage
+    at the end of a period is not documented; prorations at a period's end come to nothing, so they are on.
+
+    Args:
+        schedule: as Stripe shows it.
+        now: the items until then.
+        later: the items from then on.
+        change_s: when the change takes effect (Unix seconds).
+        interval: how often the new base price is paid: ``month`` or ``year``.
+    """
+    current = _current_phase(schedule)
+    kept: dict[str, Parameter] = {name: current[name] for name in _AS_THEY_ARE if current.get(name)}
+    discounts = [
+        {name: found[name] for name in ("coupon", "discount", "promotion_code") if found.get(name)}
+        for found in current.get("discounts") or ()
+    ]
+    if discounts:
+        kept["discounts"] = discounts
+    first: dict[str, Parameter] = {
+        **kept,
+        "items": list(now),
+        "start_date": current["start_date"],
+        "end_date": change_s,
+    }
+    next_: dict[str, Parameter] = {
+        **{name: value for name, value in kept.items() if name != "trial_end"},
+        "items": list(later),
+        "duration": {"interval": interval, "interval_count": 1},
+        "proration_behavior": PRORATED,
+    }
+    return [first, next_]
+
+
+def _current_phase(schedule: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Sequence[Mapping[str, Any]] = schedule["phases"]
+    begins = part_of(schedule, "current_phase").get("start_date")
+    return next((phase for phase in found if phase["start_date"] == begins), found[0])
+
+
+_PATH: Final = "/v1/subscriptions"
+_SCHEDULES: Final = "/v1/subscription_schedules"
+_GONE: Final = frozenset({"canceled", "completed", "released"})
+_REPLAYS_MAX: Final = 16
+FLEXIBLE: Final[Mapping[str, Parameter]] = {"billing_mode": {"type": "flexible"}}
+"""The billing mode in which Stripe bills usage at the price that it was recorded under."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSubscription:
+    """A subscription as Stripe has it, with its schedule, and what changes it there.
+
+    Each change raises :class:`~meterkit.errors.StripeError` where Stripe refuses, and
+    :class:`~meterkit.errors.StripeUnavailableError` where it does not answer: whether it was done is not
+    known then, and asking again does what is left of it.
+
+    Attributes:
+        api: the way to Stripe.
+        found: the subscription as Stripe shows it.
+        again: which try this is at what Stripe has refused before.
+    """
+
+    api: StripeApi
+    found: Mapping[str, Any]
+    again: int = 0
+
+    @classmethod
+    async def fetch(cls, api: StripeApi, subscription: str, again: int = 0) -> LiveSubscription | None:
+        """Look at it; None: Stripe does not have it."""
+        try:
+            found = await api.get(f"{_PATH}/{subscription}", {"expand": ["schedule", "latest_invoice"]})
+        except StripeError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        return cls(api=api, found=await whole(api, found), again=again)
+
+    @property
+    def id(self) -> str:
+        """``sub_…``."""
+        return str(self.found["id"])
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """What it consists of."""
+        return items_of(self.found)
+
+    @property
+    def schedule(self) -> Mapping[str, Any] | None:
+        """What is scheduled for it; None: nothing."""
+        found = part_of(self.found, "schedule")
+        return None if not found or found.get("status") in _GONE else found
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is to end, with its period or at another instant, as Stripe's portal may have it."""
+        return bool(self.found.get("cancel_at_period_end") or self.found.get("cancel_at"))
+
+    @property
+    def is_classic(self) -> bool:
+        """Whether it has Stripe's classic billing mode."""
+        return part_of(self.found, "billing_mode").get("type") == "classic"
+
+    async def update(self, params: Mapping[str, Parameter]) -> None:
+        """Change it at once; the change leaves its mark, so that the same change again later is another."""
+        if "items" in params:
+            await self.make_flexible()
+        key = key_of("update", self.id, mark_of(self.found), _signs(self.items), params, self.again)
+        await self._post(f"{_PATH}/{self.id}", {**params, "metadata": {MARK: key}}, key, (_sign, _sign(self)))
+
+    async def release(self) -> None:
+        """Take back what is scheduled; it stays as it is now."""
+        if self.schedule is not None:
+            path = f"{_SCHEDULES}/{self.schedule['id']}"
+            key = key_of("release", path, self.again)
+            await self._post(f"{path}/release", {}, key, (_scheduled, self.schedule["id"]))
+
+    async def arrange(
+        self,
+        later: Sequence[Mapping[str, Parameter]],
+        *,
+        change_s: int,
+        interval: str,
+        now: Sequence[Mapping[str, Parameter]] | None = None,
+    ) -> None:
+        """Have it changed when its period ends.
+
+        Args:
+            later: the items from then on.
+            change_s: when its period ends (Unix seconds).
+            interval: how often the base price among them is paid.
+            now: the items until then; default: those that it has.
+        """
+        await self.make_flexible()
+        schedule = self.schedule or await self._new_schedule(change_s)
+        params: dict[str, Parameter] = {
+            "phases": phases(
+                schedule,
+                now=now or [as_new(item) for item in self.items],
+                later=later,
+                change_s=change_s,
+                interval=interval,
+            ),
+            "end_behavior": "release",
+            "proration_behavior": PRORATED,
+        }
+        key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
+        path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {MARK: key}}
+        await self._post(path, sent, key, (_scheduled, schedule["id"]))
+
+    async def _new_schedule(self, change_s: int) -> Mapping[str, Any]:
+        """A schedule of what it is now; not one that has ended, which an answer of earlier may name."""
+        ended = ""
+        for _ in range(_REPLAYS_MAX):
+            key = key_of("schedule", self.id, change_s, ended, self.again)
+            # The schedule inherits the billing mode; sent with `from_subscription` it is refused.
+            made = await self._post(_SCHEDULES, {"from_subscription": self.id}, key, (_scheduled, None))
+            found = await self.api.get(f"{_SCHEDULES}/{made['id']}")
+            if found.get("status") not in _GONE:
+                return found
+            ended = str(made["id"])
+        raise StripeError(
+            f"Stripe has ended {_REPLAYS_MAX} schedules of this subscription; try again tomorrow"
+        )
+
+    async def cancel_at_end(self) -> None:
+        """Have it end with its period; what is scheduled for it gives way."""
+        await self.release()
+        await self.update({"cancel_at_period_end": True})
+
+    async def resume(self) -> None:
+        """Have it go on."""
+        at_end = bool(self.found.get("cancel_at_period_end"))
+        await self.update({"cancel_at_period_end": False} if at_end else {"cancel_at": ""})
+
+    async def end(self, *, give_back: bool = False) -> None:
+        """End it now: what was used is billed, and what was paid in advance may be given back.
+
+        Stripe would give back what was never paid, too
+        (https://docs.stripe.com/billing/subscriptions/prorations).
+        """
+        status = self.found["status"]
+        if status == "incomplete":
+            await give_up(self.api, self.found, self.again)
+            return
+        params: dict[str, Parameter] = {
+            "invoice_now": True,
+            "prorate": give_back and status == "active",
+            # By this comment the close of the period knows that the last invoice is ours to collect.
+            "cancellation_details": {"comment": ENDED_HERE},
+        }
+        try:
+            await self.api.delete(f"{_PATH}/{self.id}", params, idempotency_key=key_of("end", self.id))
+        except StripeError as error:
+            if error.status != HTTPStatus.NOT_FOUND:  # It has ended: that is done.
+                raise
+
+    async def make_flexible(self) -> None:
+        """Migrate a subscription of the classic billing mode, once, before its items change.
+
+        In classic mode usage before a change of its price is never billed
+        (https://docs.stripe.com/billing/subscriptions/billing-mode/compare).
+
+        Raises:
+            SubscriptionError: Stripe refuses to migrate it.
+        """
+        if not self.is_classic:
+            return
+        path = f"{_PATH}/{self.id}/migrate"
+        key = key_of("migrate", path, self.again)
+        try:
+            await self.api.post(path, FLEXIBLE, idempotency_key=key)
+        except StripeUnavailableError:
+            raise
+        except StripeError as error:
+            if error.is_replayed:
+                raise
+            now = await LiveSubscription.fetch(self.api, self.id)
+            if now is None or not now.is_classic:
+                return  # Another request has migrated it, or it is gone, which the change finds out.
+            raise SubscriptionError(
+                f"the subscription {self.id} has Stripe's classic billing mode, which never bills usage"
+                f" before a change of its price, and it cannot be migrated: {error}. Take back what is"
+                " scheduled, or migrate it at Stripe"
+                " (https://docs.stripe.com/billing/subscriptions/billing-mode), and ask again"
+            ) from error
+
+    async def _post(
+        self,
+        path: str,
+        params: Mapping[str, Parameter],
+        key: str,
+        seen: tuple[Callable[[LiveSubscription], object], object],
+    ) -> dict[str, Any]:
+        """Change it, or say that another change came first.
+
+        Args:
+            path: of what is changed.
+            params: what it is to be.
+            key: the idempotency key.
+            seen: what the change relies on, and its value when `found` was fetched.
+
+        Raises:
+            SubscriptionError: Stripe refuses, and what the change relies on is not so any more.
+        """
+        try:
+            return await self.api.post(path, params, idempotency_key=key)
+        except StripeError as error:
+            is_wrong = error.type == "invalid_request_error" and not error.is_replayed
+            now = await LiveSubscription.fetch(self.api, self.id) if is_wrong else None
+            of, before = seen
+            if now is not None and of(now) != before:
+                raise SubscriptionError(
+                    f"the subscription {self.id} was changed by another request at the same time:"
+                    " look at it, and ask again"
+                ) from error
+            raise
+
+
+async def whole(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
+    """A subscription with all of its items, and the prices of what is scheduled. Raises StripeError.
+
+    Stripe may show only the first items, and of the prices of a schedule the ids: expanding them in a list of
+    subscriptions would go five levels deep, and four are allowed (https://docs.stripe.com/api/expanding_objects).
+    """
+    items, schedule = part_of(found, "items"), part_of(found, "schedule")
+    if schedule and schedule.get("status") not in _GONE:
+        expand = {"expand": ["phases.items.price"]}
+        found = {**found, "schedule": await api.get(f"{_SCHEDULES}/{schedule['id']}", expand)}
+    if items.get("has_more") is not True:
+        return found
+    listed = await api.list("/v1/subscription_items", {"subscription": str(found["id"])})
+    return {**found, "items": {**items, "data": listed, "has_more": False}}
+
+
+async def give_up(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> None:
+    """End a subscription that is not paid for yet, by voiding its invoice.
+
+    That ends it (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses), and nobody
+    can pay it any more: where the subscription alone is canceled, a page that is open in a browser can.
+
+    Raises:
+        StripeError: Stripe refuses, as where it has been paid by now; or does not answer.
+    """
+    path = f"/v1/invoices/{id_in(found, 'latest_invoice')}/void"
+    await api.post(path, idempotency_key=key_of("void", path, again))
+
+
+def _scheduled(live: LiveSubscription) -> object:
+    """The id of its schedule; None: it has none."""
+    return None if live.schedule is None else live.schedule["id"]
+
+
+def _sign(live: LiveSubscription) -> object:
+    """What tells whether a subscription has changed."""
+    return [live.found["status"], mark_of(live.found), _signs(live.items), _scheduled(live), live.is_ending]
+
+
+def _signs(items: Sequence[Item]) -> list[list[object]]:
+    return [[item.id, item.price, item.quantity] for item in items]

@@ -1,0 +1,156 @@
+"""Changes one at a time: a lease per customer, and the retry queue of accepted changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from random import SystemRandom
+from typing import TYPE_CHECKING, Final
+
+from meterkit.customers.states import States
+from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError, SubscriptionBusyError
+from meterkit.store.tasks import TaskLease
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.store.store import Store
+
+__all__ = ["WAIT_S", "AskedChanges", "alone"]
+
+
+_LEASE_MS: Final = 60_000
+WAIT_S: Final = 9.0
+"""A client gets its answer within 10 s."""
+
+
+@asynccontextmanager
+async def alone(store: Store, customer: str, *, within_s: float | None = None) -> AsyncGenerator[None]:
+    """Hold the customer's lease while the block runs; wait for another holder first.
+
+    A process that is killed meanwhile keeps the lease for a minute.
+
+    Args:
+        store: where the lease is.
+        customer: whose.
+        within_s: how long to wait, in real seconds; None: :data:`WAIT_S`.
+
+    Raises:
+        SubscriptionBusyError: another call has the lease for longer than a client waits.
+        StoreError: the store does not answer.
+    """
+    lease = TaskLease(store, store.keys.beginning(customer), lasts_ms=_LEASE_MS)
+    async with lease.held(within_s=WAIT_S if within_s is None else within_s) as is_held:
+        if not is_held:
+            raise SubscriptionBusyError(customer, retry_after_s=await lease.left_s())
+        yield
+
+
+_logger = logging.getLogger("meterkit.subscriptions")
+_jitter = SystemRandom().uniform
+_EVERY_S: Final = 2.0
+_AGAIN_MS: Final = 5_000
+_GIVEN_UP_MS: Final = 900_000
+_PATIENCE_S: Final = 50.0
+_KEPT_MS: Final = 86_400_000
+
+
+class AskedChanges:
+    """Plans that customers asked for, kept in their states, and tried again in the background by any process.
+
+    Args:
+        store: where the states are.
+        apply: puts a customer on a plan; safe to repeat.
+    """
+
+    def __init__(self, store: Store, apply: Callable[[str, str], Awaitable[object]]) -> None:
+        self._store = store
+        self._states = States(store)
+        self._apply = apply
+
+    async def put(self, customer: str, plan: str) -> None:
+        """Accept a change: another one that is asked for and not made gives way.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        now_ms = self._store.now_ms()
+        await self._queue(customer, now_ms + _AGAIN_MS)
+        await self._states.change(
+            customer, lambda state: replace(state, asked_plan=plan, asked_ms=now_ms), cause="api"
+        )
+
+    async def forget(self, customer: str) -> None:
+        """Drop what was asked for, if anything was. Raises StoreError."""
+        await self._states.change(customer, _without, cause="api")
+        admin = await self._store.admin()
+        await admin.ask(admin.client.zrem(self._key, customer))
+
+    async def run(self) -> None:
+        """Try what is due, every two seconds, until cancelled.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        while True:
+            await asyncio.sleep(_EVERY_S * _jitter(0.8, 1.2))
+            await self.turn()
+
+    async def turn(self) -> None:
+        """Try what is due, once.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        admin = await self._store.admin()
+        due: list[bytes] = await admin.ask(
+            admin.client.zrangebyscore(self._key, "-inf", self._store.now_ms())
+        )
+        for member in due:
+            await self._try(member.decode())
+
+    async def _try(self, customer: str) -> None:
+        _, state = await self._states.read(customer)
+        plan = state.asked_plan
+        if plan is None:
+            await self.forget(customer)
+            return
+        # Before the try: other processes, and this one after a crash, leave it alone meanwhile.
+        await self._queue(customer, self._store.now_ms() + int(1000 * _PATIENCE_S))
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._apply(customer, plan)
+        except (StripeUnavailableError, TimeoutError) as error:
+            if self._store.now_ms() < state.asked_ms + _GIVEN_UP_MS:
+                await self._queue(customer, self._store.now_ms() + _AGAIN_MS)
+                return
+            why = str(error) or "Stripe did not confirm it in time"
+        except StoreError:
+            raise
+        except MeterkitError as error:
+            why = str(error)
+        else:
+            why = ""
+        if why:
+            _logger.error(
+                "customer %r asked for plan %r and keeps the plan of before: %s", *(customer, plan, why)
+            )
+        await self.forget(customer)
+
+    async def _queue(self, customer: str, due_ms: int) -> None:
+        admin = await self._store.admin()
+        pipe = admin.client.pipeline(transaction=False)
+        pipe.zadd(self._key, {customer: due_ms})
+        pipe.pexpire(self._key, _KEPT_MS)
+        await admin.ask(pipe.execute())
+
+    @property
+    def _key(self) -> str:
+        return self._store.keys.hooks("changes")
+
+
+def _without(state: CustomerState) -> CustomerState:
+    return replace(state, asked_plan=None, asked_ms=0) if state.asked_plan is not None else state

@@ -1,0 +1,292 @@
+"""Sync one Stripe customer: fetch its subscriptions, store its state, log differences from the plans."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog.scalars import DAY_MS
+from meterkit.customers.drifts import Drifts
+from meterkit.customers.states import States
+from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
+from meterkit.decisions.customer_state import with_subscription
+from meterkit.decisions.subscription import switched_by_others
+from meterkit.errors import StripeError
+from meterkit.outbox.closes import note_renewal
+from meterkit.store.messages import tell
+from meterkit.subscriptions.at_stripe.drift import drift_of_customer, plan_in
+from meterkit.subscriptions.at_stripe.items import items_of
+from meterkit.subscriptions.at_stripe.live_subscription import whole
+from meterkit.subscriptions.at_stripe.objects import id_in, part_of
+from meterkit.subscriptions.at_stripe.prices import PriceBook
+from meterkit.subscriptions.at_stripe.reading import (
+    COUPONS,
+    asks_for_payment_method,
+    has_payment_method,
+    in_force,
+    metered_of,
+    read_subscription,
+)
+from meterkit.subscriptions.webhooks.linking import LINK, Linking
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from meterkit.customers.drifts import Drift
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
+
+__all__ = ["NIGHTLY", "Drifting", "Looker", "LostError"]
+
+
+_logger = logging.getLogger("meterkit.subscriptions")
+_FRESH_MS: Final = 60_000
+_TOLD_MS: Final = 3_600_000
+
+
+class Drifting:
+    """Notes how the subscriptions of customers differ from the plans file.
+
+    Args:
+        store: where it is noted.
+        api: the way to Stripe.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._book = PriceBook(store, api)
+        self._drifts = Drifts(store)
+        self._told_ms = 0
+        self._untold = 0
+
+    async def look(
+        self, customer: str, found: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None
+    ) -> None:
+        """Note what differs of a customer's subscriptions, and log what was not noted before.
+
+        Where Stripe does not show prices now, what was noted before stays.
+
+        Args:
+            customer: whose they are.
+            found: all subscriptions of the Stripe customer, with ``latest_invoice`` expanded.
+            chosen: the one that counts; None: there is none.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        try:
+            drifts = await self._compared(found, chosen)
+        except StripeError:
+            return
+        new = await self._drifts.put(customer, drifts)
+        if new:
+            self._tell(customer, new[0])
+
+    async def _compared(
+        self, found: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None
+    ) -> tuple[Drift, ...]:
+        catalog = self._store.catalog
+        plan = None if chosen is None else plan_in(items_of(chosen), catalog)
+        if plan is None:
+            return drift_of_customer(found, chosen, catalog, None)
+        drifts = drift_of_customer(found, chosen, catalog, await self._book.of(plan))
+        if drifts:  # A price may be younger than the book.
+            fresh = await self._book.of(plan, within_ms=_FRESH_MS)
+            drifts = drift_of_customer(found, chosen, catalog, fresh)
+        return drifts
+
+    def _tell(self, customer: str, drift: Drift) -> None:
+        """Log a difference; of many within an hour, which have one cause most of the time, the first."""
+        now_ms = self._store.now_ms()
+        if self._told_ms <= now_ms < self._told_ms + _TOLD_MS:
+            self._untold += 1
+            return
+        more = f"; so do those of {self._untold} customers since the last line" if self._untold else ""
+        self._told_ms, self._untold = now_ms, 0
+        _logger.warning(
+            "subscription %s of customer %r differs from the plans file: %s%s;"
+            " `meterkit subscriptions check` lists all",
+            *(drift.subscription, customer, drift.message, more),
+        )
+
+
+_EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
+_GONE: Final = "resource_missing"
+_HELD_MS: Final = 60_000
+_EVENT: Final = "evt_"
+_UPDATED: Final = "customer.subscription.updated"
+_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+NIGHTLY: Final = "reconcile"
+"""The cause of a look that nothing has asked for but the night."""
+
+
+class LostError(Exception):
+    """Somebody else has the entry by now: nothing that was found is stored."""
+
+
+class _UnlinkedError(Exception):
+    """The customer was unlinked or deleted meanwhile."""
+
+
+class Looker:
+    """Does what an entry of the queue asks for.
+
+    Args:
+        store: where customers are.
+        api: the way to Stripe.
+        queue: where entries are.
+        refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        api: Callable[[], StripeApi],
+        queue: HookQueue,
+        refused: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._states = States(store)
+        self._api = api
+        self._queue = queue
+        self._refused = refused
+        self._drifting = Drifting(store, api)
+        self.linking = Linking(store, api)
+
+    async def look(self, entry: Entry) -> None:
+        """Fetch a Stripe customer's subscriptions, store the one that counts, and tell what is to be told.
+
+        Raises:
+            CustomerError: it cannot be linked to whom Stripe names.
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+            LostError: somebody else has the entry by now.
+            ValueError: what Stripe shows cannot be read.
+        """
+        linked, catalog = entry.stripe_customer, self._store.catalog
+        if linked.startswith(_EVENT):
+            await self._refused(linked)
+            return
+        customer = await self.linking.owner(linked)
+        if customer is None and await self.linking.is_retired(linked):
+            return  # Its customer was deleted here.
+        found = await self._subscriptions(linked, is_known=customer is not None)
+        chosen = in_force(found, catalog, await self._known(customer))
+        if customer is None:
+            ordered = [*([] if chosen is None else [chosen]), *found]
+            sessions = [note.data["session"] for note in entry.notes if note.kind == LINK]
+            customer = await self.linking.link(linked, ordered, sessions)
+            if customer is None:
+                return
+        subscription = None if chosen is None else await self._read(chosen)
+        # What was fetched is stored only by who has the entry: nobody has fetched anything newer.
+        if not await self._queue.keep(entry):
+            raise LostError
+        try:
+            known = await self._store_subscription(customer, linked, subscription, entry.cause)
+        except _UnlinkedError:
+            return  # The subscriptions belong to no customer here: store and report nothing.
+        await note_renewal(self._store, customer, subscription, known=known)
+        if entry.cause == NIGHTLY or (subscription is not None and subscription.plan is None):
+            await self._drifting.look(customer, found, chosen)
+        for note in entry.notes:
+            if note.kind != LINK:
+                await tell(self._store, customer, note.kind, {**note.data, "id": note.name})
+
+    async def _store_subscription(
+        self, customer: str, linked: str, subscription: SubscriptionState | None, cause: str
+    ) -> SubscriptionState | None:
+        """Store what was fetched; return what was known. Usage that missed a change of prices is late."""
+        store, having = self._store, _having(linked, subscription)
+        rev, before = await self._states.read(customer)
+        switched = switched_by_others(before.subscription, subscription, store.now_ms())
+        if subscription is None or not switched:
+            await self._states.change(customer, having, cause=cause)
+            return before.subscription
+        after = having(before)
+        found = await self._api().list("/v1/billing/meters")
+        events = {meter["event_name"] for meter in found if meter["id"] in switched}
+        change = Switch(
+            rev=rev,
+            events=events,
+            changed_ms=await self._when(subscription.id, subscription.metered),
+            cause=cause,
+        )
+        # Sealed now, usage could be stamped before the change.
+        await hold_usage(store, customer, till_ms=store.now_ms() + _HELD_MS)
+        # Whoever dies behind this finds the same change again, and what is late already.
+        await strand_usage(store, customer, before, after, change)
+        await self._states.change(customer, having, cause=cause)
+        await let_go_of_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
+        return before.subscription
+
+    async def _when(self, subscription: str, metered: str) -> int:
+        """Since when a subscription has its metered prices, at the latest: Stripe's events of a day tell."""
+        changed_ms = now_ms = self._store.now_ms()
+        asked: dict[str, Parameter] = {"type": _UPDATED, "created": {"gte": (now_ms - DAY_MS) // 1000}}
+        try:
+            async for page in self._api().pages("/v1/events", asked):
+                for event in page:
+                    shown = part_of(part_of(event, "data"), "object")
+                    if shown.get("id") != subscription:
+                        continue
+                    if metered_of(shown) != metered:
+                        return changed_ms
+                    changed_ms = min(changed_ms, int(event["created"]) * 1000)
+        except StripeError as error:
+            if error.status not in _OF_THE_KEY:
+                raise
+        return changed_ms
+
+    async def _subscriptions(self, linked: str, *, is_known: bool) -> list[dict[str, Any]]:
+        """All subscriptions that a Stripe customer has, and had; none of one that is deleted.
+
+        Raises:
+            StripeError: Stripe has never had one that is linked here: the key is of another account, or of
+                its sandbox.
+        """
+        asked = {"customer": linked, "status": "all", "expand": _EXPAND}
+        try:
+            found = await self._api().list("/v1/subscriptions", asked)
+        except StripeError as error:
+            is_gone = error.code == _GONE and error.param == "customer"
+            if is_gone and not (is_known and await self._is_strange(linked)):
+                return []
+            raise
+        return [await whole(self._api(), one) for one in found]
+
+    async def _is_strange(self, linked: str) -> bool:
+        """Whether Stripe does not even know that there was such a customer: of a deleted one it does."""
+        try:
+            await self._api().get(f"/v1/customers/{linked}")
+        except StripeError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return True
+            raise
+        return False
+
+    async def _known(self, customer: str | None) -> str | None:
+        if customer is None:
+            return None
+        _, state = await self._states.read(customer)
+        return None if state.subscription is None else state.subscription.id
+
+    async def _read(self, chosen: Mapping[str, Any]) -> SubscriptionState:
+        can_pay = False
+        if asks_for_payment_method(chosen):
+            can_pay = has_payment_method(await self._api().get(f"/v1/customers/{id_in(chosen, 'customer')}"))
+        return read_subscription(chosen, self._store.catalog, has_payment_method=can_pay)
+
+
+def _having(linked: str, subscription: SubscriptionState | None) -> Callable[[CustomerState], CustomerState]:
+    def change(state: CustomerState) -> CustomerState:
+        if state.stripe_customer != linked:
+            raise _UnlinkedError
+        return with_subscription(state, subscription)
+
+    return change

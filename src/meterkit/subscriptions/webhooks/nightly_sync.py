@@ -1,0 +1,218 @@
+"""The nightly sync: find what no webhook has brought, by Stripe's events and a look at each customer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from http import HTTPStatus
+from random import SystemRandom
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.errors import MeterkitError, StoreError, StripeError
+from meterkit.store.tasks import TaskLease
+from meterkit.subscriptions.at_stripe.objects import base_key
+from meterkit.subscriptions.at_stripe.prices import prices_by_key
+from meterkit.subscriptions.rules.changes import is_sold
+from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
+from meterkit.subscriptions.webhooks.events import TYPES, hint_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.webhooks.events import Hint
+    from meterkit.subscriptions.webhooks.queue import HookQueue
+
+__all__ = ["Night", "Sweeper", "due_shards"]
+
+
+_DAY_MS: Final = 86_400_000
+_NIGHT_MS: Final = 6 * 3_600_000
+_LATE_MS: Final = 600_000
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Night:
+    """A shard's turn.
+
+    Attributes:
+        day: since 1970.
+        shard: whose customers are looked at.
+    """
+
+    day: int
+    shard: int
+
+    def dump(self) -> str:
+        """As text."""
+        return f"{self.day} {self.shard}"
+
+    @classmethod
+    def parse(cls, text: str) -> Night | None:
+        """The inverse of :meth:`dump`; None of an empty one."""
+        return cls(*map(int, text.split())) if text else None
+
+
+def due_shards(done: Night | None, now_ms: int, shards: int) -> Iterator[tuple[Night, int]]:
+    """The turns that have begun and are not done, in order, and over how long (ms) each is spread.
+
+    A day that nobody was there for is left out. What is late of this one is spread over as long as a night:
+    what is due first is looked at first, and events would wait behind everybody.
+
+    Args:
+        done: the last turn that was done.
+        now_ms: now.
+        shards: how many there are.
+    """
+    day, into_ms = divmod(now_ms, _DAY_MS)
+    span_ms = max(1, _NIGHT_MS // shards)
+    first = done.shard + 1 if done is not None and done.day == day else 0
+    if done is not None and done.day > day:
+        return  # Of a clock that was ahead.
+    for shard in range(first, min(shards, into_ms // span_ms + 1)):
+        is_late = into_ms >= (shard + 1) * span_ms + _LATE_MS
+        yield Night(day, shard), _NIGHT_MS if is_late else span_ms
+
+
+_logger = logging.getLogger("meterkit.subscriptions")
+_random = SystemRandom()
+_EVERY_S: Final = 30.0
+_SWEEP_MS: Final = 300_000
+# Stripe's list is behind what has happened by a while, and hosts' clocks are apart.
+_OVERLAP_S: Final = 900
+_FIRST_S: Final = 3_600
+_LIST_DAYS_S: Final = 30 * 86_400
+_LEASE_MS: Final = 600_000
+_ASKED_AGAIN_MS: Final = 3_600_000
+_KEPT_MS: Final = 400 * 86_400_000
+_PAGE: Final = 200
+
+
+class Sweeper:
+    """Queues what no webhook has brought; one process at a time does, whichever has the lease.
+
+    Args:
+        store: where customers are.
+        api: the way to Stripe.
+        queue: what there is to do.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi], queue: HookQueue) -> None:
+        self._store = store
+        self._api = api
+        self._queue = queue
+        self._lease = TaskLease(store, store.keys.hooks("sweep"), lasts_ms=_LEASE_MS)
+        self._told = False
+        self._has_prices = False
+        self._asked_ms = -_ASKED_AGAIN_MS
+
+    async def run(self) -> None:
+        """Sweep every five minutes, and once a night look at everybody; until cancelled."""
+        while True:
+            await self.turn()
+            await asyncio.sleep(_EVERY_S * _random.uniform(0.8, 1.2))
+
+    async def turn(self) -> None:
+        """Do what is due, unless another process does. Raises nothing but cancellation."""
+        try:
+            if await self._sells():
+                async with self._lease.held() as is_held:
+                    if is_held:
+                        await self._sweep_if_due()
+                        await self._night()
+            self._told = False
+        except (StripeError, StoreError) as error:
+            if not self._told:
+                _logger.warning("events that were not delivered are looked for later: %s", error)
+            self._told = True
+        except MeterkitError:
+            _logger.exception("events that were not delivered are looked for later")
+
+    async def sweep(self) -> int:
+        """Queue the events that Stripe has listed since the last time; how many were new.
+
+        Raises:
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+        """
+        now_s = self._store.now_ms() // 1000
+        cursor_s = int(await self._read("cursor") or now_s - _FIRST_S)
+        since_s = max(cursor_s - _OVERLAP_S, now_s - _LIST_DAYS_S)
+        asked: dict[str, Parameter] = {"types": list(TYPES), "created": {"gte": since_s}}
+        new, newest_s = 0, cursor_s
+        async for page in self._api().pages("/v1/events", asked):
+            for event in page:
+                newest_s = max(newest_s, int(event.get("created") or 0))
+                hint = hint_of(event)
+                new += hint is not None and await self._add(hint, event)
+        # Not past what could be listed yet.
+        await self._write("cursor", min(newest_s, now_s))
+        if new:
+            _logger.info("%d events of Stripe were found that no webhook had brought", new)
+        return new
+
+    async def _add(self, hint: Hint, event: Mapping[str, Any]) -> bool:
+        """Queue what an event hints at; whether nothing had brought it before."""
+        noted = await self._queue.add(hint, alarm=str(event["type"]) if hint.alarm else "")
+        if hint.alarm is not None and noted != "duplicate":
+            _logger.error("%s", hint.alarm)
+        return noted != "duplicate"
+
+    async def _sweep_if_due(self) -> None:
+        now_ms = self._store.now_ms()
+        last_ms = int(await self._read("swept") or 0)
+        if not last_ms <= now_ms < last_ms + _SWEEP_MS:
+            await self.sweep()
+            await self._write("swept", now_ms)
+
+    async def _night(self) -> None:
+        """Queue the linked customers of the shards whose turn it is, each at some time of their turn."""
+        done = Night.parse(await self._read("night") or "")
+        for night, span_ms in due_shards(done, self._store.now_ms(), self._store.keys.shards):
+            await self._look_at_shard(night.shard, span_ms)
+            await self._write("night", night.dump())
+
+    async def _look_at_shard(self, shard: int, span_ms: int) -> None:
+        admin, keys = await self._store.admin(), self._store.keys
+        members: set[bytes] = await admin.ask(admin.client.smembers(keys.shard(shard, "customers")))
+        customers = sorted(member.decode() for member in members)
+        for start in range(0, len(customers), _PAGE):
+            pipe = admin.client.pipeline(transaction=False)
+            for customer in customers[start : start + _PAGE]:
+                pipe.hget(keys.customer(customer).state, "data")
+            for data in await admin.ask(pipe.execute()):
+                linked = CustomerState.parse(data or b"").stripe_customer
+                if linked is not None:
+                    await self._queue.look(linked, NIGHTLY, delay_ms=_random.randrange(span_ms))
+
+    async def _sells(self) -> bool:
+        """Whether Stripe has a price of a plan: else it has no subscriptions to look for.
+
+        Of a plans file without ids that is asked once an hour. A key that may not read prices sells nothing.
+        """
+        plans = self._store.catalog.plans.values()
+        if any(plan.price.stripe_price is not None for plan in plans):
+            return True
+        sold, now_ms = [base_key(plan.key) for plan in plans if is_sold(plan)], self._store.now_ms()
+        if sold and not self._asked_ms <= now_ms < self._asked_ms + _ASKED_AGAIN_MS:
+            try:
+                self._has_prices = bool(await prices_by_key(self._api(), sold))
+            except StripeError as error:
+                if error.status not in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                    raise
+                self._has_prices = False
+            self._asked_ms = now_ms
+        return bool(sold) and self._has_prices
+
+    async def _read(self, name: str) -> str:
+        admin = await self._store.admin()
+        found: bytes | None = await admin.ask(admin.client.get(self._store.keys.hooks(name)))
+        return (found or b"").decode()
+
+    async def _write(self, name: str, value: int | str) -> None:
+        admin = await self._store.admin()
+        await admin.ask(admin.client.set(self._store.keys.hooks(name), str(value), px=_KEPT_MS))

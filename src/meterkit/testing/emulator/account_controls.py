@@ -1,0 +1,330 @@
+"""Changes to the emulated account without a call: prices, cards, the clock."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import urlencode
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from meterkit.subscriptions.price_sync.wanted import params_of, product_params
+from meterkit.testing.clock import Clock
+from meterkit.testing.emulator.call import Call, Params
+from meterkit.testing.emulator.invoicing.collection import attempt
+from meterkit.testing.emulator.protocol import ApiError
+from meterkit.testing.emulator.registry import Behaviour
+from meterkit.testing.emulator.selling.customer_calls import confirm_setup
+from meterkit.testing.emulator.selling.price_calls import make_price, make_product
+from meterkit.testing.emulator.selling.price_params import read_price
+from meterkit.testing.emulator.subscribing.scheduled_transitions import advance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from starlette.requests import Request
+
+    from meterkit.subscriptions.price_sync.wanted import WantedPrice
+    from meterkit.testing.emulator.account import Account
+
+__all__ = ["ClockControls", "Shop"]
+
+
+class Shop(Behaviour):
+    """What is sold in the emulated account, and who pays; a part of ``StripeEmulator``."""
+
+    _account: Account
+
+    def add_product(self, name: str, *, product_id: str | None = None, **params: Any) -> str:
+        """Add a product, under an id of the caller's choice if given. Returns the id.
+
+        Args:
+            name: what customers see.
+            product_id: any text; None: a fresh id.
+            params: other parameters of ``POST /v1/products``.
+
+        Raises:
+            ApiError: Stripe would refuse it.
+        """
+        given = {"name": name, "id": product_id, **params}
+        with self._account.lock:
+            return make_product(self._account, _params(given), call=self._call()).id
+
+    def add_price(
+        self,
+        unit_amount: int | None = None,
+        *,
+        price_id: str | None = None,
+        product: str | None = None,
+        currency: str = "usd",
+        interval: str | None = "month",
+        meter: str | None = None,
+        **params: Any,
+    ) -> str:
+        """Add a price, under an id of the caller's choice if given. Returns the id.
+
+        ``add_price(2900)`` is 29 USD a month, ``add_price(12, meter=emulator.add_meter("tokens"),
+        transform_quantity={"divide_by": 1000, "round": "up"})`` 12 cents for each 1000 of a meter.
+
+        Args:
+            unit_amount: in minor units of the currency; None where ``params`` give another amount.
+            price_id: any text; None: a fresh id.
+            product: its id; None: a new product.
+            currency: three letters.
+            interval: ``day``, ``week``, ``month`` or ``year``; None: it is charged once.
+            meter: id of the meter whose usage is charged; None: a quantity is charged in advance.
+            params: other parameters of ``POST /v1/prices``.
+
+        Raises:
+            ApiError: Stripe would refuse it, or there is no such product or meter.
+            ValueError: the id is taken.
+        """
+        usage = {} if meter is None else {"usage_type": "metered", "meter": meter}
+        recurring = (
+            None if interval is None else {"interval": interval, **usage, **params.pop("recurring", {})}
+        )
+        given = {"unit_amount": unit_amount, "currency": currency, "recurring": recurring, **params}
+        with self._account.lock:
+            return self._add_price(given, product=product, price_id=price_id)
+
+    def _add_price(self, given: Mapping[str, object], *, product: str | None, price_id: str | None) -> str:
+        price = read_price(_params(given), meters=self._account.meters)
+        product = product or self.add_product(price_id or "Product")
+        sold = self._account.products.find(product, param="product")
+        return make_price(self._account, price, call=self._call(), product=sold, price_id=price_id).id
+
+    def _sell(self, plan: str, wanted: WantedPrice, *, meter: str | None) -> None:
+        """Add a price of a plan and its product, unless they are there."""
+        word = {"price": "", "seat_price": "_seats"}.get(wanted.line, f"_{wanted.line}")
+        price_id, product = wanted.stripe_price or f"price_{plan}{word}", f"prod_{wanted.product.word}"
+        if any(price.id == price_id or price.lookup_key == wanted.key for price in self._account.prices):
+            return
+        if all(each.id != product for each in self._account.products):
+            made = product_params(wanted.product)
+            self.add_product(wanted.product.name, product_id=product, metadata=made["metadata"])
+        self._add_price(params_of(wanted, product=product, meter=meter), product=product, price_id=price_id)
+
+    def add_payment_method(self, customer: str, card: str = "pm_card_visa") -> str:
+        """Give a customer a card, which its subscriptions are charged with. Returns the card's id.
+
+        Args:
+            customer: its id.
+            card: one of Stripe's test cards: ``pm_card_visa``; charges of ``pm_card_chargeDeclined`` fail,
+                and those of ``pm_card_authenticationRequired`` without their customer. Charges of
+                ``pm_card_authenticationRequiredOnSetup`` fail until :meth:`confirm_setup`.
+
+        Raises:
+            ApiError: there is no such customer or card.
+        """
+        with self._account.lock:
+            owner = self._account.customers.find(customer, alive=True)
+            method = self._account.payment_methods.attach(card, customer=customer, now=self._account.now)
+            owner.default_payment_method = method.id
+            return method.id
+
+    def fail_payments(self, customer: str) -> None:
+        """Have no payment of a customer go through from now on, whatever its card."""
+        with self._account.lock:
+            self._account.payment_methods.failing.add(customer)
+
+    def mend_payments(self, customer: str) -> None:
+        """Have payments of a customer go through again. What is unpaid is paid by retries, or by a call."""
+        with self._account.lock:
+            self._account.payment_methods.failing.discard(customer)
+
+    def confirm_payment(self, invoice: str, *, card: str = "pm_card_visa") -> None:
+        """Pay an open invoice as a customer does in a browser, with the invoice's client secret.
+
+        The card becomes the subscription's own where that is to be saved, else the customer's default.
+
+        Args:
+            invoice: its id, or its ``confirmation_secret.client_secret``.
+            card: one of Stripe's test cards.
+
+        Raises:
+            ApiError: there is no such invoice or card.
+            ValueError: the invoice is not open, or the payment fails.
+        """
+        with self._account.lock:
+            self.advance()
+            found = next(
+                (each for each in self._account.invoices if invoice in {each.id, each.client_secret}), None
+            )
+            if found is None or found.status != "open":
+                raise ValueError(f"{invoice} is no invoice that is open")
+            method = self._account.payment_methods.attach(
+                card, customer=found.customer, now=self._account.now
+            )
+            if not attempt(self._account, found, method=method.id, by_itself=False, is_present=True):
+                raise ValueError(f"the payment of {found.id} with {card} has failed")
+            method.is_set_up = True  # https://docs.stripe.com/billing/subscriptions/payment-methods-setting
+            self._keep(found.subscription, method.id, customer=found.customer)
+
+    def confirm_setup(self, client_secret: str, *, card: str | None = None) -> None:
+        """Authenticate a card for payments to come, as a customer does in a browser: ``confirmCardSetup``.
+
+        Args:
+            client_secret: of the setup intent.
+            card: one of Stripe's test cards, in place of the intent's payment method.
+
+        Raises:
+            ApiError: there is no such setup intent or card.
+            ValueError: the setup intent has ended, or the card is declined.
+        """
+        with self._account.lock:
+            self.advance()
+            confirm_setup(self._account, client_secret, card=card)
+
+    def advance(self) -> None:
+        """Bring about all that is due by the clock: renewals, ends of trials, retries, and so on.
+
+        Each happens at its own instant, in order. Every API request does the same first.
+        """
+        advance(self._account)
+
+    def _keep(self, subscription: str, method: str, *, customer: str) -> None:
+        found = self._account.subscriptions.find(subscription)
+        if found.save_payment_method == "on_subscription":
+            found.default_payment_method = method
+        else:
+            self._account.customers.find(customer).default_payment_method = method
+
+    def _call(self) -> Call:
+        return Call(
+            method="POST",
+            path="",
+            params=Params(""),
+            now=self.clock(),
+            livemode=False,
+            idempotency_key=None,
+        )
+
+
+def _params(given: Mapping[str, object]) -> Params:
+    return Params(urlencode(list(_fields(given))))
+
+
+def _fields(given: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """The fields of a form: ``{"recurring": {"interval": "month"}}`` is ``recurring[interval]=month``."""
+    if isinstance(given, dict):
+        for name, value in cast("dict[str, object]", given).items():
+            yield from _fields(value, f"{path}[{name}]" if path else str(name))
+    elif isinstance(given, list | tuple):
+        for place, value in enumerate(cast("list[object]", given)):
+            yield from _fields(value, f"{path}[{place}]")
+    elif given is not None:
+        yield path, str(given).lower() if isinstance(given, bool) else str(given)
+
+
+LATEST: Final = datetime(3000, 1, 1, tzinfo=UTC).timestamp()
+
+
+class ClockControls(Shop):
+    """The emulator's clock and its customers' payments; a part of ``StripeEmulator``."""
+
+    def move_clock(self, *, to: float) -> None:
+        """Move the emulator's clock, and bring about all that is due by then.
+
+        Args:
+            to: Unix seconds. A clock that runs goes on from there.
+
+        Raises:
+            ValueError: it lies in the past, or after the year 2999.
+        """
+        with self._account.lock:
+            now = self.clock()
+            if not to <= LATEST:
+                raise ValueError(f"the clock can be moved to {_text(LATEST)} at most")
+            if to < now:
+                raise ValueError(f"the clock cannot be moved back: it is {_text(now)} already")
+            if isinstance(self.clock, Clock):
+                self.clock.set(datetime.fromtimestamp(to, UTC))
+            else:
+                self.clock = _Offset(self.clock, by_s=to - now)
+            self.advance()
+            self._account.wake()
+
+    def _clock_routes(self) -> list[Route]:
+        return [
+            Route("/_emulator/clock", self._script_clock, methods=["GET", "POST"]),
+            Route("/_emulator/customers/{id}", self._script_customer, methods=["POST"]),
+        ]
+
+    async def _script_clock(self, request: Request) -> Response:
+        if request.method == "POST":
+            try:
+                self.move_clock(to=_target(await request.body(), now=self.clock()))
+            except (TypeError, ValueError, OverflowError) as error:
+                return _bad(error)
+        now = self.clock()
+        return JSONResponse({"now": now, "utc": _text(now)})
+
+    async def _script_customer(self, request: Request) -> Response:
+        customer = str(request.path_params["id"])
+        try:
+            given = _customer_fields(await request.body())
+            with self._account.lock:
+                self._account.customers.find(customer, alive=True)
+                if "card" in given:
+                    self.add_payment_method(customer, str(given["card"]))
+                if "payments" in given:
+                    (self.fail_payments if given["payments"] == "fail" else self.mend_payments)(customer)
+                fail = customer in self._account.payment_methods.failing
+        except (ApiError, ValueError) as error:
+            return _bad(error)
+        return JSONResponse({"customer": customer, "payments": "fail" if fail else "succeed"})
+
+
+class _Offset:
+    """A clock that is ahead of another."""
+
+    def __init__(self, clock: Callable[[], float], *, by_s: float) -> None:
+        self._clock = clock
+        self._by_s = by_s
+
+    def __call__(self) -> float:
+        return self._clock() + self._by_s
+
+
+def _object(body: bytes, *, allowed: tuple[str, ...]) -> dict[str, Any]:
+    given: object = json.loads(body)
+    if not isinstance(given, dict):
+        raise ValueError("the body is no JSON object")  # noqa: TRY004 - a wrong value, as others are
+    found = cast("dict[str, Any]", given)
+    for name in found.keys() - set(allowed):
+        raise ValueError(f"there is no {name}; there is {', '.join(allowed)}")
+    return found
+
+
+def _target(body: bytes, *, now: float) -> float:
+    given = _object(body, allowed=("advance", "to"))
+    if len(given) != 1:
+        raise ValueError("give either `advance`, in seconds, or `to`, an instant")
+    return now + float(given["advance"]) if "advance" in given else _unix(given["to"])
+
+
+def _customer_fields(body: bytes) -> dict[str, Any]:
+    given = _object(body, allowed=("card", "payments"))
+    if given.get("payments", "fail") not in {"fail", "succeed"}:
+        raise ValueError(f"payments is {given['payments']!r}; it must be fail or succeed")
+    return given
+
+
+def _unix(instant: object) -> float:
+    if isinstance(instant, int | float):
+        return float(instant)
+    moment = datetime.fromisoformat(str(instant))
+    if moment.tzinfo is None:
+        raise ValueError(f"{instant} has no time zone: write it like 2026-05-01T00:00:00Z")
+    return moment.timestamp()
+
+
+def _text(now: float) -> str:
+    return datetime.fromtimestamp(now, UTC).isoformat()
+
+
+def _bad(error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, status_code=HTTPStatus.BAD_REQUEST)

@@ -1,0 +1,200 @@
+"""The calls about subscription items, and those that pause and resume subscriptions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.expand import expanded
+from meterkit.testing.emulator.invoicing.billing import bill
+from meterkit.testing.emulator.invoicing.charges import remaining_line, unused_lines, usage_lines, usage_of
+from meterkit.testing.emulator.invoicing.collection import attempt, finalize
+from meterkit.testing.emulator.protocol import ApiError, JsonObject
+from meterkit.testing.emulator.subscribing.billing_cycle import period_at, refuse_in_flexible
+from meterkit.testing.emulator.subscribing.params import (
+    ITEM_PARAMS,
+    read_item,
+    refuse_same_prices,
+    refuse_while_pending,
+)
+from meterkit.testing.emulator.subscribing.revision import Wanted, restart
+from meterkit.testing.emulator.subscribing.statuses import leave_pause, pause
+from meterkit.testing.emulator.subscribing.subscriptions import ENDED
+from meterkit.testing.emulator.subscribing.updates import BEHAVIORS, commit, rearrange
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.account import Account, Operation
+    from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.invoicing.invoices import Line
+    from meterkit.testing.emulator.subscribing.subscriptions import Subscription
+
+__all__ = ["ITEM_CALLS", "PAUSE_CALLS"]
+
+
+HOW: Final = ("off_session", "payment_behavior", "proration_behavior", "proration_date")
+
+
+def _create(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_items/create."""
+    call.params.only("subscription", *ITEM_PARAMS, *HOW, expandable=None)
+    subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
+    refuse_in_flexible(subscription.billing_mode, call.params)
+    known = {item.id for item in subscription.items}
+    wanted = read_item(account, call.params.but("subscription", "expand", *HOW), of=subscription)
+    changed = _change(account, call, subscription, wanted)
+    item = next(item for item in changed.items if item.id not in known)
+    return expanded(account, item.to_json(), call.params)
+
+
+def _retrieve(account: Account, call: Call) -> JsonObject:
+    call.params.only(expandable=None)
+    return expanded(account, account.subscriptions.of_item(call.object_id)[1].to_json(), call.params)
+
+
+def _update(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_items/update."""
+    call.params.only(*ITEM_PARAMS, *HOW, expandable=None)
+    subscription, item = account.subscriptions.of_item(call.object_id)
+    refuse_in_flexible(subscription.billing_mode, call.params)
+    given = call.params.but("expand", *HOW)
+    wanted = read_item(account, given, of=subscription, item_id=item.id)
+    changed = _change(account, call, subscription, wanted)
+    shown = next(each for each in changed.items if each.id == item.id)
+    return expanded(account, shown.to_json(), call.params)
+
+
+def _delete(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscription_items/delete; the last one cannot be deleted."""
+    call.params.only("clear_usage", *HOW)
+    subscription, item = account.subscriptions.of_item(call.object_id)
+    refuse_in_flexible(subscription.billing_mode, call.params)
+    if len(subscription.items) == 1:
+        message = (
+            "A subscription must have at least one active plan/price. If you would like to cancel the "
+            "subscription, use the cancel subscription endpoint instead."
+        )
+        raise ApiError(message)
+    _change(account, call, subscription, Wanted(item=item.id, deleted=True))
+    return {"id": item.id, "object": "subscription_item", "deleted": True}
+
+
+def _list(account: Account, call: Call) -> JsonObject:
+    call.params.only("subscription", *PAGING, expandable=None)
+    subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
+    found = [item.to_json() for item in subscription.items]
+    return expanded(account, call.params.page(found, url="/v1/subscription_items"), call.params)
+
+
+def _change(account: Account, call: Call, subscription: Subscription, wanted: Wanted) -> Subscription:
+    if subscription.status in ENDED:
+        message = "A canceled subscription can only update its cancellation_details and metadata."
+        raise ApiError(message)
+    refuse_same_prices([wanted], of=subscription)
+    behavior = call.params.choice("payment_behavior", BEHAVIORS) or "allow_incomplete"
+    if behavior == "pending_if_incomplete":
+        refuse_while_pending([wanted])
+    draft = subscription.copy()
+    change = rearrange(account, draft, [wanted], call.params)
+    return commit(account, subscription, draft, change, behavior=behavior)
+
+
+ITEM_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/subscription_items", _create),
+    ("GET", "/v1/subscription_items", _list),
+    ("GET", "/v1/subscription_items/{id}", _retrieve),
+    ("POST", "/v1/subscription_items/{id}", _update),
+    ("DELETE", "/v1/subscription_items/{id}", _delete),
+)
+
+
+CAN_PAUSE: Final = ("active", "past_due", "unpaid")
+
+
+def _pause(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/billing/subscriptions/pause: the unused time is credited, usage is charged."""
+    params, subscription = call.params, account.subscriptions.find(call.object_id)
+    params.only("bill_for", "invoicing_behavior", "type", expandable=None)
+    if subscription.status not in CAN_PAUSE or subscription.schedule is not None:
+        message = (
+            f"This subscription cannot be paused: its status is `{subscription.status}`"
+            f"{'' if subscription.schedule is None else ' and it has a schedule'}."
+        )
+        raise ApiError(message)
+    unused = params.choice("bill_for[unused_time_from][type]", ("item_current_period_start", "none", "now"))
+    usage = params.choice("bill_for[outstanding_usage_through][type]", ("none", "now"))
+    behavior = params.choice("invoicing_behavior", ("invoice", "pending_invoice_item"))
+    lines: list[Line] = []
+    for item in subscription.items:
+        since = item.period_start if unused == "item_current_period_start" else account.now
+        lines += unused_lines(account, subscription, item, at=since) if unused != "none" else []
+        used = usage_of(item, until=account.now)
+        if used is not None and usage != "none":
+            lines += usage_lines(account, subscription, used)
+        item.period_end = item.usage_from = account.now
+    if behavior == "invoice" and lines:
+        invoice = bill(account, subscription, lines, reason="subscription_update")
+        account.emit("invoice.created", invoice.to_json())
+    else:
+        account.invoices.pending.setdefault(subscription.id, []).extend(lines)
+    pause(account, subscription, why="pause_requested")
+    return expanded(account, subscription.to_json(), params)
+
+
+def _resume(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/subscriptions/resume: with a new cycle, or in the old one."""
+    params, subscription = call.params, account.subscriptions.find(call.object_id)
+    params.only(
+        *("billing_cycle_anchor", "payment_behavior", "proration_behavior", "proration_date"), expandable=None
+    )
+    if subscription.status != "paused":
+        message = f"You can only resume a subscription that is paused. Its status is `{subscription.status}`."
+        raise ApiError(message)
+    name = "billing_cycle_anchor[type]" if params.is_hash("billing_cycle_anchor") else "billing_cycle_anchor"
+    unchanged = params.choice(name, ("now", "unchanged")) == "unchanged"
+    behavior = params.choice("proration_behavior", ("create_prorations", "always_invoice", "none"))
+    waits = (
+        params.choice("payment_behavior", ("resume_on_payment_attempt", "resume_on_payment_success"))
+        == "resume_on_payment_success"
+    )
+    lines = _resumed(account, subscription, unchanged=unchanged, prorate=behavior != "none")
+    if unchanged and behavior != "always_invoice":
+        account.invoices.pending.setdefault(subscription.id, []).extend(lines)
+        lines = []
+    if not lines:
+        leave_pause(account, subscription, "active")
+        return expanded(account, subscription.to_json(), params)
+    invoice = bill(
+        account, subscription, lines, reason="subscription_update", draft=False, auto_advance=False
+    )
+    subscription.resumption = invoice.id
+    account.emit("invoice.created", invoice.to_json())
+    if finalize(account, invoice) and not waits:
+        attempt(account, invoice)
+    return expanded(account, subscription.to_json(), params)
+
+
+def _resumed(account: Account, subscription: Subscription, *, unchanged: bool, prorate: bool) -> list[Line]:
+    """Begin the items' periods anew. Usage while it was paused is not invoiced.
+
+    https://docs.stripe.com/billing/subscriptions/trials/free-trials#usage-based-billing-with-paused-subscriptions
+    """
+    now = account.now
+    for item in subscription.items:
+        item.usage_from = now
+    if not unchanged:
+        return restart(account, subscription, at=now, prorate=False)
+    lines: list[Line] = []
+    for item in subscription.items:
+        item.debits = []
+        item.period_start = now
+        item.period_end = period_at(subscription.billing_cycle_anchor, item.price.cycle, now)[1]
+        if prorate and not item.price.is_metered:
+            anchor, discounts = subscription.billing_cycle_anchor, subscription.discounts
+            lines.append(remaining_line(account, item, anchor=anchor, at=now, discounts=discounts))
+    return lines
+
+
+PAUSE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/subscriptions/{id}/pause", _pause),
+    ("POST", "/v1/subscriptions/{id}/resume", _resume),
+)

@@ -1,0 +1,216 @@
+"""A JSON body read in pieces: one object, or an array whose items are read as they come."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from meterkit.tokens.framing.incremental import EVENT_BYTES_MAX, Incremental, paused
+from meterkit.tokens.layout import may_answer
+
+if TYPE_CHECKING:
+    from meterkit.tokens.framing.incremental import Emit, Steps
+    from meterkit.tokens.framing.sse import Takers
+
+__all__ = ["BALANCED", "OBJECT", "TEXT", "Document", "Scanner", "span"]
+
+
+DEPTH_MAX: Final = 1_000
+"""What is nested deeper is no provider's answer; Python's own parser gives up there too."""
+
+# Atomic groups, as Python 3.11 before 3.11.5 matches repeated groups that are possessive, (?:...)*+, wrongly:
+# https://github.com/python/cpython/issues/106052
+_TEXT: Final = rb'"[^"\\]*+(?>(?:\\.[^"\\]*+)*)"'
+TEXT: Final = re.compile(_TEXT, re.DOTALL)
+"""A whole JSON text."""
+
+# What follows in a text up to its end, but for the beginning of an escape, or of a pair of them.
+_IN_TEXT: Final = re.compile(
+    rb'(?>(?:[^"\\]++|\\[^u]|\\u(?:[0-9A-CEFa-cef][0-9A-Fa-f]{3}|[dD][0-7C-Fc-f][0-9A-Fa-f]{2})'
+    rb"|\\u[dD][89ABab][0-9A-Fa-f]{2}(?=[^\\]|\\[^u]|\\u.{4})(?:\\u[dD][C-Fc-f][0-9A-Fa-f]{2})?"
+    rb"|\\u[0-9A-Fa-f]{0,3}(?=[^0-9A-Fa-f]))*)",
+    re.DOTALL,
+)
+_LEVELS: Final = 7
+
+
+def _balanced(levels: int) -> bytes:
+    inside = rb'(?>(?:[^"{}\[\]]++|' + _TEXT + rb")*)"
+    for _ in range(levels):
+        inside = rb'(?>(?:[^"{}\[\]]++|' + _TEXT + rb"|[{\[]" + inside + rb"[}\]])*)"
+    return inside
+
+
+BALANCED: Final = re.compile(_balanced(_LEVELS), re.DOTALL)
+"""Whole values, and what is between them: up to a bracket or text that does not end, or is nested deeper."""
+OBJECT: Final = re.compile(rb"\{" + _balanced(_LEVELS) + rb"\}", re.DOTALL)
+"""A whole object that is not nested deeper."""
+_OPENING: Final = re.compile(rb"[{\[]*+")
+_CLOSING: Final = re.compile(rb"[}\]]*+")
+# What is read without a pause: at the slowest, some tenths of a millisecond.
+_STEPS_MAX: Final = 32
+_WINDOW_BYTES: Final = 4 << 10
+
+
+class Scanner(Incremental):
+    """Reads JSON that comes in pieces.
+
+    Attributes:
+        stopped: whether nothing more is read, such as what is nested deeper than the bound.
+    """
+
+    __slots__ = ("stopped",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopped = False
+
+    def _read_text(self, take: Emit) -> Steps:
+        """Read a text to its end, whose first quotation mark was read.
+
+        Args:
+            take: takes what is in it, piece by piece; no escape is cut.
+        """
+        while True:
+            begin, stop = self._at, min(len(self._data), self._at + _WINDOW_BYTES)
+            end = self._data.find(b'"', begin, stop)
+            end = stop if end < 0 else end
+            if self._data.find(b"\\", begin, end) >= 0:
+                end = span(_IN_TEXT, self._data, begin, stop)
+            self._at = end
+            yield from paused(take(self._data[begin:end]))
+            if self._data.startswith(b'"', end):
+                self._at += 1
+                return
+            if self._is_over:
+                return
+            yield end == begin or end == len(self._data)
+
+    def _pass_over(self, take: Emit) -> Steps:
+        """Read an array or object to its end, whose first bracket was read.
+
+        Args:
+            take: takes what is in it, piece by piece.
+        """
+        depth = steps = 1
+        while depth and not self.stopped:
+            steps += 1
+            if not steps % _STEPS_MAX:
+                yield False
+            data, begin = self._data, self._at
+            stop = min(len(data), begin + _WINDOW_BYTES)
+            at = span(BALANCED, data, begin, stop)
+            is_text = at < stop and data.startswith(b'"', at)
+            if is_text:
+                at += 1
+            elif at < stop and data.startswith((b"{", b"["), at):
+                # The innermost of them are balanced, it may be.
+                opened = max(1, span(_OPENING, data, at, stop) - at - _LEVELS)
+                depth, at = depth + opened, at + opened
+                self.stopped = depth > DEPTH_MAX
+            else:
+                closed = min(depth, span(_CLOSING, data, at, stop) - at)
+                depth, at = depth - closed, at + closed
+            self._at = at
+            yield from paused(take(data[begin:at]))
+            if is_text:
+                yield from self._read_text(take)
+                yield from paused(take(b'"'))
+            elif depth and at == len(data):
+                if self._is_over:
+                    return
+                yield True
+
+
+def span(pattern: re.Pattern[bytes], data: bytes, at: int, stop: int | None = None) -> int:
+    """Where the match of a pattern ends that matches nothing, too."""
+    match = pattern.match(data, at, len(data) if stop is None else stop)
+    return at if match is None else match.end()
+
+
+_BLANK: Final = re.compile(rb"[ \t\r\n\xef\xbb\xbf]*+")
+_BETWEEN: Final = re.compile(rb'[^"{}\[\]]*+')
+_ITEMS_MAX: Final = 4
+"""How many items are read without a pause."""
+
+
+class Document(Scanner):
+    """A JSON body: passes on an object at its end, or each item of an array that is an object.
+
+    Args:
+        takers: see there; an event is the object, or an item.
+        unseen: see below.
+
+    Attributes:
+        unseen: whether an object is read although nothing in it looks like a language model's answer.
+    """
+
+    __slots__ = ("_emit", "_open_large", "_wants", "unseen")
+
+    def __init__(self, takers: Takers, *, unseen: bool) -> None:
+        super().__init__()
+        self._emit, self._wants, self._open_large, _ = takers
+        self.unseen = unseen
+
+    def _run(self) -> Steps:
+        while (yield from self._has(1)):
+            self._at = span(_BLANK, self._data, self._at)
+            if self._at < len(self._data):
+                break
+        if self._data.startswith(b"[", self._at):
+            self._at += 1
+            yield from self._read_items()
+        elif (yield from self._has(EVENT_BYTES_MAX + 1)):
+            large = self._open_large()
+            while (yield from self._has(1)):
+                begin, self._at = self._at, len(self._data)
+                yield from paused(large.feed(self._data[begin:]))
+            large.end()
+        elif self._at < len(self._data) and (self.unseen or may_answer(self._data)):
+            begin, self._at = self._at, len(self._data)
+            yield from paused(self._emit(self._data[begin:]))
+
+    def _read_items(self) -> Steps:
+        steps = 0
+        while not self.stopped:
+            steps += 1
+            if not steps % _ITEMS_MAX:
+                yield False
+            self._at = span(_BETWEEN, self._data, self._at)
+            mark = self._data[self._at : self._at + 1]
+            if mark == b"{":
+                yield from self._read_item()
+            elif mark:
+                self._at += 1
+                if mark == b'"':
+                    yield from self._read_text(_ignore)
+                elif mark == b"[":
+                    yield from self._pass_over(_ignore)
+                else:
+                    return
+            elif self._is_over:
+                return
+            else:
+                yield True
+
+    def _read_item(self) -> Steps:
+        data, at = self._data, self._at
+        found = OBJECT.match(data, at, at + EVENT_BYTES_MAX)
+        if found is not None:
+            self._at = found.end()
+            item = found[0]
+            if self._wants(item):
+                yield from paused(self._emit(item))
+        elif len(data) - at < EVENT_BYTES_MAX and not self._is_over:
+            yield True
+        else:
+            # Larger, nested deeper, or torn: what there is of it is passed on.
+            large = self._open_large()
+            yield from paused(large.feed(b"{"))
+            self._at += 1
+            yield from self._pass_over(large.feed)
+            large.end()
+
+
+def _ignore(_: bytes) -> None:
+    """What is between the items."""

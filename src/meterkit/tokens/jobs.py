@@ -1,0 +1,97 @@
+"""Jobs that outlive their request: responses, interactions and batches, and the lines of a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from meterkit.tokens.json_values import dig, load, table, text
+from meterkit.tokens.plain_values import body_of, table_of
+
+if TYPE_CHECKING:
+    from meterkit.tokens.call_usage import CallUsage
+    from meterkit.tokens.json_values import Table
+
+__all__ = ["BatchLine", "batch_line", "call_name", "interaction_of", "outliving_state"]
+
+
+_PENDING: Final = frozenset({"queued", "in_progress", "validating", "finalizing", "cancelling"})
+_RUN: Final = "thread.run"
+_ALWAYS: Final = ("batch", _RUN)
+_INTERACTION: Final = frozenset({"outputs", "steps", "agent"})
+
+
+def outliving_state(event: Table) -> Literal["pending", "ended"] | None:
+    """Whether the work that an event tells of goes on; None where it does not outlive its request.
+
+    OpenAI's background responses, https://platform.openai.com/docs/guides/background, its batches and runs of
+    assistants, and interactions of Google's, https://ai.google.dev/gemini-api/docs/interactions.
+    """
+    inner = table(event.get("response"))
+    work = event if inner is None else inner
+    named = work.get("object")
+    if not (named in _ALWAYS or (named == "response" and work.get("background") is True)):
+        work = interaction_of(event) or {}
+    state = text(work.get("status"))
+    if state is None or text(work.get("id")) is None:
+        return None
+    goes_on = state in _PENDING or (named == _RUN and state == "requires_action")
+    return "pending" if goes_on else "ended"
+
+
+def interaction_of(event: Table) -> Table | None:
+    """The interaction of Google's that an event or document is about."""
+    inner = table(event.get("interaction"))
+    if inner is not None:
+        return inner
+    if text(event.get("status")) is None:
+        return None
+    usage = table(event.get("usage")) or {}
+    known = event.get("object") == "interaction" or "total_input_tokens" in usage
+    return event if known or not _INTERACTION.isdisjoint(event) else None
+
+
+def call_name(call: CallUsage) -> str | None:
+    """The event id under which a call is counted, once; None where it ends with its request."""
+    if not call.outlives or call.response_id is None:
+        return None
+    return f"\0{call.provider}\0{call.response_id}"
+
+
+_ANSWERS: Final = (
+    ("response", "body"),  # https://platform.openai.com/docs/guides/batch, Mistral's, Groq's
+    ("result", "message"),  # https://docs.anthropic.com/en/docs/build-with-claude/batch-processing
+    ("response",),  # https://ai.google.dev/gemini-api/docs/batch-api
+)
+_ENDS: Final = ("response", "result", "error")
+
+
+class BatchLine(NamedTuple):
+    """A line of a batch's output.
+
+    Attributes:
+        name: the app's own name of the line, ``custom_id`` or Gemini's ``key``.
+        answer: of the model; None where the line failed.
+    """
+
+    name: str
+    answer: Table | None
+
+
+def batch_line(obj: object) -> BatchLine | None:
+    """Read a line of a batch's output: a line of the file, or what an SDK makes of it. Never raises.
+
+    Returns:
+        None where it is anything else.
+    """
+    body = body_of(obj)
+    try:
+        event = table_of(obj) if body is None else table(load(body))
+    except ValueError:
+        return None
+    if event is None:
+        return None
+    name = text(event.get("custom_id")) or text(event.get("key"))
+    if name is None or not any(end in event for end in _ENDS):
+        return None
+    found = (table(dig(event, path)) for path in _ANSWERS)
+    return BatchLine(name, next((answer for answer in found if answer is not None), None))
