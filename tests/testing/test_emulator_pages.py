@@ -286,17 +286,3 @@ async def test_other_processes_pay_over_http() -> None:
         assert (await browser.post(use, data={"action": "cancel"})).json() == {}
         assert (await client.v1.subscriptions.retrieve_async(paid["subscription"])).cancel_at is not None
         assert (await browser.post(use, data={"action": "dance"})).status_code == 400
-
-
-async def test_a_subscription_entitles_to_the_features_of_its_product() -> None:
-    emulator, clock = ready()
-    async with account(emulator) as client:
-        made = await client.v1.entitlements.features.create_async({"lookup_key": "sso", "name": "SSO"})
-        await client.v1.products.features.create_async("prod_pro", {"entitlement_feature": made.id})
-        customer, subscription = await subscribed(emulator, client)
-        active = client.v1.entitlements.active_entitlements
-        assert [each.lookup_key for each in (await active.list_async({"customer": customer})).data] == ["sso"]
-        await client.v1.subscriptions.cancel_async(subscription)
-        assert (await active.list_async({"customer": customer})).data == []
-        clock.advance(timedelta(days=1))
-    assert types(emulator).count("entitlements.active_entitlement_summary.updated") == 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from meterkit.testing.emulator.faults import REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.invoicing.invoices import Invoices
-from meterkit.testing.emulator.invoicing.refunds import CreditNotes, Refunds
+from meterkit.testing.emulator.invoicing.refunds import Refunds
 from meterkit.testing.emulator.metering.event_sessions import MeterEventSessions
 from meterkit.testing.emulator.metering.meter_events import MeterEvents
 from meterkit.testing.emulator.metering.meters import Meters
@@ -20,7 +20,6 @@ from meterkit.testing.emulator.pages.portal import PortalSessions
 from meterkit.testing.emulator.protocol import ApiError, Exchange
 from meterkit.testing.emulator.selling.coupons import Coupons, Discounts, PromotionCodes
 from meterkit.testing.emulator.selling.customers import Customers, TestClocks
-from meterkit.testing.emulator.selling.entitlements import Entitlements, Features
 from meterkit.testing.emulator.selling.payments import PaymentMethods, SetupIntents
 from meterkit.testing.emulator.selling.prices import Prices, Products
 from meterkit.testing.emulator.subscribing.schedules import Schedules
@@ -76,8 +75,6 @@ class Account:
             self.meters = Meters()
             self.products = Products()
             self.prices = Prices()
-            self.features = Features()
-            self.entitlements = Entitlements(self.features, self.emit)
             self.coupons = Coupons()
             self.promotion_codes = PromotionCodes()
             self.discounts = Discounts()
@@ -85,7 +82,6 @@ class Account:
             self.subscriptions = Subscriptions()
             self.invoices = Invoices()
             self.refunds = Refunds()
-            self.credit_notes = CreditNotes()
             self.schedules = Schedules()
             self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
             self.meter_event_sessions = MeterEventSessions()
@@ -121,7 +117,6 @@ class Account:
             if event is not None:
                 self.deliveries.add(event, now=event.entered_at or at_s)
                 self.wake()
-                self.entitlements.observe(event_type, obj, changed=event.previous, at_s=at_s)
             return event
 
     def tell_thin(self, event: ThinEvent) -> ThinEvent:

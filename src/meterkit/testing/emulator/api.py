@@ -19,8 +19,7 @@ from starlette.routing import Route, compile_path
 from meterkit.testing.emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
 from meterkit.testing.emulator.faults import take_fault
 from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS, PREVIEW_CALLS
-from meterkit.testing.emulator.invoicing.invoice_items import INVOICE_ITEM_CALLS
-from meterkit.testing.emulator.invoicing.refund_calls import CREDIT_NOTE_CALLS, REFUND_CALLS
+from meterkit.testing.emulator.invoicing.refund_calls import REFUND_CALLS
 from meterkit.testing.emulator.metering.event_stream import create_session, stream_events
 from meterkit.testing.emulator.metering.summaries import list_summaries
 from meterkit.testing.emulator.pages.session_calls import CHECKOUT_CALLS, PORTAL_CALLS
@@ -30,9 +29,7 @@ from meterkit.testing.emulator.selling.customer_calls import (
     CUSTOMER_CALLS,
     PAYMENT_CALLS,
     SETUP_CALLS,
-    TAX_ID_CALLS,
 )
-from meterkit.testing.emulator.selling.entitlement_calls import ENTITLEMENT_CALLS
 from meterkit.testing.emulator.selling.price_calls import PRICE_CALLS, PRODUCT_CALLS
 from meterkit.testing.emulator.subscribing.change_calls import ITEM_CALLS, PAUSE_CALLS
 from meterkit.testing.emulator.subscribing.clock_calls import CLOCK_CALLS, clock_time
@@ -79,19 +76,15 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *PRICE_CALLS,
     *COUPON_CALLS,
     *CHECKOUT_CALLS,
-    *ENTITLEMENT_CALLS,
     *PORTAL_CALLS,
     *SUBSCRIPTION_CALLS,
     *PAUSE_CALLS,
     *ITEM_CALLS,
     *PREVIEW_CALLS,
     *INVOICE_CALLS,
-    *INVOICE_ITEM_CALLS,
     *SCHEDULE_CALLS,
     *CLOCK_CALLS,
     *REFUND_CALLS,
-    *CREDIT_NOTE_CALLS,
-    *TAX_ID_CALLS,
     *PAYMENT_CALLS,
     *SETUP_CALLS,
 )

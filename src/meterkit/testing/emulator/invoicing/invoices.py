@@ -158,8 +158,6 @@ class Invoice:
         starting_balance: the customer's balance when it was finalized; negative: a credit.
         client_secret: with which a browser pays; None while there is nothing to pay.
         overdue_told: whether its due date has passed, and was told of.
-        pre_credited: what credit notes took off before it was paid.
-        post_credited: what credit notes gave back afterwards.
     """
 
     id: str
@@ -204,8 +202,6 @@ class Invoice:
     test_clock: str | None = None
     paid_out_of_band: bool = False
     overdue_told: bool = False
-    pre_credited: int = 0
-    post_credited: int = 0
 
     @property
     def payment_intent(self) -> str | None:
@@ -307,8 +303,8 @@ class Invoice:
             "period_end": self.period_end,
             "period_start": self.period_start,
             "starting_balance": self.starting_balance,
-            "post_payment_credit_notes_amount": self.post_credited,
-            "pre_payment_credit_notes_amount": self.pre_credited,
+            "post_payment_credit_notes_amount": 0,
+            "pre_payment_credit_notes_amount": 0,
             "status": self.status,
             "status_transitions": {
                 "finalized_at": self.finalized_at,

@@ -1,4 +1,4 @@
-"""The calls about customers, their payment methods, tax ids and setup intents."""
+"""The calls about customers, their payment methods and setup intents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_resource, new_id, no_such
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_resource, new_id
 from meterkit.testing.emulator.selling.payments import SetupIntent
 from meterkit.testing.emulator.subscribing.statuses import end
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED
@@ -19,7 +19,6 @@ __all__ = [
     "CUSTOMER_CALLS",
     "PAYMENT_CALLS",
     "SETUP_CALLS",
-    "TAX_ID_CALLS",
     "confirm_setup",
     "delete_customer",
 ]
@@ -88,60 +87,6 @@ PAYMENT_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/payment_methods/{id}/attach", _attach),
     ("POST", "/v1/payment_methods/{id}/detach", _detach),
     ("GET", "/v1/customers/{id}/payment_methods", _list_payment_methods),
-)
-
-
-def _create_tax_id(account: Account, call: Call) -> JsonObject:
-    """https://docs.stripe.com/api/tax_ids/customer_create."""
-    call.params.only("type", "value")
-    customer = account.customers.find(call.object_id, alive=True)
-    tax_id: JsonObject = {
-        "id": new_id("txi_1", length=23),
-        "object": "tax_id",
-        "country": None,
-        "created": account.now,
-        "customer": customer.id,
-        "livemode": call.livemode,
-        "type": call.params.required("type"),
-        "value": call.params.required("value"),
-        "verification": {"status": "pending", "verified_address": None, "verified_name": None},
-    }
-    customer.tax_ids.append(tax_id)
-    account.emit("customer.tax_id.created", tax_id)
-    return tax_id
-
-
-def _list_tax_ids(account: Account, call: Call) -> JsonObject:
-    call.params.only(*PAGING)
-    customer = account.customers.find(call.object_id)
-    return call.params.page(list(reversed(customer.tax_ids)), url=call.path)
-
-
-def _retrieve_tax_id(account: Account, call: Call) -> JsonObject:
-    call.params.only()
-    return _found(account, call)
-
-
-def _delete_tax_id(account: Account, call: Call) -> JsonObject:
-    call.params.only()
-    tax_id = _found(account, call)
-    account.customers.find(call.object_id).tax_ids.remove(tax_id)
-    account.emit("customer.tax_id.deleted", tax_id)
-    return {"id": tax_id["id"], "object": "tax_id", "deleted": True}
-
-
-def _found(account: Account, call: Call) -> JsonObject:
-    for tax_id in account.customers.find(call.object_id).tax_ids:
-        if tax_id["id"] == call.inner_id:
-            return tax_id
-    raise no_such("tax_id", call.inner_id)
-
-
-TAX_ID_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
-    ("POST", "/v1/customers/{id}/tax_ids", _create_tax_id),
-    ("GET", "/v1/customers/{id}/tax_ids", _list_tax_ids),
-    ("GET", "/v1/customers/{id}/tax_ids/{inner}", _retrieve_tax_id),
-    ("DELETE", "/v1/customers/{id}/tax_ids/{inner}", _delete_tax_id),
 )
 
 

@@ -107,7 +107,6 @@ class Customer:
     preferred_locales: tuple[str, ...] = ()
     default_payment_method: str | None = None
     clock: TestClock | None = None
-    tax_ids: list[JsonObject] = field(default_factory=list["JsonObject"])
     tax_exempt: str = "none"
 
     @property
