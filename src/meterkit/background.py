@@ -64,7 +64,7 @@ class BackgroundTasks:
             began_s = loop.time()
             try:
                 await work()
-            except Exception as error:  # noqa: BLE001 - nobody else would hear of it, or begin anew
+            except Exception as error:  # noqa: BLE001 - no other code would log it, or start again
                 failed = error
             else:
                 return

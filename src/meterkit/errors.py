@@ -154,7 +154,7 @@ class UnknownPlanError(MeterkitError, ValueError):
 
 
 def _unknown(name: str, found: object, known: Iterable[str], *, allowed: str) -> str:
-    """What was found, what is allowed, and the nearest right spelling where there is one."""
+    """The value found, the allowed values, and the nearest right spelling if there is one."""
     names = sorted(known)
     if not isinstance(found, str):
         return (
@@ -178,7 +178,7 @@ class StoreError(MeterkitError):
 
 
 class StripeError(MeterkitError):
-    """Stripe refused what it was asked for. The text holds no key.
+    """Stripe refused a request. The text holds no key.
 
     Attributes:
         status: the HTTP status; None where no answer came.
@@ -213,7 +213,7 @@ class StripeError(MeterkitError):
 class StripeUnavailableError(StripeError):
     """Stripe did not answer, or answered that it cannot serve now, also when asked again.
 
-    What was asked for may have been done: ask again, under the same idempotency key.
+    Stripe may have done it: ask again, under the same idempotency key.
     """
 
 
@@ -303,11 +303,11 @@ class SubscriptionBusyError(SubscriptionError):
 
 
 class SeatsInUseError(SubscriptionError):
-    """More seats are in use than are asked for.
+    """More seats are in use than were requested.
 
     Attributes:
         customer: whose.
-        seats: that were asked for.
+        seats: the requested number.
         used: that are in use.
     """
 

@@ -39,7 +39,7 @@ def requires(feature: str, /) -> Requirement:
     """A dependency that refuses customers whose plan lacks a feature: ``Depends(requires("export"))``.
 
     They are answered as by a ``feature:`` of the plans file: with the same problem document and fields, or
-    by ``on_denied``. The request stays counted in its rates and is not billed. In shadow nobody is refused.
+    by ``on_denied``. The request stays counted in its rates and is not billed. Shadow mode refuses none.
     It is the same dependency for the same feature, so that tests may override it.
 
     The dependency raises:

@@ -125,7 +125,7 @@ class MeterKit:
 
     @property
     def catalog(self) -> Catalog:
-        """What is sold."""
+        """The catalog: plans, meters, routes."""
         return self.store.catalog
 
     async def start(self) -> None:
@@ -143,7 +143,7 @@ class MeterKit:
     async def begin(self) -> None:
         """Serve the running event loop unless that was started, as the first request does without a lifespan.
 
-        Counts as one start that nobody undoes: it ends with the event loop. Does not wait for the store.
+        Counts as one start without a stop: it ends with the event loop. Does not wait for the store.
 
         Raises:
             MeterkitError: the running event loop is not asyncio's.
@@ -159,7 +159,7 @@ class MeterKit:
 
         It is called with what belongs to the event, for example a :class:`UsageThreshold`, in one of the
         processes that have handlers of the event: at least once, by its ``id`` a repeat is known. Where it
-        raises or takes longer than 30 s, that is logged; it is told again a minute later, at most ten times.
+        raises or takes longer than 30 s, that is logged; it is called again a minute later, ten times in all.
 
         Raises:
             MeterkitError: there is no such event.
@@ -202,7 +202,7 @@ class MeterKit:
     async def allows(self, customer: str, feature: str) -> bool:
         """Whether the customer's plan has a feature; not while access is suspended.
 
-        Where enforcement is ``shadow`` or ``off`` nobody is held to their plan: True.
+        With enforcement ``shadow`` or ``off`` no customer is held to a plan: True.
 
         Raises:
             CustomerError, UnknownFeatureError: an argument cannot be used.
@@ -241,7 +241,7 @@ class MeterKit:
             event_id: the app's own name of this usage; the same one counts once in 35 days, whatever the
                 meter: a call that is recorded on two meters needs two ids.
             occurred_at: when it happened (aware); default: now. Usage of a billing period that is closed goes
-                by ``billing.late_usage`` of the plans file, and is told of in the log.
+                by ``billing.late_usage`` of the plans file, and is logged.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
@@ -271,7 +271,7 @@ class MeterKit:
             call_id: the provider's id of a job where ``obj`` lacks it, as a line of a batch does.
 
         Returns:
-            What was counted; None, and a warning is logged, where there is no usage or no customer is known.
+            The counted usage; None, and a warning is logged, if there is no usage or no known customer.
 
         Raises:
             CustomerError, MeterkitError: an argument cannot be used, or no meter that counts tokens is there.
@@ -285,7 +285,7 @@ class MeterKit:
 
         ``async with kit.reserve("acme", {"output_tokens": 4096}) as reservation:`` decides over all meters at
         once; look at ``reservation.decision``, then ``await reservation.capture({"output_tokens": 812})``.
-        What is not captured when the block ends is given back.
+        Quantities that are not captured when the block ends are given back.
 
         Args:
             customer: the customer's id.
@@ -315,7 +315,7 @@ class MeterKit:
         """Take back units that were recorded in this billing period, once an id; a result a meter.
 
         Overage goes before credits, grants and included. What Stripe has, a meter event takes back. Where
-        that cannot be, there is a grant from the next period on, or it is said what to credit by hand.
+        that is impossible, there is a grant from the next period on, or the result names units to credit.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
@@ -368,7 +368,7 @@ class MeterKit:
     async def reload(self) -> bool:
         """Read the plans file again, and decide by it from now on; done by itself after it has changed.
 
-        What was decided before is settled as it was decided. Returns whether it means something else.
+        Requests decided before are settled as decided. Returns whether the catalog differs from the last one.
 
         Raises:
             PlansError, SettingsError: the file is refused, with all that is wrong in it; nothing changes.

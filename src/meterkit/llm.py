@@ -152,7 +152,7 @@ class _Filter:
         self._returned: bool | None = None
 
     def pass_on(self, piece: bytes | bytearray | str) -> bytes | str | None:
-        """What is left of a piece, of its own type; None where nothing is left by now."""
+        """The rest of a chunk, of its own type; None if it is empty."""
         if self._by_line is None and piece:
             self._is_text = isinstance(piece, str)
             self._by_line = isinstance(piece, str) and "\n" not in piece and "\r" not in piece

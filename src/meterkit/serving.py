@@ -130,7 +130,7 @@ class Serving:
             self._has_started = True
             log_notes(self._store.catalog, self._settings.enforcement)
         lane = None
-        if not self._store.is_off:  # Whoever switches it off may do so because of the store.
+        if not self._store.is_off:  # It may be switched off because of the store.
             lane = await self._store.lane()
             lane.is_served = True
         for name, work in self._tasks.items():

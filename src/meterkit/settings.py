@@ -138,7 +138,7 @@ class SettingsKeywords(TypedDict, total=False):
 
 
 class Settings(BaseSettings):
-    """What MeterKit is told apart from the plans file. Made by :meth:`load`.
+    """Settings besides the plans file. Made by :meth:`load`.
 
     Each attribute is a keyword of ``MeterKit`` and, with ``METERKIT_`` before it, a variable.
 
@@ -152,7 +152,7 @@ class Settings(BaseSettings):
         stripe_transport: how usage is sent.
         flush_interval: seconds that usage is gathered before it is due to be sent, where it is counted.
         store_timeout: seconds that one call to the store may take.
-        start_timeout: seconds that starting tries to reach the store, before it is said and the app begins.
+        start_timeout: seconds that starting tries to reach the store, before it is logged and the app begins.
         key_prefix: what the store's keys begin with.
         shards: over how many hash slots customers are spread; fixed when a store is first used.
         spool_dir: where usage waits while the store is away.
@@ -297,7 +297,7 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def _refusal(name: str, given: dict[str, Any]) -> str:
-    """What was found, where, and what is allowed."""
+    """The message of an error: the value, its place, the allowed values."""
     variable = f"{_PREFIX}{name.upper()}"
     if name in given:
         origin, value = f"keyword {name}", given[name]

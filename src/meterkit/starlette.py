@@ -67,7 +67,7 @@ def billing_routes(
 
 
 def webhook_route(kit: HookedKit, prefix: str = "") -> Route:
-    """Where the billing routes take Stripe's events; nobody's customer."""
+    """The billing route that receives Stripe's events; it has no customer."""
     path = f"{prefix}/webhooks/stripe"
     return Route(path, stripe_webhook(kit), methods=["POST"], name="billing webhook", include_in_schema=False)
 
@@ -115,7 +115,7 @@ async def _respond(
 
 
 async def respond(request: Request, *, billing: Billing, endpoint: Endpoint, customer: object) -> Response:
-    """Answer a request of whoever that is."""
+    """Answer a request of the identified customer."""
     answer = await billing.answer(
         endpoint,
         customer,

@@ -124,7 +124,7 @@ async def _deliver(
 ) -> None:
     """Deliver what a customer has used, and wait until an invoice of now has it.
 
-    What is used while it waits is delivered too, once; then what is left is logged.
+    Usage recorded while it waits is delivered too, once; then the undelivered rest is logged.
     """
     left = 0
     for _ in range(_ROUNDS):

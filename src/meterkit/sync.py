@@ -144,7 +144,7 @@ class SyncMeterKit:
 
     @property
     def catalog(self) -> Catalog:
-        """What is sold."""
+        """The catalog: plans, meters, routes."""
         return self._kit.catalog
 
     def start(self) -> None:
@@ -227,7 +227,7 @@ class SyncCustomers:
         self.history = loop.blocking(customers.history)
 
     def list(self) -> Iterator[Customer]:
-        """All customers that somebody set up, in no order."""
+        """All customers that have a record, in no order."""
         found = self._customers.list()
 
         async def following() -> Customer | None:

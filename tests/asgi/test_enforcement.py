@@ -48,7 +48,7 @@ async def test_it_stands_over_the_file_and_its_routes(
         decision = await at.kit.consume("acme", "requests")
         assert (decision.allowed, decision.shadow) == (given == "shadow", given == "shadow")
     said = [line for line in caplog.messages if line.startswith("enforcement is")]
-    whole = "enforcement is shadow (the setting enforcement): everything is decided and counted, and nobody"
+    whole = "enforcement is shadow (the setting enforcement): every request is decided and counted, and none"
     assert said == ([] if given == "on" else [f"{whole} is refused"])
 
 
@@ -59,7 +59,7 @@ async def test_without_it_the_file_decides_and_says_so_where_it_is_shadow(
         assert await statuses(at.client, "/full") == [200]
     said = [line for line in caplog.messages if line.startswith("enforcement is")]
     assert said == [
-        "enforcement is shadow (plans.yaml): everything is decided and counted, and nobody is refused"
+        "enforcement is shadow (plans.yaml): every request is decided and counted, and none is refused"
     ]
 
 

@@ -182,6 +182,5 @@ def test_usage_of_nobody_says_so(stored: Shell) -> None:
     done = stored.run("usage", "nobody")
     assert (0, True) == (
         done.code,
-        "nothing is known of customer nobody. This is what a new customer would have"
-        in done.err.splitlines(),
+        "nothing is known of customer nobody. This is the state of a new customer" in done.err.splitlines(),
     )

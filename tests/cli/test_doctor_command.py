@@ -237,7 +237,7 @@ async def test_webhooks_that_wait_fail_or_are_given_up(directory: Path, sound: S
     assert finding.problem == "1 Stripe customer is given up, cus_dead: cus_dead is refused"
     found = (await examined(directory, sound.url, clock=lambda: time() + 3300)).findings
     assert [finding.problem.partition(":")[0] for finding in found if finding.check == "webhooks"] == [
-        "1 Stripe customer has been to be looked at for up to 55 min",
+        "1 Stripe customer has waited for a sync for up to 55 min",
         "1 Stripe customer is given up, cus_dead",
     ]
     found = (await examined(directory, sound.url, clock=lambda: time() + 2.1 * 3600)).findings
@@ -340,4 +340,4 @@ async def test_a_key_that_stripe_refuses(
     assert "the Stripe key may not list meters" in found.not_looked_at["stripe"]
     settings["stripe_api_base"] = "http://127.0.0.1:1"
     finding = await the_finding(directory, sound.url, **settings)
-    assert finding.problem.startswith("Stripe cannot be asked for its meters: ")
+    assert finding.problem.startswith("the meters at Stripe cannot be read: ")

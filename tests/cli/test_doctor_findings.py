@@ -87,8 +87,8 @@ def test_what_is_too_much_for_an_interval_is_told_with_one_that_is_long_enough()
     [
         (0, 0, []),
         (3, webhooks.OVERDUE_MS, []),
-        (1, webhooks.OVERDUE_MS + 1, ["1 Stripe customer has been to be looked at for up to 5 min"]),
-        (1_200, 7_200_000, ["1,200 Stripe customers have been to be looked at for up to 2 h"]),
+        (1, webhooks.OVERDUE_MS + 1, ["1 Stripe customer has waited for a sync for up to 5 min"]),
+        (1_200, 7_200_000, ["1,200 Stripe customers have waited for a sync for up to 2 h"]),
     ],
 )
 def test_looks_that_nobody_makes_are_named_after_a_while(

@@ -86,7 +86,10 @@ def test_routes_without_a_line_and_lines_without_a_route_are_left_undone(api: Sh
     why = "the app has no route for it"
     idle = [{"plans_file": "plans.yaml", "line": "DELETE /v1/files/{name}", "why": why}]
     assert done.json["idle_lines"] == idle
-    assert "shop.api:app has no MeterMiddleware: this is what plans.yaml would do" in done.err
+    assert (
+        "shop.api:app has no MeterMiddleware: these are the lines of plans.yaml that its routes would match"
+        in done.err
+    )
     assert "an app that prints" in done.err
 
 

@@ -390,7 +390,7 @@ async def test_a_plan_that_inherits_the_price_of_another_is_noted_and_the_rest_i
             "Tokens",
         ]
         (note,) = done.notes
-        assert note.startswith("plan max: has the stripe_price of plan pro, and whoever subscribes to it has")
+        assert note.startswith("plan max: has the stripe_price of plan pro, and its subscribers have")
         # Each of them gets prices of its own where the file names none.
         done = await at.sync(PLANS + more)
         assert [line.name for line in done.lines if line.what == "product"] == [

@@ -37,12 +37,12 @@ async def test_what_is_given_up_is_listed_and_tried_again(
 ) -> None:
     nobody = stored.run("webhooks", "list")
     assert (nobody.code, nobody.out) == (0, "")
-    assert "nobody is given up" in nobody.err
+    assert "no sync was given up" in nobody.err
     await give_up(directory, store_url, "cus_a", "cus_b")
     listed = stored.run("webhooks", "list")
     assert listed.code == 1
     assert "cus_a is linked to somebody else" in listed.out
-    assert "waiting to be looked at: 0" in listed.err
+    assert "waiting syncs: 0" in listed.err
     as_json = stored.run("webhooks", "list", "--json")
     assert [entry["stripe_customer"] for entry in as_json.json["dead"]] == ["cus_a", "cus_b"]
     assert (as_json.json["waiting"], as_json.json["alarms"]) == (0, {})

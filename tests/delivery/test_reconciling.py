@@ -129,7 +129,9 @@ async def test_what_is_parked_is_told_where_it_adds_up_to_nothing(store_url: str
             await at.kit.outbox.park(intent.identifier)
         found = await of_acme(at)
         assert (found.parked, found.taking_back, found.difference, found.agrees) == (0, 5, 0, False)
-        assert found.advice.startswith("5 and 5 that take units back are parked, of which Stripe may have 0:")
+        assert found.advice.startswith(
+            "5 and 5 that take units back are parked, and Stripe may have 0 of these:"
+        )
         (line,) = undelivered_lines(await at.flush(everything=True, timeout_s=0))
         assert line.startswith("parked: 5 and 5 that take units back of requests of customer acme in 2 int")
         (finding,) = [one for one in (await examine(at.kit)).findings if one.check == "parked"]
@@ -170,7 +172,7 @@ async def test_what_is_parked_and_there_is_delivered_by_a_repair_that_looks_twic
         at.clock.advance(timedelta(hours=30))
         found = await of_acme(at)
         assert (found.delivered, found.confirmed, found.difference, found.parked) == (0, 7, 7, 7)
-        assert (found.agrees, "7 are parked, of which Stripe may have 7" in found.advice) == (False, True)
+        assert (found.agrees, "7 are parked, and Stripe may have 7 of these" in found.advice) == (False, True)
         assert (await of_acme(at)).parked == 7  # Looking changes nothing.
         assert (await of_acme(at, repair=True)).parked == 7
         at.clock.advance(timedelta(minutes=10))

@@ -37,8 +37,8 @@ FILES_RUN: Final = {
 }
 TUTORIAL: Final = "docs/tutorial.md"
 SERVES: Final = ("uvicorn ", "meterkit worker", "meterkit stripe emulator")
-# What ends with 1 as it should: a line has no route in the quickstart's app; nobody is given up; Stripe does
-# not have the customer of the file; no day has ended yet.
+# What ends with 1 as it should: a line has no route in the quickstart's app; no sync was given up; Stripe
+# does not have the customer of the file; no day has ended yet.
 ENDS_WITH_1: Final = (
     *("meterkit routes ", "meterkit webhooks redrive ", "meterkit import stripe --csv "),
     *("meterkit outbox show ", "meterkit outbox park ", "meterkit outbox drop ", "meterkit revenue --"),

@@ -159,7 +159,7 @@ async def test_an_outage_that_begins_soon_after_a_blip_is_told(caplog: pytest.Lo
         at.clock.advance(45)
         assert said(caplog)[2:] == []
         at.clock.advance(60)
-        assert said(caplog)[2:] == [f"{AWAY} (it was away once more since that was said last)"]
+        assert said(caplog)[2:] == [f"{AWAY} (it was away once more since the last such line)"]
         await at.back()
         assert said(caplog)[3:] == ["the store is back after 105.2 s"]
 
@@ -176,6 +176,6 @@ async def test_connections_that_end_again_and_again_are_told_once_a_minute(
         assert said(caplog) == [
             ended,
             "the store is connected again",
-            f"{ended} (and 5 times more since that was said last)",
+            f"{ended} (and 5 times more since the last such line)",
             "the store is connected again",
         ]

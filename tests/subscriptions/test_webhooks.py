@@ -416,7 +416,7 @@ async def test_a_key_of_another_account_takes_nobodys_subscription(store_url: st
             with pytest.raises(StripeError, match="No such customer"):
                 await kit.subscriptions.sync("acme")
             assert await at.state() == known
-            assert (await kit.webhooks.backlog()).entries == 1  # It is looked at again later.
+            assert (await kit.webhooks.backlog()).entries == 1  # It is synced again later.
             # Of whom nobody is linked to, nothing can be taken.
             other.add_endpoint(HOOK, secret=SECRET, app=stripe_webhook(kit))
             other.emit("customer.subscription.updated", {"id": "sub_9", "customer": "cus_9"})

@@ -47,7 +47,7 @@ class Admitted(Holder):
     """What a request is answered by, and asked about.
 
     Attributes:
-        decision: what was decided; None until it is looked at.
+        decision: the decision; None until its details are read.
         server_receive: the server's receive, to be set before the app is called.
         refuser: answers what the app itself refuses; to be set likewise.
 
@@ -78,7 +78,7 @@ class Admitted(Holder):
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether the customer is nobody in particular, and goes by an address."""
+        """Whether the request has no customer and is limited by its address."""
         return self._view.anonymous
 
     def is_of(self, customer: str, store: Store) -> bool:
@@ -113,7 +113,7 @@ class Admitted(Holder):
         decision, weighed = self.decision, self._weighed
         if decision is not None:
             tallies.ended(decision.plan, outcome, decision.reason, degraded=decision.degraded)
-        else:  # Allowed, and nobody has asked for more.
+        else:  # Allowed, and no code has asked for more.
             plan = self._view.effective.plan.key if weighed is None else weighed.plan
             tallies.ended(plan, outcome, None, degraded=weighed is not None)
 

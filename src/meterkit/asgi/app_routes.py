@@ -119,7 +119,7 @@ def routes_of(app: object) -> list[AppRoute]:
 
 
 def _unwrapped(app: Any, place: _Place) -> tuple[Any, _Place]:
-    """What is wrapped in the end, and what decides its requests: the outermost of the middlewares."""
+    """The innermost wrapped app, and the outermost MeterMiddleware, which decides its requests."""
     for _ in range(_WRAPPERS_MAX):
         if isinstance(app, MeterMiddleware):
             place = _decided(place, app.catalog, app.app)
@@ -333,7 +333,7 @@ def _takes_part(part: Route, method: str, one: _Reached, before: Sequence[_Reach
 
 
 def _meetings(line: Route, route: AppRoute, decider: Decider) -> set[str]:
-    """Paths of which some are both the line's and the route's, if any are."""
+    """Sample paths that may match both the line and the route."""
     written = line.path or ""
     root = f"/{decider.root_path.strip('/')}" if decider.root_path else ""
     without = written.removeprefix(root) if root and written.startswith(f"{root}/") else written

@@ -35,7 +35,7 @@ class PlansInForce:
         self.by_ip = None if anonymous is None else client_ip(trusted_proxies=anonymous.trusted_proxies)
 
     def nobody(self) -> CustomerView:
-        """Whose requests are that pass although nobody is known."""
+        """The view of requests that pass although their customer is unknown."""
         return self.cache.get("unknown", anonymous=True)
 
     def fields_of(self, program: Program, route: Route) -> LimitFields:

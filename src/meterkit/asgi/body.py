@@ -1,4 +1,4 @@
-"""A request's body, read before the app runs and given to it all the same."""
+"""A request's body, read before the app runs and replayed to it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class BufferedBody:
         return max(len(self.head), int(said) if said.isdigit() else 0)
 
     def content(self) -> tuple[bytes, int, bool]:
-        """What was read without its content coding, the size of the whole, whether it was read to its end.
+        """The part read, without its content coding; the size of the whole; whether it was read to its end.
 
         Of what cannot be decoded within bounds nothing is read, and each coded byte is taken for three.
         """
@@ -95,7 +95,7 @@ class BufferedBody:
 
 
 def _inflated(coded: bytes) -> bytes | None:
-    """What is in one piece of gzip or zlib data; None where it is none, too large, or more than one."""
+    """Decompress one gzip or zlib stream; None if it is invalid, too large, or more than one stream."""
     stream = zlib.decompressobj(_ZLIB_OR_GZIP)
     try:
         decoded = stream.decompress(coded, DECODED_BYTES_MAX + 1)

@@ -36,10 +36,10 @@ def current() -> Current:
 
 
 def allows(feature: str) -> bool:
-    """Whether the plan that the current request was decided by has a feature. Asks nobody.
+    """Whether the plan that decided the current request has a feature. Does no I/O.
 
     Not while access is suspended. Where enforcement is ``shadow`` or ``off``, and where the store was away,
-    nobody is held to their plan: True.
+    no customer is held to a plan: True.
 
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
@@ -134,7 +134,7 @@ def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
 
     Args:
         stream: what the provider's SDK returned, asynchronous or not; or the bytes, texts or lines of an
-            answer as an HTTP client gives them. Where nothing of it could be read, a warning is logged.
+            answer as an HTTP client gives them. If no usage can be read, a warning is logged.
 
     Raises:
         MeterkitError: outside of a request that MeterMiddleware has decided.
@@ -149,7 +149,7 @@ def tap(stream: AsyncIterable[T] | Iterable[T]) -> StreamTap[T]:
 
 
 def _take_tap(found: Exchange, calls: tuple[CallUsage, ...]) -> None:
-    # Called where a stream ends, or is let go of: nobody there could handle an error.
+    # Called when a stream ends or is collected: no caller could handle an error there.
     with Contained(lambda error: found.warn(f"what a tapped stream used could not be counted: {error}")):
         found.warn_of_lost(calls)
         if calls:

@@ -75,7 +75,7 @@ def count_in_process(store: Store, view: CustomerView, route: Route, rated: Mapp
 class PolicyFields:
     """Writes the one limit field that is true without the store: which policies there are.
 
-    What is left under them in this process is not what the customer has left.
+    The rest counted in this process is not the rest that the customer has.
 
     Args:
         program: what was asked of the plan.

@@ -46,7 +46,7 @@ T = TypeVar("T")
 _NOTHING: Final[dict[str, int]] = {}
 _recording: Final = RLock()
 """Held while a request's usage is added to or taken: endpoints may record from several threads at once, and
-a stream that is let go of reports wherever the garbage collector runs, in the midst of another report too."""
+a stream that is collected reports wherever the garbage collector runs, even within another report."""
 
 
 class Exchange(Admitted):
@@ -179,7 +179,7 @@ class Exchange(Admitted):
 
     async def _pass_on(self, message: Message, *, last: bool) -> None:
         """Send a piece of the body, or the last message of the response, and read it then."""
-        # Taken first: whoever is handed the message may put other bytes into it, as those do who compress.
+        # Taken first: a middleware that receives the message may replace its bytes, as compression does.
         reading = self._reading
         body = b"" if reading is None else bytes(message.get("body", b""))
         self._ending = last
@@ -187,7 +187,7 @@ class Exchange(Admitted):
             await self._send(message)
         except BaseException as error:
             self._gone = self._gone or isinstance(error, OSError)
-            # Also what nobody took was generated; a coroutine that is closed cannot wait any more.
+            # Chunks that no client took were generated too; a closed coroutine cannot wait any more.
             if reading is not None and reading.read(body) and not isinstance(error, GeneratorExit):
                 await reading.catch_up()
             raise
@@ -209,7 +209,7 @@ class Exchange(Admitted):
             self._failed = isinstance(error, Exception) and not (
                 self._gone or isinstance(error, ClientDisconnect)
             )
-        # Before anything is looked at: what a thread is adding meanwhile it settles itself once it sees this.
+        # Set before reading: a thread that adds usage meanwhile settles it itself once it sees this.
         self._settled = True
         if self._store.tallies is not None:
             self._tally(self._store.tallies)
@@ -264,13 +264,13 @@ class Exchange(Admitted):
             return self._llm.uncounted(self._view.cache)
 
     def _settle_parts(self, lane: Lane, parts: Sequence[Used], beside: Used, *, billed: bool) -> None:
-        """Settle what was held and what was used: in one call, but for further models that meters look at.
+        """Settle the hold and the usage: in one call, plus one for each further model that meters filter by.
 
         Args:
             lane: the event loop's.
             parts: what calls of language models have used, by model where that matters.
             beside: what the app has recorded besides, and what was consumed without a decision.
-            billed: whether the request's outcome is billed; if not, rates count it all the same.
+            billed: whether the request's outcome is billed; rates count it in either case.
         """
         held = self._decided
         if held is not None and not (held.program.settles or held.digest):
@@ -289,7 +289,7 @@ class Exchange(Admitted):
             for settlement in self._settlements(held, parts, billed=billed):
                 self._store.settle(lane, settlement)
             return
-        # Without a decision nobody knows whether it is a repeat: the store will, when it hears of it.
+        # Without a decision it is unknown whether this is a repeat: the store finds out at settlement.
         digest = repeat_digest(self._route, self._scope) if billed and self._decided is None else None
         parts = [part for part in parts if part.recorded or part.rated]
         for part in reversed(parts):  # What remembers the key comes last.

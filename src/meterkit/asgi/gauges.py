@@ -66,7 +66,7 @@ class Gauges:
     async def adjust(self, customer: str, meter: str, quantity: int, *, event_id: str | None = None) -> int:
         """Raise the level by a quantity, or lower it by one below 0, whatever the plan allows.
 
-        Whoever gives an ``event_id`` may do it again after a StoreError: it counts once.
+        With an ``event_id`` the call may be repeated after a StoreError: it counts once.
 
         Args:
             customer: the customer's id.

@@ -65,7 +65,7 @@ def header(name: str) -> Callable[[Scope], str | None]:
     """The customer is the value of a request header, as a trusted gateway in front of the app sets it.
 
     Without such a gateway any client can name any customer. A header that is empty, missing or given
-    more than once names nobody. A value that is not UTF-8 names a customer that is not allowed.
+    more than once names no customer. A value that is not UTF-8 names a customer that is not allowed.
 
     Raises:
         MeterkitError: this is no name of a header.
@@ -90,7 +90,7 @@ def header(name: str) -> Callable[[Scope], str | None]:
 def api_key(
     lookup: KeyLookup, *, header: str = "authorization", ttl: timedelta = _TTL, hashed: bool = False
 ) -> Callable[[Scope], str | Awaitable[str | None] | None]:
-    """The customer is whoever owns the API key in a request header.
+    """The customer is the owner of the API key in a request header.
 
     What ``lookup`` says is remembered under the key's hash, in this process; no key is kept. Requests
     that come with the same key while it is looked up wait for the one lookup; its errors are not remembered.
@@ -99,8 +99,8 @@ def api_key(
         lookup: from a key to its customer, or None for a key without an owner; sync or async. One that is not
             async runs in a thread, so it may block.
         header: in ``authorization`` the key follows the word ``Bearer`` (RFC 6750); in any other header
-            it stands alone. A header that is missing or given more than once names nobody.
-        ttl: how long an owner is remembered: a key that is revoked works for so long; that nobody owns a key
+            it stands alone. A header that is missing or given more than once names no customer.
+        ttl: how long an owner is remembered: a revoked key works for so long; that a key has no owner
             is remembered for 5 seconds at most. ``timedelta(0)`` looks up at every request.
         hashed: whether ``lookup`` gets `hash_key` of the key instead, for a table of hashes.
 
@@ -109,7 +109,7 @@ def api_key(
             from 0.
     """
     if not callable(lookup):
-        # What is no function may be a table of keys: only its type is shown.
+        # An object that is no function may be a table of keys: show its type only.
         raise MeterkitError(
             f"identify.api_key: found a lookup of type {type(lookup).__name__}; allowed is a function from a"
             " key to its customer or None, such as keys.get"
@@ -142,7 +142,7 @@ def hash_key(key: str) -> str:
 def user(attr: str = "identity") -> Callable[[Scope], str | None]:
     """The customer is an attribute of the user that Starlette's ``AuthenticationMiddleware`` found.
 
-    A user that is not authenticated, or whose attribute is None or empty, is nobody. Starlette's own
+    A user that is not authenticated, or whose attribute is None or empty, names no customer. Starlette's
     ``SimpleUser`` has no ``identity``; its name is ``display_name``.
 
     Raises:
@@ -175,7 +175,7 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
 
     Args:
         trusted_proxies: addresses and networks whose word is taken for whom they speak, and ``unix`` for
-            whoever connects by a Unix socket. Where the connection comes from one of them,
+            any client of a Unix socket. If the connection comes from one of them,
             ``X-Forwarded-For`` is read from the right, up to the first address that is none of them. Empty:
             the header is never read. ``Forwarded`` (RFC 7239) never is: a proxy that writes one of the two
             lets the client's own through in the other.
@@ -225,11 +225,11 @@ class _KeyOwners:
 
     Requests that ask for the same key at the same time wait for one lookup; what it raises, each of them
     raises, and it is asked again for the next one. What is remembered is bounded: of 10,000 owners the oldest
-    half is forgotten, and keys that nobody owns are kept apart, so that no number of them displaces an owner.
+    half is forgotten. Keys without an owner are kept apart, so that no number of them displaces an owner.
 
     Args:
         lookup: from a key to its customer, or None; one that is not async runs in a thread.
-        ttl_s: how long an owner is remembered, in seconds; that nobody owns a key, 5 seconds at most.
+        ttl_s: how long an owner is remembered, in seconds; that a key has no owner, 5 seconds at most.
         hashed: whether the lookup gets a key's hash.
     """
 
@@ -267,7 +267,7 @@ class _KeyOwners:
             await asyncio.wait([asked])
             if not asked.cancelled():
                 return asked.result()
-            # Whoever had asked was cancelled meanwhile; somebody else has to.
+            # The task that looked the owner up was cancelled meanwhile; another one does it.
         asked = self._asked[loop, key_hash] = loop.create_future()
         try:
             owner = await self._look_up(asked_for)
@@ -310,7 +310,7 @@ class _KeyOwners:
     def _remember(self, key_hash: str, owner: object) -> None:
         now = monotonic()
         self._note(is_found=owner is not None)
-        self._owned.pop(key_hash, None)  # What is put in anew is the youngest.
+        self._owned.pop(key_hash, None)  # Inserting it again makes it the youngest.
         self._unowned.pop(key_hash, None)
         if isinstance(owner, str):
             _put_bounded(self._owned, key_hash, (owner, now + self._ttl_s))
@@ -385,7 +385,7 @@ def _forwarded_for(scope: Scope) -> list[str]:
     """The hosts of ``X-Forwarded-For``, the nearest first; a chain too long ends in what is no host."""
     lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
     hosts = b",".join(lines).decode("latin-1").rsplit(",", HOPS_MAX) if lines else []
-    # What is longer than any address is not kept in the memory of addresses either.
+    # A text longer than any address is not cached either.
     return [_without_port(host.strip()) if len(host) <= HOST_CHARS_MAX else "" for host in reversed(hosts)]
 
 

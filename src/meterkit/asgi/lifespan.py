@@ -15,7 +15,7 @@ _SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.
 
 
 class Startable(Protocol):
-    """What is started and stopped."""
+    """An object that the lifespan starts and stops."""
 
     async def start(self) -> None:
         """Begin to serve the running event loop."""

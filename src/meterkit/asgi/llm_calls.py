@@ -75,7 +75,7 @@ class LlmCalls:
         """The response is over; see :meth:`meterkit.asgi.reading.Reading.close`.
 
         Returns:
-            What was read off it, but for what it lacks and the app has reported.
+            The usage read from it, completed by the app's own reports.
         """
         if self.reading is not None:
             self._fields = {} if self._is_fetched else self.reading.fields()
@@ -87,9 +87,9 @@ class LlmCalls:
         return self._body
 
     def uncounted(self, compiled: CompiledCatalog) -> list[Used]:
-        """What is to be counted by now and was not yet: by model and provider where meters ask for them.
+        """Usage to count now that was not counted before: by model and provider where meters filter by them.
 
-        What is reported late is counted on top of what was. Nothing is taken back: where a later report
+        Late usage is counted on top. Nothing is taken back: where a later report
         amounts to less, it counts nothing.
         """
         more = _amounts((call for call in self._each() if call_name(call) is None), compiled)
@@ -295,7 +295,7 @@ def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
 
 
 def _beyond(counted: _Amounts, found: _Amounts) -> _Amounts:
-    """What was found beyond what was counted: of each key, and never more than of all keys together."""
+    """Usage found beyond the usage counted: by key, and never more than over all keys together."""
     left: dict[tuple[bool, str], int] = {}
     for amounts, sign in ((found, 1), (counted, -1)):
         for (_, billed, meter), quantity in amounts.items():

@@ -138,7 +138,7 @@ class TroubleLog:
             )
 
     def unmatched(self, source: str, scope: Scope) -> None:
-        """No line of the plans file is about a request; the caller sees to it that this is said once."""
+        """No line of the plans file matches a request; the caller logs this once."""
         _logger.warning(
             "%a matches no line under `routes` of %s: it passes undecided and uncounted; others that"
             ' do are not logged; a last line with match: "*" is about all that is left',
@@ -242,10 +242,10 @@ _CAUSES: Final[Mapping[Note, str]] = {
     "corrupt": "it is damaged, or compressed in another way than it says",
     "refused": "a figure in it is no integer from 0 to 10^15 - 1",
     "unreadable": "it is no JSON where there should be some",
-    "too_many_calls": "it holds more calls than are told apart",
+    "too_many_calls": "it holds more calls than meterkit distinguishes",
     "not_asked": (
         "it ended without usage figures: a stream of OpenAI's Chat Completions, or of a server that speaks "
-        'like it, has them only if it was asked for with stream_options={"include_usage": true}'
+        'like it, has them only if the request has stream_options={"include_usage": true}'
     ),
 }
 _NO_USAGE: Final = "it ended without usage figures"
@@ -284,10 +284,10 @@ def described(error: Exception) -> str:
 
 
 def warn_of_lost(store: Store, route: str, calls: Iterable[CallUsage]) -> None:
-    """Say of which calls figures are missing or estimated, and why that may be."""
+    """Log the calls with missing or estimated figures, with the probable reason."""
     for call in calls:
         if call.outlives or "ended_early" in call.notes:
-            continue  # Whoever broke it off knows why.
+            continue  # The caller that broke it off knows why.
         cause = next((_CAUSES[note] for note in _CAUSES if note in call.notes), _NO_USAGE)
         if call.source == "missing":
             warn(store, route, f"token usage of a response is missing, and counts nothing: {cause}")

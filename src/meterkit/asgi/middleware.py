@@ -121,7 +121,7 @@ class MeterMiddleware:
 
     @property
     def catalog(self) -> Catalog:
-        """What is sold: the plans file by which requests are decided."""
+        """The catalog that decides requests."""
         return self._kit.store.catalog
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -227,7 +227,7 @@ class MeterMiddleware:
         except _UnservedError as error:
             passed: Exchange | Decision = error.decision
             decided = error.decided
-        except Exception as error:  # noqa: BLE001 - the app is served whatever it is; it is said below
+        except Exception as error:  # noqa: BLE001 - the app is served in any case; the error is logged below
             passed, decided = self._undecided(error, plans, lane, view, route, prepare, scope, send)
         else:
             if reply is None:
@@ -253,13 +253,13 @@ class MeterMiddleware:
         return await self._unserved(passed, plans, route, decided, view, scope, receive, send)
 
     async def _uncounted(self, plans: PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
-        """A request that passes because enforcement is off; whose it is is asked for the app's sake only."""
-        await self._kit.begin()  # What was counted before is delivered.
+        """Serve a request while enforcement is off; its customer is identified for the app only."""
+        await self._kit.begin()  # Usage counted before is delivered.
         try:
             view = await self._customer(plans, self._identify(scope), scope)
         except _UnservedError:
             view = plans.nobody()
-        except Exception as error:  # noqa: BLE001 - it is said, and the app is served
+        except Exception as error:  # noqa: BLE001 - it is logged, and the app is served
             self._troubles.unidentified(error, route)
             view = plans.nobody()
         passed = _kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
@@ -293,14 +293,14 @@ class MeterMiddleware:
     def _shadowed(
         self, decision: Decision, view: CustomerView, route: Route, scope: Scope, send: Send
     ) -> Exchange:
-        """A request that nobody can be held to, served all the same; what it records is nobody's."""
+        """Serve a request without a known customer in shadow mode; its usage is discarded."""
         self._log.shadowed(decision, route)
         passed = _kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
         passed.take(replace(decision, allowed=True, shadow=True))
         return passed
 
     async def _customer(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
-        """A customer not met before, or of nobody in particular."""
+        """Decide for a new customer, or for a request without one."""
         if isawaitable(found):
             found = await found
         if is_customer(found):
@@ -318,7 +318,7 @@ class MeterMiddleware:
     def _refused(
         self, decided: PreparedDecision, reply: list[int], lane: Lane, route: Route, scope: Scope, send: Send
     ) -> Exchange | Decision:
-        """A request that is refused, or in shadow counted, held and served all the same."""
+        """Answer a refused request; in shadow mode count, hold and serve it."""
         store = self._kit.store
         decision = store.verdict(decided, reply)
         if not decision.shadow:

@@ -1,4 +1,4 @@
-"""What a refused client is told: a problem document (RFC 9457) with its status and fields."""
+"""Problem documents (RFC 9457) for refused requests, with their status and fields."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def problem(
     """The answer to a request that was refused.
 
     Args:
-        decision: why; a decision without a reason is told as one of the store.
+        decision: why; a decision without a reason is reported as one of the store.
         context: what the words and members need.
         mode: which family of limit fields the route sends.
         now_s: seconds since the epoch.

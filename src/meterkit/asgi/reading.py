@@ -35,9 +35,9 @@ BODY_BYTES_MAX: Final = 1 << 20
 
 # When others are let run while a message is read: a piece of work more may have been begun by then.
 _PAUSE_EVERY_S: Final = 0.000_5
-# How long whoever cancels a request waits until its response is read: half a second or more of reading.
+# How long a cancelled request waits until its response is read: half a second or more of reading.
 _PAUSES_MAX: Final = 1_000
-# How much is read where nobody can wait: some milliseconds.
+# How much is read where no task can wait: some milliseconds.
 _LAST_STEPS_MAX: Final = 32
 _UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
 
@@ -125,7 +125,7 @@ class Reading:
         return True
 
     async def catch_up(self, *, complete: bool = False) -> None:
-        """Read what was left, letting others run in between. Whoever cancels it waits for that, but not long.
+        """Read the rest, letting other tasks run in between. A cancelling task waits for that, but not long.
 
         Args:
             complete: whether the response was sent to its end.
@@ -176,7 +176,7 @@ class Reading:
         return begun + sum(map(len, self._backlog)) - self._at
 
     def input_tokens(self) -> int:
-        """Estimated tokens of the request, at least 1; 0 where nobody asked before the response was over."""
+        """Estimated tokens of the request, at least 1; 0 if the response was over before."""
         body, self._body = self._body, None
         if body is not None:
             head, size = self._request(body)
@@ -200,7 +200,7 @@ class Reading:
         return found
 
     def close(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
-        """What the calls in the response used: estimated where that was not reported, but for failures.
+        """The usage of the calls in the response; calls without figures are estimated, except failed ones.
 
         Args:
             complete: whether it was sent to its end.
@@ -237,7 +237,7 @@ class Reading:
             if not self._read_on():
                 break
             last, unread = unread, self._unread_bytes()
-            # What was begun is read to its end, so that it is known of how much its text is.
+            # A block that was begun is read to its end, so that the length of its text is known.
             if step >= _LAST_STEPS_MAX and unread < last:
                 break
         unread = self._unread_bytes()
@@ -264,4 +264,4 @@ class Reading:
 
 
 def _ignore(_: str) -> None:
-    """Nobody is there to hear it any more."""
+    """The client is gone and receives nothing."""

@@ -29,7 +29,7 @@ class LateRefusal:
     """Stands in for the server's send from when a request is refused.
 
     The app says no in its own way, by an exception; its handlers make an answer of it, which gives way to
-    the refusal. An app that goes on all the same and answers something else is left alone.
+    the refusal. An app that goes on and answers something else is left alone.
 
     Args:
         send: the server's.

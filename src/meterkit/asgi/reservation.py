@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["known_refusal", "reservation", "reserving"]
 
 _OWN_BYTES_MAX: Final = 32 << 10
-"""What is no JSON, or too much of it, is handed to an estimator of the app's own only if it is no larger."""
+"""A body that is no JSON or too large goes to the app's own estimator only up to this size."""
 
 _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
 
@@ -42,7 +42,7 @@ async def known_refusal(
     """The decision that refuses a request by the customer's state alone, so that no body is read for it.
 
     The store is asked only where the known state refuses: for all others one round trip decides, after their
-    body was read. Whoever is met for the first time is one of them, unless the default plan refuses.
+    body was read. A new customer is one of them, unless the default plan refuses.
 
     Raises:
         StoreError: the store cannot decide.

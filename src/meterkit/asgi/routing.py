@@ -209,7 +209,7 @@ class Router:
 def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
     """The decoded path as clients may write it: with the root path of the server before it, and without.
 
-    Mounts are included in all of them. Which one the client wrote cannot be told: a proxy may strip the root
+    Mounts are included in all of them. It is unknown which one the client wrote: a proxy may strip the root
     path or not, and servers put it before ``path`` or do not. A router runs one handler for all.
 
     Args:

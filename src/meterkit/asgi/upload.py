@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Upload", "announced_bytes"]
 
 _STEP_BYTES: Final = 256 << 10
-"""So much at least is set aside at once of a body of unknown length: not every piece is asked for."""
+"""Bytes set aside at once, at least, for a body of unknown length: not one call for every piece."""
 _LENGTH_DIGITS_MAX: Final = 15
 _NEVER: Final = frozenset["Outcome"]()
 
@@ -61,11 +61,11 @@ class Upload(Exchange):
 
     Slots:
         _read: bytes of the body that came.
-        _set_aside: how many of them may come before more is asked for.
+        _set_aside: how many of them may come before more is set aside.
         _more: what is held beside the decision, by the slot of holds.
         _counts: whether anybody may be refused for what comes.
         _refusal: why the request was ended here, or None.
-        _is_answered: whether that could be told the client.
+        _is_answered: whether the client could be answered.
         _unread: the piece that the app was about to get when its waiting was cancelled, or None.
     """
 
@@ -101,7 +101,7 @@ class Upload(Exchange):
             try:
                 refusal = await self._hold_more()
             except BaseException:
-                self._unread = message  # Whoever has given up waiting for it may ask once more.
+                self._unread = message  # A caller that stopped waiting for it may ask once more.
                 raise
             if refusal is not None:
                 await self._end(refusal)
@@ -191,7 +191,7 @@ class Upload(Exchange):
         decision = store.verdict(decided, reply)
         if decision.allowed:
             slot = reply[1] // HOLD_SLOT_MS
-            would_be_refused = decision.reason is not None  # In shadow it is held all the same.
+            would_be_refused = decision.reason is not None  # Shadow mode holds it too.
             is_ahead = quantity > self._read - self._set_aside
             if self._settled or (would_be_refused and is_ahead):
                 self._give_back({slot: quantity})

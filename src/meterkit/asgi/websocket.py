@@ -155,13 +155,13 @@ def _data_of(message: Message) -> bytes:
 _LOOK_EVERY_S: Final = 60.0
 _SWITCHING_PROTOCOLS: Final = 101
 _FORBIDDEN: Final = 403
-_REASON_BYTES_MAX: Final = 123  # A close frame has 125, two of which are the code: RFC 6455 section 5.5.
+_REASON_BYTES_MAX: Final = 123  # A close frame has 125; the code takes two: RFC 6455 section 5.5.
 
 
 class WebSocketExchange(Exchange):
     """A websocket that was admitted. Its opening is billed as a request is, by how it ends.
 
-    It is successful once the app has accepted it, whoever closes it then; an app that rejects it answers with
+    It succeeds once the app has accepted it, whichever side closes it; an app that rejects it answers with
     a client's error. What the app records once it is open is settled at once, as an open websocket may last
     for days.
     """
@@ -325,7 +325,7 @@ class WebSocketExchange(Exchange):
     async def _close(self, decision: Decision) -> None:
         if self._is_closed or self._has_closed:
             return
-        # Whoever made it so, it ends as it does where the client leaves.
+        # In each case it ends as if the client had left.
         self._is_closed = self._gone = True
         self._log.refused(decision, self._route, self._scope, status=POLICY_VIOLATION, instance=None)
         reason = decision.limit or decision.reason or ""

@@ -1,4 +1,4 @@
-"""What is sold: a plans file, loaded, checked and typed."""
+"""The catalog: a plans file, loaded, checked and typed."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ __all__ = ["UNIX", "CheckoutOptions", "OptionsShape", "proxy_network", "set_by_m
 
 
 UNIX: Final = "unix"
-"""Whoever connects by a Unix socket, and so has no address."""
+"""Clients of a Unix socket, which have no address."""
 _MAPPED: Final = IPv6Network("::ffff:0:0/96")
 
 
@@ -211,7 +211,7 @@ class DunningTable(Table, what="dunning"):
     )
     remind_ms = Key(
         ListOf(duration(least=1), "durations"),
-        "Handlers of dunning.reminder are told at each of these; default: [1d, 6d, 13d].",
+        "dunning.reminder is sent at each of these; default: [1d, 6d, 13d].",
         name="remind",
     )
     debt = Key(
@@ -260,7 +260,7 @@ def build_dunning(values: DunningTable | None, *, default_plan: str, plans: Coll
 
 
 def build_anonymous(written: str | AnonymousTable | None, *, plans: Collection[str]) -> Anonymous | None:
-    """Who a request without a customer is; None: nobody, it is denied."""
+    """The customer of a request that names none; None: the request is denied."""
     if not isinstance(written, AnonymousTable):
         return None
     plan = written.plan or ""

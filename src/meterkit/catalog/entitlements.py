@@ -68,7 +68,7 @@ class EntitlementTable(Table, what="an entitlement", inheritable=True):
         "What happens beyond included: deny (default where something is included), bill, or a tolerance.",
     )
     warn_at = Key(
-        ListOf(_PERCENT, "percentages"), "Percentages of included at which usage.threshold is told."
+        ListOf(_PERCENT, "percentages"), "Percentages of included at which usage.threshold is sent."
     )
 
 
@@ -168,7 +168,7 @@ def _build_overage(values: EntitlementTable, meter: Meter, base: Entitlement | N
         values.refuse("overage", f"{meter.name} has no Stripe event, so its overage cannot be billed; {cure}")
     elif overage.mode != "bill" and not values.has("included") and (base is None or base.included is None):
         message = (
-            "overage is what is beyond included, and `included` is missing; add it, `included: 0` for none"
+            "overage is usage beyond included, and `included` is missing; add it, `included: 0` for none"
         )
         values.refuse("overage", message)
     return overage

@@ -1,4 +1,4 @@
-"""How a plans file is refused: places, the list of problems, and the words they are told in."""
+"""Errors of a plans file: the place of each problem, the list of all, and their wording."""
 
 from __future__ import annotations
 

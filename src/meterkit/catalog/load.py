@@ -237,7 +237,7 @@ def _looked_for(source: str) -> str:
             meant = nearest(path.stem, names)
             near = f"; did you mean {names[meant]!r}?" if meant else ""
     except (OSError, ValueError):
-        pass  # The directory is gone, or nobody may look into it; or this is no path at all.
+        pass  # The directory is gone or unreadable, or this is no path at all.
     return f"{where}; --plans or METERKIT_PLANS names another{near}"
 
 

@@ -104,7 +104,7 @@ Match = tuple[str | None, str | None]
 def covers(earlier: Match, later: Match) -> bool:
     """Whether every request that falls under ``later`` falls under ``earlier``.
 
-    What is said to be covered is; a line may be covered without its being seen. Line breaks in paths, which
+    A line reported as covered is covered; not every covered line is found. Line breaks in paths, which
     ``{key:path}`` of ``exempt`` and ``always`` lines does not take, are left out of account.
     """
     method, path = earlier

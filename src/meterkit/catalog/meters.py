@@ -37,7 +37,7 @@ class MeterTable(Table, what="a meter"):
     title = Key(text(128), "The name that customers see on invoices; default: made of the key.", name="name")
     kind: Key[Kind] = Key(_KINDS, "counter (default) adds up over a period; gauge holds a level.")
     stripe = Key(StripeTable, "The Stripe meter event that carries the billable usage.")
-    source = Key(NAME, "The counter of which this meter is a part.", name="from")
+    source = Key(NAME, "The counter that this meter is a part of.", name="from")
     where = Key(
         MapOf(NAME, text(256), "dimensions and patterns", 1), "Which part: dimension to pattern with *."
     )
@@ -83,7 +83,7 @@ def _build_meter(name: str, values: MeterTable) -> Meter | None:
         )
         values.refuse("stripe", message)
     if source is None and values.has("where") and not values.has("source"):
-        values.refuse("where", "`where` needs `from`: the meter of which this one is a part")
+        values.refuse("where", "`where` needs `from`: the meter that this one is a part of")
     if source is not None and not values.has("where"):
         values.refuse("source", "`from` needs `where`: which part of that meter this one is")
     is_event_missing = stripe is not None and stripe.event_name is None

@@ -1,4 +1,4 @@
-"""What is sold: the catalog that a plans file describes, as frozen values.
+"""The catalog that a plans file describes, as frozen values.
 
 Every number is an integer in the unit that its name ends with; money is in minor units of
 :attr:`Catalog.currency`; a quantity is in its meter's unit. Defaults and ``extends`` are already
@@ -50,7 +50,7 @@ class Note:
         line: 1-based, and so is ``column``.
         path: where in the document, dotted: ``plans.pro.trial``.
         kind: ``informs``: a consequence of what is written; ``billed_from_first_unit``: a plan
-            includes nothing of a meter that Stripe is told of; ``never_reached``: an earlier route takes all
+            includes nothing of a meter reported to Stripe; ``never_reached``: an earlier route takes all
             requests of this one.
         message: what comes of it, and what to write where something else is meant.
     """
@@ -95,7 +95,7 @@ class StripeEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meter:
-    """What is counted.
+    """A meter: a counter or a gauge.
 
     Attributes:
         name: the key in the plans file.
@@ -350,7 +350,7 @@ class Anonymous:
 
     Attributes:
         trusted_proxies: addresses and networks whose word is taken for whom they speak, as written; ``unix``
-            for whoever connects by a Unix socket.
+            for clients of a Unix socket.
     """
 
     plan: str

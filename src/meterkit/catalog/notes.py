@@ -37,7 +37,7 @@ _TITLES: Final[dict[NoteKind, str]] = {
     "never_reached": "routes that an earlier one stands before",
 }
 _ENFORCEMENTS: Final = {
-    "shadow": "everything is decided and counted, and nobody is refused",
+    "shadow": "every request is decided and counted, and none is refused",
     "off": "requests pass, and nothing is decided or counted",
 }
 
@@ -49,10 +49,10 @@ def note_entitlement(
 
     Args:
         entitlement: what the plan gives, defaults applied.
-        meter: of which.
+        meter: its name.
         written: what the plan says of the meter; None where it leaves it out.
         plan: where the plan stands.
-        problems: where it is said.
+        problems: the list to add to.
     """
     stripe = meter.stripe
     says = written is not None and written.has("included", "overage")
@@ -79,7 +79,7 @@ def note_trial(
         entitlements: what the plan gives, defaults applied.
         meters: of the file.
         trial: where the plan's trial stands.
-        problems: where it is said.
+        problems: the list to add to.
     """
     endless = [
         name
@@ -100,7 +100,7 @@ def note_unreachable(matches: Sequence[tuple[str, Place]], problems: Problems) -
 
     Args:
         matches: the ``match`` lines of the file in its order, with their places.
-        problems: where it is said.
+        problems: the list to add to.
     """
     earlier: list[tuple[Match, Place]] = []
     for written, place in matches[:COMPARED_MAX]:
@@ -121,7 +121,7 @@ def note_billing_lines(
         routes: the lines of the file.
         plans: its plans.
         place: where the routes stand.
-        problems: where it is said.
+        problems: the list to add to.
     """
     is_sold = any(plan is not None and plan.price.stripe_price is not None for plan in plans)
     if is_sold and not any(route.always for route in routes):
@@ -130,7 +130,7 @@ def note_billing_lines(
             "informs",
             "plans are sold, and no line is `always`: where billing routes are mounted, at /billing for"
             ' example, write before all others `{match: "POST /billing/webhooks/stripe", exempt: true}`, as'
-            ' Stripe is nobody\'s customer, and `{match: "/billing/{path:path}", always: true}`, so that who'
+            ' Stripe is no customer, and `{match: "/billing/{path:path}", always: true}`, so that one who'
             " owes can pay",
         )
 

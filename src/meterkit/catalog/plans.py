@@ -63,7 +63,7 @@ class GrantTable(Table, what="a grant"):
     """One of ``grants:`` of a plan."""
 
     credit = Key(NAME, "The credit that is granted.")
-    meter = Key(NAME, "The meter of which a quantity is granted.")
+    meter = Key(NAME, "The meter that a quantity is granted of.")
     quantity = Key(_QUANTITY, "How much.", required=True)
     every = Key(Choice(EVERY_WORDS), "When: with every billing period.", required=True)
     priority = Key(integer(most=1000), "Lower is burned first; default: 50.")

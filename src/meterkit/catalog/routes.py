@@ -233,7 +233,7 @@ def _build_reserve(name: str, values: ReserveTable) -> Reserve:
 
 
 def quantities_of(route: Route, values: RouteTable) -> Iterator[tuple[Place, str, str, int]]:
-    """Each quantity of a route that is asked for at admission: its place, key and meter."""
+    """Each quantity that a route requests at admission: its place, key and meter."""
     reserved = {reserve.meter: reserve.default for reserve in route.reserve}
     for key, quantities in zip(_VERBS, (route.consume, route.per_message, route.grow, reserved), strict=True):
         places = values.places(key)

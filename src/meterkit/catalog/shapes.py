@@ -162,7 +162,7 @@ class MapOf(Generic[T_co]):
 
 
 def kept(read: Mapping[str, T | None] | None) -> dict[str, T]:
-    """What was not refused of a map that was read."""
+    """The valid values of a map that was read."""
     return {name: value for name, value in (read or {}).items() if value is not None}
 
 

@@ -79,7 +79,7 @@ class WatchedPlans:
 
         Args:
             reload: reads it.
-            every_s: how often it is looked at, in seconds.
+            every_s: how often the file is checked, in seconds.
         """
         before, refused, said = self._read, None, ""
         hung_up = Event()

@@ -55,7 +55,7 @@ async def rebuild(
 
     Nothing is lowered, and nothing that goes to Stripe is sent by it: what Stripe may have is parked until
     that is compared. Of periods that are over it is only said what is missing. What waits for the
-    database is drained first. A customer of whom nothing can be rebuilt is named with the reason, and the
+    database is drained first. A customer that cannot be rebuilt is named with the reason, and the
     others are. Exits 1 where something is left to be done, with --dry-run where something differs.
     """
     kit = session.make_kit()

@@ -45,7 +45,7 @@ def _complete_status(incomplete: str) -> list[str]:
 async def show(session: Session, customer: CustomerArgument) -> None:
     """Show one customer.
 
-    One that nobody set up is on the default plan.
+    A customer without a record is on the default plan.
     """
     async with session.kit(reads=True) as kit:
         await note_unknown(kit, customer)
@@ -54,7 +54,7 @@ async def show(session: Session, customer: CustomerArgument) -> None:
 
 @command(commands, "list")
 async def list_all(session: Session) -> None:
-    """List all customers that somebody set up."""
+    """List all customers that have a record."""
     async with session.kit(reads=True) as kit:
         every = sorted([one async for one in kit.customers.list()], key=lambda one: one.customer)
         for customer in every:
@@ -171,7 +171,7 @@ async def override(
 ) -> None:
     """Give a customer other limits or features than the plan.
 
-    What is not named stays as the plan has it.
+    Values that are not named stay as the plan has them.
     """
     features = {**dict.fromkeys(feature or (), True), **dict.fromkeys(without or (), False)}
     if clear == bool(entries or features) or (meter is not None) != bool(entries or (clear and meter)):

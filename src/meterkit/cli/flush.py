@@ -58,7 +58,7 @@ async def flush(
     """
     kit = session.make_kit()
     logging.getLogger("meterkit.delivery").addFilter(lambda record: not hasattr(record, "is_reported"))
-    # A missing key is said before the store is waited for.
+    # Report a missing key before waiting for the store.
     async with kit.flusher() as flusher, started(kit):
         with shown_steps() as steps:
             watching = asyncio.create_task(_watch(flusher, steps))
@@ -115,7 +115,7 @@ def late_lines(report: FlushReport) -> list[str]:
 
 
 def undelivered_lines(report: FlushReport) -> list[str]:
-    """What is parked or dead, a line for each customer, meter and reason."""
+    """Parked and dead usage, a line for each customer, meter and reason."""
     groups: dict[tuple[str, str, str, str], list[int]] = {}
     for one in report.undelivered:
         groups.setdefault((one.state, one.customer, one.meter, one.why), []).append(one.quantity)

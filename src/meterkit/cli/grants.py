@@ -167,7 +167,7 @@ async def _named(kit: MeterKit, customer: str, grant_id: str) -> Sequence[Grant]
 
 
 def quantities_of(entries: Iterable[str]) -> dict[str, int]:
-    """What is written as NAME=QUANTITY; what cannot be read ends the command with 2."""
+    """Parse NAME=QUANTITY arguments; one that cannot be read ends the command with 2."""
     found: dict[str, int] = {}
     for entry in entries:
         name, _, quantity = entry.partition("=")

@@ -80,7 +80,7 @@ def _attribute(module: Any, path: str) -> Any:
 
 
 def _run(work: Any, failed: str) -> Any:
-    """Run code of the app's; its errors become one message, but for meterkit's own, which say enough."""
+    """Run code of the app; its errors become one message. Errors of meterkit pass unchanged."""
     try:
         return work()
     except (MeterkitError, ModuleNotFoundError):

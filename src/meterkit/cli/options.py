@@ -164,7 +164,7 @@ def completion(part: Literal["plans", "meters"]) -> Callable[[str], list[str]]:
         try:
             return [name for name in getattr(load(plans_path(None)), part) if name.startswith(incomplete)]
         except PlansError:
-            return []  # Somebody is pressing Tab: what is wrong with the file is said by the command.
+            return []  # During Tab completion: the command itself reports errors of the file.
 
     return complete
 

@@ -64,7 +64,7 @@ async def list_all(
 ) -> None:
     """List what is not delivered, the oldest first.
 
-    Exits 1 where something is parked or dead: it waits for somebody.
+    Exits 1 if an intent is parked or dead: it waits for an operator.
     """
     async with session.kit(reads=True) as kit:
         found = await kit.outbox.list(state=state, customer=customer, limit=limit)
@@ -157,7 +157,9 @@ async def drop(
 
 async def _ask(outbox: Intents, identifiers: Sequence[str]) -> None:
     if not sys.stdin.isatty():
-        raise MeterkitError("nobody is there to ask: give --yes to drop without a question")
+        raise MeterkitError(
+            "stdin is no terminal to ask for confirmation: give --yes to drop without a question"
+        )
     for identifier in identifiers:
         found = await outbox.show(identifier)
         print_note(f"{found.state}: {found.quantity:,} of {found.meter} of customer {found.customer}")
@@ -183,7 +185,7 @@ async def _each(
     act: Callable[[str], Awaitable[Intent]],
     done: str,
 ) -> None:
-    """Do it to each; what is refused is said, and the others go on."""
+    """Apply it to each; a refusal is printed, and the others go on."""
     seen: list[Intent] = []
     refused: list[dict[str, str]] = []
     for identifier in dict.fromkeys(identifiers):

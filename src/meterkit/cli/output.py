@@ -108,7 +108,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) 
 
 
 def _least(column: Sequence[str]) -> int:
-    """How wide a column is at least: its longest word, and of what is told in sentences some words a line."""
+    """The least width of a column: its longest word; for sentences, some words a line."""
     words = (word for cell in column for word in cell.split(" "))
     longest = max(
         cell_len(word) if _QUANTITY.fullmatch(word) else min(cell_len(word), _WORD_MAX) for word in words
@@ -158,7 +158,7 @@ def stdout_console() -> Console:
     """A console that prints texts as they are, whatever brackets they hold."""
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
-        console.width = _FILE_WIDTH  # Nobody has to look at it through a window.
+        console.width = _FILE_WIDTH  # A file has no window width.
     return console
 
 
@@ -168,7 +168,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     Args:
         columns: their headings.
         rows: a cell for each column.
-        empty: what is told where there are no rows.
+        empty: the text to print if there are no rows.
     """
     console = stdout_console()
     filled = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
@@ -192,7 +192,7 @@ def print_records(
 
 
 def units(quantities: Iterable[int]) -> str:
-    """What quantities of intents add up to: what is below 0 takes units back, and is told apart."""
+    """The sum of intents' quantities; negative ones take units back and are summed separately."""
     all_of_them = list(quantities)
     given = sum(quantity for quantity in all_of_them if quantity > 0)
     back = -sum(quantity for quantity in all_of_them if quantity < 0)
@@ -224,7 +224,7 @@ def date_and_time(moment: datetime) -> str:
 
 
 def span(span_ms: int) -> str:
-    """A span of time in its largest unit of which it has two."""
+    """A span of time in the largest unit that gives at least two."""
     seconds = span_ms // 1000
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:

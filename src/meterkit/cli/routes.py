@@ -40,7 +40,7 @@ def routes(
     The plans file is that of the app's MeterMiddleware; where it has none, that of --plans. Exits 1 if a
     route is unmetered, or a line takes no route.
     """
-    # What the app's kit says of its store is not what is asked for.
+    # The app's kit logs about its store, which does not matter here.
     logging.getLogger("meterkit").setLevel(logging.ERROR)
     imported = import_app(app, is_factory=factory)
     found = routes_of(imported)
@@ -48,7 +48,7 @@ def routes(
     if not any(route.decider for route in found):
         path = plans_path(session.plans)
         otherwise = Decider(load(path), own_root_path(imported))
-        print_note(f"{app} has no MeterMiddleware: this is what {path} would do with its routes")
+        print_note(f"{app} has no MeterMiddleware: these are the lines of {path} that its routes would match")
     elif session.plans is not None:
         print_note("--plans is not read: the app's MeterMiddleware has a plans file")
     taken, idle = take(found, otherwise)

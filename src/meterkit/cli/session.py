@@ -48,7 +48,7 @@ class Session:
 
     def make_kit(self, contact: ContactSource | None = None) -> meterkit.MeterKit:
         """A kit that delivers nothing by itself, not started yet."""
-        # Whoever runs the command sees what meterkit logs.
+        # Show meterkit's log on the terminal.
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
         logging.getLogger("meterkit").setLevel(logging.INFO)
         logging.getLogger("meterkit.plans").setLevel(logging.ERROR)  # What `check` is there for.
@@ -58,7 +58,7 @@ class Session:
     async def kit(
         self, customer: str | None = None, *, reads: bool = False
     ) -> AsyncGenerator[meterkit.MeterKit]:
-        """A started kit; it is noted where the plan of the ``customer`` that is asked for is missing.
+        """A started kit; a note is printed if the plan of ``customer`` is missing.
 
         ``reads``: what is done with it changes nothing, and needs no store that takes writes.
         """
@@ -69,7 +69,7 @@ class Session:
             yield kit
 
     def show(self, value: object, as_text: Callable[[], None]) -> None:
-        """Print a value as JSON where that is asked for, else as text."""
+        """Print a value as JSON with ``--json``, else as text."""
         print_json(value) if self.json else as_text()
 
 
@@ -218,7 +218,7 @@ def tell(command: Callable[[], None]) -> int:
 
 
 def _cure_of(error: Exception) -> str:
-    """What to do where Stripe lets nobody in; its own words say what was found only."""
+    """Advice for a key that Stripe refuses; Stripe's own words say only what it found."""
     if isinstance(error, StripeError) and error.status == HTTPStatus.UNAUTHORIZED:
         return "; METERKIT_STRIPE_API_KEY is to be a secret or restricted key of the account"
     return ""

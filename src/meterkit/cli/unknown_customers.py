@@ -22,9 +22,9 @@ _COMPARED_MAX: Final = 5_000
 
 
 async def note_unknown(
-    kit: MeterKit, customer: str, *, shown: str = " This is what a new customer would have"
+    kit: MeterKit, customer: str, *, shown: str = " This is the state of a new customer"
 ) -> None:
-    """Say so where nothing is known of a customer that is asked for, and what is ``shown`` then."""
+    """Because an unknown id may be a typo, print a note about it, and about the ``shown`` values."""
     if not await kit.customers.known(customer):
         print_note(f"{await _unknown(kit, customer)}{shown}")
 
@@ -63,7 +63,7 @@ async def _unknown(kit: MeterKit, customer: str) -> str:
 
 
 async def _nearest(kit: MeterKit, customer: str) -> str:
-    """``; did you mean 'x'?`` where somebody set up a customer with such an id, else nothing."""
+    """``; did you mean 'x'?`` if a customer with a similar id has a record, else nothing."""
     found: list[str] = []
     async with aclosing(customers_set_up(await kit.store.admin(), kit.store.keys)) as customers:
         async for known in customers:

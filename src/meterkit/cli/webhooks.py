@@ -24,7 +24,7 @@ commands = typer.Typer(
 async def list_all(session: Session) -> None:
     """List the Stripe customers that are given up.
 
-    Each with its reason. Exits 1 where there are any. How many wait to be looked at is noted, and what alarms
+    Each with its reason. Exits 1 if there are any. A note has the number of waiting syncs, and what alarms
     there were.
     """
     async with session.kit(reads=True) as kit:
@@ -43,10 +43,10 @@ async def list_all(session: Session) -> None:
             "waiting": backlog.entries,
             "alarms": dict(backlog.alarms),
         },
-        lambda: print_records(rows, empty="nobody is given up"),
+        lambda: print_records(rows, empty="no sync was given up"),
     )
     if not session.json:
-        print_note(f"waiting to be looked at: {backlog.entries}")
+        print_note(f"waiting syncs: {backlog.entries}")
         for kind, count in sorted(backlog.alarms.items()):
             print_note(f"usage that Stripe did not bill, in 400 days: {count} of {kind}")
     if dead:

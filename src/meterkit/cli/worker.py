@@ -1,4 +1,4 @@
-"""``meterkit worker``: delivers to Stripe until it is told to stop."""
+"""``meterkit worker``: delivers to Stripe until a signal stops it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def worker(
     kit = session.make_kit(None if contact is None else import_function(contact))
     insights = insights_tasks(kit.store, kit.settings, is_worker=True)
     stored = kit.storage.worker_tasks(storage_queue)
-    # A missing key is said before the store is waited for.
+    # Report a missing key before waiting for the store.
     async with (
         stop_signal() as stop,
         kit.flusher() as flusher,
@@ -107,7 +107,7 @@ async def worker(
         try:
             await running
         except MeterkitError:
-            raise  # It is told like that of any other command.
+            raise  # It is printed like that of any other command.
         except Exception as error:
             print_note(f"the worker ended by an error: {error!r}", level=logging.ERROR)
             raise

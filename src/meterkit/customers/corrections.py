@@ -58,7 +58,7 @@ async def ask_confirmed(
         store: where the customer is.
         script: what is asked.
         customer: whose id is valid.
-        call: its keys, and its arguments but for the caller's clock, by a view.
+        call: its keys, and its arguments without the caller's clock, by a view.
         done: what it does, for errors: "corrected".
 
     Raises:
@@ -104,12 +104,12 @@ class Corrected:
         sent_back: how many of these Stripe has: it is sent a meter event of so many less than nothing, on the
             way to the bill as any other.
         granted_next: how many Stripe was sent already, for which there is a grant from the next period on.
-        by_hand: how many Stripe was sent already, for which somebody must credit the customer.
+        by_hand: how many Stripe was sent already; an operator must credit the customer for them.
         by_hand_cents: what ``by_hand`` costs as overage by the price in the plans file, rounded half to even;
             None where it gives none.
         never_billed: how many stay recorded and cost nothing: Stripe never accepted them, or they are
             included.
-        beyond: how many more were asked for than were recorded in this period and not corrected before.
+        beyond: units requested beyond those recorded in this period and not corrected before.
         is_repeated: whether this was done before, under the same id.
     """
 
@@ -131,7 +131,7 @@ class Corrected:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is to be taken back: meter to units; why, under which id, and who asks."""
+    """A requested correction: meter to units; the reason, the id, and the operator."""
 
     quantities: Mapping[str, int]
     _: KW_ONLY
@@ -152,7 +152,7 @@ async def correct(store: Store, customer: str, given: Asked) -> Sequence[Correct
     view = store.cache.get(customer)
     found: list[Corrected] = []
     for name, quantity in quantities.items():
-        numbers = [*map(int, done[name].split(" ")), 0]  # What was done before 0.2 has one number less.
+        numbers = [*map(int, done[name].split(" ")), 0]  # A reply of before 0.2 has one number less.
         overage, credited, granted, included, sent, billed, beyond, _, _, sent_back = numbers[:10]
         how: _How = asked["how"][name]
         by_hand = billed if how == "by_hand" else 0
@@ -176,14 +176,14 @@ async def correct(store: Store, customer: str, given: Asked) -> Sequence[Correct
         )
     granted_next = {one.meter: one.granted_next for one in found if one.granted_next}
     if granted_next:
-        # Its id grants once: whoever asks again after an error here gets it, and nobody gets it twice.
+        # Its id grants once: a repeat after an error here gets it, and no customer gets it twice.
         grant_id, begins = f"correction/{correction_id}", from_ms(int(reply["ends"]))
         await Grants(store).add(customer, granted_next, grant_id=grant_id, effective_at=begins)
     return found
 
 
 async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str, Any], bool]:
-    """What was asked and done under an id, now or before; whether before."""
+    """The correction done under an id, now or before; whether before."""
     known = await read_meters(await store.admin(), store.keys, store.catalog)
     events = {token: counted.event_name for token, counted in known.items()}
     digest = blake2b(f"{customer}\0{given.correction_id}".encode(), digest_size=16).hexdigest()

@@ -47,7 +47,7 @@ __all__ = ["AtStripe", "Customer", "Customers", "customer_of", "customers_set_up
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Customer:
-    """What is known of a customer beyond what it used.
+    """A customer's record: everything except its usage.
 
     Attributes:
         plan: the key of the plan in force.
@@ -88,7 +88,7 @@ class Customer:
 
 
 def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> Customer:
-    """What is stored of a customer, as it is to be shown at an instant."""
+    """The record of a customer, as shown at an instant."""
     state = found.state
     own = overrides_at(state.overrides, now_ms)
     _, force = follow(found.force, state, catalog, now_ms)
@@ -136,7 +136,7 @@ class AtStripe(Protocol):
 
 
 async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
-    """The ids of all customers that somebody set up, in no order, a few shards at once.
+    """The ids of all customers that have a record, in no order, a few shards at once.
 
     Raises:
         StoreError: the store does not answer.
@@ -164,7 +164,7 @@ class Customers:
         self._links = Links(store)
 
     async def get(self, customer: str) -> Customer:
-        """A customer; one that nobody set up is on the default plan."""
+        """A customer; one without a record is on the default plan."""
         found = await self._states.find(check_customer(customer))
         return customer_of(customer, found, self._store.catalog, self._store.now_ms())
 
@@ -176,13 +176,13 @@ class Customers:
         return bool(await admin.ask(admin.client.exists(*names)))
 
     async def list(self) -> AsyncIterator[Customer]:
-        """All customers that somebody set up, in no order."""
+        """All customers that have a record, in no order."""
         async with aclosing(customers_set_up(await self._store.admin(), self._store.keys)) as customers:
             async for customer in customers:
                 yield await self.get(customer)
 
     async def history(self, customer: str) -> Sequence[HistoryEntry]:
-        """What has changed for a customer, and why: the last thousand changes or so, the oldest first."""
+        """The history of a customer: the last thousand changes or so with their reasons, oldest first."""
         return await history_of(self._store, check_customer(customer))
 
     async def set_plan(self, customer: str, plan: str | None) -> Customer:
@@ -278,10 +278,10 @@ class Customers:
         return await self.get(customer)
 
     async def unlink(self, customer: str) -> Customer:
-        """Undo a link. Repeated: a no-op, but for what a try that failed has left undone.
+        """Undo a link. Idempotent: a repeat finishes a try that failed.
 
         Usage that Stripe certainly knows nothing of waits for the next link, as if there had never been one.
-        What was sent already, or is being sent, stays with the Stripe customer that it was addressed to. What
+        Usage that was sent, or is being sent, stays with the Stripe customer that it was addressed to. What
         is known of its subscription is forgotten.
         """
         await self._links.undo(customer)

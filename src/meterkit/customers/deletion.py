@@ -30,10 +30,10 @@ _PARKED_OR_DEAD: Final = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deleted:
-    """What was erased of a customer, by how much there was of each kind.
+    """The number of erased entries of a customer, by kind.
 
     Attributes:
-        state: 1 where somebody had set the customer up: plan, status, subscription, overrides.
+        state: 1 if the customer had a record: plan, status, subscription, overrides.
         link: 1 where it was linked to a Stripe customer.
         counters: fields: of a rate or a meter each.
         periods: figures of periods that are over, and of deliveries.
@@ -42,7 +42,7 @@ class Deleted:
         gauges: levels.
         idempotency_keys: digests of the customer's own keys of requests.
         history: changes in the ledger of the customer.
-        notices: events that handlers were told or were to be told of.
+        notices: events that were delivered to handlers or waited for it.
         corrections: what was asked and done by ``kit.correct``, of 400 days.
     """
 
@@ -123,7 +123,7 @@ async def _forget_corrections(store: Store, shard: int, digests: Sequence[bytes]
 
 
 async def _forget_notices(store: Store, customer: str) -> int:
-    """Erase what handlers were told of a customer, or were to be; how many notices."""
+    """Erase the notices about a customer, delivered or not; how many there were."""
     admin, key = await store.admin(), store.keys.customer(customer).notices
     begin, erased = "-", 0
     while True:

@@ -49,7 +49,7 @@ class HistoryEntry:
 
 
 async def history_of(store: Store, customer: str) -> Sequence[HistoryEntry]:
-    """What has changed for a customer whose id is valid, the oldest first.
+    """The history of a customer whose id is valid, oldest first.
 
     Raises:
         StoreError: the store does not answer.

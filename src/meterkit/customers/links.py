@@ -64,7 +64,7 @@ class Delivered(NamedTuple):
 
 
 async def delivered_lately(admin: Admin, keys: Keys, shard: int) -> AsyncGenerator[Delivered]:
-    """What was delivered or dropped.
+    """Quantities delivered or dropped.
 
     Raises:
         StoreError: the store does not answer.
@@ -213,10 +213,10 @@ class Links:
         raise StoreError(f"Stripe customer {stripe_customer} changed hands {_TRIES} times; try again")
 
     async def undo(self, customer: str) -> None:
-        """Undo a link. Repeated: a no-op, but for what a try that failed has left undone.
+        """Undo a link. Idempotent: a repeat finishes a try that failed.
 
         Usage that Stripe certainly knows nothing of waits for the next link, as if there had never been one.
-        What was sent already, or is being sent, stays with the Stripe customer that it was addressed to.
+        Usage that was sent, or is being sent, stays with the Stripe customer that it was addressed to.
         """
         _, state = await self._states.read(check_customer(customer))
         linked = state.stripe_customer
@@ -228,7 +228,7 @@ class Links:
 
         def change(state: CustomerState) -> CustomerState:
             if state.stripe_customer != linked:
-                return state  # Somebody was faster.
+                return state  # Another process was faster.
             # The subscription is that of the Stripe customer.
             return replace(with_subscription(state, None), stripe_customer=None, minutes_taken_ms=())
 
@@ -268,7 +268,7 @@ class Links:
         """Claim a Stripe customer that is unclaimed, or claimed by this customer or one never linked.
 
         Returns:
-            The claim; None where somebody else was faster.
+            The claim; None if another process was faster.
 
         Raises:
             CustomerError: it is linked to another customer.
@@ -327,5 +327,5 @@ def _claim_of(customer: str) -> str:
 
 
 def owner_of(claim: str) -> str:
-    """Whose a claim on a Stripe customer is; empty: nobody's."""
+    """The customer that holds a claim on a Stripe customer; empty: none."""
     return claim.partition("\n")[0]

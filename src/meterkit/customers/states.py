@@ -44,7 +44,7 @@ _TRIES: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What is stored of a customer.
+    """The stored state of a customer.
 
     Attributes:
         rev: of the state.
@@ -91,11 +91,11 @@ class States:
     ) -> CustomerState:
         """Replace a state by what follows from it; binds the next decision of every process.
 
-        What changes for the customer is entered into the ledger, and the app's handlers are told of it.
+        Changes for the customer are entered into the history and sent to the app's handlers.
 
         Args:
             customer: the customer's id.
-            change: what is to become of a state; it may be called again where somebody else was faster.
+            change: computes the new state; it is called again if another process was faster.
             cause: for the ledger: the id of an event of Stripe's, ``operator``, ``api``, ``reconcile``.
 
         Raises:
@@ -115,7 +115,7 @@ class States:
         )
 
     async def catch_up(self, customer: str) -> None:
-        """Enter and tell what the clock, or another plans file, has changed since somebody looked last."""
+        """Record and report changes by the clock, or by another plans file, since the last look."""
         for _ in range(_TRIES):
             found = await self.find(customer)
             if found.rev == NO_STATE or await self._put(customer, found, found.state, ""):
@@ -127,7 +127,7 @@ class States:
         return bool(steps)
 
     async def _put(self, customer: str, found: Found, changed: CustomerState, cause: str) -> bool:
-        """Store a state, with what that changes, unless somebody was faster."""
+        """Store a state with its changes, unless another process was faster."""
         store, keys = self._store, self._store.keys.customer(customer)
         now_ms = store.now_ms()
         steps, force = follow(found.force, found.state, store.catalog, now_ms)
@@ -177,7 +177,7 @@ class States:
 
 
 def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[str, int]]:
-    """What is included of each gauge by now; -1: it is unlimited."""
+    """The included level of each gauge now; -1: unlimited."""
     given = entitlements_of(effective_plan(state, catalog, now_ms), catalog)
     limits = {
         name: GaugeLimit.of(given[name]) for name, meter in catalog.meters.items() if meter.kind == "gauge"
@@ -257,7 +257,7 @@ async def _catch_up(admin: Admin, states: States, customer: str) -> bool:
         await states.catch_up(customer)
     except StoreError:
         raise
-    except (ValueError, TypeError, MeterkitError) as error:  # Another release wrote it, or nobody of us.
+    except (ValueError, TypeError, MeterkitError) as error:  # Another release, or another program, wrote it.
         admin.say_once(f"what the clock changes for customer {customer!r} cannot be entered: {error}")
         return False
     return True

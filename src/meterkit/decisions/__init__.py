@@ -1,1 +1,1 @@
-"""What is decided about a customer, worked out without asking anybody: no clock, no store, no request."""
+"""Pure decisions about a customer: no clock, no store, no request."""

@@ -21,7 +21,7 @@ def may_be_sent_again(first_ms: int, now_ms: int) -> bool:
     """Whether a repeat under the same identifier is counted once for certain.
 
     Args:
-        first_ms: when it was tried first; 0: Stripe certainly has nothing of it.
+        first_ms: when it was tried first; 0: Stripe certainly does not have it.
         now_ms: now.
     """
     return first_ms == 0 or now_ms - first_ms <= SURE_MS

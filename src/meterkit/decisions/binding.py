@@ -47,7 +47,7 @@ class Binding:
         return numbers
 
     def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
-        """What is held of each meter, where so much is bound."""
+        """The hold of each meter for bound quantities."""
         return {
             meter: quantities[meter] + self._consumed[meter] if meter in quantities else taken
             for meter, taken in self._program.held.items()

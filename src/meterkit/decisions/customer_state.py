@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Reason
 
 __all__ = [
+    "INITIAL_STATE",
     "NEVER_MS",
-    "NOBODY",
     "NO_STATE",
     "Access",
     "CustomerState",
@@ -78,11 +78,11 @@ NO_STATE: Final = f"{FORMAT}:0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomerState:
-    """What is known of a customer beyond what it used.
+    """The state of a customer: everything except its usage.
 
     Attributes:
-        plan: the plan somebody set by hand, or None: the subscription's, or the default plan.
-        status: the status somebody set by hand, or None: the subscription's.
+        plan: the plan set by the app or an operator, or None: the subscription's, or the default plan.
+        status: the status set by the app or an operator, or None: the subscription's.
         status_since_ms: when the status set by hand began.
         subscription: as it was when it was last fetched from Stripe, or None where there is none.
         stripe_customer: the linked Stripe customer, or None.
@@ -108,7 +108,7 @@ class CustomerState:
 
     def dump(self) -> str:
         """The state as JSON, defaults left out."""
-        kept = {name: value for name, value in asdict(self).items() if value != getattr(NOBODY, name)}
+        kept = {name: value for name, value in asdict(self).items() if value != getattr(INITIAL_STATE, name)}
         if self.subscription is not None:
             kept["subscription"] = self.subscription.kept()
         return json.dumps(kept, separators=(",", ":"), sort_keys=True)
@@ -117,7 +117,7 @@ class CustomerState:
     def parse(cls, data: str | bytes) -> CustomerState:
         """The inverse of :meth:`dump`; empty text is the state of a customer without one."""
         if not data:
-            return NOBODY
+            return INITIAL_STATE
         known: dict[str, Any] = json.loads(data)
         subscription = known.pop("subscription", None)
         # A field of a newer release says nothing to this one.
@@ -129,7 +129,7 @@ class CustomerState:
         )
 
 
-NOBODY: Final = CustomerState()
+INITIAL_STATE: Final = CustomerState()
 """The state of a customer who has none stored: the default plan, and nothing else."""
 
 
@@ -145,7 +145,7 @@ class EffectivePlan:
         missing_plan: the plan that should be in force and that the plans file does not have, so that the
             default plan stands in for it; None where there is no such thing.
         keeps_limits: whether gauges that a change of plan has left above their limits keep those of before:
-            as the plans file says, but for who is restricted, as that is no change of plan.
+            as the plans file says. A restricted customer gets none: that is no change of plan.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         counting: what included quantities are counted over.
         bounds: this period and the next.
@@ -244,7 +244,7 @@ def _plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str
     """The key of the plan that is in force unless access is restricted; None: the default plan."""
     subscription = state.subscription
     if status in ENDED:
-        # What was set by hand after the end of a subscription was known stands.
+        # A value set after the end of a subscription was known stands.
         was_known = state.status is None and subscription is not None and subscription.status in ENDED
         return state.plan if was_known else None
     if state.plan is not None or subscription is None or not subscription.has_begun:
@@ -323,7 +323,7 @@ def refusal_without(customer: str, effective: EffectivePlan, feature: str | None
 
 def bounds_of(state: CustomerState, counting: Counting, at_ms: int) -> Bounds:
     """The period that an instant lies in, and the next one, by what is known of the subscription."""
-    # One that nobody has paid for begins no period: else asking for it would give what is included anew.
+    # An unpaid subscription begins no period: else requesting one would renew the included quantities.
     if state.subscription is not None and state.subscription.has_begun:
         return subscription_bounds(state.subscription, counting, at_ms)
     return bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=counting.per)

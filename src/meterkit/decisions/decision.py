@@ -31,7 +31,7 @@ Reason = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """One limit that a client is told of.
+    """One limit that is reported to a client.
 
     Attributes:
         name: ``METER-WINDOW`` for a rate, ``route-WINDOW`` for a route's own, ``METER-period`` for a ceiling,
@@ -75,8 +75,8 @@ class Decision:
     """Whether a customer may, and how much is left.
 
     Attributes:
-        customer: the customer's id, or the address that an anonymous one goes by; None where nobody is known.
-        plan: the key of the plan in force; None where nobody is known.
+        customer: the customer's id, or the address of an anonymous one; None if unknown.
+        plan: the key of the plan in force; None if the customer is unknown.
         allowed: whether the request is served.
         reason: why it was refused, or None. With ``shadow`` it says why it would have been.
         limit: the name of the policy nearest to exhaustion; on a refusal the violated policy with the

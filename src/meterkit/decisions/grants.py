@@ -40,7 +40,7 @@ def target_of(kind: Literal["meter", "credit"], name: str) -> str:
 
 
 def prepaid_by_plan(catalog: Catalog) -> dict[str, Prepaid]:
-    """What is prepaid in each plan, by its key."""
+    """Prepaid quantities of each plan, by its key."""
     return {key: Prepaid.of(plan, catalog) for key, plan in catalog.plans.items()}
 
 
@@ -64,9 +64,9 @@ class Prepaid:
     """The grants and credits of customers who may have some.
 
     Attributes:
-        recurring: the plan's grants, each a name but for the period, a target, a quantity (units, or
+        recurring: the plan's grants, each a name without the period, a target, a quantity (units, or
             micro-credits), a priority, a life (ms; 0: until the period ends); in the order of their priority.
-            Lines of the plan that say the same but for the quantity are one grant.
+            Lines of the plan that differ only in the quantity are one grant.
         mark: names these grants of the plan.
         paid_with: meter to the target of the credit that pays for it, and to its cost in micro-credits.
         low: the target of a credit to the share of its last grant below which it is low (%).
@@ -121,8 +121,8 @@ class Prepaid:
         """What the decision script reads of the grants and credits behind ceilings, as JSON; see its terms.
 
         Args:
-            ceilings: the meters with a ceiling that are asked for.
-            unbounded: meters without one that are asked for: to the quantity.
+            ceilings: the requested meters with a ceiling.
+            unbounded: requested meters without one: to the quantity.
             places: the meters that share a credit, each to the place of its field among those that
                 the script reads: from 2, behind the head.
             entitlements: of every meter.

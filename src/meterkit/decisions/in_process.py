@@ -1,7 +1,7 @@
 """What rates admit, counted within this process: the arithmetic of ``decide.lua``. Pure.
 
-For requests that the store cannot decide. The replies have the shape of the script's, so that what is told of
-them is worked out alike, the wait included.
+For requests that the store cannot decide. The replies have the shape of the script's, so that the edge
+formats refusals the same way, the wait included.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def weigh(
 ) -> tuple[list[int], dict[str, Window]]:
     """Decide by rates alone, and by the ceilings under which little is known to be left.
 
-    What is in flight, and how far other ceilings and gauges are used, nobody knows here: they refuse nothing.
+    Requests in flight, other ceilings and gauges are unknown here: they refuse nothing.
 
     Args:
         program: what is asked.
@@ -115,7 +115,7 @@ def weigh(
 def _refused(
     program: Program, known: Mapping[str, Window], left_of: Mapping[str, Left], now_ms: int
 ) -> list[int]:
-    """What is told of a request that is refused: how far each policy is used, the violated ones or not."""
+    """The reply for a refused request: how far each policy is used, violated or not."""
     told: list[int] = []
     for field, kind, window, _, refill, _, _ in program.rate_terms:
         (_, counted, before), _ = advance(kind, window, refill, known.get(field, EMPTY), now_ms)
@@ -131,13 +131,13 @@ def _refused(
 
 
 def _left(measure: Measure, left_of: Mapping[str, Left], now_ms: int) -> int | None:
-    """What is left under a ceiling that has refused the customer last in this period; None: who knows."""
+    """The rest under a ceiling that refused the customer in this period; None: unknown."""
     known = left_of.get(measure.policy.name) if measure.kind == CEILING else None
     return None if known is None or now_ms >= known.until_ms else known.quantity
 
 
 def left_by(program: Program, reply: Sequence[int], period_end_ms: int) -> dict[str, Left]:
-    """What is left under the ceilings that have refused a request, whatever is in flight.
+    """The rest under the ceilings that refused a request, without regard to requests in flight.
 
     Args:
         program: what was asked.
@@ -156,6 +156,6 @@ def left_by(program: Program, reply: Sequence[int], period_end_ms: int) -> dict[
 
 
 def left_where_allowed(left: Mapping[str, Left], program: Program) -> Mapping[str, Left]:
-    """What is left after a request was allowed: under the policies that it met there is something again."""
+    """The known rests after an allowed request: the policies that it met have quantity again."""
     met = {measure.policy.name for measure in program.measures}
     return {name: found for name, found in left.items() if name not in met} or NOTHING_LEFT

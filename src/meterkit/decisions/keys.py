@@ -48,7 +48,7 @@ HEAD_FIELD: Final = "h"
 WITHOUT_TTL: Final = (
     r"^[\w.-]+:meta$",  # format and number of shards
     r"^[\w.-]+:events$",  # event names of meters, also of those that are gone from the plans file
-    r"^[\w.-]+:\{\d+\}:s:",  # state: customers that somebody set up
+    r"^[\w.-]+:\{\d+\}:s:",  # state: customers that have a record
     r"^[\w.-]+:\{\d+\}:[gj]:",  # grants and their ledger: customers with a state
     r"^[\w.-]+:\{\d+\}:h:",  # ledger of changes: customers with a state
     r"^[\w.-]+:\{\d+\}:turns$",  # those of them whom the clock will change
@@ -57,7 +57,7 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:customers$",  # their names
     r"^[\w.-]+:\{\d+\}:l:",  # Stripe customer to customer
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
-    r"^[\w.-]+:\{\d+\}:audit(:sums)?$",  # what is recorded and not in the database of the audit log yet
+    r"^[\w.-]+:\{\d+\}:audit(:sums)?$",  # entries that are not in the database of the audit log yet
     r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead|compare|life)$",  # deliveries to Stripe
     r"^[\w.-]+:\{0\}:(hooks|messages:\w+):(entries|due|dead)$",  # Stripe customers to look at; messages
     r"^[\w.-]+:\{\d+\}:n:",  # kinds of e-mails that a customer does not want

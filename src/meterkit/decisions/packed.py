@@ -97,12 +97,12 @@ class MeterCounts(NamedTuple):
         if packed is None:
             return cls()
         *numbers, besides = _checked(unpack_field(packed), _METER)
-        # What is seldom asked for is one text for the scripts, empty where all of it is 0.
+        # Rarely used fields are one text for the scripts, empty if all of them are 0.
         return cls(*numbers, *(_checked(_unpack(besides), _BESIDES) if besides else ()))
 
     @property
     def recorded(self) -> int:
-        """All that was recorded, whoever pays for it."""
+        """All recorded units, whether included, prepaid or billed."""
         return self.included + self.overage + self.granted + self.credited
 
     def held_at(self, now_ms: int) -> int:

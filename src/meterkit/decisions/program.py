@@ -43,7 +43,7 @@ _TOKEN_METERS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What is asked of one meter.
+    """The demand on one meter.
 
     Attributes:
         needed: the quantity that must be left, or the demand is refused.
@@ -92,10 +92,10 @@ class Program:
         concurrency: meters of whose concurrency an allowed decision holds one.
         settled: meter to the quantity that is recorded when the request ends as billed.
         holds: whether an allowed decision holds anything.
-        settles: whether the end of the request must be told to the store.
+        settles: whether the end of the request must be settled with the store.
         further: what else the script looks at, as JSON: grants and credits, gauges; empty: nothing.
         gauges: whether it looks at gauges.
-        asked: where the numbers say what is asked of a meter: place, meter, and the least that is said.
+        asked: the places of quantities among the numbers: place, meter, and the least value.
         rates: the fields of the rates that count what is taken.
         rate_terms: of each rate its field and its numbers: kind, window, limit, refill, needed, taken.
     """
@@ -116,7 +116,7 @@ class Program:
     rate_terms: tuple[tuple[str, int, int, int, int, int, int], ...]
 
     def behind_terms(self, mode: str) -> tuple[str, ...]:
-        """What follows a decision's terms: the mode, what else is looked at, the fields."""
+        """The arguments after a decision's terms: the mode, further flags, the fields."""
         return (mode, *((self.further,) if self.further else ()), *self.fields)
 
 
@@ -232,7 +232,7 @@ def _rate_terms(part: _Part) -> tuple[str, int, int, int, int, int, int]:
 
 
 def _asked(parts: Iterable[_Part]) -> Iterator[tuple[int, str, int]]:
-    """Where the numbers of a program's parts say what is asked, and of which meter.
+    """The places of quantities among the numbers of a program's parts, with their meters.
 
     Of concurrency, one is asked whatever the quantity.
     """
@@ -245,7 +245,7 @@ def _asked(parts: Iterable[_Part]) -> Iterator[tuple[int, str, int]]:
 
 
 def _route_rates_asked(route: Route) -> Iterator[_Part]:
-    """A route's own rates, of which each request takes one."""
+    """A route's own rates; each request takes one unit of each."""
     for rate, policy in zip(route.rates, route_policies(route), strict=True):
         field = rate_field(route_name(route), rate.window_ms, rate.algorithm)
         yield _rate_asked(field, rate, policy, Demand.of(1))
@@ -335,12 +335,12 @@ def _backed(
         demands: meter to what is asked of it.
         entitlements: one for every meter of the catalog.
         prepaid: the grants and credits.
-        capped: the meters with a ceiling that are asked for.
+        capped: the requested meters with a ceiling.
         fields: what the decision script reads of the counters.
 
     Returns:
-        What is held of meters without a ceiling that are paid with a credit; the fields, with those of the
-        meters that share a credit with what is asked for; what the script reads of grants and credits.
+        The holds of meters without a ceiling that are paid with a credit; the fields, with those of the
+        meters that share a credit with requested ones; the terms of grants and credits.
     """
     unbounded = {
         name: demand.taken

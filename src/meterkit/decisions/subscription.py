@@ -56,7 +56,7 @@ _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
 class SubscriptionState:
     """A customer's subscription, as it was when it was last fetched from Stripe.
 
-    What is scheduled in it binds by the clock alone: a trial's end, a cancellation, another plan or seats.
+    Scheduled changes bind by the clock alone: a trial's end, a cancellation, another plan or seats.
     Times are in milliseconds since the epoch.
 
     Attributes:
@@ -114,7 +114,7 @@ class SubscriptionState:
     currency: str = ""
 
     def kept(self) -> dict[str, object]:
-        """What is stored of it: all but defaults."""
+        """Its stored fields: all except defaults."""
         defaults = {field.name: field.default for field in fields(self)}
         return {
             name: value
@@ -199,7 +199,7 @@ class SubscriptionState:
         return self.failed_at_ms or self.start_ms
 
     def owing_since(self, known: SubscriptionState) -> SubscriptionState:
-        """The same, with failures since it was paid last, of which its latest invoice may not tell all.
+        """The same, with failures since its last payment; its latest invoice may not name all of them.
 
         Where Stripe is set to leave a subscription past due, it makes an invoice for each period
         (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses).

@@ -43,14 +43,14 @@ __all__ = [
 
 
 BY_CLOCK: Final = "clock"
-"""The cause of what binds at its second, with nobody doing anything."""
+"""The cause of a change that the clock alone makes."""
 BY_PLANS_FILE: Final = "plans_file"
 """The cause of what another plans file brings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InForce:
-    """What is in force of a customer at an instant; what was told of it is compared with it.
+    """The terms in force of a customer at an instant; reported terms are compared with them.
 
     Attributes:
         plan: the key of the plan.
@@ -60,7 +60,7 @@ class InForce:
         subscription: its id.
         cancel_at_ms: when it ends, while that is ahead.
         pending_plan, pending_seats, pending_at_ms: what is to change in it, while that is ahead; or the plan
-            that was asked for, and when, while Stripe has not confirmed it.
+            that was requested, and when, while Stripe has not confirmed it.
         missing_plan: the plan that the plans file should have, and does not; None: there is no such thing.
         mrr: what the subscription brings in a month (millionths of the currency's smallest unit).
         currency: of ``mrr``; empty: it brings nothing.
@@ -145,7 +145,7 @@ class InForce:
 
 
 class Step(NamedTuple):
-    """What was in force, what is from an instant on, and why."""
+    """One transition: the terms before, the terms from an instant on, and the cause."""
 
     before: InForce
     after: InForce
@@ -155,9 +155,9 @@ class Step(NamedTuple):
 def follow(
     known: InForce | None, state: CustomerState, catalog: Catalog, now_ms: int
 ) -> tuple[Sequence[Step], InForce]:
-    """What has changed since it was told last, though the state is the same; and what is in force now.
+    """Changes since the last report, though the state is the same; and the terms in force now.
 
-    The steps are those of the clock, each at its own instant, whenever somebody comes to look. Where the
+    The steps are those of the clock, each at its own instant, however late they are found. Where the
     plans file says something else by now than it did, all is one step.
     """
     if known is None:
@@ -210,7 +210,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """What handlers of a kind are told; ``data`` has an ``id`` that is the same whenever it is told."""
+    """An event for handlers of a kind; ``data`` has an ``id`` that is the same at each repeat."""
 
     kind: str
     data: Mapping[str, Any]
@@ -236,7 +236,7 @@ def hand_entries(before: CustomerState, after: CustomerState, at_ms: int, cause:
 
 
 def notices_of(customer: str, step: Step) -> Iterator[Notice]:
-    """What handlers are told of a step."""
+    """The events of a step."""
     before, after = step.before, step.after
     common = {"at_ms": after.at_ms, "cause": step.cause, "plan": after.plan}
     was, now = _subscribed(before), _subscribed(after)
@@ -258,9 +258,9 @@ def notices_of(customer: str, step: Step) -> Iterator[Notice]:
 def reminders_of(
     customer: str, step: Step, subscription: SubscriptionState | None, dunning: Dunning
 ) -> Iterator[Notice]:
-    """What handlers are told when a span of ``dunning.remind`` is over and the invoice is still unpaid.
+    """Events at the end of each span of ``dunning.remind`` while the invoice is unpaid.
 
-    Where several spans are over at once, as after a webhook that came days late, the last one is told.
+    If several spans are over at once, as after a webhook that came days late, only the last one is sent.
 
     Args:
         customer: the app's own id.

@@ -31,7 +31,7 @@ _PRECEDENCE: Final[tuple[Reason, ...]] = (
 EXACT_WINDOW_MS_MAX: Final = 90_000_000  # 25 hours: longer windows move in whole seconds, see rates.lua.
 _OF_A_REPEAT: Final = 8
 IN_FLIGHT: Final = Decision(allowed=False, reason="in_flight", retry_after=timedelta(seconds=1))
-"""The refusal of a request whose first has not ended yet: nobody knows when it will."""
+"""The refusal of a repeat whose first request has not ended; its end is unknown."""
 _FOREVER_MS: Final = 10**18
 _BUCKET_MS: Final = 34_560_000_000  # 400 days: what is owed for longer is forgotten.
 
@@ -149,7 +149,7 @@ def _reason(measure: Measure) -> Reason:
 def _weigh(
     measure: Measure, x: int, y: int, z: int, now_ms: int, period_end_ms: int
 ) -> tuple[int, int | None]:
-    """What is left under a policy, and how long until ``needed`` is (ms); None: it never will be."""
+    """The rest under a policy, and the wait until ``needed`` is available (ms); None: never."""
     limit, needed = measure.limit, measure.needed
     if measure.kind == CEILING:
         return x - y - z, _ceiling_wait(measure, x, y, z, now_ms, period_end_ms)

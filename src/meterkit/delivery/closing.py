@@ -155,7 +155,7 @@ _logger = logging.getLogger("meterkit.delivery")
 _jitter = SystemRandom().uniform
 
 # https://docs.stripe.com/billing/subscriptions/usage-based/meters/configure: an invoice stays a draft for an
-# hour by default; what comes after that is never billed. A quarter of it is left to whoever is told.
+# hour by default; usage that comes later is never billed. A quarter of it is left to the operator.
 _IN_TIME_MS: Final = 45 * 60_000
 _EVERY_S: Final = 60.0
 _AGAIN_MS: Final = 5 * 60_000
@@ -171,7 +171,7 @@ class Looked(NamedTuple):
     Attributes:
         confirmed: Stripe has counted what was delivered, and nothing waits.
         open: not yet, and there is time.
-        late: not in time, with why; each is said once.
+        late: periods not closed in time, with the reason; each is reported once.
     """
 
     confirmed: int
@@ -262,7 +262,7 @@ class Closer:
         return why or None, may_wait
 
     async def _put_off(self, closes: Closes, close: Close) -> bool:
-        """Have a close looked at again later, or no more; whether somebody is to be told of it."""
+        """Schedule the next look at a close, or end it; whether an alert is due."""
         now_ms = self._store.now_ms()
         if now_ms > close.end_ms + _GIVEN_UP_MS:
             await closes.forget(close)

@@ -34,10 +34,10 @@ __all__ = ["CAUSE", "Comparer", "Judged", "Look", "Verdict", "judge"]
 
 # https://docs.stripe.com/api/billing/meter-event/create: "within the past 35 calendar days"; less an hour.
 _PAST_MS: Final = 35 * 86_400_000 - 3_600_000
-# What is pending of a closed period is sealed into several intents of one minute where no value can hold it.
+# Pending usage of a closed period becomes several intents of one minute if one value cannot hold it.
 _SPLIT_AT: Final = 10**15 - 1
 Verdict = Literal["again", "delivered", "replace", "person"]
-"""Look again; Stripe has it; Stripe does not, and it is sent under a new identifier; somebody must decide."""
+"""Verdicts: look again; Stripe has it; Stripe lacks it, so send a replacement; an operator must decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Judged:
     """What becomes of an intent.
 
     Attributes:
-        why: in words, for its customer's ledger or for whoever must decide.
+        why: in words, for its customer's history or for the operator.
         wait_ms: ``again``: how long until then.
         keep: ``again``: the look that the next one is compared with; None: there is none yet.
     """
@@ -171,7 +171,7 @@ class Comparer:
                 await self._postpone(kept)
                 return
             except StoreError as error:
-                # What is kept of one customer may be damaged; that holds up nobody else.
+                # One customer's records may be damaged; that holds up no other customer.
                 _logger.warning(
                     "intent %s of customer %r cannot be compared: %s",
                     *(kept.identifier, kept.customer, error),
@@ -180,7 +180,7 @@ class Comparer:
                 await self._postpone(kept)
 
     def _is_clock_right(self) -> bool:
-        """Whether this host's clock is Stripe's: it says how long ago a first try was. Else that is said."""
+        """Whether this host's clock agrees with Stripe's, as the age of first tries needs; else log it."""
         server_time_s = self._summaries.server_time_s
         apart_s = 0.0 if server_time_s is None else abs(server_time_s - self._store.clock())
         if apart_s > CLOCKS_APART_S:
@@ -256,7 +256,7 @@ class Comparer:
     async def _judged(self, kept: Kept) -> Judged:
         fields, start_s = kept.fields, kept.minute_s
         span_s, value, span = (start_s, start_s + _MINUTE_S), kept.value, "its minute"
-        if "since" in fields:  # It stands for usage of many minutes, but for what was known of.
+        if "since" in fields:  # It stands for usage of many minutes, less the known minutes.
             span_s = (int(fields["since"]), int(fields.get("till", start_s)))
             value = int(fields.get("together", value))
             span = "what was rebuilt of its event name"

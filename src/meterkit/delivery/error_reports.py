@@ -43,7 +43,7 @@ _WORDS_MAX: Final = 200
 _KEY: Final = re.compile(r"(?P<identifier>[0-9a-f]{32}(-[0-9]{1,6})?r*)(-[0-9a-f]{8})?")
 _BATCH_KEY: Final = re.compile(rf"{BATCH}[0-9a-f]{{32}}")
 _OF_THE_METER: Final = frozenset({"archived_meter", "no_meter"})
-# What another setting at Stripe would have taken, somebody can send again. The rest never will be.
+# Events that another setting at Stripe would accept can be sent again. The rest cannot.
 _DEAD: Final = frozenset(
     {
         "meter_event_customer_not_found",
@@ -178,7 +178,7 @@ async def blamed(api: StripeApi, refusing: Refusing, report: ErrorReport) -> dic
     ``request.identifier`` of a sample is "The request idempotency key", as Stripe's SDKs document
     ``V1BillingMeterErrorReportTriggeredEvent``: of a stream that is one for up to a hundred events. Of those
     that are of the report's meter it means the only one; all, where the meter takes nothing and no fewer are
-    counted; those whose customer is not at Stripe, where it says so. Else nobody can tell: that is logged,
+    counted; those without a customer at Stripe, if it says so. Else they are unknown: that is logged,
     with their identifiers.
 
     Raises:

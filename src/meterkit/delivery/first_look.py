@@ -1,4 +1,4 @@
-"""Before usage is sent that has waited, its customer is looked at: others may have changed the price."""
+"""Sync a customer before its waiting usage is sent: another party may have changed the price."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["WAITED_MS", "FirstLook"]
 
 WAITED_MS: Final = 120_000
-"""What has waited for so long is looked at first; otherwise webhooks are faster."""
+"""Usage that waited for so long needs a sync first; otherwise webhooks are faster."""
 
 _AT_ONCE: Final = 8
 _PATIENCE_S: Final = 10.0
@@ -31,7 +31,7 @@ class FirstLook:
 
     Args:
         store: where customers are.
-        look: fetches a customer's subscription from Stripe into the store; None: nobody is looked at.
+        look: fetches a customer's subscription from Stripe into the store; None: no customer is synced.
     """
 
     def __init__(self, store: Store, look: Callable[[str], Awaitable[object]] | None) -> None:
@@ -41,16 +41,16 @@ class FirstLook:
         self._at_once = asyncio.Semaphore(_AT_ONCE)
 
     def unseen_of(self, customers: Iterable[str]) -> list[str]:
-        """Those who were not looked at lately; none, where nobody is."""
+        """Customers without a recent sync; none if syncs are off."""
         if self._look is None:
             return []
         since_ms = self._store.now_ms() - WAITED_MS
         return [customer for customer in customers if self._seen_ms.get(customer, 0) <= since_ms]
 
     async def look(self, customers: Collection[str]) -> set[str]:
-        """Look at customers; those that could not be looked at, as Stripe or the store does not answer.
+        """Sync customers; return those that failed because Stripe or the store does not answer.
 
-        What Stripe refuses to show holds up nobody.
+        A customer that Stripe refuses to show holds up no other.
 
         Raises:
             StoreError: the store does not answer.
@@ -84,7 +84,7 @@ def _is_sold(data: bytes | None, now_ms: int) -> bool:
     try:
         subscription = CustomerState.parse(data or b"").subscription
     except (ValueError, TypeError, AttributeError, MeterkitError):
-        return False  # It is told where its usage is sealed.
+        return False  # Sealing reports it.
     return (
         subscription is not None
         and bool(subscription.metered)

@@ -65,7 +65,7 @@ class Flusher:
         calls_at_once: at most so many calls to Stripe in flight.
         timeout_s: how long the transport may take for one call.
         summaries: what says whether Stripe has an intent whose first try is long ago; None: it stays parked.
-        look: fetches a customer's subscription from Stripe into the store; None: nobody's is fetched before
+        look: fetches a customer's subscription from Stripe into the store; None: none is fetched before
             usage is sent that has waited.
         journal: has what Stripe has accepted; None: there is none.
     """
@@ -115,16 +115,16 @@ class Flusher:
             await self._idle(_jitter(0.8, 1.2) * every_s)
 
     async def _logged(self, work: Coroutine[Any, Any, _T]) -> _T | None:
-        """What came of it; None where it failed: this goes on until the process ends.
+        """The report; None if the pass failed: flushing goes on until the process ends.
 
-        Each kind of error is said, and said again each hour for as long as no pass has succeeded.
+        Each kind of error is logged, and again each hour for as long as no pass has succeeded.
         """
         results = await asyncio.gather(work, return_exceptions=True)
         result: _T | BaseException = results[0]
         if not isinstance(result, BaseException):
             return result
         if self._failures.is_due(type(result)):
-            # Nobody else would hear of an error that is not ours.
+            # No other code logs an error that is not ours.
             unexpected = None if isinstance(result, MeterkitError) else result
             message = "this flush failed, the next one goes on from there: %s"
             _logger.error(message, result, exc_info=unexpected)
@@ -198,7 +198,7 @@ class Flusher:
         flush.tried.clear()
         at_once = asyncio.Semaphore(_SHARDS_AT_ONCE)
         await _all(self._shard(flush, item.shard, due_ms, at_once) for item in work)
-        # What waits for a retry was tried at once; from now on it waits as it should.
+        # Retries were due at once in this pass; from now on they wait as scheduled.
         flush.retries = False
         if not work or self._sender.stopping.is_set():
             return "over"
@@ -212,7 +212,7 @@ class Flusher:
             await self._unless_stopping(self._comparer.compare_due(report))
 
     async def _unless_stopping(self, asking: Coroutine[Any, Any, _T]) -> _T | None:
-        """What comes of asking Stripe what it has, which may take minutes; None: the next one asks anew."""
+        """The comparison with Stripe's summaries, which may take minutes; None: the next pass starts anew."""
         work, stop = asyncio.create_task(asking), asyncio.create_task(self._sender.stopping.wait())
         try:
             await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -320,12 +320,12 @@ class Flusher:
         if not found:
             return False
         if alone:
-            # Not whoever Stripe may not answer for: the others would wait for that.
+            # Without customers whose read may fail: the others would wait for it.
             suspects = self._sender.suspects
             found = [next((sealed for sealed in found if line_of(sealed) not in suspects), found[0])]
         if await self._look_first(flush, {sealed.customer: sealed.sealed_ms for sealed in reversed(found)}):
             flush.tried.update(sealed.identifier for sealed in found if sealed.customer in flush.unseen)
-            return True  # What was found may be late by now.
+            return True  # The sealed usage may be late by now.
         due, withdrawn, parked = await self._late.divert(lease.shard, found)
         flush.withdrawn, flush.report.parked = flush.withdrawn + withdrawn, flush.report.parked + parked
         if not due:
@@ -362,7 +362,7 @@ class _Pass:
     Attributes:
         retries: whether what waits for a retry is sent now.
         tried: the intents that it has sent in this round.
-        unseen: customers who could not be looked at: of them nothing is sent that has waited.
+        unseen: customers that could not be synced: their waiting usage is not sent.
         is_young: whether an intent was not on disk for long enough.
         withdrawn: intents whose usage is pending again.
     """

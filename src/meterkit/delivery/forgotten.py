@@ -39,7 +39,7 @@ _BEFORE_S: Final = _MINUTE_S
 _BEHIND_S: Final = 4 * _MINUTE_S
 # An identifier that was accepted so long before the gap is not needed to tell deliveries of the gap apart.
 _NEAR_MS: Final = 2 * 86_400_000
-# Longer gaps are looked at by the hour.
+# Longer gaps are compared by the hour.
 _BY_MINUTES_S: Final = 6 * _HOUR_S
 _EXACT_S: Final = 36 * _HOUR_S
 
@@ -274,14 +274,14 @@ class _Minutes:
         """What single minutes of a gap have more than was delivered in them.
 
         A seal stamps with a minute ahead of it only where the one before that is taken, or where prices
-        change. So Stripe is asked for those ahead only where the last minute of the gap is taken, or where
+        change. So later minutes are read from Stripe only if the last minute of the gap is taken, or if
         their sum is not 0.
 
         Args:
             gap: when deliveries may have been forgotten.
             unknown: what Stripe has more than is known of, in all minutes.
             taken_s: minutes (s) of intents that are not delivered; None: not known.
-            is_exact: whether long gaps are looked at by the minute as well.
+            is_exact: whether long gaps are compared by the minute as well.
         """
         first_s = (gap.from_ms // 1000 - _BEFORE_S) // _MINUTE_S * _MINUTE_S
         till_s = gap.till_ms // 1000 // _MINUTE_S * _MINUTE_S

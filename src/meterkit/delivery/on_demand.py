@@ -37,7 +37,7 @@ _PAUSE_MAX_S: Final = 2.0
 async def deliver_customer(
     store: Store, flusher: AbstractAsyncContextManager[Flusher], customer: str, *, timeout_s: float
 ) -> bool:
-    """Deliver what a customer has used until now; whether nothing of it is on its way any more, else logged.
+    """Deliver a customer's usage until now; whether all of it has arrived, else log it.
 
     Its usage is due at once; of others only what is due anyway is delivered besides.
 

@@ -34,7 +34,7 @@ Kind = Literal[
 Step = Literal["acknowledge", "retry", "park", "dead"]
 Scope = Literal["intent", "meter", "account"]
 
-# What to do, what else would be answered so, and whether a person must be told.
+# The next step, the scope of the same answer, and whether an operator must be alerted.
 _MEANS: Final[Mapping[Kind, tuple[Step, Scope, bool]]] = {
     "delivered": ("acknowledge", "intent", False),
     "duplicate": ("acknowledge", "intent", False),
@@ -67,7 +67,7 @@ _NO_CUSTOMER_TEXT: Final = "no such customer"
 _TIMESTAMP_PARAM: Final = "timestamp"
 _TIMESTAMP_TEXT: Final = "event timestamp"
 # A meter says which keys of the payload hold the customer and the value. Complaints about the payload are
-# taken for one that lacks there, but for those about the form of the value, which no other key would mend.
+# treated as missing there, except errors about the form of the value, which no other key would mend.
 _MAPPING_CODES: Final = frozenset({"payload_no_customer_defined", "payload_no_value_defined"})
 _PAYLOAD: Final = "payload"
 _VALUE_TEXT: Final = "the value in the event payload"
@@ -79,10 +79,10 @@ class Outcome:
 
     Attributes:
         kind: ``delivered``: accepted now. ``duplicate``: accepted earlier, which is as good. ``unknown``:
-            may or may not have been accepted. ``unreadable``: as unknown, and whoever answered success was
+            may or may not have been accepted. ``unreadable``: as unknown, and the sender of the 2xx was
             not Stripe. ``not_done``: certainly not accepted, a later try may be. ``bug``: the idempotency
-            key was used for other contents. ``systemic``: nothing at all will be accepted before somebody
-            acts. ``no_meter``: nothing of this event name will be, before somebody acts. ``timestamp``: its
+            key was used for other contents. ``systemic``: no event will be accepted before an operator
+            acts. ``no_meter``: no event of this name will be, before an operator acts. ``timestamp``: its
             timestamp was refused. ``mapping``: the meter at Stripe asks for other payload keys.
             ``permanent``: this intent will never be accepted.
         detail: what was answered, for logs and alerts; holds no key.
@@ -125,7 +125,7 @@ class Outcome:
 
     @property
     def alert(self) -> bool:
-        """Whether a person must be told."""
+        """Whether an operator must be alerted."""
         return _MEANS[self.kind][2]
 
 
@@ -179,7 +179,7 @@ def _kind(result: Result) -> Kind:
 def _is_refused(result: Result, kind: Kind) -> bool:
     if result.failure == "not_sent":
         return True
-    # Whoever else answers may have passed the request on. And a key in use tells of another request than this
+    # A proxy that answers may have passed the request on. A key in use belongs to another request than this
     # one, sent again on the way, which may be accepted.
     is_in_use = result.status == HTTPStatus.CONFLICT or result.type == _IDEMPOTENCY_TYPE
     is_open = kind in {"delivered", "duplicate", "unknown", "unreadable"}

@@ -99,14 +99,14 @@ class Reconciled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OfEvent:
-    """What is compared with Stripe's books: of all meters of one event name.
+    """Our side of the comparison with Stripe: all meters of one event name.
 
     Attributes:
         invoiced: what is on invoice lines; None: that is not to be compared.
         invoicing: how Stripe bills the period; None: it does not.
         meter: one of those meters.
         confirmed: what Stripe has counted; None: it has no such customer or meter.
-        parked: what is parked, but for ``parked_back``.
+        parked: parked units, without ``parked_back``.
         parked_back: parked units that take others back.
         taken_back: delivered ones.
         uninvoiced: what Stripe has counted and no invoice can have: it is late.
@@ -294,7 +294,7 @@ class Reconciler:
         summaries: Summaries,
         invoices: Invoices,
     ) -> Invoiced | None:
-        """What is on invoice lines of an event name in a period; None: Stripe has no such customer."""
+        """Units on invoice lines of an event name in a period; None: Stripe has no such customer."""
         if state.stripe_customer is None:
             return None
         start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
@@ -340,7 +340,7 @@ def _on_difference(side: _OfEvent, difference: int, parked: str) -> str:
     """What a person must do where Stripe has not counted what was delivered, or something is parked."""
     if parked and -side.parked_back <= difference <= side.parked:
         return (
-            f"{parked}, of which Stripe may have {difference}: --repair compares what can be,"
+            f"{parked}, and Stripe may have {difference} of these: --repair compares them where it can,"
             " `meterkit outbox list --state parked` has the rest"
         )
     if 0 < difference <= side.taken_back:
@@ -357,7 +357,7 @@ def _on_difference(side: _OfEvent, difference: int, parked: str) -> str:
 
 
 def _parked_in_words(side: _OfEvent) -> str:
-    """What is parked of an event name; empty: nothing."""
+    """The parked units of an event name, in words; empty: none."""
     parts = [f"{side.parked}"] * bool(side.parked)
     parts += [f"{side.parked_back} that take units back"] * bool(side.parked_back)
     return f"{' and '.join(parts)} are parked" if parts else ""

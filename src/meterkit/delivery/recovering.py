@@ -125,7 +125,7 @@ class Recoverer:
         admin, shards = (await self._store.admin()).for_delivery(), set[int]()
         for shard, place in await count_members(self._store, admin, ("dirty", "outbox"), limit="+inf"):
             life = await self._lives.of(shard)
-            # What was pending then is sealed as soon as the server is met: the rest came after that.
+            # Usage pending then is sealed as soon as the server is met: the rest came later.
             is_sealed = life.is_met and life.sealed_ms > 0 and place == "dirty"
             if life.known and not life.is_known and not is_sealed:
                 shards.add(shard)
@@ -250,7 +250,7 @@ class Recoverer:
         else:
             # Under the same identifier: should Stripe have just this, it counts that once.
             anew = kept.renamed(kept.identifier, store.now_ms())
-            after = "queued: Stripe has nothing of it"
+            after = "queued: Stripe does not have it"
             await steer(store, kept, "queued", cause=by, to_be=anew, after=after)
 
     async def _parted(self, kept: Kept, billed: int, by: str) -> Kept:

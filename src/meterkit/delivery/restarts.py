@@ -39,9 +39,9 @@ _logger = logging.getLogger("meterkit.delivery")
 _LAG_MS: Final = 120_000
 # A store of an earlier release does not say when it was delivered from last.
 _GAP_MS: Final = 3_600_000
-# What was pending then is sealed by now: it waited for a free minute, or for the end of its period.
+# Usage pending then is sealed by now: it waited for a free minute, or for the end of its period.
 _SEALED_MS: Final = 300_000
-# What was tried before is sent first; that long it is waited for.
+# Intents tried before are sent first; the others wait so long.
 _PATIENCE_MS: Final = 3_600_000
 _NO_GAP: Final = Gap(from_ms=0, till_ms=0)
 _OF_THE_CUSTOMER: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
@@ -49,7 +49,7 @@ _OF_THE_CUSTOMER: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 
 @dataclass(slots=True)
 class _Line:
-    """What waits of one customer and event name, for one Stripe customer; none was tried, as far as we know.
+    """Waiting intents of one customer, event name and Stripe customer; as far as we know, none was tried.
 
     That may be of two meters: one may have had another name in the plans file.
 
@@ -74,7 +74,7 @@ class Restarts:
     A server that was restarted, restored from a backup or taken over by another may lack what it knew last:
     usage that was delivered is pending once more, under no identifier that Stripe knows. So what waits then
     is sent only where Stripe has not counted more than the store says was delivered. What was tried before is
-    sent all the same: Stripe counts its identifier once.
+    sent nevertheless: Stripe counts its identifier once.
 
     Args:
         store: what is delivered from.
@@ -178,7 +178,7 @@ class Restarts:
         return True
 
     async def _waiting(self, shard: int) -> list[Kept]:
-        """What is queued, or was being sent."""
+        """Intents that are queued, or were being sent."""
         admin = (await self._store.admin()).for_delivery()
         return [kept async for page in kept_in(self._store, admin, shard, "outbox") for kept in page]
 
@@ -203,7 +203,7 @@ class Restarts:
     async def _compare_line(
         self, line: _Line, names: Mapping[str, str], deliveries: Deliveries, report: FlushReport
     ) -> None:
-        """Leave a line to be sent where Stripe has nothing of it; else tell apart what it may have."""
+        """Leave a line to be sent if Stripe has none of it; else find the intents that it may have."""
         try:
             line.unknown = await self._forgotten.unknown(
                 *(line.customer, line.event_name, line.stripe_customer),

@@ -143,7 +143,9 @@ class Lease:
             if self._is_held(span_s):
                 return True
             if _LEASE_MS / 1000 <= self._asked() < inf:
-                return False  # Somebody else may have had it meanwhile, and sent what was leased under it.
+                return (
+                    False  # Another process may have held it meanwhile, and sent the intents leased under it.
+                )
             asked = stopwatch(self._clock)
             if not await self.outbox.lease(self.shard, ttl_ms=_LEASE_MS):
                 return False
@@ -164,7 +166,7 @@ class Sender:
     Attributes:
         breaker: whether anything is sent.
         stopping: set where nothing more is to be sent.
-        suspects: lines of whose last try nobody knows what came: they may be why Stripe does not answer, so
+        suspects: lines whose last try has an unknown outcome: they may be why Stripe does not answer, so
             they share no call, and others go first where one is to show whether Stripe does.
     """
 
@@ -266,7 +268,7 @@ class Sender:
     def _note(self, attempts: Sequence[Attempt], outcome: Outcome) -> bool:
         """What one answer says of all others. Returns whether Stripe's clock agrees with ours.
 
-        A person is told once of what concerns all or a meter, else of each intent.
+        An alert is sent once for a cause that concerns all or a meter, else for each intent.
         """
         sealed = attempts[0].intent
         now_ms, apart_s = self._store.now_ms(), 0.0
@@ -313,7 +315,7 @@ class Sender:
         if outcome.delivered:
             return Move(intent=sealed, state="delivered", batch=outcome.batch)
         is_parked = outcome.step == "park" and (outcome.kind != "timestamp" or is_clock_right)
-        # What was refused for certain, Stripe need not remember.
+        # Stripe need not remember a certain refusal.
         untried = outcome.refused and not attempt.first_ms
         if is_parked:
             return Move(intent=sealed, state="parked", why=outcome.detail, untried=untried)

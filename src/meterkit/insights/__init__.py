@@ -1,1 +1,1 @@
-"""What a running process and its store can be asked for: metrics."""
+"""Insights: metrics, the audit log, revenue, the operator's overview, simulations."""

@@ -79,7 +79,7 @@ def metrics_app(kit: _Kit) -> ASGIApp:
 
 
 class _Collected:
-    """What was looked up before, as prometheus-client asks for it."""
+    """The metrics collected before, in the form that prometheus-client wants."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -99,7 +99,7 @@ async def _stored_families(store: Store) -> list[Metric]:
         backlog = await read_backlog(store) if store.is_audited else None
         upkeep = None if store.catalog.storage is None else await Upkeep(store).seen()
     except StoreError:
-        return []  # meterkit_store_connected says so; the counts of this process are served all the same.
+        return []  # meterkit_store_connected reports it; the counts of this process are served in any case.
     return [
         *_keeping_families(keeping),
         *_waiting_families(
@@ -113,7 +113,7 @@ async def _stored_families(store: Store) -> list[Metric]:
         *_waiting_families(
             "webhook",
             webhooks,
-            items="Stripe customers that webhooks name: to be looked at now (due), later, given up (dead).",
+            items="Stripe customers to sync because of webhooks: now (due), later, given up (dead).",
             age="How long the oldest is overdue (due), or given up (dead).",
         ),
         GaugeMetricFamily(

@@ -36,7 +36,7 @@ _BY_EXPIRY: Final = "unlinked"  # Its set is sorted by when usage expires, not b
 
 
 class Waiting(NamedTuple):
-    """What is in one state.
+    """The entries in one state.
 
     Attributes:
         items: customers (pending, unlinked), intents, or periods whose close is not confirmed in time.
@@ -74,8 +74,8 @@ async def read_webhooks(store: Store) -> Mapping[str, Waiting]:
     """All of it, in one round trip.
 
     Returns:
-        ``due``: they are to be looked at now, the oldest since ``age_s``; ``later``: somebody looks at them,
-        or they are to be looked at again; ``dead``: they are given up, the oldest since ``age_s``.
+        ``due``: their sync is due, the oldest since ``age_s``; ``later``: a worker syncs them now,
+        or they wait for a retry; ``dead``: their sync was given up, the oldest since ``age_s``.
 
     Raises:
         StoreError: the store does not answer.
@@ -102,7 +102,7 @@ def _age_s(now_ms: int, instants_ms: list[float]) -> float:
 
 
 class StoreDurability(NamedTuple):
-    """How what is told is kept.
+    """The durability of a server.
 
     Attributes:
         ways: how deliveries are made durable, to how many servers do it so.
@@ -136,7 +136,7 @@ async def _way(keeping: Keeping) -> Durability:
     except StoreError as error:
         if error.executed is not False:
             raise
-        return "none"  # It has answered, and is told never to see to its disk.
+        return "none"  # It has answered, and is configured never to save to disk.
 
 
 async def _replicas(server: Admin) -> int | None:
@@ -151,7 +151,7 @@ async def _replicas(server: Admin) -> int | None:
 
 
 def _line(value: object) -> str:
-    """A value of INFO as the server wrote it, of which redis-py has made a dictionary."""
+    """A value of INFO as the server wrote it, restored from redis-py's dictionary."""
     if isinstance(value, dict):
         fields = cast("dict[str, object]", value)
         return ",".join(f"{name}={field}" for name, field in fields.items())

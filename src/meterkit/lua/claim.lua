@@ -3,7 +3,7 @@
 --
 -- KEYS[1] string  the claim: the customer, a line feed, and what makes this claim another than all before
 -- ARGV  1 the claim that was read, empty for none   2 the next one, empty for none
--- Reply 1 done    0 somebody else was faster
+-- Reply 1 done    0 another process was faster
 local claim_key, read, next_claim = KEYS[1], ARGV[1], ARGV[2]
 if (redis.call('GET', claim_key) or '') ~= read then
   return 0

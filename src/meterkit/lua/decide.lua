@@ -7,7 +7,7 @@
 -- KEYS[6] zset  optional: idempotency keys (see first_of)
 -- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only,
 --       h hold what is held already, whatever is left, s count and hold also what would be refused, and say so
---       with KEYS[4] what else is looked at (JSON): what grants and credits stand behind, where it says `asked`
+--       with KEYS[4] further terms (JSON): the grants and credits behind meters; where it says `asked`
 --       (see backing_of); the gauges that are to grow, where it says `levels` (see weigh_gauges); whether it is a
 --       repeat, where it has the `digest` of an idempotency key, and of how many `ceilings` a repeat is not asked
 --       then the fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit; METERm a recorded meter;
@@ -22,15 +22,15 @@
 --                                before: its previous (windows) or rest (bucket), as below
 --       {1, now, ends, x, y, z, ...}   refused; the end of the period (ms), 0 where none has begun; then three
 --                                numbers a policy: counted, previous, 0 (windows); owed whole, rest, 0 (bucket);
---                                left but for holds, held in this slot, in the last one (ceiling);
+--                                left without holds, held in this slot, in the last one (ceiling);
 --                                limit, in flight since this slot, since the last one (concurrency);
 --                                limit, level, held (a gauge);
 --                                last, with grants, a ceiling each: 1 where
 --                                grants or credits stood behind it in this period, else 0
 --       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
---       {5, now, ends, ...}      as 1, but counted and held all the same
+--       {5, now, ends, ...}      as 1, but counted and held
 --       {6, now, n, remaining, before}   as 0, of a repeat: counted in rates, and in flight; nothing else is held
---       {7, now, n, remaining, before}   its first is in flight: nothing is done; in mode s as 0 all the same
+--       {7, now, n, remaining, before}   its first is in flight: nothing is done; in mode s as 0
 --       {8, now, ends, ...}      as 1, of a repeat, which is refused by rates and concurrency only
 --       the error DAMAGED        a field is not what it must be, here or of a period that is over: nothing is done
 --include confirm_view

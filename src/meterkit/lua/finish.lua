@@ -1,15 +1,15 @@
 #!lua
--- finish: says what became of an entry that was taken, unless somebody else has it by now.
+-- finish: reports the outcome of an entry that was taken, unless another worker has it by now.
 --
 -- KEYS[1] hash  entries: a Stripe customer to what is to be done (JSON)
--- KEYS[2] zset  due: when (ms), or until when somebody has the entry    KEYS[3] hash  dead entries
+-- KEYS[2] zset  due: when (ms), or until when a worker has the entry    KEYS[3] hash  dead entries
 -- ARGV  1 the Stripe customer   2 the worker's token
 --       3 what became of it: done, later, dead; kept: it is worked on for a while longer
 --       4 done: how often it had been hinted at when it was taken
 --       5 later, kept: for how long (ms)   6 later: 1 it counts as an attempt, else 0   7 later, dead: why
 --       8... the names of its notes that are done    last: the caller's clock (ms)
 -- What was hinted at while it was worked on is due at once.
--- Reply 1 so it is    0 the entry is somebody else's, or gone: nothing is done
+-- Reply 1 done    0 the entry belongs to another worker, or is gone: nothing is done
 --include server_ms
 local entries_key, due_key, dead_key = unpack(KEYS)
 local customer, token, what, n, span_ms, counts, why = unpack(ARGV)

@@ -1,6 +1,6 @@
 #!lua
 -- fold: adds the last entries of a stream of the audit log that is too long to the sums beside it, by period, meter,
--- class of units and customer: only single events are not told apart then. Whoever drains the stream is at its other end.
+-- class of units and customer: only single events are merged then. The drainer reads the stream at its other end.
 --
 -- KEYS[1] stream  of the audit log    KEYS[2] hash  sums: PERIOD|METER CLASS|CUSTOMER to units
 -- ARGV  1 how long it may be    last: the caller's clock (ms)

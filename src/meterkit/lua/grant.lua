@@ -7,7 +7,7 @@
 --       then its targets, sorted, each followed by its quantity (units, or micro-credits)
 --       last: the caller's clock (ms)
 -- Reply {0, now}   {1, what the id was used for: targets and quantities}   {2, target}: the balance would pass
---       9 * 10^15   {3, how many there are}: it would be too many; but for the first, nothing was added
+--       9 * 10^15   {3, how many there are}: it would be too many; except with the first, nothing was added
 --include server_ms
 --include grants
 --include put_away

@@ -1,14 +1,14 @@
 #!lua
--- hint: takes note that a Stripe customer is to be looked at: once of an event, and in one entry for all of them.
+-- hint: queues a sync of a Stripe customer: once per event, in one entry for all events.
 --
 -- KEYS[1] hash  entries: a Stripe customer to what is to be done (JSON)
--- KEYS[2] zset  due: when (ms), or until when somebody has the entry
+-- KEYS[2] zset  due: when (ms), or until when a worker has the entry
 -- KEYS[3] hash  dead entries          KEYS[4] hash  alarms: of each kind how many, for 400 days
 -- KEYS[5] string  the event, for 35 days    KEYS[6] string  the note, for 35 days
--- ARGV  1 the Stripe customer; empty: nobody's   2 the cause: the event's id, or a word
+-- ARGV  1 the Stripe customer; empty: none   2 the cause: the event's id, or a word
 --       3 1: an event, which counts once; 0: none   4 the kind of an alarm, or empty
 --       5 the note's name, or empty   6 the note   7 in how long it is due (ms)   last: the caller's clock (ms)
--- An entry that was dead begins anew. One that somebody has, or that waits for a retry, is due when it was.
+-- A dead entry begins anew. One that a worker has, or that waits for a retry, keeps its time.
 -- Reply 1 done    0 a repeat of the event: nothing is done    2 done, but there is no room for the note
 --include server_ms
 local entries_key, due_key, dead_key, alarms_key, event_key, note_key = unpack(KEYS)

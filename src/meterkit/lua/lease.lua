@@ -3,7 +3,7 @@
 --
 -- KEYS[1] string  the lease: the token of its holder
 -- ARGV  1 token    2 how long (ms); 0: give it back
--- Reply 1 held (or given back)    0 somebody else holds it
+-- Reply 1 held (or given back)    0 another process holds it
 local lease_key, token, ttl_ms = KEYS[1], ARGV[1], ARGV[2]
 local holder = redis.call('GET', lease_key)
 if holder and holder ~= token then

@@ -1,5 +1,5 @@
 #!lua
--- notices: what handlers of some kinds are to be told next: what they were told and have not taken, then what is new.
+-- notices: the next notices for handlers of some kinds: delivered and unacknowledged ones, then new ones.
 -- Each is given once, and again where it was not acknowledged for a while.
 --
 -- KEYS[1] stream  notices

@@ -6,9 +6,9 @@
 -- KEYS[5] hash  its customer's totals
 -- ARGV  1 the identifier    2 the new one    3 the next state: parked or dead    4 why    5 the meter's token
 --       6 the customer      last: the caller's clock (ms)
--- Delivered usage is of the period that its timestamp lies in. What Stripe refused may be one try of several, of which
--- it has another: so the intent keeps its first attempt, or gets this instant, by which it had been tried.
--- Reply 1 done    0 nobody has it any more    2 it is being sent    3 its customer's totals cannot be counted in
+-- Delivered usage is of the period that its timestamp lies in. Stripe may have refused one try and
+-- accepted another: so the intent keeps its first attempt, or gets this instant, by which it had been tried.
+-- Reply 1 done    0 it is gone    2 it is being sent    3 its customer's totals cannot be counted in
 --include server_ms
 --include recount
 local intents_key, outbox_key, delivered_key, apart_key, totals_key = unpack(KEYS)

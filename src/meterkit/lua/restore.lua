@@ -1,16 +1,16 @@
 #!lua
 -- restore: takes recorded units of this period back, once an id: overage before credits before grants before included.
--- What is pending of them comes off that, whatever the plan reports by now; what was sealed already is told, and stays
+-- Their pending units come off that, whatever the plan reports by now; sealed units are reported, and stay
 -- recorded, unless Stripe has it: then an intent with a value below 0 takes it back there. Overage for which there was
 -- compensation in this period counts as taken back, whatever the id.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] list  ledger of changes
 -- KEYS[8] string  remembers this correction: what was asked, and what was done    KEYS[9] set  digests of the ids of
--- the customer's corrections, each of which ends the name of such a key    KEYS[10] hash  intents    KEYS[11] zset  outbox
+-- the customer's corrections; each ends the name of such a key    KEYS[10] hash  intents    KEYS[11] zset  outbox
 -- KEYS[12] stream  optional: of the audit log
 -- ARGV  1 rev   2 terms   3 the customer   4 the correction (JSON): id, by, reason, how: what is to be done with units that
---       Stripe was sent, for whoever asks again; meters: {its name, token, quantity, what a credited unit costs
+--       Stripe was sent, for a repeated call; meters: {its name, token, quantity, what a credited unit costs
 --       (micro-credits), events: its own token and those of its derived meters, whether each is sent included units
 --       too (0/1)} each    5 the digest of its id    6 how to send (JSON): stripe: the Stripe customer that has all
 --       that was delivered in this period, or empty; nonce: 32 hex digits that are new; events: token to event name;
@@ -23,7 +23,7 @@
 --       and that there must be compensation for, and that were never recorded; then what grants got back, in
 --       units, and credits, in micro-credits; and how many of those taken back Stripe was sent before}
 --       {1, now, the same of the first time}    {2, now, rev, state} stale    {3, now} clock
---       {4, now, field} not a whole number; but for the first, nothing is done
+--       {4, now, field} not a whole number; except with the first, nothing is done
 --include confirm_counters
 --include close_past
 --include give_units_back

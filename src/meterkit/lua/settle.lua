@@ -24,9 +24,9 @@
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; then a threshold of
 --       what is included, see crossed; these want the keys of grants, too
 -- Reply {0, now, 'late PERIOD' where it was, 'notice' where there is one} ok   {1, now} duplicate   {2, last} gap
---       {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied but for a meter whose total
+--       {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied except for a meter whose total
 --       would pass 9 * 10^15    {7, field} numbered and not applied: a field is not what it must be, here or of a
---       period that is over; whoever comes behind need not wait for its repair
+--       period that is over; the next settlements need not wait for its repair
 --include confirm_view
 --include head_of
 --include meter_of

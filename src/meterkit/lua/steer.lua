@@ -1,6 +1,6 @@
 #!lua
 -- steer: takes an intent into another state, or keeps it in its own with what was seen of it at Stripe: by the word of a
--- person, or of a comparison with Stripe's summaries. That is entered for its customer. Whoever is sending it does not
+-- person, or of a comparison with Stripe's summaries. It is entered for its customer. A flusher that is sending it does not
 -- settle it any more.
 --
 -- KEYS[1] hash  intents     KEYS[2] zset  outbox: when they are due (ms)    KEYS[3] zset  parked: since when (ms)
@@ -12,10 +12,10 @@
 -- ARGV  1 the intent    2 as it was read (JSON)    3 its identifier from now on
 --       4 what it is to be (JSON), with its state: queued, parked, dead, delivered or dropped
 --       5 how long until it is compared (ms); empty: it is not    6 entries (JSON, see enter)
---       7 what the audit log is told of one that is dropped (JSON)
+--       7 the audit entry of one that is dropped (JSON)
 --       last: the caller's clock (ms)
 -- Reply {0, now} done    {1, now} it is not as it was read any more    {2, now} its customer's totals cannot be
---       counted in; but for the first, nothing is done
+--       counted in; except with the first, nothing is done
 --include server_ms
 --include recount
 --include enter

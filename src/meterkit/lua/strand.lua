@@ -8,7 +8,7 @@
 -- KEYS[9] stream  where there is an audit log: of that
 -- ARGV  1 the customer    2 32 hex digits that are new
 --       3 a JSON object: meters: a token to the class that it is recorded in once more (empty: none), its name, the price
---       that ended in words; pending: tokens of which what is pending is late; intents: what is late, each with its
+--       that ended in words; pending: tokens whose pending units are late; intents: the late ones, each with its
 --       identifier and as it was read, Stripe has none of it; since: a token to what was sealed after the change;
 --       labels: of the prices that end (see mark_prices); rev: of the state before the change; empty: what is late
 --       was found out later; changed: what is pending then is stamped with no minute before this (ms, as text); cause: for

@@ -1,12 +1,12 @@
 #!lua
--- take: gives entries to one worker for a while, in which nobody else gets them.
+-- take: leases entries to one worker for a while.
 --
 -- KEYS[1] hash  entries: a Stripe customer to what is to be done (JSON)
--- KEYS[2] zset  due: when (ms), or until when somebody has the entry
+-- KEYS[2] zset  due: when (ms), or until when a worker has the entry
 -- ARGV  1 the worker's token   2 for how long (ms)   3 how many at most
 --       4 the Stripe customer whose entry is given, whenever it is due; empty: whatever is due, the longest first
 --       last: the caller's clock (ms)
--- Reply {{Stripe customer, entry}, ...}    {Stripe customer} alone: somebody else has its entry
+-- Reply {{Stripe customer, entry}, ...}    {Stripe customer} alone: another worker has its entry
 --include server_ms
 local entries_key, due_key = unpack(KEYS)
 local token, lease_ms, most, customer = unpack(ARGV)

@@ -24,11 +24,11 @@ __all__ = ["Handlers", "Teller"]
 
 
 _logger = logging.getLogger("meterkit.notify")
-_PATIENCE_S: Final = 30.0  # Less than the time after which another process is told.
+_PATIENCE_S: Final = 30.0  # Less than the time after which another process gets the notice.
 
 
 class Handlers:
-    """Runs the app's handlers; what they raise is logged, and harms nobody else."""
+    """Runs the app's handlers; their errors are logged, and harm no other handler."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, list[Callable[[Any], object]]] = {}
@@ -83,7 +83,7 @@ class Teller:
 
     Args:
         store: where the notices are.
-        handlers: who is told.
+        handlers: the app's, by event.
     """
 
     def __init__(self, store: Store, handlers: Handlers) -> None:
@@ -111,7 +111,7 @@ class Teller:
                     await due.wake.wait()
 
     async def finish(self, *, timeout_s: float) -> None:
-        """Tell what the running event loop has brought; a handler that takes longer is told again later."""
+        """Call handlers for new notices; one that takes too long is called again later."""
         due = self._due_here()
         with suppress(TimeoutError, StoreError):
             async with asyncio.timeout(timeout_s):
@@ -162,7 +162,7 @@ class Teller:
             )
             is_taken = True
         if is_taken:
-            with suppress(StoreError):  # It is told again.
+            with suppress(StoreError):  # It is delivered again.
                 await acknowledge(self._store, notice)
 
 
@@ -182,4 +182,4 @@ class _Due:
         self.room.release()
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            _logger.error("an event cannot be told of; it is tried again", exc_info=error)
+            _logger.error("an event cannot be delivered to handlers; it is tried again", exc_info=error)

@@ -1,4 +1,4 @@
-"""What handlers are told: one frozen value for each event."""
+"""Events for handlers: one frozen value each."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class CreditsLow:
     """``credits.low``: a balance fell below the share of its last grant that ``low_balance`` names.
 
     Attributes:
-        id: the same each time this is told; a text.
+        id: the same at each delivery; a text.
         customer: whose.
-        credit: of which credit of the plans file.
+        credit: its name in the plans file.
         balance: whole credits that were left then.
         at: when that was (UTC).
     """
@@ -52,9 +52,9 @@ class UsageThreshold:
     """``usage.threshold``: a percentage of what is included, one of ``warn_at``, was reached.
 
     Attributes:
-        id: the same each time this is told; a text.
+        id: the same at each delivery; a text.
         customer: whose.
-        meter: of which meter of the plans file.
+        meter: its name in the plans file.
         percent: which of ``warn_at``.
         used: how much was recorded in the period by then, in the meter's unit.
         included: how much of it the plan includes.
@@ -170,7 +170,7 @@ Event: TypeAlias = (
 
 
 def event_of(notice: Notice, meters: Mapping[str, str]) -> Event:
-    """What handlers are told of a notice.
+    """The event of a notice.
 
     Args:
         notice: of one of :data:`EVENTS`.

@@ -1,4 +1,4 @@
-"""What handlers are told of subscriptions, access and payments."""
+"""Events about subscriptions, access and payments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SubscriptionChanged:
     """``subscription.changed``: plan, status, seats, or what is scheduled, is something else from now on.
 
     Attributes:
-        id: the same each time this is told; a text.
+        id: the same at each delivery; a text.
         customer: whose.
         at: from when on it holds (UTC).
         cause: of the change: the id of an event of Stripe's, ``clock`` (it was scheduled), ``operator``,
@@ -66,7 +66,7 @@ class AccessChanged:
     """``access.changed``: what the customer may do is something else from now on.
 
     Attributes:
-        id: the same each time this is told; a text.
+        id: the same at each delivery; a text.
         customer: whose.
         at: from when on it holds (UTC).
         cause: as of :class:`SubscriptionChanged`.
@@ -89,7 +89,7 @@ class DunningReminder:
     """``dunning.reminder``: an invoice is still unpaid after a span of ``dunning.remind``.
 
     Attributes:
-        id: the same each time this is told; a text.
+        id: the same at each delivery; a text.
         customer: whose.
         at: when the span was over, or when that became known (UTC).
         after: the span since the first failure.
@@ -116,7 +116,7 @@ class TrialEnding:
     """``trial.ending``: a trial ends in three days, or in less where it is shorter.
 
     Attributes:
-        id: the same each time this is told; a text.
+        id: the same at each delivery; a text.
         customer: whose.
         at: when Stripe said so (UTC).
         trial_end: first instant after the trial (UTC).
@@ -133,7 +133,7 @@ class PaymentFailed:
     """``payment.failed``: an attempt to collect an invoice has failed.
 
     Attributes:
-        id: the same each time this is told; a text.
+        id: the same at each delivery; a text.
         customer: whose.
         at: when Stripe said so (UTC).
         invoice: its id at Stripe.
@@ -158,7 +158,7 @@ class PaymentSucceeded:
     """``payment.succeeded``: an invoice was paid.
 
     Attributes:
-        id: the same each time this is told; a text.
+        id: the same at each delivery; a text.
         customer: whose.
         at: when Stripe said so (UTC).
         invoice: its id at Stripe.

@@ -54,7 +54,7 @@ _DAYS_NEAR: Final = 3
 _DAYS_KEPT: Final = 37
 _DAYS_OF_BATCHES: Final = 9
 Refused = Literal["done", "gone", "sending", "damaged"]
-"""What became of it: it is parked or dead, nobody has it any more, it is just being sent, or its customer's
+"""The outcome: it is parked or dead, it is gone, it is just being sent, or its customer's
 totals cannot be counted in."""
 _REFUSED: Final[dict[int, Refused]] = {0: "gone", 1: "done", 2: "sending", 3: "damaged"}
 

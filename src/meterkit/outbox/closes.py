@@ -72,7 +72,7 @@ def _of_all_shards(keys: Keys, names: tuple[str, ...]) -> tuple[list[tuple[int, 
 
 
 CLOSE_AFTER_MS: Final = 10 * 60_000
-"""When a period that is over is looked at first: what was pending is sealed and sent by then, and counted."""
+"""When a past period is first tried: by then its pending usage is sealed, sent and counted."""
 _AFTER_A_RENEWAL_MS: Final = 2 * 60_000
 _RENEWED_WITHIN_MS: Final = 26 * 3_600_000
 _AFTER_A_ROLL_MS: Final = 2 * 3_600_000
@@ -110,7 +110,7 @@ class Close:
 
 
 def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
-    """The ends of periods that usage is sealed of, each by what stands for it: when it is looked at first.
+    """The ends of periods with sealed usage, each by its token: when it is first tried.
 
     For two hours after a period's beginning the one before is among them: what was pending of it is sealed
     then.
@@ -197,9 +197,9 @@ class Closes:
             self._admin.say_once(f"ends of billing periods cannot be noted, and are not looked at: {error}")
 
     async def note(self, shard: int, ends: dict[str, int], *, sooner: bool = False) -> None:
-        """Remember what is to be looked at, and when first.
+        """Remember closes, and when each is first tried.
 
-        What is remembered already stays as it is, or is looked at ``sooner``.
+        A known close keeps its time, or is tried ``sooner``.
         """
         if not ends:
             return
@@ -210,7 +210,7 @@ class Closes:
         await self._admin.ask(pipe.execute())
 
     async def due(self) -> AsyncGenerator[Close]:
-        """What is to be looked at by now; each must be confirmed, postponed or forgotten."""
+        """The closes that are due; each must be confirmed, postponed or forgotten."""
         now_ms = self._store.now_ms()
         for shard, _ in await count_members(self._store, self._admin, ("closes",), limit=now_ms):
             key = self._store.keys.shard(shard, "closes")
@@ -229,7 +229,7 @@ class Closes:
         await self._admin.ask(self._admin.client.zadd(key, {close.member: at_ms}))
 
     async def tell(self, close: Close) -> bool:
-        """Remember that somebody is told that it is not confirmed in time; whether nobody was told before."""
+        """Remember the alert that it is not confirmed in time; whether it is the first."""
         key = self._store.keys.shard(close.shard, "unclosed")
         pipe = self._admin.client.pipeline(transaction=False)
         pipe.zadd(key, {close.member: close.end_ms}, nx=True)
@@ -238,7 +238,7 @@ class Closes:
         return bool(added)
 
     async def forget(self, close: Close) -> bool:
-        """It need not be looked at any more; whether somebody was told of it."""
+        """Forget a close; whether an alert had named it."""
         names = ("closes", "unclosed")
         pipe = self._admin.client.pipeline(transaction=False)
         for name in names:

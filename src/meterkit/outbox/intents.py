@@ -80,7 +80,7 @@ class Attempt:
 
     Attributes:
         now_ms: the store's clock then.
-        first_ms: when it was tried first before; 0: Stripe certainly has nothing of it.
+        first_ms: when it was tried first before; 0: Stripe certainly does not have it.
         attempts: how often it was tried, with this one.
     """
 
@@ -95,7 +95,7 @@ class Move:
     """The next state of a leased intent.
 
     Into ``queued`` it goes with a delay, a new idempotency key or an empty one, and ``untried`` where Stripe
-    certainly knows nothing of it, as if it had never been tried. Into ``parked`` it goes with the delay after
+    certainly does not have it, as if it had never been tried. Into ``parked`` it goes with the delay after
     which it is compared with Stripe's summaries, 0: it is not. ``batch``: the idempotency key of a call with
     several intents that Stripe may have taken, by which it may tell of them later; empty: there was none.
     """
@@ -148,9 +148,9 @@ class Intent:
         period_start: the first instant of the billing period that it is of.
         state: ``queued``; ``leased``: it is being sent; ``parked``: it waits for a person or a comparison;
             ``dead``: Stripe will never accept it.
-        why: what the last try came to, or why it is in this state; empty: nothing is to be said.
+        why: the outcome of the last try, or the reason of this state; may be empty.
         attempts: how often it was tried.
-        first_attempt_at: since when Stripe may have it; None: Stripe certainly has nothing of it.
+        first_attempt_at: since when Stripe may have it; None: Stripe certainly does not have it.
         sealed_at: when it was made.
         age_s: how long ago that is, in seconds.
         compared_at: when it is compared with Stripe's summary of its minute; None: it is not.
@@ -236,7 +236,7 @@ class Kept:
 
     @property
     def first_ms(self) -> int:
-        """When it was tried first; 0: Stripe certainly has nothing of it."""
+        """When it was tried first; 0: Stripe certainly does not have it."""
         return int(self.fields["first"])
 
     @property
@@ -270,7 +270,7 @@ class Kept:
 
 
 def is_refused(identifier: str) -> bool:
-    """Whether an intent is what Stripe has taken and refused later: it may have another try of it."""
+    """Whether Stripe accepted an intent and refused it later: it may have another try of it."""
     return identifier.endswith(REFUSED)
 
 

@@ -184,7 +184,7 @@ class Intents:
         """Have an intent that is parked or dead delivered.
 
         It is sent again under the same identifier where that is counted once for certain: its first try is
-        younger than 23 hours, or Stripe certainly has nothing of it. Else it stays parked, and 26 hours
+        younger than 23 hours, or Stripe certainly does not have it. Else it stays parked, and 26 hours
         after its first try it is compared with Stripe's summary of its minute: see ``compared_at``. So is
         what Stripe took and refused later, three hours after that: it may have another try of it. What was
         parked after a restore is compared first with all that Stripe has (``restored``).
@@ -248,7 +248,7 @@ class Intents:
     async def drop(self, identifier: str, *, reason: str, by: str = "api") -> Intent:
         """Give an intent up: Stripe is not sent it any more, and its quantity is counted as dead for good.
 
-        It is kept no longer, but for the entry in its customer's ledger; what Stripe lacks is billed by hand.
+        Only the entry in its customer's history remains; units that Stripe lacks are billed by hand.
 
         Args:
             identifier: of the intent.

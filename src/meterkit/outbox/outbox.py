@@ -155,7 +155,7 @@ class Outbox:
         """Intents to send, the oldest first, in turn by customer and meter.
 
         Where one has many, the others are looked for behind them. Those that were ``tried`` are passed over,
-        and so are event names that are ``closed``; with ``only_repeats``, so is what was never sent before.
+        and so are event names that are ``closed``; with ``only_repeats``, so are intents never sent before.
         """
         outbox, intents = self._keys.shard(shard, "outbox"), self._keys.shard(shard, "intents")
         limit, found = "+inf" if due_ms is None else due_ms, dict[tuple[str, str], list[Sealed]]()

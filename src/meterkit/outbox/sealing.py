@@ -154,7 +154,7 @@ class Cut:
     """The end of a price segment: what is pending is sealed now, what is recorded from now on waits.
 
     Attributes:
-        till_ms: until when it waits, unless it is let go before.
+        till_ms: until when it waits, unless it is released before.
         labels: of the prices that end, each by its meter's token (see :mod:`meterkit.decisions.prices`).
     """
 
@@ -168,7 +168,7 @@ class Cut:
 
 @dataclass(slots=True, kw_only=True)
 class Sealing:
-    """What came of a page of customers.
+    """The result for a page of customers.
 
     Attributes:
         made: intents.
@@ -291,7 +291,7 @@ class Sealer:
             return self._applied(view, reply, sealing)
         except StoreError:
             raise
-        except Exception as error:  # noqa: BLE001 - a state that cannot be read holds up nobody else
+        except Exception as error:  # noqa: BLE001 - an unreadable state holds up no other customer
             sealing.aside[view.customer] = f"its state cannot be read: {error!r:.200}"
             return True
 
@@ -305,7 +305,7 @@ class Sealer:
         elif reply[0] == replies.STALE:
             try:
                 view.cache.learn(view, reply)
-            except StoreError as error:  # It cannot be read; that holds up nobody else.
+            except StoreError as error:  # It is unreadable; that holds up no other customer.
                 sealing.aside[customer] = str(error)
                 return True
             return False

@@ -41,7 +41,7 @@ _WAIT_S: Final = 30.0
 # For the other side to say that it has ended, too; nothing hangs on that.
 _TLS_END_S: Final = 0.5
 
-# Its stub leaves out what the parts of a tuple are, but for one.
+# Its stub omits the types of a tuple's parts, except one.
 _pack: Callable[[tuple[Any, ...]], bytes] = import_module("hiredis").pack_command
 
 

@@ -33,7 +33,7 @@ _TRY_AGAIN_S: Final = 0.02
 _WITH_KEYS: Final = frozenset({"EVAL", "EVALSHA"})
 # How redis-py says that it has sent nothing.
 _NOT_CONNECTED: Final = " connecting to "
-# What says that somebody else has the slots now, or soon will.
+# Errors which say that another node has the slots now, or soon will.
 _AWAY: Final = (ConnectionError, TimeoutError, ClusterDownError, ReadOnlyError, OSError)
 
 # Redis-py's own client of clusters takes no TLS context, does not wait for a free connection, may send ASKING

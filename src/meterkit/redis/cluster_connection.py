@@ -28,7 +28,7 @@ _log = logging.getLogger("meterkit.store")
 ConnectTo = Callable[["Place", "OnEnd"], Awaitable["Connection"]]
 
 _TRY_AGAIN_S: Final = 0.01
-# Where a node is away all that ask for it want to know who has its slots now; nobody is asked more often.
+# If a node is away, every call wants to know which node has its slots now; limit how often that is asked.
 _FIND_PAUSE_S: Final = 0.1
 _RETIRE_S: Final = 1.0
 
@@ -144,7 +144,7 @@ class ClusterConnection:
             load: has the server of a connection know the scripts that it has lost.
 
         Returns:
-            The last reply; an error where nobody executed it.
+            The last reply; an error if no node executed it.
 
         Raises:
             StoreError: the last reply did not come.

@@ -83,7 +83,7 @@ class ClusterLane(Lane):
     def _on_connection(self, connection: AnyConnection | None) -> None:
         super()._on_connection(connection)
         if isinstance(connection, ClusterConnection):
-            # What is on its way to where a shard was may still be applied: fencing has the last word.
+            # Settlements sent to a shard's former node may still be applied: fencing has the last word.
             connection.on_place = self._on_place
 
     def _on_place(self, shard: int) -> None:

@@ -66,7 +66,7 @@ def unpack(request: bytes) -> list[bytes]:
 
 _log = logging.getLogger("meterkit.store")
 
-# A decision that nobody waits for any more holds something for two slots of five minutes, from when a server
+# A decision whose caller is gone keeps its hold for two slots of five minutes, from when a server
 # that hung goes on to make it: for as long its reply is waited for, and what it holds given back.
 _LATE_REPLIES_S: Final = 600.0
 _LATE_REPLIES_BYTES: Final = 8_388_608
@@ -79,7 +79,7 @@ Unsent = list[tuple["asyncio.Future[Any]", "Call"]]
 """Calls that a connection has certainly not sent."""
 OnEnd: TypeAlias = "Callable[[Any, str, Unsent], None]"
 """Takes word that a connection takes no more requests, why, and which calls it has not sent; the futures of
-those are to be seen to."""
+those need handling."""
 
 
 class ReplyError(Exception):
@@ -107,7 +107,7 @@ class Sharded(Protocol):
 
 
 class Call(Protocol):
-    """A request that somebody waits for."""
+    """A request with a waiting caller."""
 
     @property
     def view(self) -> Sharded:
@@ -116,15 +116,15 @@ class Call(Protocol):
 
     @property
     def packed(self) -> Sequence[bytes]:
-        """The request but for the clock that ends it, in pieces."""
+        """The pieces of the request, without the clock that ends it."""
         ...
 
     def on_unclaimed_reply(self, reply: Any) -> None:
-        """Take a reply that nobody waits for any more."""
+        """Handle a reply whose caller was cancelled."""
 
 
 class Receiver(Protocol):
-    """Where the replies of requests go that nobody waits for."""
+    """Receives the replies of requests whose caller was cancelled."""
 
     def received(self, reply: Any) -> None:
         """Take the next reply, in the order in which the requests were posted."""
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
             errors.append(ReplyError(text))
             return errors[-1]
 
-        # Errors are rare, and told apart here: so replies need not be looked at one by one.
+        # Errors are rare, and are separated here: so replies need no check one by one.
         self._errors = errors
         self._reader = hiredis.Reader(protocolError=StoreError, replyError=error)
         self._late_bytes = 0
@@ -295,7 +295,7 @@ class Connection(asyncio.Protocol):
                 self._end_now("nothing more is awaited")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail whoever still waits."""
+        """Fail all waiting callers."""
         self.end(f"the store closed the connection{f': {exc}' if exc else ''}")
         if self._watchdog is not None:
             self._watchdog.cancel()
@@ -362,12 +362,12 @@ class Connection(asyncio.Protocol):
 
 
 def give_up(call: Call, reply: asyncio.Future[Any]) -> None:
-    """Take word that whoever waited for a reply was cancelled: one that had come by then is nobody's."""
+    """Handle a cancelled waiter: hand its reply, if it has arrived, to ``on_unclaimed_reply``."""
     if reply.done() and not reply.cancelled() and reply.exception() is None:
         call.on_unclaimed_reply(reply.result())
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:
-    """End a future by an error; asyncio does not complain where nobody waits for it."""
+    """End a future by an error, without asyncio's complaint about one that was never awaited."""
     future.set_exception(error)
     future.exception()

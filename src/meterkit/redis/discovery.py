@@ -138,7 +138,7 @@ def slots_of(reply: Any, asked: Place) -> Slots:
 
 
 def redirection_of(reply: str, answered: Place) -> Place:
-    """Where MOVED or ASK sends: its last word, but for the host where the node does not know its own.
+    """The target of MOVED or ASK: its last word; without a host if the node does not know its own.
 
     Args:
         reply: the words of the error.

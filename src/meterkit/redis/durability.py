@@ -1,4 +1,4 @@
-"""Whether the store keeps what it was told, asked before anything is sent that must not be sent twice."""
+"""Durability of the store, checked before usage is sent that must not be sent twice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Keeping:
         address: where the store is.
         needed: whether nothing may be delivered from a store that keeps nothing.
         kind: of the store's address: a ``sentinel`` or a ``cluster`` has others take over.
-        tells: whether the log is told of what endangers the data.
+        tells: whether dangers to the data are logged.
     """
 
     admin: Admin
@@ -65,7 +65,7 @@ class Keeping:
         elif way == "age":
             if has_file is None:
                 self._say_once(
-                    f"the store at {self.address} does not let its user ask whether it keeps what it is told"
+                    f"the store at {self.address} does not let its user ask whether it persists writes"
                     " (WAITAOF, INFO): what is delivered waits two seconds instead; give the user +waitaof"
                     " +wait +info"
                 )
@@ -155,7 +155,7 @@ class Keeping:
         )
 
     async def _check_sync(self) -> None:
-        """Name the cause where the server is told never to see to its disk."""
+        """Name the cause if the server is configured never to save to disk."""
         # It refuses where its user has no right to ask, and where it is hosted and has no such command.
         [found] = await self._answers(("CONFIG GET", "appendfsync"))
         if not isinstance(found, Exception) and found.get("appendfsync") == "no":

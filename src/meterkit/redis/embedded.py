@@ -3,12 +3,12 @@
 What lies in the directory:
 
 - ``valkey.sock``: where the server listens; it has no TCP port. ``appendonlydir/``: its data.
-- ``start.lock``: held by whoever is starting or stopping the server.
+- ``start.lock``: held by the process that starts or stops the server.
 - ``users.lock``: held, shared, by every user of the server. Who gets it alone is the last one out.
 - ``server.lock``: held by the server itself, which inherits it. Who gets it knows that none runs.
 - ``valkey.log``, ``valkey.log.1``, ``valkey.pid``: for people. ``.gitignore``: all of it is left out.
 
-The directory is this user's alone: whoever else could write in it could put a server of their own there.
+The directory is this user's alone: another user who could write in it could put a server there.
 
 The kernel drops a lock with the last process that holds it, so nothing has to be cleaned up after a kill.
 """
@@ -59,7 +59,7 @@ _OPTIONS: Final = (
     *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
     *("--daemonize", "yes", "--pidfile", "valkey.pid", "--logfile", _LOG, "--loglevel", "warning"),
 )
-# The server outlives the app, and whoever may look at its environment need not see the app's secrets.
+# The server outlives the app, so its environment must not have the app's secrets.
 _ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
@@ -143,7 +143,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + _START_S
         logged = self._fresh_log()
         launched = False
-        # One that cannot write to its disk refuses even PING, and says why to whoever asks for more.
+        # One that cannot write to its disk refuses even PING; INFO says why.
         while not (reply := _ask(address, "PING")).startswith((b"+PONG", b"-MISCONF")):
             with closing(FileLock(self._directory / "server.lock")) as alive:
                 if alive.acquire():

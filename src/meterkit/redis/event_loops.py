@@ -95,7 +95,7 @@ class EventLoops:
     async def start(self) -> Lane:
         """Connect for the running event loop; once, however often it is called.
 
-        Where the store cannot be reached, that is tried for a while before it is said; then it goes on in the
+        If the store cannot be reached, that is tried for a while before it is logged; then it goes on in the
         background.
 
         Raises:
@@ -242,7 +242,7 @@ class EventLoops:
         return Address(kind="unix", path=await asyncio.to_thread(self._server.start))
 
     async def _keep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have what belongs to a loop closed with it, where nobody stops the kit."""
+        """Close a loop's connections with the loop, if the app does not stop the kit."""
         if loop not in self._guards:
             guard = self._guards[loop] = self._guard(loop)
             await anext(guard)
@@ -322,7 +322,7 @@ def _have_stopped_before_it_closes(loop: asyncio.AbstractEventLoop, loops: Event
 
     # Nothing else tells of it in time: once a loop is closed, its connections cannot be closed any more. A
     # loop that takes no attributes does without. Not by vars(): CPython 3.11 reads the attributes of an
-    # object whose dictionary was asked for the slow way, and a loop's are read at each of its steps.
+    # object whose dictionary was read the slow way, and a loop's are read at each of its steps.
     with suppress(AttributeError):
         setattr(loop, _CLOSE, stop_and_close)
 

@@ -207,7 +207,7 @@ async def agree(connection: AnyConnection, keys: Keys, address: Address) -> None
         SettingsError: the store has another number of shards, or another format.
         StoreError: the store refuses to serve.
     """
-    # Written to each time, so that a server which takes no writes is told apart before it is used.
+    # Written each time, so that a read-only server is found before it is used.
     replies = await asyncio.gather(
         connection.ask("HSETNX", keys.meta, "format", FORMAT),
         connection.ask("HSETNX", keys.meta, "shards", keys.shards),

@@ -53,7 +53,7 @@ class Lane:
             connection, the request waits for one, at most for the store timeout since the last one ended;
             with its reply it waits no longer than the store timeout in all. Raises StoreError where there
             has been no connection for too long, and nothing was sent; SettingsError where the store cannot
-            be used with these settings. Whoever is cancelled waiting tells so by
+            be used with these settings. A cancelled caller reports itself by
             :func:`~meterkit.redis.connection.give_up`, or uses :meth:`ask`.
         post: sends a request whose reply goes to a receiver; None while there is no connection.
         queues: the settlements of each shard.
@@ -160,7 +160,7 @@ class Lane:
     def is_open(self) -> bool:
         """Whether the breaker is open for all requests: none is sent.
 
-        Where the store is a cluster, the breakers of its nodes are not meant: there each call is told.
+        On a cluster this excludes the breakers of its nodes: there each call gets its own error.
         """
         return self._reconnector.is_open
 
@@ -180,7 +180,7 @@ class Lane:
         return self._reconnector.trouble
 
     def why_away(self) -> MeterkitError:
-        """What a call is told while the breaker is open."""
+        """The error of a call while the breaker is open."""
         return self._reconnector.why_away()
 
     async def ask(self, call: Call) -> Any:

@@ -30,7 +30,7 @@ __all__ = ["MemoryConnection", "admin_client", "connect", "empty"]
 class _Past:
     """The time that keys end by: real time, as far back as a clock of a test has ever been behind it.
 
-    What is written with a date in the past would be gone at once. A clock that jumps ahead ends no key before
+    A key written with a past expiry would be gone at once. A clock that jumps ahead ends no key before
     its time, as it does not on a server.
     """
 

@@ -1,7 +1,7 @@
 """Names of hosts, looked up in threads of our own: a resolver that hangs takes none of the app's.
 
 asyncio looks names up in the few threads of ``asyncio.to_thread``. A resolver that does not answer keeps each
-for half a minute, however soon whoever asked has given up; each try takes another, until none is left.
+for half a minute, however soon its callers give up; each try takes another, until none is left.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ os.register_at_fork(after_in_child=_lookups.clear)  # Their threads are the pare
 async def addresses_of(host: str) -> Sequence[str]:
     """The addresses that a name leads to, at least one; of an address itself.
 
-    A name is looked up once at a time, however many ask. What is found after all have given up is for whoever
+    A name is looked up once at a time, for all callers. A result that comes after all gave up is for one that
     asks next: else a resolver that is slower than they are patient would never be heard.
 
     Raises:

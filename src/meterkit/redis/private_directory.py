@@ -45,7 +45,7 @@ def make_directory(directory: Path) -> None:
 
 
 def check_directory(directory: Path) -> None:
-    """See that nobody else can put anything into a directory, and that nothing in it leads elsewhere.
+    """Check that no other user can write into a directory, and that no link in it leads elsewhere.
 
     Raises:
         SettingsError: it belongs to another user, others may write in it, or it holds a symbolic link.
@@ -71,7 +71,7 @@ def check_directory(directory: Path) -> None:
 
 
 def check_peer(connection: socket.socket, address: Path) -> None:
-    """See that whoever answers on a unix socket is this user.
+    """Check that the server on a unix socket runs as this user.
 
     Raises:
         SettingsError: it is another user.
@@ -87,6 +87,6 @@ def check_peer(connection: socket.socket, address: Path) -> None:
 
 
 def is_private_folder(folder: Path) -> bool:
-    """Whether this is a folder, no link to one, that nobody else can look or write into."""
+    """Whether this is a folder, not a link, that no other user can read or write."""
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077

@@ -42,7 +42,7 @@ _NO_RECORD: Final = (
 
 
 def pack_sequence(slot: int, sequence: int) -> bytes:
-    """The slot of a settlement's holds and its number, as the request ends but for the clock."""
+    """The slot of a settlement's holds and its number: the end of the request before the clock."""
     return b"$16\r\n%b\r\n" % pack_numbers((slot, sequence))
 
 
@@ -172,7 +172,7 @@ class SettlementQueue:
         spool, producer = self._lane.spool, self.producer
         if spool is None or not self.unsettled:
             return
-        # Its late replies are nobody's: fencing has the last word.
+        # Its late replies are dropped: fencing has the last word.
         sent = [
             (settlement, Sent(producer.key, producer.acknowledged + nth, producer.acknowledged))
             for nth, settlement in enumerate(producer.unsettled, start=1)
@@ -337,7 +337,7 @@ class SettlementQueue:
         acknowledged = producer.acknowledged
         self.producer = self._new_producer()
         if last < 0 < acknowledged:
-            # Whether the rest was applied nobody knows: in doubt it is not billed.
+            # Whether the rest was applied is unknown: in doubt it is not billed.
             unknown = (*producer.unanswered, *producer.inflight)
             self.waiting.extendleft(reversed(producer.unapplied))
             for settlement in unknown:

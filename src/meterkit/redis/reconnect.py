@@ -129,7 +129,7 @@ class Reconnector:
         Raises:
             SettingsError: the store cannot be used with these settings.
         """
-        self._reaching += 1  # Meanwhile nothing is said: a store may start with its apps.
+        self._reaching += 1  # No log line meanwhile: a store may start with its apps.
         self.begin()
         try:
             async with asyncio.timeout_at(self._away_since + within_s):
@@ -152,7 +152,7 @@ class Reconnector:
         return self._refusal or StoreError(self._why, executed=False)
 
     def why_away(self) -> MeterkitError:
-        """What is told to whoever asks while there is no connection."""
+        """The error of calls while there is no connection."""
         return self._refusal or StoreError(f"the store is not connected: {self._why}", executed=False)
 
     async def connected(self) -> AnyConnection:
@@ -182,7 +182,7 @@ class Reconnector:
     async def stop(self) -> None:
         """Close all connections; what waits for one fails."""
         self._stopped = True
-        self._connected_or_refused.set()  # It never will be: nobody is to wait for it.
+        self._connected_or_refused.set()  # It never will be: release the waiters.
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -213,7 +213,7 @@ class Reconnector:
 
     def _connecting_ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        # Somebody may have cancelled every task of the loop: only who stops the lane ends the attempts.
+        # Another party may have cancelled all tasks of the loop: only stopping the lane ends the attempts.
         self.begin()
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("connecting to the store failed", exc_info=error)
@@ -312,7 +312,7 @@ class Reconnector:
             self._unsaid += 1
             return
         self._said_at, self._said, self._unsaid = now, True, 0
-        often = f" (and {_times(before)} more since that was said last)" if before else ""
+        often = f" (and {_times(before)} more since the last such line)" if before else ""
         _log.warning("the store's connection ended: %s; connecting again%s", why, often)
 
     def _say_away(self) -> None:
@@ -321,12 +321,12 @@ class Reconnector:
         if self._is_told:
             return
         if now < due:
-            # An outage that is no blip is told then, too.
+            # A longer outage is logged then, too.
             if self._telling is None:
                 self._telling = self._loop.call_at(due, self._say_again)
             return
         before = self.opened - self._told_opened - 1 if self._told_opened else 0
-        often = f" (it was away {_times(before)} more since that was said last)" if before > 0 else ""
+        often = f" (it was away {_times(before)} more since the last such line)" if before > 0 else ""
         self._told_at, self._told_opened, self._is_told = now, self.opened, True
         _log.error("%s; trying again until it can%s", self._why, often)
 

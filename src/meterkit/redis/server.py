@@ -181,7 +181,7 @@ def words_to_try(key: str) -> list[str | int]:
 
 
 def rights_refusal(refused: Sequence[int], *, user: str, prefix: str) -> str | None:
-    """What is wrong where the server would refuse some commands, and the cure; None where it refuses none.
+    """The problem and its cure if the server would refuse some commands; None if it refuses none.
 
     Args:
         refused: the places in :data:`COMMANDS`, from 1.
@@ -238,7 +238,7 @@ def follows(replica: str) -> bool:
 
 
 def durability_of(*, waits_for_disk: bool, has_file: bool | None, replicas: int | None) -> Durability:
-    """How it can be made sure that a server keeps what it was told.
+    """Ways to make a server persist writes.
 
     Args:
         waits_for_disk: whether it knows when its append-only file has something (``WAITAOF``).

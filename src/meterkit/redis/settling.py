@@ -92,7 +92,7 @@ class Spooling(Protocol):
         ...
 
     def keep(self, shard: int, settlements: Sequence[tuple[Any, Sent | None]]) -> None:
-        """Take settlements of a shard, in order; whoever waits for one is told once it is on disk."""
+        """Take settlements of a shard, in order; each waiter is released once its own is on disk."""
 
     def connected(self) -> None:
         """Take word that the store, or one of its nodes, can be reached: what waits is sent."""
@@ -150,7 +150,7 @@ class QueueLane(Protocol):
 
 
 def resolve(settlement: Settlement, error: Exception | None) -> None:
-    """Tell whoever waits how a settlement ended; the first word counts."""
+    """Resolve the waiter of a settlement with its outcome; the first outcome counts."""
     waiter = settlement.waiter
     if waiter is None or waiter.done():
         return

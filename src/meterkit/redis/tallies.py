@@ -1,4 +1,4 @@
-"""Counts of what a process has decided, kept where they cost next to nothing and read when somebody asks."""
+"""Counters of this process's decisions: cheap to increment, collected when metrics are read."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Tallies:
         """Count a request.
 
         Args:
-            plan: the key of its customer's plan; None where nobody knows the customer.
+            plan: the key of its customer's plan; None if the customer is unknown.
             outcome: what it came to, or ``refused``.
             reason: why it was refused, or in shadow would have been.
             degraded: whether it was decided without the store.

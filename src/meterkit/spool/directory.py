@@ -104,7 +104,7 @@ def _look(path: Path, own: Header, now_ms: int) -> SpoolSeen | None:
             begin = file.read(HEADER_BYTES_MAX)
         is_held = _is_held(path)
     except (FileNotFoundError, StoreError):
-        return None  # Sent meanwhile, or put where nobody of us puts it.
+        return None  # Sent meanwhile, or not a file of meterkit.
     written_ms = int(status.st_mtime * 1000)
     if not status.st_size:
         return None  # Its process died before it wrote anything, or is just about to.
@@ -123,7 +123,7 @@ def _look(path: Path, own: Header, now_ms: int) -> SpoolSeen | None:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a process has it; whoever takes it over at this very moment tries again."""
+    """Whether a process has it; one that takes it over at this very moment tries again."""
     lock = FileLock(path)
     try:
         return not lock.acquire(shared=True)

@@ -51,7 +51,7 @@ class SpoolError(ValueError):
 
 
 class TornError(SpoolError):
-    """The last record of a file is not whole: whoever wrote it died over it, and had told nobody."""
+    """The last record of a file is torn: its process died while writing, before it confirmed the record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,13 +147,13 @@ SUFFIX: Final = ".spool"
 DAMAGED: Final = ".damaged"
 """Of what was put aside."""
 
-# Whoever looks who has a file has it for a moment.
+# A process that checks the lock holds it for a moment.
 _LOOKED_AT_S: Final = 0.01
 _READ_BYTES: Final = 1 << 18
 
 
 class SpoolFile:
-    """A file whose lock is held. The kernel drops the lock with the process: so the dead are told apart.
+    """A file whose lock is held. The kernel drops the lock with the process, which shows dead ones.
 
     Attributes:
         path: where it lies.
@@ -193,7 +193,7 @@ class SpoolFile:
 
     @classmethod
     def claim(cls, path: Path) -> Self | None:
-        """Take over a file that nobody holds; None: somebody does, or it is gone, or nothing is in it.
+        """Take over a file without a holder; None: it has one, or it is gone or empty.
 
         Raises:
             SpoolError: it cannot be read.
@@ -238,8 +238,8 @@ class SpoolFile:
     def put_back(self) -> None:
         """Make the file anew where it is not at its place any more, with all that is in it.
 
-        Whoever claimed it in the moment before it was locked has taken it for one that nobody will write to;
-        or somebody has removed its directory.
+        Another process claimed it in the moment before it was locked, as a file without a writer;
+        or its directory was removed.
 
         Raises:
             SettingsError, StoreError, OSError: that cannot be done.
@@ -286,14 +286,14 @@ class SpoolFile:
             self.close()
 
     def set_aside(self) -> None:
-        """Leave the file to whoever looks at what is damaged in it."""
+        """Leave the file to an operator, who examines the damage."""
         try:
             self.path.rename(self.path.with_suffix(DAMAGED))
         finally:
             self.close()
 
     def close(self) -> None:
-        """Leave the file to whoever comes next."""
+        """Leave the file to the next process."""
         self._lock.close()
 
 

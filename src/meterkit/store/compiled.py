@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.quantity import counters_of
-from meterkit.decisions.customer_state import NO_STATE, NOBODY, CustomerState, effective_plan
+from meterkit.decisions.customer_state import INITIAL_STATE, NO_STATE, CustomerState, effective_plan
 from meterkit.decisions.grants import prepaid_by_plan
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
@@ -86,13 +86,13 @@ class CompiledCatalog:
         seal_delay_ms: how long pending usage waits before it is sealed.
         now_ms: this process's clock.
         on_unclaimed: takes an allowed decision whose waiter was cancelled, and when it was made (ms).
-        on_notice: takes a shard in which something has happened that the handlers of the app are told.
+        on_notice: called with a shard that has a new notice for the app's handlers.
 
     Attributes:
         prepaid: what the customers of a plan may have prepaid, by the plan's key.
         counters: the meters that can be counted on: no gauges, and none that follow another.
         derives: whether there are meters that follow another.
-        by_model: whether usage is told apart by model and provider.
+        by_model: whether usage is separated by model and provider.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class CompiledCatalog:
         With it comes what the requests of these have in common, packed; None for a customer with a state.
         """
         plan = state.plan or self.catalog.default_plan
-        is_bare = rev == NO_STATE and (state is NOBODY or state == CustomerState(plan=state.plan))
+        is_bare = rev == NO_STATE and (state is INITIAL_STATE or state == CustomerState(plan=state.plan))
         if not is_bare or plan not in self.catalog.plans:
             return effective_plan(state, self.catalog, now_ms), None
         known = self._effective.get(plan)

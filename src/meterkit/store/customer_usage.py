@@ -76,8 +76,8 @@ class Deliveries(TypedDict):
 class MeterUsage(Deliveries):
     """One meter in this period, in its unit.
 
-    ``used`` is recorded + held; what is recorded of a gauge is its level; ``granted`` is what grants of the
-    meter have paid for and have left; ``overage_cents`` is what the overage so far costs, each unit by the
+    ``used`` is recorded + held; a gauge records its level; ``granted`` is the part that grants of the
+    meter have paid for and have left; ``overage_cents`` is the cost of the overage so far, each unit by the
     price in the plans file when it was recorded, rounded once, half to even, None where the file gives none;
     ``types`` is there for the gauge of ``storage:`` alone: its bytes by type;
     the parts from ``pending`` on add up to what was recorded and goes to Stripe.
@@ -129,7 +129,7 @@ def usage_of(
 
     Holds and periods that are over but that no script has rolled yet count as rolled. ``gone``: meters
     that are not in this plans file any more, by what stands for them. ``at_ms``: of the period that this
-    instant lies in; of one that is over nobody knows what was included, and 0 of it remains.
+    instant lies in; the included quantity of a past one is unknown, and 0 of it remains.
     """
     now_ms, rev, data, counters, totals, grants, levels = reply
     state = CustomerState.parse(data)
@@ -222,7 +222,7 @@ class _View:
         return True
 
     def counted(self, token: str) -> MeterCounts:
-        """What is counted of a meter in this period."""
+        """The counts of a meter in this period."""
         if self._is_past and not self._is_open:
             return MeterCounts(**{name: self.delivery(token, kind) for kind, name in _CLOSED.items()})
         if self._over and not self._is_past:
@@ -274,7 +274,7 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
 
 
 def _gauge(entitlement: Entitlement, view: _View, level: Level, presigned: int, *, keeps: bool) -> MeterUsage:
-    """A gauge: its level is what is recorded of it, and nothing of it is on its way to Stripe."""
+    """A gauge: it records its level, and is not reported to Stripe."""
     token, limit = meter_token(entitlement.meter), GaugeLimit.of(entitlement, keeps=keeps)
     held = view.held(token) + presigned
     used = level.level + held
@@ -297,7 +297,7 @@ def _types(storage: Storage, levels: Mapping[str, bytes]) -> dict[str, int]:
 
 
 def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:
-    """What is counted of a meter; that is all of it where the plans file has the meter no longer."""
+    """The counts of a meter; only these are known if the plans file has the meter no longer."""
     counts, held = view.counted(token), view.held(token)
     return {
         "used": counts.recorded + held,
@@ -315,7 +315,7 @@ def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:
         "parked": view.delivery(token, "k"),
         "delivered": view.delivery(token, "d") - view.delivery(token, "b"),
         "late": sum(view.delivery(token, kind) for kind in "utb"),
-        "dead": view.delivery(token, "x") + view.delivery(token, "z"),  # What was dropped is as dead.
+        "dead": view.delivery(token, "x") + view.delivery(token, "z"),  # Dropped intents count as dead.
     }
 
 

@@ -75,7 +75,7 @@ class Fallback:
         view = view.cache.newest(view)
         effective = view.effective
         if now_ms >= effective.valid_until_ms or now_ms >= effective.bounds.end_ms:
-            # What its state means by now: a trial, a grace or a period has ended since it was looked at.
+            # Derive the state again: a trial, a grace or a period has ended since the last look.
             view = view.cache.learn(view, [0, now_ms, view.rev.encode(), view.state.dump().encode()])
         decided = view.prepare(route) if prepare is None else prepare(view, "d")
         view = decided.view
@@ -86,7 +86,7 @@ class Fallback:
         return Weighed(decided, reply)
 
     def count(self, view: CustomerView, quantities: Mapping[str, int]) -> None:
-        """Count into the rates of meters what was used without having been asked for."""
+        """Count usage that was not requested at admission into the rates of its meters."""
         now_ms = self._now_ms()
         with self._lock:
             known = self._known(view)
@@ -110,7 +110,7 @@ class Fallback:
 
 
 def is_known(view: CustomerView) -> bool:
-    """Whether the plan is the customer's, and not just that of whoever has not been looked up yet."""
+    """Whether the plan is the customer's own, and not the default of a customer not looked up yet."""
     return view.anonymous or view.rev != NO_STATE or view.left is not None
 
 

@@ -54,7 +54,7 @@ async def change_level(
     admin = await store.admin()
     names = [view.keys.levels, view.keys.state, view.keys.notices]
     if event_id is not None:
-        # No customer's name begins so: an address is told apart from the customer who is called like it.
+        # No customer id begins so: this separates an address from a customer with the same text as id.
         owner = f"\0{view.customer}" if view.anonymous else view.customer
         names.append(store.keys.event(view.shard, owner, event_id))
     for _ in range(_TRIES):

@@ -35,7 +35,7 @@ _NO_DIMENSIONS: Final[dict[str, str]] = {}
 
 
 class Used(NamedTuple):
-    """What is counted together.
+    """Quantities that are counted together.
 
     Attributes:
         recorded: meter to the quantity that is recorded.
@@ -51,7 +51,7 @@ class Used(NamedTuple):
 
     @classmethod
     def of(cls, quantities: Mapping[str, int], **dimensions: str) -> Self:
-        """What is recorded and rated alike."""
+        """The dimensions that recording and rates go by."""
         return cls(quantities, quantities, dimensions)
 
 
@@ -140,7 +140,7 @@ def told_of(used: Used, occurred_ms: int | None) -> bytes:
 
 
 TOLD_EVERY_MS: Final = 3_600_000
-"""How often it is told at most that jobs do not end."""
+"""The most log lines about jobs that do not end."""
 
 
 class Ends(Protocol):

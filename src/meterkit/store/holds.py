@@ -111,7 +111,7 @@ class Holder(ABC):
             self._renewed = MarkedDecision(rest, holding.digest) if holding.digest else rest
 
     def _held(self, decided: PreparedDecision) -> Held:
-        """What is held by now of what a decision held."""
+        """The quantities of a decision that are still held."""
         holding = self._renewed or decided
         return Held.of(holding, self._slot)
 
@@ -147,7 +147,7 @@ class Holder(ABC):
 class Reservation(Holder):
     """Quantities that are set aside while their ``async with`` block runs.
 
-    What is captured counts; what is not captured when the block ends is given back. As long as the block runs
+    Captured quantities count; the others are given back when the block ends. As long as the block runs
     the hold is renewed; if the process dies it vanishes within ten minutes.
     """
 
@@ -227,7 +227,7 @@ class Reservation(Holder):
         if self._lane is not None and self._lane.loop is not get_running_loop():
             raise MeterkitError("a reservation is captured in the event loop that its block runs in")
         if self._decided is None:
-            self._settled = True  # It was refused and holds nothing; usage is a fact all the same.
+            self._settled = True  # It was refused and holds nothing; usage is a fact in any case.
             for part in parts:
                 await self._store.record(self._view, part, event_id=None)
             return
@@ -239,16 +239,16 @@ class Reservation(Holder):
             self._give_back()
 
     async def released(self) -> None:
-        """As :meth:`release`, but waits as :meth:`capture` does: for whoever ends with it."""
+        """As :meth:`release`, but waits as :meth:`capture` does, for a process that ends afterwards."""
         settlements = () if self._settled else self._end(())
         if settlements:
-            with suppress(MeterkitError):  # It is logged: nobody is told otherwise either.
+            with suppress(MeterkitError):  # It is logged; no caller receives it in other cases either.
                 await self._store.acknowledged(settlements, self._lane)
 
     def release_hold(self) -> None:
         """See :class:`meterkit.redis.hold_renewal.Renewable`."""
         self._give_back()
-        # What is captured later is recorded all the same.
+        # A later capture is recorded nevertheless.
         self._lane, self._decided, self._settled = None, None, False
 
     def _give_back(self) -> None:

@@ -77,7 +77,7 @@ class MarkedDecision(PreparedDecision):
         self.packed = self._packed()
 
     def as_repeat(self) -> PreparedDecision:
-        """What is to be settled of a repeat: it holds no quantities, and nothing of it is recorded."""
+        """The settlement of a repeat: it holds no quantities, and records nothing."""
         repeat = MarkedDecision(self, "")
         repeat.is_repeat = True
         repeat.held = repeat.recorded = {}

@@ -112,7 +112,7 @@ async def _write(store: Store, job_id: str, fields: Mapping[str, str]) -> tuple[
 
 _logger = logging.getLogger("meterkit.store")
 HELD_AT_MOST_MS: Final = 3_600_000
-"""Usage that is seen later is counted all the same."""
+"""Later usage is counted too."""
 _WORKS_MAX: Final = 10_000
 _TRIES: Final = 3
 

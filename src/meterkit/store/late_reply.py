@@ -15,7 +15,7 @@ __all__ = ["give_back"]
 
 
 def give_back(decision: PreparedDecision, decided_ms: int) -> Settlement:
-    """What undoes a decision that was allowed for nobody.
+    """The settlement that undoes an allowed decision whose caller is gone.
 
     Args:
         decision: what was asked.

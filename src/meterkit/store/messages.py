@@ -230,7 +230,7 @@ def _kept(name: bytes, kept: bytes, state: Literal["waiting", "dead"]) -> KeptMe
 
 _logger = logging.getLogger("meterkit.notify")
 AGAIN_AFTER_MS: Final = 60_000
-"""After how long a notice that nobody has acknowledged is given again."""
+"""After how long an unacknowledged notice is delivered again."""
 TIMES_MOST: Final = 10
 """How often a notice is given; then it is given up."""
 _PAGE: Final = 32
@@ -271,9 +271,9 @@ class Notice:
 
 
 async def next_notices(store: Store, shard: int, kinds: Collection[str]) -> list[Notice]:
-    """Take what is to be told next in a shard; each is given again a minute later until it is acknowledged.
+    """Take the next notices of a shard; each is delivered again a minute later until it is acknowledged.
 
-    What cannot be read, as another release wrote it, is left to others; nobody's is given up.
+    Notices of another release that cannot be read are left to its processes; none is dropped.
 
     Args:
         store: where they are.
@@ -308,10 +308,10 @@ async def tell(store: Store, customer: str, kind: str, data: Mapping[str, Any]) 
         store: where it is kept until they were.
         customer: the customer's id.
         kind: of the event, for example ``payment.failed``.
-        data: what the event says; its ``id`` is the same whenever this is told.
+        data: the event; its ``id`` is the same at each delivery.
 
     Raises:
-        StoreError: the store does not answer; whether they will be told is not known.
+        StoreError: the store does not answer; whether they will be delivered is unknown.
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
     await admin.run(store.scripts["tell"], [keys.notices], customer, kind, json.dumps(dict(data)))

@@ -93,7 +93,7 @@ def _unnumbered(settlement: Settlement) -> bytes:
 
 
 def read(record: bytes, cache: CustomerCache) -> Spooled:
-    """The inverse of :func:`write`; what is said of it goes by the state that is in force when it is sent.
+    """The inverse of :func:`write`; its terms follow from the state in force when it is sent.
 
     Raises:
         ValueError, KeyError, TypeError: it is not what this release writes.
@@ -220,7 +220,7 @@ class Replay:
         if sent.number == NEVER_SENT:
             return entry
         if last < 0 < sent.acknowledged:
-            # As the queue has it: nobody knows whether it was applied, and in doubt it is not billed.
+            # As in the queue: whether it was applied is unknown, and in doubt it is not billed.
             self._lose(1, "the store has no record any more of what it had acknowledged")
             return entry.blank()
         return entry.blank() if sent.number <= last else entry
@@ -253,7 +253,7 @@ class Replay:
         post((head, producer, tail, pack_sequence(entry.settlement.slot, entry.number)), entry)
 
     async def _left(self, entries: Iterable[_Entry]) -> list[_Entry]:
-        """What was not applied yet: of each shard all from the first that was not."""
+        """Settlements not applied yet: in each shard, all from the first such one."""
         left: list[_Entry] = []
         behind: set[int] = set()
         for entry in entries:
@@ -269,7 +269,7 @@ class Replay:
         return left
 
     async def _again(self, entry: _Entry) -> list[_Entry]:
-        """What is to be sent in place of the first of its shard that is not done; nothing: it is."""
+        """The replacement for the first settlement of its shard that is not done; empty: it is done."""
         if isinstance(entry.reply, ReplyError):
             return await self._failed(entry, entry.reply)
         settlement = entry.settlement
@@ -309,7 +309,7 @@ class Replay:
         return [_Entry(entry.number, entry.shard, nobody, None)]
 
     def _nobody_of(self, shard: int) -> str:
-        """A customer of a shard of whom nothing is kept that may be damaged.
+        """A customer of a shard without records that may be damaged.
 
         What takes a number for it leaves an empty counter, which expires.
         """

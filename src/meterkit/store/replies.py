@@ -29,11 +29,11 @@ CLOCK: Final = 3
 BROKEN: Final = 4
 """A field that must be a whole number is none, says whatever confirms counters."""
 _COUNTED: Final = 5
-"""Refused, but counted and held all the same."""
+"""Refused, but counted and held (shadow mode)."""
 REPEAT: Final = 6
 """Allowed: its first was billed, and it holds no quantities."""
 IN_FLIGHT: Final = 7
 """Its first has not ended yet: refused, but in shadow."""
 REFUSED_REPEAT: Final = 8
 HELD: Final = frozenset({ALLOWED, _COUNTED})
-"""What was asked is held."""
+"""The request is held."""

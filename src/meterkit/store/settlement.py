@@ -1,4 +1,4 @@
-"""What is settled with the store: what was held is given back, what was used is recorded."""
+"""Settlements with the store: holds are given back, usage is recorded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOTICE: Final = "notice"
 # such a one: what the meter before it reports.
 _OWN_EVENT, _SENT_ON, _TAKES_OVER = 0, 1, 2
 _THRESHOLD_NUMBERS: Final = 4
-# The numbers of a request in flight: as of a meter of which one is held, and nothing recorded.
+# The numbers of a request in flight: like a meter with one unit held, and none recorded.
 _ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, _OWN_EVENT)
 _NOTHING_HELD: Final = Held()
 _NOTHING_TO_CORRECT: Final = Correction()
@@ -50,7 +50,7 @@ class Settlement:
         occurred_ms: when it happened, if the app says so or it has waited in the spool; else None.
         rated_ms: when rates are to count it, if that is over; else 0.
         mark: of a request with an idempotency key; else None. It has no event id then.
-        waiter: done once the store has acknowledged; None where nobody waits.
+        waiter: done once the store has acknowledged; None without a waiting caller.
 
     Attributes:
         customer: whose it is.
@@ -198,7 +198,7 @@ class Settlement:
         return head, b"".join((shape.names, pack_each(event), shape.audit, own, shape.fields, told))
 
     def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
-        """What is said besides the numbers, with when the usage occurred, and what to do if that is late."""
+        """Further terms besides the numbers: when the usage occurred, and what to do if that is late."""
         own = bounds_of(view.state, view.effective.counting, occurred_ms).start_ms
         dead = int(view.cache.catalog.billing.late_usage == "dead_letter")
         return joined(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
@@ -233,7 +233,7 @@ class Settlement:
         is_audited = audited is not None
         count = len(named) + 1 + 3 * shape.has_more + events + is_audited
         parts: tuple[str | int, ...] = ("EVALSHA", (audited or view.cache.settle).sha, count, *named)
-        # Behind the keys: rev, terms, customer, what is said besides, fields, slot and number, clock.
+        # Behind the keys: rev, terms, customer, further terms, fields, slot and number, clock.
         return b"*%d\r\n%b" % (3 + count + 4 + is_audited + shape.width + 2, pack_each(parts))
 
     def _shape(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
@@ -268,9 +268,9 @@ class Settlement:
         )
 
     def _entries(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Entry]:
-        """What is recorded: each meter as itself, and as the derived ones that its dimensions match."""
+        """The recorded quantities: each meter, and the derived meters that its dimensions match."""
         meters = view.cache.catalog.meters
-        # What is held of a derived meter is given back where it is recorded: each field is written once.
+        # The hold of a derived meter is given back where it is recorded: each field is written once.
         behind = {other for found in derived.values() for other in found}
         for name in dict.fromkeys((*self.held.quantities, *self.used.recorded)):
             if name in behind:
@@ -305,7 +305,7 @@ class _Entry(NamedTuple):
     """One meter of a settlement.
 
     ``quantity_of`` names the meter whose quantity it is: its own, or for a derived meter its source's.
-    ``terms`` are what is included (-1: no end), whether included units and overage are reported, and under
+    ``terms`` are the included quantity (-1: no limit), whether included units and overage are sent, and under
     whose event.
     """
 
@@ -315,7 +315,7 @@ class _Entry(NamedTuple):
 
 
 class _Rated(NamedTuple):
-    """One rate of a settlement; ``source`` is None but for the rates of derived meters."""
+    """One rate of a settlement; ``source`` is set for the rates of derived meters only."""
 
     field: str
     meter: str
@@ -336,7 +336,7 @@ class _Shape(NamedTuple):
 
     Attributes:
         head: the request up to the producer's key, where there is no event.
-        names: the keys behind that, but for the one of an event id.
+        names: the keys behind that, without the one of an event id.
         audit: those of the audit log; empty: there is none.
         fields: the fields that are read, ``width`` of them.
         has_more: whether the keys of grants and of notices are among the names.

@@ -54,7 +54,7 @@ NO_SPOOLS: Final = SpoolsLeft(0, ())
 
 
 _Kept: TypeAlias = "tuple[Settlement, int, int, Sent | None]"
-"""What is not on disk yet, as :func:`~meterkit.store.replay.write` takes it."""
+"""A settlement that is not on disk yet, as :func:`~meterkit.store.replay.write` takes it."""
 
 
 class Spool:
@@ -113,7 +113,7 @@ class Spool:
     # What the lane and its queues call.
 
     def keep(self, shard: int, settlements: Sequence[tuple[Settlement, Sent | None]]) -> None:
-        """Take settlements of a shard, in order; whoever waits for one is told once it is on disk."""
+        """Take settlements of a shard, in order; each waiter is released once its own is on disk."""
         at_ms = self._now_ms()
         size = 0 if self._file is None else self._file.end
         for settlement, sent in settlements:
@@ -202,11 +202,11 @@ class Spool:
         self._is_failing = False
         self._let_go_of(behind)
         if self._lane.connected:
-            self.connected()  # Nobody else says so: the store is slow, not away, or is back meanwhile.
+            self.connected()  # Nothing else reports it: the store is slow, not away, or is back meanwhile.
         return True
 
     def _waiting(self, taken: int = 0) -> tuple[Sequence[_Kept], int]:
-        """What is not written by now, and the place behind it among all that was ever kept here.
+        """The unwritten settlements, and the position behind them among all that were ever kept here.
 
         Args:
             taken: the place from which on it is wanted.

@@ -132,7 +132,7 @@ class Store:
             timeout_s=settings.store_timeout,
             start_timeout_s=settings.start_timeout,
             seal_delay_ms=int(settings.flush_interval * 1000),
-            # Test keys bill nobody: trying meterkit on any server is to be easy.
+            # Test keys bill no customer: trying meterkit on any server must be easy.
             deliver_without_persistence=settings.deliver_without_persistence or not settings.live,
             is_audited=settings.audit_url is not None,
             spool_dir=settings.spool_dir,
@@ -155,7 +155,7 @@ class Store:
 
     @property
     def catalog(self) -> Catalog:
-        """What is sold."""
+        """The catalog: plans, meters, routes."""
         return self.cache.catalog
 
     @property
@@ -233,7 +233,7 @@ class Store:
         view = decision.view
         view.left = view.left or NOTHING_LEFT
         if reply[0] == replies.REFUSED and decision.refusal is None:
-            # What the store has refused by is what is known of the customer should it be away.
+            # The ceilings that refused are the last known facts of the customer if the store goes away.
             end_ms = decision.period_end_ms(reply[1])
             view.left = {**view.left, **left_by(decision.exact(), reply, end_ms)}
         return decision.refusal or self.weighed(decision, reply)

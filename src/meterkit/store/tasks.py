@@ -30,7 +30,7 @@ class TaskLease:
     Args:
         store: where it is.
         key: its name there.
-        lasts_ms: how long it is held; whoever dies with it keeps others from the task for so long.
+        lasts_ms: how long it is held; a process that dies with it keeps others from the task for so long.
     """
 
     def __init__(self, store: Store, key: str, *, lasts_ms: int) -> None:
@@ -40,7 +40,7 @@ class TaskLease:
         self._token = token_hex(16)
 
     async def take(self) -> bool:
-        """Take it, or keep it, from now on; whether nobody else has it.
+        """Take or renew it; whether no other process has it.
 
         Raises:
             StoreError: the store does not answer.
@@ -62,7 +62,7 @@ class TaskLease:
         """Hold it while a block runs; what the block gets is whether it could be had.
 
         Args:
-            within_s: how long to wait for whoever has it, in real seconds.
+            within_s: how long to wait for its holder, in real seconds.
 
         Raises:
             StoreError: the store does not answer.

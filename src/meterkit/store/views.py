@@ -43,13 +43,13 @@ _NO_DIMENSIONS: Final[dict[str, str]] = {}
 
 
 class PreparedDecision:
-    """A decision about one customer, packed but for the clock.
+    """A decision about one customer, packed except for the clock.
 
     Attributes:
         view: the customer, as of the state that it was prepared by.
         program: what is asked; where quantities are reserved, compiled for one of each.
         refusal: the refusal that follows from the state alone and only wants its rev confirmed, or None.
-        shadow: whether it is counted and held whatever the limits say, and nobody is held to them.
+        shadow: whether it is counted and held whatever the limits say.
         waived: in shadow, the refusal that would follow from the state alone, or None.
         reserved: meter to what is set aside until the true quantity is known.
         mode: of the decision script.
@@ -97,7 +97,7 @@ class PreparedDecision:
             self.packed = reserving.pack(reserved, mode)
 
     def exact(self) -> Program:
-        """What is asked, to the unit."""
+        """The demand, to the unit."""
         return self.program if self._reserving is None else self._reserving.compile(self.reserved)
 
     def on_unclaimed_reply(self, reply: Any) -> None:
@@ -150,7 +150,7 @@ class PreparedReservation:
         return self._head, pack_each((terms,)) + tail
 
     def compile(self, quantities: Mapping[str, int]) -> Program:
-        """What is asked, to the unit, where so much is reserved."""
+        """The demand, to the unit, with so much reserved."""
         view, route = self._view, self._route
         demands = demands_of(route, view.cache.catalog)
         for name, quantity in quantities.items():
@@ -298,7 +298,7 @@ class CustomerView:
         )
 
     def once(self, key: tuple[object, ...], prepare: Callable[[], _T]) -> _T:
-        """What was prepared for a key before; where there is too much of it, all is prepared anew."""
+        """The decision prepared for a key; if there are too many, all are prepared anew."""
         found: _T | None = self._prepared.get(key)
         if found is None:
             if len(self._prepared) >= _PREPARED_MAX:
@@ -330,7 +330,7 @@ class CustomerView:
     def terms(self, *numbers: int) -> bytes:
         """The scripts' numbers: until when this view holds, the bounds of both periods, and what is asked.
 
-        Before that stands how long counters must outlive the period of which they have recorded something.
+        Before that stands how long counters must outlive the period they have recorded.
         """
         bounds = self.effective.bounds
         until_ms = min(self.effective.valid_until_ms, bounds.next_end_ms)
@@ -390,7 +390,7 @@ class CustomerCache(CompiledCatalog):
     def _put(self, view: CustomerView) -> CustomerView:
         known = self._anonymous if view.anonymous else self.named
         if view.customer not in known and len(known) >= _CUSTOMERS_MAX:
-            # The oldest half: whoever is still there is known again after one more round trip.
+            # Forget the oldest half: an active customer is known again after one more round trip.
             for customer in list(known)[: _CUSTOMERS_MAX // 2]:
                 known.pop(customer, None)  # Another thread may be doing the same.
         known[view.customer] = view

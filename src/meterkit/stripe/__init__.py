@@ -1,1 +1,1 @@
-"""How Stripe is reached, by whoever asks it for something."""
+"""Requests to Stripe, their results, and a circuit breaker."""

@@ -93,7 +93,7 @@ class StripeApi:
     ) -> dict[str, Any]:
         """Delete or end an object, such as a subscription; the answer.
 
-        Stripe heeds no idempotency key with it, which is sent for whoever reads its log: where the first
+        Stripe ignores the idempotency key here, which is sent for readers of its log: if the first
         answer was lost, the second one may be that there is no such object any more.
         """
         return await self._ask("DELETE", path, params or {}, idempotency_key)

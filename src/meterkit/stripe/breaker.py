@@ -47,13 +47,13 @@ class Breaker:
         self._admits_all, self._tripped_ms, self._until_ms = False, now_ms, now_ms + self._wait_ms
 
     def failed(self, now_ms: int, *, first_ms: int, most_ms: int) -> None:
-        """Nobody answered. Many times in a row, or where one was to show whether others pass, trips it."""
+        """No answer came. Many in a row trip it, and so does a failed trial call."""
         self._failures += 1
         if not self._admits_all or self._failures >= _FAILURES_MAX:
             self.trip(now_ms, first_ms=first_ms, most_ms=most_ms)
 
     def is_alert_due(self, now_ms: int) -> bool:
-        """Whether a person is to be told now: when it trips, and each hour while it stays tripped."""
+        """Whether an alert is due: when it trips, and each hour while it stays tripped."""
         told_ms = self._alerted_ms
         if told_ms is not None and told_ms <= now_ms < told_ms + _ALERT_EVERY_MS:
             return False

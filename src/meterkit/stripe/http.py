@@ -42,7 +42,7 @@ class HttpClient:
         self._base = base.rstrip("/")
         is_secure = self._base.startswith("https://")
         self._session = aiohttp.ClientSession(
-            # How many are under way at once is for whoever asks to say.
+            # The caller limits the number of requests under way.
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=_IDLE_S_MAX, ssl=_tls() if is_secure else True
             ),
@@ -56,7 +56,7 @@ class HttpClient:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> Answer | Result:
         """Send one request; its answer, or why there is no whole one. Raises nothing but cancellation."""
-        # Until it has a connection nothing of it has left.
+        # Until it has a connection no byte of it has left.
         request = SimpleNamespace(has_connection=False)
         try:
             async with self._session.request(

@@ -1,1 +1,1 @@
-"""The life of a subscription at Stripe: what is asked for, what it comes to, and what is known of it."""
+"""Subscriptions at Stripe: calls, webhooks, price sync and billing routes."""

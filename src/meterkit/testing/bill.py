@@ -58,7 +58,7 @@ async def check_bill(
 ) -> list[BillLine]:
     """Compare what customers were served with what was recorded and, after a flush, what Stripe has.
 
-    There is a line for each customer and each meter with a Stripe event, but for derived meters
+    There is a line for each customer and each meter with a Stripe event, without derived meters
     (``from:``) and those that they are derived from. A customer's plan and overrides must have been the
     same for the whole period.
 
@@ -105,7 +105,7 @@ async def check_bill(
 
 
 def due_of(quantity: int, entitlement: Entitlement, report: Report, *, prepaid: int = 0) -> int:
-    """How much of a quantity Stripe is to be told.
+    """How much of a quantity is reported to Stripe.
 
     ``report: usage`` sends included and overage, ``report: overage`` what is beyond included; overage is
     sent only on a plan that bills it.

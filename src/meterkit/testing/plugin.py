@@ -51,7 +51,7 @@ def meterkit_kit(
     stripe_emulator: StripeEmulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MeterKit]:
-    """A kit with a store of its own, which delivers to the emulator when it is told to.
+    """A kit with a store of its own, which delivers to the emulator when a test calls ``flush``.
 
     It is not started: the app's lifespan does that, or ``async with meterkit_kit:``. No setting of the
     environment reaches it.

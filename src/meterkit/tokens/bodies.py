@@ -26,7 +26,7 @@ def read_body(body: bytes) -> tuple[CallUsage, ...]:
 
 
 class BodyReader:
-    """Reads the pieces of a body whose content type nobody tells."""
+    """Reads the pieces of a body of unknown content type."""
 
     __slots__ = ("_lines", "_reader")
 
@@ -58,7 +58,7 @@ class BodyReader:
             complete: whether the body came to its end.
         """
         calls = () if self._reader is None else self._reader.close(complete=complete)
-        # What was cut off may be anything, unless something was recognised in it.
+        # A truncated body may be anything, unless an API was recognised in it.
         return tuple(call for call in calls if call.source != "missing" or call.provider is not None)
 
 

@@ -49,7 +49,7 @@ class EventUsage:
 
 
 class _Call:
-    """What has been seen of one call."""
+    """The reports of one call so far."""
 
     __slots__ = ("alone", "call_id", "counts", "ended", "final", "first", "model", "outlives", "refused")
 
@@ -74,7 +74,7 @@ class _Call:
         self.alone |= said.alone
 
     def is_continued_by(self, said: EventUsage, *, spoken: bool) -> bool:
-        """Whether an event whose id is not known yet belongs to this call all the same.
+        """Whether an event of unknown id belongs to this call.
 
         Args:
             said: what the event says.

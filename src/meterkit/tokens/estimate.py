@@ -1,6 +1,6 @@
 """Token estimates from the size of texts, for what no provider has reported (yet).
 
-What is held takes three bytes of UTF-8 for a token: on the safe side for prose in any script, low for dense
+A hold takes three bytes of UTF-8 for a token: on the safe side for prose in any script, low for dense
 JSON and base64. What is billed takes four, and whatever else is in doubt for less: see :func:`billed_input`.
 """
 
@@ -115,7 +115,7 @@ def guarded(estimate: InputEstimator) -> InputEstimator:
 
 
 def estimate_request(head: bytes, *, size: int, estimate: InputEstimator = estimate_input) -> int:
-    """Input tokens of a request of which at least the beginning is known, of whatever shape.
+    """Input tokens of a request with at least its beginning known, of any shape.
 
     Beyond the estimator, which knows the APIs' shapes, all texts of other JSON count. What is no text counts
     as media, a part for each MiB, as does the rest of a body that breaks off within encoded data.
@@ -149,7 +149,7 @@ def asks_model(head: bytes) -> bool:
 
 
 def billed_input(head: bytes, *, size: int) -> int:
-    """Input tokens that a request is billed for where nobody has reported them: rather too few than too many.
+    """Input tokens to bill for a request without reported figures: rather too few than too many.
 
     Four bytes of text are a token, and an image, a sound or a document 85. Of a body of more than 32 KiB only
     the bytes are counted, without blanks, JSON's marks and encoded data: that takes about 2 ms for each MiB.
@@ -177,7 +177,7 @@ def billed_input(head: bytes, *, size: int) -> int:
 
 
 def unread_input(head: bytes, size: int) -> int:
-    """Tokens of what is not parsed: a token for three bytes, but for encoded data and for what is no text.
+    """Tokens of an unparsed text: one for three bytes, except encoded data and binary parts.
 
     Those count as media, a part for each run of encoded data and for each MiB of the rest. Takes about 2 ms
     for each MiB of the head.
@@ -205,7 +205,7 @@ def _texts_and_encoded(head: bytes, marks: bytes) -> tuple[int, int, bool]:
     for at in range(0, len(head), _BLOCK_BYTES):
         block = head[at : at + _BLOCK_BYTES]
         before = within
-        # What is left over at the end goes with what is before it.
+        # The rest at the end goes with the part before it.
         is_long = before or len(block) == _BLOCK_BYTES
         within = is_long and not block.translate(None, _BASE64)
         encoded += within and not before

@@ -1,4 +1,4 @@
-"""What is looked at in an answer: where each API has its figures, and where what the model wrote."""
+"""The layout of answers: where each API has its figures, and where the model's text."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Place:
     """A value somewhere in an answer. The items of an array stand in the place of the array.
 
     Attributes:
-        names: the members that are looked at, if the value is an object.
-        text: whether it is what the model wrote, if the value is a text.
-        handed: whether it is what the model hands to a tool, whatever JSON that is.
-        whole: whether all members are looked at, and stand in this place too.
+        names: the members to read, if the value is an object.
+        text: whether the model wrote it, if the value is a text.
+        handed: whether it is the input of a tool call, which may be any JSON.
+        whole: whether all members are read, and stand in this place too.
         silent: whether no text is in it.
-        entered: whether anything in it is looked at, if the value is an object or an array.
+        entered: whether anything in it is read, if the value is an object or an array.
     """
 
     names: dict[str, Place] = field(default_factory=dict["str", "Place"])
@@ -107,7 +107,7 @@ def _members(names: str, place: Place = _LEAF) -> dict[str, Place]:
 
 _FIGURES: Final = Place(whole=True)
 _TEXT: Final = Place(text=True)
-# What is handed to a tool is a text of JSON with some APIs, and JSON with others.
+# The input of a tool call is a text of JSON with some APIs, and JSON with others.
 _HANDED: Final = Place(text=True, handed=True)
 _CALLED: Final = Place({"arguments": _HANDED, "args": _HANDED, "input": _HANDED})
 _BLOCK: Final = Place(

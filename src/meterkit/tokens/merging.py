@@ -111,7 +111,7 @@ def _agree(call: CallUsage, other: CallUsage) -> bool:
 
 
 def _without_sum(calls: list[CallUsage], parts: Sequence[CallUsage], *, renamed: bool) -> list[CallUsage]:
-    """The calls but for the one that says what all parts come to together."""
+    """The calls without the one that has the sum of all parts."""
     if len(parts) < _SEVERAL:
         return calls
     total = sum_of(parts)

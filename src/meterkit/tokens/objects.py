@@ -180,7 +180,7 @@ class Reports:
 
 
 def _is_piece(event: Table) -> bool:
-    """Whether it is an event or chunk of a stream, where it can be told."""
+    """Whether it is an event or chunk of a stream, if that is known."""
     kind, named = event.get("type"), event.get("object")
     if isinstance(kind, str):
         return kind not in ("message", "ai")

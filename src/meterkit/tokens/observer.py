@@ -40,7 +40,7 @@ _NAMES: Final = paths(
 
 
 class Observer:
-    """What is known of one response.
+    """The facts about one response.
 
     Args:
         apis: the APIs it may speak, in the order in which they are asked.
@@ -183,7 +183,7 @@ class Observer:
         )
 
     def missing(self, notes: set[Note]) -> CallUsage:
-        """A call of which nothing is known but that it was made."""
+        """A call without any known figures."""
         return CallUsage(
             model=self._response_model,
             provider=None if self._api is None else self._api.provider,

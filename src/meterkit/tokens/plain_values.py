@@ -1,6 +1,6 @@
 """Foreign objects as plain values, at a bounded cost and without running code of theirs.
 
-Only what an object already holds is looked at: the members of mappings, instance dictionaries and slots. No
+Only values that an object holds already are read: members of mappings, instance dictionaries, slots. No
 property is read, since it may do anything: ``httpx.Response.read()`` waits for a network.
 """
 
@@ -36,7 +36,7 @@ def table_of(obj: object) -> Table | None:
     """
     try:
         copied = _Copy().start(obj)
-    except Exception:  # noqa: BLE001 - Foreign code; what cannot be looked at says nothing.
+    except Exception:  # noqa: BLE001 - Foreign code; an unreadable object has no figures.
         return None
     return table(copied)
 
@@ -85,13 +85,13 @@ class _Copy:
     def __init__(self) -> None:
         self._left = MEMBERS_MAX
         self._ahead: deque[tuple[Any, Any, bool]] = deque()
-        # The originals are kept: the id of one that is let go of could be that of the next one.
+        # The originals are kept: the id of a collected one could be that of the next one.
         self._known: dict[int, tuple[object, object]] = {}
 
     def start(self, obj: object) -> object:
         copied = self._take(_dumped(obj), urgent=False)
         while self._ahead and self._left > 0:
-            with suppress(Exception):  # A mapping of somebody else's may refuse to be read.
+            with suppress(Exception):  # A foreign mapping may refuse to be read.
                 self._fill(*self._ahead.popleft())
         return copied
 
@@ -181,7 +181,7 @@ def _dumped(obj: Any) -> Any:
         or not callable(getattr(kind, "to_dict", None))
     ):
         return obj
-    with suppress(Exception):  # Foreign code; what cannot be dumped may have members all the same.
+    with suppress(Exception):  # Foreign code; an object that cannot be dumped may have members.
         dumped: Any = obj.to_dict()
         return dumped if issubclass(kind_of(dumped), Mapping) else obj
     return obj

@@ -16,7 +16,7 @@ _TEXTS: Final = (
 )
 # Padding that OpenAI adds, of another length each time; it says nothing.
 _VARYING: Final = re.compile(rb'"(?:(?P<text>' + _TEXTS + rb')|obfuscation)"\s*:\s*"([^"\\]*)"')
-# After so many events, one after the other, of which none was like the one before it, no more are compared.
+# After so many consecutive events without a repetition no more are compared.
 _MISSES_MAX: Final = 16
 _EVENT_BYTES_MAX: Final = 4_096
 _PLACES_MAX: Final = 2
@@ -28,7 +28,7 @@ _HEAD: Final = re.compile(rb"(?:(?:event: [^\n]*\n)?data: )?")
 class Repeats:
     """Knows one event by the bytes around its text.
 
-    Another one with the same bytes around another text says the same but for that text, so that it need not
+    Another one with the same bytes around another text differs in that text only, so that it need not
     be parsed. What is not plain, such as an escape in the text, is never taken for a repeat.
     """
 
@@ -66,7 +66,7 @@ class Repeats:
             texts = first + b" " + second
         else:
             if b'"' in texts:
-                # What is left is texts, unless something stands between two events that no other one has.
+                # The rest is texts, unless something unique stands between two events.
                 texts = texts.replace(self._between, b"")
             measured = len(texts)
         if b'"' in texts or b"\\" in texts:

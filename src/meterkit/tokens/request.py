@@ -41,7 +41,7 @@ _NUMBER_CHARS_MAX: Final = 24
 _BLANK: Final = b" \t\r\n\0\xef\xbb\xbf\xfe\xff"
 _NONE: Final[list[Any]] = []
 _UNREADABLE: Final = True
-"""Stands for a value that cannot be told."""
+"""Stands for an unknown value."""
 
 
 def _number(written: str) -> float:
@@ -100,7 +100,7 @@ class LlmRequest:
                 names for the limit of output tokens are one field.
 
         Returns:
-            The largest that any parser could read, from 1; 10^15 - 1 where that cannot be told: for a
+            The largest that any parser could read, from 1; 10^15 - 1 if that is unknown: for a
             figure from 0 down, which some take for no limit, and for one of more than 24 characters; for
             texts and objects likewise.
         """
@@ -204,9 +204,9 @@ def measure(values: list[Any], *, values_max: int) -> tuple[int, int, int]:
     """Bytes of text, tokens given as numbers, and media parts in values of any depth.
 
     Args:
-        values: parsed JSON, its objects as dicts, or as pairs with all numbers floats. Left in it is what is
+        values: parsed JSON, its objects as dicts, or as pairs with all numbers floats. It keeps the values
             beyond the bound.
-        values_max: how many values are looked at.
+        values_max: how many values are read.
     """
     size = numbers = media = 0
     for _ in range(values_max):

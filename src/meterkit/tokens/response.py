@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["PIECE_BYTES", "ResponseReader"]
 
 PIECE_BYTES: Final = 16 << 10
-"""How much is looked at without a pause, unless it is slow to read."""
+"""How much is read without a pause, unless it is slow to read."""
 
 # A smaller or less nested event is parsed within a millisecond.
 _DENSE_BYTES_MIN: Final = 1 << 10
@@ -40,7 +40,7 @@ _PLAIN: Final = (b"", b"text/plain", b"application/octet-stream")
 _SSE_NAMES: Final = (b":", b"data:", b"event:", b"id:", b"retry:")
 _SSE_NAME_BYTES_MAX: Final = max(map(len, _SSE_NAMES))
 # With br and zstd a token of a text takes 2 bytes, as an event of its own 6 to 20: these are on the safe side
-# of both for whoever is billed.
+# of both for the billed customer.
 _CODED_BYTES_PER_TOKEN: Final = 4
 _CODED_EVENT_BYTES_PER_TOKEN: Final = 32
 # It may be no text at all, but vectors or an image.
@@ -73,7 +73,7 @@ class ResponseReader:
     )
 
     def __init__(self, usage: str, kind: bytes, coding: bytes) -> None:
-        # Amazon's event stream is Bedrock's, whichever way it was asked for.
+        # Amazon's event stream is Bedrock's, for any request.
         apis = (BEDROCK,) if kind == _EVENT_STREAM else BY_NAME[usage]
         self._declared = usage != "auto" or kind == _EVENT_STREAM
         self._observer = Observer(apis, declared=self._declared)
@@ -159,12 +159,12 @@ class ResponseReader:
             yield
 
     def finish(self, *, complete: bool) -> Work:
-        """What is to be done at the body's end, before :meth:`close`, which else does it without a pause.
+        """The work at the body's end, before :meth:`close`, which else does it without a pause.
 
         Args:
             complete: False where the response ended early.
         """
-        # What was cut off cannot be read, and that is nothing to remark on.
+        # A truncated event cannot be read; that is expected.
         self._is_cut = not complete
         if isinstance(self._framing, Document):
             self._framing.unseen |= self._is_cut
@@ -234,7 +234,7 @@ class ResponseReader:
 
     def _open_sse(self) -> Sse:
         sse = Sse(self._takers())
-        # What is compressed is no event to be compared.
+        # A compressed event is not compared.
         self._sse = sse if self._decoding is None else None
         return sse
 
@@ -258,7 +258,7 @@ class ResponseReader:
         return self._large_json
 
     def _observe_large(self, event: Table, measured: int) -> None:
-        """What was kept of an event that is too large, or not well-formed."""
+        """The kept part of an event that is too large, or not well-formed."""
         if self._is_cut and not self._observer.knows(event) and UNKNOWN not in event:
             return  # Torn before it could say what it is.
         self._observer.observe(event, measured)
@@ -307,14 +307,14 @@ class ResponseReader:
         return Encoded(self._large()) if name == "chunk" else self._large(name)
 
     def _observe(self, data: bytes, name: str = "") -> Work | None:
-        """Read the JSON of an event, and of which name it is, where that is not in it."""
+        """Read the JSON of an event, and its name if that stands outside."""
         if not name and self._take_repeats(data):
             return None
         observer = self._observer
         try:
             said = table(_parsed(data))
         except ValueError:
-            # Torn, or several values where there should be one: what there is of it is read all the same.
+            # Torn, or several values in place of one: the readable part is read.
             return whole_of(self._large(name or None), data)
         if said is None:
             observer.is_strange = True

@@ -25,14 +25,14 @@ class StreamTap(Generic[T]):
     """Passes on the very same chunks of a stream, and reports what they say about usage, once.
 
     Reported is when the stream ends, raises or is cancelled, with :meth:`finish`, and at the latest when
-    the tap is let go of: a generator that is closed in the middle of its loop lets go of it at once.
+    the tap is collected: a generator that is closed in the middle of its loop drops it at once.
 
     Args:
         stream: what the SDK returned, asynchronous or not; or the bytes, texts or lines of an HTTP client.
         report: takes what was used; must not raise.
         unread: takes the type of the chunks where they came to their end and nothing of usage could be
             recognised in any of them; must not raise.
-        input_tokens: estimates what went in. Where it is given, figures that are lacking because nobody read
+        input_tokens: estimates the input. If given, figures that are missing because no code read
             the stream to its end, or because it ended without any, are estimates; must not raise.
     """
 
@@ -95,7 +95,7 @@ class StreamTap(Generic[T]):
             await closing
 
     def finish(self) -> None:
-        """Report what is known by now of a stream that nobody reads on, unless that was done already."""
+        """Report the usage so far of a stream that is not read to its end, unless that was done already."""
         self._tell(complete=False, given_up=True)
 
     def _finish(self, error: BaseException, end: type[Exception]) -> None:
@@ -106,7 +106,7 @@ class StreamTap(Generic[T]):
         if report is not None:
             calls = self._observer.close(complete=complete, notes=()) + self._body.close(complete=complete)
             output_tokens = self.estimated_output_tokens
-            # Whose provider fails is not billed what nobody has reported.
+            # After a failure of the provider, unreported tokens are not billed.
             lacks = complete and output_tokens > 0 and bool(calls) and calls[-1].source == "missing"
             if (given_up or lacks) and self._input_tokens is not None:
                 calls = filled(

@@ -83,7 +83,7 @@ async def run(*, lose_one: bool, keep: bool) -> bool:
 def _compare(console: Console, lines: Sequence[BillLine], took_s: float) -> None:
     _headline(console, "Comparing, unit by unit: what was served, what was counted, and what Stripe has")
     console.print(
-        "Stripe is told of every request (report: usage), but only of the tokens beyond those that a plan"
+        "Every request is reported to Stripe (report: usage), but only the tokens beyond those that a plan"
         " includes (report: overage), and only where the plan bills them."
     )
     _show_comparison(lines)
@@ -235,7 +235,7 @@ def _show_comparison(lines: Sequence[BillLine]) -> None:
 def _headline(console: Console, text: str) -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
-        raise asyncio.CancelledError  # It was told to stop, and redis-py took that for its own timeout.
+        raise asyncio.CancelledError  # The task was cancelled, and redis-py took that for its own timeout.
     console.print(f"\n{text}", style="bold")
 
 

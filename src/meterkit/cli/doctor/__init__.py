@@ -27,7 +27,7 @@ async def doctor(session: Session) -> None:
     Each finding with its cure. Exits 1 if there is any.
     """
     kit = session.make_kit()
-    # What is logged of the store is what is looked at here.
+    # The log of the store repeats these findings.
     logging.getLogger("meterkit.store").setLevel(logging.CRITICAL)
     try:
         # Other commands do not wait for it to be imported.

@@ -1,4 +1,4 @@
-"""What is wrong with how the audit log is drained: entries that nobody takes into its database."""
+"""Findings about the draining of the audit log: entries that no process drains into its database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 OVERDUE_MS: Final = 15 * 60_000
-"""How long an entry may wait: whoever drains takes it within seconds."""
+"""How long an entry may wait: a drainer takes it within seconds."""
 
 PATIENCE_S: Final = 10.0
 """How long the database may take: a driver may wait for minutes, or for ever."""
@@ -93,7 +93,7 @@ def without_snapshot(missing: Sequence[date]) -> list[Finding]:
 
 
 def _no_streams(waiting: Sequence[Waiting]) -> list[Finding]:
-    """Shards of which nothing can be drained."""
+    """Shards without a stream to drain."""
     return [
         Finding(
             check="audit",
@@ -125,7 +125,7 @@ def undrained(entries: int, oldest_ms: int, *, is_kept: bool) -> list[Finding]:
 
 
 def added_up(backlog: Backlog) -> list[Finding]:
-    """Shards in which more wait than are told apart."""
+    """Shards with more waiting entries than are listed."""
     if not backlog.full_shards:
         return []
     where = "1 shard has" if backlog.full_shards == 1 else f"{backlog.full_shards:,} shards have"

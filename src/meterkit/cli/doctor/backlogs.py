@@ -35,7 +35,7 @@ _MOST: Final = 1_000
 
 
 async def look_at_closes(kit: MeterKit, admin: Admin) -> tuple[str, list[Finding]]:
-    """How many somebody was told of, and which.
+    """How many periods an alert has named, and which.
 
     Raises:
         StoreError: the store does not answer.

@@ -337,7 +337,7 @@ async def _throughput(seen: _Seen) -> _Looked:
 
 async def _links(seen: _Seen) -> _Looked:
     if seen.claims is None:
-        raise UnseenError("the keys could not be looked at")
+        raise UnseenError("the keys could not be read")
     half: list[tuple[str, str]] = []
     for key in seen.claims[:_CLAIMS_MAX]:
         claim: bytes | None = await seen.admin.ask(seen.client.get(key))

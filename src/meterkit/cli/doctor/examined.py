@@ -1,4 +1,4 @@
-"""What came of looking at a deployment: what was seen, what is wrong, and what could not be looked at."""
+"""The result of an examination: checks, findings, and checks that could not run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Examination", "UnseenError"]
 
 
 class UnseenError(Exception):
-    """It cannot be looked at; the message says why."""
+    """The check cannot run; the message says why."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Examination:
-    """What came of it.
+    """The result.
 
     Attributes:
         findings: what is wrong.

@@ -1,4 +1,4 @@
-"""What is wrong with a deployment, decided from what was read of it, and the cure of each. Pure."""
+"""Findings about a deployment, decided from its readings, with the cure of each. Pure."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Finding:
     """Something that is wrong.
 
     Attributes:
-        check: what was looked at.
+        check: the name of the check.
         problem: what was found, and what comes of it.
         cure: what to do.
     """
@@ -109,7 +109,7 @@ def rights(refused: Sequence[int], *, user: str, prefix: str) -> list[Finding]:
 def persistence(
     way: Durability, info: Mapping[str, str], *, appendfsync: str | None, is_accepted: bool
 ) -> list[Finding]:
-    """Whether the server keeps what it is told; by ``INFO persistence``.
+    """Whether the server persists writes; by ``INFO persistence``.
 
     Args:
         way: how it is made sure that it does.
@@ -237,7 +237,7 @@ def stray_keys(keys: Sequence[str]) -> list[Finding]:
         Finding(
             check="keys",
             problem=f"{what} no TTL and should have one: {named(keys)}",
-            cure="see who else writes under this prefix (METERKIT_KEY_PREFIX); what nobody needs: DEL",
+            cure="find the program that writes under this prefix (METERKIT_KEY_PREFIX); DEL unneeded keys",
         )
     ]
 
@@ -270,7 +270,7 @@ def old_intent(customer: str, age_ms: int) -> list[Finding]:
 
 
 def unlinked(customers: Sequence[str]) -> list[Finding]:
-    """Customers with usage to bill, and nobody at Stripe to bill."""
+    """Customers with usage to bill, and no Stripe customer to bill."""
     if not customers:
         return []
     whose = "1 customer has" if len(customers) == 1 else f"{len(customers):,} customers have"

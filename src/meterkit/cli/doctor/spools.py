@@ -1,4 +1,4 @@
-"""What is wrong with the spools on this host: usage that is sent by nobody, or that will find no room."""
+"""Findings about the spools on this host: usage that no process sends, or that will find no room."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def unsent(seen: Sequence[SpoolSeen], now_ms: int) -> list[Finding]:
                 problem=f"{named([one.path.name for one in foreign])}: {foreign[0].why}; it is sent to no"
                 " other",
                 cure="run `meterkit flush --all` with METERKIT_REDIS_URL, METERKIT_KEY_PREFIX and"
-                " METERKIT_SHARDS of that store; where nobody uses it any more, remove the file",
+                " METERKIT_SHARDS of that store; if that store is no longer used, remove the file",
             )
         )
     for one in _of("refused", seen):

@@ -101,7 +101,7 @@ CHECKS: Final[Mapping[str, Mapping[str, Callable[[MeterKit], Awaitable[tuple[str
     "sentinel": {"sentinels": _sentinels},
     "cluster": {"slots": _slots},
 }
-"""By the kind of the store's address, what is looked at besides."""
+"""Further checks, by the kind of the store's address."""
 
 
 _TRIES: Final = 5

@@ -61,7 +61,7 @@ def meter_differences(catalog: Catalog, at_stripe: Iterable[Mapping[str, Any]]) 
 
 UNTOLD: Final = Finding(
     check="stripe",
-    problem="usage goes by meter event streams, and nobody hears of what Stripe refuses of them: no webhook"
+    problem="usage goes by meter event streams, and no process receives Stripe's error reports: no webhook"
     " secret is set",
     cure="have Stripe post its thin events about meters to the webhook endpoint, and set"
     " METERKIT_STRIPE_WEBHOOK_SECRET",
@@ -80,7 +80,7 @@ def meters_at_stripe(differences: Iterable[str]) -> list[Finding]:
 
 
 def refused_by_stripe(error: StripeError) -> Finding | str:
-    """What comes of a refusal to list meters; a text where it only keeps one from looking."""
+    """The finding for a refusal to list meters; a text if it only prevents the check."""
     message = str(error).partition(": ")[2]
     if error.status == HTTPStatus.FORBIDDEN:
         return f"the Stripe key may not list meters: {message}"
@@ -92,7 +92,7 @@ def refused_by_stripe(error: StripeError) -> Finding | str:
         )
     return Finding(
         check="stripe",
-        problem=f"Stripe cannot be asked for its meters: {message}",
+        problem=f"the meters at Stripe cannot be read: {message}",
         cure="see that this host reaches METERKIT_STRIPE_API_BASE, by default https://api.stripe.com",
     )
 

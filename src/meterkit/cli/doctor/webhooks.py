@@ -57,19 +57,19 @@ def drifting(found: Mapping[str, Sequence[Drift]]) -> list[Finding]:
 
 
 OVERDUE_MS: Final = 5 * 60_000
-"""How long a look may be due and nobody makes it: whoever makes them asks every second."""
+"""How long a sync may be overdue: workers look for due ones every second."""
 FAILING_MS: Final = 60 * 60_000
 """How long a look may fail: by then it has failed ten times, and is tried once an hour."""
 _ENTRIES_MAX: Final = 1_000
 
 
 class Failing(NamedTuple):
-    """A Stripe customer who is looked at in vain.
+    """A Stripe customer whose sync fails.
 
     Attributes:
         stripe_customer: whom.
         why: what failed last.
-        since_ms: when the look was asked for.
+        since_ms: when the sync was requested.
     """
 
     stripe_customer: str
@@ -78,7 +78,7 @@ class Failing(NamedTuple):
 
 
 async def look_at_webhooks(kit: MeterKit, admin: Admin) -> tuple[str, list[Finding]]:
-    """What waits, in short, and what is wrong with it.
+    """The backlog in short, and the findings about it.
 
     Raises:
         StoreError: the store does not answer.
@@ -100,15 +100,15 @@ async def look_at_webhooks(kit: MeterKit, admin: Admin) -> tuple[str, list[Findi
 
 
 def overdue(count: int, oldest_ms: int) -> list[Finding]:
-    """Looks that nobody makes: how many are due, and for how long the oldest."""
+    """Syncs that no worker makes: how many are due, and for how long the oldest."""
     if not count or oldest_ms <= OVERDUE_MS:
         return []
     whose = "1 Stripe customer has" if count == 1 else f"{count:,} Stripe customers have"
     return [
         Finding(
             check="webhooks",
-            problem=f"{whose} been to be looked at for up to {span(oldest_ms)}: what Stripe has told of"
-            " them is not known here",
+            problem=f"{whose} waited for a sync for up to {span(oldest_ms)}: Stripe's events about"
+            " them have no effect here yet",
             cure="run `meterkit worker`, or set the Stripe key where the app runs; the log of one that runs"
             " says why it does not ask Stripe",
         )
@@ -132,7 +132,7 @@ def failing(tried: Sequence[Failing], now_ms: int) -> list[Finding]:
 
 
 def given_up(dead: Sequence[Failing]) -> list[Finding]:
-    """Stripe customers whom nobody looks at any more."""
+    """Stripe customers whose sync was given up."""
     if not dead:
         return []
     count = "1 Stripe customer is" if len(dead) == 1 else f"{len(dead):,} Stripe customers are"

@@ -148,14 +148,14 @@ class Database:
             return is_there
 
     def _is_to_be_made(self) -> bool:
-        """Whether it is a file that is not there and can be made: SQLite makes it for whoever connects."""
+        """Whether it is a missing file in a writable folder: SQLite makes it at the first connection."""
         name = self._engine.url.database or ""
         if self._engine.dialect.name != "sqlite" or name.startswith("file:"):
             return False
         return not Path(name).exists() and os.access(Path(name).parent, os.W_OK)
 
     def customers(self) -> list[str]:
-        """Whoever has used something, sorted.
+        """The customers with usage, sorted.
 
         Raises:
             MeterkitError: the database does not answer.

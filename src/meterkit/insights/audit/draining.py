@@ -46,7 +46,7 @@ class Waiting(NamedTuple):
 
     Attributes:
         is_full: whether the youngest are added up beside them; see fold.lua.
-        trouble: why nobody can say how many there are; empty: there is none.
+        trouble: why their number is unknown; empty: it is known.
     """
 
     shard: int
@@ -56,7 +56,7 @@ class Waiting(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """What waits in all shards.
+    """The waiting entries of all shards.
 
     Attributes:
         entries: how many.
@@ -134,7 +134,7 @@ def note(store: Store, backlog: Backlog) -> None:
 
 
 def noted(stores: Iterable[Store]) -> Mapping[Store, Backlog]:
-    """What was seen last of some stores; of those that nobody looks at: nothing."""
+    """The last reading of each store that is watched."""
     found = ((store, _noted.get(store)) for store in stores)
     return {store: backlog for store, backlog in found if backlog is not None}
 
@@ -154,7 +154,7 @@ _PAGE: Final = 500
 MOST: Final = 50_000
 """Entries that wait in a shard one by one; far more than a page."""
 _LEASE_MS: Final = 30_000
-# What is younger may be lost by the store that has it, and come again under another name.
+# The store may lose younger entries, which then come again under another name.
 _LEAST_AGE_MS: Final = 2_000
 
 
@@ -162,7 +162,7 @@ def drainer_of(store: Store, settings: Settings) -> Drainer:
     """What drains a store's audit log, by the settings.
 
     Raises:
-        SettingsError: none is asked for, or its database cannot be used.
+        SettingsError: there is no audit log, or its database cannot be used.
         ImportError: SQLAlchemy is not installed.
     """
     # SQLAlchemy takes a while to import, and is wanted by few.
@@ -254,7 +254,7 @@ class Drainer:
     async def drain(self, *, least_age_ms: int = 0) -> int:
         """Drain all shards once; how many entries are left.
 
-        A shard of which the store keeps what cannot be read is left, and said once.
+        A shard with unreadable entries is skipped, and logged once.
 
         Raises:
             StoreError: the store does not answer.

@@ -25,7 +25,7 @@ class Row(NamedTuple):
 
     Attributes:
         event: names the event; two rows of one event are of two meters.
-        kind: ``recorded``; ``summed``: many events of which only the sum is known; ``corrected``; ``dropped``
+        kind: ``recorded``; ``summed``: many events with only their sum known; ``corrected``; ``dropped``
             from the outbox; ``deleted``: the customer was.
         period_start_ms: the billing period that it counts in; None: of none.
         occurred_at_ms: when it happened, where that is not when it was recorded.

@@ -49,7 +49,7 @@ _SAME_PERIOD_MS: Final = 120_000  # A period that begins later than that after a
 _DAY_MS: Final = 86_400_000
 _LONGEST_MS: Final = 400 * _DAY_MS  # More than any period.
 _MONTH_MS: Final = 31 * _DAY_MS
-_LONG_OVER_MS: Final = 36 * _DAY_MS  # Nobody asks for the close of a period any longer.
+_LONG_OVER_MS: Final = 36 * _DAY_MS  # No process waits for the close of such a period.
 _OF_COUNTERS: Final = (*CLASSES[:4], "late")
 _PARKED, _LEFT = 6, 7  # Among the numbers of a meter; see rebuild.lua.
 _WAITS, _OTHER_PERIOD, _NO_MINUTE = 1, 5, 6
@@ -73,7 +73,7 @@ class Summaries(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """What is the same for all customers of one rebuild.
+    """The common terms of one rebuild.
 
     Attributes:
         known: the meters that go to Stripe, by token.
@@ -122,7 +122,7 @@ class Rebuilder:
     Args:
         store: where usage is counted.
         drainer: of its audit log.
-        summaries: what Stripe says; None: nobody can be asked, and all of it is parked.
+        summaries: reads Stripe's summaries; None: Stripe cannot be asked, and all of it is parked.
     """
 
     def __init__(self, store: Store, drainer: Drainer, summaries: Summaries | None) -> None:
@@ -142,19 +142,19 @@ class Rebuilder:
     ) -> Sequence[Rebuilt]:
         """Rebuild counters; what was waiting for the database is drained first.
 
-        A customer of whom the store keeps what cannot be read, or of whom nothing can be rebuilt just now, is
+        A customer with unreadable records, or one that cannot be rebuilt just now, is
         named with the reason; the others are rebuilt.
 
         Args:
             customer: whose; default: of all.
             at: an instant of a period (aware); of one that is over it is only said what is missing.
-                Default: the open period is rebuilt, and the same is said of those of the last 400 days.
+                Default: the open period is rebuilt, and the periods of the last 400 days are compared.
             dry_run: say what would be done.
             by: who does it, for the ledger of the customer.
-            found: what is told is put in here customer by customer: it is there, too, where this ends early.
+            found: collects the results customer by customer, also if the call ends early.
 
         Raises:
-            CustomerError, MeterkitError: an argument cannot be used; somebody else drains; or the database
+            CustomerError, MeterkitError: an argument cannot be used; another process drains; or the database
                 fails.
             StripeError: Stripe refuses all that it is asked, or does not answer.
             StoreError: the store does not answer.
@@ -252,7 +252,7 @@ class Rebuilder:
             usage = books.usage_at(at_ms=one + _SAME_PERIOD_MS)
             is_long_over = run.at_ms is None and self._store.now_ms() - next_ms > _LONG_OVER_MS
             found_lacking = {meter: lacking(usage, meter, units) for meter, units in sums[one].items()}
-            # Else what Stripe has may be of a meter whose event name nobody knows.
+            # Else Stripe's units may belong to a meter whose event name is unknown.
             are_named = all(run.event_of(meter) for meter, lacks in found_lacking.items() if lacks.reported)
             left: dict[str, int | None] = {}  # By event name: one of its meters after the other takes of it.
             for meter, lacks in found_lacking.items():
@@ -331,9 +331,9 @@ class Rebuilder:
     async def _counted(
         self, books: _Books, missing: Mapping[str, Sequence[int]], run: _Run
     ) -> dict[str, int]:
-        """What Stripe has counted of those event names of which it may have what is missing.
+        """Stripe's counts of the event names that may have the missing units.
 
-        Nothing is where that may be of a meter whose event name nobody knows.
+        None if these may belong to a meter whose event name is unknown.
         """
         if any(units[_LEFT] and not run.event_of(name) for name, units in missing.items()):
             return {}
@@ -343,7 +343,7 @@ class Rebuilder:
         return {event: await self._count(books, event, span_ms, run) or 0 for event in sorted(asked)}
 
     async def _count(self, books: _Books, event: str, span_ms: tuple[int, int], run: _Run) -> int | None:
-        """What Stripe has counted of an event name between two instants; None: nobody can be asked."""
+        """Stripe's count of an event name between two instants; None: Stripe cannot be asked."""
         start_ms, end_ms = span_ms
         start_s, end_s = stamped_span_s(start_ms, self._store.now_ms(), end_ms=end_ms)
         if self._summaries is None or books.stripe_customer is None or not event or start_s >= end_s:
@@ -371,7 +371,7 @@ class Rebuilder:
 
 
 def _token_of(name: str, known: Mapping[str, Counted]) -> str:
-    """What stands for a meter; the log has that itself, where nobody knew the name when it was drained."""
+    """The token of a meter; the log itself has the token if the name was unknown at draining."""
     return name if name in known else meter_token(name)
 
 

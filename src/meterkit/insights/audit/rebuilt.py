@@ -27,8 +27,8 @@ _TO_BE_NAMED: Final = (
     " meter, then rebuild again"
 )
 _TO_BE_COMPARED: Final = (
-    "Stripe may have what is parked: it is compared with Stripe's summaries after two hours, by whoever"
-    " delivers or by `meterkit reconcile --repair`"
+    "Stripe may have the parked units: they are compared with Stripe's summaries after two hours, by"
+    " a process that delivers or by `meterkit reconcile --repair`"
 )
 _OF_GRANTS: Final = (
     "grants or credits paid for some of it, and what they have left is not rebuilt: add them again by their"
@@ -69,7 +69,7 @@ class Rebuilt:
 def rebuilt(
     usage: CustomerUsage, sums: Mapping[str, Units], meter: str, units: Sequence[int], *, is_named: bool
 ) -> Rebuilt:
-    """What was missing of a meter in its period, ``units`` as of rebuild.lua.
+    """The missing units of a meter in its period, ``units`` as in rebuild.lua.
 
     ``is_named``: whether its event name is known.
     """
@@ -123,7 +123,7 @@ def over(
     unknown: int | None,
     is_long_over: bool,
 ) -> Rebuilt:
-    """A meter of a period that is over, of which the log has more than the books: by what these lack.
+    """A meter of a past period with more units in the log than in the books: the difference.
 
     ``unknown``: what Stripe has of its event name that the books do not know of; None: it was not asked.
     """
@@ -154,7 +154,7 @@ def over(
 def astray(
     usage: CustomerUsage, sums: Mapping[int, Mapping[str, Units]], last_ms: Mapping[int, int]
 ) -> list[Rebuilt]:
-    """What was recorded in these days, in a period that the store does not know: it has lost the customer."""
+    """Units recorded in a period that the store does not know, because it lost the customer."""
     start = usage["period"]["start"]
     advice = (
         f"its period begins {start:%Y-%m-%dT%H:%MZ} by the store: have its subscription or plan known again"

@@ -14,7 +14,7 @@ from meterkit.catalog.entitlements import ceiling
 from meterkit.customers.customers import customers_set_up
 from meterkit.customers.history import entry_of
 from meterkit.decisions.customer_overrides import overrides_at
-from meterkit.decisions.customer_state import NOBODY, CustomerState, effective_plan, seat_meter
+from meterkit.decisions.customer_state import INITIAL_STATE, CustomerState, effective_plan, seat_meter
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import label_of, overage_price, segments_of
 from meterkit.decisions.program import demands_of
@@ -230,7 +230,7 @@ async def tenures(
     for first in range(0, len(ordered), _PAGE):
         page = ordered[first : first + _PAGE]
         for name, (state, ledger) in zip(page, await _read(store, page), strict=True):
-            if state is NOBODY and name not in started:
+            if state is INITIAL_STATE and name not in started:
                 continue  # Nothing is known of this customer: the name may be a typo.
             found[name] = _tenure(state, ledger, store.catalog, at_ms, started.get(name), store.now_ms())
     return found
@@ -247,7 +247,7 @@ async def _read(
         pipe.lrange(keys.history, 0, -1)
     replies: list[Any] = await admin.ask(pipe.execute())
     return [
-        (CustomerState.parse(data) if data else NOBODY, [entry_of(line) for line in ledger])
+        (CustomerState.parse(data) if data else INITIAL_STATE, [entry_of(line) for line in ledger])
         for data, ledger in zip(replies[::2], replies[1::2], strict=True)
     ]
 

@@ -15,7 +15,7 @@ local function confirm_counters(counters_key, state_key, totals_key, rev, terms,
     local now = server_ms(caller_ms)
     return now, {4, now, damaged}
   end
-  -- Where the counters are gone, usage of periods that are over may have been taken back all the same.
+  -- If the counters are gone, usage of past periods may have been taken back nevertheless.
   local known = head or {seen_ms = 0, ends_ms = 0, rev = ''}
   local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
     next_end_ms, caller_ms, known.rev, known.seen_ms, known.ends_ms, false)

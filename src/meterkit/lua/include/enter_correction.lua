@@ -1,6 +1,6 @@
 -- enter_correction: enters into the audit log what a correction has taken back.
 --   stream: nil: there is none; before, after: by its token each meter's numbers, as open_meter gives them
---   correction: id, by, reason; period: as text; back: by its token what Stripe is told to take back
+--   correction: id, by, reason; period: as text; back: by its token the units that a negative event takes back
 local function enter_correction(stream, customer, now, period, correction, before, after, back)
   local taken = {}
   for token, was in pairs(stream and before or taken) do

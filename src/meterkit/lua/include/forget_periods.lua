@@ -1,6 +1,6 @@
--- forget_periods: forgets closed periods that ended 400 days ago, but for those of which something is still to be
+-- forget_periods: forgets closed periods that ended 400 days ago, except those with usage still to be
 -- delivered, or never will be.
---   totals_key: hash, see close_period; a period of which only late usage is known has no end there: it counts as
+--   totals_key: hash, see close_period; a period with only late usage known has no end there: it counts as
 --   over at once
 local function forget_periods(totals_key, now)
   local list, ends, open, gone = redis.call('HGETALL', totals_key), {}, {}, {}

@@ -1,6 +1,6 @@
 -- notify: keeps what has happened to a customer for the handlers of the app: the last thousand or so of a shard, until
 -- nothing has happened in it for a week.
---   key: stream; notices: {kind, of which credit or meter, number...} each; now, begins, ends: of the period (ms)
+--   key: stream; notices: {kind, its credit or meter, number...} each; now, begins, ends: of the period (ms)
 -- Returns 'notice' where there is one, else nil.
 local function notify(key, customer, notices, now, begins, ends)
   for _, notice in ipairs(notices) do

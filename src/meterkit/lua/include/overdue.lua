@@ -1,4 +1,4 @@
--- overdue: of which closed period (its first instant, as text) usage is that occurred at an instant; nil where it is
+-- overdue: the closed period (its first instant, as text) of usage that occurred at an instant; nil where it is
 -- of the counters' period.
 --   totals_key: hash; begins_ms: when the counters' period began; own_start_ms: the first instant of the period that
 --   it lay in, by the caller, where the totals know none

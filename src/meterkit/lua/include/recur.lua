@@ -1,7 +1,7 @@
 -- recur: adds what the plan gives in this period and is not on file yet. Nothing is written.
---   file: as `grants` returns it; recurring: {name but for the period, target, quantity, priority, life (ms; 0: the
+--   file: as `grants` returns it; recurring: {name without the period, target, quantity, priority, life (ms; 0: the
 --   period's rest)} each, in the order in which they are used up; start, finish: of the period
--- Of a target no more is given in a period than the most generous plan gave: what was given is what this plan gives
+-- A target gets no more in a period than the most generous plan gave: the given part equals this plan's
 -- in all, or it is the more. `raised` says how much of a grant is not on file.
 local function recur(file, recurring, start, finish, now)
   local known, given, whole, suffix = {}, {}, {}, string.format(' %.0f', start)

@@ -15,7 +15,7 @@ local function take_back(keys, head, meters, totals, sending, tokens, most, now)
       there = there - (totals[field .. letter] or 0)
     end
     local part = math.min(most - done, there, VALUE_MOST)
-    -- Without a stamp nobody knows which minutes are free.
+    -- Without a stamp the free minutes are unknown.
     if part > 0 and meter and meter.stamped_ms > 0 and sending.events[token] then
       local minute, last = free_minute(head, meters, sending.events, sending.taken, token, now)
       if minute <= last and minute <= now + 3 * MINUTE_MS then

@@ -1,5 +1,5 @@
 -- write_grants: writes down what became of a customer's grants: what was paid, what the plan gives, what has ended.
---   list, ledger: hashes; has_state: whether somebody set the customer up; balances: as `balance` returns it, less
+--   list, ledger: hashes; has_state: whether the customer has a record; balances: as `balance` returns it, less
 --   what was paid; paying: the grants that paid; burned: lines of the ledger to what was paid
 --include put_away
 --include add_up

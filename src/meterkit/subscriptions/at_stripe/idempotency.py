@@ -1,10 +1,10 @@
-"""How a change at Stripe is done once, however often it is asked for.
+"""Idempotent changes at Stripe: an idempotency key for each requested change.
 
 Stripe does the same under one idempotency key once in 24 hours, and answers every repeat as it did the
 first time, a refusal too (https://docs.stripe.com/api/idempotent_requests). So a key is made of what is
 asked and of what was there before. What was there holds a mark that each change leaves on the subscription:
-up, down and up again are three changes. Where an old refusal is answered again, what is there is looked at
-anew, and if it is still not what was asked for, that is asked under another key.
+up, down and up again are three changes. If an old refusal is answered again, the object is fetched
+anew, and if it still differs from the request, that is sent under another key.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def key_of(what: str, *asked: object) -> str:
 
     Args:
         what: the change, a word.
-        asked: what is asked for, and what was there before; whatever JSON can say.
+        asked: the requested values and the values before; JSON.
     """
     told = json.dumps([what, *asked], separators=(",", ":"), sort_keys=True)
     return f"meterkit-{what}-{blake2b(told.encode(), digest_size=16).hexdigest()}"

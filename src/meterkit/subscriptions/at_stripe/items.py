@@ -159,7 +159,7 @@ def new_items(prices: PlanPrices, paid_seats: int) -> list[dict[str, Parameter]]
 
 
 def are_of(items: Iterable[Item], wanted: Iterable[Mapping[str, Parameter]]) -> bool:
-    """Whether items are what is wanted: of the same prices, as many of each."""
+    """Whether items match the wanted ones: the same prices and quantities."""
     return {(item.price, item.quantity) for item in items} == {
         (item["price"], item.get("quantity")) for item in wanted
     }

@@ -126,7 +126,7 @@ class LiveSubscription:
 
     @property
     def schedule(self) -> Mapping[str, Any] | None:
-        """What is scheduled for it; None: nothing."""
+        """Its scheduled change; None: it has none."""
         found = part_of(self.found, "schedule")
         return None if not found or found.get("status") in _GONE else found
 
@@ -315,7 +315,7 @@ async def whole(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
 async def give_up(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> None:
     """End a subscription that is not paid for yet, by voiding its invoice.
 
-    That ends it (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses), and nobody
+    That ends it (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses), and no one
     can pay it any more: where the subscription alone is canceled, a page that is open in a browser can.
 
     Raises:

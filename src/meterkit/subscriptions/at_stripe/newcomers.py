@@ -57,7 +57,7 @@ class Misfit:
         subscription: ``sub_…``, where it is about one.
         kind: why it does not fit.
         message: the same in words.
-        linked: whether the customer is linked all the same, or would be but for ``dry_run``.
+        linked: whether the customer is linked nevertheless, or would be without ``dry_run``.
     """
 
     stripe_customer: str
@@ -101,7 +101,7 @@ class IdSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
-    """What is kept of a subscription.
+    """The stored part of a subscription.
 
     Attributes:
         slim: as much of it as decides which one counts.
@@ -211,7 +211,7 @@ class Newcomer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sorted:
-    """Those who fit, those who do not, and how many are nobody's concern.
+    """Customers that fit, those that do not, and how many are ignored.
 
     Attributes:
         skipped: have no live subscription, and no id or one that another Stripe customer has too.
@@ -259,7 +259,7 @@ def sort_out(
 
 
 def _fault(account: Account, names: set[str], owner: str | None) -> Misfit | None:
-    """What is wrong with the id of an account."""
+    """The problem with the id of an account."""
     shown = ", ".join(sorted(f"{name!r:.80}" for name in names))
     if not names:
         if not account.live:

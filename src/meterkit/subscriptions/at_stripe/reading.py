@@ -191,7 +191,7 @@ def has_begun(found: Mapping[str, Any]) -> bool:
 def read_subscription(
     found: Mapping[str, Any], catalog: Catalog, *, has_payment_method: bool = False
 ) -> SubscriptionState:
-    """What is stored of a subscription.
+    """The stored part of a subscription.
 
     Args:
         found: as Stripe shows it, with ``latest_invoice``, ``schedule`` and the coupons of its discounts
@@ -327,7 +327,7 @@ def _failures(found: Mapping[str, Any]) -> tuple[int, int]:
 def _voiding(found: Mapping[str, Any], start_ms: int, end_ms: int) -> dict[str, Any]:
     """From when to when its invoices are voided, where its collection is paused so; empty: they are not.
 
-    What was invoiced before the pause stays paid: so from the current period on if its invoice is void, else
+    Usage invoiced before the pause stays paid: so from the current period on if its invoice is void, else
     from the next one on (https://docs.stripe.com/billing/subscriptions/pause-payment).
     """
     paused = part_of(found, "pause_collection")

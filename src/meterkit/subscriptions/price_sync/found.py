@@ -98,7 +98,7 @@ def _archived(found: Found) -> Iterator[str]:
         if price is not None and not price["active"]:
             yield (
                 f"{wanted.name}: the plans file names the price {wanted.stripe_price}, which is archived at"
-                " Stripe, so that nobody can subscribe to it; make it active there, or take it out of the"
+                " Stripe, so no customer can subscribe to it; make it active there, or take it out of the"
                 " file, and sync again"
             )
 
@@ -134,7 +134,7 @@ def _unlike(found: Found) -> Iterator[str]:
 
 
 def _doubled(found: Found, meters: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Prices of the same product and meter that somebody else made, and that would bill besides ours."""
+    """Foreign prices of the same product and meter, which would bill besides ours."""
     for wanted in found.wanted.prices:
         fitting = found.fitting(wanted, meters)
         # One that fits is used as it is. A further one, or any beside ours, would bill the same again.

@@ -184,7 +184,7 @@ def _of_one_price(first: WantedPlan, wanted: WantedPlan) -> WantedPlan:
     begins = f"plan {wanted.plan}: has the stripe_price of plan {first.plan}"
     if ours == theirs:
         told = (
-            f"{begins}, and whoever subscribes to it has plan {first.plan}: nothing is made of"
+            f"{begins}, and its subscribers have plan {first.plan}: nothing is made of"
             f" {wanted.plan}; give it a stripe_price of its own to sell it"
         )
         return replace(wanted, prices=(), problems=(), notes=(told,), unpriced={})

@@ -73,7 +73,7 @@ class Billing:
 
         Args:
             endpoint: which route it is of.
-            customer: whose request it is, by the app; None: nobody's.
+            customer: the customer that the app identified; None: unknown.
             query: what stands behind its path.
             content_type: of its body.
             sent_by: the ``Origin`` of the page that has sent it; None: no page has.

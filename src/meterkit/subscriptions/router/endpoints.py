@@ -101,7 +101,7 @@ class Endpoint:
 
 
 def wrong(name: str, message: str) -> TroubleError:
-    """What is raised where a field of a request has not the form that is asked for."""
+    """A field of a request has the wrong form."""
     return TroubleError(invalid([{"field": name, "message": message}]))
 
 

@@ -1,4 +1,4 @@
-"""What clients of the billing routes are told where something cannot be done: problem documents."""
+"""Problem documents (RFC 9457) of the billing routes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """A problem, ready to be told.
+    """A problem document, ready to send.
 
     Attributes:
         kind: its type.
@@ -149,7 +149,7 @@ def schema_of(kind: Kind) -> dict[str, Any]:
 
 
 def trouble_of(error: MeterkitError) -> Trouble:
-    """What a client is told of an error; not in Stripe's or the store's words, which are not for clients."""
+    """The problem document for an error, without Stripe's or the store's words, which are not for clients."""
     if isinstance(error, StripeError):
         return _of_stripe(error)
     if isinstance(error, SubscriptionError):
@@ -167,7 +167,7 @@ def trouble_of(error: MeterkitError) -> Trouble:
 
 
 def invalid(errors: list[dict[str, str]]) -> Trouble:
-    """The problem of a request that has not the form that is asked for."""
+    """The problem document for a request of the wrong form."""
     return Trouble(kind=KINDS["request"], detail="The request is not valid.", members={"errors": errors})
 
 
@@ -177,7 +177,7 @@ def _of_subscription(error: SubscriptionError) -> Trouble:
     if isinstance(error, SubscriptionExistsError):
         return Trouble(kind=KINDS["exists"], detail="A subscription is in force already. Change that one.")
     if isinstance(error, SeatsInUseError):
-        detail = f"{error.used} seats are in use, {error.seats} are asked for. Free some first."
+        detail = f"{error.used} seats are in use, {error.seats} were requested. Free some first."
         members = {"seats": error.seats, "used": error.used}
         return Trouble(kind=KINDS["seats"], detail=detail, members=members)
     if isinstance(error, SubscriptionBusyError):

@@ -44,7 +44,7 @@ def is_sold(plan: Plan) -> bool:
 
 
 def billed_as(plan: Plan, meter: Meter) -> Entitlement | None:
-    """By what a plan bills that which is sent of a meter; None: nothing of it is billed.
+    """How a plan bills the reported units of a meter; None: it bills none.
 
     Of a derived meter the units are sent that its source bills, after what its source includes. Its own price
     goes before that of its source.

@@ -128,7 +128,7 @@ class Applying:
 
 
 _UNPAID: Final = frozenset({"incomplete", "paused", "unpaid"})
-# What is changed at once gives back what was never paid; the invoice of it, once paid, would end the dunning.
+# An immediate change credits an unpaid amount; its invoice, once paid, would end the dunning.
 _OWING: Final = _UNPAID | {"past_due"}
 
 

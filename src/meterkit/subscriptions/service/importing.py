@@ -55,7 +55,7 @@ class ImportProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """What came of an import.
+    """The result of an import.
 
     Attributes:
         linked: customers that were linked, with their subscriptions; with ``dry_run`` those that would be.
@@ -174,7 +174,7 @@ class Importing:
             owners = (owner_of((claim or b"").decode()) for claim in found)
             claims |= {linked: owner for linked, owner in zip(batch, owners, strict=True) if owner}
         states = await self._stored(claims.values())
-        # A claim that no link was made from is nobody's.
+        # A claim without a link has no owner.
         return {linked: owner for linked, owner in claims.items() if states[owner].stripe_customer == linked}
 
     async def _stored(self, customers: Iterable[str]) -> dict[str, CustomerState]:
@@ -240,9 +240,9 @@ class Importing:
         ]
 
     async def _activate(self, newcomer: Newcomer, state: CustomerState) -> None:
-        """Store the subscription of a customer of whom none is known; of others it is fetched anew."""
+        """Store the subscription of a customer without a known one; for others it is fetched anew."""
         if state.subscription is not None:
-            await self._fetch(newcomer.customer)  # What was listed may be older than what is stored.
+            await self._fetch(newcomer.customer)  # The listed one may be older than the stored one.
             return
 
         def change(now: CustomerState) -> CustomerState:

@@ -72,7 +72,7 @@ class AskedChanges:
         self._apply = apply
 
     async def put(self, customer: str, plan: str) -> None:
-        """Accept a change: another one that is asked for and not made gives way.
+        """Accept a change; it replaces a pending one.
 
         Raises:
             StoreError: the store does not answer.
@@ -84,7 +84,7 @@ class AskedChanges:
         )
 
     async def forget(self, customer: str) -> None:
-        """Drop what was asked for, if anything was. Raises StoreError."""
+        """Drop the pending change, if any. Raises StoreError."""
         await self._states.change(customer, _without, cause="api")
         admin = await self._store.admin()
         await admin.ask(admin.client.zrem(self._key, customer))

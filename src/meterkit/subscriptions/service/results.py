@@ -42,7 +42,7 @@ class PendingChange:
     Attributes:
         plan: the key of the plan that it will have; None: no plan of the plans file.
         seats: that it will have in all; 0: that plan sells none.
-        effective_at: when (UTC); of one that is not confirmed yet, when it was asked for.
+        effective_at: when (UTC); for one that is not confirmed yet, when it was requested.
     """
 
     plan: str | None
@@ -89,7 +89,7 @@ class NewSubscription:
 
     Attributes:
         client_secret: with which the customer's browser confirms the first payment, or the means of payment
-            for what comes after a trial; None: nothing is to be confirmed. Give it to nobody else.
+            for payments after a trial; None: there is nothing to confirm. Give it to that customer only.
     """
 
     subscription: Subscription

@@ -49,7 +49,7 @@ class Subscriptions:
     """Begins, changes and ends the subscriptions of customers.
 
     Stripe has the subscription; what is known of it here was fetched from there. Each change is done there
-    once, however often it is asked for, and binds the very next decision of every process when the call
+    once, however often it is requested, and binds the very next decision of every process when the call
     returns. A customer who is not linked to a Stripe customer gets one.
 
     Each method raises :class:`~meterkit.errors.CustomerError` for an id that is not allowed,
@@ -57,7 +57,7 @@ class Subscriptions:
     :meth:`preview` :class:`~meterkit.errors.SettingsError` where no Stripe key is set,
     :class:`~meterkit.errors.StripeError` where Stripe refuses and
     :class:`~meterkit.errors.StripeUnavailableError` where it does not answer. After the last one, ask again:
-    what was done is not done twice.
+    no step is done twice.
 
     Args:
         store: where customers are kept.
@@ -107,7 +107,7 @@ class Subscriptions:
 
         Until then it is ``incomplete``, or on trial where the plan has a ``trial`` and this is the customer's
         first subscription; Stripe counts trials in whole days. Asked again before it is paid for, the same
-        one is given; one of another plan or other seats that nobody has paid for gives way.
+        one is given; an unpaid one of another plan or other seats gives way.
         https://docs.stripe.com/billing/subscriptions/overview
 
         Args:
@@ -219,7 +219,7 @@ class Subscriptions:
     async def set_seats(self, customer: str, seats: int) -> SubscriptionChange:
         """Have another number of seats, in all, now; what they cost or give back is on the next invoice.
 
-        What is scheduled stays scheduled, with the new seats where its plan sells them.
+        A scheduled change stays scheduled, with the new seats if its plan sells them.
 
         Raises:
             NoSubscriptionError: no subscription is in force.

@@ -1,1 +1,1 @@
-"""``kit.webhooks``: Stripe's events are taken, and what they hint at is looked at."""
+"""``kit.webhooks``: receive Stripe's events, and sync the customers they name."""

@@ -126,7 +126,7 @@ NIGHTLY: Final = "reconcile"
 
 
 class LostError(Exception):
-    """Somebody else has the entry by now: nothing that was found is stored."""
+    """Another worker has the entry by now: nothing is stored."""
 
 
 class _UnlinkedError(Exception):
@@ -159,13 +159,13 @@ class Looker:
         self.linking = Linking(store, api)
 
     async def look(self, entry: Entry) -> None:
-        """Fetch a Stripe customer's subscriptions, store the one that counts, and tell what is to be told.
+        """Fetch a Stripe customer's subscriptions, store the one that counts, and send events.
 
         Raises:
             CustomerError: it cannot be linked to whom Stripe names.
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
-            LostError: somebody else has the entry by now.
+            LostError: another worker has the entry by now.
             ValueError: what Stripe shows cannot be read.
         """
         linked, catalog = entry.stripe_customer, self._store.catalog
@@ -184,7 +184,7 @@ class Looker:
             if customer is None:
                 return
         subscription = None if chosen is None else await self._read(chosen)
-        # What was fetched is stored only by who has the entry: nobody has fetched anything newer.
+        # Only the worker with the entry stores what it fetched: no other has fetched anything newer.
         if not await self._queue.keep(entry):
             raise LostError
         try:
@@ -219,7 +219,7 @@ class Looker:
         )
         # Sealed now, usage could be stamped before the change.
         await hold_usage(store, customer, till_ms=store.now_ms() + _HELD_MS)
-        # Whoever dies behind this finds the same change again, and what is late already.
+        # If the process dies after this, the next one finds the same change again, and late usage already.
         await strand_usage(store, customer, before, after, change)
         await self._states.change(customer, having, cause=cause)
         await let_go_of_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))

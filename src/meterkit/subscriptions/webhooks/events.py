@@ -54,7 +54,7 @@ _SAYS: Final[Mapping[Why, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Forged:
-    """What is not taken for an event of Stripe.
+    """A body that is not a verified event of Stripe.
 
     Attributes:
         why: in a word.
@@ -149,11 +149,11 @@ ALARMS: Final = ("v1.billing.meter.error_report_triggered", "v1.billing.meter.no
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """What is to be done besides looking at a Stripe customer: once, however often it is asked for.
+    """An action besides the sync of a Stripe customer, done once however often it is requested.
 
     Attributes:
         name: what makes it the same.
-        kind: ``link``: see whom a checkout session is of; else the event that handlers are told.
+        kind: ``link``: find the customer of a checkout session; else the event to send to handlers.
         data: what belongs to it; whatever JSON can say.
     """
 
@@ -174,13 +174,13 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hint:
-    """What is to be looked at.
+    """What an event hints at.
 
     Attributes:
         event: the event's id, by which a repeat is known.
         stripe_customer: ``cus_…``; of an alarm the event itself, ``evt_…``, which is to be fetched.
         note: what is to be done besides.
-        alarm: what a person is told.
+        alarm: the text for an operator.
     """
 
     event: str
@@ -190,7 +190,7 @@ class Hint:
 
 
 def hint_of(event: Event) -> Hint | None:
-    """What is to be done about a verified event; None: nothing."""
+    """The hint of a verified event; None: it needs no action."""
     kind, name = event["type"], event["id"]
     if kind in ALARMS:
         return Hint(event=name, stripe_customer=_id(name), alarm=_alarm(kind, event))
@@ -284,7 +284,7 @@ _NOTES: Final[Mapping[str, Callable[[Mapping[str, Any], Event], Note | None]]] =
     _TRIAL: _trial_ending,
     "invoice.payment_failed": _payment_failed,
     "invoice.payment_succeeded": _payment_succeeded,
-    # Either of the two may be all that an endpoint is told of.
+    # An endpoint may be subscribed to only one of the two.
     "invoice.paid": _payment_succeeded,
 }
 

@@ -1,4 +1,4 @@
-"""Whose a Stripe customer is: as it was linked here, or as Stripe has it from whoever made it there.
+"""The customer of a Stripe customer: as linked here, or as named by its metadata at Stripe.
 
 What Stripe has is fetched, never taken from an event: the ``meterkit_customer`` of the metadata of a
 subscription or of the customer, or the ``client_reference_id`` of the checkout session that made it. A link
@@ -29,7 +29,7 @@ LINK: Final = "link"
 
 
 class Linking:
-    """Finds out whose a Stripe customer is, and links it where nobody has.
+    """Finds the customer of a Stripe customer, and links them if they are not linked yet.
 
     Args:
         store: where links are.
@@ -44,7 +44,7 @@ class Linking:
         self._api = api
 
     async def owner(self, stripe_customer: str) -> str | None:
-        """The customer that it is linked to; None: to nobody.
+        """The customer that it is linked to; None: to none.
 
         Raises:
             StoreError: the store does not answer.
@@ -54,7 +54,7 @@ class Linking:
         customer = owner_of((claim or b"").decode())
         if not customer:
             return None
-        # A claim that no link was made from is nobody's yet.
+        # A claim without a link has no owner yet.
         _, state = await self._states.read(customer)
         return customer if state.stripe_customer == stripe_customer else None
 
@@ -65,10 +65,10 @@ class Linking:
     async def link(
         self, stripe_customer: str, found: Iterable[Mapping[str, Any]], sessions: Iterable[str]
     ) -> str | None:
-        """Link it to whom Stripe names; None: Stripe names nobody, so it is none of ours.
+        """Link it to the customer that Stripe names; None: Stripe names none, so it is not ours.
 
         Args:
-            stripe_customer: ``cus_…``, which is linked to nobody.
+            stripe_customer: ``cus_…``, which has no link.
             found: its subscriptions as Stripe shows them, that in force first.
             sessions: the checkout sessions that it came from.
 

@@ -41,7 +41,7 @@ class Night:
 
     Attributes:
         day: since 1970.
-        shard: whose customers are looked at.
+        shard: the shard whose customers are synced.
     """
 
     day: int
@@ -60,8 +60,8 @@ class Night:
 def due_shards(done: Night | None, now_ms: int, shards: int) -> Iterator[tuple[Night, int]]:
     """The turns that have begun and are not done, in order, and over how long (ms) each is spread.
 
-    A day that nobody was there for is left out. What is late of this one is spread over as long as a night:
-    what is due first is looked at first, and events would wait behind everybody.
+    A day without a running process is skipped. The late part of this day is spread over as long as a night:
+    entries are worked off in order of their time, and events would wait behind all customers.
 
     Args:
         done: the last turn that was done.

@@ -1,6 +1,6 @@
-"""The Stripe customers that are to be looked at: a work queue in the store, shared by all processes.
+"""The sync queue: a work queue of Stripe customers in the store, shared by all processes.
 
-Several hints at one customer are one entry, so that they are one look. Whoever takes an entry has it alone
+Several hints at one customer are one entry and need one sync. A worker that takes an entry has it alone
 for a while: that is the lock by which no two processes look at a customer at once, and no look that began
 earlier is taken for the newer one.
 """
@@ -38,7 +38,7 @@ _NO_ROOM: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What is to be done about a Stripe customer, and who does it.
+    """An entry: the sync of a Stripe customer, and the worker that does it.
 
     Attributes:
         stripe_customer: whom to look at.
@@ -62,7 +62,7 @@ class WebhookBacklog:
     """How much there is.
 
     Attributes:
-        entries: Stripe customers that are to be looked at.
+        entries: waiting Stripe customers.
         dead: those that are given up.
         alarms: of each kind of alarm, how many came in the last 400 days.
     """
@@ -74,7 +74,7 @@ class WebhookBacklog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadWebhook:
-    """A Stripe customer that is given up until somebody, or a further event, has it looked at again.
+    """A Stripe customer whose sync is given up until an operator or a further event requests it.
 
     Attributes:
         why: what failed last.
@@ -102,7 +102,7 @@ class HookQueue:
         self._wakes: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Event] = WeakKeyDictionary()
 
     async def add(self, hint: Hint, *, alarm: str = "") -> Literal["new", "duplicate", "full"]:
-        """Take note of an event, in one round trip; ``full``: it is noted but for what is to be done besides.
+        """Queue an event, in one round trip; ``full``: it is queued without its action.
 
         Args:
             hint: of the event.
@@ -133,7 +133,7 @@ class HookQueue:
         return [entry for entry in found if entry is not None]
 
     async def take_one(self, stripe_customer: str) -> Entry | Literal["taken", "gone"]:
-        """Take one entry, whenever it is due; ``taken``: somebody else has it; ``gone``: it is done."""
+        """Take one entry, whenever it is due; ``taken``: another worker has it; ``gone``: it is done."""
         found = await self._take(stripe_customer=stripe_customer)
         return "gone" if not found else found[0] or "taken"
 

@@ -34,7 +34,7 @@ Receipt = Literal["new", "duplicate", "ignored"]
 class Webhooks:
     """Takes Stripe's events and works them off.
 
-    An event is a hint: its Stripe customer is looked at again, and what is stored follows from what Stripe
+    An event is a hint: its Stripe customer is synced, and the stored state follows from what Stripe
     has then. So it does not matter in which order events come, how often, or whether some never do.
 
     Each method raises :class:`~meterkit.errors.StoreError` where the store does not answer.
@@ -62,7 +62,7 @@ class Webhooks:
 
     @property
     def has_secret(self) -> bool:
-        """Whether there is a signing secret, so that an event can be told from any other bytes."""
+        """Whether there is a signing secret, so that events can be verified."""
         return bool(self._settings.stripe_webhook_secret)
 
     async def receive(self, body: bytes, signatures: Iterable[bytes]) -> Receipt | Forged:
@@ -89,13 +89,13 @@ class Webhooks:
             _logger.error("%s", hint.alarm)
         if noted == "full":
             _logger.error(
-                "event %s of Stripe customer %s is not told to handlers: 200 wait to be told already",
+                "event %s of Stripe customer %s is not sent to handlers: 200 wait already",
                 *(hint.event, hint.stripe_customer),
             )
         return "new"
 
     async def backlog(self) -> WebhookBacklog:
-        """How many Stripe customers are to be looked at, how many are given up, and the alarms."""
+        """How many syncs wait, how many were given up, and the alarms."""
         return await self._queue.waiting()
 
     async def dead(self) -> Sequence[DeadWebhook]:

@@ -50,7 +50,7 @@ class Next:
 
 
 def next_of(error: Exception, attempts: int) -> Next:
-    """What is to be done about an error of a look.
+    """The next step after an error of a sync.
 
     Nothing is given up because Stripe is away, or because its key is refused: that says nothing of the entry.
 
@@ -124,7 +124,7 @@ class HookWorker:
                 await asyncio.wait(self._at_work, return_when=asyncio.FIRST_COMPLETED)
 
     async def sync(self, stripe_customer: str, cause: str) -> None:
-        """Look at a Stripe customer now, or wait until somebody has who began after this was called.
+        """Sync a Stripe customer now, or wait for a sync that began after this call.
 
         Raises:
             CustomerError: it cannot be linked to whom Stripe names.
@@ -174,7 +174,7 @@ class HookWorker:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._looker.look(entry)
         except (LostError, StoreError):
-            # Whoever has it, or takes it when the lease is over, begins anew.
+            # The worker that has it, or takes it after the lease, begins anew.
             if is_waited_for:
                 raise StoreError(
                     f"Stripe customer {entry.stripe_customer}: the look was lost; try again"
@@ -193,7 +193,7 @@ class HookWorker:
             # It is not the entry's fault, and the breaker sees to it that Stripe is asked rarely.
             next_ = replace(next_, delay_ms=min(next_.delay_ms, _ANSWER_MS[1]), counts=False)
         why = str(error) or type(error).__name__
-        # Nobody else would hear of an error that is not ours.
+        # No other code logs an error that is not ours.
         unexpected = None if isinstance(error, MeterkitError | TimeoutError) else error
         if next_.step == "dead":
             await self._queue.give_up(entry, why)
@@ -207,13 +207,13 @@ class HookWorker:
         await self._queue.later(entry, why, delay_ms=delay_ms, counts=next_.counts)
         if next_.scope == "entry":
             _logger.warning(
-                "Stripe customer %s is looked at again later: %s",
+                "Stripe customer %s is synced again later: %s",
                 *(entry.stripe_customer, why),
                 exc_info=unexpected,
             )
 
     def _note(self, next_: Next, error: Exception) -> None:
-        """What one failure says of all others; a person is told once, and each hour while it lasts."""
+        """A failure that concerns all syncs; an alert is logged once, and each hour while it lasts."""
         now_ms = self._store.now_ms()
         if next_.scope == "entry":
             self._breaker.succeeded()  # Stripe was there.

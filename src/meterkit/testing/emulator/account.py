@@ -128,7 +128,7 @@ class Account:
             return event
 
     def wake(self) -> None:
-        """Say to whoever delivers that there is something to deliver."""
+        """Wake the deliverer of webhooks."""
         for waker in self.wakers:
             waker()
 

@@ -34,7 +34,7 @@ __all__ = ["ClockControls", "Shop"]
 
 
 class Shop(Behaviour):
-    """What is sold in the emulated account, and who pays; a part of ``StripeEmulator``."""
+    """Prices and payers of the emulated account; a part of ``StripeEmulator``."""
 
     _account: Account
 

@@ -277,7 +277,9 @@ class _Cut(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del send
         if not self._abort(scope, self._reset):
-            raise ConnectionResetError("the emulator was told to close this connection without an answer")
+            raise ConnectionResetError(
+                "the emulator closes this connection without an answer, as the test requested"
+            )
         await _until_gone(receive)
 
 

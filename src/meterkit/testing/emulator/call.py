@@ -1,4 +1,4 @@
-"""What goes into the emulator: a request, with its parameters in Stripe's form encoding."""
+"""A call of the emulator: a request with its parameters in Stripe's form encoding."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Params:
 
         Args:
             allowed: names of parameters.
-            expandable: what may be expanded, without effect; None: that is seen to elsewhere.
+            expandable: fields that may be expanded, without effect; None: checked elsewhere.
         """
         for name in sorted(self._form.keys() - {*allowed, "expand"}):
             raise unknown_parameter(self.path(name))
@@ -155,7 +155,7 @@ class Params:
         return None if value is None else value == "true"
 
     def span(self, name: str) -> Callable[[int], bool]:
-        """Return whether an instant is one that is asked for: ``created=1`` or ``created[gte]=1``."""
+        """Return whether an instant matches the filter: ``created=1`` or ``created[gte]=1``."""
         if name not in self:
             return lambda _: True
         if not self.is_hash(name):
@@ -243,7 +243,7 @@ class Params:
         return given
 
     def page(self, items: Sequence[JsonObject], *, url: str) -> JsonObject:
-        """Return the page of a list that is asked for: ``limit`` (10 where it is absent) and a cursor."""
+        """Return the requested page of a list: ``limit`` (default 10) and a cursor."""
         limit = self.integer("limit")
         limit = PAGE_DEFAULT if limit is None else limit
         if not 1 <= limit <= PAGE_MAX:

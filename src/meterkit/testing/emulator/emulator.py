@@ -70,7 +70,7 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
     ``GET``, ``POST /_emulator/clock``: what time it is, and ``{"advance": seconds}`` or ``{"to": instant}``;
     ``POST /_emulator/customers/{id}``: ``{"payments": "fail"}`` or ``"succeed"``, ``{"card": "pm_card_…"}``.
 
-    ``GET``, ``POST /_emulator/endpoints``: who is told of events, and one more (``url``, ``secret``,
+    ``GET``, ``POST /_emulator/endpoints``: the webhook endpoints, and one more (``url``, ``secret``,
     ``events``, ``thin``); ``POST /_emulator/emit``: any event (``type``, ``object``, ``previous``);
     ``POST /_emulator/deliver``: as :meth:`deliver` (``events``: their ids, ``to``, ``forge``);
     ``GET /_emulator/deliveries``: what became of them.
@@ -106,7 +106,7 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
             Stripe says "the price in effect when the usage was reported", and not whether an event's
             timestamp or its arrival tells that. ``timestamp``: an event stamped at the switch or later is
             charged at the new price. ``arrival``: only if it has arrived after the switch, too. In both,
-            what is stamped before the switch and arrives after it is on no invoice.
+            an event stamped before the switch that arrives after it is on no invoice.
         automatic_webhooks: whether events are delivered by themselves while the emulator is served, as they
             happen and fall due again; else by :meth:`deliver` alone.
         tax_percent: what ``automatic_tax`` adds to invoices; None: it is refused, as by an account that has
@@ -161,7 +161,7 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
         return cast("AbstractContextManager[str]", _server().running(self._app, host=host, port=port))
 
     def serve_forever(self, *, port: int, host: str = LOOPBACK) -> None:
-        """Serve until the process is told to stop.
+        """Serve until a signal stops the process.
 
         Raises:
             ImportError: if uvicorn is not installed.

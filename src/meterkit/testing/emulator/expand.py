@@ -112,7 +112,7 @@ def _payments(account: Account, name: str) -> JsonObject:
     return _list(payments_of(invoice), url=f"/v1/invoice_payments?invoice={invoice.id}")
 
 
-# The kind of an object and the name of a field that is there only where it is asked for.
+# The kind of an object and the name of a field that is present only if it is expanded.
 ON_DEMAND: Final[Mapping[tuple[str, str], Shower]] = {
     ("checkout.session", "line_items"): lambda account, name: _list(
         line_items(account.checkouts.find(name), prices=account.prices, products=account.products),

@@ -89,7 +89,7 @@ class Fault:
     def reply(self) -> Reply:
         """The answer of an ``error``."""
         kind, code, message = REFUSALS.get(
-            self.status, ("api_error", None, "An unknown error occurred. The emulator was told to fail.")
+            self.status, ("api_error", None, "An unknown error occurred, as the test requested.")
         )
         headers: dict[str, str] = {}
         if self.status == HTTPStatus.TOO_MANY_REQUESTS:

@@ -53,7 +53,7 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to the process that it is a guest of, and ends at once when it is told to.
+    """A server that leaves signals to its host process, and ends at once when it is stopped.
 
     Uvicorn looks ten times a second whether it is to end, and whether it has: longer than most tests take.
     """
@@ -127,7 +127,7 @@ def running(app: ASGIApp, *, host: str, port: int) -> Generator[str]:
 
 
 def serve_forever(app: ASGIApp, *, host: str, port: int) -> None:
-    """Serve ``app`` until the process is told to stop (SIGINT, SIGTERM)."""
+    """Serve ``app`` until SIGINT or SIGTERM."""
     with _listening(host, port=port) as (listener, _):
         asyncio.run(uvicorn.Server(_config(app)).serve(sockets=[listener]))
 

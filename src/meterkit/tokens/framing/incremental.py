@@ -13,7 +13,7 @@ EVENT_BYTES_MAX: Final = 16 << 10
 """How much of an event is kept; a larger one is read as it comes, without being kept."""
 
 Work: TypeAlias = "Iterator[None]"
-"""What is left to do: a generator that pauses after each piece, of some tenths of a millisecond."""
+"""The remaining work: a generator that pauses after each piece of some tenths of a millisecond."""
 
 Steps: TypeAlias = "Iterator[bool]"
 """A generator that yields where it pauses: whether it needs more bytes to go on."""
@@ -43,7 +43,7 @@ class Incremental:
     __slots__ = ("_at", "_data", "_is_over", "_steps", "corrupt")
 
     def __init__(self) -> None:
-        # What came and is to be read from a place in it.
+        # A chunk, and the position to read from.
         self._data = b""
         self._at = 0
         self._is_over = self.corrupt = False

@@ -16,7 +16,7 @@ __all__ = ["BALANCED", "OBJECT", "TEXT", "Document", "Scanner", "span"]
 
 
 DEPTH_MAX: Final = 1_000
-"""What is nested deeper is no provider's answer; Python's own parser gives up there too."""
+"""No provider's answer is nested deeper; Python's own parser gives up there too."""
 
 # Atomic groups, as Python 3.11 before 3.11.5 matches repeated groups that are possessive, (?:...)*+, wrongly:
 # https://github.com/python/cpython/issues/106052
@@ -24,7 +24,7 @@ _TEXT: Final = rb'"[^"\\]*+(?>(?:\\.[^"\\]*+)*)"'
 TEXT: Final = re.compile(_TEXT, re.DOTALL)
 """A whole JSON text."""
 
-# What follows in a text up to its end, but for the beginning of an escape, or of a pair of them.
+# The rest of a text up to its end, without the beginning of an escape, or of a pair of them.
 _IN_TEXT: Final = re.compile(
     rb'(?>(?:[^"\\]++|\\[^u]|\\u(?:[0-9A-CEFa-cef][0-9A-Fa-f]{3}|[dD][0-7C-Fc-f][0-9A-Fa-f]{2})'
     rb"|\\u[dD][89ABab][0-9A-Fa-f]{2}(?=[^\\]|\\[^u]|\\u.{4})(?:\\u[dD][C-Fc-f][0-9A-Fa-f]{2})?"
@@ -47,7 +47,7 @@ OBJECT: Final = re.compile(rb"\{" + _balanced(_LEVELS) + rb"\}", re.DOTALL)
 """A whole object that is not nested deeper."""
 _OPENING: Final = re.compile(rb"[{\[]*+")
 _CLOSING: Final = re.compile(rb"[}\]]*+")
-# What is read without a pause: at the slowest, some tenths of a millisecond.
+# Bytes read without a pause: at the slowest, some tenths of a millisecond.
 _STEPS_MAX: Final = 32
 _WINDOW_BYTES: Final = 4 << 10
 
@@ -213,4 +213,4 @@ class Document(Scanner):
 
 
 def _ignore(_: bytes) -> None:
-    """What is between the items."""
+    """The state between two items."""

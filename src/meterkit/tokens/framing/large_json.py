@@ -1,4 +1,4 @@
-"""What JSON objects of any size say that is looked at, in bounded memory and as they come."""
+"""Reads the wanted members of JSON objects of any size as they come, in bounded memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BETWEEN: Final = re.compile(rb"[\s,:]*+")
 _SCALAR: Final = re.compile(rb'[^\s,:"{}\[\]]++')
 _CODES: Final = re.compile(rb"(?>(?:\\u[0-9A-Fa-f]{4})+)")
 _CODE_BYTES: Final = 6
-# What is read without a pause: at the slowest, some tenths of a millisecond.
+# Bytes read without a pause: at the slowest, some tenths of a millisecond.
 _TOKENS_MAX: Final = 32
 _RUN_BYTES: Final = 1 << 10
 _MEASURED_DEPTH_MAX: Final = _DEPTH_MAX // 2
@@ -69,7 +69,7 @@ class LargeJson(Scanner):
 
     Args:
         emit: takes what was kept of an object, and the UTF-8 bytes of what the model wrote in it.
-        spoiled: is told that something that should be an object was none, or had no end.
+        spoiled: called if an expected object was none, or had no end.
         place: where the objects stand.
 
     Attributes:
@@ -204,7 +204,7 @@ class LargeJson(Scanner):
         self._take(outer, value, place)
 
     def _take(self, outer: _Container, value: object, place: Place | None) -> bool:
-        """Take a name; or keep a value, as far as it is looked at and within bounds: whether it was kept."""
+        """Take a name; or keep a wanted value within bounds: whether it was kept."""
         kept = outer.value
         if isinstance(kept, dict) and outer.name is None:
             self.stopped = not isinstance(value, str)
@@ -265,7 +265,7 @@ class LargeJson(Scanner):
 
 
 def _ignore(_: bytes) -> None:
-    """What is read over."""
+    """A value that is skipped."""
 
 
 def _drop(kept: dict[str, Any] | list[Any], key: str | None) -> None:

@@ -160,7 +160,7 @@ def draft_of(
     usages: Sequence[Usage] = (),
     since: int | None = None,
 ) -> Invoice:
-    """Return an invoice that nobody knows of yet: it advances by itself, after an hour as a draft.
+    """Return an invoice without events yet: it advances by itself, after an hour as a draft.
 
     Args:
         account: what it is of.

@@ -216,7 +216,7 @@ def _void(account: Account, call: Call) -> JsonObject:
 
 
 def _send(account: Account, call: Call) -> JsonObject:
-    """https://docs.stripe.com/api/invoices/send: a draft is finalized, and the customer is told."""
+    """https://docs.stripe.com/api/invoices/send: a draft is finalized, and the customer gets an e-mail."""
     call.params.only(expandable=None)
     invoice = _found(account, call)
     if invoice.collection_method != "send_invoice":

@@ -157,7 +157,7 @@ class Invoice:
         finalizes_at: when a draft is, if ``auto_advance`` is on; None: not by itself.
         starting_balance: the customer's balance when it was finalized; negative: a credit.
         client_secret: with which a browser pays; None while there is nothing to pay.
-        overdue_told: whether its due date has passed, and was told of.
+        overdue_told: whether an event has reported that its due date passed.
     """
 
     id: str

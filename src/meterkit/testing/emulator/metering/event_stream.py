@@ -44,7 +44,7 @@ def create_session(account: Account, call: Call) -> JsonObject:
 def stream_events(account: Account, call: Call) -> JsonObject:
     """``POST /v2/billing/meter_event_stream``, answered with an empty object.
 
-    What has another form is refused, the whole batch with it; all else is looked at afterwards, and thin
+    An event of the wrong form refuses the whole batch; all other checks come afterwards, and thin
     events tell of what was wrong (https://docs.stripe.com/billing/subscriptions/usage-based/recording-usage-api).
     An identifier that is remembered already is passed over without a word: there is no code for it.
     """

@@ -22,7 +22,7 @@ __all__ = ["CheckoutLine", "CheckoutSession", "CheckoutSessions", "line_items"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutLine:
-    """What is offered.
+    """A line of a checkout page.
 
     Attributes:
         price: its id.
@@ -175,7 +175,7 @@ class CheckoutSessions(Registry[CheckoutSession]):
             self.expire(session, at_s=session.expires_at)
 
     def expire(self, session: CheckoutSession, *, at_s: float) -> None:
-        """End a session that nobody has completed."""
+        """Expire a session that was not completed."""
         session.status = "expired"
         self._emit("checkout.session.expired", session.to_json(), at_s=at_s)
 

@@ -166,7 +166,7 @@ class Visits:
 
     def _fields(self, session: CheckoutSession) -> dict[str, str]:
         fields = {"customer": session.customer or "", **session.subscription_data}
-        # Checkout lets nobody subscribe who has not paid.
+        # Checkout begins no unpaid subscription.
         fields["payment_behavior"] = "error_if_incomplete"
         if session.automatic_tax:
             fields["automatic_tax[enabled]"] = "true"

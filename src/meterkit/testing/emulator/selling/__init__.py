@@ -1,1 +1,1 @@
-"""What is sold and to whom: customers, means of payment, products, prices, features."""
+"""Customers, payment methods, products, prices, coupons."""

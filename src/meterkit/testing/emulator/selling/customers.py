@@ -252,7 +252,7 @@ class Customers:
         return clock
 
     def known(self, customer_id: str | None) -> str | None:
-        """Return the id that a list is narrowed to, if any. Raises ApiError, 400, if nobody ever had it."""
+        """The id that a list is narrowed to, if any. Raises ApiError, 400, if no customer had it."""
         if customer_id is not None and customer_id not in self._by_id:
             raise missing_resource("customer", customer_id, param="customer")
         return customer_id

@@ -46,7 +46,7 @@ class PaymentMethod:
     """A card.
 
     Attributes:
-        customer: whose it is; None: nobody's.
+        customer: its owner; None: it has none.
         works: whether charges go through.
         authenticates: whether each charge asks its customer (3-D Secure).
         asks_until_set_up: whether charges ask its customer unless a setup intent has succeeded and they are

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["CLOCK_CALLS", "clock_time"]
 
 
-# Sessions of pages and of usage keep the emulator's own time, whoever they are for.
+# Sessions of pages and of usage keep the emulator's own time, for any customer.
 OWN_TIME: Final = ("/v1/billing", "/v1/checkout", "/v1/test_helpers", "/v2/")
 NAMES: Final = ("customer", "subscription", "from_subscription", "invoice")
 

@@ -111,7 +111,7 @@ def revise(
     Args:
         account: what it is of.
         subscription: it changes.
-        changes: what becomes of which item.
+        changes: the change of each item.
         at: Unix seconds.
         prorate: whether there are credits and charges.
         restarts: whether a cycle begins anew, which charges what is new by itself.
@@ -179,7 +179,7 @@ def _give_back(
     usage = usage_of(item, until=at, removed=True)
     count_anew(account, item, at=at)
     if not prorate:
-        # What was charged stays what a later credit is taken from: see the example under "Calculation logic
+        # A later credit is computed from the amount charged: see the example under "Calculation logic
         # with no prorations" (https://docs.stripe.com/billing/subscriptions/prorations#credit-prorations).
         return []
     if subscription.status == "trialing":

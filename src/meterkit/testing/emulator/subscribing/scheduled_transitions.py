@@ -65,7 +65,7 @@ def advance(account: Account) -> None:
 
 
 class _Queue:
-    """What is due when, earliest first."""
+    """The due transitions, earliest first."""
 
     def __init__(self, account: Account) -> None:
         self._account = account

@@ -204,7 +204,7 @@ def _retrieve(account: Account, call: Call) -> JsonObject:
 
 
 def _list(account: Account, call: Call) -> JsonObject:
-    """Newest first; those that have ended, and those of a test clock, only where they are asked for.
+    """Newest first; those that have ended, and those of a test clock, only on request.
 
     "The response will not include subscriptions with test clocks if this and the customer parameter is not
     set" (https://docs.stripe.com/api/subscriptions/list#list_subscriptions-test_clock).

@@ -116,7 +116,7 @@ class Delivery:
     Attributes:
         event: its id.
         at: Unix seconds by the emulator's clock.
-        attempt: 1 for the first; 0 where it was told to deliver.
+        attempt: 1 for the first; 0 for a delivery that the test requested.
         status: of the answer; 0 where none came.
         answer: the first 500 characters of its body.
         forged: what was wrong with it on purpose.
@@ -148,7 +148,7 @@ class Due:
 
 
 class Deliveries:
-    """What is still to be delivered, and every attempt that there was."""
+    """Pending deliveries, and every attempt so far."""
 
     def __init__(self, endpoints: WebhookEndpoints) -> None:
         self._endpoints = endpoints
@@ -156,7 +156,7 @@ class Deliveries:
         self.made: list[Delivery] = []
 
     def add(self, event: Told, *, now: float) -> None:
-        """Have an event delivered to everybody who wants to be told of it."""
+        """Schedule an event for every endpoint that wants its type."""
         for endpoint in self._endpoints.all:
             if endpoint.wants(event.type, thin=event.thin):
                 event.undelivered.add(endpoint.id)
@@ -208,11 +208,11 @@ CHANGEABLE: Final = ("url", "enabled_events", "description", "metadata")
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WebhookEndpoint:
-    """Who is told of events.
+    """A webhook endpoint.
 
     Attributes:
         events: types, ``*`` or groups such as ``invoice.*``.
-        thin: whether it is told of thin events, and of them alone.
+        thin: whether it gets thin events, and no others.
         secret: what its deliveries are signed with.
         rolled: the secret before, and until when in Unix seconds it signs too.
         app: an ASGI app that takes them in the running loop; None: they go to ``url`` over HTTP.
@@ -232,7 +232,7 @@ class WebhookEndpoint:
     app: ASGIApp | None = None
 
     def wants(self, event_type: str, *, thin: bool) -> bool:
-        """Tell whether it is to be told of such an event."""
+        """Whether the endpoint gets an event of a type."""
         return not self.disabled and self.thin == thin and matches(event_type, self.events)
 
     def secrets(self, *, now: float) -> list[str]:
@@ -299,7 +299,7 @@ class WebhookEndpoints:
         return self._find(call.object_id).to_json()
 
     def update(self, call: Call) -> JsonObject:
-        """``POST /v1/webhook_endpoints/{id}``; a disabled one is told of nothing."""
+        """``POST /v1/webhook_endpoints/{id}``; a disabled one gets no events."""
         call.params.only("disabled", *CHANGEABLE)
         endpoint = self._find(call.object_id)
         _apply(endpoint, params=call.params)

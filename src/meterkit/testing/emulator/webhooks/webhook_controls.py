@@ -34,7 +34,7 @@ __all__ = ["Courier", "WebhookControls"]
 
 
 SENDER: Final = "meterkit.testing.emulator.webhooks.sender"
-# How soon it is seen, in real seconds, that somebody has moved the clock.
+# How soon a move of the clock is noticed, in real seconds.
 LOOK_S: Final = 0.05
 
 
@@ -91,7 +91,7 @@ class Courier:
             woken.clear()
             if self._account.endpoints.all:
                 advance(self._account)
-            # An app belongs to the loop of whoever delivers to it on purpose, which need not be this one.
+            # An app belongs to the loop of the test that delivers to it, which need not be this one.
             await self.deliver_due(apps=False)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S if self._account.endpoints.all else None):
@@ -102,7 +102,7 @@ class Courier:
             return self._account.deliveries.take(now=self._account.behaviour.clock(), apps=apps)
 
     async def _send(self, due: Due, *, how: Forgery | None = None) -> Delivery:
-        # Needs httpx, which an emulator that nobody wants to be told by does without.
+        # Needs httpx, which an emulator without endpoints does without.
         sender: Any = import_module(SENDER)
         delivery: Delivery = await sender.send(due, now=self._account.behaviour.clock(), how=how)
         with self._account.lock:
@@ -154,7 +154,7 @@ class WebhookControls(Behaviour):
             url: where events are posted to.
             secret: what they are signed with; None: one of the emulator's choice.
             events: types, ``*`` or groups such as ``invoice.*``.
-            thin: whether it is told of thin events, and of them alone.
+            thin: whether it gets thin events, and no others.
             app: takes them when :meth:`deliver` says so, in its caller's loop and without a server; ``url``
                 says under which path.
         """
@@ -191,7 +191,7 @@ class WebhookControls(Behaviour):
 
         Args:
             event_type: such as ``customer.subscription.updated``.
-            obj: what it is said to have happened to.
+            obj: the object of the event.
             previous: it as it was before. With it an update that changes nothing is no event, and None.
         """
         return self._account.emit(event_type, obj, previous=previous)
