@@ -225,32 +225,29 @@ def as_text(result: dict) -> str:
 PREFACE = """\
 # Benchmarks
 
-This page is written by `python benchmarks/run.py --markdown docs/benchmarks.md` from one run; no figure is
-edited by hand. Run it on your own machine: `make bench`.
+`make bench` measures all figures of this page in one run and writes it. Run it on your own machine.
 
-One Starlette app with one route is put behind each limiter, in a process of its own, and called through the
-ASGI interface without an HTTP server; the rounds of all variants are interleaved. No request is denied.
-CPU is that of the whole process, with what is done after the response, less that of the same app without a
-limiter in the same round. The garbage collector stays on. Limiters without an ASGI middleware of their own
-get a minimal one, which sends no headers; meterkit sends `RateLimit` and `RateLimit-Policy`. The single-limit
-peers check one rate, meterkit (a) two. The *composite* does the job of meterkit (b) with
-parts assembled by hand: a rate and a monthly quota by `limits`, one after the other, and a usage counter in a
-hash.
+## How it measures
 
-The *streams* are answers in 20 chunks, as OpenAI's Chat Completions sends them; between two chunks the app
-lets others run. Reading alone is a reader fed the same chunks, as the middleware feeds it. The time in
-`send` is how long the app waits for each chunk, in process: `send` never suspends, so the middleware adds
-all that is more than the bare app's. In the races each stream reserves 200 tokens and comes to a random
-number of them.
-
-For *a store some milliseconds away*, a proxy holds back each answer of the store for so long.
-
-*Grants* says what a customer with prepaid credits takes of the server's time, by how many grants
-the customer has or had; each figure is the lowest mean of ten batches of 200 calls.
-
-A client posts 10,000 signed events of five kilobytes to the *webhook endpoint*, which queues each: first one
-each millisecond, without waiting for answers, then as fast as it answers, 32 at a time. The client shares a
-core with the store.
+- Each limiter stands before the same Starlette app with one route, in a process of its own. It is called
+  through the ASGI interface, without an HTTP server. Rounds of all variants are interleaved. No request is
+  denied.
+- CPU is that of the whole process, with the work after the response, less that of the bare app in the same
+  round. The garbage collector stays on.
+- A limiter without ASGI middleware gets a minimal one, which sends no headers. meterkit sends `RateLimit`
+  and `RateLimit-Policy`.
+- The single-limit peers check one rate, meterkit (a) checks two.
+- The *composite* does the job of meterkit (b) with separate parts, one after the other: a rate and a quota
+  by `limits`, and a counter in a hash.
+- *Streams* are answers in 20 chunks, as OpenAI's Chat Completions sends them. Between two chunks the app
+  lets others run. *Reading alone* feeds the same chunks to a reader.
+- The time in `send` is the app's wait for each chunk, in process. In the races each stream reserves 200
+  tokens and uses a random number.
+- For *a store some milliseconds away*, a proxy delays each answer of the store.
+- *Grants* is the server's time for a customer with prepaid credits, by the number of grants. Each figure is
+  the lowest mean of ten batches of 200 calls.
+- The *webhook endpoint* queues 10,000 signed events of 5 KB: first one each millisecond, then 32 at a time.
+  The client shares a core with the store.
 """
 
 

@@ -130,8 +130,7 @@ def lines(made: Table) -> list[str]:
     title, head, rows = made
     return [
         f"{FIGURES}\n",
-        "Written by `python benchmarks/simulate.py --markdown docs/simulate.md`, a part of `make bench`; no",
-        "figure is edited by hand.\n",
+        "`make bench` measures these figures and writes this section.\n",
         f"- {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, Python {platform.python_version()}",
         f"- load at the end {os.getloadavg()[0]:.1f}; above 2, others were at work",
         f"- {title}\n",
