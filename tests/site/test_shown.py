@@ -173,14 +173,15 @@ def test_the_chart_has_the_figures_of_the_page() -> None:
 def keys_page() -> list[tuple[re.Pattern[str], str, str]]:
     """Each key of the page: its pattern, its type and its TTL."""
     rows = re.findall(
-        r"^\| `(mk:[^`]+)` \| (\w+) \| [^|]+ \| ([^|]+) \|$",
+        r"^\| (`mk:[^|]+`) \| (\w+) \| [^|]+ \| ([^|]+) \|$",
         (DOCS / "redis-keys.md").read_text("utf-8"),
         re.MULTILINE,
     )
     found: list[tuple[re.Pattern[str], str, str]] = []
-    for key, kind, ttl in rows:
-        pattern = re.sub(r"[A-Z_]{2,}", ".+", re.escape(key).replace(r"\{s\}", r"\{\d+\}"))
-        found.append((re.compile(pattern + "$"), kind, ttl))
+    for keys, kind, ttl in rows:
+        for key in re.findall(r"`([^`]+)`", keys):
+            pattern = re.sub(r"[A-Z_]{2,}", ".+", re.escape(key).replace(r"\{s\}", r"\{\d+\}"))
+            found.append((re.compile(pattern + "$"), kind, ttl))
     return found
 
 
