@@ -74,7 +74,7 @@ def test_defaults_beside_a_setting_in_running_text_are_those_of_the_code() -> No
         default = default_of(variable)
         assert value == (float(default) if isinstance(default, int | float) else default), (page, variable)
         seen += 1
-    assert seen > 5
+    assert seen > 2
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
