@@ -108,7 +108,7 @@ def _http(result: dict) -> Table:
 
 
 def _imports(result: dict) -> Table:
-    head = ("statement", "median, ms", "lowest, ms", "modules", "optional packages loaded")
+    head = ("statement", "median, ms of CPU", "lowest, ms of CPU", "modules", "optional packages loaded")
     rows = []
     for statement, seen in result["imports"].items():
         if "error" in seen:

@@ -28,9 +28,9 @@ HERE = Path(__file__).parent
 UNWANTED = ("stripe", "typer", "fakeredis", "fastapi", "httpx")
 PROGRAM = """
 import json, sys, time
-begun = time.perf_counter()
+begun = time.process_time()
 {statement}
-took = time.perf_counter() - begun
+took = time.process_time() - begun
 if "meterkit" in sys.modules and sys.modules["meterkit"].__file__ is None:
     sys.exit("meterkit is a folder without __init__.py")
 unwanted = [name for name in {unwanted!r} if name in sys.modules]
@@ -39,7 +39,7 @@ print(json.dumps({{"ms": took * 1e3, "modules": len(sys.modules), "unwanted": un
 
 
 def import_times(cores: Cores, size: Size) -> dict[str, dict]:
-    """Milliseconds of each statement in fresh interpreters, interleaved; an error where it fails."""
+    """Milliseconds of CPU of each statement in fresh interpreters, interleaved; an error where it fails."""
     taken: dict[str, list] = {}
     failed: dict[str, dict] = {}
     for _ in range(size.starts):

@@ -28,7 +28,7 @@ LINE = (
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
     ("starlette",),
     ("fastapi", "llm", "pages", "background", "loop_thread"),
-    ("serving", "subscribing", "messaging", "sync"),
+    ("serving", "assembly", "sync"),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("testing",),
     ("cli",),

@@ -1,4 +1,4 @@
-"""MeterKit: puts the parts together."""
+"""MeterKit: the methods of a kit. :mod:`meterkit.assembly` makes its parts."""
 
 from __future__ import annotations
 
@@ -9,39 +9,27 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-from meterkit.asgi.gauges import Gauges
 from meterkit.asgi.llm_calls import captured, record_calls
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.catalog.watch import WatchedPlans
-from meterkit.customers.corrections import Asked, correct
-from meterkit.customers.grants import Grants
-from meterkit.customers.states import follow_turns
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.program import Demand
-from meterkit.delivery.background import delivery_tasks, flusher_for
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.journal import journal_of
-from meterkit.insights.revenue.revenue import Revenue
-from meterkit.messaging import messages_of
-from meterkit.notify import Handlers, Teller
-from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
-from meterkit.outbox.operator_commands import Intents
 from meterkit.serving import Serving, store_of
-from meterkit.storage.service import ObjectStorage
 from meterkit.store.arguments import check_customer, check_event_id
 from meterkit.store.hold import Used
 from meterkit.store.holds import Reservation
-from meterkit.subscribing import StripeAccess, customers_of, reconciler_of, subscriptions_of, webhooks_of
 from meterkit.tokens.estimate import estimate_input, guarded
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from meterkit.assembly import Parts
     from meterkit.customers.corrections import Corrected
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flusher import Flusher
@@ -57,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["MeterKit"]
 
 _logger = logging.getLogger("meterkit")
-_HANDLERS_S, _LOOK_EVERY_S = 5.0, 2.0
+_LOOK_EVERY_S = 2.0
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
@@ -90,7 +78,6 @@ class MeterKit:
         contact: ContactSource | None = None,
         **settings: Unpack[SettingsKeywords],
     ) -> None:
-        # Pydantic comes with the first kit, as redis-py does: each takes a while to import.
         self.settings: Settings = import_module("meterkit.settings").Settings.load(**settings)
         self.estimate_input = guarded(estimate_input)
         self._plans = None
@@ -99,29 +86,24 @@ class MeterKit:
             plans = self._plans.read(lambda read: read)
         catalog = enforced(plans, self.settings.enforcement)
         self.store = store_of(self.settings, catalog, clock)
-        self.grants = Grants(self.store)
-        self.gauges = Gauges(self.store)
-        self.outbox = Intents(self.store)
-        self.revenue = Revenue(self.store, self.settings)
-        self.storage = ObjectStorage(self.store, self.settings.storage_endpoint)
-        stripe = StripeAccess(self.settings)
-        self.reconcile = reconciler_of(self.store, self.settings, stripe).reconcile
-        self.webhooks = webhooks_of(self.store, self.settings, stripe)
-        self.subscriptions = subscriptions_of(self.store, self.settings, stripe, self.webhooks.fetch, contact)
-        self.customers = customers_of(self.store, self.settings, stripe, self.webhooks, self.subscriptions)
-        self._handlers = Handlers()
-        self.notify = messages_of(self.store, self.settings, contact, self._handlers.events)
-        teller = Teller(self.store, self._handlers)
-        tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"tell": teller.run}
-        tasks |= self.notify.tasks()
-        if self.settings.delivers:
-            tasks |= delivery_tasks(self.store, self.settings, self.flusher, stripe.api)
-            tasks |= {**self.webhooks.tasks, **self.subscriptions.tasks}
-        tasks["turns"] = partial(follow_turns, self.store, is_wanted=self._follows_turns)
+        # Pydantic, redis-py and most of meterkit come with the first kit: they take a while to import.
+        parts: Parts = import_module("meterkit.assembly").Parts(self.store, self.settings, contact)
+        self.grants = parts.grants
+        self.gauges = parts.gauges
+        self.outbox = parts.outbox
+        self.revenue = parts.revenue
+        self.storage = parts.storage
+        self.reconcile = parts.reconcile
+        self.webhooks = parts.webhooks
+        self.subscriptions = parts.subscriptions
+        self.customers = parts.customers
+        self.notify = parts.notify
+        self._handlers = parts.handlers
+        self._flusher = parts.flusher
+        tasks = parts.tasks()
         if self._plans is not None:
             tasks["watch"] = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)
-        finish = partial(teller.finish, timeout_s=_HANDLERS_S)
-        self._serving = Serving(self.store, self.settings, tasks, finish, close=stripe.close)
+        self._serving = Serving(self.store, self.settings, tasks, parts.finish, close=parts.close)
 
     @property
     def catalog(self) -> Catalog:
@@ -322,8 +304,10 @@ class MeterKit:
             MeterkitError: the id was used for something else, or a text cannot be used.
             StoreError: the store does not answer.
         """
-        asked = Asked(quantities, reason=reason, correction_id=correction_id, by=by)
-        return await correct(self.store, customer, asked)
+        module: Any = import_module("meterkit.customers.corrections")  # Few apps correct usage.
+        asked = module.Asked(quantities, reason=reason, correction_id=correction_id, by=by)
+        corrected: Sequence[Corrected] = await module.correct(self.store, customer, asked)
+        return corrected
 
     async def usage(self, customer: str, *, period: datetime | str | None = None) -> CustomerUsage:
         """What the customer has used in a period; an unknown one is shown on the default plan.
@@ -363,7 +347,7 @@ class MeterKit:
         Raises:
             SettingsError: no Stripe key is set.
         """
-        return flusher_for(self.store, self.settings, self.webhooks.fetch, journal_of(self.settings))
+        return self._flusher()
 
     async def reload(self) -> bool:
         """Read the plans file again, and decide by it from now on; done by itself after it has changed.
@@ -389,10 +373,6 @@ class MeterKit:
         self.notify.check(catalog)
         self.store.use(enforced(catalog, self.settings.enforcement))
         return True
-
-    def _follows_turns(self) -> bool:
-        told = {*self._handlers.events, *self.notify.events}
-        return self.settings.delivers or not told.isdisjoint(SUBSCRIPTION_EVENTS)
 
     def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
         check_quantities({meter: quantity}, self.catalog.meters)

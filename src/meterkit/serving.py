@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 from meterkit.background import BackgroundTasks
 from meterkit.catalog.notes import log_notes
 from meterkit.errors import StoreError
-from meterkit.insights.background import insights_tasks
 from meterkit.insights.otel import observe
 from meterkit.redis.event_loops import running_loop
 from meterkit.redis.url import choose_store
@@ -68,8 +67,7 @@ class Serving:
     ) -> None:
         self._store = store
         self._settings = settings
-        self._tasks = {**tasks, **insights_tasks(store, settings)}
-        self._tasks["degraded"] = store.degraded.run
+        self._tasks = {**tasks, "degraded": store.degraded.run}
         self._finish = finish
         self._close = close
         self._background = BackgroundTasks(store.task_failures)

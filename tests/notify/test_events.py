@@ -338,7 +338,7 @@ async def test_low_credits_are_told_once_a_crossing(any_store_url: str) -> None:
 async def test_a_handler_that_hangs_does_not_keep_the_kit_from_stopping(
     any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("meterkit.kit._HANDLERS_S", 0.05)
+    monkeypatch.setattr("meterkit.assembly._HANDLERS_S", 0.05)
     begun = asyncio.Event()
     async with kit_of(any_store_url) as kit:
 

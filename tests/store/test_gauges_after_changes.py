@@ -10,7 +10,7 @@ import pytest
 from delivering import NOW
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.customers.states import sweep_turns
+from meterkit.customers.states import sweep_scheduled_transitions
 from meterkit.decisions.periods import to_ms
 from meterkit.testing import Clock
 from subscribed import fetched, subscription
@@ -147,7 +147,7 @@ async def test_what_the_clock_changes_is_a_change_too(allowing: MeterKit, clock:
     await allowing.gauges.set("acme", "storage", 4000)
     clock.set(NOW + 5 * DAY)
     if sweeps:
-        await sweep_turns(allowing.store)
+        await sweep_scheduled_transitions(allowing.store)
     assert (await allowing.usage("acme"))["plan"] == "free"
     assert await room(allowing) == 1000
 

@@ -13,7 +13,7 @@ from faults import before_script, eventually
 from meterkit.catalog import loads
 from meterkit.customers import deletion, states
 from meterkit.customers.deletion import delete
-from meterkit.customers.states import States, sweep_turns
+from meterkit.customers.states import States, sweep_scheduled_transitions
 from meterkit.decisions.keys import shard_of
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.transitions import InForce
@@ -84,15 +84,15 @@ async def test_what_the_clock_changes_is_entered_at_its_own_instant_whenever_som
     clock = Clock(NOW)
     async with kit_of(any_store_url, clock) as kit:
         await fetched(kit, subscription(**FAILING, cancel_at_ms=END))
-        await sweep_turns(kit.store)
+        await sweep_scheduled_transitions(kit.store)
         before = await lines(kit)
         clock.set(NOW + 7 * DAY - INSTANT)
-        assert await sweep_turns(kit.store) == 1  # A reminder is due, which is not entered.
-        assert await sweep_turns(kit.store) == 0
+        assert await sweep_scheduled_transitions(kit.store) == 1  # A reminder is due, which is not entered.
+        assert await sweep_scheduled_transitions(kit.store) == 0
         assert await lines(kit) == before
         clock.set(END + DAY)
-        assert await sweep_turns(kit.store) == 1
-        assert await sweep_turns(kit.store) == 0
+        assert await sweep_scheduled_transitions(kit.store) == 1
+        assert await sweep_scheduled_transitions(kit.store) == 0
         found = await kit.customers.history("acme")
         told = [(entry.kind, entry.after, entry.at, entry.cause) for entry in found[len(before) :]]
         assert told == [
@@ -115,7 +115,7 @@ async def test_two_processes_that_sweep_at_once_enter_what_they_find_once(store_
             await fetched(one, subscription(**FAILING), customer=f"c{nth}")
         before = [await lines(one, f"c{nth}") for nth in range(8)]
         clock.set(NOW + 7 * DAY)
-        await asyncio.gather(*(sweep_turns(kit.store) for kit in (one, two, one, two)))
+        await asyncio.gather(*(sweep_scheduled_transitions(kit.store) for kit in (one, two, one, two)))
         for nth in range(8):
             assert len(await lines(two, f"c{nth}")) == len(before[nth]) + 2
             assert (await delete(one.store, f"c{nth}")).history == len(before[nth]) + 2
@@ -138,7 +138,7 @@ async def test_a_change_that_comes_before_the_sweep_enters_what_the_clock_has_do
             ("access", "restricted", "full", "evt_paid"),
         ]
         clock.set(NOW + 40 * DAY)
-        assert await sweep_turns(kit.store) == 0
+        assert await sweep_scheduled_transitions(kit.store) == 0
 
 
 async def test_a_sweep_that_somebody_overtakes_enters_nothing_twice(valkey: Any) -> None:
@@ -147,14 +147,14 @@ async def test_a_sweep_that_somebody_overtakes_enters_nothing_twice(valkey: Any)
         await fetched(slow, subscription(**FAILING))
         before = await lines(slow)
         clock.set(NOW + 7 * DAY)
-        others = [lambda: sweep_turns(quick.store)]
+        others = [lambda: sweep_scheduled_transitions(quick.store)]
 
         async def overtake() -> None:
             if others:
                 await others.pop()()
 
         await before_script(slow, "amend", overtake)
-        await sweep_turns(slow.store)
+        await sweep_scheduled_transitions(slow.store)
         assert len(await lines(slow)) == len(before) + 2
 
 
@@ -190,17 +190,17 @@ async def test_handlers_are_told_of_what_has_changed_and_why(any_store_url: str)
         told.clear()
         await fetched(kit, subscription(**FAILING | {"failures": 2}), cause="evt_3")
         clock.set(NOW + DAY)
-        await sweep_turns(kit.store)
+        await sweep_scheduled_transitions(kit.store)
         await eventually(lambda: len(told) == 1)
         reminder = told.pop()
         assert (reminder.failures, reminder.access, reminder.at) == (2, "grace", NOW + DAY)
         assert (reminder.failed_at, reminder.after, reminder.until) == (NOW, DAY, NOW + 7 * DAY)
         clock.set(NOW + 6 * DAY)
-        await sweep_turns(kit.store)
+        await sweep_scheduled_transitions(kit.store)
         await eventually(lambda: len(told) == 1)
         assert told.pop().after == 6 * DAY
         clock.set(NOW + 7 * DAY)
-        await sweep_turns(kit.store)
+        await sweep_scheduled_transitions(kit.store)
         await eventually(lambda: len(told) == 2)
         assert {(event.cause, event.at) for event in told} == {("clock", NOW + 7 * DAY)}
         assert len({event.id for event in told}) == 2
@@ -224,7 +224,7 @@ async def test_an_unpaid_invoice_is_reminded_of_at_each_span_once(any_store_url:
         await fetched(kit, subscription(**FAILING))
         for half_day in range(40):
             clock.advance(DAY / 2)
-            await sweep_turns(kit.store)
+            await sweep_scheduled_transitions(kit.store)
             failures = 4 if half_day > 5 else 2
             await fetched(kit, subscription(**FAILING | {"failures": failures, "seats": 2}))
         await eventually(lambda: len(told) == 3)
@@ -245,24 +245,24 @@ async def test_reminders_end_with_the_payment_and_begin_with_the_next_failure(
         told = recorder(kit, "dunning.reminder")
         await fetched(kit, subscription(**FAILING))
         clock.set(NOW + 2 * DAY)
-        await sweep_turns(kit.store)
+        await sweep_scheduled_transitions(kit.store)
         await fetched(kit, subscription())
         clock.set(NOW + 9 * DAY)
-        await sweep_turns(kit.store)
+        await sweep_scheduled_transitions(kit.store)
         later = subscription(**FAILING | {"failed_at_ms": NOW + 9 * DAY})
         await fetched(kit, later)
         clock.set(NOW + 10 * DAY)
-        await sweep_turns(kit.store)
+        await sweep_scheduled_transitions(kit.store)
         await eventually(lambda: len(told) == 2)
         assert [event.at for event in told] == [NOW + DAY, NOW + 10 * DAY]
         # Left unpaid by Stripe it is still owed; once it has ended, there is nothing to remind of.
         await fetched(kit, replace(later, status="unpaid"))
         clock.set(NOW + 15 * DAY)
-        await sweep_turns(kit.store)
+        await sweep_scheduled_transitions(kit.store)
         await eventually(lambda: len(told) == 3)
         await fetched(kit, replace(later, status="canceled"))
         clock.set(NOW + 40 * DAY)
-        await sweep_turns(kit.store)
+        await sweep_scheduled_transitions(kit.store)
         assert [event.access for event in told] == ["grace", "grace", "suspended"]
 
 
@@ -464,7 +464,7 @@ async def test_a_state_that_cannot_be_read_does_not_keep_others_from_being_caugh
             await fetched(kit, subscription(**FAILING), customer=f"c{nth}")
         valkey.command("HSET", kit.store.keys.customer("c1").state, "data", "[]")
         clock.set(NOW + 7 * DAY)
-        assert await sweep_turns(kit.store) == 2
+        assert await sweep_scheduled_transitions(kit.store) == 2
         assert "for customer 'c1' cannot be entered" in caplog.text
 
 
@@ -587,7 +587,7 @@ async def test_a_sweep_has_nobody_read_the_state_anew(any_store_url: str) -> Non
         await fetched(kit, subscription(**FAILING))
         rev, _ = await States(kit.store).read("acme")
         clock.set(NOW + 7 * DAY)
-        assert await sweep_turns(kit.store) == 1
+        assert await sweep_scheduled_transitions(kit.store) == 1
         assert (await States(kit.store).read("acme"))[0] == rev
 
 

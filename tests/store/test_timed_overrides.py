@@ -10,7 +10,7 @@ import pytest
 
 from meterkit import MeterkitError, UnknownFeatureError
 from meterkit.catalog import loads, override
-from meterkit.customers.states import States, sweep_turns
+from meterkit.customers.states import States, sweep_scheduled_transitions
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.periods import to_ms
 from meterkit.testing import Clock
@@ -100,8 +100,8 @@ async def test_a_gauge_has_the_plans_limit_again_once_its_override_has_ended(any
         await kit.customers.override("acme", {"seats": {"included": 8}}, until=UNTIL)
         assert (await kit.check("acme", "seats", 8)).allowed
         clock.set(UNTIL)
-        assert await sweep_turns(kit.store) == 1
-        assert await sweep_turns(kit.store) == 0
+        assert await sweep_scheduled_transitions(kit.store) == 1
+        assert await sweep_scheduled_transitions(kit.store) == 0
         assert not (await kit.check("acme", "seats", 4)).allowed
         assert (await kit.check("acme", "seats", 3)).allowed
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 import typer
 
+from meterkit.assembly import StripeAccess
 from meterkit.background import BackgroundTasks
 from meterkit.cli.flush import summary
 from meterkit.cli.imported_app import import_function
 from meterkit.cli.output import log_as_json, logs_as_json, print_note
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
-from meterkit.customers.states import follow_turns
+from meterkit.customers.states import make_scheduled_transitions
 from meterkit.delivery.closing import Closer
 from meterkit.errors import MeterkitError
 from meterkit.insights.background import insights_tasks
-from meterkit.subscribing import StripeAccess
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
@@ -91,7 +91,7 @@ async def worker(
             flusher.run(every_s=every_s, told=lambda report: _tell(report, json=session.json))
         )
         loop, beside = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
-        beside.keep(loop, "turns", lambda: follow_turns(kit.store))
+        beside.keep(loop, "scheduled transitions", lambda: make_scheduled_transitions(kit.store))
         stripe = StripeAccess(kit.settings)
         beside.keep(loop, "closes", Closer(kit.store, stripe.api).run)
         own = {**kit.webhooks.tasks, **kit.subscriptions.tasks, **kit.notify.tasks(is_worker=True)}

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-__all__ = ["Found", "States", "follow_turns", "sweep_turns"]
+__all__ = ["Found", "States", "make_scheduled_transitions", "sweep_scheduled_transitions"]
 
 
 _TRIES: Final = 32
@@ -216,7 +216,7 @@ _SHARDS_AT_ONCE: Final = 16
 _PAGE: Final = 100
 
 
-async def follow_turns(store: Store, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
+async def make_scheduled_transitions(store: Store, *, is_wanted: Callable[[], bool] = lambda: True) -> None:
     """Look for what the clock has changed, four times a minute, until cancelled.
 
     Decisions do not wait for that: what is scheduled binds them at its millisecond.
@@ -230,11 +230,11 @@ async def follow_turns(store: Store, *, is_wanted: Callable[[], bool] = lambda: 
     """
     while True:
         if is_wanted():
-            await sweep_turns(store)
+            await sweep_scheduled_transitions(store)
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
-async def sweep_turns(store: Store) -> int:
+async def sweep_scheduled_transitions(store: Store) -> int:
     """Enter and tell, once, what the clock has changed; of how many customers.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meterkit.notify.event_dispatcher import Handlers, Teller
+from meterkit.notify.event_dispatcher import EventDispatcher, Handlers
 from meterkit.notify.events import CreditsLow, PeriodSummary, StorageOver, UsageSpike, UsageThreshold
 from meterkit.notify.subscription_events import (
     AccessChanged,
@@ -17,13 +17,13 @@ __all__ = [
     "AccessChanged",
     "CreditsLow",
     "DunningReminder",
+    "EventDispatcher",
     "Handlers",
     "PaymentFailed",
     "PaymentSucceeded",
     "PeriodSummary",
     "StorageOver",
     "SubscriptionChanged",
-    "Teller",
     "TrialEnding",
     "UsageSpike",
     "UsageThreshold",

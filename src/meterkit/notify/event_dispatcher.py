@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from meterkit.store.messages import Notice
     from meterkit.store.store import Store
 
-__all__ = ["Handlers", "Teller"]
+__all__ = ["EventDispatcher", "Handlers"]
 
 
 _logger = logging.getLogger("meterkit.notify")
@@ -74,7 +74,7 @@ _LOOK_EVERY_S: Final = 30.0
 _AT_ONCE_MOST: Final = 32
 
 
-class Teller:
+class EventDispatcher:
     """Tells of notices: at once of what a settlement of this process brought, of any other within a minute.
 
     All processes that have handlers of an event share what there is to tell: each notice goes to one of

@@ -1,0 +1,188 @@
+"""The assembly of a kit: makes its parts and connects them.
+
+Imported with the first kit, since it loads most of meterkit: ``from meterkit import MeterKit`` stays fast.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.asgi.gauges import Gauges
+from meterkit.customers.customers import Customers
+from meterkit.customers.grants import Grants
+from meterkit.customers.states import States, make_scheduled_transitions
+from meterkit.delivery.background import delivery_tasks, flusher_for
+from meterkit.delivery.on_demand import Cutter, deliver_customer, undelivered
+from meterkit.delivery.reconciling import Reconciler
+from meterkit.delivery.summaries import until_counted
+from meterkit.insights.audit.hourly_usage import HourlyUsage
+from meterkit.insights.audit.journal import journal_of
+from meterkit.insights.background import insights_tasks
+from meterkit.insights.revenue.revenue import Revenue
+from meterkit.notify import EventDispatcher, Handlers
+from meterkit.notify.messages import Messages
+from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
+from meterkit.outbox.operator_commands import Intents
+from meterkit.storage.service import ObjectStorage
+from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.service.customer_hooks import CustomerHooks
+from meterkit.subscriptions.service.service import Subscriptions
+from meterkit.subscriptions.service.stripe_customers import contact_of
+from meterkit.subscriptions.webhooks.webhooks import Webhooks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
+
+    from meterkit.delivery.flusher import Flusher
+    from meterkit.settings import Settings
+    from meterkit.store.store import Store
+    from meterkit.subscriptions.service.stripe_customers import ContactSource
+
+__all__ = ["Parts", "StripeAccess"]
+
+_logger = logging.getLogger("meterkit.subscriptions")
+
+_ROUNDS: Final = 2
+_DELIVERY_S: Final = 80.0
+"""More than the minute after which usage can be sealed that was sealed often in this one."""
+_COUNTING_S: Final = 20.0
+_HANDLERS_S: Final = 5.0
+
+
+class StripeAccess:
+    """The way to Stripe, made when it is first needed: an app without a Stripe key needs none.
+
+    Args:
+        settings: the key and the address.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._made: StripeApi | None = None
+
+    def api(self) -> StripeApi:
+        """The way to Stripe.
+
+        Raises:
+            SettingsError: no Stripe key is set.
+        """
+        if self._made is None:
+            self._made = StripeApi(self._settings)
+        return self._made
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop."""
+        if self._made is not None:
+            await self._made.close()
+
+
+class Parts:
+    """The parts of one kit; each is an attribute of the kit under the same name.
+
+    Args:
+        store: of the kit.
+        settings: of the kit.
+        contact: gives where a customer is reached, and what a Stripe customer is made with.
+    """
+
+    def __init__(self, store: Store, settings: Settings, contact: ContactSource | None) -> None:
+        self._store = store
+        self._settings = settings
+        self._stripe = stripe = StripeAccess(settings)
+        self._journal = journal = journal_of(settings)
+        self.grants = Grants(store)
+        self.gauges = Gauges(store)
+        self.outbox = Intents(store)
+        self.revenue = Revenue(store, settings)
+        self.storage = ObjectStorage(store, settings.storage_endpoint)
+        self.reconcile = Reconciler(store, stripe.api, journal).reconcile
+        self.webhooks = Webhooks(store, settings, stripe.api, self._take_refusals)
+        self.subscriptions = Subscriptions(
+            store,
+            stripe.api,
+            fetch=self.webhooks.fetch,
+            deliver=self._deliver,
+            cut=Cutter(store, self.flusher, stripe.api).cut,
+            contact=contact,
+        )
+        hooks = CustomerHooks(
+            store,
+            None if settings.stripe_api_key is None else stripe.api,
+            fetch=self.webhooks.fetch,
+            end=partial(self.subscriptions.cancel, immediately=True),
+            later=self.webhooks.look_later,
+        )
+        self.customers = Customers(store, hooks)
+        self.handlers = Handlers()
+        history = None if settings.audit_url is None else HourlyUsage(settings.audit_url.get_secret_value())
+        reach = None if contact is None else partial(contact_of, contact)
+        self.notify = Messages(store, settings, reach, history, self.handlers.events)
+        self._dispatcher = EventDispatcher(store, self.handlers)
+
+    def flusher(self) -> AbstractAsyncContextManager[Flusher]:
+        """A flusher with connections of its own."""
+        return flusher_for(self._store, self._settings, self.webhooks.fetch, self._journal)
+
+    def tasks(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """The tasks beside each event loop, by name.
+
+        Raises:
+            MeterkitError: a package of an extra is missing.
+            SettingsError: the plans file needs a setting.
+        """
+        found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"events": self._dispatcher.run}
+        found |= {**self.notify.tasks(), **insights_tasks(self._store, self._settings)}
+        if self._settings.delivers:
+            found |= delivery_tasks(self._store, self._settings, self.flusher, self._stripe.api)
+            found |= {**self.webhooks.tasks, **self.subscriptions.tasks}
+        wants = self._wants_transitions
+        found["scheduled transitions"] = partial(make_scheduled_transitions, self._store, is_wanted=wants)
+        return found
+
+    async def finish(self) -> None:
+        """Bring handlers that are running to an end."""
+        await self._dispatcher.finish(timeout_s=_HANDLERS_S)
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop to Stripe."""
+        await self._stripe.close()
+
+    def _wants_transitions(self) -> bool:
+        wanted = {*self.handlers.events, *self.notify.events}
+        return self._settings.delivers or not wanted.isdisjoint(SUBSCRIPTION_EVENTS)
+
+    async def _take_refusals(self, event_id: str) -> None:
+        module: Any = import_module("meterkit.delivery.error_reports")  # Stripe seldom refuses.
+        await module.take_refusals(self._store, self._stripe.api(), event_id, self._journal)
+
+    async def _deliver(self, customer: str) -> None:
+        """Deliver a customer's usage, and wait until an invoice of now has it.
+
+        Usage recorded while it waits is delivered too, once; then the undelivered rest is logged.
+        """
+        left = 0
+        for _ in range(_ROUNDS):
+            has_all = await deliver_customer(self._store, self.flusher(), customer, timeout_s=_DELIVERY_S)
+            _, state = await States(self._store).read(customer)
+            if state.stripe_customer is None:
+                return
+            counting = until_counted(
+                self._store, self._stripe.api(), customer, state.stripe_customer, timeout_s=_COUNTING_S
+            )
+            if uncounted := await counting:
+                _logger.error(
+                    "%d units that customer %r has used are delivered, and Stripe has not counted them in"
+                    " time: they are not on the invoice that ends the subscription",
+                    *(uncounted, customer),
+                )
+            if uncounted or not has_all or not (left := await undelivered(self._store, customer)):
+                return
+        _logger.error(
+            "customer %r has used %d units while its subscription was ended: they are not on the last"
+            " invoice",
+            *(customer, left),
+        )
