@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["Admitted", "Current"]
-
 _NEVER: Final = frozenset["Outcome"]()
 
 

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Route
 
-__all__ = ["AppRoute", "Decider", "Idle", "Taken", "described", "example_path", "routes_of", "take"]
-
-
 _WRAPPERS_MAX: Final = 100
 ANY_METHOD: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 """What stands for all methods where an app does not say which it takes."""

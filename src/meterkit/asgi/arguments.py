@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Program
     from meterkit.store.views import CustomerCache, CustomerView
 
-__all__ = ["PlansInForce", "check_arguments"]
-
-
 _PROGRAMS_MAX: Final = 1_000
 
 

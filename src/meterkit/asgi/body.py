@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope
 
-__all__ = ["BUFFERED_BYTES_MAX", "DECODED_BYTES_MAX", "BufferedBody"]
-
 BUFFERED_BYTES_MAX: Final = 1 << 20
 DECODED_BYTES_MAX: Final = 256 << 10
 """How much is read of a body that came compressed."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.asgi.exchange import Exchange
     from meterkit.tokens.call_usage import CallUsage
 
-__all__ = ["allows", "current", "exchange", "exchange_of", "record", "record_usage", "tap"]
-
 exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")
 
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["returns_awaitable"]
-
 Function = TypeVar("Function", bound="Callable[..., Awaitable[Any]]")
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["PolicyFields", "count_in_process", "decide_in_process"]
-
 _logger: Final = logging.getLogger("meterkit.asgi")
 
 

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
 
-__all__ = ["Exchange"]
-
 T = TypeVar("T")
 
 _NOTHING: Final[dict[str, int]] = {}

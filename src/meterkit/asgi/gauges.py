@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["Gauges"]
-
 
 class Gauges:
     """The levels of meters of the kind ``gauge``: stored bytes, seats. The app sets them, limits ask them.

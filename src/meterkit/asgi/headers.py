@@ -22,18 +22,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Measure, Program
     from meterkit.store.views import PreparedDecision
 
-__all__ = [
-    "LimitFields",
-    "ShadowFields",
-    "fields",
-    "join",
-    "limit_field",
-    "merge",
-    "policy_field",
-    "quoted",
-    "x_fields",
-]
-
 INTEGER_MAX: Final = 10**15 - 1
 EXPOSE: Final = b"access-control-expose-headers"
 

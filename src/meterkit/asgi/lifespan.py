@@ -9,8 +9,6 @@ from meterkit.errors import MeterkitError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Startable", "lifespan"]
-
 _SHUT_DOWN: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.jobs import BatchLine
 
-__all__ = ["LlmCalls", "captured", "record_calls", "used_by_model"]
-
 _logger = logging.getLogger("meterkit.asgi")
 
 _TOKEN_METERS: Final = (

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.tokens.call_usage import CallUsage, Note
 
-__all__ = ["Contained", "RefusalLog", "Sampler", "TroubleLog", "described", "warn", "warn_of_lost"]
-
 
 class Sampler:
     """Lets the first lines of each span of time through, and tells how many it kept back.

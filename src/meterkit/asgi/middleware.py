@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
     from meterkit.tokens.estimate import InputEstimator
 
-__all__ = ["Kit", "MeterMiddleware"]
-
 _DECIDED: Final = frozenset({"http", "websocket"})
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from meterkit.catalog import Outcome
 
-__all__ = ["outcome_of"]
-
 # Numbers: to look a member of an enumeration up takes as long as the rest of a comparison.
 _BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST.value
 _SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value

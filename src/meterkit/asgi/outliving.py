@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.call_usage import CallUsage
 
-__all__ = ["on_loop_of", "settle_outliving"]
-
 Args = TypeVarTuple("Args")
 Result = TypeVar("Result")
 

@@ -18,19 +18,6 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Headers
     from meterkit.decisions.decision import Decision, Policy, Reason
 
-__all__ = [
-    "TYPES",
-    "Denial",
-    "Member",
-    "ProblemContext",
-    "Refusal",
-    "complete",
-    "problem",
-    "send_denial",
-    "takes_answer",
-    "type_of",
-]
-
 CHALLENGE: Final = 'Bearer realm="api"'
 
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.estimate import InputEstimator
     from meterkit.tokens.framing.incremental import Work
 
-__all__ = ["BODY_BYTES_MAX", "Reading"]
-
 BODY_BYTES_MAX: Final = 1 << 20
 """How much of a request's body is kept."""
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = ["LateRefusal", "Refuser"]
-
 
 class LateRefusal:
     """Stands in for the server's send from when a request is refused.

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.estimate import InputEstimator
 
-__all__ = ["known_refusal", "reservation", "reserving"]
-
 _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""
 

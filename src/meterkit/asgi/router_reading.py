@@ -15,18 +15,6 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-__all__ = [
-    "EXACT",
-    "LOOSE",
-    "Paths",
-    "Reading",
-    "has_encoded_slash",
-    "loose_paths",
-    "loose_pattern",
-    "loose_spellings",
-    "reading_of",
-]
-
 Paths: TypeAlias = Literal["exact", "loose"]
 
 _WRAPPERS_MAX: Final = 100

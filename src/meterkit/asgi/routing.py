@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.router_reading import Paths
 
-__all__ = ["Router", "client_paths", "is_preflight", "own_root_path"]
-
 CACHE_ENTRIES_MAX: Final = 4096
 CACHED_PATH_CHARS_MAX: Final = 512
 CACHED_METHOD_CHARS_MAX: Final = 16

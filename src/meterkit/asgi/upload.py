@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Outcome
     from meterkit.redis.tallies import Tallies
 
-__all__ = ["Upload", "announced_bytes"]
-
 _STEP_BYTES: Final = 256 << 10
 """Bytes set aside at once, at least, for a body of unknown length: not one call for every piece."""
 _LENGTH_DIGITS_MAX: Final = 15

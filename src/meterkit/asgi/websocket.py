@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.store.views import CustomerView
 
-__all__ = ["SocketUsage", "WebSocketExchange"]
-
-
 _BYTES_MAX: Final = 1 << 20
 _IDS_MAX: Final = 1_000
 # Encoded sound and images: nothing in them is read, and they come often.

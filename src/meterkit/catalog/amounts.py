@@ -5,9 +5,6 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Final
 
-__all__ = ["exact_money", "minor_units", "money", "size_text"]
-
-
 # https://docs.stripe.com/currencies#zero-decimal; amounts of ISK and UGX have two decimals at Stripe.
 _WITHOUT: Final = frozenset(
     {"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"}

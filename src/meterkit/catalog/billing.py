@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.errors import Problems
 
-__all__ = ["UNIX", "CheckoutOptions", "OptionsShape", "proxy_network", "set_by_meterkit"]
-
-
 UNIX: Final = "unix"
 """Clients of a Unix socket, which have no address."""
 _MAPPED: Final = IPv6Network("::ffff:0:0/96")

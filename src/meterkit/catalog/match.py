@@ -11,9 +11,6 @@ from meterkit.catalog.scalars import scalar
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["covers"]
-
-
 WEBSOCKET: Final = "WS"
 METHODS: Final = (
     "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY", WEBSOCKET,

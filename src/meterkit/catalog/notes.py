@@ -24,8 +24,6 @@ if TYPE_CHECKING:
         Route,
     )
 
-__all__ = ["log_notes", "note_billing_lines", "note_entitlement", "note_trial", "note_unreachable", "summary"]
-
 _logger = logging.getLogger("meterkit")
 _plans_logger = logging.getLogger("meterkit.plans")
 

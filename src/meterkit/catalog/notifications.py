@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["MESSAGE_EVENTS", "EmailChannel", "Notify", "WebhookChannel"]
-
 MESSAGE_EVENTS: Final = (
     "usage.threshold",
     "usage.spike",

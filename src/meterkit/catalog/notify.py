@@ -12,8 +12,6 @@ from meterkit.catalog.notifications import MESSAGE_EVENTS, EmailChannel, Notify,
 from meterkit.catalog.scalars import scalar
 from meterkit.catalog.shapes import Choice, Key, ListOf, Table
 
-__all__ = ["NotifyTable", "build_notify", "is_address", "is_public", "names_private_host"]
-
 _URL_ALLOWED: Final = (
     "an address that starts with https://, without a user, a password or a fragment; http:// only with a"
     " private IP address, or localhost"

@@ -12,16 +12,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.models import Meter
 
-__all__ = [
-    "check_change",
-    "check_counter",
-    "check_feature",
-    "check_gauge",
-    "check_quantities",
-    "check_quantity",
-    "counters_of",
-]
-
 
 def check_feature(name: str, features: Collection[str]) -> None:
     """See that the plans file has a feature of this name.

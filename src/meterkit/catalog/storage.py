@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.models import Meter
 
-__all__ = ["StorageTable", "build_storage"]
-
 _KEY_ALLOWED: Final = 'a key with {customer}, {type} and {path:path}, such as "{customer}/{type}/{path:path}"'
 _FIELD: Final = re.compile(r"\{[^{}]*\}|[{}]")
 _FIELDS: Final = ("{customer}", "{type}", "{path:path}")

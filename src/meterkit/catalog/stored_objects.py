@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["OTHER_TYPE", "ObjectPattern", "Storage"]
-
 OTHER_TYPE: Final = "other"
 """The type of stored objects whose key names none of the plans file's."""
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.models import Catalog
 
-__all__ = ["WatchedPlans"]
-
 T = TypeVar("T")
 
 _logger = logging.getLogger("meterkit.plans")

@@ -36,8 +36,6 @@ from meterkit.cli import (
 )
 from meterkit.cli.session import tell
 
-__all__ = ["app", "main"]
-
 
 class Group(TyperGroup):
     """The commands; one that is another's subcommand is named with it: `customers link` for `link`."""

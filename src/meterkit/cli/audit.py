@@ -22,8 +22,6 @@ from meterkit.stripe.api import StripeApi
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RARE", "commands", "row_of"]
-
 commands = typer.Typer(name="audit", help="Work with the audit log of recorded usage.", no_args_is_help=True)
 
 _ENDED_EARLY: Final = (

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from meterkit import Corrected, CustomerUsage
 
-__all__ = ["commands"]
-
 commands = typer.Typer()
 
 

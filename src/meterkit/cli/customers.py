@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from meterkit.customers.customers import Customer, Customers
     from meterkit.kit import MeterKit
 
-__all__ = ["commands"]
-
 commands = typer.Typer(name="customers", help="Show and change customers.", no_args_is_help=True)
 
 NO_STATUS: Final = "none"

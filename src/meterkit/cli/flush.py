@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.delivery.flusher import Flusher, FlushReport
     from meterkit.delivery.report import LateUsage
 
-__all__ = ["commands", "summary", "undelivered_lines"]
-
 commands = typer.Typer()
 
 _LOOK_EVERY_S: Final = 0.2

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.customers.grants import Grant, LedgerEntry
     from meterkit.kit import MeterKit
 
-__all__ = ["commands", "quantities_of"]
-
 commands = typer.Typer(
     name="grants",
     help="Give customers quantities besides what their plan includes.",

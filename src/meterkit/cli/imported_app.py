@@ -17,8 +17,6 @@ from meterkit.errors import MeterkitError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["import_app", "import_function"]
-
 
 def import_app(name: str, *, is_factory: bool) -> Any:
     """The app that ``module:attribute`` names; modules are looked for in the working directory first.

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
 
-__all__ = ["CsvLink", "commands", "read_links"]
-
-
 COLUMNS: Final = ["customer", "stripe_customer"]
 _ALLOWED: Final = "allowed are two columns, customer,stripe_customer; no line of the file was linked"
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from meterkit.customers.customers import Customer
     from meterkit.kit import MeterKit
 
-__all__ = ["commands"]
-
 commands = typer.Typer(name="plans", no_args_is_help=True)
 
 _STOPS: Final = (SettingsError, StoreError, UnknownPlanError)

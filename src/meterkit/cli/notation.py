@@ -12,8 +12,6 @@ from meterkit.errors import MeterkitError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["format_entitlement", "parse_entitlement"]
-
 
 def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
     """Read ``KEY=VALUE`` entries; a value is YAML in flow style, so JSON will do too.

@@ -12,8 +12,6 @@ from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
 from meterkit.notify.message import Failure, Message
 
-__all__ = ["commands"]
-
 commands = typer.Typer(
     name="notify",
     help="List, resend and preview webhooks and e-mails.",

@@ -19,25 +19,6 @@ from meterkit.errors import MeterkitError, PlansError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-__all__ = [
-    "WHEN",
-    "Command",
-    "CustomerArgument",
-    "MeterArgument",
-    "NewPlanArgument",
-    "OldPlanArgument",
-    "PeriodOption",
-    "PlanArgument",
-    "common_options",
-    "completion",
-    "date_or_instant",
-    "instant",
-    "plans_path",
-    "seconds",
-    "whole_number",
-]
-
-
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 WHEN: Final = "a date (midnight in UTC) or an instant with its zone, such as 2027-01-01T00:00:00Z"
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from meterkit import Intent, Intents, MeterKit
 
-__all__ = ["commands", "operator"]
-
 commands = typer.Typer(
     name="outbox",
     help="See to usage that is sealed for Stripe and not delivered.",

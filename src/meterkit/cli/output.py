@@ -23,23 +23,6 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-__all__ = [
-    "JsonLines",
-    "date_and_time",
-    "fit",
-    "log_as_json",
-    "logs_as_json",
-    "print_json",
-    "print_note",
-    "print_records",
-    "print_table",
-    "span",
-    "stdout_console",
-    "table",
-    "to_json",
-]
-
-
 _OF_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 

@@ -13,8 +13,6 @@ from meterkit.cli.output import print_json
 from meterkit.cli.session import Session, command
 from meterkit.errors import PlansError
 
-__all__ = ["commands"]
-
 commands = typer.Typer()
 
 SHOWN_MAX: Final = 50

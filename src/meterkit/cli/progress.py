@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-__all__ = ["AFTER_S", "Steps", "shown_steps"]
-
 AFTER_S = 1.0
 """How long a command runs before it shows anything."""
 

@@ -16,8 +16,6 @@ from meterkit.cli.unknown_customers import note_unknown
 if TYPE_CHECKING:
     from meterkit import Reconciled
 
-__all__ = ["RARE", "commands", "row_of"]
-
 commands = typer.Typer()
 
 RARE: Final = frozenset(

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.insights.audit.rebuilt import Rebuilt
 
-__all__ = ["commands"]
-
 commands = typer.Typer()
 
 _RARE: Final = frozenset({"lost", "advice"})

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from meterkit.insights.revenue.revenue import RevenueDay
 
-__all__ = ["commands"]
-
 commands = typer.Typer(name="revenue", help="Show what the subscriptions bring, day by day.")
 
 _MICRO: Final = 1_000_000

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.asgi.app_routes import Idle, Taken
     from meterkit.catalog import Route
 
-__all__ = ["commands"]
-
 commands = typer.Typer()
 
 

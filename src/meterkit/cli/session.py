@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from meterkit.subscriptions.service.stripe_customers import ContactSource
 
-__all__ = ["Session", "command", "reload_signal", "started", "stop_signal", "tell"]
-
 REFUSED = 1
 WRONG_USAGE = 2
 # What a server answers that can be read from: it is full, a replica, without its disk or without replicas.

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from meterkit.insights.simulation.simulation import SimulatedCustomer, Simulation
 
-__all__ = ["commands"]
-
 commands = typer.Typer()
 
 _MOST_AFFECTED: Final = 100

@@ -9,8 +9,6 @@ import typer
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 
-__all__ = ["commands"]
-
 commands = typer.Typer(
     name="storage", help="Recalculate what customers store in object stores.", no_args_is_help=True
 )

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.price_sync.syncing import Synced
     from meterkit.testing import StripeEmulator
 
-__all__ = ["commands"]
-
 KEY: Final = "sk_test_emulator"
 
 commands = typer.Typer(name="stripe", no_args_is_help=True)

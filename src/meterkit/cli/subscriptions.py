@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.rules.changes import OverLimit
     from meterkit.subscriptions.service.results import Invoice, Subscription, SubscriptionChange
 
-__all__ = ["commands"]
-
 commands = typer.Typer(
     name="subscriptions",
     help="Show and change subscriptions at Stripe.",

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meterkit.customers.customers import Customer
     from meterkit.kit import MeterKit
 
-__all__ = ["check_known", "hint_of_new", "note_missing_plan", "note_unknown"]
-
 _COMPARED_MAX: Final = 5_000
 """Among more customers than this the nearest one is not looked for: it would take seconds."""
 

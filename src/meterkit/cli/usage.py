@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
 
-__all__ = ["commands"]
-
 commands = typer.Typer()
 
 _RARE: Final = frozenset({"held", "granted", "price", "late", "parked", "dead"})

@@ -11,8 +11,6 @@ from meterkit.cli.output import date_and_time, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
 
-__all__ = ["commands"]
-
 commands = typer.Typer(
     name="webhooks",
     help="See to webhooks that could not be worked off.",

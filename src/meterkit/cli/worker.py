@@ -24,8 +24,6 @@ from meterkit.insights.background import insights_tasks
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
 
-__all__ = ["commands"]
-
 _PASS_EVERY_S: Final = 5.0
 
 _Contact: TypeAlias = Annotated[

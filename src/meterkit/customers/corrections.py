@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["Asked", "Corrected", "OfCustomerError", "ask_confirmed", "correct"]
-
-
 if TYPE_CHECKING:
     Call = tuple[list[str], tuple[str | bytes, ...]]
 

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-__all__ = ["AtStripe", "Customer", "Customers", "customer_of", "customers_set_up"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Customer:

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["Deleted", "delete"]
-
-
 _TRIES: Final = 32
 _PAGE: Final = 256
 _DONE: Final = 0

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["Drift", "DriftKind", "Drifts"]
-
-
 DriftKind = Literal[
     "two_subscriptions",
     "unknown_price",

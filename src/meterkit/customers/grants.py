@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.store.store import Store
 
-__all__ = ["Grant", "Grants", "Kind", "LedgerEntry", "grants_of", "is_grant_of_app", "ledger_of", "parts_of"]
-
-
 Kind = Literal["meter", "credit"]
 
 

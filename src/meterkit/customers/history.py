@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["HISTORY_MOST", "HistoryEntry", "enter", "entry_of", "history_of", "is_relinked", "until"]
-
-
 HISTORY_MOST: Final = 1_000
 """So many lines of a ledger are kept."""
 

@@ -27,19 +27,6 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-__all__ = [
-    "Delivered",
-    "Links",
-    "delivered_lately",
-    "minutes_taken_ms",
-    "owner_of",
-    "pending_minutes_ms",
-    "remember_deleted",
-    "remember_former",
-    "used_minutes_ms",
-]
-
-
 _DAY_MS: Final = 86_400_000
 _DAYS_KEPT: Final = 37
 _DROPPED: Final = b"dropped|"

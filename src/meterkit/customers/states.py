@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-__all__ = ["Found", "States", "make_scheduled_transitions", "sweep_scheduled_transitions"]
-
-
 _TRIES: Final = 32
 
 

@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.store.store import Store
 
-__all__ = [
-    "MISSED",
-    "Switch",
-    "hold_usage",
-    "let_go_of_usage",
-    "next_minute_ms",
-    "strand_intent",
-    "strand_usage",
-]
-
-
 _KEPT_MS: Final = 400 * 86_400_000
 _MINUTE_MS: Final = 60_000
 

@@ -22,20 +22,6 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.store import Store
 
-__all__ = [
-    "Priced",
-    "TakenBack",
-    "Uninvoiced",
-    "customers_with_counts",
-    "note_uninvoiced",
-    "overage_charge",
-    "priced_usage",
-    "taken_back",
-    "uninvoiced",
-    "usage_of_all",
-]
-
-
 _KEYS_AT_ONCE: Final = 1_000
 _CUSTOMERS_AT_ONCE: Final = 100
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["APART_MS", "COMPARED_MS", "SURE_MS", "compare_in_ms", "may_be_sent_again"]
-
 SURE_MS: Final = 23 * 3_600_000
 """Until then a repeat is counted once: an identifier is unique within "a rolling period of at least 24 hours"
 (https://docs.stripe.com/api/billing/meter-event/create), and a request takes its time."""

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Meter
     from meterkit.decisions.program import Program
 
-__all__ = ["Binding", "derived_from"]
-
 
 class Binding:
     """What a program comes to with the quantities of one request.

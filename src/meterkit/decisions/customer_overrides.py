@@ -14,8 +14,6 @@ from typing import Any, Final, cast
 
 from meterkit.decisions.subscription import NEVER_MS
 
-__all__ = ["NO_OVERRIDES", "Overrides", "next_end_ms", "overrides_at", "with_overrides"]
-
 _UNTIL: Final = "@until_ms"
 _FEATURES: Final = "@features"
 _HAS: Final = "has"

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from datetime import timedelta
 
-__all__ = ["Decision", "GaugeLevel", "Policy", "Reason"]
-
 Reason = Literal[
     "suspended",
     "payment_required",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Entitlement, Meter
     from meterkit.decisions.decision import Reason
 
-__all__ = ["GaugeLimit", "Level", "gauge_policy", "presigned_at", "shortage", "with_gauges"]
-
 _BYTES = frozenset({"byte", "bytes"})
 
 

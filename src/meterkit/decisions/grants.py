@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.periods import Bounds
 
-__all__ = [
-    "MICRO",
-    "Balance",
-    "Holding",
-    "Prepaid",
-    "holdings_of",
-    "prepaid_by_plan",
-    "prepaid_of",
-    "target_of",
-]
-
-
 MICRO: Final = 10**6
 """Micro-credits in a credit."""
 

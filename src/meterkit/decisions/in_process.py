@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.program import Measure, Program
 
-__all__ = ["EMPTY", "NOTHING_LEFT", "Left", "Window", "advance", "left_by", "left_where_allowed", "weigh"]
-
-
 Window: TypeAlias = tuple[int, int, int]
 """What a rate has counted: slot, counted, before.
 

@@ -19,23 +19,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Route
 
-__all__ = [
-    "FORMAT",
-    "HEAD_FIELD",
-    "HOOKS_SHARD",
-    "WITHOUT_TTL",
-    "CustomerKeys",
-    "Keys",
-    "check_tokens",
-    "concurrency_field",
-    "meter_field",
-    "meter_token",
-    "rate_field",
-    "rate_token",
-    "route_name",
-    "shard_of",
-]
-
 FORMAT: Final = 2
 """Version of everything that is stored; the first part of each ``rev``."""
 

@@ -7,9 +7,6 @@ from typing import Any, Final, NamedTuple, Self
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import HOLD_SLOT_MS
 
-__all__ = ["Head", "MeterCounts", "joined", "unpack_field"]
-
-
 _NUMBER_BYTES: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 _SMALL_END: Final = 0x80
 _SHORT_TEXT, _SHORT_TEXT_END = 0xA0, 0xC0

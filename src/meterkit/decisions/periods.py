@@ -9,21 +9,6 @@ from typing import Final, Literal
 
 from meterkit.errors import MeterkitError
 
-__all__ = [
-    "HOLD_SLOT_MS",
-    "HOUR_MS",
-    "Bounds",
-    "bounds_at",
-    "check_aware",
-    "first_minute_s",
-    "from_ms",
-    "iso",
-    "occurred_ms",
-    "period_ms",
-    "stamped_span_s",
-    "to_ms",
-]
-
 HOLD_SLOT_MS: Final = 300_000
 """How long one of the two slots of holds lasts."""
 

@@ -15,21 +15,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Rate
     from meterkit.catalog.models import Entitlement, Meter, Route
 
-__all__ = [
-    "CEILING",
-    "CONCURRENCY",
-    "FIXED_WINDOW",
-    "GAUGE",
-    "SLIDING_WINDOW",
-    "TOKEN_BUCKET",
-    "ceiling_of",
-    "keep_ms_of",
-    "policies_of",
-    "rate_numbers",
-    "route_policies",
-]
-
-
 SLIDING_WINDOW: Final = 1
 FIXED_WINDOW: Final = 2
 TOKEN_BUCKET: Final = 3

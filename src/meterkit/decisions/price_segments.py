@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.decisions.customer_state import CustomerState
 
-__all__ = ["Segment", "ended_labels", "label_of", "overage_cents", "overage_price", "segments_of"]
-
 _NO_PRICE: Final = "-"
 
 

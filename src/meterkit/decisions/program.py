@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Policy
     from meterkit.decisions.grants import Prepaid
 
-__all__ = [
-    "Demand",
-    "Measure",
-    "Program",
-    "compile_program",
-    "demands_of",
-    "reported_parts",
-]
-
 _COUNTS: Final = 3  # how many rates, ceilings with concurrency limits, recorded meters: the first numbers
 _TOKEN_METERS: Final = (
     *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),

@@ -10,23 +10,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Dunning
 
-__all__ = [
-    "ENDED",
-    "NEVER_MS",
-    "OWING",
-    "Access",
-    "Standing",
-    "Status",
-    "SubscriptionState",
-    "TrialEndAction",
-    "next_reminder_ms",
-    "reminders_due",
-    "standing_of",
-    "switched_by_others",
-    "without_payment",
-]
-
-
 Status = Literal[
     "active",
     "trialing",

@@ -14,18 +14,6 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.subscription import SubscriptionState
 
-__all__ = [
-    "MARGIN_MS",
-    "OWN_HOUR_MS",
-    "Counting",
-    "Renewals",
-    "is_final",
-    "is_provisional",
-    "renewals_of",
-    "subscription_bounds",
-]
-
-
 Interval = Literal["month", "year"]
 _LONGEST_MS: Final[dict[Interval, int]] = {"month": 31 * DAY_MS, "year": 366 * DAY_MS}
 

@@ -25,23 +25,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import Access, Status, SubscriptionState
 
-__all__ = [
-    "BY_CLOCK",
-    "BY_PLANS_FILE",
-    "KINDS",
-    "Entry",
-    "InForce",
-    "Kind",
-    "Notice",
-    "Step",
-    "entries_of",
-    "follow",
-    "hand_entries",
-    "notices_of",
-    "reminders_of",
-]
-
-
 BY_CLOCK: Final = "clock"
 """The cause of a change that the clock alone makes."""
 BY_PLANS_FILE: Final = "plans_file"

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import GaugeLevel
     from meterkit.decisions.program import Measure, Program
 
-__all__ = ["EXACT_WINDOW_MS_MAX", "IN_FLIGHT", "allowed", "refused", "reset_ms", "weighted"]
-
 _PRECEDENCE: Final[tuple[Reason, ...]] = (
     *("storage", "seats", "concurrency", "rate", "cap", "included", "credits"),
 )

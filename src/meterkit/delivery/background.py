@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["StripeTransport", "delivery_tasks", "flush_forever", "flusher_for", "transport_of"]
-
-
 StripeTransport: TypeAlias = "StripeV1Transport | StripeStreamTransport"
 """What delivers to Stripe."""
 _TRANSPORTS: Final[Mapping[str, tuple[str, str]]] = {

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["Closer", "ClosingLook", "Looked"]
-
 
 class ClosingLook:
     """Looks at closes one after the other; what Stripe does not answer once is not asked for again.

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from meterkit.outbox.journal import Journal
     from meterkit.store.store import Store
 
-__all__ = ["CAUSE", "Comparer", "Judged", "Look", "Verdict", "judge"]
-
-
 # https://docs.stripe.com/api/billing/meter-event/create: "within the past 35 calendar days"; less an hour.
 _PAST_MS: Final = 35 * 86_400_000 - 3_600_000
 # Pending usage of a closed period becomes several intents of one minute if one value cannot hold it.

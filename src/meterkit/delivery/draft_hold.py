@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["HELD", "DraftHold"]
-
 HELD: Final = "meterkit_own_finalization"
 """The key of the metadata of a held invoice: when Stripe would have finalized it (Unix seconds)."""
 

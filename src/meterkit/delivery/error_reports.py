@@ -20,21 +20,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = [
-    "BATCH",
-    "Cause",
-    "ErrorReport",
-    "Sample",
-    "batches_of",
-    "blamed",
-    "identifiers_of",
-    "is_of_meter",
-    "read_report",
-    "state_of",
-    "take_refusals",
-]
-
-
 BATCH: Final = "batch-"
 """Begins the idempotency key of a call with several intents."""
 _SAMPLES_MAX: Final = 1_000

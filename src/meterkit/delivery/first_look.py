@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["WAITED_MS", "FirstLook"]
-
 WAITED_MS: Final = 120_000
 """Usage that waited for so long needs a sync first; otherwise webhooks are faster."""
 

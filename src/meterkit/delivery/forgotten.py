@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from meterkit.outbox.journal import Journal, JournalRow
     from meterkit.store.store import Store
 
-__all__ = ["Deliveries", "Forgotten", "Gap"]
-
 _logger = logging.getLogger("meterkit.delivery")
 
 _DELIVERED: Final = re.compile(rb"(\d+)\|(....)([dD])")

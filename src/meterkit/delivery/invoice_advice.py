@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from meterkit.delivery.invoices import Invoiced
 
-__all__ = ["Mispriced", "advice_on_invoices", "advice_on_prices", "mispriced"]
-
 
 class Mispriced(NamedTuple):
     """Units that were recorded at one price and are billed at another one.

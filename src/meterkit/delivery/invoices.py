@@ -26,17 +26,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
 
-__all__ = [
-    "MADE_WITHIN_MS",
-    "Invoiced",
-    "Invoices",
-    "Invoicing",
-    "finalized_ms",
-    "invoicing_of",
-    "is_renewal_of",
-]
-
-
 MADE_WITHIN_MS: Final = 2 * 3_600_000
 """Stripe makes the invoice of a renewal some time after it, within an hour or so."""
 _RENEWAL: Final = "subscription_cycle"

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from meterkit.outbox.intents import Sealed
     from meterkit.outbox.journal import Journal
 
-__all__ = ["JournaledTransport"]
-
 _logger = logging.getLogger("meterkit.delivery")
 
 _PAGE: Final = 500

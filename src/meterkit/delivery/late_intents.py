@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meterkit.outbox.intents import Sealed
     from meterkit.store.store import Store
 
-__all__ = ["LateIntents"]
-
 _CAUSE: Final = "clock"
 _WHY: Final = "the invoice of its period is final: it is compared with Stripe's summary of its minute"
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
-__all__ = ["count_uninvoiced", "late_in_words", "report_late"]
-
 _logger = logging.getLogger("meterkit.delivery")
 
 

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["Cutter", "deliver_customer", "undelivered"]
-
-
 _logger = logging.getLogger("meterkit.delivery")
 _PAUSE_FIRST_S: Final = 0.2
 _PAUSE_MAX_S: Final = 2.0

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from meterkit.stripe.result import Result
 
-__all__ = ["CLOCKS_APART_S", "Kind", "Outcome", "Scope", "Step", "classify"]
-
 CLOCKS_APART_S: Final = 60
 """Beyond it this host's clock and Stripe's do not agree, and what goes by a clock waits until they do."""
 

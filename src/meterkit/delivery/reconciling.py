@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["Reconciled", "Reconciler"]
-
 _AT_ONCE: Final = 100
 _NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
-__all__ = ["Recovered", "Recoverer", "shares"]
-
 _REST: Final = "rest"
 _NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 _LEASE_MS: Final = 60_000

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from meterkit.outbox.intents import Undelivered
 
-__all__ = ["REPORTED", "FlushReport", "LateUsage", "Unsealed"]
-
 REPORTED: Final = {"is_reported": True}
 """Marks what is logged and told by the report of a flush, too: who shows the report need not show both."""
 

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from meterkit.store.server_lives import ServerLife
     from meterkit.store.store import Store
 
-__all__ = ["Restarts"]
-
 _logger = logging.getLogger("meterkit.delivery")
 
 # Summaries are "eventually consistent" (https://docs.stripe.com/api/billing/meter-event-summary).

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.breaker import Admitted
 
-__all__ = ["Elapsed", "Lease", "Line", "Sender", "Transport", "calls_of", "line_of", "stopwatch"]
-
 _logger = logging.getLogger("meterkit.delivery")
 
 _jitter = SystemRandom().uniform

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.http import HttpClient
     from meterkit.stripe.result import Answer
 
-__all__ = ["EVENTS_BASE", "StripeStreamTransport"]
-
 EVENTS_BASE: Final = "https://meter-events.stripe.com"
 _SESSION_PATH: Final = "/v2/billing/meter_event_session"
 _STREAM_PATH: Final = "/v2/billing/meter_event_stream"

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.http import HttpClient
     from meterkit.stripe.result import Answer
 
-__all__ = ["CUSTOMER_KEY", "VALUE_KEY", "StripeV1Transport"]
-
 CUSTOMER_KEY: Final = "stripe_customer_id"
 VALUE_KEY: Final = "value"
 _PATH: Final = "/v1/billing/meter_events"

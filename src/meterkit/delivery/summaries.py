@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["StripeSummaries", "Summaries", "counted", "until_counted"]
-
 
 async def counted(api: StripeApi, meter: str, stripe_customer: str, start_s: int, end_s: int) -> Decimal:
     """The aggregate of a span (https://docs.stripe.com/api/billing/meter-event-summary/list).

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["insights_tasks"]
-
 
 def insights_tasks(
     store: Store, settings: Settings, *, is_worker: bool = False

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     MarkSpan = Callable[[str | None, str | None, bool], None]
     Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
-__all__ = ["observe"]
-
 _observed: WeakSet[Store] = WeakSet()
 
 

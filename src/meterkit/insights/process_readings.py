@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.spool.directory import SpoolSeen, SpoolState
 
-__all__ = ["LANE_FIGURES", "LaneFigure", "SpoolsInState", "spools_by_state"]
-
 
 @dataclass(frozen=True, slots=True)
 class LaneFigure:

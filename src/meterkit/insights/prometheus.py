@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.tasks import UpkeepSeen
 
-__all__ = ["metrics_app"]
-
 
 class _Kit(Protocol):
     @property

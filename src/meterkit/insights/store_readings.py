@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-__all__ = ["STATES", "StoreDurability", "Waiting", "read_deliveries", "read_keeping", "read_webhooks"]
-
-
 STATES: Final = {
     "pending": "dirty",
     "unlinked": "unlinked",

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from meterkit.store.messages import Channel, Notice, Taken
     from meterkit.store.store import Store
 
-__all__ = ["Courier", "Sender"]
-
 _logger = logging.getLogger("meterkit.notify")
 
 _jitter = SystemRandom().uniform

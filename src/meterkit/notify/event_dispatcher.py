@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from meterkit.store.messages import Notice
     from meterkit.store.store import Store
 
-__all__ = ["EventDispatcher", "Handlers"]
-
-
 _logger = logging.getLogger("meterkit.notify")
 _PATIENCE_S: Final = 30.0  # Less than the time after which another process gets the notice.
 

@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     from meterkit.notify.subscription_events import SubscriptionEvent
     from meterkit.store.messages import Notice
 
-__all__ = [
-    "EVENTS",
-    "CreditsLow",
-    "Event",
-    "PeriodSummary",
-    "StorageOver",
-    "UsageSpike",
-    "UsageThreshold",
-    "event_of",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditsLow:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from meterkit.store.messages import Channel
     from meterkit.store.store import Store
 
-__all__ = ["MailSender", "Recipient", "mail_of", "server_of"]
-
 _TIMEOUT_S: Final = 20.0
 _PERMANENT: Final = 500
 _PORTS: Final = {"smtp": 587, "smtps": 465}

@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from meterkit.notify.events import Event
     from meterkit.store.messages import Channel
 
-__all__ = [
-    "PATIENCE_MS",
-    "Failure",
-    "Message",
-    "delay_ms",
-    "is_too_old",
-    "message_of",
-]
-
 _HOUR_MS: Final = 3_600_000
 _WATCHED: Final = frozenset({"usage.spike", "storage.over", "period.summary"})
 

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from meterkit.store.messages import Channel, KeptMessage
     from meterkit.store.store import Store
 
-__all__ = ["ALWAYS", "Messages", "read_unwanted", "write_unwanted"]
-
-
 ALWAYS: Final = frozenset({"dunning.reminder", "payment.failed", "access.changed"})
 """Events of dunning, which every customer is sent."""
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.notify.message import Message
 
-__all__ = ["RenderedMessage", "Renderer"]
-
 _logger = logging.getLogger("meterkit.notify")
 
 _LOCALE: Final = re.compile(r"([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{2,8})*")

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.notify.events import Event
 
-__all__ = ["sample_of"]
-
 _AT: Final = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 _START: Final = datetime(2026, 11, 1, tzinfo=UTC)
 _END: Final = datetime(2026, 12, 1, tzinfo=UTC)

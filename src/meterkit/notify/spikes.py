@@ -17,22 +17,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = [
-    "DAYS",
-    "EVENT",
-    "FLOOR",
-    "HOUR_MS",
-    "FoundSpike",
-    "Pace",
-    "Spike",
-    "SpikeWatch",
-    "SpikesToday",
-    "UsageHistory",
-    "pace_of",
-    "spike_at",
-]
-
-
 HOUR_MS: Final = 3_600_000
 DAYS: Final = 28
 """The days before today that usage is compared with."""

@@ -15,17 +15,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import Access, Status
     from meterkit.store.messages import Notice
 
-__all__ = [
-    "SUBSCRIPTION_EVENTS",
-    "AccessChanged",
-    "DunningReminder",
-    "PaymentFailed",
-    "PaymentSucceeded",
-    "SubscriptionChanged",
-    "SubscriptionEvent",
-    "TrialEnding",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionChanged:

@@ -22,19 +22,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = [
-    "STORAGE_EVENT",
-    "SUMMARY_EVENT",
-    "UNREADABLE",
-    "Lookout",
-    "StorageWatch",
-    "SummaryWatch",
-    "digest_of",
-    "note_unreadable",
-    "tell_once",
-]
-
-
 UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)
 """What reading a damaged value raises, or one of another release."""
 _EVERY_S: Final = 300.0

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from meterkit.store.messages import Channel
     from meterkit.store.store import Store
 
-__all__ = ["WebhookSender", "retry_after_ms", "signature"]
-
 _TIMEOUT_S: Final = 20.0
 _RETRY_AFTER_MOST_S: Final = 86_400
 _GONE: Final = 410

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
-__all__ = ["NONCE_DIGITS", "SEALED_DIGITS", "Refusable", "Refused", "Refusing", "batch_text", "intents_in"]
-
-
 NONCE_DIGITS: Final = 32
 """Hex digits that an identifier begins with: the same for all that is sealed of a customer at once."""
 SEALED_DIGITS: Final = 28

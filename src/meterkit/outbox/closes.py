@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = [
-    "CLOSE_AFTER_MS",
-    "Close",
-    "Closes",
-    "InvoiceEnd",
-    "Stamped",
-    "count_members",
-    "ends_to_close",
-    "keep_invoice_end",
-    "note_renewal",
-    "too_late",
-]
-
 
 async def count_members(
     store: Store, admin: Admin, names: Iterable[str], *, limit: str | int

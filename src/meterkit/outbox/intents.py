@@ -18,28 +18,6 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-__all__ = [
-    "BY_HAND",
-    "CANNOT_BE_COUNTED",
-    "REFUSED",
-    "RESTORED",
-    "Attempt",
-    "Intent",
-    "IntentState",
-    "Kept",
-    "Move",
-    "Sealed",
-    "State",
-    "Undelivered",
-    "Work",
-    "find_kept",
-    "intents_of",
-    "is_refused",
-    "kept_in",
-    "read_intent",
-]
-
-
 BY_HAND: Final = "parked by hand"
 """Begins why an intent is parked that a person has parked."""
 CANNOT_BE_COUNTED: Final = 2

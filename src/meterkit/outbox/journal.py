@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Journal", "JournalRow"]
-
 
 class JournalRow(NamedTuple):
     """A meter event that Stripe has accepted.

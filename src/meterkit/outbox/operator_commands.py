@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
-__all__ = ["Intents", "Steered", "steer", "withdraw"]
-
-
 _CHANGED: Final = 1
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 _OF_ITS_PLACE: Final = ("why", "look", "looked")

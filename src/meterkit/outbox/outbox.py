@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
 
-__all__ = ["Outbox"]
-
-
 _logger = logging.getLogger("meterkit.store")
 _SURELY_ON_DISK_MS: Final = 2_000
 _PAGE: Final = 500

@@ -32,20 +32,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = [
-    "Cut",
-    "LateUnits",
-    "Nameless",
-    "Sealer",
-    "Sealing",
-    "invoice_terms",
-    "kept_ms",
-    "late_class",
-    "price_in_words",
-    "root_meter",
-]
-
-
 _BILLED: Final = frozenset({"active", "past_due", "unpaid"})
 """In a trial and while a subscription is paused, usage costs nothing."""
 

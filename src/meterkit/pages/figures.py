@@ -36,21 +36,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.service import Subscriptions
 
-__all__ = [
-    "Cost",
-    "Days",
-    "PagesKit",
-    "Seats",
-    "Stored",
-    "UsageFigures",
-    "beyond_included",
-    "cost_of",
-    "days_of",
-    "seats_of",
-    "stored_of",
-    "usage_figures",
-]
-
 _warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 _logger = logging.getLogger("meterkit.pages")
 

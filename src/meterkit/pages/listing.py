@@ -18,21 +18,6 @@ if TYPE_CHECKING:
     from meterkit.insights.overview.overview import Overview
     from meterkit.insights.overview.tables import Made
 
-__all__ = [
-    "Asked",
-    "Column",
-    "Listing",
-    "Row",
-    "Rows",
-    "as_csv",
-    "as_json",
-    "as_of",
-    "csv_cell",
-    "first_of",
-    "made_of",
-    "page_of",
-]
-
 Row = dict[str, object]
 
 _EXPORTED_AT_ONCE: Final = 2_000

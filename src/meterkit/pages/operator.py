@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from meterkit.pages.listing import Listing
     from meterkit.settings import Settings
 
-__all__ = ["operator_pages"]
-
 _ROWS: Final = 100
 _AGAIN_S: Final = 10
 _FORBIDDEN: Final = Kind(403, "about:blank", "Forbidden")

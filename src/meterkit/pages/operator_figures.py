@@ -19,19 +19,6 @@ if TYPE_CHECKING:
     from meterkit.insights.overview.rows import CustomerTotals, RevenueFigures
     from meterkit.store.store import Store
 
-__all__ = [
-    "FIGURE_COLUMNS",
-    "Figure",
-    "Section",
-    "customer_sections",
-    "delivered_section",
-    "figure_rows",
-    "figures_json",
-    "live_sections",
-    "revenue_sections",
-]
-
-
 FIGURE_COLUMNS: Final = tuple(
     Column(name, name) for name in ("section", "row", "figure", "value", "currency")
 )

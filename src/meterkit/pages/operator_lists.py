@@ -23,17 +23,6 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
 
-__all__ = [
-    "DAY_MINUTES",
-    "DEGRADED_DAYS",
-    "MINUTE_MS",
-    "BooksKit",
-    "book_lists",
-    "customer_lists",
-    "revenue_lists",
-]
-
-
 DEGRADED_DAYS: Final = 30
 MINUTE_MS: Final = 60_000
 DAY_MINUTES: Final = 1_440

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
-__all__ = ["QUEUES", "Queue", "QueuesKit", "Redriven", "ledger_list", "queue_lists", "redrive"]
-
 _logger = logging.getLogger("meterkit.pages")
 
 Queue = Literal["outbox", "webhooks", "messages"]

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from meterkit.insights.simulation.terms import Terms
     from meterkit.store.customer_usage import MeterUsage
 
-__all__ = ["Forecast", "OtherPlan", "Range", "forecast_of", "on_other_plans"]
-
 _LAST_DAYS: Final = 14
 _SPREADS: Final = 1.28
 """Standard deviations from the mean between which eight of ten values of a normal distribution lie."""

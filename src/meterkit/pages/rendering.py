@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-__all__ = ["HEADERS", "STATIC", "Pages", "wants_json"]
-
 STATIC: Final = Path(__file__).with_name("static")
 _INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)\S*")
 HEADERS: Final[Mapping[str, str]] = {

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-__all__ = ["check_same_origin", "form_of"]
-
 _BYTES_MAX: Final = 1 << 20
 _FIELDS_MAX: Final = 12_000
 _FORM: Final = "application/x-www-form-urlencoded"

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from meterkit.pages.figures import PagesKit, UsageFigures
     from meterkit.subscriptions.router.requests import Origin
 
-__all__ = ["usage_page"]
-
 _NOT_FOUND: Final = Kind(404, "about:blank", "Not Found")
 
 

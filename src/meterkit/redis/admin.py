@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from meterkit.redis.scripts import Script
     from meterkit.redis.url import Address, Place
 
-__all__ = ["Admin"]
-
 _logger = logging.getLogger("meterkit.store")
 
 _CONNECTIONS_MAX: Final = 16

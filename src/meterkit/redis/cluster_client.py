@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from meterkit.redis.discovery import Find, Slots
     from meterkit.redis.url import Place
 
-__all__ = ["ClusterClient"]
-
 _TRIES: Final = 16
 _TRY_AGAIN_S: Final = 0.02
 _WITH_KEYS: Final = frozenset({"EVAL", "EVALSHA"})

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.url import Place
 
-__all__ = ["ClusterConnection", "ConnectTo"]
-
 _log = logging.getLogger("meterkit.store")
 
 ConnectTo = Callable[["Place", "OnEnd"], Awaitable["Connection"]]

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.settling import QueueLane, Spooling
 
-__all__ = ["ClusterLane"]
-
 
 class ClusterLane(Lane):
     """The store, as one event loop reaches it, by one connection a node."""

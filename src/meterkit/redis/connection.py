@@ -15,22 +15,6 @@ from meterkit.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = [
-    "Call",
-    "Connection",
-    "OnEnd",
-    "Receiver",
-    "ReplyError",
-    "Sharded",
-    "Unsent",
-    "fail",
-    "give_up",
-    "pack",
-    "pack_each",
-    "pack_numbers",
-    "unpack",
-]
-
 
 def pack_each(parts: Iterable[str | int | bytes]) -> bytes:
     """Bulk strings, without the head that counts them."""

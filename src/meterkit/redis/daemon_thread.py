@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["in_daemon_thread", "in_thread"]
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.redis.connection import Connection
     from meterkit.redis.url import Address
 
-__all__ = ["Find", "Slots", "find", "master_of", "named_by", "redirection_of", "slot_of", "slots_of"]
-
 
 async def master_of(
     address: Address, *, timeout_s: float, clock: Callable[[], float], is_known: bool = False

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meterkit.redis.server import Durability
     from meterkit.redis.url import Address
 
-__all__ = ["Keeping"]
-
 _WAIT_MS: Final = 5_000
 _ANSWER_MS: Final = 1_000
 

@@ -37,8 +37,6 @@ from meterkit.redis.url import unusable
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["EmbeddedServer"]
-
 _logger: Final = logging.getLogger("meterkit.store")
 _SOCKET: Final = "valkey.sock"
 _LOG: Final = "valkey.log"

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from meterkit.redis.tallies import Tallies
     from meterkit.redis.url import Place
 
-__all__ = ["EventLoops", "running_loop"]
-
 _DRAIN_S: Final = 5.0
 _CLOSE: Final = "close"
 

@@ -14,8 +14,6 @@ from meterkit.errors import StoreError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FileLock"]
-
 _POLL_S: Final = 0.005
 
 

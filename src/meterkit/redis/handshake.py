@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from meterkit.redis.tls import Tls
     from meterkit.redis.url import Address
 
-__all__ = ["agree", "connect", "inspect"]
-
 _logger: Final = logging.getLogger("meterkit.store")
 _CREDENTIALS: Final = frozenset({"NOAUTH", "WRONGPASS"})
 _NO_RIGHT: Final = "NOPERM"

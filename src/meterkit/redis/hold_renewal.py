@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Renewable", "Renewal", "portion"]
-
 _SLOT_MS: Final = 300_000
 _TICK_MS: Final = 250
 _IDLE_MS: Final = 5_000

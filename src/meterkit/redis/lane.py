@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from meterkit.redis.settling import QueueLane, Settlement, Spooling
     from meterkit.redis.tallies import Tallies
 
-__all__ = ["Lane", "waited_for"]
-
 _log = logging.getLogger("meterkit.store")
 
 _PAUSE_FIRST_S = 0.05

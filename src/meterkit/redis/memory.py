@@ -24,8 +24,6 @@ except ImportError as error:  # pragma: no cover - the tests have it installed
     message = "memory:// needs fakeredis: pip install 'meterkit[memory]'"
     raise SettingsError("redis_url", message) from error
 
-__all__ = ["MemoryConnection", "admin_client", "connect", "empty"]
-
 
 class _Past:
     """The time that keys end by: real time, as far back as a clock of a test has ever been behind it.

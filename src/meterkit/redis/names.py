@@ -20,8 +20,6 @@ from meterkit.redis.daemon_thread import in_daemon_thread
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["addresses_of"]
-
 _FRESH_S: Final = 2.0
 
 

@@ -15,8 +15,6 @@ from meterkit.redis.url import unusable
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_directory", "check_peer", "is_private_folder", "make_directory"]
-
 # What Linux answers to SO_PEERCRED: pid, uid, gid; macOS and the BSDs to LOCAL_PEERCRED: version, uid, …
 _LINUX_PEER: Final = struct.Struct("=iII")
 _BSD_PEER: Final = struct.Struct("=II")

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
     from meterkit.redis.settling import QueueLane, Settlement
 
-__all__ = ["SettlementQueue", "pack_sequence"]
-
 _log = logging.getLogger("meterkit.store")
 
 _ERROR: Final = -1

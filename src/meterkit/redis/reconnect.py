@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from meterkit.redis.connection import Call, OnEnd, Receiver, Unsent
 
-__all__ = ["AnyConnection", "Connector", "Reconnector"]
-
 _log = logging.getLogger("meterkit.store")
 
 _PAUSE_FIRST_S: Final = 0.05

@@ -9,8 +9,6 @@ from functools import cache
 from importlib import resources
 from typing import Final, Literal
 
-__all__ = ["NAMES", "Script", "load"]
-
 NAMES: Final = (
     *("decide", "settle", "fence", "amend", "usage"),
     *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall", "level", "notices"),

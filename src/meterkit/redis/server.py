@@ -13,25 +13,6 @@ from meterkit.errors import MeterkitError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = [
-    "COMMANDS",
-    "DURABILITIES",
-    "OPTIONAL_COMMANDS",
-    "Durability",
-    "acl_rules",
-    "commands_to_try",
-    "durability_of",
-    "eviction_warning",
-    "following",
-    "follows",
-    "is_of_a_key",
-    "is_refusal",
-    "not_past",
-    "rights_refusal",
-    "words_to_try",
-]
-
-
 _NAMES: Final = (
     *("NoScriptError", "ReadOnlyError", "OutOfMemoryError", "NoPermissionError"),
     *("ClusterDownError", "AskError", "TryAgainError"),

@@ -8,22 +8,6 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Sequence
 
-__all__ = [
-    "DAMAGED",
-    "DUPLICATE",
-    "GAP",
-    "NEVER_SENT",
-    "OK",
-    "REFUSED",
-    "STALE",
-    "QueueLane",
-    "Sent",
-    "Settlement",
-    "Spooling",
-    "resolve",
-]
-
-
 OK: Final = 0
 DUPLICATE: Final = 1
 GAP: Final = 2

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     Calling = Callable[[Call], asyncio.Future[Any]]
 
-__all__ = ["BUCKETS_S", "Tallies", "everywhere"]
-
 BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Upper ends of the buckets of durations, in seconds; what is longer is in one more."""
 

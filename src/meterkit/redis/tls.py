@@ -10,8 +10,6 @@ from typing import Final, NoReturn
 
 from meterkit.errors import SettingsError
 
-__all__ = ["Tls"]
-
 # Codes of OpenSSL: the issuer is not known, or the certificate is its own.
 _NOT_VOUCHED_FOR: Final = frozenset({2, 18, 19, 20, 21})
 _EXPIRED: Final = 10

@@ -14,17 +14,6 @@ from meterkit.redis.tls import Tls
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = [
-    "EMBEDDED_DIRECTORY",
-    "Address",
-    "Choice",
-    "Place",
-    "choose_store",
-    "parse_redis_url",
-    "place_of",
-    "unusable",
-]
-
 EMBEDDED_DIRECTORY: Final = ".meterkit"
 
 _ALLOWED: Final = (

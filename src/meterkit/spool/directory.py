@@ -15,17 +15,6 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
 
-__all__ = [
-    "DAYS_MAX",
-    "SPOOL_BYTES_MAX",
-    "SPOOL_STATES",
-    "SpoolSeen",
-    "SpoolState",
-    "look_at_spools",
-    "why_not_sent",
-]
-
-
 SpoolState = Literal["held", "left", "refused", "foreign", "damaged"]
 SPOOL_STATES: Final[tuple[SpoolState, ...]] = ("held", "left", "refused", "foreign", "damaged")
 """A process has it; none does any more, and the next one sends it; it is never sent, being too old, or not to

@@ -22,21 +22,6 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
 
-__all__ = [
-    "DAMAGED",
-    "FRAME_BYTES_MAX",
-    "HEADER_BYTES_MAX",
-    "SUFFIX",
-    "Header",
-    "SpoolError",
-    "SpoolFile",
-    "TornError",
-    "frame",
-    "split",
-    "spools_of",
-]
-
-
 _VERSION: Final = 1
 _MAGIC: Final = b"meterkit spool "
 _FRAME: Final = struct.Struct("<II")

@@ -14,8 +14,6 @@ from meterkit.redis.daemon_thread import in_thread
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
-__all__ = ["Aws", "Page", "Version"]
-
 _WAIT_S: Final = 20
 _MESSAGES_MOST: Final = 10
 

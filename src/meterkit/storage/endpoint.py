@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from meterkit.storage.service import ObjectStorage
 
-__all__ = ["BODY_BYTES_MAX", "StorageEndpoint", "StoringKit"]
-
 BODY_BYTES_MAX: Final = 1 << 20
 """Of a request to the endpoint."""
 

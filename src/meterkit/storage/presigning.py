@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import PreparedDecision
 
-__all__ = ["UploadRefusedError", "presign"]
-
 _LASTS_S: Final = 2700
 """An address ends ten minutes before its hold: the last upload and its event need time."""
 

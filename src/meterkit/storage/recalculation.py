@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from meterkit.storage.aws import Page
     from meterkit.store.store import Store
 
-__all__ = ["Difference", "Listed", "Lister", "Listing", "Recalculated", "differences", "recalculate"]
-
-
 T = TypeVar("T")
 _CUSTOMERS_AT_ONCE: Final = 1_000
 _TABLES: Final = """

@@ -22,22 +22,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Storage
 
-__all__ = [
-    "NULL_VERSION",
-    "Change",
-    "ObjectEvent",
-    "Owner",
-    "UnreadableError",
-    "bucket_of",
-    "bucket_tag",
-    "carried",
-    "object_field",
-    "owner_of",
-    "read_events",
-    "upload_field",
-]
-
-
 _FIELDS: Final = {
     "{customer}": "(?P<customer>[^/]+)",
     "{type}": "(?P<type>[^/]+)",

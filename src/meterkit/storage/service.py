@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from meterkit.storage.recalculation import Lister
     from meterkit.store.store import Store
 
-__all__ = ["ObjectStorage"]
-
 _logger = logging.getLogger("meterkit.storage")
 
 _CERTIFICATES_MAX: Final = 16

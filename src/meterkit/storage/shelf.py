@@ -20,18 +20,6 @@ if TYPE_CHECKING:
     from meterkit.storage.records import ObjectEvent, Owner
     from meterkit.store.store import Store
 
-__all__ = [
-    "AT_ONCE",
-    "REMOVED",
-    "STORED",
-    "Correction",
-    "Known",
-    "Shelved",
-    "Window",
-    "count_events",
-    "shelve",
-]
-
 REMOVED: Final = 0
 STORED: Final = 1
 AT_ONCE: Final = 500

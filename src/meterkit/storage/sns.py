@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
-__all__ = ["ForgedError", "is_of_aws", "open_notice"]
-
 _AGE_MAX_S: Final = 3600.0
 # A region, and nothing else: `sns.s3-us-west-2.amazonaws.com` is the bucket `sns` of another AWS account.
 _HOST: Final = re.compile(r"sns\.[a-z]{2,4}(-[a-z]+)+-[0-9]{1,2}\.amazonaws\.com(\.cn)?")

@@ -7,9 +7,6 @@ from http.client import HTTPException
 from typing import Any, Final
 from urllib.request import HTTPRedirectHandler, build_opener
 
-__all__ = ["BYTES_MAX", "fetch", "is_signed"]
-
-
 BYTES_MAX: Final = 1 << 16
 _TIMEOUT_S: Final = 5.0
 

@@ -10,21 +10,6 @@ from typing import Any, Final, TypeGuard, cast
 from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.errors import CustomerError, MeterkitError
 
-__all__ = [
-    "CUSTOMER_BYTES_MAX",
-    "check_customer",
-    "check_event_id",
-    "check_text",
-    "end_ms",
-    "entitlements_given",
-    "features_given",
-    "is_customer",
-    "is_text",
-    "plain",
-    "shown",
-]
-
-
 CUSTOMER_BYTES_MAX: Final = 256
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Program
     from meterkit.redis.scripts import Script
 
-__all__ = ["Alarms", "CompiledCatalog"]
-
-
 _logger = logging.getLogger("meterkit")
 _TOLD_MAX: Final = 10_000
 

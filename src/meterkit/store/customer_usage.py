@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Storage
     from meterkit.decisions.customer_state import Access, Status
 
-__all__ = [
-    "CustomerUsage",
-    "Deliveries",
-    "MeterUsage",
-    "PeriodUsage",
-    "UsageReply",
-    "gone_tokens",
-    "price_cents",
-    "usage_of",
-]
-
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
 
 # What totals are named by: the class that usage was in when its period was closed (close_period.lua), and the

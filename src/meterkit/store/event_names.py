@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
 
-__all__ = ["Counted", "known_meters", "names_of", "read_meters", "remember_meters"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from meterkit.store.idempotency import Prepare
     from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = ["DegradedMinutes", "Fallback", "Weighed", "is_known"]
-
-
 _CUSTOMERS_MAX: Final = 10_000
 
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["change_level", "read_level"]
-
 _DONE: Final = 0
 _COUNTED_BEFORE: Final = 1
 _TRIES: Final = 8

@@ -15,21 +15,6 @@ if TYPE_CHECKING:
     from meterkit.redis.scripts import Script
     from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = [
-    "NOTHING_USED",
-    "TOLD_EVERY_MS",
-    "Correction",
-    "Held",
-    "Mark",
-    "OutlivingWorks",
-    "Used",
-    "add",
-    "audit_keys",
-    "audited_by",
-    "told_of",
-]
-
-
 _NOTHING: Final[dict[str, int]] = {}
 _NO_DIMENSIONS: Final[dict[str, str]] = {}
 

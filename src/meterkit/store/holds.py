@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = ["Holder", "Reservation"]
-
-
 _RENEWAL_TRIES: Final = 2
 
 

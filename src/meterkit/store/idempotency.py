@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Route
     from meterkit.store.views import CustomerView
 
-__all__ = ["MarkedDecision", "Prepare", "marking", "repeat_digest"]
-
 
 def repeat_digest(route: Route, scope: Scope) -> str | None:
     """A digest of what makes a request the same as another of the customer; None: it has no idempotency key.

@@ -23,19 +23,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = [
-    "HELD_AT_MOST_MS",
-    "Claim",
-    "Counting",
-    "OutlivingWork",
-    "claim_job",
-    "end_work",
-    "has_ended",
-    "keep_hold",
-    "remember_job",
-]
-
-
 Counting = Literal["whole", "lines"]
 """How a job is counted: by the figures of the whole, or line by line. A batch has both."""
 _KEPT_MS: Final = 40 * 86_400_000

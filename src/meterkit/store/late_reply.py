@@ -11,8 +11,6 @@ from meterkit.store.settlement import Settlement, settlement_of
 if TYPE_CHECKING:
     from meterkit.store.views import PreparedDecision
 
-__all__ = ["give_back"]
-
 
 def give_back(decision: PreparedDecision, decided_ms: int) -> Settlement:
     """The settlement that undoes an allowed decision whose caller is gone.

@@ -16,21 +16,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = [
-    "CHANNELS",
-    "LEASE_MS",
-    "Channel",
-    "KeptMessage",
-    "MessageQueue",
-    "Notice",
-    "Taken",
-    "acknowledge",
-    "forget_messages",
-    "next_notices",
-    "tell",
-]
-
-
 Channel = Literal["webhook", "email"]
 CHANNELS: Final[tuple[Channel, ...]] = ("webhook", "email")
 LEASE_MS: Final = 60_000

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Policy
     from meterkit.store.customer_usage import UsageReply
 
-__all__ = ["RateUsage", "rates_of"]
-
 _NUMBERS: Final = 3
 
 

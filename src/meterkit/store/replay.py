@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from meterkit.redis.settling import QueueLane
     from meterkit.store.views import CustomerCache
 
-__all__ = ["Replay", "RewindError", "Spooled", "read", "size_of", "write"]
-
-
 _NUMBERED_BYTES: Final = 64
 _to_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 

@@ -8,18 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = [
-    "ALLOWED",
-    "BROKEN",
-    "CLOCK",
-    "HELD",
-    "IN_FLIGHT",
-    "REFUSED",
-    "REFUSED_REPEAT",
-    "REPEAT",
-    "STALE",
-]
-
 ALLOWED: Final = 0
 REFUSED: Final = 1
 STALE: Final = 2

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-__all__ = ["ServerLife", "ServerLives"]
-
 _SEEN_EVERY_MS: Final = 60_000
 _DOUBTED: Final = "doubted"
 # In one word redis-py does not make a mapping of the whole reply, which cost half of an idle pass.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.views import CustomerView, PreparedDecision
 
-__all__ = ["Settlement", "settlement_of"]
-
 _logger = logging.getLogger("meterkit.store")
 
 _LATE: Final = "late "

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from meterkit.store.settlement import Settlement
     from meterkit.store.views import CustomerCache
 
-__all__ = ["NO_SPOOLS", "Spool", "SpoolsLeft"]
-
-
 _T = TypeVar("_T")
 _log = logging.getLogger("meterkit.store")
 _UNWRITTEN_MAX: Final = 64 << 20

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.store import Store
 
-__all__ = ["TaskLease", "Upkeep", "UpkeepSeen"]
-
-
 _PAUSE_S: Final = 0.1
 
 

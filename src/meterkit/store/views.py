@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.decisions.program import Program
 
-__all__ = ["CustomerCache", "CustomerView", "PreparedDecision"]
-
 _T = TypeVar("_T")
 
 _CUSTOMERS_MAX: Final = 10_000

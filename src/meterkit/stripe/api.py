@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.stripe.sdk import SdkClient
 
-__all__ = ["Objects", "StripeApi"]
-
 _TIMEOUT_S: Final = 10.0
 _PAGE: Final = 100
 _PAGES_MAX: Final = 1000

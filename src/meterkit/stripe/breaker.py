@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-__all__ = ["Admitted", "Breaker"]
-
 Admitted = Literal["all", "one", "none"]
 
 _FAILURES_MAX: Final = 10

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from meterkit.stripe.result import Failure
 
-__all__ = ["HttpClient"]
-
 _IDLE_S_MAX: Final = 20.0  # Sooner than a server or a firewall between would close it.
 _ANSWER_BYTES_MAX: Final = 1_000_000
 

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from meterkit.stripe.http import HttpClient
 
-__all__ = ["API_BASE", "API_VERSION", "ENDED_HERE", "Parameter", "client_of", "headers_of", "origin_of"]
-
 API_BASE: Final = "https://api.stripe.com"
 API_VERSION: Final = "2026-10-28.endive"
 

@@ -14,19 +14,6 @@ from meterkit.errors import StripeError, StripeUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "ERROR_TYPES",
-    "SECRET",
-    "Answer",
-    "Failure",
-    "Result",
-    "error_of",
-    "in_words",
-    "is_worth_another",
-    "object_in",
-    "read_result",
-]
-
 Failure = Literal["not_sent", "no_reply", "unreadable"]
 
 # What Stripe names its errors (https://docs.stripe.com/api/errors). What does not come in its envelope with

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from meterkit.stripe.result import Answer
 
-__all__ = ["SdkClient"]
-
 _RETRIES: Final = 2
 _PATH_PARTS: Final = 3  # /v1/subscriptions
 _BURST: Final = 5

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meterkit.kit import MeterKit
     from meterkit.testing.emulator import StripeEmulator
 
-__all__ = ["BillLine", "check_bill", "due_of"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BillLine:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from meterkit.kit import MeterKit
 
-__all__ = ["override"]
-
 
 @contextmanager
 def override(kit: MeterKit, *, plan: str) -> Generator[None]:

@@ -17,8 +17,6 @@ from meterkit.testing.emulator import StripeEmulator
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["meterkit_clock", "meterkit_kit", "meterkit_plans", "stripe_emulator"]
-
 _SETTINGS = ("METERKIT_", "REDIS_URL", "STRIPE_")
 
 

@@ -10,8 +10,6 @@ from meterkit.tokens.response import ResponseReader
 if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
 
-__all__ = ["BodyReader", "read_body"]
-
 _JSON: Final = b"application/json"
 _NDJSON: Final = b"application/x-ndjson"
 _SSE: Final = b"text/event-stream"

@@ -10,17 +10,6 @@ from meterkit.catalog.models import QUANTITY_MAX
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = [
-    "COUNTED",
-    "RANKS",
-    "CallUsage",
-    "Note",
-    "Source",
-    "figure",
-    "filled",
-    "sum_of",
-]
-
 Source = Literal["reported", "partial", "estimated", "missing"]
 Note = Literal[
     "corrupt",  # a frame failed its checksum

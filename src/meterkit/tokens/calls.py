@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import Note, Source
     from meterkit.tokens.json_values import Counts
 
-__all__ = ["CALLS_MAX", "EventUsage", "Ledger"]
-
 CALLS_MAX: Final = 1_000
 
 

@@ -21,20 +21,6 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.json_values import Table
 
-__all__ = [
-    "BILLED_BYTES_PER_TOKEN",
-    "MEDIA_PART_TOKENS",
-    "InputEstimator",
-    "asks_model",
-    "billed_input",
-    "estimate_input",
-    "estimate_request",
-    "guarded",
-    "request_of",
-    "tokens_of_bytes",
-    "unread_input",
-]
-
 _logger = logging.getLogger("meterkit.asgi")
 
 MEDIA_PART_TOKENS: Final = 1_600

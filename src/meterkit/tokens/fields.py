@@ -12,8 +12,6 @@ from meterkit.tokens.json_values import dig, load
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["FieldsReader"]
-
 _BYTES_MAX: Final = 1 << 20
 _IDENTITY: Final = (b"", b"identity")
 _OK: Final = range(200, 300)

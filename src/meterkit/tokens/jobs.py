@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.json_values import Table
 
-__all__ = ["BatchLine", "batch_line", "call_name", "interaction_of", "outliving_state"]
-
-
 _PENDING: Final = frozenset({"queued", "in_progress", "validating", "finalizing", "cancelling"})
 _RUN: Final = "thread.run"
 _ALWAYS: Final = ("batch", _RUN)

@@ -11,8 +11,6 @@ from meterkit.tokens.call_usage import figure
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Counts", "Paths", "Table", "dig", "load", "paths", "read_counts", "rows", "table", "text"]
-
 Table: TypeAlias = "Mapping[str, Any]"
 Paths: TypeAlias = "Mapping[str, Sequence[Sequence[str]]]"
 Counts: TypeAlias = "Mapping[str, int]"

@@ -7,8 +7,6 @@ import re
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, cast
 
-__all__ = ["ROOT", "Place", "may_answer", "may_report", "text_bytes", "utf8_bytes"]
-
 _MARKS: Final = b'{}[]:,"\\ \t\r\n'
 # A quotation mark within a JSON text is escaped, so that what a model says cannot look like these.
 _ANSWERS: Final = (b'"choices"', b'"candidates"', b'"content"', b'"output"', b'"message"', b'"response"')

@@ -10,8 +10,6 @@ from meterkit.tokens.call_usage import COUNTED, RANKS, CallUsage, sum_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["each_once", "join_reports"]
-
 _ROUGH: Final = ("partial", "estimated")
 _SEVERAL: Final = 2
 # An estimate of a text may be so many times its tokens: docs/design/decisions/0031.

@@ -29,17 +29,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.api import Api
 
-__all__ = [
-    "OBJECT_APIS",
-    "Report",
-    "Reports",
-    "calls_of",
-    "events_of",
-    "pending_jobs",
-    "report_of",
-    "usage_of",
-]
-
 OBJECT_APIS: Final[tuple[Api, ...]] = (LANGCHAIN, PYDANTIC_AI, *AUTO)
 
 # A usage object on its own: the names that tell whose it is, and where its response has it.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.api import Api
 
-__all__ = ["Observer", "observed"]
-
 _EVENTS_TO_RECOGNISE: Final = 8
 # Answers of the endpoints that count tokens: nothing was generated, nothing is billed.
 _COUNTS: Final = (

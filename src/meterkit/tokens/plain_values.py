@@ -19,8 +19,6 @@ from meterkit.tokens.json_values import table
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
 
-__all__ = ["ITEMS_MAX", "MEMBERS_MAX", "body_of", "held_by", "is_body", "kind_of", "table_of"]
-
 MEMBERS_MAX: Final = 2_048
 ITEMS_MAX: Final = 256
 _PLAIN: Final = (str, int, float, bytes)

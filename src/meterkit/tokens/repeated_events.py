@@ -6,9 +6,6 @@ import re
 import sys
 from typing import Final
 
-__all__ = ["Repeats"]
-
-
 # Every name under which an event may hold what the model wrote, whatever the API; see estimate.py.
 _TEXTS: Final = (
     rb"content|reasoning_content|reasoning|refusal|text|arguments|delta|thinking|partial_json|tool_plan"

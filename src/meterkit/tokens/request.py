@@ -19,8 +19,6 @@ from meterkit.tokens.layout import utf8_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MARKS_MAX", "READ_BYTES_MAX", "LlmRequest", "measure", "read_request"]
-
 READ_BYTES_MAX: Final = 1 << 20
 """A larger body is not read: parsing it would hold up other requests."""
 MARKS_MAX: Final = 1 << 14

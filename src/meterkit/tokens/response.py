@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.framing.incremental import Large, Steps, Work
     from meterkit.tokens.json_values import Table
 
-__all__ = ["PIECE_BYTES", "ResponseReader"]
-
 PIECE_BYTES: Final = 16 << 10
 """How much is read without a pause, unless it is slow to read."""
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.call_usage import CallUsage
 
-__all__ = ["StreamTap"]
-
 T = TypeVar("T")
 
 

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from meterkit.cli.demo.traffic import Tally
     from meterkit.testing import BillLine
 
-__all__ = ["PLANS", "run"]
-
 PLANS: Final = Path(__file__).with_name("plans.yaml")
 _OF_PAGES: Final = ("jinja2", "sqlalchemy")
 _SETTINGS: Final = ("METERKIT_", "REDIS_URL", "STRIPE_")

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from meterkit import MeterKit
 
-__all__ = ["build"]
-
 PROMPT_TOKENS: Final = 10
 """What ``POST /v1/generate`` consumes at admission, by the plans file."""
 

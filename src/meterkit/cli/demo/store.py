@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-__all__ = ["ended_with_us"]
-
 _DONE: Final = b"done"
 _POLL_S: Final = 0.005
 

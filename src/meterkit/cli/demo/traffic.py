@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
 
-__all__ = ["CUSTOMERS", "DemoCustomer", "Refusal", "Tally", "drive", "evidence"]
-
-
 _AT_ONCE: Final = 4
 _OK: Final = 200
 _PROBLEM: Final = "application/problem+json"

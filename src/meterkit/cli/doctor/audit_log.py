@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.insights.audit.draining import Backlog, Waiting
 
-__all__ = [
-    "OVERDUE_MS",
-    "PATIENCE_S",
-    "added_up",
-    "look_at_audit_database",
-    "look_at_audit_log",
-    "look_at_revenue",
-    "undrained",
-    "without_snapshot",
-]
-
 OVERDUE_MS: Final = 15 * 60_000
 """How long an entry may wait: a drainer takes it within seconds."""
 

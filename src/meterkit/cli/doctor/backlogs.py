@@ -19,18 +19,6 @@ if TYPE_CHECKING:
     from meterkit.store.messages import Channel, KeptMessage
     from meterkit.store.tasks import UpkeepSeen
 
-__all__ = [
-    "OVERDUE_MS",
-    "dead_messages",
-    "look_at_closes",
-    "look_at_messages",
-    "look_at_stored_objects",
-    "neglected",
-    "overdue_messages",
-    "unconfirmed",
-]
-
-
 _MOST: Final = 1_000
 
 

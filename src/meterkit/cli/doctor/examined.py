@@ -10,8 +10,6 @@ from meterkit.cli.doctor.findings import Finding
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Examination", "UnseenError"]
-
 
 class UnseenError(Exception):
     """The check cannot run; the message says why."""

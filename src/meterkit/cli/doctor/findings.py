@@ -15,28 +15,6 @@ if TYPE_CHECKING:
     from meterkit.outbox.intents import Undelivered
     from meterkit.redis.server import Durability
 
-__all__ = [
-    "CLOCK_APART_MS",
-    "INTENT_OLD_MS",
-    "OVERDUE_MS",
-    "Finding",
-    "clock",
-    "eviction",
-    "half_linked",
-    "named",
-    "old_intent",
-    "overdue",
-    "persistence",
-    "replication",
-    "rights",
-    "shards",
-    "stray_keys",
-    "throughput",
-    "undelivered",
-    "unlinked",
-    "version",
-]
-
 CLOCK_APART_MS: Final = 5_000
 """Clocks that differ by more are a finding; from a minute on nothing is decided."""
 

@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.spool.directory import SpoolSeen, SpoolState
 
-__all__ = [
-    "HELD_MS",
-    "ROOM_BYTES",
-    "growing",
-    "lasting",
-    "look_at_spool_directory",
-    "no_room",
-    "unsent",
-    "unusable",
-]
-
 HELD_MS: Final = 15 * 60_000
 """How old the spool of a process that runs may be: within a second of the store's return it is on its way."""
 ROOM_BYTES: Final = 64 << 20

@@ -23,18 +23,6 @@ if TYPE_CHECKING:
     from meterkit.redis.server import Durability
     from meterkit.redis.url import Address
 
-__all__ = [
-    "CHECKS",
-    "full",
-    "late",
-    "look_at_breaker",
-    "look_at_durability",
-    "no_replica",
-    "refusing",
-    "unkept",
-    "unreachable",
-]
-
 
 async def _sentinels(kit: MeterKit) -> tuple[str, list[Finding]]:
     address, timeout_s, clock = kit.store.address, kit.settings.store_timeout, kit.store.clock

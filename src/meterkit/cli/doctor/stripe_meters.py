@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from meterkit import MeterKit
     from meterkit.catalog import Catalog
 
-__all__ = ["UNTOLD", "look_at_meters", "meter_differences", "meters_at_stripe", "refused_by_stripe"]
-
-
 _ACTIVE: Final = "active"
 _FORMULA: Final = "sum"
 

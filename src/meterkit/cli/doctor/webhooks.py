@@ -17,18 +17,6 @@ if TYPE_CHECKING:
     from meterkit.customers.drifts import Drift
     from meterkit.redis.admin import Admin
 
-__all__ = [
-    "FAILING_MS",
-    "OVERDUE_MS",
-    "Failing",
-    "drifting",
-    "failing",
-    "given_up",
-    "look_at_subscriptions",
-    "look_at_webhooks",
-    "overdue",
-]
-
 
 async def look_at_subscriptions(kit: MeterKit) -> tuple[str, list[Finding]]:
     """How many differ, and which.

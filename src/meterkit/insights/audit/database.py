@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Insert
 
-__all__ = ["DELIVERIES", "TABLE", "Database", "DaySums", "Sums", "insert_once"]
-
 Sums = dict[int, dict[str, dict[str, int]]]
 """By period (its first instant, ms) and meter, the units of each class."""
 

@@ -24,20 +24,6 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = [
-    "MOST",
-    "Backlog",
-    "Drainer",
-    "Waiting",
-    "backlog_of",
-    "drainer_of",
-    "note",
-    "noted",
-    "read_backlog",
-    "waiting_shards",
-]
-
-
 _noted: Final[WeakKeyDictionary[Store, Backlog]] = WeakKeyDictionary()
 
 

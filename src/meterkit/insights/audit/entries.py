@@ -10,8 +10,6 @@ from meterkit.decisions.packed import unpack_field
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["CLASSES", "Row", "rows_of"]
-
 CLASSES: Final = ("included", "granted", "credited", "overage", "reported", "late")
 """The quantities of a row, in the order of the scripts."""
 

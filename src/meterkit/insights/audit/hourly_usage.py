@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     from meterkit.insights.audit.database import Database
 
-__all__ = ["HourlyUsage"]
-
-
 _HOUR_MS: Final = 3_600_000
 _AHEAD_MS: Final = 60_000
 """Usage is recorded at most so long before it happened, by the clocks of apps."""

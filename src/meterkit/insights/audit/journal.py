@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meterkit.outbox.journal import JournalRow
     from meterkit.settings import Settings
 
-__all__ = ["DatabaseJournal", "journal_of"]
-
 T = TypeVar("T")
 
 

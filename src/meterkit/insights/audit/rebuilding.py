@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-__all__ = ["Rebuilder", "Summaries"]
-
 _logger = logging.getLogger("meterkit.audit")
 
 _LEASE_S: Final = 35.0

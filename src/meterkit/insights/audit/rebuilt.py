@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     Units = Mapping[str, int]
     """Of a meter, by class."""
 
-__all__ = ["Lacking", "Rebuilt", "astray", "lacking", "left_alone", "over", "rebuilt"]
-
 _TO_BE_LINKED: Final = (
     "it goes to Stripe and the customer is not linked: `meterkit customers link`, then rebuild again"
 )

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["Overview", "revenue_figures"]
-
-
 _DAYS: Final = 30
 _NOT_BY_CURRENCY: Final = frozenset({"day", "cac"})
 

@@ -10,18 +10,6 @@ if TYPE_CHECKING:
 
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
 
-__all__ = [
-    "DELIVERY",
-    "NEAR_PER_MILLE",
-    "CustomerRow",
-    "CustomerTotals",
-    "OverviewFigures",
-    "RevenueFigures",
-    "Totals",
-    "UsageRow",
-    "row_of",
-]
-
 NEAR_PER_MILLE: Final = 800
 """From this share of a limit on, a customer is near it."""
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.database import Database
     from meterkit.insights.overview.rows import OverviewFigures
 
-__all__ = ["FILTERS", "Made", "OverviewTables"]
-
 FILTERS: Final = ("all", "near", "past_due", "unlinked", "plan", "status", "access")
 """The lists of customers; the last three are of one plan, status or access."""
 

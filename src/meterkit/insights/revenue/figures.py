@@ -14,22 +14,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-__all__ = [
-    "Churn",
-    "Day",
-    "Forecast",
-    "Month",
-    "Paying",
-    "Retention",
-    "Used",
-    "churn_of",
-    "days_of",
-    "forecast_of",
-    "lifetime_value",
-    "retention_of",
-    "totals",
-]
-
 _CHANGES: Final = 3
 _TRIED: Final = 6
 

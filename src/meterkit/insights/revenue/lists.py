@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from meterkit.insights.audit.database import Database
 
-__all__ = ["MOVES", "Changes", "Kept", "Move", "Payment", "RevenueLists", "UsageCharge"]
-
 MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
 
 _COMPARED_MOST: Final = 200_000

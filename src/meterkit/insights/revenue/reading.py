@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
-__all__ = ["paying_at", "paying_of", "used_in"]
-
 _PAGE: Final = 500
 
 

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.store.store import Store
 
-__all__ = ["Revenue", "RevenueDay"]
-
 _T = TypeVar("_T")
 
 _EVERY_S: Final = 600.0

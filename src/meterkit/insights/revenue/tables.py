@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from meterkit.insights.audit.database import Database
 
-__all__ = ["RevenueTables"]
-
 _FIGURES: Final = tuple(field.name for field in fields(Day))
 _NO_CURRENCY: Final = ""
 _AT_ONCE: Final = 400  # SQLite took 999 parameters until 3.32.

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.database import Database
     from meterkit.insights.simulation.terms import Terms
 
-__all__ = ["Event", "Sums", "UsageLog"]
-
 _LONGEST_MS: Final = 367 * 86_400_000
 _COUNTED: Final = ("recorded", "summed", "corrected")
 _AT_ONCE: Final = 10_000

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from meterkit.insights.simulation.log import Event
     from meterkit.insights.simulation.terms import Tenure, Terms
 
-__all__ = ["Replay", "Tried", "refuse_beyond"]
-
 
 class Tried(NamedTuple):
     """What the usage of a period came to under other terms.

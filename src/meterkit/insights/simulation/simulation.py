@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from meterkit.insights.simulation.terms import Tenure, Terms
     from meterkit.store.store import Store
 
-__all__ = ["SimulatedCustomer", "Simulation", "simulate"]
-
 _AT_ONCE: Final = 200
 _PER: Final = 1000
 

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
 
-__all__ = ["Offers", "Tenure", "Terms", "seats_cents", "tenures", "terms_of"]
-
-
 _HALF: Final = Fraction(1, 2)
 _MONTHS: Final = 12
 

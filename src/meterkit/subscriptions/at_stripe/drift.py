@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     Difference = tuple[DriftKind, str]
 
-__all__ = ["LIVE", "bills_here", "drift_of", "drift_of_customer", "paid_in", "plan_in"]
-
 LIVE: Final = frozenset({"active", "trialing", "past_due", "unpaid", "paused"})
 """The statuses of a subscription that bills usage, or may do so again."""
 

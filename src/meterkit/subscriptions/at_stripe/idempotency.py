@@ -19,9 +19,6 @@ from meterkit.subscriptions.at_stripe.objects import part_of, text_in
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-__all__ = ["MARK", "key_of", "mark_of", "persistently"]
-
-
 MARK: Final = "meterkit_change"
 """The key of the metadata of a subscription under which the mark of the last change stands."""
 _AGAIN_MAX: Final = 8

@@ -27,19 +27,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.stripe.request import Parameter
 
-__all__ = [
-    "Item",
-    "PlanPrices",
-    "are_of",
-    "as_new",
-    "changes_metered",
-    "items_of",
-    "metered_among",
-    "new_items",
-    "next_items",
-    "updates",
-]
-
 _Kind = Literal["base", "seat", "metered"]
 
 _BASE: Final = 1

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.at_stripe.items import Item
 
-__all__ = ["FLEXIBLE", "PRORATED", "LiveSubscription", "give_up", "phases", "whole"]
-
-
 PRORATED: Final = "create_prorations"
 _AS_THEY_ARE: Final = ("trial_end", "default_payment_method", "collection_method", "description")
 

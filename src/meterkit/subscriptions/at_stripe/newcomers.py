@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.subscriptions.at_stripe.items import PlanPrices
 
-__all__ = ["Account", "IdSource", "Misfit", "MisfitKind", "Newcomer", "Sorted", "sort_out"]
-
 MisfitKind = Literal[
     "no_id",
     "two_ids",

@@ -9,23 +9,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
 
-__all__ = [
-    "CUSTOMER",
-    "MARK",
-    "SECRETS",
-    "base_key",
-    "id_in",
-    "is_metered_key",
-    "key_in",
-    "meter_key",
-    "part_of",
-    "plan_of_price",
-    "seat_key",
-    "secret_of",
-    "text_in",
-]
-
-
 CUSTOMER: Final = "meterkit_customer"
 """The key of the metadata at Stripe under which the app's own id of a customer stands."""
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
 
-__all__ = ["close_pages", "open_page", "open_portal", "options_of"]
-
 
 def options_of(common: CheckoutOptions, given: CheckoutOptions | None) -> dict[str, Any]:
     """What a page is made with besides what meterkit sets itself.

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
 
-__all__ = ["LOOKUP_KEYS_MAX", "PRICES", "PriceBook", "prices_by_key", "prices_of"]
-
-
 PRICES: Final = "/v1/prices"
 LOOKUP_KEYS_MAX: Final = 10
 """So many lookup keys a list of prices takes (https://docs.stripe.com/api/prices/list#list_prices-lookup_keys)."""

@@ -17,21 +17,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Plan
 
-__all__ = [
-    "COUPONS",
-    "NOTHING",
-    "Recurring",
-    "asks_for_payment_method",
-    "has_begun",
-    "has_payment_method",
-    "in_force",
-    "is_sold_here",
-    "metered_of",
-    "read_subscription",
-    "recurring_of",
-]
-
-
 COUPONS: Final = "discounts.source.coupon"
 """What of a subscription Stripe must show in full."""
 _MICRO: Final = 1_000_000

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from meterkit.subscriptions.price_sync.wanted import WantedPlan, WantedPrice
 
-__all__ = ["Found", "unfit"]
-
 _FREE_TWICE: Final = (
     "what is sent is overage alone (report: overage), and its free tier would give the included units a"
     " second time"

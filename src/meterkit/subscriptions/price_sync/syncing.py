@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.price_sync.wanted import Shape, WantedPlan, WantedPrice, WantedProduct
 
-__all__ = ["Line", "Synced", "sync"]
-
 Action = Literal["is there", "made", "to make", "reactivated", "to reactivate"]
 
 _METERS: Final = "/v1/billing/meters"

@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Entitlement, Meter
     from meterkit.stripe.request import Parameter
 
-__all__ = [
-    "Shape",
-    "WantedPlan",
-    "WantedPrice",
-    "WantedProduct",
-    "params_of",
-    "product_params",
-    "shape_of",
-    "split_wrongly",
-    "wanted_of",
-]
-
 
 def split_wrongly(catalog: Catalog, plan: Plan, meter: Meter) -> str | None:
     """Why no prices can bill a derived meter and its source rightly; None: they can."""

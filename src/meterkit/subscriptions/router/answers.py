@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from meterkit.subscriptions.router.endpoints import BillingKit, Endpoint
 
-__all__ = ["BODY_BYTES_MAX", "Answer", "Billing", "check_sender", "customer_in"]
-
 BODY_BYTES_MAX: Final = 64 << 10
 
 _URLS: Final = ("success_url", "cancel_url", "return_url")

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.service.service import Subscriptions
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
-__all__ = ["ENDPOINTS", "Accepted", "Asked", "BillingKit", "Endpoint", "wrong"]
-
 _SEATS_DIGITS_MAX: Final = 15
 
 

@@ -15,20 +15,6 @@ from meterkit.subscriptions.rules.changes import SEATS_MAX
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = [
-    "CancelBody",
-    "CheckoutBody",
-    "CreateBody",
-    "Origin",
-    "PlanBody",
-    "PortalBody",
-    "SeatsBody",
-    "UsageAnswer",
-    "is_of",
-    "origins_of",
-]
-
-
 _LENGTH_MAX: Final = 2048
 _PORTS: Final = {"https": 443, "http": 80}
 # What browsers take for something else than the parser does, or that no address has: RFC 3986 section 2.

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from meterkit.errors import MeterkitError
 
-__all__ = ["KINDS", "Kind", "Trouble", "TroubleError", "invalid", "schema_of", "trouble_of"]
-
 _logger = logging.getLogger("meterkit.subscriptions")
 
 _URN: Final = "urn:meterkit:problem:"

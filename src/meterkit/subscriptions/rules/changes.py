@@ -16,25 +16,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Changes, Plan
     from meterkit.catalog.models import Entitlement, Meter
 
-__all__ = [
-    "SEATS_MAX",
-    "Course",
-    "OverLimit",
-    "billed_as",
-    "billed_meters",
-    "check_seats",
-    "check_seats_sold",
-    "check_sold",
-    "course_of",
-    "covers_all_seats",
-    "included_seats",
-    "is_sold",
-    "over_limit",
-    "paid_seats",
-    "seats_on",
-    "sells_seats",
-]
-
 
 def is_sold(plan: Plan) -> bool:
     """Whether customers can subscribe to a plan: it names a price at Stripe, or costs something."""

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Plan
     from meterkit.decisions.subscription import SubscriptionState
 
-__all__ = ["Terms", "cost_of", "ends_trial"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:

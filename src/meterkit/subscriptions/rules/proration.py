@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Cycle", "Line", "Proration", "proration_of"]
-
 _Part = Literal["base", "seats"]
 
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.service.stripe_customers import ContactSource
 
-__all__ = ["Beginning", "refuse_debtor"]
-
 
 async def refuse_debtor(
     api: StripeApi,

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.rules.proration import Proration
 
-__all__ = ["Applying", "Changing"]
-
 
 class Applying:
     """Has subscriptions consist of what a plan with its seats consists of.

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["CustomerHooks"]
-
 _SUBSCRIPTIONS_MAX: Final = 8
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.at_stripe.newcomers import Newcomer
 
-__all__ = ["ImportProgress", "Imported", "Importing"]
-
 _T = TypeVar("_T")
 Step = Literal["customers", "subscriptions", "links"]
 

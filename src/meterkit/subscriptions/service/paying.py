@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.at_stripe.live_subscription import LiveSubscription
 
-__all__ = ["check_paid", "remedy"]
-
 # https://docs.stripe.com/error-codes
 _NEEDS_CUSTOMER: Final = frozenset({"subscription_payment_intent_requires_action", "authentication_required"})
 # Stripe gives this refusal no code of its own.

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.store.store import Store
 
-__all__ = ["WAIT_S", "AskedChanges", "alone"]
-
-
 _LEASE_MS: Final = 60_000
 WAIT_S: Final = 9.0
 """A client gets its answer within 10 s."""

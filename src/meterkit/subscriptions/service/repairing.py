@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.at_stripe.items import Item, PlanPrices
 
-__all__ = ["Checking", "Repair", "Repairing"]
-
-
 _PAGE: Final = 500
 _EXPAND: Final = ("data.latest_invoice",)
 

@@ -19,21 +19,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
 
-__all__ = [
-    "Checkout",
-    "Invoice",
-    "NewSubscription",
-    "Page",
-    "PendingChange",
-    "Portal",
-    "Preview",
-    "Subscription",
-    "SubscriptionAfter",
-    "SubscriptionChange",
-    "invoice_of",
-    "subscription_of",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingChange:

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.service.results import Checkout, Invoice, Preview, Subscription
     from meterkit.subscriptions.service.stripe_customers import ContactSource
 
-__all__ = ["Subscriptions"]
-
 _ANSWER_S: Final = 9.0
 """A client gets its answer within 10 s: the rest is for the state, and for the way back."""
 

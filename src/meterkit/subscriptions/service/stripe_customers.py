@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
 
-__all__ = ["Contact", "ContactSource", "StripeCustomers", "contact_of", "contact_params"]
-
 
 @dataclass(frozen=True, slots=True)
 class Contact:

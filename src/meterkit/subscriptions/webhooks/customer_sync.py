@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 
-__all__ = ["NIGHTLY", "Drifting", "Looker", "LostError"]
-
-
 _logger = logging.getLogger("meterkit.subscriptions")
 _FRESH_MS: Final = 60_000
 _TOLD_MS: Final = 3_600_000

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
-__all__ = ["BODY_BYTES_MAX", "HookedKit", "WebhookEndpoint"]
-
 _logger = logging.getLogger("meterkit.subscriptions")
 
 BODY_BYTES_MAX: Final = 524_288

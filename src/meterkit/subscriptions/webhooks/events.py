@@ -15,20 +15,6 @@ from meterkit.catalog.amounts import money
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = [
-    "ALARMS",
-    "DISPUTED",
-    "TOLERANCE_S",
-    "TYPES",
-    "Event",
-    "Forged",
-    "Hint",
-    "Note",
-    "hint_of",
-    "verify",
-]
-
-
 TOLERANCE_S: Final = 300
 """How far the clock of who signed may be from ours, on both sides."""
 Event = Mapping[str, Any]

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
-__all__ = ["LINK", "Linking"]
-
 LINK: Final = "link"
 """The kind of a note that names a checkout session."""
 

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.webhooks.events import Hint
     from meterkit.subscriptions.webhooks.queue import HookQueue
 
-__all__ = ["Night", "Sweeper", "due_shards"]
-
-
 _DAY_MS: Final = 86_400_000
 _NIGHT_MS: Final = 6 * 3_600_000
 _LATE_MS: Final = 600_000

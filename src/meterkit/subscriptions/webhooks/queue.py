@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.subscriptions.webhooks.events import Hint
 
-__all__ = ["LEASE_MS", "DeadWebhook", "Entry", "HookQueue", "WebhookBacklog"]
-
 LEASE_MS: Final = 60_000
 """For how long an entry is one worker's. Work on it ends sooner, or keeps it."""
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.webhooks.queue import DeadWebhook, WebhookBacklog
 
-__all__ = ["Receipt", "Webhooks"]
-
 _logger = logging.getLogger("meterkit.subscriptions")
 
 Receipt = Literal["new", "duplicate", "ignored"]

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.webhooks.customer_sync import Looker
     from meterkit.subscriptions.webhooks.queue import HookQueue
 
-__all__ = ["ATTEMPTS_MAX", "HookWorker", "Next", "next_of"]
-
-
 ATTEMPTS_MAX: Final = 12
 """After so many attempts that Stripe refused, or that could not be understood, a look is given up."""
 _FIRST_MS: Final = 5_000

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.customers import TestClock
     from meterkit.testing.emulator.webhooks.events import Event, ThinEvent
 
-__all__ = ["Account", "Operation"]
-
 # What a call does: (account, call) to the answer.
 Operation: TypeAlias = "Callable[[Account, Call], JsonObject]"
 EXCHANGES_MAX: Final = 100_000

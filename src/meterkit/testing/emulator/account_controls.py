@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.price_sync.wanted import WantedPrice
     from meterkit.testing.emulator.account import Account
 
-__all__ = ["ClockControls", "Shop"]
-
 
 class Shop(Behaviour):
     """Prices and payers of the emulated account; a part of ``StripeEmulator``."""

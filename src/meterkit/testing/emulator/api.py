@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
     Abort = Callable[[Scope, bool], bool]
 
-__all__ = ["Api"]
-
 OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *CUSTOMER_CALLS,
     ("POST", "/v1/webhook_endpoints", lambda account, call: account.endpoints.create(call)),

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.protocol import JsonObject
 
-__all__ = ["API_VERSION", "METER_EVENTS", "METER_EVENT_STREAM", "PAGING", "Call", "Params"]
-
 # Of the account, whose objects and events have its shapes.
 API_VERSION: Final = "2026-10-28.endive"
 METER_EVENTS: Final = "/v1/billing/meter_events"

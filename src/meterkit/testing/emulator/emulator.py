@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.metering.meter_events import MeterEvent
     from meterkit.testing.emulator.protocol import Exchange
 
-__all__ = ["StripeEmulator"]
-
 LOOPBACK: Final = "127.0.0.1"
 _P = ParamSpec("_P")
 SERVER: Final = "meterkit.testing.emulator.server"

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     Finder: TypeAlias = Callable[[Account, str], JsonObject]
     Shower: TypeAlias = Callable[[Account, str], object]
 
-__all__ = ["expanded", "intent_of", "payments_of"]
-
 DEPTH_MAX: Final = 4
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.call import Call
 
-__all__ = ["Action", "Fault", "Pending", "When", "fault_from_json", "take_fault"]
-
 Action = Literal["error", "drop", "reset", "hang", "delay", "lose"]
 When = Literal["before", "after"]
 

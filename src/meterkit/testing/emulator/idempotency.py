@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.protocol import Reply
 
-__all__ = ["IdempotencyKeys", "Stored"]
-
 MEMORY_S: Final = 86_400
 LENGTH_MAX: Final = 255
 

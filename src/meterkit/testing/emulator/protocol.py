@@ -11,21 +11,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "ApiError",
-    "Exchange",
-    "JsonObject",
-    "Reply",
-    "missing_parameter",
-    "missing_resource",
-    "new_id",
-    "no_such",
-    "read_version",
-    "refuse_long_metadata",
-    "unknown_parameter",
-]
-
-
 JsonObject = dict[str, object]
 ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from decimal import Decimal
 
-__all__ = ["Behaviour", "Registry"]
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Behaviour:

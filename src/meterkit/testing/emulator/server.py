@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Scope
 
-__all__ = ["abort", "running", "serve", "serve_forever"]
-
 BACKLOG: Final = 128
 SHUTDOWN_S: Final = 1
 CLOSING_TURNS: Final = 3  # Of the event loop, until a connection that was closed is gone.

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["DECODED_BYTES_MAX", "Decoding", "decoding_of"]
-
 DECODED_BYTES_MAX: Final = 64 << 20
 """How much of a compressed response is read."""
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.framing.incremental import Large, Steps, Work
 
-__all__ = ["EventStream"]
-
 _PRELUDE: Final = struct.Struct(">III")
 _CRC: Final = struct.Struct(">I")
 _LENGTH: Final = struct.Struct(">H")

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-__all__ = ["EVENT_BYTES_MAX", "Emit", "Incremental", "Large", "Steps", "Work", "drain", "paused", "whole_of"]
-
 EVENT_BYTES_MAX: Final = 16 << 10
 """How much of an event is kept; a larger one is read as it comes, without being kept."""
 

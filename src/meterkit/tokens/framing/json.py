@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.framing.incremental import Emit, Steps
     from meterkit.tokens.framing.sse import Takers
 
-__all__ = ["BALANCED", "OBJECT", "TEXT", "Document", "Scanner", "span"]
-
-
 DEPTH_MAX: Final = 1_000
 """No provider's answer is nested deeper; Python's own parser gives up there too."""
 

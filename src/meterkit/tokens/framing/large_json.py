@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.layout import Place
 
-__all__ = ["UNKNOWN", "Encoded", "LargeJson"]
-
 _TOKEN_BYTES_MAX: Final = 256
 """A longer text is kept as an empty one; a longer number makes the value unreadable."""
 _ITEMS_MAX: Final = 32

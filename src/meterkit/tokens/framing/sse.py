@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.framing.incremental import Emit, Large, Steps, Work
 
-__all__ = ["Blocks", "Ndjson", "Sse", "Takers"]
-
-
 # How much is read without a pause; a small block takes as long as one of some size.
 _PAUSE_BYTES: Final = 4 << 10
 _BLOCK_BYTES_MIN: Final = 512

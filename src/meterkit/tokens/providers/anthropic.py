@@ -15,8 +15,6 @@ from meterkit.tokens.providers.api import Api, cache_included
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Paths, Table
 
-__all__ = ["ANTHROPIC"]
-
 _ITERATED: Final = paths(
     input_tokens="input_tokens",
     output_tokens="output_tokens",

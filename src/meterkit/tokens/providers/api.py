@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.calls import EventUsage
     from meterkit.tokens.json_values import Counts, Table
 
-__all__ = ["Api", "cache_included"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:

@@ -18,8 +18,6 @@ from meterkit.tokens.providers.openai import OPENAI
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Paths, Table
 
-__all__ = ["BEDROCK"]
-
 _PROVIDER: Final = "aws.bedrock"
 _PATHS: Final = paths(
     input_tokens="inputTokens inputTokenCount",

@@ -14,8 +14,6 @@ from meterkit.tokens.providers.api import Api
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table
 
-__all__ = ["COHERE"]
-
 _PATHS: Final = paths(
     input_tokens="tokens.input_tokens",
     output_tokens="tokens.output_tokens",

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from meterkit.tokens.json_values import Table
 
-__all__ = ["LANGCHAIN", "PYDANTIC_AI", "parts_of", "run_of"]
-
 # Both say what the providers' own words mean: parts are contained in input and output.
 _LANGCHAIN_PATHS: Final = paths(
     input_tokens="input_tokens",

@@ -15,8 +15,6 @@ from meterkit.tokens.providers.api import Api
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table
 
-__all__ = ["GEMINI"]
-
 # The wire is in camel case, the SDK's objects are not.
 _PATHS: Final = paths(
     prompt="promptTokenCount prompt_token_count",

@@ -14,8 +14,6 @@ from meterkit.tokens.providers.api import Api
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
 
-__all__ = ["OLLAMA"]
-
 # Older servers leave the prompt's count out where it was cached: unknown, which is not 0.
 _PATHS: Final = paths(
     input_tokens="prompt_eval_count",

@@ -16,8 +16,6 @@ from meterkit.tokens.providers.api import Api
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table
 
-__all__ = ["MISTRAL", "OPENAI"]
-
 _CHAT: Final = paths(
     input_tokens="prompt_tokens",
     output_tokens="completion_tokens",

@@ -23,19 +23,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = [
-    "HOUR_S",
-    "added_lines",
-    "bill",
-    "count_usage",
-    "draft_of",
-    "read_tax",
-    "shown_now",
-    "spend_discounts",
-    "tax_percent",
-    "total_of",
-]
-
 
 def read_tax(account: Account, params: Params, *, customer: str | None = None) -> bool | None:
     """Return whether a call turns automatic tax on or off; None where it says nothing.

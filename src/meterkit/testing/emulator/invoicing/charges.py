@@ -25,17 +25,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 
-__all__ = [
-    "count_anew",
-    "nothing_line",
-    "period_line",
-    "remaining_line",
-    "trial_line",
-    "unused_lines",
-    "usage_lines",
-    "usage_of",
-]
-
 LINE_LENGTH: Final = 23
 
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.invoicing.invoices import Invoice
     from meterkit.testing.emulator.subscribing.subscriptions import Status, Subscription
 
-__all__ = ["attempt", "can_pay", "finalize", "mark_paid", "method_of", "tell_overdue", "void"]
-
 DAY_S: Final = 86_400
 # Less than this is put on the customer's balance
 # (https://docs.stripe.com/currencies#minimum-and-maximum-charge-amounts).

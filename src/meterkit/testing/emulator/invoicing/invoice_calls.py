@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode
 
-__all__ = ["INVOICE_CALLS", "PREVIEW_CALLS"]
-
-
 FIVE_YEARS: Final = Recurring(interval="year", interval_count=5)
 STATUSES: Final = ("draft", "open", "paid", "uncollectible", "void")
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["ITEMS_MAX", "Invoice", "Invoices", "Line", "Usage"]
-
 InvoiceStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
 # An object that holds a list shows its beginning (https://docs.stripe.com/api/invoices/object#invoice_object-lines).
 LINES_SHOWN: Final = 10

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.invoicing.invoices import Invoice
     from meterkit.testing.emulator.protocol import JsonObject
 
-__all__ = ["REFUND_CALLS", "refund"]
-
-
 REASONS: Final = ("duplicate", "fraudulent", "requested_by_customer")
 
 

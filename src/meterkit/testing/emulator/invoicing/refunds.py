@@ -10,8 +10,6 @@ from meterkit.testing.emulator.registry import Registry
 if TYPE_CHECKING:
     from meterkit.testing.emulator.protocol import JsonObject
 
-__all__ = ["Refund", "Refunds"]
-
 
 @dataclass(slots=True, kw_only=True)
 class Refund:

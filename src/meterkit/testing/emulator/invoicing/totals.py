@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.selling.coupons import Discount
 
-__all__ = ["Charged", "LineTotal", "Totals", "shown_discounts", "shown_tax", "tax_to_json", "work_out"]
-
 TAX_RATE: Final = "txr_1emulated"
 
 

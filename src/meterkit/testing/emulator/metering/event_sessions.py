@@ -11,8 +11,6 @@ from meterkit.testing.emulator.protocol import ApiError, JsonObject, new_id
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
 
-__all__ = ["MeterEventSessions"]
-
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/session/create
 SESSION_S: Final = 15 * 60
 

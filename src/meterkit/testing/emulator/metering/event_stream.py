@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.webhooks.events import MeterErrorCode
 
-__all__ = ["create_session", "stream_events"]
-
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/create
 EVENTS_MAX: Final = 100
 FIELDS: Final = {"event_name", "identifier", "payload", "timestamp"}

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.customers import Customers
     from meterkit.testing.emulator.webhooks.events import ThinEvent
 
-__all__ = ["MeterEvent", "MeterEvents"]
-
 CANCELLED_S_MAX: Final = 86_400
 PAST_S_MAX: Final = 35 * 86_400
 FUTURE_S_MAX: Final = 5 * 60

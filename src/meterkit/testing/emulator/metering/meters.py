@@ -16,8 +16,6 @@ from meterkit.testing.emulator.protocol import ApiError, JsonObject, new_id, no_
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
 
-__all__ = ["Meter", "Meters"]
-
 FORMULAS: Final = ("count", "last", "sum")
 WINDOWS: Final = ("day", "hour")
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.metering.meter_events import MeterEvent
     from meterkit.testing.emulator.metering.meters import Meter
 
-__all__ = ["aggregate", "list_summaries"]
-
 SPANS_S: Final = {"hour": 3_600, "day": 86_400}
 MINUTE_S: Final = 60
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.prices import Prices, Products
     from meterkit.testing.emulator.webhooks.events import Emit
 
-__all__ = ["CheckoutLine", "CheckoutSession", "CheckoutSessions", "line_items"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutLine:

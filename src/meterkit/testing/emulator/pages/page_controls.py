@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.pages.visits import Payment, PortalAction, Visits
     from meterkit.testing.emulator.protocol import JsonObject
 
-__all__ = ["PageControls", "button", "checkout_page", "page", "portal_page"]
-
-
 STYLE: Final = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:30rem;margin:3rem auto;padding:0 1rem;color:#1a1a2e}"
     "button{font:inherit;padding:.5rem 1rem;margin:.25rem 0;width:100%;cursor:pointer}"

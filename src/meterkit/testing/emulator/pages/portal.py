@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from meterkit.testing.emulator.protocol import JsonObject
 
-__all__ = ["CONFIGURATION", "FLOWS", "PortalSession", "PortalSessions"]
-
 FLOWS: Final = (
     *("customer_update", "payment_method_update", "subscription_cancel", "subscription_pause"),
     *("subscription_update", "subscription_update_confirm"),

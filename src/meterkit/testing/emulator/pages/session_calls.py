@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.selling.coupons import Discount
 
-__all__ = ["CHECKOUT_CALLS", "PORTAL_CALLS", "read_session"]
-
-
 LIFE_S: Final = 86_400
 LIFE_S_MIN: Final = 1_800
 REFERENCE_MAX: Final = 200

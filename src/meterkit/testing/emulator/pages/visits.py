@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.selling.coupons import Discount
 
-__all__ = ["Payment", "Person", "PortalAction", "Visits"]
-
 Payment = Literal["succeeds", "fails"]
 PortalAction = Literal["cancel", "resume", "mend_payment", "pay"]
 NOBODY = "person@example.com"

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Charge", "Pricing", "Tier", "amount_of", "charges_of", "to_cents"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:

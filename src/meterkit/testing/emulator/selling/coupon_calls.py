@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call, Params
     from meterkit.testing.emulator.protocol import JsonObject
 
-__all__ = ["COUPON_CALLS"]
-
 CODE: Final = re.compile(r"[A-Za-z0-9-]{1,500}")
 CODE_LENGTH: Final = 8
 

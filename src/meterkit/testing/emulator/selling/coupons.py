@@ -17,20 +17,6 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.protocol import JsonObject
 
-__all__ = [
-    "DURATIONS",
-    "Coupon",
-    "Coupons",
-    "Discount",
-    "Discounts",
-    "PromotionCode",
-    "PromotionCodes",
-    "begun",
-    "in_force",
-    "net_of",
-]
-
-
 DURATIONS: Final = ("forever", "once", "repeating")
 
 

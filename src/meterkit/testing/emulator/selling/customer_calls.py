@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call
 
-__all__ = [
-    "CUSTOMER_CALLS",
-    "PAYMENT_CALLS",
-    "SETUP_CALLS",
-    "confirm_setup",
-    "delete_customer",
-]
-
 
 def _delete(account: Account, call: Call) -> JsonObject:
     """Its subscriptions are canceled with it (https://docs.stripe.com/api/customers/delete)."""

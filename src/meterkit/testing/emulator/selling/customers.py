@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.payments import PaymentMethods
     from meterkit.testing.emulator.webhooks.events import Emit
 
-__all__ = ["Customer", "Customers", "TestClock", "TestClocks"]
-
-
 LIFE_S: Final = 30 * 86_400
 
 

@@ -7,17 +7,6 @@ from typing import Final, Literal
 
 from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_resource, new_id, no_such
 
-__all__ = [
-    "DECLINED",
-    "NEEDS_CUSTOMER",
-    "NO_METHOD",
-    "PaymentMethod",
-    "PaymentMethods",
-    "SetupIntent",
-    "SetupIntents",
-]
-
-
 AUTHENTICATES: Final = "pm_card_authenticationRequired"
 ASKS_UNTIL_SET_UP: Final = "pm_card_authenticationRequiredOnSetup"
 # Stripe's names of test cards (https://docs.stripe.com/testing?testing-method=payment-methods).

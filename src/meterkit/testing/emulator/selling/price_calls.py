@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call, Params
 
-__all__ = ["PRICE_CALLS", "PRODUCT_CALLS", "make_price", "make_product"]
-
 
 def make_product(account: Account, params: Params, *, call: Call) -> Product:
     """Add the product that ``params`` describe, and return it."""

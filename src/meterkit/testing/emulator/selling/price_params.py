@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Params
     from meterkit.testing.emulator.metering.meters import Meters
 
-__all__ = ["PRICE_PARAMS", "PriceParams", "named_price", "read_price"]
-
-
 PRICE_PARAMS: Final = (
     *("active", "billing_scheme", "currency", "currency_options", "custom_unit_amount", "lookup_key"),
     *("metadata", "nickname", "recurring", "tax_behavior", "tiers", "tiers_mode", "transfer_lookup_key"),

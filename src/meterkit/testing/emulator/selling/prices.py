@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Params
     from meterkit.testing.emulator.selling.amounts import Pricing
 
-__all__ = ["TEXTS", "Price", "Prices", "Product", "Products", "Recurring"]
-
-
 TEXTS: Final = ("description", "statement_descriptor", "tax_code", "unit_label", "url")
 
 

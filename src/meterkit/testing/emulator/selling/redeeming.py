@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.coupons import Coupon, PromotionCode
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["change_discounts", "read_discounts", "redeem", "tell_of_discounts"]
-
 # https://docs.stripe.com/billing/subscriptions/coupons.
 DISCOUNTS_MAX: Final = 20
 

@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.selling.prices import Recurring
 
-__all__ = [
-    "BillingMode",
-    "boundary",
-    "default_mode",
-    "period_at",
-    "read_mode",
-    "refuse_in_flexible",
-    "refuse_mixed",
-]
-
-
 DAY_S: Final = 86_400
 FIXED_S: Final = {"day": DAY_S, "week": 7 * DAY_S}
 MONTHS: Final = {"month": 1, "year": 12}

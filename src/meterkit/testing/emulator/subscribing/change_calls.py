@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.invoicing.invoices import Line
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["ITEM_CALLS", "PAUSE_CALLS"]
-
-
 HOW: Final = ("off_session", "payment_behavior", "proration_behavior", "proration_date")
 
 

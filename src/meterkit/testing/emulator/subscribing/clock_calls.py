@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.protocol import JsonObject
 
-__all__ = ["CLOCK_CALLS", "clock_time"]
-
-
 # Sessions of pages and of usage keep the emulator's own time, for any customer.
 OWN_TIME: Final = ("/v1/billing", "/v1/checkout", "/v1/test_helpers", "/v2/")
 NAMES: Final = ("customer", "subscription", "from_subscription", "invoice")

@@ -22,22 +22,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = [
-    "IGNORED_SETTINGS",
-    "ITEM_PARAMS",
-    "SETTINGS",
-    "apply_cancellation",
-    "apply_settings",
-    "read_item",
-    "read_items",
-    "read_trial_end",
-    "recurring_price",
-    "refuse_same_price",
-    "refuse_while_pending",
-    "wanted_discounts",
-]
-
-
 ITEMS_MAX: Final = 20
 # Accepted and without effect.
 IGNORED: Final = ("billing_thresholds", "clear_usage", "current_trial", "discounts", "tax_rates")

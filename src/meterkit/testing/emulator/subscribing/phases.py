@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.invoicing.invoices import Line, Usage
     from meterkit.testing.emulator.subscribing.schedules import Phase, Schedule
 
-__all__ = ["begin", "begins_at", "enter_phase", "phase_ends_at", "release", "usages_after", "wanted_by"]
-
 
 def begins_at(schedule: Schedule) -> int | None:
     """Return when a schedule makes its subscription, in Unix seconds; None: it has, or never will."""

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["Wanted", "begin_items", "new_item", "restart", "revise"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.selling.coupons import Discount
 
-__all__ = ["SCHEDULE_CALLS"]
-
 PHASES_MAX: Final = 10
 END_BEHAVIORS: Final = ("cancel", "release")
 PRORATIONS: Final = ("create_prorations", "always_invoice", "none")

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.invoicing.invoices import Usage
     from meterkit.testing.emulator.protocol import JsonObject
 
-__all__ = ["advance"]
-
-
 Moving: TypeAlias = Invoice | Subscription | Schedule
 
 # https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses: incomplete.

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
 
-__all__ = ["Phase", "PhaseItem", "Schedule", "Schedules"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseItem:

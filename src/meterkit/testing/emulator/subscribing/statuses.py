@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.subscribing.subscriptions import Status, Subscription
 
-__all__ = ["end", "end_schedule", "leave_pause", "pause", "set_status"]
-
 
 def set_status(account: Account, subscription: Subscription, status: Status) -> None:
     """Give a subscription another status, and tell of it."""

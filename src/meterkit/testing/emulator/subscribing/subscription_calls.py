@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call, Params
 
-__all__ = ["SUBSCRIPTION_CALLS", "subscribe"]
-
 CREATED_WITH: Final = (
     *("add_invoice_items", "backdate_start_date", "billing_cycle_anchor", "billing_mode", "currency"),
     *("customer", "items", "payment_behavior", "proration_behavior", "trial_end", "trial_period_days"),

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
 
-__all__ = ["ENDED", "Debit", "Item", "PendingUpdate", "Status", "Subscription", "Subscriptions"]
-
 Status = Literal[
     "incomplete", "incomplete_expired", "trialing", "active", "past_due", "unpaid", "canceled", "paused"
 ]

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.subscribing.revision import Wanted
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-__all__ = ["BEHAVIORS", "Rearranged", "commit", "is_due", "rearrange", "refuse_unpaid"]
-
 BEHAVIORS: Final = ("allow_incomplete", "default_incomplete", "error_if_incomplete", "pending_if_incomplete")
 PRORATIONS: Final = ("create_prorations", "always_invoice", "none")
 # Or up to the end of the trial or the period

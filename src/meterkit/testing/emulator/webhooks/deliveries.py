@@ -17,21 +17,6 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.call import Call, Params
 
-__all__ = [
-    "FORGERIES",
-    "ROLL_S_MAX",
-    "Deliveries",
-    "Delivery",
-    "Due",
-    "Forgery",
-    "Told",
-    "WebhookEndpoint",
-    "WebhookEndpoints",
-    "forge",
-    "sign",
-]
-
-
 Forgery = Literal["wrong_secret", "changed", "truncated", "unsigned", "old_scheme", "stale", "early"]
 FORGERIES: Final[tuple[str, ...]] = get_args(Forgery)
 # A day: far beyond the 300 seconds that receivers allow.

@@ -15,20 +15,6 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.call import Call
 
-__all__ = [
-    "MEMORY_S",
-    "Emit",
-    "Event",
-    "Events",
-    "MeterErrorCode",
-    "ThinEvent",
-    "ThinEvents",
-    "changes",
-    "matches",
-    "meter_errors",
-]
-
-
 MEMORY_S: Final = 30 * 86_400
 TYPES_MAX: Final = 20
 

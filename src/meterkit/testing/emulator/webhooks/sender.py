@@ -15,8 +15,6 @@ from meterkit.testing.emulator.webhooks.deliveries import Delivery, forge
 if TYPE_CHECKING:
     from meterkit.testing.emulator.webhooks.deliveries import Due, Forgery
 
-__all__ = ["send"]
-
 # Stripe does not publish its own.
 TIMEOUT_S: Final = 10.0
 ANSWER_MAX: Final = 500

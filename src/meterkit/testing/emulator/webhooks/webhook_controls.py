@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.webhooks.deliveries import Delivery, Forgery, Told
     from meterkit.testing.emulator.webhooks.events import Event, MeterErrorCode, ThinEvent
 
-__all__ = ["Courier", "WebhookControls"]
-
-
 SENDER: Final = "meterkit.testing.emulator.webhooks.sender"
 # How soon a move of the clock is noticed, in real seconds.
 LOOK_S: Final = 0.05
