@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterkit import MeterKit
+from meterkit.cli.customers import parse_entitlement
 from meterkit.cli.importing import read_links
-from meterkit.cli.notation import parse_entitlement
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

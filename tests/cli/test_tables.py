@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from commands import TIMEOUT_S
 from forked_command import run_forked
 from meterkit import MeterKit
-from meterkit.cli.output import fit, print_records
+from meterkit.cli.output import print_records
 
 if TYPE_CHECKING:
     from commands import Shell
@@ -146,24 +144,6 @@ def test_where_there_is_nothing_to_list_that_is_said(stored: Shell) -> None:
         done = stored.run(*command)
         assert (0, "") == (done.code, done.out)
         assert words in done.err
-
-
-@given(
-    columns=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 40)), min_size=1, max_size=10),
-    width=st.integers(1, 200),
-)
-def test_columns_get_what_they_need_and_never_more_than_there_is(
-    columns: list[tuple[int, int]], width: int
-) -> None:
-    natural = [least + more for least, more in columns]
-    least = [least for least, _ in columns]
-    gaps = 2 * (len(columns) - 1)
-    found = fit(natural, least, width)
-    if found is None:
-        assert sum(least) + gaps > width
-        return
-    assert sum(found) + gaps == min(sum(natural) + gaps, width)
-    assert all(low <= got <= high for low, got, high in zip(least, found, natural, strict=True))
 
 
 def test_what_is_told_in_sentences_has_some_words_a_line(

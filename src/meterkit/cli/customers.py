@@ -1,15 +1,16 @@
-"""``meterkit customers``: show and change customers."""
+"""``meterkit customers``: show and change customers; entitlements in the notation of the plans file."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 
 import typer
+import yaml
 
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.importing import read_links
-from meterkit.cli.notation import format_entitlement, parse_entitlement
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
 from meterkit.cli.output import date_and_time, print_note, print_records
 from meterkit.cli.progress import shown_steps
@@ -19,7 +20,7 @@ from meterkit.decisions.subscription import Status
 from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.cli.importing import CsvLink
@@ -27,8 +28,44 @@ if TYPE_CHECKING:
     from meterkit.customers.customers import Customer, Customers
     from meterkit.kit import MeterKit
 
-commands = typer.Typer(name="customers", help="Show and change customers.", no_args_is_help=True)
 
+def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
+    """Read ``KEY=VALUE`` entries; a value is YAML in flow style, so JSON will do too.
+
+    Raises:
+        MeterkitError: an entry cannot be read, or a key is given twice.
+    """
+    found: dict[str, object] = {}
+    for entry in entries:
+        key, separator, text = entry.partition("=")
+        if not separator or not key or not text:
+            raise MeterkitError(
+                f"override: found {entry!r:.80}; allowed is KEY=VALUE, such as included=5_000"
+            )
+        if key in found:
+            raise MeterkitError(f"override: found {key!r:.80} twice; give it once")
+        try:
+            found[key] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            # A ValueError is of a date that there is not, or of a number beyond all bounds.
+            raise MeterkitError(
+                f"override: the value of {key:.80} cannot be read; write it as in the plans file, such as"
+                " 'rate=[100/hour]'"
+            ) from None
+    return found
+
+
+def format_entitlement(given: Mapping[str, object]) -> str:
+    """Write an entitlement as it is given on a command line: ``included=5000 rate=[100/hour]``."""
+    return " ".join(f"{key}={_flow(value)}" for key, value in sorted(given.items()))
+
+
+def _flow(value: object) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
+commands = typer.Typer(name="customers", help="Show and change customers.", no_args_is_help=True)
 NO_STATUS: Final = "none"
 STATUSES: Final[tuple[str, ...]] = (*get_args(Status), NO_STATUS)
 _RARE: Final = frozenset({"access since", "subscription", "seats", "trial ends", "ends", "scheduled"})

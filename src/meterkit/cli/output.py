@@ -76,15 +76,13 @@ _QUANTITY: Final = re.compile(r"-?[0-9,]+(\.[0-9]+)?|unlimited|")
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) -> list[RenderableType]:
     """Rows of texts as a table; wrapped between words, or else as a list, where it would be too wide."""
     cells = [[name, *(row[nth] for row in rows)] for nth, name in enumerate(columns)]
-    natural = [max(map(cell_len, column)) for column in cells]
     least = [_least(column) for column in cells]
-    widths = fit(natural, least, width)
-    if widths is None:
+    if sum(least) + _GAP * (len(least) - 1) > width:
         return _below_each_other(columns, rows)
     found = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))
-    for (name, *texts), column_width in zip(cells, widths, strict=True):
+    for (name, *texts), min_width in zip(cells, least, strict=True):
         numeric = all(map(_QUANTITY.fullmatch, texts))
-        found.add_column(name, justify="right" if numeric else "left", width=column_width, overflow="fold")
+        found.add_column(name, justify="right" if numeric else "left", min_width=min_width, overflow="fold")
     for row in rows:
         found.add_row(*row)
     return [found]
@@ -97,26 +95,6 @@ def _least(column: Sequence[str]) -> int:
         cell_len(word) if _QUANTITY.fullmatch(word) else min(cell_len(word), _WORD_MAX) for word in words
     )
     return max(longest, _SENTENCE_LEAST) if any(map(_SENTENCE.match, column)) else longest
-
-
-def fit(natural: Sequence[int], least: Sequence[int], width: int) -> list[int] | None:
-    """The widths of columns in a table that is no wider than ``width``, or None where there are none.
-
-    Args:
-        natural: what each column needs if nothing in it is wrapped.
-        least: what each column needs at least.
-        width: for all columns and the gaps between them.
-    """
-    left = width - _GAP * (len(least) - 1) - sum(least)
-    if left < 0:
-        return None
-    widths = list(least)
-    # First those that need little more, so that as few as can be are wrapped.
-    for nth in sorted(range(len(least)), key=lambda nth: natural[nth] - least[nth]):
-        more = min(natural[nth] - least[nth], left)
-        widths[nth] += more
-        left -= more
-    return widths
 
 
 def _below_each_other(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[RenderableType]:

@@ -1,9 +1,13 @@
-"""The operator pages: figures over all customers, lists behind them, and redrives. An ASGI app."""
+"""The operator pages, an ASGI app: figures over all customers, lists behind them, and redrives.
+
+Posts of other origins are refused.
+"""
 
 from __future__ import annotations
 
 import inspect
 from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
@@ -26,7 +30,6 @@ from meterkit.pages.operator_figures import (
 from meterkit.pages.operator_lists import BooksKit, book_lists, customer_lists, revenue_lists
 from meterkit.pages.operator_queues import QUEUES, QueuesKit, ledger_list, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
-from meterkit.pages.same_origin import check_same_origin, form_of
 from meterkit.store.arguments import check_text, is_customer
 from meterkit.subscriptions.router.troubles import KINDS, Kind, Trouble, TroubleError, invalid
 
@@ -39,6 +42,52 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.pages.listing import Listing
     from meterkit.settings import Settings
+
+
+_BYTES_MAX: Final = 1 << 20
+_FIELDS_MAX: Final = 12_000
+_FORM: Final = "application/x-www-form-urlencoded"
+
+
+def check_same_origin(request: Request) -> None:
+    """Refuse a post that a page of another origin sent, with the cookies of this app.
+
+    Browsers say so in ``Sec-Fetch-Site`` over TLS and on localhost, else in ``Origin``. A post without
+    either is refused too: no browser that is in use leaves out both.
+
+    Raises:
+        TroubleError: the request is not of this origin.
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is None:
+        sent_by = request.headers.get("origin", "").partition("://")[2]
+        is_own = bool(sent_by) and sent_by.lower() == request.headers.get("host", "").lower()
+    else:
+        is_own = site == "same-origin"
+    if not is_own:
+        raise TroubleError(Trouble(kind=KINDS["origin"], detail="This request was not sent by this page."))
+
+
+async def form_of(request: Request) -> Mapping[str, Sequence[str]]:
+    """The fields of a form, each with its values.
+
+    Raises:
+        TroubleError: the body is no form, or is too large.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != _FORM:
+        raise TroubleError(Trouble(kind=KINDS["media"], detail=f"Send a form, as {_FORM}."))
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _BYTES_MAX:
+            detail = f"Send at most {_BYTES_MAX} bytes."
+            raise TroubleError(Trouble(kind=KINDS["large"], detail=detail, members={"limit": _BYTES_MAX}))
+    try:
+        return parse_qs(body.decode(), max_num_fields=_FIELDS_MAX, errors="strict")
+    except ValueError:
+        raise TroubleError(Trouble(kind=KINDS["request"], detail="The form cannot be read.")) from None
+
 
 _ROWS: Final = 100
 _AGAIN_S: Final = 10

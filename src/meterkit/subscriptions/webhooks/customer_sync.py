@@ -1,4 +1,4 @@
-"""Sync one Stripe customer: fetch its subscriptions, store its state, log differences from the plans."""
+"""Sync one Stripe customer: find its customer, fetch its subscriptions, store its state, log drifts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.scalars import DAY_MS
+from meterkit.customers.customers import Customers
 from meterkit.customers.drifts import Drifts
+from meterkit.customers.links import Links, owner_of
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.decisions.subscription import switched_by_others
-from meterkit.errors import StripeError
+from meterkit.errors import CustomerError, StripeError
 from meterkit.outbox.closes import note_renewal
 from meterkit.store.messages import tell
 from meterkit.subscriptions.at_stripe.drift import drift_of_customer, plan_in
 from meterkit.subscriptions.at_stripe.items import items_of
 from meterkit.subscriptions.at_stripe.live_subscription import whole
-from meterkit.subscriptions.at_stripe.objects import id_in, part_of
+from meterkit.subscriptions.at_stripe.objects import CUSTOMER, id_in, part_of, text_in
 from meterkit.subscriptions.at_stripe.prices import PriceBook
 from meterkit.subscriptions.at_stripe.reading import (
     COUPONS,
@@ -28,10 +30,9 @@ from meterkit.subscriptions.at_stripe.reading import (
     metered_of,
     read_subscription,
 )
-from meterkit.subscriptions.webhooks.linking import LINK, Linking
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from meterkit.customers.drifts import Drift
     from meterkit.decisions.customer_state import CustomerState
@@ -40,6 +41,97 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
+
+
+LINK: Final = "link"
+"""The kind of a note that names a checkout session."""
+
+
+class Linking:
+    """Finds the customer of a Stripe customer, and links them if they are not linked yet.
+
+    Args:
+        store: where links are.
+        api: the way to Stripe.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._states = States(store)
+        self._customers = Customers(store)
+        self._links = Links(store)
+        self._api = api
+
+    async def owner(self, stripe_customer: str) -> str | None:
+        """The customer that it is linked to; None: to none.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        admin = await self._store.admin()
+        claim: bytes | None = await admin.ask(admin.client.get(self._store.keys.link(stripe_customer)))
+        customer = owner_of((claim or b"").decode())
+        if not customer:
+            return None
+        # A claim without a link has no owner yet.
+        _, state = await self._states.read(customer)
+        return customer if state.stripe_customer == stripe_customer else None
+
+    async def is_retired(self, stripe_customer: str) -> bool:
+        """Whether its customer was deleted here: no event links it again. Raises StoreError."""
+        return await self._links.is_retired(stripe_customer)
+
+    async def link(
+        self, stripe_customer: str, found: Iterable[Mapping[str, Any]], sessions: Iterable[str]
+    ) -> str | None:
+        """Link it to the customer that Stripe names; None: Stripe names none, so it is not ours.
+
+        Args:
+            stripe_customer: ``cus_…``, which has no link.
+            found: its subscriptions as Stripe shows them, that in force first.
+            sessions: the checkout sessions that it came from.
+
+        Raises:
+            CustomerError: the id that Stripe has is not allowed, or is linked to another Stripe customer.
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+        """
+        named = next(filter(None, (_named(one) for one in found)), "") or await self._named_customer(
+            stripe_customer
+        )
+        for session in sessions:
+            named = named or await self._named_by(session, stripe_customer)
+        if not named:
+            return None
+        try:
+            await self._customers.link(named, stripe_customer)
+        except CustomerError as error:
+            raise CustomerError(
+                f"Stripe says that Stripe customer {stripe_customer} is customer {named!r:.80}: {error}"
+            ) from error
+        return named
+
+    async def _named_customer(self, stripe_customer: str) -> str:
+        return _named(await self._found(f"/v1/customers/{stripe_customer}"))
+
+    async def _named_by(self, session: str, stripe_customer: str) -> str:
+        made = await self._found(f"/v1/checkout/sessions/{session}")
+        is_its = id_in(made, "customer") == stripe_customer
+        return text_in(made, "client_reference_id") if is_its else ""
+
+    async def _found(self, path: str) -> dict[str, Any]:
+        """An object; an empty one where Stripe has it no more."""
+        try:
+            return await self._api().get(path)
+        except StripeError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return {}
+            raise
+
+
+def _named(found: Mapping[str, Any]) -> str:
+    return text_in(part_of(found, "metadata"), CUSTOMER)
+
 
 _logger = logging.getLogger("meterkit.subscriptions")
 _FRESH_MS: Final = 60_000
