@@ -24,7 +24,7 @@ __all__ = ["RunningCommand", "fork_command", "forks", "run_forked"]
 
 # What commands import, the rarer ones only once they run, and what programs of the tests do.
 IMPORTED_BEFORE: Final = [
-    *("meterkit.cli.app", "meterkit.kit", "meterkit.cli.doctor.examination", "meterkit.sync"),
+    *("meterkit.cli.app", "meterkit.kit", "meterkit.health.examination", "meterkit.sync"),
     *("meterkit.delivery.flusher", "meterkit.delivery.stripe_v1", "meterkit.delivery.stripe_stream"),
     *("meterkit.testing", "meterkit.testing.emulator.server", "redis.asyncio", "aiohttp"),
     *("meterkit.redis.admin", "meterkit.redis.cluster_client", "meterkit.stripe.http"),

@@ -28,7 +28,9 @@ LINE = (
     ("asgi", "delivery", "subscriptions", "storage", "notify", "insights"),
     ("starlette",),
     ("fastapi", "llm", "pages", "background", "loop_thread"),
-    ("serving", "assembly", "sync"),
+    ("serving", "assembly"),
+    ("health",),
+    ("sync",),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("testing",),
     ("cli",),

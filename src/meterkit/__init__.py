@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         UnknownMeterError,
         UnknownPlanError,
     )
+    from meterkit.health.findings import Finding
+    from meterkit.health.health import Health
     from meterkit.insights.prometheus import metrics_app
     from meterkit.insights.revenue.revenue import Revenue, RevenueDay
     from meterkit.kit import MeterKit
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from meterkit.store.messages import KeptMessage
     from meterkit.store.rate_usage import RateUsage
     from meterkit.subscriptions.at_stripe.newcomers import Misfit
+    from meterkit.subscriptions.price_sync.syncing import StripeAccount, StripeSync, StripeSyncLine
     from meterkit.subscriptions.rules.changes import OverLimit
     from meterkit.subscriptions.rules.proration import Proration
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
@@ -98,6 +101,7 @@ if TYPE_CHECKING:
         SyncObjectStorage,
         SyncReservation,
         SyncRevenue,
+        SyncStripeAccount,
         SyncSubscriptions,
         SyncWebhooks,
     )
@@ -124,12 +128,14 @@ __all__ = [
     "Deleted",
     "Drift",
     "DunningReminder",
+    "Finding",
     "FlushReport",
     "Flusher",
     "GaugeLevel",
     "Gauges",
     "Grant",
     "Grants",
+    "Health",
     "HistoryEntry",
     "ImportProgress",
     "Imported",
@@ -176,7 +182,10 @@ __all__ = [
     "StorageOver",
     "StoreError",
     "StreamTap",
+    "StripeAccount",
     "StripeError",
+    "StripeSync",
+    "StripeSyncLine",
     "StripeUnavailableError",
     "Subscription",
     "SubscriptionBusyError",
@@ -194,6 +203,7 @@ __all__ = [
     "SyncObjectStorage",
     "SyncReservation",
     "SyncRevenue",
+    "SyncStripeAccount",
     "SyncSubscriptions",
     "SyncWebhooks",
     "TrialEnding",
@@ -232,11 +242,13 @@ _HOMES = {
     "Drift": "meterkit.customers.drifts",
     "DunningReminder": "meterkit.notify",
     "FlushReport": "meterkit.delivery.report",
+    "Finding": "meterkit.health.findings",
     "Flusher": "meterkit.delivery.flusher",
     "GaugeLevel": "meterkit.decisions.decision",
     "Gauges": "meterkit.asgi.gauges",
     "Grant": "meterkit.customers.grants",
     "Grants": "meterkit.customers.grants",
+    "Health": "meterkit.health.health",
     "HistoryEntry": "meterkit.customers.history",
     "ImportProgress": "meterkit.subscriptions.service.importing",
     "Imported": "meterkit.subscriptions.service.importing",
@@ -272,6 +284,9 @@ _HOMES = {
     "Settings": "meterkit.settings",
     "StorageOver": "meterkit.notify",
     "StreamTap": "meterkit.tokens.tap",
+    "StripeAccount": "meterkit.subscriptions.price_sync.syncing",
+    "StripeSync": "meterkit.subscriptions.price_sync.syncing",
+    "StripeSyncLine": "meterkit.subscriptions.price_sync.syncing",
     "Subscription": "meterkit.subscriptions.service.results",
     "SubscriptionChange": "meterkit.subscriptions.service.results",
     "SubscriptionChanged": "meterkit.notify",
@@ -285,6 +300,7 @@ _HOMES = {
     "SyncObjectStorage": "meterkit.sync",
     "SyncReservation": "meterkit.sync",
     "SyncRevenue": "meterkit.sync",
+    "SyncStripeAccount": "meterkit.sync",
     "SyncSubscriptions": "meterkit.sync",
     "SyncWebhooks": "meterkit.sync",
     "TrialEnding": "meterkit.notify",

@@ -28,6 +28,7 @@ from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
 from meterkit.outbox.operator_commands import Intents
 from meterkit.storage.service import ObjectStorage
 from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.price_sync.syncing import StripeAccount
 from meterkit.subscriptions.service.customer_hooks import CustomerHooks
 from meterkit.subscriptions.service.service import Subscriptions
 from meterkit.subscriptions.service.stripe_customers import contact_of
@@ -90,8 +91,8 @@ class Parts:
     """
 
     def __init__(self, store: Store, settings: Settings, contact: ContactSource | None) -> None:
-        self._store = store
-        self._settings = settings
+        self.store = store
+        self.settings = settings
         self._stripe = stripe = StripeAccess(settings)
         self._journal = journal = journal_of(settings)
         self.grants = Grants(store)
@@ -100,6 +101,7 @@ class Parts:
         self.revenue = Revenue(store, settings)
         self.storage = ObjectStorage(store, settings.storage_endpoint)
         self.reconcile = Reconciler(store, stripe.api, journal).reconcile
+        self.stripe = StripeAccount(lambda: store.catalog, stripe.api)
         self.webhooks = Webhooks(store, settings, stripe.api, self._take_refusals)
         self.subscriptions = Subscriptions(
             store,
@@ -125,7 +127,7 @@ class Parts:
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
         """A flusher with connections of its own."""
-        return flusher_for(self._store, self._settings, self.webhooks.fetch, self._journal)
+        return flusher_for(self.store, self.settings, self.webhooks.fetch, self._journal)
 
     def tasks(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
         """The tasks beside each event loop, by name.
@@ -135,12 +137,12 @@ class Parts:
             SettingsError: the plans file needs a setting.
         """
         found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"events": self._dispatcher.run}
-        found |= {**self.notify.tasks(), **insights_tasks(self._store, self._settings)}
-        if self._settings.delivers:
-            found |= delivery_tasks(self._store, self._settings, self.flusher, self._stripe.api)
+        found |= {**self.notify.tasks(), **insights_tasks(self.store, self.settings)}
+        if self.settings.delivers:
+            found |= delivery_tasks(self.store, self.settings, self.flusher, self._stripe.api)
             found |= {**self.webhooks.tasks, **self.subscriptions.tasks}
         wants = self._wants_transitions
-        found["scheduled transitions"] = partial(make_scheduled_transitions, self._store, is_wanted=wants)
+        found["scheduled transitions"] = partial(make_scheduled_transitions, self.store, is_wanted=wants)
         return found
 
     async def finish(self) -> None:
@@ -153,11 +155,11 @@ class Parts:
 
     def _wants_transitions(self) -> bool:
         wanted = {*self.handlers.events, *self.notify.events}
-        return self._settings.delivers or not wanted.isdisjoint(SUBSCRIPTION_EVENTS)
+        return self.settings.delivers or not wanted.isdisjoint(SUBSCRIPTION_EVENTS)
 
     async def _take_refusals(self, event_id: str) -> None:
         module: Any = import_module("meterkit.delivery.error_reports")  # Stripe seldom refuses.
-        await module.take_refusals(self._store, self._stripe.api(), event_id, self._journal)
+        await module.take_refusals(self.store, self._stripe.api(), event_id, self._journal)
 
     async def _deliver(self, customer: str) -> None:
         """Deliver a customer's usage, and wait until an invoice of now has it.
@@ -166,12 +168,12 @@ class Parts:
         """
         left = 0
         for _ in range(_ROUNDS):
-            has_all = await deliver_customer(self._store, self.flusher(), customer, timeout_s=_DELIVERY_S)
-            _, state = await States(self._store).read(customer)
+            has_all = await deliver_customer(self.store, self.flusher(), customer, timeout_s=_DELIVERY_S)
+            _, state = await States(self.store).read(customer)
             if state.stripe_customer is None:
                 return
             counting = until_counted(
-                self._store, self._stripe.api(), customer, state.stripe_customer, timeout_s=_COUNTING_S
+                self.store, self._stripe.api(), customer, state.stripe_customer, timeout_s=_COUNTING_S
             )
             if uncounted := await counting:
                 _logger.error(
@@ -179,7 +181,7 @@ class Parts:
                     " time: they are not on the invoice that ends the subscription",
                     *(uncounted, customer),
                 )
-            if uncounted or not has_all or not (left := await undelivered(self._store, customer)):
+            if uncounted or not has_all or not (left := await undelivered(self.store, customer)):
                 return
         _logger.error(
             "customer %r has used %d units while its subscription was ended: they are not on the last"

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport
+    from meterkit.health.health import Health
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
@@ -94,12 +95,14 @@ class MeterKit:
         self.revenue = parts.revenue
         self.storage = parts.storage
         self.reconcile = parts.reconcile
+        self.stripe = parts.stripe
         self.webhooks = parts.webhooks
         self.subscriptions = parts.subscriptions
         self.customers = parts.customers
         self.notify = parts.notify
         self._handlers = parts.handlers
         self._flusher = parts.flusher
+        self._parts = parts
         tasks = parts.tasks()
         if self._plans is not None:
             tasks["watch"] = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)
@@ -325,6 +328,14 @@ class MeterKit:
     async def rates(self, customer: str) -> Sequence[RateUsage]:
         """How far the customer's rates are used now, and those of routes; raises as :meth:`usage` does."""
         return await self.store.rates(check_customer(customer))
+
+    async def health(self) -> Health:
+        """Check the store, Stripe's meters and waiting work, as ``meterkit doctor`` does. Changes nothing.
+
+        Each finding has its cure; a check that cannot run is named with the reason.
+        """
+        health: Health = await import_module("meterkit.health.examination").examine(self._parts)
+        return health
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
         """Deliver to Stripe what is due, once.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
+    from meterkit.health.health import Health
     from meterkit.insights.revenue.revenue import Revenue
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.holds import Reservation
     from meterkit.store.rate_usage import RateUsage
+    from meterkit.subscriptions.price_sync.syncing import StripeAccount
     from meterkit.subscriptions.service.service import Subscriptions
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
     from meterkit.tokens.call_usage import CallUsage
@@ -46,6 +48,7 @@ __all__ = [
     "SyncObjectStorage",
     "SyncReservation",
     "SyncRevenue",
+    "SyncStripeAccount",
     "SyncSubscriptions",
     "SyncWebhooks",
 ]
@@ -61,6 +64,7 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     notify: Messages
     outbox: Intents
     revenue: Revenue
+    stripe: StripeAccount
     storage: ObjectStorage
     subscriptions: Subscriptions
     webhooks: Webhooks
@@ -102,6 +106,7 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     ) -> Sequence[Reconciled]: ...
     async def usage(self, customer: str, *, period: datetime | str | None = None) -> CustomerUsage: ...
     async def rates(self, customer: str) -> Sequence[RateUsage]: ...
+    async def health(self) -> Health: ...
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport: ...
     async def reload(self) -> bool: ...
 
@@ -130,6 +135,7 @@ class SyncMeterKit:
         self.reconcile = loop.blocking(kit.reconcile)
         self.usage = loop.blocking(kit.usage)
         self.rates = loop.blocking(kit.rates)
+        self.health = loop.blocking(kit.health)
         self.flush = loop.blocking(kit.flush)
         self.reload = loop.blocking(kit.reload)
         self.customers = SyncCustomers(kit.customers, loop)
@@ -138,6 +144,7 @@ class SyncMeterKit:
         self.notify = SyncMessages(kit.notify, loop)
         self.outbox = SyncIntents(kit.outbox, loop)
         self.revenue = SyncRevenue(kit.revenue, loop)
+        self.stripe = SyncStripeAccount(kit.stripe, loop)
         self.storage = SyncObjectStorage(kit.storage, loop)
         self.subscriptions = SyncSubscriptions(kit.subscriptions, loop)
         self.webhooks = SyncWebhooks(kit.webhooks, loop)
@@ -297,6 +304,13 @@ class SyncRevenue:
         self.days = loop.blocking(revenue.days)
         self.spend = loop.blocking(revenue.spend)
         self.snapshot = loop.blocking(revenue.snapshot)
+
+
+class SyncStripeAccount:
+    """Makes the objects of the plans file at Stripe; see :class:`meterkit.StripeAccount`."""
+
+    def __init__(self, account: StripeAccount, loop: LoopThread) -> None:
+        self.sync = loop.blocking(account.sync)
 
 
 class SyncSubscriptions:

@@ -14,7 +14,7 @@ from auditing import rows_in
 from commands import TIMEOUT_S, Shell
 from faults import eventually
 from meterkit import MeterKit
-from meterkit.cli.doctor.audit_log import look_at_audit_database
+from meterkit.health.audit_log import look_at_audit_database
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -134,13 +134,13 @@ def test_a_database_of_the_audit_log_is_read_and_nothing_is_made_in_it(
 async def test_a_database_that_does_not_answer_is_not_waited_for(
     directory: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.cli.doctor.audit_log.PATIENCE_S", 0.05)
+    monkeypatch.setattr("meterkit.health.audit_log.PATIENCE_S", 0.05)
     url = f"sqlite:///{directory}/audit.db?timeout=3"
     assert rows_in(url) == []
     with closing(sqlite3.connect(directory / "audit.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
         kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url)
-        _, (finding,) = await look_at_audit_database(kit)
+        _, (finding,) = await look_at_audit_database(kit._parts)
         assert finding.problem == "the database of the audit log does not answer within 0.05 s"
         assert "meterkit-call" in {thread.name for thread in threading.enumerate() if thread.daemon}
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meterkit import MeterKit
-from meterkit.cli.doctor.examination import examine
 from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 from meterkit.testing import StripeEmulator
 from servers import Server, spawn_server
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from commands import Shell
-    from meterkit.cli.doctor.examination import Examination
-    from meterkit.cli.doctor.findings import Finding
+    from meterkit.health.examination import Health
+    from meterkit.health.findings import Finding
 
 pytestmark = pytest.mark.anyio
 
@@ -70,9 +69,9 @@ async def kit_of(directory: Path, url: str, **settings: Any) -> AsyncGenerator[M
         await kit.store.stop()
 
 
-async def examined(directory: Path, url: str, **settings: Any) -> Examination:
+async def examined(directory: Path, url: str, **settings: Any) -> Health:
     async with kit_of(directory, url, **settings) as kit:
-        return await examine(kit)
+        return await kit.health()
 
 
 async def the_finding(directory: Path, url: str, **settings: Any) -> Finding:
@@ -295,7 +294,7 @@ async def test_streams_whose_refusals_nobody_hears_of(
 async def test_a_link_that_was_not_made_to_its_end(directory: Path, sound: Server) -> None:
     async with kit_of(directory, sound.url) as kit, kit:
         await kit.customers.link("acme", "cus_1")
-        assert (await examine(kit)).findings == []
+        assert (await kit.health()).findings == []
         # So it is after a process that linked was killed between its claim and the customer's state.
         sound.command("SET", kit.store.keys.link("cus_9"), "globex\n0123456789abcdef")
     finding = await the_finding(directory, sound.url)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from meterkit.cli.doctor import findings, webhooks
 from meterkit.decisions.keys import FORMAT
+from meterkit.health import findings, webhooks
 
 
 @pytest.mark.parametrize(

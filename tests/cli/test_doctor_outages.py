@@ -15,8 +15,7 @@ from clusters import spawn_watched
 from delivering import CATALOG
 from faults import stopped
 from meterkit import MeterKit
-from meterkit.cli.doctor.examination import examine
-from meterkit.cli.doctor.spools import growing, no_room
+from meterkit.health.spools import growing, no_room
 from meterkit.spool.directory import SpoolSeen
 from meterkit.testing import Clock
 from proxy import TcpProxy
@@ -25,24 +24,24 @@ from spooling import spool_with
 
 if TYPE_CHECKING:
     from commands import Shell
-    from meterkit.cli.doctor.examination import Examination
-    from meterkit.cli.doctor.findings import Finding
+    from meterkit.health.examination import Health
+    from meterkit.health.findings import Finding
 
 pytestmark = pytest.mark.anyio
 
 NOBODY = 65_534
 
 
-async def seen_at(url: str, **settings: Any) -> Examination:
+async def seen_at(url: str, **settings: Any) -> Health:
     settings.setdefault("deliver_without_persistence", True)
     kit = MeterKit(CATALOG, redis_url=url, flush=False, **settings)
     try:
-        return await examine(kit)
+        return await kit.health()
     finally:
         await kit.store.stop()
 
 
-def of_check(check: str, found: Examination) -> list[Finding]:
+def of_check(check: str, found: Health) -> list[Finding]:
     return [finding for finding in found.findings if finding.check == check]
 
 

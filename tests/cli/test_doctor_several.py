@@ -11,23 +11,22 @@ from clusters import spawn_cluster, spawn_watched
 from delivering import CATALOG
 from faults import stopped
 from meterkit import MeterKit
-from meterkit.cli.doctor.examination import examine
 
 if TYPE_CHECKING:
-    from meterkit.cli.doctor.examination import Examination
+    from meterkit.health.examination import Health
 
 pytestmark = pytest.mark.anyio
 
 
-async def seen_at(url: str) -> Examination:
+async def seen_at(url: str) -> Health:
     kit = MeterKit(CATALOG, redis_url=url, shards=16, flush=False)
     try:
-        return await examine(kit)
+        return await kit.health()
     finally:
         await kit.store.stop()
 
 
-def problems(found: Examination) -> list[str]:
+def problems(found: Health) -> list[str]:
     return [f"{finding.check}: {finding.problem}" for finding in found.findings]
 
 

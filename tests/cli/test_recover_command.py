@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meterkit.cli.doctor.findings import undelivered
+from meterkit.health.findings import undelivered
 from meterkit.outbox.intents import Undelivered
 from outboxes import recorded
 

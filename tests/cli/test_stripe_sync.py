@@ -11,10 +11,9 @@ from commands import Shell
 from delivering import STRIPE_KEY
 from emulated import unpaced
 from meterkit.catalog import loads
-from meterkit.cli.doctor.stripe_meters import meter_differences
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.price_sync.syncing import Synced, sync
+from meterkit.subscriptions.price_sync.syncing import StripeSync, sync
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:
@@ -74,8 +73,8 @@ class Shop:
         self.emulator = emulator
         self.api = api
 
-    async def sync(self, plans: str = PLANS, *, dry_run: bool = False) -> Synced:
-        return await sync(self.api, loads(plans), dry_run=dry_run, meter_problems=meter_differences)
+    async def sync(self, plans: str = PLANS, *, dry_run: bool = False) -> StripeSync:
+        return await sync(self.api, loads(plans), dry_run=dry_run)
 
     async def prices(self) -> dict[str, dict[str, Any]]:
         """The active prices, by nickname."""
@@ -97,7 +96,7 @@ async def shop() -> AsyncGenerator[Shop]:
         await api.close()
 
 
-def actions(done: Synced) -> list[tuple[str, str, str]]:
+def actions(done: StripeSync) -> list[tuple[str, str, str]]:
     return [(line.what, line.name, line.action) for line in done.lines]
 
 
@@ -277,7 +276,7 @@ async def test_a_price_made_by_hand_that_fits_is_used() -> None:
         catalog = loads(
             PLANS.replace("2900,", "2900, stripe_price: price_by_hand,").replace("  pro:", "  own:")
         )
-        done = await sync(at.api, catalog, dry_run=False, meter_problems=meter_differences)
+        done = await sync(at.api, catalog, dry_run=False)
         assert done.problems == []
         lines = {line.name: (line.action, line.id) for line in done.lines}
         assert lines["own, tokens"] == ("is there", tokens)

@@ -13,7 +13,6 @@ import pytest
 
 from delivering import NOW, PLANS, STRIPE_KEY, desk, kit_for, until
 from meterkit.catalog import loads
-from meterkit.cli.doctor.examination import examine
 from meterkit.decisions.keys import meter_token
 from meterkit.delivery.closing import Closer
 from meterkit.insights.store_readings import read_deliveries
@@ -157,7 +156,7 @@ async def test_units_that_stripe_did_not_count_are_told_once_before_the_invoice_
         assert await closing.unconfirmed() == (1, 46 * 60)
         assert await closing.at(107) == (0, 1, 0)
         assert len(errors(caplog)) == 1
-        (finding,) = [found for found in (await examine(at.kit)).findings if found.check == "closes"]
+        (finding,) = [found for found in (await at.kit.health()).findings if found.check == "closes"]
         assert "customer acme, until 2031-07-01 00:00 UTC" in finding.problem
         assert "meterkit reconcile CUSTOMER --period" in finding.cure
         # What Stripe lacked comes there by hand.

@@ -365,9 +365,8 @@ async def test_a_sandbox_has_a_rate_of_its_own(
 
     monkeypatch.setattr("meterkit.delivery.flusher.Flusher", Noted)
     async with kit_for(store_url, "http://127.0.0.1:1", clock=Clock(NOW), catalog=CATALOG) as kit:
-        monkeypatch.setattr(kit, "settings", kit.settings.model_copy(update={"stripe_api_base": base}))
-        live = kit.settings.model_copy(update={"stripe_api_key": SecretStr(key)})
-        monkeypatch.setattr(kit, "settings", live)
+        live = kit.settings.model_copy(update={"stripe_api_base": base, "stripe_api_key": SecretStr(key)})
+        monkeypatch.setattr(kit._parts, "settings", live)
         async with kit.flusher():
             assert given[0]["calls_per_s"] == rate
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from delivering import CATALOG
-from meterkit.cli.doctor.stripe_meters import meter_differences
+from meterkit.stripe.meters import meter_differences
 from meterkit.testing import StripeEmulator
 
 pytestmark = pytest.mark.anyio

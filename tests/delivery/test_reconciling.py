@@ -10,7 +10,6 @@ import pytest
 from delivering import NOW, PLANS, desk, kit_for
 from meterkit import MeterkitError, StripeError
 from meterkit.catalog import loads
-from meterkit.cli.doctor.examination import examine
 from meterkit.cli.flush import undelivered_lines
 from meterkit.stripe.api import StripeApi
 
@@ -134,7 +133,7 @@ async def test_what_is_parked_is_told_where_it_adds_up_to_nothing(store_url: str
         )
         (line,) = undelivered_lines(await at.flush(everything=True, timeout_s=0))
         assert line.startswith("parked: 5 and 5 that take units back of requests of customer acme in 2 int")
-        (finding,) = [one for one in (await examine(at.kit)).findings if one.check == "parked"]
+        (finding,) = [one for one in (await at.kit.health()).findings if one.check == "parked"]
         assert finding.problem.startswith("5 and 5 that take units back of requests in 2 intents, of acme: ")
 
 

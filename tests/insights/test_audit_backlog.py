@@ -11,7 +11,6 @@ from auditing import audited, sqlite_in
 from delivering import PLANS
 from faults import kit_at
 from meterkit import MeterKit
-from meterkit.cli.doctor.examination import examine
 from meterkit.insights.audit.draining import read_backlog
 from told import said_by, told
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from auditing import Audited
-    from meterkit.cli.doctor.findings import Finding
+    from meterkit.health.findings import Finding
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +31,7 @@ async def metrics(at: Audited) -> tuple[float, ...]:
 
 
 async def findings(kit: MeterKit) -> list[Finding]:
-    found = await examine(kit)
+    found = await kit.health()
     return [one for one in found.findings if one.check == "audit"]
 
 
@@ -109,7 +108,7 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         away.mkdir()
         await at.drainer.once()
         assert await findings(at.kit) == []
-        assert (await examine(at.kit)).looked_at["audit"] == "0 entries wait"
+        assert (await at.kit.health()).looked_at["audit"] == "0 entries wait"
 
 
 async def test_opentelemetrys_provider_gets_what_a_process_that_drains_has_seen(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import pytest
 
 from delivering import CATALOG
 from meterkit import Drift, MeterKit
-from meterkit.cli.doctor import findings, spools
-from meterkit.cli.doctor.audit_log import added_up, undrained
-from meterkit.cli.doctor.backlogs import neglected, unconfirmed
-from meterkit.cli.doctor.store_servers import full, late, refusing, unkept
-from meterkit.cli.doctor.stripe_meters import look_at_meters
-from meterkit.cli.doctor.webhooks import Failing, drifting, given_up, overdue
+from meterkit.health import findings, spools
+from meterkit.health.audit_log import added_up, undrained
+from meterkit.health.backlogs import neglected, unconfirmed
+from meterkit.health.store_servers import full, late, refusing, unkept
+from meterkit.health.stripe_meters import look_at_meters
+from meterkit.health.webhooks import Failing, drifting, given_up, overdue
 from meterkit.insights.audit.draining import Backlog
 from meterkit.outbox.closes import Close
 from meterkit.outbox.intents import Undelivered
@@ -26,7 +26,7 @@ from meterkit.testing import StripeEmulator
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.cli.doctor.findings import Finding
+    from meterkit.health.findings import Finding
     from meterkit.spool.directory import SpoolState
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text("utf-8")
@@ -92,6 +92,6 @@ async def test_a_key_that_is_refused_is_found_and_on_the_page() -> None:
         kit = MeterKit(
             CATALOG, redis_url="memory://", stripe_api_key="sk_test_old", stripe_api_base=url, flush=False
         )
-        _, (finding,) = await look_at_meters(kit)
+        _, (finding,) = await look_at_meters(kit._parts)
     assert finding.problem.startswith("Stripe refuses the key: HTTP 401")
     assert f"`{finding.check}`" in PAGE

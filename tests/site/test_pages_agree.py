@@ -14,7 +14,7 @@ import typer
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.cli.app import app
-from meterkit.cli.doctor.audit_log import OVERDUE_MS
+from meterkit.health.audit_log import OVERDUE_MS
 from meterkit.settings import Settings
 from meterkit.sync import SyncMeterKit
 

@@ -18,9 +18,9 @@ from faults import eventually
 from meterkit import MeterKit, metrics_app
 from meterkit.background import BackgroundTasks
 from meterkit.catalog import loads
-from meterkit.cli.doctor.backlogs import look_at_stored_objects
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.health.backlogs import look_at_stored_objects
 from meterkit.storage import aws
 from meterkit.storage.records import bucket_tag
 from meterkit.storage.service import ObjectStorage
@@ -253,7 +253,7 @@ async def test_a_worker_without_what_it_needs(kit: MeterKit, monkeypatch: pytest
 
 async def test_what_is_neglected_is_found(kit: MeterKit, clock: Clock) -> None:
     async def problems() -> list[str]:
-        _, found = await look_at_stored_objects(kit)
+        _, found = await look_at_stored_objects(kit._parts)
         return [one.problem for one in found]
 
     unlisted = "the buckets of storage.objects were not listed within 7 days: lost events stay lost"

@@ -1,9 +1,14 @@
-"""Amounts as people write them: ``USD 14.50``, ``9.5 GB``. Pure."""
+"""Amounts as people write them: ``USD 14.50``, ``9.5 GB``, ``2 h``. Pure."""
 
 from __future__ import annotations
 
+from datetime import UTC
 from decimal import Decimal
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
 
 # https://docs.stripe.com/currencies#zero-decimal; amounts of ISK and UGX have two decimals at Stripe.
 _WITHOUT: Final = frozenset(
@@ -53,3 +58,26 @@ def size_text(number: int) -> str:
             break
         size, unit = size / _KILO, larger
     return f"{size:.3g} {unit}" if size < _KILO - 1 else f"{size:.0f} {unit}"
+
+
+def units(quantities: Iterable[int]) -> str:
+    """The sum of intents' quantities; negative ones take units back and are summed separately."""
+    all_of_them = list(quantities)
+    given = sum(quantity for quantity in all_of_them if quantity > 0)
+    back = -sum(quantity for quantity in all_of_them if quantity < 0)
+    parts = [f"{given:,}"] * (given > 0) + [f"{back:,} that take units back"] * (back > 0)
+    return " and ".join(parts)
+
+
+def date_and_time(moment: datetime) -> str:
+    """An instant in a table: in UTC, to the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def span(span_ms: int) -> str:
+    """A span of time in the largest unit that gives at least two."""
+    seconds = span_ms // 1000
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from meterkit.catalog.amounts import date_and_time
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.outbox import operator
-from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError

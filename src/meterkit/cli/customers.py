@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 import typer
 import yaml
 
+from meterkit.catalog.amounts import date_and_time
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.importing import read_links
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
-from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.output import print_note, print_records
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from meterkit.catalog.amounts import units
 from meterkit.cli.options import seconds
-from meterkit.cli.output import units
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.late_usage import late_in_words

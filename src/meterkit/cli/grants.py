@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from meterkit.catalog.amounts import date_and_time
 from meterkit.cli.options import WHEN, CustomerArgument, date_or_instant, whole_number
-from meterkit.cli.output import date_and_time, print_note, print_records, print_table
+from meterkit.cli.output import print_note, print_records, print_table
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_unknown
 from meterkit.decisions.grants import MICRO

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from meterkit.catalog.amounts import date_and_time
 from meterkit.cli.options import NewPlanArgument, OldPlanArgument
-from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, SettingsError, StoreError, UnknownPlanError

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.catalog.amounts import date_and_time
+from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
 from meterkit.notify.message import Failure, Message

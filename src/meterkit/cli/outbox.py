@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from meterkit.catalog.amounts import date_and_time, span
 from meterkit.cli.options import whole_number
-from meterkit.cli.output import date_and_time, print_note, print_records, span
+from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import IntentState

@@ -152,15 +152,6 @@ def print_records(
     print_table(columns, [[record[name] for name in columns] for record in records], empty=empty)
 
 
-def units(quantities: Iterable[int]) -> str:
-    """The sum of intents' quantities; negative ones take units back and are summed separately."""
-    all_of_them = list(quantities)
-    given = sum(quantity for quantity in all_of_them if quantity > 0)
-    back = -sum(quantity for quantity in all_of_them if quantity < 0)
-    parts = [f"{given:,}"] * (given > 0) + [f"{back:,} that take units back"] * (back > 0)
-    return " and ".join(parts)
-
-
 def print_json(value: object) -> None:
     """Print a value as indented JSON; instants as ISO 8601 in UTC with Z."""
     typer.echo(to_json(value))
@@ -177,20 +168,6 @@ def print_note(text: str, *, level: int = logging.INFO) -> None:
         _logger.log(level, "%s", text)
     else:
         typer.echo(text, err=True)
-
-
-def date_and_time(moment: datetime) -> str:
-    """An instant in a table: in UTC, to the second."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def span(span_ms: int) -> str:
-    """A span of time in the largest unit that gives at least two."""
-    seconds = span_ms // 1000
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit}"
-    return f"{seconds} s"
 
 
 def _plain(value: object) -> object:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from meterkit.catalog import load
-from meterkit.catalog.amounts import money
+from meterkit.catalog.amounts import date_and_time, money
 from meterkit.cli.options import PeriodOption
-from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.output import print_note, print_records
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import period_ms

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from meterkit.catalog import load
-from meterkit.cli.doctor.stripe_meters import meter_differences
 from meterkit.cli.options import instant, whole_number
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command, stop_signal
@@ -24,7 +23,7 @@ from meterkit.subscriptions.price_sync.syncing import sync as sync_with
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.subscriptions.price_sync.syncing import Synced
+    from meterkit.subscriptions.price_sync.syncing import StripeSync
     from meterkit.testing import StripeEmulator
 
 KEY: Final = "sk_test_emulator"
@@ -55,7 +54,7 @@ async def sync(
     catalog = load(settings.plans or "plans.yaml")
     api = StripeApi(settings)
     try:
-        done = await sync_with(api, catalog, dry_run=dry_run, meter_problems=meter_differences)
+        done = await sync_with(api, catalog, dry_run=dry_run)
     finally:
         await api.close()
     session.show(asdict(done), lambda: _tell_sync(done))
@@ -63,7 +62,7 @@ async def sync(
         raise typer.Exit(1)
 
 
-def _tell_sync(done: Synced) -> None:
+def _tell_sync(done: StripeSync) -> None:
     rows = [
         {
             "what": line.what,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from meterkit.catalog.amounts import money
+from meterkit.catalog.amounts import date_and_time, money
 from meterkit.cli.options import CustomerArgument, PlanArgument, whole_number
-from meterkit.cli.output import date_and_time, print_note, print_records
+from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, note_unknown
 from meterkit.errors import NoSubscriptionError

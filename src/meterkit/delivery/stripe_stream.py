@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.delivery.error_reports import BATCH
 from meterkit.delivery.outcomes import Outcome, classify
 from meterkit.delivery.sending import stopwatch
-from meterkit.delivery.stripe_v1 import CUSTOMER_KEY, VALUE_KEY, StripeV1Transport
+from meterkit.delivery.stripe_v1 import StripeV1Transport
+from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
 from meterkit.stripe.request import API_BASE, client_of, headers_of, origin_of
 from meterkit.stripe.result import ERROR_TYPES, Result, object_in, read_result
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from meterkit.delivery.outcomes import Outcome, classify
+from meterkit.stripe.meters import CUSTOMER_KEY, VALUE_KEY
 from meterkit.stripe.request import API_BASE, client_of, headers_of, origin_of
 from meterkit.stripe.result import Result, object_in, read_result
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.http import HttpClient
     from meterkit.stripe.result import Answer
 
-CUSTOMER_KEY: Final = "stripe_customer_id"
-VALUE_KEY: Final = "value"
 _PATH: Final = "/v1/billing/meter_events"
 
 

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.errors import StripeError
+from meterkit.stripe.meters import meter_differences
 from meterkit.subscriptions.at_stripe.objects import MARK
 from meterkit.subscriptions.at_stripe.prices import PRICES, prices_by_key
 from meterkit.subscriptions.price_sync.found import Found, unfit
@@ -27,7 +28,7 @@ _TIERS: Final = ("data.tiers",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class StripeSyncLine:
     """One object at Stripe.
 
     Attributes:
@@ -52,7 +53,7 @@ class Line:
 
 
 @dataclass(slots=True, kw_only=True)
-class Synced:
+class StripeSync:
     """The result of a run: the objects at Stripe, problems and notes.
 
     Attributes:
@@ -61,7 +62,7 @@ class Synced:
             an id.
     """
 
-    lines: list[Line] = field(default_factory=list[Line])
+    lines: list[StripeSyncLine] = field(default_factory=list[StripeSyncLine])
     problems: list[str] = field(default_factory=list[str])
     notes: list[str] = field(default_factory=list[str])
     paste: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
@@ -72,8 +73,7 @@ async def sync(
     catalog: Catalog,
     *,
     dry_run: bool,
-    meter_problems: Callable[[Catalog, Sequence[Mapping[str, Any]]], Sequence[str]],
-) -> Synced:
+) -> StripeSync:
     """Make what is missing at Stripe. Asked again, it makes nothing new.
 
     Where anything would be billed wrongly, nothing is made at all.
@@ -82,7 +82,6 @@ async def sync(
         api: the way to Stripe.
         catalog: what is to be there.
         dry_run: whether to say only what would be made.
-        meter_problems: tells what keeps the meters at Stripe from taking what is sent to them.
 
     Raises:
         StripeError: Stripe refuses, or does not answer. What was made by then is found again.
@@ -90,8 +89,35 @@ async def sync(
     run = _Syncing(api, catalog, dry_run=dry_run)
     meters = await api.list(_METERS)
     missing = "Stripe has no active meter"
-    problems = [told for told in meter_problems(catalog, meters) if missing not in told]
+    problems = [told for told in meter_differences(catalog, meters) if missing not in told]
     return await run.sync(meters, problems)
+
+
+class StripeAccount:
+    """``kit.stripe``: the meters, products and prices of the plans file in the Stripe account.
+
+    Args:
+        catalog: gives the catalog in force.
+        api: the way to Stripe.
+    """
+
+    def __init__(self, catalog: Callable[[], Catalog], api: Callable[[], StripeApi]) -> None:
+        self._catalog = catalog
+        self._api = api
+
+    async def sync(self, *, dry_run: bool = False) -> StripeSync:
+        """Make the objects of the plans file that Stripe lacks, as ``meterkit stripe sync`` does. Idempotent.
+
+        If anything would be billed wrongly, nothing is made, and ``problems`` says why.
+
+        Args:
+            dry_run: plan only, and make nothing.
+
+        Raises:
+            SettingsError: no Stripe key is set.
+            StripeError: Stripe refuses, or does not answer. A repeat finds the objects made by then.
+        """
+        return await sync(self._api(), self._catalog(), dry_run=dry_run)
 
 
 class _Syncing:
@@ -101,11 +127,11 @@ class _Syncing:
         self._api = api
         self._catalog = catalog
         self._dry_run = dry_run
-        self._done = Synced()
+        self._done = StripeSync()
         self._meters: dict[str, Mapping[str, Any]] = {}
         self._products: dict[str, str] = {}
 
-    async def sync(self, meters: Sequence[Mapping[str, Any]], problems: Sequence[str]) -> Synced:
+    async def sync(self, meters: Sequence[Mapping[str, Any]], problems: Sequence[str]) -> StripeSync:
         done = self._done
         done.problems += problems
         for meter in meters:  # The newest first; an active one before any that is not.
@@ -233,7 +259,7 @@ class _Syncing:
 
     def _tell_price(self, wanted: WantedPrice, action: Action, price_id: str, instead_of: str = "") -> None:
         shape: Shape = wanted.shape
-        line = Line(
+        line = StripeSyncLine(
             what="price",
             name=wanted.name,
             action=action,
@@ -247,4 +273,4 @@ class _Syncing:
         self._done.lines.append(line)
 
     def _tell(self, what: Literal["meter", "product"], name: str, action: Any, object_id: str) -> None:
-        self._done.lines.append(Line(what=what, name=name, action=action, id=object_id))
+        self._done.lines.append(StripeSyncLine(what=what, name=name, action=action, id=object_id))

@@ -7,9 +7,9 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from meterkit.cli.doctor.findings import Finding, named
-from meterkit.cli.output import span
+from meterkit.catalog.amounts import span
 from meterkit.errors import SettingsError
+from meterkit.health.findings import Finding, named
 from meterkit.redis.private_directory import check_directory
 from meterkit.spool.directory import SPOOL_BYTES_MAX, look_at_spools
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from meterkit import MeterKit
+    from meterkit.assembly import Parts
     from meterkit.spool.directory import SpoolSeen, SpoolState
 
 HELD_MS: Final = 15 * 60_000
@@ -29,13 +29,13 @@ _MIB: Final = 1 << 20
 _LARGE: Final = 0.8
 
 
-async def look_at_spool_directory(kit: MeterKit) -> tuple[str, list[Finding]]:
+async def look_at_spool_directory(parts: Parts) -> tuple[str, list[Finding]]:
     """What lies in the directory, in short, and what is wrong with it."""
-    return await asyncio.to_thread(_look, kit)
+    return await asyncio.to_thread(_look, parts)
 
 
-def _look(kit: MeterKit) -> tuple[str, list[Finding]]:
-    directory, store, now_ms = kit.settings.spool_dir, kit.store, kit.store.now_ms()
+def _look(parts: Parts) -> tuple[str, list[Finding]]:
+    directory, store, now_ms = parts.settings.spool_dir, parts.store, parts.store.now_ms()
     why = _why_unusable(directory)
     try:
         seen = look_at_spools(directory, store.keys, store=str(store.address), now_ms=now_ms)

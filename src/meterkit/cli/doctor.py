@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from importlib import import_module
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ import typer
 from meterkit.cli.session import Session, command
 
 if TYPE_CHECKING:
-    from meterkit.cli.doctor.examination import Examination
+    from meterkit.health.health import Health
 
 __all__ = ["commands"]
 
@@ -30,15 +29,14 @@ async def doctor(session: Session) -> None:
     # The log of the store repeats these findings.
     logging.getLogger("meterkit.store").setLevel(logging.CRITICAL)
     try:
-        # Other commands do not wait for it to be imported.
-        found: Examination = await import_module("meterkit.cli.doctor.examination").examine(kit)
+        found = await kit.health()
     finally:
         await kit.store.stop()
     session.show(asdict(found), lambda: _tell(found))
     raise typer.Exit(int(bool(found.findings)))
 
 
-def _tell(found: Examination) -> None:
+def _tell(found: Health) -> None:
     for finding in found.findings:
         typer.echo(f"{finding.check}: {finding.problem}\n  cure: {finding.cure}")
     for why, checks in groupby(found.not_looked_at, found.not_looked_at.__getitem__):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.cli.doctor.findings import Finding, named
-from meterkit.cli.output import span
+from meterkit.catalog.amounts import span
+from meterkit.health.findings import Finding, named
 from meterkit.outbox.closes import Closes
 from meterkit.store.messages import CHANNELS, MessageQueue
 from meterkit.store.tasks import Upkeep
@@ -13,7 +13,7 @@ from meterkit.store.tasks import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit import MeterKit
+    from meterkit.assembly import Parts
     from meterkit.outbox.closes import Close
     from meterkit.redis.admin import Admin
     from meterkit.store.messages import Channel, KeptMessage
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 _MOST: Final = 1_000
 
 
-async def look_at_closes(kit: MeterKit, admin: Admin) -> tuple[str, list[Finding]]:
+async def look_at_closes(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
     """How many periods an alert has named, and which.
 
     Raises:
         StoreError: the store does not answer.
     """
-    found = await Closes(kit.store, admin).told(most=_MOST)
+    found = await Closes(parts.store, admin).told(most=_MOST)
     return f"{len(found):,} unconfirmed", unconfirmed(found)
 
 
@@ -52,7 +52,7 @@ OVERDUE_MS: Final = 5 * 60_000
 """How long a message may be due: a process that sends messages asks every second."""
 
 
-async def look_at_messages(kit: MeterKit) -> tuple[str, list[Finding]]:
+async def look_at_messages(parts: Parts) -> tuple[str, list[Finding]]:
     """How many messages wait and are dead, and what is wrong with them.
 
     Raises:
@@ -62,7 +62,7 @@ async def look_at_messages(kit: MeterKit) -> tuple[str, list[Finding]]:
     found: list[Finding] = []
     dead: list[KeptMessage] = []
     for channel in CHANNELS:
-        queue = MessageQueue(kit.store, channel)
+        queue = MessageQueue(parts.store, channel)
         counted, late_ms = await queue.waiting(), await queue.overdue_ms()
         waiting += counted["due"] + counted["later"]
         found += overdue_messages(channel, counted["due"], late_ms)
@@ -106,15 +106,15 @@ UNLISTED_MS: Final = 3 * 3_600_000
 """How long buckets may go without a listing: a worker lists them each hour."""
 
 
-async def look_at_stored_objects(kit: MeterKit) -> tuple[str, list[Finding]]:
+async def look_at_stored_objects(parts: Parts) -> tuple[str, list[Finding]]:
     """When the queue of storage events was read, and the buckets listed.
 
     Raises:
         StoreError: the store does not answer.
     """
-    if kit.catalog.storage is None:
+    if parts.store.catalog.storage is None:
         return "the plans file has no storage", []
-    seen, now_ms = await Upkeep(kit.store).seen(), kit.store.now_ms()
+    seen, now_ms = await Upkeep(parts.store).seen(), parts.store.now_ms()
     listed = "not listed" if seen.listed_ms is None else f"listed {span(now_ms - seen.listed_ms)} ago"
     return f"the buckets were {listed}", neglected(seen, now_ms)
 

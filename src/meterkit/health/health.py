@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from meterkit.cli.doctor.findings import Finding
+from meterkit.health.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ class UnseenError(Exception):
 
 
 @dataclass(slots=True, kw_only=True)
-class Examination:
+class Health:
     """The result.
 
     Attributes:
@@ -29,7 +29,7 @@ class Examination:
     looked_at: dict[str, str] = field(default_factory=dict[str, str])
     not_looked_at: dict[str, str] = field(default_factory=dict[str, str])
 
-    def add(self, one: Examination, *, of: str) -> None:
+    def add(self, one: Health, *, of: str) -> None:
         """Add what was seen of one server, by its address where there are several; else it is empty."""
         where = f"{of}: " if of else ""
         self.findings += [replace(finding, problem=f"{where}{finding.problem}") for finding in one.findings]

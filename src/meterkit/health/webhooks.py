@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.cli.doctor.findings import Finding, named
-from meterkit.cli.output import span
+from meterkit.catalog.amounts import span
 from meterkit.customers.drifts import Drifts
+from meterkit.health.findings import Finding, named
 from meterkit.insights.store_readings import read_webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit import MeterKit
+    from meterkit.assembly import Parts
     from meterkit.customers.drifts import Drift
     from meterkit.redis.admin import Admin
 
 
-async def look_at_subscriptions(kit: MeterKit) -> tuple[str, list[Finding]]:
+async def look_at_subscriptions(parts: Parts) -> tuple[str, list[Finding]]:
     """How many differ, and which.
 
     Raises:
         StoreError: the store does not answer.
     """
-    found = await Drifts(kit.store).all()
+    found = await Drifts(parts.store).all()
     return f"{len(found):,} differ", drifting(found)
 
 
@@ -65,23 +65,23 @@ class Failing(NamedTuple):
     since_ms: int
 
 
-async def look_at_webhooks(kit: MeterKit, admin: Admin) -> tuple[str, list[Finding]]:
+async def look_at_webhooks(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
     """The backlog in short, and the findings about it.
 
     Raises:
         StoreError: the store does not answer.
     """
-    now_ms, waiting = kit.store.now_ms(), await read_webhooks(kit.store)
-    names = await admin.ask(admin.client.zrange(kit.store.keys.hooks("due"), 0, _ENTRIES_MAX - 1))
+    now_ms, waiting = parts.store.now_ms(), await read_webhooks(parts.store)
+    names = await admin.ask(admin.client.zrange(parts.store.keys.hooks("due"), 0, _ENTRIES_MAX - 1))
     kept: list[bytes | None] = []
     if names:
-        kept = await admin.ask(admin.client.hmget(kit.store.keys.hooks("entries"), names))
+        kept = await admin.ask(admin.client.hmget(parts.store.keys.hooks("entries"), names))
     pairs = zip(names, kept, strict=True)
     entries: list[tuple[str, dict[str, Any]]] = [
         (name.decode(), json.loads(data)) for name, data in pairs if data
     ]
     tried = [Failing(name, entry["why"], int(entry["since"])) for name, entry in entries if entry["why"]]
-    dead = [Failing(entry.stripe_customer, entry.why, entry.at_ms) for entry in await kit.webhooks.dead()]
+    dead = [Failing(entry.stripe_customer, entry.why, entry.at_ms) for entry in await parts.webhooks.dead()]
     due = waiting["due"]
     seen = f"{due.items + waiting['later'].items:,} wait, {len(dead):,} given up"
     return seen, [*overdue(due.items, int(due.age_s * 1000)), *failing(tried, now_ms), *given_up(dead)]

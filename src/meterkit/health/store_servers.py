@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any, Final
 from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 from redis.exceptions import TimeoutError as NoAnswerError
 
-from meterkit.cli.doctor.findings import Finding, named
 from meterkit.decisions.keys import FORMAT
 from meterkit.errors import StoreError
+from meterkit.health.findings import Finding, named
 from meterkit.redis.discovery import find, named_by, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from meterkit import MeterKit
+    from meterkit.assembly import Parts
     from meterkit.redis.admin import Admin
     from meterkit.redis.durability import Keeping
     from meterkit.redis.server import Durability
     from meterkit.redis.url import Address
 
 
-async def _sentinels(kit: MeterKit) -> tuple[str, list[Finding]]:
-    address, timeout_s, clock = kit.store.address, kit.settings.store_timeout, kit.store.clock
+async def _sentinels(parts: Parts) -> tuple[str, list[Finding]]:
+    address, timeout_s, clock = parts.store.address, parts.settings.store_timeout, parts.store.clock
     said: dict[str, str] = {}
     for place in address.places:
         try:
@@ -35,9 +35,9 @@ async def _sentinels(kit: MeterKit) -> tuple[str, list[Finding]]:
     return ", ".join(sorted(set(said.values()))), _disagreement(said)
 
 
-async def _slots(kit: MeterKit) -> tuple[str, list[Finding]]:
-    keys, timeout_s = kit.store.keys, kit.settings.store_timeout
-    slots = await find(kit.store.address, (), timeout_s=timeout_s, clock=kit.store.clock)
+async def _slots(parts: Parts) -> tuple[str, list[Finding]]:
+    keys, timeout_s = parts.store.keys, parts.settings.store_timeout
+    slots = await find(parts.store.address, (), timeout_s=timeout_s, clock=parts.store.clock)
     names = [keys.meta, keys.events, *(keys.shard(shard, "") for shard in range(keys.shards))]
     return f"{len(slots.places)} nodes", _uncovered(
         [name for name in names if slots.of(slot_of(name)) is None]
@@ -85,7 +85,7 @@ def _uncovered(nobodys: Sequence[str]) -> list[Finding]:
     ]
 
 
-CHECKS: Final[Mapping[str, Mapping[str, Callable[[MeterKit], Awaitable[tuple[str, list[Finding]]]]]]] = {
+CHECKS: Final[Mapping[str, Mapping[str, Callable[[Parts], Awaitable[tuple[str, list[Finding]]]]]]] = {
     "sentinel": {"sentinels": _sentinels},
     "cluster": {"slots": _slots},
 }
@@ -104,13 +104,13 @@ _CURES: Final[Mapping[str, str]] = {
 }
 
 
-async def look_at_breaker(kit: MeterKit, admin: Admin) -> tuple[str, list[Finding]]:
+async def look_at_breaker(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
     """Ask what opens and closes the breaker of each process: whether a write is taken, and how soon.
 
     Raises:
         StoreError: the store does not answer.
     """
-    key, took_s = kit.store.keys.meta, list[float]()
+    key, took_s = parts.store.keys.meta, list[float]()
     is_new = await admin.ask(admin.client.hget(key, "format")) is None
     for _ in range(_TRIES):
         began = perf_counter()
@@ -125,7 +125,7 @@ async def look_at_breaker(kit: MeterKit, admin: Admin) -> tuple[str, list[Findin
                 raise
             return "open", [refusing(str(error))]
         took_s.append(perf_counter() - began)
-    typical_s, timeout_s = median(took_s), kit.settings.store_timeout
+    typical_s, timeout_s = median(took_s), parts.settings.store_timeout
     return f"answers within {typical_s * 1000:.1f} ms", late(typical_s, timeout_s)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from meterkit.cli.doctor.findings import Finding
-from meterkit.cli.output import span
+from meterkit.catalog.amounts import span
 from meterkit.errors import MeterkitError
+from meterkit.health.findings import Finding
 from meterkit.insights.audit.draining import MOST, backlog_of, drainer_of, waiting_shards
 from meterkit.redis.daemon_thread import in_thread
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import date
 
-    from meterkit import MeterKit
+    from meterkit.assembly import Parts
     from meterkit.insights.audit.draining import Backlog, Waiting
 
 OVERDUE_MS: Final = 15 * 60_000
@@ -25,22 +25,22 @@ PATIENCE_S: Final = 10.0
 """How long the database may take: a driver may wait for minutes, or for ever."""
 
 
-async def look_at_audit_log(kit: MeterKit) -> tuple[str, list[Finding]]:
+async def look_at_audit_log(parts: Parts) -> tuple[str, list[Finding]]:
     """How many entries wait, and what is wrong with that.
 
     Raises:
         StoreError: the store does not answer.
     """
-    waiting = await waiting_shards(kit.store)
-    backlog = await backlog_of(kit.store, waiting)
-    age_ms = int(backlog.age_s(kit.store.now_ms()) * 1000)
-    found = undrained(backlog.entries, age_ms, is_kept=kit.store.is_audited)
+    waiting = await waiting_shards(parts.store)
+    backlog = await backlog_of(parts.store, waiting)
+    age_ms = int(backlog.age_s(parts.store.now_ms()) * 1000)
+    found = undrained(backlog.entries, age_ms, is_kept=parts.store.is_audited)
     return f"{backlog.entries:,} entries wait", [*found, *added_up(backlog), *_no_streams(waiting)]
 
 
-async def look_at_audit_database(kit: MeterKit) -> tuple[str, list[Finding]]:
+async def look_at_audit_database(parts: Parts) -> tuple[str, list[Finding]]:
     """Whether the database of the audit log can be connected to, and its table be read."""
-    look = drainer_of(kit.store, kit.settings).database.look
+    look = drainer_of(parts.store, parts.settings).database.look
     try:
         async with asyncio.timeout(PATIENCE_S):
             is_made = await in_thread(look)
@@ -54,11 +54,11 @@ async def look_at_audit_database(kit: MeterKit) -> tuple[str, list[Finding]]:
     return "its table is read" if is_made else "its table is made when first needed", []
 
 
-async def look_at_revenue(kit: MeterKit) -> tuple[str, list[Finding]]:
+async def look_at_revenue(parts: Parts) -> tuple[str, list[Finding]]:
     """Whether there is a snapshot of each day that is over."""
     try:
         async with asyncio.timeout(PATIENCE_S):
-            last, missing = await kit.revenue.look()
+            last, missing = await parts.revenue.look()
     except (MeterkitError, TimeoutError):
         return "the database does not answer", []  # Said of the database itself.
     if last is None:

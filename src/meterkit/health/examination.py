@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from meterkit.cli.doctor import findings, store_servers
-from meterkit.cli.doctor.audit_log import look_at_audit_database, look_at_audit_log, look_at_revenue
-from meterkit.cli.doctor.backlogs import look_at_closes, look_at_messages, look_at_stored_objects
-from meterkit.cli.doctor.examined import Examination, UnseenError
-from meterkit.cli.doctor.findings import Finding
-from meterkit.cli.doctor.spools import look_at_spool_directory
-from meterkit.cli.doctor.store_servers import full, look_at_breaker, look_at_durability, unreachable
-from meterkit.cli.doctor.stripe_meters import look_at_meters
-from meterkit.cli.doctor.webhooks import look_at_subscriptions, look_at_webhooks
 from meterkit.customers.links import owner_of
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.health import findings, store_servers
+from meterkit.health.audit_log import look_at_audit_database, look_at_audit_log, look_at_revenue
+from meterkit.health.backlogs import look_at_closes, look_at_messages, look_at_stored_objects
+from meterkit.health.findings import Finding
+from meterkit.health.health import Health, UnseenError
+from meterkit.health.spools import look_at_spool_directory
+from meterkit.health.store_servers import full, look_at_breaker, look_at_durability, unreachable
+from meterkit.health.stripe_meters import look_at_meters
+from meterkit.health.webhooks import look_at_subscriptions, look_at_webhooks
 from meterkit.outbox.outbox import Outbox
 from meterkit.redis import scripts
 from meterkit.redis.durability import Keeping
@@ -30,11 +30,11 @@ from meterkit.redis.server import words_to_try
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from meterkit import MeterKit
+    from meterkit.assembly import Parts
     from meterkit.redis.admin import Admin
     from meterkit.redis.server import Durability
 
-__all__ = ["Examination", "examine"]
+__all__ = ["Health", "examine"]
 
 _SCAN_COUNT: Final = 1_000
 _SCANS_MAX: Final = 200
@@ -47,26 +47,26 @@ _Looked = tuple[str, list[Finding]]
 _UNSEEN_INFO: Final = "the server's user may not ask for INFO"
 
 
-async def examine(kit: MeterKit) -> Examination:
+async def examine(parts: Parts) -> Health:
     """Look at everything. Reads only, apart from what any start of meterkit tells a store."""
-    found = Examination()
-    if kit.store.address.kind == "memory":
+    found = Health()
+    if parts.store.address.kind == "memory":
         for check in (*_OF_SERVER, *_OF_STORE, "spool"):
             found.not_looked_at[check] = "memory:// lives in one process: an app's is not seen from here"
     else:
-        await _examine_store(kit, found)
-        await _try("spool", look_at_spool_directory, kit, found)
-        if kit.catalog.storage is not None:
-            await _try("storage", look_at_stored_objects, kit, found)
-    if kit.settings.audit_url is not None:
-        await _try("database", look_at_audit_database, kit, found)
-        await _try("revenue", look_at_revenue, kit, found)
-    await _try("stripe", look_at_meters, kit, found)
+        await _examine_store(parts, found)
+        await _try("spool", look_at_spool_directory, parts, found)
+        if parts.store.catalog.storage is not None:
+            await _try("storage", look_at_stored_objects, parts, found)
+    if parts.settings.audit_url is not None:
+        await _try("database", look_at_audit_database, parts, found)
+        await _try("revenue", look_at_revenue, parts, found)
+    await _try("stripe", look_at_meters, parts, found)
     return found
 
 
-async def _examine_store(kit: MeterKit, found: Examination) -> None:
-    admin = await kit.store.admin()
+async def _examine_store(parts: Parts, found: Health) -> None:
+    admin = await parts.store.admin()
     servers = await _answering(admin, found)
     if not servers:
         for check in (*_OF_SERVER, *_OF_STORE):
@@ -74,17 +74,17 @@ async def _examine_store(kit: MeterKit, found: Examination) -> None:
                 found.not_looked_at[check] = "the store cannot be asked"
         found.sort(_ORDER)
         return
-    whole = _Seen(kit=kit, admin=admin, outbox=Outbox(kit.store, admin))
+    whole = _Seen(parts=parts, admin=admin, outbox=Outbox(parts.store, admin))
     for server in servers:
-        seen = _Seen(kit=kit, admin=server, outbox=whole.outbox)
-        one = Examination()
+        seen = _Seen(parts=parts, admin=server, outbox=whole.outbox)
+        one = Health()
         for check, look in _OF_SERVER.items():
             await _try(check, look, seen, one)
         found.add(one, of=str(server.address) if len(servers) > 1 else "")
         if seen.claims is not None:
             whole.claims = [*(whole.claims or ()), *seen.claims]
-    for check, look_at_all in store_servers.CHECKS.get(kit.store.address.kind, {}).items():
-        await _try(check, look_at_all, kit, found)
+    for check, look_at_all in store_servers.CHECKS.get(parts.store.address.kind, {}).items():
+        await _try(check, look_at_all, parts, found)
     for check, look in _OF_STORE.items():
         if check in _OF_CONTENT and any(one.check == "shards" for one in found.findings):
             found.not_looked_at[check] = "first the store and these settings must agree on the shards"
@@ -93,7 +93,7 @@ async def _examine_store(kit: MeterKit, found: Examination) -> None:
     found.sort(_ORDER)
 
 
-async def _answering(admin: Admin, found: Examination) -> list[Admin]:
+async def _answering(admin: Admin, found: Health) -> list[Admin]:
     """The servers that answer; what is wrong with the others is a finding."""
     answering: list[Admin] = []
     try:
@@ -113,7 +113,7 @@ async def _answering(admin: Admin, found: Examination) -> list[Admin]:
 
 
 async def _try(
-    check: str, look: Callable[[_Where], Awaitable[_Looked]], where: _Where, found: Examination
+    check: str, look: Callable[[_Where], Awaitable[_Looked]], where: _Where, found: Health
 ) -> None:
     try:
         found.looked_at[check], more = await look(where)
@@ -127,7 +127,7 @@ async def _try(
 class _Seen:
     """Where to look, and what is read once for several checks."""
 
-    kit: MeterKit
+    parts: Parts
     admin: Admin
     outbox: Outbox
     claims: list[str] | None = None
@@ -139,7 +139,7 @@ class _Seen:
 
     @property
     def keeping(self) -> Keeping:
-        return Keeping(self.admin, self.admin.address, needed=False, kind=self.kit.store.address.kind)
+        return Keeping(self.admin, self.admin.address, needed=False, kind=self.parts.store.address.kind)
 
     async def info(self) -> Mapping[str, str]:
         """What the server says of itself."""
@@ -169,7 +169,7 @@ async def _server(seen: _Seen) -> _Looked:
 
 
 async def _rights(seen: _Seen) -> _Looked:
-    store, user = seen.kit.store, seen.kit.store.address.username or "default"
+    store, user = seen.parts.store, seen.parts.store.address.username or "default"
     words = words_to_try(store.keys.shard(0, "dirty"))
     try:
         refused: list[int] = await seen.admin.ask(seen.client.eval(scripts.load("rights").text, 0, *words))
@@ -194,7 +194,7 @@ async def _persistence(seen: _Seen) -> _Looked:
         way = await seen.keeping.way()
         if way == "age" and not info:
             raise UnseenError(_UNSEEN_INFO)
-    accepted = seen.kit.settings.deliver_without_persistence
+    accepted = seen.parts.settings.deliver_without_persistence
     return f"by {way}", findings.persistence(way, info, appendfsync=appendfsync, is_accepted=accepted)
 
 
@@ -212,7 +212,7 @@ async def _appendfsync(seen: _Seen) -> str | None:
 async def _durability(seen: _Seen) -> _Looked:
     if await _appendfsync(seen) == "no":
         raise UnseenError("the server never knows what is on its disk (appendfsync no)")
-    keys, admin = seen.kit.store.keys, await seen.kit.store.admin()
+    keys, admin = seen.parts.store.keys, await seen.parts.store.admin()
     for key in (keys.shard(shard, "doctor") for shard in range(keys.shards)):
         if (await admin.at(key)).address == seen.admin.address:
             return await look_at_durability(seen.keeping, await seen.keeping.way(), key)
@@ -233,7 +233,7 @@ async def _replication(seen: _Seen) -> _Looked:
 
 
 async def _clock(seen: _Seen) -> _Looked:
-    now_ms = seen.kit.store.now_ms
+    now_ms = seen.parts.store.now_ms
     before_ms = now_ms()
     seconds, microseconds = await seen.admin.ask(seen.client.time())
     ahead_ms = seconds * 1000 + microseconds // 1000 - (before_ms + now_ms()) // 2
@@ -241,14 +241,14 @@ async def _clock(seen: _Seen) -> _Looked:
 
 
 async def _shards(seen: _Seen) -> _Looked:
-    keys = seen.kit.store.keys
+    keys = seen.parts.store.keys
     kept: dict[bytes, bytes] = await seen.admin.ask(seen.client.hgetall(keys.meta))
     meta = {name.decode(): value.decode(errors="replace") for name, value in kept.items()}
     return meta.get("shards", "new"), findings.shards(meta, configured=keys.shards, key=keys.meta)
 
 
 async def _script_cache(seen: _Seen) -> _Looked:
-    script = seen.kit.store.scripts["count"]
+    script = seen.parts.store.scripts["count"]
     cure = "connect to the server itself, without a proxy between that keeps scripts from it"
     try:
         await seen.admin.load(script)
@@ -263,7 +263,7 @@ async def _script_cache(seen: _Seen) -> _Looked:
 
 
 async def _keys(seen: _Seen) -> _Looked:
-    prefix, allowed = seen.kit.store.keys.prefix, [re.compile(pattern) for pattern in WITHOUT_TTL]
+    prefix, allowed = seen.parts.store.keys.prefix, [re.compile(pattern) for pattern in WITHOUT_TTL]
     claim = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:l:")
     cursor, count, stray, claims = 0, 0, list[str](), list[str]()
     for _ in range(_SCANS_MAX):
@@ -287,7 +287,7 @@ async def _keys(seen: _Seen) -> _Looked:
 
 
 async def _pending(seen: _Seen) -> _Looked:
-    store = seen.kit.store
+    store = seen.parts.store
     now_ms = store.now_ms()
     due = [work for work in await seen.outbox.work(due_ms=now_ms - findings.OVERDUE_MS) if work.dirty]
     pipe = seen.client.pipeline(transaction=False)
@@ -300,7 +300,7 @@ async def _pending(seen: _Seen) -> _Looked:
 
 
 async def _intents(seen: _Seen) -> _Looked:
-    keys, now_ms = seen.kit.store.keys, seen.kit.store.now_ms()
+    keys, now_ms = seen.parts.store.keys, seen.parts.store.now_ms()
     waiting = [work for work in await seen.outbox.work(due_ms=None) if work.outbox]
     oldest_ms, customer = now_ms, ""
     for work in waiting:
@@ -325,7 +325,7 @@ async def _undelivered(seen: _Seen) -> _Looked:
 
 
 async def _throughput(seen: _Seen) -> _Looked:
-    settings, now_ms = seen.kit.settings, seen.kit.store.now_ms()
+    settings, now_ms = seen.parts.settings, seen.parts.store.now_ms()
     interval_s = settings.flush_interval
     soon = await seen.outbox.work(due_ms=now_ms + int(interval_s * 1000))
     customers, intents = sum(work.dirty for work in soon), sum(work.outbox for work in soon)
@@ -343,25 +343,25 @@ async def _links(seen: _Seen) -> _Looked:
         claim: bytes | None = await seen.admin.ask(seen.client.get(key))
         customer = owner_of((claim or b"").decode(errors="replace"))
         stripe_customer = key.partition(":l:")[2]
-        if customer and (await seen.kit.customers.get(customer)).stripe_customer != stripe_customer:
+        if customer and (await seen.parts.customers.get(customer)).stripe_customer != stripe_customer:
             half.append((customer, stripe_customer))
     return f"{min(len(seen.claims), _CLAIMS_MAX):,} links", findings.half_linked(half)
 
 
 async def _closes(seen: _Seen) -> _Looked:
-    return await look_at_closes(seen.kit, seen.admin)
+    return await look_at_closes(seen.parts, seen.admin)
 
 
 async def _breaker(seen: _Seen) -> _Looked:
-    return await look_at_breaker(seen.kit, seen.admin)
+    return await look_at_breaker(seen.parts, seen.admin)
 
 
 async def _webhooks(seen: _Seen) -> _Looked:
-    return await look_at_webhooks(seen.kit, seen.admin)
+    return await look_at_webhooks(seen.parts, seen.admin)
 
 
 async def _audit(seen: _Seen) -> _Looked:
-    return await look_at_audit_log(seen.kit)
+    return await look_at_audit_log(seen.parts)
 
 
 _Checks: TypeAlias = "Mapping[str, Callable[[_Seen], Awaitable[_Looked]]]"
@@ -388,8 +388,8 @@ _OF_STORE: Final[_Checks] = {
     "links": _links,
     "closes": _closes,
     "webhooks": _webhooks,
-    "subscriptions": lambda seen: look_at_subscriptions(seen.kit),
-    "messages": lambda seen: look_at_messages(seen.kit),
+    "subscriptions": lambda seen: look_at_subscriptions(seen.parts),
+    "messages": lambda seen: look_at_messages(seen.parts),
     "audit": _audit,
 }
 _ORDER: Final = tuple(dict.fromkeys((*tuple(_OF_SERVER)[:7], "shards", *_OF_SERVER)))

@@ -1,0 +1,50 @@
+"""``kit.stripe.sync`` makes the objects of the plans file at Stripe, once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterkit import MeterKit, SettingsError
+from meterkit.catalog import loads
+from meterkit.testing import Clock, StripeEmulator
+
+if TYPE_CHECKING:
+    from meterkit import StripeSync
+
+pytestmark = pytest.mark.anyio
+
+CATALOG = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: api_requests}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro: {price: {amount_cents: 2900, interval: month}}
+""")
+
+
+def actions(done: StripeSync) -> list[tuple[str, str]]:
+    return [(line.what, line.action) for line in done.lines]
+
+
+async def test_a_sync_plans_then_makes_each_object_once() -> None:
+    async with StripeEmulator(clock=Clock()).serve() as url:
+        kit = MeterKit(CATALOG, redis_url="memory://", stripe_api_key="sk_test_1", stripe_api_base=url)
+        planned = await kit.stripe.sync(dry_run=True)
+        assert actions(planned) == [("meter", "to make"), ("product", "to make"), ("price", "to make")]
+        made = await kit.stripe.sync()
+        assert actions(made) == [("meter", "made"), ("product", "made"), ("price", "made")]
+        again = await kit.stripe.sync()
+        assert actions(again) == [("meter", "is there"), ("product", "is there"), ("price", "is there")]
+        assert [line.id for line in again.lines] == [line.id for line in made.lines]
+        await kit.stop()
+
+
+async def test_without_a_key_a_sync_says_which_setting_is_missing() -> None:
+    kit = MeterKit(CATALOG, redis_url="memory://")
+    with pytest.raises(SettingsError, match="METERKIT_STRIPE_API_KEY"):
+        await kit.stripe.sync()
