@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAMES: Final = (
     *("seal", "move", "amend", "lease", "claim", "forget", "usage", "fence", "count", "recall"),
-    *("steer", "restore", "refuse", "withdraw", "strand"),
+    *("change_state", "restore", "refuse", "withdraw", "strand"),
 )
 SKEWS: Final = (-60_001, -60_000, 60_000, 60_001)
 

@@ -389,7 +389,7 @@ class Delivery(Checks):
         argv = (token, "".join(f"{state} " for state in states), json.dumps(asked), sent)
         return self.ask("move", (*shared, *(f"t:{name}" for name in names)), *argv, self.wall)
 
-    def steer(self, _: str) -> None:
+    def change_state(self, _: str) -> None:
         """A person or a comparison takes an intent into another state; now and then it has changed."""
         free = {known: intent for known, intent in self.shard.intents.items() if intent.state != "leased"}
         if not free:
@@ -402,8 +402,8 @@ class Delivery(Checks):
         if self.random.random() < 0.1:
             asked = replace(asked, read=f"{asked.read} ")
         reply, found = self._ask_steer(asked)
-        expected = self.shard.steer(asked, self.wall, is_audited=bool(self._audit()))
-        self.check(f"steer {asked}", expected, reply, found)
+        expected = self.shard.change_state(asked, self.wall, is_audited=bool(self._audit()))
+        self.check(f"change_state {asked}", expected, reply, found)
 
     def _steer_broken(self, asked: Steer, key: str) -> None:
         """Where the totals cannot be counted in, nothing changes, unless it stays in its state."""
@@ -415,7 +415,7 @@ class Delivery(Checks):
         reply, found = self._ask_steer(asked)
         self.store(key)
         found[key] = texts_of(customer.closed)
-        self.check(f"steer broken {field}", [2, self.wall], reply, found)
+        self.check(f"change_state broken {field}", [2, self.wall], reply, found)
 
     def _ask_steer(self, asked: Steer) -> tuple[Any, dict[str, Any]]:
         name = asked.intent.customer
@@ -432,7 +432,9 @@ class Delivery(Checks):
         )
         compare = "" if asked.compare_ms is None else asked.compare_ms
         argv = (asked.identifier, asked.read, asked.new_identifier, json.dumps(asked.intent.stored()))
-        return self.ask("steer", keys, *argv, compare, json.dumps(asked.entries), asked.dropped, self.wall)
+        return self.ask(
+            "change_state", keys, *argv, compare, json.dumps(asked.entries), asked.dropped, self.wall
+        )
 
     def _steer(self, identifier: str, known: Intent) -> Steer:
         """Another state, or the same, under its identifier or another."""
@@ -764,7 +766,7 @@ _DEEDS: Final = (
     (Delivery.seal_broken, 6),
     (Delivery.move, 40),
     (Delivery.move_broken, 6),
-    (Delivery.steer, 25),
+    (Delivery.change_state, 25),
     (Delivery.restore, 25),
     (Delivery.restore_delivered, 16),
     (Delivery.restore_broken, 6),

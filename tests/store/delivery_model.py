@@ -268,7 +268,7 @@ class Shard:
         entry: dict[str, Any] = {"k": kind, "d": what}
         self.audit.append(entry if kind == "corrected" else {**entry, "at": str(now)})
 
-    def steer(self, asked: Steer, now: int, *, is_audited: bool) -> list[int]:
+    def change_state(self, asked: Steer, now: int, *, is_audited: bool) -> list[int]:
         known, intent = self.intents.get(asked.identifier), asked.intent
         if known is None or asked.read.endswith(" "):  # It was put there by whoever reads it wrong.
             return [1, now]

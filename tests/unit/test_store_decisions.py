@@ -35,7 +35,7 @@ from meterkit.store.compiled import Alarms
 from meterkit.store.customer_usage import usage_of
 from meterkit.store.fallback import Fallback
 from meterkit.store.hold import Mark, Used, told_of
-from meterkit.store.holds import Holder
+from meterkit.store.holds import HoldOwner
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement, _Entry, _thresholds
 from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
@@ -273,7 +273,7 @@ def test_of_a_marked_request_that_was_cancelled_what_it_holds_is_given_back(
     assert len(known.unclaimed) == given_back
 
 
-class Held(Holder):
+class Held(HoldOwner):
     """What a request holds that has ended."""
 
     __slots__ = ()

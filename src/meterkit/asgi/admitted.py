@@ -11,7 +11,7 @@ from meterkit.asgi.refuser import LateRefusal
 from meterkit.catalog.quantity import check_feature
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.decision import Decision
-from meterkit.store.holds import Holder
+from meterkit.store.holds import HoldOwner
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -41,7 +41,7 @@ class Current:
     decision: Decision
 
 
-class Admitted(Holder):
+class Admitted(HoldOwner):
     """What a request is answered by, and asked about.
 
     Attributes:

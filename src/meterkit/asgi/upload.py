@@ -134,7 +134,7 @@ class Upload(Exchange):
         return self._refusal is not None and isinstance(error, ClientDisconnect | ConnectionAbortedError)
 
     def give_back_gauge(self, meter: str) -> None:
-        """Give back what is held of a gauge: its level says it by now. See :class:`Holder`."""
+        """Give back what is held of a gauge: its level says it by now. See :class:`HoldOwner`."""
         super().give_back_gauge(meter)
         if meter == self._meter and self._lane is not None and self._lane.loop is get_running_loop():
             self._give_back_more()

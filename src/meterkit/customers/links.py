@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _DAY_MS: Final = 86_400_000
 _DAYS_KEPT: Final = 37
 _DROPPED: Final = b"dropped|"
-"""Begins the name of what was dropped, which only keeps its minute; see steer.lua."""
+"""Begins the name of what was dropped, which only keeps its minute; see change_state.lua."""
 
 
 class Delivered(NamedTuple):

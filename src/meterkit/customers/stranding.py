@@ -17,7 +17,7 @@ from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.outbox.intents import Kept, kept_in
-from meterkit.outbox.operator_commands import steer
+from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealing import late_class, price_in_words, root_meter
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ async def _undelivered(store: Store, customer: str, tokens: Iterable[str]) -> Ma
 async def _park(store: Store, kept: Kept, price: str, cause: str) -> None:
     wait_ms = max(1, compare_in_ms(kept.first_ms, store.now_ms()))
     more = {"why": _WHY, MISSED: price}
-    await steer(store, kept, "parked", cause=cause, compare_in_ms=wait_ms, more=more)
+    await change_state(store, kept, "parked", cause=cause, compare_in_ms=wait_ms, more=more)
 
 
 def _plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Plan | None:

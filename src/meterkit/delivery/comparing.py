@@ -18,7 +18,7 @@ from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError, StripeUnavailableError
 from meterkit.outbox.closes import count_members
 from meterkit.outbox.intents import RESTORED, Kept, intents_of
-from meterkit.outbox.operator_commands import steer, withdraw
+from meterkit.outbox.operator_commands import change_state, withdraw
 from meterkit.store.event_names import read_meters
 
 if TYPE_CHECKING:
@@ -206,9 +206,13 @@ class Comparer:
             more = {"why": kept.fields.get("why", "")}
             if judged.keep is not None:
                 more |= {"look": f"{judged.keep.counted}", "looked": f"{judged.keep.at_ms}"}
-            is_so = await steer(store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, more=more)
+            is_so = await change_state(
+                store, kept, "parked", cause=CAUSE, compare_in_ms=judged.wait_ms, more=more
+            )
         elif judged.verdict == "delivered":
-            is_so = await steer(store, kept, "delivered", cause=CAUSE, after=f"delivered: {judged.why}")
+            is_so = await change_state(
+                store, kept, "delivered", cause=CAUSE, after=f"delivered: {judged.why}"
+            )
         elif judged.verdict == "replace" and MISSED in kept.fields:
             is_so = await strand_intent(store, kept, cause=CAUSE)
         elif judged.verdict == "replace" and await self._late.is_late(kept):
@@ -217,7 +221,7 @@ class Comparer:
         elif judged.verdict == "replace":
             anew = kept.renamed(f"{token_hex(16)}-1", store.now_ms())
             after = f"queued as {anew.identifier}: {judged.why}"
-            is_so = await steer(store, kept, "queued", cause=CAUSE, to_be=anew, after=after)
+            is_so = await change_state(store, kept, "queued", cause=CAUSE, to_be=anew, after=after)
         else:
             _logger.error(
                 "intent %s of customer %r stays parked: %s",
@@ -225,7 +229,9 @@ class Comparer:
                 extra=REPORTED,
             )
             more = {"why": judged.why}
-            is_so = await steer(store, kept, "parked", cause=CAUSE, after=f"parked: {judged.why}", more=more)
+            is_so = await change_state(
+                store, kept, "parked", cause=CAUSE, after=f"parked: {judged.why}", more=more
+            )
         return judged.verdict if is_so else "again"
 
     async def _compare_restored(self, kept: Kept) -> Verdict:
@@ -241,13 +247,15 @@ class Comparer:
         if unknown <= 0:
             anew = kept.renamed(kept.identifier, self._store.now_ms())
             after = "queued: Stripe has nothing that the store does not know of"
-            is_so = await steer(self._store, kept, "queued", cause=CAUSE, to_be=anew, after=after)
+            is_so = await change_state(self._store, kept, "queued", cause=CAUSE, to_be=anew, after=after)
             return "replace" if is_so else "again"
         why = (
             f"Stripe has {unknown} more of {fields['event']} than the store knows of: this may be among them"
         )
         more = {"why": f"{why}; see `meterkit recover`"}
-        is_so = await steer(self._store, kept, "parked", cause=CAUSE, after=f"parked: {why}", more=more)
+        is_so = await change_state(
+            self._store, kept, "parked", cause=CAUSE, after=f"parked: {why}", more=more
+        )
         return "person" if is_so else "again"
 
     async def _judged(self, kept: Kept) -> Judged:

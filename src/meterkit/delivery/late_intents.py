@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.ambiguity import compare_in_ms
 from meterkit.outbox.closes import Stamped, too_late
 from meterkit.outbox.intents import Kept
-from meterkit.outbox.operator_commands import steer, withdraw
+from meterkit.outbox.operator_commands import change_state, withdraw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ class LateIntents:
     async def _park(self, kept: Kept) -> bool:
         wait_ms = max(1, compare_in_ms(kept.first_ms, self._store.now_ms()))
         more = {"why": _WHY}
-        return await steer(self._store, kept, "parked", cause=_CAUSE, compare_in_ms=wait_ms, more=more)
+        return await change_state(self._store, kept, "parked", cause=_CAUSE, compare_in_ms=wait_ms, more=more)
 
 
 def _stamped(sealed: Sealed) -> Stamped:

@@ -12,7 +12,7 @@ from meterkit.delivery.forgotten import Forgotten, Gap
 from meterkit.errors import MeterkitError, StripeError
 from meterkit.outbox.closes import count_members
 from meterkit.outbox.intents import RESTORED, kept_in
-from meterkit.outbox.operator_commands import steer
+from meterkit.outbox.operator_commands import change_state
 from meterkit.store.arguments import check_customer
 from meterkit.store.event_names import read_meters
 from meterkit.store.server_lives import ServerLives
@@ -244,12 +244,12 @@ class Recoverer:
             kept = await self._parted(kept, billed, by)
         if billed:
             after = f"delivered: Stripe has {billed} of it that the store had forgotten"
-            await steer(store, kept, "delivered", cause=by, after=after)
+            await change_state(store, kept, "delivered", cause=by, after=after)
         else:
             # Under the same identifier: should Stripe have just this, it counts that once.
             anew = kept.renamed(kept.identifier, store.now_ms())
             after = "queued: Stripe does not have it"
-            await steer(store, kept, "queued", cause=by, to_be=anew, after=after)
+            await change_state(store, kept, "queued", cause=by, to_be=anew, after=after)
 
     async def _parted(self, kept: Kept, billed: int, by: str) -> Kept:
         """Cut off what Stripe lacks, and queue it as an intent of its own; the part that Stripe has.
@@ -262,7 +262,7 @@ class Recoverer:
         why = kept.fields.get("why", "")
         cut = replace(kept, fields={**kept.fields, "value": f"{billed}"})
         more = {"why": why, _REST: f"{left}"}
-        if not await steer(store, kept, "parked", cause=by, to_be=cut, more=more):
+        if not await change_state(store, kept, "parked", cause=by, to_be=cut, more=more):
             raise MeterkitError(f"intent {kept.identifier} has changed meanwhile; run this again")
         rest = replace(kept, fields={**kept.fields, "value": f"{left}", "why": why})
         identifier = f"{token_hex(16)}-1"

@@ -14,7 +14,7 @@ from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.report import REPORTED
 from meterkit.errors import StoreError, StripeError
 from meterkit.outbox.intents import RESTORED, kept_in
-from meterkit.outbox.operator_commands import steer
+from meterkit.outbox.operator_commands import change_state
 from meterkit.redis.server import is_of_a_key
 from meterkit.store.server_lives import ServerLives
 from meterkit.throttle import HOUR_S, Throttle
@@ -254,7 +254,7 @@ class Restarts:
                 left.append(kept)
                 continue
             why = f"delivered: the store forgot it, Stripe's summary of its minute says {kept.value}"
-            if await steer(self._store, kept, "delivered", cause=CAUSE, after=why):
+            if await change_state(self._store, kept, "delivered", cause=CAUSE, after=why):
                 line.unknown -= kept.value
                 report.delivered += 1
         if line.unknown <= 0:
@@ -277,7 +277,7 @@ class Restarts:
         parked = [
             kept
             for kept in intents
-            if await steer(self._store, kept, "parked", cause=CAUSE, after=after, more=more)
+            if await change_state(self._store, kept, "parked", cause=CAUSE, after=after, more=more)
         ]
         report.parked += len(parked)
         return parked

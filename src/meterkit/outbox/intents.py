@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BY_HAND: Final = "parked by hand"
 """Begins why an intent is parked that a person has parked."""
 CANNOT_BE_COUNTED: Final = 2
-"""What move.lua and steer.lua say of an intent where its customer's totals cannot be counted in."""
+"""What move.lua and change_state.lua say of an intent where its customer's totals cannot be counted in."""
 State = Literal["leased", "queued", "delivered", "parked", "dead"]
 IntentState = Literal["queued", "leased", "parked", "dead"]
 """Where an intent is that is not delivered; ``leased``: it is being sent."""

@@ -42,7 +42,7 @@ Steered = Literal["queued", "parked", "dead", "delivered", "dropped"]
 """A state that an intent is taken into; ``dropped``: it is counted as dead, and kept no longer."""
 
 
-async def steer(
+async def change_state(
     store: Store,
     kept: Kept,
     state: Steered,
@@ -75,7 +75,7 @@ async def steer(
     admin = (await store.admin()).for_delivery()
     names = ("intents", "outbox", "parked", "dead", "compare")
     reply: list[Any] = await admin.run(
-        store.scripts["steer"],
+        store.scripts["change_state"],
         [
             *(store.keys.shard(kept.shard, name) for name in names),
             *(keys.totals, keys.history, store.keys.delivered(kept.shard, store.now_ms())),
@@ -200,19 +200,19 @@ class Intents:
             if RESTORED in kept.fields:
                 after = _and_why("parked, to be compared with what Stripe has", reason)
                 why = "Stripe may have it: the store was restored, and what Stripe has is compared first"
-                return await steer(
+                return await change_state(
                     self._store, kept, "parked", cause=cause, compare_in_ms=0, after=after, more={"why": why}
                 )
             if may_be_sent_again(kept.first_ms, now_ms) and not is_refused(identifier):
                 # Stripe answers a known idempotency key with what it answered then.
                 again = replace(kept, fields={**kept.fields, "key": f"{identifier}-{token_hex(4)}"})
-                return await steer(
+                return await change_state(
                     self._store, kept, "queued", cause=cause, to_be=again, after=_and_why("queued", reason)
                 )
             why = "Stripe may have it: it is compared with Stripe's summary of its minute"
             wait_ms = compare_in_ms(kept.tried_since_ms, now_ms)
             after = _and_why("parked, to be compared with Stripe's summary", reason)
-            return await steer(
+            return await change_state(
                 self._store,
                 kept,
                 "parked",
@@ -238,7 +238,7 @@ class Intents:
 
         async def parked(kept: Kept, cause: str) -> bool:
             why = _and_why(BY_HAND, reason)
-            return await steer(self._store, kept, "parked", cause=cause, after=why, more={"why": why})
+            return await change_state(self._store, kept, "parked", cause=cause, after=why, more={"why": why})
 
         return await self._done("parked", identifier, parked, reason, by)
 
@@ -262,7 +262,7 @@ class Intents:
             raise MeterkitError("reason: found none; say why its quantity is never to be delivered")
 
         async def dropped(kept: Kept, cause: str) -> bool:
-            return await steer(self._store, kept, "dropped", cause=cause, after=f"dropped: {reason}")
+            return await change_state(self._store, kept, "dropped", cause=cause, after=f"dropped: {reason}")
 
         return await self._done("dropped", identifier, dropped, reason, by)
 

@@ -12,7 +12,19 @@ from typing import Final, Literal
 NAMES: Final = (
     *("decide", "settle", "fence", "amend", "usage"),
     *("seal", "move", "lease", "claim", "forget", "grant", "void", "count", "recall", "level", "notices"),
-    *("tell", "hint", "take", "finish", "steer", "restore", "refuse", "fold", "unfold", "rebuild", "strand"),
+    *(
+        "tell",
+        "hint",
+        "take",
+        "finish",
+        "change_state",
+        "restore",
+        "refuse",
+        "fold",
+        "unfold",
+        "rebuild",
+        "strand",
+    ),
     *("withdraw", "shelve", "presign"),
 )
 

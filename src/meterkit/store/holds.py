@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _RENEWAL_TRIES: Final = 2
 
 
-class Holder(ABC):
+class HoldOwner(ABC):
     """Holds vanish from the store after two slots of five minutes; a live holder's are moved to the new slot.
 
     Slots:
@@ -141,7 +141,7 @@ class Holder(ABC):
         return [*behind, whole] if mark else [whole, *behind]
 
 
-class Reservation(Holder):
+class Reservation(HoldOwner):
     """Quantities that are set aside while their ``async with`` block runs.
 
     Captured quantities count; the others are given back when the block ends. As long as the block runs

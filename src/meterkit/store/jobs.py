@@ -13,7 +13,7 @@ from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
 from meterkit.store.hold import TOLD_EVERY_MS
-from meterkit.store.holds import Holder
+from meterkit.store.holds import HoldOwner
 from meterkit.store.settlement import settlement_of
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ _WORKS_MAX: Final = 10_000
 _TRIES: Final = 3
 
 
-class OutlivingWork(Holder):
+class OutlivingWork(HoldOwner):
     """The hold of a job that a provider goes on with.
 
     It is given back when this process sees the job's end, some minutes after another process has seen it, at

@@ -3,7 +3,7 @@
 -- Returns that, and the next instant (ms) at which it changes by itself.
 --include before
 local function add_up(file, start, now)
-  local sums, turns = {}, NEVER_MS
+  local sums, changes_at = {}, NEVER_MS
   local function add(target, was_there, quantity, created)
     local sum = sums[target]
     if not sum then
@@ -27,9 +27,9 @@ local function add_up(file, start, now)
   for _, grant in ipairs(file.list) do
     local sum = add(grant.target, grant.effective <= now, grant.quantity, grant.created)
     if grant.effective > now then
-      turns = math.min(turns, grant.effective)
+      changes_at = math.min(changes_at, grant.effective)
     elseif grant.expires > now then
-      turns = math.min(turns, grant.expires)
+      changes_at = math.min(changes_at, grant.expires)
       if grant.used < grant.quantity then
         sum.left = sum.left + (grant.quantity - grant.used)
         if not sum.first or before(grant, sum.first) then
@@ -37,8 +37,8 @@ local function add_up(file, start, now)
         end
       end
     else
-      turns = math.min(turns, grant.until_ms)
+      changes_at = math.min(changes_at, grant.until_ms)
     end
   end
-  return sums, turns
+  return sums, changes_at
 end

@@ -3,24 +3,24 @@
 --   prepaid: {mark: names the plan's grants, recurring, ...}; start, finish: of the period
 --   The field is a line of: since when and until when it holds (ms), start, mark, 1 where something is due to be
 --   written down, else 0; then a line a target: its name, left, was_there, last, head (see add_up).
--- Returns {sums, since (text), turns, due, file: all the grants, where they had to be read}.
+-- Returns {sums, since (text), changes_at, due, file: all the grants, where they had to be read}.
 --include grants
 --include recur
 --include add_up
 local function balance(key, prepaid, start, finish, now, anew)
   local text = not anew and redis.call('HGET', key, 'balance')
   if text then
-    local since, turns, began, mark, due = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (%d)')
-    if mark == prepaid.mark and began + 0 == start and since + 0 <= now and now < turns + 0 then
+    local since, changes_at, began, mark, due = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (%d)')
+    if mark == prepaid.mark and began + 0 == start and since + 0 <= now and now < changes_at + 0 then
       local sums = {}
       for target, left, was_there, last, head in string.gmatch(text, '\n(%S+) (%d+) (%d) (%d+) ([^\n]*)') do
         sums[target] = {left = left + 0, was_there = was_there + 0, last = last + 0, head = head}
       end
-      return {sums = sums, since = since, turns = turns, due = due == '1'}
+      return {sums = sums, since = since, changes_at = changes_at, due = due == '1'}
     end
   end
   local file = grants(key, now)
   recur(file, prepaid.recurring, start, finish, now)
-  local sums, turns = add_up(file, start, now)
-  return {sums = sums, since = string.format('%.0f', now), turns = turns, due = file.due, file = file}
+  local sums, changes_at = add_up(file, start, now)
+  return {sums = sums, since = string.format('%.0f', now), changes_at = changes_at, due = file.due, file = file}
 end

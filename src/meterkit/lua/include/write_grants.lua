@@ -43,7 +43,7 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
   end
   if file then
     file.list, file.ended, balances.due, balances.since = stay, {}, false, string.format('%.0f', now)
-    balances.sums, balances.turns = add_up(file, start, now)
+    balances.sums, balances.changes_at = add_up(file, start, now)
   end
   if #set > 1 or file and file.found then
     set[#set + 1], set[#set + 2] = 'balance', balance_text(balances, prepaid, start)

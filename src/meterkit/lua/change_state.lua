@@ -1,5 +1,5 @@
 #!lua
--- steer: takes an intent into another state, or keeps it in its own with what was seen of it at Stripe: by the word of a
+-- change_state: takes an intent into another state, or keeps it in its own with what was seen of it at Stripe: by the word of a
 -- person, or of a comparison with Stripe's summaries. It is entered for its customer. A flusher that is sending it does not
 -- settle it any more.
 --
