@@ -150,6 +150,7 @@ def test_screens_are_what_commands_say_and_the_same_from_run_to_run(tmp_path: Pa
     )
     assert sorted(kept) == ["check.svg", "flush.svg", "usage.svg"]
     assert kept == anew
+    assert (DOCS / "assets/terminal.svg").read_text("utf-8") == kept["flush.svg"]
     told = {name: unescape(re.sub("<[^>]+>", "", text)).replace("\xa0", " ") for name, text in kept.items()}
     assert "did you mean 'deny'?" in told["check.svg"]
     assert "delivered 1, retried 0" in told["flush.svg"]
