@@ -15,7 +15,7 @@ from meterkit.asgi.problems import TYPES, type_of
 from meterkit.starlette import check_customer_of, respond, webhook_route
 from meterkit.subscriptions.router.answers import Billing
 from meterkit.subscriptions.router.endpoints import ENDPOINTS
-from meterkit.subscriptions.router.troubles import KINDS, schema_of
+from meterkit.subscriptions.router.problems import KINDS, schema_of
 
 try:
     from fastapi import APIRouter, Depends, HTTPException, Request, Response
@@ -26,7 +26,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from meterkit.asgi.problems import ProblemType
+    from meterkit.answers import ProblemType
     from meterkit.decisions.decision import Reason
     from meterkit.subscriptions.router.endpoints import BillingKit, Endpoint
 
@@ -74,11 +74,11 @@ _URI: Final = {"type": "string", "format": "uri"}
 _TEXTS: Final = {"type": "array", "items": _TEXT}
 _QUANTITY: Final = {"type": "integer", "minimum": 0}
 _MEMBERS: Final[Mapping[str, Mapping[str, Any]]] = {
-    TYPES["rate"].uri: {"violated-policies": _TEXTS},
-    TYPES["suspended"].uri: {"reason": _TEXT, "portal_url": _URI},
-    TYPES["feature"].uri: {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS},
-    TYPES["seats"].uri: {"limit": _QUANTITY, "used": _QUANTITY},
-    TYPES["storage"].uri: {"limit": _QUANTITY, "used": _QUANTITY, "requested": _QUANTITY},
+    TYPES["rate"].problem.uri: {"violated-policies": _TEXTS},
+    TYPES["suspended"].problem.uri: {"reason": _TEXT, "portal_url": _URI},
+    TYPES["feature"].problem.uri: {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS},
+    TYPES["seats"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY},
+    TYPES["storage"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY, "requested": _QUANTITY},
 }
 _OPTIONAL: Final = frozenset({"portal_url"})
 _SECONDS: Final = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
@@ -97,10 +97,10 @@ _FIELDS: Final[Mapping[int, Mapping[str, Any]]] = {
 def _answers() -> Iterator[tuple[int, dict[str, Any]]]:
     """Each status that refused clients get, and its answers as OpenAPI describes them."""
     by_status: dict[int, dict[str, list[Reason]]] = {}
-    for reason, about in TYPES.items():
+    for reason, (about, _) in TYPES.items():
         by_status.setdefault(about.status, {}).setdefault(about.uri, []).append(reason)
     for status in sorted(by_status):
-        documents = [_document(TYPES[reasons[0]], reasons) for reasons in by_status[status].values()]
+        documents = [_document(TYPES[reasons[0]].problem, reasons) for reasons in by_status[status].values()]
         answer: dict[str, Any] = {
             "description": " or ".join(document["title"] for document in documents),
             "content": {
@@ -190,12 +190,12 @@ def _add(router: APIRouter, billing: Billing, endpoint: Endpoint, customer: Call
         summary=endpoint.summary,
         status_code=endpoint.status,
         response_model=endpoint.gives,
-        responses=_troubles(endpoint),
+        responses=_problems(endpoint),
         openapi_extra=extra,
     )
 
 
-def _troubles(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
+def _problems(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
     """What a billing route may answer besides, by status, as OpenAPI describes it."""
     by_status: dict[int, list[dict[str, Any]]] = {}
     for name in dict.fromkeys(endpoint.kinds):

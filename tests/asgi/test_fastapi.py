@@ -487,7 +487,7 @@ def test_every_refusal_is_as_the_document_says(reason: Reason, portal: str | Non
     context = ProblemContext(portal_url=portal, feature="full", plan="free", available_in=("pro",))
     decision = Decision(allowed=False, reason=reason, violated=("requests-1h",))
     denial = problem(decision, context, mode="ietf", now_s=0, instance=UUID(int=7))
-    assert denial.status == TYPES[reason].status
+    assert denial.status == TYPES[reason].problem.status
     check_document(json.loads(denial.body))
     described = DOCUMENTED["paths"]["/v1/sync"]["get"]["responses"][str(denial.status)].get("headers", {})
     told_of = {name.lower() for name in described}

@@ -9,7 +9,7 @@ import pytest
 
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import SubscriptionBusyError
-from meterkit.subscriptions.router.troubles import trouble_of
+from meterkit.subscriptions.router.problems import problem_of
 from meterkit.subscriptions.service import pending_changes
 from shopping import shop
 
@@ -98,6 +98,6 @@ async def test_whoever_waits_too_long_is_told_when_to_try_again(
             with pytest.raises(SubscriptionBusyError) as raised:
                 await begin
             assert 30 < raised.value.retry_after_s <= 40
-        told = trouble_of(raised.value)
+        told = problem_of(raised.value)
         assert (told.kind.status, told.headers["retry-after"]) == (503, str(raised.value.retry_after_s))
         assert at.changes() == []

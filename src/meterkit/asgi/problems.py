@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.answers import CHALLENGE, IANA, PROBLEM_JSON, URN, ProblemType
 from meterkit.asgi.headers import fields, join, merge, policy_field
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.models import Headers
     from meterkit.decisions.decision import Decision, Policy, Reason
-
-CHALLENGE: Final = 'Bearer realm="api"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,8 +169,6 @@ def _count(quantity: int, unit: str) -> str:
     return f"{quantity} {unit}" if quantity == 1 or unit.endswith("s") else f"{quantity} {unit}s"
 
 
-IANA: Final = "https://iana.org/assignments/http-problem-types#"
-URN: Final = "urn:meterkit:problem:"
 PATIENCE_S: Final = 60
 POLICY_VIOLATION: Final = 1008
 """The websocket close code for a message or client that breaks a rule (RFC 6455 section 7.4.1)."""
@@ -180,22 +176,21 @@ _OF_THE_BODY: Final = frozenset({b"content-type", b"content-length"})
 _LISTS: Final = frozenset({b"access-control-expose-headers", b"vary"})
 
 
-@dataclass(frozen=True, slots=True)
-class ProblemType:
-    """What all problems of one type have in common; ``words`` writes the rest."""
+class RefusalType(NamedTuple):
+    """The problem type of refusals, and the function that words one."""
 
-    status: int
-    uri: str
-    title: str
+    problem: ProblemType
     words: Callable[[Refusal], _Words]
 
 
-_QUOTA: Final = ProblemType(429, f"{IANA}quota-exceeded", "Quota Exceeded", _quota)
-_PAYMENT: Final = ProblemType(402, f"{URN}payment-required", "Payment Required", _payment)
-_CAPACITY: Final = ProblemType(
-    503, f"{IANA}temporary-reduced-capacity", "Temporary Reduced Capacity", _capacity
-)
-TYPES: Final[Mapping[Reason, ProblemType]] = {
+def _typed(status: int, uri: str, title: str, words: Callable[[Refusal], _Words]) -> RefusalType:
+    return RefusalType(ProblemType(status, uri, title), words)
+
+
+_QUOTA: Final = _typed(429, f"{IANA}quota-exceeded", "Quota Exceeded", _quota)
+_PAYMENT: Final = _typed(402, f"{URN}payment-required", "Payment Required", _payment)
+_CAPACITY: Final = _typed(503, f"{IANA}temporary-reduced-capacity", "Temporary Reduced Capacity", _capacity)
+TYPES: Final[Mapping[Reason, RefusalType]] = {
     "rate": _QUOTA,
     "concurrency": _QUOTA,
     "included": _QUOTA,
@@ -203,12 +198,12 @@ TYPES: Final[Mapping[Reason, ProblemType]] = {
     "suspended": _PAYMENT,
     "payment_required": _PAYMENT,
     "credits": _PAYMENT,
-    "feature": ProblemType(403, f"{URN}feature-not-in-plan", "Feature Not In Plan", _feature),
-    "seats": ProblemType(403, f"{URN}seats-limit-exceeded", "Seats Limit Exceeded", _seats),
-    "storage": ProblemType(413, f"{URN}storage-limit-exceeded", "Storage Limit Exceeded", _storage),
-    "anonymous": ProblemType(401, f"{URN}customer-unknown", "Customer Unknown", _unknown),
-    "invalid_customer": ProblemType(400, f"{URN}customer-invalid", "Customer Invalid", _invalid),
-    "in_flight": ProblemType(409, f"{URN}request-in-flight", "Request In Flight", _in_flight),
+    "feature": _typed(403, f"{URN}feature-not-in-plan", "Feature Not In Plan", _feature),
+    "seats": _typed(403, f"{URN}seats-limit-exceeded", "Seats Limit Exceeded", _seats),
+    "storage": _typed(413, f"{URN}storage-limit-exceeded", "Storage Limit Exceeded", _storage),
+    "anonymous": _typed(401, f"{URN}customer-unknown", "Customer Unknown", _unknown),
+    "invalid_customer": _typed(400, f"{URN}customer-invalid", "Customer Invalid", _invalid),
+    "in_flight": _typed(409, f"{URN}request-in-flight", "Request In Flight", _in_flight),
     "identify": _CAPACITY,
     "store": _CAPACITY,
 }
@@ -216,7 +211,7 @@ TYPES: Final[Mapping[Reason, ProblemType]] = {
 
 def type_of(refusal: Decision) -> ProblemType:
     """The type of the problem that tells of a refusal; one without a reason is of the store."""
-    return TYPES[refusal.reason or "store"]
+    return TYPES[refusal.reason or "store"].problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,21 +238,13 @@ def problem(
         instance: the name of this occurrence.
     """
     reason: Reason = decision.reason or "store"
-    about = TYPES[reason]
+    about, words = TYPES[reason]
     wait_s = _wait_s(reason, decision.retry_after)
     refusal = Refusal(decision=decision, reason=reason, context=context, wait_s=wait_s)
-    detail, members = about.words(refusal)
-    document: dict[str, Member] = {
-        "type": about.uri,
-        "title": about.title,
-        "status": about.status,
-        "detail": detail,
-        "instance": instance.urn,
-    }
-    document |= members
-    body = json.dumps(document, separators=(",", ":")).encode()
+    detail, members = words(refusal)
+    body = about.document(detail, members, instance=instance.urn)
     headers = [
-        (b"content-type", b"application/problem+json"),
+        (b"content-type", PROBLEM_JSON.encode()),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
     ]

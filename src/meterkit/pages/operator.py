@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from meterkit.answers import ProblemDocument, ProblemType
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.insights.overview.overview import Overview
 from meterkit.pages.listing import Asked, as_csv, as_json, as_of
@@ -31,7 +32,7 @@ from meterkit.pages.operator_lists import BooksKit, book_lists, customer_lists, 
 from meterkit.pages.operator_queues import QUEUES, QueuesKit, ledger_list, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
 from meterkit.store.arguments import check_text, is_customer
-from meterkit.subscriptions.router.troubles import KINDS, Kind, Trouble, TroubleError, invalid
+from meterkit.subscriptions.router.problems import KINDS, ProblemDocumentError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -56,7 +57,7 @@ def check_same_origin(request: Request) -> None:
     either is refused too: no browser that is in use leaves out both.
 
     Raises:
-        TroubleError: the request is not of this origin.
+        ProblemDocumentError: the request is not of this origin.
     """
     site = request.headers.get("sec-fetch-site")
     if site is None:
@@ -65,34 +66,42 @@ def check_same_origin(request: Request) -> None:
     else:
         is_own = site == "same-origin"
     if not is_own:
-        raise TroubleError(Trouble(kind=KINDS["origin"], detail="This request was not sent by this page."))
+        raise ProblemDocumentError(
+            ProblemDocument(kind=KINDS["origin"], detail="This request was not sent by this page.")
+        )
 
 
 async def form_of(request: Request) -> Mapping[str, Sequence[str]]:
     """The fields of a form, each with its values.
 
     Raises:
-        TroubleError: the body is no form, or is too large.
+        ProblemDocumentError: the body is no form, or is too large.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _FORM:
-        raise TroubleError(Trouble(kind=KINDS["media"], detail=f"Send a form, as {_FORM}."))
+        raise ProblemDocumentError(ProblemDocument(kind=KINDS["media"], detail=f"Send a form, as {_FORM}."))
     body = b""
     async for chunk in request.stream():
         body += chunk
         if len(body) > _BYTES_MAX:
             detail = f"Send at most {_BYTES_MAX} bytes."
-            raise TroubleError(Trouble(kind=KINDS["large"], detail=detail, members={"limit": _BYTES_MAX}))
+            raise ProblemDocumentError(
+                ProblemDocument(kind=KINDS["large"], detail=detail, members={"limit": _BYTES_MAX})
+            )
     try:
         return parse_qs(body.decode(), max_num_fields=_FIELDS_MAX, errors="strict")
     except ValueError:
-        raise TroubleError(Trouble(kind=KINDS["request"], detail="The form cannot be read.")) from None
+        raise ProblemDocumentError(
+            ProblemDocument(kind=KINDS["request"], detail="The form cannot be read.")
+        ) from None
 
 
 _ROWS: Final = 100
 _AGAIN_S: Final = 10
-_FORBIDDEN: Final = Kind(403, "about:blank", "Forbidden")
-_NO_PAGE: Final = Trouble(kind=Kind(404, "about:blank", "Not Found"), detail="There is no such page.")
+_FORBIDDEN: Final = ProblemType(403, "about:blank", "Forbidden")
+_NO_PAGE: Final = ProblemDocument(
+    kind=ProblemType(404, "about:blank", "Not Found"), detail="There is no such page."
+)
 _MEDIA: Final = {"csv": "text/csv", "json": "application/json"}
 
 
@@ -180,13 +189,13 @@ class _OperatorPages:
         name = await found if inspect.isawaitable(found) else found
         try:
             return await answer(request, _name(name))
-        except TroubleError as error:
-            return _told(error.trouble)
+        except ProblemDocumentError as error:
+            return _told(error.problem)
         except CustomerError:
             return _told(_NO_PAGE)
         except MeterkitError as error:
             # Operators may read what goes into the log: it says what to set, or what does not answer.
-            return _told(Trouble(kind=KINDS["away"], detail=str(error), wait_s=_AGAIN_S))
+            return _told(ProblemDocument(kind=KINDS["away"], detail=str(error), wait_s=_AGAIN_S))
 
     async def _overview_page(self, request: Request, name: str) -> Response:
         sections = await self._sections()
@@ -237,14 +246,18 @@ class _OperatorPages:
         form = await form_of(request)
         queue = QUEUES.get(form.get("queue", [""])[0])
         if queue is None:
-            raise TroubleError(invalid([{"field": "queue", "message": f"is none of {', '.join(QUEUES)}"}]))
+            raise ProblemDocumentError(
+                invalid([{"field": "queue", "message": f"is none of {', '.join(QUEUES)}"}])
+            )
         ids, reason = form.get("id", ()), " ".join(form.get("reason", ()))
         if not ids:
-            raise TroubleError(invalid([{"field": "id", "message": "is missing: select what to redrive"}]))
+            raise ProblemDocumentError(
+                invalid([{"field": "id", "message": "is missing: select what to redrive"}])
+            )
         try:
             check_text("reason", reason, may_be_empty=True)
         except MeterkitError as error:
-            raise TroubleError(invalid([{"field": "reason", "message": str(error)}])) from None
+            raise ProblemDocumentError(invalid([{"field": "reason", "message": str(error)}])) from None
         done = await redrive(self._kit, queue, ids, operator=name, reason=reason)
         if wants_json(request.headers.get("accept", "")):
             return _json(done._asdict())
@@ -272,7 +285,7 @@ class _OperatorPages:
         listing = self._lists.get(request.path_params["name"])
         of = request.query_params.get("of", "")
         if listing is None or (listing.needs_of and not of):
-            raise TroubleError(_NO_PAGE)
+            raise ProblemDocumentError(_NO_PAGE)
         return listing, of
 
     def _html(self, template: str, shown: Mapping[str, object]) -> Response:
@@ -283,11 +296,11 @@ def _name(found: object) -> str:
     """The operator's name, which is written into ledgers.
 
     Raises:
-        TroubleError: there is none.
+        ProblemDocumentError: there is none.
         MeterkitError: it is no name.
     """
     if found is None:
-        raise TroubleError(Trouble(kind=_FORBIDDEN, detail="This page is for operators."))
+        raise ProblemDocumentError(ProblemDocument(kind=_FORBIDDEN, detail="This page is for operators."))
     if not is_customer(found):
         raise MeterkitError(
             f"allowed: gave a value of type {type(found).__name__}; an operator's name is a text of 1 to 256"
@@ -299,7 +312,7 @@ def _name(found: object) -> str:
 def _format(request: Request) -> str:
     kind: str = request.path_params["format"]
     if kind not in _MEDIA:
-        raise TroubleError(_NO_PAGE)
+        raise ProblemDocumentError(_NO_PAGE)
     return kind
 
 
@@ -328,5 +341,5 @@ def _download(name: str) -> dict[str, str]:
     return {**HEADERS, "content-disposition": f'attachment; filename="{name}"'}
 
 
-def _told(trouble: Trouble) -> Response:
-    return Response(trouble.body, trouble.kind.status, headers={**HEADERS, **trouble.headers})
+def _told(problem: ProblemDocument) -> Response:
+    return Response(problem.body, problem.kind.status, headers={**HEADERS, **problem.headers})

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from meterkit.answers import ProblemDocument, ProblemType
 from meterkit.decisions.periods import iso, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.figures import beyond_included, usage_figures
@@ -19,8 +20,8 @@ from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.router.answers import check_sender, customer_in
 from meterkit.subscriptions.router.endpoints import period_in
+from meterkit.subscriptions.router.problems import ProblemDocumentError, problem_of
 from meterkit.subscriptions.router.requests import origins_of
-from meterkit.subscriptions.router.troubles import Kind, Trouble, TroubleError, trouble_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from meterkit.pages.figures import PagesKit, UsageFigures
     from meterkit.subscriptions.router.requests import Origin
 
-_NOT_FOUND: Final = Kind(404, "about:blank", "Not Found")
+_NOT_FOUND: Final = ProblemType(404, "about:blank", "Not Found")
 
 
 def usage_page(
@@ -83,10 +84,10 @@ class _UsagePage:
         who = await found if inspect.isawaitable(found) else found
         try:
             return await self._answer(request, who)
-        except TroubleError as error:
-            return _told(error.trouble)
+        except ProblemDocumentError as error:
+            return _told(error.problem)
         except MeterkitError as error:
-            return _told(trouble_of(error))
+            return _told(problem_of(error))
 
     async def _answer(self, request: Request, who: object) -> Response:
         sent_by = request.headers.get("origin")
@@ -95,7 +96,7 @@ class _UsagePage:
         customer = customer_in(who)
         if any(asked != customer for asked in request.query_params.getlist("customer")):
             # The same answer for a customer that exists and one that does not.
-            raise TroubleError(Trouble(kind=_NOT_FOUND, detail="There is no such page."))
+            raise ProblemDocumentError(ProblemDocument(kind=_NOT_FOUND, detail="There is no such page."))
         figures = await usage_figures(self._kit, customer, period_in(request.query_params))
         if wants_json(request.headers.get("accept", "")):
             body = json.dumps(figures, separators=(",", ":"), default=iso)
@@ -124,5 +125,5 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
     }
 
 
-def _told(trouble: Trouble) -> Response:
-    return Response(trouble.body, trouble.kind.status, headers={**HEADERS, **trouble.headers})
+def _told(problem: ProblemDocument) -> Response:
+    return Response(problem.body, problem.kind.status, headers={**HEADERS, **problem.headers})

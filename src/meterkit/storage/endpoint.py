@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from hmac import compare_digest
 from http import HTTPStatus
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from meterkit.answers import answer, read_body, refuse
 from meterkit.errors import MeterkitError
 from meterkit.storage.records import UnreadableError
 from meterkit.storage.sns import ForgedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from starlette.types import Receive, Scope, Send
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 BODY_BYTES_MAX: Final = 1 << 20
 """Of a request to the endpoint."""
 
-_LENGTH: Final = b"content-length"
 _AUTHORIZATION: Final = b"authorization"
 _SECRET_LEAST: Final = 16
 
@@ -71,16 +70,16 @@ class StorageEndpoint:
         if scope["type"] != "http":
             raise RuntimeError(f"the storage endpoint takes HTTP requests; found {scope['type']}")
         if scope["method"] == "HEAD":  # MinIO asks so whether anybody is there.
-            await _answer(send, HTTPStatus.OK, None)
+            await answer(send, HTTPStatus.OK, None)
             return
         if scope["method"] != "POST":
-            await _refuse(
+            await refuse(
                 send, HTTPStatus.METHOD_NOT_ALLOWED, "object stores post their events", allow=b"POST"
             )
             return
-        body = await _body(scope, receive)
+        body = await read_body(scope, receive, most=BODY_BYTES_MAX)
         if body is None:
-            await _refuse(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {BODY_BYTES_MAX} bytes")
+            await refuse(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {BODY_BYTES_MAX} bytes")
             return
         try:
             if self._is_bearer(scope):
@@ -91,50 +90,13 @@ class StorageEndpoint:
             self._storage.warn(
                 f"events of an object store do not count now; it will send them again: {error}"
             )
-            await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, "it cannot be counted now; send it again")
+            await refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, "it cannot be counted now; send it again")
         except (ForgedError, UnreadableError) as error:
             self._storage.warn(f"what came to the endpoint for object stores is refused: {error}")
-            await _refuse(send, HTTPStatus.BAD_REQUEST, str(error))
+            await refuse(send, HTTPStatus.BAD_REQUEST, str(error))
         else:
-            await _answer(send, HTTPStatus.OK, {"received": True})
+            await answer(send, HTTPStatus.OK, {"received": True})
 
     def _is_bearer(self, scope: Scope) -> bool:
         found = [value for name, value in scope["headers"] if name == _AUTHORIZATION]
         return len(found) == 1 and compare_digest(found[0], self._expected)
-
-
-async def _body(scope: Scope, receive: Receive) -> bytes | None:
-    """The whole body; None where there is more of it than events have."""
-    lengths = [value for name, value in scope["headers"] if name == _LENGTH]
-    if lengths and lengths[0].isdigit() and int(lengths[0][:20]) > BODY_BYTES_MAX:
-        return None
-    pieces, size = list[bytes](), 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return b""
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > BODY_BYTES_MAX:
-            return None
-        if not message.get("more_body", False):
-            return b"".join(pieces)
-
-
-async def _refuse(send: Send, status: HTTPStatus, detail: str, *, allow: bytes | None = None) -> None:
-    problem = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
-    headers = [] if allow is None else [(b"allow", allow)]
-    await _answer(send, status, problem, b"application/problem+json", headers)
-
-
-async def _answer(
-    send: Send,
-    status: HTTPStatus,
-    content: Mapping[str, Any] | None,
-    kind: bytes = b"application/json",
-    headers: Iterable[tuple[bytes, bytes]] = (),
-) -> None:
-    body = b"" if content is None else json.dumps(content, separators=(",", ":")).encode()
-    head = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": status.value, "headers": [*head, *headers]})
-    await send({"type": "http.response.body", "body": body})

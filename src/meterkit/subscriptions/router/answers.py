@@ -13,12 +13,18 @@ from urllib.parse import parse_qsl
 
 from pydantic import TypeAdapter, ValidationError
 
+from meterkit.answers import ProblemDocument
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.store.arguments import is_customer
 from meterkit.subscriptions.router.endpoints import Accepted, Asked, wrong
+from meterkit.subscriptions.router.problems import (
+    KINDS,
+    ProblemDocumentError,
+    invalid,
+    problem_of,
+)
 from meterkit.subscriptions.router.requests import Origin, UsageAnswer, is_of, origins_of
-from meterkit.subscriptions.router.troubles import KINDS, Trouble, TroubleError, invalid, trouble_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -84,10 +90,10 @@ class Billing:
             who = customer_in(customer)
             asked = Asked(who, await self._body(endpoint, content_type, read), _query(endpoint, query))
             found = await endpoint.does(self._kit, asked)
-        except TroubleError as error:
-            return _told(error.trouble)
+        except ProblemDocumentError as error:
+            return _told(error.problem)
         except MeterkitError as error:
-            return _told(trouble_of(error))
+            return _told(problem_of(error))
         status = endpoint.status
         if isinstance(found, Accepted):
             status, found = HTTPStatus.ACCEPTED, found.change
@@ -103,9 +109,13 @@ class Billing:
         raw = await read()
         if raw is None:
             detail = f"The body of this request is larger than {BODY_BYTES_MAX} bytes."
-            raise TroubleError(Trouble(kind=KINDS["large"], detail=detail, members={"limit": BODY_BYTES_MAX}))
+            raise ProblemDocumentError(
+                ProblemDocument(kind=KINDS["large"], detail=detail, members={"limit": BODY_BYTES_MAX})
+            )
         if raw and content_type.partition(";")[0].strip().lower() != "application/json":
-            raise TroubleError(Trouble(kind=KINDS["media"], detail="Send the body as application/json."))
+            raise ProblemDocumentError(
+                ProblemDocument(kind=KINDS["media"], detail="Send the body as application/json.")
+            )
         try:
             body = endpoint.takes.model_validate_json(raw or b"{}")
         except ValidationError as error:
@@ -119,7 +129,9 @@ class Billing:
             url = getattr(body, name, None)
             if url is not None and not is_of(url, origins):
                 detail = f"{name} is not an address of an allowed origin."
-                raise TroubleError(Trouble(kind=KINDS["url"], detail=detail, members={"field": name}))
+                raise ProblemDocumentError(
+                    ProblemDocument(kind=KINDS["url"], detail=detail, members={"field": name})
+                )
 
 
 def check_sender(sent_by: str, host: str, origins: frozenset[Origin]) -> None:
@@ -131,35 +143,35 @@ def check_sender(sent_by: str, host: str, origins: frozenset[Origin]) -> None:
         origins: those that the app allows besides its own.
 
     Raises:
-        TroubleError: the origin is another.
+        ProblemDocumentError: the origin is another.
     """
     is_own = sent_by.lower() in {f"{scheme}://{host.lower()}" for scheme in ("http", "https")}
     if not is_own and not is_of(sent_by, origins):
         detail = "This request was sent by a page that is not of an allowed origin."
-        raise TroubleError(Trouble(kind=KINDS["origin"], detail=detail))
+        raise ProblemDocumentError(ProblemDocument(kind=KINDS["origin"], detail=detail))
 
 
 def customer_in(customer: object) -> str:
     """The id of a request's customer, as the app says it.
 
     Raises:
-        TroubleError: the app names none, or one whose id is not valid.
+        ProblemDocumentError: the app names none, or one whose id is not valid.
     """
     if customer is None:
         detail = "This request does not say which customer it belongs to. Send valid credentials."
-        raise TroubleError(Trouble(kind=KINDS["customer"], detail=detail))
+        raise ProblemDocumentError(ProblemDocument(kind=KINDS["customer"], detail=detail))
     if not is_customer(customer):
         detail = "The customer id of this request is not valid."
-        raise TroubleError(Trouble(kind=KINDS["invalid_customer"], detail=detail))
+        raise ProblemDocumentError(ProblemDocument(kind=KINDS["invalid_customer"], detail=detail))
     return customer
 
 
-def _invalid(error: ValidationError) -> TroubleError:
+def _invalid(error: ValidationError) -> ProblemDocumentError:
     errors = [
         {"field": ".".join(map(str, one["loc"]))[:128], "message": one["msg"][:200]}
         for one in error.errors(include_url=False, include_context=False, include_input=False)[:20]
     ]
-    return TroubleError(invalid(errors))
+    return ProblemDocumentError(invalid(errors))
 
 
 def _query(endpoint: Endpoint, query: str) -> dict[str, str]:
@@ -177,8 +189,8 @@ def _query(endpoint: Endpoint, query: str) -> dict[str, str]:
     return found
 
 
-def _told(trouble: Trouble) -> Answer:
-    return Answer(trouble.kind.status, trouble.headers, trouble.body)
+def _told(problem: ProblemDocument) -> Answer:
+    return Answer(problem.kind.status, problem.headers, problem.body)
 
 
 def _json(endpoint: Endpoint, found: object) -> bytes:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError
+from meterkit.subscriptions.router.problems import ProblemDocumentError, invalid
 from meterkit.subscriptions.router.requests import (
     CancelBody,
     CheckoutBody,
@@ -16,7 +17,6 @@ from meterkit.subscriptions.router.requests import (
     SeatsBody,
     UsageAnswer,
 )
-from meterkit.subscriptions.router.troubles import TroubleError, invalid
 from meterkit.subscriptions.service.results import (
     Invoice,
     NewSubscription,
@@ -98,9 +98,9 @@ class Endpoint:
         return self.method != "GET"
 
 
-def wrong(name: str, message: str) -> TroubleError:
+def wrong(name: str, message: str) -> ProblemDocumentError:
     """A field of a request has the wrong form."""
-    return TroubleError(invalid([{"field": name, "message": message}]))
+    return ProblemDocumentError(invalid([{"field": name, "message": message}]))
 
 
 def _seats_in(query: Mapping[str, str]) -> int | None:
