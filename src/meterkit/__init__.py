@@ -73,10 +73,10 @@ if TYPE_CHECKING:
     from meterkit.store.holds import Reservation
     from meterkit.store.messages import KeptMessage
     from meterkit.store.rate_usage import RateUsage
-    from meterkit.subscriptions.at_stripe.newcomers import Misfit
-    from meterkit.subscriptions.price_sync.syncing import StripeAccount, StripeSync, StripeSyncLine
-    from meterkit.subscriptions.rules.changes import OverLimit
-    from meterkit.subscriptions.rules.proration import Proration
+    from meterkit.subscriptions.change_rules import OverLimit
+    from meterkit.subscriptions.existing_customers import Misfit
+    from meterkit.subscriptions.price_sync import StripeAccount, StripeSync, StripeSyncLine
+    from meterkit.subscriptions.proration import Proration
     from meterkit.subscriptions.service.importing import Imported, ImportProgress
     from meterkit.subscriptions.service.repairing import Repair
     from meterkit.subscriptions.service.results import (
@@ -262,10 +262,10 @@ _HOMES = {
     "MeterKit": "meterkit.kit",
     "MeterMiddleware": "meterkit.asgi.middleware",
     "MeterUsage": "meterkit.store.customer_usage",
-    "Misfit": "meterkit.subscriptions.at_stripe.newcomers",
+    "Misfit": "meterkit.subscriptions.existing_customers",
     "NewSubscription": "meterkit.subscriptions.service.results",
     "ObjectStorage": "meterkit.storage.service",
-    "OverLimit": "meterkit.subscriptions.rules.changes",
+    "OverLimit": "meterkit.subscriptions.change_rules",
     "PaymentFailed": "meterkit.notify",
     "PaymentSucceeded": "meterkit.notify",
     "PendingChange": "meterkit.subscriptions.service.results",
@@ -273,7 +273,7 @@ _HOMES = {
     "PeriodUsage": "meterkit.store.customer_usage",
     "Portal": "meterkit.subscriptions.service.results",
     "Preview": "meterkit.subscriptions.service.results",
-    "Proration": "meterkit.subscriptions.rules.proration",
+    "Proration": "meterkit.subscriptions.proration",
     "RateUsage": "meterkit.store.rate_usage",
     "Reconciled": "meterkit.delivery.reconciling",
     "Revenue": "meterkit.insights.revenue.revenue",
@@ -284,9 +284,9 @@ _HOMES = {
     "Settings": "meterkit.settings",
     "StorageOver": "meterkit.notify",
     "StreamTap": "meterkit.tokens.tap",
-    "StripeAccount": "meterkit.subscriptions.price_sync.syncing",
-    "StripeSync": "meterkit.subscriptions.price_sync.syncing",
-    "StripeSyncLine": "meterkit.subscriptions.price_sync.syncing",
+    "StripeAccount": "meterkit.subscriptions.price_sync",
+    "StripeSync": "meterkit.subscriptions.price_sync",
+    "StripeSyncLine": "meterkit.subscriptions.price_sync",
     "Subscription": "meterkit.subscriptions.service.results",
     "SubscriptionChange": "meterkit.subscriptions.service.results",
     "SubscriptionChanged": "meterkit.notify",

@@ -28,10 +28,9 @@ from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
 from meterkit.outbox.operator_commands import Intents
 from meterkit.storage.service import ObjectStorage
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.price_sync.syncing import StripeAccount
-from meterkit.subscriptions.service.customer_hooks import CustomerHooks
+from meterkit.subscriptions.price_sync import StripeAccount
 from meterkit.subscriptions.service.service import Subscriptions
-from meterkit.subscriptions.service.stripe_customers import contact_of
+from meterkit.subscriptions.service.stripe_customers import CustomerHooks, contact_of
 from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 if TYPE_CHECKING:

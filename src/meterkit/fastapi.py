@@ -13,9 +13,9 @@ from meterkit.asgi import admitted
 from meterkit.asgi.context import current, exchange_of
 from meterkit.asgi.problems import TYPES, type_of
 from meterkit.starlette import check_customer_of, respond, webhook_route
-from meterkit.subscriptions.router.answers import Billing
-from meterkit.subscriptions.router.endpoints import ENDPOINTS
-from meterkit.subscriptions.router.problems import KINDS, schema_of
+from meterkit.subscriptions.billing_answers import Billing
+from meterkit.subscriptions.billing_routes import ENDPOINTS
+from meterkit.subscriptions.problem_documents import KINDS, schema_of
 
 try:
     from fastapi import APIRouter, Depends, HTTPException, Request, Response
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from meterkit.answers import ProblemType
     from meterkit.decisions.decision import Reason
-    from meterkit.subscriptions.router.endpoints import BillingKit, Endpoint
+    from meterkit.subscriptions.billing_routes import BillingKit, Endpoint
 
 __all__ = ["Current", "billing_router", "requires", "responses"]
 

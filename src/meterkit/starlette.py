@@ -14,9 +14,9 @@ from starlette.routing import Route
 
 from meterkit.errors import MeterkitError
 from meterkit.storage.endpoint import StorageEndpoint
-from meterkit.subscriptions.router.answers import BODY_BYTES_MAX, Billing
-from meterkit.subscriptions.router.endpoints import ENDPOINTS
-from meterkit.subscriptions.webhooks.endpoint import WebhookEndpoint
+from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, Billing
+from meterkit.subscriptions.billing_routes import ENDPOINTS
+from meterkit.subscriptions.webhooks.webhooks import WebhookEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.storage.endpoint import StoringKit
-    from meterkit.subscriptions.router.endpoints import BillingKit, Endpoint
-    from meterkit.subscriptions.webhooks.endpoint import HookedKit
+    from meterkit.subscriptions.billing_routes import BillingKit, Endpoint
+    from meterkit.subscriptions.webhooks.webhooks import HookedKit
 
 __all__ = ["billing_routes", "storage_events", "stripe_webhook"]
 

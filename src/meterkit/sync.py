@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.holds import Reservation
     from meterkit.store.rate_usage import RateUsage
-    from meterkit.subscriptions.price_sync.syncing import StripeAccount
+    from meterkit.subscriptions.price_sync import StripeAccount
     from meterkit.subscriptions.service.service import Subscriptions
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
     from meterkit.tokens.call_usage import CallUsage

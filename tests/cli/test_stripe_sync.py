@@ -13,7 +13,7 @@ from emulated import unpaced
 from meterkit.catalog import loads
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.price_sync.syncing import StripeSync, sync
+from meterkit.subscriptions.price_sync import StripeSync, sync
 from meterkit.testing import StripeEmulator
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import SubscriptionBusyError
-from meterkit.subscriptions.router.problems import problem_of
+from meterkit.subscriptions.problem_documents import problem_of
 from meterkit.subscriptions.service import pending_changes
 from shopping import shop
 

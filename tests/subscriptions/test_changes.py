@@ -12,16 +12,7 @@ from meterkit.catalog import Changes, loads
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
-from meterkit.subscriptions.at_stripe.idempotency import key_of
-from meterkit.subscriptions.at_stripe.items import (
-    PlanPrices,
-    items_of,
-    metered_among,
-    new_items,
-    next_items,
-    updates,
-)
-from meterkit.subscriptions.rules.changes import (
+from meterkit.subscriptions.change_rules import (
     OverLimit,
     check_seats,
     check_seats_sold,
@@ -31,7 +22,16 @@ from meterkit.subscriptions.rules.changes import (
     paid_seats,
     seats_on,
 )
-from meterkit.subscriptions.rules.costs import Terms, cost_of
+from meterkit.subscriptions.proration import Terms, cost_of
+from meterkit.subscriptions.stripe_objects import key_of
+from meterkit.subscriptions.subscription_items import (
+    PlanPrices,
+    items_of,
+    metered_among,
+    new_items,
+    next_items,
+    updates,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ import pytest
 
 from meterkit import MeterkitError, PlansError
 from meterkit.catalog import loads
-from meterkit.subscriptions.at_stripe.pages import options_of
+from meterkit.subscriptions.service.payment_pages import options_of
 from shopping import PLANS, shop
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ from delivering import STRIPE_KEY, kit_for
 from meterkit.catalog import loads
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.price_sync.syncing import sync
+from meterkit.subscriptions.price_sync import sync
 from meterkit.testing import Clock, StripeEmulator
 from shopping import END, HALF, START, Shop
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emulated import account
-from meterkit.subscriptions.rules.proration import Cycle, Line, proration_of
+from meterkit.subscriptions.proration import Cycle, Line, proration_of
 from meterkit.testing import Clock, StripeEmulator
 
 DAY_S = 86_400

@@ -9,7 +9,7 @@ import pytest
 
 from hooking import CATALOG
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.subscriptions.at_stripe.reading import (
+from meterkit.subscriptions.subscription_reading import (
     asks_for_payment_method,
     in_force,
     is_sold_here,

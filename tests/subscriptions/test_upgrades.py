@@ -17,7 +17,7 @@ from meterkit.errors import (
     SubscriptionError,
 )
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.at_stripe.live_subscription import LiveSubscription
+from meterkit.subscriptions.live_subscription import LiveSubscription
 from shopping import END, HALF, PLANS, shop
 
 if TYPE_CHECKING:

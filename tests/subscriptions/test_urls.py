@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meterkit import MeterkitError
-from meterkit.subscriptions.router.requests import Origin, is_of, origins_of
+from meterkit.subscriptions.billing_requests import Origin, is_of, origins_of
 
 ORIGINS = origins_of(["https://app.example", "http://localhost:3000/"])
 

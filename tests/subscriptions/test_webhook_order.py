@@ -15,7 +15,7 @@ import hook_process
 from delivering import STRIPE_KEY
 from hooking import CATALOG, DAY, hooked
 from meterkit.decisions.customer_state import CustomerState, with_subscription
-from meterkit.subscriptions.at_stripe.reading import in_force, read_subscription
+from meterkit.subscriptions.subscription_reading import in_force, read_subscription
 from meterkit.subscriptions.webhooks.customer_sync import LostError
 from meterkit.subscriptions.webhooks.events import hint_of
 from meterkit.subscriptions.webhooks.queue import LEASE_MS

@@ -27,8 +27,8 @@ from meterkit import (
 from meterkit.background import BackgroundTasks
 from meterkit.errors import StoreError
 from meterkit.starlette import stripe_webhook
-from meterkit.subscriptions.webhooks.endpoint import BODY_BYTES_MAX
 from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.subscriptions.webhooks.webhooks import BODY_BYTES_MAX
 from meterkit.testing.emulator.webhooks.deliveries import FORGERIES
 from proxy import TcpProxy
 

@@ -18,12 +18,12 @@ from meterkit.cli.session import Session, command, stop_signal
 from meterkit.errors import SettingsError
 from meterkit.settings import Settings
 from meterkit.stripe.api import StripeApi
-from meterkit.subscriptions.price_sync.syncing import sync as sync_with
+from meterkit.subscriptions.price_sync import sync as sync_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.subscriptions.price_sync.syncing import StripeSync
+    from meterkit.subscriptions.price_sync import StripeSync
     from meterkit.testing import StripeEmulator
 
 KEY: Final = "sk_test_emulator"

@@ -13,14 +13,14 @@ from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, note_unknown
 from meterkit.errors import NoSubscriptionError
-from meterkit.subscriptions.rules.changes import SEATS_MAX
+from meterkit.subscriptions.change_rules import SEATS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
     from meterkit.customers.drifts import Drift
-    from meterkit.subscriptions.rules.changes import OverLimit
+    from meterkit.subscriptions.change_rules import OverLimit
     from meterkit.subscriptions.service.results import Invoice, Subscription, SubscriptionChange
 
 commands = typer.Typer(

@@ -32,7 +32,7 @@ from meterkit.pages.operator_lists import BooksKit, book_lists, customer_lists, 
 from meterkit.pages.operator_queues import QUEUES, QueuesKit, ledger_list, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
 from meterkit.store.arguments import check_text, is_customer
-from meterkit.subscriptions.router.problems import KINDS, ProblemDocumentError, invalid
+from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence

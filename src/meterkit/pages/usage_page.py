@@ -18,10 +18,10 @@ from meterkit.errors import MeterkitError
 from meterkit.pages.figures import beyond_included, usage_figures
 from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
 from meterkit.starlette import check_customer_of
-from meterkit.subscriptions.router.answers import check_sender, customer_in
-from meterkit.subscriptions.router.endpoints import period_in
-from meterkit.subscriptions.router.problems import ProblemDocumentError, problem_of
-from meterkit.subscriptions.router.requests import origins_of
+from meterkit.subscriptions.billing_answers import check_sender, customer_in
+from meterkit.subscriptions.billing_requests import origins_of
+from meterkit.subscriptions.billing_routes import period_in
+from meterkit.subscriptions.problem_documents import ProblemDocumentError, problem_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
     from meterkit.pages.figures import PagesKit, UsageFigures
-    from meterkit.subscriptions.router.requests import Origin
+    from meterkit.subscriptions.billing_requests import Origin
 
 _NOT_FOUND: Final = ProblemType(404, "about:blank", "Not Found")
 

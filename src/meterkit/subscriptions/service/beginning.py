@@ -8,15 +8,25 @@ from meterkit.catalog.scalars import DAY_MS
 from meterkit.customers.states import States
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import InvoiceOpenError, SubscriptionExistsError
-from meterkit.subscriptions.at_stripe.idempotency import MARK, key_of, mark_of, persistently
-from meterkit.subscriptions.at_stripe.items import are_of, items_of, new_items
-from meterkit.subscriptions.at_stripe.live_subscription import FLEXIBLE, give_up, whole
-from meterkit.subscriptions.at_stripe.objects import CUSTOMER, SECRETS, id_in, part_of, secret_of, text_in
-from meterkit.subscriptions.at_stripe.pages import close_pages, open_page
-from meterkit.subscriptions.at_stripe.prices import prices_of
-from meterkit.subscriptions.at_stripe.reading import has_begun, is_sold_here
+from meterkit.subscriptions.live_subscription import FLEXIBLE, give_up, whole
+from meterkit.subscriptions.service.payment_pages import close_pages, open_page
 from meterkit.subscriptions.service.results import Checkout
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
+from meterkit.subscriptions.stripe_objects import (
+    CHANGE_MARK,
+    CUSTOMER,
+    SECRETS,
+    id_in,
+    key_of,
+    mark_of,
+    part_of,
+    persistently,
+    secret_of,
+    text_in,
+)
+from meterkit.subscriptions.stripe_prices import prices_of
+from meterkit.subscriptions.subscription_items import are_of, items_of, new_items
+from meterkit.subscriptions.subscription_reading import has_begun, is_sold_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -123,7 +133,7 @@ class Beginning:
                     return waiting
                 await give_up(api, waiting, again)
             await close_pages(api, linked)  # Else another one could be begun there.
-            metadata = {CUSTOMER: customer, MARK: key}
+            metadata = {CUSTOMER: customer, CHANGE_MARK: key}
             asked = {**params, "metadata": metadata, "expand": list(SECRETS)}
             return await api.post(_PATH, asked, idempotency_key=f"{key}-{again}")
 

@@ -10,11 +10,7 @@ from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SeatsInUseError, StripeError, SubscriptionError
-from meterkit.subscriptions.at_stripe.idempotency import persistently
-from meterkit.subscriptions.at_stripe.items import PlanPrices, changes_metered, next_items, updates
-from meterkit.subscriptions.at_stripe.live_subscription import LiveSubscription
-from meterkit.subscriptions.at_stripe.prices import prices_of
-from meterkit.subscriptions.rules.changes import (
+from meterkit.subscriptions.change_rules import (
     check_seats,
     check_seats_sold,
     check_sold,
@@ -23,9 +19,13 @@ from meterkit.subscriptions.rules.changes import (
     paid_seats,
     seats_on,
 )
-from meterkit.subscriptions.rules.costs import Terms, cost_of, ends_trial
-from meterkit.subscriptions.service.paying import check_paid, remedy
+from meterkit.subscriptions.live_subscription import LiveSubscription
+from meterkit.subscriptions.proration import Terms, cost_of, ends_trial
+from meterkit.subscriptions.service.payment_pages import check_paid, remedy
 from meterkit.subscriptions.service.results import Preview
+from meterkit.subscriptions.stripe_objects import persistently
+from meterkit.subscriptions.stripe_prices import prices_of
+from meterkit.subscriptions.subscription_items import PlanPrices, changes_metered, next_items, updates
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.rules.proration import Proration
+    from meterkit.subscriptions.proration import Proration
 
 
 class Applying:

@@ -10,18 +10,18 @@ from meterkit.customers.links import Links, owner_of
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
-from meterkit.subscriptions.at_stripe.live_subscription import whole
-from meterkit.subscriptions.at_stripe.newcomers import Account, IdSource, Misfit, sort_out
-from meterkit.subscriptions.at_stripe.objects import id_in, part_of
-from meterkit.subscriptions.at_stripe.prices import PriceBook
-from meterkit.subscriptions.at_stripe.reading import COUPONS
+from meterkit.subscriptions.existing_customers import Account, IdSource, Misfit, sort_out
+from meterkit.subscriptions.live_subscription import whole
+from meterkit.subscriptions.stripe_objects import id_in, part_of
+from meterkit.subscriptions.stripe_prices import PriceBook
+from meterkit.subscriptions.subscription_reading import COUPONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.at_stripe.newcomers import Newcomer
+    from meterkit.subscriptions.existing_customers import Newcomer
 
 _T = TypeVar("_T")
 Step = Literal["customers", "subscriptions", "links"]

@@ -12,14 +12,13 @@ from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SubscriptionError
-from meterkit.subscriptions.at_stripe.drift import LIVE, drift_of_customer, paid_in, plan_in
-from meterkit.subscriptions.at_stripe.idempotency import persistently
-from meterkit.subscriptions.at_stripe.items import items_of, updates
-from meterkit.subscriptions.at_stripe.live_subscription import LiveSubscription, whole
-from meterkit.subscriptions.at_stripe.objects import id_in
-from meterkit.subscriptions.at_stripe.prices import PriceBook, prices_of
-from meterkit.subscriptions.at_stripe.reading import in_force, read_subscription
+from meterkit.subscriptions.drift import LIVE, drift_of_customer, paid_in, plan_in
+from meterkit.subscriptions.live_subscription import LiveSubscription, whole
 from meterkit.subscriptions.service.pending_changes import alone
+from meterkit.subscriptions.stripe_objects import id_in, persistently
+from meterkit.subscriptions.stripe_prices import PriceBook, prices_of
+from meterkit.subscriptions.subscription_items import items_of, updates
+from meterkit.subscriptions.subscription_reading import in_force, read_subscription
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.at_stripe.items import Item, PlanPrices
+    from meterkit.subscriptions.subscription_items import Item, PlanPrices
 
 _PAGE: Final = 500
 _EXPAND: Final = ("data.latest_invoice",)

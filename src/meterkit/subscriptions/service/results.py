@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.decisions.subscription import ENDED, Access, Status
-from meterkit.subscriptions.rules.changes import OverLimit  # noqa: TC001 - as above
-from meterkit.subscriptions.rules.proration import Proration  # noqa: TC001 - as above
+from meterkit.subscriptions.change_rules import OverLimit  # noqa: TC001 - as above
+from meterkit.subscriptions.proration import Proration  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,10 +10,10 @@ from meterkit.customers.states import States
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import NoSubscriptionError, StripeUnavailableError, SubscriptionError
 from meterkit.store.arguments import check_customer
-from meterkit.subscriptions.at_stripe.pages import open_portal, options_of
-from meterkit.subscriptions.rules.changes import check_seats, check_seats_sold, check_sold, paid_seats
+from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
 from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
+from meterkit.subscriptions.service.payment_pages import open_portal, options_of
 from meterkit.subscriptions.service.pending_changes import AskedChanges, alone
 from meterkit.subscriptions.service.results import (
     NewSubscription,

@@ -17,12 +17,12 @@ from meterkit.decisions.subscription import switched_by_others
 from meterkit.errors import CustomerError, StripeError
 from meterkit.outbox.closes import note_renewal
 from meterkit.store.messages import tell
-from meterkit.subscriptions.at_stripe.drift import drift_of_customer, plan_in
-from meterkit.subscriptions.at_stripe.items import items_of
-from meterkit.subscriptions.at_stripe.live_subscription import whole
-from meterkit.subscriptions.at_stripe.objects import CUSTOMER, id_in, part_of, text_in
-from meterkit.subscriptions.at_stripe.prices import PriceBook
-from meterkit.subscriptions.at_stripe.reading import (
+from meterkit.subscriptions.drift import drift_of_customer, plan_in
+from meterkit.subscriptions.live_subscription import whole
+from meterkit.subscriptions.stripe_objects import CUSTOMER, id_in, part_of, text_in
+from meterkit.subscriptions.stripe_prices import PriceBook
+from meterkit.subscriptions.subscription_items import items_of
+from meterkit.subscriptions.subscription_reading import (
     COUPONS,
     asks_for_payment_method,
     has_payment_method,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.store.tasks import TaskLease
-from meterkit.subscriptions.at_stripe.objects import base_key
-from meterkit.subscriptions.at_stripe.prices import prices_by_key
-from meterkit.subscriptions.rules.changes import is_sold
+from meterkit.subscriptions.change_rules import is_sold
+from meterkit.subscriptions.stripe_objects import base_key
+from meterkit.subscriptions.stripe_prices import prices_by_key
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.events import TYPES, hint_of
 

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from meterkit.subscriptions.price_sync.wanted import params_of, product_params
+from meterkit.subscriptions.wanted_prices import params_of, product_params
 from meterkit.testing.clock import Clock
 from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.invoicing.collection import attempt
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from meterkit.subscriptions.price_sync.wanted import WantedPrice
+    from meterkit.subscriptions.wanted_prices import WantedPrice
     from meterkit.testing.emulator.account import Account
 
 

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from meterkit.subscriptions.price_sync.wanted import wanted_of
+from meterkit.subscriptions.wanted_prices import wanted_of
 from meterkit.testing.emulator.account import Account
 from meterkit.testing.emulator.account_controls import ClockControls
 from meterkit.testing.emulator.api import Api

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from meterkit.errors import MeterkitError
 
-_logger = logging.getLogger("meterkit.subscriptions")
 
+_logger = logging.getLogger("meterkit.subscriptions")
 _WORD: Final = re.compile(r"[a-z_]{1,64}")
 _STRIPE_S: Final = 10
 _STORE_S: Final = 1

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.stripe.request import ENDED_HERE
-from meterkit.subscriptions.at_stripe.idempotency import MARK, key_of, mark_of
-from meterkit.subscriptions.at_stripe.items import as_new, items_of
-from meterkit.subscriptions.at_stripe.objects import id_in, part_of
+from meterkit.subscriptions.stripe_objects import CHANGE_MARK, id_in, key_of, mark_of, part_of
+from meterkit.subscriptions.subscription_items import as_new, items_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.at_stripe.items import Item
+    from meterkit.subscriptions.subscription_items import Item
+
 
 PRORATED: Final = "create_prorations"
 _AS_THEY_ARE: Final = ("trial_end", "default_payment_method", "collection_method", "description")
@@ -142,7 +142,9 @@ class LiveSubscription:
         if "items" in params:
             await self.make_flexible()
         key = key_of("update", self.id, mark_of(self.found), _signs(self.items), params, self.again)
-        await self._post(f"{_PATH}/{self.id}", {**params, "metadata": {MARK: key}}, key, (_sign, _sign(self)))
+        await self._post(
+            f"{_PATH}/{self.id}", {**params, "metadata": {CHANGE_MARK: key}}, key, (_sign, _sign(self))
+        )
 
     async def release(self) -> None:
         """Take back what is scheduled; it stays as it is now."""
@@ -181,7 +183,7 @@ class LiveSubscription:
             "proration_behavior": PRORATED,
         }
         key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
-        path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {MARK: key}}
+        path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {CHANGE_MARK: key}}
         await self._post(path, sent, key, (_scheduled, schedule["id"]))
 
     async def _new_schedule(self, change_s: int) -> Mapping[str, Any]:

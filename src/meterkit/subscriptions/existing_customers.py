@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.customers.drifts import DriftKind
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.arguments import check_customer
-from meterkit.subscriptions.at_stripe.drift import LIVE, drift_of, plan_in
-from meterkit.subscriptions.at_stripe.items import items_of
-from meterkit.subscriptions.at_stripe.objects import CUSTOMER, part_of, text_in
-from meterkit.subscriptions.at_stripe.reading import (
+from meterkit.subscriptions.drift import LIVE, drift_of, plan_in
+from meterkit.subscriptions.stripe_objects import CUSTOMER, part_of, text_in
+from meterkit.subscriptions.subscription_items import items_of
+from meterkit.subscriptions.subscription_reading import (
     has_payment_method,
     in_force,
     is_sold_here,
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.customers.drifts import Drift
     from meterkit.decisions.subscription import SubscriptionState
-    from meterkit.subscriptions.at_stripe.items import PlanPrices
+    from meterkit.subscriptions.subscription_items import PlanPrices
+
 
 MisfitKind = Literal[
     "no_id",
@@ -38,7 +39,6 @@ MisfitKind = Literal[
     "too_new",
     DriftKind,
 ]
-
 _KEEPS_OUT: Final[frozenset[DriftKind]] = frozenset({"two_plans", "unknown_price", "currency", "interval"})
 """Differences with which it is not certain which plan a customer pays for."""
 _EMAIL: Final = "email"

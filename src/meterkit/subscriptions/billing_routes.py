@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError
-from meterkit.subscriptions.router.problems import ProblemDocumentError, invalid
-from meterkit.subscriptions.router.requests import (
+from meterkit.subscriptions.billing_requests import (
     CancelBody,
     CheckoutBody,
     CreateBody,
@@ -17,6 +16,7 @@ from meterkit.subscriptions.router.requests import (
     SeatsBody,
     UsageAnswer,
 )
+from meterkit.subscriptions.problem_documents import ProblemDocumentError, invalid
 from meterkit.subscriptions.service.results import (
     Invoice,
     NewSubscription,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.service import Subscriptions
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
+
 
 _SEATS_DIGITS_MAX: Final = 15
 

@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
 
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
-from meterkit.subscriptions.at_stripe.idempotency import mark_of
-from meterkit.subscriptions.at_stripe.objects import id_in, key_in, part_of, plan_of_price, seat_key, text_in
-from meterkit.subscriptions.rules.changes import included_seats, sells_seats
+from meterkit.subscriptions.change_rules import included_seats, sells_seats
+from meterkit.subscriptions.stripe_objects import (
+    id_in,
+    key_in,
+    mark_of,
+    part_of,
+    plan_of_price,
+    seat_key,
+    text_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
+
 
 COUPONS: Final = "discounts.source.coupon"
 """What of a subscription Stripe must show in full."""

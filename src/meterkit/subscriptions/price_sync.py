@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.errors import StripeError
 from meterkit.stripe.meters import meter_differences
-from meterkit.subscriptions.at_stripe.objects import MARK
-from meterkit.subscriptions.at_stripe.prices import PRICES, prices_by_key
-from meterkit.subscriptions.price_sync.found import Found, unfit
-from meterkit.subscriptions.price_sync.wanted import params_of, product_params, shape_of, wanted_of
+from meterkit.subscriptions.price_mismatches import Found, unfit
+from meterkit.subscriptions.stripe_objects import LOOKUP_MARK
+from meterkit.subscriptions.stripe_prices import PRICES, prices_by_key
+from meterkit.subscriptions.wanted_prices import params_of, product_params, shape_of, wanted_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.price_sync.wanted import Shape, WantedPlan, WantedPrice, WantedProduct
+    from meterkit.subscriptions.wanted_prices import Shape, WantedPlan, WantedPrice, WantedProduct
+
 
 Action = Literal["is there", "made", "to make", "reactivated", "to reactivate"]
-
 _METERS: Final = "/v1/billing/meters"
 _PRODUCTS: Final = "/v1/products"
 _TIERS: Final = ("data.tiers",)
@@ -143,7 +143,7 @@ class _Syncing:
             done.problems += plan.problems
             done.notes += plan.notes
         for product in reversed(await self._api.list(_PRODUCTS, {"active": True}) if wanted else []):
-            if (key := product["metadata"].get(MARK)) is not None:
+            if (key := product["metadata"].get(LOOKUP_MARK)) is not None:
                 self._products[key] = product["id"]  # The oldest was first; the newest stays.
         found = [await self._find(plan) for plan in wanted if plan.prices]
         for plan_found in found:

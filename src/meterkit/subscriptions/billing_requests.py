@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from meterkit.errors import MeterkitError
 from meterkit.store.arguments import is_text
-from meterkit.subscriptions.rules.changes import SEATS_MAX
+from meterkit.subscriptions.change_rules import SEATS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
 
 _LENGTH_MAX: Final = 2048
 _PORTS: Final = {"https": 443, "http": 80}

@@ -1,13 +1,25 @@
-"""Parts of Stripe's objects, lookup keys of prices, and what a browser must confirm. Pure."""
+"""Stripe's objects: their parts, their lookup keys, and the idempotency keys of changes.
+
+Stripe does a request once per idempotency key in 24 hours, and repeats its first answer, a refusal too
+(https://docs.stripe.com/api/idempotent_requests). So a key is made of the requested values and the values
+before. These hold a mark that each change leaves on the subscription: up, down and up again are three
+changes. If an old refusal is answered again, the object is fetched anew, and if it still differs from the
+request, that is sent under another key.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+import json
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from meterkit.errors import StripeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from meterkit.catalog import Catalog
+
 
 CUSTOMER: Final = "meterkit_customer"
 """The key of the metadata at Stripe under which the app's own id of a customer stands."""
@@ -30,24 +42,24 @@ def id_in(found: Mapping[str, Any], name: str) -> str:
     return text_in(found, name) or text_in(part_of(found, name), "id")
 
 
-MARK: Final = "meterkit"
+LOOKUP_MARK: Final = "meterkit"
 """The key of the metadata of prices and products under which their lookup key stands."""
 _METER: Final = "meter"
 
 
 def base_key(plan: str) -> str:
     """The lookup key of a plan's base price."""
-    return f"{MARK}:{plan}:base"
+    return f"{LOOKUP_MARK}:{plan}:base"
 
 
 def seat_key(plan: str) -> str:
     """The lookup key of the price of a plan's seats."""
-    return f"{MARK}:{plan}:seats"
+    return f"{LOOKUP_MARK}:{plan}:seats"
 
 
 def meter_key(plan: str, meter: str) -> str:
     """The lookup key of a plan's price on a meter."""
-    return f"{MARK}:{plan}:{_METER}:{meter}"
+    return f"{LOOKUP_MARK}:{plan}:{_METER}:{meter}"
 
 
 def is_metered_key(key: str, plan: str) -> bool:
@@ -58,7 +70,7 @@ def is_metered_key(key: str, plan: str) -> bool:
 def key_in(price: Mapping[str, Any]) -> str:
     """The key of a price as Stripe shows it, of one that was replaced too; empty: it was made by hand."""
     key = text_in(price, "lookup_key")
-    return key if key.startswith(f"{MARK}:") else text_in(part_of(price, "metadata"), MARK)
+    return key if key.startswith(f"{LOOKUP_MARK}:") else text_in(part_of(price, "metadata"), LOOKUP_MARK)
 
 
 def plan_of_price(price: str, key: str, catalog: Catalog) -> str | None:
@@ -77,3 +89,44 @@ def secret_of(found: Mapping[str, Any]) -> str | None:
     payment = part_of(part_of(found, "latest_invoice"), "confirmation_secret")
     later = part_of(found, "pending_setup_intent")
     return text_in(payment, "client_secret") or text_in(later, "client_secret") or None
+
+
+CHANGE_MARK: Final = "meterkit_change"
+"""The key of the metadata of a subscription under which the mark of the last change stands."""
+_AGAIN_MAX: Final = 8
+_T = TypeVar("_T")
+
+
+def key_of(what: str, *asked: object) -> str:
+    """The idempotency key of a change.
+
+    Args:
+        what: the change, a word.
+        asked: the requested values and the values before; JSON.
+    """
+    told = json.dumps([what, *asked], separators=(",", ":"), sort_keys=True)
+    return f"meterkit-{what}-{blake2b(told.encode(), digest_size=16).hexdigest()}"
+
+
+def mark_of(found: Mapping[str, Any]) -> str:
+    """The mark of the last change on a subscription as Stripe shows it; empty: there was none."""
+    return text_in(part_of(found, "metadata"), CHANGE_MARK)
+
+
+async def persistently(attempt: Callable[[int], Awaitable[_T]]) -> _T:
+    """Do something at Stripe, also where Stripe has refused the same within the last 24 hours.
+
+    Args:
+        attempt: looks at what is there and does what is left to do, under keys that hold the number that it
+            is given.
+
+    Raises:
+        StripeError: what ``attempt`` raises, unless it is an old answer.
+    """
+    for again in range(_AGAIN_MAX):
+        try:
+            return await attempt(again)
+        except StripeError as error:
+            if not error.is_replayed:
+                raise
+    return await attempt(_AGAIN_MAX)

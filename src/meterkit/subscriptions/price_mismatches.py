@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.subscriptions.at_stripe.objects import part_of
-from meterkit.subscriptions.price_sync.wanted import shape_of
+from meterkit.subscriptions.stripe_objects import part_of
+from meterkit.subscriptions.wanted_prices import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from meterkit.subscriptions.price_sync.wanted import WantedPlan, WantedPrice
+    from meterkit.subscriptions.wanted_prices import WantedPlan, WantedPrice
+
 
 _FREE_TWICE: Final = (
     "what is sent is overage alone (report: overage), and its free tier would give the included units a"

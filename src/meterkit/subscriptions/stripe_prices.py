@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError, UnknownPlanError
-from meterkit.subscriptions.at_stripe.items import PlanPrices, metered_among
-from meterkit.subscriptions.at_stripe.objects import (
-    base_key,
-    id_in,
-    meter_key,
-    plan_of_price,
-    seat_key,
-    text_in,
-)
-from meterkit.subscriptions.rules.changes import billed_meters, is_sold, sells_seats
+from meterkit.subscriptions.change_rules import billed_meters, is_sold, sells_seats
+from meterkit.subscriptions.stripe_objects import base_key, id_in, meter_key, plan_of_price, seat_key, text_in
+from meterkit.subscriptions.subscription_items import PlanPrices, metered_among
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +18,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+
 
 PRICES: Final = "/v1/prices"
 LOOKUP_KEYS_MAX: Final = 10

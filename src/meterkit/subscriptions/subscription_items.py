@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from meterkit.subscriptions.at_stripe.objects import (
+from meterkit.subscriptions.stripe_objects import (
     base_key,
     id_in,
     is_metered_key,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.stripe.request import Parameter
 
-_Kind = Literal["base", "seat", "metered"]
 
+_Kind = Literal["base", "seat", "metered"]
 _BASE: Final = 1
 
 

@@ -17,24 +17,19 @@ from meterkit.answers import ProblemDocument
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.store.arguments import is_customer
-from meterkit.subscriptions.router.endpoints import Accepted, Asked, wrong
-from meterkit.subscriptions.router.problems import (
-    KINDS,
-    ProblemDocumentError,
-    invalid,
-    problem_of,
-)
-from meterkit.subscriptions.router.requests import Origin, UsageAnswer, is_of, origins_of
+from meterkit.subscriptions.billing_requests import Origin, UsageAnswer, is_of, origins_of
+from meterkit.subscriptions.billing_routes import Accepted, Asked, wrong
+from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid, problem_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from pydantic import BaseModel
 
-    from meterkit.subscriptions.router.endpoints import BillingKit, Endpoint
+    from meterkit.subscriptions.billing_routes import BillingKit, Endpoint
+
 
 BODY_BYTES_MAX: Final = 64 << 10
-
 _URLS: Final = ("success_url", "cancel_url", "return_url")
 _QUERY_FIELDS_MAX: Final = 32
 

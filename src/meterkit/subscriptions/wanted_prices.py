@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amounts import exact_money
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.subscriptions.at_stripe.objects import MARK, base_key, meter_key, seat_key
-from meterkit.subscriptions.rules.changes import billed_as, billed_meters, is_sold, sells_seats
+from meterkit.subscriptions.change_rules import billed_as, billed_meters, is_sold, sells_seats
+from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, base_key, meter_key, seat_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -211,7 +211,7 @@ def shape_of(price: Mapping[str, Any]) -> Shape:
 
 def product_params(product: WantedProduct) -> dict[str, Parameter]:
     """What to ask Stripe for (https://docs.stripe.com/api/products/create)."""
-    return {"name": product.name, "metadata": {MARK: product.key}}
+    return {"name": product.name, "metadata": {LOOKUP_MARK: product.key}}
 
 
 def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[str, Parameter]:
@@ -227,7 +227,7 @@ def params_of(wanted: WantedPrice, *, product: str, meter: str | None) -> dict[s
         "lookup_key": wanted.key,
         "transfer_lookup_key": True,
         "nickname": wanted.name,
-        "metadata": {MARK: wanted.key},
+        "metadata": {LOOKUP_MARK: wanted.key},
     }
     amount = f"{shape.unit:f}"
     if shape.free:
@@ -323,7 +323,7 @@ def _metered(
         key=meter_key(plan.key, meter.name),
         line=meter.name,
         unit=meter.unit,
-        product=WantedProduct(key=f"{MARK}-meter:{meter.name}", name=meter.title, word=word),
+        product=WantedProduct(key=f"{LOOKUP_MARK}-meter:{meter.name}", name=meter.title, word=word),
         shape=shape,
         report=report,
     )

@@ -1,1 +1,0 @@
-"""Subscriptions as Stripe has them: read, and changed there, each change once."""

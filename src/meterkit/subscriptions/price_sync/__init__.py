@@ -1,1 +1,0 @@
-"""Meters, products and prices at Stripe, made from the plans file."""

@@ -1,1 +1,0 @@
-"""The billing routes: what each takes, does and answers, whatever serves it."""
