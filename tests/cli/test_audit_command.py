@@ -13,6 +13,7 @@ import pytest
 from auditing import rows_in
 from commands import TIMEOUT_S, Shell
 from faults import eventually
+from kit_parts import parts_of
 from meterkit import MeterKit
 from meterkit.health.audit_log import look_at_audit_database
 from meterkit.testing import StripeEmulator
@@ -140,7 +141,7 @@ async def test_a_database_that_does_not_answer_is_not_waited_for(
     with closing(sqlite3.connect(directory / "audit.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
         kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=url)
-        _, (finding,) = await look_at_audit_database(kit._parts)
+        _, (finding,) = await look_at_audit_database(parts_of(kit))
         assert finding.problem == "the database of the audit log does not answer within 0.05 s"
         assert "meterkit-call" in {thread.name for thread in threading.enumerate() if thread.daemon}
 

@@ -15,6 +15,7 @@ from answering import answer, answering
 from counters import put_head
 from delivering import CATALOG, NOW, PLANS, RunningClock, aclosing_transport, desk, kit_for, until
 from faults import loop_clock
+from kit_parts import parts_of
 from meterkit import CustomerError
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
@@ -366,7 +367,7 @@ async def test_a_sandbox_has_a_rate_of_its_own(
     monkeypatch.setattr("meterkit.delivery.flusher.Flusher", Noted)
     async with kit_for(store_url, "http://127.0.0.1:1", clock=Clock(NOW), catalog=CATALOG) as kit:
         live = kit.settings.model_copy(update={"stripe_api_base": base, "stripe_api_key": SecretStr(key)})
-        monkeypatch.setattr(kit._parts, "settings", live)
+        monkeypatch.setattr(parts_of(kit), "settings", live)
         async with kit.flusher():
             assert given[0]["calls_per_s"] == rate
 

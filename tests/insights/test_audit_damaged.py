@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from auditing import audited, lose_all, rebuild, rows_in, sqlite_in
+from kit_parts import parts_of
 from meterkit import StoreError, StripeError
 from meterkit.decisions.keys import meter_token
 from meterkit.health.audit_log import look_at_audit_log
@@ -112,7 +113,7 @@ async def test_a_shard_whose_keys_are_something_else_is_told_and_the_others_are_
         assert sorted(row["customer"] for row in drained) == others != []
         told = [record.getMessage() for record in caplog.records if record.name == "meterkit.audit"]
         assert len([line for line in told if f"shard {shard} of the audit log is left" in line]) == 1
-        _, findings = await look_at_audit_log(at.kit._parts)
+        _, findings = await look_at_audit_log(parts_of(at.kit))
         unread = [one for one in findings if one.problem.startswith(f"the audit log of shard {shard} cannot")]
         assert len(unread) == (part == "entries")
         await client.delete(key)

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hooking import hooked
+from kit_parts import parts_of
 from meterkit import metrics_app
 from meterkit.errors import MeterkitError, SettingsError
 from meterkit.health.audit_log import look_at_revenue
@@ -165,21 +166,24 @@ async def test_revenue_by_plan_is_a_metric(store_url: str, tmp_path: Path) -> No
 
 async def test_days_without_a_snapshot_are_found(store_url: str, tmp_path: Path) -> None:
     async with books(store_url, tmp_path) as at:
-        assert await look_at_revenue(at.kit._parts) == ("no snapshot yet: each day that is over gets one", [])
+        assert await look_at_revenue(parts_of(at.kit)) == (
+            "no snapshot yet: each day that is over gets one",
+            [],
+        )
         assert at.tables() == []
         await at.go(on(1, 5))
-        assert await look_at_revenue(at.kit._parts) == ("the last snapshot is of 2031-01-04", [])
+        assert await look_at_revenue(parts_of(at.kit)) == ("the last snapshot is of 2031-01-04", [])
         # The day that has just ended is still to be made.
         at.at.clock.set(on(1, 6))
-        assert (await look_at_revenue(at.kit._parts))[1] == []
+        assert (await look_at_revenue(parts_of(at.kit)))[1] == []
         at.at.clock.set(on(1, 8))
-        ((finding,),) = [found for _, found in [await look_at_revenue(at.kit._parts)]]
+        ((finding,),) = [found for _, found in [await look_at_revenue(parts_of(at.kit))]]
         assert finding.problem.startswith("revenue has no snapshot of 2 days, the first 2031-01-05: ")
         await at.revenue.snapshot()
-        assert (await look_at_revenue(at.kit._parts))[1] == []
+        assert (await look_at_revenue(parts_of(at.kit)))[1] == []
         with sqlite3.connect(at.path) as database:
             database.execute("delete from meterkit_revenue_days where day = '2031-01-03'")
-        assert [one.problem for one in (await look_at_revenue(at.kit._parts))[1]] == [
+        assert [one.problem for one in (await look_at_revenue(parts_of(at.kit)))[1]] == [
             "revenue has no snapshot of 2031-01-03: `meterkit revenue` lacks what changed then"
         ]
 

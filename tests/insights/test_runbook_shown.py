@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from delivering import CATALOG
+from kit_parts import parts_of
 from meterkit import Drift, MeterKit
 from meterkit.health import findings, spools
 from meterkit.health.audit_log import added_up, undrained
@@ -92,6 +93,6 @@ async def test_a_key_that_is_refused_is_found_and_on_the_page() -> None:
         kit = MeterKit(
             CATALOG, redis_url="memory://", stripe_api_key="sk_test_old", stripe_api_base=url, flush=False
         )
-        _, (finding,) = await look_at_meters(kit._parts)
+        _, (finding,) = await look_at_meters(parts_of(kit))
     assert finding.problem.startswith("Stripe refuses the key: HTTP 401")
     assert f"`{finding.check}`" in PAGE

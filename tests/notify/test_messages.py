@@ -13,6 +13,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from faults import eventually
+from kit_parts import parts_of
 from messaging import (
     NOW,
     OTHER_SECRET,
@@ -323,18 +324,18 @@ async def test_a_deleted_customers_messages_are_dropped(store_url: str) -> None:
 async def test_doctor_names_dead_messages_and_those_that_no_process_sends(store_url: str) -> None:
     clock = Clock(NOW)
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
-        assert ("0 wait, 0 dead", []) == await look_at_messages(kit._parts)
+        assert ("0 wait, 0 dead", []) == await look_at_messages(parts_of(kit))
         await kit.record("acme", "requests", 5)
         await courier(kit, "webhook").collect()
         clock.advance(timedelta(minutes=5))
-        assert ("1 wait, 0 dead", []) == await look_at_messages(kit._parts)
+        assert ("1 wait, 0 dead", []) == await look_at_messages(parts_of(kit))
         clock.advance(timedelta(minutes=1))
-        (late,) = (await look_at_messages(kit._parts))[1]
+        (late,) = (await look_at_messages(parts_of(kit)))[1]
         assert late.problem == "1 message by webhook should have been sent up to 6 min ago"
         assert "METERKIT_NOTIFY_SECRET" in late.cure
         hook.status = 410
         await pass_over(kit, "webhook")
-        seen, (dead,) = await look_at_messages(kit._parts)
+        seen, (dead,) = await look_at_messages(parts_of(kit))
         assert "0 wait, 1 dead" == seen
         assert f"1 message is dead, {hook.ids[0]}: the receiver answers 410" == dead.problem
         metrics = await told(kit)

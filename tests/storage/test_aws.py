@@ -15,6 +15,7 @@ import pytest
 
 from delivering import NOW
 from faults import eventually
+from kit_parts import parts_of
 from meterkit import MeterKit, metrics_app
 from meterkit.background import BackgroundTasks
 from meterkit.catalog import loads
@@ -253,7 +254,7 @@ async def test_a_worker_without_what_it_needs(kit: MeterKit, monkeypatch: pytest
 
 async def test_what_is_neglected_is_found(kit: MeterKit, clock: Clock) -> None:
     async def problems() -> list[str]:
-        _, found = await look_at_stored_objects(kit._parts)
+        _, found = await look_at_stored_objects(parts_of(kit))
         return [one.problem for one in found]
 
     unlisted = "the buckets of storage.objects were not listed within 7 days: lost events stay lost"

@@ -45,7 +45,7 @@ class SdkClient:
         calls_per_s = _PER_ENDPOINT_S if is_sandbox else _LIVE_PER_S
         self._connections = _Connections()
         self._connections.open(base, timeout_s=timeout_s, calls_per_s=calls_per_s)
-        self._sdk = stripe.StripeClient(
+        self._sdk: Any = stripe.StripeClient(
             api_key,
             stripe_version=API_VERSION,
             base_addresses={"api": base},
@@ -86,8 +86,8 @@ class _RefusedError(stripe.APIConnectionError):
 
     def __init__(self, result: Result, *, is_replayed: bool, should_retry: bool) -> None:
         # The SDK leaves its constructor untyped.
-        initialize: Any = super().__init__
-        initialize("refused", should_retry=should_retry)
+        initialize: Any = vars(stripe.APIConnectionError)["__init__"]
+        initialize(self, "refused", should_retry=should_retry)
         self.result = result
         self.is_replayed = is_replayed
 
