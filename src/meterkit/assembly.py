@@ -178,12 +178,14 @@ class Parts:
                 _logger.error(
                     "%d units that customer %r has used are delivered, and Stripe has not counted them in"
                     " time: they are not on the invoice that ends the subscription",
-                    *(uncounted, customer),
+                    uncounted,
+                    customer,
                 )
             if uncounted or not has_all or not (left := await undelivered(self.store, customer)):
                 return
         _logger.error(
             "customer %r has used %d units while its subscription was ended: they are not on the last"
             " invoice",
-            *(customer, left),
+            customer,
+            left,
         )

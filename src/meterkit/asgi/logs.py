@@ -105,7 +105,9 @@ class TroubleLog:
         # Told when the span is over, by when the store may be back for long.
         _logger.error(
             "%d more requests were decided without the store within %.0f s, the last of them %.0f s ago",
-            *(number, _AWAY_SPAN_S, monotonic() - self._store.last_s),
+            number,
+            _AWAY_SPAN_S,
+            monotonic() - self._store.last_s,
         )
 
     def unidentified(self, error: Exception | None, route: Route) -> None:

@@ -186,7 +186,10 @@ async def _strand(store: Store, customer: str, missed: Sequence[Kept], asked: Ma
         _logger.error(
             "%s units of %s that customer %r used%s were not delivered when the price changed at Stripe: they"
             " are late; %s (billing.late_usage)",
-            *(value.decode(), name, customer, price),
+            value.decode(),
+            name,
+            customer,
+            price,
             "the new price bills them" if is_billed else "no invoice bills them",
         )
     return len(reply) > len(("0", "now"))

@@ -255,7 +255,8 @@ class Closer:
         if not why and await closes.forget(close):
             _logger.info(
                 "the close of the period of customer %r until %s is confirmed now",
-                *(close.customer, from_ms(close.end_ms)),
+                close.customer,
+                from_ms(close.end_ms),
             )
         return why or None, may_wait
 
@@ -279,5 +280,8 @@ class Closer:
         _logger.error(
             "%s not confirmed %d minutes after the period's end, and Stripe makes an invoice final after"
             " an hour: %s%s. `meterkit reconcile CUSTOMER --period DATE` has the figures",
-            *(what, _IN_TIME_MS // 60_000, named, more),
+            what,
+            _IN_TIME_MS // 60_000,
+            named,
+            more,
         )

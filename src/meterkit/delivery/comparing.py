@@ -171,7 +171,9 @@ class Comparer:
                 # One customer's records may be damaged; that holds up no other customer.
                 _logger.warning(
                     "intent %s of customer %r cannot be compared: %s",
-                    *(kept.identifier, kept.customer, error),
+                    kept.identifier,
+                    kept.customer,
+                    error,
                     extra=REPORTED,
                 )
                 await self._postpone(kept)
@@ -225,7 +227,9 @@ class Comparer:
         else:
             _logger.error(
                 "intent %s of customer %r stays parked: %s",
-                *(kept.identifier, kept.customer, judged.why),
+                kept.identifier,
+                kept.customer,
+                judged.why,
                 extra=REPORTED,
             )
             more = {"why": judged.why}
@@ -239,7 +243,9 @@ class Comparer:
         fields, admin = kept.fields, (await self._store.admin()).for_delivery()
         meters = await read_meters(admin, self._store.keys, self._store.catalog)
         unknown = await self._forgotten.unknown(
-            *(kept.customer, fields["event"], fields["stripe"]),
+            kept.customer,
+            fields["event"],
+            fields["stripe"],
             since_ms=int(fields["period"]),
             gap=Gap.read(fields[RESTORED]),
             names={token: counted.event_name for token, counted in meters.items()},

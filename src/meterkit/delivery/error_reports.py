@@ -201,7 +201,9 @@ async def _meant(api: StripeApi, cause: Cause, one_of: list[Refusable]) -> list[
     if one_of:
         _logger.error(
             "Stripe refuses %d of these intents, which were sent in one call, and does not say which: %s: %s",
-            *(cause.count, cause.code, ", ".join(one.identifier for one in one_of)),
+            cause.count,
+            cause.code,
+            ", ".join(one.identifier for one in one_of),
         )
     return []
 
@@ -255,7 +257,13 @@ async def take_refusals(store: Store, api: StripeApi, event_id: str, journal: Jo
             done.append(identifier)
             _logger.error(
                 "%d units of %s of customer %r are %s: Stripe took intent %s and does not count it: %s: %s",
-                *(one.value, one.event_name, one.customer, state, identifier, code, message),
+                one.value,
+                one.event_name,
+                one.customer,
+                state,
+                identifier,
+                code,
+                message,
             )
         elif refused == "sending":
             sending.append(identifier)
@@ -273,7 +281,8 @@ async def _remove(journal: Journal, identifiers: Sequence[str]) -> None:
     except MeterkitError as error:
         _logger.warning(
             "the journal of deliveries still has intents that Stripe refuses: %s: %s",
-            *(", ".join(identifiers[:3]), error),
+            ", ".join(identifiers[:3]),
+            error,
         )
 
 
@@ -288,5 +297,11 @@ def _tell_rest(report: ErrorReport, apart: int, event_id: str) -> None:
     _logger.error(
         "%d of %d meter events%s%s that Stripe has taken and does not count are not known here by name: %s;"
         " they count as delivered, so meterkit shows more than the invoice will. To do: %s. Event %s",
-        *(left, report.count, where, when, kinds, "; ".join(cures), event_id),
+        left,
+        report.count,
+        where,
+        when,
+        kinds,
+        "; ".join(cures),
+        event_id,
     )

@@ -200,7 +200,8 @@ class Forgotten:
             _logger.warning(
                 "the journal of deliveries lacks what the store knows of as delivered, such as %d units of"
                 " customer %r; Stripe's sums decide there",
-                *(sum(lacking), customer),
+                sum(lacking),
+                customer,
             )
         return max(0, forgotten - sum(lacking)), sum(lacking)
 

@@ -46,7 +46,9 @@ def report_late(report: FlushReport, late: Iterable[LateUnits], meters: Mapping[
         _logger.error(
             "late usage of customer %r: the invoice of its period from %s was final before it was delivered;"
             " %s (billing.late_usage)",
-            *(customer, found[0].period, late_in_words(found)),
+            customer,
+            found[0].period,
+            late_in_words(found),
             extra=REPORTED,
         )
 
@@ -81,7 +83,8 @@ async def count_uninvoiced(
         _logger.error(
             "late usage of customer %r: Stripe has counted it in the period from %s and has it on no invoice;"
             " %s: no invoice bills it",
-            *(usage["customer"], iso(usage["period"]["start"])),
+            usage["customer"],
+            iso(usage["period"]["start"]),
             ", ".join(f"{one.quantity} of {one.meter}{one.price}" for one in late),
         )
     return bool(late)

@@ -60,7 +60,9 @@ async def deliver_customer(
                 _logger.error(
                     "%d units that customer %r has used are not delivered within %d s: they are not on the"
                     " invoice that ends the subscription",
-                    *(left, customer, timeout_s),
+                    left,
+                    customer,
+                    timeout_s,
                 )
                 return False
             if left:

@@ -197,7 +197,9 @@ class Recoverer:
         )
         try:
             unknown = await self._forgotten.unknown(
-                *(line.customer, line.event_name, line.stripe_customer),
+                line.customer,
+                line.event_name,
+                line.stripe_customer,
                 since_ms=min(int(kept.fields["period"]) for kept in line.parked),
                 gap=line.gap,
                 names={token: one.event_name for token, one in meters.items()},

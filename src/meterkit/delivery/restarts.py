@@ -204,7 +204,9 @@ class Restarts:
         """Leave a line to be sent if Stripe has none of it; else find the intents that it may have."""
         try:
             line.unknown = await self._forgotten.unknown(
-                *(line.customer, line.event_name, line.stripe_customer),
+                line.customer,
+                line.event_name,
+                line.stripe_customer,
                 since_ms=min(int(kept.fields["period"]) for kept in line.waiting),
                 gap=line.gap,
                 names=names,
@@ -220,7 +222,9 @@ class Restarts:
             for kept in await self._park(line, line.waiting, why, report):
                 _logger.warning(
                     "intent %s of customer %r is parked: %s",
-                    *(kept.identifier, line.customer, why),
+                    kept.identifier,
+                    line.customer,
+                    why,
                     extra=REPORTED,
                 )
         except (StoreError, ValueError, TypeError) as error:
@@ -232,7 +236,9 @@ class Restarts:
         """Leave a line to a person: what is kept of its customer is damaged, and the others go on."""
         _logger.warning(
             "intent %s of customer %r cannot be compared: %s",
-            *(line.waiting[0].identifier, line.customer, error),
+            line.waiting[0].identifier,
+            line.customer,
+            error,
             extra=REPORTED,
         )
         try:
@@ -267,7 +273,10 @@ class Restarts:
         _logger.error(
             "the store has lost what it knew of customer %r: Stripe has %d more of %s than the store says was"
             " delivered; %d that wait are parked",
-            *(line.customer, line.unknown, line.event_name, sum(kept.value for kept in parked)),
+            line.customer,
+            line.unknown,
+            line.event_name,
+            sum(kept.value for kept in parked),
             extra=REPORTED,
         )
 

@@ -362,7 +362,7 @@ def _park(attempt: Attempt, passed_ms: int) -> Move:
     sealed, wait_ms = attempt.intent, compare_in_ms(attempt.first_ms, attempt.now_ms + passed_ms)
     why = "first tried more than 23 hours ago: it is compared with Stripe's summary of its minute"
     _logger.warning(
-        "intent %s of customer %r is parked: %s", *(sealed.identifier, sealed.customer, why), extra=REPORTED
+        "intent %s of customer %r is parked: %s", sealed.identifier, sealed.customer, why, extra=REPORTED
     )
     return Move(intent=sealed, state="parked", why=why, delay_ms=max(1, wait_ms))
 

@@ -110,13 +110,17 @@ class Courier:
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             _logger.error(  # noqa: TRY400 - the event, not the code, is at fault
                 "no message is sent for %s of customer %r: the event cannot be read: %r",
-                *(notice.kind, notice.customer, error),
+                notice.kind,
+                notice.customer,
+                error,
             )
             return
         if is_too_old(event, self._store.now_ms()):
             _logger.warning(
                 "no message is sent for %s of customer %r: the event is more than %d hours old",
-                *(notice.kind, notice.customer, PATIENCE_MS // 3_600_000),
+                notice.kind,
+                notice.customer,
+                PATIENCE_MS // 3_600_000,
             )
             return
         message = message_of(self._sender.channel, notice.kind, event)
@@ -153,7 +157,10 @@ class Courier:
             if await self._queue.give_up(taken, why):
                 _logger.error(
                     "message %s (%s) is dead: %s; after the cause is removed: meterkit notify redrive %s",
-                    *(taken.id, self._sender.channel, why, taken.id),
+                    taken.id,
+                    self._sender.channel,
+                    why,
+                    taken.id,
                 )
             return
         await self._queue.later(taken, why, delay_ms=again_ms)

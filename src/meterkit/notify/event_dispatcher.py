@@ -155,7 +155,12 @@ class EventDispatcher:
         if not is_taken and notice.is_last:
             _logger.error(
                 "%s of customer %r is given up: %s has failed %d times (id %s-%s)",
-                *(notice.kind, notice.customer, why, notice.times, notice.shard, notice.entry),
+                notice.kind,
+                notice.customer,
+                why,
+                notice.times,
+                notice.shard,
+                notice.entry,
             )
             is_taken = True
         if is_taken:

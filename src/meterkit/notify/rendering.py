@@ -67,7 +67,9 @@ class Renderer:
             except Exception as error:  # noqa: BLE001 - a template may raise anything
                 _logger.error(  # noqa: TRY400 - the template, not the code around it, is at fault
                     "a template of %s for %s fails, and meterkit's own is sent: %r",
-                    *(self._folder, message.event, error),
+                    self._folder,
+                    message.event,
+                    error,
                 )
         return _rendered(own, message.event, ("",), context)
 

@@ -81,7 +81,10 @@ async def change_state(
             *(keys.totals, keys.history, store.keys.delivered(kept.shard, store.now_ms())),
             *[store.keys.audit(kept.shard)] * store.is_audited,
         ],
-        *(kept.identifier, kept.text, to_be.identifier, json.dumps(fields)),
+        kept.identifier,
+        kept.text,
+        to_be.identifier,
+        json.dumps(fields),
         "" if compare_in_ms is None else compare_in_ms,
         json.dumps([entry] if after else []),
         json.dumps({**kept.fields, "id": kept.identifier, "by": cause, "reason": after}),
@@ -112,7 +115,9 @@ async def withdraw(store: Store, kept: Kept, *, cause: str, why: str) -> bool:
     reply: list[Any] = await admin.run(
         store.scripts["withdraw"],
         [*shard, keys.totals, keys.dirty, keys.history],
-        *(kept.identifier, kept.text, json.dumps([entry] if why else [])),
+        kept.identifier,
+        kept.text,
+        json.dumps([entry] if why else []),
     )
     if reply[0] == CANNOT_BE_COUNTED:
         raise StoreError(

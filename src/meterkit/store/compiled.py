@@ -44,7 +44,10 @@ class Alarms:
                 "plan %r, which customer %r is on, is not in %s of this process: they get the default plan "
                 "%r, and what they use now is counted so for good; give every process the new plans file "
                 "before customers are put on its plans; said once for this plan",
-                *(plan, customer, self._catalog.source, self._catalog.default_plan),
+                plan,
+                customer,
+                self._catalog.source,
+                self._catalog.default_plan,
             )
 
     def late(self, customer: str, recorded: Mapping[str, int], period_ms: int) -> None:

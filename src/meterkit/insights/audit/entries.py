@@ -140,8 +140,19 @@ def _corrected(event: str, told: Mapping[str, Any]) -> Iterator[Row]:
         quantity = included + granted + credited + overage
         if quantity or reported:
             yield Row(
-                *(event, token, "corrected", told["customer"], int(told["period"]), int(told["at"])),
-                *(quantity, included, granted, credited, overage, reported, late),
+                event,
+                token,
+                "corrected",
+                told["customer"],
+                int(told["period"]),
+                int(told["at"]),
+                quantity,
+                included,
+                granted,
+                credited,
+                overage,
+                reported,
+                late,
                 details=details,
             )
 

@@ -133,7 +133,7 @@ class AskedChanges:
             why = ""
         if why:
             _logger.error(
-                "customer %r asked for plan %r and keeps the plan of before: %s", *(customer, plan, why)
+                "customer %r asked for plan %r and keeps the plan of before: %s", customer, plan, why
             )
         await self.forget(customer)
 

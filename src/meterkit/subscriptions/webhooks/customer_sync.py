@@ -200,7 +200,10 @@ class Drifting:
         _logger.warning(
             "subscription %s of customer %r differs from the plans file: %s%s;"
             " `meterkit subscriptions check` lists all",
-            *(drift.subscription, customer, drift.message, more),
+            drift.subscription,
+            customer,
+            drift.message,
+            more,
         )
 
 

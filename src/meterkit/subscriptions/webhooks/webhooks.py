@@ -94,7 +94,8 @@ class Webhooks:
         if noted == "full":
             _logger.error(
                 "event %s of Stripe customer %s is not sent to handlers: 200 wait already",
-                *(hint.event, hint.stripe_customer),
+                hint.event,
+                hint.stripe_customer,
             )
         return "new"
 

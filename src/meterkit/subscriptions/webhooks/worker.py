@@ -196,7 +196,9 @@ class HookWorker:
             await self._queue.give_up(entry, why)
             _logger.error(
                 "Stripe customer %s is given up: %s; once that is mended: meterkit webhooks redrive %s",
-                *(entry.stripe_customer, why, entry.stripe_customer),
+                entry.stripe_customer,
+                why,
+                entry.stripe_customer,
                 exc_info=unexpected,
             )
             return
@@ -205,7 +207,8 @@ class HookWorker:
         if next_.scope == "entry":
             _logger.warning(
                 "Stripe customer %s is synced again later: %s",
-                *(entry.stripe_customer, why),
+                entry.stripe_customer,
+                why,
                 exc_info=unexpected,
             )
 

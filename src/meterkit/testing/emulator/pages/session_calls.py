@@ -51,10 +51,25 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
     """Return the session that a call describes. Raises ApiError where Stripe would refuse it."""
     params = call.params
     params.only(
-        *("allow_promotion_codes", "automatic_tax", "cancel_url", "client_reference_id", "currency"),
-        *("customer", "customer_email", "customer_update", "discounts", "expires_at", "tax_id_collection"),
-        *("line_items", "locale", "metadata", "mode", "payment_method_collection", "subscription_data"),
-        *("success_url", *IGNORED),
+        "allow_promotion_codes",
+        "automatic_tax",
+        "cancel_url",
+        "client_reference_id",
+        "currency",
+        "customer",
+        "customer_email",
+        "customer_update",
+        "discounts",
+        "expires_at",
+        "tax_id_collection",
+        "line_items",
+        "locale",
+        "metadata",
+        "mode",
+        "payment_method_collection",
+        "subscription_data",
+        "success_url",
+        *IGNORED,
         expandable=None,
     )
     if params.required("mode") != "subscription":

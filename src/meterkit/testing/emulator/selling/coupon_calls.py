@@ -24,8 +24,17 @@ def _create(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/coupons/create."""
     params = call.params
     params.only(
-        *("amount_off", "applies_to", "currency", "duration", "duration_in_months", "id", "max_redemptions"),
-        *("metadata", "name", "percent_off", "redeem_by"),
+        "amount_off",
+        "applies_to",
+        "currency",
+        "duration",
+        "duration_in_months",
+        "id",
+        "max_redemptions",
+        "metadata",
+        "name",
+        "percent_off",
+        "redeem_by",
         expandable=None,
     )
     percent, amount = params.decimal("percent_off"), _positive(params, "amount_off")
@@ -125,7 +134,13 @@ def _create_code(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/promotion_codes/create."""
     params = call.params
     params.only(
-        *("active", "code", "customer", "expires_at", "max_redemptions", "metadata", "promotion"),
+        "active",
+        "code",
+        "customer",
+        "expires_at",
+        "max_redemptions",
+        "metadata",
+        "promotion",
         "restrictions",
         expandable=None,
     )

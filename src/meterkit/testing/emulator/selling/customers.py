@@ -172,7 +172,12 @@ class Customers:
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/customers``."""
         call.params.only(
-            *(*TEXTS, *DETAILS, "invoice_settings", "metadata", "payment_method", "test_clock"),
+            *TEXTS,
+            *DETAILS,
+            "invoice_settings",
+            "metadata",
+            "payment_method",
+            "test_clock",
             expandable=EXPANDABLE,
         )
         clock = self._clock(call.params)
@@ -193,7 +198,7 @@ class Customers:
 
     def update(self, call: Call) -> JsonObject:
         """``POST /v1/customers/{id}``."""
-        call.params.only(*(*TEXTS, *DETAILS, "invoice_settings", "metadata"), expandable=EXPANDABLE)
+        call.params.only(*TEXTS, *DETAILS, "invoice_settings", "metadata", expandable=EXPANDABLE)
         customer = self.find(call.object_id, alive=True)
         before = customer.to_json()
         _apply(customer, params=call.params)

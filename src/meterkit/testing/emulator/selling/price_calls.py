@@ -85,7 +85,12 @@ def _update(account: Account, call: Call) -> JsonObject:
     """What a price costs never changes (https://docs.stripe.com/api/prices/update)."""
     params = call.params
     params.only(
-        *("active", "lookup_key", "metadata", "nickname", "tax_behavior", "transfer_lookup_key"),
+        "active",
+        "lookup_key",
+        "metadata",
+        "nickname",
+        "tax_behavior",
+        "transfer_lookup_key",
         "currency_options",
         expandable=None,
     )
@@ -105,7 +110,14 @@ def _list(account: Account, call: Call) -> JsonObject:
     """Newest first (https://docs.stripe.com/api/prices/list)."""
     params = call.params
     params.only(
-        *("active", "created", "currency", "lookup_keys", "product", "recurring", "type", *PAGING),
+        "active",
+        "created",
+        "currency",
+        "lookup_keys",
+        "product",
+        "recurring",
+        "type",
+        *PAGING,
         expandable=None,
     )
     active, is_in, keys = params.boolean("active"), params.span("created"), params.listed("lookup_keys")
@@ -147,7 +159,7 @@ IGNORED: Final = ("images", "marketing_features", "package_dimensions", "shippab
 def _create_product(account: Account, call: Call) -> JsonObject:
     params = call.params
     params.only(
-        *("id", "name", "active", "default_price_data", "metadata", "type", *TEXTS, *IGNORED), expandable=None
+        "id", "name", "active", "default_price_data", "metadata", "type", *TEXTS, *IGNORED, expandable=None
     )
     data = params.hash("default_price_data")
     given = None if data is None else read_price(data, meters=account.meters)

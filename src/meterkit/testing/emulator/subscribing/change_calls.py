@@ -141,7 +141,7 @@ def _resume(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscriptions/resume: with a new cycle, or in the old one."""
     params, subscription = call.params, account.subscriptions.find(call.object_id)
     params.only(
-        *("billing_cycle_anchor", "payment_behavior", "proration_behavior", "proration_date"), expandable=None
+        "billing_cycle_anchor", "payment_behavior", "proration_behavior", "proration_date", expandable=None
     )
     if subscription.status != "paused":
         message = f"You can only resume a subscription that is paused. Its status is `{subscription.status}`."

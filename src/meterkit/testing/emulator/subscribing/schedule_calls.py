@@ -47,8 +47,14 @@ def _create(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/subscription_schedules/create."""
     params = call.params
     params.only(
-        *("from_subscription", "metadata", "phases", "end_behavior", "customer", "start_date"),
-        *("billing_mode", "default_settings"),
+        "from_subscription",
+        "metadata",
+        "phases",
+        "end_behavior",
+        "customer",
+        "start_date",
+        "billing_mode",
+        "default_settings",
         expandable=None,
     )
     subscription_id = params.given("from_subscription")
@@ -264,8 +270,17 @@ def _phases(
 
 def _phase(account: Account, params: Params, *, start: int, is_first: bool) -> Phase:
     params.only(
-        *("add_invoice_items", "duration", "end_date", "items", "metadata", "proration_behavior"),
-        *("discounts", "start_date", "trial", "trial_end", *IGNORED),
+        "add_invoice_items",
+        "duration",
+        "end_date",
+        "items",
+        "metadata",
+        "proration_behavior",
+        "discounts",
+        "start_date",
+        "trial",
+        "trial_end",
+        *IGNORED,
     )
     read_tax(account, params)
     if params.hashes("add_invoice_items"):

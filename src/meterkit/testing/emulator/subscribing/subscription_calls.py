@@ -210,8 +210,16 @@ def _list(account: Account, call: Call) -> JsonObject:
     """
     params = call.params
     params.only(
-        *("automatic_tax", "collection_method", "created", "current_period_end", "current_period_start"),
-        *("customer", "price", "status", "test_clock", *PAGING),
+        "automatic_tax",
+        "collection_method",
+        "created",
+        "current_period_end",
+        "current_period_start",
+        "customer",
+        "price",
+        "status",
+        "test_clock",
+        *PAGING,
         expandable=None,
     )
     status, price = params.choice("status", STATUSES), params.text("price")
@@ -245,8 +253,15 @@ def _update(account: Account, call: Call) -> JsonObject:
     params, subscription = call.params, account.subscriptions.find(call.object_id)
     refuse_in_flexible(subscription.billing_mode, params)
     params.only(
-        *("billing_cycle_anchor", "items", "payment_behavior", "proration_behavior", "proration_date"),
-        *("add_invoice_items", "trial_end", *SETTINGS, *IGNORED_SETTINGS),
+        "billing_cycle_anchor",
+        "items",
+        "payment_behavior",
+        "proration_behavior",
+        "proration_date",
+        "add_invoice_items",
+        "trial_end",
+        *SETTINGS,
+        *IGNORED_SETTINGS,
         expandable=None,
     )
     if subscription.status in ENDED and set(params) - {"cancellation_details", "expand", "metadata"}:
