@@ -11,7 +11,7 @@ from meterkit.catalog.amounts import date_and_time
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
-from meterkit.notify.message import Failure, Message
+from meterkit.notify.message import about
 
 commands = typer.Typer(
     name="notify",
@@ -28,31 +28,28 @@ async def list_all(session: Session) -> None:
     """
     async with session.kit(reads=True) as kit:
         found = await kit.notify.list()
-    kept = [(channel, one, _read(one.id, one.text)) for channel, all_ in found.items() for one in all_]
+    kept = [(channel, one, *about(one)) for channel, all_ in found.items() for one in all_]
     rows = [
         {
             "message": one.id,
             "channel": channel,
-            "event": "" if message is None else message.event,
-            "customer": "" if message is None else message.customer,
+            "event": event or "",
+            "customer": customer or "",
             "state": one.state,
             "since": date_and_time(from_ms(one.since_ms)),
             "attempts": one.attempts,
             "why": one.why,
         }
-        for channel, one, message in kept
+        for channel, one, event, customer in kept
     ]
     as_json = [
-        {
-            **{name: value for name, value in asdict(one).items() if name != "text"},
-            "channel": channel,
-            "event": None if message is None else message.event,
-            "customer": None if message is None else message.customer,
-        }
-        for channel, one, message in kept
+        {**asdict(one), "channel": channel, "event": event, "customer": customer}
+        for channel, one, event, customer in kept
     ]
+    for told in as_json:
+        del told["text"]
     session.show(as_json, lambda: print_records(rows, empty="no message waits or is dead"))
-    if any(one.state == "dead" for _, one, _ in kept):
+    if any(one.state == "dead" for _, one, *_ in kept):
         raise typer.Exit(1)
 
 
@@ -89,10 +86,3 @@ async def preview(
         typer.echo(f"Webhook\n\n{body}\n\nE-mail\n\nSubject: {mail.subject}\n\n{mail.text}\n{mail.html}")
 
     session.show({"webhook": body, **asdict(mail)}, as_text)
-
-
-def _read(message_id: str, text: str) -> Message | None:
-    try:
-        return Message.load(message_id, text)
-    except Failure:
-        return None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.notify.events import Event
-    from meterkit.store.messages import Channel
+    from meterkit.store.messages import Channel, KeptMessage
 
 _HOUR_MS: Final = 3_600_000
 _WATCHED: Final = frozenset({"usage.spike", "storage.over", "period.summary"})
@@ -87,6 +87,15 @@ class Message:
     def body(self) -> str:
         """The body of Standard Webhooks."""
         return json.dumps({"type": self.event, "timestamp": self.at, "data": self.data}, ensure_ascii=False)
+
+
+def about(kept: KeptMessage) -> tuple[str | None, str | None]:
+    """The event and the customer of a message in the queue; None and None: it cannot be read."""
+    try:
+        message = Message.load(kept.id, kept.text)
+    except Failure:
+        return None, None
+    return message.event, message.customer
 
 
 def message_of(channel: Channel, name: str, event: Event) -> Message:

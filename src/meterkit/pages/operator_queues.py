@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 from meterkit.customers.history import enter
 from meterkit.customers.links import owner_of
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.notify.message import Failure, Message
+from meterkit.notify.message import about
 from meterkit.outbox.intents import IntentState
 from meterkit.pages.listing import Asked, Column, Listing, Row, Rows, first_of, page_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.customers.customers import Customers
-    from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
+    from meterkit.pages.figures import PagesKit
     from meterkit.store.messages import Channel, KeptMessage
     from meterkit.store.store import Store
-    from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 _logger = logging.getLogger("meterkit.pages")
 
@@ -66,16 +64,6 @@ _LEDGER: Final = (
 )
 
 
-class QueuesKit(Protocol):
-    """What these lists read of :class:`meterkit.MeterKit`."""
-
-    store: Store
-    customers: Customers
-    outbox: Intents
-    webhooks: Webhooks
-    notify: Messages
-
-
 class Redriven(NamedTuple):
     """What a redrive did.
 
@@ -88,30 +76,13 @@ class Redriven(NamedTuple):
     refused: Mapping[str, str]
 
 
-def ledger_list(kit: QueuesKit) -> Listing:
-    """The ledger of a customer, the last change first."""
+def queue_lists(kit: PagesKit) -> Sequence[Listing]:
+    """The ledger of a customer; the outbox (at most ten thousand intents), dead webhooks, and messages."""
 
-    async def read(asked: Asked) -> Rows:
-        found = await kit.customers.history(asked.of)
-        return Rows(
-            [
-                {name: getattr(entry, name) for name in ("at", "kind", "before", "after", "cause")}
-                for entry in reversed(found)
-            ]
-        )
-
-    return Listing(
-        name="ledger",
-        title="Ledger of {of}",
-        columns=_LEDGER,
-        read=read,
-        empty="Nothing has changed for this customer.",
-        needs_of=True,
-    )
-
-
-def queue_lists(kit: QueuesKit) -> Mapping[str, Listing]:
-    """The outbox (at most ten thousand intents), dead webhooks, and messages."""
+    async def ledger(asked: Asked) -> Rows:
+        """The last change first."""
+        found = reversed(await kit.customers.history(asked.of))
+        return Rows([{column.name: getattr(entry, column.name) for column in _LEDGER} for entry in found])
 
     async def outbox(asked: Asked) -> Rows:
         queued = await kit.outbox.list(state=_STATES.get(asked.of), limit=_MOST)
@@ -141,38 +112,17 @@ def queue_lists(kit: QueuesKit) -> Mapping[str, Listing]:
         rows = [_message(channel, one) for channel, kept in found.items() for one in kept]
         return page_of([row for row in rows if asked.of in {"", row["state"]}], asked)
 
-    listings = (
-        Listing(
-            name="outbox",
-            title="Usage that is not delivered",
-            columns=_OUTBOX,
-            read=outbox,
-            empty="All usage that is sealed is delivered.",
-            action="redrive",
-        ),
-        Listing(
-            name="webhooks",
-            title="Dead webhooks of Stripe",
-            columns=_WEBHOOKS,
-            read=webhooks,
-            empty="No webhook is dead.",
-            action="redrive",
-        ),
-        Listing(
-            name="messages",
-            title="Messages that wait or are dead",
-            columns=_MESSAGES,
-            read=messages,
-            empty="No message waits or is dead.",
-            action="redrive",
-        ),
+    unchanged, delivered = "Nothing has changed for this customer.", "All usage that is sealed is delivered."
+    no_message = "No message waits or is dead."
+    return (
+        Listing("ledger", "Ledger of {of}", _LEDGER, ledger, unchanged, needs_of=True),
+        Listing("outbox", "Usage that is not delivered", _OUTBOX, outbox, delivered, "redrive"),
+        Listing("webhooks", "Dead webhooks of Stripe", _WEBHOOKS, webhooks, "No webhook is dead.", "redrive"),
+        Listing("messages", "Messages that wait or are dead", _MESSAGES, messages, no_message, "redrive"),
     )
-    return {listing.name: listing for listing in listings}
 
 
-async def redrive(
-    kit: QueuesKit, queue: Queue, ids: Sequence[str], *, operator: str, reason: str
-) -> Redriven:
+async def redrive(kit: PagesKit, queue: Queue, ids: Sequence[str], *, operator: str, reason: str) -> Redriven:
     """Have entries of a queue tried again, each entered into its customer's ledger first.
 
     Raises:
@@ -185,7 +135,7 @@ async def redrive(
     else:
         found = await kit.notify.list()
         dead = [one for kept in found.values() for one in kept if one.state == "dead"]
-        owners = {one.id: _customer_of(one) for one in dead}
+        owners = {one.id: about(one)[1] or "" for one in dead}
     chosen = [one for one in dict.fromkeys(ids) if one in owners]
     for one in chosen:
         what = f"{'webhooks of ' if queue == 'webhooks' else ''}{one}"
@@ -235,26 +185,14 @@ async def _owners(store: Store, stripe_customers: Sequence[str]) -> Mapping[str,
 
 
 def _message(channel: Channel, kept: KeptMessage) -> Row:
-    message = _read(kept)
+    event, customer = about(kept)
     return {
         "message": kept.id,
         "channel": channel,
-        "event": None if message is None else message.event,
-        "customer": None if message is None else message.customer,
+        "event": event,
+        "customer": customer,
         "state": kept.state,
         "since": from_ms(kept.since_ms),
         "attempts": kept.attempts,
         "why": kept.why,
     }
-
-
-def _read(kept: KeptMessage) -> Message | None:
-    try:
-        return Message.load(kept.id, kept.text)
-    except Failure:
-        return None
-
-
-def _customer_of(kept: KeptMessage) -> str:
-    message = _read(kept)
-    return "" if message is None else message.customer
