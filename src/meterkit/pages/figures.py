@@ -21,20 +21,24 @@ from meterkit.throttle import MINUTE_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime, timedelta
+    from datetime import datetime
 
     from meterkit.catalog import Catalog
     from meterkit.catalog.scalars import Unlimited
     from meterkit.customers.customers import Customers
     from meterkit.customers.grants import Grants
+    from meterkit.delivery.reconciling import Reconciled
     from meterkit.insights.audit.database import DaySums
     from meterkit.insights.simulation.terms import Terms
+    from meterkit.notify.messages import Messages
+    from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.outlook import Forecast, OtherPlan
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.service import Subscriptions
+    from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 _warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 _logger = logging.getLogger("meterkit.pages")
@@ -53,9 +57,12 @@ class PagesKit(Protocol):
 
     customers: Customers
     grants: Grants
+    notify: Messages
+    outbox: Intents
     settings: Settings
     store: Store
     subscriptions: Subscriptions
+    webhooks: Webhooks
 
     @property
     def catalog(self) -> Catalog:
@@ -68,6 +75,10 @@ class PagesKit(Protocol):
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
         """The rates of a customer."""
+        ...
+
+    async def reconcile(self, customer: str, *, at: datetime) -> Sequence[Reconciled]:
+        """A customer's books and Stripe's, in the period of an instant."""
         ...
 
 
@@ -195,7 +206,7 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         ),
         "seats": seats,
         "storage": stored_of(kit.catalog, usage),
-        "rates": [{**rate, "reset_after": _whole_seconds(rate["reset_after"])} for rate in rates],
+        "rates": [{**rate, "reset_after": ceil(rate["reset_after"].total_seconds())} for rate in rates],
         "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN],
     }
 
@@ -318,7 +329,3 @@ async def _invoices(kit: PagesKit, customer: str) -> list[dict[str, object]] | N
 def _warn(kit: PagesKit, message: str, cause: str) -> None:
     if _warned.setdefault(kit.store, Throttle(MINUTE_S)).is_due(message):
         _logger.warning(message, cause)
-
-
-def _whole_seconds(span: timedelta) -> int:
-    return ceil(span.total_seconds())

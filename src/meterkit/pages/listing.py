@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from meterkit.decisions.periods import from_ms, iso
+from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def first_of(rows: Sequence[Row], asked: Asked, is_cut: bool) -> Rows:
     return page_of(rows, asked)._replace(note=note)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Listing:
     """A list that a figure opens.
 
@@ -162,8 +161,3 @@ def as_csv(columns: Sequence[Column], rows: Iterable[Mapping[str, object]], *, h
     for row in rows:
         writer.writerow([csv_cell(row[column.name]) for column in columns])
     return written.getvalue()
-
-
-def as_json(value: object) -> str:
-    """A value as JSON; instants in ISO 8601, UTC."""
-    return json.dumps(value, separators=(",", ":"), default=iso)

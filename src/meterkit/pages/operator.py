@@ -6,7 +6,8 @@ Posts of other origins are refused.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
@@ -14,10 +15,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from meterkit.answers import ProblemDocument, ProblemType
+from meterkit.answers import ProblemDocument, ProblemType, read_body
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.insights.overview.overview import Overview
-from meterkit.pages.listing import Asked, as_csv, as_json, as_of
+from meterkit.pages.listing import Asked, as_csv, as_of
 from meterkit.pages.operator_figures import (
     FIGURE_COLUMNS,
     Section,
@@ -28,9 +29,9 @@ from meterkit.pages.operator_figures import (
     live_sections,
     revenue_sections,
 )
-from meterkit.pages.operator_lists import BooksKit, book_lists, customer_lists, revenue_lists
-from meterkit.pages.operator_queues import QUEUES, QueuesKit, ledger_list, queue_lists, redrive
-from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
+from meterkit.pages.operator_lists import book_lists, customer_lists, revenue_lists
+from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
+from meterkit.pages.rendering import HEADERS, NO_PAGE, STATIC, Pages, as_json, json_answer, problem_answer
 from meterkit.store.arguments import check_text, is_customer
 from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid
 
@@ -40,10 +41,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Scope
 
-    from meterkit.catalog import Catalog
-    from meterkit.pages.listing import Listing
-    from meterkit.settings import Settings
-
+    from meterkit.pages.figures import PagesKit
+    from meterkit.pages.listing import Listing, Row
 
 _BYTES_MAX: Final = 1 << 20
 _FIELDS_MAX: Final = 12_000
@@ -66,9 +65,7 @@ def check_same_origin(request: Request) -> None:
     else:
         is_own = site == "same-origin"
     if not is_own:
-        raise ProblemDocumentError(
-            ProblemDocument(kind=KINDS["origin"], detail="This request was not sent by this page.")
-        )
+        raise _refusal("origin", "This request was not sent by this page.")
 
 
 async def form_of(request: Request) -> Mapping[str, Sequence[str]]:
@@ -79,34 +76,32 @@ async def form_of(request: Request) -> Mapping[str, Sequence[str]]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _FORM:
-        raise ProblemDocumentError(ProblemDocument(kind=KINDS["media"], detail=f"Send a form, as {_FORM}."))
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _BYTES_MAX:
-            detail = f"Send at most {_BYTES_MAX} bytes."
-            raise ProblemDocumentError(
-                ProblemDocument(kind=KINDS["large"], detail=detail, members={"limit": _BYTES_MAX})
-            )
+        raise _refusal("media", f"Send a form, as {_FORM}.")
+    body = await read_body(request.scope, request.receive, most=_BYTES_MAX)
+    if body is None:
+        raise _refusal("large", f"Send at most {_BYTES_MAX} bytes.", limit=_BYTES_MAX)
     try:
         return parse_qs(body.decode(), max_num_fields=_FIELDS_MAX, errors="strict")
     except ValueError:
-        raise ProblemDocumentError(
-            ProblemDocument(kind=KINDS["request"], detail="The form cannot be read.")
-        ) from None
+        raise _refusal("request", "The form cannot be read.") from None
+
+
+def _refusal(kind: str, detail: str, **members: object) -> ProblemDocumentError:
+    return ProblemDocumentError(ProblemDocument(kind=KINDS[kind], detail=detail, members=members))
+
+
+def _invalid(field: str, message: str) -> ProblemDocumentError:
+    return ProblemDocumentError(invalid([{"field": field, "message": message}]))
 
 
 _ROWS: Final = 100
 _AGAIN_S: Final = 10
 _FORBIDDEN: Final = ProblemType(403, "about:blank", "Forbidden")
-_NO_PAGE: Final = ProblemDocument(
-    kind=ProblemType(404, "about:blank", "Not Found"), detail="There is no such page."
-)
 _MEDIA: Final = {"csv": "text/csv", "json": "application/json"}
 
 
 def operator_pages(
-    kit: OperatorKit, *, allowed: Callable[[Scope], str | Awaitable[str | None] | None]
+    kit: PagesKit, *, allowed: Callable[[Scope], str | Awaitable[str | None] | None]
 ) -> Starlette:
     """Make the pages on which operators see all customers, an ASGI app.
 
@@ -127,108 +122,76 @@ def operator_pages(
             f"allowed: found {allowed!r:.80}; allowed is a callable that gives the operator's name for an"
             " ASGI scope, or None for everybody else"
         )
-    pages = _OperatorPages(kit, allowed, Pages())
-    return Starlette(
-        routes=[
-            Route("/", pages.overview, methods=["GET"], name="operator"),
-            Mount("/static", app=StaticFiles(directory=STATIC)),
-            Route("/figures.{format}", pages.figures, methods=["GET"], name="operator figures"),
-            Route("/redrive", pages.redrive, methods=["POST"], name="operator redrive"),
-            Route("/{name}.{format}", pages.export, methods=["GET"], name="operator export"),
-            Route("/{name}", pages.listing, methods=["GET"], name="operator list"),
-        ]
+    pages = _OperatorPages(kit)
+    endpoints = (
+        ("/", "GET", "operator", pages.overview),
+        ("/figures.{format}", "GET", "operator figures", pages.figures),
+        ("/redrive", "POST", "operator redrive", pages.redrive),
+        ("/{name}.{format}", "GET", "operator export", pages.export),
+        ("/{name}", "GET", "operator list", pages.listing),
     )
+    routes = [
+        Route(path, partial(_respond, allowed, answer), methods=[method], name=name)
+        for path, method, name, answer in endpoints
+    ]
+    return Starlette(routes=[Mount("/static", app=StaticFiles(directory=STATIC)), *routes])
 
 
-class OperatorKit(QueuesKit, BooksKit, Protocol):
-    """What the operator pages read of :class:`meterkit.MeterKit`."""
-
-    settings: Settings
-
-    @property
-    def catalog(self) -> Catalog:
-        """The catalog in force."""
-        ...
+async def _respond(
+    allowed: Callable[[Scope], str | Awaitable[str | None] | None],
+    answer: Callable[[Request, str], Awaitable[Response]],
+    request: Request,
+) -> Response:
+    found = allowed(request.scope)
+    name = await found if inspect.isawaitable(found) else found
+    try:
+        return await answer(request, _name(name))
+    except ProblemDocumentError as error:
+        return problem_answer(error.problem)
+    except CustomerError:
+        return problem_answer(NO_PAGE)
+    except MeterkitError as error:
+        # Operators may read what goes into the log: it says what to set, or what does not answer.
+        return problem_answer(ProblemDocument(kind=KINDS["away"], detail=str(error), wait_s=_AGAIN_S))
 
 
 class _OperatorPages:
-    def __init__(
-        self, kit: OperatorKit, allowed: Callable[[Scope], str | Awaitable[str | None] | None], pages: Pages
-    ) -> None:
+    def __init__(self, kit: PagesKit) -> None:
         self._kit = kit
-        self._allowed = allowed
-        self._pages = pages
-        self._overview = Overview(kit.store, kit.settings)
-        self._lists: Mapping[str, Listing] = {
-            **customer_lists(self._overview),
-            **revenue_lists(self._overview),
-            **book_lists(kit, self._overview),
-            **queue_lists(kit),
-            "ledger": ledger_list(kit),
-        }
+        self._pages = Pages()
+        self._overview = overview = Overview(kit.store, kit.settings)
+        lists = *customer_lists(overview), *revenue_lists(overview), *book_lists(kit, overview)
+        self._lists = {listing.name: listing for listing in (*lists, *queue_lists(kit))}
 
-    async def overview(self, request: Request) -> Response:
-        return await self._answered(request, self._overview_page)
-
-    async def figures(self, request: Request) -> Response:
-        return await self._answered(request, self._exported_figures)
-
-    async def listing(self, request: Request) -> Response:
-        return await self._answered(request, self._list_page)
-
-    async def export(self, request: Request) -> Response:
-        return await self._answered(request, self._exported_list)
-
-    async def redrive(self, request: Request) -> Response:
-        return await self._answered(request, self._redriven)
-
-    async def _answered(
-        self, request: Request, answer: Callable[[Request, str], Awaitable[Response]]
-    ) -> Response:
-        found = self._allowed(request.scope)
-        name = await found if inspect.isawaitable(found) else found
-        try:
-            return await answer(request, _name(name))
-        except ProblemDocumentError as error:
-            return _told(error.problem)
-        except CustomerError:
-            return _told(_NO_PAGE)
-        except MeterkitError as error:
-            # Operators may read what goes into the log: it says what to set, or what does not answer.
-            return _told(ProblemDocument(kind=KINDS["away"], detail=str(error), wait_s=_AGAIN_S))
-
-    async def _overview_page(self, request: Request, name: str) -> Response:
+    async def overview(self, request: Request, name: str) -> Response:
         sections = await self._sections()
-        if wants_json(request.headers.get("accept", "")):
-            return _json(figures_json(sections))
-        return self._html("operator/overview.html", {"operator": name, "sections": sections})
+        shown = {"operator": name, "sections": sections}
+        return self._pages.answer(request, "operator/overview.html", shown, figures_json(sections))
 
-    async def _exported_figures(self, request: Request, _: str) -> Response:
+    async def figures(self, request: Request, _: str) -> Response:
         sections = await self._sections()
         if _format(request) == "json":
-            return _json(figures_json(sections))
+            return json_answer(figures_json(sections))
         body = as_csv(FIGURE_COLUMNS, figure_rows(sections), head=True)
         return Response(body, headers=_download("figures.csv"), media_type=_MEDIA["csv"])
 
-    async def _list_page(self, request: Request, name: str) -> Response:
+    async def listing(self, request: Request, name: str) -> Response:
         listing, of = self._listing(request)
         asked = Asked(of, request.query_params.get("after", ""), _ROWS)
         found = await listing.read(asked)
-        if wants_json(request.headers.get("accept", "")):
-            return _json({"rows": found.rows, "after": found.after})
-        shown: dict[str, object] = {
+        plain = {"rows": found.rows, "after": found.after}
+        shown = {
             "operator": name,
             "listing": listing,
             "title": listing.title.format(of=of),
             "of": of,
-            "rows": found.rows,
-            "after": found.after,
+            **plain,
             "note": found.note,
             "is_first": not asked.after,
         }
-        return self._html("operator/list.html", shown)
+        return self._pages.answer(request, "operator/list.html", shown, plain)
 
-    async def _exported_list(self, request: Request, _: str) -> Response:
+    async def export(self, request: Request, _: str) -> Response:
         listing, of = self._listing(request)
         kind = _format(request)
         pages = listing.pages(of)
@@ -241,27 +204,22 @@ class _OperatorPages:
             media_type=_MEDIA[kind],
         )
 
-    async def _redriven(self, request: Request, name: str) -> Response:
+    async def redrive(self, request: Request, name: str) -> Response:
         check_same_origin(request)
         form = await form_of(request)
         queue = QUEUES.get(form.get("queue", [""])[0])
         if queue is None:
-            raise ProblemDocumentError(
-                invalid([{"field": "queue", "message": f"is none of {', '.join(QUEUES)}"}])
-            )
+            raise _invalid("queue", f"is none of {', '.join(QUEUES)}")
         ids, reason = form.get("id", ()), " ".join(form.get("reason", ()))
         if not ids:
-            raise ProblemDocumentError(
-                invalid([{"field": "id", "message": "is missing: select what to redrive"}])
-            )
+            raise _invalid("id", "is missing: select what to redrive")
         try:
             check_text("reason", reason, may_be_empty=True)
         except MeterkitError as error:
-            raise ProblemDocumentError(invalid([{"field": "reason", "message": str(error)}])) from None
+            raise _invalid("reason", str(error)) from None
         done = await redrive(self._kit, queue, ids, operator=name, reason=reason)
-        if wants_json(request.headers.get("accept", "")):
-            return _json(done._asdict())
-        return self._html("operator/redriven.html", {"operator": name, "queue": queue, **done._asdict()})
+        shown = {"operator": name, "queue": queue, **done._asdict()}
+        return self._pages.answer(request, "operator/redriven.html", shown, done._asdict())
 
     async def _sections(self) -> Sequence[Section]:
         return [*await self._of_customers(), *await live_sections(self._kit.store)]
@@ -270,9 +228,8 @@ class _OperatorPages:
         try:
             made = await self._overview.last()
         except SettingsError as error:
-            return [
-                Section("customers", "Customers", (), f"There are no figures over all customers. {error}.")
-            ]
+            note = f"There are no figures over all customers. {error}."
+            return [Section("customers", "Customers", (), note)]
         if made is None:
             note = "The first figures are being made. Reload this page in a minute."
             return [Section("customers", "Customers", (), note)]
@@ -285,11 +242,8 @@ class _OperatorPages:
         listing = self._lists.get(request.path_params["name"])
         of = request.query_params.get("of", "")
         if listing is None or (listing.needs_of and not of):
-            raise ProblemDocumentError(_NO_PAGE)
+            raise ProblemDocumentError(NO_PAGE)
         return listing, of
-
-    def _html(self, template: str, shown: Mapping[str, object]) -> Response:
-        return Response(self._pages.render(template, shown), headers=HEADERS, media_type="text/html")
 
 
 def _name(found: object) -> str:
@@ -312,12 +266,12 @@ def _name(found: object) -> str:
 def _format(request: Request) -> str:
     kind: str = request.path_params["format"]
     if kind not in _MEDIA:
-        raise ProblemDocumentError(_NO_PAGE)
+        raise ProblemDocumentError(NO_PAGE)
     return kind
 
 
 async def _csv_parts(
-    listing: Listing, first: Sequence[dict[str, object]], others: AsyncGenerator[Sequence[dict[str, object]]]
+    listing: Listing, first: Sequence[Row], others: AsyncGenerator[Sequence[Row]]
 ) -> AsyncGenerator[str]:
     yield as_csv(listing.columns, first, head=True)
     async for rows in others:
@@ -325,7 +279,7 @@ async def _csv_parts(
 
 
 async def _json_parts(
-    _: Listing, first: Sequence[dict[str, object]], others: AsyncGenerator[Sequence[dict[str, object]]]
+    _: Listing, first: Sequence[Row], others: AsyncGenerator[Sequence[Row]]
 ) -> AsyncGenerator[str]:
     yield f"[{as_json(first)[1:-1]}"
     async for rows in others:
@@ -333,13 +287,5 @@ async def _json_parts(
     yield "]"
 
 
-def _json(value: object) -> Response:
-    return Response(as_json(value), headers=HEADERS, media_type=_MEDIA["json"])
-
-
 def _download(name: str) -> dict[str, str]:
     return {**HEADERS, "content-disposition": f'attachment; filename="{name}"'}
-
-
-def _told(problem: ProblemDocument) -> Response:
-    return Response(problem.body, problem.kind.status, headers={**HEADERS, **problem.headers})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.insights.overview.rows import DELIVERY
+from meterkit.insights.revenue.figures import MOVES
 from meterkit.insights.store_readings import read_deliveries, read_webhooks
 from meterkit.notify.spikes import EVENT as SPIKE
 from meterkit.notify.spikes import SpikesToday
@@ -45,8 +46,7 @@ _REVENUE: Final[tuple[tuple[str, str, Kind, str], ...]] = (
 """Name, label and kind; the list that a figure opens, and what it asks of that list behind the currency."""
 _NONE: Final = {"mrr": 0, "customers": 0, "usage_revenue": 0}
 """Of a currency in which no customer pays; other figures are not known then."""
-_MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
-_GROWTH: Final = ("mrr", *_MOVES, "customers")
+_GROWTH: Final = ("mrr", *MOVES, "customers")
 
 
 class Figure(NamedTuple):
@@ -157,16 +157,8 @@ def revenue_sections(revenue: RevenueFigures | None, catalog: Catalog) -> Sequen
             for name, label, kind, opens in _REVENUE
         ]
         if currency == catalog.currency:
-            cac = Figure(
-                "cac",
-                "Cost of a new customer",
-                revenue["cac"],
-                "cents",
-                "changes",
-                f"{currency} new",
-                currency,
-            )
-            figures.append(cac)
+            cac, won = revenue["cac"], f"{currency} new"
+            figures.append(Figure("cac", "Cost of a new customer", cac, "cents", "changes", won, currency))
         title = f"Revenue in {currency.upper()}"
         found.append(Section(f"revenue_{currency}", title, figures, f"At the end of {revenue['day']} (UTC)."))
         found += [_plans(revenue, currency, catalog), _growth(revenue, currency)]
@@ -190,8 +182,8 @@ def _growth(revenue: RevenueFigures, currency: str) -> Section:
             label=f"{name} on {day}",
             value=moved[name],
             kind="number" if name == "customers" else "micro",
-            opens=("moves" if name in _MOVES else "paying") if moved[name] else "",
-            of=f"{day} {currency} {name}" if name in _MOVES else f"{day} {currency}",
+            opens=("moves" if name in MOVES else "paying") if moved[name] else "",
+            of=f"{day} {currency} {name}" if name in MOVES else f"{day} {currency}",
             currency=currency,
             row=day,
         )
@@ -259,7 +251,9 @@ async def live_sections(store: Store) -> Sequence[Section]:
     ]
     spikes, degraded = await SpikesToday(store).count(), await store.degraded.read(DEGRADED_DAYS)
     since = store.now_ms() // MINUTE_MS - DAY_MINUTES
+    today = sum(minute > since for minute in degraded)
     waits = sum(found["due"] + found["later"] for found in messages)
+    dead = sum(found["dead"] for found in messages)
     unconfirmed = Figure(
         "unconfirmed", "Periods that no invoice confirms", waiting["unconfirmed"].items, opens="unconfirmed"
     )
@@ -283,26 +277,14 @@ async def live_sections(store: Store) -> Sequence[Section]:
             "Messages to customers",
             [
                 Figure("waiting", "Messages that wait", waits, opens="messages", of="waiting"),
-                Figure(
-                    "dead",
-                    "Dead messages",
-                    sum(found["dead"] for found in messages),
-                    opens="messages",
-                    of="dead",
-                ),
+                Figure("dead", "Dead messages", dead, opens="messages", of="dead"),
             ],
         ),
         Section(
             "degraded",
             "Degraded minutes",
             [
-                Figure(
-                    "day",
-                    "In 24 hours",
-                    sum(minute > since for minute in degraded),
-                    opens="degraded",
-                    of="day",
-                ),
+                Figure("day", "In 24 hours", today, opens="degraded", of="day"),
                 Figure("month", f"In {DEGRADED_DAYS} days", len(degraded), opens="degraded"),
             ],
             "Minutes in which a process decided requests without the store.",

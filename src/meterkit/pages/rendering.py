@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 from fractions import Fraction
@@ -9,6 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from starlette.responses import Response
+
+from meterkit.answers import ProblemDocument, ProblemType
 from meterkit.catalog.amounts import minor_units, money, size_text
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
@@ -18,8 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from starlette.requests import Request
+
 STATIC: Final = Path(__file__).with_name("static")
 _INSTANT: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)\S*")
+NO_PAGE: Final = ProblemDocument(
+    kind=ProblemType(404, "about:blank", "Not Found"), detail="There is no such page."
+)
 HEADERS: Final[Mapping[str, str]] = {
     "cache-control": "no-store",
     "content-security-policy": (
@@ -59,22 +68,39 @@ class Pages:
             "micro_per_unit": _micro_per_unit,
             "per_cent": _per_cent,
             "day": _day,
-            "minute": _minute,
+            "minute": "{:%Y-%m-%d %H:%M}".format,
             "instant": iso,
-            "quantity": _quantity,
+            "quantity": "{:,}".format,
             "last_day": _last_day,
             "size": size_text,
             "state": _state,
             "title_in": _title_in,
         }
 
-    def render(self, template: str, context: Mapping[str, object]) -> str:
-        """The HTML of a page."""
-        rendered: str = self._environment.get_template(template).render(context)
-        return rendered
+    def answer(self, request: Request, template: str, shown: Mapping[str, object], plain: object) -> Response:
+        """Answer with the HTML of a page, or with its ``plain`` figures as JSON where those are asked for."""
+        if _wants_json(request.headers.get("accept", "")):
+            return json_answer(plain)
+        rendered: str = self._environment.get_template(template).render(shown)
+        return Response(rendered, headers=HEADERS, media_type="text/html")
 
 
-def wants_json(accept: str) -> bool:
+def as_json(value: object) -> str:
+    """A value as JSON; instants in ISO 8601, UTC."""
+    return json.dumps(value, separators=(",", ":"), default=iso)
+
+
+def json_answer(value: object) -> Response:
+    """Answer with JSON."""
+    return Response(as_json(value), headers=HEADERS, media_type="application/json")
+
+
+def problem_answer(problem: ProblemDocument) -> Response:
+    """Answer with a problem document."""
+    return Response(problem.body, problem.kind.status, headers={**HEADERS, **problem.headers})
+
+
+def _wants_json(accept: str) -> bool:
     """Whether an ``Accept`` field names JSON and not HTML, which browsers always name."""
     kinds = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
     return "application/json" in kinds and "text/html" not in kinds
@@ -89,10 +115,6 @@ def _last_day(end: datetime) -> str:
     return _day(end - timedelta(milliseconds=1))
 
 
-def _minute(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M}"
-
-
 def _micro_money(amount: int, currency: str) -> str:
     return money(round(Fraction(amount, MICRO)), currency)
 
@@ -103,10 +125,6 @@ def _micro_per_unit(currency: str) -> int:
 
 def _per_cent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %")
-
-
-def _quantity(number: int) -> str:
-    return f"{number:,}"
 
 
 def _title_in(name: str, titles: Mapping[str, str]) -> str:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import json
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
-from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from meterkit.answers import ProblemDocument, ProblemType
-from meterkit.decisions.periods import iso, to_ms
+from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.figures import beyond_included, usage_figures
-from meterkit.pages.rendering import HEADERS, STATIC, Pages, wants_json
+from meterkit.pages.rendering import NO_PAGE, STATIC, Pages, problem_answer
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.billing_answers import check_sender, customer_in
 from meterkit.subscriptions.billing_requests import origins_of
@@ -27,12 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from starlette.requests import Request
+    from starlette.responses import Response
     from starlette.types import Scope
 
     from meterkit.pages.figures import PagesKit, UsageFigures
     from meterkit.subscriptions.billing_requests import Origin
-
-_NOT_FOUND: Final = ProblemType(404, "about:blank", "Not Found")
 
 
 def usage_page(
@@ -57,52 +54,43 @@ def usage_page(
         MeterkitError: ``customer`` is missing, an origin is none, or jinja2 is not installed.
     """
     check_customer_of(customer, "a callable that gives the customer's id for an ASGI scope")
-    page = _UsagePage(kit, customer, origins_of(origins), Pages())
+    respond = partial(_respond, kit=kit, customer=customer, origins=origins_of(origins), pages=Pages())
     return Starlette(
         routes=[
-            Route("/", page.respond, methods=["GET"], name="usage page"),
+            Route("/", respond, methods=["GET"], name="usage page"),
             Mount("/static", app=StaticFiles(directory=STATIC)),
         ]
     )
 
 
-class _UsagePage:
-    def __init__(
-        self,
-        kit: PagesKit,
-        customer: Callable[[Scope], str | Awaitable[str | None] | None],
-        origins: frozenset[Origin],
-        pages: Pages,
-    ) -> None:
-        self._kit = kit
-        self._customer = customer
-        self._origins = origins
-        self._pages = pages
+async def _respond(
+    request: Request,
+    *,
+    kit: PagesKit,
+    customer: Callable[[Scope], str | Awaitable[str | None] | None],
+    origins: frozenset[Origin],
+    pages: Pages,
+) -> Response:
+    found = customer(request.scope)
+    who = await found if inspect.isawaitable(found) else found
+    try:
+        figures = await _figures(request, kit, who, origins)
+    except ProblemDocumentError as error:
+        return problem_answer(error.problem)
+    except MeterkitError as error:
+        return problem_answer(problem_of(error))
+    return pages.answer(request, "usage.html", {**_wording(kit, figures), **figures}, figures)
 
-    async def respond(self, request: Request) -> Response:
-        found = self._customer(request.scope)
-        who = await found if inspect.isawaitable(found) else found
-        try:
-            return await self._answer(request, who)
-        except ProblemDocumentError as error:
-            return _told(error.problem)
-        except MeterkitError as error:
-            return _told(problem_of(error))
 
-    async def _answer(self, request: Request, who: object) -> Response:
-        sent_by = request.headers.get("origin")
-        if sent_by is not None:
-            check_sender(sent_by, request.headers.get("host", ""), self._origins)
-        customer = customer_in(who)
-        if any(asked != customer for asked in request.query_params.getlist("customer")):
-            # The same answer for a customer that exists and one that does not.
-            raise ProblemDocumentError(ProblemDocument(kind=_NOT_FOUND, detail="There is no such page."))
-        figures = await usage_figures(self._kit, customer, period_in(request.query_params))
-        if wants_json(request.headers.get("accept", "")):
-            body = json.dumps(figures, separators=(",", ":"), default=iso)
-            return Response(body, headers=HEADERS, media_type="application/json")
-        shown = {**_wording(self._kit, figures), **figures}
-        return Response(self._pages.render("usage.html", shown), headers=HEADERS, media_type="text/html")
+async def _figures(request: Request, kit: PagesKit, who: object, origins: frozenset[Origin]) -> UsageFigures:
+    sent_by = request.headers.get("origin")
+    if sent_by is not None:
+        check_sender(sent_by, request.headers.get("host", ""), origins)
+    customer = customer_in(who)
+    if any(asked != customer for asked in request.query_params.getlist("customer")):
+        # The same answer for a customer that exists and one that does not.
+        raise ProblemDocumentError(NO_PAGE)
+    return await usage_figures(kit, customer, period_in(request.query_params))
 
 
 def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
@@ -123,7 +111,3 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
         "is_now": to_ms(period["start"]) <= kit.store.now_ms() < to_ms(period["end"]),
         "period_days": (period["end"] - period["start"]) / timedelta(days=1),
     }
-
-
-def _told(problem: ProblemDocument) -> Response:
-    return Response(problem.body, problem.kind.status, headers={**HEADERS, **problem.headers})

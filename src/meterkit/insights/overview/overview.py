@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.database import Database
     from meterkit.insights.overview.rows import OverviewFigures, RevenueFigures
     from meterkit.insights.overview.tables import Made, OverviewTables
-    from meterkit.insights.revenue.lists import Changes, Kept, Move, Payment, RevenueLists, UsageCharge
+    from meterkit.insights.revenue.lists import RevenueLists
     from meterkit.insights.revenue.tables import RevenueTables
     from meterkit.settings import Settings
     from meterkit.store.store import Store
@@ -96,17 +96,11 @@ class Overview:
 
     async def last(self) -> Made | None:
         """The last snapshot; None: there is none yet. One that is older than five minutes is made anew."""
-        made = await in_thread(self._tables().last)
+        made = await in_thread(self.tables().last)
         if made is None or self._store.now_ms() - made.at_ms > _FRESH_MS:
             admin = await self._store.admin()
             await admin.ask(admin.client.set(self._asked, b"1", px=_ASKED_MS))
         return made
-
-    async def customers(
-        self, made: Made, name: str, value: str = "", *, after: Sequence[str] = (), most: int
-    ) -> Sequence[CustomerRow]:
-        """A page of a list of customers; see :meth:`OverviewTables.customers`."""
-        return await in_thread(self._tables().customers, made.at_ms, name, value, after=after, most=most)
 
     async def run(self) -> None:
         """Make a snapshot whenever a page has asked for one, until cancelled."""
@@ -128,7 +122,7 @@ class Overview:
 
     async def snapshot(self) -> OverviewFigures:
         """Make a snapshot of all customers now; its figures."""
-        tables, store = self._tables(), self._store
+        tables, store = self.tables(), self._store
         known = await in_thread(tables.last)
         at_ms = max(store.now_ms(), 0 if known is None else known.at_ms + 1)  # It names the snapshot.
         totals = Totals(_delivered(store))
@@ -159,41 +153,8 @@ class Overview:
             found.update([customer async for customer in set_up])
         return sorted(found)
 
-    async def usage(
-        self, made: Made, meter: str, state: str, *, after: str = "", most: int
-    ) -> Sequence[UsageRow]:
-        """Where customers' units of a meter are; see :meth:`OverviewTables.usage`."""
-        return await in_thread(self._tables().usage, made.at_ms, meter, state, after=after, most=most)
-
-    async def payments(
-        self, day: date, currency: str, plan: str = "", *, after: str = "", most: int
-    ) -> Sequence[Payment]:
-        """Who paid on a day; see :meth:`RevenueLists.payments`."""
-        return await in_thread(self._lists().payments, day, currency, plan, after=after, most=most)
-
-    async def moves(
-        self, day: date, currency: str, move: str, *, after: str = "", most: int
-    ) -> Sequence[Move]:
-        """Whose payment changed on a day; see :meth:`RevenueLists.moves`."""
-        return await in_thread(self._lists().moves, day, currency, move, after=after, most=most)
-
-    async def changes(
-        self, day: date, currency: str, moves: Sequence[str], *, after: Sequence[str] = (), most: int
-    ) -> Changes:
-        """Whose payment changed in the month until a day; see :meth:`RevenueLists.changes`."""
-        return await in_thread(self._lists().changes, day, currency, moves, after=after, most=most)
-
-    async def kept(self, day: date, currency: str, *, after: str = "", most: int) -> Sequence[Kept]:
-        """What customers of a month before bring now; see :meth:`RevenueLists.kept`."""
-        return await in_thread(self._lists().kept, day, currency, after=after, most=most)
-
-    async def usage_charges(
-        self, day: date, currency: str, *, after: Sequence[str] = (), most: int
-    ) -> Sequence[UsageCharge]:
-        """What the usage revenue of a day consists of; see :meth:`RevenueLists.usage`."""
-        return await in_thread(self._lists().usage, day, currency, after=after, most=most)
-
-    def _lists(self) -> RevenueLists:
+    def lists(self) -> RevenueLists:
+        """Who paid on a day, and whose payment changed; each call blocks."""
         database = self._opened_database()
         lists: Any = import_module("meterkit.insights.revenue.lists")
         found: RevenueLists = lists.RevenueLists(database)
@@ -213,7 +174,8 @@ class Overview:
             self._database = opened
         return opened
 
-    def _tables(self) -> OverviewTables:
+    def tables(self) -> OverviewTables:
+        """The tables of the snapshots; each call blocks."""
         database = self._opened_database()
         tables: Any = import_module("meterkit.insights.overview.tables")
         found: OverviewTables = tables.OverviewTables(database)

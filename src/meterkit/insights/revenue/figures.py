@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
+"""How what a customer brings changes."""
+
 _CHANGES: Final = 3
 _TRIED: Final = 6
 
