@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import socket
 import subprocess
@@ -45,14 +46,18 @@ def redis_binary() -> Path | None:
     return Path(on_path) if on_path else None
 
 
-# Below those that systems hand out by themselves, so that nobody else takes one before it is used; each
-# process goes round from a place of its own.
-_FIRST: Final = randrange(10_000, 32_000)  # noqa: S311 - a place, not a secret
-_ports: Final[cycle[int]] = cycle([*range(_FIRST, 32_000), *range(10_000, _FIRST)])
+# Below those that systems hand out by themselves, and apart from those of the other workers of this run: a
+# server takes seconds to bind its port, in which no other test may choose it. The random start keeps two
+# runs on one machine apart.
+_WORKERS: Final = 16
+_WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+_OURS: Final = range(10_000 + _WORKER, 32_000, _WORKERS)
+_FIRST: Final = randrange(len(_OURS))  # noqa: S311 - a place, not a secret
+_ports: Final[cycle[int]] = cycle([*_OURS[_FIRST:], *_OURS[:_FIRST]])
 
 
 def free_port() -> int:
-    """A port that is free, and that nobody is likely to take before it is used."""
+    """A free port that no other test of this run can choose."""
     for port in _ports:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))

@@ -101,7 +101,7 @@ async def test_i6_what_was_served_is_recorded_and_billed(
     async with office(store_url) as desk:
         with running(deployment, tmp_path, **desk.variables) as server:
             async with visiting(server.url) as client:
-                await ready(client, lambda: server.ended)
+                await ready(client, server)
                 visitors = Visitors(client)
                 await visitors.all_come()
             assert {200: INCLUDED, 429: 12 - INCLUDED} == visitors.statuses

@@ -36,7 +36,7 @@ async def test_websockets_are_decided_counted_and_closed(
         await customers.override(CUSTOMER, {"words": {"included": 3, "overage": "deny"}})
         with running(deployment, tmp_path, **desk.variables) as server:
             async with visiting(server.url) as client:
-                await ready(client, lambda: server.ended)
+                await ready(client, server)
             url = server.url.replace("http", "ws", 1) + "/api/v1/live"
             who = {"x-customer-id": CUSTOMER}
             async with connect(url, additional_headers=who) as live:

@@ -14,6 +14,8 @@ from field.shared import CHAT_INPUT, CHAT_OUTPUT
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
+    from field.deployments import Running
+
 BILLED: Final = "globex"
 REFUSED: Final = "initech"
 INCLUDED: Final = 5
@@ -91,11 +93,11 @@ def _named(customer: str) -> dict[str, str]:
     return {"x-customer-id": customer}
 
 
-async def ready(client: httpx.AsyncClient, has_ended: Callable[[], bool]) -> None:
-    """Wait until the server answers; it fails the test where it ends first."""
+async def ready(client: httpx.AsyncClient, server: Running) -> None:
+    """Wait until the server answers; where it ends first, fail with what it printed."""
     async with asyncio.timeout(_READY_S):
         while True:
-            assert not has_ended()
+            assert not server.ended, server.log.read_text(errors="replace")
             try:
                 answer = await client.get("/healthz")
             except httpx.TransportError:
