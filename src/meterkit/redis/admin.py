@@ -175,7 +175,7 @@ class Admin:
     async def close(self) -> None:
         """Close all connections."""
         delivery, self._delivery = self._delivery, None
-        for other in (*([] if delivery is None else [delivery]), *self._nodes.values()):
+        for other in filter(None, (delivery, *self._nodes.values())):
             await other.close()
         await self.client.aclose(close_connection_pool=True)
 

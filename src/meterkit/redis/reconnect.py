@@ -188,7 +188,7 @@ class Reconnector:
         if self._telling is not None:
             self._telling.cancel()
         self._lose_patience()
-        for connection in (*self._ended, *([self.connection] if self.connection else [])):
+        for connection in filter(None, (*self._ended, self.connection)):
             await connection.close()
         self.connection = None
         self._on_change(None)

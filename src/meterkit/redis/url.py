@@ -331,8 +331,11 @@ def _parameters(url: SplitResult) -> dict[str, str]:
     found = parse_qsl(url.query, keep_blank_values=True)
     allowed, said = {"db"}, "the only parameter that it may carry, once, is db"
     if url.scheme in {"rediss", "redis+sentinel", "redis+cluster"}:
-        allowed |= {*_OF_TLS, *(_OF_SENTINELS if url.scheme == "redis+sentinel" else ())}
-        own = "sentinel_username, sentinel_password, " if url.scheme == "redis+sentinel" else ""
+        allowed.update(_OF_TLS)
+        own = ""
+        if url.scheme == "redis+sentinel":
+            allowed.update(_OF_SENTINELS)
+            own = "sentinel_username, sentinel_password, "
         said = (
             f"the only parameters that it may carry, each once, are db, {own}ssl_ca_certs, ssl_certfile,"
             " ssl_keyfile and ssl_cert_reqs=required"
