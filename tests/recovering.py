@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from houses import CUSTOMERS, House
 from meterkit.delivery.recovering import Recoverer
 from meterkit.delivery.summaries import StripeSummaries
+from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.audit.journal import journal_of
 from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
@@ -58,7 +58,7 @@ async def recover(kit: MeterKit) -> Told:
     """What ``meterkit recover`` does."""
     summaries = StripeSummaries(StripeApi(kit.settings))
     try:
-        recoverer = Recoverer(kit.store, summaries, journal_of(kit.settings))
+        recoverer = Recoverer(kit.store, summaries, audit_database_of(kit.settings))
         assert await recoverer.not_compared() == 0
         recovered = await recoverer.recover()
         if kit.settings.audit_url is None:

@@ -18,8 +18,7 @@ from meterkit.delivery.background import delivery_tasks, flusher_for
 from meterkit.delivery.on_demand import Cutter, deliver_customer, undelivered
 from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.summaries import until_counted
-from meterkit.insights.audit.hourly_usage import HourlyUsage
-from meterkit.insights.audit.journal import journal_of
+from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.background import insights_tasks
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.notify import EventDispatcher, Handlers
@@ -93,7 +92,7 @@ class Parts:
         self.store = store
         self.settings = settings
         self._stripe = stripe = StripeAccess(settings)
-        self._journal = journal = journal_of(settings)
+        self._journal = journal = audit_database_of(settings)
         self.grants = Grants(store)
         self.gauges = Gauges(store)
         self.outbox = Intents(store)
@@ -119,9 +118,8 @@ class Parts:
         )
         self.customers = Customers(store, hooks)
         self.handlers = Handlers()
-        history = None if settings.audit_url is None else HourlyUsage(settings.audit_url.get_secret_value())
         reach = None if contact is None else partial(contact_of, contact)
-        self.notify = Messages(store, settings, reach, history, self.handlers.events)
+        self.notify = Messages(store, settings, reach, journal, self.handlers.events)
         self._dispatcher = EventDispatcher(store, self.handlers)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:

@@ -18,7 +18,7 @@ from meterkit.delivery.journaling import JournaledTransport
 from meterkit.delivery.outcomes import Outcome
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
-from meterkit.insights.audit.journal import DatabaseJournal, journal_of
+from meterkit.insights.audit.calls import AuditDatabase, audit_database_of
 from meterkit.outbox.intents import Sealed
 from meterkit.outbox.journal import JournalRow
 from meterkit.stripe.api import StripeApi
@@ -325,7 +325,7 @@ async def test_a_flush_writes_each_identifier_once(store_url: str, tmp_path: Pat
         async with kit_for(store_url, at.url, clock=at.clock, shards=1, audit_url=url) as kit:
             await kit.record("acme", "requests", 7)
             assert (await kit.flush(everything=True)).delivered == 1
-            journal = journal_of(kit.settings)
+            journal = audit_database_of(kit.settings)
             assert journal is not None
             (written,) = await journal.read("acme", "api_requests", 0)
             assert (written.value, written.stripe_customer) == (7, "cus_acme")
@@ -337,7 +337,7 @@ async def test_a_flush_writes_each_identifier_once(store_url: str, tmp_path: Pat
 
 async def test_a_row_that_cannot_be_read_is_said_and_the_audit_log_goes_on(tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
-    journal = DatabaseJournal(url)
+    journal = AuditDatabase(url)
     await journal.write([row(1, 5)])
     with closing(sqlite3.connect(tmp_path / "audit.db")) as database:
         database.execute("UPDATE meterkit_deliveries SET value = 'many'")

@@ -15,7 +15,7 @@ from delivering import delivered, desk
 from hooking import SECRET
 from meterkit import MeterkitError
 from meterkit.delivery.error_reports import take_refusals
-from meterkit.insights.audit.journal import DatabaseJournal, journal_of
+from meterkit.insights.audit.calls import AuditDatabase, audit_database_of
 from meterkit.starlette import stripe_webhook
 from meterkit.stripe.api import StripeApi
 
@@ -73,7 +73,7 @@ async def test_what_is_refused_later_is_taken_off_the_journal(
 ) -> None:
     url = sqlite_in(tmp_path)
     async with streaming(store_url, audit_url=url) as (at, api):
-        journal = journal_of(at.kit.settings)
+        journal = audit_database_of(at.kit.settings)
         assert journal is not None
         await at.link("acme")
         await at.kit.customers.link("lost", "cus_unknown")
@@ -81,7 +81,7 @@ async def test_what_is_refused_later_is_taken_off_the_journal(
             await at.kit.record(customer, "requests", 7)
         await at.kit.flush(everything=True)
         assert len(await journal.read("lost", "api_requests", 0)) == 1
-        away = DatabaseJournal("sqlite:////no/such/directory/audit.db")
+        away = AuditDatabase("sqlite:////no/such/directory/audit.db")
         await take_all(at, api, away if is_away else journal)
         assert await places(at, "lost") == {"dead": 7}
         assert len(await journal.read("lost", "api_requests", 0)) == is_away

@@ -8,9 +8,9 @@ from typing import Final
 import pytest
 
 from meterkit.errors import MeterkitError
+from meterkit.insights.audit.calls import AuditDatabase
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.entries import Row
-from meterkit.insights.audit.journal import DatabaseJournal
 from meterkit.outbox.journal import JournalRow
 
 pytestmark = pytest.mark.anyio
@@ -27,7 +27,7 @@ ROW: Final = JournalRow(
 
 
 async def test_a_row_is_kept_once_and_found_by_customer_event_name_and_time(audit_url: str) -> None:
-    journal = DatabaseJournal(audit_url)
+    journal = AuditDatabase(audit_url)
     assert await journal.begun_ms() is None
     back = ROW._replace(identifier="intent-2", value=-5, delivered_at_ms=ROW.delivered_at_ms + 1)
     await journal.write([ROW])
@@ -39,7 +39,7 @@ async def test_a_row_is_kept_once_and_found_by_customer_event_name_and_time(audi
 
 
 async def test_rows_from_before_a_customer_was_deleted_are_not_its_own(audit_url: str) -> None:
-    journal, database = DatabaseJournal(audit_url), Database(audit_url)
+    journal, database = AuditDatabase(audit_url), Database(audit_url)
     await journal.write([ROW])
     deleted = Row("0/1", "", "deleted", "acme", None, ROW.delivered_at_ms + 1)
     await to_thread(database.insert, [deleted])
@@ -47,6 +47,6 @@ async def test_rows_from_before_a_customer_was_deleted_are_not_its_own(audit_url
 
 
 async def test_a_database_that_cannot_be_used_is_an_error_of_each_call() -> None:
-    journal = DatabaseJournal("sqlite:////no/such/directory/audit.db")
+    journal = AuditDatabase("sqlite:////no/such/directory/audit.db")
     with pytest.raises(MeterkitError, match="the database of the audit log failed"):
         await journal.write([ROW])

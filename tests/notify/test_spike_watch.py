@@ -16,9 +16,9 @@ from meterkit import MeterKit, UsageSpike
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import SettingsError, StoreError
+from meterkit.insights.audit.calls import AuditDatabase
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.entries import Row
-from meterkit.insights.audit.hourly_usage import HourlyUsage
 from meterkit.notify.spikes import SpikesToday, SpikeWatch
 from meterkit.store.messages import tell
 from meterkit.testing import Clock
@@ -70,7 +70,7 @@ async def test_a_spike_is_sent_once_a_day(
 ) -> None:
     clock, url = Clock(NOW), written(tmp_path)
     async with receiver() as hook, kit_of(store_url, clock, url=hook.url, plans=SPIKES, audit_url=url) as kit:
-        watch = SpikeWatch(kit.store, HourlyUsage(url), any_event)
+        watch = SpikeWatch(kit.store, AuditDatabase(url), any_event)
 
         async def cut(*args: Any) -> None:
             await tell(*args)
@@ -151,7 +151,7 @@ async def test_usage_since_midnight_is_found_by_an_index(tmp_path: Path) -> None
 
     event.listen(Engine, "before_cursor_execute", keep)
     try:
-        found = await HourlyUsage(url).active(MIDNIGHT_MS, least=1_300)
+        found = await AuditDatabase(url).active(MIDNIGHT_MS, least=1_300)
     finally:
         event.remove(Engine, "before_cursor_execute", keep)
     assert {("acme", "requests"), ("bolt", "requests")} == set(found)

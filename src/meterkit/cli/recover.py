@@ -19,8 +19,8 @@ from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.recovering import Recovered, Recoverer
 from meterkit.delivery.summaries import StripeSummaries
+from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.audit.draining import drainer_of
-from meterkit.insights.audit.journal import journal_of
 from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.stripe.api import StripeApi
 
@@ -74,7 +74,7 @@ async def recover(
         summaries = StripeSummaries(StripeApi(kit.settings))
         stack.push_async_callback(summaries.close)
         await stack.enter_async_context(started(kit))
-        recoverer = Recoverer(kit.store, summaries, journal_of(kit.settings))
+        recoverer = Recoverer(kit.store, summaries, audit_database_of(kit.settings))
         if since is not None and not dry_run:
             await recoverer.doubt(since)
         left = await recoverer.not_compared()

@@ -36,7 +36,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from sqlalchemy import Connection, Insert
+    from sqlalchemy import Connection, Insert, Select
 
 Sums = dict[int, dict[str, dict[str, int]]]
 """By period (its first instant, ms) and meter, the units of each class."""
@@ -45,6 +45,9 @@ DaySums = dict[tuple[int, str], int]
 """By day (days since 1970, UTC) and meter, the units that were recorded."""
 
 _DAY_MS: Final = 86_400_000
+_HOUR_MS: Final = 3_600_000
+_AHEAD_MS: Final = 60_000
+"""Usage is recorded at most so long before it happened, by the clocks of apps."""
 _COUNTED: Final = ("recorded", "summed", "corrected")
 _TEXTS: Final = ("event", "meter", "kind", "customer")
 _MAY_LACK: Final = ("period_start_ms", "occurred_at_ms", "late_of_ms", "model", "provider", "details")
@@ -158,9 +161,7 @@ class Database:
         Raises:
             MeterkitError: the database does not answer.
         """
-        with self.begun() as connection:
-            found = connection.execute(select(TABLE.c.customer).distinct())
-            return sorted(str(name) for (name,) in found)
+        return sorted(str(name) for (name,) in self.read(select(TABLE.c.customer).distinct()))
 
     def sums(self, customer: str, since_ms: int) -> tuple[Sums, Mapping[int, int]]:
         """What a customer has used since it was deleted, if it was; and, by period, when last (ms).
@@ -212,6 +213,41 @@ class Database:
             found: Any = connection.execute(asked.group_by(day, table.meter)).all()
         return {(int(at), str(meter)): int(units) for at, meter, units in found}
 
+    def active(self, since_ms: int, least: int) -> Sequence[tuple[str, str]]:
+        """Customers and meters with at least so many units since an instant.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        table = TABLE.c
+        # Grouped by columns, SQLite would walk over the whole table in the order of the index by customer.
+        named = (table.customer + "", table.meter + "")
+        asked = (
+            select(*named)
+            .where(table.recorded_at_ms >= since_ms, table.kind.in_(_COUNTED))
+            .group_by(*named)
+            .having(func.sum(table.quantity) >= least)
+        )
+        return [(str(customer), str(meter)) for customer, meter in self.read(asked)]
+
+    def hours(self, customer: str, meter: str, since_ms: int) -> Mapping[int, int]:
+        """Units by hour since 1970.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        table = TABLE.c
+        at_ms = func.coalesce(table.occurred_at_ms, table.recorded_at_ms)
+        hour = (at_ms - at_ms % _HOUR_MS).label("hour")
+        asked = select(hour, func.sum(table.quantity)).where(
+            table.customer == customer,
+            table.meter == meter,
+            table.kind.in_(_COUNTED),
+            table.recorded_at_ms >= since_ms - _AHEAD_MS,
+            at_ms >= since_ms,
+        )
+        return {int(at) // _HOUR_MS: int(units) for at, units in self.read(asked.group_by(hour))}
+
     def insert_deliveries(self, rows: Sequence[JournalRow]) -> None:
         """Insert rows of the journal, all or none; those that are there already stay as they are.
 
@@ -236,8 +272,7 @@ class Database:
         asked = select(DELIVERIES).where(
             table.customer == customer, table.event_name == event_name, table.delivered_at_ms >= since_ms
         )
-        with self.begun(DELIVERIES) as connection:
-            found: Any = connection.execute(asked.order_by(table.delivered_at_ms)).all()
+        found = self.read(asked.order_by(table.delivered_at_ms), DELIVERIES)
         try:
             return [JournalRow(*row[:4], *map(int, row[4:])) for row in found]
         except (ValueError, TypeError):
@@ -260,9 +295,18 @@ class Database:
         Raises:
             MeterkitError: the database does not answer.
         """
-        with self.begun(DELIVERIES) as connection:
-            found: int | None = connection.execute(select(func.min(DELIVERIES.c.delivered_at_ms))).scalar()
-            return found
+        found: int | None = self.read(select(func.min(DELIVERIES.c.delivered_at_ms)), DELIVERIES)[0][0]
+        return found
+
+    def read(self, asked: Select[Any], table: Table = TABLE) -> Sequence[Any]:
+        """The rows that a statement asks for; a table that is not there is made, with those beside it.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        with self.begun(table) as connection:
+            found: Sequence[Any] = connection.execute(asked).all()
+        return found
 
     @contextmanager
     def begun(self, table: Table = TABLE) -> Generator[Connection]:

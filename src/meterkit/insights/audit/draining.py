@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from meterkit.decisions.keys import HOOKS_SHARD, meter_token
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.insights.audit.calls import database_at
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_of_a_key
@@ -151,11 +151,8 @@ def drainer_of(store: Store, settings: Settings) -> Drainer:
         SettingsError: there is no audit log, or its database cannot be used.
         ImportError: SQLAlchemy is not installed.
     """
-    # SQLAlchemy takes a while to import, and is wanted by few.
-    database: type[Database] = import_module("meterkit.insights.audit.database").Database
-    return Drainer(
-        store, database("" if settings.audit_url is None else settings.audit_url.get_secret_value())
-    )
+    url = "" if settings.audit_url is None else settings.audit_url.get_secret_value()
+    return Drainer(store, database_at(url))
 
 
 class Drainer:

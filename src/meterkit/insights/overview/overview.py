@@ -6,13 +6,14 @@ import asyncio
 from contextlib import aclosing
 from dataclasses import asdict
 from datetime import timedelta
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.customers import customers_set_up
 from meterkit.customers.usage import customers_with_counts
 from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.errors import SettingsError
+from meterkit.insights.audit.calls import open_database
 from meterkit.insights.overview.rows import CustomerRow, Totals, UsageRow, row_of
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.redis.daemon_thread import in_thread
@@ -90,7 +91,6 @@ class Overview:
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
         self._settings = settings
-        self._database: Database | None = None
         self._asked = store.keys.shard(HOOKS_SHARD, "overview:asked")
         self._lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, "overview:lease"), lasts_ms=_LEASE_MS)
 
@@ -140,7 +140,7 @@ class Overview:
         await in_thread(tables.write, at_ms, rows, of_meters)
         figures: OverviewFigures = {
             "customers": totals.figures(),
-            "revenue": await revenue_figures(self._store, self._settings, self._opened_database()),
+            "revenue": await revenue_figures(self._store, self._settings, self._database),
         }
         await in_thread(tables.finish, at_ms, figures)
         return figures
@@ -155,31 +155,19 @@ class Overview:
 
     def lists(self) -> RevenueLists:
         """Who paid on a day, and whose payment changed; each call blocks."""
-        database = self._opened_database()
-        lists: Any = import_module("meterkit.insights.revenue.lists")
-        found: RevenueLists = lists.RevenueLists(database)
-        return found
+        database = self._database
+        lists: type[RevenueLists] = import_module("meterkit.insights.revenue.lists").RevenueLists
+        return lists(database)
 
-    def _opened_database(self) -> Database:
-        if self._settings.audit_url is None:
-            raise SettingsError(
-                "audit_url",
-                "audit_url: figures over all customers are kept beside the audit log; set METERKIT_AUDIT_URL"
-                " to a database",
-            )
-        if (opened := self._database) is None:
-            # SQLAlchemy takes a while to import, and is wanted by few.
-            module: Any = import_module("meterkit.insights.audit.database")
-            opened = module.Database(self._settings.audit_url.get_secret_value())
-            self._database = opened
-        return opened
+    @cached_property
+    def _database(self) -> Database:
+        return open_database(self._settings, "figures over all customers are")
 
     def tables(self) -> OverviewTables:
         """The tables of the snapshots; each call blocks."""
-        database = self._opened_database()
-        tables: Any = import_module("meterkit.insights.overview.tables")
-        found: OverviewTables = tables.OverviewTables(database)
-        return found
+        database = self._database
+        tables: type[OverviewTables] = import_module("meterkit.insights.overview.tables").OverviewTables
+        return tables(database)
 
 
 def _delivered(store: Store) -> frozenset[str]:

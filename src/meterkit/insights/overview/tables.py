@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import BigInteger, Column, Index, MetaData, Table, Text, and_, delete, insert, or_, select
 
@@ -125,8 +125,7 @@ class OverviewTables:
         asked = select(*(table[name] for name in UsageRow._fields)).where(
             table.made_at_ms == at_ms, table.meter == meter, table[state] != 0, table.customer > after
         )
-        with self._database.begun(_SNAPSHOTS) as connection:
-            rows: Any = connection.execute(asked.order_by(table.customer).limit(most)).all()
+        rows = self._database.read(asked.order_by(table.customer).limit(most), _SNAPSHOTS)
         return [UsageRow(customer, name, *map(int, units)) for customer, name, *units in rows]
 
     def customers(
@@ -159,8 +158,7 @@ class OverviewTables:
             if after:
                 asked = asked.where(table.customer > after[-1])
             asked = asked.order_by(table.customer)
-        with self._database.begun(_SNAPSHOTS) as connection:
-            rows: Any = connection.execute(asked.limit(most)).all()
+        rows = self._database.read(asked.limit(most), _SNAPSHOTS)
         return [CustomerRow(*row[:5], *map(int, row[5:])) for row in rows]
 
 

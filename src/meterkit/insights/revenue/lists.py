@@ -108,7 +108,7 @@ class RevenueLists:
         )
         if plan:
             asked = asked.where(of.plan == plan)
-        rows = self._read(asked.order_by(of.customer).limit(most))
+        rows = self._database.read(asked.order_by(of.customer).limit(most))
         return [Payment(who, of_plan, money, int(mrr)) for who, of_plan, money, mrr in rows]
 
     def moves(self, day: date, currency: str, move: str, *, after: str, most: int) -> list[Move]:
@@ -123,7 +123,7 @@ class RevenueLists:
         """
         days = (day - timedelta(days=1)).isoformat(), day.isoformat()
         customer, asked = _churned(*days, currency) if move == "churn" else _paying(*days, currency, move)
-        rows = self._read(asked.where(customer > after).order_by(customer).limit(most))
+        rows = self._database.read(asked.where(customer > after).order_by(customer).limit(most))
         return [
             Move(who, plan, currency, move, int(before), int(now), abs(int(now) - int(before)))
             for who, plan, before, now in rows
@@ -166,7 +166,7 @@ class RevenueLists:
             days.day <= day.isoformat(),
             or_(*(days[move] > 0 for move in moves)),
         )
-        for at, customers, *sums in self._read(asked.order_by(days.day)):
+        for at, customers, *sums in self._database.read(asked.order_by(days.day)):
             for move, total in sorted(zip(moves, sums, strict=True)):
                 if total:
                     yield at, move, int(customers)
@@ -195,7 +195,7 @@ class RevenueLists:
                 was.c.customer > after,
             )
         )
-        rows = self._read(asked.order_by(was.c.customer).limit(most))
+        rows = self._database.read(asked.order_by(was.c.customer).limit(most))
         return [Kept(who, plan, currency, int(before), int(mrr)) for who, plan, before, mrr in rows]
 
     def usage(self, day: date, currency: str, *, after: Sequence[str], most: int) -> list[UsageCharge]:
@@ -220,13 +220,8 @@ class RevenueLists:
             asked = asked.where(
                 or_(charged.customer > customer, and_(charged.customer == customer, charged.day > last))
             )
-        rows = self._read(asked.order_by(charged.customer, charged.day).limit(most))
+        rows = self._database.read(asked.order_by(charged.customer, charged.day).limit(most))
         return [UsageCharge(who, ended, money, int(amount)) for who, ended, money, amount in rows]
-
-    def _read(self, asked: Any) -> Sequence[Any]:
-        with self._database.begun() as connection:
-            found: Sequence[Any] = connection.execute(asked).all()
-        return found
 
 
 def _place(rows: Sequence[tuple[str, Move]]) -> tuple[str, ...]:

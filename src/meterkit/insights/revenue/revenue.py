@@ -6,12 +6,14 @@ import asyncio
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
+from functools import cached_property
 from importlib import import_module
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.errors import MeterkitError, SettingsError
+from meterkit.errors import MeterkitError
+from meterkit.insights.audit.calls import open_database
 from meterkit.insights.revenue.figures import (
     Churn,
     Day,
@@ -120,7 +122,6 @@ class Revenue:
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
         self._settings = settings
-        self._opened: RevenueTables | None = None
         self._by_plan: Mapping[tuple[str, str], int] = {}
         self._by_plan_until_s = 0.0
         self._lease = TaskLease(store, store.keys.shard(HOOKS_SHARD, "revenue:lease"), lasts_ms=_LEASE_MS)
@@ -131,7 +132,7 @@ class Revenue:
         Raises:
             MeterkitError: there is no snapshot of that day.
         """
-        tables = self._tables()
+        tables = self._tables
         found = await in_thread(tables.last, day or self._yesterday())
         if found is None or day not in {None, found}:
             asked = "any day" if day is None else f"{day}"
@@ -163,7 +164,7 @@ class Revenue:
         """
         if cents < 0:
             raise MeterkitError(f"spend: found {cents} cents; allowed is a number from 0")
-        await in_thread(self._tables().spend, day, cents)
+        await in_thread(self._tables.spend, day, cents)
 
     async def by_plan(self) -> Mapping[tuple[str, str], int]:
         """What the customers of each plan bring in each currency (micro-cents), by the last snapshot.
@@ -171,7 +172,7 @@ class Revenue:
         The database is asked once in ten minutes: this is read with each scrape of metrics.
         """
         if monotonic() >= self._by_plan_until_s:
-            tables = self._tables()
+            tables = self._tables
             last = await in_thread(tables.last, self._yesterday())
             self._by_plan = {} if last is None else await in_thread(tables.by_plan, last)
             self._by_plan_until_s = monotonic() + _EVERY_S
@@ -179,13 +180,13 @@ class Revenue:
 
     async def look(self) -> tuple[date | None, Sequence[date]]:
         """The last day with a snapshot, and days before yesterday without one. Nothing is made."""
-        tables, yesterday = self._tables(), self._yesterday()
+        tables, yesterday = self._tables, self._yesterday()
         last = await in_thread(tables.last, yesterday) if await in_thread(tables.look) else None
         return last, [] if last is None else await in_thread(tables.missing, yesterday - _DAY)
 
     async def days(self, first: date, last: date) -> Sequence[date]:
         """The days with a snapshot, from the first to the last."""
-        return list(await in_thread(self._tables().days, first, last))
+        return list(await in_thread(self._tables.days, first, last))
 
     async def snapshot(self) -> Sequence[date]:
         """Make the snapshots that are missing, the oldest first; the days that were made.
@@ -195,7 +196,7 @@ class Revenue:
         Raises:
             StoreError: the store does not answer.
         """
-        tables = self._tables()
+        tables = self._tables
         yesterday = self._yesterday()
         missing = await in_thread(tables.missing, yesterday)
         for day in missing[-_DAYS_BACK:]:
@@ -210,20 +211,11 @@ class Revenue:
     def _yesterday(self) -> date:
         return (datetime.fromtimestamp(self._store.now_ms() // 1000, UTC) - _SETTLES).date() - _DAY
 
+    @cached_property
     def _tables(self) -> RevenueTables:
-        if self._settings.audit_url is None:
-            raise SettingsError(
-                "audit_url",
-                "audit_url: revenue is kept beside the audit log; set METERKIT_AUDIT_URL to a database",
-            )
-        if (opened := self._opened) is None:
-            # SQLAlchemy takes a while to import, and is wanted by few.
-            database: Any = import_module("meterkit.insights.audit.database")
-            tables: Any = import_module("meterkit.insights.revenue.tables")
-            url = self._settings.audit_url.get_secret_value()
-            opened = tables.RevenueTables(database.Database(url))
-            self._opened = opened
-        return opened
+        database = open_database(self._settings, "revenue is")
+        tables: type[RevenueTables] = import_module("meterkit.insights.revenue.tables").RevenueTables
+        return tables(database)
 
 
 def _write_again(tables: RevenueTables, day: date) -> None:

@@ -99,8 +99,7 @@ class RevenueTables:
         """What the usage of periods that ended on a day costs, by customer."""
         table = _USED.c
         asked = select(table.customer, table.currency, table.amount).where(table.day == _key(day))
-        with self._database.begun(_PAYING) as connection:
-            rows: Any = connection.execute(asked.order_by(table.customer)).all()
+        rows = self._database.read(asked.order_by(table.customer), _PAYING)
         return [Used(customer, currency, int(amount)) for customer, currency, amount in rows]
 
     def usage(self, first: date, last: date) -> dict[str, int]:
@@ -109,8 +108,7 @@ class RevenueTables:
         asked = select(table.currency, func.sum(table.amount)).where(
             table.day.between(_key(first), _key(last))
         )
-        with self._database.begun(_PAYING) as connection:
-            rows: Any = connection.execute(asked.group_by(table.currency)).all()
+        rows = self._database.read(asked.group_by(table.currency), _PAYING)
         return {currency: int(amount) for currency, amount in rows}
 
     def look(self) -> bool:
@@ -121,16 +119,14 @@ class RevenueTables:
         """What all customers of a plan brought on a day (micro-cents), by plan and currency."""
         table = _PAYING.c
         asked = select(table.plan, table.currency, func.sum(table.mrr)).where(table.day == _key(day))
-        with self._database.begun(_PAYING) as connection:
-            rows: Any = connection.execute(asked.group_by(table.plan, table.currency)).all()
+        rows = self._database.read(asked.group_by(table.plan, table.currency), _PAYING)
         return {(plan, currency): int(amount) for plan, currency, amount in rows}
 
     def days(self, first: date, last: date) -> dict[date, Mapping[str, Day]]:
         """The days that were made, from the first to the last, and what each came to by currency."""
         found: dict[date, dict[str, Day]] = {}
         asked = select(_DAYS).where(_DAYS.c.day.between(_key(first), _key(last)))
-        with self._database.begun(_PAYING) as connection:
-            rows: Any = connection.execute(asked.order_by(_DAYS.c.day, _DAYS.c.currency)).all()
+        rows = self._database.read(asked.order_by(_DAYS.c.day, _DAYS.c.currency), _PAYING)
         for day, currency, *figures in rows:
             of = found.setdefault(date.fromisoformat(day), {})
             if currency != _NO_CURRENCY:
