@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tracemalloc
 from random import Random
 from typing import TYPE_CHECKING, Final
@@ -91,6 +92,43 @@ class Large:
         for page in range(self._pages):
             keys = (f"{prefix}ada/images/{page}/{number}" for number in range(1000))
             yield Page([Version(key, "null", 7) for key in keys], None)
+
+
+class Empty:
+    """A store of objects without any."""
+
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+        del bucket, prefix
+        yield Page([], None)
+
+
+def record(bucket: str, key: str, size: int) -> dict[str, object]:
+    return {
+        "eventVersion": "2.1",
+        "eventTime": NOW.isoformat(),
+        "eventName": "ObjectCreated:Put",
+        "s3": {"bucket": {"name": bucket}, "object": {"key": key, "size": size, "sequencer": "0A"}},
+    }
+
+
+async def test_objects_of_a_bucket_that_is_named_no_more_are_taken_out(store_url: str) -> None:
+    moved = PLANS.replace("bucket: uploads", "bucket: moved")
+    records = [record("uploads", "ada/images/a.png", 700), record("uploads", "bob/images/b.png", 40)]
+
+    def kit_of(plans: str) -> MeterKit:
+        return MeterKit(loads(plans), clock=Clock(NOW), redis_url=store_url, flush=False)
+
+    async with kit_of(PLANS) as kit:
+        await kit.storage.count(json.dumps({"Records": records}))
+        assert await kit.gauges.get("ada", "storage") == 700
+    async with kit_of(moved) as kit:
+        await kit.storage.count(json.dumps({"Records": [record("moved", "ada/images/c.png", 5)]}))
+        assert await kit.storage.recalculate(dry_run=True, lister=Empty()) == {"ada": -700, "bob": -40}
+        assert await kit.storage.recalculate("bob", lister=Empty()) == {"bob": -40}
+        assert await kit.storage.recalculate(lister=Empty()) == {"ada": -700}
+        assert await kit.storage.recalculate(lister=Empty()) == {}
+        assert await kit.gauges.get("ada", "storage") == 5  # An event of just now: no listing has it yet.
+        assert await kit.gauges.get("bob", "storage") == 0
 
 
 async def test_memory_does_not_grow_with_the_bucket() -> None:

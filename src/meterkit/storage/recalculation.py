@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from importlib import import_module
 from itertools import islice
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVa
 from meterkit.catalog import OTHER_TYPE
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.daemon_thread import in_thread
-from meterkit.storage.records import bucket_tag, object_field, owner_of
+from meterkit.storage.records import TAG_LENGTH, bucket_tag, object_field, owner_of
 from meterkit.storage.shelf import AT_ONCE, REMOVED, STORED, Correction, Known, Window, shelve
 from meterkit.store.arguments import is_customer
 
@@ -224,9 +224,10 @@ async def recalculate(
             await listing.sort()
             async for name in listing.customers():
                 try:
-                    drift[name] += await _relist(
-                        store, storage, name, bucket, listing, window, dry_run=dry_run
-                    )
+                    if bucket == storage.objects[0].bucket:  # Once for each customer.
+                        drift[name] += await _retire(store, storage, name, dry_run=dry_run)
+                    tag = bucket_tag(bucket)
+                    drift[name] += await _relist(store, storage, name, tag, listing, window, dry_run=dry_run)
                 except StoreError as error:
                     failed[name], in_a_row = error, in_a_row + 1
                     if in_a_row == _FAILED_IN_A_ROW:
@@ -273,7 +274,7 @@ async def _relist(
     store: Store,
     storage: Storage,
     customer: str,
-    bucket: str,
+    tag: str,
     listing: Listing,
     window: Window,
     *,
@@ -285,14 +286,37 @@ async def _relist(
         StoreError: the store does not answer, or what it keeps is damaged.
     """
     if not dry_run:  # From now on no event may change what the listing has.
-        await shelve(store, storage, customer, bucket, [], window=window)
+        await shelve(store, storage, customer, tag, [], window=window)
     drift = 0
-    async for batch in listing.compare(customer, _known(store, customer, bucket), at_once=AT_ONCE):
+    async for batch in listing.compare(customer, _known(store, customer, tag), at_once=AT_ONCE):
         if dry_run:
             drift += sum(_drift(one) for one in batch if _is_listed(one, window))
         else:
             found = [_correction(one) for one in batch]
-            drift += (await shelve(store, storage, customer, bucket, found, window=window)).moved
+            drift += (await shelve(store, storage, customer, tag, found, window=window)).moved
+    return drift
+
+
+async def _retire(store: Store, storage: Storage, customer: str, *, dry_run: bool) -> int:
+    """Take out a customer's objects in buckets that the plans file names no more; by how many bytes.
+
+    Raises:
+        StoreError: the store does not answer, or what it keeps is damaged.
+    """
+    tags = {bucket_tag(pattern.bucket) for pattern in storage.objects}
+    now_ms, drift = store.now_ms(), 0
+    # No event of such a bucket counts: this "listing" has all that there were.
+    window = Window(now_ms + _SKEW_MS, now_ms + _SKEW_MS)
+    async for page in _known(store, customer):
+        retired: defaultdict[str, list[Difference]] = defaultdict(list)
+        for field, known in page.items():
+            if field[:TAG_LENGTH] not in tags:
+                retired[field[:TAG_LENGTH]].append(Difference(field, None, known))
+        for tag, found in retired.items():
+            drift += sum(map(_drift, found))
+            for first in () if dry_run else range(0, len(found), AT_ONCE):
+                corrections = [_correction(one) for one in found[first : first + AT_ONCE]]
+                await shelve(store, storage, customer, tag, corrections, window=window)
     return drift
 
 
@@ -313,10 +337,10 @@ def _drift(one: Difference) -> int:
     return (0 if one.listed is None else one.listed[0]) - counted
 
 
-async def _known(store: Store, customer: str, bucket: str) -> AsyncGenerator[Mapping[str, Known]]:
-    """What the store keeps of a customer's objects in a bucket by field, page by page."""
+async def _known(store: Store, customer: str, tag: str = "????") -> AsyncGenerator[Mapping[str, Known]]:
+    """What the store keeps of a customer's objects in a bucket, or in all, by field, page by page."""
     key = store.keys.customer(customer).objects
-    admin, tag = await store.admin(), bucket_tag(bucket)
+    admin = await store.admin()
     cursor: Any = None
     while cursor != 0:
         cursor, page = await admin.ask(

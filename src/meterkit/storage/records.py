@@ -29,6 +29,7 @@ _FIELDS: Final = {
 }
 _FIELD: Final = re.compile(r"(\{[a-z:]+\})")
 _KEY_BYTES_MAX: Final = 1024
+TAG_LENGTH: Final = 4
 _ENCODED_SLASH: Final = "%2f"
 
 

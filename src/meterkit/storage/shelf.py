@@ -106,7 +106,7 @@ async def count_events(store: Store, storage: Storage, events: Iterable[ObjectEv
                 store,
                 storage,
                 customer,
-                bucket,
+                bucket_tag(bucket),
                 found[first : first + AT_ONCE],
                 is_unclear=(customer, bucket) in unclear,
             )
@@ -130,13 +130,13 @@ async def shelve(
     store: Store,
     storage: Storage,
     customer: str,
-    bucket: str,
+    tag: str,
     changes: Sequence[Correction],
     *,
     window: Window | None = None,
     is_unclear: bool = False,
 ) -> Shelved:
-    """Run the script. Raises StoreError."""
+    """Run the script on changes in the bucket of a tag. Raises StoreError."""
     admin, view, gauge = await store.admin(), store.cache.get(customer), storage.gauge
     hour = store.now_ms() // HOUR_MS
     names = [
@@ -160,7 +160,7 @@ async def shelve(
             -1 if limit is None else limit.included,
             view.customer,
             " ".join(f"{level} {percent}" for level, percent in entitlement.thresholds),
-            bucket_tag(bucket),
+            tag,
             *(("", "") if window is None else window),
             "relist" if is_unclear else "",
             *(int(value) if isinstance(value, bool) else value for change in changes for value in change),
