@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import closing
 from datetime import timedelta
 from fractions import Fraction
 from importlib import import_module
@@ -55,7 +56,7 @@ def terms(
 def log_of(url: str, directory: Path, rows: list[Row], **given: str) -> Iterator[UsageLog]:
     database = Database(url)
     database.insert(rows)
-    with UsageLog(directory) as log:
+    with closing(UsageLog(directory)) as log:
         log.copy(database, NOW_MS, **given)
         yield log
 

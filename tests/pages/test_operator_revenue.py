@@ -13,8 +13,8 @@ from auditing import sqlite_in
 from meterkit.insights.audit.database import Database
 from meterkit.insights.overview.overview import Overview
 from meterkit.insights.revenue import lists as revenue_lists
-from meterkit.insights.revenue.figures import Paying, Used
-from meterkit.insights.revenue.lists import MOVES, Changes, RevenueLists
+from meterkit.insights.revenue.figures import MOVES, Paying, Used
+from meterkit.insights.revenue.lists import Changes, RevenueLists
 from meterkit.insights.revenue.tables import RevenueTables
 from operating import JSON, figures_on, pages_of, selling
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import from_ms
 
 if TYPE_CHECKING:
@@ -54,6 +55,27 @@ async def history_of(store: Store, customer: str) -> Sequence[HistoryEntry]:
     admin = await store.admin()
     found = await admin.ask(admin.client.lrange(store.keys.customer(customer).history, 0, -1))
     return [entry_of(entry) for entry in found]
+
+
+async def states_and_histories(
+    store: Store, customers: Iterable[str]
+) -> list[tuple[CustomerState, list[HistoryEntry]]]:
+    """The state of each of some customers and its history, oldest first, in one round trip.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin = (await store.admin()).for_delivery()
+    pipe = admin.client.pipeline(transaction=False)
+    for customer in customers:
+        keys = store.keys.customer(customer)
+        pipe.hget(keys.state, "data")
+        pipe.lrange(keys.history, 0, -1)
+    replies: list[Any] = await admin.ask(pipe.execute())
+    return [
+        (CustomerState.parse(data or b""), [entry_of(line) for line in lines])
+        for data, lines in zip(replies[::2], replies[1::2], strict=True)
+    ]
 
 
 async def is_relinked(store: Store, customer: str, since: datetime) -> bool:

@@ -6,7 +6,7 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
@@ -22,6 +22,7 @@ from meterkit.health.spools import look_at_spool_directory
 from meterkit.health.store_servers import full, look_at_breaker, look_at_durability, unreachable
 from meterkit.health.stripe_meters import look_at_meters
 from meterkit.health.webhooks import look_at_subscriptions, look_at_webhooks
+from meterkit.insights.store_readings import info_text
 from meterkit.outbox.outbox import Outbox
 from meterkit.redis import scripts
 from meterkit.redis.durability import Keeping
@@ -150,16 +151,8 @@ class _Seen:
                 if isinstance(error.__cause__, ResponseError):
                     raise UnseenError(_UNSEEN_INFO) from error
                 raise
-            self._info = {name: _text(value) for name, value in told.items()}
+            self._info = {name: info_text(value) for name, value in told.items()}
         return self._info
-
-
-def _text(value: object) -> str:
-    """A value of INFO as the server wrote it: redis-py takes lists of fields apart."""
-    if isinstance(value, dict):
-        fields = cast("dict[str, object]", value)
-        return ",".join(f"{name}={field}" for name, field in fields.items())
-    return str(value)
 
 
 async def _server(seen: _Seen) -> _Looked:
@@ -348,22 +341,6 @@ async def _links(seen: _Seen) -> _Looked:
     return f"{min(len(seen.claims), _CLAIMS_MAX):,} links", findings.half_linked(half)
 
 
-async def _closes(seen: _Seen) -> _Looked:
-    return await look_at_closes(seen.parts, seen.admin)
-
-
-async def _breaker(seen: _Seen) -> _Looked:
-    return await look_at_breaker(seen.parts, seen.admin)
-
-
-async def _webhooks(seen: _Seen) -> _Looked:
-    return await look_at_webhooks(seen.parts, seen.admin)
-
-
-async def _audit(seen: _Seen) -> _Looked:
-    return await look_at_audit_log(seen.parts)
-
-
 _Checks: TypeAlias = "Mapping[str, Callable[[_Seen], Awaitable[_Looked]]]"
 
 _OF_SERVER: Final[_Checks] = {
@@ -379,18 +356,18 @@ _OF_SERVER: Final[_Checks] = {
 }
 _OF_STORE: Final[_Checks] = {
     "shards": _shards,
-    "breaker": _breaker,
+    "breaker": lambda seen: look_at_breaker(seen.parts, seen.admin),
     "pending": _pending,
     "intents": _intents,
     "unlinked": _unlinked,
     "undelivered": _undelivered,
     "throughput": _throughput,
     "links": _links,
-    "closes": _closes,
-    "webhooks": _webhooks,
+    "closes": lambda seen: look_at_closes(seen.parts, seen.admin),
+    "webhooks": lambda seen: look_at_webhooks(seen.parts, seen.admin),
     "subscriptions": lambda seen: look_at_subscriptions(seen.parts),
     "messages": lambda seen: look_at_messages(seen.parts),
-    "audit": _audit,
+    "audit": lambda seen: look_at_audit_log(seen.parts),
 }
 _ORDER: Final = tuple(dict.fromkeys((*tuple(_OF_SERVER)[:7], "shards", *_OF_SERVER)))
 _OF_CONTENT: Final[Sequence[str]] = tuple(check for check in _OF_STORE if check not in {"shards", "breaker"})

@@ -144,10 +144,10 @@ async def _replicas(server: Admin) -> int | None:
         if isinstance(error.__cause__, ResponseError):
             return None
         raise
-    return following({name: _line(value) for name, value in told.items()})
+    return following({name: info_text(value) for name, value in told.items()})
 
 
-def _line(value: object) -> str:
+def info_text(value: object) -> str:
     """A value of INFO as the server wrote it, restored from redis-py's dictionary."""
     if isinstance(value, dict):
         fields = cast("dict[str, object]", value)

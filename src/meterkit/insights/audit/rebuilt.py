@@ -55,11 +55,11 @@ class Rebuilt:
     customer: str
     meter: str
     period_start: datetime | None
-    recorded: int
-    audited: int
-    raised: int
-    delivered: int
-    parked: int
+    recorded: int = 0
+    audited: int = 0
+    raised: int = 0
+    delivered: int = 0
+    parked: int = 0
     advice: str
     is_done: bool
 
@@ -141,9 +141,7 @@ def over(
         period_start=from_ms(start_ms),
         recorded=_audited(units) - lacks.recorded,
         audited=_audited(units),
-        raised=0,
         delivered=delivered,
-        parked=0,
         advice=_IS_OVER + advice,
         is_done=not unbilled or is_long_over,
     )
@@ -159,7 +157,15 @@ def astray(
         " first (`meterkit customers show`), then rebuild"
     )
     return [
-        _left(usage, meter, from_ms(period_ms), _audited(units), advice)
+        Rebuilt(
+            customer=usage["customer"],
+            meter=meter,
+            period_start=from_ms(period_ms),
+            recorded=_recorded(usage, meter) if period_ms == to_ms(start) else 0,
+            audited=_audited(units),
+            advice=advice,
+            is_done=False,
+        )
         for period_ms, meters in sums.items()
         if last_ms[period_ms] >= to_ms(start)
         for meter, units in meters.items()
@@ -172,27 +178,7 @@ def left_alone(customer: str, why: str) -> Rebuilt:
         customer=customer,
         meter="",
         period_start=None,
-        recorded=0,
-        audited=0,
-        raised=0,
-        delivered=0,
-        parked=0,
         advice=f"nothing is rebuilt of this customer: {why}",
-        is_done=False,
-    )
-
-
-def _left(usage: CustomerUsage, meter: str, start: datetime, audited: int, advice: str) -> Rebuilt:
-    return Rebuilt(
-        customer=usage["customer"],
-        meter=meter,
-        period_start=start,
-        recorded=_recorded(usage, meter) if start == usage["period"]["start"] else 0,
-        audited=audited,
-        raised=0,
-        delivered=0,
-        parked=0,
-        advice=advice,
         is_done=False,
     )
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
+    from datetime import date
 
 MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
 """How what a customer brings changes."""
@@ -231,6 +233,14 @@ def totals(days: Iterable[Mapping[str, Day]]) -> dict[str, Day]:
             for name, amount in asdict(figures).items():
                 of[name] = amount if name in {"mrr", "customers"} else of[name] + amount
     return {currency: Day(**of) for currency, of in sorted(found.items())}
+
+
+def months_before(day: date, count: int) -> date:
+    """The same day some months before, or that month's last."""
+    last = day
+    for _ in range(count):
+        last = last.replace(day=1) - timedelta(days=1)
+    return last.replace(day=min(day.day, last.day))
 
 
 def _share(part: int, whole: int) -> float | None:

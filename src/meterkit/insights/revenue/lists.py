@@ -5,35 +5,25 @@ from __future__ import annotations
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import and_, column, exists, func, literal, or_, select, table
+from sqlalchemy import and_, exists, func, literal, or_, select
+
+from meterkit.insights.revenue.figures import Paying, months_before
+from meterkit.insights.revenue.tables import DAYS, PAYING, USED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from meterkit.insights.audit.database import Database
 
-MOVES: Final = ("new", "expansion", "reactivation", "contraction", "churn")
-
 _COMPARED_MOST: Final = 200_000
 """Payments that a page compares with those of the day before: about a tenth of a second."""
-_PAID: Final = ("day", "customer", "plan", "currency", "mrr")
-_USED: Final = ("day", "customer", "currency", "amount")
-
-
-class Payment(NamedTuple):
-    """What a customer brought on a day (micro-cents)."""
-
-    customer: str
-    plan: str
-    currency: str
-    mrr: int
 
 
 class Move(NamedTuple):
     """How much what a customer brings changed on a day (micro-cents).
 
     Attributes:
-        move: one of :data:`MOVES`.
+        move: one of :data:`~meterkit.insights.revenue.figures.MOVES`.
         change: its size, never below 0.
     """
 
@@ -92,7 +82,7 @@ class RevenueLists:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def payments(self, day: date, currency: str, plan: str, *, after: str, most: int) -> list[Payment]:
+    def payments(self, day: date, currency: str, plan: str, *, after: str, most: int) -> list[Paying]:
         """Who brought something in a currency on a day, by id.
 
         Args:
@@ -102,14 +92,14 @@ class RevenueLists:
             after: the last customer of the page before; empty: the first page.
             most: at most so many.
         """
-        of = _paid("paid")
+        of = PAYING.c
         asked = select(of.customer, of.plan, of.currency, of.mrr).where(
             of.day == day.isoformat(), of.currency == currency, of.customer > after
         )
         if plan:
             asked = asked.where(of.plan == plan)
         rows = self._database.read(asked.order_by(of.customer).limit(most))
-        return [Payment(who, of_plan, money, int(mrr)) for who, of_plan, money, mrr in rows]
+        return [Paying(who, of_plan, money, int(mrr)) for who, of_plan, money, mrr in rows]
 
     def moves(self, day: date, currency: str, move: str, *, after: str, most: int) -> list[Move]:
         """Whose payment in a currency changed on a day in one way, by id.
@@ -117,17 +107,19 @@ class RevenueLists:
         Args:
             day: which.
             currency: of the payments.
-            move: one of :data:`MOVES`.
+            move: one of :data:`~meterkit.insights.revenue.figures.MOVES`.
             after: the last customer of the page before; empty: the first page.
             most: at most so many.
         """
-        days = (day - timedelta(days=1)).isoformat(), day.isoformat()
-        customer, asked = _churned(*days, currency) if move == "churn" else _paying(*days, currency, move)
-        rows = self._database.read(asked.where(customer > after).order_by(customer).limit(most))
-        return [
-            Move(who, plan, currency, move, int(before), int(now), abs(int(now) - int(before)))
-            for who, plan, before, now in rows
-        ]
+        before, today = (day - timedelta(days=1)).isoformat(), day.isoformat()
+        is_lost = move == "churn"
+        of, other, asked = _beside(*((before, today) if is_lost else (today, before)), currency)
+        asked = asked.where(_has_moved(move, of, other, before), of.customer > after)
+        found: list[Move] = []
+        for who, plan, own, others in self._database.read(asked.order_by(of.customer).limit(most)):
+            was, now = (int(own), int(others)) if is_lost else (int(others), int(own))
+            found.append(Move(who, plan, currency, move, was, now, abs(now - was)))
+        return found
 
     def changes(
         self, day: date, currency: str, moves: Sequence[str], *, after: Sequence[str], most: int
@@ -139,7 +131,7 @@ class RevenueLists:
         Args:
             day: the last one.
             currency: of the payments.
-            moves: which of :data:`MOVES`.
+            moves: which of :data:`~meterkit.insights.revenue.figures.MOVES`.
             after: the place of the page before; empty: the first page.
             most: at most so many.
         """
@@ -159,10 +151,10 @@ class RevenueLists:
 
     def _moved(self, day: date, currency: str, moves: Sequence[str]) -> Iterator[tuple[str, str, int]]:
         """Days of the month until a day, a kind of change that happened on it, and how many paid."""
-        days: Any = table("meterkit_revenue_days", *map(column, ("day", "currency", "customers", *MOVES))).c
+        days = DAYS.c
         asked = select(days.day, days.customers, *(days[move] for move in moves)).where(
             days.currency == currency,
-            days.day > _month_before(day).isoformat(),
+            days.day > months_before(day, 1).isoformat(),
             days.day <= day.isoformat(),
             or_(*(days[move] > 0 for move in moves)),
         )
@@ -180,22 +172,8 @@ class RevenueLists:
             after: the last customer of the page before; empty: the first page.
             most: at most so many.
         """
-        was, now = (table("meterkit_revenue", *map(column, _PAID)).alias(name) for name in ("w", "n"))
-        same = and_(
-            now.c.day == day.isoformat(),
-            now.c.customer == was.c.customer,
-            now.c.currency == was.c.currency,
-        )
-        asked = (
-            select(was.c.customer, was.c.plan, was.c.mrr, func.coalesce(now.c.mrr, literal(0)))
-            .select_from(was.outerjoin(now, same))
-            .where(
-                was.c.day == _month_before(day).isoformat(),
-                was.c.currency == currency,
-                was.c.customer > after,
-            )
-        )
-        rows = self._database.read(asked.order_by(was.c.customer).limit(most))
+        of, _, asked = _beside(months_before(day, 1).isoformat(), day.isoformat(), currency)
+        rows = self._database.read(asked.where(of.customer > after).order_by(of.customer).limit(most))
         return [Kept(who, plan, currency, int(before), int(mrr)) for who, plan, before, mrr in rows]
 
     def usage(self, day: date, currency: str, *, after: Sequence[str], most: int) -> list[UsageCharge]:
@@ -209,10 +187,10 @@ class RevenueLists:
             after: customer and day of the last row of the page before; empty: the first page.
             most: at most so many.
         """
-        charged: Any = table("meterkit_revenue_usage", *map(column, _USED)).c
+        charged = USED.c
         asked = select(charged.customer, charged.day, charged.currency, charged.amount).where(
             charged.currency == currency,
-            charged.day > _month_before(day).isoformat(),
+            charged.day > months_before(day, 1).isoformat(),
             charged.day <= day.isoformat(),
         )
         if after:
@@ -228,43 +206,28 @@ def _place(rows: Sequence[tuple[str, Move]]) -> tuple[str, ...]:
     return (rows[-1][0], rows[-1][1].move, rows[-1][1].customer)
 
 
-def _paid(name: str) -> Any:
-    return table("meterkit_revenue", *map(column, _PAID)).alias(name).c
-
-
-def _paying(before: str, day: str, currency: str, move: str) -> tuple[Any, Any]:
-    """Who brought something on a day, and something else, or nothing, the day before."""
-    now, was, ever = (table("meterkit_revenue", *map(column, _PAID)).alias(name) for name in ("n", "w", "e"))
-    same = and_(was.c.day == before, was.c.customer == now.c.customer, was.c.currency == now.c.currency)
-    asked: Any = (
-        select(now.c.customer, now.c.plan, func.coalesce(was.c.mrr, literal(0)), now.c.mrr)
-        .select_from(now.outerjoin(was, same))
-        .where(now.c.day == day, now.c.currency == currency)
+def _beside(day: str, other_day: str, currency: str) -> tuple[Any, Any, Any]:
+    """Who brought something on a day: customer, plan, and how much then and on the other day."""
+    of, other = PAYING.alias("o"), PAYING.alias("x")
+    same = and_(
+        other.c.day == other_day, other.c.customer == of.c.customer, other.c.currency == of.c.currency
     )
+    asked = (
+        select(of.c.customer, of.c.plan, of.c.mrr, func.coalesce(other.c.mrr, literal(0)))
+        .select_from(of.outerjoin(other, same))
+        .where(of.c.day == day, of.c.currency == currency)
+    )
+    return of.c, other.c, asked
+
+
+def _has_moved(move: str, of: Any, other: Any, before: str) -> Any:
+    """Whether what a customer brings differs in one way from the other day; ``before``: the day before."""
     if move == "expansion":
-        return now.c.customer, asked.where(now.c.mrr > was.c.mrr)
+        return of.mrr > other.mrr
     if move == "contraction":
-        return now.c.customer, asked.where(now.c.mrr < was.c.mrr)
-    former = exists().where(
-        ever.c.day < before, ever.c.customer == now.c.customer, ever.c.currency == now.c.currency
-    )
-    asked = asked.where(was.c.customer.is_(None))
-    return now.c.customer, asked.where(former if move == "reactivation" else ~former)
-
-
-def _churned(before: str, day: str, currency: str) -> tuple[Any, Any]:
-    """Who brought something the day before, and nothing on a day."""
-    was, now = (table("meterkit_revenue", *map(column, _PAID)).alias(name) for name in ("w", "n"))
-    same = and_(now.c.day == day, now.c.customer == was.c.customer, now.c.currency == was.c.currency)
-    asked: Any = (
-        select(was.c.customer, was.c.plan, was.c.mrr, literal(0))
-        .select_from(was.outerjoin(now, same))
-        .where(was.c.day == before, was.c.currency == currency, now.c.customer.is_(None))
-    )
-    return was.c.customer, asked
-
-
-def _month_before(day: date) -> date:
-    """The same day of the month before, or that month's last."""
-    last = day.replace(day=1) - timedelta(days=1)
-    return last.replace(day=min(day.day, last.day))
+        return of.mrr < other.mrr
+    if move == "churn":
+        return other.customer.is_(None)
+    ever = PAYING.alias("e").c
+    former = exists().where(ever.day < before, ever.customer == of.customer, ever.currency == of.currency)
+    return and_(other.customer.is_(None), former if move == "reactivation" else ~former)

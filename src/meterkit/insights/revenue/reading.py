@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.customers import customers_set_up
-from meterkit.customers.history import entry_of
+from meterkit.customers.history import states_and_histories
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState, effective_plan
 from meterkit.decisions.grants import MICRO
@@ -33,8 +33,11 @@ async def paying_at(store: Store, at_ms: int) -> list[Paying]:
     Raises:
         StoreError: the store does not answer.
     """
-    admin = (await store.admin()).for_delivery()
-    found = [one async for page in _pages(store, admin) for one in await _paying(store, admin, page, at_ms)]
+    found: list[Paying] = []
+    async for page in _pages(store, (await store.admin()).for_delivery()):
+        kept = zip(page, await states_and_histories(store, page), strict=True)
+        paying = (paying_of(who, state, ledger, store.catalog, at_ms) for who, (state, ledger) in kept)
+        found += [one for one in paying if one is not None]
     return sorted(found)
 
 
@@ -101,20 +104,6 @@ async def _charged(
         if since_ms < to_ms(usage["period"]["end"]) <= until_ms:
             total += await overage_charge(store, usage, state)
     return total
-
-
-async def _paying(store: Store, admin: Admin, customers: Sequence[str], at_ms: int) -> list[Paying]:
-    pipe = admin.client.pipeline(transaction=False)
-    for customer in customers:
-        keys = store.keys.customer(customer)
-        pipe.hget(keys.state, "data")
-        pipe.lrange(keys.history, 0, -1)
-    replies: list[Any] = await admin.ask(pipe.execute())
-    found = (
-        paying_of(customer, CustomerState.parse(data or b""), map(entry_of, ledger), store.catalog, at_ms)
-        for customer, data, ledger in zip(customers, replies[::2], replies[1::2], strict=True)
-    )
-    return [one for one in found if one is not None]
 
 
 def paying_of(

@@ -22,6 +22,7 @@ from meterkit.insights.revenue.figures import (
     churn_of,
     forecast_of,
     lifetime_value,
+    months_before,
     retention_of,
     totals,
 )
@@ -223,7 +224,7 @@ def _write_again(tables: RevenueTables, day: date) -> None:
 
 
 def _revenue_of(tables: RevenueTables, day: date, currency: str) -> RevenueDay:
-    figures, before = tables.days(day, day)[day], _months_before(day, 1)
+    figures, before = tables.days(day, day)[day], months_before(day, 1)
     retained = retention_of(tables.paying(before), tables.paying(day))
     starts, months = tables.days(before, before).get(before), _months(tables, day)
     moved = totals(tables.days(before + _DAY, day).values())
@@ -265,7 +266,7 @@ def _forecasts(tables: RevenueTables, day: date) -> Callable[[str], Forecast | N
     """The revenue expected a month after a day, by currency, from the same days of the months before."""
     known: list[Mapping[str, Day]] = []
     for nth in range(_FORECAST_MONTHS):
-        at = _months_before(day, nth)
+        at = months_before(day, nth)
         found = tables.days(at, at).get(at)
         if found is None:
             break
@@ -295,14 +296,6 @@ def _months(tables: RevenueTables, day: date) -> Callable[[str], list[Month]]:
         return found
 
     return of
-
-
-def _months_before(day: date, count: int) -> date:
-    """The same day some months before, or that month's last."""
-    last = day
-    for _ in range(count):
-        last = last.replace(day=1) - _DAY
-    return last.replace(day=min(day.day, last.day))
 
 
 def _end_ms(day: date) -> int:

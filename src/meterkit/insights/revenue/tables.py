@@ -22,7 +22,7 @@ _NO_CURRENCY: Final = ""
 _AT_ONCE: Final = 400  # SQLite took 999 parameters until 3.32.
 
 _METADATA: Final = MetaData()
-_PAYING: Final = Table(
+PAYING: Final = Table(
     "meterkit_revenue",
     _METADATA,
     Column("day", Text, primary_key=True),
@@ -32,7 +32,7 @@ _PAYING: Final = Table(
     Column("mrr", BigInteger, nullable=False),
 )
 """A row for each customer and day on which the customer brought something."""
-_DAYS: Final = Table(
+DAYS: Final = Table(
     "meterkit_revenue_days",
     _METADATA,
     Column("day", Text, primary_key=True),
@@ -41,7 +41,7 @@ _DAYS: Final = Table(
 )
 """A row for each day and currency, and one without a currency for each day, which says that it was made."""
 
-_USED: Final = Table(
+USED: Final = Table(
     "meterkit_revenue_usage",
     _METADATA,
     Column("day", Text, primary_key=True),
@@ -75,58 +75,58 @@ class RevenueTables:
 
         Movements are computed against the day before, if it is kept.
         """
-        with self._database.begun(_PAYING) as connection:
+        with self._database.begun(PAYING) as connection:
             before = _paying_on(connection, day - timedelta(days=1))
             figures = days_of(before, paying, _former(connection, day, before, paying))
-            for table in (_PAYING, _USED, _DAYS):
+            for table in (PAYING, USED, DAYS):
                 connection.execute(delete(table).where(table.c.day == _key(day)))
             if paying:
-                connection.execute(insert(_PAYING), [{"day": _key(day), **one._asdict()} for one in paying])
+                connection.execute(insert(PAYING), [{"day": _key(day), **one._asdict()} for one in paying])
             if used:
-                connection.execute(insert(_USED), [{"day": _key(day), **one._asdict()} for one in used])
+                connection.execute(insert(USED), [{"day": _key(day), **one._asdict()} for one in used])
             made = {_NO_CURRENCY: Day(), **figures}
             connection.execute(
-                insert(_DAYS),
+                insert(DAYS),
                 [{"day": _key(day), "currency": currency, **asdict(of)} for currency, of in made.items()],
             )
 
     def paying(self, day: date) -> list[Paying]:
         """Who brought something at the end of a day, by name."""
-        with self._database.begun(_PAYING) as connection:
+        with self._database.begun(PAYING) as connection:
             return _paying_on(connection, day)
 
     def used(self, day: date) -> list[Used]:
         """What the usage of periods that ended on a day costs, by customer."""
-        table = _USED.c
+        table = USED.c
         asked = select(table.customer, table.currency, table.amount).where(table.day == _key(day))
-        rows = self._database.read(asked.order_by(table.customer), _PAYING)
+        rows = self._database.read(asked.order_by(table.customer), PAYING)
         return [Used(customer, currency, int(amount)) for customer, currency, amount in rows]
 
     def usage(self, first: date, last: date) -> dict[str, int]:
         """What the usage of periods that ended from the first day to the last costs, by currency."""
-        table = _USED.c
+        table = USED.c
         asked = select(table.currency, func.sum(table.amount)).where(
             table.day.between(_key(first), _key(last))
         )
-        rows = self._database.read(asked.group_by(table.currency), _PAYING)
+        rows = self._database.read(asked.group_by(table.currency), PAYING)
         return {currency: int(amount) for currency, amount in rows}
 
     def look(self) -> bool:
         """Whether any snapshot was made; nothing is made for it."""
-        return self._database.look(_DAYS)
+        return self._database.look(DAYS)
 
     def by_plan(self, day: date) -> dict[tuple[str, str], int]:
         """What all customers of a plan brought on a day (micro-cents), by plan and currency."""
-        table = _PAYING.c
+        table = PAYING.c
         asked = select(table.plan, table.currency, func.sum(table.mrr)).where(table.day == _key(day))
-        rows = self._database.read(asked.group_by(table.plan, table.currency), _PAYING)
+        rows = self._database.read(asked.group_by(table.plan, table.currency), PAYING)
         return {(plan, currency): int(amount) for plan, currency, amount in rows}
 
     def days(self, first: date, last: date) -> dict[date, Mapping[str, Day]]:
         """The days that were made, from the first to the last, and what each came to by currency."""
         found: dict[date, dict[str, Day]] = {}
-        asked = select(_DAYS).where(_DAYS.c.day.between(_key(first), _key(last)))
-        rows = self._database.read(asked.order_by(_DAYS.c.day, _DAYS.c.currency), _PAYING)
+        asked = select(DAYS).where(DAYS.c.day.between(_key(first), _key(last)))
+        rows = self._database.read(asked.order_by(DAYS.c.day, DAYS.c.currency), PAYING)
         for day, currency, *figures in rows:
             of = found.setdefault(date.fromisoformat(day), {})
             if currency != _NO_CURRENCY:
@@ -135,16 +135,16 @@ class RevenueTables:
 
     def last(self, until: date) -> date | None:
         """The last day until then that was made; None: there is none."""
-        asked = select(_DAYS.c.day).where(_DAYS.c.day <= _key(until)).order_by(_DAYS.c.day.desc()).limit(1)
-        with self._database.begun(_PAYING) as connection:
+        asked = select(DAYS.c.day).where(DAYS.c.day <= _key(until)).order_by(DAYS.c.day.desc()).limit(1)
+        with self._database.begun(PAYING) as connection:
             found: str | None = connection.execute(asked).scalar()
             return None if found is None else date.fromisoformat(found)
 
     def missing(self, last: date) -> list[date]:
         """The days until then that were not made, since the first that was; just the last one if none was."""
-        days = _DAYS.c.day
+        days = DAYS.c.day
         asked = select(days).where(days <= _key(last)).distinct().order_by(days)
-        with self._database.begun(_PAYING) as connection:
+        with self._database.begun(PAYING) as connection:
             made = [date.fromisoformat(day) for day in connection.execute(asked).scalars()]
         first = made[0] if made else last
         span = (first + timedelta(days=nth) for nth in range((last - first).days + 1))
@@ -152,14 +152,14 @@ class RevenueTables:
 
     def spend(self, day: date, cents: int) -> None:
         """Keep what was spent on a day, in place of what was kept of it."""
-        with self._database.begun(_PAYING) as connection:
+        with self._database.begun(PAYING) as connection:
             connection.execute(delete(_SPEND).where(_SPEND.c.day == _key(day)))
             connection.execute(insert(_SPEND), [{"day": _key(day), "cents": cents}])
 
     def spent(self, first: date, last: date) -> int:
         """The spend from the first day to the last (cents)."""
         asked = select(func.sum(_SPEND.c.cents)).where(_SPEND.c.day.between(_key(first), _key(last)))
-        with self._database.begun(_PAYING) as connection:
+        with self._database.begun(PAYING) as connection:
             return int(connection.execute(asked).scalar() or 0)
 
 
@@ -168,7 +168,7 @@ def _key(day: date) -> str:
 
 
 def _paying_on(connection: Connection, day: date) -> list[Paying]:
-    table = _PAYING.c
+    table = PAYING.c
     asked = select(table.customer, table.plan, table.currency, table.mrr).where(table.day == _key(day))
     rows: Any = connection.execute(asked.order_by(table.customer)).all()
     return [Paying(customer, plan, currency, int(mrr)) for customer, plan, currency, mrr in rows]
@@ -180,7 +180,7 @@ def _former(
     """Of those who bring something and did not the day before: who did so on any day before."""
     known = {(one.customer, one.currency) for one in before}
     asked = [who for one in after if (who := (one.customer, one.currency)) not in known]
-    table, found = _PAYING.c, set[tuple[str, str]]()
+    table, found = PAYING.c, set[tuple[str, str]]()
     for first in range(0, len(asked), _AT_ONCE):
         page = asked[first : first + _AT_ONCE]
         of = (

@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import and_, func, or_, select
 
@@ -22,7 +22,6 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from meterkit.catalog import Meter
     from meterkit.insights.audit.database import Database
@@ -87,12 +86,8 @@ class UsageLog:
         self._directory = directory
         self._connection: Any = duckdb.connect(str(directory / "usage.duckdb"))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the copy."""
         self._connection.close()
 
     def copy(self, database: Database, at_ms: int, *, customer: str | None = None) -> int:

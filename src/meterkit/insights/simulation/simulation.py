@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import blake2b
@@ -125,7 +126,7 @@ async def simulate(
     logs: Any = import_module("meterkit.insights.simulation.log")  # DuckDB takes a while to import.
     with TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
-        with logs.UsageLog(directory) as log:
+        with closing(logs.UsageLog(directory)) as log:
             await asyncio.to_thread(log.copy, database, at_ms, customer=customer)
             sums = await asyncio.to_thread(log.sums)
             started = {who: of.start_ms for who, of in sums.items()}

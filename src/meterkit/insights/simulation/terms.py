@@ -7,24 +7,25 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import floor
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import override
 from meterkit.catalog.entitlements import ceiling
 from meterkit.customers.customers import customers_set_up
-from meterkit.customers.history import entry_of
+from meterkit.customers.history import states_and_histories
 from meterkit.decisions.customer_overrides import overrides_at
-from meterkit.decisions.customer_state import INITIAL_STATE, CustomerState, effective_plan, seat_meter
+from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, seat_meter
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import label_of, overage_price, segments_of
 from meterkit.decisions.program import demands_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.catalog.models import Rate
     from meterkit.customers.history import HistoryEntry
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
 
@@ -226,27 +227,11 @@ async def tenures(
     found: dict[str, Tenure] = {}
     for first in range(0, len(ordered), _PAGE):
         page = ordered[first : first + _PAGE]
-        for name, (state, ledger) in zip(page, await _read(store, page), strict=True):
+        for name, (state, ledger) in zip(page, await states_and_histories(store, page), strict=True):
             if state is INITIAL_STATE and name not in started:
                 continue  # Nothing is known of this customer: the name may be a typo.
             found[name] = _tenure(state, ledger, store.catalog, at_ms, started.get(name), store.now_ms())
     return found
-
-
-async def _read(
-    store: Store, customers: Iterable[str]
-) -> Sequence[tuple[CustomerState, Sequence[HistoryEntry]]]:
-    admin = (await store.admin()).for_delivery()
-    pipe = admin.client.pipeline(transaction=False)
-    for customer in customers:
-        keys = store.keys.customer(customer)
-        pipe.hget(keys.state, "data")
-        pipe.lrange(keys.history, 0, -1)
-    replies: list[Any] = await admin.ask(pipe.execute())
-    return [
-        (CustomerState.parse(data) if data else INITIAL_STATE, [entry_of(line) for line in ledger])
-        for data, ledger in zip(replies[::2], replies[1::2], strict=True)
-    ]
 
 
 def _tenure(
