@@ -78,7 +78,7 @@ class Pages:
         }
 
     def answer(self, request: Request, template: str, shown: Mapping[str, object], plain: object) -> Response:
-        """Answer with the HTML of a page, or with its ``plain`` figures as JSON where those are asked for."""
+        """Answer with the HTML of a page, or where the request asks for JSON with its ``plain`` figures."""
         if _wants_json(request.headers.get("accept", "")):
             return json_answer(plain)
         rendered: str = self._environment.get_template(template).render(shown)
