@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amounts import span
 from meterkit.errors import MeterkitError
-from meterkit.health.findings import Finding
+from meterkit.health.findings import Finding, single
 from meterkit.insights.audit.draining import MOST, backlog_of, drainer_of, waiting_shards
 from meterkit.redis.daemon_thread import in_thread
 
@@ -71,14 +71,12 @@ def without_snapshot(missing: Sequence[date]) -> list[Finding]:
     if not missing:
         return []
     days = f"{missing[0]}" if len(missing) == 1 else f"{len(missing):,} days, the first {missing[0]}"
-    return [
-        Finding(
-            check="revenue",
-            problem=f"revenue has no snapshot of {days}: `meterkit revenue` lacks what changed then",
-            cure="see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT_URL: it makes"
-            " them by itself, from what the store has; its log says why it does not (meterkit.background)",
-        )
-    ]
+    return single(
+        check="revenue",
+        problem=f"revenue has no snapshot of {days}: `meterkit revenue` lacks what changed then",
+        cure="see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT_URL: it makes"
+        " them by itself, from what the store has; its log says why it does not (meterkit.background)",
+    )
 
 
 def _no_streams(waiting: Sequence[Waiting]) -> list[Finding]:
@@ -103,14 +101,12 @@ def undrained(entries: int, oldest_ms: int, *, is_kept: bool) -> list[Finding]:
         "see that an app that delivers or `meterkit worker` runs with METERKIT_AUDIT_URL; the log of one that"
         " does has the database's own words (meterkit.audit)"
     )
-    return [
-        Finding(
-            check="audit",
-            problem=f"{what} waited for up to {span(oldest_ms)} for the database: events are not in it, and"
-            f" beyond {MOST:,} in a shard they are added up",
-            cure=cure if is_kept else f"METERKIT_AUDIT_URL is not set here; {cure}",
-        )
-    ]
+    return single(
+        check="audit",
+        problem=f"{what} waited for up to {span(oldest_ms)} for the database: events are not in it, and"
+        f" beyond {MOST:,} in a shard they are added up",
+        cure=cure if is_kept else f"METERKIT_AUDIT_URL is not set here; {cure}",
+    )
 
 
 def added_up(backlog: Backlog) -> list[Finding]:
@@ -118,11 +114,9 @@ def added_up(backlog: Backlog) -> list[Finding]:
     if not backlog.full_shards:
         return []
     where = "1 shard has" if backlog.full_shards == 1 else f"{backlog.full_shards:,} shards have"
-    return [
-        Finding(
-            check="audit",
-            problem=f"{where} so many entries of the audit log waiting that the youngest are added up: no"
-            " unit is lost, and single events are not told apart",
-            cure="bring the database of METERKIT_AUDIT_URL back; what waits is drained within minutes",
-        )
-    ]
+    return single(
+        check="audit",
+        problem=f"{where} so many entries of the audit log waiting that the youngest are added up: no"
+        " unit is lost, and single events are not told apart",
+        cure="bring the database of METERKIT_AUDIT_URL back; what waits is drained within minutes",
+    )

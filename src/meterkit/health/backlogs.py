@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amounts import span
-from meterkit.health.findings import Finding, named
+from meterkit.health.findings import Finding, named, single
 from meterkit.outbox.closes import Closes
 from meterkit.store.messages import CHANNELS, MessageQueue
 from meterkit.store.tasks import Upkeep
@@ -38,14 +38,12 @@ def unconfirmed(closes: Sequence[Close]) -> list[Finding]:
         return []
     count = "1 billing period is" if len(closes) == 1 else f"{len(closes):,} billing periods are"
     whose = named([f"of customer {close.customer}, until {close.told_end}" for close in closes])
-    return [
-        Finding(
-            check="closes",
-            problem=f"{count} over, and Stripe has not counted all that was used: {whose}; what it lacks when"
-            " an invoice is final is on no invoice",
-            cure="`meterkit reconcile CUSTOMER --period DATE` has the figures of each, and what to do",
-        )
-    ]
+    return single(
+        check="closes",
+        problem=f"{count} over, and Stripe has not counted all that was used: {whose}; what it lacks when"
+        " an invoice is final is on no invoice",
+        cure="`meterkit reconcile CUSTOMER --period DATE` has the figures of each, and what to do",
+    )
 
 
 OVERDUE_MS: Final = 5 * 60_000
@@ -77,13 +75,11 @@ def overdue_messages(channel: Channel, count: int, late_ms: int) -> list[Finding
         return []
     whose = "1 message" if count == 1 else f"{count:,} messages"
     needs = "METERKIT_NOTIFY_SECRET" if channel == "webhook" else "METERKIT_SMTP_URL and `contact`"
-    return [
-        Finding(
-            check="messages",
-            problem=f"{whose} by {channel} should have been sent up to {span(late_ms)} ago",
-            cure=f"run a process of the app with {needs}; its log says why it does not send",
-        )
-    ]
+    return single(
+        check="messages",
+        problem=f"{whose} by {channel} should have been sent up to {span(late_ms)} ago",
+        cure=f"run a process of the app with {needs}; its log says why it does not send",
+    )
 
 
 def dead_messages(dead: Sequence[KeptMessage]) -> list[Finding]:
@@ -91,13 +87,11 @@ def dead_messages(dead: Sequence[KeptMessage]) -> list[Finding]:
     if not dead:
         return []
     count = "1 message is" if len(dead) == 1 else f"{len(dead):,} messages are"
-    return [
-        Finding(
-            check="messages",
-            problem=f"{count} dead, {named([one.id for one in dead])}: {dead[0].why}",
-            cure="`meterkit notify list` has each reason; remove it, then `meterkit notify redrive`",
-        )
-    ]
+    return single(
+        check="messages",
+        problem=f"{count} dead, {named([one.id for one in dead])}: {dead[0].why}",
+        cure="`meterkit notify list` has each reason; remove it, then `meterkit notify redrive`",
+    )
 
 
 UNREAD_MS: Final = 15 * 60_000
@@ -123,23 +117,19 @@ def neglected(seen: UpkeepSeen, now_ms: int) -> list[Finding]:
     """A queue that no process reads any more, and buckets that none lists. Pure."""
     found: list[Finding] = []
     if seen.read_ms is not None and now_ms - seen.read_ms > UNREAD_MS:
-        found.append(
-            Finding(
-                check="storage",
-                problem=f"the queue of storage events was last read {span(now_ms - seen.read_ms)} ago: the"
-                " events in it do not count",
-                cure="start `meterkit worker --storage-queue URL`; the log of one that runs says why it does"
-                " not read (meterkit.background); a queue that is not used any more is forgotten in 7 days",
-            )
+        found += single(
+            check="storage",
+            problem=f"the queue of storage events was last read {span(now_ms - seen.read_ms)} ago: the"
+            " events in it do not count",
+            cure="start `meterkit worker --storage-queue URL`; the log of one that runs says why it does"
+            " not read (meterkit.background); a queue that is not used any more is forgotten in 7 days",
         )
     if seen.listed_ms is None or now_ms - seen.listed_ms > UNLISTED_MS:
         since = "within 7 days" if seen.listed_ms is None else f"for {span(now_ms - seen.listed_ms)}"
-        found.append(
-            Finding(
-                check="storage",
-                problem=f"the buckets of storage.objects were not listed {since}: lost events stay lost",
-                cure="see that `meterkit worker` runs with the extra storage and with credentials of the"
-                " object store: it lists them each hour; `meterkit storage recalculate` does it now",
-            )
+        found += single(
+            check="storage",
+            problem=f"the buckets of storage.objects were not listed {since}: lost events stay lost",
+            cure="see that `meterkit worker` runs with the extra storage and with credentials of the"
+            " object store: it lists them each hour; `meterkit storage recalculate` does it now",
         )
     return found

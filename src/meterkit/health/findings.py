@@ -49,18 +49,21 @@ class Finding:
     cure: str
 
 
+def single(*, check: str, problem: str, cure: str) -> list[Finding]:
+    """A list of one finding."""
+    return [Finding(check=check, problem=problem, cure=cure)]
+
+
 def version(server: Mapping[str, str]) -> list[Finding]:
     """Whether the server is one that meterkit works with; by ``INFO server``."""
     name, found, least = server_version(server)
     if found is None or _numbers(found) >= least:
         return []
-    return [
-        Finding(
-            check="server",
-            problem=f"the server is {name} {found}, which has not all that meterkit needs",
-            cure=f"upgrade it to {name} {'.'.join(map(str, least))} or later",
-        )
-    ]
+    return single(
+        check="server",
+        problem=f"the server is {name} {found}, which has not all that meterkit needs",
+        cure=f"upgrade it to {name} {'.'.join(map(str, least))} or later",
+    )
 
 
 def server_version(server: Mapping[str, str]) -> tuple[str, str | None, tuple[int, ...]]:
@@ -97,30 +100,24 @@ def persistence(
     """
     found: list[Finding] = []
     if way == "none" and not is_accepted:
-        found.append(
-            Finding(
-                check="persistence",
-                problem="the server has neither an append-only file nor a replica: a restart makes it forget"
-                " customers, usage and deliveries; with a live Stripe key nothing is delivered from there",
-                cure="set appendonly yes, or, where it is kept in another way,"
-                " METERKIT_DELIVER_WITHOUT_PERSISTENCE=on",
-            )
+        found += single(
+            check="persistence",
+            problem="the server has neither an append-only file nor a replica: a restart makes it forget"
+            " customers, usage and deliveries; with a live Stripe key nothing is delivered from there",
+            cure="set appendonly yes, or, where it is kept in another way,"
+            " METERKIT_DELIVER_WITHOUT_PERSISTENCE=on",
         )
     if appendfsync == "no" and info.get("aof_enabled") == "1":
-        found.append(
-            Finding(
-                check="persistence",
-                problem="the server has appendfsync no: it never knows what is on its disk; nothing is sent",
-                cure="set appendfsync everysec",
-            )
+        found += single(
+            check="persistence",
+            problem="the server has appendfsync no: it never knows what is on its disk; nothing is sent",
+            cure="set appendfsync everysec",
         )
     if info.get("aof_last_write_status", "ok") != "ok":
-        found.append(
-            Finding(
-                check="persistence",
-                problem="the server could not write its append-only file, and refuses writes until it can",
-                cure="give its disk room, and look at its log",
-            )
+        found += single(
+            check="persistence",
+            problem="the server could not write its append-only file, and refuses writes until it can",
+            cure="give its disk room, and look at its log",
         )
     return found
 
@@ -137,13 +134,11 @@ def eviction(memory: Mapping[str, str]) -> list[Finding]:
 def replication(info: Mapping[str, str]) -> list[Finding]:
     """Whether the server is the one to be written to, and its replicas follow; by ``INFO replication``."""
     if info.get("role") == "slave":
-        return [
-            Finding(
-                check="replication",
-                problem="the server is a replica: nothing is decided or counted there",
-                cure=f"name its master, {info.get('master_host')}:{info.get('master_port')}",
-            )
-        ]
+        return single(
+            check="replication",
+            problem="the server is a replica: nothing is decided or counted there",
+            cure=f"name its master, {info.get('master_host')}:{info.get('master_port')}",
+        )
     return [
         Finding(
             check="replication",
@@ -162,13 +157,11 @@ def clock(ahead_ms: int) -> list[Finding]:
         return []
     effect = "nothing is decided" if apart_ms > CLOCK_REFUSED_MS else "beyond 60 s nothing is decided"
     where = "ahead of" if ahead_ms > 0 else "behind"
-    return [
-        Finding(
-            check="clock",
-            problem=f"the server's clock is {span(apart_ms)} {where} this host's; {effect}",
-            cure="have both hosts set their clocks by NTP (chrony, systemd-timesyncd)",
-        )
-    ]
+    return single(
+        check="clock",
+        problem=f"the server's clock is {span(apart_ms)} {where} this host's; {effect}",
+        cure="have both hosts set their clocks by NTP (chrony, systemd-timesyncd)",
+    )
 
 
 def shards(meta: Mapping[str, str], *, configured: int, key: str) -> list[Finding]:
@@ -178,31 +171,25 @@ def shards(meta: Mapping[str, str], *, configured: int, key: str) -> list[Findin
     try:
         written, found = int(meta["format"]), int(meta["shards"])
     except (KeyError, ValueError):
-        return [
-            Finding(
-                check="shards",
-                problem=f"the store holds at {key} what meterkit did not write: {dict(meta)}",
-                cure="set METERKIT_KEY_PREFIX to one that nothing else uses",
-            )
-        ]
+        return single(
+            check="shards",
+            problem=f"the store holds at {key} what meterkit did not write: {dict(meta)}",
+            cure="set METERKIT_KEY_PREFIX to one that nothing else uses",
+        )
     if written != FORMAT:
         age = "newer" if written > FORMAT else "older"
         cure = "upgrade this one" if written > FORMAT else "deliver what is pending with that release first"
-        return [
-            Finding(
-                check="shards",
-                problem=f"the store was written by a release that is {age} (format {written}, not {FORMAT})",
-                cure=cure,
-            )
-        ]
+        return single(
+            check="shards",
+            problem=f"the store was written by a release that is {age} (format {written}, not {FORMAT})",
+            cure=cure,
+        )
     if found != configured:
-        return [
-            Finding(
-                check="shards",
-                problem=f"the store has {found} shards, METERKIT_SHARDS is {configured}: nothing starts",
-                cure=f"set METERKIT_SHARDS={found}",
-            )
-        ]
+        return single(
+            check="shards",
+            problem=f"the store has {found} shards, METERKIT_SHARDS is {configured}: nothing starts",
+            cure=f"set METERKIT_SHARDS={found}",
+        )
     return []
 
 
@@ -211,13 +198,11 @@ def stray_keys(keys: Sequence[str]) -> list[Finding]:
     if not keys:
         return []
     what = "1 key has" if len(keys) == 1 else f"{len(keys):,} keys have"
-    return [
-        Finding(
-            check="keys",
-            problem=f"{what} no TTL and should have one: {named(keys)}",
-            cure="find the program that writes under this prefix (METERKIT_KEY_PREFIX); DEL unneeded keys",
-        )
-    ]
+    return single(
+        check="keys",
+        problem=f"{what} no TTL and should have one: {named(keys)}",
+        cure="find the program that writes under this prefix (METERKIT_KEY_PREFIX); DEL unneeded keys",
+    )
 
 
 def overdue(customers: int, oldest_ms: int) -> list[Finding]:
@@ -225,26 +210,22 @@ def overdue(customers: int, oldest_ms: int) -> list[Finding]:
     if not customers:
         return []
     whose = "1 customer" if customers == 1 else f"{customers:,} customers"
-    return [
-        Finding(
-            check="pending",
-            problem=f"usage of {whose} has been due for up to {span(oldest_ms)} and is not on its way",
-            cure=f"run `meterkit worker`, or set the Stripe key where the app runs; {_FLUSH}",
-        )
-    ]
+    return single(
+        check="pending",
+        problem=f"usage of {whose} has been due for up to {span(oldest_ms)} and is not on its way",
+        cure=f"run `meterkit worker`, or set the Stripe key where the app runs; {_FLUSH}",
+    )
 
 
 def old_intent(customer: str, age_ms: int) -> list[Finding]:
     """The intent that has waited longest for Stripe to accept it."""
     if age_ms <= INTENT_OLD_MS:
         return []
-    return [
-        Finding(
-            check="intents",
-            problem=f"an intent of customer {customer} is {span(age_ms)} old, and Stripe does not have it",
-            cure=_FLUSH,
-        )
-    ]
+    return single(
+        check="intents",
+        problem=f"an intent of customer {customer} is {span(age_ms)} old, and Stripe does not have it",
+        cure=_FLUSH,
+    )
 
 
 def unlinked(customers: Sequence[str]) -> list[Finding]:
@@ -252,14 +233,12 @@ def unlinked(customers: Sequence[str]) -> list[Finding]:
     if not customers:
         return []
     whose = "1 customer has" if len(customers) == 1 else f"{len(customers):,} customers have"
-    return [
-        Finding(
-            check="unlinked",
-            problem=f"{whose} usage to bill and no Stripe customer: {named(customers)}; it is kept until 35"
-            " days after its period",
-            cure="meterkit customers link CUSTOMER STRIPE_CUSTOMER",
-        )
-    ]
+    return single(
+        check="unlinked",
+        problem=f"{whose} usage to bill and no Stripe customer: {named(customers)}; it is kept until 35"
+        " days after its period",
+        cure="meterkit customers link CUSTOMER STRIPE_CUSTOMER",
+    )
 
 
 def undelivered(intents: Iterable[Undelivered]) -> list[Finding]:
@@ -292,22 +271,18 @@ def throughput(*, customers: int, intents: int, interval_s: float, limit_per_s: 
     found: list[Finding] = []
     if customers / interval_s > limit_per_s:
         longer = -(-customers // limit_per_s)
-        found.append(
-            Finding(
-                check="throughput",
-                problem=f"usage of {customers:,} customers each {interval_s:g} s makes"
-                f" {customers / interval_s:,.0f} meter events a second at least; {limit_per_s:,.0f} are sent",
-                cure=f"set METERKIT_FLUSH_INTERVAL to {longer:,.0f} at least, or"
-                " METERKIT_STRIPE_TRANSPORT to v2-stream",
-            )
+        found += single(
+            check="throughput",
+            problem=f"usage of {customers:,} customers each {interval_s:g} s makes"
+            f" {customers / interval_s:,.0f} meter events a second at least; {limit_per_s:,.0f} are sent",
+            cure=f"set METERKIT_FLUSH_INTERVAL to {longer:,.0f} at least, or"
+            " METERKIT_STRIPE_TRANSPORT to v2-stream",
         )
     if intents / limit_per_s > max(_BACKLOG_S, interval_s):
-        found.append(
-            Finding(
-                check="throughput",
-                problem=f"{intents:,} intents wait, which takes {span(int(intents / limit_per_s * 1000))}",
-                cure=f"see that `meterkit worker` runs, and set a longer METERKIT_FLUSH_INTERVAL; {_FLUSH}",
-            )
+        found += single(
+            check="throughput",
+            problem=f"{intents:,} intents wait, which takes {span(int(intents / limit_per_s * 1000))}",
+            cure=f"see that `meterkit worker` runs, and set a longer METERKIT_FLUSH_INTERVAL; {_FLUSH}",
         )
     return found
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amounts import span
 from meterkit.errors import SettingsError
-from meterkit.health.findings import Finding, named
+from meterkit.health.findings import Finding, named, single
 from meterkit.redis.private_directory import check_directory
 from meterkit.spool.directory import SPOOL_BYTES_MAX, look_at_spools
 
@@ -78,8 +78,7 @@ def unusable(directory: Path, why: str) -> Finding:
     return Finding(
         check="spool",
         problem=f"usage of an outage cannot be kept in {directory}: {why}; it would wait in memory, and be"
-        " lost"
-        " with the process",
+        " lost with the process",
         cure="set METERKIT_SPOOL_DIR to a directory of the app's user alone, on a disk that outlives the"
         " process",
     )
@@ -89,14 +88,12 @@ def no_room(directory: Path, free: int) -> list[Finding]:
     """Whether the disk has room, by its free bytes."""
     if free >= ROOM_BYTES:
         return []
-    return [
-        Finding(
-            check="spool",
-            problem=f"the disk of {directory} has {_mib(free)} left: usage of an outage that finds no room is"
-            " lost",
-            cure="make room, or set METERKIT_SPOOL_DIR to another disk; each process takes up to 1 GiB",
-        )
-    ]
+    return single(
+        check="spool",
+        problem=f"the disk of {directory} has {_mib(free)} left: usage of an outage that finds no room is"
+        " lost",
+        cure="make room, or set METERKIT_SPOOL_DIR to another disk; each process takes up to 1 GiB",
+    )
 
 
 def unsent(seen: Sequence[SpoolSeen], now_ms: int) -> list[Finding]:
@@ -105,27 +102,21 @@ def unsent(seen: Sequence[SpoolSeen], now_ms: int) -> list[Finding]:
     left = _of("left", seen)
     if left:
         whose = "1 spool of a process that is gone lies" if len(left) == 1 else f"{len(left):,} spools lie"
-        found.append(
-            Finding(
-                check="spool",
-                problem=f"{whose} in {left[0].path.parent}, {_mib(sum(one.size for one in left))}, begun"
-                " up to"
-                f" {span(now_ms - left[0].begun_ms)} ago: usage in it is not recorded, and not billed, until"
-                " it is sent",
-                cure="run `meterkit flush --all` on this host with the settings of the app; the next start of"
-                " the app sends it, too",
-            )
+        found += single(
+            check="spool",
+            problem=f"{whose} in {left[0].path.parent}, {_mib(sum(one.size for one in left))}, begun"
+            f" up to {span(now_ms - left[0].begun_ms)} ago: usage in it is not recorded, and not billed,"
+            " until it is sent",
+            cure="run `meterkit flush --all` on this host with the settings of the app; the next start of"
+            " the app sends it, too",
         )
     foreign = _of("foreign", seen)
     if foreign:
-        found.append(
-            Finding(
-                check="spool",
-                problem=f"{named([one.path.name for one in foreign])}: {foreign[0].why}; it is sent to no"
-                " other",
-                cure="run `meterkit flush --all` with METERKIT_REDIS_URL, METERKIT_KEY_PREFIX and"
-                " METERKIT_SHARDS of that store; if that store is no longer used, remove the file",
-            )
+        found += single(
+            check="spool",
+            problem=f"{named([one.path.name for one in foreign])}: {foreign[0].why}; it is sent to no other",
+            cure="run `meterkit flush --all` with METERKIT_REDIS_URL, METERKIT_KEY_PREFIX and"
+            " METERKIT_SHARDS of that store; if that store is no longer used, remove the file",
         )
     for one in _of("refused", seen):
         problem, _, cure = one.why.partition(". ")
@@ -147,14 +138,12 @@ def growing(seen: Sequence[SpoolSeen]) -> list[Finding]:
     large = [one for one in _of("held", seen) if one.size > _LARGE * SPOOL_BYTES_MAX]
     if not large:
         return []
-    return [
-        Finding(
-            check="spool",
-            problem=f"{named([one.path.name for one in large])}: {_mib(large[0].size)} of"
-            f" {_mib(SPOOL_BYTES_MAX)}; what comes beyond is lost, and counted",
-            cure="bring the store back; more processes take more, as each has a spool of its own",
-        )
-    ]
+    return single(
+        check="spool",
+        problem=f"{named([one.path.name for one in large])}: {_mib(large[0].size)} of"
+        f" {_mib(SPOOL_BYTES_MAX)}; what comes beyond is lost, and counted",
+        cure="bring the store back; more processes take more, as each has a spool of its own",
+    )
 
 
 def lasting(seen: Sequence[SpoolSeen], now_ms: int) -> list[Finding]:
@@ -163,14 +152,12 @@ def lasting(seen: Sequence[SpoolSeen], now_ms: int) -> list[Finding]:
     if not old:
         return []
     whose = "a process has a spool" if len(old) == 1 else f"{len(old):,} processes have spools"
-    return [
-        Finding(
-            check="spool",
-            problem=f"{whose} of up to {span(now_ms - old[0].begun_ms)}, {_mib(sum(one.size for one in old))}"
-            f" in {old[0].path.parent}: the store is away for it, or does not take what is in it",
-            cure="see that these hosts reach the store; the log of the process says why (meterkit.store)",
-        )
-    ]
+    return single(
+        check="spool",
+        problem=f"{whose} of up to {span(now_ms - old[0].begun_ms)}, {_mib(sum(one.size for one in old))}"
+        f" in {old[0].path.parent}: the store is away for it, or does not take what is in it",
+        cure="see that these hosts reach the store; the log of the process says why (meterkit.store)",
+    )
 
 
 def _of(state: SpoolState, seen: Sequence[SpoolSeen]) -> list[SpoolSeen]:

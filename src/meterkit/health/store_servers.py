@@ -11,7 +11,7 @@ from redis.exceptions import TimeoutError as NoAnswerError
 
 from meterkit.decisions.keys import FORMAT
 from meterkit.errors import StoreError
-from meterkit.health.findings import Finding, named
+from meterkit.health.findings import Finding, named, single
 from meterkit.redis.discovery import find, named_by, slot_of
 
 if TYPE_CHECKING:
@@ -46,14 +46,12 @@ async def _slots(parts: Parts) -> tuple[str, list[Finding]]:
 
 def no_replica() -> list[Finding]:
     """A server that another may take the place of, which does not follow it."""
-    return [
-        Finding(
-            check="replication",
-            problem="no replica follows the server, and another one may take its place that lacks what is"
-            " sent: with a live Stripe key nothing is delivered from there",
-            cure="start its replica again",
-        )
-    ]
+    return single(
+        check="replication",
+        problem="no replica follows the server, and another one may take its place that lacks what is"
+        " sent: with a live Stripe key nothing is delivered from there",
+        cure="start its replica again",
+    )
 
 
 def _disagreement(said: Mapping[str, str]) -> list[Finding]:
@@ -76,13 +74,11 @@ def _uncovered(nobodys: Sequence[str]) -> list[Finding]:
     """Keys whose slots no node of the cluster has."""
     if not nobodys:
         return []
-    return [
-        Finding(
-            check="slots",
-            problem=f"no node has the slots of {named(nobodys)}: what is asked of them is refused",
-            cure="redis-cli --cluster fix, or start the node that had them",
-        )
-    ]
+    return single(
+        check="slots",
+        problem=f"no node has the slots of {named(nobodys)}: what is asked of them is refused",
+        cure="redis-cli --cluster fix, or start the node that had them",
+    )
 
 
 CHECKS: Final[Mapping[str, Mapping[str, Callable[[Parts], Awaitable[tuple[str, list[Finding]]]]]]] = {
@@ -150,8 +146,7 @@ def refusing(words: str) -> Finding:
     return Finding(
         check="breaker",
         problem=f"{words}: it takes no writes, so each process decides without it (on_store_failure), and"
-        " usage"
-        " waits in spools",
+        " usage waits in spools",
         cure=cure,
     )
 
@@ -160,16 +155,13 @@ def late(typical_s: float, timeout_s: float) -> list[Finding]:
     """Whether the store answers well within the store timeout."""
     if typical_s <= timeout_s / 2:
         return []
-    return [
-        Finding(
-            check="breaker",
-            problem=f"an answer takes {typical_s:.2g} s, and a request waits {timeout_s:g} s for it"
-            " (METERKIT_STORE_TIMEOUT): now and then, or always, requests are decided without the store",
-            cure="keep the store in the zone of the app, see what it is busy with (SLOWLOG GET), or set a"
-            " longer"
-            " METERKIT_STORE_TIMEOUT",
-        )
-    ]
+    return single(
+        check="breaker",
+        problem=f"an answer takes {typical_s:.2g} s, and a request waits {timeout_s:g} s for it"
+        " (METERKIT_STORE_TIMEOUT): now and then, or always, requests are decided without the store",
+        cure="keep the store in the zone of the app, see what it is busy with (SLOWLOG GET), or set a"
+        " longer METERKIT_STORE_TIMEOUT",
+    )
 
 
 async def look_at_durability(keeping: Keeping, way: Durability, key: str) -> tuple[str, list[Finding]]:
@@ -221,10 +213,8 @@ def full(memory: Mapping[str, str]) -> list[Finding]:
         state = f"uses {used / most:.0%} of its maxmemory of {most:,} bytes: full, it refuses"
     else:
         state = f"uses {used:,} bytes, more than its maxmemory of {most:,}: it refuses"
-    return [
-        Finding(
-            check="memory",
-            problem=f"the server {state} writes, and requests are decided without it",
-            cure="raise maxmemory; a customer takes one to six kilobytes, and nothing of them may be evicted",
-        )
-    ]
+    return single(
+        check="memory",
+        problem=f"the server {state} writes, and requests are decided without it",
+        cure="raise maxmemory; a customer takes one to six kilobytes, and nothing of them may be evicted",
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amounts import span
 from meterkit.customers.drifts import Drifts
-from meterkit.health.findings import Finding, named
+from meterkit.health.findings import Finding, named, single
 from meterkit.insights.store_readings import read_webhooks
 
 if TYPE_CHECKING:
@@ -34,14 +34,12 @@ def drifting(found: Mapping[str, Sequence[Drift]]) -> list[Finding]:
         return []
     count = "1 subscription differs" if len(found) == 1 else f"{len(found):,} subscriptions differ"
     whose = named([f"of customer {customer} ({drifts[0].message})" for customer, drifts in found.items()])
-    return [
-        Finding(
-            check="subscriptions",
-            problem=f"{count} from the plans file: {whose}",
-            cure="`meterkit subscriptions check` looks again and lists all; `meterkit subscriptions repair"
-            " CUSTOMER` mends one, or says what a person has to decide",
-        )
-    ]
+    return single(
+        check="subscriptions",
+        problem=f"{count} from the plans file: {whose}",
+        cure="`meterkit subscriptions check` looks again and lists all; `meterkit subscriptions repair"
+        " CUSTOMER` mends one, or says what a person has to decide",
+    )
 
 
 OVERDUE_MS: Final = 5 * 60_000
@@ -92,15 +90,13 @@ def overdue(count: int, oldest_ms: int) -> list[Finding]:
     if not count or oldest_ms <= OVERDUE_MS:
         return []
     whose = "1 Stripe customer has" if count == 1 else f"{count:,} Stripe customers have"
-    return [
-        Finding(
-            check="webhooks",
-            problem=f"{whose} waited for a sync for up to {span(oldest_ms)}: Stripe's events about"
-            " them have no effect here yet",
-            cure="run `meterkit worker`, or set the Stripe key where the app runs; the log of one that runs"
-            " says why it does not ask Stripe",
-        )
-    ]
+    return single(
+        check="webhooks",
+        problem=f"{whose} waited for a sync for up to {span(oldest_ms)}: Stripe's events about"
+        " them have no effect here yet",
+        cure="run `meterkit worker`, or set the Stripe key where the app runs; the log of one that runs"
+        " says why it does not ask Stripe",
+    )
 
 
 def failing(tried: Sequence[Failing], now_ms: int) -> list[Finding]:
@@ -109,14 +105,12 @@ def failing(tried: Sequence[Failing], now_ms: int) -> list[Finding]:
     if not found:
         return []
     oldest_ms = now_ms - min(one.since_ms for one in found)
-    return [
-        Finding(
-            check="webhooks",
-            problem=f"looks at {named([one.stripe_customer for one in found])} have failed for up to"
-            f" {span(oldest_ms)}: {found[0].why}",
-            cure="see to the reason; each is made again within the hour, and given up after twelve refusals",
-        )
-    ]
+    return single(
+        check="webhooks",
+        problem=f"looks at {named([one.stripe_customer for one in found])} have failed for up to"
+        f" {span(oldest_ms)}: {found[0].why}",
+        cure="see to the reason; each is made again within the hour, and given up after twelve refusals",
+    )
 
 
 def given_up(dead: Sequence[Failing]) -> list[Finding]:
@@ -124,10 +118,8 @@ def given_up(dead: Sequence[Failing]) -> list[Finding]:
     if not dead:
         return []
     count = "1 Stripe customer is" if len(dead) == 1 else f"{len(dead):,} Stripe customers are"
-    return [
-        Finding(
-            check="webhooks",
-            problem=f"{count} given up, {named([one.stripe_customer for one in dead])}: {dead[0].why}",
-            cure="`meterkit webhooks list` has each reason; see to them, then `meterkit webhooks redrive`",
-        )
-    ]
+    return single(
+        check="webhooks",
+        problem=f"{count} given up, {named([one.stripe_customer for one in dead])}: {dead[0].why}",
+        cure="`meterkit webhooks list` has each reason; see to them, then `meterkit webhooks redrive`",
+    )
