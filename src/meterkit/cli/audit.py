@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
-from meterkit.catalog.amounts import date_and_time
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.outbox import operator
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
@@ -20,9 +18,6 @@ from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.insights.audit.rebuilt import Rebuilt
 from meterkit.stripe.api import StripeApi
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 commands = typer.Typer(name="audit", help="Work with the audit log of recorded usage.", no_args_is_help=True)
 
 _ENDED_EARLY: Final = (
@@ -30,11 +25,6 @@ _ENDED_EARLY: Final = (
 )
 RARE: Final = frozenset({"delivered", "parked", "advice"})
 """Columns that are shown where they have something."""
-
-
-@commands.callback()
-def _group() -> None:
-    """Work with the audit log of recorded usage."""
 
 
 @command(commands)
@@ -71,21 +61,14 @@ async def rebuild(
         try:
             await rebuilder.rebuild(customer, at=period, dry_run=dry_run, by=operator(), found=found)
         except BaseException:  # Ctrl-C, too.
-            _show(session, found, empty="nothing was rebuilt")
+            session.show_rows(found, row_of, rare=RARE, empty="nothing was rebuilt")
             print_note(_ENDED_EARLY)
             raise
-    _show(session, found, empty="the counters have all that the audit log has")
+    session.show_rows(found, row_of, rare=RARE, empty="the counters have all that the audit log has")
     if dry_run and found:
         print_note("nothing was changed: --dry-run")
     if any(dry_run or not one.is_done for one in found):
         raise typer.Exit(1)
-
-
-def _show(session: Session, found: Sequence[Rebuilt], *, empty: str) -> None:
-    session.show(
-        [asdict(one) for one in found],
-        lambda: print_records([row_of(one) for one in found], rare=RARE, empty=empty),
-    )
 
 
 def row_of(one: Rebuilt) -> dict[str, object]:
@@ -93,7 +76,7 @@ def row_of(one: Rebuilt) -> dict[str, object]:
     return {
         "customer": one.customer,
         "meter": one.meter,
-        "period": "" if one.period_start is None else date_and_time(one.period_start),
+        "period": one.period_start,
         "recorded": one.recorded,
         "audited": one.audited,
         "raised": one.raised,

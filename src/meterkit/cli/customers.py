@@ -13,7 +13,7 @@ from meterkit.catalog.amounts import date_and_time
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.importing import read_links
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import cell_text, print_note, print_records
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
@@ -22,11 +22,11 @@ from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUna
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-    from datetime import datetime
 
     from meterkit.cli.importing import CsvLink
     from meterkit.cli.progress import Steps
     from meterkit.customers.customers import Customer, Customers
+    from meterkit.customers.history import HistoryEntry
     from meterkit.kit import MeterKit
 
 
@@ -95,7 +95,7 @@ async def list_all(session: Session) -> None:
         every = sorted([one async for one in kit.customers.list()], key=lambda one: one.customer)
         for customer in every:
             note_missing_plan(kit, customer)
-    session.show([asdict(customer) for customer in every], lambda: _print(every))
+    session.show_rows(every, _row, rare=_RARE, empty="no customer has been set up")
 
 
 @command(commands)
@@ -278,22 +278,17 @@ async def history(session: Session, customer: CustomerArgument) -> None:
     async with session.kit(reads=True) as kit:
         await note_unknown(kit, customer)
         found = await kit.customers.history(customer)
-    session.show(
-        [asdict(entry) for entry in found],
-        lambda: print_records(
-            [
-                {
-                    "at": date_and_time(entry.at),
-                    "what": entry.kind,
-                    "before": entry.before or "",
-                    "after": entry.after or "",
-                    "cause": entry.cause,
-                }
-                for entry in found
-            ],
-            empty=f"nothing has changed for {customer}",
-        ),
-    )
+    session.show_rows(found, _history_row, empty=f"nothing has changed for {customer}")
+
+
+def _history_row(entry: HistoryEntry) -> dict[str, object]:
+    return {
+        "at": entry.at,
+        "what": entry.kind,
+        "before": entry.before,
+        "after": entry.after,
+        "cause": entry.cause,
+    }
 
 
 async def _change(
@@ -347,11 +342,7 @@ def _erased(counts: Mapping[str, int]) -> str:
 
 def _show(session: Session, kit: MeterKit, customer: Customer) -> None:
     note_missing_plan(kit, customer)
-    session.show(asdict(customer), lambda: _print([customer]))
-
-
-def _print(found: Sequence[Customer]) -> None:
-    print_records([_row(customer) for customer in found], rare=_RARE, empty="no customer has been set up")
+    session.show(asdict(customer), lambda: print_records([_row(customer)], rare=_RARE))
 
 
 def _row(customer: Customer) -> dict[str, object]:
@@ -361,19 +352,15 @@ def _row(customer: Customer) -> dict[str, object]:
         "plan": customer.plan,
         "status": customer.status or NO_STATUS,
         "access": customer.access,
-        "access since": _when(customer.access_since),
-        "subscription": customer.subscription or "",
-        "seats": customer.seats or "",
-        "trial ends": _when(customer.trial_end),
-        "ends": _when(customer.cancel_at),
-        "scheduled": " ".join(filter(None, (customer.pending_plan, seats, _when(customer.pending_at)))),
+        "access since": customer.access_since,
+        "subscription": customer.subscription,
+        "seats": customer.seats or None,
+        "trial ends": customer.trial_end,
+        "ends": customer.cancel_at,
+        "scheduled": " ".join(filter(None, (customer.pending_plan, seats, cell_text(customer.pending_at)))),
         "Stripe customer": customer.stripe_customer or "not linked",
         "overrides": _overrides(customer),
     }
-
-
-def _when(moment: datetime | None) -> str:
-    return "" if moment is None else date_and_time(moment)
 
 
 def _overrides(customer: Customer) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterkit.catalog.amounts import date_and_time
 from meterkit.cli.options import WHEN, CustomerArgument, date_or_instant, whole_number
 from meterkit.cli.output import print_note, print_records, print_table
 from meterkit.cli.session import Session, command
@@ -150,8 +149,8 @@ def _print_ledger(customer: str, found: Sequence[LedgerEntry]) -> None:
         ("grant", "of", "entry", "quantity", "meter", "period"),
         (
             (
-                *(entry.grant_id, entry.name, entry.entry, _exact(entry), entry.meter or ""),
-                "" if entry.period_start is None else date_and_time(entry.period_start),
+                *(entry.grant_id, entry.name, entry.entry, _exact(entry), entry.meter),
+                entry.period_start,
             )
             for entry in sorted(found, key=_place)
         ),
@@ -200,8 +199,8 @@ def _row(grant: Grant) -> dict[str, object]:
         "quantity": grant.quantity,
         "remaining": grant.remaining,
         "priority": grant.priority,
-        "effective": date_and_time(grant.effective_at),
-        "expires": "never" if grant.expires_at is None else date_and_time(grant.expires_at),
+        "effective": grant.effective_at,
+        "expires": grant.expires_at or "never",
         "by": grant.source,
         "status": grant.status,
     }

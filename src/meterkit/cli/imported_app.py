@@ -55,11 +55,8 @@ def import_function(name: str) -> Callable[..., Any]:
 
 
 def _module(name: str) -> Any:
-    def load() -> Any:
-        return import_module(name)
-
     try:
-        return _run(load, f"{name} cannot be imported")
+        return _run(lambda: import_module(name), f"{name} cannot be imported")
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise MeterkitError(f"{name} cannot be imported: {error}{_place(error)}") from error

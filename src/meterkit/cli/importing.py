@@ -146,8 +146,8 @@ def _tell(done: Imported) -> None:
     rows = [
         {
             "Stripe customer": misfit.stripe_customer,
-            "customer": misfit.customer or "",
-            "subscription": misfit.subscription or "",
+            "customer": misfit.customer,
+            "subscription": misfit.subscription,
             "linked": "yes" if misfit.linked else "no",
             "why": misfit.message,
         }

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.amounts import date_and_time
 from meterkit.cli.options import NewPlanArgument, OldPlanArgument
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
@@ -110,7 +109,7 @@ def _print(done: Sequence[Migrated], old: str, new: str, *, dry_run: bool) -> No
     rows: list[dict[str, object]] = [
         {
             "customer": one.customer,
-            "subscription": one.subscription or "",
+            "subscription": one.subscription,
             "plan": old if one.error else new,
             "from": _when(one, dry_run=dry_run),
         }
@@ -119,9 +118,9 @@ def _print(done: Sequence[Migrated], old: str, new: str, *, dry_run: bool) -> No
     print_records(rows, rare={"subscription"}, empty=f"no customer is on {old}")
 
 
-def _when(one: Migrated, *, dry_run: bool) -> str:
+def _when(one: Migrated, *, dry_run: bool) -> datetime | str:
     if one.error is not None:
         return f"not migrated: {one.error}"
     if dry_run:
         return "as of the change"
-    return "now" if one.at is None else date_and_time(one.at)
+    return one.at or "now"

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from meterkit.catalog.amounts import date_and_time
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
@@ -33,10 +32,10 @@ async def list_all(session: Session) -> None:
         {
             "message": one.id,
             "channel": channel,
-            "event": event or "",
-            "customer": customer or "",
+            "event": event,
+            "customer": customer,
             "state": one.state,
-            "since": date_and_time(from_ms(one.since_ms)),
+            "since": from_ms(one.since_ms),
             "attempts": one.attempts,
             "why": one.why,
         }

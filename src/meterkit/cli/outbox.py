@@ -11,7 +11,7 @@ import typer
 
 from meterkit.catalog.amounts import date_and_time, span
 from meterkit.cli.options import whole_number
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import cell_text, print_note
 from meterkit.cli.session import Session, command
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import IntentState
@@ -67,7 +67,7 @@ async def list_all(
     """
     async with session.kit(reads=True) as kit:
         found = await kit.outbox.list(state=state, customer=customer, limit=limit)
-    _show(session, found)
+    session.show_rows(found, _row, rare=("compared", "why"), empty="all that is sealed is delivered")
     if len(found) == limit:
         print_note(f"there may be more: --limit {limit}")
     if any(intent.state in {"parked", "dead"} for intent in found):
@@ -111,9 +111,7 @@ async def redrive(
         raise typer.BadParameter("name intents, or give --all")
     async with session.kit() as kit:
         chosen = intents or await _undelivered(kit, customer)
-        await _each(
-            session, chosen, lambda one: kit.outbox.redrive(one, reason=reason, by=operator()), "redriven"
-        )
+        await _each(session, chosen, kit.outbox.redrive, "redriven", reason=reason)
 
 
 @command(commands)
@@ -123,9 +121,7 @@ async def park(session: Session, intents: _Identifiers, *, reason: _Reason = "")
     Until they are redriven or dropped.
     """
     async with session.kit() as kit:
-        await _each(
-            session, intents, lambda one: kit.outbox.park(one, reason=reason, by=operator()), "parked"
-        )
+        await _each(session, intents, kit.outbox.park, "parked", reason=reason)
 
 
 @command(commands)
@@ -149,9 +145,7 @@ async def drop(
     async with session.kit() as kit:
         if not yes:
             await _ask(kit.outbox, intents)
-        await _each(
-            session, intents, lambda one: kit.outbox.drop(one, reason=reason, by=operator()), "dropped"
-        )
+        await _each(session, intents, kit.outbox.drop, "dropped", reason=reason)
 
 
 async def _ask(outbox: Intents, identifiers: Sequence[str]) -> None:
@@ -181,15 +175,17 @@ async def _undelivered(kit: MeterKit, customer: str | None) -> list[str]:
 async def _each(
     session: Session,
     identifiers: Sequence[str],
-    act: Callable[[str], Awaitable[Intent]],
+    act: Callable[..., Awaitable[Intent]],
     done: str,
+    *,
+    reason: str,
 ) -> None:
     """Apply it to each; a refusal is printed, and the others go on."""
     seen: list[Intent] = []
     refused: list[dict[str, str]] = []
     for identifier in dict.fromkeys(identifiers):
         try:
-            seen.append(await act(identifier))
+            seen.append(await act(identifier, reason=reason, by=operator()))
         except MeterkitError as error:
             print_note(f"not {done}: {error}")
             refused.append({"intent": identifier, "message": str(error)})
@@ -210,17 +206,6 @@ def _tell(seen: Sequence[Intent], done: str) -> None:
         print_note(f"nothing was {done}")
 
 
-def _show(session: Session, found: Sequence[Intent]) -> None:
-    session.show(
-        [asdict(intent) for intent in found],
-        lambda: print_records(
-            [_row(intent) for intent in found],
-            rare=("compared", "why"),
-            empty="all that is sealed is delivered",
-        ),
-    )
-
-
 def _row(intent: Intent) -> dict[str, object]:
     return {
         "intent": intent.identifier,
@@ -228,11 +213,11 @@ def _row(intent: Intent) -> dict[str, object]:
         "customer": intent.customer,
         "meter": intent.meter,
         "quantity": intent.quantity,
-        "minute": date_and_time(intent.minute),
-        "first attempt": "" if intent.first_attempt_at is None else date_and_time(intent.first_attempt_at),
+        "minute": intent.minute,
+        "first attempt": intent.first_attempt_at,
         "attempts": intent.attempts,
         "age": span(intent.age_s * 1000),
-        "compared": "" if intent.compared_at is None else date_and_time(intent.compared_at),
+        "compared": intent.compared_at,
         "why": intent.why,
     }
 
@@ -242,12 +227,10 @@ def _print_one(intent: Intent) -> None:
         **_row(intent),
         "Stripe customer": intent.stripe_customer,
         "event name": intent.event_name,
-        "period": date_and_time(intent.period_start),
-        "sealed": date_and_time(intent.sealed_at),
+        "period": intent.period_start,
+        "sealed": intent.sealed_at,
     }
     width = max(map(len, rows))
     for name, value in rows.items():
-        if value != "":
-            typer.echo(
-                f"{name:<{width}}  {value:,}" if isinstance(value, int) else f"{name:<{width}}  {value}"
-            )
+        if text := cell_text(value):
+            typer.echo(f"{name:<{width}}  {text}")

@@ -16,6 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from meterkit.catalog.amounts import date_and_time
 from meterkit.decisions.periods import iso
 
 if TYPE_CHECKING:
@@ -132,12 +133,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
         empty: the text to print if there are no rows.
     """
     console = stdout_console()
-    filled = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    filled = [list(map(cell_text, row)) for row in rows]
     if not filled:
         print_note(empty)
         return
     for part in table(columns, filled, width=console.width):
         console.print(part)
+
+
+def cell_text(value: object) -> str:
+    """What a cell of a table says: instants in UTC, quantities with commas, nothing for None."""
+    if isinstance(value, datetime):
+        return date_and_time(value)
+    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
 
 
 def print_records(

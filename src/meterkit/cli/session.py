@@ -11,23 +11,26 @@ import re
 import signal
 import sys
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import update_wrapper
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import meterkit
 from meterkit.cli.options import Command, common_options
-from meterkit.cli.output import print_json, print_note
+from meterkit.cli.output import print_json, print_note, print_records
 from meterkit.cli.unknown_customers import note_missing_plan
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, StripeError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Generator
+    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
 
     import typer
+    from _typeshed import DataclassInstance
 
     from meterkit.subscriptions.service.stripe_customers import ContactSource
+
+_Record = TypeVar("_Record", bound="DataclassInstance")
 
 REFUSED = 1
 WRONG_USAGE = 2
@@ -69,6 +72,20 @@ class Session:
     def show(self, value: object, as_text: Callable[[], None]) -> None:
         """Print a value as JSON with ``--json``, else as text."""
         print_json(value) if self.json else as_text()
+
+    def show_rows(
+        self,
+        found: Sequence[_Record],
+        row: Callable[[_Record], Mapping[str, object]],
+        *,
+        rare: Collection[str] = (),
+        empty: str,
+    ) -> None:
+        """Print dataclasses as JSON with ``--json``, else as a table with a row of each."""
+        self.show(
+            [asdict(one) for one in found],
+            lambda: print_records([row(one) for one in found], rare=rare, empty=empty),
+        )
 
 
 def command(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from meterkit.catalog import load
-from meterkit.catalog.amounts import date_and_time, money
+from meterkit.catalog.amounts import money
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.progress import shown_steps
@@ -171,6 +171,6 @@ def _row(one: SimulatedCustomer, currency: str) -> dict[str, object]:
         "now": money(one.now_cents, currency),
         "then": money(one.then_cents, currency),
         "refused": ", ".join(f"{units:,} {meter}" for meter, units in one.refused.items()),
-        "first": "" if one.refused_first_at is None else date_and_time(one.refused_first_at),
+        "first": one.refused_first_at,
         "note": "; ".join(notes),
     }

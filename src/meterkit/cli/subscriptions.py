@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from meterkit.catalog.amounts import date_and_time, money
+from meterkit.catalog.amounts import money
 from meterkit.cli.options import CustomerArgument, PlanArgument, whole_number
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import cell_text, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, note_unknown
 from meterkit.errors import NoSubscriptionError
@@ -17,7 +17,6 @@ from meterkit.subscriptions.change_rules import SEATS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
     from meterkit.customers.drifts import Drift
     from meterkit.subscriptions.change_rules import OverLimit
@@ -137,11 +136,7 @@ async def invoices(session: Session, customer: CustomerArgument) -> None:
     async with session.kit(customer, reads=True) as kit:
         await note_unknown(kit, customer)
         found = await kit.subscriptions.invoices(customer)
-    rows = [_invoice_row(invoice) for invoice in found]
-    session.show(
-        [asdict(invoice) for invoice in found],
-        lambda: print_records(rows, rare=_RARE, empty=f"{customer} has no invoices"),
-    )
+    session.show_rows(found, _invoice_row, rare=_RARE, empty=f"{customer} has no invoices")
 
 
 @command(commands)
@@ -229,7 +224,7 @@ def _row(found: Subscription) -> dict[str, object]:
     scheduled = ""
     if pending is not None:
         seats_text = f"{pending.seats} seats" if pending.seats else ""
-        scheduled = " ".join(filter(None, (pending.plan, seats_text, _when(pending.effective_at))))
+        scheduled = " ".join(filter(None, (pending.plan, seats_text, cell_text(pending.effective_at))))
     return {
         "customer": found.customer,
         "subscription": found.id,
@@ -237,9 +232,9 @@ def _row(found: Subscription) -> dict[str, object]:
         "status": found.status,
         "access": found.access,
         "seats": found.seats or "",
-        "period": f"{_when(found.current_period_start)} to {_when(found.current_period_end)}",
-        "trial ends": _when(found.trial_end) if found.status == "trialing" else "",
-        "ends": _when(found.cancel_at),
+        "period": f"{cell_text(found.current_period_start)} to {cell_text(found.current_period_end)}",
+        "trial ends": found.trial_end if found.status == "trialing" else "",
+        "ends": found.cancel_at,
         "scheduled": scheduled,
     }
 
@@ -251,10 +246,6 @@ def _invoice_row(invoice: Invoice) -> dict[str, object]:
         "total": money(invoice.total_cents, invoice.currency),
         "due": money(invoice.amount_due_cents, invoice.currency),
         "paid": money(invoice.amount_paid_cents, invoice.currency),
-        "created": _when(invoice.created_at),
-        "page": invoice.url or "",
+        "created": invoice.created_at,
+        "page": invoice.url,
     }
-
-
-def _when(moment: datetime | None) -> str:
-    return "" if moment is None else date_and_time(moment)

@@ -18,7 +18,7 @@ from meterkit.customers.usage import usage_of_all
 from meterkit.decisions.periods import iso, to_ms
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
@@ -104,9 +104,9 @@ def _rows_of_one(found: CustomerUsage, currency: str) -> list[dict[str, object]]
 
 
 def _write_csv(page: Sequence[CustomerUsage], *, headed: bool) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, _CSV, extrasaction="ignore", lineterminator="\n")
     if headed:
-        writer.writerow(_CSV)
+        writer.writeheader()
     for found in page:
         period = found["period"]
         whole: dict[str, object] = {
@@ -115,11 +115,7 @@ def _write_csv(page: Sequence[CustomerUsage], *, headed: bool) -> None:
             "period_end": iso(period["end"]),
         }
         for name, meter in found["meters"].items():
-            writer.writerow([_cell({**whole, "meter": name, **meter}, column) for column in _CSV])
-
-
-def _cell(values: Mapping[str, object], column: str) -> object:
-    return "" if values[column] is None else values[column]
+            writer.writerow({**whole, "meter": name, **meter})
 
 
 def _tell(found: CustomerUsage, rates: Sequence[RateUsage], currency: str) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from meterkit.catalog.amounts import date_and_time
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
@@ -31,7 +30,7 @@ async def list_all(session: Session) -> None:
     rows = [
         {
             "stripe customer": entry.stripe_customer,
-            "since": date_and_time(from_ms(entry.at_ms)),
+            "since": from_ms(entry.at_ms),
             "why": entry.why,
         }
         for entry in dead
