@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,15 @@ ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 def new_id(prefix: str, *, length: int = 14) -> str:
     """Return a fresh id as Stripe forms them: ``cus_`` and 14 letters or digits."""
     return f"{prefix}_{''.join(secrets.choice(ALPHABET) for _ in range(length))}"
+
+
+def fields_of(item: Any, *but: str) -> JsonObject:
+    """Return the fields of a dataclass that Stripe shows under the same names: all, except some.
+
+    Maps are copied: an event shows an object as it was.
+    """
+    shown = {one.name: getattr(item, one.name) for one in fields(item) if one.name not in but}
+    return {name: value.copy() if isinstance(value, dict) else value for name, value in shown.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

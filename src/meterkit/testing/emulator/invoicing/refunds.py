@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from meterkit.testing.emulator.protocol import fields_of
 from meterkit.testing.emulator.registry import Registry
 
 if TYPE_CHECKING:
@@ -28,17 +29,10 @@ class Refund:
     def to_json(self) -> JsonObject:
         """Return the refund as Stripe shows it (https://docs.stripe.com/api/refunds/object)."""
         return {
-            "id": self.id,
+            **fields_of(self, "invoice"),
             "object": "refund",
-            "amount": self.amount,
             "balance_transaction": None,
-            "charge": self.charge,
-            "created": self.created,
-            "currency": self.currency,
             "destination_details": {"card": {"type": "refund"}, "type": "card"},
-            "metadata": dict(self.metadata),
-            "payment_intent": self.payment_intent,
-            "reason": self.reason,
             "receipt_number": None,
             "source_transfer_reversal": None,
             "status": "succeeded",

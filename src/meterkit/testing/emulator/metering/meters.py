@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.protocol import ApiError, JsonObject, new_id, no_such
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, fields_of, new_id, no_such
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
@@ -51,18 +51,13 @@ class Meter:
     def to_json(self) -> JsonObject:
         """Return the meter as Stripe shows it."""
         return {
-            "id": self.id,
+            **fields_of(self, "formula", "time_window", "customer_key", "value_key", "deactivated_at"),
             "object": "billing.meter",
-            "created": self.created,
             "customer_mapping": {"event_payload_key": self.customer_key, "type": "by_id"},
             "default_aggregation": {"formula": self.formula},
-            "display_name": self.display_name,
-            "event_name": self.event_name,
             "event_time_window": self.time_window,
-            "livemode": self.livemode,
             "status": "active" if self.active else "inactive",
             "status_transitions": {"deactivated_at": self.deactivated_at},
-            "updated": self.updated,
             "value_settings": {"event_payload_key": self.value_key},
         }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meterkit.testing.emulator.invoicing.totals import tax_to_json, work_out
+from meterkit.testing.emulator.protocol import fields_of
 from meterkit.testing.emulator.registry import Registry
 
 if TYPE_CHECKING:
@@ -100,35 +101,29 @@ class CheckoutSession:
         email, totals = self.email or self.customer_email, self.totals
         details = {"address": self.address, "email": email, "name": self.name, "phone": None}
         return {
-            "id": self.id,
+            **fields_of(
+                self,
+                "page",
+                "lines",
+                "subscription_data",
+                "trial",
+                "tax_percent",
+                "customer_update",
+                "email",
+                "name",
+                "address",
+            ),
             "object": "checkout.session",
-            "allow_promotion_codes": self.allow_promotion_codes,
             "amount_subtotal": totals.subtotal,
             "amount_total": totals.total,
             "automatic_tax": self._tax_to_json(),
-            "cancel_url": self.cancel_url,
-            "client_reference_id": self.client_reference_id,
-            "created": self.created,
-            "currency": self.currency,
             "custom_fields": [],
-            "customer": self.customer,
             "customer_creation": "always",
             "customer_details": {**details, "tax_exempt": "none", "tax_ids": []} if email else None,
-            "customer_email": self.customer_email,
             "discounts": [_named(discount) for discount in self.discounts],
-            "expires_at": self.expires_at,
-            "invoice": self.invoice,
-            "livemode": self.livemode,
-            "locale": self.locale,
-            "metadata": dict(self.metadata),
             "mode": "subscription",
-            "payment_method_collection": self.payment_method_collection,
             "payment_method_types": ["card"],
-            "payment_status": self.payment_status,
             "shipping_options": [],
-            "status": self.status,
-            "subscription": self.subscription,
-            "success_url": self.success_url,
             "tax_id_collection": {"enabled": self.tax_id_collection, "required": "never"},
             "total_details": {
                 "amount_discount": totals.discount,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from meterkit.testing.emulator.protocol import fields_of
+
 if TYPE_CHECKING:
     from meterkit.testing.emulator.protocol import JsonObject
 
@@ -41,17 +43,11 @@ class PortalSession:
         https://docs.stripe.com/api/customer_portal/sessions/object
         """
         return {
-            "id": self.id,
+            **fields_of(self, "subscription"),
             "object": "billing_portal.session",
-            "configuration": self.configuration,
-            "created": self.created,
-            "customer": self.customer,
             "flow": self._flow(),
-            "livemode": self.livemode,
             "locale": None,
             "on_behalf_of": None,
-            "return_url": self.return_url,
-            "url": self.url,
         }
 
     def _flow(self) -> JsonObject | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
+from meterkit.testing.emulator.protocol import fields_of
 from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.selling.amounts import to_cents
 from meterkit.testing.emulator.selling.prices import Recurring
@@ -59,20 +60,9 @@ class Coupon:
     def to_json(self, *, now: int) -> JsonObject:
         """Return the coupon as Stripe shows it (https://docs.stripe.com/api/coupons/object)."""
         return {
-            "id": self.id,
+            **fields_of(self, "products"),
             "object": "coupon",
-            "amount_off": self.amount_off,
-            "created": self.created,
-            "currency": self.currency,
-            "duration": self.duration,
-            "duration_in_months": self.duration_in_months,
-            "livemode": self.livemode,
-            "max_redemptions": self.max_redemptions,
-            "metadata": dict(self.metadata),
-            "name": self.name,
             "percent_off": None if self.percent_off is None else float(self.percent_off),
-            "redeem_by": self.redeem_by,
-            "times_redeemed": self.times_redeemed,
             "valid": not (self.is_used_up or self.is_over(now=now)),
         }
 
@@ -115,24 +105,16 @@ class PromotionCode:
     def to_json(self, coupon: Coupon | None, *, now: int) -> JsonObject:
         """Return the code as Stripe shows it (https://docs.stripe.com/api/promotion_codes/object)."""
         return {
-            "id": self.id,
+            **fields_of(self, "coupon", "first_time", "minimum_amount", "minimum_currency"),
             "object": "promotion_code",
             "active": self.is_active(coupon, now=now),
-            "code": self.code,
-            "created": self.created,
-            "customer": self.customer,
             "customer_account": None,
-            "expires_at": self.expires_at,
-            "livemode": self.livemode,
-            "max_redemptions": self.max_redemptions,
-            "metadata": dict(self.metadata),
             "promotion": {"coupon": self.coupon, "type": "coupon"},
             "restrictions": {
                 "first_time_transaction": self.first_time,
                 "minimum_amount": self.minimum_amount,
                 "minimum_amount_currency": self.minimum_currency,
             },
-            "times_redeemed": self.times_redeemed,
         }
 
 
@@ -201,18 +183,12 @@ class Discount:
     def to_json(self) -> JsonObject:
         """Return the discount as Stripe shows it (https://docs.stripe.com/api/discounts/object)."""
         return {
-            "id": self.id,
+            **fields_of(self, "coupon"),
             "object": "discount",
             "checkout_session": None,
-            "customer": self.customer,
             "customer_account": None,
-            "end": self.end,
-            "invoice": self.invoice,
             "invoice_item": None,
-            "promotion_code": self.promotion_code,
             "source": {"coupon": self.coupon.id, "type": "coupon"},
-            "start": self.start,
-            "subscription": self.subscription,
             "subscription_item": None,
         }
 

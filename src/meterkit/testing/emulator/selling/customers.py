@@ -9,6 +9,7 @@ from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
+    fields_of,
     missing_resource,
     new_id,
     no_such,
@@ -46,13 +47,10 @@ class TestClock:
         if self.target is not None:
             details["advancing"] = {"target_frozen_time": self.target}
         return {
-            "id": self.id,
+            **fields_of(self, "target"),
             "object": "test_helpers.test_clock",
-            "created": self.created,
             "deletes_after": self.created + LIFE_S,
-            "frozen_time": self.frozen_time,
             "livemode": False,
-            "name": self.name,
             "status": "ready" if self.target is None else "advancing",
             "status_details": details,
         }
@@ -126,11 +124,8 @@ class Customer:
         if self.deleted:
             return {"id": self.id, "object": "customer", "deleted": True}
         return {
-            "id": self.id,
+            **fields_of(self, "texts", "deleted", "default_payment_method", "clock"),
             "object": "customer",
-            "address": self.address,
-            "balance": self.balance,
-            "created": self.created,
             "delinquent": False,
             "invoice_prefix": self.invoice_prefix,
             "invoice_settings": {
@@ -139,10 +134,7 @@ class Customer:
                 "footer": None,
                 "rendering_options": None,
             },
-            "livemode": self.livemode,
-            "metadata": dict(self.metadata),
             "preferred_locales": list(self.preferred_locales),
-            "tax_exempt": self.tax_exempt,
             "test_clock": self.test_clock,
             **dict.fromkeys(("currency", "default_source", "discount", "shipping")),
             **self.texts,

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_resource, new_id, no_such
+from meterkit.testing.emulator.protocol import (
+    ApiError,
+    JsonObject,
+    fields_of,
+    missing_resource,
+    new_id,
+    no_such,
+)
 
 AUTHENTICATES: Final = "pm_card_authenticationRequired"
 ASKS_UNTIL_SET_UP: Final = "pm_card_authenticationRequiredOnSetup"
@@ -180,19 +187,11 @@ class SetupIntent:
     def to_json(self) -> JsonObject:
         """Return it as Stripe shows it (https://docs.stripe.com/api/setup_intents/object)."""
         return {
-            "id": self.id,
+            **fields_of(self),
             "object": "setup_intent",
-            "client_secret": self.client_secret,
-            "created": self.created,
-            "customer": self.customer,
             "last_setup_error": None,
-            "livemode": self.livemode,
-            "metadata": dict(self.metadata),
             "next_action": None,
-            "payment_method": self.payment_method,
             "payment_method_types": ["card"],
-            "status": self.status,
-            "usage": self.usage,
         }
 
 

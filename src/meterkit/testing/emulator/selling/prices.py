@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.protocol import ApiError, JsonObject
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, fields_of
 from meterkit.testing.emulator.registry import Registry
 
 if TYPE_CHECKING:
@@ -43,21 +43,14 @@ class Product:
     def to_json(self) -> JsonObject:
         """Return the product as Stripe shows it (https://docs.stripe.com/api/products/object)."""
         return {
-            "id": self.id,
+            **fields_of(self, "texts"),
             "object": "product",
-            "active": self.active,
             "attributes": [],
-            "created": self.created,
-            "default_price": self.default_price,
             "images": [],
-            "livemode": self.livemode,
             "marketing_features": [],
-            "metadata": dict(self.metadata),
-            "name": self.name,
             "package_dimensions": None,
             "shippable": None,
             "type": "service",
-            "updated": self.updated,
             **self.texts,
         }
 
@@ -143,20 +136,11 @@ class Price:
         """Return the price as Stripe shows it (https://docs.stripe.com/api/prices/object)."""
         pricing, unit = self.pricing, self.pricing.unit_amount
         return {
-            "id": self.id,
+            **fields_of(self, "pricing", "inline"),
             "object": "price",
-            "active": self.active,
             "billing_scheme": "tiered" if pricing.tiers else "per_unit",
-            "created": self.created,
-            "currency": self.currency,
             "custom_unit_amount": None,
-            "livemode": self.livemode,
-            "lookup_key": self.lookup_key,
-            "metadata": dict(self.metadata),
-            "nickname": self.nickname,
-            "product": self.product,
             "recurring": None if self.recurring is None else self.recurring.to_json(),
-            "tax_behavior": self.tax_behavior,
             "tiers_mode": pricing.tiers_mode,
             "transform_quantity": None
             if pricing.divide_by is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from meterkit.testing.emulator.protocol import fields_of
 from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode
 
@@ -106,17 +107,13 @@ class Schedule:
         """Return the schedule as Stripe shows it (https://docs.stripe.com/api/subscription_schedules/object)."""
         current = self.phases[self.place] if self.status == "active" else None
         return {
-            "id": self.id,
+            **fields_of(self, "place"),
             "object": "subscription_schedule",
             "application": None,
             "billing_mode": self.billing_mode.to_json(),
-            "canceled_at": self.canceled_at,
-            "completed_at": self.completed_at,
-            "created": self.created,
             "current_phase": None
             if current is None
             else {"end_date": current.end, "start_date": current.start},
-            "customer": self.customer,
             "customer_account": None,
             "default_settings": {
                 "application_fee_percent": None,
@@ -134,16 +131,8 @@ class Schedule:
                 "on_behalf_of": None,
                 "transfer_data": None,
             },
-            "end_behavior": self.end_behavior,
-            "livemode": self.livemode,
-            "metadata": dict(self.metadata),
             "pause_schedules": [],
             "phases": [phase.to_json() for phase in self.phases],
-            "released_at": self.released_at,
-            "released_subscription": self.released_subscription,
-            "status": self.status,
-            "subscription": self.subscription,
-            "test_clock": self.test_clock,
         }
 
 

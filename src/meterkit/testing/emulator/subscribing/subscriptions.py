@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.testing.emulator.invoicing.totals import tax_to_json
-from meterkit.testing.emulator.protocol import JsonObject, no_such
+from meterkit.testing.emulator.protocol import JsonObject, fields_of, no_such
 from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode, period_at
 
@@ -200,26 +200,24 @@ class Subscription:
             *("pending_invoice_item_interval", "presentment_details", "transfer_data"),
         )
         return {
-            "id": self.id,
+            **fields_of(
+                self,
+                "prorate_at_cancel",
+                "cancellation",
+                "save_payment_method",
+                "trial_action",
+                "trial_end_told",
+                "paused_by",
+                "paused_at",
+                "resumption",
+            ),
             "object": "subscription",
             "automatic_tax": tax_to_json(enabled=self.automatic_tax),
-            "billing_cycle_anchor": self.billing_cycle_anchor,
             "billing_mode": self.billing_mode.to_json(),
             "billing_schedules": [],
-            "cancel_at": self.cancel_at,
-            "cancel_at_period_end": self.cancel_at_period_end,
-            "canceled_at": self.canceled_at,
             "cancellation_details": {**self.cancellation, "feedback_option": None},
-            "collection_method": self.collection_method,
-            "created": self.created,
-            "currency": self.currency,
-            "customer": self.customer,
-            "days_until_due": self.days_until_due,
-            "default_payment_method": self.default_payment_method,
             "default_tax_rates": [],
-            "description": self.description,
             "discounts": [discount.id for discount in self.discounts],
-            "ended_at": self.ended_at,
             "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
             "items": {
                 "object": "list",
@@ -228,25 +226,15 @@ class Subscription:
                 "total_count": len(self.items),
                 "url": f"/v1/subscription_items?subscription={self.id}",
             },
-            "latest_invoice": self.latest_invoice,
-            "livemode": self.livemode,
-            "metadata": dict(self.metadata),
-            "pause_collection": self.pause_collection,
             "payment_settings": {
                 "payment_method_options": None,
                 "payment_method_types": None,
                 "save_default_payment_method": self.save_payment_method,
             },
-            "pending_setup_intent": self.pending_setup_intent,
             "pending_update": None if self.pending_update is None else self.pending_update.to_json(),
-            "schedule": self.schedule,
             "start_date": self.created,
-            "status": self.status,
             "status_details": self._status_details(),
-            "test_clock": self.test_clock,
-            "trial_end": self.trial_end,
             "trial_settings": {"end_behavior": {"missing_payment_method": self.trial_action}},
-            "trial_start": self.trial_start,
             **dict.fromkeys(nothing),
         }
 
