@@ -22,7 +22,7 @@ from meterkit.health.spools import look_at_spool_directory
 from meterkit.health.store_servers import full, look_at_breaker, look_at_durability, unreachable
 from meterkit.health.stripe_meters import look_at_meters
 from meterkit.health.webhooks import look_at_subscriptions, look_at_webhooks
-from meterkit.insights.store_readings import info_text
+from meterkit.insights.store_readings import info_text, told_by
 from meterkit.outbox.outbox import Outbox
 from meterkit.redis import scripts
 from meterkit.redis.durability import Keeping
@@ -145,12 +145,9 @@ class _Seen:
     async def info(self) -> Mapping[str, str]:
         """What the server says of itself."""
         if self._info is None:
-            try:
-                told: dict[str, object] = await self.admin.ask(self.client.info("everything"))
-            except StoreError as error:
-                if isinstance(error.__cause__, ResponseError):
-                    raise UnseenError(_UNSEEN_INFO) from error
-                raise
+            told = await told_by(self.admin, self.client.info("everything"))
+            if told is None:
+                raise UnseenError(_UNSEEN_INFO)
             self._info = {name: info_text(value) for name, value in told.items()}
         return self._info
 
@@ -193,13 +190,8 @@ async def _persistence(seen: _Seen) -> _Looked:
 
 async def _appendfsync(seen: _Seen) -> str | None:
     """When the server sees to its disk; None where it does not say."""
-    try:
-        told: dict[str, str] = await seen.admin.ask(seen.client.config_get("appendfsync"))
-    except StoreError as error:
-        if isinstance(error.__cause__, ResponseError):
-            return None
-        raise
-    return told.get("appendfsync")
+    told = await told_by(seen.admin, seen.client.config_get("appendfsync"))
+    return None if told is None else told.get("appendfsync")
 
 
 async def _durability(seen: _Seen) -> _Looked:

@@ -14,7 +14,7 @@ from meterkit.redis.durability import Keeping
 from meterkit.redis.server import Durability, following
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
@@ -138,13 +138,23 @@ async def _way(keeping: Keeping) -> Durability:
 
 async def _replicas(server: Admin) -> int | None:
     """How many replicas follow a server; None: its user may not ask."""
+    told = await told_by(server, server.client.info("replication"))
+    return None if told is None else following({name: info_text(value) for name, value in told.items()})
+
+
+async def told_by(server: Admin, asked: Awaitable[Any]) -> Mapping[str, Any] | None:
+    """What a server says of itself; None: it refuses to.
+
+    Raises:
+        StoreError: the server does not answer.
+    """
     try:
-        told: Mapping[str, Any] = await server.ask(server.client.info("replication"))
+        told: Mapping[str, Any] = await server.ask(asked)
     except StoreError as error:
         if isinstance(error.__cause__, ResponseError):
             return None
         raise
-    return following({name: info_text(value) for name, value in told.items()})
+    return told
 
 
 def info_text(value: object) -> str:
