@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import Annotated, Final
+from typing import Final
 
 import typer
 
-from meterkit.cli.options import PeriodOption
+from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, started
@@ -31,14 +31,9 @@ RARE: Final = frozenset({"delivered", "parked", "advice"})
 async def rebuild(
     session: Session,
     *,
-    customer: Annotated[
-        str | None,
-        typer.Option("--customer", metavar="CUSTOMER", help="Your own id of one customer. Default: all."),
-    ] = None,
+    customer: CustomerOption = None,
     period: PeriodOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Raise counters that the store has lost to what the audit log has.
 

@@ -181,15 +181,12 @@ def quantities_of(entries: Iterable[str]) -> dict[str, int]:
 
 
 def _show(session: Session, customer: str, found: Sequence[Grant]) -> None:
-    session.show([asdict(grant) for grant in found], lambda: _print(customer, found))
-
-
-def _print(customer: str, found: Sequence[Grant]) -> None:
     rows = [_row(grant) for grant in found]
     if all(grant.source == "app" for grant in found):
         for row in rows:
             del row["by"]  # Whose they are is shown where some are the plan's.
-    print_records(rows, empty=f"customer {customer} has no grants")
+    empty = f"customer {customer} has no grants"
+    session.show([asdict(grant) for grant in found], lambda: print_records(rows, empty=empty))
 
 
 def _row(grant: Grant) -> dict[str, object]:

@@ -169,7 +169,8 @@ NewPlanArgument = Annotated[
     str,
     typer.Argument(metavar="TO", help="The plan that they get.", autocompletion=completion("plans")),
 ]
-MeterArgument = Annotated[
-    str,
-    typer.Argument(metavar="METER", help="A meter of the plans file.", autocompletion=completion("meters")),
+CustomerOption = Annotated[
+    str | None,
+    typer.Option("--customer", metavar="CUSTOMER", help="Your own id of one customer. Default: all."),
 ]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]

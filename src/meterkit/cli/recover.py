@@ -12,7 +12,7 @@ import typer
 
 from meterkit.cli.audit import RARE as RARE_OF_AUDIT
 from meterkit.cli.audit import row_of as row_of_audit
-from meterkit.cli.options import WHEN, instant
+from meterkit.cli.options import WHEN, CustomerOption, DryRunOption, instant
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.progress import shown_steps
@@ -43,10 +43,7 @@ _WAIT: Final = (
 async def recover(
     session: Session,
     *,
-    customer: Annotated[
-        str | None,
-        typer.Option("--customer", metavar="CUSTOMER", help="Your own id of one customer. Default: all."),
-    ] = None,
+    customer: CustomerOption = None,
     since: Annotated[
         datetime | None,
         typer.Option(
@@ -57,9 +54,7 @@ async def recover(
             f" meterkit could not see that. {WHEN}.",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
-    ] = False,
+    dry_run: DryRunOption = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Settle what a restored store has parked or lost.
