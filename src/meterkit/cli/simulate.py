@@ -19,6 +19,7 @@ from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import SettingsError
+from meterkit.insights.audit.calls import database_at
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,14 +62,16 @@ async def simulate(
             raise SettingsError(
                 "audit_url", "prices are tried with the audit log; set METERKIT_AUDIT_URL to its database"
             )
-        _check_meters(costs, kit.catalog.meters)
-        database: Any = import_module("meterkit.insights.audit.database")
+        for meter in costs:
+            if meter not in kit.catalog.meters:
+                raise typer.BadParameter(f"--cost: the plans file has no meter {meter!r:.60}")
+        database = database_at(kit.settings.audit_url.get_secret_value())
         simulation: Any = import_module("meterkit.insights.simulation.simulation")
         at_ms = kit.store.now_ms() - _MONTH_MS if period is None else period_ms(period)
         with shown_steps() as steps:
             found: Simulation = await simulation.simulate(
                 kit.store,
-                database.Database(kit.settings.audit_url.get_secret_value()),
+                database,
                 catalog,
                 at_ms,
                 customer=customer,
@@ -91,12 +94,6 @@ def _cost(text: str) -> tuple[str, Fraction]:
             f"found {text!r:.60}; allowed is METER=CENTS, such as output_tokens=40 or 0.5"
         )
     return meter, Fraction(cents) / _PER
-
-
-def _check_meters(costs: Mapping[str, Fraction], meters: Mapping[str, object]) -> None:
-    for meter in costs:
-        if meter not in meters:
-            raise typer.BadParameter(f"--cost: the plans file has no meter {meter!r:.60}")
 
 
 def _as_json(found: Simulation) -> dict[str, object]:

@@ -46,7 +46,6 @@ def observe(store: Store) -> None:
     if _is_set(get_meter_provider()):
         _observed.add(store)
         _make_instruments()
-        _make_instruments_of_stores()
         store.tally()
     if _is_set(get_tracer_provider()):
         store.mark_span = _marks_span()
@@ -77,6 +76,7 @@ def _marks_span() -> MarkSpan:
 
 @cache  # Instruments are the process's, whatever kits come and go.
 def _make_instruments() -> None:
+    """Requests, decisions, how the stores are reached, and what waits in this process and on this host."""
     from opentelemetry import metrics  # noqa: PLC0415 - an extra, looked for above
     from opentelemetry.metrics import Observation  # noqa: PLC0415 - likewise
 
@@ -90,25 +90,6 @@ def _make_instruments() -> None:
 
     def of_tallies(count: Callable[[Tallies], float]) -> Observe:
         return lambda _: [Observation(sum(map(count, everywhere())))]
-
-    meter = metrics.get_meter("meterkit")
-    meter.create_observable_counter("meterkit.requests", [requests], unit="{request}")
-    meter.create_observable_counter(
-        "meterkit.requests.degraded", [of_tallies(lambda tallies: tallies.degraded)], unit="{request}"
-    )
-    meter.create_observable_counter(
-        "meterkit.decisions", [of_tallies(lambda tallies: sum(tallies.durations))], unit="{decision}"
-    )
-    meter.create_observable_counter(
-        "meterkit.decisions.duration", [of_tallies(lambda tallies: tallies.duration_s)], unit="s"
-    )
-
-
-@cache
-def _make_instruments_of_stores() -> None:
-    """How the stores of all kits are reached, and what waits for them in this process and on this host."""
-    from opentelemetry import metrics  # noqa: PLC0415 - an extra, looked for above
-    from opentelemetry.metrics import Observation  # noqa: PLC0415 - likewise
 
     def of_lanes(count: Callable[[Sequence[Lane]], int]) -> Observe:
         return lambda _: [Observation(count(_lanes()))]
@@ -133,7 +114,14 @@ def _make_instruments_of_stores() -> None:
         return [Observation(number, {"meterkit.task": name}) for name, number in found.items()]
 
     meter = metrics.get_meter("meterkit")
-    meter.create_observable_counter("meterkit.background.failures", [task_failures], unit="{failure}")
+    for name, counted, unit in (
+        ("requests", requests, "{request}"),
+        ("requests.degraded", of_tallies(lambda tallies: tallies.degraded), "{request}"),
+        ("decisions", of_tallies(lambda tallies: sum(tallies.durations)), "{decision}"),
+        ("decisions.duration", of_tallies(lambda tallies: tallies.duration_s), "s"),
+        ("background.failures", task_failures, "{failure}"),
+    ):
+        meter.create_observable_counter(f"meterkit.{name}", [counted], unit=unit)
     for figure in LANE_FIGURES:
         create = meter.create_observable_counter if figure.only_grows else meter.create_observable_gauge
         create(f"meterkit.{figure.name}", [of_lanes(figure.of)])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import asdict, replace
-from importlib import import_module
 from math import ceil
 from threading import Semaphore
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypedDict
+from typing import TYPE_CHECKING, Final, Protocol, TypedDict
 from weakref import WeakKeyDictionary
 
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
+from meterkit.insights.audit.calls import database_at
 from meterkit.insights.simulation.terms import Offers, seats_cents, tenures
 from meterkit.pages.outlook import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_thread
@@ -304,15 +304,13 @@ async def _days(kit: PagesKit, usage: CustomerUsage) -> Days | None:
 
 
 def _sums(url: str, customer: str, start_ms: int) -> DaySums:
-    # SQLAlchemy takes a while to import, and only apps with an audit log have it.
-    database: Any = import_module("meterkit.insights.audit.database").Database
+    database = database_at(url)
     if not _READING.acquire(timeout=_OTHERS_S):
         raise TimeoutError
     try:
-        found: DaySums = database(url).days(customer, start_ms)
+        return database.days(customer, start_ms)
     finally:
         _READING.release()
-    return found
 
 
 async def _invoices(kit: PagesKit, customer: str) -> list[dict[str, object]] | None:

@@ -77,9 +77,9 @@ def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
     producer, number, customer, now_ms, period_ms, late, told = values[:_BEFORE]
     at, model, provider = (*told.decode("utf-8", "replace").replace("\0", "").split("\n"), "", "")[:3]
     for place in range(_BEFORE, len(values), _NOTED):
-        field, *units = values[place : place + _NOTED]
-        included, granted, credited, overage, reported = units
-        quantity = included + granted + credited + overage
+        field, *counts = values[place : place + _NOTED]
+        units: dict[str, Any] = dict(zip(CLASSES[:-1], counts, strict=True))
+        quantity = sum(counts[:4])
         if quantity:
             yield Row(
                 event=f"{shard}/{producer.decode().rpartition(':')[2]}/{number}",
@@ -89,11 +89,7 @@ def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
                 period_start_ms=period_ms,
                 recorded_at_ms=now_ms,
                 quantity=quantity,
-                included=included,
-                granted=granted,
-                credited=credited,
-                overage=overage,
-                reported=reported,
+                **units,
                 late=quantity if late else 0,
                 occurred_at_ms=int(at) if at else None,
                 late_of_ms=int(late) if late else None,
@@ -136,25 +132,12 @@ def _other(event: str, fields: Mapping[bytes, bytes]) -> Iterator[Row]:
 def _corrected(event: str, told: Mapping[str, Any]) -> Iterator[Row]:
     details = _text({name: told[name] for name in ("id", "by", "reason")})
     for token, text in told["meters"].items():
-        included, granted, credited, overage, reported, late = (-int(units) for units in text.split(" "))
-        quantity = included + granted + credited + overage
-        if quantity or reported:
-            yield Row(
-                event,
-                token,
-                "corrected",
-                told["customer"],
-                int(told["period"]),
-                int(told["at"]),
-                quantity,
-                included,
-                granted,
-                credited,
-                overage,
-                reported,
-                late,
-                details=details,
-            )
+        counts = [-int(units) for units in text.split(" ")]
+        units: dict[str, Any] = dict(zip(CLASSES, counts, strict=True))
+        quantity, period_ms, at_ms = sum(counts[:4]), int(told["period"]), int(told["at"])
+        if quantity or units["reported"]:
+            row = Row(event, token, "corrected", told["customer"], period_ms, at_ms, quantity, **units)
+            yield row._replace(details=details)
 
 
 def _text(told: Mapping[str, str]) -> str:

@@ -125,7 +125,7 @@ class Overview:
         tables, store = self.tables(), self._store
         known = await in_thread(tables.last)
         at_ms = max(store.now_ms(), 0 if known is None else known.at_ms + 1)  # It names the snapshot.
-        totals = Totals(_delivered(store))
+        totals = Totals({name for name, meter in store.catalog.meters.items() if meter.stripe is not None})
         customers, rows, of_meters = await self._all(), list[CustomerRow](), list[UsageRow]()
         for first in range(0, len(customers), _PAGE):
             page = customers[first : first + _PAGE]
@@ -168,7 +168,3 @@ class Overview:
         database = self._database
         tables: type[OverviewTables] = import_module("meterkit.insights.overview.tables").OverviewTables
         return tables(database)
-
-
-def _delivered(store: Store) -> frozenset[str]:
-    return frozenset(name for name, meter in store.catalog.meters.items() if meter.stripe is not None)

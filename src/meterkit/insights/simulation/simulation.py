@@ -124,33 +124,33 @@ async def simulate(
     """
     _refuse_other_currency(store.catalog, catalog)
     logs: Any = import_module("meterkit.insights.simulation.log")  # DuckDB takes a while to import.
-    with TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name:
-        directory = Path(name)
-        with closing(logs.UsageLog(directory)) as log:
-            await asyncio.to_thread(log.copy, database, at_ms, customer=customer)
-            sums = await asyncio.to_thread(log.sums)
-            started = {who: of.start_ms for who, of in sums.items()}
-            now, then = Offers(store.catalog), Offers(catalog)
-            cases = {
-                who: _Case(
-                    tenure=had,
-                    sums=sums.get(who) if started.get(who) == had.start_ms else None,
-                    now=now.to(had),
-                    then=then.to(had),
-                )
-                for who, had in (await tenures(store, at_ms, started, customer=customer)).items()
-            }
-            trial = _Trial(log, catalog, directory, cases, progress)
-            tried = await trial.tried()
-            twice = _sampled([who for who in cases if cases[who].sums and who not in trial.replayed], sample)
-            again = await trial.replay(twice)
+    with (
+        TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name,
+        closing(logs.UsageLog(Path(name))) as log,
+    ):
+        await asyncio.to_thread(log.copy, database, at_ms, customer=customer)
+        sums = await asyncio.to_thread(log.sums)
+        started = {who: of.start_ms for who, of in sums.items()}
+        now, then = Offers(store.catalog), Offers(catalog)
+        cases = {
+            who: _Case(
+                tenure=had,
+                sums=sums.get(who) if started.get(who) == had.start_ms else None,
+                now=now.to(had),
+                then=then.to(had),
+            )
+            for who, had in (await tenures(store, at_ms, started, customer=customer)).items()
+        }
+        trial = _Trial(log, catalog, cases, progress)
+        tried = await trial.tried()
+        twice = _sampled([who for who in cases if cases[who].sums and who not in trial.replayed], sample)
+        again = await trial.replay(twice)
+    plans = [case.tenure.plan for case in cases.values()]
     found = [_customer(who, case, tried[who], costs) for who, case in cases.items()]
     return Simulation(
         customers=found,
         missing_meters=_missing_meters(cases.values(), catalog),
-        missing_plans=Counter(
-            case.tenure.plan for case in cases.values() if case.tenure.plan not in catalog.plans
-        ),
+        missing_plans=Counter(plan for plan in plans if plan not in catalog.plans),
         unpriced=sorted(
             {
                 meter
@@ -171,57 +171,45 @@ def _refuse_other_currency(now: Catalog, then: Catalog) -> None:
         )
 
 
+@dataclass(slots=True)
 class _Trial:
     """Finds out what each case comes to under its terms then."""
 
-    def __init__(
-        self,
-        log: UsageLog,
-        catalog: Catalog,
-        directory: Path,
-        cases: Mapping[str, _Case],
-        progress: Callable[[int, int], None],
-    ) -> None:
-        self._log = log
-        self._catalog = catalog
-        self._directory = directory
-        self._cases = cases
-        self._progress = progress
-        self.replayed: set[str] = set()
+    log: UsageLog
+    catalog: Catalog
+    cases: Mapping[str, _Case]
+    progress: Callable[[int, int], None]
+    replayed: set[str] = field(default_factory=set[str])
 
     async def tried(self) -> dict[str, Tried]:
         """What each comes to, the cheapest exact way."""
-        used = {who: case.then for who, case in self._cases.items() if case.sums is not None}
-        beyond, faster = await asyncio.to_thread(self._far, used)
-        self.replayed = faster | {
-            who for who, terms in used.items() if terms.has_grants and self._needs_grants(who)
+        used = {who: case.then for who, case in self.cases.items() if case.sums is not None}
+        await asyncio.to_thread(self.log.try_terms, used)
+        beyond = set(await asyncio.to_thread(self.log.beyond))
+        self.replayed = await asyncio.to_thread(self.log.faster)
+        self.replayed |= {
+            who
+            for who, terms in used.items()
+            if terms.has_grants and any(terms.overage(self.cases[who].units).values())
         }
         by_events = sorted(beyond - self.replayed)
         found = {
             who: Tried(case.then.overage(case.units), {}, None)
-            for who, case in self._cases.items()
+            for who, case in self.cases.items()
             if who not in self.replayed
         }
         found |= await asyncio.to_thread(self._refused, by_events)
         return found | await self.replay(sorted(self.replayed))
 
-    def _far(self, used: Mapping[str, Terms]) -> tuple[set[str], set[str]]:
-        self._log.try_terms(used)
-        return set(self._log.beyond()), self._log.faster()
-
-    def _needs_grants(self, customer: str) -> bool:
-        case = self._cases[customer]
-        return any(case.then.overage(case.units).values())
-
     def _refused(self, customers: Sequence[str]) -> dict[str, Tried]:
         found: dict[str, Tried] = {}
         for first in range(0, len(customers), _AT_ONCE):
             for who, events in self._events(customers[first : first + _AT_ONCE]):
-                found[who] = refuse_beyond(self._cases[who].then, events)
+                found[who] = refuse_beyond(self.cases[who].then, events)
         return found
 
     def _events(self, customers: Sequence[str]) -> list[tuple[str, list[Event]]]:
-        return list(self._log.events(customers, self._catalog.meters))
+        return list(self.log.events(customers, self.catalog.meters))
 
     async def replay(self, customers: Sequence[str]) -> dict[str, Tried]:
         """What some come to where a store serves all their events again."""
@@ -229,14 +217,14 @@ class _Trial:
         if not customers:
             return found
         with TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name:
-            async with Replay.under(self._catalog, Path(name)) as replay:
+            async with Replay.under(self.catalog, Path(name)) as replay:
                 for first in range(0, len(customers), _AT_ONCE):
                     page = customers[first : first + _AT_ONCE]
                     events = await asyncio.to_thread(self._events, page)
                     for who, of in events:
-                        case = self._cases[who]
+                        case = self.cases[who]
                         found[who] = await replay.serve(who, case.then, case.tenure, of)
-                        self._progress(len(found), len(customers))
+                        self.progress(len(found), len(customers))
         return found
 
 
