@@ -216,8 +216,9 @@ class MeterKit:
     ) -> None:
         """Count this much after the fact; never denied.
 
-        Returns once the store has acknowledged it; where the store is away, after the store timeout, and it
-        is sent as soon as the store is back.
+        Returns once the store has acknowledged it. Where the store does not do so within the store timeout,
+        once it is in the spool, or after another second: that is logged, and until the store or the disk has
+        it a kill of this process loses it.
 
         Args:
             customer: the customer's id.
