@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from meterkit.cli.options import NewPlanArgument, OldPlanArgument
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, SettingsError, StoreError, UnknownPlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from meterkit.customers.customers import Customer
@@ -64,27 +64,19 @@ async def migrate(
     file. Who is migrated already is left alone, so that it may be run again.
     """
     async with session.kit() as kit:
-        check_plans(kit, old, new)
+        if new not in kit.catalog.plans:
+            raise UnknownPlanError.of(new, kit.catalog.plans, name="TO")
+        if old == new:
+            raise MeterkitError(f"FROM and TO are both {new!r}; name two plans")
         every = [one async for one in kit.customers.list() if old in (one.plan, one.missing_plan)]
         leaving = sorted((one for one in every if one.pending_plan != new), key=lambda one: one.customer)
         done = [await _migrate(kit, one, new, dry_run=dry_run) for one in leaving]
     failed = sum(one.error is not None for one in done)
-    session.show([asdict(one) for one in done], lambda: _print(done, old, new, dry_run=dry_run))
+    row, empty = partial(_row, old=old, new=new, dry_run=dry_run), f"no customer is on {old}"
+    session.show_rows(done, row, rare={"subscription"}, empty=empty)
     if failed:
         print_note(f"{failed} of {len(done)} customers stay on {old}; run it again once that is mended")
         raise typer.Exit(1)
-
-
-def check_plans(kit: MeterKit, old: str, new: str) -> None:
-    """See that there is a plan to go to, and another one to leave.
-
-    Raises:
-        MeterkitError: there is not.
-    """
-    if new not in kit.catalog.plans:
-        raise UnknownPlanError.of(new, kit.catalog.plans, name="TO")
-    if old == new:
-        raise MeterkitError(f"FROM and TO are both {new!r}; name two plans")
 
 
 async def _migrate(kit: MeterKit, customer: Customer, new: str, *, dry_run: bool) -> Migrated:
@@ -105,17 +97,13 @@ async def _migrate(kit: MeterKit, customer: Customer, new: str, *, dry_run: bool
     return Migrated(customer=customer.customer, subscription=subscription, at=at, error=why)
 
 
-def _print(done: Sequence[Migrated], old: str, new: str, *, dry_run: bool) -> None:
-    rows: list[dict[str, object]] = [
-        {
-            "customer": one.customer,
-            "subscription": one.subscription,
-            "plan": old if one.error else new,
-            "from": _when(one, dry_run=dry_run),
-        }
-        for one in done
-    ]
-    print_records(rows, rare={"subscription"}, empty=f"no customer is on {old}")
+def _row(one: Migrated, old: str, new: str, *, dry_run: bool) -> dict[str, object]:
+    return {
+        "customer": one.customer,
+        "subscription": one.subscription,
+        "plan": old if one.error else new,
+        "from": _when(one, dry_run=dry_run),
+    }
 
 
 def _when(one: Migrated, *, dry_run: bool) -> datetime | str:
