@@ -22,41 +22,29 @@ _NO_CURRENCY: Final = ""
 _AT_ONCE: Final = 400  # SQLite took 999 parameters until 3.32.
 
 _METADATA: Final = MetaData()
-PAYING: Final = Table(
-    "meterkit_revenue",
-    _METADATA,
-    Column("day", Text, primary_key=True),
-    Column("customer", Text, primary_key=True),
-    Column("plan", Text, nullable=False),
-    Column("currency", Text, nullable=False),
-    Column("mrr", BigInteger, nullable=False),
+
+
+def _table(name: str, *, keys: Sequence[str], texts: Sequence[str] = (), numbers: Sequence[str]) -> Table:
+    """A table whose rows have all their values; ``keys`` are texts that name a row."""
+    columns = [Column(key, Text, primary_key=True) for key in keys]
+    columns += [Column(text, Text, nullable=False) for text in texts]
+    return Table(name, _METADATA, *columns, *(Column(of, BigInteger, nullable=False) for of in numbers))
+
+
+PAYING: Final = _table(
+    "meterkit_revenue", keys=("day", "customer"), texts=("plan", "currency"), numbers=("mrr",)
 )
 """A row for each customer and day on which the customer brought something."""
-DAYS: Final = Table(
-    "meterkit_revenue_days",
-    _METADATA,
-    Column("day", Text, primary_key=True),
-    Column("currency", Text, primary_key=True),
-    *(Column(name, BigInteger, nullable=False) for name in _FIGURES),
-)
+
+DAYS: Final = _table("meterkit_revenue_days", keys=("day", "currency"), numbers=_FIGURES)
 """A row for each day and currency, and one without a currency for each day, which says that it was made."""
 
-USED: Final = Table(
-    "meterkit_revenue_usage",
-    _METADATA,
-    Column("day", Text, primary_key=True),
-    Column("customer", Text, primary_key=True),
-    Column("currency", Text, nullable=False),
-    Column("amount", BigInteger, nullable=False),
+USED: Final = _table(
+    "meterkit_revenue_usage", keys=("day", "customer"), texts=("currency",), numbers=("amount",)
 )
 """A row for each customer and day on which a period ended whose usage costs something."""
 
-_SPEND: Final = Table(
-    "meterkit_spend",
-    _METADATA,
-    Column("day", Text, primary_key=True),
-    Column("cents", BigInteger, nullable=False),
-)
+_SPEND: Final = _table("meterkit_spend", keys=("day",), numbers=("cents",))
 """Spend of a day to win customers, in the currency of the plans file."""
 
 
@@ -80,10 +68,9 @@ class RevenueTables:
             figures = days_of(before, paying, _former(connection, day, before, paying))
             for table in (PAYING, USED, DAYS):
                 connection.execute(delete(table).where(table.c.day == _key(day)))
-            if paying:
-                connection.execute(insert(PAYING), [{"day": _key(day), **one._asdict()} for one in paying])
-            if used:
-                connection.execute(insert(USED), [{"day": _key(day), **one._asdict()} for one in used])
+            for table, rows in ((PAYING, paying), (USED, used)):
+                if rows:
+                    connection.execute(insert(table), [{"day": _key(day), **one._asdict()} for one in rows])
             made = {_NO_CURRENCY: Day(), **figures}
             connection.execute(
                 insert(DAYS),
