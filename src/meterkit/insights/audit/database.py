@@ -36,7 +36,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from sqlalchemy import Connection, Insert, Select
+    from sqlalchemy import Connection, Executable, Insert
 
 Sums = dict[int, dict[str, dict[str, int]]]
 """By period (its first instant, ms) and meter, the units of each class."""
@@ -298,7 +298,7 @@ class Database:
         found: int | None = self.read(select(func.min(DELIVERIES.c.delivered_at_ms)), DELIVERIES)[0][0]
         return found
 
-    def read(self, asked: Select[Any], table: Table = TABLE) -> Sequence[Any]:
+    def read(self, asked: Executable, table: Table = TABLE) -> Sequence[Any]:
         """The rows that a statement asks for; a table that is not there is made, with those beside it.
 
         Raises:
