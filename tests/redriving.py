@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from meterkit.notify.message import Message
 from meterkit.store.messages import MessageQueue
-from meterkit.subscriptions.webhooks.events import Hint
 from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.subscriptions.webhooks.stripe_events import Hint
 
 if TYPE_CHECKING:
     from meterkit import HistoryEntry, MeterKit

@@ -38,7 +38,7 @@ LINE = (
 )
 SUBSCRIPTIONS = (
     ("change_rules", "problem_documents", "stripe_objects"),
-    ("proration", "billing_requests", "subscription_items", "subscription_reading"),
+    ("proration", "billing_requests", "item_changes", "subscription_reading"),
     ("stripe_prices", "drift", "live_subscription", "wanted_prices"),
     ("price_mismatches", "existing_customers"),
     ("price_sync", "service", "webhooks"),

@@ -23,7 +23,7 @@ from meterkit.insights.background import insights_tasks
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.notify import EventDispatcher, Handlers
 from meterkit.notify.messages import Messages
-from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
+from meterkit.notify.subscription_event_types import SUBSCRIPTION_EVENTS
 from meterkit.outbox.operator_commands import Intents
 from meterkit.storage.service import ObjectStorage
 from meterkit.stripe.api import StripeApi

@@ -70,7 +70,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "routes[].reserve.*.ceiling": ("asgi/reservation.py", ".ceiling"),
     "routes[].charge_on": ("asgi/exchange.py", "route.charge_on"),
     "routes[].enforcement": ("asgi/middleware.py", "route.enforcement =="),
-    "routes[].on_store_failure": ("asgi/degraded.py", "route.on_store_failure"),
+    "routes[].on_store_failure": ("asgi/without_store.py", "route.on_store_failure"),
     "routes[].idempotency_header": ("store/idempotency.py", "route.idempotency_header"),
     "routes[].headers": ("asgi/", "route.headers"),
     "billing.checkout": ("subscriptions/service/service.py", "billing.checkout"),

@@ -61,7 +61,7 @@ PASSED_ON: Final = {
     ),
     "pages/figures.py": ("the usage page shows no daily figures", "the usage page shows no invoices"),
     "redis/handshake.py": ("the server's maxmemory-policy is", "its user may not ask for INFO"),
-    "redis/reconnect.py": ("shards and METERKIT_SHARDS is", "has no right to"),
+    "redis/breaker.py": ("shards and METERKIT_SHARDS is", "has no right to"),
     "storage/service.py": (
         "events of an object store do not count now; it will send them again",
         "what came to the endpoint for object stores is refused",

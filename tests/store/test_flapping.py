@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from meterkit.redis.reconnect import Reconnector
+from meterkit.redis.breaker import Reconnector
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from meterkit.redis.reconnect import AnyConnection
+    from meterkit.redis.breaker import AnyConnection
 
 pytestmark = pytest.mark.anyio
 

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from meterkit import MeterKit
+    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import OnEnd
-    from meterkit.redis.reconnect import AnyConnection
     from proxy import Mode
     from servers import Server
 

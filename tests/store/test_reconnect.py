@@ -34,7 +34,7 @@ from faults import (
 from meterkit.decisions.keys import FORMAT, Keys
 from meterkit.delivery.flusher import Flusher
 from meterkit.errors import StoreError
-from meterkit.redis import reconnect, scripts
+from meterkit.redis import breaker, scripts
 from meterkit.redis.connection import Connection
 from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.handshake import connect
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meterkit import MeterKit
+    from meterkit.redis.breaker import AnyConnection, Connector
     from meterkit.redis.connection import OnEnd
-    from meterkit.redis.reconnect import AnyConnection, Connector
     from servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_loop]
@@ -426,7 +426,7 @@ async def test_connections_that_wait_for_late_replies_are_few(
     proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # F-11
-    monkeypatch.setattr(reconnect, "_ENDED_MAX", 2)
+    monkeypatch.setattr(breaker, "_ENDED_MAX", 2)
     async with kit_at(proxy.url, store_timeout=0.5) as kit:
         lane = lane_of(kit)
         for _ in range(4):

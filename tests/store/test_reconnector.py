@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from meterkit.errors import SettingsError, StoreError
-from meterkit.redis.reconnect import Reconnector
+from meterkit.redis.breaker import Reconnector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import OnEnd
-    from meterkit.redis.reconnect import AnyConnection
 
 pytestmark = pytest.mark.anyio
 
@@ -128,7 +128,7 @@ async def test_a_server_that_does_not_serve_is_not_connected_to_again_and_again(
 async def test_after_a_connection_that_lasted_the_next_is_made_at_once(
     pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meterkit.redis.reconnect._STEADY_S", 0.0)
+    monkeypatch.setattr("meterkit.redis.breaker._STEADY_S", 0.0)
     store = Store(is_there=False)
     reconnector = reconnector_to(store)
     reconnector.begin()

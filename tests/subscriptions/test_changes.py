@@ -22,9 +22,7 @@ from meterkit.subscriptions.change_rules import (
     paid_seats,
     seats_on,
 )
-from meterkit.subscriptions.proration import Terms, cost_of
-from meterkit.subscriptions.stripe_objects import key_of
-from meterkit.subscriptions.subscription_items import (
+from meterkit.subscriptions.item_changes import (
     PlanPrices,
     items_of,
     metered_among,
@@ -32,6 +30,8 @@ from meterkit.subscriptions.subscription_items import (
     next_items,
     updates,
 )
+from meterkit.subscriptions.proration import Terms, cost_of
+from meterkit.subscriptions.stripe_objects import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meterkit.subscriptions.webhooks.events import ALARMS, DISPUTED, TYPES, Hint, Note, hint_of
+from meterkit.subscriptions.webhooks.stripe_events import ALARMS, DISPUTED, TYPES, Hint, Note, hint_of
 
 AT = 1_795_000_000
 

@@ -11,8 +11,8 @@ import pytest
 
 from delivering import CATALOG
 from meterkit import MeterKit, StoreError
-from meterkit.subscriptions.webhooks.events import Hint, Note
 from meterkit.subscriptions.webhooks.queue import LEASE_MS, Entry, HookQueue
+from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
 from meterkit.testing import Clock
 from proxy import TcpProxy
 

@@ -12,8 +12,8 @@ import stripe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterkit.subscriptions.webhooks import events
-from meterkit.subscriptions.webhooks.events import TOLERANCE_S, Forged, verify
+from meterkit.subscriptions.webhooks import stripe_events
+from meterkit.subscriptions.webhooks.stripe_events import TOLERANCE_S, Forged, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,7 +204,7 @@ def test_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatc
         compared.append((one, other))
         return hmac.compare_digest(one, other)
 
-    monkeypatch.setattr(events, "compare_digest", compare)
+    monkeypatch.setattr(stripe_events, "compare_digest", compare)
     at, _, rest = signed().partition(b",")
     junk = b"v1=" + b"0" * 64
     assert look(b",".join((at, rest, junk)), secrets=[SECRET, OTHER]) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meterkit.catalog.amounts import money
+from meterkit.catalog.amount_texts import money
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ import pytest
 from meterkit.decisions.keys import Keys
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis import discovery, scripts
+from meterkit.redis.breaker import Reconnector
 from meterkit.redis.daemon_thread import in_daemon_thread
 from meterkit.redis.embedded import EmbeddedServer
 from meterkit.redis.filelock import FileLock
 from meterkit.redis.hold_renewal import Renewal
 from meterkit.redis.lane import Lane
 from meterkit.redis.private_directory import check_peer, make_directory
-from meterkit.redis.reconnect import Reconnector
 from meterkit.redis.server import eviction_warning, not_past
 from meterkit.redis.tallies import BUCKETS_S, Tallies
 from meterkit.redis.tls import Tls
@@ -33,8 +33,8 @@ from servers import free_port
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import OnEnd
-    from meterkit.redis.reconnect import AnyConnection
 
 pytestmark = pytest.mark.anyio
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, cast
 
-from meterkit.asgi.degraded import PolicyFields
 from meterkit.asgi.headers import LimitFields
 from meterkit.asgi.identify import client_ip
+from meterkit.asgi.without_store import PolicyFields
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.admitted import Admitted
 from meterkit.asgi.coroutine_mark import returns_awaitable
-from meterkit.asgi.degraded import count_in_process
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.outliving import on_loop_of, settle_outliving
 from meterkit.asgi.reading import Reading
+from meterkit.asgi.without_store import count_in_process
 from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.hold import Mark, Used, add
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from starlette.types import Message, Scope, Send
 
     from meterkit.asgi.body import BufferedBody
-    from meterkit.asgi.degraded import PolicyFields
     from meterkit.asgi.headers import LimitFields, ShadowFields
+    from meterkit.asgi.without_store import PolicyFields
     from meterkit.catalog import Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from meterkit.asgi.arguments import PlansInForce, check_arguments
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import exchange
-from meterkit.asgi.degraded import decide_in_process
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.headers import ShadowFields
 from meterkit.asgi.lifespan import lifespan
@@ -21,6 +20,7 @@ from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
+from meterkit.asgi.without_store import decide_in_process
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.in_process import NOTHING_LEFT, left_where_allowed
 from meterkit.errors import StoreError

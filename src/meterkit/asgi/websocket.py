@@ -7,12 +7,12 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.degraded import decide_in_process
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.llm_calls import used_by_model
 from meterkit.asgi.logs import Contained
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.problems import POLICY_VIOLATION
+from meterkit.asgi.without_store import decide_in_process
 from meterkit.decisions.customer_state import holding_only
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import Demand, compile_program

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterkit.catalog.amounts import money
+from meterkit.catalog.amount_texts import money
 from meterkit.catalog.quantity import check_quantities
 from meterkit.cli.grants import quantities_of
 from meterkit.cli.options import CustomerArgument

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 import typer
 import yaml
 
-from meterkit.catalog.amounts import date_and_time
+from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.importing import read_links
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.amounts import units
+from meterkit.catalog.amount_texts import units
 from meterkit.cli.options import seconds
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command, started

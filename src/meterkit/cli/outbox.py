@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.amounts import date_and_time, span
+from meterkit.catalog.amount_texts import date_and_time, span
 from meterkit.cli.options import whole_number
 from meterkit.cli.output import cell_text, print_note
 from meterkit.cli.session import Session, command

@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from meterkit.catalog.amounts import date_and_time
+from meterkit.catalog.amount_texts import date_and_time
 from meterkit.decisions.periods import iso
 
 if TYPE_CHECKING:

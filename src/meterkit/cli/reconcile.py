@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.amounts import date_and_time
+from meterkit.catalog.amount_texts import date_and_time
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.progress import shown_steps

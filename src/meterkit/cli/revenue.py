@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from meterkit.catalog.amounts import money
+from meterkit.catalog.amount_texts import money
 from meterkit.cli.output import print_note, print_records
 from meterkit.cli.session import Session, command
 

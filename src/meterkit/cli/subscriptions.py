@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from meterkit.catalog.amounts import money
+from meterkit.catalog.amount_texts import money
 from meterkit.cli.options import CustomerArgument, PlanArgument, whole_number
 from meterkit.cli.output import cell_text, print_note, print_records
 from meterkit.cli.session import Session, command

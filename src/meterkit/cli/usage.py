@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.amounts import money
+from meterkit.catalog.amount_texts import money
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import print_note, print_records, to_json
 from meterkit.cli.session import Session, command

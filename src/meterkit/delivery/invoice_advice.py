@@ -6,7 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterkit.catalog.amounts import exact_money, money
+from meterkit.catalog.amount_texts import exact_money, money
 from meterkit.delivery.invoices import MADE_WITHIN_MS
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amounts import span
+from meterkit.catalog.amount_texts import span
 from meterkit.errors import MeterkitError
 from meterkit.health.findings import Finding, single
 from meterkit.insights.audit.draining import MOST, backlog_of, drainer_of, waiting_shards

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amounts import span
+from meterkit.catalog.amount_texts import span
 from meterkit.health.findings import Finding, named, single
 from meterkit.outbox.closes import Closes
 from meterkit.store.messages import CHANNELS, MessageQueue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amounts import span, units
+from meterkit.catalog.amount_texts import span, units
 from meterkit.decisions.keys import FORMAT
 from meterkit.redis.server import eviction_warning, follows, rights_refusal
 

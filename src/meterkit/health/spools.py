@@ -7,7 +7,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.amounts import span
+from meterkit.catalog.amount_texts import span
 from meterkit.errors import SettingsError
 from meterkit.health.findings import Finding, named, single
 from meterkit.redis.private_directory import check_directory

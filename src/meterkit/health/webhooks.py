@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.amounts import span
+from meterkit.catalog.amount_texts import span
 from meterkit.customers.drifts import Drifts
 from meterkit.health.findings import Finding, named, single
 from meterkit.insights.store_readings import read_webhooks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meterkit.notify.event_dispatcher import EventDispatcher, Handlers
 from meterkit.notify.events import CreditsLow, PeriodSummary, StorageOver, UsageSpike, UsageThreshold
-from meterkit.notify.subscription_events import (
+from meterkit.notify.subscription_event_types import (
     AccessChanged,
     DunningReminder,
     PaymentFailed,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
-from meterkit.notify.subscription_events import SUBSCRIPTION_EVENTS
+from meterkit.notify.subscription_event_types import SUBSCRIPTION_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from meterkit.notify.subscription_events import SubscriptionEvent
+    from meterkit.notify.subscription_event_types import SubscriptionEvent
     from meterkit.store.messages import Notice
 
 

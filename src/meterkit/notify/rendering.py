@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.amounts import money, size_text
+from meterkit.catalog.amount_texts import money, size_text
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.notify.events import CreditsLow, PeriodSummary, StorageOver, UsageSpike, UsageThreshold
-from meterkit.notify.subscription_events import (
+from meterkit.notify.subscription_event_types import (
     AccessChanged,
     DunningReminder,
     PaymentFailed,

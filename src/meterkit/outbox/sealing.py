@@ -11,7 +11,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import override
-from meterkit.catalog.amounts import money
+from meterkit.catalog.amount_texts import money
 from meterkit.decisions.customer_overrides import next_end_ms, overrides_at
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.policies import keep_ms_of

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.responses import Response
 
 from meterkit.answers import ProblemDocument, ProblemType
-from meterkit.catalog.amounts import minor_units, money, size_text
+from meterkit.catalog.amount_texts import minor_units, money, size_text
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError

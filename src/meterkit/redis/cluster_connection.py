@@ -10,15 +10,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.redis.breaker import Reconnector
 from meterkit.redis.connection import ReplyError, fail
 from meterkit.redis.discovery import redirection_of, slot_of
-from meterkit.redis.reconnect import Reconnector
 
 if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
+    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import Call, Connection, OnEnd
     from meterkit.redis.discovery import Find, Slots
-    from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.url import Place
 
 _log = logging.getLogger("meterkit.store")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Sequence
 
+    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import Call, ReplyError
-    from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.settling import QueueLane, Spooling
 
 

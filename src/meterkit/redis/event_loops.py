@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
+    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import Connection, OnEnd
     from meterkit.redis.discovery import Slots
-    from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.scripts import Script
     from meterkit.redis.settling import Spooling
     from meterkit.redis.tallies import Tallies

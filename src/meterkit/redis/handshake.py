@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from meterkit.decisions.keys import Keys
+    from meterkit.redis.breaker import AnyConnection
     from meterkit.redis.connection import OnEnd
-    from meterkit.redis.reconnect import AnyConnection
     from meterkit.redis.scripts import Script
     from meterkit.redis.tls import Tls
     from meterkit.redis.url import Address

@@ -8,18 +8,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from meterkit.errors import StoreError
+from meterkit.redis.breaker import Reconnector
 from meterkit.redis.connection import ReplyError, give_up
 from meterkit.redis.hold_renewal import Renewal
 from meterkit.redis.producer import SettlementQueue
-from meterkit.redis.reconnect import Reconnector
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from meterkit.decisions.keys import Keys
     from meterkit.errors import MeterkitError
+    from meterkit.redis.breaker import AnyConnection, Connector
     from meterkit.redis.connection import Call
-    from meterkit.redis.reconnect import AnyConnection, Connector
     from meterkit.redis.scripts import Script
     from meterkit.redis.settling import QueueLane, Settlement, Spooling
     from meterkit.redis.tallies import Tallies

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.customers.drifts import Drift
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.subscriptions.change_rules import sells_seats
+from meterkit.subscriptions.item_changes import items_of, updates
 from meterkit.subscriptions.stripe_objects import part_of, plan_of_price, seat_key, text_in
-from meterkit.subscriptions.subscription_items import items_of, updates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.customers.drifts import DriftKind
-    from meterkit.subscriptions.subscription_items import Item, PlanPrices
+    from meterkit.subscriptions.item_changes import Item, PlanPrices
 
 
 if TYPE_CHECKING:

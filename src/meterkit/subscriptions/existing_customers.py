@@ -10,8 +10,8 @@ from meterkit.customers.drifts import DriftKind
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.arguments import check_customer
 from meterkit.subscriptions.drift import LIVE, drift_of, plan_in
+from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.stripe_objects import CUSTOMER, part_of, text_in
-from meterkit.subscriptions.subscription_items import items_of
 from meterkit.subscriptions.subscription_reading import (
     has_payment_method,
     in_force,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.customers.drifts import Drift
     from meterkit.decisions.subscription import SubscriptionState
-    from meterkit.subscriptions.subscription_items import PlanPrices
+    from meterkit.subscriptions.item_changes import PlanPrices
 
 
 MisfitKind = Literal[

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.stripe.request import ENDED_HERE
+from meterkit.subscriptions.item_changes import as_new, items_of
 from meterkit.subscriptions.stripe_objects import CHANGE_MARK, id_in, key_of, mark_of, part_of
-from meterkit.subscriptions.subscription_items import as_new, items_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.subscription_items import Item
+    from meterkit.subscriptions.item_changes import Item
 
 
 PRORATED: Final = "create_prorations"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.subscriptions.change_rules import billed_meters, is_sold, sells_seats
+from meterkit.subscriptions.item_changes import PlanPrices, metered_among
 from meterkit.subscriptions.stripe_objects import base_key, id_in, meter_key, plan_of_price, seat_key, text_in
-from meterkit.subscriptions.subscription_items import PlanPrices, metered_among
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.amounts import exact_money
+from meterkit.catalog.amount_texts import exact_money
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.subscriptions.change_rules import billed_as, billed_meters, is_sold, sells_seats
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, base_key, meter_key, seat_key

@@ -8,6 +8,7 @@ from meterkit.catalog.scalars import DAY_MS
 from meterkit.customers.states import States
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import InvoiceOpenError, SubscriptionExistsError
+from meterkit.subscriptions.item_changes import are_of, items_of, new_items
 from meterkit.subscriptions.live_subscription import FLEXIBLE, give_up, whole
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
 from meterkit.subscriptions.service.results import Checkout
@@ -25,7 +26,6 @@ from meterkit.subscriptions.stripe_objects import (
     text_in,
 )
 from meterkit.subscriptions.stripe_prices import prices_of
-from meterkit.subscriptions.subscription_items import are_of, items_of, new_items
 from meterkit.subscriptions.subscription_reading import has_begun, is_sold_here
 
 if TYPE_CHECKING:

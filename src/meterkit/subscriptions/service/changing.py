@@ -19,13 +19,13 @@ from meterkit.subscriptions.change_rules import (
     paid_seats,
     seats_on,
 )
+from meterkit.subscriptions.item_changes import PlanPrices, changes_metered, next_items, updates
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.proration import Terms, cost_of, ends_trial
 from meterkit.subscriptions.service.payment_pages import check_paid, remedy
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.stripe_objects import persistently
 from meterkit.subscriptions.stripe_prices import prices_of
-from meterkit.subscriptions.subscription_items import PlanPrices, changes_metered, next_items, updates
 
 if TYPE_CHECKING:
     import asyncio

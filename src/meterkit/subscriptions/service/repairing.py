@@ -13,11 +13,11 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift import LIVE, drift_of_customer, paid_in, plan_in
+from meterkit.subscriptions.item_changes import items_of, updates
 from meterkit.subscriptions.live_subscription import LiveSubscription, whole
 from meterkit.subscriptions.service.pending_changes import alone
 from meterkit.subscriptions.stripe_objects import id_in, persistently
 from meterkit.subscriptions.stripe_prices import PriceBook, prices_of
-from meterkit.subscriptions.subscription_items import items_of, updates
 from meterkit.subscriptions.subscription_reading import in_force, read_subscription
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.subscription_items import Item, PlanPrices
+    from meterkit.subscriptions.item_changes import Item, PlanPrices
 
 _PAGE: Final = 500
 _EXPAND: Final = ("data.latest_invoice",)

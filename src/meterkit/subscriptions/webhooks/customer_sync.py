@@ -18,10 +18,10 @@ from meterkit.errors import CustomerError, StripeError
 from meterkit.outbox.closes import note_renewal
 from meterkit.store.messages import tell
 from meterkit.subscriptions.drift import drift_of_customer, plan_in
+from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.live_subscription import whole
 from meterkit.subscriptions.stripe_objects import CUSTOMER, id_in, part_of, text_in
 from meterkit.subscriptions.stripe_prices import PriceBook
-from meterkit.subscriptions.subscription_items import items_of
 from meterkit.subscriptions.subscription_reading import (
     COUPONS,
     asks_for_payment_method,

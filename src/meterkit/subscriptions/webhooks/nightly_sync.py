@@ -16,7 +16,7 @@ from meterkit.subscriptions.change_rules import is_sold
 from meterkit.subscriptions.stripe_objects import base_key
 from meterkit.subscriptions.stripe_prices import prices_by_key
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
-from meterkit.subscriptions.webhooks.events import TYPES, hint_of
+from meterkit.subscriptions.webhooks.stripe_events import TYPES, hint_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
-    from meterkit.subscriptions.webhooks.events import Hint
     from meterkit.subscriptions.webhooks.queue import HookQueue
+    from meterkit.subscriptions.webhooks.stripe_events import Hint
 
 _DAY_MS: Final = 86_400_000
 _NIGHT_MS: Final = 6 * 3_600_000

@@ -17,13 +17,13 @@ from weakref import WeakKeyDictionary
 
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.redis.connection import ReplyError, pack_each
-from meterkit.subscriptions.webhooks.events import Note
+from meterkit.subscriptions.webhooks.stripe_events import Note
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.store.store import Store
-    from meterkit.subscriptions.webhooks.events import Hint
+    from meterkit.subscriptions.webhooks.stripe_events import Hint
 
 LEASE_MS: Final = 60_000
 """For how long an entry is one worker's. Work on it ends sooner, or keeps it."""

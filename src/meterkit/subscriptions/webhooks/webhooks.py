@@ -13,9 +13,9 @@ from meterkit.customers.states import States
 from meterkit.errors import StoreError
 from meterkit.store.arguments import check_customer
 from meterkit.subscriptions.webhooks.customer_sync import Looker
-from meterkit.subscriptions.webhooks.events import Forged, hint_of, verify
 from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
 from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.subscriptions.webhooks.stripe_events import Forged, hint_of, verify
 from meterkit.subscriptions.webhooks.worker import HookWorker
 from meterkit.throttle import MINUTE_S, Throttle
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from hmac import compare_digest, digest
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from meterkit.catalog.amounts import money
+from meterkit.catalog.amount_texts import money
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
