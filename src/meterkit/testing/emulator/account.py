@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from meterkit.testing.emulator.faults import REASON_HEADER, Pending
 from meterkit.testing.emulator.idempotency import IdempotencyKeys
 from meterkit.testing.emulator.invoicing.invoices import Invoices
-from meterkit.testing.emulator.invoicing.refunds import Refunds
 from meterkit.testing.emulator.metering.event_sessions import MeterEventSessions
 from meterkit.testing.emulator.metering.meter_events import MeterEvents
 from meterkit.testing.emulator.metering.meters import Meters
 from meterkit.testing.emulator.pages.checkout import CheckoutSessions
-from meterkit.testing.emulator.pages.portal import PortalSessions
 from meterkit.testing.emulator.protocol import ApiError, Exchange
-from meterkit.testing.emulator.selling.coupons import Coupons, Discounts, PromotionCodes
-from meterkit.testing.emulator.selling.customers import Customers, TestClocks
-from meterkit.testing.emulator.selling.payments import PaymentMethods, SetupIntents
+from meterkit.testing.emulator.registry import Registry
+from meterkit.testing.emulator.selling.customers import Customers, TestClock
+from meterkit.testing.emulator.selling.payments import PaymentMethods, SetupIntent
 from meterkit.testing.emulator.selling.prices import Prices, Products
-from meterkit.testing.emulator.subscribing.schedules import Schedules
 from meterkit.testing.emulator.subscribing.subscriptions import Subscriptions
 from meterkit.testing.emulator.webhooks.deliveries import Deliveries, WebhookEndpoints
 from meterkit.testing.emulator.webhooks.events import Events, ThinEvents
@@ -32,9 +29,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.invoicing.refunds import Refund
+    from meterkit.testing.emulator.pages.portal import PortalSession
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.registry import Behaviour
-    from meterkit.testing.emulator.selling.customers import TestClock
+    from meterkit.testing.emulator.selling.coupons import Coupon, Discount, PromotionCode
+    from meterkit.testing.emulator.subscribing.schedules import Schedule
     from meterkit.testing.emulator.webhooks.events import Event, ThinEvent
 
 # What a call does: (account, call) to the answer.
@@ -63,27 +63,27 @@ class Account:
         """Forget everything."""
         with self.lock:
             self.log = Events()
-            self.thin_log = ThinEvents()
+            self.thin_log = ThinEvents("event")
             self.endpoints = WebhookEndpoints()
             self.deliveries = Deliveries(self.endpoints)
             self.payment_methods = PaymentMethods()
-            self.setup_intents = SetupIntents()
-            self.clocks = TestClocks()
+            self.setup_intents: Registry[SetupIntent] = Registry("setupintent")
+            self.clocks: Registry[TestClock] = Registry("test clock")
             self.customers = Customers(self.emit, self.payment_methods, self.clocks)
             self.meters = Meters()
             self.products = Products()
             self.prices = Prices()
-            self.coupons = Coupons()
-            self.promotion_codes = PromotionCodes()
-            self.discounts = Discounts()
+            self.coupons: Registry[Coupon] = Registry("coupon")
+            self.promotion_codes: Registry[PromotionCode] = Registry("promotion code")
+            self.discounts: Registry[Discount] = Registry("discount")
             self.checkouts = CheckoutSessions(self.emit)
             self.subscriptions = Subscriptions()
             self.invoices = Invoices()
-            self.refunds = Refunds()
-            self.schedules = Schedules()
+            self.refunds: Registry[Refund] = Registry("refund")
+            self.schedules: Registry[Schedule] = Registry("subscription schedule")
             self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
             self.meter_event_sessions = MeterEventSessions()
-            self.portals = PortalSessions()
+            self.portals: Registry[PortalSession] = Registry("portal session")
             self.keys = IdempotencyKeys()
             self.faults: list[Pending] = []
             self.exchanges: deque[Exchange] = deque(maxlen=EXCHANGES_MAX)
@@ -120,7 +120,7 @@ class Account:
     def tell_thin(self, event: ThinEvent) -> ThinEvent:
         """Enter a thin event and have it delivered. Returns it."""
         with self.lock:
-            self.thin_log.enter(event)
+            self.thin_log.add(event)
             self.deliveries.add(event, now=event.created)
             self.wake()
             return event

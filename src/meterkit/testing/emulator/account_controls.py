@@ -118,7 +118,7 @@ class Shop(Behaviour):
             ApiError: there is no such customer or card.
         """
         with self._account.lock:
-            owner = self._account.customers.find(customer, alive=True)
+            owner = self._account.customers.find_alive(customer)
             method = self._account.payment_methods.attach(card, customer=customer, now=self._account.now)
             owner.default_payment_method = method.id
             return method.id
@@ -265,7 +265,7 @@ class ClockControls(Shop):
         try:
             given = _customer_fields(await request.body())
             with self._account.lock:
-                self._account.customers.find(customer, alive=True)
+                self._account.customers.find_alive(customer)
                 if "card" in given:
                     self.add_payment_method(customer, str(given["card"]))
                 if "payments" in given:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from email.utils import formatdate
 from functools import partial
@@ -17,11 +18,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, compile_path
 
 from meterkit.testing.emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
+from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.faults import take_fault
 from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS, PREVIEW_CALLS
 from meterkit.testing.emulator.invoicing.refund_calls import REFUND_CALLS
 from meterkit.testing.emulator.metering.event_stream import create_session, stream_events
 from meterkit.testing.emulator.metering.summaries import list_summaries
+from meterkit.testing.emulator.object_calls import retrieves
 from meterkit.testing.emulator.pages.session_calls import CHECKOUT_CALLS, PORTAL_CALLS
 from meterkit.testing.emulator.protocol import ApiError, Exchange, Reply, new_id, read_version
 from meterkit.testing.emulator.selling.coupon_calls import COUPON_CALLS
@@ -53,18 +56,18 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *CUSTOMER_CALLS,
     ("POST", "/v1/webhook_endpoints", lambda account, call: account.endpoints.create(call)),
     ("GET", "/v1/webhook_endpoints", lambda account, call: account.endpoints.list(call)),
-    ("GET", "/v1/webhook_endpoints/{id}", lambda account, call: account.endpoints.retrieve(call)),
+    ("GET", "/v1/webhook_endpoints/{id}", retrieves(lambda account: account.endpoints, expandable=())),
     ("POST", "/v1/webhook_endpoints/{id}", lambda account, call: account.endpoints.update(call)),
-    ("DELETE", "/v1/webhook_endpoints/{id}", lambda account, call: account.endpoints.delete(call)),
+    ("DELETE", "/v1/webhook_endpoints/{id}", lambda account, call: account.endpoints.drop(call)),
     ("GET", "/v2/core/events/{id}", lambda account, call: account.thin_log.retrieve(call)),
     ("GET", "/v1/events", lambda account, call: account.log.list(call)),
     ("GET", "/v1/events/{id}", lambda account, call: account.log.retrieve(call)),
     ("POST", "/v1/billing/meters", lambda account, call: account.meters.create(call)),
     ("GET", "/v1/billing/meters", lambda account, call: account.meters.list(call)),
-    ("GET", "/v1/billing/meters/{id}", lambda account, call: account.meters.retrieve(call)),
+    ("GET", "/v1/billing/meters/{id}", retrieves(lambda account: account.meters, expandable=())),
     ("POST", "/v1/billing/meters/{id}", lambda account, call: account.meters.update(call)),
-    ("POST", "/v1/billing/meters/{id}/deactivate", lambda account, call: account.meters.deactivate(call)),
-    ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.reactivate(call)),
+    ("POST", "/v1/billing/meters/{id}/deactivate", lambda account, call: account.meters.switch(call)),
+    ("POST", "/v1/billing/meters/{id}/reactivate", lambda account, call: account.meters.switch(call)),
     ("GET", "/v1/billing/meters/{id}/event_summaries", list_summaries),
     ("POST", METER_EVENTS, lambda account, call: account.events.create(call)),
     ("POST", "/v1/billing/meter_event_adjustments", lambda account, call: account.events.adjust(call)),
@@ -219,10 +222,9 @@ class Api:
     def _operate(self, call: Call, operation: Operation) -> JsonObject:
         """Carry out a call in the time of the customer that it is about."""
         time = clock_time(self._account, call)
-        if time is None:
-            return operation(self._account, call)
-        with self._account.at(time, in_clock=True):
-            return operation(self._account, replace(call, now=time))
+        with nullcontext() if time is None else self._account.at(time, in_clock=True):
+            call = call if time is None else replace(call, now=time)
+            return expanded(self._account, operation(self._account, call), call.params)
 
     def _response(self, reply: Reply, *, request: Request, headers: Mapping[str, str]) -> Response:
         refused = HTTPStatus.BAD_REQUEST <= reply.status < HTTPStatus.INTERNAL_SERVER_ERROR

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast, overload
 from urllib.parse import parse_qsl
 
 from meterkit.testing.emulator.protocol import (
@@ -118,6 +118,16 @@ class Params:
             raise ApiError(message, param=self.path(name))
         return value
 
+    def text_or(self, name: str, known: str | None) -> str | None:
+        """Return a text that an empty one unsets, or what is ``known`` where it is absent."""
+        return self.text(name) or None if name in self else known
+
+    def refuse_both(self, *names: str, param: str) -> None:
+        """Refuse two parameters that exclude each other."""
+        if all(name in self for name in names):
+            message = f"You may only specify one of these parameters: {', '.join(names)}."
+            raise ApiError(message, param=self.path(param))
+
     def required(self, name: str, *, length_max: int = 5000) -> str:
         """Return a text that must be given and not be empty."""
         value = self.text(name, length_max=length_max)
@@ -135,6 +145,22 @@ class Params:
             raise ApiError(message, code="parameter_invalid_integer", param=self.path(name))
         return int(value)
 
+    def at_least(self, name: str, least: int) -> int | None:
+        """Return an integer that must not be less than ``least``, or None where it is absent."""
+        value = self.integer(name)
+        if value is not None and value < least:
+            message = f"This value must be greater than or equal to {least}."
+            raise ApiError(message, code="parameter_invalid_integer", param=self.path(name))
+        return value
+
+    def future(self, name: str, *, now: int) -> int:
+        """Return an instant after ``now``, in Unix seconds."""
+        at = self.integer(name) or 0
+        if at <= now:
+            message = "Invalid timestamp: must be an integer Unix timestamp in the future."
+            raise ApiError(message, param=self.path(name))
+        return at
+
     def decimal(self, name: str) -> Decimal | None:
         """Return a decimal of at most 12 places, or None where it is absent."""
         value = self.text(name)
@@ -145,12 +171,16 @@ class Params:
             raise ApiError(message, param=self.path(name))
         return Decimal(value)
 
-    def boolean(self, name: str) -> bool | None:
-        """Return true or false, or None where it is absent."""
+    @overload
+    def boolean(self, name: str) -> bool | None: ...
+    @overload
+    def boolean(self, name: str, default: bool) -> bool: ...
+    def boolean(self, name: str, default: bool | None = None) -> bool | None:
+        """Return true or false, or ``default`` where it is absent."""
         value = self.text(name)
         if value not in {None, "true", "false"}:
             raise ApiError(f"Invalid boolean: {value}", param=self.path(name))
-        return None if value is None else value == "true"
+        return default if value is None else value == "true"
 
     def span(self, name: str) -> Callable[[int], bool]:
         """Return whether an instant matches the filter: ``created=1`` or ``created[gte]=1``."""
@@ -311,6 +341,10 @@ class Call:
             payload = self.params.texts("payload")
             return {(payload.get(CUSTOMER_KEY, ""), self.params.text("event_name") or "")}
         return set(_streamed(self.body)) if self.path == METER_EVENT_STREAM else set()
+
+    def page(self, items: Sequence[JsonObject]) -> JsonObject:
+        """Return the requested page of the list that it asks for."""
+        return self.params.page(items, url=self.path)
 
 
 def _streamed(body: JsonObject) -> Iterator[tuple[str, str]]:

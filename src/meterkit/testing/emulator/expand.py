@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from meterkit.testing.emulator.invoicing.billing import shown_now
 from meterkit.testing.emulator.pages.checkout import line_items
 from meterkit.testing.emulator.protocol import ApiError, JsonObject
+from meterkit.testing.emulator.selling.customers import EXPANDABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -148,6 +149,8 @@ def _expand(account: Account, found: object, path: list[str], *, wanted: str) ->
     if not isinstance(found, dict):
         raise _refused(wanted)
     here, name = cast("JsonObject", found), path[0]
+    if here.get("object") == "customer" and name in EXPANDABLE:
+        return
     on_demand = ON_DEMAND.get((str(here.get("object")), name))
     if on_demand is not None:
         here[name] = on_demand(account, str(here["id"]))

@@ -65,8 +65,8 @@ class Fault:
     delay_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _refuse_other("action", self.action, get_args(Action))
-        _refuse_other("when", self.when, get_args(When))
+        refuse_other("action", self.action, get_args(Action))
+        refuse_other("when", self.when, get_args(When))
         refused_before = self.action == "error" and self.status < HTTPStatus.INTERNAL_SERVER_ERROR
         if refused_before and self.when == "after":
             raise ValueError(f"status {self.status} means that nothing was done: use when='before'")
@@ -140,6 +140,7 @@ def fault_from_json(body: object) -> Fault:
     return Fault(**given)
 
 
-def _refuse_other(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def refuse_other(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError if a value is none of those that are allowed."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

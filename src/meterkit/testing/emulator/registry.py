@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from meterkit.testing.emulator.protocol import missing_resource, no_such
 
@@ -34,26 +34,49 @@ class Behaviour:
     tax_percent: Decimal | None = None
 
 
-T = TypeVar("T")
+class Identified(Protocol):
+    """What a registry can hold."""
+
+    @property
+    def id(self) -> str:
+        """The id of the object."""
+        ...
+
+
+T = TypeVar("T", bound=Identified)
 
 
 class Registry(Generic[T]):
-    """Objects of one kind, oldest first.
+    """Objects of one kind by id, oldest first.
 
-    Attributes:
-        what: as Stripe calls the kind where there is no such object.
+    Args:
+        what: the name that Stripe has for the kind, where it says that there is no such object.
     """
 
-    what: ClassVar[str]
-
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._by_id: dict[str, T] = {}
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._by_id.values())
 
+    def __reversed__(self) -> Iterator[T]:
+        return reversed(self._by_id.values())
+
     def __contains__(self, object_id: str) -> bool:
         return object_id in self._by_id
+
+    def add(self, added: T) -> None:
+        """Add an object, or put it in the place of the one that has its id."""
+        self._by_id[added.id] = added
+
+    def delete(self, deleted: T) -> None:
+        """Delete an object."""
+        del self._by_id[deleted.id]
+
+    def get(self, object_id: str) -> T | None:
+        """Return an object, or None where there is none."""
+        return self._by_id.get(object_id)
 
     def find(self, object_id: str, *, param: str | None = None) -> T:
         """Return an object.
@@ -65,5 +88,5 @@ class Registry(Generic[T]):
         if found is not None:
             return found
         if param is None:
-            raise no_such(self.what, object_id)
-        raise missing_resource(self.what, object_id, param=param)
+            raise no_such(self._what, object_id)
+        raise missing_resource(self._what, object_id, param=param)

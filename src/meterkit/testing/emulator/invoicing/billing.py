@@ -88,10 +88,7 @@ def _line(account: Account, subscription: Subscription, params: Params) -> Line:
     if "price" not in params and "price_data" not in params:
         raise missing_parameter(params.path("price"))
     price = named_price(account, params, currency=subscription.currency, recurs=False)
-    quantity = Decimal(1 if (asked := params.integer("quantity")) is None else asked)
-    if quantity < 0:
-        message = "This value must be greater than or equal to 0."
-        raise ApiError(message, code="parameter_invalid_integer", param=params.path("quantity"))
+    quantity = Decimal(1 if (asked := params.at_least("quantity", 0)) is None else asked)
     return Line(
         id=new_id("il_1", length=LINE_LENGTH),
         amount=to_cents(amount_of(price.pricing, quantity)),

@@ -181,6 +181,6 @@ def _apply(account: Account, subscription: Subscription, changed: Subscription) 
         if prices.get(item.id) is not item.price:
             # Usage between the request and the payment: no page says who charges it, and no line does.
             count_anew(account, item, at=account.now)
-    account.subscriptions.put(changed)
+    account.subscriptions.add(changed)
     account.emit("customer.subscription.updated", changed.to_json(), previous=before)
     account.emit("customer.subscription.pending_update_applied", changed.to_json())

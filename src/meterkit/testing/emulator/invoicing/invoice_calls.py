@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING, Params
-from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.invoicing.billing import HOUR_S, count_usage, draft_of, read_tax, shown_now
 from meterkit.testing.emulator.invoicing.charges import period_line, unused_lines, usage_of
 from meterkit.testing.emulator.invoicing.collection import attempt, finalize, mark_paid, method_of, void
+from meterkit.testing.emulator.object_calls import newest
 from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
     missing_parameter,
-    missing_resource,
     new_id,
 )
 from meterkit.testing.emulator.selling.coupons import begun, in_force
-from meterkit.testing.emulator.selling.payments import DECLINED, NO_METHOD
+from meterkit.testing.emulator.selling.payments import NO_METHOD, declined
 from meterkit.testing.emulator.selling.prices import Recurring
 from meterkit.testing.emulator.selling.redeeming import read_discounts, redeem
 from meterkit.testing.emulator.subscribing.billing_cycle import (
@@ -46,36 +44,25 @@ STATUSES: Final = ("draft", "open", "paid", "uncollectible", "void")
 
 def _retrieve(account: Account, call: Call) -> JsonObject:
     call.params.only(expandable=None)
-    return _shown(account, _found(account, call), call)
+    return shown_now(account, _found(account, call))
 
 
 def _list(account: Account, call: Call) -> JsonObject:
-    """Newest first (https://docs.stripe.com/api/invoices/list)."""
-    params = call.params
-    params.only(
-        "collection_method", "created", "customer", "status", "subscription", *PAGING, expandable=None
+    """https://docs.stripe.com/api/invoices/list."""
+    call.params.choice("status", STATUSES)
+    account.customers.known(call.params.text("customer"))
+    return newest(
+        account.invoices,
+        call,
+        *("collection_method", "customer", "status", "subscription"),
+        show=lambda invoice: shown_now(account, invoice),
     )
-    status, is_in = params.choice("status", STATUSES), params.span("created")
-    customer = account.customers.known(params.text("customer"))
-    subscription = params.text("subscription")
-    method = params.text("collection_method")
-    found = [
-        shown_now(account, invoice)
-        for invoice in reversed(tuple(account.invoices))
-        if status in {None, invoice.status}
-        and customer in {None, invoice.customer}
-        and subscription in {None, invoice.subscription}
-        and method in {None, invoice.collection_method}
-        and is_in(invoice.created)
-    ]
-    return expanded(account, params.page(found, url="/v1/invoices"), params)
 
 
 def _lines(account: Account, call: Call) -> JsonObject:
     call.params.only(*PAGING, expandable=None)
     invoice = _found(account, call)
-    page = call.params.page(invoice.lines_to_json(), url=f"/v1/invoices/{invoice.id}/lines")
-    return expanded(account, page, call.params)
+    return call.page(invoice.lines_to_json())
 
 
 def _update(account: Account, call: Call) -> JsonObject:
@@ -86,19 +73,19 @@ def _update(account: Account, call: Call) -> JsonObject:
         "metadata",
         expandable=None,
     )
-    before, advance = invoice.to_json(), params.boolean("auto_advance")
+    before = invoice.to_json()
     method = params.given("default_payment_method")
     if method is not None:
         account.payment_methods.of_customer(method, customer=invoice.customer, param="default_payment_method")
     discounts = _wanted_discounts(account, invoice, params)
-    _plan_finalization(account, invoice, params, advance=advance)
+    _plan_finalization(account, invoice, params)
     invoice.discounts = discounts
     redeem(account, discounts)
     invoice.default_payment_method = method or invoice.default_payment_method
     params.amend("metadata", invoice.metadata)
     invoice.description = params.text("description") if "description" in params else invoice.description
     account.emit("invoice.updated", invoice.to_json(), previous=before)
-    return _shown(account, invoice, call)
+    return shown_now(account, invoice)
 
 
 def _wanted_discounts(account: Account, invoice: Invoice, params: Params) -> list[Discount]:
@@ -122,7 +109,7 @@ def _wanted_discounts(account: Account, invoice: Invoice, params: Params) -> lis
     return [each if each in invoice.discounts else replace(each, invoice=invoice.id) for each in found]
 
 
-def _plan_finalization(account: Account, invoice: Invoice, params: Params, *, advance: bool | None) -> None:
+def _plan_finalization(account: Account, invoice: Invoice, params: Params) -> None:
     """Say whether, and when, an invoice advances by itself.
 
     "To configure an automatic finalization time for an invoice, you must have automatic invoice advancement
@@ -133,7 +120,7 @@ def _plan_finalization(account: Account, invoice: Invoice, params: Params, *, ad
         ApiError: it is no draft, does not advance by itself, or the time is past or too far away.
     """
     param, now = "automatically_finalizes_at", account.now
-    given, advances = params.text(param), invoice.auto_advance if advance is None else advance
+    given, advances = params.text(param), params.boolean("auto_advance", default=invoice.auto_advance)
     at = max(now, invoice.created + HOUR_S if given == "" else invoice.finalizes_at or 0)
     if given is not None and invoice.status != "draft":
         message = "Finalized invoices can't be updated in this way."
@@ -147,7 +134,7 @@ def _plan_finalization(account: Account, invoice: Invoice, params: Params, *, ad
             message = f"`{param}` must be in the future, and at most 5 years from now."
             raise ApiError(message, param=param)
     invoice.auto_advance = advances
-    if invoice.status == "draft" and (given, advance) != (None, None):
+    if invoice.status == "draft" and {param, "auto_advance"} & set(params):
         invoice.schedule(at)
 
 
@@ -158,12 +145,11 @@ def _finalize(account: Account, call: Call) -> JsonObject:
     if invoice.status != "draft":
         message = "This invoice is already finalized, you can't re-finalize a non-draft invoice."
         raise ApiError(message, code="invoice_not_editable")
-    advance = call.params.boolean("auto_advance")
-    invoice.auto_advance = invoice.auto_advance if advance is None else advance
+    invoice.auto_advance = call.params.boolean("auto_advance", default=invoice.auto_advance)
     if finalize(account, invoice) and invoice.auto_advance:
         # Collected within the hour; here, by the next turn of the clock.
         invoice.next_payment_attempt = account.now
-    return _shown(account, invoice, call)
+    return shown_now(account, invoice)
 
 
 def _pay(account: Account, call: Call) -> JsonObject:
@@ -185,20 +171,13 @@ def _pay(account: Account, call: Call) -> JsonObject:
         mark_paid(account, invoice)
         is_open = False
     if not is_open:
-        return _shown(account, invoice, call)
+        return shown_now(account, invoice)
     own = method_of(account, account.subscriptions.find(invoice.subscription))
     if (given or invoice.default_payment_method or own) is None:
         raise ApiError(NO_METHOD, code="resource_missing", stored=True)
     if not attempt(account, invoice, method=given, by_itself=False):
-        raise ApiError(
-            DECLINED,
-            status=HTTPStatus.PAYMENT_REQUIRED,
-            kind="card_error",
-            code="card_declined",
-            decline_code="generic_decline",
-            stored=True,
-        )
-    return _shown(account, invoice, call)
+        raise declined()
+    return shown_now(account, invoice)
 
 
 def _void(account: Account, call: Call) -> JsonObject:
@@ -209,7 +188,7 @@ def _void(account: Account, call: Call) -> JsonObject:
         message = f"You can only pass in open or uncollectible invoices. This invoice is {invoice.status}."
         raise ApiError(message)
     void(account, invoice)
-    return _shown(account, invoice, call)
+    return shown_now(account, invoice)
 
 
 def _send(account: Account, call: Call) -> JsonObject:
@@ -225,7 +204,7 @@ def _send(account: Account, call: Call) -> JsonObject:
         account.emit("invoice.sent", invoice.to_json())
     else:
         raise ApiError(f"You can only send draft or open invoices. This invoice is {invoice.status}.")
-    return _shown(account, invoice, call)
+    return shown_now(account, invoice)
 
 
 def _mark_uncollectible(account: Account, call: Call) -> JsonObject:
@@ -237,17 +216,13 @@ def _mark_uncollectible(account: Account, call: Call) -> JsonObject:
     invoice.status, invoice.uncollectible_at = "uncollectible", account.now
     invoice.auto_advance, invoice.next_payment_attempt = False, None
     account.emit("invoice.marked_uncollectible", invoice.to_json())
-    return _shown(account, invoice, call)
+    return shown_now(account, invoice)
 
 
 def _found(account: Account, call: Call) -> Invoice:
     invoice = account.invoices.find(call.object_id)
     count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
     return invoice
-
-
-def _shown(account: Account, invoice: Invoice, call: Call) -> JsonObject:
-    return expanded(account, shown_now(account, invoice), call.params)
 
 
 INVOICE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
@@ -285,7 +260,7 @@ def _create(account: Account, call: Call) -> JsonObject:
         invoice = _of_change(account, params, details, version=call.version)
     shown = invoice.to_json()
     shown["id"] = f"upcoming_{invoice.id}"
-    return expanded(account, shown, params)
+    return shown
 
 
 def _of_change(account: Account, params: Params, details: Params, *, version: str) -> Invoice:
@@ -349,9 +324,7 @@ def _usages(draft: Subscription, *, until: int) -> list[Usage]:
 
 def _of_new(account: Account, params: Params, details: Params, *, mode: BillingMode) -> Invoice:
     """The first invoice of a subscription that is not made yet."""
-    customer = params.required("customer")
-    if not account.customers.exists(customer):
-        raise missing_resource("customer", customer, param="customer")
+    customer = account.customers.named(params.required("customer"))
     wanted = read_items(account, details, of=None)
     if not wanted:
         raise missing_parameter("subscription")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.testing.emulator.invoicing.totals import shown_discounts, shown_tax, tax_to_json, work_out
-from meterkit.testing.emulator.protocol import JsonObject, no_such
+from meterkit.testing.emulator.protocol import JsonObject, fields_of, no_such
 from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.selling.prices import shown
 
@@ -24,6 +24,12 @@ InvoiceStatus = Literal["draft", "open", "paid", "uncollectible", "void"]
 LINES_SHOWN: Final = 10
 # https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-invoice.
 ITEMS_MAX: Final = 250
+# Fields of an invoice that Stripe shows in another shape, or not at all.
+HIDDEN: Final = (
+    *("client_secret", "days_until_due", "finalized_at", "finalizes_at", "overdue_told", "paid_at"),
+    *("paid_out_of_band", "proration_date", "subscription", "subscription_metadata", "tax_percent"),
+    *("uncollectible_at", "usage_lines", "usages", "voided_at"),
+)
 NOTHING: Final = (
     *("account_tax_ids", "application", "custom_fields", "customer_account", "customer_address"),
     *("customer_phone", "customer_shipping", "default_source", "footer", "from_invoice"),
@@ -260,28 +266,14 @@ class Invoice:
         due = max(0, totals.total + self.starting_balance) if self.finalized_at is None else self.amount_due
         page = None if self.number is None else f"https://invoice.stripe.com/i/acct_emulated/{self.id}"
         return {
-            "id": self.id,
+            **fields_of(self, *HIDDEN),
             "object": "invoice",
             "amount_due": due,
-            "amount_paid": self.amount_paid,
             "amount_remaining": due - self.amount_paid,
-            "attempt_count": self.attempt_count,
-            "attempted": self.attempted,
-            "auto_advance": self.auto_advance,
             "automatic_tax": tax_to_json(enabled=self.tax_percent is not None, is_invoice=True),
             "automatically_finalizes_at": self.finalizes_at if self.auto_advance else None,
-            "billing_reason": self.billing_reason,
-            "collection_method": self.collection_method,
-            "created": self.created,
-            "currency": self.currency,
-            "customer": self.customer,
-            "customer_email": self.customer_email,
-            "customer_name": self.customer_name,
-            "default_payment_method": self.default_payment_method,
-            "description": self.description,
             "due_date": self.due_date,
             "effective_at": self.finalized_at,
-            "ending_balance": self.ending_balance,
             "hosted_invoice_url": page,
             "invoice_pdf": None if page is None else f"{page}/pdf",
             "issuer": {"type": "self"},
@@ -292,18 +284,10 @@ class Invoice:
                 "total_count": len(lines),
                 "url": f"/v1/invoices/{self.id}/lines",
             },
-            "livemode": self.livemode,
-            "metadata": dict(self.metadata),
-            "next_payment_attempt": self.next_payment_attempt,
-            "number": self.number,
             "parent": self._parent(),
             "payment_settings": {"default_mandate": None, "payment_method_types": None},
-            "period_end": self.period_end,
-            "period_start": self.period_start,
-            "starting_balance": self.starting_balance,
             "post_payment_credit_notes_amount": 0,
             "pre_payment_credit_notes_amount": 0,
-            "status": self.status,
             "status_transitions": {
                 "finalized_at": self.finalized_at,
                 "marked_uncollectible_at": self.uncollectible_at,
@@ -313,7 +297,6 @@ class Invoice:
             "discounts": [discount.id for discount in self.discounts],
             "subtotal": totals.subtotal,
             "subtotal_excluding_tax": totals.subtotal,
-            "test_clock": self.test_clock,
             "total": totals.total,
             "total_discount_amounts": totals.discount_amounts(),
             "total_excluding_tax": totals.without_tax,
@@ -339,10 +322,8 @@ class Invoices(Registry[Invoice]):
             customer to those that the next invoice of any of its subscriptions does.
     """
 
-    what = "invoice"
-
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("invoice")
         self._moving: dict[str, Invoice] = {}
         self._of: defaultdict[str, list[Invoice]] = defaultdict(list)
         self._numbers = Counter[str]()
@@ -363,11 +344,11 @@ class Invoices(Registry[Invoice]):
             self.pending |= {key: left} if left else {}
         return taken
 
-    def add(self, invoice: Invoice) -> None:
-        """Take over an invoice."""
-        self._by_id[invoice.id] = invoice
-        self._moving[invoice.id] = invoice
-        self._of[invoice.subscription].append(invoice)
+    def add(self, added: Invoice) -> None:
+        """Add an invoice."""
+        super().add(added)
+        self._moving[added.id] = added
+        self._of[added.subscription].append(added)
 
     def moving(self) -> list[Invoice]:
         """Return those that are drafts or open, oldest first."""
@@ -382,7 +363,7 @@ class Invoices(Registry[Invoice]):
 
     def of_intent(self, intent_id: str) -> Invoice:
         """Return the invoice that a payment intent pays. Raises ApiError, 404, if there is none."""
-        for invoice in self._by_id.values():
+        for invoice in self:
             if (invoice.client_secret or "").startswith(f"{intent_id}_secret_"):
                 return invoice
         raise no_such("payment_intent", intent_id)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.expand import expanded, intent_of, payments_of
+from meterkit.testing.emulator.expand import intent_of, payments_of
 from meterkit.testing.emulator.invoicing.refunds import Refund
+from meterkit.testing.emulator.object_calls import newest, retrieves
 from meterkit.testing.emulator.protocol import ApiError, missing_parameter, missing_resource, new_id, no_such
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def _create(account: Account, call: Call) -> JsonObject:
     reason, metadata = params.choice("reason", REASONS), params.metadata()
     made = refund(account, invoice, amount=amount, reason=reason)
     made.metadata = metadata
-    return expanded(account, made.to_json(), params)
+    return made.to_json()
 
 
 def refund(account: Account, invoice: Invoice, *, amount: int | None, reason: str | None = None) -> Refund:
@@ -50,7 +51,7 @@ def refund(account: Account, invoice: Invoice, *, amount: int | None, reason: st
     if intent is None or charge is None:
         message = f"This PaymentIntent ({intent}) does not have a successful charge to refund."
         raise ApiError(message, param="payment_intent")
-    left = invoice.amount_paid - account.refunds.refunded(invoice.id)
+    left = invoice.amount_paid - _refunded(account, invoice)
     if left <= 0:
         raise ApiError(f"Charge {charge} has already been refunded.", code="charge_already_refunded")
     amount = left if amount is None else amount
@@ -81,6 +82,10 @@ def refund(account: Account, invoice: Invoice, *, amount: int | None, reason: st
     return made
 
 
+def _refunded(account: Account, invoice: Invoice) -> int:
+    return sum(refund.amount for refund in account.refunds if refund.invoice == invoice.id)
+
+
 def _paid_by(account: Account, named: str) -> Invoice | None:
     for invoice in account.invoices:
         if named in {invoice.payment_intent, invoice.charge}:
@@ -90,7 +95,7 @@ def _paid_by(account: Account, named: str) -> Invoice | None:
 
 def _charge_to_json(account: Account, invoice: Invoice) -> JsonObject:
     """https://docs.stripe.com/api/charges/object, as far as refunds show in it."""
-    refunded = account.refunds.refunded(invoice.id)
+    refunded = _refunded(account, invoice)
     return {
         "id": invoice.charge,
         "object": "charge",
@@ -111,11 +116,6 @@ def _charge_to_json(account: Account, invoice: Invoice) -> JsonObject:
     }
 
 
-def _retrieve(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
-    return expanded(account, account.refunds.find(call.object_id).to_json(), call.params)
-
-
 def _update(account: Account, call: Call) -> JsonObject:
     """Metadata only (https://docs.stripe.com/api/refunds/update)."""
     call.params.only("metadata", expandable=None)
@@ -123,20 +123,12 @@ def _update(account: Account, call: Call) -> JsonObject:
     before = found.to_json()
     call.params.amend("metadata", found.metadata)
     account.emit("refund.updated", found.to_json(), previous=before)
-    return expanded(account, found.to_json(), call.params)
+    return found.to_json()
 
 
 def _list(account: Account, call: Call) -> JsonObject:
-    """Newest first (https://docs.stripe.com/api/refunds/list)."""
-    params = call.params
-    params.only("charge", "created", "payment_intent", *PAGING, expandable=None)
-    charge, intent, is_in = params.text("charge"), params.text("payment_intent"), params.span("created")
-    found = [
-        each.to_json()
-        for each in reversed(tuple(account.refunds))
-        if charge in {None, each.charge} and intent in {None, each.payment_intent} and is_in(each.created)
-    ]
-    return expanded(account, params.page(found, url="/v1/refunds"), params)
+    """https://docs.stripe.com/api/refunds/list."""
+    return newest(account.refunds, call, "charge", "payment_intent")
 
 
 def _retrieve_charge(account: Account, call: Call) -> JsonObject:
@@ -144,13 +136,13 @@ def _retrieve_charge(account: Account, call: Call) -> JsonObject:
     invoice = _paid_by(account, call.object_id)
     if invoice is None or invoice.charge != call.object_id:
         raise no_such("charge", call.object_id)
-    return expanded(account, _charge_to_json(account, invoice), call.params)
+    return _charge_to_json(account, invoice)
 
 
 def _retrieve_intent(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/payment_intents/retrieve."""
     call.params.only("client_secret", expandable=None)
-    return expanded(account, intent_of(account, call.object_id), call.params)
+    return intent_of(account, call.object_id)
 
 
 def _list_payments(account: Account, call: Call) -> JsonObject:
@@ -160,14 +152,13 @@ def _list_payments(account: Account, call: Call) -> JsonObject:
     if "invoice" not in params:
         raise missing_parameter("invoice")
     invoice = account.invoices.find(params.required("invoice"), param="invoice")
-    page = params.page(payments_of(invoice), url="/v1/invoice_payments")
-    return expanded(account, page, params)
+    return call.page(payments_of(invoice))
 
 
 REFUND_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/refunds", _create),
     ("GET", "/v1/refunds", _list),
-    ("GET", "/v1/refunds/{id}", _retrieve),
+    ("GET", "/v1/refunds/{id}", retrieves(lambda account: account.refunds)),
     ("POST", "/v1/refunds/{id}", _update),
     ("GET", "/v1/charges/{id}", _retrieve_charge),
     ("GET", "/v1/payment_intents/{id}", _retrieve_intent),

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meterkit.testing.emulator.protocol import fields_of
-from meterkit.testing.emulator.registry import Registry
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.protocol import JsonObject
@@ -38,17 +37,3 @@ class Refund:
             "status": "succeeded",
             "transfer_reversal": None,
         }
-
-
-class Refunds(Registry[Refund]):
-    """All refunds of the emulated account, oldest first."""
-
-    what = "refund"
-
-    def add(self, refund: Refund) -> None:
-        """Take over a refund."""
-        self._by_id[refund.id] = refund
-
-    def refunded(self, invoice_id: str) -> int:
-        """Return how much of an invoice's payment was refunded."""
-        return sum(refund.amount for refund in self if refund.invoice == invoice_id)

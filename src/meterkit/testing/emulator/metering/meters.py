@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.protocol import ApiError, JsonObject, fields_of, new_id, no_such
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, fields_of, new_id
+from meterkit.testing.emulator.registry import Registry
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
@@ -62,39 +63,24 @@ class Meter:
         }
 
 
-class Meters:
-    """All meters of the emulated account, by id, oldest first."""
+class Meters(Registry[Meter]):
+    """All meters of the emulated account, oldest first."""
 
     def __init__(self) -> None:
-        self._by_id: dict[str, Meter] = {}
+        super().__init__("meter")
 
     def active(self, event_name: str) -> Meter | None:
         """Return the active meter of an event name, or None."""
-        found = (meter for meter in self._by_id.values() if meter.event_name == event_name and meter.active)
-        return next(found, None)
+        return next((meter for meter in self if meter.event_name == event_name and meter.active), None)
 
     def archived(self, event_name: str) -> Meter | None:
         """Return an inactive meter of an event name, or None."""
-        found = (
-            meter for meter in self._by_id.values() if meter.event_name == event_name and not meter.active
-        )
-        return next(found, None)
+        return next((meter for meter in self if meter.event_name == event_name and not meter.active), None)
 
-    def has(self, meter_id: str) -> bool:
-        """Tell whether there is such a meter, active or not."""
-        return meter_id in self._by_id
-
-    def find(self, meter_id: str) -> Meter:
-        """Return a meter. Raises ApiError, 404, if there is none."""
-        meter = self._by_id.get(meter_id)
-        if meter is None:
-            raise no_such("meter", meter_id)
-        return meter
-
-    def add(self, meter: Meter) -> None:
-        """Take over a meter that was made elsewhere. Raises ApiError if its event name is in use."""
-        self._refuse_taken(meter.event_name)
-        self._by_id[meter.id] = meter
+    def add(self, added: Meter) -> None:
+        """Add a meter. Raises ApiError if its event name is in use."""
+        self._refuse_taken(added.event_name)
+        super().add(added)
 
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/billing/meters``."""
@@ -126,11 +112,6 @@ class Meters:
         self.add(meter)
         return meter.to_json()
 
-    def retrieve(self, call: Call) -> JsonObject:
-        """``GET /v1/billing/meters/{id}``."""
-        call.params.only()
-        return self.find(call.object_id).to_json()
-
     def update(self, call: Call) -> JsonObject:
         """``POST /v1/billing/meters/{id}``; only ``display_name`` can change."""
         call.params.only("display_name")
@@ -140,17 +121,10 @@ class Meters:
             meter.updated = int(call.now)
         return meter.to_json()
 
-    def deactivate(self, call: Call) -> JsonObject:
-        """``POST /v1/billing/meters/{id}/deactivate``."""
-        return self._set_active(call, active=False)
-
-    def reactivate(self, call: Call) -> JsonObject:
-        """``POST /v1/billing/meters/{id}/reactivate``."""
-        return self._set_active(call, active=True)
-
-    def _set_active(self, call: Call, *, active: bool) -> JsonObject:
+    def switch(self, call: Call) -> JsonObject:
+        """``POST /v1/billing/meters/{id}/reactivate`` or ``/deactivate``."""
         call.params.only()
-        meter = self.find(call.object_id)
+        meter, active = self.find(call.object_id), call.path.endswith("/reactivate")
         if meter.active == active:
             raise ApiError(f"This meter is already {'active' if active else 'inactive'}.")
         if active:
@@ -165,10 +139,10 @@ class Meters:
         status = call.params.choice("status", ("active", "inactive"))
         found = [
             meter.to_json()
-            for meter in reversed(self._by_id.values())
+            for meter in reversed(self)
             if status is None or meter.active == (status == "active")
         ]
-        return call.params.page(found, url="/v1/billing/meters")
+        return call.page(found)
 
     def _refuse_taken(self, event_name: str) -> None:
         if self.active(event_name) is not None:

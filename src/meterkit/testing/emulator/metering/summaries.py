@@ -52,7 +52,7 @@ def list_summaries(account: Account, call: Call) -> JsonObject:
         _summary(visible, meter=meter, customer=customer, start=at, end=at + span)
         for at in reversed(range(start, end, span))
     ]
-    return params.page(summaries, url=f"/v1/billing/meters/{meter.id}/event_summaries")
+    return call.page(summaries)
 
 
 def _bound(call: Call, name: str, *, grouping: str | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.invoicing.totals import tax_to_json, work_out
 from meterkit.testing.emulator.protocol import fields_of
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Prices, Products
     from meterkit.testing.emulator.webhooks.events import Emit
+
+# Fields of a session that Stripe shows in another shape, or not at all.
+HIDDEN: Final = (
+    *("address", "customer_update", "email", "lines", "name", "page", "subscription_data", "tax_percent"),
+    "trial",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +93,6 @@ class CheckoutSession:
     invoice: str | None = None
 
     @property
-    def amount(self) -> int:
-        """The sum of the lines, in minor units; 0 where a trial comes first."""
-        return self.totals.subtotal
-
-    @property
     def totals(self) -> Totals:
         """The amount due on the page: lines, less discounts, plus tax."""
         return work_out(() if self.trial else self.lines, self.discounts, self.tax_percent)
@@ -101,18 +102,7 @@ class CheckoutSession:
         email, totals = self.email or self.customer_email, self.totals
         details = {"address": self.address, "email": email, "name": self.name, "phone": None}
         return {
-            **fields_of(
-                self,
-                "page",
-                "lines",
-                "subscription_data",
-                "trial",
-                "tax_percent",
-                "customer_update",
-                "email",
-                "name",
-                "address",
-            ),
+            **fields_of(self, *HIDDEN),
             "object": "checkout.session",
             "amount_subtotal": totals.subtotal,
             "amount_total": totals.total,
@@ -151,15 +141,9 @@ def _named(discount: Discount) -> JsonObject:
 class CheckoutSessions(Registry[CheckoutSession]):
     """All checkout sessions of the emulated account, oldest first."""
 
-    what = "checkout.session"
-
     def __init__(self, emit: Emit) -> None:
-        super().__init__()
+        super().__init__("checkout.session")
         self._emit = emit
-
-    def add(self, session: CheckoutSession) -> None:
-        """Take over a session."""
-        self._by_id[session.id] = session
 
     def lapse(self, *, now: float) -> None:
         """Expire the open sessions whose time is over, each at its own second."""

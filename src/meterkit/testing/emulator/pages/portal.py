@@ -58,18 +58,3 @@ class PortalSession:
         if self.subscription is not None:
             flows[self.flow] = {"subscription": self.subscription}
         return {"after_completion": after, "type": self.flow, **flows}
-
-
-class PortalSessions:
-    """All portal sessions of the emulated account."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[str, PortalSession] = {}
-
-    def add(self, session: PortalSession) -> None:
-        """Take over a session."""
-        self._by_id[session.id] = session
-
-    def get(self, session_id: str) -> PortalSession | None:
-        """Return a session, or None."""
-        return self._by_id.get(session_id)

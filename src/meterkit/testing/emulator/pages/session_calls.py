@@ -6,15 +6,14 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING, Params
-from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.invoicing.billing import read_tax
+from meterkit.testing.emulator.object_calls import newest, retrieves
 from meterkit.testing.emulator.pages.checkout import CheckoutLine, CheckoutSession, line_items
 from meterkit.testing.emulator.pages.portal import CONFIGURATION, FLOWS, PortalSession
 from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
     missing_parameter,
-    missing_resource,
     new_id,
 )
 from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
@@ -92,7 +91,7 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
         page=f"{call.base_url}/c/pay/{session_id}",
         currency=currency,
         lines=lines,
-        success_url=_url(params, "success_url") or _missing("success_url"),
+        success_url=_url(params, "success_url") or params.required("success_url"),
         cancel_url=_url(params, "cancel_url"),
         livemode=call.livemode,
         client_reference_id=params.given("client_reference_id", length_max=REFERENCE_MAX),
@@ -164,9 +163,7 @@ def _collects_tax_ids(params: Params, *, customer: str | None, updates: tuple[st
 
 def _discounts(account: Account, params: Params, session: CheckoutSession) -> list[Discount]:
     """At most one (https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-discounts)."""
-    if "discounts" in params and "allow_promotion_codes" in params:
-        message = "You may only specify one of these parameters: allow_promotion_codes, discounts."
-        raise ApiError(message, param="allow_promotion_codes")
+    params.refuse_both("allow_promotion_codes", "discounts", param="allow_promotion_codes")
     found = read_discounts(
         account,
         params,
@@ -181,11 +178,9 @@ def _discounts(account: Account, params: Params, session: CheckoutSession) -> li
 
 def _customer(account: Account, params: Params) -> str | None:
     customer = params.given("customer")
-    if customer is not None and "customer_email" in params:
-        message = "You may only specify one of these parameters: customer, customer_email."
-        raise ApiError(message, param="customer")
-    if customer is not None and not account.customers.exists(customer):
-        raise missing_resource("customer", customer, param="customer")
+    params.refuse_both("customer", "customer_email", param="customer")
+    if customer is not None:
+        account.customers.named(customer)
     return customer
 
 
@@ -255,37 +250,18 @@ def _url(params: Params, name: str) -> str | None:
     return url
 
 
-def _missing(name: str) -> str:
-    raise missing_parameter(name)
-
-
 def _create(account: Account, call: Call) -> JsonObject:
     session = read_session(account, call)
     account.checkouts.add(session)
-    return expanded(account, session.to_json(), call.params)
-
-
-def _retrieve(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
-    return expanded(account, account.checkouts.find(call.object_id).to_json(), call.params)
+    return session.to_json()
 
 
 def _list(account: Account, call: Call) -> JsonObject:
-    """Newest first (https://docs.stripe.com/api/checkout/sessions/list)."""
-    params = call.params
-    params.only("created", "customer", "status", "subscription", *PAGING, expandable=None)
-    is_in, customer = params.span("created"), params.given("customer")
-    status = params.choice("status", ("open", "complete", "expired"))
-    subscription = params.given("subscription")
-    found = [
-        session.to_json()
-        for session in reversed(tuple(account.checkouts))
-        if is_in(session.created)
-        and customer in {None, session.customer}
-        and status in {None, session.status}
-        and subscription in {None, session.subscription}
-    ]
-    return expanded(account, params.page(found, url="/v1/checkout/sessions"), params)
+    """https://docs.stripe.com/api/checkout/sessions/list."""
+    call.params.choice("status", ("open", "complete", "expired"))
+    for name in ("customer", "subscription"):
+        call.params.given(name)
+    return newest(account.checkouts, call, "customer", "status", "subscription")
 
 
 def _line_items(account: Account, call: Call) -> JsonObject:
@@ -293,8 +269,7 @@ def _line_items(account: Account, call: Call) -> JsonObject:
     params.only(*PAGING, expandable=None)
     session = account.checkouts.find(call.object_id)
     items = line_items(session, prices=account.prices, products=account.products)
-    page = params.page(items, url=f"/v1/checkout/sessions/{session.id}/line_items")
-    return expanded(account, page, params)
+    return call.page(items)
 
 
 def _expire(account: Account, call: Call) -> JsonObject:
@@ -307,13 +282,13 @@ def _expire(account: Account, call: Call) -> JsonObject:
             f"status of `{session.status}`."
         )
     account.checkouts.expire(session, at_s=call.now)
-    return expanded(account, session.to_json(), call.params)
+    return session.to_json()
 
 
 CHECKOUT_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/checkout/sessions", _create),
     ("GET", "/v1/checkout/sessions", _list),
-    ("GET", "/v1/checkout/sessions/{id}", _retrieve),
+    ("GET", "/v1/checkout/sessions/{id}", retrieves(lambda account: account.checkouts)),
     ("GET", "/v1/checkout/sessions/{id}/line_items", _line_items),
     ("POST", "/v1/checkout/sessions/{id}/expire", _expire),
 )
@@ -326,12 +301,8 @@ IGNORED_OF_PORTAL: Final = ("after_expiration", "locale", "on_behalf_of")
 def _create_portal(account: Account, call: Call) -> JsonObject:
     params = call.params
     params.only("customer", "return_url", "configuration", "flow_data", *IGNORED_OF_PORTAL)
-    customer = params.required("customer")
-    if not account.customers.exists(customer):
-        raise missing_resource("customer", customer, param="customer")
-    return_url = params.given("return_url")
-    if return_url is not None and not return_url.startswith(("http://", "https://")):
-        raise ApiError("Not a valid URL", code="url_invalid", param="return_url")
+    customer = account.customers.named(params.required("customer"))
+    return_url = _url(params, "return_url")
     flow, subscription = _flow(params.hash("flow_data"))
     session_id = new_id("bps_1", length=23)
     session = PortalSession(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from urllib.parse import urlencode
 
 from meterkit.testing.emulator.call import Params
+from meterkit.testing.emulator.faults import refuse_other
 from meterkit.testing.emulator.protocol import ApiError
 from meterkit.testing.emulator.selling.redeeming import read_discounts
 
@@ -58,7 +59,7 @@ class Visits:
             raise ValueError(
                 f"checkout session {session.id} is {session.status}: only an open one can be paid"
             )
-        _refuse_other("payment", payment, get_args(Payment))
+        refuse_other("payment", payment, get_args(Payment))
         if payment == "fails":
             return
         if person.promotion_code is not None:
@@ -130,7 +131,7 @@ class Visits:
         Raises:
             ValueError: if there is no such action or subscription, or Stripe would refuse it.
         """
-        _refuse_other("action", action, get_args(PortalAction))
+        refuse_other("action", action, get_args(PortalAction))
         if action == "mend_payment":
             self._account.payment_methods.failing.discard(session.customer)
             card = self._attach(session.customer)
@@ -202,8 +203,3 @@ class Visits:
             return self._api.perform("POST", path, form)
         except ApiError as error:
             raise ValueError(str(error)) from error
-
-
-def _refuse_other(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

@@ -6,9 +6,8 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.expand import expanded
-from meterkit.testing.emulator.protocol import ApiError, missing_parameter, missing_resource, new_id
+from meterkit.testing.emulator.object_calls import newest
+from meterkit.testing.emulator.protocol import ApiError, missing_parameter, new_id
 from meterkit.testing.emulator.selling.coupons import DURATIONS, Coupon, PromotionCode
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def _create(account: Account, call: Call) -> JsonObject:
         "redeem_by",
         expandable=None,
     )
-    percent, amount = params.decimal("percent_off"), _positive(params, "amount_off")
+    percent, amount = params.decimal("percent_off"), params.at_least("amount_off", 1)
     if (percent is None) == (amount is None):
         raise ApiError("You must pass either `percent_off` or `amount_off`, and not both.")
     if percent is not None and not 0 < percent <= Decimal(100):
@@ -45,7 +44,7 @@ def _create(account: Account, call: Call) -> JsonObject:
     if amount is not None and "currency" not in params:
         raise missing_parameter("currency")
     duration = params.choice("duration", DURATIONS) or "once"
-    months = _positive(params, "duration_in_months")
+    months = params.at_least("duration_in_months", 1)
     if (duration == "repeating") != (months is not None):
         message = "`duration_in_months` is required where `duration` is `repeating`, and only there."
         raise ApiError(message, param="duration_in_months")
@@ -60,7 +59,7 @@ def _create(account: Account, call: Call) -> JsonObject:
         currency=None if amount is None else params.required("currency").lower(),
         duration=duration,
         duration_in_months=months,
-        max_redemptions=_positive(params, "max_redemptions"),
+        max_redemptions=params.at_least("max_redemptions", 1),
         redeem_by=params.integer("redeem_by"),
         name=params.given("name", length_max=40),
         products=_products(account, params),
@@ -68,15 +67,9 @@ def _create(account: Account, call: Call) -> JsonObject:
         livemode=call.livemode,
     )
     account.coupons.add(coupon)
-    return _told(account, coupon, call, event="coupon.created")
-
-
-def _positive(params: Params, name: str) -> int | None:
-    number = params.integer(name)
-    if number is not None and number < 1:
-        message = "This value must be greater than or equal to 1."
-        raise ApiError(message, code="parameter_invalid_integer", param=params.path(name))
-    return number
+    shown = coupon.to_json(now=account.now)
+    account.emit("coupon.created", shown)
+    return shown
 
 
 def _products(account: Account, params: Params) -> tuple[str, ...]:
@@ -85,15 +78,9 @@ def _products(account: Account, params: Params) -> tuple[str, ...]:
     return tuple(account.products.find(each, param="applies_to[products]").id for each in named)
 
 
-def _told(account: Account, coupon: Coupon, call: Call, *, event: str) -> JsonObject:
-    shown = coupon.to_json(now=account.now)
-    account.emit(event, shown)
-    return expanded(account, shown, call.params)
-
-
 def _retrieve(account: Account, call: Call) -> JsonObject:
     call.params.only(expandable=None)
-    return expanded(account, account.coupons.find(call.object_id).to_json(now=account.now), call.params)
+    return account.coupons.find(call.object_id).to_json(now=account.now)
 
 
 def _update(account: Account, call: Call) -> JsonObject:
@@ -105,7 +92,7 @@ def _update(account: Account, call: Call) -> JsonObject:
     coupon.name = params.given("name", length_max=40) or coupon.name
     shown = coupon.to_json(now=account.now)
     account.emit("coupon.updated", shown, previous=before)
-    return expanded(account, shown, params)
+    return shown
 
 
 def _delete(account: Account, call: Call) -> JsonObject:
@@ -118,16 +105,8 @@ def _delete(account: Account, call: Call) -> JsonObject:
 
 
 def _list(account: Account, call: Call) -> JsonObject:
-    """Newest first (https://docs.stripe.com/api/coupons/list)."""
-    params = call.params
-    params.only("created", *PAGING, expandable=None)
-    is_in = params.span("created")
-    found = [
-        coupon.to_json(now=account.now)
-        for coupon in reversed(tuple(account.coupons))
-        if is_in(coupon.created)
-    ]
-    return expanded(account, params.page(found, url="/v1/coupons"), params)
+    """https://docs.stripe.com/api/coupons/list."""
+    return newest(account.coupons, call, show=lambda coupon: coupon.to_json(now=account.now))
 
 
 def _create_code(account: Account, call: Call) -> JsonObject:
@@ -152,9 +131,9 @@ def _create_code(account: Account, call: Call) -> JsonObject:
     promotion.choice("type", ("coupon",))
     coupon = account.coupons.find(promotion.required("coupon"), param="promotion[coupon]")
     customer = params.given("customer")
-    if customer is not None and not account.customers.exists(customer):
-        raise missing_resource("customer", customer, param="customer")
-    most = _positive(params, "max_redemptions")
+    if customer is not None:
+        account.customers.named(customer)
+    most = params.at_least("max_redemptions", 1)
     if most is not None and coupon.max_redemptions is not None and most > coupon.max_redemptions:
         message = "`max_redemptions` cannot be greater than that of the coupon."
         raise ApiError(message, param="max_redemptions")
@@ -177,12 +156,12 @@ def _create_code(account: Account, call: Call) -> JsonObject:
     )
     if restrictions is not None:
         code.first_time = restrictions.boolean("first_time_transaction") or False
-        code.minimum_amount = _positive(restrictions, "minimum_amount")
+        code.minimum_amount = restrictions.at_least("minimum_amount", 1)
         code.minimum_currency = restrictions.given("minimum_amount_currency")
     account.promotion_codes.add(code)
     shown = code.to_json(coupon, now=account.now)
     account.emit("promotion_code.created", shown)
-    return expanded(account, shown, params)
+    return shown
 
 
 def _code(account: Account, params: Params, *, customer: str | None) -> str:
@@ -202,7 +181,7 @@ def _code(account: Account, params: Params, *, customer: str | None) -> str:
 
 def _retrieve_code(account: Account, call: Call) -> JsonObject:
     call.params.only(expandable=None)
-    return _shown(account, account.promotion_codes.find(call.object_id), call)
+    return _shown(account, account.promotion_codes.find(call.object_id))
 
 
 def _update_code(account: Account, call: Call) -> JsonObject:
@@ -210,34 +189,31 @@ def _update_code(account: Account, call: Call) -> JsonObject:
     params, code = call.params, account.promotion_codes.find(call.object_id)
     params.only("active", "metadata", expandable=None)
     coupon = account.coupons.get(code.coupon)
-    before, active = code.to_json(coupon, now=account.now), params.boolean("active")
+    before = code.to_json(coupon, now=account.now)
     params.amend("metadata", code.metadata)
-    code.active = code.active if active is None else active
+    code.active = params.boolean("active", default=code.active)
     account.emit("promotion_code.updated", code.to_json(coupon, now=account.now), previous=before)
-    return _shown(account, code, call)
+    return _shown(account, code)
 
 
 def _list_codes(account: Account, call: Call) -> JsonObject:
-    """Newest first (https://docs.stripe.com/api/promotion_codes/list)."""
-    params = call.params
-    params.only("active", "code", "coupon", "created", "customer", *PAGING, expandable=None)
-    active, is_in = params.boolean("active"), params.span("created")
-    text, coupon, customer = params.text("code"), params.text("coupon"), params.text("customer")
-    found = [
-        shown
-        for code in reversed(tuple(account.promotion_codes))
-        if (text is None or text.lower() == code.code.lower())
-        and coupon in {None, code.coupon}
-        and customer in {None, code.customer}
-        and is_in(code.created)
-        and (shown := code.to_json(account.coupons.get(code.coupon), now=account.now))["active"]
-        in ({True, False} if active is None else {active})
-    ]
-    return expanded(account, params.page(found, url="/v1/promotion_codes"), params)
+    """https://docs.stripe.com/api/promotion_codes/list."""
+    text, active = call.params.text("code"), call.params.boolean("active")
+    return newest(
+        account.promotion_codes,
+        call,
+        *("coupon", "customer"),
+        also=("active", "code"),
+        where=lambda code: (
+            (text is None or text.lower() == code.code.lower())
+            and active in {None, code.is_active(account.coupons.get(code.coupon), now=account.now)}
+        ),
+        show=lambda code: _shown(account, code),
+    )
 
 
-def _shown(account: Account, code: PromotionCode, call: Call) -> JsonObject:
-    return expanded(account, code.to_json(account.coupons.get(code.coupon), now=account.now), call.params)
+def _shown(account: Account, code: PromotionCode) -> JsonObject:
+    return code.to_json(account.coupons.get(code.coupon), now=account.now)
 
 
 COUPON_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (

@@ -7,7 +7,6 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.protocol import fields_of
-from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.selling.amounts import to_cents
 from meterkit.testing.emulator.selling.prices import Recurring
 from meterkit.testing.emulator.subscribing.billing_cycle import boundary
@@ -118,34 +117,6 @@ class PromotionCode:
         }
 
 
-class Coupons(Registry[Coupon]):
-    """All coupons of the emulated account, oldest first."""
-
-    what = "coupon"
-
-    def add(self, coupon: Coupon) -> None:
-        """Take over a coupon."""
-        self._by_id[coupon.id] = coupon
-
-    def get(self, coupon_id: str) -> Coupon | None:
-        """Return a coupon, or None where it was deleted."""
-        return self._by_id.get(coupon_id)
-
-    def delete(self, coupon: Coupon) -> None:
-        """Delete a coupon; the discounts that it gave stay."""
-        del self._by_id[coupon.id]
-
-
-class PromotionCodes(Registry[PromotionCode]):
-    """All promotion codes of the emulated account, oldest first."""
-
-    what = "promotion code"
-
-    def add(self, code: PromotionCode) -> None:
-        """Take over a promotion code."""
-        self._by_id[code.id] = code
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discount:
     """A coupon that is redeemed.
@@ -191,16 +162,6 @@ class Discount:
             "source": {"coupon": self.coupon.id, "type": "coupon"},
             "subscription_item": None,
         }
-
-
-class Discounts(Registry[Discount]):
-    """All discounts that were ever given: ``expand`` shows them, no call does."""
-
-    what = "discount"
-
-    def add(self, discount: Discount) -> None:
-        """Take over a discount."""
-        self._by_id[discount.id] = discount
 
 
 def in_force(discounts: Iterable[Discount], *, now: int) -> list[Discount]:

@@ -6,34 +6,39 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_resource, new_id
-from meterkit.testing.emulator.selling.payments import SetupIntent
+from meterkit.testing.emulator.object_calls import retrieves
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, new_id
+from meterkit.testing.emulator.selling.customers import EXPANDABLE
+from meterkit.testing.emulator.selling.payments import SetupIntent, find_intent
 from meterkit.testing.emulator.subscribing.statuses import end
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.selling.customers import Customer
 
 
 def _delete(account: Account, call: Call) -> JsonObject:
     """Its subscriptions are canceled with it (https://docs.stripe.com/api/customers/delete)."""
     call.params.only()
-    return delete_customer(account, account.customers.find(call.object_id, alive=True).id)
+    customer = account.customers.find_alive(call.object_id)
+    delete_customer(account, customer)
+    return customer.to_json()
 
 
-def delete_customer(account: Account, customer: str) -> JsonObject:
-    """Delete a customer, and cancel its subscriptions. Returns what is left of it."""
+def delete_customer(account: Account, customer: Customer) -> None:
+    """Delete a customer, and cancel its subscriptions."""
     for subscription in account.subscriptions:
-        if subscription.customer == customer and subscription.status not in ENDED:
+        if subscription.customer == customer.id and subscription.status not in ENDED:
             end(account, subscription)
-    return account.customers.delete(customer)
+    account.customers.delete(customer)
 
 
 CUSTOMER_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/customers", lambda account, call: account.customers.create(call)),
     ("GET", "/v1/customers", lambda account, call: account.customers.list(call)),
-    ("GET", "/v1/customers/{id}", lambda account, call: account.customers.retrieve(call)),
+    ("GET", "/v1/customers/{id}", retrieves(lambda account: account.customers, expandable=EXPANDABLE)),
     ("POST", "/v1/customers/{id}", lambda account, call: account.customers.update(call)),
     ("DELETE", "/v1/customers/{id}", _delete),
 )
@@ -42,9 +47,7 @@ CUSTOMER_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
 def _attach(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/payment_methods/attach: one of Stripe's test cards."""
     call.params.only("customer")
-    customer = call.params.required("customer")
-    if not account.customers.exists(customer):
-        raise missing_resource("customer", customer, param="customer")
+    customer = account.customers.named(call.params.required("customer"))
     method = account.payment_methods.attach(call.object_id, customer=customer, now=account.now)
     account.emit("payment_method.attached", method.to_json())
     return method.to_json()
@@ -61,21 +64,16 @@ def _detach(account: Account, call: Call) -> JsonObject:
     return method.to_json()
 
 
-def _retrieve_payment_method(account: Account, call: Call) -> JsonObject:
-    call.params.only()
-    return account.payment_methods.find(call.object_id).to_json()
-
-
 def _list_payment_methods(account: Account, call: Call) -> JsonObject:
     call.params.only("customer", "type", *PAGING)
     customer = call.object_id or call.params.required("customer")
     found = [method.to_json() for method in account.payment_methods.all_of(customer)]
-    return call.params.page(found, url=call.path)
+    return call.page(found)
 
 
 PAYMENT_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("GET", "/v1/payment_methods", _list_payment_methods),
-    ("GET", "/v1/payment_methods/{id}", _retrieve_payment_method),
+    ("GET", "/v1/payment_methods/{id}", retrieves(lambda account: account.payment_methods, expandable=())),
     ("POST", "/v1/payment_methods/{id}/attach", _attach),
     ("POST", "/v1/payment_methods/{id}/detach", _detach),
     ("GET", "/v1/customers/{id}/payment_methods", _list_payment_methods),
@@ -98,7 +96,7 @@ def confirm_setup(account: Account, client_secret: str, *, card: str | None) -> 
         ApiError: there is no such intent or card.
         ValueError: the intent has ended, or the card is declined.
     """
-    intent = account.setup_intents.find(client_secret)
+    intent = find_intent(account.setup_intents, client_secret)
     if intent.status in SETUP_ENDED:
         raise ValueError(f"{intent.id} is {intent.status}")
     if card is not None and intent.customer is not None:
@@ -120,8 +118,8 @@ def _create_setup_intent(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/setup_intents/create."""
     call.params.only(*FIELDS)
     customer, method = call.params.given("customer"), call.params.given("payment_method")
-    if customer is not None and not account.customers.exists(customer):
-        raise missing_resource("customer", customer, param="customer")
+    if customer is not None:
+        account.customers.named(customer)
     if method is not None:
         account.payment_methods.of_customer(method, customer=customer or "", param="payment_method")
     intent_id = new_id("seti_1", length=23)
@@ -143,13 +141,13 @@ def _create_setup_intent(account: Account, call: Call) -> JsonObject:
 
 def _retrieve_setup_intent(account: Account, call: Call) -> JsonObject:
     call.params.only()
-    return account.setup_intents.find(call.object_id).to_json()
+    return find_intent(account.setup_intents, call.object_id).to_json()
 
 
 def _cancel(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/setup_intents/cancel."""
     call.params.only("cancellation_reason")
-    intent = account.setup_intents.find(call.object_id)
+    intent = find_intent(account.setup_intents, call.object_id)
     if intent.status in SETUP_ENDED:
         message = f"You cannot cancel this SetupIntent because it has a status of {intent.status}."
         raise ApiError(message, code="setup_intent_unexpected_state")

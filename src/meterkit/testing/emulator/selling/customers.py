@@ -56,20 +56,6 @@ class TestClock:
         }
 
 
-class TestClocks(Registry[TestClock]):
-    """All test clocks of the emulated account, oldest first."""
-
-    what = "test clock"
-
-    def add(self, clock: TestClock) -> None:
-        """Take over a clock."""
-        self._by_id[clock.id] = clock
-
-    def delete(self, clock: TestClock) -> None:
-        """Forget a clock."""
-        del self._by_id[clock.id]
-
-
 CLOCK_CUSTOMERS_MAX: Final = 3
 TEXTS: Final = ("name", "email", "description", "phone")
 DETAILS: Final = ("address", "balance", "preferred_locales", "tax_exempt")
@@ -141,25 +127,25 @@ class Customer:
         }
 
 
-class Customers:
-    """All customers of the emulated account, by id, oldest first."""
+class Customers(Registry[Customer]):
+    """All customers of the emulated account, oldest first."""
 
-    def __init__(self, emit: Emit, payment_methods: PaymentMethods, clocks: TestClocks) -> None:
+    def __init__(self, emit: Emit, payment_methods: PaymentMethods, clocks: Registry[TestClock]) -> None:
+        super().__init__("customer")
         self._emit = emit
         self._clocks = clocks
         self._payment_methods = payment_methods
-        self._by_id: dict[str, Customer] = {}
 
     def exists(self, customer_id: str) -> bool:
         """Tell whether there is such a customer and it is not deleted."""
-        customer = self._by_id.get(customer_id)
+        customer = self.get(customer_id)
         return customer is not None and not customer.deleted
 
-    def add(self, customer: Customer) -> None:
-        """Take over a customer that was made elsewhere. Raises ValueError if its id is taken."""
-        if customer.id in self._by_id:
-            raise ValueError(f"there is already a customer {customer.id}: choose another id")
-        self._by_id[customer.id] = customer
+    def add(self, added: Customer) -> None:
+        """Add a customer. Raises ValueError if its id is taken."""
+        if added.id in self:
+            raise ValueError(f"there is already a customer {added.id}: choose another id")
+        super().add(added)
 
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/customers``."""
@@ -179,31 +165,24 @@ class Customers:
         if given is not None:
             self._payment_methods.attach(given, customer=customer.id, now=customer.created)
         self._set_default(customer, call.params)
-        self._by_id[customer.id] = customer
+        self.add(customer)
         self._emit("customer.created", customer.to_json())
         return customer.to_json()
-
-    def retrieve(self, call: Call) -> JsonObject:
-        """``GET /v1/customers/{id}``; a deleted one is found."""
-        call.params.only(expandable=EXPANDABLE)
-        return self.find(call.object_id).to_json()
 
     def update(self, call: Call) -> JsonObject:
         """``POST /v1/customers/{id}``."""
         call.params.only(*TEXTS, *DETAILS, "invoice_settings", "metadata", expandable=EXPANDABLE)
-        customer = self.find(call.object_id, alive=True)
+        customer = self.find_alive(call.object_id)
         before = customer.to_json()
         _apply(customer, params=call.params)
         self._set_default(customer, call.params)
         self._emit("customer.updated", customer.to_json(), previous=before)
         return customer.to_json()
 
-    def delete(self, customer_id: str) -> JsonObject:
-        """Delete a customer. Returns what is left of it."""
-        customer = self.find(customer_id, alive=True)
-        self._emit("customer.deleted", customer.to_json())
-        customer.deleted = True
-        return customer.to_json()
+    def delete(self, deleted: Customer) -> None:
+        """Mark a customer as deleted: it can still be retrieved."""
+        self._emit("customer.deleted", deleted.to_json())
+        deleted.deleted = True
 
     def list(self, call: Call) -> JsonObject:
         """``GET /v1/customers``, newest first; those of a test clock only where it is named.
@@ -216,22 +195,21 @@ class Customers:
         email = call.params.text("email")
         found = [
             customer.to_json()
-            for customer in reversed(self._by_id.values())
+            for customer in reversed(self)
             if not customer.deleted
             and customer.test_clock == clock
             and email in {None, customer.texts["email"]}
             and is_in(customer.created)
         ]
-        return call.params.page(found, url="/v1/customers")
+        return call.page(found)
 
     def of_clock(self, clock_id: str) -> tuple[str, ...]:
         """Return the ids of the customers of a test clock."""
-        known = self._by_id.values()
-        return tuple(each.id for each in known if each.test_clock == clock_id and not each.deleted)
+        return tuple(each.id for each in self if each.test_clock == clock_id and not each.deleted)
 
     def now_of(self, customer_id: str, *, now: float) -> float:
         """Return the time that a customer lives in: its test clock's, else ``now``."""
-        customer = self._by_id.get(customer_id)
+        customer = self.get(customer_id)
         return now if customer is None or customer.clock is None else customer.clock.frozen_time
 
     def _clock(self, params: Params) -> TestClock | None:
@@ -247,16 +225,22 @@ class Customers:
 
     def known(self, customer_id: str | None) -> str | None:
         """The id that a list is narrowed to, if any. Raises ApiError, 400, if no customer had it."""
-        if customer_id is not None and customer_id not in self._by_id:
+        if customer_id is not None and customer_id not in self:
             raise missing_resource("customer", customer_id, param="customer")
         return customer_id
 
-    def find(self, customer_id: str, *, alive: bool = False) -> Customer:
-        """Return a customer. Raises ApiError, 404, if there is none, or none ``alive`` if that is asked."""
-        customer = self._by_id.get(customer_id)
-        if customer is None or (alive and customer.deleted):
+    def find_alive(self, customer_id: str) -> Customer:
+        """Return a customer. Raises ApiError, 404, if there is none, or it is deleted."""
+        customer = self.find(customer_id)
+        if customer.deleted:
             raise no_such("customer", customer_id)
         return customer
+
+    def named(self, customer_id: str) -> str:
+        """Return the ``customer`` of a call. Raises ApiError, 400, if there is none, or it is deleted."""
+        if not self.exists(customer_id):
+            raise missing_resource("customer", customer_id, param="customer")
+        return customer_id
 
     def forget_payment_method(self, customer_id: str, method_id: str) -> None:
         """Charge a payment method no more by default."""
@@ -278,9 +262,7 @@ class Customers:
 
 def _apply(customer: Customer, *, params: Params) -> None:
     params.amend("metadata", customer.metadata)
-    for name in TEXTS:
-        if name in params:
-            customer.texts[name] = params.text(name) or None
+    customer.texts = {name: params.text_or(name, known) for name, known in customer.texts.items()}
     if "address" in params:
         given = params.texts("address")
         for name in given.keys() - set(ADDRESS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final, Literal
 
 from meterkit.testing.emulator.protocol import (
@@ -13,6 +14,7 @@ from meterkit.testing.emulator.protocol import (
     new_id,
     no_such,
 )
+from meterkit.testing.emulator.registry import Registry
 
 AUTHENTICATES: Final = "pm_card_authenticationRequired"
 ASKS_UNTIL_SET_UP: Final = "pm_card_authenticationRequiredOnSetup"
@@ -30,11 +32,22 @@ NO_METHOD: Final = (
     "default payment method. For more information, visit "
     "https://stripe.com/docs/billing/subscriptions/payment-methods-setting#payment-method-priority."
 )
-DECLINED: Final = "Your card was declined."
 NEEDS_CUSTOMER: Final = (
     "Payment for this subscription requires additional user action before it can be completed successfully. "
     "Payment can be completed using the PaymentIntent associated with `subscription.latest_invoice`."
 )
+
+
+def declined() -> ApiError:
+    """Return the refusal of a charge that does not go through: 402."""
+    return ApiError(
+        "Your card was declined.",
+        status=HTTPStatus.PAYMENT_REQUIRED,
+        kind="card_error",
+        code="card_declined",
+        decline_code="generic_decline",
+        stored=True,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,7 +90,7 @@ class PaymentMethod:
         }
 
 
-class PaymentMethods:
+class PaymentMethods(Registry[PaymentMethod]):
     """All payment methods of the emulated account.
 
     Attributes:
@@ -85,7 +98,7 @@ class PaymentMethods:
     """
 
     def __init__(self) -> None:
-        self._by_id: dict[str, PaymentMethod] = {}
+        super().__init__("PaymentMethod")
         self.failing: set[str] = set()
 
     def attach(self, name: str, *, customer: str, now: int) -> PaymentMethod:
@@ -94,7 +107,7 @@ class PaymentMethods:
         Raises:
             ApiError: there is no such payment method, or it is another customer's.
         """
-        known = self._by_id.get(name)
+        known = self.get(name)
         if known is None:
             if name not in CARDS:
                 raise no_such("PaymentMethod", name)
@@ -109,29 +122,23 @@ class PaymentMethods:
                 authenticates=name == AUTHENTICATES,
                 asks_until_set_up=name == ASKS_UNTIL_SET_UP,
             )
-            self._by_id[known.id] = known
+            self.add(known)
         if known.customer not in {None, customer}:
             message = "The payment method you provided has already been attached to a customer."
             raise ApiError(message, code="payment_method_unexpected_state")
         known.customer = customer
         return known
 
-    def find(self, method_id: str) -> PaymentMethod:
-        """Return a payment method. Raises ApiError, 404, if there is none."""
-        if method_id not in self._by_id:
-            raise no_such("PaymentMethod", method_id)
-        return self._by_id[method_id]
-
     def of_customer(self, method_id: str, *, customer: str, param: str) -> PaymentMethod:
         """Return a payment method of a customer. Raises ApiError, 400, if it has no such one."""
-        method = self._by_id.get(method_id)
+        method = self.get(method_id)
         if method is None or method.customer != customer:
             raise missing_resource("PaymentMethod", method_id, param=param)
         return method
 
     def all_of(self, customer: str) -> list[PaymentMethod]:
         """Return a customer's payment methods, newest first."""
-        return [method for method in reversed(self._by_id.values()) if method.customer == customer]
+        return [method for method in reversed(self) if method.customer == customer]
 
     def goes_through(
         self, method_id: str | None, *, customer: str, is_present: bool = False, off_session: bool = True
@@ -159,7 +166,7 @@ class PaymentMethods:
         return asks and customer not in self.failing
 
     def _of(self, method_id: str | None, customer: str) -> PaymentMethod | None:
-        method = None if method_id is None else self._by_id.get(method_id)
+        method = self.get(method_id or "")
         return None if method is None or method.customer != customer else method
 
 
@@ -195,19 +202,9 @@ class SetupIntent:
         }
 
 
-class SetupIntents:
-    """All setup intents of the emulated account."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[str, SetupIntent] = {}
-
-    def add(self, intent: SetupIntent) -> None:
-        """Take over an intent."""
-        self._by_id[intent.id] = intent
-
-    def find(self, name: str) -> SetupIntent:
-        """Return an intent by its id or client secret. Raises ApiError, 404, if there is none."""
-        found = self._by_id.get(name.partition("_secret_")[0])
-        if found is None or name not in {found.id, found.client_secret}:
-            raise no_such("setupintent", name)
-        return found
+def find_intent(intents: Registry[SetupIntent], name: str) -> SetupIntent:
+    """Return a setup intent by its id or client secret. Raises ApiError, 404, if there is none."""
+    found = intents.get(name.partition("_secret_")[0])
+    if found is None or name not in {found.id, found.client_secret}:
+        raise no_such("setupintent", name)
+    return found

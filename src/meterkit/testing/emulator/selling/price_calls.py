@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.expand import expanded
+from meterkit.testing.emulator.object_calls import newest, retrieves
 from meterkit.testing.emulator.protocol import ApiError, JsonObject, new_id
 from meterkit.testing.emulator.selling.price_params import PRICE_PARAMS, PriceParams, read_price
 from meterkit.testing.emulator.selling.prices import TEXTS, Price, Product
@@ -73,12 +72,7 @@ def _create(account: Account, call: Call) -> JsonObject:
         else make_product(account, product_data, call=call)
     )
     price = make_price(account, given, call=call, product=product)
-    return expanded(account, price.to_json(), params)
-
-
-def _retrieve(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
-    return expanded(account, account.prices.find(call.object_id).to_json(), call.params)
+    return price.to_json()
 
 
 def _update(account: Account, call: Call) -> JsonObject:
@@ -95,48 +89,36 @@ def _update(account: Account, call: Call) -> JsonObject:
         expandable=None,
     )
     price = account.prices.find(call.object_id)
-    before, active = price.to_json(), params.boolean("active")
+    before = price.to_json()
     params.amend("metadata", price.metadata)
     if "lookup_key" in params:
         price.lookup_key = params.text("lookup_key") or None
         account.prices.claim_lookup_key(price, transfer=params.boolean("transfer_lookup_key") or False)
-    price.active = price.active if active is None else active
+    price.active = params.boolean("active", default=price.active)
     price.nickname = params.text("nickname") if "nickname" in params else price.nickname
     account.emit("price.updated", price.to_json(), previous=before)
-    return expanded(account, price.to_json(), params)
+    return price.to_json()
 
 
 def _list(account: Account, call: Call) -> JsonObject:
-    """Newest first (https://docs.stripe.com/api/prices/list)."""
+    """https://docs.stripe.com/api/prices/list."""
     params = call.params
-    params.only(
-        "active",
-        "created",
-        "currency",
-        "lookup_keys",
-        "product",
-        "recurring",
-        "type",
-        *PAGING,
-        expandable=None,
-    )
-    active, is_in, keys = params.boolean("active"), params.span("created"), params.listed("lookup_keys")
+    active, keys = params.boolean("active"), params.listed("lookup_keys")
     kind = params.choice("type", ("one_time", "recurring"))
-    product, currency = params.text("product"), params.text("currency")
     recurring = params.texts("recurring")
-    found = [
-        price.to_json()
-        for price in reversed(tuple(account.prices))
-        if not price.inline
-        and active in {None, price.active}
-        and is_in(price.created)
-        and product in {None, price.product}
-        and currency in {None, price.currency}
-        and (not keys or price.lookup_key in keys)
-        and kind in {None, "one_time" if price.recurring is None else "recurring"}
-        and _recurs(price, recurring)
-    ]
-    return expanded(account, params.page(found, url="/v1/prices"), params)
+    return newest(
+        account.prices,
+        call,
+        *("currency", "product"),
+        also=("active", "lookup_keys", "recurring", "type"),
+        where=lambda price: (
+            not price.inline
+            and active in {None, price.active}
+            and (not keys or price.lookup_key in keys)
+            and kind in {None, "one_time" if price.recurring is None else "recurring"}
+            and _recurs(price, recurring)
+        ),
+    )
 
 
 def _recurs(price: Price, wanted: dict[str, str]) -> bool:
@@ -147,7 +129,7 @@ def _recurs(price: Price, wanted: dict[str, str]) -> bool:
 PRICE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/prices", _create),
     ("GET", "/v1/prices", _list),
-    ("GET", "/v1/prices/{id}", _retrieve),
+    ("GET", "/v1/prices/{id}", retrieves(lambda account: account.prices)),
     ("POST", "/v1/prices/{id}", _update),
 )
 
@@ -166,12 +148,7 @@ def _create_product(account: Account, call: Call) -> JsonObject:
     product = make_product(account, params, call=call)
     if given is not None:
         product.default_price = make_price(account, given, call=call, product=product).id
-    return expanded(account, product.to_json(), params)
-
-
-def _retrieve_product(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
-    return expanded(account, account.products.find(call.object_id).to_json(), call.params)
+    return product.to_json()
 
 
 def _update_product(account: Account, call: Call) -> JsonObject:
@@ -187,7 +164,7 @@ def _update_product(account: Account, call: Call) -> JsonObject:
         product.name = params.required("name")
     product.updated = int(call.now)
     account.emit("product.updated", product.to_json(), previous=before)
-    return expanded(account, product.to_json(), params)
+    return product.to_json()
 
 
 def _delete_product(account: Account, call: Call) -> JsonObject:
@@ -199,27 +176,25 @@ def _delete_product(account: Account, call: Call) -> JsonObject:
             "This product cannot be deleted because it has one or more user-created prices. Archive it by "
             "setting `active=false` instead."
         )
-    account.products.remove(product)
+    account.products.delete(product)
     account.emit("product.deleted", product.to_json())
     return {"id": product.id, "object": "product", "deleted": True}
 
 
 def _list_products(account: Account, call: Call) -> JsonObject:
-    params = call.params
-    params.only("active", "created", "ids", "shippable", "type", "url", *PAGING, expandable=None)
-    active, is_in, ids = params.boolean("active"), params.span("created"), params.listed("ids")
-    found = [
-        product.to_json()
-        for product in reversed(tuple(account.products))
-        if active in {None, product.active} and is_in(product.created) and (not ids or product.id in ids)
-    ]
-    return expanded(account, params.page(found, url="/v1/products"), params)
+    active, ids = call.params.boolean("active"), call.params.listed("ids")
+    return newest(
+        account.products,
+        call,
+        also=("active", "ids", "shippable", "type", "url"),
+        where=lambda product: active in {None, product.active} and (not ids or product.id in ids),
+    )
 
 
 PRODUCT_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/products", _create_product),
     ("GET", "/v1/products", _list_products),
-    ("GET", "/v1/products/{id}", _retrieve_product),
+    ("GET", "/v1/products/{id}", retrieves(lambda account: account.products)),
     ("POST", "/v1/products/{id}", _update_product),
     ("DELETE", "/v1/products/{id}", _delete_product),
 )

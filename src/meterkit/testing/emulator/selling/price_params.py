@@ -51,8 +51,7 @@ def read_price(params: Params, *, meters: Meters) -> PriceParams:
     currency = params.required("currency").lower()
     if len(currency) != CURRENCY_LENGTH:
         raise ApiError(f"Invalid currency: {currency}.", param=params.path("currency"))
-    metadata: dict[str, str] = {}
-    params.amend("metadata", metadata)
+    metadata = params.metadata()
     active = params.boolean("active")
     return PriceParams(
         currency=currency,
@@ -82,7 +81,7 @@ def _pricing(params: Params) -> Pricing:
     transform.required("round")
     return Pricing(
         unit_amount=unit_amount,
-        divide_by=_least(transform, "divide_by", 1),
+        divide_by=_positive(transform, "divide_by"),
         round_up=transform.choice("round", ("up", "down")) == "up",
     )
 
@@ -93,9 +92,7 @@ def _unit_amount(params: Params) -> Decimal:
     if "custom_unit_amount" in params:
         message = "`custom_unit_amount` is not emulated: give `unit_amount` or `unit_amount_decimal`."
         raise ApiError(message, param=params.path("custom_unit_amount"))
-    if whole is not None and exact is not None:
-        message = "You may only specify one of these parameters: unit_amount, unit_amount_decimal."
-        raise ApiError(message, param=params.path("unit_amount"))
+    params.refuse_both("unit_amount", "unit_amount_decimal", param="unit_amount")
     amount = exact if whole is None else Decimal(whole)
     if amount is None:
         message = "Prices require an `unit_amount` or `unit_amount_decimal` parameter to be set."
@@ -135,7 +132,7 @@ def _tier(params: Params) -> Tier:
         message = "Each tier needs an `unit_amount` or a `flat_amount`."
         raise ApiError(message, param=params.path("unit_amount"))
     return Tier(
-        up_to=None if end == "inf" else _least(params, "up_to", 1),
+        up_to=None if end == "inf" else _positive(params, "up_to"),
         unit_amount=unit or Decimal(0),
         flat_amount=flat or Decimal(0),
     )
@@ -157,7 +154,7 @@ def _recurring(params: Params, *, meters: Meters) -> Recurring | None:
     given.only("interval", "interval_count", "meter", "trial_period_days", "usage_type")
     given.required("interval")
     interval = given.choice("interval", tuple(INTERVALS_MAX)) or ""
-    count = 1 if "interval_count" not in given else _least(given, "interval_count", 1)
+    count = 1 if "interval_count" not in given else _positive(given, "interval_count")
     if count > INTERVALS_MAX[interval]:
         message = "The maximum interval is three years: 3 years, 36 months, 156 weeks or 1095 days."
         raise ApiError(message, param=given.path("interval_count"))
@@ -172,18 +169,14 @@ def _recurring(params: Params, *, meters: Meters) -> Recurring | None:
     if meter is not None and not metered:
         message = "`recurring[meter]` can only be set where `recurring[usage_type]` is `metered`."
         raise ApiError(message, param=given.path("meter"))
-    if meter is not None and not meters.has(meter):
+    if meter is not None and meter not in meters:
         raise missing_resource("meter", meter, param=given.path("meter"))
     return Recurring(interval=interval, interval_count=count, meter=meter)
 
 
-def _least(params: Params, name: str, least: int) -> int:
+def _positive(params: Params, name: str) -> int:
     params.required(name)
-    number = params.integer(name)
-    if number is None or number < least:
-        message = f"This value must be greater than or equal to {least}."
-        raise ApiError(message, code="parameter_invalid_integer", param=params.path(name))
-    return number
+    return params.at_least(name, 1) or 1
 
 
 PRICE_DATA: Final = ("currency", "product", "tax_behavior", "unit_amount", "unit_amount_decimal")
@@ -203,9 +196,7 @@ def named_price(account: Account, params: Params, *, currency: str | None, recur
     """
     data = params.hash("price_data")
     if data is not None:
-        if "price" in params:
-            message = "You may only specify one of these parameters: price, price_data."
-            raise ApiError(message, param=params.path("price"))
+        params.refuse_both("price", "price_data", param="price")
         price, where = _inline(account, data, recurs=recurs), data.path("currency")
     else:
         where = params.path("price")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.protocol import ApiError, JsonObject, fields_of
@@ -34,11 +34,8 @@ class Product:
     def apply(self, params: Params) -> None:
         """Take over what a call gives of it; its name and default price aside."""
         params.amend("metadata", self.metadata)
-        for name in TEXTS:
-            if name in params:
-                self.texts[name] = params.text(name) or None
-        active = params.boolean("active")
-        self.active = self.active if active is None else active
+        self.texts = {name: params.text_or(name, known) for name, known in self.texts.items()}
+        self.active = params.boolean("active", default=self.active)
 
     def to_json(self) -> JsonObject:
         """Return the product as Stripe shows it (https://docs.stripe.com/api/products/object)."""
@@ -58,17 +55,14 @@ class Product:
 class Products(Registry[Product]):
     """All products of the emulated account, oldest first."""
 
-    what = "product"
+    def __init__(self) -> None:
+        super().__init__("product")
 
-    def add(self, product: Product) -> None:
-        """Take over a product. Raises ApiError if its id is taken."""
-        if product.id in self._by_id:
+    def add(self, added: Product) -> None:
+        """Add a product. Raises ApiError if its id is taken."""
+        if added.id in self:
             raise ApiError("Product already exists.", code="resource_already_exists")
-        self._by_id[product.id] = product
-
-    def remove(self, product: Product) -> None:
-        """Forget a product."""
-        del self._by_id[product.id]
+        super().add(added)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +80,8 @@ class Recurring:
 
     def to_json(self) -> JsonObject:
         """Return it as Stripe shows it."""
-        return {
-            "interval": self.interval,
-            "interval_count": self.interval_count,
-            "meter": self.meter,
-            "trial_period_days": None,
-            "usage_type": "licensed" if self.meter is None else "metered",
-        }
+        usage_type = "licensed" if self.meter is None else "metered"
+        return {**asdict(self), "trial_period_days": None, "usage_type": usage_type}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -167,19 +156,20 @@ class Price:
 class Prices(Registry[Price]):
     """All prices of the emulated account, oldest first."""
 
-    what = "price"
+    def __init__(self) -> None:
+        super().__init__("price")
 
-    def add(self, price: Price, *, transfer_lookup_key: bool = False) -> None:
-        """Take over a price.
+    def add(self, added: Price, *, transfer_lookup_key: bool = False) -> None:
+        """Add a price.
 
         Raises:
             ApiError: its lookup key is another's.
             ValueError: its id is taken.
         """
-        if price.id in self._by_id:
-            raise ValueError(f"there is already a price {price.id}: choose another id")
-        self.claim_lookup_key(price, transfer=transfer_lookup_key)
-        self._by_id[price.id] = price
+        if added.id in self:
+            raise ValueError(f"there is already a price {added.id}: choose another id")
+        self.claim_lookup_key(added, transfer=transfer_lookup_key)
+        super().add(added)
 
     def claim_lookup_key(self, price: Price, *, transfer: bool) -> None:
         """Make sure that a price's lookup key names it alone.
@@ -187,7 +177,7 @@ class Prices(Registry[Price]):
         ``transfer`` takes the key from the other price, else that is refused
         (https://docs.stripe.com/products-prices/manage-prices#lookup-keys).
         """
-        for other in self._by_id.values():
+        for other in self:
             if other is price or price.lookup_key is None or other.lookup_key != price.lookup_key:
                 continue
             if not transfer:

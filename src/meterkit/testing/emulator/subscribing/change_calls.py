@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.invoicing.billing import bill
 from meterkit.testing.emulator.invoicing.charges import remaining_line, unused_lines, usage_lines, usage_of
 from meterkit.testing.emulator.invoicing.collection import attempt, finalize
@@ -13,6 +12,7 @@ from meterkit.testing.emulator.protocol import ApiError, JsonObject
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at, refuse_in_flexible
 from meterkit.testing.emulator.subscribing.params import (
     ITEM_PARAMS,
+    LAST_ITEM,
     read_item,
     refuse_same_prices,
     refuse_while_pending,
@@ -40,12 +40,12 @@ def _create(account: Account, call: Call) -> JsonObject:
     wanted = read_item(account, call.params.but("subscription", "expand", *HOW), of=subscription)
     changed = _change(account, call, subscription, wanted)
     item = next(item for item in changed.items if item.id not in known)
-    return expanded(account, item.to_json(), call.params)
+    return item.to_json()
 
 
 def _retrieve(account: Account, call: Call) -> JsonObject:
     call.params.only(expandable=None)
-    return expanded(account, account.subscriptions.of_item(call.object_id)[1].to_json(), call.params)
+    return account.subscriptions.of_item(call.object_id)[1].to_json()
 
 
 def _update(account: Account, call: Call) -> JsonObject:
@@ -57,7 +57,7 @@ def _update(account: Account, call: Call) -> JsonObject:
     wanted = read_item(account, given, of=subscription, item_id=item.id)
     changed = _change(account, call, subscription, wanted)
     shown = next(each for each in changed.items if each.id == item.id)
-    return expanded(account, shown.to_json(), call.params)
+    return shown.to_json()
 
 
 def _delete(account: Account, call: Call) -> JsonObject:
@@ -66,11 +66,7 @@ def _delete(account: Account, call: Call) -> JsonObject:
     subscription, item = account.subscriptions.of_item(call.object_id)
     refuse_in_flexible(subscription.billing_mode, call.params)
     if len(subscription.items) == 1:
-        message = (
-            "A subscription must have at least one active plan/price. If you would like to cancel the "
-            "subscription, use the cancel subscription endpoint instead."
-        )
-        raise ApiError(message)
+        raise ApiError(LAST_ITEM)
     _change(account, call, subscription, Wanted(item=item.id, deleted=True))
     return {"id": item.id, "object": "subscription_item", "deleted": True}
 
@@ -79,7 +75,7 @@ def _list(account: Account, call: Call) -> JsonObject:
     call.params.only("subscription", *PAGING, expandable=None)
     subscription = account.subscriptions.find(call.params.required("subscription"), param="subscription")
     found = [item.to_json() for item in subscription.items]
-    return expanded(account, call.params.page(found, url="/v1/subscription_items"), call.params)
+    return call.page(found)
 
 
 def _change(account: Account, call: Call, subscription: Subscription, wanted: Wanted) -> Subscription:
@@ -134,7 +130,7 @@ def _pause(account: Account, call: Call) -> JsonObject:
     else:
         account.invoices.pending.setdefault(subscription.id, []).extend(lines)
     pause(account, subscription, why="pause_requested")
-    return expanded(account, subscription.to_json(), params)
+    return subscription.to_json()
 
 
 def _resume(account: Account, call: Call) -> JsonObject:
@@ -159,7 +155,7 @@ def _resume(account: Account, call: Call) -> JsonObject:
         lines = []
     if not lines:
         leave_pause(account, subscription, "active")
-        return expanded(account, subscription.to_json(), params)
+        return subscription.to_json()
     invoice = bill(
         account, subscription, lines, reason="subscription_update", draft=False, auto_advance=False
     )
@@ -167,7 +163,7 @@ def _resume(account: Account, call: Call) -> JsonObject:
     account.emit("invoice.created", invoice.to_json())
     if finalize(account, invoice) and not waits:
         attempt(account, invoice)
-    return expanded(account, subscription.to_json(), params)
+    return subscription.to_json()
 
 
 def _resumed(account: Account, subscription: Subscription, *, unchanged: bool, prorate: bool) -> list[Line]:

@@ -90,7 +90,7 @@ def _list(account: Account, call: Call) -> JsonObject:
     """Newest first (https://docs.stripe.com/api/test_clocks/list)."""
     call.params.only(*PAGING)
     found = [clock.to_json() for clock in reversed(tuple(account.clocks))]
-    return call.params.page(found, url="/v1/test_helpers/test_clocks")
+    return call.page(found)
 
 
 def _advance(account: Account, call: Call) -> JsonObject:
@@ -154,7 +154,7 @@ def _delete(account: Account, call: Call) -> JsonObject:
     clock = account.clocks.find(call.object_id)
     for customer in account.customers.of_clock(clock.id):
         with account.in_time_of(customer):
-            delete_customer(account, customer)
+            delete_customer(account, account.customers.find(customer))
     account.clocks.delete(clock)
     account.emit("test_helpers.test_clock.deleted", clock.to_json())
     return {"id": clock.id, "object": "test_helpers.test_clock", "deleted": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
+from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.invoicing.billing import read_tax
 from meterkit.testing.emulator.protocol import ApiError, missing_parameter
 from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.call import Params
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
 ITEMS_MAX: Final = 20
+LAST_ITEM: Final = (
+    "A subscription must have at least one active plan/price. If you would like to cancel the "
+    "subscription, use the cancel subscription endpoint instead."
+)
 # Accepted and without effect.
 IGNORED: Final = ("billing_thresholds", "clear_usage", "current_trial", "discounts", "tax_rates")
 ITEM_PARAMS: Final = ("metadata", "price", "price_data", "quantity", *IGNORED)
@@ -40,11 +44,7 @@ def read_items(account: Account, params: Params, *, of: Subscription | None) -> 
     kept = [] if of is None else of.items
     gone = {each.item for each in wanted if each.deleted}
     if of is not None and len(gone) == len(kept) and all(each.deleted for each in wanted) and wanted:
-        message = (
-            "A subscription must have at least one active plan/price. If you would like to cancel the "
-            "subscription, use the cancel subscription endpoint instead."
-        )
-        raise ApiError(message, param=params.path("items"))
+        raise ApiError(LAST_ITEM, param=params.path("items"))
     if len(kept) - len(gone) + sum(each.item is None for each in wanted) > ITEMS_MAX:
         message = f"A subscription can have at most {ITEMS_MAX} subscription items."
         raise ApiError(message, param=params.path("items"))
@@ -66,8 +66,7 @@ def read_item(
         price = recurring_price(account, params, currency=None if of is None else of.currency)
     elif item_id is None:
         raise missing_parameter(params.path("price"))
-    metadata: dict[str, str] = {}
-    params.amend("metadata", metadata)
+    metadata = params.metadata()
     deleted = params.boolean("deleted") or False
     charged = price or (own[item_id].price if item_id is not None else None)
     quantity = None if charged is None else _quantity(params, charged)
@@ -128,10 +127,7 @@ def _quantity(params: Params, price: Price) -> int | None:
     if price.is_metered:
         message = "You cannot set the quantity for metered plans."
         raise ApiError(message, param=params.path("quantity"))
-    if quantity < 0:
-        message = "This value must be greater than or equal to 0."
-        raise ApiError(message, code="parameter_invalid_integer", param=params.path("quantity"))
-    return quantity
+    return params.at_least("quantity", 0)
 
 
 SETTINGS: Final = (
@@ -162,8 +158,7 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
     taxed = read_tax(account, params, customer=subscription.customer)
     subscription.automatic_tax = subscription.automatic_tax if taxed is None else taxed
     params.amend("metadata", subscription.metadata)
-    if "description" in params:
-        subscription.description = params.text("description") or None
+    subscription.description = params.text_or("description", subscription.description)
     method = params.given("default_payment_method")
     if method is not None:
         account.payment_methods.of_customer(
@@ -208,6 +203,13 @@ def wanted_discounts(account: Account, subscription: Subscription, params: Param
     )
 
 
+def take_details(subscription: Subscription, params: Params) -> None:
+    """Take over why a subscription ends, as its customer says it: ``cancellation_details``."""
+    details = params.hash("cancellation_details") or Params("")
+    for name in ("comment", "feedback"):
+        subscription.cancellation[name] = details.text_or(name, subscription.cancellation[name])
+
+
 def apply_cancellation(subscription: Subscription, params: Params, *, now: int) -> None:
     """Take over when a subscription is to end; no more than ``cancel_at`` binds later.
 
@@ -215,10 +217,7 @@ def apply_cancellation(subscription: Subscription, params: Params, *, now: int) 
     (https://docs.stripe.com/changelog/basil/2025-07-30/cancel-at-enums). Turned off, it takes back no
     ``cancel_at`` that was set by itself: Stripe says nothing of that, and a client had better not rely on it.
     """
-    details = params.hash("cancellation_details")
-    for name in ("comment", "feedback"):
-        if details is not None and name in details:
-            subscription.cancellation[name] = details.text(name) or None
+    take_details(subscription, params)
     if "cancel_at" not in params and "cancel_at_period_end" not in params:
         return
     if subscription.schedule is not None:
@@ -250,19 +249,14 @@ def read_trial_end(params: Params, *, now: int) -> int | None:
     """
     days = params.integer("trial_period_days")
     if days is not None:
-        if "trial_end" in params:
-            message = "You may only specify one of these parameters: trial_end, trial_period_days."
-            raise ApiError(message, param=params.path("trial_period_days"))
+        params.refuse_both("trial_end", "trial_period_days", param="trial_period_days")
         if not 1 <= days <= TRIAL_DAYS_MAX:
             message = f"The number of trial period days must be between 1 and {TRIAL_DAYS_MAX} (2 years)."
             raise ApiError(message, param=params.path("trial_period_days"))
         return now + days * DAY_S
     if "trial_end" not in params or params.text("trial_end") == "now":
         return now if "trial_end" in params else None
-    at = params.integer("trial_end") or 0
-    if at <= now:
-        message = "Invalid timestamp: must be an integer Unix timestamp in the future."
-        raise ApiError(message, param=params.path("trial_end"))
+    at = params.future("trial_end", now=now)
     if at > now + TRIAL_DAYS_MAX * DAY_S:
         message = "Invalid timestamp: can be no more than two years in the future."
         raise ApiError(message, param=params.path("trial_end"))
@@ -277,11 +271,7 @@ def _cancel_at(subscription: Subscription, params: Params, *, now: int) -> int |
         return subscription.renews_at
     if given == "max_period_end":
         return subscription.period_end
-    at = params.integer("cancel_at") or 0
-    if at <= now:
-        message = "Invalid timestamp: must be an integer Unix timestamp in the future."
-        raise ApiError(message, param=params.path("cancel_at"))
-    return at
+    return params.future("cancel_at", now=now)
 
 
 def _pause_collection(params: Params) -> JsonObject | None:

@@ -56,7 +56,7 @@ def begin(account: Account, schedule: Schedule) -> None:
     change_discounts(account, subscription, phase.discounts)
     lines = begin_items(account, subscription, prorate=phase.proration_behavior != "none")
     schedule.status, schedule.subscription = "active", subscription.id
-    account.subscriptions.put(subscription)
+    account.subscriptions.add(subscription)
     invoice = bill(account, subscription, lines, reason="subscription_create") if lines else None
     account.emit("customer.subscription.created", subscription.to_json())
     if invoice is not None:

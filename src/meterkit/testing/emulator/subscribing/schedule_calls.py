@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.call import PAGING, Params
-from meterkit.testing.emulator.expand import expanded
+from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.invoicing.billing import read_tax
+from meterkit.testing.emulator.object_calls import newest, retrieves
 from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
     missing_parameter,
-    missing_resource,
     new_id,
 )
 from meterkit.testing.emulator.selling.prices import Recurring
@@ -60,9 +59,7 @@ def _create(account: Account, call: Call) -> JsonObject:
     subscription_id = params.given("from_subscription")
     if subscription_id is not None:
         return _of_subscription(account, call, subscription_id)
-    customer = params.required("customer")
-    if not account.customers.exists(customer):
-        raise missing_resource("customer", customer, param="customer")
+    customer = account.customers.named(params.required("customer"))
     read_tax(account, params.hash("default_settings") or Params(""), customer=customer)
     start = _start_of(params, now=account.now)
     schedule = Schedule(
@@ -83,7 +80,7 @@ def _create(account: Account, call: Call) -> JsonObject:
     if start == account.now:
         begin(account, schedule)
     account.emit("subscription_schedule.created", schedule.to_json())
-    return expanded(account, schedule.to_json(), params)
+    return schedule.to_json()
 
 
 def _start_of(params: Params, *, now: int) -> int:
@@ -139,23 +136,7 @@ def _of_subscription(account: Account, call: Call, subscription_id: str) -> Json
     subscription.schedule = schedule.id
     account.emit("subscription_schedule.created", schedule.to_json())
     account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
-    return expanded(account, schedule.to_json(), params)
-
-
-def _retrieve(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
-    return expanded(account, account.schedules.find(call.object_id).to_json(), call.params)
-
-
-def _list(account: Account, call: Call) -> JsonObject:
-    call.params.only("created", "customer", *PAGING, expandable=None)
-    customer, is_in = call.params.text("customer"), call.params.span("created")
-    found = [
-        schedule.to_json()
-        for schedule in reversed(tuple(account.schedules))
-        if customer in {None, schedule.customer} and is_in(schedule.created)
-    ]
-    return expanded(account, call.params.page(found, url="/v1/subscription_schedules"), call.params)
+    return schedule.to_json()
 
 
 def _update(account: Account, call: Call) -> JsonObject:
@@ -191,7 +172,7 @@ def _update(account: Account, call: Call) -> JsonObject:
     schedule.end_behavior = behavior or schedule.end_behavior
     schedule.metadata = metadata
     account.emit("subscription_schedule.updated", schedule.to_json(), previous=before)
-    return expanded(account, schedule.to_json(), params)
+    return schedule.to_json()
 
 
 def _release(account: Account, call: Call) -> JsonObject:
@@ -202,7 +183,7 @@ def _release(account: Account, call: Call) -> JsonObject:
     before = subscription.to_json()
     release(account, schedule, subscription)
     account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
-    return expanded(account, schedule.to_json(), call.params)
+    return schedule.to_json()
 
 
 def _cancel(account: Account, call: Call) -> JsonObject:
@@ -212,7 +193,7 @@ def _cancel(account: Account, call: Call) -> JsonObject:
     if schedule.status == "not_started":
         schedule.status, schedule.canceled_at = "canceled", account.now
         account.emit("subscription_schedule.canceled", schedule.to_json())
-        return expanded(account, schedule.to_json(), call.params)
+        return schedule.to_json()
     schedule = _running(account, call, verb="cancel")
     invoice_now, prorate = call.params.boolean("invoice_now"), call.params.boolean("prorate")
     end(
@@ -222,7 +203,7 @@ def _cancel(account: Account, call: Call) -> JsonObject:
         prorate=prorate is not False,
         collects=account.behaviour.collects_after_cancel,
     )
-    return expanded(account, schedule.to_json(), call.params)
+    return schedule.to_json()
 
 
 def _running(account: Account, call: Call, *, verb: str) -> Schedule:
@@ -300,8 +281,7 @@ def _phase(account: Account, params: Params, *, start: int, is_first: bool) -> P
     if not items:
         raise missing_parameter(params.path("items"))
     refuse_same_price([item.price.id for item in items], param=params.path("items"))
-    metadata: dict[str, str] = {}
-    params.amend("metadata", metadata)
+    metadata = params.metadata()
     finish = _end_of(params, start=start, items=items)
     if finish <= max(start, account.now):
         message = "The end date of a phase must be in the future and after its start."
@@ -319,9 +299,7 @@ def _phase(account: Account, params: Params, *, start: int, is_first: bool) -> P
 def _end_of(params: Params, *, start: int, items: list[PhaseItem]) -> int:
     """By ``end_date`` or ``duration``, else one interval; ``iterations`` are gone (facts/stripe.md 6.4)."""
     duration, end_date = params.hash("duration"), params.integer("end_date")
-    if duration is not None and end_date is not None:
-        message = "You may only specify one of these parameters: end_date, duration."
-        raise ApiError(message, param=params.path("duration"))
+    params.refuse_both("end_date", "duration", param="duration")
     if end_date is not None:
         return end_date
     if duration is None:
@@ -345,8 +323,8 @@ def _phase_item(account: Account, params: Params) -> PhaseItem:
 
 SCHEDULE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/subscription_schedules", _create),
-    ("GET", "/v1/subscription_schedules", _list),
-    ("GET", "/v1/subscription_schedules/{id}", _retrieve),
+    ("GET", "/v1/subscription_schedules", lambda account, call: newest(account.schedules, call, "customer")),
+    ("GET", "/v1/subscription_schedules/{id}", retrieves(lambda account: account.schedules)),
     ("POST", "/v1/subscription_schedules/{id}", _update),
     ("POST", "/v1/subscription_schedules/{id}/release", _release),
     ("POST", "/v1/subscription_schedules/{id}/cancel", _cancel),

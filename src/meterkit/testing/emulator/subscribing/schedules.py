@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from meterkit.testing.emulator.invoicing.totals import tax_to_json
 from meterkit.testing.emulator.protocol import fields_of
-from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Schedule:
             "customer_account": None,
             "default_settings": {
                 "application_fee_percent": None,
-                "automatic_tax": {"disabled_reason": None, "enabled": False, "liability": None},
+                "automatic_tax": tax_to_json(enabled=False),
                 "billing_cycle_anchor": "automatic",
                 "billing_thresholds": None,
                 "collection_method": "charge_automatically",
@@ -134,13 +134,3 @@ class Schedule:
             "pause_schedules": [],
             "phases": [phase.to_json() for phase in self.phases],
         }
-
-
-class Schedules(Registry[Schedule]):
-    """All subscription schedules of the emulated account, oldest first."""
-
-    what = "subscription schedule"
-
-    def add(self, schedule: Schedule) -> None:
-        """Take over a schedule."""
-        self._by_id[schedule.id] = schedule

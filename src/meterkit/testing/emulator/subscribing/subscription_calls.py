@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.invoicing.billing import added_lines, bill
 from meterkit.testing.emulator.invoicing.collection import attempt, can_pay, finalize, method_of
+from meterkit.testing.emulator.object_calls import newest, retrieves
 from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
     missing_parameter,
-    missing_resource,
     new_id,
     no_such,
 )
@@ -33,6 +31,7 @@ from meterkit.testing.emulator.subscribing.params import (
     read_items,
     read_trial_end,
     refuse_while_pending,
+    take_details,
     wanted_discounts,
 )
 from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item
@@ -75,15 +74,11 @@ def _create(account: Account, call: Call) -> JsonObject:
     params.only(*CREATED_WITH, *SETTINGS, *IGNORED_SETTINGS, expandable=None)
     if "backdate_start_date" in params:
         raise ApiError("`backdate_start_date` is not emulated.", param="backdate_start_date")
-    customer = params.required("customer")
-    if not account.customers.exists(customer):
-        raise missing_resource("customer", customer, param="customer")
+    customer = account.customers.named(params.required("customer"))
     wanted = read_items(account, params, of=None)
     if not wanted:
         raise missing_parameter("items")
-    return expanded(
-        account, subscribe(account, params, wanted, customer=customer, call=call).to_json(), params
-    )
+    return subscribe(account, params, wanted, customer=customer, call=call).to_json()
 
 
 def subscribe(
@@ -119,7 +114,7 @@ def subscribe(
     draft.status = "incomplete" if due else draft.status
     if not due and behavior == "default_incomplete" and method_of(account, draft) is None:
         draft.pending_setup_intent = new_id("seti_1", length=23)
-    account.subscriptions.put(draft)
+    account.subscriptions.add(draft)
     redeem(account, draft.discounts)
     invoice = (
         bill(account, draft, lines, reason="subscription_create", draft=not is_charged) if lines else None
@@ -164,10 +159,8 @@ def _draft(
     if trial_end is not None and trial_end > now:
         draft.status, draft.trial_start, draft.trial_end = "trialing", now, trial_end
         draft.billing_cycle_anchor = trial_end
-    anchor = params.integer("billing_cycle_anchor")
-    if anchor is not None:
-        _refuse_anchor(anchor, wanted, now=now)
-        draft.billing_cycle_anchor = anchor
+    if "billing_cycle_anchor" in params:
+        draft.billing_cycle_anchor = _anchor(params, wanted, now=now)
     draft.items = [new_item(draft, each, at=now) for each in wanted]
     apply_cancellation(draft, params, now=now)
     return draft
@@ -182,11 +175,9 @@ def _refuse_many(account: Account, draft: Subscription) -> None:
             raise ApiError(message, param="customer")
 
 
-def _refuse_anchor(anchor: int, wanted: Sequence[Wanted], *, now: int) -> None:
+def _anchor(params: Params, wanted: Sequence[Wanted], *, now: int) -> int:
     """Between now and the next natural billing date (https://docs.stripe.com/billing/subscriptions/billing-cycle)."""
-    if anchor <= now:
-        message = "Invalid timestamp: must be an integer Unix timestamp in the future."
-        raise ApiError(message, param="billing_cycle_anchor")
+    anchor = params.future("billing_cycle_anchor", now=now)
     for each in wanted:
         natural = period_at(now, each.new_price.cycle, now)[1]
         if anchor > natural:
@@ -194,11 +185,7 @@ def _refuse_anchor(anchor: int, wanted: Sequence[Wanted], *, now: int) -> None:
                 f"`billing_cycle_anchor` cannot be later than next natural billing date ({natural}) for plan."
             )
             raise ApiError(message, param="billing_cycle_anchor")
-
-
-def _retrieve(account: Account, call: Call) -> JsonObject:
-    call.params.only(expandable=None)
-    return expanded(account, account.subscriptions.find(call.object_id).to_json(), call.params)
+    return anchor
 
 
 def _list(account: Account, call: Call) -> JsonObject:
@@ -209,37 +196,23 @@ def _list(account: Account, call: Call) -> JsonObject:
     https://docs.stripe.com/api/subscriptions/list#list_subscriptions-status
     """
     params = call.params
-    params.only(
-        "automatic_tax",
-        "collection_method",
-        "created",
-        "current_period_end",
-        "current_period_start",
-        "customer",
-        "price",
-        "status",
-        "test_clock",
-        *PAGING,
-        expandable=None,
-    )
     status, price = params.choice("status", STATUSES), params.text("price")
     customer = account.customers.known(params.text("customer"))
-    method, is_in = params.text("collection_method"), params.span("created")
     clock = params.text("test_clock")
     starts, ends = params.span("current_period_start"), params.span("current_period_end")
-    found = [
-        each.to_json()
-        for each in reversed(tuple(account.subscriptions))
-        if _is_of(status, each)
-        and customer in {None, each.customer}
-        and method in {None, each.collection_method}
-        and (clock == each.test_clock or (clock is None and customer is not None))
-        and (price is None or any(item.price.id == price for item in each.items))
-        and is_in(each.created)
-        and starts(max(item.period_start for item in each.items))
-        and ends(each.renews_at)
-    ]
-    return expanded(account, params.page(found, url="/v1/subscriptions"), params)
+    return newest(
+        account.subscriptions,
+        call,
+        *("collection_method", "customer"),
+        also=("automatic_tax", "current_period_end", "current_period_start", "price", "status", "test_clock"),
+        where=lambda each: (
+            _is_of(status, each)
+            and (clock == each.test_clock or (clock is None and customer is not None))
+            and (price is None or any(item.price.id == price for item in each.items))
+            and starts(max(item.period_start for item in each.items))
+            and ends(each.renews_at)
+        ),
+    )
 
 
 def _is_of(wanted: str | None, subscription: Subscription) -> bool:
@@ -302,7 +275,7 @@ def _update(account: Account, call: Call) -> JsonObject:
     changed = commit(account, subscription, draft, change, behavior=behavior)
     redeem(account, given)
     tell_of_discounts(account, discounts, given)
-    return expanded(account, changed.to_json(), params)
+    return changed.to_json()
 
 
 def _cancel(account: Account, call: Call) -> JsonObject:
@@ -311,10 +284,7 @@ def _cancel(account: Account, call: Call) -> JsonObject:
     params.only("cancellation_details", "invoice_now", "prorate", expandable=None)
     if subscription.status in ENDED:
         raise no_such("subscription", subscription.id)
-    details = params.hash("cancellation_details")
-    for name in ("comment", "feedback"):
-        if details is not None and name in details:
-            subscription.cancellation[name] = details.text(name) or None
+    take_details(subscription, params)
     end(
         account,
         subscription,
@@ -322,7 +292,7 @@ def _cancel(account: Account, call: Call) -> JsonObject:
         invoice_now=params.boolean("invoice_now") or False,
         collects=account.behaviour.collects_after_cancel,
     )
-    return expanded(account, subscription.to_json(), params)
+    return subscription.to_json()
 
 
 def _migrate(account: Account, call: Call) -> JsonObject:
@@ -349,7 +319,7 @@ def _migrate(account: Account, call: Call) -> JsonObject:
     if subscription.schedule is not None:
         account.schedules.find(subscription.schedule).billing_mode = subscription.billing_mode
     account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
-    return expanded(account, subscription.to_json(), params)
+    return subscription.to_json()
 
 
 def _delete_discounts(account: Account, call: Call) -> JsonObject:
@@ -367,7 +337,7 @@ def _delete_discounts(account: Account, call: Call) -> JsonObject:
 SUBSCRIPTION_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/subscriptions", _create),
     ("GET", "/v1/subscriptions", _list),
-    ("GET", "/v1/subscriptions/{id}", _retrieve),
+    ("GET", "/v1/subscriptions/{id}", retrieves(lambda account: account.subscriptions)),
     ("POST", "/v1/subscriptions/{id}", _update),
     ("POST", "/v1/subscriptions/{id}/migrate", _migrate),
     ("DELETE", "/v1/subscriptions/{id}", _cancel),

@@ -20,6 +20,16 @@ Status = Literal[
 # Of up to 20, as of every list that is shown inside of something else: https://docs.stripe.com/api/pagination.
 ITEMS_SHOWN: Final = 10
 ENDED: Final = ("canceled", "incomplete_expired")
+# Fields of a subscription that Stripe shows in another shape, or not at all.
+HIDDEN: Final = (
+    *("cancellation", "paused_at", "paused_by", "prorate_at_cancel", "resumption", "save_payment_method"),
+    *("trial_action", "trial_end_told"),
+)
+NOTHING: Final = (
+    *("application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds"),
+    *("customer_account", "default_source", "next_pending_invoice_item_invoice", "on_behalf_of"),
+    *("pending_invoice_item_interval", "presentment_details", "transfer_data"),
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,25 +84,20 @@ class Item:
 
     def to_json(self) -> JsonObject:
         """Return the item as Stripe shows it (https://docs.stripe.com/api/subscription_items/object)."""
-        shown: JsonObject = {
-            "id": self.id,
+        hidden = ("arrived_from", "debits", "period_end", "period_start", "usage_from")
+        return {
+            **fields_of(self, *(hidden if self.quantity is not None else (*hidden, "quantity"))),
             "object": "subscription_item",
             "billed_until": self.period_start if self.price.is_metered else self.period_end,
             "billing_thresholds": None,
-            "created": self.created,
             "current_period_end": self.period_end,
             "current_period_start": self.period_start,
             "current_trial": None,
             "discounts": [],
-            "metadata": dict(self.metadata),
             "plan": _plan(self.price),
             "price": self.price.to_json(),
-            "subscription": self.subscription,
             "tax_rates": [],
         }
-        if self.quantity is not None:
-            shown["quantity"] = self.quantity
-        return shown
 
 
 @dataclass(slots=True, kw_only=True)
@@ -194,23 +199,8 @@ class Subscription:
 
     def to_json(self) -> JsonObject:
         """Return the subscription as Stripe shows it (https://docs.stripe.com/api/subscriptions/object)."""
-        nothing = (
-            *("application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds"),
-            *("customer_account", "default_source", "next_pending_invoice_item_invoice", "on_behalf_of"),
-            *("pending_invoice_item_interval", "presentment_details", "transfer_data"),
-        )
         return {
-            **fields_of(
-                self,
-                "prorate_at_cancel",
-                "cancellation",
-                "save_payment_method",
-                "trial_action",
-                "trial_end_told",
-                "paused_by",
-                "paused_at",
-                "resumption",
-            ),
+            **fields_of(self, *HIDDEN),
             "object": "subscription",
             "automatic_tax": tax_to_json(enabled=self.automatic_tax),
             "billing_mode": self.billing_mode.to_json(),
@@ -235,7 +225,7 @@ class Subscription:
             "start_date": self.created,
             "status_details": self._status_details(),
             "trial_settings": {"end_behavior": {"missing_payment_method": self.trial_action}},
-            **dict.fromkeys(nothing),
+            **dict.fromkeys(NOTHING),
         }
 
     def _status_details(self) -> JsonObject | None:
@@ -248,11 +238,8 @@ class Subscription:
 class Subscriptions(Registry[Subscription]):
     """All subscriptions of the emulated account, oldest first."""
 
-    what = "subscription"
-
-    def put(self, subscription: Subscription) -> None:
-        """Take over a subscription, in the place of the one that has its id."""
-        self._by_id[subscription.id] = subscription
+    def __init__(self) -> None:
+        super().__init__("subscription")
 
     def of_item(self, item_id: str) -> tuple[Subscription, Item]:
         """Return an item and the subscription that has it. Raises ApiError, 404, if there is none."""

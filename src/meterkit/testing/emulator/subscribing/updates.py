@@ -12,7 +12,7 @@ from meterkit.testing.emulator.invoicing.charges import trial_line, unused_lines
 from meterkit.testing.emulator.invoicing.collection import CHARGE_MIN, attempt, can_pay, finalize, method_of
 from meterkit.testing.emulator.protocol import ApiError
 from meterkit.testing.emulator.selling.amounts import amount_of
-from meterkit.testing.emulator.selling.payments import DECLINED, NEEDS_CUSTOMER, NO_METHOD
+from meterkit.testing.emulator.selling.payments import NEEDS_CUSTOMER, NO_METHOD, declined
 from meterkit.testing.emulator.subscribing.billing_cycle import refuse_mixed
 from meterkit.testing.emulator.subscribing.params import read_trial_end
 from meterkit.testing.emulator.subscribing.revision import restart, revise
@@ -102,7 +102,7 @@ def commit(
     waiting = account.invoices.waiting(subscription)
     if not change.immediate or not [*waiting, *change.lines]:
         account.invoices.pending.setdefault(subscription.id, []).extend(change.lines)
-        account.subscriptions.put(draft)
+        account.subscriptions.add(draft)
         account.emit("customer.subscription.updated", draft.to_json(), previous=before)
         return draft
     unpaid = is_due(account, draft, change.lines) and not can_pay(
@@ -118,7 +118,7 @@ def commit(
         account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
         _collect(account, invoice)
         return subscription
-    account.subscriptions.put(draft)
+    account.subscriptions.add(draft)
     invoice = _invoice(account, draft, change)
     account.emit("customer.subscription.updated", draft.to_json(), previous=before)
     balance = account.customers.find(draft.customer).balance
@@ -151,14 +151,7 @@ def refuse_unpaid(account: Account, subscription: Subscription) -> ApiError:
             code="subscription_payment_intent_requires_action",
             stored=True,
         )
-    return ApiError(
-        DECLINED,
-        status=HTTPStatus.PAYMENT_REQUIRED,
-        kind="card_error",
-        code="card_declined",
-        decline_code="generic_decline",
-        stored=True,
-    )
+    return declined()
 
 
 def _invoice(account: Account, subscription: Subscription, change: Rearranged) -> Invoice:

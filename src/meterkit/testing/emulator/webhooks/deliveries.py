@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from meterkit.testing.emulator.call import API_VERSION, PAGING
-from meterkit.testing.emulator.protocol import JsonObject, missing_parameter, new_id, no_such
+from meterkit.testing.emulator.protocol import JsonObject, fields_of, missing_parameter, new_id
+from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.webhooks.events import matches
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from meterkit.testing.emulator.call import Call, Params
+    from meterkit.testing.emulator.webhooks.events import Told
 
 Forgery = Literal["wrong_secret", "changed", "truncated", "unsigned", "old_scheme", "stale", "early"]
 FORGERIES: Final[tuple[str, ...]] = get_args(Forgery)
@@ -59,39 +61,6 @@ def forge(
 # few hours" (https://docs.stripe.com/webhooks#automatic-retries). Here each pause is twice the one before.
 RETRY_S: Final = 3_600
 RETRIES: Final = {True: 6, False: 3}
-
-
-class Told(Protocol):
-    """What webhooks tell of: an event or a thin one."""
-
-    @property
-    def id(self) -> str:
-        """The event's id."""
-        ...
-
-    @property
-    def type(self) -> str:
-        """The event's type."""
-        ...
-
-    @property
-    def livemode(self) -> bool:
-        """Whether it is of a live object."""
-        ...
-
-    @property
-    def thin(self) -> bool:
-        """Whether it is a thin event."""
-        ...
-
-    @property
-    def undelivered(self) -> set[str]:
-        """Ids of the endpoints that have not taken it."""
-        ...
-
-    def notification(self) -> JsonObject:
-        """Return what is sent."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +111,7 @@ class Deliveries:
 
     def add(self, event: Told, *, now: float) -> None:
         """Schedule an event for every endpoint that wants its type."""
-        for endpoint in self._endpoints.all:
+        for endpoint in self._endpoints:
             if endpoint.wants(event.type, thin=event.thin):
                 event.undelivered.add(endpoint.id)
                 self._waiting.append(Due(event=event, endpoint=endpoint, attempt=1, at_s=now))
@@ -228,38 +197,20 @@ class WebhookEndpoint:
     def to_json(self) -> JsonObject:
         """Return the endpoint as Stripe shows it, without its secret."""
         return {
-            "id": self.id,
+            **fields_of(self, "app", "disabled", "events", "rolled", "secret", "thin"),
             "object": "webhook_endpoint",
             "api_version": API_VERSION,
             "application": None,
-            "created": self.created,
-            "description": self.description,
             "enabled_events": list(self.events),
-            "livemode": self.livemode,
-            "metadata": dict(self.metadata),
             "status": "disabled" if self.disabled else "enabled",
-            "url": self.url,
         }
 
 
-class WebhookEndpoints:
-    """All webhook endpoints of the emulated account, by id, oldest first."""
+class WebhookEndpoints(Registry[WebhookEndpoint]):
+    """All webhook endpoints of the emulated account, oldest first."""
 
     def __init__(self) -> None:
-        self._by_id: dict[str, WebhookEndpoint] = {}
-
-    @property
-    def all(self) -> tuple[WebhookEndpoint, ...]:
-        """Every endpoint."""
-        return tuple(self._by_id.values())
-
-    def get(self, endpoint_id: str) -> WebhookEndpoint | None:
-        """Return an endpoint, or None where it was deleted."""
-        return self._by_id.get(endpoint_id)
-
-    def add(self, endpoint: WebhookEndpoint) -> None:
-        """Take over an endpoint that was made elsewhere."""
-        self._by_id[endpoint.id] = endpoint
+        super().__init__("webhook endpoint")
 
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/webhook_endpoints``; the one answer that has the secret in it."""
@@ -278,42 +229,28 @@ class WebhookEndpoints:
         self.add(endpoint)
         return {**endpoint.to_json(), "secret": endpoint.secret}
 
-    def retrieve(self, call: Call) -> JsonObject:
-        """``GET /v1/webhook_endpoints/{id}``."""
-        call.params.only()
-        return self._find(call.object_id).to_json()
-
     def update(self, call: Call) -> JsonObject:
         """``POST /v1/webhook_endpoints/{id}``; a disabled one gets no events."""
         call.params.only("disabled", *CHANGEABLE)
-        endpoint = self._find(call.object_id)
+        endpoint = self.find(call.object_id)
         _apply(endpoint, params=call.params)
-        disabled = call.params.boolean("disabled")
-        endpoint.disabled = endpoint.disabled if disabled is None else disabled
+        endpoint.disabled = call.params.boolean("disabled", default=endpoint.disabled)
         return endpoint.to_json()
 
-    def delete(self, call: Call) -> JsonObject:
+    def drop(self, call: Call) -> JsonObject:
         """``DELETE /v1/webhook_endpoints/{id}``."""
-        endpoint = self._find(call.object_id)
-        del self._by_id[endpoint.id]
+        endpoint = self.find(call.object_id)
+        self.delete(endpoint)
         return {"id": endpoint.id, "object": "webhook_endpoint", "deleted": True}
 
     def list(self, call: Call) -> JsonObject:
         """``GET /v1/webhook_endpoints``, newest first."""
         call.params.only(*PAGING)
-        found = [endpoint.to_json() for endpoint in reversed(self._by_id.values())]
-        return call.params.page(found, url="/v1/webhook_endpoints")
-
-    def _find(self, endpoint_id: str) -> WebhookEndpoint:
-        endpoint = self._by_id.get(endpoint_id)
-        if endpoint is None:
-            raise no_such("webhook endpoint", endpoint_id)
-        return endpoint
+        return call.page([endpoint.to_json() for endpoint in reversed(self)])
 
 
 def _apply(endpoint: WebhookEndpoint, *, params: Params) -> None:
     params.amend("metadata", endpoint.metadata)
     endpoint.url = params.given("url") or endpoint.url
     endpoint.events = tuple(params.texts("enabled_events").values()) or endpoint.events
-    if "description" in params:
-        endpoint.description = params.text("description") or None
+    endpoint.description = params.text_or("description", endpoint.description)

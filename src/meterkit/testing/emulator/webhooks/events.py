@@ -5,10 +5,11 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, Protocol, TypeAlias, cast
 
 from meterkit.testing.emulator.call import API_VERSION, PAGING
 from meterkit.testing.emulator.protocol import ApiError, JsonObject, new_id, no_such
+from meterkit.testing.emulator.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,11 +58,7 @@ class Event:
     idempotency_key: str | None = None
     undelivered: set[str] = field(default_factory=set[str])
     entered_at: float | None = None
-
-    @property
-    def thin(self) -> bool:
-        """No."""
-        return False
+    thin: ClassVar[bool] = False
 
     def is_kept(self, *, now: float) -> bool:
         """Tell whether it can still be read."""
@@ -89,16 +86,11 @@ class Event:
         }
 
 
-class Events:
-    """All events of the emulated account, oldest first; they can be read for 30 days."""
+class Events(Registry[Event]):
+    """All events of the emulated account, oldest first, those too that cannot be read any more."""
 
     def __init__(self) -> None:
-        self._by_id: dict[str, Event] = {}
-
-    @property
-    def all(self) -> tuple[Event, ...]:
-        """Every event, those too that cannot be read any more."""
-        return tuple(self._by_id.values())
+        super().__init__("event")
 
     def enter(
         self,
@@ -123,42 +115,37 @@ class Events:
             request_id=None if call is None else call.request_id or None,
             idempotency_key=None if call is None else call.idempotency_key,
         )
-        self._by_id[event.id] = event
-        return event
-
-    def find(self, event_id: str, *, now: float) -> Event:
-        """Return an event of the last 30 days. Raises ApiError, 404, if there is none."""
-        event = self._by_id.get(event_id)
-        if event is None or not event.is_kept(now=now):
-            raise no_such("event", event_id)
+        self.add(event)
         return event
 
     def retrieve(self, call: Call) -> JsonObject:
-        """``GET /v1/events/{id}``."""
+        """``GET /v1/events/{id}``, of the last 30 days."""
         call.params.only()
-        return self.find(call.object_id, now=call.now).to_json()
+        event = self.get(call.object_id)
+        if event is None or not event.is_kept(now=call.now):
+            raise no_such("event", call.object_id)
+        return event.to_json()
 
     def list(self, call: Call) -> JsonObject:
         """``GET /v1/events``, newest first (https://docs.stripe.com/api/events/list)."""
         params = call.params
         params.only("type", "types", "created", "delivery_success", *PAGING)
         kind, kinds = params.given("type"), list(params.texts("types").values())
-        if kind is not None and kinds:
-            raise ApiError("You may only specify one of these parameters: type, types.", param="types")
+        params.refuse_both("type", "types", param="types")
         if len(kinds) > TYPES_MAX:
             message = f"Invalid array: types can have at most {TYPES_MAX} elements. Received {len(kinds)}."
             raise ApiError(message, param="types")
         delivered, is_in = params.boolean("delivery_success"), params.span("created")
         found = [
             event.to_json()
-            for event in reversed(self._by_id.values())
+            for event in reversed(self)
             if event.is_kept(now=call.now)
             and is_in(event.created)
             and (kind is None or matches(event.type, (kind,)))
             and (not kinds or event.type in kinds)
             and delivered in {None, not event.undelivered}
         ]
-        return params.page(found, url="/v1/events")
+        return call.page(found)
 
 
 def matches(event_type: str, patterns: tuple[str, ...]) -> bool:
@@ -219,11 +206,7 @@ class ThinEvent:
     data: JsonObject
     livemode: bool = False
     undelivered: set[str] = field(default_factory=set[str])
-
-    @property
-    def thin(self) -> bool:
-        """Yes."""
-        return True
+    thin: ClassVar[bool] = True
 
     def notification(self) -> JsonObject:
         """Return what webhooks are sent."""
@@ -241,24 +224,15 @@ class ThinEvent:
         }
 
 
-class ThinEvents:
+Told: TypeAlias = Event | ThinEvent
+
+
+class ThinEvents(Registry[ThinEvent]):
     """All thin events of the emulated account; they can be fetched for 30 days."""
-
-    def __init__(self) -> None:
-        self._by_id: dict[str, ThinEvent] = {}
-
-    @property
-    def all(self) -> tuple[ThinEvent, ...]:
-        """Every thin event, oldest first."""
-        return tuple(self._by_id.values())
-
-    def enter(self, event: ThinEvent) -> None:
-        """Enter what has happened."""
-        self._by_id[event.id] = event
 
     def retrieve(self, call: Call) -> JsonObject:
         """``GET /v2/core/events/{id}``."""
-        event = self._by_id.get(call.object_id)
+        event = self.get(call.object_id)
         if event is None or call.now - event.created >= MEMORY_S:
             raise no_such("event", call.object_id)
         return {**event.notification(), "data": event.data}

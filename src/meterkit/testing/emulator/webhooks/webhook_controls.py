@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.protocol import JsonObject
-    from meterkit.testing.emulator.webhooks.deliveries import Delivery, Forgery, Told
-    from meterkit.testing.emulator.webhooks.events import Event, MeterErrorCode, ThinEvent
+    from meterkit.testing.emulator.webhooks.deliveries import Delivery, Forgery
+    from meterkit.testing.emulator.webhooks.events import Event, MeterErrorCode, ThinEvent, Told
 
 SENDER: Final = "meterkit.testing.emulator.webhooks.sender"
 # How soon a move of the clock is noticed, in real seconds.
@@ -86,12 +86,13 @@ class Courier:
     async def _run(self, woken: asyncio.Event) -> None:
         while True:
             woken.clear()
-            if self._account.endpoints.all:
+            has_endpoints = any(True for _ in self._account.endpoints)
+            if has_endpoints:
                 advance(self._account)
             # An app belongs to the loop of the test that delivers to it, which need not be this one.
             await self.deliver_due(apps=False)
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S if self._account.endpoints.all else None):
+                async with asyncio.timeout(LOOK_S if has_endpoints else None):
                     await woken.wait()
 
     def _take(self, *, apps: bool) -> Due | None:
@@ -122,13 +123,13 @@ class WebhookControls(Behaviour):
     def webhook_events(self) -> tuple[Event, ...]:
         """All that has happened in the account, as webhooks tell of it, oldest first."""
         with self._account.lock:
-            return self._account.log.all
+            return tuple(self._account.log)
 
     @property
     def thin_events(self) -> tuple[ThinEvent, ...]:
         """The thin events that there were, oldest first."""
         with self._account.lock:
-            return self._account.thin_log.all
+            return tuple(self._account.thin_log)
 
     @property
     def deliveries(self) -> tuple[Delivery, ...]:
@@ -250,7 +251,7 @@ class WebhookControls(Behaviour):
             advance(self._account)
             return tuple(await self._courier.deliver_due())
         with self._account.lock:
-            told: list[Told] = [*self._account.log.all, *self._account.thin_log.all]
+            told: list[Told] = [*self._account.log, *self._account.thin_log]
             known = {event.id: event for event in told}
             named = [event if isinstance(event, str) else event.id for event in events]
             unknown = [name for name in named if name not in known]
@@ -262,7 +263,7 @@ class WebhookControls(Behaviour):
         return tuple(await self._courier.deliver(chosen, endpoints=endpoints, how=forge))
 
     def _endpoints(self, url: str | None) -> list[WebhookEndpoint]:
-        return [endpoint for endpoint in self._account.endpoints.all if url in {None, endpoint.url}]
+        return [endpoint for endpoint in self._account.endpoints if url in {None, endpoint.url}]
 
     def _webhook_routes(self) -> list[Route]:
         return [
@@ -280,7 +281,7 @@ class WebhookControls(Behaviour):
             except (TypeError, ValueError) as error:
                 return _bad(error)
         with self._account.lock:
-            return JSONResponse({"endpoints": [each.to_json() for each in self._account.endpoints.all]})
+            return JSONResponse({"endpoints": [each.to_json() for each in self._account.endpoints]})
 
     async def _script_emit(self, request: Request) -> Response:
         try:
