@@ -6,12 +6,12 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog import QUANTITY_MAX
-from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import StoreError
 from meterkit.storage.records import NULL_VERSION, bucket_tag, object_field, owner_of, upload_field
 from meterkit.store import replies
+from meterkit.store.gauges import run_on_gauge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +25,6 @@ STORED: Final = 1
 AT_ONCE: Final = 500
 """How many corrections the script takes at most."""
 
-_TRIES: Final = 8
 _WITHOUT_NOTICE: Final = 5
 _KNOWN: Final = (int, int, int, bytes, bytes)
 
@@ -137,50 +136,28 @@ async def shelve(
     is_unclear: bool = False,
 ) -> Shelved:
     """Run the script on changes in the bucket of a tag. Raises StoreError."""
-    admin, view, gauge = await store.admin(), store.cache.get(customer), storage.gauge
-    hour = store.now_ms() // HOUR_MS
+    view, gauge, hour = store.cache.get(customer), storage.gauge, store.now_ms() // HOUR_MS
     names = [
         *(view.keys.levels, view.keys.state, view.keys.notices, view.keys.objects),
         *(store.keys.relist(view.shard), view.keys.history),
         *(store.keys.presigned(customer, hour - 1), store.keys.presigned(customer, hour)),
     ]
-    for _ in range(_TRIES):
-        view = view.cache.newest(view)
-        entitlement, bounds = view.entitlements[gauge], view.effective.bounds
-        limit = GaugeLimit.of(entitlement)
-        reply: Any = await admin.run(
-            store.scripts["shelve"],
-            names,
-            view.rev,
-            min(view.effective.valid_until_ms, bounds.next_end_ms),
-            bounds.start_ms,
-            bounds.end_ms,
-            bounds.next_end_ms,
-            gauge,
-            -1 if limit is None else limit.included,
-            view.customer,
-            " ".join(f"{level} {percent}" for level, percent in entitlement.thresholds),
-            tag,
-            *(("", "") if window is None else window),
-            "relist" if is_unclear else "",
-            *(int(value) if isinstance(value, bool) else value for change in changes for value in change),
+    listed = ("", "") if window is None else window
+    given = [int(value) if isinstance(value, bool) else value for change in changes for value in change]
+    reply = await run_on_gauge(
+        store,
+        "shelve",
+        names,
+        view,
+        gauge,
+        lambda thresholds: (customer, thresholds, tag, *listed, "relist" if is_unclear else "", *given),
+    )
+    if reply[0] != replies.ALLOWED:
+        raise StoreError(
+            f"{gauge} of customer {customer!r}: the level is {reply[2]}, with its objects it would pass"
+            f" {QUANTITY_MAX}; nothing is changed",
+            executed=False,
         )
-        if reply[0] == replies.STALE:
-            view.cache.learn(view, reply)
-        elif reply[0] == replies.CLOCK:
-            raise StoreError(
-                f"this host's clock and the store's differ by more than 60 s (store: {reply[1]} ms); "
-                "no level is changed until they agree",
-                executed=False,
-            )
-        elif reply[0] == replies.ALLOWED:
-            if len(reply) > _WITHOUT_NOTICE:
-                view.cache.on_notice(view.shard)
-            return Shelved(int(reply[3]), bool(reply[4]))
-        else:
-            raise StoreError(
-                f"{gauge} of customer {customer!r}: the level is {reply[2]}, with its objects it would pass"
-                f" {QUANTITY_MAX}; nothing is changed",
-                executed=False,
-            )
-    raise StoreError(f"customer {customer!r} changed {_TRIES} times meanwhile; try again", executed=False)
+    if len(reply) > _WITHOUT_NOTICE:
+        view.cache.on_notice(view.shard)
+    return Shelved(int(reply[3]), bool(reply[4]))

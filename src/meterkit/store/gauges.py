@@ -10,6 +10,8 @@ from meterkit.errors import QuantityError, StoreError
 from meterkit.store import replies
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
@@ -49,46 +51,69 @@ async def change_level(
         QuantityError: it would be below 0, or above 10^15 - 1; nothing is done.
         StoreError: the store does not answer; whether the level was changed is not known.
     """
-    admin = await store.admin()
     names = [view.keys.levels, view.keys.state, view.keys.notices]
     if event_id is not None:
         # No customer id begins so: this separates an address from a customer with the same text as id.
         owner = f"\0{view.customer}" if view.anonymous else view.customer
         names.append(store.keys.event(view.shard, owner, event_id))
+    reply = await run_on_gauge(
+        store, "level", names, view, meter, lambda thresholds: (how, quantity, view.customer, thresholds)
+    )
+    if reply[0] not in {_DONE, _COUNTED_BEFORE}:
+        raise _out_of_bounds(meter, int(reply[2]), quantity)
+    if len(reply) > _WITHOUT_NOTICE:
+        view.cache.on_notice(view.shard)
+    return int(reply[2])
+
+
+async def run_on_gauge(
+    store: Store,
+    script: str,
+    names: list[str],
+    view: CustomerView,
+    gauge: str,
+    rest: Callable[[str], Iterable[str | int]],
+) -> Any:
+    """Run a script by the state in force of a customer, again where that has changed; its reply.
+
+    Args:
+        store: where.
+        script: its name.
+        names: of its keys.
+        view: of the customer.
+        gauge: which.
+        rest: from the gauge's thresholds, as scripts take them, to the arguments of this script alone.
+
+    Raises:
+        StoreError: the store does not answer, or this host's clock is not the store's.
+    """
+    admin = await store.admin()
     for _ in range(_TRIES):
         view = view.cache.newest(view)
-        entitlement, bounds = view.entitlements[meter], view.effective.bounds
+        entitlement, bounds = view.entitlements[gauge], view.effective.bounds
         limit = GaugeLimit.of(entitlement)
         thresholds = () if view.anonymous else entitlement.thresholds
         reply: Any = await admin.run(
-            store.scripts["level"],
+            store.scripts[script],
             names,
             view.rev,
             min(view.effective.valid_until_ms, bounds.next_end_ms),
             bounds.start_ms,
             bounds.end_ms,
             bounds.next_end_ms,
-            meter,
+            gauge,
             -1 if limit is None else limit.included,
-            how,
-            quantity,
-            view.customer,
-            " ".join(f"{level} {percent}" for level, percent in thresholds),
+            *rest(" ".join(f"{level} {percent}" for level, percent in thresholds)),
         )
-        if reply[0] == replies.STALE:
-            view.cache.learn(view, reply)
-        elif reply[0] == replies.CLOCK:
+        if reply[0] == replies.CLOCK:
             raise StoreError(
                 f"this host's clock and the store's differ by more than 60 s (store: {reply[1]} ms); "
                 "no level is changed until they agree",
                 executed=False,
             )
-        elif reply[0] in {_DONE, _COUNTED_BEFORE}:
-            if len(reply) > _WITHOUT_NOTICE:
-                view.cache.on_notice(view.shard)
-            return int(reply[2])
-        else:
-            raise _out_of_bounds(meter, int(reply[2]), quantity)
+        if reply[0] != replies.STALE:
+            return reply
+        view.cache.learn(view, reply)
     raise StoreError(
         f"customer {view.customer!r} changed {_TRIES} times meanwhile; try again", executed=False
     )
