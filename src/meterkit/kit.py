@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from meterkit.asgi.llm_calls import captured, record_calls
 from meterkit.catalog import Catalog, enforced
+from meterkit.catalog.argument_checks import check_quantities, check_quantity
 from meterkit.catalog.notes import log_notes
-from meterkit.catalog.quantity import check_quantities, check_quantity
 from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.decisions.program import Demand

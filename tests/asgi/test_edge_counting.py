@@ -18,7 +18,7 @@ from llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, tokens
 from metering import PLANS, hello, http_scope, no_more, served
 from meterkit import record
 from meterkit.asgi import exchange, reading
-from meterkit.catalog.quantity import check_quantity
+from meterkit.catalog.argument_checks import check_quantity
 from meterkit.tokens.response import ResponseReader
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from starlette.routing import Mount
 
 from asgi.test_routing import http, line
 from metering import hello, served
-from meterkit.asgi.router_reading import EXACT, LOOSE, Reading, reading_of
+from meterkit.asgi.loose_paths import EXACT, LOOSE, Reading, reading_of
 from meterkit.asgi.routing import Router, is_preflight
 
 if TYPE_CHECKING:

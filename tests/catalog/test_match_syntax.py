@@ -7,7 +7,7 @@ from starlette.convertors import CONVERTOR_TYPES
 from starlette.routing import compile_path
 
 from meterkit.catalog.errors import RefusedError
-from meterkit.catalog.match import CONVERTORS, METHODS, parse_match
+from meterkit.catalog.match_lines import CONVERTORS, METHODS, parse_match
 
 
 @pytest.mark.parametrize(

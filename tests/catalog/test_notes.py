@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meterkit.asgi.routing import Router
 from meterkit.catalog import loads
-from meterkit.catalog.match import covers, parse_match
+from meterkit.catalog.match_lines import covers, parse_match
 from meterkit.catalog.notes import COMPARED_MAX, summary
 
 if TYPE_CHECKING:

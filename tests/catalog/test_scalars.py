@@ -8,7 +8,7 @@ from limits import parse as parse_limit
 from meterkit.catalog import QUANTITY_MAX, Rate
 from meterkit.catalog.errors import RefusedError
 from meterkit.catalog.rates import WINDOW_MAX_MS, parse_rate, parse_rates
-from meterkit.catalog.scalars import (
+from meterkit.catalog.value_parsers import (
     DURATION_MAX_MS,
     parse_cost,
     parse_duration,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.problems import type_of
 from meterkit.asgi.refuser import LateRefusal
-from meterkit.catalog.quantity import check_feature
+from meterkit.catalog.argument_checks import check_feature
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner

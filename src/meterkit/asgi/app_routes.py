@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 
 from meterkit.asgi.middleware import MeterMiddleware
 from meterkit.asgi.routing import Router, own_root_path
-from meterkit.catalog.match import WEBSOCKET
+from meterkit.catalog.match_lines import WEBSOCKET
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

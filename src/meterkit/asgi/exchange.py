@@ -16,7 +16,7 @@ from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.outliving import on_loop_of, settle_outliving
 from meterkit.asgi.reading import Reading
 from meterkit.asgi.without_store import count_in_process
-from meterkit.catalog.quantity import check_quantities, check_quantity
+from meterkit.catalog.argument_checks import check_quantities, check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.hold import Mark, Used, add
 from meterkit.store.idempotency import repeat_digest

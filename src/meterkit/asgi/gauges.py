@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meterkit.asgi.context import exchange
-from meterkit.catalog.quantity import check_change, check_gauge, check_quantity
+from meterkit.catalog.argument_checks import check_change, check_gauge, check_quantity
 from meterkit.store.arguments import check_customer, check_event_id
-from meterkit.store.gauges import change_level, read_level
+from meterkit.store.levels import change_level, read_level
 
 if TYPE_CHECKING:
     from typing import Literal

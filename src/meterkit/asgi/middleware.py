@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from meterkit.asgi.identify import Identify
+    from meterkit.asgi.loose_paths import Paths
     from meterkit.asgi.refuser import OnDenied
-    from meterkit.asgi.router_reading import Paths
     from meterkit.catalog import Catalog, Outcome, Route
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Prepare, Store

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from starlette.routing import compile_path
 
-from meterkit.asgi.router_reading import (
+from meterkit.asgi.loose_paths import (
     EXACT,
     Reading,
     has_encoded_slash,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from meterkit.asgi.router_reading import Paths
+    from meterkit.asgi.loose_paths import Paths
 
 CACHE_ENTRIES_MAX: Final = 4096
 CACHED_PATH_CHARS_MAX: Final = 512

@@ -20,8 +20,8 @@ from meterkit.catalog.models import (
     Outcome,
     StoreFailure,
 )
-from meterkit.catalog.scalars import DAY_MS, NAME, duration, duration_or_0, integer, scalar, text
 from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table
+from meterkit.catalog.value_parsers import DAY_MS, NAME, duration, duration_or_0, integer, scalar, text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

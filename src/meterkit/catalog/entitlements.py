@@ -10,7 +10,8 @@ from meterkit.catalog.errors import Place, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
 from meterkit.catalog.models import Entitlement, Overage
 from meterkit.catalog.rates import Rates
-from meterkit.catalog.scalars import (
+from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, Shape, Table
+from meterkit.catalog.value_parsers import (
     UNLIMITED,
     Unlimited,
     cents,
@@ -21,7 +22,6 @@ from meterkit.catalog.scalars import (
     percent,
     quantity,
 )
-from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, Shape, Table
 
 if TYPE_CHECKING:
     from meterkit.catalog.models import Catalog, Meter, Plan

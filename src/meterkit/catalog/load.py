@@ -30,9 +30,9 @@ from meterkit.catalog.notes import note_billing_lines
 from meterkit.catalog.notify import NotifyTable, build_notify
 from meterkit.catalog.plans import Declared, PlanTable, build_plans
 from meterkit.catalog.routes import RouteTable, build_routes, quantities_of
-from meterkit.catalog.scalars import NAME, scalar
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Table, kept
 from meterkit.catalog.storage import StorageTable, build_storage
+from meterkit.catalog.value_parsers import NAME, scalar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

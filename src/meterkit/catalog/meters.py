@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.models import Credit, Meter, Report, StripeEvent
-from meterkit.catalog.scalars import COST, NAME, percent, text
 from meterkit.catalog.shapes import Choice, Key, MapOf, Table, kept
+from meterkit.catalog.value_parsers import COST, NAME, percent, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

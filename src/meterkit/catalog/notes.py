@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.match import covers, parse_match
+from meterkit.catalog.match_lines import covers, parse_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import Place, Problems
-    from meterkit.catalog.match import Match
+    from meterkit.catalog.match_lines import Match
     from meterkit.catalog.models import (
         Catalog,
         Enforcement,

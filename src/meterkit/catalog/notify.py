@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from meterkit.catalog.errors import RefusedError
 from meterkit.catalog.notifications import MESSAGE_EVENTS, EmailChannel, Notify, WebhookChannel
-from meterkit.catalog.scalars import scalar
 from meterkit.catalog.shapes import Choice, Key, ListOf, Table
+from meterkit.catalog.value_parsers import scalar
 
 _URL_ALLOWED: Final = (
     "an address that starts with https://, without a user, a password or a fragment; http:// only with a"

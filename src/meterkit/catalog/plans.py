@@ -10,8 +10,8 @@ from meterkit.catalog.errors import unknown
 from meterkit.catalog.meters import ALL, Meters, check_meter
 from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPrice
 from meterkit.catalog.notes import note_entitlement, note_trial
-from meterkit.catalog.scalars import NAME, cents, duration, integer, quantity, text
 from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table, kept
+from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.document import Items, Node, Text
 from meterkit.catalog.errors import RefusedError, nearest, quoted
 from meterkit.catalog.models import Algorithm, Rate
-from meterkit.catalog.scalars import DAY_MS, SECOND_MS, UNLIMITED, parse_integer, parse_quantity, quantity
 from meterkit.catalog.shapes import Built, Choice, Forms, Json, Key, Scalar, Shape, Table
+from meterkit.catalog.value_parsers import (
+    DAY_MS,
+    SECOND_MS,
+    UNLIMITED,
+    parse_integer,
+    parse_quantity,
+    quantity,
+)
 
 if TYPE_CHECKING:
     from meterkit.catalog.errors import Problems

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME, HEADERS, STORE_FAILURES
 from meterkit.catalog.errors import unknown
-from meterkit.catalog.match import MATCH_SHAPE, WEBSOCKET, parse_match
+from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
 from meterkit.catalog.rates import Rates
-from meterkit.catalog.scalars import FLAG, NAME, quantity, text
 from meterkit.catalog.shapes import Choice, Key, MapOf, Nullable, Table, kept
+from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.scalars import NAME, scalar, text
 from meterkit.catalog.shapes import Built, Forms, Key, ListOf, Table
 from meterkit.catalog.stored_objects import OTHER_TYPE, ObjectPattern, Storage
+from meterkit.catalog.value_parsers import NAME, scalar, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

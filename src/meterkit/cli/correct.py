@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from meterkit.catalog.amount_texts import money
-from meterkit.catalog.quantity import check_quantities
+from meterkit.catalog.argument_checks import check_quantities
 from meterkit.cli.grants import quantities_of
 from meterkit.cli.options import CustomerArgument
 from meterkit.cli.outbox import operator

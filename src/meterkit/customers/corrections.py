@@ -11,7 +11,7 @@ from hashlib import blake2b
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from meterkit.catalog.quantity import check_quantities
+from meterkit.catalog.argument_checks import check_quantities
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.keys import meter_token

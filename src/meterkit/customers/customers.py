@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol, get_args
 
 from meterkit.catalog import override as lay_over
-from meterkit.catalog.quantity import check_feature
+from meterkit.catalog.argument_checks import check_feature
 from meterkit.customers.deletion import delete
 from meterkit.customers.history import history_of
 from meterkit.customers.links import Links

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, cast
 
+from meterkit.catalog.argument_checks import counters_of
 from meterkit.catalog.errors import suggestion
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
-from meterkit.catalog.quantity import counters_of
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import NEVER_MS, effective_plan
 from meterkit.decisions.grants import MICRO, Holding, holdings_of, target_of

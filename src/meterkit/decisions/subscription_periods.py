@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from meterkit.catalog.scalars import DAY_MS
+from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.decisions.periods import Bounds, bounds_at
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 

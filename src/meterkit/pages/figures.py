@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.catalog import Catalog
-    from meterkit.catalog.scalars import Unlimited
+    from meterkit.catalog.value_parsers import Unlimited
     from meterkit.customers.customers import Customers
     from meterkit.customers.grants import Grants
     from meterkit.delivery.reconciling import Reconciled

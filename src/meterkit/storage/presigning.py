@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.quantity import check_quantity
+from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS, HOUR_MS
 from meterkit.errors import MeterkitError
 from meterkit.storage.records import bucket_of, upload_field

@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
-from meterkit.catalog.quantity import counters_of
+from meterkit.catalog.argument_checks import counters_of
 from meterkit.decisions.customer_state import INITIAL_STATE, NO_STATE, CustomerState, effective_plan
 from meterkit.decisions.grants import prepaid_by_plan
 from meterkit.decisions.keys import check_tokens

@@ -10,7 +10,7 @@ from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from meterkit.catalog.quantity import check_feature
+from meterkit.catalog.argument_checks import check_feature
 from meterkit.decisions import verdict
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.in_process import NOTHING_LEFT, left_by

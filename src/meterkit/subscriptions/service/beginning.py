@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.scalars import DAY_MS
+from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.states import States
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import InvoiceOpenError, SubscriptionExistsError

@@ -6,7 +6,7 @@ import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.scalars import DAY_MS
+from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.customers import Customers
 from meterkit.customers.drifts import Drifts
 from meterkit.customers.links import Links, owner_of

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import RefusedError, nearest, quoted
-from meterkit.catalog.scalars import scalar
+from meterkit.catalog.value_parsers import scalar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -95,7 +95,7 @@ _TAKES: Final = {
 
 
 Match = tuple[str | None, str | None]
-"""A method and a path template, as :func:`meterkit.catalog.match.parse_match` gives them."""
+"""A method and a path template, as :func:`meterkit.catalog.match_lines.parse_match` gives them."""
 
 
 def covers(earlier: Match, later: Match) -> bool:
