@@ -23,7 +23,7 @@ from tables import show
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.simulation.log import Event, UsageLog
-from meterkit.insights.simulation.replay import Replay
+from meterkit.insights.simulation.refusals import Replay
 from meterkit.insights.simulation.terms import Offers, Tenure
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from meterkit.catalog.models import Rate
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.entries import Row
 from meterkit.insights.simulation.log import Event, Sums, UsageLog
-from meterkit.insights.simulation.replay import refuse_beyond
+from meterkit.insights.simulation.refusals import refuse_beyond
 from meterkit.insights.simulation.terms import Terms
 from subscribed import NOW
 

@@ -1,4 +1,4 @@
-"""Operator commands on the outbox (``kit.outbox``): list, retry, accept or withdraw undelivered intents.
+"""Operator commands on the outbox (``kit.outbox``): list, show, redrive, park or drop undelivered intents.
 
 Each move is a compare-and-set on the state of an intent that no flusher is sending, and is recorded.
 """

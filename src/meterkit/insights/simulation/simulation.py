@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
-from meterkit.insights.simulation.replay import Replay, Tried, refuse_beyond
+from meterkit.insights.simulation.refusals import Replay, Tried, refuse_beyond
 from meterkit.insights.simulation.terms import Offers, tenures
 
 if TYPE_CHECKING:
