@@ -89,10 +89,12 @@ class Shop(Behaviour):
             return self._add_price(given, product=product, price_id=price_id)
 
     def _add_price(self, given: Mapping[str, object], *, product: str | None, price_id: str | None) -> str:
-        price = read_price(_params(given), meters=self._account.meters)
+        params = _params(given)
+        price = read_price(self._account, params)
+        price.id = price_id or price.id
         product = product or self.add_product(price_id or "Product")
         sold = self._account.products.find(product, param="product")
-        return make_price(self._account, price, call=self._call(), product=sold, price_id=price_id).id
+        return make_price(self._account, price, params, call=self._call(), product=sold).id
 
     def _sell(self, plan: str, wanted: WantedPrice, *, meter: str | None) -> None:
         """Add a price of a plan and its product, unless they are there."""
@@ -191,14 +193,7 @@ class Shop(Behaviour):
             self._account.customers.find(customer).default_payment_method = method
 
     def _call(self) -> Call:
-        return Call(
-            method="POST",
-            path="",
-            params=Params(""),
-            now=self.clock(),
-            livemode=False,
-            idempotency_key=None,
-        )
+        return Call(method="POST", path="", params=Params(""), now=self.clock())
 
 
 def _params(given: Mapping[str, object]) -> Params:

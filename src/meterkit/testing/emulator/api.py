@@ -115,9 +115,7 @@ class Api:
             for method, path, operation in OPERATIONS
         ]
 
-    def perform(
-        self, method: str, path: str, form: Mapping[str, str], *, livemode: bool = False
-    ) -> JsonObject:
+    def perform(self, method: str, path: str, form: Mapping[str, str]) -> JsonObject:
         """Do what a call would do, without one: what a person does on a page of Stripe's.
 
         Raises:
@@ -128,8 +126,6 @@ class Api:
             path=path,
             params=Params(urlencode(form)),
             now=self._account.behaviour.clock(),
-            livemode=livemode,
-            idempotency_key=None,
         )
         for offered, template, operation in OPERATIONS:
             match = compile_path(template)[0].fullmatch(path) if offered == method else None

@@ -324,8 +324,8 @@ class Call:
     path: str
     params: Params
     now: float
-    livemode: bool
-    idempotency_key: str | None
+    livemode: bool = False
+    idempotency_key: str | None = None
     object_id: str = ""
     request_id: str = ""
     inner_id: str = ""

@@ -14,7 +14,6 @@ from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
     missing_parameter,
-    new_id,
 )
 from meterkit.testing.emulator.selling.coupons import begun, in_force
 from meterkit.testing.emulator.selling.payments import NO_METHOD, declined
@@ -27,7 +26,7 @@ from meterkit.testing.emulator.subscribing.billing_cycle import (
     refuse_mixed,
 )
 from meterkit.testing.emulator.subscribing.params import apply_cancellation, read_items, wanted_discounts
-from meterkit.testing.emulator.subscribing.revision import begin_items, new_item
+from meterkit.testing.emulator.subscribing.revision import begin_items, new_item, new_subscription
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED, Subscription
 from meterkit.testing.emulator.subscribing.updates import rearrange
 
@@ -329,14 +328,7 @@ def _of_new(account: Account, params: Params, details: Params, *, mode: BillingM
     if not wanted:
         raise missing_parameter("subscription")
     prices = [each.new_price for each in wanted]
-    draft = Subscription(
-        id=new_id("sub_1", length=23),
-        customer=customer,
-        created=account.now,
-        currency=prices[0].currency,
-        billing_cycle_anchor=account.now,
-        billing_mode=mode,
-    )
+    draft = new_subscription(account, customer, currency=prices[0].currency, mode=mode)
     refuse_mixed(mode, (price.cycle for price in prices))
     draft.items = [new_item(draft, each, at=account.now) for each in wanted]
     _apply_tax_and_discounts(account, draft, params)

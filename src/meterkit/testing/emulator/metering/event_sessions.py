@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.protocol import ApiError, JsonObject, new_id
+from meterkit.testing.emulator.webhooks.events import instant_text
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
@@ -29,8 +29,8 @@ class MeterEventSessions:
             "id": new_id("mes"),
             "object": "v2.billing.meter_event_session",
             "authentication_token": token,
-            "created": _text(call.now),
-            "expires_at": _text(call.now + SESSION_S),
+            "created": instant_text(call.now),
+            "expires_at": instant_text(call.now + SESSION_S),
             "livemode": call.livemode,
         }
 
@@ -56,7 +56,3 @@ class MeterEventSessions:
     def end(self) -> None:
         """Have all tokens be over, before their time."""
         self._ends = {token: (0.0, livemode) for token, (_, livemode) in self._ends.items()}
-
-
-def _text(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.object_calls import newest, retrieves
 from meterkit.testing.emulator.protocol import ApiError, JsonObject, new_id
-from meterkit.testing.emulator.selling.price_params import PRICE_PARAMS, PriceParams, read_price
+from meterkit.testing.emulator.selling.price_params import PRICE_PARAMS, read_price
 from meterkit.testing.emulator.selling.prices import TEXTS, Price, Product
 
 if TYPE_CHECKING:
@@ -30,30 +30,15 @@ def make_product(account: Account, params: Params, *, call: Call) -> Product:
     return product
 
 
-def make_price(
-    account: Account, given: PriceParams, *, call: Call, product: Product, price_id: str | None = None
-) -> Price:
-    """Add a price, and return it; ``price_id`` is an id of one's own, which the API does not allow.
+def make_price(account: Account, price: Price, params: Params, *, call: Call, product: Product) -> Price:
+    """Add a price that ``params`` describe to a product, and return it.
 
     Raises:
         ApiError: its lookup key is another's.
         ValueError: the id is taken.
     """
-    price = Price(
-        id=price_id or new_id("price_1", length=23),
-        product=product.id,
-        created=int(call.now),
-        livemode=call.livemode,
-        currency=given.currency,
-        active=given.active,
-        pricing=given.pricing,
-        recurring=given.recurring,
-        lookup_key=given.lookup_key,
-        nickname=given.nickname,
-        tax_behavior=given.tax_behavior,
-        metadata=given.metadata,
-    )
-    account.prices.add(price, transfer_lookup_key=given.transfer_lookup_key)
+    price.product, price.livemode = product.id, call.livemode
+    account.prices.add(price, transfer_lookup_key=params.boolean("transfer_lookup_key", default=False))
     account.emit("price.created", price.to_json())
     return price
 
@@ -65,14 +50,13 @@ def _create(account: Account, call: Call) -> JsonObject:
     if ("product" in params) == (product_data is not None):
         message = "You must specify either `product` or `product_data` when creating a price."
         raise ApiError(message, param="product")
-    given = read_price(params, meters=account.meters)
+    price = read_price(account, params)
     product = (
         account.products.find(params.required("product"), param="product")
         if product_data is None
         else make_product(account, product_data, call=call)
     )
-    price = make_price(account, given, call=call, product=product)
-    return price.to_json()
+    return make_price(account, price, params, call=call, product=product).to_json()
 
 
 def _update(account: Account, call: Call) -> JsonObject:
@@ -144,10 +128,10 @@ def _create_product(account: Account, call: Call) -> JsonObject:
         "id", "name", "active", "default_price_data", "metadata", "type", *TEXTS, *IGNORED, expandable=None
     )
     data = params.hash("default_price_data")
-    given = None if data is None else read_price(data, meters=account.meters)
+    price = None if data is None else read_price(account, data)
     product = make_product(account, params, call=call)
-    if given is not None:
-        product.default_price = make_price(account, given, call=call, product=product).id
+    if data is not None and price is not None:
+        product.default_price = make_price(account, price, data, call=call, product=product).id
     return product.to_json()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -27,23 +26,8 @@ INTERVALS_MAX: Final = {"day": 1095, "week": 156, "month": 36, "year": 3}
 CURRENCY_LENGTH: Final = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PriceParams:
-    """What a call says of a price to make."""
-
-    currency: str
-    pricing: Pricing
-    recurring: Recurring | None
-    active: bool
-    lookup_key: str | None
-    transfer_lookup_key: bool
-    nickname: str | None
-    tax_behavior: str
-    metadata: dict[str, str]
-
-
-def read_price(params: Params, *, meters: Meters) -> PriceParams:
-    """Return what ``params`` say of a price.
+def read_price(account: Account, params: Params, *, product: str = "") -> Price:
+    """Return the price that ``params`` describe; what makes it says of which ``product`` it is.
 
     Raises:
         ApiError: Stripe would refuse it (https://docs.stripe.com/api/prices/create).
@@ -52,14 +36,15 @@ def read_price(params: Params, *, meters: Meters) -> PriceParams:
     if len(currency) != CURRENCY_LENGTH:
         raise ApiError(f"Invalid currency: {currency}.", param=params.path("currency"))
     metadata = params.metadata()
-    active = params.boolean("active")
-    return PriceParams(
+    return Price(
+        id=new_id("price_1", length=23),
+        product=product,
+        created=account.now,
         currency=currency,
-        active=True if active is None else active,
+        active=params.boolean("active", default=True),
         pricing=_pricing(params),
-        recurring=_recurring(params, meters=meters),
+        recurring=_recurring(params, meters=account.meters),
         lookup_key=params.given("lookup_key", length_max=200),
-        transfer_lookup_key=params.boolean("transfer_lookup_key") or False,
         nickname=params.text("nickname"),
         tax_behavior=params.choice("tax_behavior", ("exclusive", "inclusive", "unspecified"))
         or "unspecified",
@@ -235,16 +220,6 @@ def _inline(account: Account, data: Params, *, recurs: bool) -> Price:
         recurring.only("interval", "interval_count")
     elif recurs:
         raise missing_parameter(data.path("recurring"))
-    given = read_price(data, meters=account.meters)
-    return Price(
-        id=new_id("price_1", length=23),
-        product=product.id,
-        created=account.now,
-        livemode=product.livemode,
-        currency=given.currency,
-        active=False,
-        inline=True,
-        pricing=given.pricing,
-        recurring=given.recurring,
-        tax_behavior=given.tax_behavior,
-    )
+    price = read_price(account, data, product=product.id)
+    price.active, price.inline, price.livemode = False, True, product.livemode
+    return price

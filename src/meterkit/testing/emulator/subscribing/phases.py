@@ -10,7 +10,13 @@ from meterkit.testing.emulator.invoicing.charges import unused_lines, usage_line
 from meterkit.testing.emulator.invoicing.collection import void
 from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.selling.redeeming import change_discounts
-from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item, revise
+from meterkit.testing.emulator.subscribing.revision import (
+    Wanted,
+    begin_items,
+    new_item,
+    new_subscription,
+    revise,
+)
 from meterkit.testing.emulator.subscribing.statuses import end
 from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 
@@ -34,18 +40,14 @@ def begin(account: Account, schedule: Schedule) -> None:
     a `draft` status, use subscription schedules instead" (https://docs.stripe.com/api/subscriptions/create).
     """
     now, phase = account.now, schedule.phases[0]
-    subscription = Subscription(
-        id=new_id("sub_1", length=23),
-        customer=schedule.customer,
-        created=now,
+    subscription = new_subscription(
+        account,
+        schedule.customer,
         currency=phase.items[0].price.currency,
-        billing_cycle_anchor=now,
-        billing_mode=schedule.billing_mode,
+        mode=schedule.billing_mode,
         livemode=schedule.livemode,
-        test_clock=account.customers.find(schedule.customer).test_clock,
-        metadata=dict(phase.metadata),
-        schedule=schedule.id,
     )
+    subscription.metadata, subscription.schedule = dict(phase.metadata), schedule.id
     if phase.trial_end is not None and phase.trial_end > now:
         subscription.status, subscription.trial_start = "trialing", now
         subscription.trial_end = subscription.billing_cycle_anchor = phase.trial_end

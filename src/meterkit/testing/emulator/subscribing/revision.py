@@ -17,7 +17,7 @@ from meterkit.testing.emulator.invoicing.charges import (
 )
 from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
-from meterkit.testing.emulator.subscribing.subscriptions import Item
+from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.invoicing.invoices import Line
     from meterkit.testing.emulator.selling.prices import Price
-    from meterkit.testing.emulator.subscribing.subscriptions import Subscription
+    from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,22 @@ class Wanted:
         if self.price is None:
             raise ValueError("an item that is new needs a price")
         return self.price
+
+
+def new_subscription(
+    account: Account, customer: str, *, currency: str, mode: BillingMode, livemode: bool = False
+) -> Subscription:
+    """Return a subscription without items whose cycle begins now."""
+    return Subscription(
+        id=new_id("sub_1", length=23),
+        customer=customer,
+        created=account.now,
+        currency=currency,
+        billing_cycle_anchor=account.now,
+        billing_mode=mode,
+        livemode=livemode,
+        test_clock=account.customers.find(customer).test_clock,
+    )
 
 
 def new_item(subscription: Subscription, wanted: Wanted, *, at: int) -> Item:

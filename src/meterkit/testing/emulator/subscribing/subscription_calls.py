@@ -34,7 +34,7 @@ from meterkit.testing.emulator.subscribing.params import (
     take_details,
     wanted_discounts,
 )
-from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item
+from meterkit.testing.emulator.subscribing.revision import Wanted, begin_items, new_item, new_subscription
 from meterkit.testing.emulator.subscribing.statuses import end
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED, Subscription
 from meterkit.testing.emulator.subscribing.updates import BEHAVIORS, commit, is_due, rearrange, refuse_unpaid
@@ -142,16 +142,8 @@ def _draft(
             f"All prices on a subscription must have the same currency: {', '.join(sorted(currencies))}."
         )
         raise ApiError(message, param="items")
-    draft = Subscription(
-        id=new_id("sub_1", length=23),
-        customer=customer,
-        created=now,
-        currency=prices[0].currency,
-        billing_cycle_anchor=now,
-        billing_mode=read_mode(params, version=call.version),
-        livemode=call.livemode,
-        test_clock=account.customers.find(customer).test_clock,
-    )
+    mode, currency = read_mode(params, version=call.version), prices[0].currency
+    draft = new_subscription(account, customer, currency=currency, mode=mode, livemode=call.livemode)
     _refuse_many(account, draft)
     refuse_mixed(draft.billing_mode, (price.cycle for price in prices))
     apply_settings(account, draft, params)

@@ -216,7 +216,7 @@ class ThinEvent:
             "id": self.id,
             "object": "v2.core.event",
             "context": None,
-            "created": _text(self.created),
+            "created": instant_text(self.created),
             "livemode": self.livemode,
             "reason": None,
             **({"related_object": meter} if self.related else {}),
@@ -264,11 +264,12 @@ def meter_errors(
                 "error_count": count,
                 "error_types": [{"code": code, "error_count": count, "sample_errors": samples}],
             },
-            "validation_end": _text(began + WINDOW_S),
-            "validation_start": _text(began),
+            "validation_end": instant_text(began + WINDOW_S),
+            "validation_start": instant_text(began),
         },
     )
 
 
-def _text(at_s: float) -> str:
+def instant_text(at_s: float) -> str:
+    """Return an instant as API v2 writes it."""
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
