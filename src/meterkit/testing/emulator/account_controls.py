@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlencode
 
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from meterkit.subscriptions.wanted_prices import params_of, product_params
 from meterkit.testing.clock import Clock
 from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.invoicing.collection import attempt
-from meterkit.testing.emulator.protocol import ApiError
 from meterkit.testing.emulator.registry import Behaviour
+from meterkit.testing.emulator.scripting import scripted
 from meterkit.testing.emulator.selling.customer_calls import confirm_setup
 from meterkit.testing.emulator.selling.price_calls import make_price, make_product
 from meterkit.testing.emulator.selling.price_params import read_price
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
     from meterkit.subscriptions.wanted_prices import WantedPrice
     from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.protocol import JsonObject
 
 
 class Shop(Behaviour):
@@ -242,33 +241,27 @@ class ClockControls(Shop):
 
     def _clock_routes(self) -> list[Route]:
         return [
-            Route("/_emulator/clock", self._script_clock, methods=["GET", "POST"]),
-            Route("/_emulator/customers/{id}", self._script_customer, methods=["POST"]),
+            Route("/_emulator/clock", scripted(self._script_clock), methods=["GET", "POST"]),
+            Route("/_emulator/customers/{id}", scripted(self._script_customer), methods=["POST"]),
         ]
 
-    async def _script_clock(self, request: Request) -> Response:
+    async def _script_clock(self, request: Request) -> JsonObject:
         if request.method == "POST":
-            try:
-                self.move_clock(to=_target(await request.body(), now=self.clock()))
-            except (TypeError, ValueError, OverflowError) as error:
-                return _bad(error)
+            self.move_clock(to=_target(await request.body(), now=self.clock()))
         now = self.clock()
-        return JSONResponse({"now": now, "utc": _text(now)})
+        return {"now": now, "utc": _text(now)}
 
-    async def _script_customer(self, request: Request) -> Response:
+    async def _script_customer(self, request: Request) -> JsonObject:
         customer = str(request.path_params["id"])
-        try:
-            given = _customer_fields(await request.body())
-            with self._account.lock:
-                self._account.customers.find_alive(customer)
-                if "card" in given:
-                    self.add_payment_method(customer, str(given["card"]))
-                if "payments" in given:
-                    (self.fail_payments if given["payments"] == "fail" else self.mend_payments)(customer)
-                fail = customer in self._account.payment_methods.failing
-        except (ApiError, ValueError) as error:
-            return _bad(error)
-        return JSONResponse({"customer": customer, "payments": "fail" if fail else "succeed"})
+        given = _customer_fields(await request.body())
+        with self._account.lock:
+            self._account.customers.find_alive(customer)
+            if "card" in given:
+                self.add_payment_method(customer, str(given["card"]))
+            if "payments" in given:
+                (self.fail_payments if given["payments"] == "fail" else self.mend_payments)(customer)
+            fail = customer in self._account.payment_methods.failing
+        return {"customer": customer, "payments": "fail" if fail else "succeed"}
 
 
 class _Offset:
@@ -317,7 +310,3 @@ def _unix(instant: object) -> float:
 
 def _text(now: float) -> str:
     return datetime.fromtimestamp(now, UTC).isoformat()
-
-
-def _bad(error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, status_code=HTTPStatus.BAD_REQUEST)

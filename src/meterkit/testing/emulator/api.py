@@ -29,13 +29,14 @@ from meterkit.testing.emulator.pages.session_calls import CHECKOUT_CALLS, PORTAL
 from meterkit.testing.emulator.protocol import ApiError, Exchange, Reply, new_id, read_version
 from meterkit.testing.emulator.selling.coupon_calls import COUPON_CALLS
 from meterkit.testing.emulator.selling.customer_calls import (
+    CLOCK_CALLS,
     CUSTOMER_CALLS,
     PAYMENT_CALLS,
     SETUP_CALLS,
+    clock_time,
 )
 from meterkit.testing.emulator.selling.price_calls import PRICE_CALLS, PRODUCT_CALLS
 from meterkit.testing.emulator.subscribing.change_calls import ITEM_CALLS, PAUSE_CALLS
-from meterkit.testing.emulator.subscribing.clock_calls import CLOCK_CALLS, clock_time
 from meterkit.testing.emulator.subscribing.schedule_calls import SCHEDULE_CALLS
 from meterkit.testing.emulator.subscribing.scheduled_transitions import advance
 from meterkit.testing.emulator.subscribing.subscription_calls import SUBSCRIPTION_CALLS

@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, cast
 
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from meterkit.subscriptions.wanted_prices import wanted_of
@@ -23,6 +22,7 @@ from meterkit.testing.emulator.metering.meters import Meter
 from meterkit.testing.emulator.pages.page_controls import PageControls
 from meterkit.testing.emulator.pages.visits import Visits
 from meterkit.testing.emulator.protocol import new_id
+from meterkit.testing.emulator.scripting import scripted
 from meterkit.testing.emulator.selling.customers import Customer
 from meterkit.testing.emulator.webhooks.webhook_controls import Courier, WebhookControls
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.testing.emulator.metering.meter_events import MeterEvent
-    from meterkit.testing.emulator.protocol import Exchange
+    from meterkit.testing.emulator.protocol import Exchange, JsonObject
 
 LOOPBACK: Final = "127.0.0.1"
 _P = ParamSpec("_P")
@@ -117,10 +117,10 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
         api = Api(self._account, abort=_abort)
         self._visits = Visits(self._account, api)
         control = [
-            Route("/_emulator/events", self._tell_events, methods=["GET"]),
-            Route("/_emulator/faults", self._script_faults, methods=["GET", "POST", "DELETE"]),
-            Route("/_emulator/requests", self._tell_requests, methods=["GET"]),
-            Route("/_emulator/reset", self._reset, methods=["POST"]),
+            Route("/_emulator/events", scripted(self._tell_events), methods=["GET"]),
+            Route("/_emulator/faults", scripted(self._script_faults), methods=["GET", "POST", "DELETE"]),
+            Route("/_emulator/requests", scripted(self._tell_requests), methods=["GET"]),
+            Route("/_emulator/reset", scripted(self._reset), methods=["POST"]),
         ]
         self._app = Starlette(
             routes=[
@@ -286,7 +286,7 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
         """Forget everything: customers, meters, events, keys, faults."""
         self._account.reset()
 
-    async def _tell_events(self, request: Request) -> Response:
+    async def _tell_events(self, request: Request) -> JsonObject:
         wanted = request.query_params
         events = [
             event
@@ -305,24 +305,21 @@ class StripeEmulator(ClockControls, WebhookControls, PageControls):
             for event in events
         ]
         total = sum(event.value for event in events if event.counted)
-        return JSONResponse({"events": data, "total": str(total)})
+        return {"events": data, "total": str(total)}
 
-    async def _script_faults(self, request: Request) -> Response:
+    async def _script_faults(self, request: Request) -> JsonObject:
         if request.method == "DELETE":
             self.clear_faults()
         elif request.method == "POST":
-            try:
-                self._add_fault(fault_from_json(json.loads(await request.body())))
-            except (TypeError, ValueError) as error:
-                return JSONResponse({"error": str(error)}, status_code=HTTPStatus.BAD_REQUEST)
-        return JSONResponse({"faults": [asdict(fault) for fault in self.faults]})
+            self._add_fault(fault_from_json(json.loads(await request.body())))
+        return {"faults": [asdict(fault) for fault in self.faults]}
 
-    async def _tell_requests(self, _: Request) -> Response:
-        return JSONResponse({"requests": [asdict(exchange) for exchange in self.requests]})
+    async def _tell_requests(self, _: Request) -> JsonObject:
+        return {"requests": [asdict(exchange) for exchange in self.requests]}
 
-    async def _reset(self, _: Request) -> Response:
+    async def _reset(self, _: Request) -> JsonObject:
         self.reset()
-        return JSONResponse({})
+        return {}
 
 
 def _server() -> Any:

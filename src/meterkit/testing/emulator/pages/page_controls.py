@@ -7,17 +7,18 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import parse_qsl
 
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from meterkit.testing.emulator.pages.checkout import line_items
 from meterkit.testing.emulator.pages.visits import Person
 from meterkit.testing.emulator.protocol import ApiError
 from meterkit.testing.emulator.registry import Behaviour
+from meterkit.testing.emulator.scripting import scripted
 from meterkit.testing.emulator.subscribing.scheduled_transitions import advance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from starlette.requests import Request
 
@@ -54,48 +55,6 @@ def button(label: str, **fields: str) -> str:
         for name, value in fields.items()
     )
     return f'<form method="post">{hidden}<button>{escape(label)}</button></form>'
-
-
-def checkout_page(
-    lines: Sequence[tuple[str, str]],
-    *,
-    total: str,
-    email: str | None,
-    cancel_url: str | None,
-    problem: str | None,
-    takes_codes: bool = False,
-) -> str:
-    """Return the page of a checkout session.
-
-    Args:
-        lines: what is offered, and for how much.
-        total: to be paid now.
-        email: that is known already; None: the page asks for it.
-        cancel_url: where a person goes who does not want to.
-        problem: what went wrong with the attempt before.
-        takes_codes: whether the page asks for a promotion code.
-    """
-    offered = "".join(
-        f"<li><span>{escape(what)}</span><span>{escape(cost)}</span></li>" for what, cost in lines
-    )
-    ask = (
-        f"<p>{escape(email)}</p>"
-        if email
-        else '<label>Email <input type="email" name="email" value="ada@example.com" required></label>'
-    )
-    if takes_codes:
-        ask += '<label>Promotion code <input name="promotion_code"></label>'
-    return page(
-        "Subscribe",
-        (
-            f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else "",
-            f"<ul>{offered}</ul><p>Due today: <strong>{escape(total)}</strong></p>",
-            f'<form method="post">{ask}',
-            '<button name="payment" value="succeeds">Pay and subscribe</button>',
-            '<button name="payment" value="fails">Pay with a card that is declined</button></form>',
-            f'<p><a href="{escape(cancel_url)}">Back</a></p>' if cancel_url else "",
-        ),
-    )
 
 
 def portal_page(
@@ -211,8 +170,8 @@ class PageControls(Behaviour):
         return [
             Route("/c/pay/{id}", self._serve_checkout, methods=["GET", "POST"]),
             Route("/p/session/{id}", self._serve_portal, methods=["GET", "POST"]),
-            Route("/_emulator/checkout/{id}", self._script_checkout, methods=["POST"]),
-            Route("/_emulator/portal/{id}", self._script_portal, methods=["POST"]),
+            Route("/_emulator/checkout/{id}", scripted(self._script_checkout), methods=["POST"]),
+            Route("/_emulator/portal/{id}", scripted(self._script_portal), methods=["POST"]),
         ]
 
     async def _serve_checkout(self, request: Request) -> Response:
@@ -245,20 +204,34 @@ class PageControls(Behaviour):
         return "Your card was declined." if session.status == "open" else None
 
     def _checkout_page(self, session: CheckoutSession, problem: str | None) -> str:
-        lines: list[tuple[str, str]] = []
+        """Return the page of a session, with what went wrong with the attempt before."""
+        offered = ""
         items = line_items(session, prices=self._account.prices, products=self._account.products)
         for item in items:
             quantity, amount = item["quantity"], cast("int", item["amount_total"])
             count = "" if quantity in {None, 1} else f", {quantity} of it"
             cost = "by usage" if quantity is None else _money(amount, session.currency)
-            lines.append((f"{item['description']}{count}", cost))
-        return checkout_page(
-            lines,
-            total=_money(session.totals.total, session.currency),
-            takes_codes=session.allow_promotion_codes or False,
-            email=session.customer_email or session.customer,
-            cancel_url=session.cancel_url,
-            problem=problem,
+            what = f"{item['description']}{count}"
+            offered += f"<li><span>{escape(what)}</span><span>{escape(cost)}</span></li>"
+        email, total = session.customer_email or session.customer, session.totals.total
+        ask = (
+            f"<p>{escape(email)}</p>"
+            if email
+            else '<label>Email <input type="email" name="email" value="ada@example.com" required></label>'
+        )
+        if session.allow_promotion_codes:
+            ask += '<label>Promotion code <input name="promotion_code"></label>'
+        due = escape(_money(total, session.currency))
+        return page(
+            "Subscribe",
+            (
+                f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else "",
+                f"<ul>{offered}</ul><p>Due today: <strong>{due}</strong></p>",
+                f'<form method="post">{ask}',
+                '<button name="payment" value="succeeds">Pay and subscribe</button>',
+                '<button name="payment" value="fails">Pay with a card that is declined</button></form>',
+                f'<p><a href="{escape(session.cancel_url)}">Back</a></p>' if session.cancel_url else "",
+            ),
         )
 
     async def _serve_portal(self, request: Request) -> Response:
@@ -277,29 +250,18 @@ class PageControls(Behaviour):
             subscriptions = self._visits.subscriptions(session)
             return HTMLResponse(portal_page(subscriptions, return_url=session.return_url, done=done))
 
-    async def _script_checkout(self, request: Request) -> Response:
-        def complete(fields: dict[str, Any]) -> JsonObject:
-            return self.complete_checkout(request.path_params["id"], **fields)
+    async def _script_checkout(self, request: Request) -> JsonObject:
+        fields: dict[str, Any] = await _form(request)
+        return self.complete_checkout(request.path_params["id"], **fields)
 
-        return _told(complete, await _form(request))
-
-    async def _script_portal(self, request: Request) -> Response:
-        def use(fields: dict[str, Any]) -> JsonObject:
-            self.use_portal(request.path_params["id"], **fields)
-            return {}
-
-        return _told(use, await _form(request))
+    async def _script_portal(self, request: Request) -> JsonObject:
+        fields: dict[str, Any] = await _form(request)
+        self.use_portal(request.path_params["id"], **fields)
+        return {}
 
 
 async def _form(request: Request) -> dict[str, str]:
     return dict(parse_qsl((await request.body()).decode("utf-8", "replace")))
-
-
-def _told(act: Callable[[dict[str, Any]], JsonObject], fields: dict[str, Any]) -> Response:
-    try:
-        return JSONResponse(act(fields))
-    except (TypeError, ValueError) as error:
-        return JSONResponse({"error": str(error)}, status_code=HTTPStatus.BAD_REQUEST)
 
 
 def _gone(text: str) -> Response:

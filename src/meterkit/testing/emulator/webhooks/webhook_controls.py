@@ -6,15 +6,14 @@ import asyncio
 import json
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
-from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.registry import Behaviour
+from meterkit.testing.emulator.scripting import scripted
 from meterkit.testing.emulator.subscribing.scheduled_transitions import advance
 from meterkit.testing.emulator.webhooks.deliveries import FORGERIES, ROLL_S_MAX, Due, WebhookEndpoint
 from meterkit.testing.emulator.webhooks.events import meter_errors
@@ -267,40 +266,31 @@ class WebhookControls(Behaviour):
 
     def _webhook_routes(self) -> list[Route]:
         return [
-            Route("/_emulator/endpoints", self._script_endpoints, methods=["GET", "POST"]),
-            Route("/_emulator/emit", self._script_emit, methods=["POST"]),
-            Route("/_emulator/deliver", self._script_deliver, methods=["POST"]),
-            Route("/_emulator/deliveries", self._tell_deliveries, methods=["GET"]),
+            Route("/_emulator/endpoints", scripted(self._script_endpoints), methods=["GET", "POST"]),
+            Route("/_emulator/emit", scripted(self._script_emit), methods=["POST"]),
+            Route("/_emulator/deliver", scripted(self._script_deliver), methods=["POST"]),
+            Route("/_emulator/deliveries", scripted(self._tell_deliveries), methods=["GET"]),
         ]
 
-    async def _script_endpoints(self, request: Request) -> Response:
+    async def _script_endpoints(self, request: Request) -> JsonObject:
         if request.method == "POST":
-            try:
-                given = _object(await request.body(), allowed=ENDPOINT_FIELDS, needed="url")
-                return JSONResponse({"secret": self.add_endpoint(**given)})
-            except (TypeError, ValueError) as error:
-                return _bad(error)
+            given = _object(await request.body(), allowed=ENDPOINT_FIELDS, needed="url")
+            return {"secret": self.add_endpoint(**given)}
         with self._account.lock:
-            return JSONResponse({"endpoints": [each.to_json() for each in self._account.endpoints]})
+            return {"endpoints": [each.to_json() for each in self._account.endpoints]}
 
-    async def _script_emit(self, request: Request) -> Response:
-        try:
-            given = _object(await request.body(), allowed=EMIT_FIELDS, needed="type")
-        except ValueError as error:
-            return _bad(error)
+    async def _script_emit(self, request: Request) -> JsonObject:
+        given = _object(await request.body(), allowed=EMIT_FIELDS, needed="type")
         event = self.emit(given["type"], given.get("object", {}), previous=given.get("previous"))
-        return JSONResponse({"event": None if event is None else event.to_json()})
+        return {"event": None if event is None else event.to_json()}
 
-    async def _script_deliver(self, request: Request) -> Response:
-        try:
-            given = _object(await request.body() or b"{}", allowed=DELIVER_FIELDS)
-            made = await self.deliver(*given.get("events", ()), to=given.get("to"), forge=given.get("forge"))
-        except (TypeError, ValueError) as error:
-            return _bad(error)
-        return JSONResponse({"deliveries": [asdict(delivery) for delivery in made]})
+    async def _script_deliver(self, request: Request) -> JsonObject:
+        given = _object(await request.body() or b"{}", allowed=DELIVER_FIELDS)
+        made = await self.deliver(*given.get("events", ()), to=given.get("to"), forge=given.get("forge"))
+        return {"deliveries": [asdict(delivery) for delivery in made]}
 
-    async def _tell_deliveries(self, _: Request) -> Response:
-        return JSONResponse({"deliveries": [asdict(delivery) for delivery in self.deliveries]})
+    async def _tell_deliveries(self, _: Request) -> JsonObject:
+        return {"deliveries": [asdict(delivery) for delivery in self.deliveries]}
 
 
 def _object(body: bytes, *, allowed: Collection[str], needed: str | None = None) -> dict[str, Any]:
@@ -310,7 +300,3 @@ def _object(body: bytes, *, allowed: Collection[str], needed: str | None = None)
         wanted = f" and at least {needed}" if needed else ""
         raise ValueError(f"send a JSON object with {', '.join(sorted(allowed))}{wanted}; received {given!r}")
     return fields
-
-
-def _bad(error: Exception) -> Response:
-    return JSONResponse({"error": str(error)}, status_code=HTTPStatus.BAD_REQUEST)
