@@ -117,6 +117,13 @@ class Account:
                 self.wake()
             return event
 
+    @contextmanager
+    def updating(self, event_type: str, shown: Callable[[], JsonObject]) -> Generator[None]:
+        """Enter an event of what changes within; ``shown`` returns the object as Stripe shows it."""
+        before = shown()
+        yield
+        self.emit(event_type, shown(), previous=before)
+
     def tell_thin(self, event: ThinEvent) -> ThinEvent:
         """Enter a thin event and have it delivered. Returns it."""
         with self.lock:

@@ -54,6 +54,7 @@ def newest(
     call: Call,
     *names: str,
     also: Collection[str] = (),
+    expandable: Collection[str] | None = None,
     where: Callable[[L], bool] = lambda _: True,
     show: Callable[[L], JsonObject] = lambda each: each.to_json(),
 ) -> JsonObject:
@@ -64,10 +65,11 @@ def newest(
         call: that asks for it.
         names: parameters that narrow the list to objects whose field of that name is equal.
         also: parameters that ``where`` looks at.
+        expandable: the fields that may be expanded; None: checked when they are.
         where: whether an object is in the list.
         show: an object as Stripe shows it.
     """
-    call.params.only("created", *names, *also, *PAGING, expandable=None)
+    call.params.only("created", *names, *also, *PAGING, expandable=expandable)
     is_in = call.params.span("created")
     wanted = {name: call.params.text(name) for name in names if name in call.params}
     found = [

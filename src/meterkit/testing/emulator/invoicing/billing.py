@@ -135,6 +135,20 @@ def bill(
     return invoice
 
 
+def charge_change(
+    account: Account, subscription: Subscription, lines: Sequence[Line], *, at_once: bool
+) -> None:
+    """Charge what a change brings about, on the next invoice, or on one that is a draft for an hour.
+
+    https://docs.stripe.com/billing/subscriptions/subscription-schedules
+    """
+    if at_once and lines:
+        invoice = bill(account, subscription, lines, reason="subscription_update")
+        account.emit("invoice.created", invoice.to_json())
+    else:
+        account.invoices.pending.setdefault(subscription.id, []).extend(lines)
+
+
 def draft_of(
     account: Account,
     subscription: Subscription,

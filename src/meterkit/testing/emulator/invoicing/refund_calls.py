@@ -120,9 +120,8 @@ def _update(account: Account, call: Call) -> JsonObject:
     """Metadata only (https://docs.stripe.com/api/refunds/update)."""
     call.params.only("metadata", expandable=None)
     found = account.refunds.find(call.object_id)
-    before = found.to_json()
-    call.params.amend("metadata", found.metadata)
-    account.emit("refund.updated", found.to_json(), previous=before)
+    with account.updating("refund.updated", found.to_json):
+        call.params.amend("metadata", found.metadata)
     return found.to_json()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.testing.emulator.selling.amounts import to_cents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from decimal import Decimal
 
     from meterkit.testing.emulator.protocol import JsonObject
@@ -114,11 +115,12 @@ def work_out(lines: Sequence[Charged], discounts: Iterable[Discount], tax_percen
             if left[place] > 0 and not line.proration and discount.is_for(line.product)
         ]
         base = sum(left[place] for place in places)
-        shares = _spread(discount.off(base), [left[place] for place in places])
+        rate = Fraction(discount.off(base), base or 1)
+        shares = _spread([left[place] for place in places], rate, floor)
         for place, share in zip(places, shares, strict=True):
             off[place][discount.id] = share
             left[place] -= share
-    taxes: list[int] | None = None if tax_percent is None else _taxes(left, Fraction(tax_percent) / 100)
+    taxes = None if tax_percent is None else _spread(left, Fraction(tax_percent) / 100, to_cents)
     return Totals(
         lines=tuple(
             LineTotal(off=off[place], taxable=amount, tax=None if taxes is None else taxes[place])
@@ -166,24 +168,12 @@ def tax_to_json(*, enabled: bool, is_invoice: bool = False) -> JsonObject:
     }
 
 
-def _spread(amount: int, weights: Sequence[int]) -> list[int]:
-    """Split an amount by weights, to whole units that add up to it."""
+def _spread(amounts: Sequence[int], rate: Fraction, to_whole: Callable[[Fraction], int]) -> list[int]:
+    """Take a rate of each amount, in whole units that add up to the rate of their sum."""
     shares: list[int] = []
-    whole, reached, given = sum(weights), 0, 0
-    for weight in weights:
-        reached += weight
-        share = amount * reached // whole - given
-        given += share
-        shares.append(share)
-    return shares
-
-
-def _taxes(amounts: Sequence[int], rate: Fraction) -> list[int]:
-    taxes: list[int] = []
     reached, given = 0, 0
     for amount in amounts:
         reached += amount
-        tax = to_cents(reached * rate) - given
-        given += tax
-        taxes.append(tax)
-    return taxes
+        shares.append(to_whole(reached * rate) - given)
+        given += shares[-1]
+    return shares

@@ -18,7 +18,7 @@ from meterkit.testing.emulator.scripting import scripted
 from meterkit.testing.emulator.subscribing.scheduled_transitions import advance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from starlette.requests import Request
 
@@ -55,39 +55,6 @@ def button(label: str, **fields: str) -> str:
         for name, value in fields.items()
     )
     return f'<form method="post">{hidden}<button>{escape(label)}</button></form>'
-
-
-def portal_page(
-    subscriptions: Sequence[tuple[str, str, bool]],
-    *,
-    return_url: str | None,
-    done: str | None,
-) -> str:
-    """Return the page of the portal.
-
-    Args:
-        subscriptions: id, what is shown of it, and whether it ends with its period.
-        return_url: where the way back leads.
-        done: what was done just now.
-    """
-    shown = [
-        f"<h2>{escape(text)}</h2>"
-        + (
-            button("Don't cancel", action="resume", subscription=name)
-            if ends
-            else button("Cancel subscription", action="cancel", subscription=name)
-        )
-        for name, text, ends in subscriptions
-    ]
-    return page(
-        "Manage your subscription",
-        (
-            f'<p role="status">{escape(done)}</p>' if done else "",
-            *(shown or ["<p>There is no subscription.</p>"]),
-            button("Mend the payment method", action="mend_payment"),
-            f'<p><a href="{escape(return_url)}">Return</a></p>' if return_url else "",
-        ),
-    )
 
 
 DONE = {
@@ -247,8 +214,28 @@ class PageControls(Behaviour):
                     done = DONE[action]
             except ValueError as error:
                 return _gone(str(error))
-            subscriptions = self._visits.subscriptions(session)
-            return HTMLResponse(portal_page(subscriptions, return_url=session.return_url, done=done))
+            return HTMLResponse(self._portal_page(session, done))
+
+    def _portal_page(self, session: PortalSession, done: str | None) -> str:
+        """Return the page of the portal, with what was done just now."""
+        shown = [
+            f"<h2>{escape(text)}</h2>"
+            + (
+                button("Don't cancel", action="resume", subscription=name)
+                if ends
+                else button("Cancel subscription", action="cancel", subscription=name)
+            )
+            for name, text, ends in self._visits.subscriptions(session)
+        ]
+        return page(
+            "Manage your subscription",
+            (
+                f'<p role="status">{escape(done)}</p>' if done else "",
+                *(shown or ["<p>There is no subscription.</p>"]),
+                button("Mend the payment method", action="mend_payment"),
+                f'<p><a href="{escape(session.return_url)}">Return</a></p>' if session.return_url else "",
+            ),
+        )
 
     async def _script_checkout(self, request: Request) -> JsonObject:
         fields: dict[str, Any] = await _form(request)

@@ -6,7 +6,7 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.object_calls import retrieves
+from meterkit.testing.emulator.object_calls import newest, retrieves
 from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
 from meterkit.testing.emulator.selling.customers import EXPANDABLE, TestClock
 from meterkit.testing.emulator.selling.payments import SetupIntent, find_intent
@@ -40,9 +40,26 @@ def delete_customer(account: Account, customer: Customer) -> None:
     account.customers.delete(customer)
 
 
+def _list_customers(account: Account, call: Call) -> JsonObject:
+    """Those of a test clock only where it is named.
+
+    https://docs.stripe.com/api/customers/list#list_customers-test_clock
+    """
+    clock, email = call.params.text("test_clock"), call.params.text("email")
+    return newest(
+        account.customers,
+        call,
+        also=("email", "test_clock"),
+        expandable=EXPANDABLE,
+        where=lambda customer: (
+            not customer.deleted and customer.test_clock == clock and email in {None, customer.texts["email"]}
+        ),
+    )
+
+
 CUSTOMER_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/customers", lambda account, call: account.customers.create(call)),
-    ("GET", "/v1/customers", lambda account, call: account.customers.list(call)),
+    ("GET", "/v1/customers", _list_customers),
     ("GET", "/v1/customers/{id}", retrieves(lambda account: account.customers, expandable=EXPANDABLE)),
     ("POST", "/v1/customers/{id}", lambda account, call: account.customers.update(call)),
     ("DELETE", "/v1/customers/{id}", _delete),

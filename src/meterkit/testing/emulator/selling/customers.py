@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
@@ -183,25 +182,6 @@ class Customers(Registry[Customer]):
         """Mark a customer as deleted: it can still be retrieved."""
         self._emit("customer.deleted", deleted.to_json())
         deleted.deleted = True
-
-    def list(self, call: Call) -> JsonObject:
-        """``GET /v1/customers``, newest first; those of a test clock only where it is named.
-
-        https://docs.stripe.com/api/customers/list#list_customers-test_clock
-        """
-        call.params.only("email", "created", "test_clock", *PAGING, expandable=EXPANDABLE)
-        clock = call.params.text("test_clock")
-        is_in = call.params.span("created")
-        email = call.params.text("email")
-        found = [
-            customer.to_json()
-            for customer in reversed(self)
-            if not customer.deleted
-            and customer.test_clock == clock
-            and email in {None, customer.texts["email"]}
-            and is_in(customer.created)
-        ]
-        return call.page(found)
 
     def of_clock(self, clock_id: str) -> tuple[str, ...]:
         """Return the ids of the customers of a test clock."""

@@ -27,7 +27,7 @@ CURRENCY_LENGTH: Final = 3
 
 
 def read_price(account: Account, params: Params, *, product: str = "") -> Price:
-    """Return the price that ``params`` describe; what makes it says of which ``product`` it is.
+    """Return the price that ``params`` describe. ``product`` is an id; it may be set later.
 
     Raises:
         ApiError: Stripe would refuse it (https://docs.stripe.com/api/prices/create).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
-from meterkit.testing.emulator.invoicing.billing import bill
+from meterkit.testing.emulator.invoicing.billing import bill, charge_change
 from meterkit.testing.emulator.invoicing.charges import remaining_line, unused_lines, usage_lines, usage_of
 from meterkit.testing.emulator.invoicing.collection import attempt, finalize
 from meterkit.testing.emulator.protocol import ApiError, JsonObject
@@ -124,11 +124,7 @@ def _pause(account: Account, call: Call) -> JsonObject:
         if used is not None and usage != "none":
             lines += usage_lines(account, subscription, used)
         item.period_end = item.usage_from = account.now
-    if behavior == "invoice" and lines:
-        invoice = bill(account, subscription, lines, reason="subscription_update")
-        account.emit("invoice.created", invoice.to_json())
-    else:
-        account.invoices.pending.setdefault(subscription.id, []).extend(lines)
+    charge_change(account, subscription, lines, at_once=behavior == "invoice")
     pause(account, subscription, why="pause_requested")
     return subscription.to_json()
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from meterkit.testing.emulator.invoicing.billing import bill
-from meterkit.testing.emulator.invoicing.charges import unused_lines, usage_lines, usage_of
+from meterkit.testing.emulator.invoicing.billing import bill, charge_change
+from meterkit.testing.emulator.invoicing.charges import count_anew, unused_lines, usage_lines, usage_of
 from meterkit.testing.emulator.invoicing.collection import void
-from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.selling.redeeming import change_discounts
 from meterkit.testing.emulator.subscribing.revision import (
     Wanted,
@@ -18,14 +17,14 @@ from meterkit.testing.emulator.subscribing.revision import (
     revise,
 )
 from meterkit.testing.emulator.subscribing.statuses import end
-from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.invoicing.invoices import Line, Usage
+    from meterkit.testing.emulator.invoicing.invoices import Usage
     from meterkit.testing.emulator.subscribing.schedules import Phase, Schedule
+    from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 
 
 def begins_at(schedule: Schedule) -> int | None:
@@ -95,7 +94,8 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
         else:
             changes = wanted_by(phase, subscription)
             lines = revise(account, subscription, changes, at=account.now, prorate=prorate)
-            _charge(account, subscription, lines, at_once=phase.proration_behavior == "always_invoice")
+            at_once = phase.proration_behavior == "always_invoice"
+            charge_change(account, subscription, lines, at_once=at_once)
         account.emit("subscription_schedule.updated", schedule.to_json())
         return True
     if schedule.end_behavior == "cancel":
@@ -149,18 +149,6 @@ def usages_after(account: Account, subscription: Subscription, usages: Sequence[
     ]
 
 
-def _charge(account: Account, subscription: Subscription, lines: Sequence[Line], *, at_once: bool) -> None:
-    """Charge what a phase brings about, on the next invoice, or on one that is a draft for an hour.
-
-    https://docs.stripe.com/billing/subscriptions/subscription-schedules
-    """
-    if at_once and lines:
-        invoice = bill(account, subscription, lines, reason="subscription_update")
-        account.emit("invoice.created", invoice.to_json())
-    else:
-        account.invoices.pending.setdefault(subscription.id, []).extend(lines)
-
-
 def release(account: Account, schedule: Schedule, subscription: Subscription) -> None:
     """Have a schedule let go of its subscription, which stays as it is."""
     schedule.status, schedule.released_at = "released", account.now
@@ -189,17 +177,11 @@ def _replace_items(account: Account, subscription: Subscription, phase: Phase, *
     by_price = {item.price.id: item for item in subscription.items}
     items: list[Item] = []
     for wanted in phase.items:
-        item = by_price.pop(wanted.price.id, None) or Item(
-            id=new_id("si"),
-            subscription=subscription.id,
-            created=now,
-            price=wanted.price,
-            quantity=wanted.quantity,
-            period_start=now,
-            period_end=now,
-            usage_from=now,
-            arrived_from=len(account.events.accepted),
-        )
+        item = by_price.pop(wanted.price.id, None)
+        if item is None:
+            item = new_item(subscription, Wanted(price=wanted.price), at=now)
+            item.period_end = now
+            count_anew(account, item, at=now)
         item.quantity = wanted.quantity
         items.append(item)
     for gone in by_price.values() if prorate else ():

@@ -132,10 +132,9 @@ def _of_subscription(account: Account, call: Call, subscription_id: str) -> Json
     )
     params.amend("metadata", schedule.metadata)
     account.schedules.add(schedule)
-    before = subscription.to_json()
-    subscription.schedule = schedule.id
-    account.emit("subscription_schedule.created", schedule.to_json())
-    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    with account.updating("customer.subscription.updated", subscription.to_json):
+        subscription.schedule = schedule.id
+        account.emit("subscription_schedule.created", schedule.to_json())
     return schedule.to_json()
 
 
@@ -166,9 +165,8 @@ def _update(account: Account, call: Call) -> JsonObject:
         schedule.phases[schedule.place :] = phases
         if draft.items != subscription.items or rearranged.lines:
             subscription = commit(account, subscription, draft, rearranged, behavior="allow_incomplete")
-        before_discounts = subscription.to_json()
-        change_discounts(account, subscription, phases[0].discounts)
-        account.emit("customer.subscription.updated", subscription.to_json(), previous=before_discounts)
+        with account.updating("customer.subscription.updated", subscription.to_json):
+            change_discounts(account, subscription, phases[0].discounts)
     schedule.end_behavior = behavior or schedule.end_behavior
     schedule.metadata = metadata
     account.emit("subscription_schedule.updated", schedule.to_json(), previous=before)
@@ -180,9 +178,8 @@ def _release(account: Account, call: Call) -> JsonObject:
     call.params.only("preserve_cancel_date", expandable=None)
     schedule = _running(account, call, verb="release")
     subscription = account.subscriptions.find(schedule.subscription or "")
-    before = subscription.to_json()
-    release(account, schedule, subscription)
-    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    with account.updating("customer.subscription.updated", subscription.to_json):
+        release(account, schedule, subscription)
     return schedule.to_json()
 
 

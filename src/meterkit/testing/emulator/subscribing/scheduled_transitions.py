@@ -228,11 +228,10 @@ def _give_up_update(account: Account, subscription: Subscription) -> None:
     update = subscription.pending_update
     if update is None or update.expires_at > account.now:
         return
-    before = subscription.to_json()
-    void(account, account.invoices.find(update.invoice))
-    subscription.pending_update = None
-    account.emit("customer.subscription.pending_update_expired", subscription.to_json())
-    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    with account.updating("customer.subscription.updated", subscription.to_json):
+        void(account, account.invoices.find(update.invoice))
+        subscription.pending_update = None
+        account.emit("customer.subscription.pending_update_expired", subscription.to_json())
 
 
 def _has_no_way_to_pay(account: Account, subscription: Subscription) -> bool:

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 
 def set_status(account: Account, subscription: Subscription, status: Status) -> None:
     """Give a subscription another status, and tell of it."""
-    before = subscription.to_json()
-    subscription.status = status
-    if status == "incomplete_expired":
-        subscription.ended_at = account.now
-    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    with account.updating("customer.subscription.updated", subscription.to_json):
+        subscription.status = status
+        if status == "incomplete_expired":
+            subscription.ended_at = account.now
 
 
 def pause(account: Account, subscription: Subscription, *, why: str) -> None:
@@ -26,19 +25,17 @@ def pause(account: Account, subscription: Subscription, *, why: str) -> None:
 
     https://docs.stripe.com/billing/subscriptions/pause#identify-pause-and-resume-events
     """
-    before = subscription.to_json()
-    subscription.status, subscription.paused_by, subscription.paused_at = "paused", why, account.now
-    account.emit("customer.subscription.paused", subscription.to_json())
-    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    with account.updating("customer.subscription.updated", subscription.to_json):
+        subscription.status, subscription.paused_by, subscription.paused_at = "paused", why, account.now
+        account.emit("customer.subscription.paused", subscription.to_json())
 
 
 def leave_pause(account: Account, subscription: Subscription, status: Status) -> None:
     """Have a paused subscription run again."""
-    before = subscription.to_json()
-    subscription.status, subscription.resumption = status, None
-    subscription.paused_by = subscription.paused_at = None
-    account.emit("customer.subscription.resumed", subscription.to_json())
-    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    with account.updating("customer.subscription.updated", subscription.to_json):
+        subscription.status, subscription.resumption = status, None
+        subscription.paused_by = subscription.paused_at = None
+        account.emit("customer.subscription.resumed", subscription.to_json())
 
 
 def end(

@@ -306,11 +306,10 @@ def _migrate(account: Account, call: Call) -> JsonObject:
         raise ApiError(message)
     if not subscription.billing_mode.is_classic:
         raise ApiError("This subscription's `billing_mode.type` is `flexible` already.")
-    before = subscription.to_json()
-    subscription.billing_mode = replace(mode, updated_at=account.now)
-    if subscription.schedule is not None:
-        account.schedules.find(subscription.schedule).billing_mode = subscription.billing_mode
-    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    with account.updating("customer.subscription.updated", subscription.to_json):
+        subscription.billing_mode = replace(mode, updated_at=account.now)
+        if subscription.schedule is not None:
+            account.schedules.find(subscription.schedule).billing_mode = subscription.billing_mode
     return subscription.to_json()
 
 
@@ -320,9 +319,9 @@ def _delete_discounts(account: Account, call: Call) -> JsonObject:
     subscription = account.subscriptions.find(call.object_id)
     if not subscription.discounts:
         raise ApiError(f"No active discount for subscription: {subscription.id}", param="id")
-    before, gone = subscription.to_json(), subscription.discounts[0]
-    change_discounts(account, subscription, ())
-    account.emit("customer.subscription.updated", subscription.to_json(), previous=before)
+    gone = subscription.discounts[0]
+    with account.updating("customer.subscription.updated", subscription.to_json):
+        change_discounts(account, subscription, ())
     return {**gone.to_json(), "deleted": True}
 
 
