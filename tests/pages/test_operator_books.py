@@ -13,7 +13,7 @@ from meterkit.decisions.periods import to_ms
 from meterkit.insights.overview.overview import Overview
 from meterkit.notify.spikes import FoundSpike, SpikesToday
 from meterkit.outbox.closes import Close, Closes
-from meterkit.store.fallback import DegradedMinutes
+from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.testing import Clock
 from operating import JSON, figures_on, pages_of, selling
 from shopping import START

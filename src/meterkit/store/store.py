@@ -24,8 +24,9 @@ from meterkit.redis.server import not_past
 from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
 from meterkit.store.customer_usage import gone_tokens, usage_of
+from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.store.event_names import names_of
-from meterkit.store.fallback import DegradedMinutes, Fallback
+from meterkit.store.fallback import Fallback
 from meterkit.store.hold import Held, OutlivingWorks, Used
 from meterkit.store.idempotency import MarkedDecision, Prepare
 from meterkit.store.late_reply import give_back
