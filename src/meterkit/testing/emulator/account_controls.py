@@ -253,7 +253,9 @@ class ClockControls(Shop):
 
     async def _script_customer(self, request: Request) -> JsonObject:
         customer = str(request.path_params["id"])
-        given = _customer_fields(await request.body())
+        given = _object(await request.body(), allowed=("card", "payments"))
+        if given.get("payments", "fail") not in {"fail", "succeed"}:
+            raise ValueError(f"payments is {given['payments']!r}; it must be fail or succeed")
         with self._account.lock:
             self._account.customers.find_alive(customer)
             if "card" in given:
@@ -290,13 +292,6 @@ def _target(body: bytes, *, now: float) -> float:
     if len(given) != 1:
         raise ValueError("give either `advance`, in seconds, or `to`, an instant")
     return now + float(given["advance"]) if "advance" in given else _unix(given["to"])
-
-
-def _customer_fields(body: bytes) -> dict[str, Any]:
-    given = _object(body, allowed=("card", "payments"))
-    if given.get("payments", "fail") not in {"fail", "succeed"}:
-        raise ValueError(f"payments is {given['payments']!r}; it must be fail or succeed")
-    return given
 
 
 def _unix(instant: object) -> float:

@@ -309,7 +309,8 @@ def _authenticate(request: Request, *, accepted: Collection[str] | None) -> bool
         raise ApiError(NO_KEY, status=HTTPStatus.UNAUTHORIZED)
     valid = key in accepted if accepted is not None else key.startswith(KEY_PREFIXES)
     if not valid:
-        raise ApiError(f"Invalid API Key provided: {_masked(key)}", status=HTTPStatus.UNAUTHORIZED)
+        masked = f"{key[:8]}{'*' * 20}{key[-4:]}"
+        raise ApiError(f"Invalid API Key provided: {masked}", status=HTTPStatus.UNAUTHORIZED)
     return "_live_" in key
 
 
@@ -318,7 +319,3 @@ def _basic_user(credential: str) -> str:
         return base64.b64decode(credential, validate=True).decode().partition(":")[0]
     except (binascii.Error, UnicodeDecodeError):
         return ""
-
-
-def _masked(key: str) -> str:
-    return f"{key[:8]}{'*' * 20}{key[-4:]}"

@@ -15,7 +15,7 @@ from meterkit.testing.emulator.protocol import (
     JsonObject,
     missing_parameter,
 )
-from meterkit.testing.emulator.selling.coupons import begun, in_force
+from meterkit.testing.emulator.selling.coupons import in_force
 from meterkit.testing.emulator.selling.payments import NO_METHOD, declined
 from meterkit.testing.emulator.selling.prices import Recurring
 from meterkit.testing.emulator.selling.redeeming import read_discounts, redeem
@@ -340,11 +340,7 @@ def _apply_tax_and_discounts(account: Account, draft: Subscription, params: Para
     """Where a call says nothing of them, the invoice has those of the subscription."""
     taxed = read_tax(account, params, customer=draft.customer)
     draft.automatic_tax = draft.automatic_tax if taxed is None else taxed
-    known = draft.discounts
-    draft.discounts = [
-        each if each in known else begun(each, subscription=draft.id, now=account.now)
-        for each in wanted_discounts(account, draft, params)
-    ]
+    draft.discounts = wanted_discounts(account, draft, params)
 
 
 def _none(subscription: Subscription) -> ApiError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
@@ -85,10 +86,9 @@ class Totals:
 
     def discount_amounts(self) -> list[JsonObject]:
         """Return what each discount takes off all lines, as Stripe shows it."""
-        sums: dict[str, int] = {}
+        sums = Counter[str]()
         for line in self.lines:
-            for discount, off in line.off.items():
-                sums[discount] = sums.get(discount, 0) + off
+            sums.update(line.off)
         return shown_discounts(sums)
 
     def taxes(self) -> list[JsonObject]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_parameter
+from meterkit.testing.emulator.protocol import ApiError, JsonObject, fields_of, missing_parameter
 from meterkit.testing.emulator.webhooks.events import meter_errors
 
 if TYPE_CHECKING:
@@ -54,13 +54,9 @@ class MeterEvent:
     def to_json(self) -> JsonObject:
         """Return the event as Stripe shows it."""
         return {
+            **fields_of(self, "counted", "customer", "meter", "received_at", "value"),
             "object": "billing.meter_event",
             "created": int(self.received_at),
-            "event_name": self.event_name,
-            "identifier": self.identifier,
-            "livemode": self.livemode,
-            "payload": dict(self.payload),
-            "timestamp": self.timestamp,
         }
 
 

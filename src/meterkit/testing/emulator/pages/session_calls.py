@@ -77,12 +77,10 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
     updates = _customer_update(params, customer=customer)
     taxed = _tax(account, params, customer=customer, updates=updates)
     lines, currency = _lines(account, params)
-    data = params.hash("subscription_data")
-    if data is not None:
-        data.only(*SUBSCRIPTION_FIELDS)
-        data.metadata()
-    mode = read_mode(data or Params(""), version=call.version)
-    fields = {} if data is None else data.flat()
+    data = params.hash("subscription_data") or Params("")
+    data.only(*SUBSCRIPTION_FIELDS)
+    data.metadata()
+    mode = read_mode(data, version=call.version)
     session_id = new_id("cs_live" if call.livemode else "cs_test", length=58)
     session = CheckoutSession(
         id=session_id,
@@ -101,8 +99,8 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
         payment_method_collection=params.choice("payment_method_collection", ("always", "if_required"))
         or "always",
         metadata=params.metadata(),
-        subscription_data={**fields, "billing_mode[type]": mode.type},
-        trial=data is not None and ("trial_period_days" in data or "trial_end" in data),
+        subscription_data={**data.flat(), "billing_mode[type]": mode.type},
+        trial="trial_period_days" in data or "trial_end" in data,
         allow_promotion_codes=params.boolean("allow_promotion_codes"),
         automatic_tax=taxed,
         tax_percent=_known_rate(account, customer) if taxed else None,

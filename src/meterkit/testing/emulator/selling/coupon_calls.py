@@ -6,13 +6,14 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
+from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.object_calls import newest
 from meterkit.testing.emulator.protocol import ApiError, missing_parameter, new_id
 from meterkit.testing.emulator.selling.coupons import DURATIONS, Coupon, PromotionCode
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
-    from meterkit.testing.emulator.call import Call, Params
+    from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.protocol import JsonObject
 
 CODE: Final = re.compile(r"[A-Za-z0-9-]{1,500}")
@@ -87,12 +88,10 @@ def _update(account: Account, call: Call) -> JsonObject:
     """Name and metadata only (https://docs.stripe.com/api/coupons/update)."""
     params, coupon = call.params, account.coupons.find(call.object_id)
     params.only("metadata", "name", expandable=None)
-    before = coupon.to_json(now=account.now)
-    params.amend("metadata", coupon.metadata)
-    coupon.name = params.given("name", length_max=40) or coupon.name
-    shown = coupon.to_json(now=account.now)
-    account.emit("coupon.updated", shown, previous=before)
-    return shown
+    with account.updating("coupon.updated", lambda: coupon.to_json(now=account.now)):
+        params.amend("metadata", coupon.metadata)
+        coupon.name = params.given("name", length_max=40) or coupon.name
+    return coupon.to_json(now=account.now)
 
 
 def _delete(account: Account, call: Call) -> JsonObject:
@@ -137,11 +136,10 @@ def _create_code(account: Account, call: Call) -> JsonObject:
     if most is not None and coupon.max_redemptions is not None and most > coupon.max_redemptions:
         message = "`max_redemptions` cannot be greater than that of the coupon."
         raise ApiError(message, param="max_redemptions")
-    restrictions = params.hash("restrictions")
-    if restrictions is not None:
-        restrictions.only("first_time_transaction", "minimum_amount", "minimum_amount_currency")
-        if "minimum_amount" in restrictions:
-            restrictions.required("minimum_amount_currency")
+    restrictions = params.hash("restrictions") or Params("")
+    restrictions.only("first_time_transaction", "minimum_amount", "minimum_amount_currency")
+    if "minimum_amount" in restrictions:
+        restrictions.required("minimum_amount_currency")
     code = PromotionCode(
         id=new_id("promo_1", length=23),
         created=account.now,
@@ -153,11 +151,10 @@ def _create_code(account: Account, call: Call) -> JsonObject:
         max_redemptions=most,
         metadata=params.metadata(),
         livemode=call.livemode,
+        first_time=restrictions.boolean("first_time_transaction", default=False),
+        minimum_amount=restrictions.at_least("minimum_amount", 1),
+        minimum_currency=restrictions.given("minimum_amount_currency"),
     )
-    if restrictions is not None:
-        code.first_time = restrictions.boolean("first_time_transaction") or False
-        code.minimum_amount = restrictions.at_least("minimum_amount", 1)
-        code.minimum_currency = restrictions.given("minimum_amount_currency")
     account.promotion_codes.add(code)
     shown = code.to_json(coupon, now=account.now)
     account.emit("promotion_code.created", shown)
@@ -188,11 +185,9 @@ def _update_code(account: Account, call: Call) -> JsonObject:
     """Metadata, and on or off (https://docs.stripe.com/api/promotion_codes/update)."""
     params, code = call.params, account.promotion_codes.find(call.object_id)
     params.only("active", "metadata", expandable=None)
-    coupon = account.coupons.get(code.coupon)
-    before = code.to_json(coupon, now=account.now)
-    params.amend("metadata", code.metadata)
-    code.active = params.boolean("active", default=code.active)
-    account.emit("promotion_code.updated", code.to_json(coupon, now=account.now), previous=before)
+    with account.updating("promotion_code.updated", lambda: _shown(account, code)):
+        params.amend("metadata", code.metadata)
+        code.active = params.boolean("active", default=code.active)
     return _shown(account, code)
 
 

@@ -76,15 +76,13 @@ class PaymentMethod:
 
     def to_json(self) -> JsonObject:
         """Return it as Stripe shows it (https://docs.stripe.com/api/payment_methods/object)."""
+        hidden = ("asks_until_set_up", "authenticates", "brand", "is_set_up", "last4", "works")
         return {
-            "id": self.id,
+            **fields_of(self, *hidden),
             "object": "payment_method",
             "allow_redisplay": "unspecified",
             "billing_details": {"address": None, "email": None, "name": None, "phone": None, "tax_id": None},
             "card": {"brand": self.brand, "last4": self.last4, "exp_month": 12, "exp_year": 2040},
-            "created": self.created,
-            "customer": self.customer,
-            "livemode": self.livemode,
             "metadata": {},
             "type": "card",
         }

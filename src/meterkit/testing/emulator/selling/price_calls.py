@@ -73,14 +73,13 @@ def _update(account: Account, call: Call) -> JsonObject:
         expandable=None,
     )
     price = account.prices.find(call.object_id)
-    before = price.to_json()
-    params.amend("metadata", price.metadata)
-    if "lookup_key" in params:
-        price.lookup_key = params.text("lookup_key") or None
-        account.prices.claim_lookup_key(price, transfer=params.boolean("transfer_lookup_key") or False)
-    price.active = params.boolean("active", default=price.active)
-    price.nickname = params.text("nickname") if "nickname" in params else price.nickname
-    account.emit("price.updated", price.to_json(), previous=before)
+    with account.updating("price.updated", price.to_json):
+        params.amend("metadata", price.metadata)
+        if "lookup_key" in params:
+            price.lookup_key = params.text("lookup_key") or None
+            account.prices.claim_lookup_key(price, transfer=params.boolean("transfer_lookup_key") or False)
+        price.active = params.boolean("active", default=price.active)
+        price.nickname = params.text("nickname") if "nickname" in params else price.nickname
     return price.to_json()
 
 
@@ -139,15 +138,14 @@ def _update_product(account: Account, call: Call) -> JsonObject:
     params = call.params
     params.only("name", "active", "default_price", "metadata", *TEXTS, *IGNORED, expandable=None)
     product = account.products.find(call.object_id)
-    before = product.to_json()
-    product.apply(params)
-    wanted = params.given("default_price")
-    if wanted is not None:
-        product.default_price = account.prices.find(wanted, param="default_price").id
-    if "name" in params:
-        product.name = params.required("name")
-    product.updated = int(call.now)
-    account.emit("product.updated", product.to_json(), previous=before)
+    with account.updating("product.updated", product.to_json):
+        product.apply(params)
+        wanted = params.given("default_price")
+        if wanted is not None:
+            product.default_price = account.prices.find(wanted, param="default_price").id
+        if "name" in params:
+            product.name = params.required("name")
+        product.updated = int(call.now)
     return product.to_json()
 
 

@@ -9,6 +9,7 @@ from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.invoicing.billing import read_tax
 from meterkit.testing.emulator.protocol import ApiError, missing_parameter
 from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
+from meterkit.testing.emulator.selling.coupons import begun
 from meterkit.testing.emulator.selling.price_params import named_price
 from meterkit.testing.emulator.selling.redeeming import read_discounts
 from meterkit.testing.emulator.subscribing.revision import Wanted
@@ -185,6 +186,8 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
 def wanted_discounts(account: Account, subscription: Subscription, params: Params) -> list[Discount]:
     """Return the discounts that a call wants a subscription to have: where it says nothing, those it has.
 
+    New ones begin now.
+
     Raises:
         ApiError: Stripe would refuse one of them.
     """
@@ -193,7 +196,7 @@ def wanted_discounts(account: Account, subscription: Subscription, params: Param
     charged = [
         (item.price.pricing, item.quantity) for item in subscription.items if item.quantity is not None
     ]
-    return read_discounts(
+    found = read_discounts(
         account,
         params,
         customer=subscription.customer,
@@ -201,6 +204,10 @@ def wanted_discounts(account: Account, subscription: Subscription, params: Param
         known=subscription.discounts,
         amount=sum(to_cents(amount_of(pricing, Decimal(quantity))) for pricing, quantity in charged),
     )
+    return [
+        each if each in subscription.discounts else begun(each, subscription=subscription.id, now=account.now)
+        for each in found
+    ]
 
 
 def take_details(subscription: Subscription, params: Params) -> None:

@@ -15,7 +15,6 @@ from meterkit.testing.emulator.protocol import (
     new_id,
     no_such,
 )
-from meterkit.testing.emulator.selling.coupons import begun
 from meterkit.testing.emulator.selling.redeeming import change_discounts, redeem, tell_of_discounts
 from meterkit.testing.emulator.subscribing.billing_cycle import (
     period_at,
@@ -101,8 +100,7 @@ def subscribe(
         message = "`pending_if_incomplete` can only be used to update a subscription."
         raise ApiError(message, param="payment_behavior")
     draft = _draft(account, params, wanted, customer=customer, call=call)
-    discounts = wanted_discounts(account, draft, params)
-    draft.discounts = [begun(each, subscription=draft.id, now=account.now) for each in discounts]
+    draft.discounts = wanted_discounts(account, draft, params)
     lines = begin_items(account, draft, prorate=params.text("proration_behavior") != "none")
     lines += added_lines(account, draft, params)
     is_charged = draft.collection_method == "charge_automatically"
@@ -246,10 +244,7 @@ def _update(account: Account, call: Call) -> JsonObject:
         raise ApiError(message, param=refused[0])
     draft, discounts = subscription.copy(), subscription.discounts
     apply_settings(account, draft, params)
-    draft.discounts = [
-        each if each in discounts else begun(each, subscription=draft.id, now=account.now)
-        for each in wanted_discounts(account, draft, params)
-    ]
+    draft.discounts = wanted_discounts(account, draft, params)
     given = list(draft.discounts)
     wanted = read_items(account, params, of=subscription)
     if behavior == "pending_if_incomplete":

@@ -126,16 +126,14 @@ class Deliveries:
             now: Unix seconds.
             apps: whether to take what goes to apps of this process too.
         """
-        self._waiting = [due for due in self._waiting if due.at_s > now or self._is_open(due.endpoint)]
+        is_open = {endpoint.id for endpoint in self._endpoints if not endpoint.disabled}
+        self._waiting = [due for due in self._waiting if due.at_s > now or due.endpoint.id in is_open]
         ripe = [due for due in self._waiting if due.at_s <= now and (apps or due.endpoint.app is None)]
         if not ripe:
             return None
         due = min(ripe, key=lambda due: due.at_s)
         self._waiting.remove(due)
         return due
-
-    def _is_open(self, endpoint: WebhookEndpoint) -> bool:
-        return self._endpoints.get(endpoint.id) is not None and not endpoint.disabled
 
     def settle(self, due: Due, delivery: Delivery) -> None:
         """Enter what became of an attempt: done, or to be tried again."""
