@@ -53,7 +53,10 @@ def _list(account: Account, call: Call) -> JsonObject:
     return newest(
         account.invoices,
         call,
-        *("collection_method", "customer", "status", "subscription"),
+        "collection_method",
+        "customer",
+        "status",
+        "subscription",
         show=lambda invoice: shown_now(account, invoice),
     )
 

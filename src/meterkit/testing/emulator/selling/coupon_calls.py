@@ -197,7 +197,8 @@ def _list_codes(account: Account, call: Call) -> JsonObject:
     return newest(
         account.promotion_codes,
         call,
-        *("coupon", "customer"),
+        "coupon",
+        "customer",
         also=("active", "code"),
         where=lambda code: (
             (text is None or text.lower() == code.code.lower())

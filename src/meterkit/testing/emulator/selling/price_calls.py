@@ -92,7 +92,8 @@ def _list(account: Account, call: Call) -> JsonObject:
     return newest(
         account.prices,
         call,
-        *("currency", "product"),
+        "currency",
+        "product",
         also=("active", "lookup_keys", "recurring", "type"),
         where=lambda price: (
             not price.inline

@@ -193,7 +193,8 @@ def _list(account: Account, call: Call) -> JsonObject:
     return newest(
         account.subscriptions,
         call,
-        *("collection_method", "customer"),
+        "collection_method",
+        "customer",
         also=("automatic_tax", "current_period_end", "current_period_start", "price", "status", "test_clock"),
         where=lambda each: (
             _is_of(status, each)
