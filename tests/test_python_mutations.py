@@ -27,11 +27,11 @@ ROOT: Final = Path(__file__).parents[1]
 NOTICED: Final = Path(__file__).with_name("python_noticed.txt")
 SAMPLE: Final = 12
 ALL: Final = os.environ.get("METERKIT_ALL_MUTANTS") == "1"
-PARTS: Final = {"decisions": 1, "delivery": 4, "store": 128, "redis": 128}
+PARTS: Final = {"decisions": 1, "delivery": 4, "outbox": 4, "store": 128, "customers": 128, "redis": 128}
 """Of each room one in so many mutants is tried, and one of each module."""
 TESTS: Final = (
     *("tests/unit", "tests/delivery", "tests/catalog/test_overrides.py"),
-    "tests/asgi/test_llm_outliving.py",
+    *("tests/asgi/test_llm_outliving.py", "tests/storage/test_presigning.py"),
     *(
         f"tests/store/test_{name}.py"
         for name in (
