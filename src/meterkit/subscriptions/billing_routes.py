@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _SEATS_DIGITS_MAX: Final = 15
+_Does = TypeVar("_Does", bound="Callable[[BillingKit, Asked], Awaitable[object]]")
 
 
 class BillingKit(Protocol):
@@ -99,6 +100,20 @@ class Endpoint:
         return self.method != "GET"
 
 
+ENDPOINTS: Final[list[Endpoint]] = []
+"""The billing routes, in the order in which they are documented."""
+
+
+def _endpoint(method: str, path: str, summary: str, **more: Any) -> Callable[[_Does], _Does]:
+    """Add a route that a function answers; for ``more`` see :class:`Endpoint`."""
+
+    def add(does: _Does) -> _Does:
+        ENDPOINTS.append(Endpoint(method=method, path=path, summary=summary, does=does, **more))
+        return does
+
+    return add
+
+
 def wrong(name: str, message: str) -> ProblemDocumentError:
     """A field of a request has the wrong form."""
     return ProblemDocumentError(invalid([{"field": name, "message": message}]))
@@ -124,6 +139,7 @@ def period_in(query: Mapping[str, str]) -> int | None:
         raise wrong("period", "must be a day such as 2026-10-01, a month, or the id of a period") from error
 
 
+@_endpoint("GET", "/subscription", "The customer's subscription", gives=Subscription, troubles=("none",))
 async def _get(kit: BillingKit, asked: Asked) -> Subscription:
     found = await kit.subscriptions.get(asked.customer)
     if found is None:
@@ -131,33 +147,89 @@ async def _get(kit: BillingKit, asked: Asked) -> Subscription:
     return found
 
 
+@_endpoint(
+    "POST",
+    "/subscription",
+    "Begin a subscription",
+    takes=CreateBody,
+    gives=NewSubscription,
+    status=201,
+    troubles=("exists", "conflict", "plan", "payment", "invoice"),
+)
 async def _create(kit: BillingKit, asked: Asked) -> NewSubscription:
     return await kit.subscriptions.create(asked.customer, asked.body.plan, asked.body.seats)
 
 
+@_endpoint(
+    "GET",
+    "/subscription/preview",
+    "What another plan, or other seats, would cost",
+    query={"plan": "The key of another plan.", "seats": "Other seats, in all."},
+    gives=Preview,
+    troubles=("none", "conflict", "plan", "request"),
+)
 async def _preview(kit: BillingKit, asked: Asked) -> Preview:
     plan, seats = asked.query.get("plan"), _seats_in(asked.query)
     return await kit.subscriptions.preview(asked.customer, plan=plan, seats=seats)
 
 
+@_endpoint(
+    "PUT",
+    "/subscription/plan",
+    "Have another plan",
+    takes=PlanBody,
+    gives=SubscriptionChange,
+    troubles=("none", "conflict", "plan", "payment", "method", "invoice"),
+)
 async def _change_plan(kit: BillingKit, asked: Asked) -> SubscriptionChange | Accepted:
     change = await kit.subscriptions.change_plan(asked.customer, asked.body.plan)
     return change if change.confirmed else Accepted(change)
 
 
+@_endpoint(
+    "PUT",
+    "/subscription/seats",
+    "Have other seats",
+    takes=SeatsBody,
+    gives=SubscriptionChange,
+    troubles=("none", "seats", "conflict", "payment", "invoice"),
+)
 async def _set_seats(kit: BillingKit, asked: Asked) -> SubscriptionChange:
     return await kit.subscriptions.set_seats(asked.customer, asked.body.seats)
 
 
+@_endpoint(
+    "POST",
+    "/subscription/cancel",
+    "End the subscription, with its period or now",
+    takes=CancelBody,
+    gives=SubscriptionAfter,
+    troubles=("none",),
+)
 async def _cancel(kit: BillingKit, asked: Asked) -> SubscriptionAfter:
     found = await kit.subscriptions.cancel(asked.customer, immediately=asked.body.immediately)
     return SubscriptionAfter(subscription=found)
 
 
+@_endpoint(
+    "POST",
+    "/subscription/resume",
+    "Have a subscription that is to end go on",
+    gives=SubscriptionAfter,
+    troubles=("none",),
+)
 async def _resume(kit: BillingKit, asked: Asked) -> SubscriptionAfter:
     return SubscriptionAfter(subscription=await kit.subscriptions.resume(asked.customer))
 
 
+@_endpoint(
+    "POST",
+    "/checkout",
+    "A page of Stripe's where a subscription begins",
+    takes=CheckoutBody,
+    gives=Page,
+    troubles=("exists", "conflict", "plan", "invoice", "url"),
+)
 async def _checkout(kit: BillingKit, asked: Asked) -> Page:
     body: CheckoutBody = asked.body
     made = await kit.subscriptions.checkout(
@@ -170,115 +242,32 @@ async def _checkout(kit: BillingKit, asked: Asked) -> Page:
     return Page(url=made.url)
 
 
+@_endpoint(
+    "POST",
+    "/portal",
+    "A page of Stripe's where payments are managed",
+    takes=PortalBody,
+    gives=Page,
+    troubles=("none", "url"),
+)
 async def _portal(kit: BillingKit, asked: Asked) -> Page:
     made = await kit.subscriptions.portal(asked.customer, return_url=asked.body.return_url)
     return Page(url=made.url)
 
 
+@_endpoint("GET", "/invoices", "The customer's invoices, the youngest first", gives=list[Invoice])
 async def _invoices(kit: BillingKit, asked: Asked) -> list[Invoice]:
     return await kit.subscriptions.invoices(asked.customer)
 
 
+@_endpoint(
+    "GET",
+    "/usage",
+    "What was used in a billing period",
+    query={"period": "A day in it, its month, or its id; default: the period of now."},
+    gives=UsageAnswer,
+    troubles=("request",),
+)
 async def _usage(kit: BillingKit, asked: Asked) -> object:
     (found,) = await kit.store.usage_of_many([asked.customer], at_ms=period_in(asked.query))
     return found
-
-
-ENDPOINTS: Final[tuple[Endpoint, ...]] = (
-    Endpoint(
-        method="GET",
-        path="/subscription",
-        summary="The customer's subscription",
-        does=_get,
-        gives=Subscription,
-        troubles=("none",),
-    ),
-    Endpoint(
-        method="POST",
-        path="/subscription",
-        summary="Begin a subscription",
-        does=_create,
-        takes=CreateBody,
-        gives=NewSubscription,
-        status=201,
-        troubles=("exists", "conflict", "plan", "payment", "invoice"),
-    ),
-    Endpoint(
-        method="GET",
-        path="/subscription/preview",
-        summary="What another plan, or other seats, would cost",
-        does=_preview,
-        query={"plan": "The key of another plan.", "seats": "Other seats, in all."},
-        gives=Preview,
-        troubles=("none", "conflict", "plan", "request"),
-    ),
-    Endpoint(
-        method="PUT",
-        path="/subscription/plan",
-        summary="Have another plan",
-        does=_change_plan,
-        takes=PlanBody,
-        gives=SubscriptionChange,
-        troubles=("none", "conflict", "plan", "payment", "method", "invoice"),
-    ),
-    Endpoint(
-        method="PUT",
-        path="/subscription/seats",
-        summary="Have other seats",
-        does=_set_seats,
-        takes=SeatsBody,
-        gives=SubscriptionChange,
-        troubles=("none", "seats", "conflict", "payment", "invoice"),
-    ),
-    Endpoint(
-        method="POST",
-        path="/subscription/cancel",
-        summary="End the subscription, with its period or now",
-        does=_cancel,
-        takes=CancelBody,
-        gives=SubscriptionAfter,
-        troubles=("none",),
-    ),
-    Endpoint(
-        method="POST",
-        path="/subscription/resume",
-        summary="Have a subscription that is to end go on",
-        does=_resume,
-        gives=SubscriptionAfter,
-        troubles=("none",),
-    ),
-    Endpoint(
-        method="POST",
-        path="/checkout",
-        summary="A page of Stripe's where a subscription begins",
-        does=_checkout,
-        takes=CheckoutBody,
-        gives=Page,
-        troubles=("exists", "conflict", "plan", "invoice", "url"),
-    ),
-    Endpoint(
-        method="POST",
-        path="/portal",
-        summary="A page of Stripe's where payments are managed",
-        does=_portal,
-        takes=PortalBody,
-        gives=Page,
-        troubles=("none", "url"),
-    ),
-    Endpoint(
-        method="GET",
-        path="/invoices",
-        summary="The customer's invoices, the youngest first",
-        does=_invoices,
-        gives=list[Invoice],
-    ),
-    Endpoint(
-        method="GET",
-        path="/usage",
-        summary="What was used in a billing period",
-        does=_usage,
-        query={"period": "A day in it, its month, or its id; default: the period of now."},
-        gives=UsageAnswer,
-        troubles=("request",),
-    ),
-)
