@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from meterkit.subscriptions.wanted_prices import wanted_of
 from meterkit.testing.emulator.account import Account
-from meterkit.testing.emulator.account_controls import ClockControls
 from meterkit.testing.emulator.api import Api
+from meterkit.testing.emulator.clock_controls import ClockControls
 from meterkit.testing.emulator.faults import Fault, Pending, fault_from_json
 from meterkit.testing.emulator.metering.meters import Meter
 from meterkit.testing.emulator.pages.page_controls import PageControls
