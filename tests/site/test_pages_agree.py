@@ -177,7 +177,7 @@ FIGURES: Final = [
         {"runbook.md": "1 GiB in each spool", "reliability.md": "grown to 1 GiB"},
     ),
     (
-        "redis.reconnect:_PAUSE_MAX_S",
+        "redis.breaker:_PAUSE_MAX_S",
         0.5,
         {"runbook.md": "twice a second", "reliability.md": "every half second"},
     ),
