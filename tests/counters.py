@@ -2,7 +2,8 @@
 
 ``t``, ``b``, ``e``, ``x`` and ``r`` are the head; of a meter ``i``, ``o``, ``g``, ``c``, ``p``, ``m`` what is
 counted, ``h`` and ``H`` what is held in the slot of the last time seen and in the one before, ``z`` its
-stamp; ``n`` and ``N`` what is in flight in these slots; ``a``, ``b``, ``d`` the numbers of a rate.
+stamp; ``n`` and ``N`` what is in flight in these slots, ``w`` and ``W`` what is held of a credit; ``a``,
+``b``, ``d`` the numbers of a rate.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ def flat_of(fields: Mapping[str, bytes]) -> Flat:
             flat |= {token + letter: count for letter, count in zip(_COUNTED, counted, strict=True)}
             live = _live(slot, counts.slot, counts.held, counts.held_before)
             flat |= zip((f"{token}h", f"{token}H"), live, strict=True)
-        elif kind == "n":
-            flight = MeterCounts.read(packed)
-            live = _live(slot, flight.slot, flight.held, flight.held_before)
-            flat |= zip((f"{token}n", f"{token}N"), live, strict=True)
+        elif kind in "nw":
+            holds = MeterCounts.read(packed)
+            live = _live(slot, holds.slot, holds.held, holds.held_before)
+            flat |= zip((f"{token}{kind}", f"{token}{kind.upper()}"), live, strict=True)
         elif kind == "r":
             flat |= zip((f"{token}a", f"{token}b", f"{token}d"), map(int, unpack_field(packed)), strict=True)
         elif name != "h":
@@ -82,9 +83,12 @@ def packed_of(flat: Mapping[str, int | str]) -> dict[str, bytes]:
         if set(of) & set("abd"):
             fields[f"{token}r"] = pack_field(*(of.get(kind, 0) for kind in "abd"))
             continue
-        if set(of) & set("nN"):
-            fields[f"{token}n"] = pack_field(0, 0, 0, slot, of.get("n", 0), of.get("N", 0), b"")
-        if set(of) - set("nN"):
+        for kind in "nw":
+            if {kind, kind.upper()} & set(of):
+                fields[token + kind] = pack_field(
+                    0, 0, 0, slot, of.get(kind, 0), of.get(kind.upper(), 0), b""
+                )
+        if set(of) - set("nNwW"):
             besides = b"".join(_pack(of.get(kind, 0)) for kind in "gcmz")
             numbers_ = [*(of.get(kind, 0) for kind in "iop"), slot, of.get("h", 0), of.get("H", 0)]
             fields[f"{token}m"] = pack_field(*numbers_, besides if any(besides) else b"")

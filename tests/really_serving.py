@@ -100,7 +100,8 @@ async def answer(request: Request) -> JSONResponse:
         return JSONResponse({})
     told = await request.json()
     usage = {"prompt_tokens": told[0], "completion_tokens": told[1], "total_tokens": sum(told)}
-    return JSONResponse({"object": "chat.completion", "model": "m", "choices": [], "usage": usage})
+    model = "m" if told[1] % 3 else "m-large"
+    return JSONResponse({"object": "chat.completion", "model": model, "choices": [], "usage": usage})
 
 
 @asynccontextmanager

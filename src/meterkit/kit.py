@@ -266,7 +266,9 @@ class MeterKit:
         who = None if customer is None else check_customer(customer)
         return await record_calls(self.store, who, obj, event_id=event_id, call_id=call_id)
 
-    def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation:
+    def reserve(
+        self, customer: str, quantities: Mapping[str, int], *, model: str | None = None
+    ) -> Reservation:
         """Hold quantities now and count the true ones later, off the request.
 
         ``async with kit.reserve("acme", {"output_tokens": 4096}) as reservation:`` decides over all meters at
@@ -276,6 +278,8 @@ class MeterKit:
         Args:
             customer: the customer's id.
             quantities: meter to the quantity that is held, in its unit.
+            model: the model that is to be called, where ``prices`` depend on it; None: the highest price is
+                held.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError, MeterkitError: an argument cannot be used.
@@ -286,8 +290,8 @@ class MeterKit:
         check = partial(check_quantities, meters=self.catalog.meters)
         check(quantities)
         view = self.store.cache.get(check_customer(customer))
-        read = partial(captured, view.cache, reserved=dict(quantities), check=check)
-        return Reservation(self.store, view, quantities, read)
+        read = partial(captured, view.cache, reserved=dict(quantities), requested=model, check=check)
+        return Reservation(self.store, view, quantities, read, model)
 
     async def correct(
         self,

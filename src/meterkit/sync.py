@@ -86,7 +86,9 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     async def record_usage(
         self, customer: str | None, obj: object, *, event_id: str | None = None, call_id: str | None = None
     ) -> CallUsage | None: ...
-    def reserve(self, customer: str, quantities: Mapping[str, int]) -> Reservation: ...
+    def reserve(
+        self, customer: str, quantities: Mapping[str, int], *, model: str | None = None
+    ) -> Reservation: ...
     async def correct(
         self,
         customer: str,
@@ -176,13 +178,15 @@ class SyncMeterKit:
     ) -> None:
         self.stop()
 
-    def reserve(self, customer: str, quantities: Mapping[str, int]) -> SyncReservation:
+    def reserve(
+        self, customer: str, quantities: Mapping[str, int], *, model: str | None = None
+    ) -> SyncReservation:
         """Hold quantities now and count the true ones later; see :meth:`meterkit.MeterKit.reserve`.
 
         ``with kit.reserve("acme", {"output_tokens": 4096}) as reservation:`` look at
         ``reservation.decision``, then ``reservation.capture({"output_tokens": 812})``.
         """
-        return SyncReservation(self._kit.reserve(customer, quantities), self._loop)
+        return SyncReservation(self._kit.reserve(customer, quantities, model=model), self._loop)
 
 
 class SyncReservation:

@@ -132,7 +132,7 @@ def test_a_route_without_reserve_reserves_nothing() -> None:
         "schema: 1\ncurrency: usd\ndefault_plan: free\nmeters: {input_tokens: {unit: token}}\n"
         'routes: [{match: "*"}]\nplans: {free: {price: {amount_cents: 0, interval: month}}}\n'
     ).routes[0]
-    assert ({}, {}) == reservation(route, body=b"{}", size=2, counters=counters_of(sold))
+    assert ({}, ()) == reservation(route, body=b"{}", size=2, counters=counters_of(sold))
 
 
 def test_another_estimator_may_measure() -> None:

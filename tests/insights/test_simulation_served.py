@@ -61,6 +61,18 @@ CHANGED: Final = {
         ),
         ("{included: 5, overage: {bill: {per: 1, amount_cents: 4}}}", "{included: 4, overage: deny}"),
     ),
+    "credits at prices by model": changed(
+        (
+            CREDITS[0],
+            'prices: {out: {default: 2 per 1000, models: {"*-large": 30 per 1000}}}\n'
+            + CREDITS[1].replace("2 per 1000", "prices.out"),
+        ),
+        (
+            "    meters:\n      requests:      ",
+            "    grants: [{credit: ai, quantity: 40, every: period}]\n" + GRANT,
+        ),
+        ("{included: 0, overage: {bill: {per: 100, amount_cents: 9}}}", "{included: 900, overage: deny}"),
+    ),
     "grants of meters, with a rate and a ceiling": changed(
         (
             "    meters:\n      requests:      " + BILLED,
@@ -88,7 +100,7 @@ CHANGED: Final = {
 }
 
 
-async def test_ten_changed_files_are_tried_as_they_serve(valkey: Server, tmp_path: Path) -> None:
+async def test_changed_files_are_tried_as_they_serve(valkey: Server, tmp_path: Path) -> None:
     calls, url = list(traffic()), f"sqlite:///{tmp_path}/audit.db"
     checked = 0
     async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, none):

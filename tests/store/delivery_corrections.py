@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from meterkit.decisions.keys import meter_token
 from store.delivery_model import AHEAD_MS, METERS, TOTALS_MS, VALUE_MAX, Intent, free_minute, stand
-from store.script_counts import MOST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 ONCE = "r:1"
 CLASSES = ("overage", "credited", "granted", "included")
-COST = 3
-"""Of a unit, in micro-credits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +129,7 @@ class _Work:
         names = {meter_token(other): other for other in METERS}
         too = [token for token in tokens if token in asked.included_too]
         repaid, paid = self.count(meter_token(meter), "r"), customer.credited[meter]
+        granted = customer.granted[meter]
         behind = customer.included[meter] if len(too) == len(tokens) else 0
         left, taken, missing = quantity, dict[str, int](), dict[str, int]()
         for kind in CLASSES:
@@ -160,10 +160,8 @@ class _Work:
         if owed:
             customer.closed[f"{self.start}|{meter_token(meter)}r"] = repaid + owed
             self.shard.keep(f"t:{self.name}", TOTALS_MS)
-        # All that was paid by credits, to the micro-credit, whatever it cost; else so many units of it.
-        credits_back = MOST if taken["credited"] == paid else taken["credited"] * COST
-        micro = self.give_back("c", meter, credits_back) if taken["credited"] else 0
-        units = self.give_back("m", meter, taken["granted"]) if taken["granted"] else 0
+        micro = self.give_back("c", meter, Fraction(taken["credited"], paid)) if taken["credited"] else 0
+        units = self.give_back("m", meter, Fraction(taken["granted"], granted)) if taken["granted"] else 0
         sent = sum(missing.values()) - back - back_included
         words = f"{sum(taken.values())} taken back, {sent} sent to Stripe before, {left} never recorded: "
         reason, by = asked.entries
@@ -171,17 +169,19 @@ class _Work:
         self.shard.histories[self.name].append(["correction", str(self.now), told, words + reason, by])
         return " ".join(map(str, (*taken.values(), sent, owed, left, units, micro, back + back_included)))
 
-    def give_back(self, kind: str, meter: str, most: int) -> int:
-        """Give back to grants what they have paid, to those that pay last first; how much."""
+    def give_back(self, kind: str, meter: str, share: Fraction) -> int:
+        """Give back to grants a share of what they have paid, to those that pay last first; how much."""
         grants, ledger = self.shard.grants.get(self.name, {}), self.shard.ledgers.get(self.name, {})
         found: dict[str, tuple[list[str], str]] = {}
+        total = 0
         for line in ledger:
             match = re.fullmatch(rf"burn (\S+) (\d+) (. {kind}:.+)", line)
             if match and (match[1], int(match[2])) == (meter, self.start):
+                total += int(ledger[line])
                 text = grants.get(match[3]) or self._away(match[3], ledger)
                 if text and int(text.split()[5]) > self.now:
                     found[match[3]] = text.split(), line
-        given = 0
+        given, most = 0, ceil(total * share)
         turns = sorted(found, key=lambda name: _turn(name, found[name][0]), reverse=True)
         for name in turns:
             fields, line = found[name]

@@ -14,7 +14,7 @@ from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.redis.connection import pack, pack_numbers
 from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
-from store.delivery_corrections import COST, ONCE, Restore, restore
+from store.delivery_corrections import ONCE, Restore, restore
 from store.delivery_model import LETTERS, METERS, STEERED, Amend, Cut, Intent, Move, Refuse, Seal, Steer
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
@@ -490,7 +490,7 @@ class Delivery(Checks):
         asked = {
             "meters": [
                 [
-                    *(meter, meter_token(meter), quantity, COST),
+                    *(meter, meter_token(meter), quantity),
                     [[token, int(token in included_too)] for token in tokens[meter]],
                 ]
                 for meter, quantity in quantities.items()

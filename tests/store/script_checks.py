@@ -16,7 +16,7 @@ from meterkit.store.customer_usage import usage_of
 from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_model import NEVER_MS, Model
 from store.script_plans import ANONYMOUS, PLAIN, START_MS
-from store.script_purse import MICRO, Means, Purse, ledger_sums, may_have, room
+from store.script_purse import MICRO, Claims, Means, Purse, ledger_sums, may_have, room
 from store.script_weighing import ceiling_of, own_of
 
 if TYPE_CHECKING:
@@ -184,6 +184,9 @@ class Checks:
         def held(meter: str) -> int:
             return sum(customer.holds[meter].live(max(self.wall, customer.seen)))
 
+        def held_credit(meter: str) -> int:
+            return sum(customer.credit_holds[meter].live(max(self.wall, customer.seen)))
+
         for meter, given in entitlements.items():
             overage, pending, granted, credited = (
                 0 if over else counter[meter]
@@ -191,7 +194,7 @@ class Checks:
             )
             left: int | str = "unlimited"
             if ceiling_of(given) is not None:
-                more = room(meter, means, self.catalog, entitlements, counted=covered, held=held)
+                more = room(meter, means, self.catalog, entitlements, Claims(covered, held, held_credit))
                 left = max(0, own_of(given, covered(meter), overage) + more - held(meter))
             recorded = covered(meter) + overage + granted + credited
             expected = {

@@ -107,7 +107,8 @@ class Slots:
         return self.taken[slot], self.taken[slot - 1]
 
     def take(self, now: int, quantity: int) -> None:
-        self.taken[now // SLOT_MS] += quantity
+        slot = now // SLOT_MS
+        self.taken[slot] = min(self.taken[slot] + quantity, MOST)
 
     def give_back(self, now: int, slot: int, quantity: int) -> None:
         if slot in {now // SLOT_MS, now // SLOT_MS - 1}:

@@ -20,7 +20,7 @@ from meterkit.redis.producer import pack_sequence
 from meterkit.redis.scripts import Script
 from meterkit.store.hold import Held
 from meterkit.store.settlement import Settlement
-from meterkit.store.views import CustomerCache, PreparedDecision
+from meterkit.store.views import CustomerCache
 from store.script_checks import MismatchError
 from store.script_counts import DAY_MS, SLOT_MS
 from store.script_plans import START_MS
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.subscription import Status
-    from meterkit.store.views import CustomerView
+    from meterkit.store.views import CustomerView, PreparedDecision
     from store.script_wires import Wire
 
 MOST: Final = 10**15 - 1

@@ -74,6 +74,7 @@ class Use:
     counted_ms: int = 0
     dimensions: Mapping[str, str] = field(default_factory=dict[str, str])
     measured: Mapping[str, int] = field(default_factory=dict[str, int])
+    held_costs: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(slots=True)
@@ -92,6 +93,7 @@ class Customer:
     )
     holds: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
     concurrency: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
+    credit_holds: dict[str, Slots] = field(default_factory=lambda: defaultdict(Slots))
     included: Counter[str] = field(default_factory=Counter[str])
     overage: Counter[str] = field(default_factory=Counter[str])
     granted: Counter[str] = field(default_factory=Counter[str])
@@ -219,7 +221,7 @@ class Customer:
         for (meter, window_ms, algorithm), rate in self.rates.items():
             token = rate_token(meter, window_ms, algorithm)
             kept.update(zip((f"{token}a", f"{token}b", f"{token}d"), rate.fields(), strict=True))
-        for kinds, slots in (("hH", self.holds), ("nN", self.concurrency)):
+        for kinds, slots in (("hH", self.holds), ("nN", self.concurrency), ("wW", self.credit_holds)):
             for meter, taken in slots.items():
                 for kind, quantity in zip(kinds, taken.live(self.seen), strict=True):
                     kept[meter_token(meter) + kind] = quantity
@@ -255,6 +257,7 @@ class Model:
         *,
         mode: str,
         times: Times,
+        costs: Mapping[str, int],
         billed_always: bool = False,
         rates_only: bool = False,
     ) -> Answer:
@@ -265,9 +268,9 @@ class Model:
         if mode == "v":
             return [4, now]
         customer.roll(now, view)
-        asked = Asked(self.catalog, view.entitlements, demands, rates_only=rates_only)
+        asked = Asked(self.catalog, view.entitlements, demands, costs=costs, rates_only=rates_only)
         ceilings = Ceilings(
-            customer, asked, now, means=None if rates_only else customer.means(now, view), claims=mode != "c"
+            customer, asked, now, means=None if rates_only else customer.means(now, view), takes=mode != "c"
         )
         refused, told = weigh(customer, asked, now, ceilings)
         numbers = [number for _, _, numbers in told for number in numbers]
@@ -330,6 +333,8 @@ class Model:
             self.events.add(use.event)
         for meter, quantity in use.held.items():
             customer.holds[meter].give_back(now, use.slot, quantity)
+        for meter, cost in use.held_costs.items():
+            customer.credit_holds[meter].give_back(now, use.slot, min(use.held[meter] * cost, MOST))
         for meter in use.concurrency:
             customer.concurrency[meter].give_back(now, use.slot, 1)
         customer.begin(now, view)
@@ -388,7 +393,8 @@ class Model:
                 within = min(quantity, max(0, given.included - customer.included[name]))
             granted, credited, reported = 0, 0, 0
             if name == meter and means is not None:
-                granted, credited = means.pay(meter, quantity - within, credit_of(self.catalog, meter))
+                credit, model = credit_of(self.catalog, meter), use.dimensions.get("model")
+                granted, credited = means.pay(meter, quantity - within, credit, model)
             overage, stripe = quantity - within - granted - credited, meters[reported_as].stripe
             if name == meter and view.billable and stripe is not None and stripe.report != "none":
                 reported += within if stripe.report == "usage" else 0

@@ -101,8 +101,11 @@ meters:
   notes: {unit: note}
   large: {unit: word, from: words, where: {size: "l*"}, stripe: {event_name: large}}
   coded: {unit: word, from: words, where: {size: "*", code: "yes"}}
+prices:
+  words: {default: 1 per 64, models: {"*mini": 1 per 500, "big-*": 9, opus: 3 per 4}}
+  images: {default: 3, models: {opus: 5, "*ini": 1 per 2}}
 credits:
-  ai: {costs: {calls: 7 per 16, words: 1 per 64, images: 3}, low_balance: 20%}
+  ai: {costs: {calls: 7 per 16, words: prices.words, images: prices.images}, low_balance: 20%}
   ink: {costs: {pages: 3 per 4}, low_balance: 50%}
   dust: {costs: {notes: 1 per 1_000_000}}
 plans:

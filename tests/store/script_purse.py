@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -164,12 +165,12 @@ class Means:
             or any(self.left.get(target, -1) >= self.start for target in targets)
         )
 
-    def pay(self, meter: str, units: int, credit: Credit | None) -> tuple[int, int]:
-        """How many units of a meter grants pay, and how many of the rest a credit."""
+    def pay(self, meter: str, units: int, credit: Credit | None, model: str | None) -> tuple[int, int]:
+        """How many units of a meter grants pay, and how many of the rest a credit at the model's price."""
         granted = self._burn(meter, f"m:{meter}", units, 1)
         if credit is None:
             return granted, 0
-        return granted, self._burn(meter, f"c:{credit.name}", units - granted, credit.costs[meter])
+        return granted, self._burn(meter, f"c:{credit.name}", units - granted, cost_of(credit, meter, model))
 
     def last(self, target: str) -> int | None:
         """The quantity of the youngest grant of a target that there ever was, but for those that are void."""
@@ -321,26 +322,56 @@ def targets_of(catalog: Catalog, meter: str) -> set[str]:
     return {f"m:{meter}"} | ({f"c:{credit.name}"} if credit else set())
 
 
+def cost_of(credit: Credit, meter: str, model: str | None) -> int:
+    """What a unit costs that a model used, in micro-credits: by the first pattern that fits its name."""
+    prices = credit.by_model.get(meter)
+    fitting = (
+        (price for pattern, price in prices.models if fnmatchcase(model or "", pattern)) if prices else ()
+    )
+    return next(iter(fitting), credit.costs[meter])
+
+
+class Claims(NamedTuple):
+    """What is counted against a credit: included units used, units held, and what those would cost at most.
+
+    ``held_credit`` is known of meters whose cost depends on the model, in micro-credits.
+    """
+
+    counted: Callable[[str], int]
+    held: Callable[[str], int]
+    held_credit: Callable[[str], int]
+
+
 def room(
     meter: str,
     means: Means,
     catalog: Catalog,
     entitlements: Mapping[str, Entitlement],
-    *,
-    counted: Callable[[str], int],
-    held: Callable[[str], int],
+    claims: Claims,
+    cost: int | None = None,
 ) -> int:
-    """Units that grants and credits add; what others hold beyond their own means claims the credit first."""
+    """Units that grants and credits add; what others hold beyond their own means claims the credit first.
+
+    Where the cost depends on the model, ``cost`` is that of the model asked for, and the meter's own holds
+    claim the credit, too: at the prices of their models, or at the highest where that is less.
+    """
     units, credit = means.of(f"m:{meter}"), credit_of(catalog, meter)
     if credit is None:
         return units
     free = means.of(f"c:{credit.name}")
-    for other, cost in credit.costs.items():
-        included = entitlements[other].included
-        if other != meter and included is not None:
-            own = max(0, included - counted(other)) + means.of(f"m:{other}")
-            free -= max(0, held(other) - own) * cost
-    return units + max(0, free) // credit.costs[meter]
+    for other, fixed in credit.costs.items():
+        included, prices = entitlements[other].included, credit.by_model.get(other)
+        if included is None or (other == meter and not prices):
+            continue
+        own = max(0, included - claims.counted(other)) + means.of(f"m:{other}")
+        uncovered = max(0, claims.held(other) - own)
+        if prices:
+            highest = max(prices.default, *(price for _, price in prices.models))
+            free -= min(uncovered * highest, claims.held_credit(other))
+        else:
+            free -= uncovered * fixed
+        units += uncovered if other == meter else 0
+    return units + max(0, free) // (cost or credit.costs[meter])
 
 
 def lowered(catalog: Catalog, before: Means, after: Means) -> list[tuple[str, int]]:

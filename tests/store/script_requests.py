@@ -77,13 +77,17 @@ class Requests(Checks):
         known = self._customer(name)
         reserved: dict[str, int] = {}
         dimensions = self.random.choice(_DIMENSIONS)
+        costs: Mapping[str, int] | None = None
+        if known.prepaid is not None:
+            model = dimensions.get("model")
+            costs = known.prepaid.held_costs(model)
         for meter in self.random.sample(self.sales.meters, self.random.choice((1, 1, 2))):
             reserved[meter] = max(1, self._quantity(known, meter))
             for derived in derived_from(self.catalog.meters, meter, dimensions):
                 reserved[derived.name] = reserved[meter]
         demands = {meter: Demand(needed=quantity, taken=quantity) for meter, quantity in reserved.items()}
         flags = {"billed_always": False, "rates_only": self.random.random() < 0.05}
-        self.ask_for(known, demands, "d", flags, reserved)
+        self.ask_for(known, demands, "d", flags, reserved, costs)
 
     def ask_for(
         self,
@@ -92,8 +96,9 @@ class Requests(Checks):
         mode: str,
         flags: Mapping[str, bool],
         reserved: Mapping[str, int] = {},
+        costs: Mapping[str, int] | None = None,
     ) -> None:
-        if any(flags.values()):
+        if any(flags.values()) or costs:
             program = compile_program(
                 known.entitlements,
                 self.catalog,
@@ -101,13 +106,16 @@ class Requests(Checks):
                 billed_always=flags["billed_always"],
                 rates_only=flags["rates_only"],
                 prepaid=known.prepaid,
+                costs=costs,
             )
             packed = b"".join(known.pack_decide(program, mode))
         else:
             decision = known.prepare_asking(demands, mode, in_flight=True)
             program, packed = decision.program, b"".join(decision.packed)
             mode = mode if decision.refusal is None else "v"
-        reply = self._decide(known, packed, demands, mode, view_of(known), flags)
+        if costs is None and known.prepaid is not None:
+            costs = known.prepaid.held_costs(None) if any(flags.values()) else known.prepaid.costs_of(None)
+        reply = self._decide(known, packed, demands, mode, view_of(known), flags, costs or {})
         if reply[0] in {0, 5} and mode in "dfs" and program.settles:
             slot = reply[1] // SLOT_MS
             opened = Open(known=known, program=program, decided_ms=reply[1], slot=slot, reserved=reserved)
@@ -124,7 +132,10 @@ class Requests(Checks):
             return
         held = self.open.pop(self.random.randrange(len(self.open)))
         known, program = held.known, held.program
-        decision, view = known.prepare_renewing(program.held, program.concurrency), view_of(known)
+        decision, view = (
+            known.prepare_renewing(program.held, program.concurrency, program.costs),
+            view_of(known),
+        )
         demands = {
             name: Demand(needed=0, taken=program.held.get(name, 0))
             for name in (*program.held, *program.concurrency)
@@ -136,7 +147,13 @@ class Requests(Checks):
             for name, given in known.entitlements.items()
         }
         reply = self._decide(
-            known, b"".join(decision.packed), demands, "h", replace(view, entitlements=kept), {}
+            known,
+            b"".join(decision.packed),
+            demands,
+            "h",
+            replace(view, entitlements=kept),
+            {},
+            program.costs,
         )
         if reply[0] == 0:
             self.open.append(replace(held, program=decision.program, slot=reply[1] // SLOT_MS))
@@ -169,7 +186,7 @@ class Requests(Checks):
         self._settle(
             Settlement(
                 opened.known,
-                held=Held(opened.program.held, opened.program.concurrency, opened.slot),
+                held=Held(opened.program.held, opened.program.concurrency, opened.slot, opened.program.costs),
                 used=Used(
                     *(recorded, seen if reserved else {}, self.random.choice(_DIMENSIONS)),
                     self._measured(seen or recorded),
@@ -206,9 +223,12 @@ class Requests(Checks):
         mode: str,
         view: View,
         flags: Mapping[str, bool],
+        costs: Mapping[str, int],
     ) -> Any:
         times, request = self._clocks("decide", packed)
-        expected = self.model.decide(known.customer, view, demands, mode=mode, times=times, **flags)
+        expected = self.model.decide(
+            known.customer, view, demands, mode=mode, times=times, costs=costs, **flags
+        )
         reply = self.wire(request)
         self.compare(f"decide {mode} {known.customer} {demands} {flags} {times}", expected, reply)
         self.seen[f"decide {mode} {expected[0]!r}"] += 1
@@ -230,6 +250,7 @@ class Requests(Checks):
         times, request = self._clocks("settle", packed)
         use = Use(
             held=held.quantities,
+            held_costs=held.costs,
             concurrency=held.concurrency,
             recorded=used.recorded,
             rated=used.rated,
@@ -351,4 +372,5 @@ _WORDS: Final = (b"kind", b"customer", b"of", b"numbers")
 _CLOCK: Final = "return tonumber(caller_ms)"
 _DIMENSIONS: Final[tuple[Mapping[str, str], ...]] = (
     *({}, {}, {"size": "large"}, {"size": "small", "code": "yes"}, {"size": "l", "code": "yes"}),
+    *({"model": "opus"}, {"model": "mini"}, {"size": "large", "model": "big-mini"}, {"model": "unheard"}),
 )

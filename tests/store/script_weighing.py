@@ -7,7 +7,7 @@ from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING
 
-from store.script_purse import credit_of, room, targets_of
+from store.script_purse import Claims, credit_of, room, targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,9 +30,10 @@ class Asked:
         entitlements: Mapping[str, Entitlement],
         demands: Mapping[str, Demand],
         *,
+        costs: Mapping[str, int],
         rates_only: bool,
     ) -> None:
-        self.catalog, self.entitlements = catalog, entitlements
+        self.catalog, self.entitlements, self.costs = catalog, entitlements, costs
         self.all = [(entitlements[meter], demand) for meter, demand in demands.items()]
         self.held = [] if rates_only else self.all
         self.capped = [asked for asked in self.held if ceiling_of(asked[0]) is not None]
@@ -52,29 +53,30 @@ class Ceilings:
     """
 
     def __init__(
-        self, customer: Customer, asked: Asked, now: int, *, means: Means | None, claims: bool
+        self, customer: Customer, asked: Asked, now: int, *, means: Means | None, takes: bool
     ) -> None:
-        held = Counter(
-            {meter: sum(customer.holds[meter].live(now)) for meter in asked.catalog.meters if means}
-        )
-        held.update({given.meter: demand.taken for given, demand in asked.unbounded})
+        meters = asked.catalog.meters if means else ()
+        held = Counter({meter: sum(customer.holds[meter].live(now)) for meter in meters})
+        credit = Counter({meter: sum(customer.credit_holds[meter].live(now)) for meter in meters})
+        claims = Claims(customer.included.__getitem__, held.__getitem__, credit.__getitem__)
+
+        def claim(meter: str, quantity: int) -> None:
+            held[meter] += quantity
+            credit[meter] += quantity * asked.costs.get(meter, 0)
+
+        for given, demand in asked.unbounded:
+            claim(given.meter, demand.taken)
         self.left: list[int] = []
         self.had: list[int] = []
         for given, demand in asked.capped:
             left = own_of(given, customer.included[given.meter], customer.overage[given.meter])
             if means is not None:
-                left += room(
-                    given.meter,
-                    means,
-                    asked.catalog,
-                    asked.entitlements,
-                    counted=customer.included.__getitem__,
-                    held=held.__getitem__,
-                )
+                cost = asked.costs.get(given.meter)
+                left += room(given.meter, means, asked.catalog, asked.entitlements, claims, cost)
                 self.had.append(int(means.had(targets_of(asked.catalog, given.meter))))
             self.left.append(left)
-            if claims:
-                held[given.meter] += demand.taken
+            if takes:
+                claim(given.meter, demand.taken)
         self.live = [customer.holds[given.meter].live(now) for given, _ in asked.capped]
 
 
@@ -108,6 +110,8 @@ def take(customer: Customer, asked: Asked, now: int, *, has_purse: bool) -> None
             customer.count(given.meter, rate, now, demand.taken)
     for given, demand in asked.capped + (asked.unbounded if has_purse else []):
         customer.holds[given.meter].take(now, demand.taken)
+        if has_purse and given.meter in asked.costs:
+            customer.credit_holds[given.meter].take(now, demand.taken * asked.costs[given.meter])
     for given, _ in asked.held:
         if given.concurrency is not None:
             customer.concurrency[given.meter].take(now, 1)

@@ -43,6 +43,7 @@ def said(settlement: Settlement) -> dict[str, Any]:
         {"used": Used({"tokens": 3}, {"tokens": 4}, {"model": "m"}, measured={})},
         {"used": Used({"tokens": 3}, {"tokens": 4}, {"model": "m"}, measured={"tokens": 2})},
         {"held": Held({"tokens": 9}, ("requests",), 6_000_000)},
+        {"held": Held({"tokens": 9}, (), 6_000_000, {"tokens": 1_500})},
         {
             "held": Held({"tokens": 9}, (), 6_000_000),
             "correction": Correction({"tokens": 9}, frozenset({"a", "b"}), AT_MS - 5),

@@ -198,6 +198,7 @@ def more(meter: str, *holdings: Holding, counted: int = 0, held: int = 0, prepai
         PRO.entitlements,
         lambda other: counted if other != meter else 10**6,
         lambda other: held if other != meter else 10**6,
+        lambda _: 0,
     )
 
 
@@ -239,12 +240,13 @@ def test_grants_of_a_meter_come_before_credit() -> None:
 
 def test_without_credit_the_cheapest_meter_gets_nothing() -> None:
     cheapest = replace(PREPAID, paid_with={"asked": ("c:ai", 1)})
-    nothing = Balance((), cheapest, NOW_MS).more("asked", PRO.entitlements, lambda _: 0, lambda _: 0)
+    balance = Balance((), cheapest, NOW_MS)
+    nothing = balance.more("asked", PRO.entitlements, lambda _: 0, lambda _: 0, lambda _: 0)
     assert nothing == 0
 
 
 def test_the_settlement_script_is_told_what_pays_for_which_meter() -> None:
-    told = json.loads(PREPAID.paying([("asked", True), ("pages", True), ("answered", False)]))
+    told = json.loads(PREPAID.paying([("asked", True), ("pages", True), ("answered", False)], {}))
     assert told["paying"] == [
         ["asked", "m:asked", "c:ai", 1_000],
         ["pages", "m:pages", "", 0],

@@ -366,14 +366,14 @@ def test_what_grants_and_credits_stand_behind_is_told_in_full() -> None:
     assert sorted(grant[1:] for grant in prepaid.recurring) == sorted(
         [(ai, 5_000_000, prepaid.recurring[0][3], 0), (requests, 7, prepaid.recurring[1][3], 30 * 86_400_000)]
     )
-    paying = json.loads(prepaid.paying([("tokens", True), ("images", False), ("requests", True)]))
+    paying = json.loads(prepaid.paying([("tokens", True), ("images", False), ("requests", True)], {}))
     assert paying["paying"] == [
         ["tokens", tokens, ai, 1000],
         ["images", "", "", 0],
         ["requests", requests, "", 0],
     ]
     assert paying["low"] == {ai: 20}
-    behind = json.loads(prepaid.behind(["requests", "tokens"], {}, {"tokens": 4}, plan.entitlements))
+    behind = json.loads(prepaid.behind(["requests", "tokens"], {}, {"tokens": 4}, {}, {}, plan.entitlements))
     assert behind["asked"] == [[requests, 0], [tokens, 1]]
     assert behind["backed"] == [[ai, 1000, None, tokens, 4, 0]]
     assert images not in json.dumps(behind)

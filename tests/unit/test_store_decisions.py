@@ -38,10 +38,12 @@ from meterkit.store.hold import Mark, Used, told_of
 from meterkit.store.holds import HoldOwner
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement, _Entry, _thresholds
-from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
+from meterkit.store.views import CustomerCache, CustomerView
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from meterkit.store.views import PreparedDecision
 
 pytestmark = pytest.mark.anyio
 
@@ -220,9 +222,7 @@ def test_a_reservation_is_limited_by_the_meters_that_its_model_has(
 ) -> None:
     derived = '{requests: {unit: request}, large: {unit: request, from: requests, where: {model: "*-large"}}}'
     known = Known(TEXT.replace("{requests: {unit: request}}", derived))
-    decided = known.view().prepare_reserving(
-        known.catalog.routes[0], {"requests": 5}, dimensions={"model": model}
-    )
+    decided = known.view().prepare_reserving(known.catalog.routes[0], {"requests": 5}, models=(model,))
     assert decided.reserved == expected
 
 

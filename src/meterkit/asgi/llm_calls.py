@@ -186,6 +186,7 @@ def captured(
     provider: str | None,
     *,
     reserved: Mapping[str, int],
+    requested: str | None,
     check: Callable[[Mapping[str, int]], None],
 ) -> Sequence[Used]:
     """What a reservation is captured with.
@@ -196,6 +197,7 @@ def captured(
         model: of what was used.
         provider: likewise.
         reserved: meter to the quantity that was set aside.
+        requested: the model that it was set aside for; None: not said.
         check: refuses quantities that cannot be recorded.
 
     Raises:
@@ -213,7 +215,7 @@ def captured(
             )
     quantities = given or {}
     check(quantities)
-    return [Used.of(quantities, **_dimensions_of(model, provider))]
+    return [Used.of(quantities, **_dimensions_of(model or requested, provider or None))]
 
 
 def _used_of(
@@ -265,7 +267,7 @@ def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list
 
 def _dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
     """What meters that are derived from others look at."""
-    return {name: value for name, value in (("model", model), ("provider", provider)) if value}
+    return {name: value for name, value in (("model", model), ("provider", provider)) if value is not None}
 
 
 def _used(amounts: _Amounts) -> list[Used]:
@@ -279,9 +281,11 @@ def _used(amounts: _Amounts) -> list[Used]:
 def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
     """What calls amount to, on the meters that are declared as plain counters."""
     plain, by_model, sources = compiled.counters, compiled.by_model, compiled.catalog.billing.sources
+    # What no model's price is known of costs the highest: a client may have seen to that.
+    unknown = "" if compiled.has_model_prices else None
     found: _Amounts = {}
     for call in calls:
-        key = (call.model, call.provider) if by_model else _ALL
+        key = (call.model or unknown, call.provider or None) if by_model else _ALL
         reports = (call, call.snapshot) if call.snapshot is not None else (call,)
         counted = next((report for report in reports if report.source in sources), None)
         for billed, report in ((True, counted), (False, call)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError, sleep
 from collections import deque
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ from meterkit.tokens.estimate import (
     estimate_request,
 )
 from meterkit.tokens.fields import FieldsReader
+from meterkit.tokens.request import read_request
 from meterkit.tokens.response import PIECE_BYTES, ResponseReader
 
 if TYPE_CHECKING:
@@ -219,6 +221,9 @@ class Reading:
             calls = filled(
                 calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=int(is_cut)
             )
+        if any(call.model is None for call in calls):
+            requested = self._requested_model()
+            calls = tuple(replace(call, model=call.model or requested) for call in calls)
         self._body = None
         # It holds the request, which holds this: let go of, neither is left to the garbage collector.
         self._complain = _ignore
@@ -246,6 +251,19 @@ class Reading:
         """The beginning of the request's body, and its size."""
         known = self._buffered
         return (bytes(body), self._size) if known is None else (known.head, known.size)
+
+    def _requested_model(self) -> str | None:
+        """The model that the request names; None: none or several, or it is not at hand, or unreadable."""
+        known = self._buffered
+        body = self._body if known is None else known.head
+        if not body or (self._size if known is None else known.size) > len(body):
+            return None
+        try:
+            request = read_request(bytes(body))
+        except Exception as error:  # noqa: BLE001 - As above.
+            self._break(described(error))
+            return None
+        return request.models[0] if request is not None and len(request.models) == 1 else None
 
     def _asked(self) -> bool:
         return self._body is not None and asks_model(self._request(self._body)[0])

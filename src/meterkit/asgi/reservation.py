@@ -18,7 +18,7 @@ from meterkit.tokens.estimate import (
 from meterkit.tokens.request import LlmRequest, read_request
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.catalog import Reserve, Route
@@ -64,11 +64,11 @@ async def reserving(
 ) -> Prepare:
     """Read what a request asks for, its body too where the route says so; what makes its decision."""
     quantities: dict[str, int] = {}
-    dimensions: dict[str, str] = {}
+    models: Sequence[str] = ()
     if route.reserve:
         await body.read()
         content, size, ended = body.content()
-        quantities, dimensions = reservation(
+        quantities, models = reservation(
             route, body=content, size=size, ended=ended, counters=compiled.counters, estimate=estimate
         )
     if route.storage_meter is not None:
@@ -78,7 +78,7 @@ async def reserving(
 
     def prepare(view: CustomerView, mode: str) -> PreparedDecision:
         if quantities or route.reserve:
-            return view.prepare_reserving(route, quantities, mode, dimensions=dimensions)
+            return view.prepare_reserving(route, quantities, mode, models=models)
         return view.prepare(route, mode)
 
     digest = repeat_digest(route, body.scope)
@@ -93,8 +93,8 @@ def reservation(
     counters: Collection[str],
     estimate: InputEstimator = estimate_input,
     ended: bool = True,
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Meter to the quantity that a request of a route sets aside, and what is known of the usage to come.
+) -> tuple[dict[str, int], Sequence[str]]:
+    """Meter to the quantity that a request of a route sets aside, and the models that it names.
 
     Of each meter in ``reserve:`` what the body names, or else the default; of output for as many answers as
     it asks for; at most the ceiling, and that where the body cannot be read. Where the meters are declared
@@ -110,10 +110,10 @@ def reservation(
         ended: whether the body was read to its end.
 
     Returns:
-        The quantities; and the dimensions that meters derived from others ask for: ``model``, where named.
+        The quantities; and the models: none where the body names none, or cannot be read.
     """
     if not route.reserve:
-        return {}, {}
+        return {}, ()
     is_whole = ended and size <= len(body)
     asked = None
     if is_whole:
@@ -127,7 +127,7 @@ def reservation(
             held["input_tokens"] = entered
     if "total_tokens" in counters and "total_tokens" not in held:
         held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
-    return held, {"model": asked.model} if asked is not None and asked.model else {}
+    return held, () if asked is None else asked.models
 
 
 def _held(reserve: Reserve, asked: LlmRequest | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meterkit.catalog.entitlements import override
-from meterkit.catalog.load import json_schema, load, loads
+from meterkit.catalog.load import enforced, json_schema, load, loads
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
     BILLED_ON_SUCCESS,
@@ -34,7 +34,6 @@ from meterkit.catalog.models import (
     SeatPrice,
     StoreFailure,
     StripeEvent,
-    enforced,
 )
 from meterkit.catalog.notifications import EmailChannel, Notify, WebhookChannel
 from meterkit.catalog.stored_objects import OTHER_TYPE, ObjectPattern, Storage

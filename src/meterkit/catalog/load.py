@@ -24,8 +24,16 @@ from meterkit.catalog.billing import (
 from meterkit.catalog.document import SIZE_MAX, Fields, Node, Text, parse
 from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.errors import Place, Problems, RefusedError, nearest, unknown
-from meterkit.catalog.meters import CreditTable, MeterTable, build_credits, build_meters, check_features
-from meterkit.catalog.models import Billing, Catalog, Route
+from meterkit.catalog.meters import (
+    CreditTable,
+    MeterTable,
+    ModelPricesTable,
+    build_credits,
+    build_meters,
+    build_model_prices,
+    check_features,
+)
+from meterkit.catalog.models import Billing, Catalog, Enforcement, Route
 from meterkit.catalog.notes import note_billing_lines
 from meterkit.catalog.notify import NotifyTable, build_notify
 from meterkit.catalog.plans import Declared, PlanTable, build_plans
@@ -181,6 +189,9 @@ class PlansFile(Table, what="a plans file"):
     anonymous = Key(ANONYMOUS_SHAPE, "Requests without a customer: deny (default) or a plan.")
     meters = Key(MapOf(NAME, MeterTable, "meters"), "What is counted.", required=True)
     features = Key(ListOf(NAME, "features"), "What a plan has or does not have.")
+    prices = Key(
+        MapOf(NAME, ModelPricesTable, "prices by model"), "What units cost by model; credits name them."
+    )
     credits = Key(MapOf(NAME, CreditTable, "credits"), "Prepaid units that meters may be paid with.")
     routes = Key(ListOf(RouteTable, "routes"), "How requests are decided; the first match wins.")
     plans = Key(MapOf(NAME, PlanTable, "plans", 1), "Named sets of entitlements.", required=True)
@@ -260,7 +271,8 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     check_features(values.texts("features"), problems)
     known = build_meters(values.meters or {})
     features = values.features or ()
-    credits_ = build_credits(values.credits or {}, values.places("credits"), known, problems)
+    prices = build_model_prices(values.prices or {})
+    credits_ = build_credits(values.credits or {}, values.places("credits"), known, prices, problems)
     declared = Declared(meters=known, features=features, credits=credits_)
     written_plans = values.plans or {}
     built_plans = build_plans(written_plans, declared, problems)
@@ -304,3 +316,13 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
         **common,
     )
     return digest(replace(catalog, notes=problems.notes))
+
+
+def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:
+    """The catalog with this enforcement in place of the file's own and its routes'; None leaves them."""
+    if enforcement is None:
+        return catalog
+    # Where nothing is counted, there is nothing to read, to set aside or to tell either.
+    off: dict[str, Any] = {"usage": "none", "reserve": (), "headers": "none"} if enforcement == "off" else {}
+    routes = tuple(replace(route, enforcement=enforcement, **off) for route in catalog.routes)
+    return replace(catalog, routes=routes, enforcement=enforcement)

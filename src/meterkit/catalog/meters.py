@@ -1,12 +1,13 @@
-"""``meters:``, ``features:`` and ``credits:``: what can be counted, had and paid with."""
+"""``meters:``, ``features:``, ``prices:`` and ``credits:``: what can be counted, had and paid with."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.catalog.errors import unknown
+from meterkit.catalog.errors import RefusedError, unknown
+from meterkit.catalog.model_prices import ModelPrices
 from meterkit.catalog.models import Credit, Meter, Report, StripeEvent
-from meterkit.catalog.shapes import Choice, Key, MapOf, Table, kept
+from meterkit.catalog.shapes import Choice, Key, MapOf, Scalar, Table, kept
 from meterkit.catalog.value_parsers import COST, NAME, percent, text
 
 if TYPE_CHECKING:
@@ -43,10 +44,48 @@ class MeterTable(Table, what="a meter"):
     )
 
 
+class ModelPricesTable(Table, what="prices by model"):
+    """One of ``prices:``."""
+
+    default = Key(
+        COST, "What units cost of models that no pattern matches, and without a model.", required=True
+    )
+    models = Key(
+        MapOf(text(256), COST, "patterns of model names and prices", 1),
+        "Pattern with * of a model's name to the price; the first one that matches counts.",
+        required=True,
+    )
+
+
+_PRICES: Final = "prices."
+
+
+def _parse_cost(written: str) -> int | str:
+    if written.startswith(_PRICES):
+        return NAME.parse(written.removeprefix(_PRICES))
+    try:
+        return COST.parse(written)
+    except RefusedError as error:
+        raise RefusedError(f"{error.reason}, or `prices.NAME`", meant=error.meant) from None
+
+
+_COST_OR_PRICES: Final[Scalar[int | str]] = Scalar(
+    _parse_cost,
+    f"{COST.allowed}, or `prices.NAME`",
+    {"anyOf": [COST.schema(), {"type": "string", "pattern": r"^prices[.][A-Za-z][A-Za-z0-9_.-]*$"}]},
+)
+"""A cost, or the name of a table of costs."""
+_COSTS: Final[MapOf[int | str]] = MapOf(NAME, _COST_OR_PRICES, "meters and costs", 1)
+
+
 class CreditTable(Table, what="a credit"):
     """One of ``credits:``."""
 
-    costs = Key(MapOf(NAME, COST, "meters and costs", 1), "Meter to credits per units.", required=True)
+    costs = Key(
+        _COSTS,
+        "Meter to credits per units, or to the name of prices by model.",
+        required=True,
+    )
     low_balance_percent = Key(
         percent(least=1, most=100), "Share of the last grant at which the balance is low.", name="low_balance"
     )
@@ -148,10 +187,24 @@ def check_features(items: Iterable[Text], problems: Problems) -> None:
         seen.add(item.text)
 
 
+def build_model_prices(read: Mapping[str, ModelPricesTable | None]) -> dict[str, ModelPrices | None]:
+    """The tables by name; None where one was refused, so that only its name is known."""
+    return {
+        name: None
+        if values is None or values.default is None
+        else ModelPrices(default=values.default, models=tuple(kept(values.models).items()))
+        for name, values in read.items()
+    }
+
+
 def build_credits(
-    read: Mapping[str, CreditTable | None], places: Mapping[str, Place], meters: Meters, problems: Problems
+    read: Mapping[str, CreditTable | None],
+    places: Mapping[str, Place],
+    meters: Meters,
+    prices: Mapping[str, ModelPrices | None],
+    problems: Problems,
 ) -> dict[str, Credit]:
-    """The credits by name."""
+    """The credits by name; ``prices`` are those by model that their costs may name."""
     built: dict[str, Credit] = {}
     paid: dict[str, str] = {}
     for name, values in read.items():
@@ -173,10 +226,30 @@ def build_credits(
                 problems.refuse(
                     place, f"{meter_name} is paid with the credit {other} already; a meter has one"
                 )
-        built[name] = Credit(
-            name=name, costs=kept(values.costs), low_balance_percent=values.low_balance_percent
-        )
+        costs, by_model = _resolve_costs(values.costs, prices, values.places("costs"), problems)
+        low = values.low_balance_percent
+        built[name] = Credit(name=name, costs=costs, low_balance_percent=low, by_model=by_model)
     return built
+
+
+def _resolve_costs(
+    costs: Mapping[str, int | str | None] | None,
+    prices: Mapping[str, ModelPrices | None],
+    places: Mapping[str, Place],
+    problems: Problems,
+) -> tuple[dict[str, int], dict[str, ModelPrices]]:
+    """Costs of meters: each by itself or as the default of its table; and the tables that they name."""
+    fixed, by_model = dict[str, int](), dict[str, ModelPrices]()
+    for meter, cost in (costs or {}).items():
+        if isinstance(cost, int):
+            fixed[meter] = cost
+        elif cost is None:
+            continue
+        elif cost not in prices:
+            problems.refuse(places[meter], unknown("price table", cost, prices))
+        elif (table := prices[cost]) is not None:
+            fixed[meter], by_model[meter] = table.default, table
+    return fixed, by_model
 
 
 def check_meter(name: str, meters: Meters, place: Place, problems: Problems) -> Meter | None:

@@ -7,7 +7,7 @@ applied: a reader of these values never asks "and if it is missing?".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.notifications import Notify
@@ -15,6 +15,7 @@ from meterkit.catalog.notifications import Notify
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.catalog.model_prices import ModelPrices
     from meterkit.catalog.stored_objects import Storage
 
 Algorithm = Literal["sliding-window", "fixed-window", "token-bucket"]
@@ -232,13 +233,16 @@ class Credit:
     """A prepaid unit that meters may be paid with.
 
     Attributes:
-        costs: meter to its cost per unit in micro-credits, at least 1.
+        costs: meter to its cost per unit in micro-credits, at least 1; where it depends on the model, the
+            default.
         low_balance_percent: the share of the last grant at which the balance is low; None: never.
+        by_model: the meters whose cost depends on the model.
     """
 
     name: str
     costs: Mapping[str, int]
     low_balance_percent: int | None
+    by_model: Mapping[str, ModelPrices] = field(default_factory=dict[str, "ModelPrices"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,13 +391,3 @@ class Catalog:
     notes: tuple[Note, ...] = ()
     storage: Storage | None = None
     notify: Notify = field(default_factory=Notify)
-
-
-def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:
-    """The catalog with this enforcement in place of the file's own and its routes'; None leaves them."""
-    if enforcement is None:
-        return catalog
-    # Where nothing is counted, there is nothing to read, to set aside or to tell either.
-    off: dict[str, Any] = {"usage": "none", "reserve": (), "headers": "none"} if enforcement == "off" else {}
-    routes = tuple(replace(route, enforcement=enforcement, **off) for route in catalog.routes)
-    return replace(catalog, routes=routes, enforcement=enforcement)

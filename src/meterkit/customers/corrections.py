@@ -215,11 +215,10 @@ async def _one_stripe_customer(store: Store, view: CustomerView) -> str:
 
 def _text_of(given: Asked, view: CustomerView) -> str:
     catalog = view.cache.catalog
-    paid_with: Mapping[str, tuple[str, int]] = {} if view.prepaid is None else view.prepaid.paid_with
-    meters: list[list[Any]] = []
-    for name, quantity in given.quantities.items():
-        _, cost = paid_with.get(name, ("", 0))
-        meters.append([name, meter_token(name), quantity, cost, _events(name, catalog.meters)])
+    meters = [
+        [name, meter_token(name), quantity, _events(name, catalog.meters)]
+        for name, quantity in given.quantities.items()
+    ]
     how = {name: _how(view, name) for name in given.quantities}
     told = {"id": given.correction_id, "by": given.by, "reason": given.reason}
     return json.dumps({**told, "how": how, "meters": meters})

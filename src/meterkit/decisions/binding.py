@@ -63,7 +63,7 @@ def derived_from(
         for meter in meters.values()
         if meter.source == source
         and all(
-            name in dimensions and fnmatchcase(dimensions[name], pattern)
+            dimensions.get(name) and fnmatchcase(dimensions[name], pattern)
             for name, pattern in meter.where.items()
         )
     )

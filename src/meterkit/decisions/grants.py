@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Plan
+    from meterkit.catalog.model_prices import ModelPrices
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.periods import Bounds
 
@@ -58,12 +59,14 @@ class Prepaid:
         mark: names these grants of the plan.
         paid_with: meter to the target of the credit that pays for it, and to its cost in micro-credits.
         low: the target of a credit to the share of its last grant below which it is low (%).
+        by_model: the meters whose cost depends on the model.
     """
 
     recurring: tuple[tuple[str, str, int, int, int], ...]
     mark: str
     paid_with: Mapping[str, tuple[str, int]]
     low: Mapping[str, int]
+    by_model: Mapping[str, ModelPrices]
 
     @classmethod
     def of(cls, plan: Plan, catalog: Catalog) -> Prepaid:
@@ -92,7 +95,16 @@ class Prepaid:
                 for credit in credits_
                 if credit.low_balance_percent is not None
             },
+            by_model={meter: prices for credit in credits_ for meter, prices in credit.by_model.items()},
         )
+
+    def costs_of(self, model: str | None) -> dict[str, int]:
+        """What a unit costs of the meters whose cost depends on the model; None: no model is known."""
+        return {meter: prices.of(model) for meter, prices in self.by_model.items()}
+
+    def held_costs(self, model: str | None) -> dict[str, int]:
+        """What a unit is held at of these meters: the most where no model is known."""
+        return self.costs_of("" if model is None else model)
 
     def sharing(self, meters: Iterable[str]) -> tuple[str, ...]:
         """The meters that are paid with a credit that pays for one of some meters, too."""
@@ -104,6 +116,8 @@ class Prepaid:
         ceilings: Sequence[str],
         unbounded: Mapping[str, int],
         places: Mapping[str, int],
+        held_places: Mapping[str, int],
+        costs: Mapping[str, int],
         entitlements: Mapping[str, Entitlement],
     ) -> str:
         """What the decision script reads of the grants and credits behind ceilings, as JSON; see its terms.
@@ -113,6 +127,8 @@ class Prepaid:
             unbounded: requested meters without one: to the quantity.
             places: the meters that share a credit, each to the place of its field among those that
                 the script reads: from 2, behind the head.
+            held_places: those whose cost depends on the model, each to the place of its held credit.
+            costs: what a unit of these costs now.
             entitlements: of every meter.
         """
         backed: list[list[Any]] = []
@@ -120,24 +136,27 @@ class Prepaid:
         for meter, place in places.items():
             credit, cost = self.paid_with[meter]
             included, target = entitlements[meter].included, target_of("meter", meter)
-            backed.append([credit, cost, included, target, place, unbounded.get(meter, 0)])
+            line = [credit, costs.get(meter, cost), included, target, place, unbounded.get(meter, 0)]
+            if meter in held_places:
+                line += [held_places[meter], self.by_model[meter].highest]
+            backed.append(line)
             if meter in asked_at:
                 asked_at[meter] = len(backed)
         asked = [[target_of("meter", meter), at] for meter, at in asked_at.items()]
         return _json({**self._plans, "asked": asked, "backed": backed})
 
-    def paying(self, meters: Iterable[tuple[str, bool]]) -> str:
+    def paying(self, meters: Iterable[tuple[str, bool]], costs: Mapping[str, int]) -> str:
         """What the settlement script pays overage with, as JSON; see its terms.
 
         Args:
             meters: each that is recorded, and whether it is paid for: derived ones are by their source.
+            costs: what a unit costs of those whose cost depends on the model.
         """
-        paying = [
-            [meter, target_of("meter", meter), *self.paid_with.get(meter, ("", 0))]
-            if is_paid
-            else [meter, "", "", 0]
-            for meter, is_paid in meters
-        ]
+        paying: list[list[Any]] = []
+        for meter, is_paid in meters:
+            credit, cost = self.paid_with.get(meter, ("", 0))
+            line = [target_of("meter", meter), credit, costs.get(meter, cost)] if is_paid else ["", "", 0]
+            paying.append([meter, *line])
         credits_ = {pay[2] for pay in paying}
         low = {target: share for target, share in self.low.items() if target in credits_}
         return _json({**self._plans, "paying": paying, "low": low})
@@ -277,23 +296,31 @@ class Balance:
         entitlements: Mapping[str, Entitlement],
         counted: Callable[[str], int],
         held: Callable[[str], int],
+        held_credit: Callable[[str], int],
     ) -> int:
-        """Units that grants and credits add to what a plan gives of a meter.
+        """Units that grants and credits add to what a plan gives of a meter; see ``include/backing_of.lua``.
 
         Args:
-            meter: the meter.
+            meter: the meter; where its cost depends on the model, units at the default are meant.
             entitlements: of every meter.
             counted: what included has paid for of a meter in this period.
             held: what is held of a meter.
+            held_credit: what that would cost of a meter whose cost depends on the model, in micro-credits.
         """
-        units = self.of(target_of("meter", meter))
-        if self._prepaid is None or meter not in self._prepaid.paid_with:
+        units, prepaid = self.of(target_of("meter", meter)), self._prepaid
+        if prepaid is None or meter not in prepaid.paid_with:
             return units
-        credit, cost = self._prepaid.paid_with[meter]
-        claimed = 0
-        for other in self._prepaid.sharing([meter]):
-            included = entitlements[other].included
-            if other != meter and included is not None:
-                covered = max(0, included - counted(other)) + self.of(target_of("meter", other))
-                claimed += max(0, held(other) - covered) * self._prepaid.paid_with[other][1]
-        return units + max(0, self.of(credit) - claimed) // cost
+        credit, cost = prepaid.paid_with[meter]
+        free, uncovered = self.of(credit), 0
+        for other in prepaid.sharing([meter]):
+            included, by_model = entitlements[other].included, prepaid.by_model.get(other)
+            if included is None or (other == meter and by_model is None):
+                continue
+            covered = max(0, included - counted(other)) + self.of(target_of("meter", other))
+            beyond = max(0, held(other) - covered)
+            if by_model is None:
+                free -= beyond * prepaid.paid_with[other][1]
+            else:
+                free -= min(beyond * by_model.highest, held_credit(other))
+            uncovered += beyond if other == meter else 0
+        return units + max(0, free) // cost + uncovered

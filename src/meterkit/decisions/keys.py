@@ -74,6 +74,11 @@ def concurrency_field(meter: str) -> str:
     return f"{meter_token(meter)}n"
 
 
+def credit_hold_field(meter: str) -> str:
+    """The field of the counters that has what a meter's holds cost at the prices of their models."""
+    return f"{meter_token(meter)}w"
+
+
 def rate_field(meter: str, window_ms: int, algorithm: str) -> str:
     """The field of the counters that has what a rate has counted."""
     return f"{rate_token(meter, window_ms, algorithm)}r"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.decisions.gauges import GaugeLimit, gauge_policy, with_gauges
-from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
+from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field, rate_field, route_name
 from meterkit.decisions.policies import (
     CEILING,
     CONCURRENCY,
@@ -89,6 +89,7 @@ class Program:
         asked: the places of quantities among the numbers: place, meter, and the least value.
         rates: the fields of the rates that count what is taken.
         rate_terms: of each rate its field and its numbers: kind, window, limit, refill, needed, taken.
+        costs: each held meter whose cost depends on the model, to what a unit is held at (micro-credits).
     """
 
     measures: tuple[Measure, ...]
@@ -105,6 +106,7 @@ class Program:
     rates: frozenset[str]
     asked: tuple[tuple[int, str, int], ...]
     rate_terms: tuple[tuple[str, int, int, int, int, int, int], ...]
+    costs: Mapping[str, int]
 
     def behind_terms(self, mode: str) -> tuple[str, ...]:
         """The arguments after a decision's terms: the mode, further flags, the fields."""
@@ -122,6 +124,7 @@ def compile_program(
     prepaid: Prepaid | None = None,
     route: Route | None = None,
     keeps: bool = False,
+    costs: Mapping[str, int] | None = None,
 ) -> Program:
     """Work out what a set of demands asks of a set of entitlements.
 
@@ -135,21 +138,14 @@ def compile_program(
         prepaid: the grants and credits behind the ceilings, for those who may have some.
         route: whose own rates hold too; None: off the request.
         keeps: whether gauges above their limits keep those of before.
+        costs: what a unit costs of the meters whose cost depends on the model; None: the most.
     """
     rates = [] if route is None else list(_route_rates_asked(route))
     rated = [rate for name in demands for rate in entitlements[name].rates]
-    ceilings, concurrency = list[_Part](), list[_Part]()
     recorded, settled = _taken(entitlements, catalog, demands, billed_always=billed_always)
     gauges = tuple(_gauges_asked(entitlements, catalog, demands, keeps=keeps))
-    for name, demand in demands.items():
-        entitlement, meter = entitlements[name], catalog.meters[name]
-        if meter.kind == "gauge":
-            continue
-        policies = policies_of(entitlement, meter)
-        rates += _rates_asked(entitlement, policies, demand)
-        ceilings += () if rates_only else _ceiling_asked(entitlement, policies, demand)
-        if in_flight and not rates_only:
-            concurrency += _concurrency_asked(entitlement, policies)
+    asked = _counters_asked(entitlements, catalog, demands, in_flight=in_flight and not rates_only)
+    rates, ceilings, concurrency = rates + asked[0], [] if rates_only else asked[1], asked[2]
     counted = (*rates, *ceilings, *concurrency)
     parts = (*counted, *(part for part, _ in gauges))
     measures = tuple(part.measure for part in parts)
@@ -157,7 +153,8 @@ def compile_program(
     capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
     held, behind = {name: demands[name].taken for name in capped if demands[name].taken}, ""
     if prepaid is not None and not rates_only:
-        backed, fields, behind = _backed(demands, entitlements, prepaid, capped, fields)
+        costs = prepaid.held_costs(None) if costs is None else costs
+        backed, fields, behind = _backed(demands, entitlements, prepaid, capped, fields, costs)
         held.update(backed)
     limits = {part.measure.policy.meter: limit for part, limit in gauges}
     held.update({name: demands[name].taken for name in limits})
@@ -180,7 +177,27 @@ def compile_program(
         rates=frozenset(part.field for part in rates),
         asked=tuple(_asked(parts)),
         rate_terms=tuple(map(_rate_terms, rates)),
+        costs={name: cost for name, cost in (costs or {}).items() if name in held and behind},
     )
+
+
+def _counters_asked(
+    entitlements: Mapping[str, Entitlement],
+    catalog: Catalog,
+    demands: Mapping[str, Demand],
+    *,
+    in_flight: bool,
+) -> tuple[list[_Part], list[_Part], list[_Part]]:
+    """What demands on counters come to: rates, ceilings, concurrency limits."""
+    rates, ceilings, concurrency = list[_Part](), list[_Part](), list[_Part]()
+    for name, demand in demands.items():
+        entitlement, meter = entitlements[name], catalog.meters[name]
+        if meter.kind == "counter":
+            policies = policies_of(entitlement, meter)
+            rates += _rates_asked(entitlement, policies, demand)
+            ceilings += _ceiling_asked(entitlement, policies, demand)
+            concurrency += _concurrency_asked(entitlement, policies) if in_flight else ()
+    return rates, ceilings, concurrency
 
 
 def _taken(
@@ -319,6 +336,7 @@ def _backed(
     prepaid: Prepaid,
     capped: Sequence[str],
     fields: tuple[str, ...],
+    costs: Mapping[str, int],
 ) -> tuple[dict[str, int], tuple[str, ...], str]:
     """What grants and credits stand behind.
 
@@ -328,6 +346,7 @@ def _backed(
         prepaid: the grants and credits.
         capped: the requested meters with a ceiling.
         fields: what the decision script reads of the counters.
+        costs: what a unit costs of the meters whose cost depends on the model.
 
     Returns:
         The holds of meters without a ceiling that are paid with a credit; the fields, with those of the
@@ -342,8 +361,13 @@ def _backed(
         name for name in prepaid.sharing((*capped, *unbounded)) if entitlements[name].included is not None
     ]
     fields += tuple(meter_field(name) for name in sharing if name not in capped)
+    priced = [name for name in sharing if name in prepaid.by_model]
+    fields += tuple(map(credit_hold_field, priced))
     places = {name: fields.index(meter_field(name)) + 2 for name in sharing}
-    behind = prepaid.behind(capped, unbounded, places, entitlements) if capped or sharing else ""
+    held_places = {name: fields.index(credit_hold_field(name)) + 2 for name in priced}
+    behind = ""
+    if capped or sharing:
+        behind = prepaid.behind(capped, unbounded, places, held_places, costs, entitlements)
     return {name: taken for name, taken in unbounded.items() if taken}, fields, behind
 
 

@@ -147,7 +147,7 @@ for place = rates + ceilings + 2, twin == REPEAT and 0 or rates + ceilings + rec
   write[w + 1], write[w + 2], w = name,
     pack(FORM, math.min(included + quantity, MOST), overage, pending, slot, held, held_before, besides), w + 2
 end
-w = hold and twin ~= REPEAT and hold(fields, further.backed, current_slot, ARGV, names, write, w) or w
+w = hold and twin ~= REPEAT and hold(fields, further, current_slot, ARGV, names, write, w) or w
 begins_ms, ends_ms = ends_ms > 0 and begins_ms or starts_ms, finishes_ms
 local new_expiry_ms = math.max(now + keep_ms, records > 0 and ends_ms + outlive_ms or 0)
 local is_longer = expires_ms < new_expiry_ms -- Longer by so much that the next call need not set it again.

@@ -10,9 +10,8 @@
 -- the customer's corrections; each ends the name of such a key    KEYS[10] hash  intents    KEYS[11] zset  outbox
 -- KEYS[12] stream  optional: of the audit log
 -- ARGV  1 rev   2 terms   3 the customer   4 the correction (JSON): id, by, reason, how: what is to be done with units that
---       Stripe was sent, for a repeated call; meters: {its name, token, quantity, what a credited unit costs
---       (micro-credits), events: its own token and those of its derived meters, whether each is sent included units
---       too (0/1)} each    5 the digest of its id    6 how to send (JSON): stripe: the Stripe customer that has all
+--       Stripe was sent, for a repeated call; meters: {its name, token, quantity, events: its own token and those of
+--       its derived meters, whether each is sent included units too (0/1)} each    5 the digest of its id    6 how to send (JSON): stripe: the Stripe customer that has all
 --       that was delivered in this period, or empty; nonce: 32 hex digits that are new; events: token to event name;
 --       taken: minutes that the Stripe customer's intents of another customer have (ms)
 --       last: the caller's clock (ms)
@@ -90,10 +89,10 @@ local function to_compensate(sealed, tokens, behind)
 end
 
 for i, one in ipairs(correction.meters) do
-  local name, token, quantity, cost, events = unpack(one)
+  local name, token, quantity, events = unpack(one)
   local meter, left = meters[token] or open_meter(EMPTY_METER), quantity
   local overage, credited, granted, included, sealed, sealed_included
-  local paid, repaid = meter.credited, (totals[period .. '|' .. token .. 'r'] or 0) + 0
+  local paid, given, repaid = meter.credited, meter.granted, (totals[period .. '|' .. token .. 'r'] or 0) + 0
   local tokens, sent_included, back, back_included = {}, {}, 0, 0
   for _, event in ipairs(events) do
     tokens[#tokens + 1] = event[1]
@@ -112,11 +111,8 @@ for i, one in ipairs(correction.meters) do
   meter.overage, meter.included = meter.overage - back, meter.included - back_included
   overage, included, owed = overage + back, included + back_included, owed - back
   meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited)
-  local micro = credited == paid and MOST or credited * cost
-  if credited > 0 then
-    micro = give_units_back(grants_key, ledger_key, 'c', name, period, micro, now)
-  end
-  local units = granted > 0 and give_units_back(grants_key, ledger_key, 'm', name, period, granted, now) or 0
+  local micro = credited > 0 and give_units_back(grants_key, ledger_key, 'c', name, period, credited, paid, now) or 0
+  local units = granted > 0 and give_units_back(grants_key, ledger_key, 'm', name, period, granted, given, now) or 0
   for _, changed in ipairs(tokens) do
     if meters[changed] then
       call('HSET', counters_key, changed .. 'm', pack_meter(meters[changed]))
@@ -131,7 +127,7 @@ for i, one in ipairs(correction.meters) do
   local taken, sent = overage + credited + granted + included, sealed + sealed_included - back - back_included
   -- As text: in JSON a number has 14 digits here.
   done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, owed,
-    left, units, credited > 0 and micro or 0, back + back_included)
+    left, units, micro, back + back_included)
   entries[i] = {
     'correction', text('%.0f', now), text('%.0f of %s to be taken back', quantity, name),
     text('%.0f taken back, %.0f sent to Stripe before, %.0f never recorded: %s', taken, sent, left, correction.reason),

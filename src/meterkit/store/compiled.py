@@ -92,6 +92,7 @@ class CompiledCatalog:
         prepaid: what the customers of a plan may have prepaid, by the plan's key.
         counters: the meters that can be counted on: no gauges, and none that follow another.
         derives: whether there are meters that follow another.
+        has_model_prices: whether what a credit pays for depends on the model.
         by_model: whether usage is separated by model and provider.
     """
 
@@ -125,7 +126,8 @@ class CompiledCatalog:
         self.alarms = Alarms(catalog)
         self.counters = counters_of(catalog.meters)
         self.derives = any(meter.source is not None for meter in catalog.meters.values())
-        self.by_model = self.derives or settle_audited is not None
+        self.has_model_prices = any(credit.by_model for credit in catalog.credits.values())
+        self.by_model = self.derives or self.has_model_prices or settle_audited is not None
         check_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():

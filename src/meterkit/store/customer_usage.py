@@ -10,7 +10,7 @@ from meterkit.catalog import OTHER_TYPE
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
 from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
 from meterkit.decisions.grants import MICRO, Balance, holdings_of, prepaid_by_plan, prepaid_of, target_of
-from meterkit.decisions.keys import HEAD_FIELD, meter_token
+from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.decisions.policies import ceiling_of
@@ -222,6 +222,12 @@ class _View:
         """What live holds hold."""
         return 0 if self._is_past else self._stored(token).held_at(self.now_ms)
 
+    def held_credit(self, meter: str) -> int:
+        """What live holds of a meter would cost at the prices of their models, in micro-credits."""
+        if self._is_past:
+            return 0
+        return MeterCounts.read(self._counters.get(credit_hold_field(meter))).held_at(self.now_ms)
+
     def _stored(self, token: str) -> MeterCounts:
         return MeterCounts.read(self._counters.get(f"{token}m"))
 
@@ -244,6 +250,7 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
         entitlements,
         counted=lambda other: view.counted(meter_token(other)).included,
         held=lambda other: view.held(meter_token(other)),
+        held_credit=view.held_credit,
     )
     return {
         **_counts_of(token, view, linked=linked),

@@ -58,16 +58,18 @@ class Held(NamedTuple):
         quantities: by meter.
         concurrency: meters of whose concurrency it holds one.
         slot: of five minutes, that it was added to.
+        costs: what a unit is held at of the meters whose cost depends on the model (micro-credits).
     """
 
     quantities: Mapping[str, int] = _NOTHING
     concurrency: tuple[str, ...] = ()
     slot: int = 0
+    costs: Mapping[str, int] = _NOTHING
 
     @classmethod
     def of(cls, decision: PreparedDecision, slot: int) -> Self:
         """What a decision holds, if it allowed."""
-        return cls(decision.held, decision.program.concurrency, slot)
+        return cls(decision.held, decision.program.concurrency, slot, decision.program.costs)
 
 
 class Correction(NamedTuple):

@@ -67,7 +67,7 @@ class HoldOwner(ABC):
             return
         view = before.view.cache.newest(before.view)
         for _ in range(_RENEWAL_TRIES):
-            decision = view.prepare_renewing(before.held, before.program.concurrency)
+            decision = view.prepare_renewing(before.held, before.program.concurrency, before.program.costs)
             if before.digest:  # The mark of a request in flight moves with its holds.
                 decision = MarkedDecision(decision, before.digest)
             try:
@@ -104,7 +104,7 @@ class HoldOwner(ABC):
         if quantity:
             self._store.settle(lane, Settlement(holding.view, held=Held({meter: quantity}, (), self._slot)))
             # Never asked for: it only says what is held.
-            rest = holding.view.prepare_renewing(held, holding.program.concurrency)
+            rest = holding.view.prepare_renewing(held, holding.program.concurrency, holding.program.costs)
             self._renewed = MarkedDecision(rest, holding.digest) if holding.digest else rest
 
     def _held(self, decided: PreparedDecision) -> Held:
@@ -154,11 +154,13 @@ class Reservation(HoldOwner):
         view: CustomerView,
         quantities: Mapping[str, int],
         read: Callable[[object, str | None, str | None], Sequence[Used]],
+        model: str | None = None,
     ) -> None:
         self._store = store
         self._view = view
         self._quantities = dict(quantities)
         self._read = read
+        self._model = model
         self._decision: Decision | None = None
         self._lane = self._decided = self._renewed = None
         self._decided_ms = self._slot = 0
@@ -185,7 +187,7 @@ class Reservation(HoldOwner):
             self._decision = self._view.undecided()
             return self
         decided, reply = await store.decide(
-            self._view, lambda view, mode: view.prepare_holding(self._quantities, mode)
+            self._view, lambda view, mode: view.prepare_holding(self._quantities, mode, model=self._model)
         )
         self._decision = store.verdict(decided, reply)
         if self._decision.allowed:

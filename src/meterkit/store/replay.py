@@ -74,7 +74,9 @@ def _unnumbered(settlement: Settlement) -> bytes:
         "rated": dict(used.rated),
         "measured": None if used.measured is None else dict(used.measured),
         "dimensions": dict(used.dimensions),
-        "held": [dict(held.quantities), held.concurrency, held.slot] if held != Held() else None,
+        "held": [dict(held.quantities), held.concurrency, held.slot, dict(held.costs)]
+        if held != Held()
+        else None,
         "correction": [dict(correction.reserved), sorted(correction.rates), correction.at_ms]
         if correction.reserved
         else None,
@@ -100,7 +102,7 @@ def read(record: bytes, cache: CustomerCache) -> Spooled:
     held, correction, mark, sent = get("held"), get("correction"), get("mark"), get("sent")
     settlement = Settlement(
         cache.get(from_json["c"], anonymous=bool(get("anonymous"))),
-        held=Held() if held is None else Held(held[0], tuple(held[1]), held[2]),
+        held=Held() if held is None else Held(held[0], tuple(held[1]), *held[2:]),
         used=Used(get("recorded", {}), get("rated", {}), get("dimensions", {}), get("measured")),
         correction=Correction()
         if correction is None

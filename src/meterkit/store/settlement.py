@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.catalog.models import CREDITS_MAX
 from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import bounds_of
-from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
+from meterkit.decisions.grants import MICRO
+from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field, rate_field
 from meterkit.decisions.packed import joined
 from meterkit.decisions.policies import TOKEN_BUCKET, rate_numbers
 from meterkit.decisions.program import reported_parts
@@ -148,18 +150,16 @@ class Settlement:
         derived: dict[str, tuple[str, ...]] = {}
         if used.dimensions:
             derived = {meter: self._derived_from(meter) for meter, quantity in measured.items() if quantity}
-        key = (
-            *(tuple(held.quantities), held.concurrency, tuple(used.recorded), tuple(used.rated)),
-            *(
-                tuple(correction.reserved),
-                correction.rates,
-                any(used.recorded.values()),
-                tuple(derived.items()),
-            ),
-        )
+        costs: dict[str, int] = {}
+        if view.prepaid is not None and view.prepaid.by_model:
+            costs = view.prepaid.costs_of(used.dimensions.get("model"))
+        recorded = tuple(used.recorded), any(used.recorded.values())
+        of_holds = tuple(held.quantities), held.concurrency, tuple(held.costs)
+        of_rates = tuple(used.rated), tuple(correction.reserved), correction.rates
+        key = recorded, of_holds, of_rates, tuple(derived.items()), tuple(costs.values())
         shape: _Shape | None = view.settlements.get(key)
         if shape is None:
-            shape = view.settlements[key] = self._shape_of(view, derived, key)
+            shape = view.settlements[key] = self._shape_of(view, derived, costs, key)
         numbers = [*shape.counts]
         for entry in shape.entries:
             quantity = used.recorded.get(entry.quantity_of, 0)
@@ -167,6 +167,15 @@ class Settlement:
                 quantity += used.recorded.get(entry.meter, 0)
             numbers += (quantity, held.quantities.get(entry.meter, 0), *entry.terms)
         numbers += _ONE_IN_FLIGHT * len(held.concurrency)
+        for meter, cost in held.costs.items():
+            numbers += (
+                0,
+                min(held.quantities.get(meter, 0) * cost, CREDITS_MAX * MICRO),
+                0,
+                0,
+                0,
+                _OWN_EVENT,
+            )
         for rate in shape.rates:
             quantity = measured[rate.source] if rate.source else used.rated.get(rate.meter, 0)
             if rate.is_corrected:
@@ -206,15 +215,19 @@ class Settlement:
         return tuple(found.name for found in derived_from(meters, meter, self.used.dimensions))
 
     def _shape_of(
-        self, view: CustomerView, derived: Mapping[str, tuple[str, ...]], key: tuple[Any, ...]
+        self,
+        view: CustomerView,
+        derived: Mapping[str, tuple[str, ...]],
+        costs: Mapping[str, int],
+        key: tuple[Any, ...],
     ) -> _Shape:
         """All that does not change with the quantities; without a state it is as another's."""
         like: _Shape | None = None
         if view.shared is not None:
             like = view.shared.get((view.anonymous, key))
             if like is None:
-                like = view.shared[view.anonymous, key] = self._shape(view, derived)
-        shape = like or self._shape(view, derived)
+                like = view.shared[view.anonymous, key] = self._shape(view, derived, costs)
+        shape = like or self._shape(view, derived, costs)
         keys = view.keys
         return shape._replace(
             audit=pack_each(audit_keys(view)),
@@ -234,18 +247,22 @@ class Settlement:
         # Behind the keys: rev, terms, customer, further terms, fields, slot and number, clock.
         return b"*%d\r\n%b" % (3 + count + 4 + is_audited + shape.width + 2, pack_each(parts))
 
-    def _shape(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> _Shape:
+    def _shape(
+        self, view: CustomerView, derived: Mapping[str, tuple[str, ...]], costs: Mapping[str, int]
+    ) -> _Shape:
         linked = view.state.stripe_customer is not None
         has_recorded = any(self.used.recorded.values())
         prepaid = view.prepaid if has_recorded else None
         entries, rates = list(self._entries(view, derived)), list(self._rates(view, derived))
         fields = [meter_field(entry.meter) for entry in entries]
         fields += [concurrency_field(meter) for meter in self.held.concurrency]
+        fields += [credit_hold_field(meter) for meter in self.held.costs]
         fields += [rate.field for rate in rates]
         thresholds = _thresholds(view, entries) if has_recorded else ()
         paying = ""
         if prepaid is not None:
-            paying = prepaid.paying((entry.meter, entry.quantity_of == entry.meter) for entry in entries)
+            meters = ((entry.meter, entry.quantity_of == entry.meter) for entry in entries)
+            paying = prepaid.paying(meters, costs)
         return _Shape(
             head=b"",
             names=b"",
@@ -255,7 +272,7 @@ class Settlement:
             has_more=prepaid is not None or bool(thresholds),
             counts=(
                 view.cache.seal_delay_ms if linked else -1,
-                len(entries) + len(self.held.concurrency),
+                len(entries) + len(self.held.concurrency) + len(self.held.costs),
                 len(rates),
                 len(thresholds) // _THRESHOLD_NUMBERS,
             ),

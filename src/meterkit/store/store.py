@@ -33,7 +33,7 @@ from meterkit.store.late_reply import give_back
 from meterkit.store.rate_usage import rates_of
 from meterkit.store.settlement import Settlement
 from meterkit.store.spool import NO_SPOOLS, Spool, SpoolsLeft
-from meterkit.store.views import CustomerCache, PreparedDecision
+from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, UsageReply
     from meterkit.store.rate_usage import RateUsage
-    from meterkit.store.views import CustomerView
+    from meterkit.store.views import CustomerView, PreparedDecision
 
 __all__ = ["Prepare", "Store"]
 

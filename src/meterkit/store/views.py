@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.decisions.binding import Binding, derived_from
@@ -18,12 +19,13 @@ from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
 from meterkit.decisions.program import Demand, compile_program, demands_of
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
+from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store.compiled import CompiledCatalog
 from meterkit.store.replies import HELD
+from meterkit.store.script_terms import pack_head, pack_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Route
     from meterkit.decisions.in_process import Left
@@ -34,10 +36,7 @@ _T = TypeVar("_T")
 
 _CUSTOMERS_MAX: Final = 10_000
 _PREPARED_MAX: Final = 256
-_QUARTER_HOUR_MS: Final = 900_000
-_FOUR_HUNDRED_DAYS_MS: Final = 34_560_000_000  # As totals: see docs/design/store.md
 _NOTHING: Final[dict[str, int]] = {}
-_NO_DIMENSIONS: Final[dict[str, str]] = {}
 
 
 class PreparedDecision:
@@ -116,21 +115,25 @@ class PreparedReservation:
         view: the customer.
         route: the route.
         meters: whose quantities are reserved.
+        costs: what a unit is held at of meters whose cost depends on the model; None: the most.
 
     Attributes:
         bound: what the program comes to with quantities.
     """
 
-    __slots__ = ("_consumed", "_head", "_program", "_route", "_tails", "_view", "bound")
+    __slots__ = ("_consumed", "_costs", "_head", "_program", "_route", "_tails", "_view", "bound")
 
-    def __init__(self, view: CustomerView, route: Route, meters: Iterable[str]) -> None:
+    def __init__(
+        self, view: CustomerView, route: Route, meters: Iterable[str], costs: Mapping[str, int] | None
+    ) -> None:
         demands = demands_of(route, view.cache.catalog)
         self._view = view
         self._route = route
+        self._costs = costs
         self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
         self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
         self.bound = Binding(program, self._consumed)
-        self._head = view.pack_head(program)
+        self._head = pack_head(program, view.keys, sha=view.cache.decide.sha, rev=view.rev)
         self._tails = {mode: pack_each(program.behind_terms(mode)) for mode in "ds"}
 
     def bind(self, quantities: Mapping[str, int], mode: str) -> PreparedDecision:
@@ -153,7 +156,7 @@ class PreparedReservation:
         demands = demands_of(route, view.cache.catalog)
         for name, quantity in quantities.items():
             demands[name] = Demand.of(quantity + self._consumed[name])
-        return view.compile(demands, route=route)
+        return view.compile(demands, route=route, costs=self._costs)
 
 
 class CustomerView:
@@ -232,7 +235,7 @@ class CustomerView:
         quantities: Mapping[str, int],
         mode: str = "d",
         *,
-        dimensions: Mapping[str, str] = _NO_DIMENSIONS,
+        models: Sequence[str] = (),
     ) -> PreparedDecision:
         """The decision about a route that sets quantities aside until the true ones are known.
 
@@ -240,48 +243,70 @@ class CustomerView:
             route: the route.
             quantities: meter to what is set aside besides what the route consumes of it.
             mode: of the decision script.
-            dimensions: what is known of the usage already: meters derived from those and listed in the plan
-                limit it, too.
+            models: that the request names: meters derived from those and listed in the plan limit it, too;
+                credits are held at the price of the model, at the highest where there is none or several.
         """
         reserved: dict[str, int] = dict(quantities)
         if self.cache.derives:
-            for name, quantity in quantities.items():
-                for derived in derived_from(self.cache.catalog.meters, name, dimensions):
-                    reserved[derived.name] = quantity
-        key = ("reserve", id(route), *reserved)
-        prepared = self.once(key, lambda: PreparedReservation(self, route, reserved))
+            for name, model in product(quantities, models):
+                for derived in derived_from(self.cache.catalog.meters, name, {"model": model}):
+                    reserved[derived.name] = quantities[name]
+        costs = (
+            None if self.prepaid is None else self.prepaid.held_costs(models[0] if len(models) == 1 else None)
+        )
+        key = ("reserve", id(route), *reserved, *(costs or {}).items())
+        prepared = self.once(key, lambda: PreparedReservation(self, route, reserved, costs))
         return prepared.bind(reserved, mode)
 
     def prepare_holding(
-        self, quantities: Mapping[str, int], mode: str = "d", *, route: Route | None = None
+        self,
+        quantities: Mapping[str, int],
+        mode: str = "d",
+        *,
+        route: Route | None = None,
+        model: str | None = None,
     ) -> PreparedDecision:
         """The decision about quantities that are set aside; ``route`` is None off the request."""
         demands = {name: Demand.of(quantity) for name, quantity in quantities.items()}
-        program = self.compile(demands, in_flight=False)
+        costs = None if self.prepaid is None else self.prepaid.held_costs(model)
+        program = self.compile(demands, in_flight=False, costs=costs)
         return PreparedDecision(self, program, mode, route=route, reserved=quantities)
 
     def prepare_asking(
-        self, demands: Mapping[str, Demand], mode: str = "d", *, in_flight: bool = False
+        self,
+        demands: Mapping[str, Demand],
+        mode: str = "d",
+        *,
+        in_flight: bool = False,
+        model: str | None = None,
     ) -> PreparedDecision:
-        """The decision about what the app itself asks for; no request in flight, unless it says so."""
-        key = (*((name, asked.needed, asked.taken) for name, asked in demands.items()), mode, in_flight)
+        """The decision about what the app itself asks for; in flight, and of a model, only if it says so."""
+        costs = None if self.prepaid is None else self.prepaid.costs_of(model)
         return self.once(
-            key, lambda: PreparedDecision(self, self.compile(demands, in_flight=in_flight), mode)
+            (*demands.items(), mode, in_flight, *(costs or {}).values()),
+            lambda: PreparedDecision(self, self.compile(demands, in_flight=in_flight, costs=costs), mode),
         )
 
-    def prepare_renewing(self, held: Mapping[str, int], in_flight: tuple[str, ...]) -> PreparedDecision:
-        """A decision that holds again what another held, whatever is left of it."""
+    def prepare_renewing(
+        self, held: Mapping[str, int], in_flight: tuple[str, ...], costs: Mapping[str, int] | None = None
+    ) -> PreparedDecision:
+        """A decision that holds again what another held, whatever is left of it, at the same costs."""
 
         def renewing() -> PreparedDecision:
             demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
             kept = holding_only(self.entitlements, demands, in_flight)
-            program = compile_program(kept, self.cache.catalog, demands, prepaid=self.prepaid)
+            program = compile_program(kept, self.cache.catalog, demands, prepaid=self.prepaid, costs=costs)
             return PreparedDecision(self, program, "h")
 
-        return self.once(("renew", *held.items(), *in_flight), renewing)
+        return self.once(("renew", *held.items(), *in_flight, *(costs or {}).items()), renewing)
 
     def compile(
-        self, demands: Mapping[str, Demand], *, in_flight: bool = True, route: Route | None = None
+        self,
+        demands: Mapping[str, Demand],
+        *,
+        in_flight: bool = True,
+        route: Route | None = None,
+        costs: Mapping[str, int] | None = None,
     ) -> Program:
         """What some demands ask of this customer's plan, and of a route's own rates."""
         return compile_program(
@@ -293,6 +318,7 @@ class CustomerView:
             prepaid=self.prepaid,
             route=route,
             keeps=self.effective.keeps_limits,
+            costs=costs,
         )
 
     def once(self, key: tuple[object, ...], prepare: Callable[[], _T]) -> _T:
@@ -313,29 +339,11 @@ class CustomerView:
             rest = pack_each((terms, *program.behind_terms(mode)))
             if shared is not None:
                 shared[program, mode] = rest
-        return self.pack_head(program), rest
-
-    def pack_head(self, program: Program) -> bytes:
-        """The request of a decision up to the terms."""
-        keys = self.keys
-        names: list[str] = [keys.counters, keys.state, keys.totals]
-        if program.further:
-            names += (keys.grants, keys.levels) if program.gauges else (keys.grants,)
-        head: tuple[str | int, ...] = ("EVALSHA", self.cache.decide.sha, len(names), *names, self.rev)
-        # Behind these: terms, what follows them, clock.
-        return b"*%d\r\n%b" % (len(head) + 2 + len(program.behind_terms("d")), pack_each(head))
+        return pack_head(program, self.keys, sha=self.cache.decide.sha, rev=self.rev), rest
 
     def terms(self, *numbers: int) -> bytes:
-        """The scripts' numbers: until when this view holds, the bounds of both periods, and what is asked.
-
-        Before that stands how long counters must outlive the period they have recorded.
-        """
-        bounds = self.effective.bounds
-        until_ms = min(self.effective.valid_until_ms, bounds.next_end_ms)
-        outlive_ms = _QUARTER_HOUR_MS if self.rev == NO_STATE else _FOUR_HUNDRED_DAYS_MS
-        return pack_numbers(
-            (until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, outlive_ms, *numbers)
-        )
+        """The scripts' numbers; see :func:`meterkit.store.script_terms.pack_terms`."""
+        return pack_terms(self.effective, self.rev, numbers)
 
     def undecided(self) -> Decision:
         """What stands in place of a decision where enforcement is off."""
@@ -368,10 +376,6 @@ class CustomerCache(CompiledCatalog):
 
     def learn(self, view: CustomerView, reply: list[Any]) -> CustomerView:
         """The view of a state that a script replied with, ``{code, now, rev, state}``; it is the newest now.
-
-        Args:
-            view: any of the same customer's.
-            reply: the script's.
 
         Raises:
             StoreError: the state cannot be read; what was known before stays.

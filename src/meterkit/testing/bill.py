@@ -58,7 +58,8 @@ async def check_bill(
 
     There is a line for each customer and each meter with a Stripe event, without derived meters
     (``from:``) and those that they are derived from. A customer's plan and overrides must have been the
-    same for the whole period.
+    same for the whole period. The ledger of grants tells what credits have paid; of meters whose cost
+    depends on the model, what the store has as overage.
 
     Args:
         kit: whose plans file and store.
@@ -67,6 +68,7 @@ async def check_bill(
     """
     meters = kit.catalog.meters.values()
     derived = {name for meter in meters if meter.source for name in (meter.name, meter.source)}
+    by_model = {name for credit in kit.catalog.credits.values() for name in credit.by_model}
     lines: list[BillLine] = []
     for customer_id, quantities in served.items():
         customer, usage = await kit.customers.get(customer_id), await kit.usage(customer_id)
@@ -86,13 +88,16 @@ async def check_bill(
             if meter.stripe is None or meter.name in derived:
                 continue
             quantity, entitlement = quantities.get(meter.name, 0), entitlements[meter.name]
+            row = usage["meters"][meter.name]
+            if meter.name in by_model:
+                prepaid[meter.name] = row["recorded"] - row["overage"] - _included(quantity, entitlement)
             lines.append(
                 BillLine(
                     customer=customer_id,
                     plan=customer.plan,
                     meter=meter.name,
                     served=quantity,
-                    recorded=usage["meters"][meter.name]["recorded"],
+                    recorded=row["recorded"],
                     included=_included(quantity, entitlement),
                     prepaid=prepaid[meter.name],
                     due=due_of(quantity, entitlement, meter.stripe.report, prepaid=prepaid[meter.name]),

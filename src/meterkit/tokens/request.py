@@ -85,10 +85,15 @@ class LlmRequest:
         self._named = _by_name(root)
 
     @property
-    def model(self) -> str | None:
-        """The model that is named."""
+    def models(self) -> tuple[str, ...]:
+        """The models that are named; several where `model` stands twice, or in two spellings."""
         found = [value for value in self._named.get("model", ()) if isinstance(value, str) and value]
-        return found[-1] if found else None
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def model(self) -> str | None:
+        """The model that is named; the last one of several, as most readers of JSON take it."""
+        return self.models[-1] if self.models else None
 
     def limit(self, field: str) -> int | None:
         """The quantity that a field names; None where it is absent or null.

@@ -9,7 +9,7 @@ from math import lcm
 from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog.models import enforced
+from meterkit.catalog.load import enforced
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -147,27 +147,30 @@ class Replay:
         for event in events:
             self._clock.now_ms = min(max(begins_ms, event.at_ms + ahead_ms), ends_ms - 1)
             used = {meter: units for meter, units in terms.in_order(event.quantities).items() if units > 0}
-            if not await self._admit(customer, terms, used):
+            if not await self._admit(customer, terms, used, event.model):
                 refused.update(event.quantities)
                 first_ms = event.at_ms if first_ms is None else first_ms
         usage = await self._store.usage(customer)
         overage = {meter: counts["overage"] for meter, counts in usage["meters"].items() if counts["overage"]}
         return Tried(overage, dict(refused), first_ms)
 
-    async def _admit(self, customer: str, terms: Terms, used: Mapping[str, int]) -> bool:
+    async def _admit(self, customer: str, terms: Terms, used: Mapping[str, int], model: str | None) -> bool:
         """Decide as the request was decided: hold what its line consumes, then record all that it used."""
         asked = {
             meter: Demand(needed=terms.needed(meter, units), taken=units if meter in terms.consumed else 0)
             for meter, units in used.items()
         }
+        # The model is known when the request ends: until then what is left must do for the dearest one.
         decided, reply = await self._store.decide(
-            self._store.cache.get(customer), lambda view, mode: view.prepare_asking(asked, mode)
+            self._store.cache.get(customer), lambda view, mode: view.prepare_asking(asked, mode, model="")
         )
         if not self._store.verdict(decided, reply).allowed:
             return False
         held = Held.of(decided, reply[1] // HOLD_SLOT_MS)
         rated = {meter: units for meter, units in used.items() if meter not in terms.consumed}
-        await self._store.acknowledged([Settlement(decided.view, held=held, used=Used(used, rated))])
+        # Only prices go by the model: of derived meters the log has its own entries.
+        counted = Used(used, rated, {"model": model} if model else {}, measured={})
+        await self._store.acknowledged([Settlement(decided.view, held=held, used=counted)])
         return True
 
 

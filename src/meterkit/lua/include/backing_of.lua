@@ -2,12 +2,14 @@
 --   key: hash, the grants; fields: the counters' that were read; starts, finishes: of the period of `now` (ms)
 --   backing: {mark, recurring, asked, backed}; asked: a ceiling each, {the meter's target, its place in backed or 0};
 --   backed: each meter that shares a credit with an asked one, {the credit's target, cost (micro-credits a unit),
---   included, the meter's target, the place of its field, quantity asked of it if it has no ceiling}
+--   included, the meter's target, the place of its field, quantity asked of it if it has no ceiling; where the cost
+--   depends on the model, the place of the field of what holds cost, and the most that a unit costs}
 -- What is held of a meter beyond what included and its grants cover claims the credit: two requests cannot be
--- admitted on the same one.
+-- admitted on the same one. Of holds at several costs it is not known which are covered: the others cost at most what
+-- all cost, and at most so many units at the highest cost.
 -- Returns more(k): units that ceiling k has beyond its own; claim(k, quantity): takes note of units held there;
 -- tell(told, t): puts for each ceiling behind the t numbers told 1 where grants or credits stood behind it in this
--- period, else 0.
+-- period, else 0. Puts into backing.taken by its place in backed what is asked of a meter.
 --include balance
 --include balance_text
 --include meter_of
@@ -20,28 +22,38 @@ local function backing_of(key, fields, backing, now, starts, finishes)
   local function sum_of(target)
     return kept.sums[target] or none
   end
-  local function claim_of(meter, further)
-    local _, cost, included, target, place = unpack(meter)
+  local function held_in(place)
     local counted, _, _, slot, held, held_before = meter_of(fields[place], place)
     held, held_before = live_holds(math.floor(now / HOLD_SLOT_MS), slot, held, held_before)
-    local covered = math.max(0, included - counted) + sum_of(target).left
-    return math.max(0, held + held_before + further - covered) * cost
+    return held + held_before, counted
+  end
+  local function claim_of(meter, further)
+    local _, cost, included, target, place, _, credit_place, highest = unpack(meter)
+    local held, counted = held_in(place)
+    local beyond = math.max(0, held + further - math.max(0, included - counted) - sum_of(target).left)
+    if not credit_place then
+      return beyond * cost
+    end
+    return math.min(beyond * highest, held_in(credit_place) + further * cost), beyond
   end
   for i, meter in ipairs(backing.backed) do
     taken[i] = meter[6]
   end
+  backing.taken = taken
   local function more(k)
     local target, place = unpack(backing.asked[k])
     local meter, units = backing.backed[place], sum_of(target).left
     if meter then
       local credit, cost = unpack(meter)
-      local free = sum_of(credit).left
+      local free, uncovered = sum_of(credit).left, 0
       for i, other in ipairs(backing.backed) do
-        if i ~= place and other[1] == credit then
-          free = free - claim_of(other, taken[i])
+        if other[1] == credit and (i ~= place or other[7]) then
+          local claimed, beyond = claim_of(other, i == place and 0 or taken[i])
+          free, uncovered = free - claimed, i == place and beyond or uncovered
         end
       end
-      units = units + math.floor(math.max(0, free) / cost)
+      -- Its own holds come off as units: those that the credit has paid for above must not come off twice.
+      units = units + math.floor(math.max(0, free) / cost) + uncovered
     end
     return units
   end

@@ -1,16 +1,17 @@
 -- give_units_back: gives back what grants, or credits, have paid for a meter in a period, to the grants that paid it:
 -- what would be used up last first. One that was used up pays again; one that has expired or was voided gets nothing.
 --   list, ledger: hashes, the customer's grants and their ledger; kind: 'm' or 'c'; meter: its name; start: of the
---   period, as text; most: units of the meter, or micro-credits
--- Returns how much was given back.
+--   period, as text; units: of the meter; all: how many they have paid for
+-- What the units did cost is their part of what all of them did, rounded up. Returns how much was given back.
 --include grant_of
 --include before
-local function give_units_back(list, ledger, kind, meter, start, most, now)
-  local call, text, paid, given = redis.call, string.format, {}, 0
+local function give_units_back(list, ledger, kind, meter, start, units, all, now)
+  local call, text, paid, given, total = redis.call, string.format, {}, 0, 0
   local lines = call('HGETALL', ledger)
   for i = 1, #lines, 2 do
     local by, period, name = string.match(lines[i], '^burn (%S+) (%d+) (. .:.+)$')
     if by == meter and period == start and string.sub(name, 3, 3) == kind then
+      total = total + lines[i + 1]
       local found, added = call('HGET', list, name), call('HGET', ledger, 'grant ' .. name)
       local quantity, terms, expires = string.match(added or '', '^(%d+) (%d+ %d+ (%d+) %d+)$')
       if not found and quantity and not call('HGET', ledger, 'void ' .. name) then
@@ -24,6 +25,8 @@ local function give_units_back(list, ledger, kind, meter, start, most, now)
       end
     end
   end
+  local each = math.floor(total / all) -- Whole, or the product would pass what a number holds exactly.
+  local most = each * units + math.ceil((total - each * all) * units / all)
   table.sort(paid, function(a, b) return before(b, a) end)
   for _, grant in ipairs(paid) do
     local part = math.min(most - given, grant.paid, grant.used)

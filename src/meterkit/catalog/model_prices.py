@@ -1,0 +1,34 @@
+"""What a unit costs by the model that used it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPrices:
+    """What a unit costs by model, in micro-credits, at least 1 each.
+
+    Attributes:
+        default: of a model that no pattern matches, and of usage that the app records without a model.
+        models: glob patterns of model names, each with its price; the first one that matches counts.
+    """
+
+    default: int
+    models: tuple[tuple[str, int], ...]
+
+    def of(self, model: str | None) -> int:
+        """What a unit costs that a model used; None: by no model; empty: by one whose name is not known."""
+        if model == "":
+            return self.highest
+        if model is not None:
+            for pattern, price in self.models:
+                if fnmatchcase(model, pattern):
+                    return price
+        return self.default
+
+    @property
+    def highest(self) -> int:
+        """What a unit costs at most, whatever the model."""
+        return max(self.default, *(price for _, price in self.models))

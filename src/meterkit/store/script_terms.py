@@ -1,0 +1,39 @@
+"""What calls of the scripts about a customer begin with: keys, rev and the customer's own numbers. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.customer_state import NO_STATE
+from meterkit.redis.connection import pack_each, pack_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meterkit.decisions.customer_state import EffectivePlan
+    from meterkit.decisions.keys import CustomerKeys
+    from meterkit.decisions.program import Program
+
+_QUARTER_HOUR_MS: Final = 900_000
+_FOUR_HUNDRED_DAYS_MS: Final = 34_560_000_000  # As totals: see docs/design/store.md
+
+
+def pack_head(program: Program, keys: CustomerKeys, *, sha: str, rev: str) -> bytes:
+    """The request of a decision up to the terms."""
+    names: list[str] = [keys.counters, keys.state, keys.totals]
+    if program.further:
+        names += (keys.grants, keys.levels) if program.gauges else (keys.grants,)
+    head: tuple[str | int, ...] = ("EVALSHA", sha, len(names), *names, rev)
+    # Behind these: terms, what follows them, clock.
+    return b"*%d\r\n%b" % (len(head) + 2 + len(program.behind_terms("d")), pack_each(head))
+
+
+def pack_terms(effective: EffectivePlan, rev: str, numbers: Iterable[int]) -> bytes:
+    """The scripts' numbers: until when a view of a customer holds, the bounds of both periods, what is asked.
+
+    Before that stands how long counters must outlive the period they have recorded.
+    """
+    bounds = effective.bounds
+    until_ms = min(effective.valid_until_ms, bounds.next_end_ms)
+    outlive_ms = _QUARTER_HOUR_MS if rev == NO_STATE else _FOUR_HUNDRED_DAYS_MS
+    return pack_numbers((until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, outlive_ms, *numbers))

@@ -1,0 +1,236 @@
+"""Credits that pay by model: what an answer costs, what is held for it, and what may be spent at once."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from delivering import until
+from llm_apps import metered, read_all
+from tokens.recordings import compact
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  output_tokens: {unit: token, stripe: {event_name: out}}
+prices:
+  output:
+    default: 4 per 1000
+    models: {"gpt-*-mini": 1 per 1000, "*opus*": 20 per 1000, "gpt-*": 8 per 1000}
+credits:
+  ai: {costs: {output_tokens: prices.output}}
+routes:
+  - match: "POST /chat"
+    usage: auto
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+  - {match: "POST /plain", usage: openai}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
+  paid: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: bill}}}
+"""
+MICRO: Final = 10**6
+
+
+def answering(meanwhile: Callable[[], Awaitable[None]] | None = None) -> ASGIApp:
+    """An app that answers with the usage that the request's header asks for: model and tokens."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_all(receive)
+        headers = dict(scope["headers"])
+        tokens, said = int(headers[b"x-tokens"]), headers.get(b"x-model", b"").decode()
+        usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
+        content: dict[str, Any] = {"id": "1", "object": "chat.completion", "choices": [], "usage": usage}
+        if meanwhile is not None:
+            await meanwhile()
+        start = {"status": 200, "headers": [(b"content-type", b"application/json")]}
+        await send({"type": "http.response.start", **start})
+        await send(
+            {"type": "http.response.body", "body": compact(content | ({"model": said} if said else {}))}
+        )
+
+    return app
+
+
+async def ask(
+    at: Served,
+    tokens: int,
+    *,
+    model: str | None = None,
+    said: str | None = None,
+    body: bytes | None = None,
+    at_most: int | None = None,
+    path: str = "/chat",
+) -> int:
+    """Ask for an answer of so many tokens, by a model that the answer names; the status."""
+    asked = {"messages": [], "max_tokens": tokens if at_most is None else at_most}
+    headers = {"x-tokens": str(tokens)} | ({} if said is None else {"x-model": said})
+    content = compact(asked | ({} if model is None else {"model": model})) if body is None else body
+    answer = await at.client.post(path, content=content, headers=headers)
+    lanes = at.kit.store.lanes.values()
+    await until(lambda: not any(lane.unsettled for lane in lanes))
+    return answer.status_code
+
+
+async def give(at: Served, credits_: int) -> None:
+    await at.kit.grants.add("acme", {"ai": credits_}, grant_id=f"{credits_}")
+
+
+async def spent(at: Served) -> int:
+    """What was paid, in micro-credits."""
+    return -sum(line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "each"),
+    [
+        ("gpt-6-mini", "gpt-6-mini", 1000),
+        ("gpt-6", "gpt-6", 8000),
+        ("claude-opus-5", "claude-opus-5", 20_000),
+        ("llama", "llama", 4000),
+        # What the provider says counts, whatever was asked for; without that, what was asked for.
+        ("gpt-6-mini", "claude-opus-5", 20_000),
+        ("claude-opus-5", "gpt-6-mini", 1000),
+        ("claude-opus-5", None, 20_000),
+        ("gpt-6-mini", None, 1000),
+        # Of no known model: the highest price there is.
+        (None, None, 20_000),
+        ("x" * 10_000, None, 4000),
+        ("gpt-\n\x00-mini", "gpt-\n\x00-mini", 1000),
+    ],
+)
+@pytest.mark.parametrize("path", ["/chat", "/plain"])
+async def test_an_answer_costs_the_price_of_its_model(
+    path: str, asked: str | None, said: str | None, each: int, store_url: str
+) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 100)
+        assert await ask(at, 1234, model=asked, said=said, path=path) == 200
+        assert await spent(at) == 1234 * each
+
+
+async def test_a_request_that_cannot_be_read_costs_the_highest_price(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 10_000)
+        unread = b'{"model": "gpt-6-mini", "pad": "' + b"x" * 3_000_000
+        assert await ask(at, 50, body=unread) == 200
+        assert await ask(at, 50, body=b'{"model": "claude-opus-5", "Model": "gpt-6-mini"}') == 200
+        assert await spent(at) == 100 * 20_000
+
+
+async def test_i3_a_request_is_held_at_the_price_of_the_model_that_it_asks_for(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 10)
+        assert await ask(at, 1, at_most=501, model="claude-opus-5", said="claude-opus-5") == 402
+        assert await ask(at, 1, at_most=10_001, model="gpt-6-mini", said="gpt-6-mini") == 402
+        assert await ask(at, 0, at_most=501) == 402
+        for body in (
+            b'{"model": "gpt-6-mini", "model": "claude-opus-5", "max_tokens": 501}',
+            b'{"model": "claude-opus-5", "Model": "gpt-6-mini", "max_tokens": 501}',
+            b'{"model": ["gpt-6-mini"], "max_tokens": 501}',
+        ):
+            assert await ask(at, 0, body=body) == 402
+        assert await ask(at, 1, at_most=10_000, model="gpt-6-mini", said="gpt-6-mini") == 200
+        assert await spent(at) == 1000
+
+
+async def test_i3_what_is_held_for_one_model_is_not_there_for_another(store_url: str) -> None:
+    left: list[bool] = []
+
+    async def look() -> None:
+        """Ten credits, less 400 tokens of a model that costs 20 per 1000."""
+        for model, most in (("gpt-6-mini", 2000), ("claude-opus-5", 100), ("llama", 500)):
+            for quantity in (most, most + 1):
+                async with at.kit.reserve("acme", {"output_tokens": quantity}, model=model) as held:
+                    left.append(held.decision.allowed)
+        async with at.kit.reserve("acme", {"output_tokens": 101}) as held:
+            left.append(held.decision.allowed)
+
+    async with metered(answering(look), store_url, plans=PLANS) as at:
+        await give(at, 10)
+        assert await ask(at, 400, model="claude-opus-5", said="claude-opus-5") == 200
+        assert left == [True, False] * 3 + [False]
+        assert await spent(at) == 400 * 20_000
+        assert (await at.kit.usage("acme"))["meters"]["output_tokens"]["remaining"] == 500
+        assert (await at.kit.check("acme", "output_tokens", 500)).allowed
+        assert not (await at.kit.check("acme", "output_tokens", 501)).allowed
+
+
+async def test_i3_racing_answers_spend_no_credit_twice(store_url: str) -> None:
+    chance, prices = Random(7), {"gpt-6-mini": 1000, "llama": 4000, "claude-opus-5": 20_000}  # noqa: S311 - repeatable
+    waiting = asyncio.Event()
+    async with metered(answering(waiting.wait), store_url, plans=PLANS) as at:  # type: ignore[arg-type]  # its result is not used
+        await give(at, 10)
+        calls = [(chance.choice(list(prices)), chance.randrange(1, 200)) for _ in range(200)]
+        asking = [asyncio.create_task(ask(at, tokens, model=model, said=model)) for model, tokens in calls]
+        await until(lambda: sum(task.done() for task in asking) + _in_flight(at) == len(calls))
+        waiting.set()
+        statuses = await asyncio.gather(*asking)
+        assert set(statuses) == {200, 402}
+        cost = sum(
+            tokens * prices[model]
+            for (model, tokens), status in zip(calls, statuses, strict=True)
+            if status == 200
+        )
+        assert await spent(at) == cost <= 10 * MICRO
+        row = (await at.kit.usage("acme"))["meters"]["output_tokens"]
+        assert (row["overage"], row["held"]) == (0, 0)
+
+
+def _in_flight(at: Served) -> int:
+    return sum(len(lane.live) for lane in at.kit.store.lanes.values())
+
+
+async def test_a_captured_reservation_costs_the_price_of_its_model(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 100)
+        for model, captured, each in (
+            ("gpt-6-mini", None, 1000),
+            ("gpt-6-mini", "claude-opus-5", 20_000),
+            (None, "gpt-6-mini", 1000),
+            (None, None, 4000),
+        ):
+            before = await spent(at)
+            async with at.kit.reserve("acme", {"output_tokens": 100}, model=model) as held:
+                assert held.decision.allowed
+                await held.capture({"output_tokens": 70}, model=captured)
+            assert await spent(at) - before == 70 * each
+        before = await spent(at)
+        await at.kit.record("acme", "output_tokens", 10)
+        assert await spent(at) - before == 10 * 4000
+
+
+async def test_a_correction_gives_back_what_units_have_cost(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 100)
+        await ask(at, 300, model="gpt-6-mini", said="gpt-6-mini")
+        await ask(at, 100, model="claude-opus-5", said="claude-opus-5")
+        assert await spent(at) == 300 * 1000 + 100 * 20_000
+        # A third of the units: a third of their price, rounded up.
+        await at.kit.correct("acme", {"output_tokens": 133}, reason="test", correction_id="one")
+        assert await spent(at) == 2_300_000 - (2_300_000 * 133 + 399) // 400
+        await at.kit.correct("acme", {"output_tokens": 267}, reason="test", correction_id="two")
+        assert await spent(at) == 0
+        assert (await at.kit.usage("acme"))["balance"] == {"ai": 100}
+
+
+async def test_what_credits_do_not_cover_is_overage_at_any_price(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 1)
+        await at.kit.customers.set_plan("acme", "paid")
+        await ask(at, 51, model="claude-opus-5", said="claude-opus-5")
+        row = (await at.kit.usage("acme"))["meters"]["output_tokens"]
+        assert (row["recorded"], row["overage"], await spent(at)) == (51, 1, MICRO)
