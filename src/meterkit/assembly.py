@@ -22,8 +22,8 @@ from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.background import insights_tasks
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.notify import EventDispatcher, Handlers
+from meterkit.notify.events import OF_SUBSCRIPTIONS
 from meterkit.notify.messages import Messages
-from meterkit.notify.subscription_event_types import SUBSCRIPTION_EVENTS
 from meterkit.outbox.operator_commands import Intents
 from meterkit.storage.service import ObjectStorage
 from meterkit.stripe.api import StripeApi
@@ -152,7 +152,7 @@ class Parts:
 
     def _wants_transitions(self) -> bool:
         wanted = {*self.handlers.events, *self.notify.events}
-        return self.settings.delivers or not wanted.isdisjoint(SUBSCRIPTION_EVENTS)
+        return self.settings.delivers or not wanted.isdisjoint(OF_SUBSCRIPTIONS)
 
     async def _take_refusals(self, event_id: str) -> None:
         module: Any = import_module("meterkit.delivery.error_reports")  # Stripe seldom refuses.

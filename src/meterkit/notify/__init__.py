@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from meterkit.notify.event_dispatcher import EventDispatcher, Handlers
-from meterkit.notify.events import CreditsLow, PeriodSummary, StorageOver, UsageSpike, UsageThreshold
-from meterkit.notify.subscription_event_types import (
+from meterkit.notify.events import (
     AccessChanged,
+    CreditsLow,
     DunningReminder,
     PaymentFailed,
     PaymentSucceeded,
+    PeriodSummary,
+    StorageOver,
     SubscriptionChanged,
     TrialEnding,
+    UsageSpike,
+    UsageThreshold,
 )
 
 __all__ = [

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
-from meterkit.notify.subscription_event_types import SUBSCRIPTION_EVENTS
+from meterkit.decisions.subscription import NEVER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import datetime
 
-    from meterkit.notify.subscription_event_types import SubscriptionEvent
+    from meterkit.decisions.subscription import Access, Status
     from meterkit.store.messages import Notice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CreditsLow:
+class CustomerEvent:
+    """What every event has.
+
+    Attributes:
+        id: the same at each delivery; a text.
+        customer: the customer's id.
+        at: when it happened (UTC).
+    """
+
+    id: str
+    customer: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditsLow(CustomerEvent):
     """``credits.low``: a balance fell below the share of its last grant that ``low_balance`` names.
 
     Attributes:
@@ -29,15 +44,12 @@ class CreditsLow:
         at: when that was (UTC).
     """
 
-    id: str
-    customer: str
     credit: str
     balance: int
-    at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UsageThreshold:
+class UsageThreshold(CustomerEvent):
     """``usage.threshold``: a percentage of what is included, one of ``warn_at``, was reached.
 
     Attributes:
@@ -51,19 +63,16 @@ class UsageThreshold:
         at: when that was (UTC).
     """
 
-    id: str
-    customer: str
     meter: str
     percent: int
     used: int
     included: int
     period_start: datetime
     period_end: datetime
-    at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UsageSpike:
+class UsageSpike(CustomerEvent):
     """``usage.spike``: this hour or day has far more usage than the same hours of four weeks.
 
     At most one a day for a customer and meter. Only where the audit log is kept and ``notify:`` lists it.
@@ -82,9 +91,6 @@ class UsageSpike:
             price of overage, in minor units of its currency; None: the plans file has no such price.
     """
 
-    id: str
-    customer: str
-    at: datetime
     meter: str
     span: Literal["hour", "day"]
     used: int
@@ -98,7 +104,7 @@ class UsageSpike:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StorageOver:
+class StorageOver(CustomerEvent):
     """``storage.over``: a customer has stored more bytes than the plan includes for five minutes or so.
 
     At most one a day for a customer and gauge.
@@ -115,9 +121,6 @@ class StorageOver:
         types: bytes by type, the most first; empty where the plans file has no ``storage:``.
     """
 
-    id: str
-    customer: str
-    at: datetime
     meter: str
     used: int
     included: int
@@ -127,7 +130,7 @@ class StorageOver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeriodSummary:
+class PeriodSummary(CustomerEvent):
     """``period.summary``: what a customer used in a billing period, told an hour after its end or later.
 
     Periods without usage have none.
@@ -143,27 +146,150 @@ class PeriodSummary:
             period ``before``. Meters without usage in either are left out.
     """
 
-    id: str
-    customer: str
-    at: datetime
     period_start: datetime
     period_end: datetime
     overage_cents: int
     meters: Mapping[str, Mapping[str, int]]
 
 
-Event: TypeAlias = (
-    "CreditsLow | PeriodSummary | StorageOver | UsageSpike | UsageThreshold | SubscriptionEvent"
-)
-"""An event that handlers receive."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionChanged(CustomerEvent):
+    """``subscription.changed``: plan, status, seats, or what is scheduled, is something else from now on.
+
+    Attributes:
+        id: the same at each delivery; a text.
+        customer: whose.
+        at: from when on it holds (UTC).
+        cause: of the change: the id of an event of Stripe's, ``clock`` (it was scheduled), ``operator``,
+            ``api``, ``reconcile``, ``plans_file``.
+        plan: key of the plan in force.
+        status: of the subscription, by the clock; None: there is none.
+        seats: that are paid for, in all; 0: the plan has no seat price.
+        cancel_at: when the subscription ends (UTC); None: no end is known.
+        pending_plan, pending_seats, pending_at: what is scheduled to change, and when (UTC); None: nothing.
+        plan_before, status_before, seats_before: what was in force.
+    """
+
+    cause: str
+    plan: str
+    status: Status | None
+    seats: int
+    cancel_at: datetime | None
+    pending_plan: str | None
+    pending_seats: int | None
+    pending_at: datetime | None
+    plan_before: str
+    status_before: Status | None
+    seats_before: int
 
 
-def event_of(notice: Notice, meters: Mapping[str, str]) -> Event:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessChanged(CustomerEvent):
+    """``access.changed``: what the customer may do is something else from now on.
+
+    Attributes:
+        id: the same at each delivery; a text.
+        customer: whose.
+        at: from when on it holds (UTC).
+        cause: as of :class:`SubscriptionChanged`.
+        access: ``full``, ``grace``, ``restricted`` or ``suspended``.
+        access_before: what it was.
+        plan: key of the plan in force.
+    """
+
+    cause: str
+    access: Access
+    access_before: Access
+    plan: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DunningReminder(CustomerEvent):
+    """``dunning.reminder``: an invoice is still unpaid after a span of ``dunning.remind``.
+
+    Attributes:
+        id: the same at each delivery; a text.
+        customer: whose.
+        at: when the span was over, or when that became known (UTC).
+        after: the span since the first failure.
+        failures: the number of failed attempts that Stripe counts.
+        failed_at: the first of them (UTC); None: not known.
+        access: what the customer may do.
+        until: when that changes unless the invoice is paid (UTC); None: by the clock it does not.
+        plan: key of the plan in force.
+    """
+
+    after: timedelta
+    failures: int
+    failed_at: datetime | None
+    access: Access
+    until: datetime | None
+    plan: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialEnding(CustomerEvent):
+    """``trial.ending``: a trial ends in three days, or in less where it is shorter.
+
+    Attributes:
+        id: the same at each delivery; a text.
+        customer: whose.
+        at: when Stripe said so (UTC).
+        trial_end: first instant after the trial (UTC).
+    """
+
+    trial_end: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentFailed(CustomerEvent):
+    """``payment.failed``: an attempt to collect an invoice has failed.
+
+    Attributes:
+        id: the same at each delivery; a text.
+        customer: whose.
+        at: when Stripe said so (UTC).
+        invoice: its id at Stripe.
+        amount_cents: what is due, in minor units of ``currency``.
+        currency: its code of three letters.
+        failures: how many attempts have failed.
+        next_attempt: when Stripe tries again (UTC); None: it does not.
+    """
+
+    invoice: str
+    amount_cents: int
+    currency: str
+    failures: int
+    next_attempt: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentSucceeded(CustomerEvent):
+    """``payment.succeeded``: an invoice was paid.
+
+    Attributes:
+        id: the same at each delivery; a text.
+        customer: whose.
+        at: when Stripe said so (UTC).
+        invoice: its id at Stripe.
+        amount_cents: what was paid, in minor units of ``currency``.
+        currency: its code of three letters.
+    """
+
+    invoice: str
+    amount_cents: int
+    currency: str
+
+
+def event_of(notice: Notice, meters: Mapping[str, str]) -> CustomerEvent:
     """The event of a notice.
 
     Args:
         notice: of one of :data:`EVENTS`.
         meters: the tokens of meters to their names.
+
+    Raises:
+        ValueError: its data is not as this release writes it.
     """
     return EVENTS[notice.kind](notice, f"{notice.shard}-{notice.entry}", meters)
 
@@ -191,25 +317,42 @@ def _usage_threshold(notice: Notice, event_id: str, meters: Mapping[str, str]) -
     )
 
 
-def _of_data(made: Callable[..., Event]) -> Callable[[Notice, str, Mapping[str, str]], Event]:
-    """An event whose notice has its attributes, instants as ``…_ms``."""
+def _of_data(made: type[CustomerEvent]) -> Callable[[Notice, str, Mapping[str, str]], CustomerEvent]:
+    """An event whose notice has its attributes, instants as ``…_ms``, and what later releases add."""
 
-    def read(notice: Notice, _event_id: str, _meters: Mapping[str, str]) -> Event:
-        data = {
-            name.removesuffix("_ms"): from_ms(value) if name.endswith("_ms") and value is not None else value
-            for name, value in notice.data.items()
-        }
-        return made(customer=notice.customer, **data)
+    def value(name: str, data: Mapping[str, Any]) -> Any:
+        if name == "after":  # Releases before 0.2 told of the second failed attempt, whenever that was.
+            return timedelta(milliseconds=data.get("after_ms", 0))
+        if name in data:
+            return data[name]
+        at_ms = data[f"{name}_ms"]
+        return None if not at_ms or at_ms == NEVER_MS else from_ms(at_ms)
+
+    def read(notice: Notice, _event_id: str, _meters: Mapping[str, str]) -> CustomerEvent:
+        data = {**notice.data, "customer": notice.customer}
+        try:
+            return made(**{field.name: value(field.name, data) for field in fields(made)})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the data of {notice.kind} cannot be read: {error!r}") from error
 
     return read
 
 
-EVENTS: Final[Mapping[str, Callable[[Notice, str, Mapping[str, str]], Event]]] = {
+OF_SUBSCRIPTIONS: Final[Mapping[str, type[CustomerEvent]]] = {
+    "subscription.changed": SubscriptionChanged,
+    "access.changed": AccessChanged,
+    "dunning.reminder": DunningReminder,
+    "trial.ending": TrialEnding,
+    "payment.failed": PaymentFailed,
+    "payment.succeeded": PaymentSucceeded,
+}
+"""Events about subscriptions, access and payments."""
+EVENTS: Final[Mapping[str, Callable[[Notice, str, Mapping[str, str]], CustomerEvent]]] = {
     "credits.low": _credits_low,
     "usage.threshold": _usage_threshold,
     "usage.spike": _of_data(UsageSpike),
     "storage.over": _of_data(StorageOver),
     "period.summary": _of_data(PeriodSummary),
-    **SUBSCRIPTION_EVENTS,
+    **{name: _of_data(made) for name, made in OF_SUBSCRIPTIONS.items()},
 }
 """What handlers can be registered for, and what makes that of a notice."""

@@ -13,7 +13,7 @@ from meterkit.decisions.periods import to_ms
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meterkit.notify.events import Event
+    from meterkit.notify.events import CustomerEvent
     from meterkit.store.messages import Channel, KeptMessage
 
 _HOUR_MS: Final = 3_600_000
@@ -98,7 +98,7 @@ def about(kept: KeptMessage) -> tuple[str | None, str | None]:
     return message.event, message.customer
 
 
-def message_of(channel: Channel, name: str, event: Event) -> Message:
+def message_of(channel: Channel, name: str, event: CustomerEvent) -> Message:
     """The message that a channel sends for an event."""
     # Ids of what was watched are made of the cause; others may come again after a store was restored.
     at = "" if name in _WATCHED else str(to_ms(event.at))
@@ -108,7 +108,7 @@ def message_of(channel: Channel, name: str, event: Event) -> Message:
     return Message(id=f"msg_{digest}", event=name, customer=event.customer, at=_iso(event.at), data=data)
 
 
-def is_too_old(event: Event, now_ms: int) -> bool:
+def is_too_old(event: CustomerEvent, now_ms: int) -> bool:
     """Whether a message about an event would come too late to be of use."""
     return now_ms - to_ms(event.at) > PATIENCE_MS
 
