@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from python_mutants import Mutant
 
-ROOMS: Final = ("decisions", "delivery", "store", "redis")
+ROOMS: Final = ("customers", "decisions", "delivery", "outbox", "redis", "store")
 AT_ONCE: Final = int(os.environ.get("METERKIT_MUTANTS_AT_ONCE", "2"))
 TESTS_MAX: Final = 2_000
 """So many tests, the quickest, are run for a mutant that survives them."""
