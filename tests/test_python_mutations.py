@@ -31,13 +31,14 @@ PARTS: Final = {"decisions": 1, "delivery": 4, "outbox": 4, "store": 128, "custo
 """Of each room one in so many mutants is tried, and one of each module."""
 TESTS: Final = (
     *("tests/unit", "tests/delivery", "tests/catalog/test_overrides.py"),
-    *("tests/asgi/test_llm_outliving.py", "tests/storage/test_presigning.py"),
+    *("tests/asgi/test_gauges.py", "tests/asgi/test_llm_outliving.py", "tests/asgi/test_repeats.py"),
+    *("tests/notify/test_spike_watch.py", "tests/storage/test_presigning.py"),
     *(
         f"tests/store/test_{name}.py"
         for name in (
-            *("corrections_at_stripe", "gauges", "grants", "grants_of_plans", "outbox_by_hand"),
-            *("packed_fields", "policies", "rate_usage", "rates_table", "replay", "reservations"),
-            *("small_writes", "spool_file", "timed_overrides"),
+            *("corrections", "corrections_at_stripe", "customers", "gauges", "grants", "grants_ledger"),
+            *("grants_of_plans", "outbox_by_hand", "packed_fields", "policies", "rate_usage", "rates_table"),
+            *("replay", "reservations", "small_writes", "spool_file", "state_changes", "timed_overrides"),
         )
     ),
     *(f"tests/promises/test_i6_{name}.py" for name in ("basic", "recovered", "restored")),

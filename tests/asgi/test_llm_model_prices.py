@@ -76,7 +76,7 @@ async def ask(
     path: str = "/chat",
 ) -> int:
     """Ask for an answer of so many tokens, by a model that the answer names; the status."""
-    asked = {"messages": [], "max_tokens": tokens if at_most is None else at_most}
+    asked: dict[str, Any] = {"messages": [], "max_tokens": tokens if at_most is None else at_most}
     headers = {"x-tokens": str(tokens)} | ({} if said is None else {"x-model": said})
     content = compact(asked | ({} if model is None else {"model": model})) if body is None else body
     answer = await at.client.post(path, content=content, headers=headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -9,8 +10,9 @@ import pytest
 
 from keeping import PERIOD_MS, kit_alone, subscription
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.delivery.closing import ClosingLook
+from meterkit.delivery.closing import ClosingLook, _held_in_words
 from meterkit.delivery.reconciling import Reconciled, Reconciler
+from meterkit.outbox.closes import InvoiceEnd
 from stripe_objects import ObjectsAtStripe
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Found(Reconciler):
         ([("see", "none"), ("", "draft")], True),
         ([("see", "final"), ("see", "draft")], False),
         ([("see", "unknown"), ("", "final")], False),
+        ([], False),
     ],
 )
 async def test_a_close_may_wait_while_each_meter_agrees_or_its_invoice_may_change(
@@ -84,6 +87,22 @@ async def test_a_close_may_wait_while_each_meter_agrees_or_its_invoice_may_chang
         look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, [reconciled(*one) for one in found]))
         why, may = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
         assert (why.count("see"), may) == (sum(bool(advice) for advice, _ in found), may_wait)
+
+
+@pytest.mark.parametrize("waiting", [(0, 3), (3, 0), (3, 3)])
+async def test_a_close_may_not_wait_where_usage_is_not_counted(waiting: tuple[int, int]) -> None:
+    async with kit_alone() as kit:
+        stripe = ObjectsAtStripe({})
+        found = [replace(reconciled("see", "draft"), waiting=units) for units in waiting]
+        look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, found))
+        _, may_wait = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
+        assert not may_wait
+
+
+@pytest.mark.parametrize(("held_ms", "is_said"), [(-1, False), (0, False), (1, True)])
+def test_until_when_an_invoice_stays_a_draft_is_said_while_it_does(held_ms: int, *, is_said: bool) -> None:
+    end = InvoiceEnd(held_ms=PERIOD_MS + held_ms)
+    assert bool(_held_in_words(end, PERIOD_MS)) == is_said
 
 
 async def test_until_when_stripe_keeps_a_draft_is_remembered() -> None:

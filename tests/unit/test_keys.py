@@ -70,6 +70,10 @@ def test_keys_of_a_stripe_customer_lie_in_its_own_shard() -> None:
     assert KEYS.beginning("cus_1") == f"mk:{{{shard}}}:b:cus_1"
 
 
+def test_what_a_watch_has_found_lies_with_the_customer() -> None:
+    assert KEYS.watched("ada", "0a1b") == f"mk:{{{shard_of('ada', 128)}}}:x:0a1b"
+
+
 def test_an_event_is_known_by_customer_and_id() -> None:
     name = KEYS.event(7, "ada", "1")
     assert name == "mk:{7}:e:" + name.rpartition(":")[2]

@@ -16,6 +16,7 @@ from meterkit.decisions.customer_state import (
     with_subscription,
 )
 from meterkit.decisions.subscription import SubscriptionState, switched_by_others
+from meterkit.decisions.transitions import InForce
 
 DAY_MS: Final = 86_400_000
 NOW_MS: Final = 1_800_000_000_000
@@ -311,3 +312,26 @@ def test_prices_that_others_have_changed_are_known_by_what_nobody_here_asked_for
 def test_of_no_subscription_no_prices_have_changed() -> None:
     assert switched_by_others(None, PRICED, NOW_MS) == frozenset()
     assert switched_by_others(PRICED, None, NOW_MS) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, 2900),
+        ({"status": "past_due"}, 2900),
+        ({"status": "trialing", "trial_end_ms": NOW_MS + 1}, 0),
+        ({"status": "trialing", "trial_end_ms": NOW_MS}, 2900),
+        ({"status": "unpaid"}, 0),
+        ({"status": "incomplete"}, 0),
+        ({"never_began": True}, 0),
+        ({"cancel_at_ms": NOW_MS}, 0),
+    ],
+)
+def test_only_a_subscription_that_is_paid_for_brings_something(
+    changed: dict[str, Any], expected: int
+) -> None:
+    sold = replace(ACTIVE, mrr=2900, currency="usd", **changed)
+    assert sold.mrr_at(NOW_MS) == expected
+    state = replace(STATE, subscription=sold)
+    force = InForce.of(state, CATALOG, NOW_MS)
+    assert (force.mrr, force.currency) == ((expected, "usd") if expected else (0, ""))
