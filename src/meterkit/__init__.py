@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from meterkit.insights.prometheus import metrics_app
     from meterkit.insights.revenue.revenue import Revenue, RevenueDay
     from meterkit.kit import MeterKit
-    from meterkit.notify import (
+    from meterkit.notify.events import (
         AccessChanged,
         CreditsLow,
         DunningReminder,
@@ -246,7 +246,7 @@ _PUBLIC = {
     "insights.prometheus": ("metrics_app",),
     "insights.revenue.revenue": ("Revenue", "RevenueDay"),
     "kit": ("MeterKit",),
-    "notify": (
+    "notify.events": (
         "AccessChanged",
         "CreditsLow",
         "DunningReminder",

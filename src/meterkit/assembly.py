@@ -21,7 +21,7 @@ from meterkit.delivery.summaries import until_counted
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.background import insights_tasks
 from meterkit.insights.revenue.revenue import Revenue
-from meterkit.notify import EventDispatcher, Handlers
+from meterkit.notify.event_dispatcher import EventDispatcher, Handlers
 from meterkit.notify.events import OF_SUBSCRIPTIONS
 from meterkit.notify.messages import Messages
 from meterkit.outbox.operator_commands import Intents

@@ -11,7 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from counters import flat_of, pack_field, packed_of
-from meterkit.decisions.customer_state import NO_STATE, CustomerState, Status
+from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.keys import FORMAT, meter_token, rate_field
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.program import Demand, compile_program
@@ -26,6 +26,8 @@ from store.script_requests import Requests, view_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from meterkit.decisions.subscription import Status
 
 
 def _damaged(reply: Any) -> Any:

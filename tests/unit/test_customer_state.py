@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 from meterkit.catalog import loads
 from meterkit.decisions.customer_overrides import with_overrides
 from meterkit.decisions.customer_state import (
-    NEVER_MS,
     CustomerState,
     EffectivePlan,
-    Status,
     effective_plan,
     refusal_of,
     refusal_without,
     with_subscription,
 )
 from meterkit.decisions.periods import bounds_at
-from meterkit.decisions.subscription import SubscriptionState
+from meterkit.decisions.subscription import NEVER_MS, Status, SubscriptionState
 
 DAY_MS = 86_400_000
 FAILED_MS = 1_800_000_000_000

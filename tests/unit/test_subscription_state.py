@@ -8,14 +8,13 @@ import pytest
 
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import (
-    NEVER_MS,
     CustomerState,
     EffectivePlan,
     effective_plan,
     entitlements_of,
     with_subscription,
 )
-from meterkit.decisions.subscription import SubscriptionState, switched_by_others
+from meterkit.decisions.subscription import NEVER_MS, SubscriptionState, switched_by_others
 from meterkit.decisions.transitions import InForce
 
 DAY_MS: Final = 86_400_000

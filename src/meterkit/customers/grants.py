@@ -11,9 +11,10 @@ from meterkit.catalog.argument_checks import counters_of
 from meterkit.catalog.errors import suggestion
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
 from meterkit.customers.states import States
-from meterkit.decisions.customer_state import NEVER_MS, effective_plan
+from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.grants import MICRO, Holding, holdings_of, target_of
 from meterkit.decisions.periods import check_aware, from_ms, to_ms
+from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.arguments import CUSTOMER_BYTES_MAX, check_customer, is_customer
 

@@ -28,26 +28,6 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.decisions.decision import Reason
 
-__all__ = [
-    "INITIAL_STATE",
-    "NEVER_MS",
-    "NO_STATE",
-    "Access",
-    "CustomerState",
-    "EffectivePlan",
-    "Status",
-    "bounds_of",
-    "effective_plan",
-    "entitlements_of",
-    "holding_only",
-    "refusal_of",
-    "refusal_without",
-    "seat_meter",
-    "with_seats",
-    "with_subscription",
-]
-
-
 _SEATS: Final = "seats"
 _UNITS: Final = frozenset({"seat", "seats"})
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.catalog import Catalog, Entitlement, Storage
-    from meterkit.decisions.customer_state import Access, Status
+    from meterkit.decisions.subscription import Access, Status
 
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
 
