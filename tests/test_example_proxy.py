@@ -205,6 +205,28 @@ async def test_out_of_credits_the_client_is_told_before_the_provider_is_asked(
     assert 20 == (await reported(urls))[1]
 
 
+async def test_a_large_model_uses_up_credits_at_its_own_price(urls: tuple[str, str], store_url: str) -> None:
+    async with MeterKit(PROXY / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.customers.set_plan("bob", "prepaid")
+        await kit.grants.add("bob", {"ai": 5}, grant_id="inv_1")
+        async with client_of(urls, "bob") as client:
+            create: Any = client.chat.completions.create
+            with pytest.raises(APIStatusError, match="credits"):
+                await create(**asking("Tell 30 words", max_tokens=30, model="parrot-large-1"))
+            await create(**asking("Tell 30 words", max_tokens=30))
+            await create(**asking("Tell 10 words", max_tokens=15, model="parrot-large-1"))
+
+        async def paid() -> dict[str | None, int]:
+            ledger = [line for line in await kit.grants.ledger("bob") if line.entry == "burn"]
+            return {line.meter: -line.quantity for line in ledger}
+
+        async def counted() -> bool:
+            return (40,) == await tokens(kit, "bob", "output_tokens")
+
+        await eventually(counted)
+        assert (await paid())["output_tokens"] == 30 * 40_000 + 10 * 200_000
+
+
 async def test_a_key_that_nobody_was_given_is_refused_in_openais_words(urls: tuple[str, str]) -> None:
     async with client_of(urls, "nobody") as client:
         with pytest.raises(AuthenticationError, match="anonymous"):
