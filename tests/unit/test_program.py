@@ -394,3 +394,35 @@ plans:
 """
     catalog = loads(text)
     assert [grant[2] for grant in Prepaid.of(catalog.plans["free"], catalog).recurring] == [7, 5]
+
+
+def test_units_are_held_at_costs_that_the_plans_file_has_by_model() -> None:
+    text = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {out: {unit: token}, asked: {unit: token}, flat: {unit: token}}
+prices:
+  out: {default: 4, models: {mini: 1, opus: 20}}
+  asked: {default: 2, models: {opus: 9}}
+credits: {ai: {costs: {out: prices.out, asked: prices.asked, flat: 3}}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {out: {included: 0, overage: deny}}}
+"""
+    catalog = loads(text)
+    plan = catalog.plans["free"]
+    prepaid = Prepaid.of(plan, catalog)
+    micro = 10**6
+    assert prepaid.costs_of("mini") == {"out": micro, "asked": 2 * micro}
+    assert prepaid.costs_of(None) == {"out": 4 * micro, "asked": 2 * micro}
+    assert prepaid.held_costs(None) == prepaid.costs_of("") == {"out": 20 * micro, "asked": 9 * micro}
+
+    def held_at(costs: dict[str, int] | None) -> dict[str, int]:
+        demands = {"out": Demand.of(5), "flat": Demand.of(5)}
+        program = compile_program(plan.entitlements, catalog, demands, prepaid=prepaid, costs=costs)
+        return dict(program.costs)
+
+    assert held_at(None) == {"out": 20 * micro}
+    assert held_at(prepaid.costs_of("mini")) == {"out": micro}
+    # Known under another plans file, by which another meter's cost depended on the model.
+    assert held_at({"flat": 7 * micro}) == {"out": 20 * micro}

@@ -106,6 +106,11 @@ class Prepaid:
         """What a unit is held at of these meters: the most where no model is known."""
         return self.costs_of("" if model is None else model)
 
+    def all_costs(self, known: Mapping[str, int] | None) -> dict[str, int]:
+        """What a unit of these meters costs: as known under this plans file or another, else the most."""
+        most = self.held_costs(None)
+        return most | {meter: cost for meter, cost in (known or {}).items() if meter in most}
+
     def sharing(self, meters: Iterable[str]) -> tuple[str, ...]:
         """The meters that are paid with a credit that pays for one of some meters, too."""
         shared = {self.paid_with[meter][0] for meter in meters if meter in self.paid_with}

@@ -153,7 +153,7 @@ def compile_program(
     capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
     held, behind = {name: demands[name].taken for name in capped if demands[name].taken}, ""
     if prepaid is not None and not rates_only:
-        costs = prepaid.held_costs(None) if costs is None else costs
+        costs = prepaid.all_costs(costs)
         backed, fields, behind = _backed(demands, entitlements, prepaid, capped, fields, costs)
         held.update(backed)
     limits = {part.measure.policy.meter: limit for part, limit in gauges}
