@@ -38,6 +38,14 @@ routes:
     usage: auto
     reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
   - {match: "POST /plain", usage: openai}
+  - match: "POST /fixed"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+    model: claude-opus-5
+  - match: "POST /chosen"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+    model: any
 plans:
   free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
   paid: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: bill}}}
@@ -145,6 +153,19 @@ async def test_i3_a_request_is_held_at_the_price_of_the_model_that_it_asks_for(s
             assert await ask(at, 0, body=body) == 402
         assert await ask(at, 1, at_most=10_000, model="gpt-6-mini", said="gpt-6-mini") == 200
         assert await spent(at) == 1000
+
+
+@pytest.mark.parametrize("path", ["/fixed", "/chosen"])
+async def test_i3_a_client_cannot_name_the_model_of_a_line_that_has_its_own(
+    path: str, store_url: str
+) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 10)
+        for model in ("gpt-6-mini", "claude-opus-5", None):
+            assert await ask(at, 1, at_most=501, model=model, said="gpt-6-mini", path=path) == 402
+        assert await ask(at, 10, at_most=500, model="gpt-6-mini", said="gpt-6", path=path) == 200
+        assert await ask(at, 10, at_most=100, model="gpt-6-mini", path=path) == 200
+        assert await spent(at) == 10 * 8000 + 10 * 20_000
 
 
 async def test_i3_what_is_held_for_one_model_is_not_there_for_another(store_url: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meterkit.asgi.reading import Reading
+from meterkit.catalog import Route
 from tokens.recordings import JSON_TYPE, SSE_TYPE, chat, chat_usage, compact, figures, sse
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ SAID = "some words "
 
 
 def opened(kind: str, *more: tuple[bytes, bytes]) -> Reading:
-    reading = Reading("openai", complain=pytest.fail)
+    reading = Reading(Route(match="*", method=None, path=None, usage="openai"), complain=pytest.fail)
     headers = [(b"content-type", kind.encode()), *more]
     reading.begin({"type": "http.response.start", "status": 200, "headers": headers})
     return reading

@@ -61,6 +61,7 @@ async def talk(
     *,
     received: Sequence[dict[str, Any]] = (),
     as_bytes: bool = False,
+    query: str = "",
 ) -> None:
     """Open a websocket whose app sends events, and close it from the client's side."""
     coming: list[Message] = [{"type": "websocket.connect"}]
@@ -76,6 +77,7 @@ async def talk(
     scope = {
         "type": "websocket",
         "path": path,
+        "query_string": query.encode(),
         "headers": [(b"x-customer-id", b"acme")],
         "events": events,
         "as_bytes": as_bytes,
@@ -174,3 +176,42 @@ def test_answers_that_were_counted_are_remembered_up_to_a_bound() -> None:
     for n in (*range(1_001), 1_000, 0):
         usage.sent({"type": "websocket.send", "text": json.dumps(done(f"r{n}", 1, 1))})
     assert len(counted) == 1_002  # The first one was forgotten.
+
+
+PRICED = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {output_tokens: {unit: token}}
+prices: {output: {default: 4, models: {mini: 1, opus: 20}}}
+credits: {ai: {costs: {output_tokens: prices.output}}}
+routes:
+  - {match: "WS /live", usage: openai}
+  - {match: "WS /own", usage: openai, model: mini}
+  - {match: "WS /any", usage: openai, model: any}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "each"),
+    [
+        ("/live", "model=mini", 1),
+        ("/live", "model=opus", 20),
+        ("/live", "model=other&voice=low", 4),
+        ("/live", "", 20),
+        ("/live", "model=mini&model=opus", 20),
+        ("/live", "%ff=\xff&model=m%69ni", 1),
+        ("/own", "model=opus", 1),
+        ("/any", "model=mini", 20),
+    ],
+)
+async def test_answers_over_a_websocket_cost_the_price_of_the_model_that_its_url_names(
+    path: str, query: str, each: int, store_url: str
+) -> None:
+    async with metered(provider, store_url, plans=PRICED) as at:
+        await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
+        await talk(at, path, [done("r1", 40, 10)], query=query)
+        spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]
+        assert spent == [10 * each * 10**6]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meterkit.asgi.reading import Reading
+from meterkit.catalog import Route
 from tokens.recordings import EVENTSTREAM_TYPE, JSON_TYPE, NDJSON_TYPE, SSE_TYPE, frame, invoked
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def next_of(coroutine: Any) -> bool:
 
 def opened(kind: str, coding: bytes) -> Reading:
     broken: list[str] = []
-    reading = Reading("auto", complain=broken.append)
+    reading = Reading(Route(match="*", method=None, path=None, usage="auto"), complain=broken.append)
     headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
     reading.begin({"type": "http.response.start", "status": 200, "headers": headers})
     return reading

@@ -113,9 +113,7 @@ class Exchange(Admitted):
         usage = self._route.usage
         is_fetched = usage == "auto" and self._scope["method"].upper() != "POST"  # h11 hands on "post".
         if usage != "none":
-            self._reading = Reading(
-                usage, complain=self.warn, body=body, fields=self._route.usage_fields, estimate=estimate
-            )
+            self._reading = Reading(self._route, complain=self.warn, body=body, estimate=estimate)
             self._llm = LlmCalls(self._reading, is_fetched=is_fetched)
             self._nothing_to_settle = False
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from starlette.types import Message
 
     from meterkit.asgi.body import BufferedBody
+    from meterkit.catalog import Route
     from meterkit.tokens.estimate import InputEstimator
     from meterkit.tokens.framing.incremental import Work
 
@@ -46,30 +47,28 @@ class Reading:
     """Reads along what the app sends, and what it receives; neither is changed or delayed by it.
 
     Args:
-        usage: the route's word.
+        route: says whose usage is read, at which paths, and which models may answer.
         complain: takes what went wrong within the reader; the app never hears of it.
         body: the request's, where it was read before.
-        fields: meter to the path of its figure; see :class:`meterkit.tokens.fields.FieldsReader`.
         estimate: what measures the input where no usage is reported; the default counts less for a bill.
     """
 
     __slots__ = (
         *("_at", "_backlog", "_body", "_broken", "_buffered", "_complain", "_estimate", "_fields"),
         *("_input_tokens",),
-        *("_piece_bytes", "_reader", "_size", "_usage", "_work"),
+        *("_piece_bytes", "_reader", "_route", "_size", "_work"),
     )
 
     def __init__(
         self,
-        usage: str,
+        route: Route,
         *,
         complain: Callable[[str], None],
         body: BufferedBody | None = None,
-        fields: Mapping[str, str] | None = None,
         estimate: InputEstimator = estimate_input,
     ) -> None:
-        self._usage = usage
-        self._fields = FieldsReader(fields) if fields else None
+        self._route = route
+        self._fields = FieldsReader(route.usage_fields) if route.usage_fields else None
         self._complain = complain
         self._reader: ResponseReader | None = None
         self._backlog: deque[bytes] = deque()
@@ -96,7 +95,7 @@ class Reading:
             if self._fields is not None:
                 self._fields.begin(message["status"], message.get("headers", ()))
             self._reader = ResponseReader.open(
-                self._usage, status=message["status"], headers=message.get("headers", ())
+                self._route.usage, status=message["status"], headers=message.get("headers", ())
             )
 
     def read(self, body: bytes) -> bool:
@@ -253,17 +252,17 @@ class Reading:
         return (bytes(body), self._size) if known is None else (known.head, known.size)
 
     def _requested_model(self) -> str | None:
-        """The model that the request names; None: none or several, or it is not at hand, or unreadable."""
+        """The model that was asked; None: none or several may be, or the request cannot be read."""
         known = self._buffered
         body = self._body if known is None else known.head
-        if not body or (self._size if known is None else known.size) > len(body):
-            return None
+        is_whole = body and (self._size if known is None else known.size) <= len(body)
         try:
-            request = read_request(bytes(body))
+            request = read_request(bytes(body)) if body and is_whole else None
         except Exception as error:  # noqa: BLE001 - As above.
             self._break(described(error))
             return None
-        return request.models[0] if request is not None and len(request.models) == 1 else None
+        found = self._route.models(() if request is None else request.models)
+        return found[0] if len(found) == 1 else None
 
     def _asked(self) -> bool:
         return self._body is not None and asks_model(self._request(self._body)[0])

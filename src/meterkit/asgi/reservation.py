@@ -127,7 +127,7 @@ def reservation(
             held["input_tokens"] = entered
     if "total_tokens" in counters and "total_tokens" not in held:
         held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
-    return held, () if asked is None else asked.models
+    return held, route.models(() if asked is None else asked.models)
 
 
 def _held(reserve: Reserve, asked: LlmRequest | None) -> int:

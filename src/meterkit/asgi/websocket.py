@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from asyncio import Task, TimerHandle, get_running_loop, shield
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs
 
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.llm_calls import used_by_model
@@ -205,7 +207,15 @@ class WebSocketExchange(Exchange):
     def _count_calls(self, calls: Iterable[CallUsage]) -> None:
         """Count answers of a model at once: an open websocket may last for days."""
         if self._lane is not None:
-            self._settle_late(self._lane, used_by_model(calls, self._view.cache))
+            model = self._requested_model()
+            named = (call if call.model else replace(call, model=model) for call in calls)
+            self._settle_late(self._lane, used_by_model(named, self._view.cache))
+
+    def _requested_model(self) -> str | None:
+        """The model that the URL names, as of OpenAI's realtime API, or that the line has; None: unknown."""
+        named = parse_qs(self._scope.get("query_string", b"").decode("latin-1")).get("model", ())
+        found = self._route.models(tuple(dict.fromkeys(named)))
+        return found[0] if len(found) == 1 else None
 
     async def _decided_message(self) -> Message:
         message, lane = self._seen(await self.server_receive()), self._lane

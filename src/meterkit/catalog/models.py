@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog.notifications import Notify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from meterkit.catalog.model_prices import ModelPrices
     from meterkit.catalog.stored_objects import Storage
@@ -32,12 +32,12 @@ _DAY_MS: Final = 86_400_000
 
 ROUTE: Final = "route"
 """In the name of a policy of a route's own rate it stands where a meter's has its name."""
+ANY_MODEL: Final = "any"
 QUANTITY_MAX: Final = 10**15 - 1
 CREDITS_MAX: Final = 9 * 10**9
 OUTCOMES: Final[tuple[Outcome, ...]] = ("success", "client_gone", "client_error", "server_error")
 BILLED_ON_SUCCESS: Final[frozenset[Outcome]] = frozenset({"success", "client_gone"})
 BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset(OUTCOMES)
-
 
 NoteKind = Literal["informs", "billed_from_first_unit", "never_reached"]
 
@@ -276,6 +276,7 @@ class Route:
         storage_meter: the gauge that a ``storage`` route fills, or None.
         usage: whose token figures are read; ``fields`` where only ``usage_fields`` are.
         usage_fields: meter to the dotted path of its figure in the JSON of the response.
+        model: that the app calls, whatever the request names; see :meth:`models`.
         charge_on: the outcomes that are billed.
     """
 
@@ -299,6 +300,11 @@ class Route:
     on_store_failure: StoreFailure = "allow"
     headers: Headers = "ietf"
     idempotency_header: str | None = None
+    model: str | None = None
+
+    def models(self, named: Sequence[str]) -> Sequence[str]:
+        """The models that a request may be of that names some; none: not known."""
+        return named if self.model is None else () if self.model == ANY_MODEL else (self.model,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

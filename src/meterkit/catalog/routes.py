@@ -86,6 +86,10 @@ class RouteTable(Table, what="a route"):
         "Meter to the path of its figure in the JSON of the response.",
     )
     reserve = Key(MapOf(NAME, ReserveTable, "meters and reserves", 1), "What is set aside beforehand.")
+    model = Key(
+        text(256),
+        "The model that the app calls, whatever the request names; any: the app chooses one.",
+    )
     charge_on = Key(CHARGE_ON_SHAPE, "Outcomes that are billed: success, attempt or a list.")
     enforcement = Key(ENFORCEMENTS, "on or shadow.")
     on_store_failure = Key(STORE_FAILURES, "allow or deny.")
@@ -131,10 +135,14 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
     if values.rates and ROUTE in declared.meters:
         message = f"policies of a line's rates and of the meter {ROUTE} would have one name; rename the meter"
         values.refuse("rates", message)
+    if values.has("model") and not values.has("reserve", "usage"):
+        values.refuse(
+            "model", "`model` says whose price `reserve` and `usage` go by; add one of them, or remove it"
+        )
     _check_meters(values, declared)
     return replace(
         default,
-        **values.given("match", "exempt", "always", "rates", "feature", "storage", "charge_on"),
+        **values.given("match", "exempt", "always", "rates", "feature", "storage", "model", "charge_on"),
         **_usage(values),
         **values.given("enforcement", "on_store_failure", "headers", "idempotency_header"),
         method=method,
