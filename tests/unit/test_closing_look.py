@@ -1,5 +1,7 @@
 """What one look at a close says: whether it may wait, and until when its invoice takes up usage."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from dataclasses import replace

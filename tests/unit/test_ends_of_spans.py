@@ -1,5 +1,7 @@
 """What counts at the very end of a span: the last change before it, the minute that has begun."""
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
