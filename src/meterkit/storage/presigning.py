@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.storage.aws import Aws
     from meterkit.store.store import Store
-    from meterkit.store.views import PreparedDecision
 
 _LASTS_S: Final = 2700
 """An address ends ten minutes before its hold: the last upload and its event need time."""
@@ -69,11 +68,8 @@ async def _hold(store: Store, gauge: str, customer: str, upload: str, size: int)
         if decision.reason is None:  # Shadow mode presigns an upload that does not fit, and holds nothing.
             await _hold_presigned(store, gauge, customer, upload, size)
     finally:
-        await store.acknowledged([_given_back(decided, gauge, held, reply[1])])
-
-
-def _given_back(decided: PreparedDecision, gauge: str, held: int, at_ms: int) -> Settlement:
-    return Settlement(decided.view, held=Held({gauge: held}, (), at_ms // HOLD_SLOT_MS))
+        given_back = Held({gauge: held}, (), reply[1] // HOLD_SLOT_MS)
+        await store.acknowledged([Settlement(decided.view, held=given_back)])
 
 
 async def _hold_presigned(store: Store, gauge: str, customer: str, upload: str, size: int) -> None:
