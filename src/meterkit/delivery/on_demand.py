@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -92,6 +93,7 @@ _COUNTING_S: Final = 20.0
 _PAUSE_S: Final = 0.3
 
 
+@dataclass(eq=False)
 class Cutter:
     """Cuts the usage of customers at an instant, so that prices can change there.
 
@@ -101,15 +103,9 @@ class Cutter:
         api: the way to Stripe.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        flusher: Callable[[], AbstractAsyncContextManager[Flusher]],
-        api: Callable[[], StripeApi],
-    ) -> None:
-        self._store = store
-        self._flusher = flusher
-        self._api = api
+    store: Store
+    flusher: Callable[[], AbstractAsyncContextManager[Flusher]]
+    api: Callable[[], StripeApi]
 
     @asynccontextmanager
     async def cut(self, customer: str, labels: Mapping[str, str]) -> AsyncGenerator[None]:
@@ -128,7 +124,7 @@ class Cutter:
             StripeError: Stripe refuses.
             StoreError: the store does not answer.
         """
-        _, state = await States(self._store).read(customer)
+        _, state = await States(self.store).read(customer)
         if state.stripe_customer is None:
             yield
             return
@@ -136,7 +132,7 @@ class Cutter:
         try:
             await self._deliver(customer, labels)
             await self._counted(customer, state.stripe_customer)
-            await hold_usage(self._store, customer, till_ms=self._store.now_ms() + _HELD_MS)
+            await hold_usage(self.store, customer, till_ms=self.store.now_ms() + _HELD_MS)
             is_changing = True
             yield
         except BaseException as error:
@@ -149,9 +145,9 @@ class Cutter:
 
     async def _deliver(self, customer: str, labels: Mapping[str, str]) -> None:
         """Seal what is pending, deliver it, and hold back what is recorded from now on."""
-        store = self._store
+        store = self.store
         outbox = Outbox(store, await store.admin())
-        async with self._flusher() as at_work:
+        async with self.flusher() as at_work:
             is_sealed, tries = False, await self._retry_now(customer)
             while True:
                 till_ms = store.now_ms() + _HELD_MS
@@ -172,15 +168,15 @@ class Cutter:
                 await anyio.sleep(_PAUSE_S)
 
     async def _counted(self, customer: str, stripe_customer: str) -> None:
-        left = await until_counted(self._store, self._api(), customer, stripe_customer, timeout_s=_COUNTING_S)
+        left = await until_counted(self.store, self.api(), customer, stripe_customer, timeout_s=_COUNTING_S)
         if left:
             raise StripeUnavailableError(f"Stripe has not counted {left} units that it has accepted")
 
     async def _retry_now(self, customer: str) -> dict[str, int]:
         """Have intents of the customer that wait for another try sent now; how often each was tried."""
-        waiting = await Intents(self._store).list(state="queued", customer=customer)
+        waiting = await Intents(self.store).list(state="queued", customer=customer)
         if waiting:
-            store, admin = self._store, await self._store.admin()
+            store, admin = self.store, await self.store.admin()
             outbox = store.keys.shard(store.keys.customer(customer).shard, "outbox")
             due = dict.fromkeys((intent.identifier for intent in waiting), store.now_ms())
             await admin.ask(admin.client.zadd(outbox, due, xx=True))
@@ -188,7 +184,7 @@ class Cutter:
 
     async def _check_tries(self, customer: str, before: Mapping[str, int]) -> None:
         """Raise StripeUnavailableError if Stripe did not take an intent that was sent now."""
-        for intent in await Intents(self._store).list(state="queued", customer=customer):
+        for intent in await Intents(self.store).list(state="queued", customer=customer):
             if intent.attempts > before.get(intent.identifier, 0):
                 raise StripeUnavailableError(
                     f"usage of customer {customer!r} cannot be delivered now: {intent.why or 'no answer'}"
@@ -196,5 +192,5 @@ class Cutter:
 
     async def _let_go(self, customer: str) -> None:
         """Have held usage sealed again, stamped after this instant by Stripe's clock and by the store's."""
-        now_ms = max(self._store.now_ms(), 1000 * (self._api().server_time_s or 0))
-        await let_go_of_usage(self._store, customer, changed_ms=next_minute_ms(now_ms))
+        now_ms = max(self.store.now_ms(), 1000 * (self.api().server_time_s or 0))
+        await let_go_of_usage(self.store, customer, changed_ms=next_minute_ms(now_ms))

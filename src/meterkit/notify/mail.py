@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import formataddr, formatdate
 from importlib import import_module
@@ -92,6 +93,7 @@ def _undecodable(text: str) -> str:
     return text.replace("=?", "= ?")
 
 
+@dataclass(eq=False)
 class MailSender:
     """Sends messages by SMTP.
 
@@ -103,20 +105,11 @@ class MailSender:
         unwanted: ``(customer)``: the kinds of e-mails that the customer does not want.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        url: SecretStr,
-        *,
-        renderer: Renderer,
-        contact: Callable[[str], Awaitable[Recipient | None]],
-        unwanted: Callable[[str], Awaitable[Collection[str]]],
-    ) -> None:
-        self._store = store
-        self._url = url
-        self._renderer = renderer
-        self._contact = contact
-        self._unwanted = unwanted
+    store: Store
+    url: SecretStr
+    renderer: Renderer
+    contact: Callable[[str], Awaitable[Recipient | None]]
+    unwanted: Callable[[str], Awaitable[Collection[str]]]
 
     @property
     def channel(self) -> Channel:
@@ -126,7 +119,7 @@ class MailSender:
     @property
     def events(self) -> tuple[str, ...]:
         """The events that customers are sent."""
-        channel = self._store.catalog.notify.email
+        channel = self.store.catalog.notify.email
         return () if channel is None else channel.events
 
     @asynccontextmanager
@@ -140,7 +133,7 @@ class MailSender:
                 return
             try:
                 async with asyncio.timeout(_TIMEOUT_S):
-                    await aiosmtplib.send(mail, timeout=_TIMEOUT_S, **server_of(self._url.get_secret_value()))
+                    await aiosmtplib.send(mail, timeout=_TIMEOUT_S, **server_of(self.url.get_secret_value()))
             except aiosmtplib.SMTPRecipientsRefused as error:
                 codes = [int(refused.code) for refused in error.recipients]
                 raise Failure(
@@ -159,16 +152,16 @@ class MailSender:
 
     async def _mail(self, message: Message) -> EmailMessage | None:
         """The e-mail; None: the customer does not want it, or has no address."""
-        channel = self._store.catalog.notify.email
+        channel = self.store.catalog.notify.email
         if channel is None:
             raise Failure("the plans file has no notify.email")
-        if message.event in await self._unwanted(message.customer):
+        if message.event in await self.unwanted(message.customer):
             return None
-        to = await self._contact(message.customer)
+        to = await self.contact(message.customer)
         if to is None or not to.email:
             return None
         name = None if to.name is None else to.name[:_NAME_MOST]
-        rendered = self._renderer.render(message, locale=to.locale, name=name)
+        rendered = self.renderer.render(message, locale=to.locale, name=name)
         return mail_of(message, rendered, sender=channel.sender, to=to)
 
 

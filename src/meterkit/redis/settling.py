@@ -23,8 +23,12 @@ NEVER_SENT: Final = 2**53 - 1
 class Settlement(Protocol):
     """What a request came to, ready to be numbered."""
 
-    slot: int
     waiter: asyncio.Future[None] | None
+
+    @property
+    def slot(self) -> int:
+        """Of what is given back."""
+        ...
 
     @property
     def customer(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -125,17 +126,15 @@ class RewindError(Exception):
     """The store has lost the last of what it had applied: all is sent again, from the beginning."""
 
 
+@dataclass(slots=True, eq=False)
 class _Entry:
     """A record on its way."""
 
-    __slots__ = ("number", "reply", "sent", "settlement", "shard")
-
-    def __init__(self, number: int, shard: int, settlement: Settlement, sent: Sent | None) -> None:
-        self.number = number
-        self.shard = shard
-        self.settlement = settlement
-        self.sent = sent
-        self.reply: Any = None
+    number: int
+    shard: int
+    settlement: Settlement
+    sent: Sent | None
+    reply: Any = None
 
     def received(self, reply: Any) -> None:
         """Take the store's reply."""
@@ -146,6 +145,7 @@ class _Entry:
         return _Entry(number or self.number, self.shard, Settlement(self.settlement.view), None)
 
 
+@dataclass(eq=False)
 class Replay:
     """Sends the records of one spool.
 
@@ -166,23 +166,14 @@ class Replay:
         lost: settlements that it can never apply, or has lost.
     """
 
-    def __init__(
-        self,
-        producer: str,
-        *,
-        lane_of: Callable[[int], QueueLane],
-        cache: CustomerCache,
-        keys: Keys,
-        is_own: bool = False,
-    ) -> None:
-        self._is_own = is_own
-        self._producer = producer
-        self._lane_of = lane_of
-        self._cache = cache
-        self._keys = keys
-        self._fenced: dict[str, int] = {}
-        self.done: dict[int, int] = {}
-        self.lost = 0
+    producer: str
+    lane_of: Callable[[int], QueueLane]
+    cache: CustomerCache
+    keys: Keys
+    is_own: bool = False
+    _fenced: dict[str, int] = field(default_factory=dict[str, int], init=False)
+    done: dict[int, int] = field(default_factory=dict[int, int], init=False)
+    lost: int = field(default=0, init=False)
 
     async def send(self, records: Sequence[bytes]) -> None:
         """Have records applied, in order.
@@ -197,14 +188,14 @@ class Replay:
 
     def _entry(self, record: bytes) -> _Entry:
         try:
-            number, settlement, sent = read(record, self._cache)
+            number, settlement, sent = read(record, self.cache)
             return _Entry(number, settlement.view.shard, settlement, sent)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others behind it are to be applied
             found = json.loads(record)
             customer = str(found["c"])
             self._lose(1, f"that of {customer!r} cannot be read: {error!r}")
-            nothing = Settlement(self._cache.get(customer))
-            return _Entry(found["n"], shard_of(customer, self._keys.shards), nothing, None)
+            nothing = Settlement(self.cache.get(customer))
+            return _Entry(found["n"], shard_of(customer, self.keys.shards), nothing, None)
 
     async def _unless_applied(self, entry: _Entry) -> _Entry:
         """An entry, or what takes its number where it was applied before it came into the spool."""
@@ -213,8 +204,8 @@ class Replay:
             return entry
         last = self._fenced.get(sent.producer)
         if last is None:
-            last = self._fenced[sent.producer] = await self._lane_of(entry.shard).fence(sent.producer)
-            if last < sent.acknowledged and not self._is_own:
+            last = self._fenced[sent.producer] = await self.lane_of(entry.shard).fence(sent.producer)
+            if last < sent.acknowledged and not self.is_own:
                 self._lose(sent.acknowledged - max(0, last), "the store lost what it had acknowledged")
         if sent.number == NEVER_SENT:
             return entry
@@ -231,14 +222,14 @@ class Replay:
             for entry in entries:
                 self._post(entry)
             for shard in dict.fromkeys(entry.shard for entry in entries):
-                await self._lane_of(shard).replies()
+                await self.lane_of(shard).replies()
             entries = await self._left(entries)
             if len(entries) >= before:
                 await asyncio.sleep(pause_s)
                 pause_s = min(_PAUSE_MAX_S, 2 * pause_s)
 
     def _post(self, entry: _Entry) -> None:
-        post = self._lane_of(entry.shard).post
+        post = self.lane_of(entry.shard).post
         if post is None:
             raise StoreError("the store is away again", executed=False)
         try:
@@ -247,7 +238,7 @@ class Replay:
             self._lose(1, f"that of {entry.settlement.customer!r} cannot be packed: {error!r}")
             entry.settlement = Settlement(entry.settlement.view)
             head, tail = entry.settlement.pack()
-        producer = pack_each([self._keys.producer(entry.shard, self._producer)])
+        producer = pack_each([self.keys.producer(entry.shard, self.producer)])
         entry.reply = None
         post((head, producer, tail, pack_sequence(entry.settlement.slot, entry.number)), entry)
 
@@ -300,11 +291,11 @@ class Replay:
     async def _failed(self, entry: _Entry, reply: ReplyError) -> list[_Entry]:
         if not reply.of_script:
             # Fencing waits until the store serves: where its scripts are gone it loads them.
-            await self._lane_of(entry.shard).fence(self._keys.producer(entry.shard, f"{self._producer}-0"))
+            await self.lane_of(entry.shard).fence(self.keys.producer(entry.shard, f"{self.producer}-0"))
             return [entry]
         # Another time it would end as it did, or its number is used up and it would seem to be applied.
         self._lose(1, f"that of {entry.settlement.customer!r} failed: {reply}")
-        nobody = Settlement(self._cache.get(self._nobody_of(entry.shard)))
+        nobody = Settlement(self.cache.get(self._nobody_of(entry.shard)))
         return [_Entry(entry.number, entry.shard, nobody, None)]
 
     def _nobody_of(self, shard: int) -> str:
@@ -312,8 +303,8 @@ class Replay:
 
         What takes a number for it leaves an empty counter, which expires.
         """
-        names = (f"{self._producer}-{nth}" for nth in count())
-        return next(name for name in names if shard_of(name, self._keys.shards) == shard)
+        names = (f"{self.producer}-{nth}" for nth in count())
+        return next(name for name in names if shard_of(name, self.keys.shards) == shard)
 
     def _lose(self, count: int, why: str) -> None:
         self.lost += count

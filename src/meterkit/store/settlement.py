@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.models import CREDITS_MAX
@@ -36,6 +37,7 @@ _NOTHING_HELD: Final = Held()
 _NOTHING_TO_CORRECT: Final = Correction()
 
 
+@dataclass(slots=True, eq=False)
 class Settlement:
     """One change of what the store has of a customer, applied exactly once; never altered once it is made.
 
@@ -53,61 +55,36 @@ class Settlement:
         waiter: done once the store has acknowledged; None without a waiting caller.
 
     Attributes:
-        customer: whose it is.
-        slot: of what is given back.
         spooled: the end of its record in a spool, once there was one; see :mod:`meterkit.store.replay`.
     """
 
-    __slots__ = (
-        *(
-            "_packed",
-            "correction",
-            "customer",
-            "event_key",
-            "held",
-            "mark",
-            "occurred_ms",
-            "rated_ms",
-            "slot",
-            "spooled",
-            "used",
-            "view",
-        ),
-        "waiter",
-    )
+    view: CustomerView
+    held: Held = _NOTHING_HELD
+    used: Used = NOTHING_USED
+    correction: Correction = _NOTHING_TO_CORRECT
+    event_key: str | None = None
+    occurred_ms: int | None = None
+    rated_ms: int = 0
+    mark: Mark | None = None
+    waiter: asyncio.Future[None] | None = None
+    spooled: bytes | None = field(default=None, init=False)
+    _packed: tuple[CustomerView, tuple[bytes, bytes]] | None = field(default=None, init=False)
 
-    def __init__(
-        self,
-        view: CustomerView,
-        *,
-        held: Held = _NOTHING_HELD,
-        used: Used = NOTHING_USED,
-        correction: Correction = _NOTHING_TO_CORRECT,
-        event_key: str | None = None,
-        occurred_ms: int | None = None,
-        rated_ms: int = 0,
-        mark: Mark | None = None,
-        waiter: asyncio.Future[None] | None = None,
-    ) -> None:
-        self.view = view
-        self.customer = view.customer
-        self.held = held
-        self.slot = held.slot
-        self.used = used
-        self.correction = correction
-        self.event_key = event_key
-        self.occurred_ms = occurred_ms
-        self.rated_ms = rated_ms
-        self.mark = mark
-        self.waiter = waiter
-        self.spooled: bytes | None = None
-        self._packed: tuple[CustomerView, tuple[bytes, bytes]] | None = None
+    @property
+    def customer(self) -> str:
+        """Whose it is."""
+        return self.view.customer
+
+    @property
+    def slot(self) -> int:
+        """Of what is given back."""
+        return self.held.slot
 
     def pack(self) -> tuple[bytes, bytes]:
         """The request up to the producer's key, and from there to the slot and the number."""
         view, cache = self.view, self.view.cache
         # Most are of customers whom the app names: found without a call.
-        view = (None if view.anonymous else cache.named.get(self.customer)) or cache.newest(view)
+        view = (None if view.anonymous else cache.named.get(view.customer)) or cache.newest(view)
         if self._packed is None or self._packed[0] is not view:
             self._packed = view, self._pack(view)
         return self._packed[1]

@@ -155,6 +155,7 @@ class _Compared:
     drifts: tuple[Drift, ...]
 
 
+@dataclass(eq=False)
 class Repairing:
     """Repairs subscriptions.
 
@@ -166,19 +167,10 @@ class Repairing:
             runs; see :class:`meterkit.delivery.on_demand.Cutter`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        api: Callable[[], StripeApi],
-        *,
-        fetch: Callable[[str], Awaitable[object]],
-        cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]],
-    ) -> None:
-        self._store = store
-        self._api = api
-        self._fetch = fetch
-        self._cut = cut
-        self._drifts = Drifts(store)
+    store: Store
+    api: Callable[[], StripeApi]
+    fetch: Callable[[str], Awaitable[object]]
+    cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]]
 
     async def run(self, customer: str, *, dry_run: bool) -> Repair:
         """Mend what can be mended; what each raises says :meth:`meterkit.Subscriptions.repair`."""
@@ -186,19 +178,19 @@ class Repairing:
             before = await self._compared(customer)
             _refuse(customer, before)
             return _repair(customer, before, before.drifts, dry_run=True)
-        async with alone(self._store, customer):
-            await self._fetch(customer)
+        async with alone(self.store, customer):
+            await self.fetch(customer)
             before = await self._compared(customer)
             _refuse(customer, before)
             if any(drift.can_repair for drift in before.drifts):
                 await persistently(lambda again: self._attempt(customer, before, again))
-                await self._fetch(customer)
+                await self.fetch(customer)
         after = await self._compared(customer)
-        await self._drifts.put(customer, after.drifts)
+        await Drifts(self.store).put(customer, after.drifts)
         return _repair(customer, before, after.drifts, dry_run=False)
 
     async def _attempt(self, customer: str, before: _Compared, again: int) -> None:
-        live = await LiveSubscription.fetch(self._api(), before.subscription, again)
+        live = await LiveSubscription.fetch(self.api(), before.subscription, again)
         if live is None or before.prices is None:
             raise NoSubscriptionError(customer)
         if live.schedule is not None or live.found.get("pending_update"):
@@ -207,33 +199,33 @@ class Repairing:
                 f" that, or take it back with `meterkit subscriptions change {customer} {before.prices.plan}`"
             )
         await live.make_flexible()
-        catalog, items = self._store.catalog, {item.id: item for item in live.items}
+        catalog, items = self.store.catalog, {item.id: item for item in live.items}
         paid = paid_in(live.items, catalog.plans[before.prices.plan], catalog)
         changes = updates(live.items, catalog, before.prices, paid)
         metered = [change for change in changes if (item := items.get(str(change.get("id")))) and item.meter]
         twice = [change for change in metered if _is_twice(change, items, before.prices)]
         rest = [change for change in changes if change not in twice]
         # Usage until now is billed by the items that it was used under.
-        async with self._cut(customer, {}) if metered else nullcontext():
+        async with self.cut(customer, {}) if metered else nullcontext():
             if twice:  # The item that stays bills the whole period.
                 await live.update({"items": twice, "proration_behavior": "none"})
             if rest:
                 await live.update({"items": rest, "proration_behavior": "create_prorations"})
 
     async def _compared(self, customer: str) -> _Compared:
-        _, state = await States(self._store).read(customer)
+        _, state = await States(self.store).read(customer)
         if state.stripe_customer is None:
             raise NoSubscriptionError(customer)
         asked = {"customer": state.stripe_customer, "status": "all", "expand": _EXPAND}
-        listed = await self._api().list("/v1/subscriptions", asked)
-        found = [await whole(self._api(), one) for one in listed]
-        catalog = self._store.catalog
+        listed = await self.api().list("/v1/subscriptions", asked)
+        found = [await whole(self.api(), one) for one in listed]
+        catalog = self.store.catalog
         chosen = in_force(found, catalog, None if state.subscription is None else state.subscription.id)
         counts = chosen or next((one for one in found if one.get("status") in LIVE), None)
         if counts is None:
             raise NoSubscriptionError(customer)
         plan = plan_in(items_of(counts), catalog)
-        prices = None if plan is None else await prices_of(self._api(), catalog, plan)
+        prices = None if plan is None else await prices_of(self.api(), catalog, plan)
         return _Compared(
             subscription=str(counts["id"]),
             status=str(counts["status"]),

@@ -133,6 +133,7 @@ class StripeCustomers:
 _SUBSCRIPTIONS_MAX: Final = 8
 
 
+@dataclass(eq=False)
 class CustomerHooks:
     """Implements :class:`meterkit.customers.customers.AtStripe`.
 
@@ -144,32 +145,22 @@ class CustomerHooks:
         later: has a Stripe customer looked at in the background.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        api: Callable[[], StripeApi] | None,
-        *,
-        fetch: Callable[[str], Awaitable[object]],
-        end: Callable[[str], Awaitable[object]],
-        later: Callable[[str], Awaitable[object]],
-    ) -> None:
-        self._store = store
-        self._states = States(store)
-        self._api = api
-        self._fetch = fetch
-        self._end = end
-        self._later = later
+    store: Store
+    api: Callable[[], StripeApi] | None
+    fetch: Callable[[str], Awaitable[object]]
+    end: Callable[[str], Awaitable[object]]
+    later: Callable[[str], Awaitable[object]]
 
     async def linked(self, customer: str, *, now: bool) -> None:
         """Read the subscription of a customer who was linked."""
-        _, state = await self._states.read(customer)
-        if self._api is None or state.stripe_customer is None or not self._sells():
+        _, state = await States(self.store).read(customer)
+        if self.api is None or state.stripe_customer is None or not self._sells():
             return
         if not now:
-            await self._later(state.stripe_customer)
+            await self.later(state.stripe_customer)
             return
         try:
-            await self._fetch(customer)
+            await self.fetch(customer)
         except (StripeError, ValueError, TimeoutError) as error:
             message = (
                 f"customer {customer!r} is linked to Stripe customer {state.stripe_customer}, but its"
@@ -188,11 +179,11 @@ class CustomerHooks:
 
     async def leaving(self, customer: str, *, cancel: bool) -> None:
         """See that Stripe goes on charging nothing for a customer who is to be deleted."""
-        _, state = await self._states.read(customer)
+        _, state = await States(self.store).read(customer)
         has_sold = self._sells() or state.subscription is not None
-        api = self._api if has_sold and state.stripe_customer is not None else None
+        api = self.api if has_sold and state.stripe_customer is not None else None
         if api is not None:
-            await self._fetch(customer)
+            await self.fetch(customer)
         for _ in range(_SUBSCRIPTIONS_MAX):
             known = await self._in_force(customer)
             if known is None:
@@ -204,15 +195,15 @@ class CustomerHooks:
                     " ends it now"
                 )
             with suppress(NoSubscriptionError):  # It has ended meanwhile.
-                await self._end(customer)
+                await self.end(customer)
         if api is not None and state.stripe_customer is not None:
             await close_pages(api(), state.stripe_customer)  # Else a subscription could begin there.
 
     async def _in_force(self, customer: str) -> SubscriptionState | None:
-        _, state = await self._states.read(customer)
+        _, state = await States(self.store).read(customer)
         known = state.subscription
-        return None if known is None or known.status_at(self._store.now_ms()) in ENDED else known
+        return None if known is None or known.status_at(self.store.now_ms()) in ENDED else known
 
     def _sells(self) -> bool:
         """Whether there is a plan whose subscriptions Stripe has: else there is nothing to read."""
-        return any(plan.price.stripe_price is not None for plan in self._store.catalog.plans.values())
+        return any(plan.price.stripe_price is not None for plan in self.store.catalog.plans.values())

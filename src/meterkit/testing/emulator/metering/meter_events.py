@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -60,23 +60,16 @@ class MeterEvent:
         }
 
 
+@dataclass(eq=False)
 class MeterEvents:
     """All accepted events of an account, in the order of their arrival; see ``StripeEmulator``."""
 
-    def __init__(
-        self,
-        customers: Customers,
-        meters: Meters,
-        behaviour: Behaviour,
-        *,
-        report: Callable[[ThinEvent], object],
-    ) -> None:
-        self.customers = customers
-        self.meters = meters
-        self.behaviour = behaviour
-        self.report = report
-        self.accepted: list[MeterEvent] = []
-        self._received_at: dict[str, float] = {}
+    customers: Customers
+    meters: Meters
+    behaviour: Behaviour
+    report: Callable[[ThinEvent], object]
+    accepted: list[MeterEvent] = field(default_factory=list[MeterEvent], init=False)
+    _received_at: dict[str, float] = field(default_factory=dict[str, float], init=False)
 
     def create(self, call: Call) -> JsonObject:
         """``POST /v1/billing/meter_events``."""
