@@ -36,6 +36,14 @@ async def test_what_is_not_delivered_in_time_is_told(
     )
 
 
+async def test_what_one_pass_delivers_is_in_time(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with desk(store_url) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 3)
+        assert await deliver_customer(at.kit.store, at.kit.flusher(), "acme", timeout_s=0)
+    assert not [record for record in caplog.records if record.name == "meterkit.delivery"]
+
+
 async def test_what_adds_up_to_nothing_is_on_its_way_too(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

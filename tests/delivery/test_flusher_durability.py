@@ -86,6 +86,19 @@ async def test_two_seconds_pass_where_the_clock_of_the_kit_stands_still(
         assert at.accepted("acme") == 6
 
 
+async def test_what_may_not_be_on_disk_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meterkit.outbox.outbox._SURELY_ON_DISK_MS", 3_600_000)
+    with spawn_server("--appendonly", "yes") as server:
+        server.command("ACL", "SETUSER", "default", "-waitaof")
+        async with desk(server.url) as at:
+            await at.link("acme")
+            await at.kit.record("acme", "requests", 6)
+            assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+            at.clock.advance(timedelta(hours=1))
+            assert (await at.flush()).delivered == 1
+        assert at.accepted("acme") == 6
+
+
 async def test_one_flush_waits_until_what_it_finds_is_surely_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meterkit.outbox.outbox._SURELY_ON_DISK_MS", 500)
     monkeypatch.setattr("meterkit.delivery.flusher._YOUNG_S", 0.6)

@@ -130,3 +130,22 @@ async def test_intents_that_wait_for_another_try_are_tried_at_once() -> None:
         with pytest.raises(StripeUnavailableError):
             async with at.cutter.cut("acme", {}):
                 pytest.fail("nothing is to be changed")
+
+
+async def test_an_intent_that_was_not_tried_now_is_waited_for() -> None:
+    async with cutting() as at:
+        await keep(at.kit, "waiting", 5, state="queued", attempts=3)
+        admin, keys = await at.kit.store.admin(), at.kit.store.keys
+        passes = 0
+
+        async def flush() -> None:
+            nonlocal passes
+            passes += 1
+            if passes == 2:  # Another flusher has delivered it.
+                await admin.ask(admin.client.hdel(keys.shard(0, "intents"), "waiting"))
+                await admin.ask(admin.client.zrem(keys.shard(0, "outbox"), "waiting"))
+                await admin.ask(admin.client.delete(keys.customer("acme").totals))
+
+        at.flush = flush
+        async with at.cutter.cut("acme", {}):
+            assert passes == 2
