@@ -251,18 +251,13 @@ async def test_discounts_can_be_replaced_and_taken_away() -> None:
         assert changed.discounts != made.discounts
         cleared = await client.v1.subscriptions.update_async(made.id, {"discounts": ""})
         assert cleared.discounts == []
-        with pytest.raises(stripe.InvalidRequestError, match="No active discount"):
-            await client.v1.subscriptions.delete_discount_async(made.id)
         again = await client.v1.subscriptions.update_async(made.id, {"discounts": [{"coupon": one}]})
         assert len(again.discounts) == 1
-        assert (await client.v1.subscriptions.delete_discount_async(made.id)).deleted is True
-        assert (await client.v1.subscriptions.retrieve_async(made.id)).discounts == []
         assert (await client.v1.coupons.retrieve_async(one)).times_redeemed == 2
     assert discount_events(emulator) == [
         "customer.discount.created",
         *["customer.discount.created", "customer.discount.deleted"],
-        "customer.discount.deleted",
-        *["customer.discount.created", "customer.discount.deleted"],
+        *["customer.discount.deleted", "customer.discount.created"],
     ]
 
 

@@ -48,11 +48,8 @@ async def test_products_live_and_die() -> None:
         with pytest.raises(stripe.InvalidRequestError, match="No such product: 'prod_none'") as caught:
             await products.retrieve_async("prod_none")
         assert caught.value.http_status == 404
-        assert (await products.delete_async("prod_pro")).deleted
-        with pytest.raises(stripe.InvalidRequestError, match="No such product"):
-            await products.retrieve_async("prod_pro")
     types = [event.type for event in emulator.webhook_events]
-    assert types == ["product.created", "product.updated", "product.deleted"]
+    assert types == ["product.created", "product.updated"]
 
 
 async def test_products_are_listed_newest_first() -> None:
@@ -84,8 +81,6 @@ async def test_a_product_may_come_with_its_price() -> None:
         price = made.default_price
         assert isinstance(price, stripe.Price)
         assert (price.product, price.unit_amount) == (made.id, 2900)
-        with pytest.raises(stripe.InvalidRequestError, match="one or more user-created prices"):
-            await client.v1.products.delete_async(made.id)
         other = emulator.add_price(4900, product=made.id)
         changed = await client.v1.products.update_async(made.id, {"default_price": other})
         assert changed.default_price == other

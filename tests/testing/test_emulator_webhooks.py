@@ -7,8 +7,6 @@ from collections import deque
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import anyio
-import httpx
 import pytest
 import stripe
 from starlette.applications import Starlette
@@ -17,7 +15,6 @@ from starlette.routing import Route
 
 from emulated import account
 from meterkit.testing import Clock, StripeEmulator
-from meterkit.testing.emulator.server import serve
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -222,27 +219,6 @@ async def test_a_forgery_that_is_taken_counts_for_nothing() -> None:
     assert len(receiver.bodies) == 2
 
 
-async def test_a_disabled_endpoint_misses_what_falls_due_meanwhile() -> None:
-    """And nothing where it is enabled again before (https://docs.stripe.com/webhooks#automatic-retries)."""
-    emulator, receiver, clock, _ = ready(500, 500)
-    async with account(emulator) as client:
-        endpoints = client.v1.webhook_endpoints
-        (hook,) = (await endpoints.list_async()).data
-        emulator.emit("invoice.paid", {"id": "in_1"})
-        await emulator.deliver()
-        await endpoints.update_async(hook.id, {"disabled": True})
-        assert await emulator.deliver() == ()
-        await endpoints.update_async(hook.id, {"disabled": False})
-        clock.advance(timedelta(hours=1))
-        assert [delivery.attempt for delivery in await emulator.deliver()] == [2]
-        await endpoints.update_async(hook.id, {"disabled": True})
-        clock.advance(timedelta(hours=2))
-        assert await emulator.deliver() == ()
-        await endpoints.update_async(hook.id, {"disabled": False})
-        assert await emulator.deliver() == ()
-    assert len(receiver.bodies) == 2
-
-
 @pytest.mark.parametrize(("how", "day"), [("stale", -1), ("early", 1)])
 async def test_a_day_off_is_rightly_signed(how: Forgery, day: int) -> None:
     emulator, receiver, _, secret = ready()
@@ -266,148 +242,3 @@ async def test_what_cannot_be_delivered_is_said() -> None:
     for arguments, options, message in calls:
         with pytest.raises(ValueError, match=message):
             await emulator.deliver(*arguments, **options)
-
-
-async def test_endpoints_live_and_die_over_the_api() -> None:
-    """The secret is told once, at creation (https://docs.stripe.com/api/webhook_endpoints)."""
-    emulator = StripeEmulator(clock=Clock(NOW), automatic_webhooks=False)
-    receiver = Receiver(500, 500)
-    async with account(emulator) as client, serve(receiver.app, host="127.0.0.1", port=0) as url:
-        endpoints = client.v1.webhook_endpoints
-        made = await endpoints.create_async(
-            {"url": f"{url}/webhooks/stripe", "enabled_events": ["customer.created"], "metadata": {"a": "1"}}
-        )
-        assert made.secret is not None
-        assert (made.status, made.enabled_events) == ("enabled", ["customer.created"])
-        assert getattr(await endpoints.retrieve_async(made.id), "secret", None) is None
-        await client.v1.customers.create_async({"name": "Ada"})
-        await emulator.deliver()
-        assert receiver.event(made.secret).data.object["name"] == "Ada"
-        changed = await endpoints.update_async(made.id, {"disabled": True, "description": "off"})
-        assert (changed.status, changed.description) == ("disabled", "off")
-        await client.v1.customers.create_async({"name": "Bob"})
-        assert await emulator.deliver() == ()
-        await endpoints.update_async(made.id, {"disabled": False})
-        await client.v1.customers.create_async({"name": "Cid"})
-        assert (await endpoints.delete_async(made.id)).deleted
-        assert await emulator.deliver() == ()
-        assert (await endpoints.list_async()).data == []
-        for params, message in (({"url": "x"}, "enabled_events"), ({"enabled_events": ["*"]}, "url")):
-            wrong: Any = params
-            with pytest.raises(stripe.InvalidRequestError, match=f"Missing required param: {message}"):
-                await endpoints.create_async(wrong)
-        with pytest.raises(stripe.InvalidRequestError, match=f"No such webhook endpoint: '{made.id}'"):
-            await endpoints.retrieve_async(made.id)
-
-
-async def test_while_it_is_served_events_are_delivered_by_themselves() -> None:
-    clock, receiver = Clock(NOW), Receiver(500)
-    emulator = StripeEmulator(clock=clock)
-    arrived = anyio.Event()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receiver.app(scope, receive, send)
-        arrived.set()
-
-    emulator.add_endpoint(HOOK, app=receiver.app)
-    with anyio.fail_after(240):
-        async with serve(app, host="127.0.0.1", port=0) as url, account(emulator) as client:
-            emulator.add_endpoint(f"{url}/webhooks/stripe")
-            await client.v1.customers.create_async({"name": "Ada"})
-            await arrived.wait()
-            arrived = anyio.Event()
-            clock.advance(timedelta(hours=1))
-            await arrived.wait()
-    assert receiver.types == ["customer.created"] * 2, "an app waits until a test delivers to it"
-    assert [delivery.status for delivery in emulator.deliveries] == [500, 200]
-    assert [delivery.url for delivery in await emulator.deliver()] == [HOOK]
-
-
-def test_served_in_a_thread_they_come_too() -> None:
-    arrived: list[str] = []
-    emulator = StripeEmulator()
-    with StripeEmulator().running() as other, emulator.running():
-        emulator.add_endpoint(f"{other}/_emulator/faults")
-        emulator.emit("invoice.paid", {"id": "in_1"})
-        with httpx.Client() as client:
-            while not emulator.deliveries:
-                client.get(f"{other}/_emulator/faults")
-        arrived = [delivery.type for delivery in emulator.deliveries]
-    assert arrived == ["invoice.paid"]
-
-
-async def test_meter_errors_are_told_by_thin_events() -> None:
-    """The notification has no data; it is fetched (https://docs.stripe.com/api/v2/core/events/object)."""
-    receiver, everything = Receiver(), Receiver()
-    emulator = StripeEmulator(refuse_unknown_customers=False)
-    meter = emulator.add_meter("calls")
-    secret = emulator.add_endpoint(HOOK, app=receiver.app, thin=True)
-    emulator.add_endpoint("http://app.test/webhooks/stripe?all", app=everything.app)
-    async with account(emulator) as client:
-        await client.v1.billing.meter_events.create_async(
-            {
-                "event_name": "calls",
-                "identifier": "i1",
-                "payload": {"stripe_customer_id": "cus_none", "value": "1"},
-            }
-        )
-        emulator.report_meter_errors("nothing", code="no_meter", identifiers=["a"] * 12, count=500)
-        await emulator.deliver(*emulator.thin_events)
-        first, second = receiver.bodies[-2:]
-        headers = [header["stripe-signature"] for header in receiver.headers[-2:]]
-        unknown = client.parse_event_notification(first, headers[0], secret)
-        missing = client.parse_event_notification(second, headers[1], secret)
-        assert isinstance(unknown, stripe.events.V1BillingMeterErrorReportTriggeredEventNotification)
-        assert isinstance(missing, stripe.events.V1BillingMeterNoMeterFoundEventNotification)
-        assert (unknown.related_object.id, b'"data"' in first) == (meter, False)
-        # fetch_related_object_async of SDK 16.1 sends a parameter "usage" of its own, which no API has.
-        found = await client.v1.billing.meters.retrieve_async(unknown.related_object.id)
-        assert found.event_name == "calls"
-        data = (await unknown.fetch_event_async()).data
-        (kind,) = data.reason.error_types
-        assert (data.reason.error_count, kind.code) == (1, "meter_event_customer_not_found")
-        assert kind.sample_errors[0]["request"]["identifier"] == "i1"
-        lost = (await missing.fetch_event_async()).data
-        assert lost.developer_message_summary == "There are 500 invalid events"
-        assert (lost.reason.error_count, len(lost.reason.error_types[0].sample_errors)) == (500, 10)
-        with pytest.raises(ValueError, match="thin event notification"):
-            stripe.Webhook.construct_event(first, headers[0], secret)
-        with pytest.raises(stripe.InvalidRequestError, match="No such event"):
-            await client.v2.core.events.retrieve_async("evt_none")
-    assert everything.bodies == []
-
-
-async def test_other_processes_script_webhooks_over_http() -> None:
-    receiver = Receiver()
-    emulator = StripeEmulator(clock=Clock(NOW), automatic_webhooks=False)
-    async with (
-        serve(receiver.app, host="127.0.0.1", port=0) as app,
-        emulator.serve() as url,
-        httpx.AsyncClient(base_url=f"{url}/_emulator") as client,
-    ):
-        hook = f"{app}/webhooks/stripe"
-        secret = (await client.post("/endpoints", json={"url": hook, "events": ["invoice.*"]})).json()[
-            "secret"
-        ]
-        assert [hook] == [each["url"] for each in (await client.get("/endpoints")).json()["endpoints"]]
-        told = {"type": "invoice.paid", "object": {"id": "in_1"}}
-        event = (await client.post("/emit", json=told)).json()["event"]
-        again = {"type": "invoice.updated", "object": {"id": "in_1"}, "previous": {"id": "in_1"}}
-        assert (await client.post("/emit", json=again)).json() == {"event": None}
-        made = (await client.post("/deliver")).json()["deliveries"]
-        assert [(event["id"], 200)] == [(delivery["event"], delivery["status"]) for delivery in made]
-        assert receiver.event(secret).id == event["id"]
-        forged = {"events": [event["id"]], "forge": "unsigned", "to": hook}
-        assert (await client.post("/deliver", json=forged)).json()["deliveries"][0]["forged"] == "unsigned"
-        assert len((await client.get("/deliveries")).json()["deliveries"]) == 2
-        wrong: list[tuple[str, object]] = [
-            ("/endpoints", {"secret": "x"}),
-            ("/endpoints", {"url": "x", "colour": "red"}),
-            ("/emit", {}),
-            ("/emit", []),
-            ("/deliver", {"events": ["evt_none"]}),
-        ]
-        for path, body in wrong:
-            answer = await client.post(path, json=body)
-            assert (answer.status_code, bool(answer.json()["error"])) == (400, True), (path, body)
-        assert (await client.post("/deliver", content=b"{")).status_code == 400

@@ -21,7 +21,7 @@ from meterkit.testing.emulator.selling.customers import Customers, TestClock
 from meterkit.testing.emulator.selling.payments import PaymentMethods, SetupIntent
 from meterkit.testing.emulator.selling.prices import Prices, Products
 from meterkit.testing.emulator.subscribing.subscriptions import Subscriptions
-from meterkit.testing.emulator.webhooks.deliveries import Deliveries, WebhookEndpoints
+from meterkit.testing.emulator.webhooks.deliveries import Deliveries, WebhookEndpoint
 from meterkit.testing.emulator.webhooks.events import Events, ThinEvents
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Account:
         with self.lock:
             self.log = Events()
             self.thin_log = ThinEvents("event")
-            self.endpoints = WebhookEndpoints()
+            self.endpoints = Registry[WebhookEndpoint]("webhook endpoint")
             self.deliveries = Deliveries(self.endpoints)
             self.payment_methods = PaymentMethods()
             self.setup_intents: Registry[SetupIntent] = Registry("setupintent")

@@ -55,11 +55,6 @@ if TYPE_CHECKING:
 
 OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *CUSTOMER_CALLS,
-    ("POST", "/v1/webhook_endpoints", lambda account, call: account.endpoints.create(call)),
-    ("GET", "/v1/webhook_endpoints", lambda account, call: account.endpoints.list(call)),
-    ("GET", "/v1/webhook_endpoints/{id}", retrieves(lambda account: account.endpoints, expandable=())),
-    ("POST", "/v1/webhook_endpoints/{id}", lambda account, call: account.endpoints.update(call)),
-    ("DELETE", "/v1/webhook_endpoints/{id}", lambda account, call: account.endpoints.drop(call)),
     ("GET", "/v2/core/events/{id}", lambda account, call: account.thin_log.retrieve(call)),
     ("GET", "/v1/events", lambda account, call: account.log.list(call)),
     ("GET", "/v1/events/{id}", lambda account, call: account.log.retrieve(call)),

@@ -116,15 +116,6 @@ def _charge_to_json(account: Account, invoice: Invoice) -> JsonObject:
     }
 
 
-def _update(account: Account, call: Call) -> JsonObject:
-    """Metadata only (https://docs.stripe.com/api/refunds/update)."""
-    call.params.only("metadata", expandable=None)
-    found = account.refunds.find(call.object_id)
-    with account.updating("refund.updated", found.to_json):
-        call.params.amend("metadata", found.metadata)
-    return found.to_json()
-
-
 def _list(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/refunds/list."""
     return newest(account.refunds, call, "charge", "payment_intent")
@@ -158,7 +149,6 @@ REFUND_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/refunds", _create),
     ("GET", "/v1/refunds", _list),
     ("GET", "/v1/refunds/{id}", retrieves(lambda account: account.refunds)),
-    ("POST", "/v1/refunds/{id}", _update),
     ("GET", "/v1/charges/{id}", _retrieve_charge),
     ("GET", "/v1/payment_intents/{id}", _retrieve_intent),
     ("GET", "/v1/invoice_payments", _list_payments),

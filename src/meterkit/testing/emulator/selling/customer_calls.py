@@ -103,7 +103,6 @@ PAYMENT_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
 
 
 FIELDS: Final = ("customer", "description", "metadata", "payment_method", "payment_method_types", "usage")
-SETUP_ENDED: Final = frozenset({"succeeded", "canceled"})
 
 
 def confirm_setup(account: Account, client_secret: str, *, card: str | None) -> None:
@@ -119,8 +118,8 @@ def confirm_setup(account: Account, client_secret: str, *, card: str | None) -> 
         ValueError: the intent has ended, or the card is declined.
     """
     intent = find_intent(account.setup_intents, client_secret)
-    if intent.status in SETUP_ENDED:
-        raise ValueError(f"{intent.id} is {intent.status}")
+    if intent.status == "succeeded":
+        raise ValueError(f"{intent.id} is succeeded")
     if card is not None and intent.customer is not None:
         method = account.payment_methods.attach(card, customer=intent.customer, now=account.now)
         intent.payment_method = method.id
@@ -166,22 +165,9 @@ def _retrieve_setup_intent(account: Account, call: Call) -> JsonObject:
     return find_intent(account.setup_intents, call.object_id).to_json()
 
 
-def _cancel(account: Account, call: Call) -> JsonObject:
-    """https://docs.stripe.com/api/setup_intents/cancel."""
-    call.params.only("cancellation_reason")
-    intent = find_intent(account.setup_intents, call.object_id)
-    if intent.status in SETUP_ENDED:
-        message = f"You cannot cancel this SetupIntent because it has a status of {intent.status}."
-        raise ApiError(message, code="setup_intent_unexpected_state")
-    intent.status = "canceled"
-    account.emit("setup_intent.canceled", intent.to_json())
-    return intent.to_json()
-
-
 SETUP_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/setup_intents", _create_setup_intent),
     ("GET", "/v1/setup_intents/{id}", _retrieve_setup_intent),
-    ("POST", "/v1/setup_intents/{id}/cancel", _cancel),
 )
 
 

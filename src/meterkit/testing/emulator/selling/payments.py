@@ -168,7 +168,7 @@ class PaymentMethods(Registry[PaymentMethod]):
         return None if method is None or method.customer != customer else method
 
 
-Status = Literal["requires_payment_method", "requires_confirmation", "succeeded", "canceled"]
+Status = Literal["requires_payment_method", "requires_confirmation", "succeeded"]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -150,20 +150,6 @@ def _update_product(account: Account, call: Call) -> JsonObject:
     return product.to_json()
 
 
-def _delete_product(account: Account, call: Call) -> JsonObject:
-    """Only one that has no price (https://docs.stripe.com/api/products/delete)."""
-    call.params.only()
-    product = account.products.find(call.object_id)
-    if any(price.product == product.id for price in account.prices):
-        raise ApiError(
-            "This product cannot be deleted because it has one or more user-created prices. Archive it by "
-            "setting `active=false` instead."
-        )
-    account.products.delete(product)
-    account.emit("product.deleted", product.to_json())
-    return {"id": product.id, "object": "product", "deleted": True}
-
-
 def _list_products(account: Account, call: Call) -> JsonObject:
     active, ids = call.params.boolean("active"), call.params.listed("ids")
     return newest(
@@ -179,5 +165,4 @@ PRODUCT_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("GET", "/v1/products", _list_products),
     ("GET", "/v1/products/{id}", retrieves(lambda account: account.products)),
     ("POST", "/v1/products/{id}", _update_product),
-    ("DELETE", "/v1/products/{id}", _delete_product),
 )

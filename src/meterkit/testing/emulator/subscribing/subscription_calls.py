@@ -15,7 +15,7 @@ from meterkit.testing.emulator.protocol import (
     new_id,
     no_such,
 )
-from meterkit.testing.emulator.selling.redeeming import change_discounts, redeem, tell_of_discounts
+from meterkit.testing.emulator.selling.redeeming import redeem, tell_of_discounts
 from meterkit.testing.emulator.subscribing.billing_cycle import (
     period_at,
     read_mode,
@@ -309,18 +309,6 @@ def _migrate(account: Account, call: Call) -> JsonObject:
     return subscription.to_json()
 
 
-def _delete_discounts(account: Account, call: Call) -> JsonObject:
-    """https://docs.stripe.com/api/discounts/subscription_delete."""
-    call.params.only()
-    subscription = account.subscriptions.find(call.object_id)
-    if not subscription.discounts:
-        raise ApiError(f"No active discount for subscription: {subscription.id}", param="id")
-    gone = subscription.discounts[0]
-    with account.updating("customer.subscription.updated", subscription.to_json):
-        change_discounts(account, subscription, ())
-    return {**gone.to_json(), "deleted": True}
-
-
 SUBSCRIPTION_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/subscriptions", _create),
     ("GET", "/v1/subscriptions", _list),
@@ -328,5 +316,4 @@ SUBSCRIPTION_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/subscriptions/{id}", _update),
     ("POST", "/v1/subscriptions/{id}/migrate", _migrate),
     ("DELETE", "/v1/subscriptions/{id}", _cancel),
-    ("DELETE", "/v1/subscriptions/{id}/discount", _delete_discounts),
 )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from meterkit.testing.emulator.call import API_VERSION, PAGING
-from meterkit.testing.emulator.protocol import JsonObject, fields_of, missing_parameter, new_id
-from meterkit.testing.emulator.registry import Registry
+from meterkit.testing.emulator.call import API_VERSION
+from meterkit.testing.emulator.protocol import JsonObject, fields_of
 from meterkit.testing.emulator.webhooks.events import matches
 
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from meterkit.testing.emulator.call import Call, Params
+    from meterkit.testing.emulator.registry import Registry
     from meterkit.testing.emulator.webhooks.events import Told
 
 Forgery = Literal["wrong_secret", "changed", "truncated", "unsigned", "old_scheme", "stale", "early"]
@@ -104,7 +103,7 @@ class Due:
 class Deliveries:
     """Pending deliveries, and every attempt so far."""
 
-    def __init__(self, endpoints: WebhookEndpoints) -> None:
+    def __init__(self, endpoints: Registry[WebhookEndpoint]) -> None:
         self._endpoints = endpoints
         self._waiting: list[Due] = []
         self.made: list[Delivery] = []
@@ -119,15 +118,10 @@ class Deliveries:
     def take(self, *, now: float, apps: bool) -> Due | None:
         """Take what has been due for the longest; None: nothing is due.
 
-        What falls due while its endpoint is disabled or deleted is given up; one that is enabled again
-        before misses nothing (https://docs.stripe.com/webhooks#automatic-retries).
-
         Args:
             now: Unix seconds.
             apps: whether to take what goes to apps of this process too.
         """
-        is_open = {endpoint.id for endpoint in self._endpoints if not endpoint.disabled}
-        self._waiting = [due for due in self._waiting if due.at_s > now or due.endpoint.id in is_open]
         ripe = [due for due in self._waiting if due.at_s <= now and (apps or due.endpoint.app is None)]
         if not ripe:
             return None
@@ -155,7 +149,6 @@ class Deliveries:
 
 # The Dashboard lets an old secret sign on for up to a day (https://docs.stripe.com/webhooks#roll-endpoint-secrets).
 ROLL_S_MAX: Final = 86_400
-CHANGEABLE: Final = ("url", "enabled_events", "description", "metadata")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -177,15 +170,12 @@ class WebhookEndpoint:
     events: tuple[str, ...] = ("*",)
     thin: bool = False
     livemode: bool = False
-    disabled: bool = False
-    description: str | None = None
-    metadata: dict[str, str] = field(default_factory=dict[str, str])
     rolled: tuple[str, float] | None = None
     app: ASGIApp | None = None
 
     def wants(self, event_type: str, *, thin: bool) -> bool:
         """Whether the endpoint gets an event of a type."""
-        return not self.disabled and self.thin == thin and matches(event_type, self.events)
+        return self.thin == thin and matches(event_type, self.events)
 
     def secrets(self, *, now: float) -> list[str]:
         """Return what a delivery is signed with: two secrets while one is rolled."""
@@ -195,60 +185,12 @@ class WebhookEndpoint:
     def to_json(self) -> JsonObject:
         """Return the endpoint as Stripe shows it, without its secret."""
         return {
-            **fields_of(self, "app", "disabled", "events", "rolled", "secret", "thin"),
+            **fields_of(self, "app", "events", "rolled", "secret", "thin"),
             "object": "webhook_endpoint",
             "api_version": API_VERSION,
             "application": None,
             "enabled_events": list(self.events),
-            "status": "disabled" if self.disabled else "enabled",
+            "description": None,
+            "metadata": {},
+            "status": "enabled",
         }
-
-
-class WebhookEndpoints(Registry[WebhookEndpoint]):
-    """All webhook endpoints of the emulated account, oldest first."""
-
-    def __init__(self) -> None:
-        super().__init__("webhook endpoint")
-
-    def create(self, call: Call) -> JsonObject:
-        """``POST /v1/webhook_endpoints``; the one answer that has the secret in it."""
-        params = call.params
-        params.only("api_version", *CHANGEABLE)
-        if not params.texts("enabled_events"):
-            raise missing_parameter("enabled_events")
-        endpoint = WebhookEndpoint(
-            id=new_id("we_1", length=23),
-            url=params.required("url"),
-            secret=new_id("whsec", length=32),
-            created=int(call.now),
-            livemode=call.livemode,
-        )
-        _apply(endpoint, params=params)
-        self.add(endpoint)
-        return {**endpoint.to_json(), "secret": endpoint.secret}
-
-    def update(self, call: Call) -> JsonObject:
-        """``POST /v1/webhook_endpoints/{id}``; a disabled one gets no events."""
-        call.params.only("disabled", *CHANGEABLE)
-        endpoint = self.find(call.object_id)
-        _apply(endpoint, params=call.params)
-        endpoint.disabled = call.params.boolean("disabled", default=endpoint.disabled)
-        return endpoint.to_json()
-
-    def drop(self, call: Call) -> JsonObject:
-        """``DELETE /v1/webhook_endpoints/{id}``."""
-        endpoint = self.find(call.object_id)
-        self.delete(endpoint)
-        return {"id": endpoint.id, "object": "webhook_endpoint", "deleted": True}
-
-    def list(self, call: Call) -> JsonObject:
-        """``GET /v1/webhook_endpoints``, newest first."""
-        call.params.only(*PAGING)
-        return call.page([endpoint.to_json() for endpoint in reversed(self)])
-
-
-def _apply(endpoint: WebhookEndpoint, *, params: Params) -> None:
-    params.amend("metadata", endpoint.metadata)
-    endpoint.url = params.given("url") or endpoint.url
-    endpoint.events = tuple(params.texts("enabled_events").values()) or endpoint.events
-    endpoint.description = params.text_or("description", endpoint.description)
