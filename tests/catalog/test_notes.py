@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from meterkit.asgi.routing import Router
 from meterkit.catalog import loads
 from meterkit.catalog.match_lines import covers, parse_match
+from meterkit.catalog.model_prices import has_all_of
 from meterkit.catalog.notes import COMPARED_MAX, summary
 
 if TYPE_CHECKING:
@@ -220,3 +222,60 @@ def test_a_trial_in_which_usage_without_end_would_be_free_is_named() -> None:
     for plan in (capped, trial.replace(" trial: 14d,", "")):
         loaded = loads(billed.replace("stripe_price: price_pro}}", plan))
         assert not [note for note in loaded.notes if "trial" in note.message]
+
+
+PRICED = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  tokens: {unit: token}
+  small: {unit: token, from: tokens, where: {model: "gpt-*-mini"}}
+  opus: {unit: token, from: tokens, where: {model: "claude-opus-*", provider: anthropic}}
+  newer: {unit: token, from: opus, where: {model: "claude-opus-5"}}
+  azure: {unit: token, from: tokens, where: {provider: azure}}
+  other: {unit: token, from: tokens, where: {model: "llama-?"}}
+prices:
+  by_model:
+    default: 1 per 1000
+    models:
+      "gpt-5*": 2 per 1000
+      "gpt-*-mini": 1 per 1000
+      "gpt-5-pro": 20 per 1000
+      "llama-?": 1 per 1000
+      "llama-*": 3 per 1000
+      "[ab]-*": 1 per 1000
+      "a-*": 2 per 1000
+credits:
+  ai: {costs: {tokens: prices.by_model}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+
+
+def test_prices_behind_one_that_has_all_their_models_are_named() -> None:
+    assert [line for line, message in unreached(loads(PRICED))] == [17]
+    ((_, message),) = unreached(loads(PRICED))
+    assert message == "never reached: 'gpt-5*' in line 15 has all of it; move this one up"
+
+
+def test_models_of_a_derived_meter_that_no_price_names_are_named() -> None:
+    found = [note for note in loads(PRICED).notes if note.kind == "informs"]
+    assert [(note.line, note.path) for note in found] == [
+        (7, "meters.opus.where.model"),
+        (8, "meters.newer.where.model"),
+    ]
+    assert found[0].message == (
+        "no pattern of the prices has the models 'claude-opus-*': they cost the `default`; add them to"
+        " `models` if that is not meant"
+    )
+    assert "claude" not in summary(loads(PRICED).notes)
+    assert "prices.by_model.models.gpt-5-pro (line 17)" in summary(loads(PRICED).notes)
+
+
+@given(st.text("ab*?[", max_size=5), st.text("ab*?[]", max_size=5), st.text("ab", max_size=4))
+def test_a_pattern_that_has_all_of_another_matches_each_of_its_models(
+    pattern: str, other: str, model: str
+) -> None:
+    if has_all_of(pattern, other) and fnmatchcase(model, other):
+        assert fnmatchcase(model, pattern)

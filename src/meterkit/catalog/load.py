@@ -34,7 +34,7 @@ from meterkit.catalog.meters import (
     check_features,
 )
 from meterkit.catalog.models import Billing, Catalog, Enforcement, Route
-from meterkit.catalog.notes import note_billing_lines
+from meterkit.catalog.notes import note_billing_lines, note_unpriced_models, note_unreachable_prices
 from meterkit.catalog.notify import NotifyTable, build_notify
 from meterkit.catalog.plans import Declared, PlanTable, build_plans
 from meterkit.catalog.routes import RouteTable, build_routes, quantities_of
@@ -273,6 +273,8 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     features = values.features or ()
     prices = build_model_prices(values.prices or {})
     credits_ = build_credits(values.credits or {}, values.places("credits"), known, prices, problems)
+    note_unreachable_prices(kept(values.prices).values(), problems)
+    note_unpriced_models(kept(values.meters), credits_.values(), problems)
     declared = Declared(meters=known, features=features, credits=credits_)
     written_plans = values.plans or {}
     built_plans = build_plans(written_plans, declared, problems)

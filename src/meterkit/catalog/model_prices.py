@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
+
+_SPECIAL: Final = frozenset("?[")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,17 @@ class ModelPrices:
                     return price
         return self.default
 
+    def covers(self, pattern: str) -> bool:
+        """Whether one of the patterns surely matches each model that another pattern does."""
+        return any(has_all_of(own, pattern) for own, _ in self.models)
+
     @property
     def highest(self) -> int:
         """What a unit costs at most, whatever the model."""
         return max(self.default, *(price for _, price in self.models))
+
+
+def has_all_of(pattern: str, other: str) -> bool:
+    """Whether a pattern matches all that another one does; only said where that is sure."""
+    is_sure = not _SPECIAL & {*pattern} and "[" not in other
+    return pattern == other or (is_sure and fnmatchcase(other, pattern))

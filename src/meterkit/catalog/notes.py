@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.match_lines import covers, parse_match
+from meterkit.catalog.model_prices import has_all_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import Place, Problems
     from meterkit.catalog.match_lines import Match
+    from meterkit.catalog.meters import MeterTable, ModelPricesTable
     from meterkit.catalog.models import (
         Catalog,
+        Credit,
         Enforcement,
         Entitlement,
         Meter,
@@ -32,7 +35,7 @@ COMPARED_MAX: Final = 300
 _SHOWN_MAX: Final = 10
 _TITLES: Final[dict[NoteKind, str]] = {
     "billed_from_first_unit": "billed from the first unit, as nothing is included",
-    "never_reached": "routes that an earlier one stands before",
+    "never_reached": "routes and prices that an earlier one stands before",
 }
 _ENFORCEMENTS: Final = {
     "shadow": "every request is decided and counted, and none is refused",
@@ -131,6 +134,54 @@ def note_billing_lines(
             ' Stripe is no customer, and `{match: "/billing/{path:path}", always: true}`, so that one who'
             " owes can pay",
         )
+
+
+def note_unreachable_prices(tables: Iterable[ModelPricesTable], problems: Problems) -> None:
+    """Say so where an earlier pattern of a table matches every model of a later one.
+
+    Args:
+        tables: those of ``prices:``.
+        problems: the list to add to.
+    """
+    for table in tables:
+        places = table.places("models")
+        for nth, pattern in enumerate(places):
+            earlier = list(places)[: min(nth, COMPARED_MAX)]
+            found = next((first for first in earlier if has_all_of(first, pattern)), None)
+            if found is not None:
+                message = (
+                    f"never reached: {found!r} in line {places[found].line} has all of it; move this one up"
+                )
+                problems.note(places[pattern], "never_reached", message)
+
+
+def note_unpriced_models(
+    meters: Mapping[str, MeterTable], credits_: Iterable[Credit], problems: Problems
+) -> None:
+    """Say which models a derived meter names that no pattern of the prices of its source has.
+
+    Args:
+        meters: those of the file, as it has them.
+        credits_: likewise, with the prices that their costs name.
+        problems: the list to add to.
+    """
+    prices = {meter: table for credit in credits_ for meter, table in credit.by_model.items()}
+    for table in meters.values():
+        pattern = (table.where or {}).get("model")
+        paid = prices.get(_root_of(table.source or "", meters))
+        if pattern is not None and paid is not None and not paid.covers(pattern):
+            message = (
+                f"no pattern of the prices has the models {pattern!r}: they cost the `default`; add them to"
+                " `models` if that is not meant"
+            )
+            problems.note(table.places("where")["model"], "informs", message)
+
+
+def _root_of(name: str, meters: Mapping[str, MeterTable]) -> str:
+    """The meter that is no part of another one."""
+    for _ in meters:  # A circle is refused elsewhere.
+        name = (meters[name].source or name) if name in meters else name
+    return name
 
 
 def summary(notes: Iterable[Note]) -> str:
