@@ -11,7 +11,7 @@ from auditing import audited, sqlite_in
 from delivering import PLANS
 from faults import kit_at
 from meterkit import MeterKit
-from meterkit.insights.audit.draining import read_backlog
+from meterkit.insights.audit.draining import read_backlog, waiting_shards
 from told import said_by, told
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ async def test_what_waits_is_told_with_the_age_of_the_oldest(any_store_url: str,
         assert await metrics(at) == (5, 3600, 0)
         for _ in range(4):
             await at.kit.record("acme", "rows", 1)
-        await at.drainer.fold(4)
+        await at.drainer.fold(await waiting_shards(at.kit.store), 4)
         assert (await metrics(at))[1:] == (3600, 1)
         away.mkdir()
         await at.drainer.once()
@@ -91,7 +91,7 @@ async def test_the_doctor_finds_entries_that_nobody_drains(store_url: str, tmp_p
         )
         for _ in range(3):
             await at.kit.record("acme", "rows", 1)
-        await at.drainer.fold(2)
+        await at.drainer.fold(await waiting_shards(at.kit.store), 2)
         first, second = await findings(at.kit)
         assert first.problem.startswith("2 entries of the audit log have waited")
         assert second.problem.startswith("1 shard has so many entries of the audit log waiting")

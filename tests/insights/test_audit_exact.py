@@ -26,7 +26,7 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.insights.audit.database import Database, insert_once
-from meterkit.insights.audit.draining import Drainer
+from meterkit.insights.audit.draining import Drainer, waiting_shards
 from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
 from proxy import TcpProxy
@@ -81,7 +81,7 @@ async def test_entries_that_are_too_many_are_added_up_to_the_unit(any_store_url:
         await at.desk.link("acme")
         for nth in range(300):
             await at.kit.record("acme", "tokens" if nth % 3 else "rows", nth + 1)
-        await at.drainer.fold(10)
+        await at.drainer.fold(await waiting_shards(at.kit.store), 10)
         rows = await at.rows()
         assert Counter(row["kind"] for row in rows)["recorded"] == 10
         sums = sums_of(rows)
@@ -102,7 +102,7 @@ async def test_that_they_are_added_up_is_logged(
         for _ in range(3):
             await at.kit.record("acme", "rows", 1)
         with caplog.at_level(logging.WARNING, logger="meterkit.audit"):
-            await at.drainer.fold(2)
+            await at.drainer.fold(await waiting_shards(at.kit.store), 2)
     assert "3 entries of the audit log wait in shard" in caplog.text
 
 
@@ -164,7 +164,7 @@ async def test_sums_are_the_counters_after_any_life(any_store_url: str, audit_ur
         for _ in range(120):
             await life.step()
             if life.nth % 40 == 0:
-                await at.drainer.fold(5)
+                await at.drainer.fold(await waiting_shards(at.kit.store), 5)
                 await at.drainer.drain()
         rows = await at.rows()
         sums = sums_of(rows)
@@ -210,7 +210,7 @@ async def test_each_kind_of_store_is_drained(store_url: str, tmp_path: Path) -> 
     async with audited(store_url, sqlite_in(tmp_path)) as at:
         for nth in range(20):
             await at.kit.record(f"c{nth}", "rows", nth + 1)
-        await at.drainer.fold(1)
+        await at.drainer.fold(await waiting_shards(at.kit.store), 1)
         assert sum(row["quantity"] for row in await at.rows()) == 210
 
 
@@ -244,7 +244,7 @@ async def test_a_database_that_hangs_holds_up_nothing_and_what_it_has_is_added_u
         try:
             assert await asyncio.to_thread(database.asked.wait, 60)
             assert (await at.kit.consume("acme", "rows", 1)).allowed
-            await drainer.fold(520)
+            await drainer.fold(await waiting_shards(at.kit.store), 520)
             (shard,) = await entries_of(at)
             assert shard == 520
         finally:

@@ -261,15 +261,11 @@ async def test_discounts_can_be_replaced_and_taken_away() -> None:
     ]
 
 
-async def test_coupons_are_listed_renamed_and_deleted() -> None:
+async def test_coupons_are_deleted() -> None:
     """https://docs.stripe.com/api/coupons/delete: who has redeemed one keeps the discount."""
     emulator, clock = shop()
     async with account(emulator) as client:
         first = await coupon(client, percent_off=12.5, name="First")
-        second = await coupon(client, id="TWO", amount_off=100, currency="usd")
-        assert [each.id for each in (await client.v1.coupons.list_async()).data] == [second, first]
-        renamed = await client.v1.coupons.update_async(first, {"name": "Other", "metadata": {"a": "b"}})
-        assert (renamed.name, renamed.percent_off, renamed.valid) == ("Other", 12.5, True)
         made = await subscribe(client, discounts=[{"coupon": first}])
         assert (await client.v1.coupons.delete_async(first)).deleted is True
         with pytest.raises(stripe.InvalidRequestError, match="No such coupon"):

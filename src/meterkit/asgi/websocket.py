@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import Task, TimerHandle, get_running_loop, shield
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
@@ -49,6 +49,7 @@ _LIVE: Final = frozenset({"setupComplete", "serverContent"})
 _SAYS: Final = (b'.delta"', b'"serverContent"')
 
 
+@dataclass(slots=True, eq=False)
 class SocketUsage:
     """Reads along what an app sends: the events of OpenAI's Realtime API and of Gemini Live.
 
@@ -61,25 +62,20 @@ class SocketUsage:
         complain: takes what went wrong within; the app never hears of it.
     """
 
-    __slots__ = ("_complain", "_count", "_declared", "_input_tokens", "_observer", "_seen", "_usage")
+    usage: str
+    count: Callable[[Sequence[CallUsage]], None]
+    complain: Callable[[str], None]
+    _declared: bool = field(init=False)
+    _input_tokens: int = field(default=0, init=False)
+    _seen: dict[str, None] = field(default_factory=dict[str, None], init=False)
+    _observer: Observer | None = field(init=False)
 
-    def __init__(
-        self,
-        usage: str,
-        *,
-        count: Callable[[Sequence[CallUsage]], None],
-        complain: Callable[[str], None],
-    ) -> None:
-        self._usage = usage
-        self._declared = usage != "auto"
-        self._count = count
-        self._complain = complain
-        self._input_tokens = 0
-        self._seen: dict[str, None] = {}
-        self._observer: Observer | None = self._new_observer()
+    def __post_init__(self) -> None:
+        self._declared = self.usage != "auto"
+        self._observer = self._new_observer()
 
     def _new_observer(self) -> Observer:
-        return Observer(BY_NAME[self._usage], declared=self._declared)
+        return Observer(BY_NAME[self.usage], declared=self._declared)
 
     def sent(self, message: Message) -> None:
         """Read a message of the app's."""
@@ -102,14 +98,14 @@ class SocketUsage:
             return
         if not (self._declared or _LIVE.isdisjoint(event)):
             # The figures of a turn come in a message that has nothing else.
-            self._usage, self._declared = "gemini", True
+            self.usage, self._declared = "gemini", True
             observer = self._observer = self._new_observer()
         observer.observe(event)
         calls = [call for call in observer.close(complete=False, notes=()) if call.source == "reported"]
         if calls:
             self._observer = self._new_observer()
             self._input_tokens = 0
-            self._count([call for call in calls if self._is_new(call)])
+            self.count([call for call in calls if self._is_new(call)])
 
     def _is_new(self, call: CallUsage) -> bool:
         """Whether an answer was not counted before: its last event may be sent more than once."""
@@ -139,11 +135,11 @@ class SocketUsage:
             if not calls and tokens:
                 calls = (CallUsage(source="missing"),)
             if tokens or any(call.source == "partial" for call in calls):
-                self._count(filled(calls, input_tokens=lambda: self._input_tokens, output_tokens=tokens))
+                self.count(filled(calls, input_tokens=lambda: self._input_tokens, output_tokens=tokens))
 
     def _break(self, error: str) -> None:
         self._observer = None
-        self._complain(f"reading token usage off a websocket failed, which counts nothing: {error}")
+        self.complain(f"reading token usage off a websocket failed, which counts nothing: {error}")
 
 
 def _data_of(message: Message) -> bytes:

@@ -110,6 +110,7 @@ class Producer:
             settlement.on_notices(answer[_OK_LENGTH:])
 
 
+@dataclass(slots=True, eq=False)
 class SettlementQueue:
     """The settlements of one shard from one event loop.
 
@@ -118,24 +119,21 @@ class SettlementQueue:
         pause_s: how long the next recovery waits; grows while nothing gets through.
     """
 
-    __slots__ = (
-        *("_is_away", "_is_suspect", "_keys", "_lane", "_patience", "_recovering", "_recovery", "_shard"),
-        *("_spilled", "lost", "pause_s", "producer", "waiting"),
-    )
+    lane: QueueLane
+    keys: Keys
+    shard: int
+    _recovering: bool = field(default=False, init=False)
+    _recovery: asyncio.Task[None] | None = field(default=None, init=False)
+    _is_away: bool = field(default=False, init=False)
+    _is_suspect: bool = field(default=False, init=False)
+    _spilled: dict[str, int] = field(default_factory=dict[str, int], init=False)
+    _patience: asyncio.TimerHandle | None = field(default=None, init=False)
+    lost: int = field(default=0, init=False)
+    pause_s: float = field(default=0.0, init=False)
+    waiting: deque[Settlement] = field(default_factory=deque["Settlement"], init=False)
+    producer: Producer = field(init=False)
 
-    def __init__(self, lane: QueueLane, keys: Keys, shard: int) -> None:
-        self._lane = lane
-        self._keys = keys
-        self._shard = shard
-        self._recovering = False
-        self._recovery: asyncio.Task[None] | None = None
-        self._is_away = False
-        self._is_suspect = False
-        self._spilled: dict[str, int] = {}
-        self._patience: asyncio.TimerHandle | None = None
-        self.lost = 0
-        self.pause_s = 0.0
-        self.waiting: deque[Settlement] = deque()
+    def __post_init__(self) -> None:
         self.producer = self._new_producer()
 
     @property
@@ -146,17 +144,17 @@ class SettlementQueue:
 
     def settle(self, settlement: Settlement) -> None:
         """Number a settlement and send it, or keep it until it can be sent."""
-        lane = self._lane
+        lane = self.lane
         spool = lane.spool
         if self._is_away and spool is not None and lane.post is None and not lane.stopping:
             # As below, but shorter: in an outage nearly all end so, and what was before them has gone there.
-            spool.keep(self._shard, [(settlement, None)])
+            spool.keep(self.shard, [(settlement, None)])
         elif not self._recovering and self._send(settlement):
             pass
         elif lane.stopping:
             self._lose(settlement, "it came after the kit was stopped")
         elif len(self.waiting) >= _WAITING_MAX and spool is None:
-            self._lose(settlement, f"{_WAITING_MAX} settlements of shard {self._shard} wait for the store")
+            self._lose(settlement, f"{_WAITING_MAX} settlements of shard {self.shard} wait for the store")
         else:
             self.waiting.append(settlement)
             if self._is_away or len(self.waiting) > _WAITING_MAX:
@@ -167,7 +165,7 @@ class SettlementQueue:
 
     def spill(self) -> None:
         """Hand to the spool, if there is one, what the store has not acknowledged."""
-        spool, producer = self._lane.spool, self.producer
+        spool, producer = self.lane.spool, self.producer
         if spool is None or not self.unsettled:
             return
         # Its late replies are dropped: fencing has the last word.
@@ -191,15 +189,15 @@ class SettlementQueue:
         if self._recovery is not None:
             self._recovery.cancel()
             self._recovery, self._recovering = None, False
-        spool.keep(self._shard, kept)
+        spool.keep(self.shard, kept)
 
     def restart(self, why: Any) -> None:
         """Begin anew with another producer."""
         if not self._recovering and (self.unsettled or self._is_to_be_compared):
             if isinstance(why, Exception):
-                self._lane.warn(f"settlements are sent again: {why}")
+                self.lane.warn(f"settlements are sent again: {why}")
             self._await_patiently()
-            self._recovery = self._lane.spawn(self._recover())
+            self._recovery = self.lane.spawn(self._recover())
             self._recovering = self._recovery is not None
 
     @property
@@ -227,7 +225,7 @@ class SettlementQueue:
             settlement.on_stale(reply)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             # It is kept and sent again until the state can be read; a connection serves all customers.
-            self._lane.warn(f"the state of a customer cannot be read: {error!r}")
+            self.lane.warn(f"the state of a customer cannot be read: {error!r}")
 
     def disconnected(self) -> None:
         """Take word that what is in flight will not be answered."""
@@ -263,7 +261,7 @@ class SettlementQueue:
         return left
 
     def _send(self, settlement: Settlement) -> bool:
-        post = self._lane.post
+        post = self.lane.post
         if post is None:
             return False
         try:
@@ -279,18 +277,18 @@ class SettlementQueue:
         return True
 
     def _await_patiently(self) -> None:
-        if self._patience is None and self._lane.spool is not None:
-            self._patience = self._lane.later(_SPILL_AFTER_S, self._lose_patience)
+        if self._patience is None and self.lane.spool is not None:
+            self._patience = self.lane.later(_SPILL_AFTER_S, self._lose_patience)
 
     def _lose_patience(self) -> None:
         self._patience = None
-        if self.unsettled and self._lane.spool is not None and not self._lane.stopping:
-            if self._lane.post is None:
+        if self.unsettled and self.lane.spool is not None and not self.lane.stopping:
+            if self.lane.post is None:
                 # A short hiccup touches no disk; from now on all that comes goes there at once.
                 self._is_away = True
                 self.spill()
             else:
-                self._patience = self._lane.later(_SPILL_AFTER_S, self._lose_patience)
+                self._patience = self.lane.later(_SPILL_AFTER_S, self._lose_patience)
 
     async def _recover(self) -> None:
         try:
@@ -298,7 +296,7 @@ class SettlementQueue:
                 try:
                     await self._settle_what_is_left()
                 except Exception as error:  # noqa: BLE001 - whatever it is, what waits here must not wait for ever
-                    self._lane.warn(f"settlements could not be sent, they are sent again: {error!r}")
+                    self.lane.warn(f"settlements could not be sent, they are sent again: {error!r}")
                     await asyncio.sleep(_PAUSE_MAX_S)
                 else:
                     return
@@ -310,7 +308,7 @@ class SettlementQueue:
         window = _WINDOW_FIRST
         while True:
             for key, acknowledged in list(self._spilled.items()):
-                last = await self._lane.fence(key)
+                last = await self.lane.fence(key)
                 self._spilled.pop(key, None)
                 self._count_forgotten(acknowledged, last)
             producer, is_suspect = self.producer, self._is_suspect and self.producer.acknowledged > 0
@@ -319,7 +317,7 @@ class SettlementQueue:
                 await asyncio.sleep(self.pause_s)
                 self.pause_s = min(_PAUSE_MAX_S, 2 * self.pause_s or 0.01)
                 # Replies come in order: once this one is here, all that was sent before is answered too.
-                self._conclude(producer, await self._lane.fence(producer.key))
+                self._conclude(producer, await self.lane.fence(producer.key))
                 window = _WINDOW_FIRST
             for _ in range(min(window, len(self.waiting))):
                 if not self._send(self.waiting[0]):
@@ -328,7 +326,7 @@ class SettlementQueue:
             if not self.waiting and not self._is_to_be_compared:
                 return
             # A few at first: where one of them is stale, all behind it go again.
-            await self._lane.replies()
+            await self.lane.replies()
             window *= 2
 
     def _conclude(self, producer: Producer, last: int) -> None:
@@ -367,13 +365,11 @@ class SettlementQueue:
         if lost > 0:
             self._count_lost(lost, _NO_RECORD if last < 0 else "the store lost what it had acknowledged")
             # It was emptied or restored, maybe under connections that have lasted.
-            self._lane.compare_all()
+            self.lane.compare_all()
 
     def _count_lost(self, count: int, why: str) -> None:
         self.lost += count
-        _log.error(
-            "%d settlements are lost (%d so far from shard %d): %s", count, self.lost, self._shard, why
-        )
+        _log.error("%d settlements are lost (%d so far from shard %d): %s", count, self.lost, self.shard, why)
 
     def _new_producer(self) -> Producer:
-        return Producer(self, self._keys.producer(self._shard, token_hex(8)))
+        return Producer(self, self.keys.producer(self.shard, token_hex(8)))

@@ -193,7 +193,7 @@ class Drainer:
             await asyncio.sleep(_EVERY_S)
             waiting = await waiting_shards(self._store)
             note(self._store, await backlog_of(self._store, waiting))
-            await self._fold(waiting, MOST)
+            await self.fold(waiting, MOST)
 
     async def once(self) -> None:
         """Drain what has waited for a while, unless another process does; where that fails, it is logged."""
@@ -212,15 +212,12 @@ class Drainer:
                 _logger.warning("the audit log is drained again")
                 self._has_failed = False
 
-    async def fold(self, most: int = MOST) -> None:
+    async def fold(self, waiting: Sequence[Waiting], most: int = MOST) -> None:
         """Add up what is beyond ``most`` entries of a shard: of these single events are not told apart.
 
         Raises:
             StoreError: the store does not answer.
         """
-        await self._fold(await waiting_shards(self._store), most)
-
-    async def _fold(self, waiting: Sequence[Waiting], most: int) -> None:
         store, admin = self._store, await self._store.admin()
         full = [one for one in waiting if one.entries > most]
         if full and not self._is_full:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meterkit.customers.states import States
@@ -130,6 +131,7 @@ _UNPAID: Final = frozenset({"incomplete", "paused", "unpaid"})
 _OWING: Final = _UNPAID | {"past_due"}
 
 
+@dataclass(eq=False)
 class Changing:
     """Changes subscriptions; what each method does and raises says :class:`meterkit.Subscriptions`.
 
@@ -142,26 +144,15 @@ class Changing:
             :class:`meterkit.delivery.on_demand.Cutter`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        api: Callable[[], StripeApi],
-        *,
-        fetch: Callable[[str], Awaitable[object]],
-        deliver: Callable[[str], Awaitable[object]],
-        cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]],
-    ) -> None:
-        self._store = store
-        self._states = States(store)
-        self._api = api
-        self._fetch = fetch
-        self._deliver = deliver
-        self._cut = cut
-        self._applying = Applying(store, api)
+    store: Store
+    api: Callable[[], StripeApi]
+    fetch: Callable[[str], Awaitable[object]]
+    deliver: Callable[[str], Awaitable[object]]
+    cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]]
 
     async def preview(self, customer: str, plan: str | None, seats: int | None) -> Preview:
         """What a change would cost and what would be above its limits, from what is known here."""
-        _, state = await self._states.read(customer)
+        _, state = await States(self.store).read(customer)
         known = self._in_force(customer, state)
         current = self._plan_of(customer, known)
         wanted = current if plan is None else check_sold(plan, self._catalog)
@@ -193,15 +184,15 @@ class Changing:
                 # Items that others changed at Stripe become those of the plan again.
                 begun.set()
                 async with self._behind_cut(customer, live, target, current):
-                    await self._applying.update(live, target)
+                    await Applying(self.store, self.api).update(live, target)
             elif course == "period_end":
-                await self._applying.arrange(live, known, target)
+                await Applying(self.store, self.api).arrange(live, known, target)
             elif course == "now":
                 await check_paid(customer, live, _OWING)
-                is_paid_now = ends_trial(known, current, wanted, self._store.now_ms())
+                is_paid_now = ends_trial(known, current, wanted, self.store.now_ms())
                 begun.set()
                 async with self._behind_cut(customer, live, target, current):
-                    return await self._applying.upgrade(live, target, ends_trial=is_paid_now)
+                    return await Applying(self.store, self.api).upgrade(live, target, ends_trial=is_paid_now)
             return None
 
         secret = await persistently(attempt)
@@ -224,10 +215,10 @@ class Changing:
             if live.schedule is not None and later is not None:
                 after = Terms(plan=later, seats=self._seats_on(later, target))
                 if (known.seats, known.pending_seats) != (target.seats, after.seats):
-                    await self._applying.arrange(live, known, after, now=target)
+                    await Applying(self.store, self.api).arrange(live, known, after, now=target)
             else:
                 async with self._behind_cut(customer, live, target, current):
-                    await self._applying.update(live, target)
+                    await Applying(self.store, self.api).update(live, target)
 
         await persistently(attempt)
         return costs[0]
@@ -238,7 +229,7 @@ class Changing:
         async def attempt(again: int) -> None:
             live, _ = await self._live(customer, again)
             if immediately or live.found["status"] == "incomplete":
-                await self._deliver(customer)
+                await self.deliver(customer)
                 await live.end(give_back=give_back)
             elif not live.found.get("cancel_at_period_end"):
                 await live.cancel_at_end()
@@ -260,17 +251,17 @@ class Changing:
         self, customer: str, live: LiveSubscription, target: Terms, current: Plan
     ) -> AsyncGenerator[None]:
         """Cut the customer's usage before the block, if the block changes metered items."""
-        if not await self._applying.changes_metered(live, target):
+        if not await Applying(self.store, self.api).changes_metered(live, target):
             yield
             return
-        _, state = await self._states.read(customer)
-        ended = ended_labels(current, target.plan, state, self._catalog, self._store.now_ms())
-        async with self._cut(customer, ended):
+        _, state = await States(self.store).read(customer)
+        ended = ended_labels(current, target.plan, state, self._catalog, self.store.now_ms())
+        async with self.cut(customer, ended):
             yield
 
     @property
     def _catalog(self) -> Catalog:
-        return self._store.catalog
+        return self.store.catalog
 
     @property
     def _seat_meter(self) -> str | None:
@@ -278,14 +269,14 @@ class Changing:
 
     async def _levels(self, customer: str) -> dict[str, int]:
         """How far each gauge is filled, what is held included."""
-        used = (await self._store.usage(customer))["meters"]
+        used = (await self.store.usage(customer))["meters"]
         return {
             name: used[name]["used"] for name, meter in self._catalog.meters.items() if meter.kind == "gauge"
         }
 
     def _terms(self, known: SubscriptionState, current: Plan, wanted: Plan, seats: int | None) -> Terms:
         """What the subscription is to have; without a number of seats those that were bought stay."""
-        before = Terms(plan=current, seats=known.seats_at(self._store.now_ms()))
+        before = Terms(plan=current, seats=known.seats_at(self.store.now_ms()))
         if seats is not None:
             check_seats_sold(wanted, self._seat_meter, check_seats(seats))
             before = Terms(plan=wanted, seats=seats)
@@ -300,7 +291,7 @@ class Changing:
     def _cost(self, known: SubscriptionState, current: Plan, target: Terms) -> Proration:
         changes = self._catalog.billing.changes
         course = course_of(current, target.plan, pending=None, changes=changes)
-        now_ms = self._store.now_ms()
+        now_ms = self.store.now_ms()
         return cost_of(
             known,
             Terms(plan=current, seats=known.seats_at(now_ms)),
@@ -313,12 +304,12 @@ class Changing:
 
     def _in_force(self, customer: str, state: CustomerState) -> SubscriptionState:
         known = state.subscription
-        if known is None or known.status_at(self._store.now_ms()) in ENDED:
+        if known is None or known.status_at(self.store.now_ms()) in ENDED:
             raise NoSubscriptionError(customer)
         return known
 
     def _plan_of(self, customer: str, known: SubscriptionState) -> Plan:
-        plan = self._catalog.plans.get(known.plan_at(self._store.now_ms()) or "")
+        plan = self._catalog.plans.get(known.plan_at(self.store.now_ms()) or "")
         if plan is None:
             raise SubscriptionError(
                 f"customer {customer!r} has subscription {known.id}, of a price that no plan of the plans"
@@ -328,10 +319,10 @@ class Changing:
 
     async def _live(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState]:
         """The subscription in force as Stripe has it now, and what is known of it after that."""
-        await self._fetch(customer)
-        _, state = await self._states.read(customer)
+        await self.fetch(customer)
+        _, state = await States(self.store).read(customer)
         known = self._in_force(customer, state)
-        live = await LiveSubscription.fetch(self._api(), known.id, again)
+        live = await LiveSubscription.fetch(self.api(), known.id, again)
         if live is None or live.found["status"] in ENDED:
             raise NoSubscriptionError(customer)
         return live, known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -225,6 +226,7 @@ class _UnlinkedError(Exception):
     """The customer was unlinked or deleted meanwhile."""
 
 
+@dataclass(eq=False)
 class Looker:
     """Does what an entry of the queue asks for.
 
@@ -235,20 +237,15 @@ class Looker:
         refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        api: Callable[[], StripeApi],
-        queue: HookQueue,
-        refused: Callable[[str], Awaitable[None]],
-    ) -> None:
-        self._store = store
-        self._states = States(store)
-        self._api = api
-        self._queue = queue
-        self._refused = refused
-        self._drifting = Drifting(store, api)
-        self.linking = Linking(store, api)
+    store: Store
+    api: Callable[[], StripeApi]
+    queue: HookQueue
+    refused: Callable[[str], Awaitable[None]]
+
+    def __post_init__(self) -> None:
+        self._states = States(self.store)
+        self._drifting = Drifting(self.store, self.api)
+        self._linking = Linking(self.store, self.api)
 
     async def look(self, entry: Entry) -> None:
         """Fetch a Stripe customer's subscriptions, store the one that counts, and send events.
@@ -260,48 +257,48 @@ class Looker:
             LostError: another worker has the entry by now.
             ValueError: what Stripe shows cannot be read.
         """
-        linked, catalog = entry.stripe_customer, self._store.catalog
+        linked, catalog = entry.stripe_customer, self.store.catalog
         if linked.startswith(_EVENT):
-            await self._refused(linked)
+            await self.refused(linked)
             return
-        customer = await self.linking.owner(linked)
-        if customer is None and await self.linking.is_retired(linked):
+        customer = await self._linking.owner(linked)
+        if customer is None and await self._linking.is_retired(linked):
             return  # Its customer was deleted here.
         found = await self._subscriptions(linked, is_known=customer is not None)
         chosen = in_force(found, catalog, await self._known(customer))
         if customer is None:
             ordered = [*([] if chosen is None else [chosen]), *found]
             sessions = [note.data["session"] for note in entry.notes if note.kind == LINK]
-            customer = await self.linking.link(linked, ordered, sessions)
+            customer = await self._linking.link(linked, ordered, sessions)
             if customer is None:
                 return
         subscription = None if chosen is None else await self._read(chosen)
         # Only the worker with the entry stores what it fetched: no other has fetched anything newer.
-        if not await self._queue.keep(entry):
+        if not await self.queue.keep(entry):
             raise LostError
         try:
             known = await self._store_subscription(customer, linked, subscription, entry.cause)
         except _UnlinkedError:
             return  # The subscriptions belong to no customer here: store and report nothing.
-        await note_renewal(self._store, customer, subscription, known=known)
+        await note_renewal(self.store, customer, subscription, known=known)
         if entry.cause == NIGHTLY or (subscription is not None and subscription.plan is None):
             await self._drifting.look(customer, found, chosen)
         for note in entry.notes:
             if note.kind != LINK:
-                await tell(self._store, customer, note.kind, {**note.data, "id": note.name})
+                await tell(self.store, customer, note.kind, {**note.data, "id": note.name})
 
     async def _store_subscription(
         self, customer: str, linked: str, subscription: SubscriptionState | None, cause: str
     ) -> SubscriptionState | None:
         """Store what was fetched; return what was known. Usage that missed a change of prices is late."""
-        store, having = self._store, _having(linked, subscription)
+        store, having = self.store, _having(linked, subscription)
         rev, before = await self._states.read(customer)
         switched = switched_by_others(before.subscription, subscription, store.now_ms())
         if subscription is None or not switched:
             await self._states.change(customer, having, cause=cause)
             return before.subscription
         after = having(before)
-        found = await self._api().list("/v1/billing/meters")
+        found = await self.api().list("/v1/billing/meters")
         events = {meter["event_name"] for meter in found if meter["id"] in switched}
         change = Switch(
             rev=rev,
@@ -319,10 +316,10 @@ class Looker:
 
     async def _when(self, subscription: str, metered: str) -> int:
         """Since when a subscription has its metered prices, at the latest: Stripe's events of a day tell."""
-        changed_ms = now_ms = self._store.now_ms()
+        changed_ms = now_ms = self.store.now_ms()
         asked: dict[str, Parameter] = {"type": _UPDATED, "created": {"gte": (now_ms - DAY_MS) // 1000}}
         try:
-            async for page in self._api().pages("/v1/events", asked):
+            async for page in self.api().pages("/v1/events", asked):
                 for event in page:
                     shown = part_of(part_of(event, "data"), "object")
                     if shown.get("id") != subscription:
@@ -344,18 +341,18 @@ class Looker:
         """
         asked = {"customer": linked, "status": "all", "expand": _EXPAND}
         try:
-            found = await self._api().list("/v1/subscriptions", asked)
+            found = await self.api().list("/v1/subscriptions", asked)
         except StripeError as error:
             is_gone = error.code == _GONE and error.param == "customer"
             if is_gone and not (is_known and await self._is_strange(linked)):
                 return []
             raise
-        return [await whole(self._api(), one) for one in found]
+        return [await whole(self.api(), one) for one in found]
 
     async def _is_strange(self, linked: str) -> bool:
         """Whether Stripe does not even know that there was such a customer: of a deleted one it does."""
         try:
-            await self._api().get(f"/v1/customers/{linked}")
+            await self.api().get(f"/v1/customers/{linked}")
         except StripeError as error:
             if error.status == HTTPStatus.NOT_FOUND:
                 return True
@@ -371,8 +368,8 @@ class Looker:
     async def _read(self, chosen: Mapping[str, Any]) -> SubscriptionState:
         can_pay = False
         if asks_for_payment_method(chosen):
-            can_pay = has_payment_method(await self._api().get(f"/v1/customers/{id_in(chosen, 'customer')}"))
-        return read_subscription(chosen, self._store.catalog, has_payment_method=can_pay)
+            can_pay = has_payment_method(await self.api().get(f"/v1/customers/{id_in(chosen, 'customer')}"))
+        return read_subscription(chosen, self.store.catalog, has_payment_method=can_pay)
 
 
 def _having(linked: str, subscription: SubscriptionState | None) -> Callable[[CustomerState], CustomerState]:

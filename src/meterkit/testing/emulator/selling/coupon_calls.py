@@ -84,16 +84,6 @@ def _retrieve(account: Account, call: Call) -> JsonObject:
     return account.coupons.find(call.object_id).to_json(now=account.now)
 
 
-def _update(account: Account, call: Call) -> JsonObject:
-    """Name and metadata only (https://docs.stripe.com/api/coupons/update)."""
-    params, coupon = call.params, account.coupons.find(call.object_id)
-    params.only("metadata", "name", expandable=None)
-    with account.updating("coupon.updated", lambda: coupon.to_json(now=account.now)):
-        params.amend("metadata", coupon.metadata)
-        coupon.name = params.given("name", length_max=40) or coupon.name
-    return coupon.to_json(now=account.now)
-
-
 def _delete(account: Account, call: Call) -> JsonObject:
     """Customers who have redeemed it keep their discount (https://docs.stripe.com/api/coupons/delete)."""
     call.params.only()
@@ -101,11 +91,6 @@ def _delete(account: Account, call: Call) -> JsonObject:
     account.coupons.delete(coupon)
     account.emit("coupon.deleted", coupon.to_json(now=account.now))
     return {"id": coupon.id, "object": "coupon", "deleted": True}
-
-
-def _list(account: Account, call: Call) -> JsonObject:
-    """https://docs.stripe.com/api/coupons/list."""
-    return newest(account.coupons, call, show=lambda coupon: coupon.to_json(now=account.now))
 
 
 def _create_code(account: Account, call: Call) -> JsonObject:
@@ -214,9 +199,7 @@ def _shown(account: Account, code: PromotionCode) -> JsonObject:
 
 COUPON_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/coupons", _create),
-    ("GET", "/v1/coupons", _list),
     ("GET", "/v1/coupons/{id}", _retrieve),
-    ("POST", "/v1/coupons/{id}", _update),
     ("DELETE", "/v1/coupons/{id}", _delete),
     ("POST", "/v1/promotion_codes", _create_code),
     ("GET", "/v1/promotion_codes", _list_codes),
