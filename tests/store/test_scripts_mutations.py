@@ -59,7 +59,7 @@ FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),
 }
 STEPS: Final = 5000
-SAMPLE: Final = 12
+SAMPLE: Final = 8
 SHARES: Final = 4  # Tests, so that several processes may share them.
 EQUIVALENT: Final = equivalents("script_equivalents.txt")
 
