@@ -84,7 +84,7 @@ async def test_grants_credits_holds_and_the_price_of_overage_are_shown(
             found = stored.run("usage", "acme", "--json").json
     assert "credits ai 1,200, promo 0" in done.out.splitlines()
     rows = [re.split("  +", line.strip()) for line in done.out.splitlines()[3:] if "──" not in line]
-    columns = ("meter", "used", "held", "included", "granted", "remaining", "overage", "price", "to send")
+    columns = ("meter", "used", "held", "included", "granted", "remaining", "overage", "cost", "to send")
     assert [
         [*columns, "delivered"],
         ["pages", "2,014", "0", "10", "3", "unlimited", "2,001", "EUR 50.02", "2,001", "0"],

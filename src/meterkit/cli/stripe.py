@@ -164,4 +164,4 @@ def _tell(settings: Mapping[str, str], *, has_customers: bool) -> None:
         typer.echo(f"export {name}={value}")
     print_note("a stand-in for Stripe until Ctrl-C; it takes any sk_test_… key")
     if not has_customers:
-        print_note("it has no customers yet: name some with --customer, or create them over HTTP")
+        print_note("it has no customers yet: a checkout makes them, or name some with --customer")

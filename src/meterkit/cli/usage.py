@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-_RARE: Final = frozenset({"held", "granted", "price", "late", "parked", "dead"})
+_RARE: Final = frozenset({"held", "granted", "cost", "late", "parked", "dead"})
 """Columns that are shown where there is something in them."""
 _CSV: Final = (
     *("customer", "plan", "status", "access", "period_start", "period_end", "meter"),
@@ -159,7 +159,7 @@ def _row(name: str, meter: MeterUsage, currency: str) -> dict[str, object]:
         "granted": meter["granted"],
         "remaining": meter["remaining"],
         "overage": meter["overage"],
-        "price": "" if cents is None else money(cents, currency),
+        "cost": "" if cents is None else money(cents, currency),
         "to send": meter["pending"] + meter["unlinked"] + meter["queued"] + meter["leased"],
         "delivered": meter["delivered"],
         "late": meter["late"],
