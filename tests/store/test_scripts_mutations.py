@@ -38,8 +38,8 @@ PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))
 AGING: Final[Lives] = ((AgingWorld, 0), (AgingWorld, 2))
 FURTHER: Final[Lives] = ((RepeatWorld, 0), (GaugeWorld, 0), (RepeatWorld, 1))
 PURSE: Final = (
-    *("grant_of", "grants", "recur", "before", "add_up", "balance", "balance_text", "backing_of"),
-    *("hold_backed", "spend", "burn", "put_away", "write_grants"),
+    *("grant_of", "grants", "recur", "pays_before", "add_up", "balance", "balance_text", "backing_of"),
+    *("hold_backed", "spend_grants", "burn", "put_away", "write_grants"),
 )
 COUNTING: Final = (
     *("confirm_view", "head_of", "window_of", "meter_of", "besides_of", "live_holds", "give_back"),

@@ -1,7 +1,7 @@
 -- add_up: what grants come to at `now`, by target: {left: of those that pay, was_there: 1 where one was there in the
 -- period that began at `start`, else 0, last: quantity of the youngest, head: name of the one that pays first, or ''}.
 -- Returns that, and the next instant (ms) at which it changes by itself.
---include before
+--include pays_before
 local function add_up(file, start, now)
   local sums, changes_at = {}, NEVER_MS
   local function add(target, was_there, quantity, created)
@@ -32,7 +32,7 @@ local function add_up(file, start, now)
       changes_at = math.min(changes_at, grant.expires)
       if grant.used < grant.quantity then
         sum.left = sum.left + (grant.quantity - grant.used)
-        if not sum.first or before(grant, sum.first) then
+        if not sum.first or pays_before(grant, sum.first) then
           sum.first, sum.head = grant, grant.name
         end
       end

@@ -6,14 +6,14 @@
 -- Returns pay(i, rest): how many of the units of meter i grants pay, how many credits; keep(notices): writes what was
 -- paid, and returns the notices with those of the credits whose balance has become low; see notify.
 --include balance
---include spend
+--include spend_grants
 --include write_grants
 local function burn(key, ledger_key, prepaid, now, start, finish, has_state)
   local balances = balance(key, prepaid, start, finish, now, false)
   if balances.due and not balances.file then
     balances = balance(key, prepaid, start, finish, now, true)
   end
-  local use, spent = spend(key, balances, start, now)
+  local use, spent = spend_grants(key, balances, start, now)
   local function left_of(target)
     return balances.sums[target] and balances.sums[target].left or 0
   end

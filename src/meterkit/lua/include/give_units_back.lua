@@ -4,7 +4,7 @@
 --   period, as text; units: of the meter; all: how many they have paid for
 -- What the units did cost is their part of what all of them did, rounded up. Returns how much was given back.
 --include grant_of
---include before
+--include pays_before
 local function give_units_back(list, ledger, kind, meter, start, units, all, now)
   local call, text, paid, given, total = redis.call, string.format, {}, 0, 0
   local lines = call('HGETALL', ledger)
@@ -27,7 +27,7 @@ local function give_units_back(list, ledger, kind, meter, start, units, all, now
   end
   local each = math.floor(total / all) -- Whole, or the product would pass what a number holds exactly.
   local most = each * units + math.ceil((total - each * all) * units / all)
-  table.sort(paid, function(a, b) return before(b, a) end)
+  table.sort(paid, function(a, b) return pays_before(b, a) end)
   for _, grant in ipairs(paid) do
     local part = math.min(most - given, grant.paid, grant.used)
     if part > 0 then

@@ -1,10 +1,10 @@
--- spend: takes quantities from a customer's grants, in the order in which they are used up. Nothing is written.
+-- spend_grants: takes quantities from a customer's grants, in the order in which they are used up. Nothing is written.
 --   key: hash, the grants; balances: as `balance` returns it
 -- Of the grants only the one that pays first is read, unless it is used up. Returns use(target, quantity, meter), for
 -- no more than is left; spent(): the grants that paid, by name, and lines of the ledger to what was paid.
 --include grants
---include before
-local function spend(key, balances, start, now)
+--include pays_before
+local function spend_grants(key, balances, start, now)
   local paying, burned, queues, is_over = {}, {}, {}, false
   local function read()
     balances.file, queues = grants(key, now), {}
@@ -20,7 +20,7 @@ local function spend(key, balances, start, now)
           found[#found + 1] = grant
         end
       end
-      table.sort(found, before)
+      table.sort(found, pays_before)
     elseif not queues[target] then
       local head = balances.sums[target].head
       found[1] = grant_of(head, redis.call('HGET', key, head))

@@ -1,5 +1,5 @@
--- before: whether a grant pays before another: by priority, expiry, creation, name.
-local function before(a, b)
+-- pays_before: whether a grant pays before another: by priority, expiry, creation, name.
+local function pays_before(a, b)
   if a.priority ~= b.priority then
     return a.priority < b.priority
   elseif a.expires ~= b.expires then
