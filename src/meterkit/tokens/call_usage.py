@@ -6,9 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.tokens.provider_prices import prices_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+    from fractions import Fraction
 
 Source = Literal["reported", "partial", "estimated", "missing"]
 Note = Literal[
@@ -71,6 +74,36 @@ class CallUsage:
             return None
         total = self.input_tokens + self.output_tokens
         return total if total <= QUANTITY_MAX else None
+
+    def cost(self, at: datetime) -> Fraction | None:
+        """What the provider charges for the call by its list prices, in micro-units of US dollars; exact.
+
+        It is that of the tokens and of the request: searches, pages, seconds and discounts are not in it. A
+        model without a known price costs the highest prices of its provider, which is logged once.
+
+        Args:
+            at: when the model was called (aware): prices have dates.
+
+        Returns:
+            None where a figure, the model, or the provider's prices are not known.
+
+        Raises:
+            MeterkitError: the extra ``prices`` is not installed.
+        """
+        entered = self.input_tokens if self.billed_input_tokens is None else self.billed_input_tokens
+        left = self.output_tokens if self.billed_output_tokens is None else self.billed_output_tokens
+        if entered is None or left is None or self.model is None:
+            return None
+        prices = prices_of(self.provider, self.model, at)
+        if prices is None:
+            return None
+        return prices.cost(
+            entered=entered,
+            left=left,
+            cached=self.cached_input_tokens or 0,
+            written=self.cache_write_tokens or 0,
+            reasoning=self.reasoning_tokens or 0,
+        )
 
     def quantities(self) -> dict[str, int]:
         """The figures that are known, under the names of the meters they feed."""

@@ -1,0 +1,190 @@
+"""What a call costs by its provider's list prices, to the last digit as ``genai-prices`` has it."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal, localcontext
+from fractions import Fraction
+from random import Random
+from typing import Any, Final
+
+import pytest
+from genai_prices import Usage, calc_price
+from genai_prices.data_snapshot import get_snapshot
+
+from meterkit import CallUsage, usage_of
+
+NOW: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
+MICRO: Final = 1_000_000
+
+
+def call(model: str | None = "gpt-4o-mini", provider: str | None = "openai", **figures: int) -> CallUsage:
+    known: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, **figures}
+    return CallUsage(model=model, provider=provider, source="reported", **known)
+
+
+def expected(found: CallUsage, at: datetime) -> Fraction:
+    usage = Usage(
+        input_tokens=found.input_tokens,
+        output_tokens=found.output_tokens,
+        cache_read_tokens=found.cached_input_tokens,
+        cache_write_tokens=found.cache_write_tokens,
+        output_reasoning_tokens=found.reasoning_tokens,
+    )
+    with localcontext(prec=100):
+        price: Decimal = calc_price(
+            usage, str(found.model), provider_id=found.provider, genai_request_timestamp=at
+        ).total_price
+    return Fraction(price) * MICRO
+
+
+def drawn(chance: Random, model: str, provider: str) -> CallUsage:
+    entered, left = chance.randint(0, 10 ** chance.randint(1, 6)), chance.randint(0, 10_000)
+    read = chance.randint(0, entered)
+    written = chance.randint(0, entered - read)
+    return call(
+        model,
+        provider,
+        input_tokens=entered,
+        output_tokens=left,
+        cached_input_tokens=read,
+        cache_write_tokens=written,
+        reasoning_tokens=chance.randint(0, left),
+    )
+
+
+@pytest.mark.parametrize(
+    "at", [NOW, datetime(2026, 1, 1, 18, 31, tzinfo=UTC), datetime(2025, 2, 3, tzinfo=UTC)]
+)
+def test_each_model_costs_what_the_table_says(at: datetime) -> None:
+    chance = Random(7)  # noqa: S311 - a failure must be repeatable, nothing is secret
+    calls = [
+        drawn(chance, model.id, provider.id)
+        for provider in get_snapshot().providers
+        for model in provider.models
+        if provider.find_model(model.id) is not None  # Some match longer names only.
+    ]
+    assert len(calls) > 2000
+    assert [(one, expected(one, at)) for one in calls if one.cost(at) != expected(one, at)] == []
+
+
+def test_tokens_cost_less_than_a_micro_unit_and_nothing_is_rounded() -> None:
+    assert call(input_tokens=1, output_tokens=1).cost(NOW) == Fraction(15, 100) + Fraction(60, 100)
+
+
+def test_one_token_more_may_change_the_price_of_all() -> None:
+    below = call("gemini-2.5-pro", "gcp.gemini", input_tokens=200_000)
+    above = call("gemini-2.5-pro", "gcp.gemini", input_tokens=200_001)
+    assert below.cost(NOW) == 250_000
+    assert above.cost(NOW) == 200_001 * Fraction(5, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "provider", "other"),
+    [
+        ("anthropic.claude-3-haiku-20240307-v1:0", "aws.bedrock", "aws"),
+        ("gpt-4o", "azure.ai.openai", "azure"),
+        ("gemini-2.5-flash", "gcp.gemini", "google"),
+        ("mistral-large-latest", "mistral_ai", "mistral"),
+        ("gpt-4o", None, "openai"),
+    ],
+)
+def test_providers_are_found_by_the_names_that_answers_have(
+    model: str, provider: str | None, other: str
+) -> None:
+    figures = {"input_tokens": 1000, "output_tokens": 100}
+    found = call(model, provider, **figures).cost(NOW)
+    assert found == expected(call(model, other, **figures), NOW)
+    assert found
+
+
+def test_a_model_without_a_price_costs_the_highest_and_that_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, "meterkit.tokens")
+    unknown = call("gpt-unheard-of", input_tokens=1000, output_tokens=1000)
+    (openai,) = (provider for provider in get_snapshot().providers if provider.id == "openai")
+    found = unknown.cost(NOW)
+    assert found is not None
+    known = [
+        call(model.id, input_tokens=1000, output_tokens=1000).cost(NOW)
+        for model in openai.models
+        if openai.find_model(model.id) is not None
+    ]
+    assert found >= max(cost for cost in known if cost is not None)
+    assert [unknown.cost(NOW), call("gpt-unheard-of").cost(NOW)] == [found, 0]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no price of model 'gpt-unheard-of' of openai is known: it costs the highest prices of its provider"
+    ]
+
+
+def test_names_of_any_length_are_looked_up_and_few_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    for nth in range(200):
+        assert call(f"{nth}-" + "x\n" * 5000, input_tokens=1).cost(NOW)
+    assert len(caplog.records) <= 100
+    assert max(len(record.getMessage()) for record in caplog.records) < 700
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        call(None, input_tokens=1),
+        call("llama3", "ollama", input_tokens=1),
+        CallUsage(input_tokens=1, model="gpt-4o", provider="openai", source="partial"),
+        CallUsage(model="gpt-4o", provider="openai", source="missing"),
+    ],
+)
+def test_what_is_not_known_has_no_cost(unknown: CallUsage) -> None:
+    assert unknown.cost(NOW) is None
+
+
+def test_what_the_provider_bills_is_what_costs() -> None:
+    """Cohere's billed units, https://docs.cohere.com/docs/how-does-cohere-pricing-work."""
+    billed = CallUsage(
+        input_tokens=500,
+        output_tokens=20,
+        billed_input_tokens=10,
+        billed_output_tokens=20,
+        model="command-r",
+        provider="cohere",
+        source="reported",
+    )
+    assert billed.cost(NOW) == call("command-r", "cohere", input_tokens=10, output_tokens=20).cost(NOW)
+
+
+def test_an_answer_of_a_provider_knows_its_cost() -> None:
+    answer = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "model": "gpt-4o-mini-2024-07-18",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": 1000,
+            "completion_tokens": 100,
+            "total_tokens": 1100,
+            "prompt_tokens_details": {"cached_tokens": 200},
+        },
+    }
+    found = usage_of(answer)
+    assert found is not None
+    assert found.cost(NOW) == 800 * Fraction(15, 100) + 200 * Fraction(75, 1000) + 100 * Fraction(60, 100)
+
+
+def test_without_the_package_it_is_said_what_to_install() -> None:
+    program = """
+import sys
+from datetime import UTC, datetime
+sys.modules["genai_prices"] = None
+from meterkit import CallUsage, MeterkitError
+try:
+    CallUsage(input_tokens=1, output_tokens=1, model="m", source="reported").cost(datetime.now(UTC))
+except MeterkitError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (
+        "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
+    )
