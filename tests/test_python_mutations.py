@@ -32,6 +32,7 @@ PARTS: Final = {"decisions": 1, "delivery": 4, "outbox": 4, "store": 128, "custo
 TESTS: Final = (
     *("tests/unit", "tests/delivery", "tests/catalog/test_overrides.py"),
     *("tests/asgi/test_gauges.py", "tests/asgi/test_llm_outliving.py", "tests/asgi/test_repeats.py"),
+    *("tests/asgi/test_llm_model_prices.py", "tests/cli/test_usage_all.py"),
     *("tests/notify/test_spike_watch.py", "tests/storage/test_presigning.py"),
     *(
         f"tests/store/test_{name}.py"
@@ -41,10 +42,17 @@ TESTS: Final = (
             *("replay", "reservations", "small_writes", "spool_file", "state_changes", "timed_overrides"),
         )
     ),
+    (
+        "tests/store/test_server_durability.py::"
+        "test_the_flusher_of_an_app_says_at_its_start_that_it_delivers_nothing"
+    ),
     *(f"tests/promises/test_i6_{name}.py" for name in ("basic", "recovered", "restored")),
     *(
         f"tests/subscriptions/test_{name}.py"
-        for name in ("nothing_for_nothing", "priced_as_recorded", "prices_changed_by_others")
+        for name in (
+            *("deletion", "linking", "nothing_for_nothing", "priced_as_recorded"),
+            "prices_changed_by_others",
+        )
     ),
 )
 """The tests that are tried on mutants, those that execute a mutant's line."""

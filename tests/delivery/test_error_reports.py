@@ -1,10 +1,24 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meterkit.delivery.error_reports import Cause, Sample, identifiers_of, read_report, state_of
+from keeping import kit_alone
+from meterkit.delivery.error_reports import (
+    BATCH,
+    Cause,
+    Sample,
+    blamed,
+    identifiers_of,
+    read_report,
+    state_of,
+)
+from meterkit.outbox.batches import Refusable, Refusing
+from stripe_objects import ObjectsAtStripe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ID = "0123456789abcdef0123456789abcdef-1"
 
@@ -76,3 +90,38 @@ def test_what_no_setting_would_mend_is_dead_and_all_else_for_a_person() -> None:
         "no_meter": "parked",
         "new_code": "parked",
     }
+
+
+BATCH_KEY = f"{BATCH}{'0a' * 16}"
+
+
+class Sent(Refusing):
+    """One call with an intent of each of two meters."""
+
+    async def batches(self, keys: Iterable[str]) -> dict[str, list[str]]:
+        return {key: ["a-1", "b-1"] for key in keys}
+
+    async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
+        return {
+            identifier: Refusable(
+                identifier=identifier,
+                customer="acme",
+                stripe_customer="cus_acme",
+                event_name=identifier.partition("-")[0],
+                value=1,
+                shard=0,
+                day_ms=0,
+            )
+            for identifier in identifiers
+        }
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("meter", "meant"), [("mtr_1", "a-1"), (None, "b-1")])
+async def test_a_report_of_no_meter_means_what_no_meter_has(meter: str | None, meant: str) -> None:
+    event = told(sample(identifier=BATCH_KEY), count=1)
+    report = read_report(event | {"related_object": {"id": meter}})
+    known = {"event_name": "a"}
+    stripe = ObjectsAtStripe({"/v1/billing/meters": [known], "/v1/billing/meters/mtr_1": known})
+    async with kit_alone() as kit:
+        assert await blamed(stripe, Sent(kit.store), report) == {meant: ("no_meter", "No.")}

@@ -104,6 +104,13 @@ async def test_what_is_parked_by_hand_is_not_sent_until_it_is_redriven(store_url
     assert entries[0].before == f"queued: 6 of api_requests at 2031-06-10T12:00Z, {intent.identifier}"
 
 
+async def test_who_has_done_it_need_not_be_said(store_url: str) -> None:
+    async with sealed(store_url, status=429) as (at, intent):
+        await at.kit.outbox.park(intent.identifier, by="")
+        (entry,) = [entry for entry in await at.kit.customers.history("acme") if entry.kind == "intent"]
+    assert (entry.after, entry.cause) == ("parked by hand", "api")
+
+
 async def test_what_stripe_refused_for_certain_is_sent_again_under_its_identifier_at_any_time(
     store_url: str,
 ) -> None:

@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from meterkit import MeterKit, QuantityError
 from meterkit.catalog import loads
+from meterkit.customers.deletion import delete
 from meterkit.customers.drifts import Drift, Drifts
+from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, strand_usage
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.periods import to_ms
+from meterkit.decisions.keys import HOOKS_SHARD
+from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.decisions.program import Demand
 from meterkit.decisions.subscription import SubscriptionState
-from meterkit.outbox.closes import InvoiceEnd, Stamped, keep_invoice_end, note_renewal, too_late
+from meterkit.decisions.transitions import InForce, Step, entries_of
+from meterkit.outbox.closes import (
+    Close,
+    Closes,
+    InvoiceEnd,
+    Stamped,
+    ends_to_close,
+    keep_invoice_end,
+    note_renewal,
+    too_late,
+)
+from meterkit.outbox.intents import intents_of
+from meterkit.outbox.outbox import Outbox
+from meterkit.outbox.sealing import invoice_terms
 from meterkit.redis.scripts import Script
+from meterkit.store.degraded_minutes import DegradedMinutes
+from meterkit.store.event_names import read_meters
 from meterkit.store.hold import Used
 from meterkit.store.jobs import claim_job, has_ended
+from meterkit.store.messages import MessageQueue
 from meterkit.store.server_lives import ServerLife, ServerLives
 from meterkit.store.settlement import Settlement
 from meterkit.store.spool import Spool
-from meterkit.store.tasks import TaskLease
+from meterkit.store.tasks import TaskLease, Upkeep
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
@@ -60,6 +83,12 @@ def directory(tmp_path: Path) -> Path:
 
 async def client_of(store: Store) -> Any:
     return (await store.admin()).client
+
+
+async def change_state(store: Store, state: CustomerState) -> None:
+    """Have ada's state be this one, and known to this process."""
+    await States(store).change("ada", lambda _: state)
+    await store.check(store.cache.get("ada"), {"requests": Demand(needed=1, taken=0)})
 
 
 def renewed(start_ms: int) -> SubscriptionState:
@@ -139,6 +168,124 @@ async def test_usage_older_than_two_minutes_is_late_where_its_invoice_is_final(
     )
     found = await too_late(store, keys.shard, [stamped])
     assert found == ({stamped} if is_late else set())
+
+
+async def lives_ms(store: Store, key: str) -> int:
+    """How long a key still lives."""
+    return int(await (await client_of(store)).pttl(key))
+
+
+async def test_what_is_noted_lives_as_long_as_it_is_asked_for(store: Store) -> None:
+    shard = partial(store.keys.shard, 0)
+    await keep_invoice_end(store, "ada", NOW_MS, InvoiceEnd(final_ms=NOW_MS))
+    closes, close = Closes(store, await store.admin()), Close(shard=0, customer="ada", end_ms=NOW_MS)
+    await closes.note(0, {close.member: NOW_MS})
+    await closes.tell(close)
+    await Upkeep(store).listed({})
+    minutes = DegradedMinutes(store.keys, store.admin, store.now_ms)
+    minutes.note()
+    await minutes.send()
+    lives = {
+        store.keys.customer("ada").totals: 400,
+        shard("closes"): 45,
+        shard("unclosed"): 45,
+        store.keys.shard(HOOKS_SHARD, "storage"): 7,
+        store.keys.shard(HOOKS_SHARD, f"degraded:{NOW_MS // DAY_MS}"): 36,
+    }
+    for key, days in lives.items():
+        assert days * DAY_MS - HOUR_MS < await lives_ms(store, key) <= days * DAY_MS
+
+
+async def test_nothing_is_overdue_where_nothing_waits(store: Store) -> None:
+    assert await MessageQueue(store, "email").overdue_ms() == 0
+
+
+async def test_event_names_of_a_plans_file_are_known_to_the_next_one(store: Store) -> None:
+    await (await client_of(store)).delete(store.keys.events)  # Nothing was there when the process began.
+    await Outbox(store, await store.admin()).meters()
+    other = replace(store.catalog, meters={})
+    found = await read_meters(await store.admin(), store.keys, other)
+    assert [counted.event_name for counted in found.values()] == ["requests"]
+
+
+@pytest.mark.parametrize(
+    ("since", "ends"),
+    [
+        (timedelta(milliseconds=-1), ["2031-06-01"]),
+        (timedelta(0), ["2031-06-01", "2031-07-01"]),
+        (timedelta(hours=2), ["2031-07-01"]),
+        (timedelta(days=30) - timedelta(milliseconds=1), ["2031-07-01"]),
+        (timedelta(days=30), ["2031-07-01", "2031-08-01"]),
+    ],
+)
+async def test_for_two_hours_the_period_before_is_closed_too(
+    store: Store, since: timedelta, ends: list[str]
+) -> None:
+    await change_state(store, CustomerState(stripe_customer="cus_1"))
+    view = store.cache.get("ada")
+    found = ends_to_close([view], to_ms(datetime(2031, 6, 1, tzinfo=UTC) + since))
+    closes = [Close.read(0, member.encode()) for member in sorted(found)]
+    assert [f"{from_ms(close.end_ms):%Y-%m-%d}" for close in closes] == ends
+    assert {found[close.member] - close.end_ms for close in closes} == {600_000}
+
+
+async def test_the_period_of_a_subscription_is_the_one_by_the_clock(store: Store) -> None:
+    subscription = renewed(NOW_MS - HOUR_MS)
+    await change_state(store, CustomerState(stripe_customer="cus_1", subscription=subscription))
+    view = store.cache.get("ada")
+    found = ends_to_close([view], NOW_MS - 3 * HOUR_MS)
+    assert [Close.read(0, member.encode()).end_ms for member in found] == [NOW_MS - HOUR_MS]
+
+
+async def test_the_period_of_a_subscription_that_another_one_follows_is_closed(store: Store) -> None:
+    known = renewed(NOW_MS - 40 * DAY_MS)
+    successor = replace(renewed(NOW_MS - 10 * DAY_MS), id="sub_2", created_ms=NOW_MS - 5)
+    await note_renewal(store, "ada", successor, known=known)
+    found = await (await client_of(store)).zrange(store.keys.shard(0, "closes"), 0, -1)
+    assert found == [f"{NOW_MS - 5}:ada".encode()]
+
+
+@pytest.mark.parametrize("damaged", [b"{},{}", b'{"value":"6"}', b"[]"])
+async def test_an_intent_that_cannot_be_read_leaves_the_others(
+    store: Store, damaged: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = dict.fromkeys(("period", "value", "time", "first", "attempts", "at"), "6")
+    whole = numbers | dict.fromkeys(("state", "customer", "stripe", "meter", "event", "key"), "a")
+    texts = [damaged, None, json.dumps(whole).encode()]
+    assert intents_of(await store.admin(), 0, ["x", "y", "z"], texts) == [{}, {}, whole]
+    assert "intent x of shard 0 cannot be read" in caplog.text
+
+
+async def test_of_a_deleted_customer_no_difference_is_known(store: Store) -> None:
+    found = Drift(subscription="sub_1", kind="seats", message="4 for 5")
+    assert await Drifts(store).put("ada", [found]) == [found]
+    assert await Drifts(store).put("ada", [found]) == []
+    await delete(store, "ada")
+    assert await Drifts(store).put("ada", [found]) == [found]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"), [({}, "overage"), ({"requests": {"included": 5, "overage": "deny"}}, "")]
+)
+async def test_late_usage_is_billed_by_what_the_customer_has_of_its_own(
+    store: Store, overrides: dict[str, Any], kind: str
+) -> None:
+    state = CustomerState(
+        stripe_customer="cus_1", subscription=renewed(NOW_MS - HOUR_MS), overrides=overrides
+    )
+    await change_state(store, state)
+    terms = json.loads(invoice_terms(store.cache.get("ada"), NOW_MS))
+    assert [found[0] for found in terms["meters"].values()] == [kind]
+
+
+def test_a_change_of_monthly_revenue_is_entered_with_its_currency() -> None:
+    before, after = (InForce(plan="free", mrr=mrr, currency="usd", at_ms=NOW_MS) for mrr in (0, 7))
+    found = [
+        (one.kind, one.before, one.after)
+        for one in entries_of(Step(before, after, "stripe"))
+        if one.kind == "mrr"
+    ]
+    assert found == [("mrr", "", "7 usd")]
 
 
 @pytest.mark.parametrize(("hours", "is_noted"), [(1, True), (25, True), (26, False)])

@@ -136,3 +136,18 @@ async def test_until_when_stripe_keeps_a_draft_is_remembered() -> None:
             if name.endswith(b"|h")
         ]
         assert kept == until_s * 1000
+
+
+async def test_a_close_waits_for_an_invoice_that_nothing_finalizes_but_us(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def settled(*_: object, is_counted: bool) -> tuple[InvoiceEnd, None]:
+        assert is_counted
+        return InvoiceEnd(held_ms=PERIOD_MS, is_ours=True), None
+
+    monkeypatch.setattr(ClosingLook, "_settled", settled)
+    async with kit_alone() as kit:
+        stripe = ObjectsAtStripe({})
+        look = ClosingLook(kit.store, stripe, Found(kit.store, stripe, [reconciled("", "draft")]))
+        found = await look.why_open(await kit.store.usage("acme", at_ms=PERIOD_MS - DAY_MS))
+        assert found == ("its invoice is to be finalized", True)
