@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delivering import desk
+from meterkit.decisions.keys import meter_token
 from meterkit.outbox.intents import kept_in
 from meterkit.outbox.outbox import Outbox
+from meterkit.outbox.sealing import Sealer
 
 if TYPE_CHECKING:
     from delivering import Desk
@@ -80,3 +82,15 @@ async def test_pages_of_what_is_kept_leave_nothing_out(store_url: str) -> None:
         pages = [page async for page in kept_in(at.kit.store, admin, 0, "outbox", most=5)]
         assert [len(page) for page in pages] == [5, 5, 3]
         assert len({kept.identifier for page in pages for kept in page}) == 13
+
+
+async def test_usage_of_meters_without_an_event_name_is_named_with_its_quantity(store_url: str) -> None:
+    async with desk(store_url, shards=1) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 7)
+        await at.kit.record("acme", "tokens", 103)
+        server = (await at.kit.store.admin()).for_delivery()
+        sealing = await Sealer(at.kit.store, server, 0, {}).seal(due_ms=None, most=5)
+    expected = {(meter_token("requests"), 7), (meter_token("tokens"), 3)}
+    assert {(one.meter_token, one.quantity) for one in sealing.nameless} == expected
+    assert (sealing.made, sealing.later) == (0, 0)
