@@ -152,6 +152,7 @@ def _usage(nth: int) -> CustomerUsage:
         "period": PERIOD,
         "features": [],
         "balance": {},
+        "balance_micros": {},
         "meters": {
             "requests": {**NOTHING, "used": used, "included": included, "remaining": included - used},
             "tokens": {

@@ -50,6 +50,8 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "prices.*.default": ("catalog/model_prices.py", "self.default"),
     "prices.*.models": ("catalog/model_prices.py", "self.models"),
     "credits": ("store/", "catalog.credits"),
+    "credits.*.unit": ("cli/usage.py", "is_money"),
+    "credits.*.models": ("tokens/charging.py", "prices.models"),
     "credits.*.costs": ("decisions/", ".costs"),
     "credits.*.low_balance": ("decisions/grants.py", "credit.low_balance_percent"),
     "routes": ("asgi/middleware.py", "catalog.routes"),

@@ -24,6 +24,7 @@ from meterkit.store.settlement import Settlement, settlement_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from fractions import Fraction
 
     from starlette.types import Message, Scope, Send
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NOTHING: Final[dict[str, int]] = {}
+_NOTHING_CHARGED: Final[dict[str, Fraction]] = {}
 _recording: Final = RLock()
 """Held while a request's usage is added to or taken: endpoints may record from several threads at once, and
 a stream that is collected reports wherever the garbage collector runs, even within another report."""
@@ -277,17 +279,17 @@ class Exchange(Admitted):
         if parts and (not parts[0].dimensions or beside.recorded.keys().isdisjoint(parts[0].recorded)):
             first, *parts = parts
             total = add(beside.recorded, first.recorded), add(beside.rated, first.rated)
-            beside = Used(*total, first.dimensions, first.rated)
+            beside = Used(*total, first.dimensions, first.rated, first.charged)
         parts = [beside, *parts]
         if not billed:
-            parts = [part._replace(recorded=_NOTHING) for part in parts]
+            parts = [part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED) for part in parts]
         if held is not None:
             for settlement in self._settlements(held, parts, billed=billed):
                 self._store.settle(lane, settlement)
             return
         # Without a decision it is unknown whether this is a repeat: the store finds out at settlement.
         digest = repeat_digest(self._route, self._scope) if billed and self._decided is None else None
-        parts = [part for part in parts if part.recorded or part.rated]
+        parts = [part for part in parts if part.recorded or part.rated or part.charged]
         for part in reversed(parts):  # What remembers the key comes last.
             if self._decided is None:
                 count_in_process(self._store, self._view, self._route, part.rated)
@@ -373,7 +375,7 @@ class Exchange(Admitted):
     def _settle_late(self, lane: Lane, parts: Iterable[Used]) -> None:
         billed = self._outcome() in self._charge_on
         for part in parts:
-            used = part if billed else part._replace(recorded=_NOTHING)
+            used = part if billed else part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
             on_loop_of(self._store, lane, self._settle_used, lane, used)
 
     def check_meters(self, quantities: dict[str, int]) -> None:

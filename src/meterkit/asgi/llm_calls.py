@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 from meterkit.store.arguments import check_event_id
 from meterkit.store.hold import NOTHING_USED, Used
 from meterkit.store.jobs import claim_job, end_work, remember_job
+from meterkit.tokens.charging import charged_of
 from meterkit.tokens.jobs import batch_line, call_name
 from meterkit.tokens.merging import each_once, join_reports
 from meterkit.tokens.objects import Reports, calls_of, pending_jobs, usage_of
@@ -36,8 +39,8 @@ _TOKEN_METERS: Final = (
 )
 _Key: TypeAlias = tuple[str | None, str | None]
 """Model and provider; both None for usage that is counted whatever it is of."""
-_Amounts: TypeAlias = dict[tuple[_Key, bool, str], int]
-"""Quantities by key, whether they are billed (else rated), and meter."""
+_Amounts: TypeAlias = dict[tuple[_Key, bool, str], int | Fraction]
+"""Quantities by key, whether they are billed (else rated), and meter; what is charged is exact."""
 
 _ALL: Final[_Key] = (None, None)
 
@@ -96,9 +99,9 @@ class LlmCalls:
                 more[_ALL, True, meter] = more[_ALL, False, meter] = quantity
         if self._counted:
             more = _beyond(self._counted, more)
-        for place, quantity in more.items():
-            self._counted[place] = self._counted.get(place, 0) + quantity
-        return _used(more)
+        for place, amount in more.items():
+            self._counted[place] = self._counted.get(place, 0) + amount
+        return _used(more, compiled)
 
     def outliving(self) -> dict[str, CallUsage]:
         """The calls that outlive their request, by the event ids under which they are counted."""
@@ -262,7 +265,7 @@ def _used_of(
 
 def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[Used]:
     """What calls come to: by model and provider where meters ask for them."""
-    return _used(_amounts(calls, compiled))
+    return _used(_amounts(calls, compiled), compiled)
 
 
 def _dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
@@ -270,12 +273,18 @@ def _dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
     return {name: value for name, value in (("model", model), ("provider", provider)) if value is not None}
 
 
-def _used(amounts: _Amounts) -> list[Used]:
-    found: dict[_Key, tuple[dict[str, int], dict[str, int]]] = {}
+def _used(amounts: _Amounts, compiled: CompiledCatalog) -> list[Used]:
+    found: dict[_Key, tuple[dict[str, int], dict[str, int], dict[str, Fraction]]] = {}
     for (key, billed, meter), quantity in amounts.items():
-        recorded, rated = found.setdefault(key, ({}, {}))
-        (recorded if billed else rated)[meter] = quantity
-    return [Used(*quantities, _dimensions_of(*key)) for key, quantities in found.items()]
+        recorded, rated, charged = found.setdefault(key, ({}, {}, {}))
+        if meter in compiled.charges:
+            charged[meter] = Fraction(quantity)
+        else:
+            (recorded if billed else rated)[meter] = int(quantity)
+    return [
+        Used(recorded, rated, _dimensions_of(*key), charged=charged)
+        for key, (recorded, rated, charged) in found.items()
+    ]
 
 
 def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
@@ -293,12 +302,15 @@ def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
                 if quantity and meter in plain:
                     place = (key, billed, meter)
                     found[place] = min(found.get(place, 0) + quantity, QUANTITY_MAX)
+        if compiled.charges and counted is not None:
+            for meter, amount in charged_of(compiled.charges, counted, from_ms(compiled.now_ms())).items():
+                found[key, True, meter] = found.get((key, True, meter), 0) + amount
     return found
 
 
 def _beyond(counted: _Amounts, found: _Amounts) -> _Amounts:
     """Usage found beyond the usage counted: by key, and never more than over all keys together."""
-    left: dict[tuple[bool, str], int] = {}
+    left: dict[tuple[bool, str], int | Fraction] = {}
     for amounts, sign in ((found, 1), (counted, -1)):
         for (_, billed, meter), quantity in amounts.items():
             left[billed, meter] = left.get((billed, meter), 0) + sign * quantity

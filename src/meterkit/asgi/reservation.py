@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
 from meterkit.store.idempotency import marking, repeat_digest
 from meterkit.tokens.estimate import (
@@ -18,7 +19,8 @@ from meterkit.tokens.estimate import (
 from meterkit.tokens.request import LlmRequest, read_request
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
+    from datetime import datetime
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.catalog import Reserve, Route
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
     from meterkit.store.compiled import CompiledCatalog
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView, PreparedDecision
+    from meterkit.tokens.charging import Charges
     from meterkit.tokens.estimate import InputEstimator
 
 _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""
 
+_NO_CHARGES: Final[Mapping[str, Charges]] = {}
 _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
 
 
@@ -69,7 +73,14 @@ async def reserving(
         await body.read()
         content, size, ended = body.content()
         quantities, models = reservation(
-            route, body=content, size=size, ended=ended, counters=compiled.counters, estimate=estimate
+            route,
+            body=content,
+            size=size,
+            ended=ended,
+            counters=compiled.counters,
+            estimate=estimate,
+            charges=compiled.charges,
+            at=from_ms(compiled.now_ms()) if compiled.charges else None,
         )
     if route.storage_meter is not None:
         announced = announced_bytes(body)
@@ -93,13 +104,15 @@ def reservation(
     counters: Collection[str],
     estimate: InputEstimator = estimate_input,
     ended: bool = True,
+    charges: Mapping[str, Charges] = _NO_CHARGES,
+    at: datetime | None = None,
 ) -> tuple[dict[str, int], Sequence[str]]:
     """Meter to the quantity that a request of a route sets aside, and the models that it names.
 
     Of each meter in ``reserve:`` what the body names, or else the default; of output for as many answers as
     it asks for; at most the ceiling, and that where the body cannot be read. Where the meters are declared
     and not in ``reserve:``, of ``input_tokens`` an estimate, and of ``total_tokens`` input and output
-    together.
+    together. Where output is set aside, the most that the tokens may be charged is, too.
 
     Args:
         route: the route.
@@ -108,6 +121,8 @@ def reservation(
         counters: the meters that can be counted on.
         estimate: what measures the input.
         ended: whether the body was read to its end.
+        charges: what calls are charged, by the meter that counts it.
+        at: when (aware), where calls are charged: prices have dates.
 
     Returns:
         The quantities; and the models: none where the body names none, or cannot be read.
@@ -119,7 +134,7 @@ def reservation(
     if is_whole:
         asked = read_request(body) if body else LlmRequest()
     held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}
-    wants_input = "input_tokens" in counters or "total_tokens" in counters
+    wants_input = bool(charges) or "input_tokens" in counters or "total_tokens" in counters
     entered = held.get("input_tokens")
     if entered is None:
         entered = _entered(asked, body, size, estimate) if wants_input else 0
@@ -127,7 +142,11 @@ def reservation(
             held["input_tokens"] = entered
     if "total_tokens" in counters and "total_tokens" not in held:
         held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
-    return held, route.models(() if asked is None else asked.models)
+    models = route.models(() if asked is None else asked.models)
+    if at is not None and (left := held.get("output_tokens")) is not None:
+        for meter, one in charges.items():
+            held[meter] = one.held(models, route.usage, entered=entered, left=left, at=at)
+    return held, models
 
 
 def _held(reserve: Reserve, asked: LlmRequest | None) -> int:

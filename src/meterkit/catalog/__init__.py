@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meterkit.catalog.entitlements import override
 from meterkit.catalog.load import enforced, json_schema, load, loads
+from meterkit.catalog.model_prices import Credit
 from meterkit.catalog.models import (
     BILLED_ON_ATTEMPT,
     BILLED_ON_SUCCESS,
@@ -14,7 +15,6 @@ from meterkit.catalog.models import (
     Billing,
     Catalog,
     Changes,
-    Credit,
     Dunning,
     Enforcement,
     Entitlement,

@@ -43,6 +43,11 @@ def exact_money(amount: Decimal, currency: str) -> str:
     return f"{currency.upper()} {whole}{'.' if fraction else ''}{fraction}"
 
 
+def micro_usd(amount: int) -> str:
+    """Millionths of US dollars as people write them: ``USD 0.0195``."""
+    return exact_money(Decimal(amount).scaleb(-4), "usd")
+
+
 def _decimals(currency: str) -> int:
     return 0 if currency in _WITHOUT else 3 if currency in _WITH_THREE else 2
 

@@ -77,13 +77,16 @@ BILLED: Final = Overage(mode="bill")
 
 
 def default_entitlement(meter: Meter) -> Entitlement:
-    """What a plan gives that does not list the meter: no ceiling; billed where Stripe has an event for it."""
+    """What a plan gives that does not list the meter: no ceiling; billed where Stripe has an event for it.
+
+    Of what calls are charged it gives nothing: credits pay for that.
+    """
     is_billed = meter.stripe is not None and meter.source is None
     return Entitlement(
         meter=meter.name,
         rates=(),
         concurrency=None,
-        included=0 if is_billed else None,
+        included=0 if is_billed or meter.charges is not None else None,
         overage=BILLED if is_billed else DENY,
         warn_at=(),
     )

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from dataclasses import fields, replace
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -28,6 +29,7 @@ from meterkit.catalog.meters import (
     CreditTable,
     MeterTable,
     ModelPricesTable,
+    build_charged_meters,
     build_credits,
     build_meters,
     build_model_prices,
@@ -45,7 +47,8 @@ from meterkit.catalog.value_parsers import NAME, scalar
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.catalog.models import Credit, Entitlement, Plan
+    from meterkit.catalog.model_prices import Credit
+    from meterkit.catalog.models import Entitlement, Plan
 
 
 # Where the file lies, how a route's match is spaced and what there is to note change nothing.
@@ -65,6 +68,8 @@ def _plain(value: Any) -> object:
     """What JSON does not know by itself: sets of words, and the values of :mod:`meterkit.catalog.models`."""
     if isinstance(value, frozenset):
         return sorted(cast("frozenset[str]", value))
+    if isinstance(value, Fraction):
+        return str(value)
     spelling = next((names for kind, names in _SPELLING.items() if isinstance(value, kind)), ())
     return {one.name: getattr(value, one.name) for one in fields(value) if one.name not in spelling}
 
@@ -272,6 +277,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     known = build_meters(values.meters or {})
     features = values.features or ()
     prices = build_model_prices(values.prices or {})
+    known |= build_charged_meters(values.credits or {}, known, values.currency)
     credits_ = build_credits(values.credits or {}, values.places("credits"), known, prices, problems)
     note_unreachable_prices(kept(values.prices).values(), problems)
     note_unpriced_models(kept(values.meters), credits_.values(), problems)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.model_prices import ModelPrices
-from meterkit.catalog.models import Credit, Meter, Report, StripeEvent
+from meterkit.catalog.model_prices import Credit, ModelPrices, ProviderPrices
+from meterkit.catalog.models import Meter, Report, StripeEvent
 from meterkit.catalog.shapes import Choice, Key, MapOf, Scalar, Table, kept
-from meterkit.catalog.value_parsers import COST, NAME, percent, text
+from meterkit.catalog.value_parsers import COST, NAME, PRICE, parse_integer, percent, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from meterkit.catalog.errors import Place, Problems
 
 EVENT_NAME_MAX: Final = 100
+CHARGED: Final = "_charged"
+"""Ends the name of the meter that counts what a credit of money is charged."""
+MICRO_USD: Final = "micro-USD"
 ALL: Final = "all"
 Kind = Literal["counter", "gauge"]
 _KINDS: Final[Choice[Kind]] = Choice(("counter", "gauge"))
@@ -58,33 +63,71 @@ class ModelPricesTable(Table, what="prices by model"):
 
 
 _PRICES: Final = "prices."
+_PROVIDER_PRICES: Final = "provider_prices"
+_TOKENS: Final = "tokens"
+_MARKUP: Final = "markup"
+_MARKUP_LEAST: Final = -100
+_MARKUP_MAX: Final = 1_000
+_PERCENT: Final = re.compile(r"(?P<sign>-?)(?P<number>[0-9_]+) ?%")
 
 
-def _parse_cost(written: str) -> int | str:
+@dataclass(frozen=True, slots=True)
+class _Markup:
+    percent: int
+
+
+def _parse_cost(written: str) -> int | str | ProviderPrices | _Markup:
+    if written == _PROVIDER_PRICES:
+        return ProviderPrices()
     if written.startswith(_PRICES):
         return NAME.parse(written.removeprefix(_PRICES))
+    if (found := _PERCENT.fullmatch(written)) is not None:
+        found_percent = int(f"{found['sign']}{parse_integer(found['number'])}")
+        if not _MARKUP_LEAST <= found_percent <= _MARKUP_MAX:
+            raise RefusedError(f"allowed: a markup from {_MARKUP_LEAST}% to {_MARKUP_MAX:_}%")
+        return _Markup(found_percent)
     try:
         return COST.parse(written)
     except RefusedError as error:
-        raise RefusedError(f"{error.reason}, or `prices.NAME`", meant=error.meant) from None
+        reason = f"{error.reason}, or `prices.NAME`"
+        raise RefusedError(reason, meant=error.meant) from None
 
 
-_COST_OR_PRICES: Final[Scalar[int | str]] = Scalar(
+_Cost = int | str | ProviderPrices | _Markup
+_COST_OR_PRICES: Final[Scalar[_Cost]] = Scalar(
     _parse_cost,
     f"{COST.allowed}, or `prices.NAME`",
-    {"anyOf": [COST.schema(), {"type": "string", "pattern": r"^prices[.][A-Za-z][A-Za-z0-9_.-]*$"}]},
+    {
+        "anyOf": [
+            COST.schema(),
+            {"type": "string", "pattern": r"^prices[.][A-Za-z][A-Za-z0-9_.-]*$"},
+            {"const": _PROVIDER_PRICES},
+            {"type": "string", "pattern": "^-?[0-9_]+ *%$"},
+        ]
+    },
 )
-"""A cost, or the name of a table of costs."""
-_COSTS: Final[MapOf[int | str]] = MapOf(NAME, _COST_OR_PRICES, "meters and costs", 1)
+"""A cost, or the name of a table of costs; of money: providers' prices, or a markup."""
+_COSTS: Final[MapOf[_Cost]] = MapOf(NAME, _COST_OR_PRICES, "meters and costs", 1)
+_PRICED: Final = Choice(
+    (
+        *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
+        "requests",
+    )
+)
 
 
 class CreditTable(Table, what="a credit"):
     """One of ``credits:``."""
 
+    unit = Key(Choice(("money",)), "money: a balance in the file's currency, which must be usd.")
     costs = Key(
         _COSTS,
         "Meter to credits per units, or to the name of prices by model.",
         required=True,
+    )
+    models = Key(
+        MapOf(text(256), MapOf(_PRICED, PRICE, "tokens and prices", 1), "patterns of model names", 1),
+        "With `unit: money`: pattern with * of a model's name to prices in place of the provider's.",
     )
     low_balance_percent = Key(
         percent(least=1, most=100), "Share of the last grant at which the balance is low.", name="low_balance"
@@ -197,6 +240,57 @@ def build_model_prices(read: Mapping[str, ModelPricesTable | None]) -> dict[str,
     }
 
 
+def build_charged_meters(
+    read: Mapping[str, CreditTable | None], meters: Meters, currency: str | None
+) -> Meters:
+    """For each credit of money the meter that counts what calls are charged, in micro-units."""
+    built: Meters = {}
+    for credit, values in read.items():
+        if values is None or values.unit != "money":
+            continue
+        name = f"{credit}{CHARGED}"
+        if currency not in {"usd", None}:
+            message = f"providers' prices are in US dollars, and this file's currency is {currency}"
+            values.refuse("unit", f"{message}; allowed: currency usd")
+        if name in meters:
+            message = f"what calls are charged is counted on a meter of its own, {name}, which is declared"
+            values.refuse("unit", f"{message}; rename that meter or the credit")
+            continue
+        title = f"{credit[:1].upper()}{credit[1:].replace('_', ' ')} charged"
+        built[name] = Meter(
+            name=name,
+            title=title,
+            unit=MICRO_USD,
+            kind="counter",
+            stripe=None,
+            source=None,
+            where={},
+            charges=_build_charges(values),
+        )
+    return built
+
+
+def _build_charges(values: CreditTable) -> ProviderPrices:
+    costs, markup = values.costs or {}, 0
+    for key, place in values.places("costs").items():
+        cost = costs.get(key)
+        if key == _TOKENS and not isinstance(cost, ProviderPrices | None):
+            values.problems.refuse(place, f"allowed: {_PROVIDER_PRICES}")
+        elif key == _MARKUP and isinstance(cost, _Markup):
+            markup = cost.percent
+        elif key == _MARKUP and cost is not None:
+            values.problems.refuse(place, "allowed: a percentage, such as 30%")
+        elif key not in {_TOKENS, _MARKUP}:
+            message = f"money pays for `{_TOKENS}: {_PROVIDER_PRICES}`, with a `{_MARKUP}`; remove {key}"
+            values.problems.refuse(place, message)
+    if values.costs and _TOKENS not in costs:
+        values.refuse("costs", f"say what money pays for: `{_TOKENS}: {_PROVIDER_PRICES}`")
+    models = kept(values.models).items()
+    return ProviderPrices(
+        markup_percent=markup, models=tuple((pattern, kept(prices)) for pattern, prices in models)
+    )
+
+
 def build_credits(
     read: Mapping[str, CreditTable | None],
     places: Mapping[str, Place],
@@ -214,7 +308,24 @@ def build_credits(
         if values is None:
             built[name] = Credit(name=name, costs={}, low_balance_percent=None)
             continue
+        if values.unit == "money":
+            charged = f"{name}{CHARGED}"
+            if (other := paid.setdefault(_TOKENS, name)) != name:
+                values.refuse(
+                    "unit", f"tokens are paid with the credit {other} already; a file has one of money"
+                )
+            low = values.low_balance_percent
+            built[name] = Credit(name=name, costs={charged: 1}, low_balance_percent=low, is_money=True)
+            continue
+        if values.has("models"):
+            values.refuse(
+                "models", "prices in money need `unit: money`; else name `prices.NAME` under `costs`"
+            )
         for meter_name, place in values.places("costs").items():
+            if isinstance((values.costs or {}).get(meter_name), ProviderPrices | _Markup):
+                message = "providers' prices and markups are in money; add `unit: money` to the credit"
+                problems.refuse(place, message)
+                continue
             meter = check_meter(meter_name, meters, place, problems)
             if meter is not None and meter.kind == "gauge":
                 problems.refuse(place, f"{meter.name} is a gauge; credits pay for counters only")
@@ -233,7 +344,7 @@ def build_credits(
 
 
 def _resolve_costs(
-    costs: Mapping[str, int | str | None] | None,
+    costs: Mapping[str, _Cost | None] | None,
     prices: Mapping[str, ModelPrices | None],
     places: Mapping[str, Place],
     problems: Problems,
@@ -243,7 +354,7 @@ def _resolve_costs(
     for meter, cost in (costs or {}).items():
         if isinstance(cost, int):
             fixed[meter] = cost
-        elif cost is None:
+        elif not isinstance(cost, str):
             continue
         elif cost not in prices:
             problems.refuse(places[meter], unknown("price table", cost, prices))

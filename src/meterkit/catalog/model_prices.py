@@ -1,10 +1,14 @@
-"""What a unit costs by the model that used it."""
+"""Credits, and what a unit costs of them by the model that used it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from fractions import Fraction
 
 _SPECIAL: Final = frozenset("?[")
 
@@ -39,6 +43,39 @@ class ModelPrices:
     def highest(self) -> int:
         """What a unit costs at most, whatever the model."""
         return max(self.default, *(price for _, price in self.models))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderPrices:
+    """What calls of language models are charged: the prices of their providers, and a markup.
+
+    Attributes:
+        markup_percent: what is added to a price, at least -100.
+        models: glob patterns of model names, each with prices in place of the provider's; the first one that
+            matches counts. By meter of tokens: micro-units of US dollars a token; ``requests``: of a call.
+    """
+
+    markup_percent: int = 0
+    models: tuple[tuple[str, Mapping[str, Fraction]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """A prepaid unit that meters may be paid with.
+
+    Attributes:
+        costs: meter to its cost per unit in micro-credits, at least 1; where it depends on the model, the
+            default.
+        low_balance_percent: the share of the last grant at which the balance is low; None: never.
+        by_model: the meters whose cost depends on the model.
+        is_money: whether one is a US dollar.
+    """
+
+    name: str
+    costs: Mapping[str, int]
+    low_balance_percent: int | None
+    by_model: Mapping[str, ModelPrices] = field(default_factory=dict[str, ModelPrices])
+    is_money: bool = False
 
 
 def has_all_of(pattern: str, other: str) -> bool:

@@ -15,7 +15,7 @@ from meterkit.catalog.notifications import Notify
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.catalog.model_prices import ModelPrices
+    from meterkit.catalog.model_prices import Credit, ProviderPrices
     from meterkit.catalog.stored_objects import Storage
 
 Algorithm = Literal["sliding-window", "fixed-window", "token-bucket"]
@@ -104,6 +104,7 @@ class Meter:
         kind: a ``counter`` adds up over a period, a ``gauge`` holds a level.
         source: the meter this one is derived from (``from:``), or None.
         where: for a derived meter, dimension name to glob pattern; else empty.
+        charges: of a meter that counts what calls are charged: at which prices; else None.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Meter:
     stripe: StripeEvent | None
     source: str | None
     where: Mapping[str, str]
+    charges: ProviderPrices | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,23 +228,6 @@ class Plan:
     features: frozenset[str]
     entitlements: Mapping[str, Entitlement]
     grants: tuple[PlanGrant, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Credit:
-    """A prepaid unit that meters may be paid with.
-
-    Attributes:
-        costs: meter to its cost per unit in micro-credits, at least 1; where it depends on the model, the
-            default.
-        low_balance_percent: the share of the last grant at which the balance is low; None: never.
-        by_model: the meters whose cost depends on the model.
-    """
-
-    name: str
-    costs: Mapping[str, int]
-    low_balance_percent: int | None
-    by_model: Mapping[str, ModelPrices] = field(default_factory=dict[str, "ModelPrices"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from meterkit.catalog.errors import Place, Problems
     from meterkit.catalog.match_lines import Match
     from meterkit.catalog.meters import MeterTable, ModelPricesTable
+    from meterkit.catalog.model_prices import Credit
     from meterkit.catalog.models import (
         Catalog,
-        Credit,
         Enforcement,
         Entitlement,
         Meter,

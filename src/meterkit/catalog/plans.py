@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog.errors import Problems
-    from meterkit.catalog.models import Credit, Entitlement, WithoutCard
+    from meterkit.catalog.model_prices import Credit
+    from meterkit.catalog.models import Entitlement, WithoutCard
 
 DEFAULT_PLAN_WORD: Final = "default_plan"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -31,6 +32,11 @@ _DURATION: Final = re.compile("".join(f"(?:([0-9]{{1,12}}){unit})?" for unit in 
 _LONG_DURATION: Final = re.compile(r"([0-9]+) ?(w|d|h|m|s)[a-z]*")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _COST: Final = re.compile(r"(?P<credits>[0-9][0-9_]*)(?: ?(?:per|/) ?(?P<units>[0-9][0-9_]*))?")
+
+_PRICE: Final = re.compile(
+    r"(?P<amount>[0-9][0-9_]{0,15}(?:[.][0-9]{1,12})?)(?: ?(?:per|/) ?(?P<units>[0-9][0-9_]*))?"
+)
+PRICE_MAX: Final = 10**9 * MICRO
 
 _SIZES: Final[dict[str, int]] = {
     "B": 1,
@@ -131,6 +137,22 @@ def parse_percent(text: str, *, least: int, most: int) -> int:
     return parse_integer(
         text.removesuffix("%").rstrip(), least=least, most=most, allowed="a whole percentage such as 80%"
     )
+
+
+def parse_price(text: str) -> Fraction:
+    """``0.15 per 1_000_000``: micro-units of money per unit, exactly.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    found = _PRICE.fullmatch(" ".join(text.split()))
+    if found is None:
+        raise RefusedError("allowed: an amount of money per units, such as `0.15 per 1_000_000`")
+    units = parse_integer(found["units"] or "1", least=1)
+    price = Fraction(found["amount"].replace("_", "")) * MICRO / units
+    if price > PRICE_MAX:
+        raise RefusedError(f"allowed: at most {PRICE_MAX // MICRO:_} per unit")
+    return price
 
 
 def parse_cost(text: str) -> int:
@@ -277,6 +299,16 @@ def scalar(parse: Callable[[str], T], allowed: str, *, pattern: str) -> Scalar[T
 
 FLAG: Final = Scalar(parse_flag, "true or false", {"type": "boolean"})
 NAME: Final = scalar(parse_name, _NAME_ALLOWED, pattern=f"^{_NAME.pattern}$")
+PRICE: Final = Scalar(
+    parse_price,
+    "an amount of money per units, such as `0.15 per 1_000_000`",
+    {
+        "anyOf": [
+            {"type": "number", "minimum": 0},
+            {"type": "string", "pattern": r"^[0-9_]+([.][0-9]+)?( *(per|/) *[0-9_]+)?$"},
+        ]
+    },
+)
 COST: Final = Scalar(
     parse_cost,
     "credits per units, such as `4 per 1000`",

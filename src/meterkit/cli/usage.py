@@ -20,11 +20,13 @@ from meterkit.decisions.periods import iso, to_ms
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
+    from meterkit.catalog import Catalog
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
 
 commands = typer.Typer()
 
+_MICRO_PER_CENT: Final = 10_000
 _RARE: Final = frozenset({"held", "granted", "cost", "late", "parked", "dead"})
 """Columns that are shown where there is something in them."""
 _CSV: Final = (
@@ -69,7 +71,7 @@ async def usage(
     if as_csv:
         _write_csv([found], headed=True)
     else:
-        session.show(found, lambda: _tell(found, rates, kit.catalog.currency))
+        session.show(found, lambda: _tell(found, rates, kit.catalog))
 
 
 async def _tell_all(
@@ -118,7 +120,7 @@ def _write_csv(page: Sequence[CustomerUsage], *, headed: bool) -> None:
             writer.writerow({**whole, "meter": name, **meter})
 
 
-def _tell(found: CustomerUsage, rates: Sequence[RateUsage], currency: str) -> None:
+def _tell(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Catalog) -> None:
     period = found["period"]
     status = found["status"] or "none"
     typer.echo(
@@ -129,9 +131,14 @@ def _tell(found: CustomerUsage, rates: Sequence[RateUsage], currency: str) -> No
     if found["features"]:
         typer.echo(f"features {', '.join(found['features'])}")
     if found["balance"]:
-        balance = (f"{credit} {quantity:,}" for credit, quantity in found["balance"].items())
+        balance = (
+            money(found["balance_micros"][name] // _MICRO_PER_CENT, catalog.currency)
+            if name in catalog.credits and catalog.credits[name].is_money
+            else f"{name} {quantity:,}"
+            for name, quantity in found["balance"].items()
+        )
         typer.echo(f"credits {', '.join(balance)}")
-    rows = [_row(name, meter, currency) for name, meter in found["meters"].items()]
+    rows = [_row(name, meter, catalog.currency) for name, meter in found["meters"].items()]
     print_records(rows, rare=_RARE)
     if rates:
         typer.echo()

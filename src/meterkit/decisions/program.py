@@ -385,7 +385,7 @@ def demands_of(route: Route, catalog: Catalog) -> dict[str, Demand]:
     demands.update({name: Demand.of(growth) for name, growth in route.grow.items() if growth})
     if route.usage != "none":
         # What the response will cost is not known yet: something must be left.
-        for name in _TOKEN_METERS:
-            if name in catalog.meters and catalog.meters[name].kind == "counter":
+        for name, meter in catalog.meters.items():
+            if meter.charges is not None or (name in _TOKEN_METERS and meter.kind == "counter"):
                 demands.setdefault(name, Demand(needed=1, taken=0))
     return demands

@@ -15,6 +15,7 @@ from meterkit.decisions.grants import prepaid_by_plan
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.program import compile_program, demands_of
+from meterkit.tokens.charging import Charges, Remainders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,6 +95,8 @@ class CompiledCatalog:
         derives: whether there are meters that follow another.
         has_model_prices: whether what a credit pays for depends on the model.
         by_model: whether usage is separated by model and provider.
+        charges: by the meter that counts it, what calls of language models are charged.
+        remainders: what is left of that when whole units are counted.
     """
 
     def __init__(
@@ -128,6 +131,12 @@ class CompiledCatalog:
         self.derives = any(meter.source is not None for meter in catalog.meters.values())
         self.has_model_prices = any(credit.by_model for credit in catalog.credits.values())
         self.by_model = self.derives or self.has_model_prices or settle_audited is not None
+        self.charges = {
+            name: Charges(meter.charges)
+            for name, meter in catalog.meters.items()
+            if meter.charges is not None
+        }
+        self.remainders = Remainders()
         check_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():

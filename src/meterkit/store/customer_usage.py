@@ -93,6 +93,7 @@ class CustomerUsage(TypedDict):
     period: PeriodUsage
     features: list[str]
     balance: dict[str, int]
+    balance_micros: dict[str, int]
     meters: dict[str, MeterUsage]
 
 
@@ -132,6 +133,7 @@ def usage_of(
     is_past = at_ms is not None and view.go_back(at_ms)
     entitlements = entitlements_of(effective, catalog)
     filled = _fields(levels)
+    micros_left = {name: balance.of(target_of("credit", name)) for name in catalog.credits}
     linked, subscription = state.stripe_customer is not None, state.subscription
 
     def of_meter(name: str) -> MeterUsage:
@@ -159,7 +161,8 @@ def usage_of(
             "provisional": subscription is not None and is_provisional(subscription, view.start_ms),
         },
         "features": sorted(effective.plan.features),
-        "balance": {name: balance.of(target_of("credit", name)) // MICRO for name in catalog.credits},
+        "balance": {name: micros // MICRO for name, micros in micros_left.items()},
+        "balance_micros": micros_left,
         "meters": {
             **{name: of_meter(name) for name in catalog.meters},
             **{name: _counts_of(token, view, linked=linked) for token, name in gone.items()},

@@ -11,12 +11,14 @@ from meterkit.catalog.models import QUANTITY_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from fractions import Fraction
 
     from meterkit.redis.scripts import Script
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _NOTHING: Final[dict[str, int]] = {}
 _NO_DIMENSIONS: Final[dict[str, str]] = {}
+_NOTHING_CHARGED: Final[dict[str, Fraction]] = {}
 
 
 class Used(NamedTuple):
@@ -27,12 +29,14 @@ class Used(NamedTuple):
         rated: meter to the quantity that its rates count in all.
         dimensions: the model and the provider, for meters that are derived from others (``where:``).
         measured: meter to the quantity that the dimensions are of; None: what is rated.
+        charged: meter to the amount that it is charged, exactly; whole units are recorded with the rest.
     """
 
     recorded: Mapping[str, int] = _NOTHING
     rated: Mapping[str, int] = _NOTHING
     dimensions: Mapping[str, str] = _NO_DIMENSIONS
     measured: Mapping[str, int] | None = None
+    charged: Mapping[str, Fraction] = _NOTHING_CHARGED
 
     @classmethod
     def of(cls, quantities: Mapping[str, int], **dimensions: str) -> Self:

@@ -70,6 +70,18 @@ class Settlement:
     spooled: bytes | None = field(default=None, init=False)
     _packed: tuple[CustomerView, tuple[bytes, bytes]] | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        if self.used.charged:
+            self.used = self._in_whole_units(self.used)
+
+    def _in_whole_units(self, used: Used) -> Used:
+        """The same, with whole units of charged amounts as recorded quantities."""
+        remainders = self.view.cache.remainders
+        units = {
+            meter: remainders.whole(self.customer, meter, amount) for meter, amount in used.charged.items()
+        }
+        return Used({**used.recorded, **units}, {**used.rated, **units}, used.dimensions, used.measured)
+
     @property
     def customer(self) -> str:
         """Whose it is."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from fractions import Fraction
 
+    from meterkit.tokens.provider_prices import TokenPrices
+
 Source = Literal["reported", "partial", "estimated", "missing"]
 Note = Literal[
     "corrupt",  # a frame failed its checksum
@@ -90,20 +92,35 @@ class CallUsage:
         Raises:
             MeterkitError: the extra ``prices`` is not installed.
         """
-        entered = self.input_tokens if self.billed_input_tokens is None else self.billed_input_tokens
-        left = self.output_tokens if self.billed_output_tokens is None else self.billed_output_tokens
-        if entered is None or left is None or self.model is None:
+        if None in (self.entered, self.left) or self.model is None:
             return None
         prices = prices_of(self.provider, self.model, at)
-        if prices is None:
-            return None
+        return None if prices is None else self.cost_at(prices)
+
+    def cost_at(self, prices: TokenPrices) -> Fraction:
+        """What the call costs at given prices, in micro-units; figures that are not known count as 0."""
         return prices.cost(
-            entered=entered,
-            left=left,
+            entered=self.entered or 0,
+            left=self.left or 0,
             cached=self.cached_input_tokens or 0,
             written=self.cache_write_tokens or 0,
             reasoning=self.reasoning_tokens or 0,
         )
+
+    @property
+    def entered(self) -> int | None:
+        """Input tokens that the provider charges for."""
+        return self.input_tokens if self.billed_input_tokens is None else self.billed_input_tokens
+
+    @property
+    def left(self) -> int | None:
+        """Output tokens that the provider charges for."""
+        return self.output_tokens if self.billed_output_tokens is None else self.billed_output_tokens
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether anything is known of what it used."""
+        return self.entered is not None or self.left is not None
 
     def quantities(self) -> dict[str, int]:
         """The figures that are known, under the names of the meters they feed."""

@@ -35,6 +35,14 @@ _KINDS: Final[Mapping[str, tuple[str, int]]] = {
     "request": ("requests_kcount", 1000),
 }
 """What the table calls prices: dollars of a million or of a thousand, and so many micro-units of one."""
+_FIELDS: Final[Mapping[str, str]] = {
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cached_input_tokens": "cache_read",
+    "cache_write_tokens": "cache_write",
+    "reasoning_tokens": "reasoning",
+    "requests": "request",
+}
 _KEPT: Final = 4096
 _NAME_MAX: Final = 256
 _NAMES_LOGGED: Final = 100
@@ -59,6 +67,19 @@ class TokenPrices:
     cache_write: Tiers = ()
     reasoning: Tiers = ()
     request: Tiers = ()
+
+    @classmethod
+    def of(cls, prices: Mapping[str, Fraction]) -> TokenPrices:
+        """The same for any length of the input; by meter of tokens, ``requests``: of a call."""
+        return cls(**{_FIELDS[name]: ((_ALWAYS, price),) for name, price in prices.items()})
+
+    def most(self, *, entered: int, left: int) -> Fraction:
+        """What a call of so many tokens costs at most, whatever kind they are of."""
+        return max(
+            self.cost(entered=entered, left=left, cached=cached, written=written, reasoning=reasoning)
+            for cached, written in ((0, 0), (entered, 0), (0, entered))
+            for reasoning in (0, left)
+        )
 
     def cost(self, *, entered: int, left: int, cached: int, written: int, reasoning: int) -> Fraction:
         """What a call costs; a kind without a price of its own costs what the tokens around it do.
@@ -135,9 +156,25 @@ def _table() -> Any:
         raise MeterkitError(message) from None
 
 
+def is_installed() -> None:
+    """See that the prices are there.
+
+    Raises:
+        MeterkitError: the package ``genai-prices`` is not installed.
+    """
+    _table()
+
+
+def highest_prices(at: datetime) -> TokenPrices:
+    """The highest prices of all providers at an instant (aware)."""
+    return _highest(None, at.replace(minute=0, second=0, microsecond=0))
+
+
 @lru_cache(_KEPT)
-def _highest(provider: str, at: datetime) -> TokenPrices:
-    every = [_read(model.get_prices(at)) for model in _table().find_provider(None, provider, None).models]
+def _highest(provider: str | None, at: datetime) -> TokenPrices:
+    table = _table()
+    providers = table.providers if provider is None else [table.find_provider(None, provider, None)]
+    every = [_read(model.get_prices(at)) for one in providers for model in one.models]
     return TokenPrices(**{kind: _highest_of(getattr(one, kind) for one in every) for kind in _KINDS})
 
 

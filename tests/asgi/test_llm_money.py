@@ -1,0 +1,174 @@
+"""A balance in money: calls are charged what their provider asks, and a markup; exactly, and never twice."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from fractions import Fraction
+from math import floor
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from genai_prices import Usage, calc_price
+
+from asgi.test_llm_model_prices import answering, ask
+from delivering import until
+from llm_apps import metered
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  input_tokens: {unit: token}
+  output_tokens: {unit: token}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices, markup: 30%}
+    models: {"own-*": {input_tokens: 0.2 per 1_000_000, output_tokens: 0.6 per 1_000_000}}
+routes:
+  - match: "POST /chat"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+MICRO: Final = 10**6
+MARKUP: Final = Fraction(13, 10)
+
+
+async def give(at: Served, dollars: int) -> None:
+    await at.kit.grants.add("acme", {"usd": dollars}, grant_id=f"{dollars}")
+
+
+async def spent(at: Served) -> int:
+    """What was paid, in micro-dollars."""
+    return -sum(line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn")
+
+
+def price_of(model: str, *, left: int, entered: int = 1) -> Fraction:
+    """What the package says that a call costs, and the markup (micro-dollars)."""
+    found = calc_price(
+        Usage(input_tokens=entered, output_tokens=left),
+        model,
+        provider_id="openai",
+        genai_request_timestamp=datetime.now(UTC),
+    )
+    return Fraction(found.total_price) * MICRO * MARKUP
+
+
+@pytest.mark.parametrize("model", ["gpt-4o-mini-2024-07-18", "gpt-4.1-nano", "gpt-4o"])
+async def test_calls_are_charged_what_the_provider_asks_and_a_markup(model: str, store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 10)
+        total = Fraction(0)
+        for tokens in (1, 7, 1234, 3):
+            assert await ask(at, tokens, model=model, said=model, at_most=2000) == 200
+            total += price_of(model, left=tokens)
+            assert await spent(at) == floor(total)
+        row = (await at.kit.usage("acme"))["meters"]
+        assert row["usd_charged"]["recorded"] == floor(total)
+        assert row["output_tokens"]["recorded"] == 1245
+
+
+async def test_own_prices_come_before_the_providers(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 1)
+        for _ in range(10):
+            assert await ask(at, 3, model="own-7b", said="own-7b") == 200
+        # (1 * 0.2 + 3 * 0.6) * 1.3 = 2.6 micro-dollars a call
+        assert await spent(at) == 26
+
+
+async def test_without_a_balance_nothing_is_served(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        assert await ask(at, 1, model="gpt-4o-mini", said="gpt-4o-mini") == 429
+        await give(at, 1)
+        # A dollar is 100,000 tokens at ten dollars a million, and 30 % more.
+        assert await ask(at, 1, model="gpt-4o", at_most=77_000) == 402
+        assert await ask(at, 1, model="gpt-4o", said="gpt-4o", at_most=76_000) == 200
+        assert await ask(at, 1, model="of-no-provider", at_most=76_000) == 402
+
+
+async def test_what_is_not_billed_is_not_charged(store_url: str) -> None:
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        async def fail(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["status"] = 500
+            await send(message)
+
+        await answering()(scope, receive, fail)
+
+    async with metered(failing, store_url, plans=PLANS) as at:
+        await give(at, 1)
+        for _ in range(5):
+            assert await ask(at, 3, model="own-7b", said="own-7b") == 500
+        row = (await at.kit.usage("acme"))["meters"]["usd_charged"]
+        assert (await spent(at), row["recorded"], row["held"]) == (0, 0, 0)
+
+
+async def test_off_the_request_calls_are_charged_too(store_url: str) -> None:
+    said = {
+        "object": "chat.completion",
+        "model": "gpt-4o-mini",
+        "choices": [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
+    }
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 1)
+        await at.kit.record_usage("acme", said)
+        assert await spent(at) == 273
+        async with at.kit.reserve("acme", {"output_tokens": 500, "usd_charged": 2000}) as held:
+            assert held.decision.allowed
+            assert (await at.kit.usage("acme"))["meters"]["usd_charged"]["held"] == 2000
+            await held.capture(said)
+        found = await at.kit.usage("acme")
+        assert (await spent(at), found["meters"]["usd_charged"]["held"]) == (546, 0)
+        assert (found["balance"], found["balance_micros"]) == ({"usd": 0}, {"usd": MICRO - 546})
+        # What the app charges by itself is in the same units.
+        await at.kit.record("acme", "usd_charged", 454)
+        assert (await at.kit.usage("acme"))["meters"]["usd_charged"]["remaining"] == MICRO - 1000
+
+
+async def test_a_part_of_a_unit_is_carried_to_the_customers_next_call(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 1)
+        spent_by_then = []
+        for _ in range(5):
+            assert await ask(at, 0, model="own-7b", said="own-7b") == 200
+            spent_by_then.append(await spent(at))
+        assert spent_by_then == [0, 0, 0, 1, 1]  # 0.26 each
+
+
+async def test_i3_racing_answers_spend_no_cent_twice(store_url: str) -> None:
+    chance, models = Random(7), ("gpt-4o-mini", "gpt-4o", "gpt-4.1", "own-7b")  # noqa: S311 - repeatable
+    waiting = asyncio.Event()
+    async with metered(answering(waiting.wait), store_url, plans=PLANS) as at:  # type: ignore[arg-type]  # its result is not used
+        await give(at, 1)
+        calls = [(chance.choice(models), chance.randrange(1, 20_000)) for _ in range(200)]
+        asking = [asyncio.create_task(ask(at, tokens, model=model, said=model)) for model, tokens in calls]
+        lanes = at.kit.store.lanes.values()
+        await until(
+            lambda: sum(task.done() for task in asking) + sum(len(lane.live) for lane in lanes) == len(calls)
+        )
+        waiting.set()
+        statuses = await asyncio.gather(*asking)
+        assert set(statuses) == {200, 402}
+        own = Fraction(26, 100), Fraction(78, 100)
+        cost = sum(
+            own[0] + tokens * own[1] if model == "own-7b" else price_of(model, left=tokens)
+            for (model, tokens), status in zip(calls, statuses, strict=True)
+            if status == 200
+        )
+        assert await spent(at) == floor(cost) <= MICRO
+        row = (await at.kit.usage("acme"))["meters"]["usd_charged"]
+        assert (row["overage"], row["held"], row["recorded"]) == (0, 0, floor(cost))
