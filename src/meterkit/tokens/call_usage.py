@@ -92,40 +92,33 @@ class CallUsage:
         Raises:
             MeterkitError: the extra ``prices`` is not installed.
         """
-        if None in (self.entered, self.left) or self.model is None:
+        if None in charged_tokens(self) or self.model is None:
             return None
         prices = prices_of(self.provider, self.model, at)
-        return None if prices is None else self.cost_at(prices)
-
-    def cost_at(self, prices: TokenPrices) -> Fraction:
-        """What the call costs at given prices, in micro-units; figures that are not known count as 0."""
-        return prices.cost(
-            entered=self.entered or 0,
-            left=self.left or 0,
-            cached=self.cached_input_tokens or 0,
-            written=self.cache_write_tokens or 0,
-            reasoning=self.reasoning_tokens or 0,
-        )
-
-    @property
-    def entered(self) -> int | None:
-        """Input tokens that the provider charges for."""
-        return self.input_tokens if self.billed_input_tokens is None else self.billed_input_tokens
-
-    @property
-    def left(self) -> int | None:
-        """Output tokens that the provider charges for."""
-        return self.output_tokens if self.billed_output_tokens is None else self.billed_output_tokens
-
-    @property
-    def has_figures(self) -> bool:
-        """Whether anything is known of what it used."""
-        return self.entered is not None or self.left is not None
+        return None if prices is None else cost_at(prices, self)
 
     def quantities(self) -> dict[str, int]:
         """The figures that are known, under the names of the meters they feed."""
         named = {name: getattr(self, name) for name in _METERS}
         return {name: value for name, value in named.items() if value is not None}
+
+
+def charged_tokens(call: CallUsage) -> tuple[int | None, int | None]:
+    """The tokens of the input and of the output that a provider charges for; None: not known."""
+    entered, left = call.billed_input_tokens, call.billed_output_tokens
+    return call.input_tokens if entered is None else entered, call.output_tokens if left is None else left
+
+
+def cost_at(prices: TokenPrices, call: CallUsage) -> Fraction:
+    """What a call costs at some prices, in micro-units; figures that are not known count as 0."""
+    entered, left = charged_tokens(call)
+    return prices.cost(
+        entered=entered or 0,
+        left=left or 0,
+        cached=call.cached_input_tokens or 0,
+        written=call.cache_write_tokens or 0,
+        reasoning=call.reasoning_tokens or 0,
+    )
 
 
 RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 1, "missing": 0}

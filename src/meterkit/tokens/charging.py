@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.tokens.call_usage import charged_tokens, cost_at
 from meterkit.tokens.provider_prices import TokenPrices, highest_prices, is_installed, prices_of
 
 if TYPE_CHECKING:
@@ -55,14 +56,14 @@ class Charges:
 
         That is logged once for each model: a provider's name is needed where the model is not known, too.
         """
-        if not call.has_figures:
+        if charged_tokens(call) == (None, None):
             return Fraction(0)
         model = (call.model or "")[:_NAME_MAX]
         prices = self._own_of(model) or prices_of(call.provider, model, at)
         if prices is None:
             self._say_unpriced(model)
             return Fraction(0)
-        return self._factor * call.cost_at(prices)
+        return self._factor * cost_at(prices, call)
 
     def held(self, models: Sequence[str], usage: str, *, entered: int, left: int, at: datetime) -> int:
         """What a call may be charged at most that is about to be made, rounded up.

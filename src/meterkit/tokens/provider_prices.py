@@ -50,6 +50,7 @@ _ALWAYS: Final = -1
 _prices: Final[dict[int, TokenPrices]] = {}
 _unknown: Final[set[tuple[str, str]]] = set()
 
+
 Tiers = tuple[tuple[int, Fraction], ...]
 """Prices of a token, each with the input tokens from beyond which all tokens of a call cost it."""
 
