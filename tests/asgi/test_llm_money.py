@@ -142,7 +142,7 @@ async def test_off_the_request_calls_are_charged_too(store_url: str) -> None:
 async def test_a_part_of_a_unit_is_carried_to_the_customers_next_call(store_url: str) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:
         await give(at, 1)
-        spent_by_then = []
+        spent_by_then: list[int] = []
         for _ in range(5):
             assert await ask(at, 0, model="own-7b", said="own-7b") == 200
             spent_by_then.append(await spent(at))

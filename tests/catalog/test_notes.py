@@ -279,3 +279,47 @@ def test_a_pattern_that_has_all_of_another_matches_each_of_its_models(
 ) -> None:
     if has_all_of(pattern, other) and fnmatchcase(model, other):
         assert fnmatchcase(model, pattern)
+
+
+MONEY = """\
+schema: 1
+currency: usd
+default_plan: payg
+meters:
+  input_tokens: {unit: token}
+  output_tokens: {unit: token}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    models: {"our-*": {input_tokens: 1 per 1000}, "our-llama-*": {input_tokens: 2 per 1000}}
+routes:
+  - {match: "POST /held", usage: openai, reserve: {output_tokens: {from: max_tokens, default: 9, ceiling: 9}}}
+  - {match: "POST /chat", usage: openai}
+  - {match: "GET /status"}
+plans:
+  payg: {price: {amount_cents: 0, interval: month}}
+"""
+
+
+def test_lines_that_charge_money_and_hold_none_are_named() -> None:
+    found = [note for note in loads(MONEY).notes if note.kind == "informs"]
+    assert [(note.line, note.path) for note in found] == [(12, "routes")]
+    assert found[0].message == (
+        "requests that race can spend more than the balance where nothing is held: 'POST /chat'; write"
+        " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` to hold what a call"
+        " can cost at most"
+    )
+
+
+def test_credits_that_are_no_money_need_no_hold() -> None:
+    lines = MONEY.replace("unit: money", "low_balance: 20%").replace(
+        "tokens: provider_prices", "input_tokens: 1"
+    )
+    text = "\n".join(line for line in lines.splitlines() if "our-" not in line)
+    assert not loads(text).notes
+
+
+def test_own_prices_behind_one_that_has_all_their_models_are_named() -> None:
+    message = "never reached: 'our-*' in line 11 has all of it; move this one up"
+    assert unreached(loads(MONEY)) == [(11, message)]

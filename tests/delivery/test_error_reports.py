@@ -98,8 +98,8 @@ BATCH_KEY = f"{BATCH}{'0a' * 16}"
 class Sent(Refusing):
     """One call with an intent of each of two meters."""
 
-    async def batches(self, keys: Iterable[str]) -> dict[str, list[str]]:
-        return {key: ["a-1", "b-1"] for key in keys}
+    async def batches(self, batches: Iterable[str]) -> dict[str, list[str]]:
+        return {batch: ["a-1", "b-1"] for batch in batches}
 
     async def find(self, identifiers: Iterable[str]) -> dict[str, Refusable]:
         return {

@@ -36,7 +36,12 @@ from meterkit.catalog.meters import (
     check_features,
 )
 from meterkit.catalog.models import Billing, Catalog, Enforcement, Route
-from meterkit.catalog.notes import note_billing_lines, note_unpriced_models, note_unreachable_prices
+from meterkit.catalog.notes import (
+    note_billing_lines,
+    note_unheld_money,
+    note_unpriced_models,
+    note_unreachable_prices,
+)
 from meterkit.catalog.notify import NotifyTable, build_notify
 from meterkit.catalog.plans import Declared, PlanTable, build_plans
 from meterkit.catalog.routes import RouteTable, build_routes, quantities_of
@@ -279,7 +284,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     prices = build_model_prices(values.prices or {})
     known |= build_charged_meters(values.credits or {}, known, values.currency)
     credits_ = build_credits(values.credits or {}, values.places("credits"), known, prices, problems)
-    note_unreachable_prices(kept(values.prices).values(), problems)
+    note_unreachable_prices([*kept(values.prices).values(), *kept(values.credits).values()], problems)
     note_unpriced_models(kept(values.meters), credits_.values(), problems)
     declared = Declared(meters=known, features=features, credits=credits_)
     written_plans = values.plans or {}
@@ -301,6 +306,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     )
     if values.routes is not None:
         note_billing_lines(built_routes, built_plans.values(), values.place("routes"), problems)
+        note_unheld_money(built_routes, credits_.values(), values.place("routes"), problems)
     default_plan = values.default_plan or ""
     if default_plan and values.plans is not None and default_plan not in written_plans:
         values.refuse("default_plan", unknown("plan", default_plan, written_plans))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import Place, Problems
     from meterkit.catalog.match_lines import Match
-    from meterkit.catalog.meters import MeterTable, ModelPricesTable
+    from meterkit.catalog.meters import CreditTable, MeterTable, ModelPricesTable
     from meterkit.catalog.model_prices import Credit
     from meterkit.catalog.models import (
         Catalog,
@@ -136,11 +136,11 @@ def note_billing_lines(
         )
 
 
-def note_unreachable_prices(tables: Iterable[ModelPricesTable], problems: Problems) -> None:
+def note_unreachable_prices(tables: Iterable[ModelPricesTable | CreditTable], problems: Problems) -> None:
     """Say so where an earlier pattern of a table matches every model of a later one.
 
     Args:
-        tables: those of ``prices:``.
+        tables: those of ``prices:``, and the credits, which may have ``models`` of their own.
         problems: the list to add to.
     """
     for table in tables:
@@ -175,6 +175,28 @@ def note_unpriced_models(
                 " `models` if that is not meant"
             )
             problems.note(table.places("where")["model"], "informs", message)
+
+
+def note_unheld_money(
+    routes: Iterable[Route], credits_: Iterable[Credit], place: Place, problems: Problems
+) -> None:
+    """Say which lines charge calls to a balance in money and hold nothing for them.
+
+    Args:
+        routes: the lines of the file.
+        credits_: those of the file.
+        place: where the routes stand.
+        problems: the list to add to.
+    """
+    unheld = [route.match for route in routes if route.usage != "none" and not route.reserve]
+    if unheld and any(credit.is_money for credit in credits_):
+        shown = ", ".join(map(repr, unheld[:_SHOWN_MAX]))
+        message = (
+            f"requests that race can spend more than the balance where nothing is held: {shown}; write"
+            " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` to hold what a call"
+            " can cost at most"
+        )
+        problems.note(place, "informs", message)
 
 
 def _root_of(name: str, meters: Mapping[str, MeterTable]) -> str:
