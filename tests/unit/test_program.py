@@ -273,6 +273,7 @@ meters:
   requests:      {unit: request}
   input_tokens:  {unit: token}
   output_tokens: {unit: token}
+  images:        {unit: image}
 routes:
   - {match: "POST /ask", consume: {requests: 2}, usage: openai}
   - {match: "*", consume: {requests: 1}}
