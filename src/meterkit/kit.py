@@ -14,8 +14,8 @@ from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.argument_checks import check_quantities, check_quantity
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.watch import WatchedPlans
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.periods import occurred_ms, period_ms
-from meterkit.decisions.program import Demand
 from meterkit.errors import MeterkitError
 from meterkit.serving import Serving, store_of
 from meterkit.store.arguments import check_customer, check_event_id

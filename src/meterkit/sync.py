@@ -232,6 +232,7 @@ class SyncCustomers:
         self.set_plan = loop.blocking(customers.set_plan)
         self.set_status = loop.blocking(customers.set_status)
         self.override = loop.blocking(customers.override)
+        self.spend_limit = loop.blocking(customers.spend_limit)
         self.link = loop.blocking(customers.link)
         self.unlink = loop.blocking(customers.unlink)
         self.delete = loop.blocking(customers.delete)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import loads
-from meterkit.decisions.program import Demand
+from meterkit.decisions.asked import Demand
 from store.script_counts import MOST
 from store.script_driver import World
 from store.script_paid import PaidWorld

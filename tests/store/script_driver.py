@@ -11,10 +11,11 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from counters import flat_of, pack_field, packed_of
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.keys import FORMAT, meter_token, rate_field
 from meterkit.decisions.packed import unpack_field
-from meterkit.decisions.program import Demand, compile_program
+from meterkit.decisions.program import compile_program
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
 from meterkit.store.hold import Correction, Used

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from counters import pack_field
 from meterkit.catalog import loads
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import FORMAT, Keys
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
-from meterkit.decisions.program import Demand
 from meterkit.decisions.verdict import refused
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence

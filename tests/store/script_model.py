@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Rate
-    from meterkit.decisions.program import Demand
+    from meterkit.decisions.asked import Demand
 
 NEVER_MS: Final = 9 * 10**15
 NO_REV: Final = NO_STATE

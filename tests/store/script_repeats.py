@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog import loads
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.keys import concurrency_field, meter_field
 from meterkit.decisions.packed import MeterCounts
-from meterkit.decisions.program import Demand, compile_program
+from meterkit.decisions.program import compile_program
 from meterkit.decisions.verdict import refused
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence

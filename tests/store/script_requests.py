@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.binding import derived_from
 from meterkit.decisions.periods import bounds_at
-from meterkit.decisions.program import Demand, compile_program
+from meterkit.decisions.program import compile_program
 from meterkit.redis.connection import pack_each
 from meterkit.redis.producer import pack_sequence
 from meterkit.store.hold import Correction, Held, Used

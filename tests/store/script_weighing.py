@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Rate
-    from meterkit.decisions.program import Demand
+    from meterkit.decisions.asked import Demand
     from store.script_model import Customer
     from store.script_purse import Means
 

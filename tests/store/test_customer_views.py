@@ -15,9 +15,9 @@ import pytest
 from counters import flat_of, packed_of
 from meterkit import MeterKit, StoreError
 from meterkit.catalog import loads
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
-from meterkit.decisions.program import Demand
 from meterkit.redis import scripts
 from meterkit.store.compiled import Alarms
 from meterkit.store.views import CustomerCache

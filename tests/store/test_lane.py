@@ -33,8 +33,8 @@ from faults import (
     stopped,
     used,
 )
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.keys import FORMAT, Keys
-from meterkit.decisions.program import Demand
 from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import scripts
 from meterkit.redis.handshake import connect

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from counters import flat_of, packed_of
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
-from meterkit.decisions.program import Demand
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack_each
 from meterkit.redis.producer import pack_sequence

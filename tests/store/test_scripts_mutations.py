@@ -21,6 +21,7 @@ from store.script_mutants import CONSTANTS, equivalents, mutants, sample_of, sou
 from store.script_paid import PaidWorld
 from store.script_plans import CUSTOMERS
 from store.script_repeats import RepeatWorld
+from store.script_spend import PaidSpendWorld, SpendWorld
 from store.script_wires import CLOCK, clock_answers, load_texts, server_wire
 
 if TYPE_CHECKING:
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
     from store.script_mutants import Mutant
     from store.script_wires import Wire
 
-    Kind = type[World | GaugeWorld]
+    Kind = type[World | GaugeWorld | SpendWorld]
     Lives = tuple[tuple[Kind, int], ...]
 
 PLAIN: Final[Lives] = ((World, 0), (World, 1), (World, 2))
 PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))
 AGING: Final[Lives] = ((AgingWorld, 0), (AgingWorld, 2))
 FURTHER: Final[Lives] = ((RepeatWorld, 0), (GaugeWorld, 0), (RepeatWorld, 1))
+SPENDING: Final[Lives] = ((PaidSpendWorld, 0), (SpendWorld, 0), (PaidSpendWorld, 1))
 PURSE: Final = (
     *("grant_of", "grants", "recur", "pays_before", "add_up", "balance", "balance_text", "backing_of"),
     *("hold_backed", "spend_grants", "burn", "put_away", "write_grants"),
@@ -46,9 +48,13 @@ COUNTING: Final = (
     *("advance", "correct", "take_number", "expire_at", "overdue", "count_late", "crossed", "notify"),
     *("close_period", "read_counters", "open_meter", "are_whole", "pack_meter", "await_seal"),
 )
+SPENT: Final = ("weigh_spend", "price_of", "count_spend")
 # The lives that meet what a file says, the likeliest first.
 FILES: Final[Mapping[str, Lives]] = {
-    **dict.fromkeys(("decide.lua", "settle.lua"), (PAID[0], *FURTHER[:2], *PLAIN, *PAID[1:], *FURTHER[2:])),
+    **dict.fromkeys(
+        ("decide.lua", "settle.lua", "include/open_further.lua"),
+        (PAID[0], *FURTHER[:2], SPENDING[0], *PLAIN, *PAID[1:], *FURTHER[2:], *SPENDING[1:]),
+    ),
     **dict.fromkeys((f"include/{name}.lua" for name in COUNTING), PLAIN + PAID),
     "include/advance.lua": (*PLAIN, *PAID, (MonthWorld, 0)),
     "include/confirm_view.lua": (*PLAIN, *PAID, (TurnWorld, 0)),
@@ -57,6 +63,8 @@ FILES: Final[Mapping[str, Lives]] = {
     "grant.lua": (*PAID, (FullWorld, 0)),
     "void.lua": PAID,
     **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),
+    **dict.fromkeys((f"include/{name}.lua" for name in SPENT), SPENDING),
+    **dict.fromkeys(("include/backing_of.lua", "include/free_of.lua"), (SPENDING[0], *PAID, SPENDING[2])),
 }
 STEPS: Final = 5000
 SAMPLE: Final = 8

@@ -17,10 +17,10 @@ from meterkit.customers.deletion import delete
 from meterkit.customers.drifts import Drift, Drifts
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, strand_usage
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.decisions.periods import from_ms, to_ms
-from meterkit.decisions.program import Demand
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.decisions.transitions import InForce, Step, entries_of
 from meterkit.outbox.closes import (

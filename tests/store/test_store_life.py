@@ -27,7 +27,7 @@ from faults import (
     stopped,
     used,
 )
-from meterkit.decisions.program import Demand
+from meterkit.decisions.asked import Demand
 from meterkit.errors import StoreError
 from meterkit.redis.url import parse_redis_url
 from meterkit.store.hold import Used

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterkit.catalog import loads
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.in_process import NOTHING_LEFT, Left, advance, left_by, left_where_allowed, weigh
 from meterkit.decisions.policies import TOKEN_BUCKET
-from meterkit.decisions.program import Demand, Program, compile_program
+from meterkit.decisions.program import Program, compile_program
 
 if TYPE_CHECKING:
     from meterkit.catalog import Catalog

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.binding import Binding
 from meterkit.decisions.grants import Prepaid, target_of
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
 from meterkit.decisions.policies import rate_numbers
-from meterkit.decisions.program import Demand, Program, compile_program, demands_of, reported_parts
+from meterkit.decisions.program import Program, compile_program, demands_of, reported_parts
 from meterkit.errors import PlansError
 
 if TYPE_CHECKING:

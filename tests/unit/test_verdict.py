@@ -8,8 +8,9 @@ import pytest
 
 from meterkit.catalog import loads
 from meterkit.decisions import verdict
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.decision import Decision, GaugeLevel
-from meterkit.decisions.program import Demand, Program, compile_program
+from meterkit.decisions.program import Program, compile_program
 from meterkit.redis.connection import pack, pack_each, unpack
 from store.script_driver import World, life
 from store.script_wires import load_texts, server_wire

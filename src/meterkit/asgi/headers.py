@@ -18,22 +18,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from meterkit.catalog import Headers
+    from meterkit.decisions.asked import Measure
     from meterkit.decisions.decision import Decision, Policy
-    from meterkit.decisions.program import Measure, Program
+    from meterkit.decisions.program import Program
     from meterkit.store.views import PreparedDecision
 
 INTEGER_MAX: Final = 10**15 - 1
 EXPOSE: Final = b"access-control-expose-headers"
 
+_UNTOLD: Final = frozenset({"gauge", "uncapped"})
 _UNWRITABLE: Final = re.compile(r"[^\x20-\x7e]")
 
 
 def policy_field(policies: Sequence[Policy]) -> bytes:
     """The value of ``RateLimit-Policy``; empty where there are no policies: then the field is left out.
 
-    A gauge is left out, too: what is not freed by time alone is none of this field's.
+    A gauge is left out, too, as time alone does not free it; and a meter that is billed without a cap.
     """
-    return b", ".join(_policy(policy) for policy in policies if policy.kind != "gauge")
+    return b", ".join(_policy(policy) for policy in policies if policy.kind not in _UNTOLD)
 
 
 def limit_field(name: str, remaining: int, reset_s: int | None) -> bytes:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.answers import CHALLENGE, IANA, PROBLEM_JSON, URN, ProblemType
 from meterkit.asgi.headers import fields, join, merge, policy_field
+from meterkit.catalog.amount_texts import money
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -33,6 +34,7 @@ class ProblemContext:
         requested: by how much the request would raise the level.
         unit: of the gauge.
         portal_url: where the customer can pay.
+        currency: of the plans file.
         origin: the request's ``Origin``.
         cors: the origins whose scripts may read a refusal; ``*`` for all.
         challenge: the value of ``WWW-Authenticate``.
@@ -47,6 +49,7 @@ class ProblemContext:
     requested: int | None = None
     unit: str = "seat"
     portal_url: str | None = None
+    currency: str = "usd"
     origin: bytes | None = None
     cors: Collection[str] = ()
     challenge: str = CHALLENGE
@@ -100,6 +103,22 @@ def _payment(refusal: Refusal) -> _Words:
     if portal is None:
         return f"{why} {cure} to go on.", members
     return f"{why} {cure} at {portal} to go on.", members | {"portal_url": portal}
+
+
+def _spend(refusal: Refusal) -> _Words:
+    level, currency = refusal.decision.spend, refusal.context.currency
+    limit, spent = (0, 0) if level is None else (level.limit_cents, level.spent_cents)
+    policy, after = refusal.policy, refusal.decision.reset_after
+    span = "billing period" if policy is None or policy.window_s is None else _window(policy.window_s)
+    why = (
+        f"This account may spend {money(limit, currency)} per {span.removeprefix('1 ')}, and"
+        f" {money(min(spent, limit), currency)} of it are spent or set aside for requests in progress."
+    )
+    members: dict[str, Member] = {"limit_cents": limit, "spent_cents": spent, "currency": currency}
+    if after is None:
+        return f"{why} This request may cost more than that: ask for less.", members
+    members["reset_after_s"] = _seconds(after)
+    return f"{why} {_retry(_seconds(after)).replace('Retry', 'More can be spent')}", members
 
 
 def _feature(refusal: Refusal) -> _Words:
@@ -198,6 +217,7 @@ TYPES: Final[Mapping[Reason, RefusalType]] = {
     "suspended": _PAYMENT,
     "payment_required": _PAYMENT,
     "credits": _PAYMENT,
+    "spend": _typed(402, f"{URN}spend-limit-reached", "Spend Limit Reached", _spend),
     "feature": _typed(403, f"{URN}feature-not-in-plan", "Feature Not In Plan", _feature),
     "seats": _typed(403, f"{URN}seats-limit-exceeded", "Seats Limit Exceeded", _seats),
     "storage": _typed(413, f"{URN}storage-limit-exceeded", "Storage Limit Exceeded", _storage),

@@ -149,6 +149,7 @@ class Refuser:
                 "plan": view.effective.plan.key,
                 "available_in": tuple(plan.key for plan in plans if route.feature in plan.features),
                 "portal_url": catalog.billing.portal_url,
+                "currency": catalog.currency,
             }
         gauge = decision.gauge
         if gauge is not None:

@@ -15,9 +15,10 @@ from meterkit.asgi.logs import Contained
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.problems import POLICY_VIOLATION
 from meterkit.asgi.without_store import decide_in_process
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import holding_only
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.program import Demand, compile_program
+from meterkit.decisions.program import compile_program
 from meterkit.errors import StoreError
 from meterkit.store.hold import Used
 from meterkit.store.replies import ALLOWED

@@ -22,6 +22,11 @@ def minor_units(currency: str) -> int:
     return int(10 ** _decimals(currency))
 
 
+def micros_per_minor_unit(currency: str) -> int:
+    """How many millionths of one of a currency make a minor unit: 10,000 a cent."""
+    return 10**6 // minor_units(currency)
+
+
 def money(amount_cents: int, currency: str) -> str:
     """An amount as people write it: ``USD 14.50``, ``JPY 1,450``, ``USD -4.83``.
 

@@ -98,7 +98,9 @@ def check_gauge(name: str, meters: Mapping[str, Meter]) -> None:
 
 
 def counters_of(meters: Mapping[str, Meter]) -> frozenset[str]:
-    """The meters that can be counted on: no gauges, and none that are derived from another."""
+    """The meters that can be counted on: no gauges, none that are derived from another, nor what is spent."""
     return frozenset(
-        name for name, meter in meters.items() if meter.kind == "counter" and meter.source is None
+        name
+        for name, meter in meters.items()
+        if meter.kind == "counter" and meter.source is None and not meter.is_spend
     )

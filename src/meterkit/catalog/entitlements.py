@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, cast
 
+from meterkit.catalog.budgets import LimitsTable, lowered
 from meterkit.catalog.document import DEPTH_MAX, Fields, Items, Node, Text
 from meterkit.catalog.errors import Place, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
@@ -234,6 +235,10 @@ def override(
         place, found = Place(0, 0, "").child(name), Problems(_SOURCE)
         if name not in catalog.meters:
             found.refuse(place, unknown("meter", name, catalog.meters))
+        elif catalog.meters[name].is_spend:
+            limits = LimitsTable.read(_node(given, place, 1), found)
+            if limits is not None and not found:
+                merged[name] = lowered(plan.entitlements[name], limits, catalog.currency)
         elif (values := EntitlementTable.read(_node(given, place, 1), found)) is not None:
             built = build_entitlement(values, catalog.meters[name], base=plan.entitlements[name])
             if not found:

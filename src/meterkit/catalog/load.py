@@ -22,6 +22,7 @@ from meterkit.catalog.billing import (
     build_anonymous,
     build_dunning,
 )
+from meterkit.catalog.budgets import build_budgets
 from meterkit.catalog.document import SIZE_MAX, Fields, Node, Text, parse
 from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.errors import Place, Problems, RefusedError, nearest, unknown
@@ -312,6 +313,9 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
         values.refuse("default_plan", unknown("plan", default_plan, written_plans))
     anonymous = build_anonymous(values.anonymous, plans=written_plans)
     dunning = build_dunning(values.dunning, default_plan=default_plan, plans=written_plans)
+    budgets = {key: plan.budget for key, plan in kept(written_plans).items() if plan.budget is not None}
+    if budgets:
+        known, built_plans = build_budgets(budgets, known, built_plans, values.currency or "", problems)
     catalog = Catalog(
         source=problems.source,
         content_hash="",

@@ -33,6 +33,8 @@ _DAY_MS: Final = 86_400_000
 ROUTE: Final = "route"
 """In the name of a policy of a route's own rate it stands where a meter's has its name."""
 ANY_MODEL: Final = "any"
+SPEND: Final = "spend"
+"""The meter that counts what is spent, where a plan has a budget; and what policies of it begin with."""
 QUANTITY_MAX: Final = 10**15 - 1
 CREDITS_MAX: Final = 9 * 10**9
 OUTCOMES: Final[tuple[Outcome, ...]] = ("success", "client_gone", "client_error", "server_error")
@@ -105,6 +107,7 @@ class Meter:
         source: the meter this one is derived from (``from:``), or None.
         where: for a derived meter, dimension name to glob pattern; else empty.
         charges: of a meter that counts what calls are charged: at which prices; else None.
+        is_spend: whether it counts what is spent, which the store works out.
     """
 
     name: str
@@ -115,6 +118,7 @@ class Meter:
     source: str | None
     where: Mapping[str, str]
     charges: ProviderPrices | None = None
+    is_spend: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

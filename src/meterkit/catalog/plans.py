@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.budgets import BudgetTable
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, default_entitlement
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.meters import ALL, Meters, check_meter
@@ -124,6 +125,7 @@ class PlanTable(Table, what="a plan", inheritable=True):
     features = Key(_FEATURES_SHAPE, "The features that the plan has: a list, or all; default: none.")
     meters = Key(MapOf(NAME, EntitlementTable, "meters and entitlements"), "What it gives per meter.")
     grants = Key(ListOf(GrantTable, "grants"), "What it gives every period besides.")
+    budget = Key(Nullable(BudgetTable), "What may be spent beyond the plan's price; default: no limit.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Protocol, get_args
+from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 
 from meterkit.catalog import override as lay_over
 from meterkit.catalog.argument_checks import check_feature
+from meterkit.catalog.models import SPEND
 from meterkit.customers.deletion import delete
 from meterkit.customers.history import history_of
 from meterkit.customers.links import Links
@@ -251,6 +252,44 @@ class Customers:
 
         def change(state: CustomerState) -> CustomerState:
             changed = with_overrides(state.overrides, kept, switched, until_ms=until_ms, now_ms=now_ms)
+            return replace(state, overrides=changed)
+
+        return await self._change(customer, change)
+
+    async def spend_limit(
+        self, customer: str, amount_cents: int | None, per: Literal["period", "day", "hour"] = "period"
+    ) -> Customer:
+        """Set how much a customer may spend on overage and from balances in money, per span.
+
+        Of this limit and the budget of the customer's plan the lower one holds. Limits of several spans hold
+        at once.
+
+        Args:
+            customer: the customer's id.
+            amount_cents: in minor units of the currency; 0: nothing beyond what is included; None: the limit
+                is taken back.
+            per: the span: the billing period; a day or an hour, both of UTC.
+
+        Raises:
+            MeterkitError: no plan of the plans file has a budget, so that nothing counts what is spent.
+            PlansError: the amount is no whole number from 0 to 99,999,999,999, or there is no such span.
+        """
+        catalog = self._store.catalog
+        if SPEND not in catalog.meters:
+            raise MeterkitError(
+                "spend_limit: no plan has a budget, so what is spent is not counted; write"
+                " `budget: {amount_cents: unlimited}` in a plan"
+            )
+        given: Mapping[str, object] = {per: amount_cents}
+        for plan in catalog.plans.values():
+            lay_over(catalog, plan, {SPEND: given}, strict=True)
+
+        def change(state: CustomerState) -> CustomerState:
+            kept = overrides_at(state.overrides, self._store.now_ms()).meters.get(SPEND, {})
+            limits = {span: limit for span, limit in {**kept, **given}.items() if limit is not None}
+            changed = with_overrides(
+                state.overrides, {SPEND: limits}, None, until_ms=None, now_ms=self._store.now_ms()
+            )
             return replace(state, overrides=changed)
 
         return await self._change(customer, change)

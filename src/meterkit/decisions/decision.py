@@ -19,6 +19,7 @@ Reason = Literal[
     "included",
     "cap",
     "credits",
+    "spend",
     "anonymous",
     "invalid_customer",
     "identify",
@@ -33,7 +34,8 @@ class Policy:
 
     Attributes:
         name: ``METER-WINDOW`` for a rate, ``route-WINDOW`` for a route's own, ``METER-period`` for a ceiling,
-            ``METER-concurrency``; the meter's own name for a gauge, which no field tells of.
+            ``METER-concurrency``; ``spend-period`` and ``spend-WINDOW`` for a budget; the meter's own name
+            for a gauge. No field tells of that, nor of what is billed without a cap.
         meter: what it limits; empty for a route's own rate, which limits requests.
         quota: units per window; for a period included + cap; for concurrency requests in flight; for a
             gauge the most that it may be filled.
@@ -43,7 +45,7 @@ class Policy:
 
     name: str
     meter: str
-    kind: Literal["rate", "period", "concurrency", "gauge"]
+    kind: Literal["rate", "period", "concurrency", "gauge", "uncapped"]
     quota: int
     window_s: int | None
     quota_unit: str | None
@@ -69,6 +71,19 @@ class GaugeLevel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpendLevel:
+    """Why no more may be spent, in minor units of the currency.
+
+    Attributes:
+        limit_cents: what may be spent.
+        spent_cents: what was, and what requests in flight may come to, rounded up.
+    """
+
+    limit_cents: int
+    spent_cents: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """Whether a customer may, and how much is left.
 
@@ -87,6 +102,7 @@ class Decision:
             allowed, or where waiting does not help.
         violated: the names of all violated policies, in the order of the plans file.
         gauge: the figures behind the reasons ``storage`` and ``seats``; None with any other.
+        spend: the figures behind the reason ``spend``; None with any other.
         degraded: whether the store did not answer and the request was decided without it.
         shadow: whether enforcement is ``shadow``: ``allowed`` is True whatever the limits say.
     """
@@ -101,5 +117,6 @@ class Decision:
     retry_after: timedelta | None = None
     violated: tuple[str, ...] = ()
     gauge: GaugeLevel | None = None
+    spend: SpendLevel | None = None
     degraded: bool = False
     shadow: bool = False

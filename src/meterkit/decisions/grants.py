@@ -111,10 +111,19 @@ class Prepaid:
         most = self.held_costs(None)
         return most | {meter: cost for meter, cost in (known or {}).items() if meter in most}
 
-    def sharing(self, meters: Iterable[str]) -> tuple[str, ...]:
-        """The meters that are paid with a credit that pays for one of some meters, too."""
+    def sharing(
+        self, meters: Iterable[str], entitlements: Mapping[str, Entitlement] | None = None
+    ) -> tuple[str, ...]:
+        """The meters that are paid with a credit that pays for one of some meters, too.
+
+        With entitlements, unlimited meters are left out.
+        """
         shared = {self.paid_with[meter][0] for meter in meters if meter in self.paid_with}
-        return tuple(meter for meter, (credit, _) in self.paid_with.items() if credit in shared)
+        return tuple(
+            meter
+            for meter, (credit, _) in self.paid_with.items()
+            if credit in shared and (entitlements is None or entitlements[meter].included is not None)
+        )
 
     def behind(
         self,

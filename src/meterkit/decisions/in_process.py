@@ -15,7 +15,8 @@ from meterkit.decisions.verdict import weighted
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.decisions.program import Measure, Program
+    from meterkit.decisions.asked import Measure
+    from meterkit.decisions.program import Program
 
 Window: TypeAlias = tuple[int, int, int]
 """What a rate has counted: slot, counted, before.

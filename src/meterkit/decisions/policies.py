@@ -23,6 +23,8 @@ CEILING: Final = 4
 CONCURRENCY: Final = 5
 GAUGE: Final = 6
 """A level that may grow no further; the script has it apart."""
+SPENT: Final = 7
+"""A budget; the script works out what counts against it."""
 
 
 _KINDS: Final = {"sliding-window": SLIDING_WINDOW, "fixed-window": FIXED_WINDOW, "token-bucket": TOKEN_BUCKET}

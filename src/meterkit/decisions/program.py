@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.gauges import GaugeLimit, gauge_policy, with_gauges
-from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field, rate_field, route_name
+from meterkit.decisions.asked import (
+    Demand,
+    Measure,
+    Part,
+    counters_asked,
+    gauges_asked,
+    route_rates_asked,
+    spend_asked,
+)
+from meterkit.decisions.gauges import with_gauges
+from meterkit.decisions.keys import credit_hold_field, meter_field
 from meterkit.decisions.policies import (
     CEILING,
     CONCURRENCY,
-    GAUGE,
-    ceiling_of,
+    SPENT,
     keep_ms_of,
-    policies_of,
-    rate_numbers,
-    route_policies,
 )
+from meterkit.decisions.spending import Spending
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from meterkit.catalog import Catalog, Entitlement, Meter, Rate, Route
-    from meterkit.decisions.decision import Policy
+    from meterkit.catalog import Catalog, Entitlement, Meter, Route
     from meterkit.decisions.grants import Prepaid
 
 _COUNTS: Final = 3  # how many rates, ceilings with concurrency limits, recorded meters: the first numbers
@@ -30,45 +35,6 @@ _TOKEN_METERS: Final = (
     *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
     "total_tokens",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """The demand on one meter.
-
-    Attributes:
-        needed: the quantity that must be left, or the demand is refused.
-        taken: the quantity that is counted if it is not.
-    """
-
-    needed: int
-    taken: int
-
-    @classmethod
-    def of(cls, quantity: int) -> Self:
-        """Ask for a quantity, which is counted; of none, that something is left."""
-        return cls(needed=max(1, quantity), taken=quantity)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """One policy as the decision script weighs it.
-
-    Attributes:
-        kind: see :mod:`meterkit.decisions.policies`.
-        window: ms; for a bucket the denominator of its refill per ms.
-        limit: units per window, burst, included + beyond, or requests in flight.
-        refill: for a bucket the numerator of its refill per ms, else 0.
-        capped: for a ceiling, whether overage is billed up to it.
-    """
-
-    policy: Policy
-    kind: int
-    window: int
-    limit: int
-    refill: int
-    needed: int
-    capped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -140,24 +106,28 @@ def compile_program(
         keeps: whether gauges above their limits keep those of before.
         costs: what a unit costs of the meters whose cost depends on the model; None: the most.
     """
-    rates = [] if route is None else list(_route_rates_asked(route))
+    rates = [] if route is None else list(route_rates_asked(route))
     rated = [rate for name in demands for rate in entitlements[name].rates]
     recorded, settled = _taken(entitlements, catalog, demands, billed_always=billed_always)
-    gauges = tuple(_gauges_asked(entitlements, catalog, demands, keeps=keeps))
-    asked = _counters_asked(entitlements, catalog, demands, in_flight=in_flight and not rates_only)
+    gauges = tuple(gauges_asked(entitlements, catalog, demands, keeps=keeps))
+    spending = Spending.of(() if rates_only else demands, entitlements, catalog)
+    in_flight = in_flight and not rates_only
+    asked = counters_asked(entitlements, catalog, demands, spending, in_flight=in_flight)
     rates, ceilings, concurrency = rates + asked[0], [] if rates_only else asked[1], asked[2]
     counted = (*rates, *ceilings, *concurrency)
-    parts = (*counted, *(part for part, _ in gauges))
+    parts = (*counted, *spend_asked(spending), *(part for part, _ in gauges))
     measures = tuple(part.measure for part in parts)
     fields = (*(part.field for part in counted), *map(meter_field, recorded))
     capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
-    held, behind = {name: demands[name].taken for name in capped if demands[name].taken}, ""
-    if prepaid is not None and not rates_only:
-        costs = prepaid.all_costs(costs)
-        backed, fields, behind = _backed(demands, entitlements, prepaid, capped, fields, costs)
-        held.update(backed)
     limits = {part.measure.policy.meter: limit for part, limit in gauges}
-    held.update({name: demands[name].taken for name in limits})
+    held = {name: demands[name].taken for name in (*capped, *limits) if name in limits or demands[name].taken}
+    prepaid, behind, sharing = None if rates_only else prepaid, "", tuple[str, ...]()
+    if prepaid is not None:
+        costs, unbounded = prepaid.all_costs(costs), _unbounded(demands, entitlements, prepaid, capped)
+        sharing = prepaid.sharing((*capped, *unbounded, *spending.prices), entitlements)
+        fields, behind = _backed(unbounded, entitlements, prepaid, capped, fields, costs, sharing)
+        held.update({name: taken for name, taken in unbounded.items() if taken})
+    fields, behind = spending.beside(fields, behind, capped, sharing, entitlements)
     return Program(
         measures=measures,
         keep_ms=keep_ms_of((*rated, *(() if route is None else route.rates))),
@@ -181,25 +151,6 @@ def compile_program(
     )
 
 
-def _counters_asked(
-    entitlements: Mapping[str, Entitlement],
-    catalog: Catalog,
-    demands: Mapping[str, Demand],
-    *,
-    in_flight: bool,
-) -> tuple[list[_Part], list[_Part], list[_Part]]:
-    """What demands on counters come to: rates, ceilings, concurrency limits."""
-    rates, ceilings, concurrency = list[_Part](), list[_Part](), list[_Part]()
-    for name, demand in demands.items():
-        entitlement, meter = entitlements[name], catalog.meters[name]
-        if meter.kind == "counter":
-            policies = policies_of(entitlement, meter)
-            rates += _rates_asked(entitlement, policies, demand)
-            ceilings += _ceiling_asked(entitlement, policies, demand)
-            concurrency += _concurrency_asked(entitlement, policies) if in_flight else ()
-    return rates, ceilings, concurrency
-
-
 def _taken(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
@@ -218,28 +169,13 @@ def _taken(
     return recorded, settled
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One policy that the decision script weighs.
-
-    Attributes:
-        field: what it reads of the counters for it.
-        numbers: its terms of it.
-        measure: how it weighs it.
-    """
-
-    field: str
-    numbers: tuple[int, ...]
-    measure: Measure
-
-
-def _rate_terms(part: _Part) -> tuple[str, int, int, int, int, int, int]:
+def _rate_terms(part: Part) -> tuple[str, int, int, int, int, int, int]:
     measure = part.measure
     terms = measure.kind, measure.window, measure.limit, measure.refill, measure.needed
     return part.field, *terms, part.numbers[-1]
 
 
-def _asked(parts: Iterable[_Part]) -> Iterator[tuple[int, str, int]]:
+def _asked(parts: Iterable[Part]) -> Iterator[tuple[int, str, int]]:
     """The places of quantities among the numbers of a program's parts, with their meters.
 
     Of concurrency, one is asked whatever the quantity.
@@ -248,127 +184,55 @@ def _asked(parts: Iterable[_Part]) -> Iterator[tuple[int, str, int]]:
     for part in parts:
         place += len(part.numbers)
         meter = part.measure.policy.meter
-        if part.measure.kind != CONCURRENCY:
+        if part.measure.kind not in {CONCURRENCY, SPENT}:
             yield from ((place - 2, meter, 1), (place - 1, meter, 0))
 
 
-def _route_rates_asked(route: Route) -> Iterator[_Part]:
-    """A route's own rates; each request takes one unit of each."""
-    for rate, policy in zip(route.rates, route_policies(route), strict=True):
-        field = rate_field(route_name(route), rate.window_ms, rate.algorithm)
-        yield _rate_asked(field, rate, policy, Demand.of(1))
-
-
-def _rates_asked(entitlement: Entitlement, policies: Sequence[Policy], demand: Demand) -> Iterator[_Part]:
-    """A meter's rates, in the file's order, in which their policies come first."""
-    for rate, policy in zip(entitlement.rates, policies, strict=False):
-        yield _rate_asked(rate_field(policy.meter, rate.window_ms, rate.algorithm), rate, policy, demand)
-
-
-def _rate_asked(field: str, rate: Rate, policy: Policy, demand: Demand) -> _Part:
-    kind, window, limit, refill = rate_numbers(rate, policy.meter)
-    return _Part(
-        field,
-        (kind, window, limit, refill, demand.needed, demand.taken),
-        Measure(policy=policy, kind=kind, window=window, limit=limit, refill=refill, needed=demand.needed),
-    )
-
-
-def _ceiling_asked(entitlement: Entitlement, policies: Iterable[Policy], demand: Demand) -> Iterator[_Part]:
-    """What a period admits of a meter, where that has an end."""
-    included, ceiling = entitlement.included, ceiling_of(entitlement)
-    if included is None or ceiling is None:
-        return
-    beyond = ceiling - included if entitlement.overage.mode == "bill" else -1
-    policy = next(policy for policy in policies if policy.kind == "period")
-    yield _Part(
-        meter_field(policy.meter),
-        (included, beyond, demand.needed, demand.taken),
-        Measure(
-            policy=policy,
-            kind=CEILING,
-            window=0,
-            limit=ceiling,
-            refill=0,
-            needed=demand.needed,
-            capped=beyond >= 0,
-        ),
-    )
-
-
-def _concurrency_asked(entitlement: Entitlement, policies: Iterable[Policy]) -> Iterator[_Part]:
-    """How many requests may be in flight at once, where that is limited; this one is one of them."""
-    limit = entitlement.concurrency
-    if limit is None:
-        return
-    policy = next(policy for policy in policies if policy.kind == "concurrency")
-    measure = Measure(policy=policy, kind=CONCURRENCY, window=0, limit=limit, refill=0, needed=1)
-    # A ceiling of what is held at once: nothing is ever recorded of it.
-    yield _Part(concurrency_field(policy.meter), (limit, -1, 1, 1), measure)
-
-
-def _gauges_asked(
-    entitlements: Mapping[str, Entitlement],
-    catalog: Catalog,
+def _unbounded(
     demands: Mapping[str, Demand],
-    *,
-    keeps: bool,
-) -> Iterator[tuple[_Part, GaugeLimit]]:
-    """By how much gauges are to grow, those that are limited; the script has their limits apart."""
-    for name, demand in demands.items():
-        meter, limit = catalog.meters[name], GaugeLimit.of(entitlements[name], keeps=keeps)
-        if meter.kind != "gauge" or limit is None or not (demand.needed or demand.taken):
-            continue
-        measure = Measure(
-            policy=gauge_policy(meter, limit),
-            kind=GAUGE,
-            window=0,
-            limit=limit.most,
-            refill=0,
-            needed=demand.needed,
-        )
-        yield _Part(meter_field(name), (demand.needed, demand.taken), measure), limit
+    entitlements: Mapping[str, Entitlement],
+    prepaid: Prepaid,
+    capped: Sequence[str],
+) -> dict[str, int]:
+    """The requested meters without a ceiling that are paid with a credit, and what is taken of each."""
+    return {
+        name: demand.taken
+        for name, demand in demands.items()
+        if name not in capped and name in prepaid.paid_with and entitlements[name].included is not None
+    }
 
 
 def _backed(
-    demands: Mapping[str, Demand],
+    unbounded: Mapping[str, int],
     entitlements: Mapping[str, Entitlement],
     prepaid: Prepaid,
     capped: Sequence[str],
     fields: tuple[str, ...],
     costs: Mapping[str, int],
-) -> tuple[dict[str, int], tuple[str, ...], str]:
+    sharing: Sequence[str],
+) -> tuple[tuple[str, ...], str]:
     """What grants and credits stand behind.
 
     Args:
-        demands: meter to what is asked of it.
+        unbounded: the requested meters without a ceiling that are paid with a credit.
         entitlements: one for every meter of the catalog.
         prepaid: the grants and credits.
         capped: the requested meters with a ceiling.
         fields: what the decision script reads of the counters.
         costs: what a unit costs of the meters whose cost depends on the model.
+        sharing: the meters that share a credit with requested ones, or with one that costs something.
 
     Returns:
-        The holds of meters without a ceiling that are paid with a credit; the fields, with those of the
-        meters that share a credit with requested ones; the terms of grants and credits.
+        The fields, with those of the meters that share a credit; the terms of grants and credits.
     """
-    unbounded = {
-        name: demand.taken
-        for name, demand in demands.items()
-        if name not in capped and name in prepaid.paid_with and entitlements[name].included is not None
-    }
-    sharing = [
-        name for name in prepaid.sharing((*capped, *unbounded)) if entitlements[name].included is not None
-    ]
     fields += tuple(meter_field(name) for name in sharing if name not in capped)
     priced = [name for name in sharing if name in prepaid.by_model]
     fields += tuple(map(credit_hold_field, priced))
+    if not capped and not sharing:
+        return fields, ""
     places = {name: fields.index(meter_field(name)) + 2 for name in sharing}
     held_places = {name: fields.index(credit_hold_field(name)) + 2 for name in priced}
-    behind = ""
-    if capped or sharing:
-        behind = prepaid.behind(capped, unbounded, places, held_places, costs, entitlements)
-    return {name: taken for name, taken in unbounded.items() if taken}, fields, behind
+    return fields, prepaid.behind(capped, unbounded, places, held_places, costs, entitlements)
 
 
 def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:

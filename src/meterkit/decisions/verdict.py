@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.decision import Decision, Reason
+from meterkit.decisions.decision import Decision, Reason, SpendLevel
 from meterkit.decisions.gauges import shortage
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.policies import (
@@ -14,17 +14,19 @@ from meterkit.decisions.policies import (
     FIXED_WINDOW,
     GAUGE,
     SLIDING_WINDOW,
+    SPENT,
     TOKEN_BUCKET,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from meterkit.decisions.asked import Measure
     from meterkit.decisions.decision import GaugeLevel
-    from meterkit.decisions.program import Measure, Program
+    from meterkit.decisions.program import Program
 
 _PRECEDENCE: Final[tuple[Reason, ...]] = (
-    *("storage", "seats", "concurrency", "rate", "cap", "included", "credits"),
+    *("storage", "seats", "concurrency", "rate", "cap", "included", "credits", "spend"),
 )
 EXACT_WINDOW_MS_MAX: Final = 90_000_000  # 25 hours: longer windows move in whole seconds, see rates.lua.
 _OF_A_REPEAT: Final = 8
@@ -71,10 +73,12 @@ def reset_ms(measure: Measure, remaining: int, before: int, now_ms: int, period_
         period_end_ms: the end of the billing period: a ceiling's own.
     """
     kind, limit, window = measure.kind, measure.limit, measure.window
-    if kind == CEILING:
+    if kind == CEILING or (kind == SPENT and not window):
         return period_end_ms - now_ms
     if kind == CONCURRENCY:
         return None
+    if kind == SPENT:
+        return window - now_ms % window
     if remaining >= limit:
         return 0
     wanted = remaining + 1 if remaining >= measure.needed else measure.needed
@@ -104,12 +108,17 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
     backed = iter(reply[3 * len(program.measures) + 3 :])
     reasons: list[Reason] = []
     full: list[tuple[Reason, GaugeLevel]] = []
+    spend: SpendLevel | None = None
     for n, measure in enumerate(program.measures):
         x, y, z = reply[3 * n + 3 : 3 * n + 6]
         left, wait = _weigh(measure, x, y, z, now_ms, ends_ms)
         is_backed = measure.kind == CEILING and bool(next(backed, 0))
         asks = reply[0] != _OF_A_REPEAT or measure.kind not in {CEILING, GAUGE}
-        if asks and measure.needed > left:
+        needed = z if measure.kind == SPENT else measure.needed
+        if asks and needed > left:
+            if measure.kind == SPENT:
+                spend = _spent(measure, left)
+                left = spend.limit_cents - spend.spent_cents
             violated.append((measure, left, wait))
             if measure.kind == GAUGE:
                 full.append(shortage(measure.policy, x, y + z, measure.needed))
@@ -131,6 +140,7 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
         reset_after=after,
         retry_after=after,
         violated=names,
+        spend=spend,
     )
 
 
@@ -141,7 +151,12 @@ def _reason(measure: Measure) -> Reason:
         return "concurrency"
     if measure.kind == CEILING:
         return "cap" if measure.capped else "included"
-    return "rate"
+    return "spend" if measure.kind == SPENT else "rate"
+
+
+def _spent(measure: Measure, left: int) -> SpendLevel:
+    """How much of a budget is spent, where so many micro-units are left."""
+    return SpendLevel(limit_cents=measure.limit, spent_cents=measure.limit - left // measure.refill)
 
 
 def _weigh(
@@ -155,6 +170,8 @@ def _weigh(
         return x - y - z, 1000
     if measure.kind == GAUGE:
         return x - y - z, None
+    if measure.kind == SPENT:
+        return x - y, _spend_wait(measure, x, z, now_ms, period_end_ms)
     if measure.kind == TOKEN_BUCKET:
         left = limit - x - (y > 0)
         return left, None if needed > limit else _bucket_wait(measure, x, y, needed)
@@ -191,6 +208,14 @@ def _ceiling_wait(
         if measure.needed <= (left if at_ms < period_end_ms else measure.limit) - alive:
             return at_ms - now_ms
     return None
+
+
+def _spend_wait(measure: Measure, left: int, needed: int, now_ms: int, period_end_ms: int) -> int | None:
+    """Until what is in flight has ended, where that is enough, else until the span is over (ms)."""
+    if needed > measure.limit * measure.refill:
+        return None
+    reset_ms = measure.window - now_ms % measure.window if measure.window else period_end_ms - now_ms
+    return min(reset_ms, 2 * HOLD_SLOT_MS - now_ms % HOLD_SLOT_MS) if needed <= left else reset_ms
 
 
 def weighted(previous: int, left_ms: int, window_ms: int) -> int:

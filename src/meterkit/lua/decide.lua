@@ -8,10 +8,12 @@
 -- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only,
 --       h hold what is held already, whatever is left, s count and hold also what would be refused, and say so
 --       with KEYS[4] further terms (JSON): the grants and credits behind meters; where it says `asked`
---       (see backing_of); the gauges that are to grow, where it says `levels` (see weigh_gauges); whether it is a
+--       (see backing_of); the budgets, where it says `spend` (see weigh_spend); the gauges that are to grow, where
+--       it says `levels` (see weigh_gauges); whether it is a
 --       repeat, where it has the `digest` of an idempotency key, and of how many `ceilings` a repeat is not asked
 --       then the fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit; METERm a recorded meter;
---       with grants METERm for each other meter that shares a credit; METERm a gauge
+--       with grants METERm for each other meter that shares a credit; with budgets METERm for each other meter
+--       whose units cost something, METERm or RATEr for each budget; METERm a gauge
 --       last: the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, and live at least (all ms); how many rates,
@@ -24,6 +26,7 @@
 --                                numbers a policy: counted, previous, 0 (windows); owed whole, rest, 0 (bucket);
 --                                left without holds, held in this slot, in the last one (ceiling);
 --                                limit, in flight since this slot, since the last one (concurrency);
+--                                left without holds, held, asked (a budget, in micro-units);
 --                                limit, level, held (a gauge);
 --                                last, with grants, a ceiling each: 1 where
 --                                grants or credits stood behind it in this period, else 0
@@ -62,18 +65,17 @@ if ends_ms > 0 and (now >= ends_ms or ends_ms ~= finishes_ms) then -- Others do 
   fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 1))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 end
-local further, backs, more, claim, tell_backed, hold = grants_key and cjson.decode(ARGV[4]), 0, nil, nil, nil, nil
+local further, backs, more, claim, tell_backed, covered, hold = grants_key and cjson.decode(ARGV[4]), 0
 if further and further.asked then -- As above.
 --include backing_of
 --include hold_backed
   backs, hold = #further.asked, hold_backed -- As many of the ceilings, the first.
-  more, claim, tell_backed = backing_of(grants_key, fields, further, now, starts_ms, finishes_ms)
+  more, claim, tell_backed, covered = backing_of(grants_key, fields, further, now, starts_ms, finishes_ms)
 end
 local twin, unasked = 0, 0
 if marks_key and mode ~= 'h' then -- As above.
 --include first_of
-  twin = first_of(marks_key, further.digest, now)
-  unasked = twin == REPEAT and further.ceilings or 0
+  twin, unasked = first_of(marks_key, further, now)
   if twin == IN_FLIGHT and mode ~= 's' then
     return {IN_FLIGHT, now, 0, 0, 0}
   end
@@ -110,10 +112,7 @@ for place = rates + 2, rates + ceilings + 1 do
   local name = ARGV[names + place]
   local counted, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
   held, held_before = live_holds(current_slot, slot, held, held_before)
-  local available, whole = math.max(0, included - counted), included
-  if beyond >= 0 then
-    available, whole = available + math.max(0, beyond - overage), included + beyond
-  end
+  local available, whole = math.max(0, included - counted) + math.max(0, beyond - overage), included + math.max(0, beyond)
   available = nth <= backs and available + more(nth) or available
   local left = available - held - held_before
   is_refused = is_refused or needed > left and nth > unasked
@@ -125,7 +124,11 @@ for place = rates + 2, rates + ceilings + 1 do
       claim(nth, asked)
     end
   end
-  tell(left, math.max(whole, 1), available, held, held_before)
+  tell(left, beyond == UNCAPPED and 1 or math.max(whole, 1), available, held, held_before)
+end
+if further and further.spend then -- As above.
+--include weigh_spend
+  is_refused = weigh_spend(further.spend, covered, fields, terms, at - 32 * ceilings, now, twin == REPEAT, takes, tell) or is_refused
 end
 if further and further.levels then -- As above.
 --include weigh_gauges

@@ -12,7 +12,8 @@
 -- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
 --       4 empty, or (JSON) an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
 --       first instant of the period that this was, dead: 1 where late usage is not recorded; and of an idempotency
---       key: digest, billed: 1 where it is remembered from now on
+--       key: digest, billed: 1 where it is remembered from now on; and of what is spent: priced: a meter each, see
+--       cost_of, the one behind these counts it; windows: so many of the rates, the last, count it, too
 --       then the fields: METERm a meter; METERn a concurrency limit; RATEr a rate; where there is an audit
 --       log: what else is known of the usage
 --       then the slot of the holds and the number, as doubles; the caller's clock (ms)
@@ -62,21 +63,11 @@ elseif ends_ms ~= finishes_ms then -- Others do not pay for making these functio
   fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 end
-local late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark = nil, false, nil, nil, nil, false, nil
+local late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows, spent = nil, false
 if further ~= '' then -- As above.
---include overdue
---include burn
---include besides_of
-  local details = cjson.decode(further)
-  is_dead, besides_in = details.dead == 1, besides_of
-  late = details.at and overdue(totals_key, details.at, details.own, begins_ms)
-  if details.paying then
-    pay, keep_grants = burn(grants_key, ledger_key, details, now, starts_ms, finishes_ms, rev ~= NO_STATE)
-  end
-  if details.digest then
---include end_flight
-    is_repeat, keep_mark = end_flight(KEYS[#KEYS], details.digest, details.billed == 1, hold_slot, now)
-  end
+--include open_further
+  late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows = open_further(further, KEYS, rev,
+    now, starts_ms, finishes_ms, begins_ms, hold_slot)
 end
 
 local has_recorded, begins_to_wait, refused, lasts_ms, sent_on, late_units = false, false, nil, QUARTER_HOUR_MS, 0, {}
@@ -88,6 +79,7 @@ for place = 2, meters + 1 do
   local name = ARGV[names + place]
   local included, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
   held, held_before = give_back(hold_slot, asked, current_slot, slot, held, held_before)
+  quantity = spend and spend(place, quantity) or quantity
   if quantity > 0 and not is_repeat then
     has_recorded = true
     local granted, credited, occurred_before, stamped_ms = 0, 0, 0, 0
@@ -107,6 +99,7 @@ for place = 2, meters + 1 do
       by_grants, by_credits = pay(place - 1, quantity - within)
     end
     local beyond = quantity - within - by_grants - by_credits
+    spent = spend and spend(place, 0, overage, beyond, quantity - within)
     local reported = event == TAKES_OVER and sent_on or within * reports_included + beyond * reports_overage
     if event == SENT_ON then
       sent_on, reported = reported, 0
@@ -125,6 +118,7 @@ if rates > 0 then -- As above.
   for place = meters + 2, meters + rates + 1 do
     local kind, window, refill, quantity, counted_ms
     kind, window, refill, quantity, counted_ms, at = read('<ddddd', terms, at)
+    quantity = windows and place > meters + rates + 1 - windows and spent or quantity
     local name = ARGV[names + place]
     local packed, matters_ms = correct(fields[place], name, kind, window, refill, quantity, counted_ms, now)
     lasts_ms = math.max(lasts_ms, QUARTER_HOUR_MS + matters_ms)

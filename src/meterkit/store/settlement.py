@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.models import CREDITS_MAX
+from meterkit.catalog.models import CREDITS_MAX, SPEND
 from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field, rate_field
 from meterkit.decisions.packed import joined
-from meterkit.decisions.policies import TOKEN_BUCKET, rate_numbers
+from meterkit.decisions.policies import rate_numbers
 from meterkit.decisions.program import reported_parts
+from meterkit.decisions.spending import counted_as_spent, price_of
 from meterkit.redis.connection import pack_each
 from meterkit.store.hold import NOTHING_USED, Correction, Held, Mark, Used, audit_keys, audited_by, told_of
+from meterkit.store.settlement_shape import THRESHOLD_NUMBERS, Entry, Rated, Shape, thresholds_of
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from meterkit.store.views import CustomerView, PreparedDecision
 
@@ -30,7 +32,6 @@ _NOTICE: Final = "notice"
 # Under whose event Stripe gets what is reported of a meter: its own; that of a derived one behind it; and for
 # such a one: what the meter before it reports.
 _OWN_EVENT, _SENT_ON, _TAKES_OVER = 0, 1, 2
-_THRESHOLD_NUMBERS: Final = 4
 # The numbers of a request in flight: like a meter with one unit held, and none recorded.
 _ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, _OWN_EVENT)
 _NOTHING_HELD: Final = Held()
@@ -146,7 +147,7 @@ class Settlement:
         of_holds = tuple(held.quantities), held.concurrency, tuple(held.costs)
         of_rates = tuple(used.rated), tuple(correction.reserved), correction.rates
         key = recorded, of_holds, of_rates, tuple(derived.items()), tuple(costs.values())
-        shape: _Shape | None = view.settlements.get(key)
+        shape: Shape | None = view.settlements.get(key)
         if shape is None:
             shape = view.settlements[key] = self._shape_of(view, derived, costs, key)
         numbers = [*shape.counts]
@@ -209,9 +210,9 @@ class Settlement:
         derived: Mapping[str, tuple[str, ...]],
         costs: Mapping[str, int],
         key: tuple[Any, ...],
-    ) -> _Shape:
+    ) -> Shape:
         """All that does not change with the quantities; without a state it is as another's."""
-        like: _Shape | None = None
+        like: Shape | None = None
         if view.shared is not None:
             like = view.shared.get((view.anonymous, key))
             if like is None:
@@ -224,7 +225,7 @@ class Settlement:
             names=pack_each((keys.grants, keys.ledger, keys.notices) if shape.has_more else ()),
         )
 
-    def _head(self, view: CustomerView, shape: _Shape, *, events: int) -> bytes:
+    def _head(self, view: CustomerView, shape: Shape, *, events: int) -> bytes:
         """The request up to the producer's key."""
         keys = view.keys
         pending = keys.unlinked if view.state.stripe_customer is None else keys.dirty
@@ -238,21 +239,24 @@ class Settlement:
 
     def _shape(
         self, view: CustomerView, derived: Mapping[str, tuple[str, ...]], costs: Mapping[str, int]
-    ) -> _Shape:
+    ) -> Shape:
         linked = view.state.stripe_customer is not None
         has_recorded = any(self.used.recorded.values())
         prepaid = view.prepaid if has_recorded else None
         entries, rates = list(self._entries(view, derived)), list(self._rates(view, derived))
+        spending = ""
+        if has_recorded and SPEND in view.entitlements:
+            spending = self._add_spend(view, entries, rates)
         fields = [meter_field(entry.meter) for entry in entries]
         fields += [concurrency_field(meter) for meter in self.held.concurrency]
         fields += [credit_hold_field(meter) for meter in self.held.costs]
         fields += [rate.field for rate in rates]
-        thresholds = _thresholds(view, entries) if has_recorded else ()
+        thresholds = thresholds_of(view, entries) if has_recorded else ()
         paying = ""
         if prepaid is not None:
             meters = ((entry.meter, entry.quantity_of == entry.meter) for entry in entries)
             paying = prepaid.paying(meters, costs)
-        return _Shape(
+        return Shape(
             head=b"",
             names=b"",
             audit=b"",
@@ -263,15 +267,29 @@ class Settlement:
                 view.cache.seal_delay_ms if linked else -1,
                 len(entries) + len(self.held.concurrency) + len(self.held.costs),
                 len(rates),
-                len(thresholds) // _THRESHOLD_NUMBERS,
+                len(thresholds) // THRESHOLD_NUMBERS,
             ),
             entries=tuple(entries),
             rates=tuple(rates),
             thresholds=thresholds,
-            paying=paying,
+            paying=joined(spending, paying),
         )
 
-    def _entries(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Entry]:
+    def _add_spend(self, view: CustomerView, entries: list[Entry], rates: list[Rated]) -> str:
+        """Have what is spent counted, where units cost something: by what; the terms for the script."""
+        meters, catalog = [entry.meter for entry in entries], view.cache.catalog
+        if not any(price_of(meter, view.entitlements, catalog) for meter in meters):
+            return ""
+        given = view.entitlements[SPEND]
+        included = -1 if given.included is None else given.included
+        entries.append(Entry(SPEND, SPEND, (included, 0, 0, _OWN_EVENT)))  # The script knows the quantity.
+        for rate in given.rates:
+            field = rate_field(SPEND, rate.window_ms, rate.algorithm)
+            kind, window, _, refill = rate_numbers(rate, SPEND)
+            rates.append(Rated(field, SPEND, None, (kind, window, refill), is_corrected=False))
+        return counted_as_spent(meters, len(given.rates), view.entitlements, catalog)
+
+    def _entries(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[Entry]:
         """The recorded quantities: each meter, and the derived meters that its dimensions match."""
         meters = view.cache.catalog.meters
         # The hold of a derived meter is given back where it is recorded: each field is written once.
@@ -290,9 +308,9 @@ class Settlement:
                 if reported_as != name and meter in {name, reported_as}:
                     event = _SENT_ON if meter == name else _TAKES_OVER
                 included = -1 if entitlement.included is None else entitlement.included
-                yield _Entry(meter, name, (included, parts[0], parts[1], event))
+                yield Entry(meter, name, (included, parts[0], parts[1], event))
 
-    def _rates(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[_Rated]:
+    def _rates(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[Rated]:
         """Rates count all that was used; those that counted a reservation before, what it differs by."""
         counted: dict[str, str | None] = dict.fromkeys(self.used.rated)
         counted.update({other: source for source, found in derived.items() for other in found})
@@ -302,72 +320,7 @@ class Settlement:
                 kind, window, _, refill = rate_numbers(rate, meter)
                 is_corrected = meter in self.correction.reserved and field in self.correction.rates
                 if is_corrected or meter in counted:
-                    yield _Rated(field, meter, counted.get(meter), (kind, window, refill), is_corrected)
-
-
-class _Entry(NamedTuple):
-    """One meter of a settlement.
-
-    ``quantity_of`` names the meter whose quantity it is: its own, or for a derived meter its source's.
-    ``terms`` are the included quantity (-1: no limit), whether included units and overage are sent, and under
-    whose event.
-    """
-
-    meter: str
-    quantity_of: str
-    terms: tuple[int, int, int, int]
-
-
-class _Rated(NamedTuple):
-    """One rate of a settlement; ``source`` is set for the rates of derived meters only."""
-
-    field: str
-    meter: str
-    source: str | None
-    terms: tuple[int, int, int]
-    is_corrected: bool
-
-    def unleaked(self, quantity: int, passed_ms: int) -> int:
-        """What a bucket still has of a quantity that long ago; a window goes by when that was."""
-        kind, window, refill = self.terms
-        if kind != TOKEN_BUCKET:
-            return quantity
-        return max(0, quantity - max(0, passed_ms) * refill // window)
-
-
-class _Shape(NamedTuple):
-    """What settlements of the same meters have in common, packed as far as it can be.
-
-    Attributes:
-        head: the request up to the producer's key, where there is no event.
-        names: the keys behind that, without the one of an event id.
-        audit: those of the audit log; empty: there is none.
-        fields: the fields that are read, ``width`` of them.
-        has_more: whether the keys of grants and of notices are among the names.
-        paying: what grants and credits pay, as JSON; empty: nothing.
-    """
-
-    head: bytes
-    names: bytes
-    audit: bytes
-    fields: bytes
-    width: int
-    has_more: bool
-    counts: tuple[int, int, int, int]
-    entries: tuple[_Entry, ...]
-    rates: tuple[_Rated, ...]
-    thresholds: tuple[int, ...]
-    paying: str
-
-
-def _thresholds(view: CustomerView, entries: Sequence[_Entry]) -> tuple[int, ...]:
-    """Of each threshold of what is included: its meter's place, the quantity, the percentage, all of it."""
-    found: list[int] = []
-    for place, entry in enumerate(entries, start=2):  # From 2, behind the head.
-        entitlement = view.entitlements[entry.meter]
-        for quantity, percent in () if view.anonymous else entitlement.thresholds:
-            found += (place, quantity, percent, entitlement.included or 0)
-    return tuple(found)
+                    yield Rated(field, meter, counted.get(meter), (kind, window, refill), is_corrected)
 
 
 def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Settlement:

@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.binding import Binding, derived_from
 from meterkit.decisions.customer_state import (
     NO_STATE,
@@ -17,7 +18,7 @@ from meterkit.decisions.customer_state import (
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
-from meterkit.decisions.program import Demand, compile_program, demands_of
+from meterkit.decisions.program import compile_program, demands_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store.compiled import CompiledCatalog
@@ -173,8 +174,7 @@ class CustomerView:
         prepaid: the grants and credits to look for, or None.
         decisions: about routes, by the route's identity.
         settlements: how settlements of some meters look, packed as far as that can be.
-        left: by the policies that have refused the customer last, what was left of them; None: the store has
-            not decided anything about the customer yet.
+        left: what was left of the policies that refused last; None: the store has not decided anything yet.
         shared: what is packed for all customers of the plan who have no state; None: this one has.
     """
 

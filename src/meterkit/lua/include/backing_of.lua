@@ -9,11 +9,13 @@
 -- all cost, and at most so many units at the highest cost.
 -- Returns more(k): units that ceiling k has beyond its own; claim(k, quantity): takes note of units held there;
 -- tell(told, t): puts for each ceiling behind the t numbers told 1 where grants or credits stood behind it in this
--- period, else 0. Puts into backing.taken by its place in backed what is asked of a meter.
+-- period, else 0; covered(target, place): how many units of a meter, were it the last, its grants pay, and its credit, by
+-- its place in backed. Puts into backing.taken by its place in backed what is asked of a meter.
 --include balance
 --include balance_text
 --include meter_of
 --include live_holds
+--include free_of
 local function backing_of(key, fields, backing, now, starts, finishes)
   local kept, none, taken = balance(key, backing, starts, finishes, now, false), {left = 0, was_there = 0}, {}
   if kept.file and kept.file.found then
@@ -44,16 +46,9 @@ local function backing_of(key, fields, backing, now, starts, finishes)
     local target, place = unpack(backing.asked[k])
     local meter, units = backing.backed[place], sum_of(target).left
     if meter then
-      local credit, cost = unpack(meter)
-      local free, uncovered = sum_of(credit).left, 0
-      for i, other in ipairs(backing.backed) do
-        if other[1] == credit and (i ~= place or other[7]) then
-          local claimed, beyond = claim_of(other, i == place and 0 or taken[i])
-          free, uncovered = free - claimed, i == place and beyond or uncovered
-        end
-      end
+      local free, uncovered = free_of(backing.backed, place, true, sum_of(meter[1]).left, taken, claim_of)
       -- Its own holds come off as units: those that the credit has paid for above must not come off twice.
-      units = units + math.floor(math.max(0, free) / cost) + uncovered
+      units = units + math.floor(free / meter[2]) + uncovered
     end
     return units
   end
@@ -69,5 +64,10 @@ local function backing_of(key, fields, backing, now, starts, finishes)
     end
     return told
   end
-  return more, claim, tell
+  local function covered(target, place)
+    local meter = backing.backed[place]
+    local free = meter and free_of(backing.backed, place, false, sum_of(meter[1]).left, taken, claim_of) or 0
+    return sum_of(target).left + (meter and math.floor(free / (meter[8] or meter[2])) or 0)
+  end
+  return more, claim, tell, covered
 end

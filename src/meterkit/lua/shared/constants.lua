@@ -9,6 +9,7 @@ local EMPTY_LISTING = '\254\000\000' -- Packed: FORM, two zeros.
 local EMPTY_HOLDS = '\254' -- Packed: FORM.
 local EMPTY_WINDOW = '\254\000\000\000'
 local MOST = 9000000000000000 -- The most that is counted: below 2^53.
+local UNCAPPED = 8000000000000000 -- Stands for a cap where a meter has none.
 local NEVER_MS = 9000000000000000
 local VALUE_MOST = 999999999999999 -- The most that Stripe takes in a value.
 local FIXED = 2 -- The kinds of rates that are told apart, as their terms number them.

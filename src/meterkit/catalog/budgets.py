@@ -1,0 +1,153 @@
+"""``budget:`` of a plan: how much a customer may spend beyond the plan's price."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal
+
+from meterkit.catalog.amount_texts import micros_per_minor_unit
+from meterkit.catalog.models import QUANTITY_MAX, SPEND, Entitlement, Meter, Overage, Rate
+from meterkit.catalog.shapes import Choice, Key, ListOf, Nullable, Table
+from meterkit.catalog.value_parsers import UNLIMITED, Unlimited, cents, or_unlimited, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from meterkit.catalog.errors import Place, Problems
+    from meterkit.catalog.models import Plan
+
+Per = Literal["period", "day", "hour"]
+AtLimit = Literal["deny", "notify"]
+_PERS: Final[Choice[Per]] = Choice(("period", "day", "hour"))
+_AT_LIMITS: Final[Choice[AtLimit]] = Choice(("deny", "notify"))
+MICROS: Final = "micro-units"
+"""The unit of what is spent: millionths of one of the file's currency."""
+_WINDOWS: Final[Mapping[Per, tuple[int, str]]] = {"day": (86_400_000, "1d"), "hour": (3_600_000, "1h")}
+
+
+class BudgetTable(Table, what="a budget", inheritable=True):
+    """``budget:`` of a plan."""
+
+    amount_cents: Key[int | Unlimited] = Key(
+        or_unlimited(cents()),
+        "What may be spent on overage and from balances in money, in minor units of the currency.",
+        required=True,
+    )
+    per: Key[Per] = Key(_PERS, "Its span: period (default); day or hour, of UTC.")
+    warn_at = Key(
+        ListOf(percent(least=1, most=1000), "percentages"),
+        "Percentages of amount_cents at which usage.threshold is sent; with `at_limit: notify` default: 100.",
+    )
+    at_limit: Key[AtLimit] = Key(_AT_LIMITS, "What happens beyond it: deny (default), or notify.")
+
+
+class LimitsTable(Table, what="spend limits"):
+    """A customer's own limits, as they are stored."""
+
+    period = Key(Nullable(cents()), "Per billing period, in minor units.")
+    day = Key(Nullable(cents()), "Per day of UTC, in minor units.")
+    hour = Key(Nullable(cents()), "Per hour, in minor units.")
+
+
+_METER: Final = Meter(
+    name=SPEND, title="Spend", unit=MICROS, kind="counter", stripe=None, source=None, where={}, is_spend=True
+)
+_NO_LIMIT: Final = Entitlement(
+    meter=SPEND, rates=(), concurrency=None, included=None, overage=Overage(mode="deny"), warn_at=()
+)
+
+
+def build_budgets(
+    budgets: Mapping[str, BudgetTable | None],
+    meters: Mapping[str, Meter | None],
+    plans: Mapping[str, Plan | None],
+    currency: str,
+    problems: Problems,
+) -> tuple[dict[str, Meter | None], dict[str, Plan | None]]:
+    """The meters with the one that counts what is spent, and the plans with what each gives of it.
+
+    Args:
+        budgets: those of the plans that have one, by the plan's key.
+        meters: of the file.
+        plans: of the file.
+        currency: of the file.
+        problems: the list to add to.
+    """
+    if SPEND in meters:
+        place = next(values.node.place for values in budgets.values() if values is not None)
+        message = (
+            f"what is spent is counted on a meter of its own, {SPEND}, which is declared; rename that meter"
+        )
+        problems.refuse(place, message)
+    micros = micros_per_minor_unit(currency)
+    built: dict[str, Plan | None] = {}
+    for key, plan in plans.items():
+        values = budgets.get(key)
+        given = _NO_LIMIT if values is None else _build_budget(values, micros)
+        built[key] = plan and replace(plan, entitlements={**plan.entitlements, SPEND: given})
+        if values is not None and plan is not None:
+            _note_unpriced(plan, values.node.place, problems)
+    return {**meters, SPEND: _METER}, built
+
+
+def _build_budget(values: BudgetTable, micros: int) -> Entitlement:
+    per, warn_at, notifies = values.per or "period", values.warn_at or (), values.at_limit == "notify"
+    if len(set(warn_at)) < len(warn_at):
+        values.refuse("warn_at", "a percentage is listed twice; keep one")
+    if per != "period":
+        for key in (*(("warn_at",) if warn_at else ()), *(("at_limit",) if notifies else ())):
+            values.refuse(key, f"found `per: {per}`; this key needs `per: period`")
+    amount = values.amount_cents
+    return replace(
+        _limited(_NO_LIMIT, per, None if amount == UNLIMITED else amount or 0, micros),
+        overage=Overage(mode="bill" if notifies else "deny"),
+        warn_at=tuple(sorted(set(warn_at))) or ((100,) if notifies else ()),
+    )
+
+
+def lowered(given: Entitlement, limits: LimitsTable, currency: str) -> Entitlement:
+    """What a customer may spend: of the plan's budget and the customer's own limits the lower one of a span.
+
+    Args:
+        given: the plan's.
+        limits: the customer's own.
+        currency: of the file.
+    """
+    micros = micros_per_minor_unit(currency)
+    if limits.period is not None and given.overage.mode == "bill":
+        given = replace(given, included=None, overage=Overage(mode="deny"))  # The plan's only notifies.
+    given = _limited(given, "period", limits.period, micros)
+    given = _limited(given, "day", limits.day, micros)
+    return _limited(given, "hour", limits.hour, micros)
+
+
+def _limited(given: Entitlement, per: Per, amount_cents: int | None, micros: int) -> Entitlement:
+    """The same, with no more than an amount per span, in minor units; None: as it is."""
+    if amount_cents is None:
+        return given
+    most = min(amount_cents * micros, QUANTITY_MAX)
+    if per == "period":
+        return replace(given, included=most if given.included is None else min(most, given.included))
+    window_ms, window = _WINDOWS[per]
+    rates = {rate.window_ms: rate for rate in given.rates}
+    most = min(most, rates[window_ms].limit) if window_ms in rates else most
+    rates[window_ms] = Rate(
+        limit=most, window_ms=window_ms, algorithm="fixed-window", burst=most, window=window
+    )
+    return replace(given, rates=tuple(rates.values()))
+
+
+def _note_unpriced(plan: Plan, place: Place, problems: Problems) -> None:
+    """Say which overage a budget cannot count: its price is only at Stripe."""
+    unpriced = [
+        name
+        for name, given in plan.entitlements.items()
+        if given.overage.mode == "bill" and given.overage.amount_cents is None
+    ]
+    if unpriced:
+        problems.note(
+            place,
+            "informs",
+            f"overage of {', '.join(unpriced)} has a price at Stripe only, so the budget does not count it;"
+            " write `overage: {bill: {per: N, amount_cents: M}}`",
+        )

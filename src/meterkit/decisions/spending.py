@@ -1,0 +1,185 @@
+"""What may be spent: budgets, and what units cost beyond what is included. Pure.
+
+The scripts work out what a customer spends from the same counts that they decide by, and what requests in
+flight may come to: see ``include/weigh_spend.lua``.
+"""
+
+from __future__ import annotations
+
+import json
+from math import gcd
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meterkit.catalog.amount_texts import micros_per_minor_unit
+from meterkit.catalog.models import SPEND
+from meterkit.decisions.decision import Policy
+from meterkit.decisions.grants import target_of
+from meterkit.decisions.keys import meter_field, rate_field
+from meterkit.decisions.packed import joined
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from meterkit.catalog import Catalog, Entitlement
+
+UNCAPPED: Final = 8 * 10**15
+"""Stands for a cap where a meter has none; with what is included a number that Lua counts exactly."""
+_EXACT: Final = 9 * 10**15
+
+
+class UnitPrice(NamedTuple):
+    """What units cost beyond what is included, and beyond what grants and credits pay.
+
+    Attributes:
+        micros: of so many units, in micro-units of the currency.
+        per: so many units.
+        is_all: whether what grants and credits pay is spent, too: they are money.
+    """
+
+    micros: int
+    per: int
+    is_all: bool
+
+
+def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catalog) -> UnitPrice | None:
+    """The price of a meter's units; None: they cost nothing, or at Stripe only."""
+    given = entitlements[meter]
+    if given.included is None:
+        return None
+    if catalog.meters[meter].charges is not None:
+        return UnitPrice(1, 1, is_all=True)
+    per, amount_cents = given.overage.per, given.overage.amount_cents
+    if given.overage.mode != "bill" or per is None or not amount_cents:
+        return None
+    micros = amount_cents * micros_per_minor_unit(catalog.currency)
+    shared = gcd(micros, per)
+    micros, per = micros // shared, per // shared
+    if micros * per > _EXACT:
+        return UnitPrice(-(-micros // per), 1, is_all=False)  # Not exact, and less than a micro-unit more.
+    return UnitPrice(micros, per, is_all=False)
+
+
+class Budget(NamedTuple):
+    """How much may be spent in a span.
+
+    Attributes:
+        window_ms: the span; 0: the billing period.
+        field: what counts it.
+        micros: how much.
+        policy: what stands for it among the policies.
+        unit: micro-units in a minor unit.
+    """
+
+    window_ms: int
+    field: str
+    micros: int
+    policy: Policy
+    unit: int
+
+
+def budgets_of(entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Sequence[Budget]:
+    """The budgets that refuse what is beyond them."""
+    given = entitlements.get(SPEND)
+    if given is None:
+        return ()
+    unit, found = micros_per_minor_unit(catalog.currency), list[Budget]()
+    if given.included is not None and given.overage.mode == "deny":
+        found.append(_budget(0, meter_field(SPEND), given.included, "period", unit))
+    for rate in given.rates:
+        field = rate_field(SPEND, rate.window_ms, rate.algorithm)
+        found.append(_budget(rate.window_ms, field, rate.limit, rate.window, unit))
+    return found
+
+
+def _budget(window_ms: int, field: str, micros: int, span: str, unit: int) -> Budget:
+    policy = Policy(
+        name=f"{SPEND}-{span}",
+        meter=SPEND,
+        kind="rate" if window_ms else "period",
+        quota=micros // unit,
+        window_s=window_ms // 1000 or None,
+        quota_unit="cents",
+    )
+    return Budget(window_ms, field, micros, policy, unit)
+
+
+class Spending(NamedTuple):
+    """What a decision that may spend something looks at.
+
+    Attributes:
+        budgets: in the order of their policies.
+        prices: every meter whose units cost something, to what they cost.
+    """
+
+    budgets: Sequence[Budget]
+    prices: Mapping[str, UnitPrice]
+
+    @classmethod
+    def of(cls, meters: Iterable[str], entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Spending:
+        """What bounds a demand on some meters; nothing where no budget does, or they cost nothing."""
+        budgets = budgets_of(entitlements, catalog)
+        if not budgets:
+            return _UNBOUNDED
+        prices = {
+            name: price
+            for name in catalog.meters
+            if (price := price_of(name, entitlements, catalog)) is not None
+        }
+        return _UNBOUNDED if prices.keys().isdisjoint(meters) else cls(budgets, prices)
+
+    def beside(
+        self,
+        fields: tuple[str, ...],
+        behind: str,
+        ceilings: Sequence[str],
+        sharing: Sequence[str],
+        entitlements: Mapping[str, Entitlement],
+    ) -> tuple[tuple[str, ...], str]:
+        """The fields that the decision script reads, from 2 on, and its further terms, as JSON.
+
+        Args:
+            fields: what it reads anyway.
+            behind: its further terms without budgets.
+            ceilings: the requested meters with a ceiling.
+            sharing: the meters that credits stand behind, in the order of the terms.
+            entitlements: of every meter.
+        """
+        if not self.budgets:
+            return fields, behind
+        wanted = (*map(meter_field, self.prices), *(budget.field for budget in self.budgets))
+        fields += tuple(name for name in wanted if name not in fields)
+        priced: list[tuple[int | str, ...]] = []
+        for name, price in self.prices.items():
+            backed = 0 if price.is_all or name not in sharing else sharing.index(name) + 1
+            target = "" if price.is_all else target_of("meter", name)
+            nth = ceilings.index(name) + 1 if name in ceilings else 0
+            place, included = fields.index(meter_field(name)) + 2, entitlements[name].included or 0
+            priced.append((place, included, price.micros, price.per, nth, target, backed))
+        budgets = [
+            (fields.index(budget.field) + 2, budget.window_ms, budget.micros, budget.unit)
+            for budget in self.budgets
+        ]
+        return fields, joined(behind, _json({"spend": {"budgets": budgets, "priced": priced}}))
+
+
+_UNBOUNDED: Final = Spending((), {})
+
+
+def counted_as_spent(
+    meters: Sequence[str], windows: int, entitlements: Mapping[str, Entitlement], catalog: Catalog
+) -> str:
+    """What the settlement script adds up, as JSON; see its terms.
+
+    Args:
+        meters: those that are settled, in the order of the terms.
+        windows: how many of the rates, the last, count what is spent.
+        entitlements: of every meter.
+        catalog: what is sold.
+    """
+    prices = [price_of(name, entitlements, catalog) for name in meters]
+    terms = [(0, 1, 0) if price is None else (price.micros, price.per, int(price.is_all)) for price in prices]
+    return _json({"spend": {"priced": terms, "windows": windows}})
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

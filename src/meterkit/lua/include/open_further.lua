@@ -1,0 +1,25 @@
+-- open_further: what a settlement has besides its numbers.
+--   further: text; keys: of the script; hold_slot: of the holds; starts, finishes: of the period of `now`; begins: of the
+--   counters' (ms)
+-- Returns the period that it comes too late for, or nil; whether that is not recorded; pay and keep of burn, or nil;
+-- besides_of; whether it is a repeat, and keep of end_flight; what count_spend returns, and how many rates count what is
+-- spent, or nil.
+--include overdue
+--include burn
+--include besides_of
+local function open_further(further, keys, rev, now, starts, finishes, begins, hold_slot)
+  local details, pay, keep_grants, is_repeat, keep_mark, spend, windows = cjson.decode(further)
+  local late = details.at and overdue(keys[3], details.at, details.own, begins)
+  if details.paying then
+    pay, keep_grants = burn(keys[6], keys[7], details, now, starts, finishes, rev ~= NO_STATE)
+  end
+  if details.digest then
+--include end_flight
+    is_repeat, keep_mark = end_flight(keys[#keys], details.digest, details.billed == 1, hold_slot, now)
+  end
+  if details.spend then
+--include count_spend
+    spend, windows = count_spend(details.spend.priced), details.spend.windows
+  end
+  return late, details.dead == 1, pay, keep_grants, besides_of, is_repeat, keep_mark, spend, windows
+end

@@ -1,0 +1,439 @@
+"""A random life under budgets: the scripts, and a model of rational numbers that says what they answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+from math import ceil, floor
+from typing import TYPE_CHECKING, Any, Final
+
+from counters import pack_field
+from meterkit.catalog import loads
+from meterkit.decisions.asked import Demand
+from meterkit.decisions.customer_state import NO_STATE, CustomerState
+from meterkit.decisions.keys import FORMAT, Keys, meter_field, meter_token, rate_field
+from meterkit.decisions.packed import MeterCounts, unpack_field
+from meterkit.decisions.periods import HOUR_MS, bounds_at
+from meterkit.decisions.verdict import refused
+from meterkit.redis.connection import pack, pack_each
+from meterkit.redis.producer import pack_sequence
+from meterkit.redis.scripts import Script
+from meterkit.store.hold import Held, Used
+from meterkit.store.settlement import Settlement
+from meterkit.store.views import CustomerCache
+from store.script_checks import MismatchError
+from store.script_counts import DAY_MS, SLOT_MS, Slots
+from store.script_plans import START_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from random import Random
+
+    from meterkit.catalog import Catalog
+    from meterkit.store.views import CustomerView, PreparedDecision
+    from store.script_wires import Wire
+
+CENT: Final = 10**4
+MICRO: Final = 10**6
+_METERS: Final = """
+schema: 1
+currency: usd
+default_plan: gift
+meters:
+  words:   {unit: word, stripe: {event_name: words}}
+  images:  {unit: image, stripe: {event_name: images}}
+  seconds: {unit: second, stripe: {event_name: seconds}}
+  plain:   {unit: item}
+"""
+_PLAN: Final = """
+plans:
+  gift:
+    price: {amount_cents: 0, interval: month}
+    budget: {amount_cents: 100, warn_at: [50, 100]}
+    meters:
+      words:   {included: 20, overage: {bill: {per: 7, amount_cents: 3}}}
+      images:  {included: 1, overage: {bill: {per: 3, amount_cents: 50}}}
+      seconds: {included: 2, overage: {bill: {per: 1, amount_cents: 1, cap: 60}}}
+      plain:   {included: 30}
+"""
+BARE: Final = loads(_METERS + _PLAN)
+PAID: Final = loads(f"""{_METERS}
+prices:
+  images: {{default: 3, models: {{opus: 5, "*mini": 1 per 2}}}}
+credits:
+  ai:  {{costs: {{words: 1 per 4, images: prices.images}}}}
+  usd: {{unit: money, costs: {{tokens: provider_prices}}}}
+{_PLAN}
+    grants:
+      - {{credit: ai, quantity: 12, every: period}}
+      - {{credit: usd, quantity: 1, every: period}}
+      - {{meter: words, quantity: 9, every: period}}
+""")
+PRICES: Final = {
+    "words": Fraction(3 * CENT, 7),
+    "images": Fraction(50 * CENT, 3),
+    "seconds": Fraction(CENT),
+}
+INCLUDED: Final = {"words": 20, "images": 1, "seconds": 2, "plain": 30, "usd_charged": 0}
+QUANTITIES: Final = {
+    "words": (1, 1, 3, 7, 20, 50, 200),
+    "images": (1, 1, 2, 5),
+    "seconds": (1, 2, 10, 59),
+    "plain": (1, 5),
+    "usd_charged": (1, 9_999, 120_000, 700_000),
+}
+CREDIT: Final = {"words": "ai", "images": "ai", "usd_charged": "usd"}
+COSTS: Final = {None: 3 * MICRO, "opus": 5 * MICRO, "a-mini": MICRO // 2}
+MOST: Final = 5 * MICRO
+SPANS: Final = {"day": DAY_MS, "hour": HOUR_MS}
+
+
+class SpendWorld:
+    """One customer, two processes, and a clock."""
+
+    catalog: Catalog = BARE
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        self.wire, self.random = wire, random
+        self.wall: int = START_MS
+        wire(pack("FLUSHALL"))
+        scripts = {name: self._load(name, text) for name, text in texts.items()}
+        self.keys = Keys("mk", 1)
+        self.processes = [
+            CustomerCache(
+                self.catalog,
+                keys=self.keys,
+                decide=scripts["decide"],
+                settle=scripts["settle"],
+                seal_delay_ms=0,
+                now_ms=lambda: self.wall,
+                on_unclaimed=lambda _decision, _at: None,
+            )
+            for _ in range(2)
+        ]
+        self.rev, self.number = NO_STATE, 0
+        self.limits: dict[str, int] = {}
+        self.period: tuple[int, int] | None = None
+        self.holds = {name: Slots() for name in QUANTITIES}
+        self.credit_holds = Slots()
+        self.windows: dict[str, Counter[int]] = {span: Counter() for span in SPANS}
+        self.open: list[tuple[PreparedDecision, int]] = []
+        self.seen: set[str] = set()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.included, self.overage = Counter[str](), Counter[str]()
+        self.left: dict[str, int] = {}
+        if self.catalog is PAID:
+            self.left = {"c:ai": 12 * MICRO, "c:usd": MICRO, "m:words": 9}
+
+    def step(self) -> None:
+        """Let time pass or not, then something is done."""
+        if self.random.random() < 0.5:
+            left = [SLOT_MS - self.wall % SLOT_MS, HOUR_MS - self.wall % HOUR_MS, DAY_MS - self.wall % DAY_MS]
+            month = bounds_at(self.wall).end_ms - self.wall
+            spans = (1, 1000, *left, SLOT_MS, *([month - 1, month] if self.random.random() < 0.1 else ()))
+            self.wall += max(0, self.random.choice(spans) + self.random.choice((-1, 0, 0, 0, 1)))
+        self.random.choice((self.decide, self.decide, self.decide, self.settle, self.settle, self.limit))()
+
+    def limit(self) -> None:
+        """Set the customer's own limits, or take them back."""
+        spans = {"period": (0, 40, 100, 250), "day": (0, 30, 80), "hour": (1, 20, 60)}
+        self.limits = {
+            span: self.random.choice(cents) for span, cents in spans.items() if self.random.random() < 0.4
+        }
+        self.rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
+        data = CustomerState(overrides={"spend": self.limits} if self.limits else {}).dump()
+        keys = self._keys
+        self.wire(pack("HSET", keys.state, "rev", self.rev, "data", data))
+        head = self.wire(pack("HGET", keys.counters, "h"))
+        if head is not None:
+            *times, _ = unpack_field(head)
+            self.wire(pack("HSET", keys.counters, "h", pack_field(*times, "")))
+
+    def decide(self) -> None:
+        meters = [name for name in QUANTITIES if name in self.catalog.meters]
+        asked = self.random.sample(meters, self.random.choice((1, 1, 1, 2, 3)))
+        demands = {
+            name: Demand(needed=1, taken=0)
+            if self.random.random() < 0.15
+            else Demand.of(self.random.choice((0, *QUANTITIES[name])))
+            for name in asked
+        }
+        mode, model = self.random.choice("dddcs"), self.random.choice(tuple(COSTS))
+        decision, reply = self._ask(demands, mode, model)
+        self._roll()
+        ends = self.period[1] if self.period else 0
+        refuses, told, shares = self._weigh(demands, mode, model)
+        code = (5 if mode == "s" else 1) if refuses else 0
+        what = f"{mode} {demands} {model} {self.limits}"
+        self.compare(what, code, reply[0])
+        self.seen.add(f"{mode} {code}")
+        if refuses:
+            self.compare(f"ends {what}", ends, reply[2])
+            for nth, numbers in told.items():
+                self.compare(f"told {nth} {what}", numbers, tuple(reply[3 * nth + 3 : 3 * nth + 6]))
+            verdict = refused(decision.exact(), reply, bounds_at(self.wall).end_ms)
+            if verdict.reason == "spend":
+                self.seen.add("spend")
+                assert verdict.spend is not None
+                self.compare("level", True, 0 <= verdict.spend.spent_cents)
+        elif shares:
+            nearest = min(shares, key=lambda nth: (shares[nth][0], nth))
+            self.compare(
+                f"nearest {what}", [nearest + 1, shares[nearest][1], told[nearest][1]], list(reply[2:])
+            )
+        if mode != "c" and reply[0] != 1:
+            self.period = self.period or self._bounds()
+            for name, demand in demands.items():
+                self.holds[name].take(self.wall, demand.taken)
+                if name == "images" and self.catalog is PAID:
+                    self.credit_holds.take(self.wall, demand.taken * COSTS[model])
+            self.open.append((decision, self.wall // SLOT_MS))
+
+    def _weigh(
+        self, demands: Mapping[str, Demand], mode: str, model: str | None
+    ) -> tuple[bool, dict[int, tuple[int, int, int]], dict[int, tuple[float, int]]]:
+        """Whether it is refused; by the policies' places what is told, and which share is left, and how much.
+
+        Of what has no cap nothing is compared.
+        """
+        refuses = False
+        told, shares = dict[int, tuple[int, int, int]](), dict[int, tuple[float, int]]()
+        takes = {name: 0 if mode == "c" else demand.taken for name, demand in demands.items()}
+        for nth, (name, demand) in enumerate(demands.items()):
+            live = self.holds[name].live(self.wall)
+            available, whole = max(0, INCLUDED[name] - self.included[name]), INCLUDED[name]
+            if name in {"words", "images"}:
+                continue
+            if name == "seconds":
+                available, whole = available + max(0, 60 - self.overage[name]), whole + 60
+            if name == "usd_charged":
+                available += self.left["c:usd"]
+            left = available - sum(live)
+            refuses |= demand.needed > left
+            told[nth] = available, *live
+            left -= takes[name]
+            shares[nth] = left / max(1, whole), left
+        before = {name: self._owed(name, takes, model, 0) for name in self._priced}
+        needs, takes_more = (
+            sum(
+                self._owed(name, takes, model, quantity) - before[name]
+                for name, quantity in quantities.items()
+                if name in before
+            )
+            for quantities in ({name: demand.needed for name, demand in demands.items()}, takes)
+        )
+        if before.keys().isdisjoint(demands):
+            return refuses, told, shares
+        for nth, (most, spent) in enumerate(self._budgets(), start=len(demands)):
+            left = most - spent - sum(before.values())
+            refuses |= 0 < needs > left
+            told[nth] = most - spent, sum(before.values()), needs
+            # Told before anything is taken; the share is of what is left then.
+            cents = floor(Fraction(left - (0 if mode == "c" else takes_more), CENT))
+            shares[nth] = cents / max(1, most // CENT), cents
+        return refuses, told, shares
+
+    @property
+    def _priced(self) -> list[str]:
+        return [name for name in (*PRICES, "usd_charged") if name in self.catalog.meters]
+
+    def _budgets(self) -> list[tuple[int, int]]:
+        """How much, and how much of it is spent: of the period, and of other spans."""
+        found = [(min(100, self.limits.get("period", 100)) * CENT, self._spent_in_period)]
+        for span, ms in SPANS.items():
+            if span in self.limits:
+                found.append((self.limits[span] * CENT, self.windows[span][self.wall // ms]))
+        return found
+
+    @property
+    def _spent_in_period(self) -> int:
+        return self.included["spend"] + self.overage["spend"]
+
+    def _owed(self, name: str, takes: Mapping[str, int], model: str | None, more: int) -> int:
+        """What is held of a meter and more of it may come to cost."""
+        units = max(0, sum(self.holds[name].live(self.wall)) + more - self._free(name, takes, model))
+        if name == "usd_charged":
+            return units
+        return _cost(name, self.overage[name] + units) - _cost(name, self.overage[name])
+
+    def _free(self, name: str, takes: Mapping[str, int], model: str | None) -> int:
+        free = max(0, INCLUDED[name] - self.included[name])
+        if name == "usd_charged" or self.catalog is BARE:
+            return free
+        free += self.left.get(f"m:{name}", 0)
+        if name in CREDIT:
+            other = "images" if name == "words" else "words"
+            claimed = self._claimed(other, takes.get(other, 0), model)
+            cost = MOST if name == "images" else MICRO // 4
+            free += max(0, self.left["c:ai"] - claimed) // cost
+        return free
+
+    def _claimed(self, name: str, more: int, model: str | None) -> int:
+        """What holds of a meter, and more of it, may take from the credit."""
+        own = max(0, INCLUDED[name] - self.included[name]) + self.left.get(f"m:{name}", 0)
+        beyond = max(0, sum(self.holds[name].live(self.wall)) + more - own)
+        if name == "words":
+            return beyond * MICRO // 4
+        return min(beyond * MOST, sum(self.credit_holds.live(self.wall)) + more * COSTS[model])
+
+    def settle(self) -> None:
+        recorded: dict[str, int] = {}
+        held, slot = Held(), self.wall // SLOT_MS
+        if self.open and self.random.random() < 0.8:
+            decision, slot = self.open.pop(self.random.randrange(len(self.open)))
+            held = Held.of(decision, slot)
+            recorded = {
+                name: self.random.choice((quantity, quantity, quantity // 2, quantity + 1, 0))
+                for name, quantity in held.quantities.items()
+            }
+        elif self.random.random() < 0.5:
+            name = self.random.choice([name for name in QUANTITIES if name in self.catalog.meters])
+            recorded = {name: self.random.choice(QUANTITIES[name])}
+        model = self.random.choice(tuple(COSTS))
+        dimensions = {} if model is None else {"model": model}
+        self._send(held, Used(recorded, {}, dimensions))
+        self._roll()
+        for name, quantity in held.quantities.items():
+            self.holds[name].give_back(self.wall, slot, quantity)
+            if name in held.costs:
+                self.credit_holds.give_back(self.wall, slot, quantity * held.costs[name])
+        self.period = self.period or self._bounds()
+        self._record({name: recorded.get(name, 0) for name in (*held.quantities, *recorded)}, model)
+        self._check()
+
+    def _send(self, held: Held, used: Used) -> None:
+        view, code = self._view, 4
+        while code == 4:
+            self.number += 1
+            head, tail = Settlement(view, held=held, used=used).pack()
+            place = pack_sequence(held.slot, self.number) + pack_each([self.wall])
+            reply = self.wire(head + pack_each([self.keys.producer(0, "w")]) + tail + place)
+            code = reply[0]
+            if code == 4:
+                self.number -= 1
+                view = view.cache.learn(view, reply)
+        self.compare("settled", 0, code)
+
+    def _record(self, quantities: Mapping[str, int], model: str | None) -> None:
+        spent = 0
+        for name, quantity in quantities.items():
+            within = min(quantity, max(0, INCLUDED[name] - self.included[name]))
+            rest = quantity - within
+            if self.catalog is PAID:
+                rest -= self._pay(f"m:{name}", rest, 1)
+                cost = {"words": MICRO // 4, "images": COSTS[model], "usd_charged": 1}.get(name)
+                rest -= self._pay(f"c:{CREDIT[name]}", rest, cost) if cost else 0
+            if name == "usd_charged":
+                spent += quantity - within
+            elif name in PRICES:
+                spent += _cost(name, self.overage[name] + rest) - _cost(name, self.overage[name])
+            self.included[name] += within
+            self.overage[name] += rest
+        if not any(quantities.values()) or not any(name in self._priced for name in quantities):
+            return
+        before, most = self._spent_in_period, min(100, self.limits.get("period", 100)) * CENT
+        within = min(spent, max(0, most - self.included["spend"]))
+        self.included["spend"] += within
+        self.overage["spend"] += spent - within
+        for span, ms in SPANS.items():
+            if span in self.limits:
+                self.windows[span][self.wall // ms] += spent
+        crossed = [
+            percent
+            for percent in (50, 100)
+            if most and 100 * before < percent * most <= 100 * (before + spent)
+        ]
+        self._check_notices([f"{before + spent} {percent} {most}" for percent in crossed])
+
+    def _pay(self, target: str, units: int, cost: int) -> int:
+        paid = min(units, self.left.get(target, 0) // cost)
+        if paid:
+            self.left[target] -= paid * cost
+        return paid
+
+    def _check_notices(self, expected: list[str]) -> None:
+        key, token = self._keys.notices, meter_token("spend").encode()
+        found = [
+            dict(zip(fields[::2], fields[1::2], strict=True))
+            for _, fields in self.wire(pack("XRANGE", key, "-", "+"))
+        ]
+        told = [" ".join(one[b"numbers"].decode().split()[3:]) for one in found if one[b"of"] == token]
+        self.compare("notices", expected, told)
+        self.seen |= {"notice"} if expected else set()
+        self.wire(pack("DEL", key))
+
+    def _check(self) -> None:
+        """Compare what is stored."""
+        for name in (*self._priced, "plain", "spend"):
+            counts = MeterCounts.read(self.wire(pack("HGET", self._keys.counters, meter_field(name))))
+            self.compare(
+                f"stored {name}", (self.included[name], self.overage[name]), (counts.included, counts.overage)
+            )
+        for span, ms in SPANS.items():
+            if span in self.limits:
+                field = rate_field("spend", ms, "fixed-window")
+                packed = self.wire(pack("HGET", self._keys.counters, field))
+                slot, counted, _ = (0, 0, 0) if packed is None else unpack_field(packed)
+                now = self.wall // ms
+                self.compare(f"stored {span}", self.windows[span][now], counted if slot == now else 0)
+
+    def _roll(self) -> None:
+        start, end = self._bounds()
+        if self.period is not None and self.period != (start, end):
+            self._begin()
+            self.period = start, end
+        elif self.period is None:
+            self._begin()
+
+    def _bounds(self) -> tuple[int, int]:
+        bounds = bounds_at(self.wall)
+        return bounds.start_ms, bounds.end_ms
+
+    def _ask(
+        self, demands: Mapping[str, Demand], mode: str, model: str | None
+    ) -> tuple[PreparedDecision, Any]:
+        known = self._view
+        while True:
+            decision = known.prepare_asking(demands, mode, model=model)
+            reply = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
+            if isinstance(reply, Exception):
+                raise MismatchError(f"{mode} {demands}: {reply}")
+            if reply[0] != 2:
+                return decision, reply
+            known = known.cache.learn(known, reply)
+
+    @property
+    def _view(self) -> CustomerView:
+        return self.random.choice(self.processes).get("ada")
+
+    @property
+    def _keys(self) -> Any:
+        return self.keys.customer("ada")
+
+    def _load(self, name: str, text: str) -> Script:
+        sha = self.wire(pack("SCRIPT", "LOAD", text))
+        if isinstance(sha, Exception):
+            raise MismatchError(f"{name}: {sha}")
+        return Script(name, text, sha.decode())
+
+    def check(self, name: str) -> None:
+        """For tests of all scripts: each settlement compares what is stored."""
+
+    def damage(self, name: str = "") -> None:
+        """Likewise: nothing is kept here that other lives do not damage."""
+
+    def compare(self, what: str, expected: object, found: object) -> None:
+        if expected != found:
+            raise MismatchError(f"{what}: {expected!r} is expected, and {found!r} was found")
+
+
+class PaidSpendWorld(SpendWorld):
+    """The same, with grants, a credit whose cost depends on the model, and a balance in money."""
+
+    catalog = PAID
+
+
+def _cost(name: str, units: int) -> int:
+    return ceil(units * PRICES[name])
