@@ -92,6 +92,7 @@ NAMES = [
     "SeatsInUseError",
     "Settings",
     "SettingsError",
+    "SpendLevel",
     "StorageOver",
     "StoreError",
     "StreamTap",

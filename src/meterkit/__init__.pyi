@@ -20,6 +20,7 @@ from meterkit.customers.grants import LedgerEntry as LedgerEntry
 from meterkit.customers.history import HistoryEntry as HistoryEntry
 from meterkit.decisions.decision import Decision as Decision
 from meterkit.decisions.decision import GaugeLevel as GaugeLevel
+from meterkit.decisions.decision import SpendLevel as SpendLevel
 from meterkit.delivery.flusher import Flusher as Flusher
 from meterkit.delivery.reconciling import Reconciled as Reconciled
 from meterkit.delivery.report import FlushReport as FlushReport

@@ -65,9 +65,12 @@ local function backing_of(key, fields, backing, now, starts, finishes)
     return told
   end
   local function covered(target, place)
-    local meter = backing.backed[place]
-    local free = meter and free_of(backing.backed, place, false, sum_of(meter[1]).left, taken, claim_of) or 0
-    return sum_of(target).left + (meter and math.floor(free / (meter[8] or meter[2])) or 0)
+    local meter, units = backing.backed[place], sum_of(target).left
+    if meter then
+      local free = free_of(backing.backed, place, false, sum_of(meter[1]).left, taken, claim_of)
+      units = units + math.floor(free / (meter[8] or meter[2]))
+    end
+    return units
   end
   return more, claim, tell, covered
 end

@@ -1,0 +1,265 @@
+"""Budgets of plans and spend limits of customers: what they count, refuse, and tell."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delivering import until
+from meterkit import MeterKit, MeterkitError, PlansError
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from meterkit import UsageThreshold
+
+pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  words:  {unit: word, stripe: {event_name: words}}
+  images: {unit: image, stripe: {event_name: images}}
+  plain:  {unit: item}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    budget: BUDGET
+    meters:
+      words:  {included: 1000, overage: {bill: {per: 1000, amount_cents: 7}}}
+      images: {included: 1, overage: {bill: {per: 1, amount_cents: 30}}}
+  other:
+    price: {amount_cents: 0, interval: month}
+    meters: {images: {included: 1, overage: {bill: {per: 1, amount_cents: 30}}}}
+"""
+
+
+@asynccontextmanager
+async def kit_on(
+    url: str, budget: str = "{amount_cents: 100}", plans: str = PLANS
+) -> AsyncGenerator[tuple[MeterKit, Clock]]:
+    clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
+    catalog = loads(plans.replace("BUDGET", budget))
+    async with MeterKit(
+        catalog, clock=clock, redis_url=url, flush=False, shards=4, store_timeout=10.0
+    ) as kit:
+        yield kit, clock
+
+
+async def spent(kit: MeterKit, customer: str = "ada") -> int:
+    return (await kit.usage(customer))["meters"]["spend"]["recorded"]
+
+
+async def takes(kit: MeterKit, meter: str, quantity: int, customer: str = "ada") -> bool:
+    decision = await kit.consume(customer, meter, quantity)
+    assert decision.allowed or decision.reason == "spend"
+    return decision.allowed
+
+
+async def test_overage_of_all_meters_counts_against_one_budget(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, clock):
+        assert await takes(kit, "words", 1000)
+        assert await spent(kit) == 0
+        assert await takes(kit, "images", 4)
+        assert await spent(kit) == 900_000
+        assert not await takes(kit, "images", 1)
+        # Of the ten cents that are left: 1,428 words cost 9.996.
+        assert not await takes(kit, "words", 1429)
+        assert await takes(kit, "words", 1428)
+        assert await spent(kit) == 999_960
+        assert not await takes(kit, "words", 1)
+        assert await takes(kit, "plain", 1)
+        clock.advance(timedelta(days=31))
+        assert await takes(kit, "images", 4)
+        assert await spent(kit) == 900_000
+
+
+async def test_parts_of_a_unit_add_up(any_store_url: str) -> None:
+    # 7 cents for 3,000: 23.3 micro-dollars a word.
+    plans = PLANS.replace("per: 1000", "per: 3000").replace("included: 1000", "included: 0")
+    async with kit_on(any_store_url, plans=plans) as (kit, _):
+        for _ in range(10):
+            assert await takes(kit, "words", 1)
+        assert await spent(kit) == 234
+
+
+async def test_a_refusal_says_how_much_is_spent_and_until_when(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
+        assert await takes(kit, "images", 3)
+        decision = await kit.consume("ada", "images", 2)
+        assert decision.spend is not None
+        assert (decision.spend.limit_cents, decision.spend.spent_cents) == (100, 60)
+        assert (decision.limit, decision.remaining, decision.violated) == (
+            "spend-period",
+            40,
+            ("spend-period",),
+        )
+        assert decision.retry_after == datetime(2031, 7, 1, tzinfo=UTC) - NOW
+        # More than the whole budget never fits.
+        assert (await kit.consume("ada", "images", 5)).retry_after is None
+
+
+async def test_what_is_held_may_be_spent_whichever_ends_first(any_store_url: str) -> None:
+    async with kit_on(any_store_url, "{amount_cents: 7}") as (kit, _):
+        # Both fit into what is included, and not together: the second must have a budget.
+        async with (
+            kit.reserve("ada", {"words": 1000}) as first,
+            kit.reserve("ada", {"words": 1000}) as second,
+        ):
+            assert first.decision.allowed
+            assert second.decision.allowed
+            async with kit.reserve("ada", {"words": 1}) as third:
+                assert third.decision.reason == "spend"
+                assert third.decision.retry_after is not None
+            await second.capture({"words": 1000})
+            assert await spent(kit) == 0
+            await first.capture({"words": 1000})
+        assert await spent(kit) == 70_000
+
+
+async def test_usage_that_is_recorded_counts_and_is_never_refused(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
+        await kit.record("ada", "images", 5)
+        assert await spent(kit) == 1_200_000
+        assert not await takes(kit, "images", 1)
+        assert await takes(kit, "words", 1000)
+
+
+async def test_a_budget_of_nothing_allows_what_is_included(any_store_url: str) -> None:
+    async with kit_on(any_store_url, "{amount_cents: 0}") as (kit, _):
+        assert await takes(kit, "images", 1)
+        assert not await takes(kit, "images", 1)
+
+
+@pytest.mark.parametrize(("per", "span"), [("day", timedelta(days=1)), ("hour", timedelta(hours=1))])
+async def test_a_budget_of_a_day_or_an_hour_begins_anew(
+    per: str, span: timedelta, any_store_url: str
+) -> None:
+    async with kit_on(any_store_url, f"{{amount_cents: 30, per: {per}}}") as (kit, clock):
+        assert await takes(kit, "images", 2)
+        decision = await kit.consume("ada", "images", 1)
+        assert decision.violated == ({"day": "spend-1d", "hour": "spend-1h"}[per],)
+        assert decision.retry_after is not None
+        clock.advance(decision.retry_after - timedelta(milliseconds=1))
+        assert not await takes(kit, "images", 1)
+        clock.advance(timedelta(milliseconds=1))
+        assert await takes(kit, "images", 1)
+        clock.advance(span)
+        assert await takes(kit, "images", 1)
+
+
+async def test_of_the_plans_budget_and_the_customers_limit_the_lower_holds(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
+        await kit.customers.spend_limit("ada", 30)
+        assert await takes(kit, "images", 2)
+        assert not await takes(kit, "images", 1)
+        await kit.customers.spend_limit("ada", 5000)
+        assert await takes(kit, "images", 2)
+        assert not await takes(kit, "images", 1)
+
+
+async def test_limits_of_several_spans_hold_at_once_and_each_is_taken_back(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
+        await kit.customers.spend_limit("ada", 60)
+        found = await kit.customers.spend_limit("ada", 30, per="day")
+        assert found.overrides == {"spend": {"period": 60, "day": 30}}
+        assert await takes(kit, "images", 2)
+        assert (await kit.consume("ada", "images", 1)).violated == ("spend-1d",)
+        assert (await kit.consume("ada", "images", 2)).violated == ("spend-period", "spend-1d")
+        await kit.customers.spend_limit("ada", None, per="day")
+        assert await takes(kit, "images", 1)
+        assert (await kit.customers.spend_limit("ada", None)).overrides == {}
+        assert await takes(kit, "images", 1)
+
+
+async def test_a_customer_may_be_limited_where_the_plan_has_no_budget(any_store_url: str) -> None:
+    async with kit_on(any_store_url, "{amount_cents: unlimited}") as (kit, _):
+        await kit.customers.set_plan("ada", "other")
+        assert await takes(kit, "images", 100)
+        assert await spent(kit) == 99 * 300_000
+        await kit.customers.spend_limit("ada", 99 * 30)
+        assert not await takes(kit, "images", 1)
+
+
+async def test_a_limit_that_cannot_be_is_refused(any_store_url: str) -> None:
+    plain = PLANS.replace("    budget: BUDGET\n", "")
+    async with kit_on(any_store_url, plans=plain) as (kit, _):
+        with pytest.raises(MeterkitError, match="no plan has a budget"):
+            await kit.customers.spend_limit("ada", 1)
+    wrong: list[tuple[Any, Any]] = [(-1, "period"), (1.5, "day"), (True, "hour"), ("x", "hour"), (1, "week")]
+    async with kit_on(any_store_url) as (kit, _):
+        for amount, per in wrong:
+            with pytest.raises(PlansError):
+                await kit.customers.spend_limit("ada", amount, per)
+        assert (await kit.customers.get("ada")).overrides == {}
+        # Only the scripts count it.
+        for counting in (kit.record("ada", "spend", 1), kit.consume("ada", "spend", 1)):
+            with pytest.raises(MeterkitError, match="'spend'"):
+                await counting
+
+
+async def test_a_budget_that_notifies_refuses_nothing(any_store_url: str) -> None:
+    told: list[UsageThreshold] = []
+    async with kit_on(any_store_url, "{amount_cents: 60, at_limit: notify, warn_at: [50, 100]}") as (kit, _):
+
+        @kit.on("usage.threshold")
+        async def tell(event: UsageThreshold) -> None:
+            told.append(event)
+
+        assert await takes(kit, "images", 5)
+        await until(lambda: len(told) == 2)
+        assert sorted(event.percent for event in told) == [50, 100]
+        assert {event.meter for event in told} == {"spend"}
+        # The customer's own limit takes its place.
+        await kit.customers.spend_limit("ada", 120)
+        assert not await takes(kit, "images", 1)
+
+
+async def test_grants_and_credits_come_first_and_money_counts(any_store_url: str) -> None:
+    plans = PLANS.replace(
+        "plans:\n",
+        "credits:\n  ai: {costs: {images: 2}}\n  usd: {unit: money, costs: {tokens: provider_prices}}\nplans:\n",
+    )
+    async with kit_on(any_store_url, plans=plans) as (kit, _):
+        await kit.grants.add("ada", {"ai": 5, "words": 500}, grant_id="a")
+        assert await takes(kit, "images", 3)  # One is included, two are paid with credits.
+        assert await takes(kit, "words", 1500)
+        assert await spent(kit) == 0
+        assert await takes(kit, "images", 3)
+        assert await spent(kit) == 900_000
+        assert not await takes(kit, "images", 1)
+        await kit.grants.add("ada", {"usd": 5}, grant_id="b")
+        assert not await takes(kit, "usd_charged", 100_001)
+        assert await takes(kit, "usd_charged", 100_000)
+        assert await spent(kit) == 1_000_000
+
+
+async def test_a_currency_without_decimals_is_counted_in_millionths_too(any_store_url: str) -> None:
+    async with kit_on(any_store_url, plans=PLANS.replace("usd", "jpy")) as (kit, _):
+        assert await takes(kit, "images", 4)
+        assert await spent(kit) == 90_000_000
+        assert not await takes(kit, "images", 1)
+
+
+async def test_racing_decisions_spend_no_more_than_the_budget(any_store_url: str) -> None:
+    async with kit_on(any_store_url, "{amount_cents: 1000}") as (kit, _):
+
+        async def one(nth: int) -> None:
+            async with kit.reserve("ada", {"words": 997}) as reservation:
+                if reservation.decision.allowed:
+                    await asyncio.sleep(0)
+                    await reservation.capture({"words": 997 if nth % 3 else nth})
+
+        await asyncio.gather(*(one(nth) for nth in range(600)))
+        # As much as still fits is still sold.
+        while await takes(kit, "words", 1):
+            pass
+        assert 10_000_000 - 70 < await spent(kit) <= 10_000_000
