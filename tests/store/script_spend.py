@@ -75,6 +75,7 @@ PRICES: Final = {
     "seconds": Fraction(CENT),
 }
 INCLUDED: Final = {"words": 20, "images": 1, "seconds": 2, "plain": 30, "usd_charged": 0}
+FEWER_WORDS: Final = 5
 QUANTITIES: Final = {
     "words": (1, 1, 3, 7, 20, 50, 200),
     "images": (1, 1, 2, 5),
@@ -113,6 +114,7 @@ class SpendWorld:
         ]
         self.rev, self.number = NO_STATE, 0
         self.limits: dict[str, int] = {}
+        self.given = dict(INCLUDED)
         self.period: tuple[int, int] | None = None
         self.holds = {name: Slots() for name in QUANTITIES}
         self.credit_holds = Slots()
@@ -137,13 +139,17 @@ class SpendWorld:
         self.random.choice((self.decide, self.decide, self.decide, self.settle, self.settle, self.limit))()
 
     def limit(self) -> None:
-        """Set the customer's own limits, or take them back."""
+        """Set the customer's own limits, or take them back; and how many words are included."""
         spans = {"period": (0, 40, 100, 250), "day": (0, 30, 80), "hour": (1, 20, 60)}
         self.limits = {
             span: self.random.choice(cents) for span, cents in spans.items() if self.random.random() < 0.4
         }
         self.rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
-        data = CustomerState(overrides={"spend": self.limits} if self.limits else {}).dump()
+        self.given["words"] = self.random.choice((INCLUDED["words"], FEWER_WORDS))
+        overrides: dict[str, dict[str, object]] = {"words": {"included": self.given["words"]}}
+        if self.limits:
+            overrides["spend"] = dict(self.limits)
+        data = CustomerState(overrides=overrides).dump()
         keys = self._keys
         self.wire(pack("HSET", keys.state, "rev", self.rev, "data", data))
         head = self.wire(pack("HGET", keys.counters, "h"))
@@ -203,7 +209,7 @@ class SpendWorld:
         takes = {name: 0 if mode == "c" else demand.taken for name, demand in demands.items()}
         for nth, (name, demand) in enumerate(demands.items()):
             live = self.holds[name].live(self.wall)
-            available, whole = max(0, INCLUDED[name] - self.included[name]), INCLUDED[name]
+            available, whole = max(0, self.given[name] - self.included[name]), self.given[name]
             if name in {"words", "images"}:
                 continue
             if name == "seconds":
@@ -259,7 +265,7 @@ class SpendWorld:
         return _cost(name, self.overage[name] + units) - _cost(name, self.overage[name])
 
     def _free(self, name: str, takes: Mapping[str, int], model: str | None) -> int:
-        free = max(0, INCLUDED[name] - self.included[name])
+        free = max(0, self.given[name] - self.included[name])
         if name == "usd_charged" or self.catalog is BARE:
             return free
         free += self.left.get(f"m:{name}", 0)
@@ -272,7 +278,7 @@ class SpendWorld:
 
     def _claimed(self, name: str, more: int, model: str | None) -> int:
         """What holds of a meter, and more of it, may take from the credit."""
-        own = max(0, INCLUDED[name] - self.included[name]) + self.left.get(f"m:{name}", 0)
+        own = max(0, self.given[name] - self.included[name]) + self.left.get(f"m:{name}", 0)
         beyond = max(0, sum(self.holds[name].live(self.wall)) + more - own)
         if name == "words":
             return beyond * MICRO // 4
@@ -319,7 +325,7 @@ class SpendWorld:
     def _record(self, quantities: Mapping[str, int], model: str | None) -> None:
         spent = 0
         for name, quantity in quantities.items():
-            within = min(quantity, max(0, INCLUDED[name] - self.included[name]))
+            within = min(quantity, max(0, self.given[name] - self.included[name]))
             rest = quantity - within
             if self.catalog is PAID:
                 rest -= self._pay(f"m:{name}", rest, 1)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.each_store]
 
+NOW = datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC)
 PLANS = """
 schema: 1
 currency: usd
@@ -46,11 +47,8 @@ plans:
 async def kit_on(
     url: str, budget: str = "{amount_cents: 100}", plans: str = PLANS
 ) -> AsyncGenerator[tuple[MeterKit, Clock]]:
-    clock = Clock(datetime(2031, 6, 10, 12, 0, 30, tzinfo=UTC))
-    catalog = loads(plans.replace("BUDGET", budget))
-    async with MeterKit(
-        catalog, clock=clock, redis_url=url, flush=False, shards=4, store_timeout=10.0
-    ) as kit:
+    clock, catalog = Clock(NOW), loads(plans.replace("BUDGET", budget))
+    async with MeterKit(catalog, clock=clock, redis_url=url, flush=False, shards=4, store_timeout=10) as kit:
         yield kit, clock
 
 
@@ -97,11 +95,8 @@ async def test_a_refusal_says_how_much_is_spent_and_until_when(any_store_url: st
         decision = await kit.consume("ada", "images", 2)
         assert decision.spend is not None
         assert (decision.spend.limit_cents, decision.spend.spent_cents) == (100, 60)
-        assert (decision.limit, decision.remaining, decision.violated) == (
-            "spend-period",
-            40,
-            ("spend-period",),
-        )
+        assert (decision.limit, decision.remaining) == ("spend-period", 40)
+        assert decision.violated == ("spend-period",)
         assert decision.retry_after == datetime(2031, 7, 1, tzinfo=UTC) - NOW
         # More than the whole budget never fits.
         assert (await kit.consume("ada", "images", 5)).retry_after is None
@@ -224,10 +219,9 @@ async def test_a_budget_that_notifies_refuses_nothing(any_store_url: str) -> Non
 
 
 async def test_grants_and_credits_come_first_and_money_counts(any_store_url: str) -> None:
-    plans = PLANS.replace(
-        "plans:\n",
-        "credits:\n  ai: {costs: {images: 2}}\n  usd: {unit: money, costs: {tokens: provider_prices}}\nplans:\n",
-    )
+    money = "{unit: money, costs: {tokens: provider_prices}}"
+    own = f"credits: {{ai: {{costs: {{images: 2}}}}, usd: {money}}}\nplans:\n"
+    plans = PLANS.replace("plans:\n", own)
     async with kit_on(any_store_url, plans=plans) as (kit, _):
         await kit.grants.add("ada", {"ai": 5, "words": 500}, grant_id="a")
         assert await takes(kit, "images", 3)  # One is included, two are paid with credits.

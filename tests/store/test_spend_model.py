@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from meterkit.redis.connection import pack
+from store.script_counts import MOST
 from store.script_driver import life
-from store.script_mutants import in_depth
+from store.script_mutants import in_depth, source
 from store.script_spend import PaidSpendWorld, SpendWorld
 from store.script_wires import fake_wire, load_texts, server_wire
 
@@ -19,6 +22,18 @@ if TYPE_CHECKING:
 
 SEEN: Final = frozenset({"c 0", "c 1", "d 0", "d 1", "s 0", "s 5", "notice", "spend"})
 KINDS: Final = (SpendWorld, PaidSpendWorld)
+
+
+def test_prices_of_large_quantities_are_exact(valkey: Server) -> None:
+    chance = Random(5)  # noqa: S311 - repeatable
+    with server_wire(valkey) as wire:
+        for _ in range(2000):
+            per = 10 ** chance.randrange(8) * chance.randrange(1, 10)
+            micros = chance.randrange(1, MOST // per) if chance.random() < 0.5 else chance.randrange(1, 10**5)
+            units = chance.randrange(min(10**15, MOST * per // micros))
+            body = f"local MOST = {MOST}\n{source('include/price_of.lua')}"
+            asked = f"return string.format('%.0f', price_of({units}, {micros}, {per}))"
+            assert int(wire(pack("EVAL", body + asked, 0))) == -(-units * micros // per), (units, micros, per)
 
 
 def live(

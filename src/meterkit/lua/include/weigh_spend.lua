@@ -45,7 +45,7 @@ local function weigh_spend(spend, covered, fields, terms, at, now, is_repeat, ta
     end
     local left = micros - spent - held_before_it
     refuses = refuses or needs > 0 and needs > left
-    tell(math.floor((left - taking) / unit), math.max(1, math.floor(micros / unit)), micros - spent, held_before_it, needs)
+    tell(math.floor((left - taking) / unit), math.max(1, micros / unit), micros - spent, held_before_it, needs)
   end
   return refuses
 end
