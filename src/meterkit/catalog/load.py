@@ -290,6 +290,9 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     declared = Declared(meters=known, features=features, credits=credits_)
     written_plans = values.plans or {}
     built_plans = build_plans(written_plans, declared, problems)
+    budgets = {key: plan.budget for key, plan in kept(written_plans).items() if plan.budget is not None}
+    if budgets:
+        known, built_plans = build_budgets(budgets, known, built_plans, values.currency or "", problems)
     money = Billing(**values.billing.given()) if values.billing else Billing()
     written_routes = values.routes or ()
     common = values.given("enforcement", "on_store_failure", "headers")
@@ -307,15 +310,14 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     )
     if values.routes is not None:
         note_billing_lines(built_routes, built_plans.values(), values.place("routes"), problems)
-        note_unheld_money(built_routes, credits_.values(), values.place("routes"), problems)
+        note_unheld_money(
+            built_routes, credits_.values(), values.place("routes"), problems, has_budgets=bool(budgets)
+        )
     default_plan = values.default_plan or ""
     if default_plan and values.plans is not None and default_plan not in written_plans:
         values.refuse("default_plan", unknown("plan", default_plan, written_plans))
     anonymous = build_anonymous(values.anonymous, plans=written_plans)
     dunning = build_dunning(values.dunning, default_plan=default_plan, plans=written_plans)
-    budgets = {key: plan.budget for key, plan in kept(written_plans).items() if plan.budget is not None}
-    if budgets:
-        known, built_plans = build_budgets(budgets, known, built_plans, values.currency or "", problems)
     catalog = Catalog(
         source=problems.source,
         content_hash="",

@@ -178,21 +178,29 @@ def note_unpriced_models(
 
 
 def note_unheld_money(
-    routes: Iterable[Route], credits_: Iterable[Credit], place: Place, problems: Problems
+    routes: Iterable[Route],
+    credits_: Iterable[Credit],
+    place: Place,
+    problems: Problems,
+    *,
+    has_budgets: bool,
 ) -> None:
-    """Say which lines charge calls to a balance in money and hold nothing for them.
+    """Say which lines spend a balance in money, or a budget, and hold nothing for it.
 
     Args:
         routes: the lines of the file.
         credits_: those of the file.
         place: where the routes stand.
         problems: the list to add to.
+        has_budgets: whether a plan has a budget.
     """
     unheld = [route.match for route in routes if route.usage != "none" and not route.reserve]
-    if unheld and any(credit.is_money for credit in credits_):
+    has_balance = any(credit.is_money for credit in credits_)
+    if unheld and (has_balance or has_budgets):
         shown = ", ".join(map(repr, unheld[:_SHOWN_MAX]))
+        what = "balance" if has_balance else "budget"
         message = (
-            f"requests that race can spend more than the balance where nothing is held: {shown}; write"
+            f"requests that race can spend more than the {what} where nothing is held: {shown}; write"
             " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` to hold what a call"
             " can cost at most"
         )

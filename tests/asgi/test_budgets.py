@@ -1,0 +1,102 @@
+"""Budgets at the edge: what a client is told, and that racing answers spend no more than there is."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from asgi.test_llm_model_prices import answering, ask
+from delivering import until
+from llm_apps import metered
+
+if TYPE_CHECKING:
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  output_tokens: {unit: token, stripe: {event_name: out}}
+  images:        {unit: image, stripe: {event_name: images}}
+routes:
+  - match: "POST /chat"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+  - {match: "POST /plain", usage: openai}
+  - {match: "/images", consume: {images: 1}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    budget: {amount_cents: 1000, per: PER}
+    meters:
+      output_tokens: {included: 5000, overage: {bill: {per: 1000, amount_cents: 3}}}
+      images:        {included: 0, overage: {bill: {per: 1, amount_cents: 300}}}
+"""
+LIMIT: Final = 10_000_000
+
+
+async def spent(at: Served) -> int:
+    return (await at.kit.usage("acme"))["meters"]["spend"]["recorded"]
+
+
+@pytest.mark.parametrize(
+    ("per", "policy", "window"),
+    [("period", "spend-period", b""), ("day", "spend-1d", b";w=86400"), ("hour", "spend-1h", b";w=3600")],
+)
+async def test_a_client_is_told_what_may_be_spent(
+    per: str, policy: str, window: bytes, store_url: str
+) -> None:
+    async with metered(answering(), store_url, plans=PLANS.replace("PER", per)) as at:
+        quota = f'"{policy}";q=1000;qu="cents"' + window.decode()
+        for left in (700, 400, 100):
+            answer = await at.client.get("/images", headers={"x-tokens": "0"})
+            assert answer.headers["ratelimit-policy"] == quota
+            assert answer.headers["ratelimit"].startswith(f'"{policy}";r={left};t=')
+        answer = await at.client.get("/images", headers={"x-tokens": "0"})
+        assert answer.status_code == 402
+        body = answer.json()
+        assert body["type"] == "urn:meterkit:problem:spend-limit-reached"
+        assert (body["limit_cents"], body["spent_cents"], body["currency"]) == (1000, 900, "usd")
+        span = {"period": "billing period"}.get(per, per)
+        assert f"may spend USD 10.00 per {span}, and USD 9.00 of it" in body["detail"]
+        assert body["reset_after_s"] > 0
+        assert answer.headers["x-should-retry"] == "false"
+        assert "retry-after" not in answer.headers
+        assert answer.headers["ratelimit"].startswith(f'"{policy}";r=100;t=')
+
+
+async def test_a_request_that_may_cost_more_than_is_left_is_refused(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS.replace("PER", "period")) as at:
+        await at.kit.record("acme", "output_tokens", 5000)
+        # Ten dollars are 333,333 tokens: what is reserved must fit, not what the answer comes to.
+        await at.kit.record("acme", "output_tokens", 300_000)
+        assert await ask(at, 10, at_most=40_000) == 402
+        assert await ask(at, 10, at_most=33_333) == 200
+        await at.kit.record("acme", "output_tokens", 33_333)
+        assert await ask(at, 10, path="/plain") == 402
+
+
+async def test_i3_racing_answers_do_not_overshoot_a_budget(store_url: str) -> None:
+    chance, waiting = Random(11), asyncio.Event()  # noqa: S311 - repeatable
+    plans = PLANS.replace("PER", "period")
+    async with metered(answering(waiting.wait), store_url, plans=plans) as at:  # type: ignore[arg-type]  # its result is not used
+        calls = [chance.randrange(1, 4000) for _ in range(600)]
+        asking = [asyncio.create_task(ask(at, tokens, at_most=tokens)) for tokens in calls]
+        lanes = at.kit.store.lanes.values()
+        await until(
+            lambda: sum(task.done() for task in asking) + sum(len(lane.live) for lane in lanes) == len(calls)
+        )
+        waiting.set()
+        statuses = await asyncio.gather(*asking)
+        assert set(statuses) == {200, 402}
+        served = sum(tokens for tokens, status in zip(calls, statuses, strict=True) if status == 200)
+        assert await spent(at) == (served - 5000) * 30 <= LIMIT
+        # Nothing was refused that fitted: ten dollars and what is included are 338,333 tokens.
+        refused = [tokens for tokens, status in zip(calls, statuses, strict=True) if status == 402]
+        assert 338_333 - served < min(refused)
