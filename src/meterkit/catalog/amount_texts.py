@@ -48,9 +48,19 @@ def exact_money(amount: Decimal, currency: str) -> str:
     return f"{currency.upper()} {whole}{'.' if fraction else ''}{fraction}"
 
 
-def micro_usd(amount: int) -> str:
-    """Millionths of US dollars as people write them: ``USD 0.0195``."""
-    return exact_money(Decimal(amount).scaleb(-4), "usd")
+MICRO_UNIT: Final = "micro-"
+"""Begins the unit of a meter that counts millionths of a currency: ``micro-USD``."""
+
+
+def is_money(unit: str) -> bool:
+    """Whether a meter with this unit counts millionths of a currency."""
+    return unit.startswith(MICRO_UNIT)
+
+
+def micro_money(amount: int, unit: str) -> str:
+    """A quantity of such a meter as people write it: ``USD 0.0195``."""
+    currency = unit.removeprefix(MICRO_UNIT).lower()
+    return exact_money(Decimal(amount).scaleb(_decimals(currency) - 6), currency)
 
 
 def _decimals(currency: str) -> int:

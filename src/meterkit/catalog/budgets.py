@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.catalog.amount_texts import micros_per_minor_unit
+from meterkit.catalog.amount_texts import MICRO_UNIT, micros_per_minor_unit
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, Entitlement, Meter, Overage, Rate
 from meterkit.catalog.shapes import Choice, Key, ListOf, Nullable, Table
 from meterkit.catalog.value_parsers import UNLIMITED, Unlimited, cents, or_unlimited, percent
@@ -20,8 +20,6 @@ Per = Literal["period", "day", "hour"]
 AtLimit = Literal["deny", "notify"]
 _PERS: Final[Choice[Per]] = Choice(("period", "day", "hour"))
 _AT_LIMITS: Final[Choice[AtLimit]] = Choice(("deny", "notify"))
-MICROS: Final = "micro-units"
-"""The unit of what is spent: millionths of one of the file's currency."""
 _WINDOWS: Final[Mapping[Per, tuple[int, str]]] = {"day": (86_400_000, "1d"), "hour": (3_600_000, "1h")}
 
 
@@ -49,9 +47,6 @@ class LimitsTable(Table, what="spend limits"):
     hour = Key(Nullable(cents()), "Per hour, in minor units.")
 
 
-_METER: Final = Meter(
-    name=SPEND, title="Spend", unit=MICROS, kind="counter", stripe=None, source=None, where={}, is_spend=True
-)
 _NO_LIMIT: Final = Entitlement(
     meter=SPEND, rates=(), concurrency=None, included=None, overage=Overage(mode="deny"), warn_at=()
 )
@@ -87,7 +82,17 @@ def build_budgets(
         built[key] = plan and replace(plan, entitlements={**plan.entitlements, SPEND: given})
         if values is not None and plan is not None:
             _note_unpriced(plan, values.node.place, problems)
-    return {**meters, SPEND: _METER}, built
+    meter = Meter(
+        name=SPEND,
+        title="Spend",
+        unit=f"{MICRO_UNIT}{currency.upper()}",
+        kind="counter",
+        stripe=None,
+        source=None,
+        where={},
+        is_spend=True,
+    )
+    return {**meters, SPEND: meter}, built
 
 
 def _build_budget(values: BudgetTable, micros: int) -> Entitlement:

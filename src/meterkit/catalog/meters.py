@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.catalog.amount_texts import MICRO_UNIT
 from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.model_prices import Credit, ModelPrices, ProviderPrices
 from meterkit.catalog.models import Meter, Report, StripeEvent
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 EVENT_NAME_MAX: Final = 100
 CHARGED: Final = "_charged"
 """Ends the name of the meter that counts what a credit of money is charged."""
-MICRO_USD: Final = "micro-USD"
+MICRO_USD: Final = f"{MICRO_UNIT}USD"
 ALL: Final = "all"
 Kind = Literal["counter", "gauge"]
 _KINDS: Final[Choice[Kind]] = Choice(("counter", "gauge"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from meterkit.catalog.amount_texts import money
+from meterkit.catalog.amount_texts import is_money, micro_money, money
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import print_note, print_records, to_json
 from meterkit.cli.session import Session, command
@@ -28,6 +28,7 @@ commands = typer.Typer()
 
 _MICRO_PER_CENT: Final = 10_000
 _RARE: Final = frozenset({"held", "granted", "cost", "late", "parked", "dead"})
+_ON_THE_WAY: Final = frozenset({"to send", "delivered", "late", "parked", "dead"})
 """Columns that are shown where there is something in them."""
 _CSV: Final = (
     *("customer", "plan", "status", "access", "period_start", "period_end", "meter"),
@@ -139,10 +140,23 @@ def _tell(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Catalog) ->
         )
         typer.echo(f"credits {', '.join(balance)}")
     rows = [_row(name, meter, catalog.currency) for name, meter in found["meters"].items()]
-    print_records(rows, rare=_RARE)
+    units = {name: meter.unit for name, meter in catalog.meters.items() if is_money(meter.unit)}
+    print_records([_in_money(row, units.get(str(row["meter"]))) for row in rows], rare=_RARE)
     if rates:
         typer.echo()
-        print_records([_rate_row(rate) for rate in rates])
+        print_records([_in_money(_rate_row(rate), units.get(rate["meter"] or "")) for rate in rates])
+
+
+def _in_money(row: dict[str, object], unit: str | None) -> dict[str, object]:
+    """The row of a meter that counts money, in its currency."""
+    if unit is None:
+        return row
+    return {
+        name: micro_money(value, unit)
+        if isinstance(value, int) and value and name not in _ON_THE_WAY
+        else value
+        for name, value in row.items()
+    }
 
 
 def _rate_row(rate: RateUsage) -> dict[str, object]:

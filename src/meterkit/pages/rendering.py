@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.responses import Response
 
 from meterkit.answers import ProblemDocument, ProblemType
-from meterkit.catalog.amount_texts import micro_usd, minor_units, money, size_text
+from meterkit.catalog.amount_texts import is_money, micro_money, minor_units, money, size_text
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
@@ -73,7 +73,8 @@ class Pages:
             "quantity": "{:,}".format,
             "last_day": _last_day,
             "size": size_text,
-            "micro_usd": micro_usd,
+            "exact_money": micro_money,
+            "is_money": is_money,
             "state": _state,
             "title_in": _title_in,
         }
