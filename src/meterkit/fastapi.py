@@ -76,11 +76,17 @@ _QUANTITY: Final = {"type": "integer", "minimum": 0}
 _MEMBERS: Final[Mapping[str, Mapping[str, Any]]] = {
     TYPES["rate"].problem.uri: {"violated-policies": _TEXTS},
     TYPES["suspended"].problem.uri: {"reason": _TEXT, "portal_url": _URI},
+    TYPES["spend"].problem.uri: {
+        "limit_cents": _QUANTITY,
+        "spent_cents": _QUANTITY,
+        "currency": _TEXT,
+        "reset_after_s": _QUANTITY,
+    },
     TYPES["feature"].problem.uri: {"feature": _TEXT, "plan": _TEXT, "available_in": _TEXTS},
     TYPES["seats"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY},
     TYPES["storage"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY, "requested": _QUANTITY},
 }
-_OPTIONAL: Final = frozenset({"portal_url"})
+_OPTIONAL: Final = frozenset({"portal_url", "reset_after_s"})
 _SECONDS: Final = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
 _FIELDS: Final[Mapping[int, Mapping[str, Any]]] = {
     401: {"WWW-Authenticate": {"description": "How to authenticate.", "schema": _TEXT}},

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from meterkit.asgi.problems import TYPES, Denial, ProblemContext, problem, send_denial
-from meterkit.decisions.decision import Decision, Policy, Reason
+from meterkit.decisions.decision import Decision, Policy, Reason, SpendLevel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,7 @@ IANA = "https://iana.org/assignments/http-problem-types#"
 URN = "urn:meterkit:problem:"
 
 RATE = Policy(name="requests-1h", meter="requests", kind="rate", quota=100, window_s=3600, quota_unit=None)
+BUDGET = Policy(name="spend-1d", meter="spend", kind="rate", quota=100, window_s=86_400, quota_unit="cents")
 PERIOD = Policy(
     name="requests-period", meter="requests", kind="period", quota=1000, window_s=None, quota_unit=None
 )
@@ -199,6 +200,52 @@ GOLDEN: Mapping[str, tuple[Decision, ProblemContext, int, dict[str, Any], list[t
                 "Buy more to go on."
             ),
             "reason": "credits",
+        },
+        [(b"x-should-retry", b"false")],
+    ),
+    "a budget": (
+        denied(
+            "spend",
+            "spend-1d",
+            remaining=10,
+            retry_after=timedelta(hours=9),
+            reset_after=timedelta(hours=9),
+            spend=SpendLevel(limit_cents=100, spent_cents=90),
+        ),
+        ProblemContext(policies=(BUDGET,), currency="usd"),
+        402,
+        {
+            "type": f"{URN}spend-limit-reached",
+            "title": "Spend Limit Reached",
+            "detail": (
+                "This account may spend USD 1.00 per day, and USD 0.90 of it are spent or set aside for "
+                "requests in progress. More can be spent in 9 hours."
+            ),
+            "limit_cents": 100,
+            "spent_cents": 90,
+            "currency": "usd",
+            "reset_after_s": 32400,
+        },
+        [
+            (b"ratelimit-policy", b'"spend-1d";q=100;qu="cents";w=86400'),
+            (b"ratelimit", b'"spend-1d";r=10;t=32400'),
+            (b"x-should-retry", b"false"),
+        ],
+    ),
+    "more than a budget": (
+        denied("spend", "spend-period", spend=SpendLevel(limit_cents=100, spent_cents=0)),
+        ProblemContext(currency="jpy"),
+        402,
+        {
+            "type": f"{URN}spend-limit-reached",
+            "title": "Spend Limit Reached",
+            "detail": (
+                "This account may spend JPY 100 per billing period, and JPY 0 of it are spent or set aside "
+                "for requests in progress. This request may cost more than that: ask for less."
+            ),
+            "limit_cents": 100,
+            "spent_cents": 0,
+            "currency": "jpy",
         },
         [(b"x-should-retry", b"false")],
     ),

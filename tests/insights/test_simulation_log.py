@@ -47,6 +47,7 @@ def terms(
         rates=rates or {},
         consumed=frozenset({"calls"} if whole else ()),
         has_grants=False,
+        has_budget=False,
         grants_outlive=False,
         sources=frozenset(),
         lines=(),

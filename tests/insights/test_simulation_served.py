@@ -91,6 +91,16 @@ CHANGED: Final = {
             "    grants: [{credit: ai, quantity: 8, every: period}]\n" + GRANT + BILLED.replace("10", "0", 1),
         ),
     ),
+    "a budget": changed((GRANT, "    budget: {amount_cents: 25}\n" + GRANT)),
+    "a budget of an hour": changed((GRANT, "    budget: {amount_cents: 6, per: hour}\n" + GRANT)),
+    "a budget behind credits": changed(
+        CREDITS,
+        (
+            GRANT,
+            "    budget: {amount_cents: 12}\n"
+            "    grants: [{credit: ai, quantity: 7, every: period}]\n" + GRANT,
+        ),
+    ),
     "no plan pro, and no pages": changed(
         ("  pages:         {unit: page, stripe: {event_name: pages}}\n", ""),
         ("      pages:         {included: 5, overage: {bill: {per: 1, amount_cents: 4}}}\n", ""),

@@ -37,7 +37,8 @@ from meterkit.store.fallback import Fallback
 from meterkit.store.hold import Mark, Used, told_of
 from meterkit.store.holds import HoldOwner
 from meterkit.store.idempotency import MarkedDecision
-from meterkit.store.settlement import Settlement, _Entry, _thresholds
+from meterkit.store.settlement import Settlement
+from meterkit.store.settlement_shape import Entry, thresholds_of
 from meterkit.store.views import CustomerCache, CustomerView
 
 if TYPE_CHECKING:
@@ -209,8 +210,8 @@ def test_what_was_delivered_is_priced_where_its_prices_are_known(
 
 @pytest.mark.parametrize(("anonymous", "expected"), [(False, (2, 800, 80, 1_000)), (True, ())])
 def test_of_anonymous_callers_no_threshold_is_sent(*, anonymous: bool, expected: tuple[int, ...]) -> None:
-    entry = _Entry("requests", "requests", (1_000, 0, 0, 0))
-    assert _thresholds(Known().view(anonymous=anonymous), [entry]) == expected
+    entry = Entry("requests", "requests", (1_000, 0, 0, 0))
+    assert thresholds_of(Known().view(anonymous=anonymous), [entry]) == expected
 
 
 @pytest.mark.parametrize(

@@ -386,3 +386,8 @@ class Catalog:
     notes: tuple[Note, ...] = ()
     storage: Storage | None = None
     notify: Notify = field(default_factory=Notify)
+
+    @property
+    def counts_spend(self) -> bool:
+        """Whether a plan has a budget, so that the meter ``spend`` counts what is spent."""
+        return SPEND in self.meters and self.meters[SPEND].is_spend

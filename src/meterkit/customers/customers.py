@@ -275,7 +275,7 @@ class Customers:
             PlansError: the amount is no whole number from 0 to 99,999,999,999, or there is no such span.
         """
         catalog = self._store.catalog
-        if SPEND not in catalog.meters:
+        if not catalog.counts_spend:
             raise MeterkitError(
                 "spend_limit: no plan has a budget, so what is spent is not counted; write"
                 " `budget: {amount_cents: unlimited}` in a plan"

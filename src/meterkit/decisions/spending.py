@@ -79,9 +79,9 @@ class Budget(NamedTuple):
 
 def budgets_of(entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Sequence[Budget]:
     """The budgets that refuse what is beyond them."""
-    given = entitlements.get(SPEND)
-    if given is None:
+    if not catalog.counts_spend:
         return ()
+    given = entitlements[SPEND]
     unit, found = micros_per_minor_unit(catalog.currency), list[Budget]()
     if given.included is not None and given.overage.mode == "deny":
         found.append(_budget(0, meter_field(SPEND), given.included, "period", unit))

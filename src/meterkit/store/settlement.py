@@ -245,7 +245,7 @@ class Settlement:
         prepaid = view.prepaid if has_recorded else None
         entries, rates = list(self._entries(view, derived)), list(self._rates(view, derived))
         spending = ""
-        if has_recorded and SPEND in view.entitlements:
+        if has_recorded and view.cache.catalog.counts_spend:
             spending = self._add_spend(view, entries, rates)
         fields = [meter_field(entry.meter) for entry in entries]
         fields += [concurrency_field(meter) for meter in self.held.concurrency]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import and_, func, or_, select
 
+from meterkit.catalog.models import SPEND
 from meterkit.insights.audit.database import TABLE
 
 try:
@@ -20,7 +21,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from meterkit.catalog import Meter
@@ -90,13 +91,26 @@ class UsageLog:
         """Close the copy."""
         self._connection.close()
 
-    def copy(self, database: Database, at_ms: int, *, customer: str | None = None) -> int:
+    def copy(
+        self,
+        database: Database,
+        at_ms: int,
+        customer: str | None = None,
+        *,
+        spends: bool = False,
+    ) -> int:
         """Copy, of each customer, the last period that began until an instant; how many rows that is.
+
+        Args:
+            database: the audit log's.
+            at_ms: the instant.
+            customer: the only one; None: all.
+            spends: whether the plans file of the log counts what is spent, which is no usage.
 
         Raises:
             MeterkitError: the database does not answer.
         """
-        file = self._write("usage", _pages(database, at_ms, customer))
+        file = self._write("usage", _pages(database, at_ms, customer, (SPEND,) if spends else ()))
         self._read(file, _COLUMNS).create("usage")
         file.unlink()
         return int(self._ask("SELECT count(*) FROM usage")[0][0])
@@ -233,7 +247,9 @@ class UsageLog:
         return rows
 
 
-def _pages(database: Database, at_ms: int, customer: str | None) -> Iterator[list[Any]]:
+def _pages(
+    database: Database, at_ms: int, customer: str | None, without: Collection[str]
+) -> Iterator[list[Any]]:
     table = TABLE.c
     own = [] if customer is None else [table.customer == customer]
     last = (
@@ -256,7 +272,8 @@ def _pages(database: Database, at_ms: int, customer: str | None) -> Iterator[lis
         select(*columns)
         .join(last, and_(table.customer == last.c.customer, table.period_start_ms == last.c.start))
         .outerjoin(deleted, table.customer == deleted.c.customer)
-        .where(table.kind.in_(_COUNTED), or_(deleted.c.at.is_(None), table.recorded_at_ms > deleted.c.at))
+        .where(table.kind.in_(_COUNTED), table.meter.not_in(without))
+        .where(or_(deleted.c.at.is_(None), table.recorded_at_ms > deleted.c.at))
     )
     with database.begun() as connection:
         found: Any = connection.execution_options(stream_results=True).execute(asked)

@@ -151,7 +151,11 @@ class Replay:
                 refused.update(event.quantities)
                 first_ms = event.at_ms if first_ms is None else first_ms
         usage = await self._store.usage(customer)
-        overage = {meter: counts["overage"] for meter, counts in usage["meters"].items() if counts["overage"]}
+        overage = {
+            meter: counts["overage"]
+            for meter, counts in usage["meters"].items()
+            if counts["overage"] and not self._store.catalog.meters[meter].is_spend
+        }
         return Tried(overage, dict(refused), first_ms)
 
     async def _admit(self, customer: str, terms: Terms, used: Mapping[str, int], model: str | None) -> bool:

@@ -128,7 +128,7 @@ async def simulate(
         TemporaryDirectory(prefix="meterkit-", ignore_cleanup_errors=True) as name,
         closing(logs.UsageLog(Path(name))) as log,
     ):
-        await asyncio.to_thread(log.copy, database, at_ms, customer=customer)
+        await asyncio.to_thread(log.copy, database, at_ms, customer, spends=store.catalog.counts_spend)
         sums = await asyncio.to_thread(log.sums)
         started = {who: of.start_ms for who, of in sums.items()}
         now, then = Offers(store.catalog), Offers(catalog)
@@ -190,7 +190,7 @@ class _Trial:
         self.replayed |= {
             who
             for who, terms in used.items()
-            if terms.has_grants and any(terms.overage(self.cases[who].units).values())
+            if (terms.has_grants or terms.has_budget) and any(terms.overage(self.cases[who].units).values())
         }
         by_events = sorted(beyond - self.replayed)
         found = {

@@ -18,6 +18,7 @@ from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, sea
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import label_of, overage_price, segments_of
 from meterkit.decisions.program import demands_of
+from meterkit.decisions.spending import budgets_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -47,6 +48,7 @@ class Terms:
         consumed: meters that a line of ``routes`` asks for by their quantity; of any other, something must be
             left.
         has_grants: whether the plan grants something with each period.
+        has_budget: whether the plan, or an override, bounds what is spent.
         grants_outlive: whether some of that is left when the period ends.
         sources: meters that others are derived from.
         lines: of ``routes``, what each consumes, and all meters that it asks for, in its order.
@@ -60,6 +62,7 @@ class Terms:
     rates: Mapping[str, tuple[Rate, ...]]
     consumed: frozenset[str]
     has_grants: bool
+    has_budget: bool
     grants_outlive: bool
     sources: frozenset[str]
     lines: tuple[tuple[Mapping[str, int], tuple[str, ...]], ...]
@@ -121,7 +124,7 @@ def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], sea
     counters = {
         name: of
         for name, of in given.items()
-        if meters[name].kind == "counter" and meters[name].source is None
+        if meters[name].kind == "counter" and meters[name].source is None and not meters[name].is_spend
     }
     ceilings = {name: ceiling(of) for name, of in counters.items()}
     return Terms(
@@ -130,9 +133,10 @@ def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], sea
         included={name: of.included for name, of in counters.items() if of.included is not None},
         ceilings={name: most for name, most in ceilings.items() if most is not None},
         labels={name: label_of(of) for name, of in counters.items() if of.overage.mode == "bill"},
-        rates={name: of.rates for name, of in counters.items() if of.rates},
+        rates={name: of.rates for name, of in given.items() if of.rates and meters[name].source is None},
         consumed=frozenset(name for route in catalog.routes for name in route.consume),
         has_grants=bool(plan.grants),
+        has_budget=bool(budgets_of(given, catalog)),
         grants_outlive=any(grant.expires_ms for grant in plan.grants),
         sources=frozenset(meter.source for meter in meters.values() if meter.source is not None),
         lines=tuple((route.consume, tuple(demands_of(route, catalog))) for route in catalog.routes),
