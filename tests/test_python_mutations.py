@@ -32,14 +32,15 @@ PARTS: Final = {"decisions": 1, "delivery": 4, "outbox": 4, "store": 128, "custo
 TESTS: Final = (
     *("tests/unit", "tests/delivery", "tests/catalog/test_overrides.py"),
     *("tests/asgi/test_gauges.py", "tests/asgi/test_llm_outliving.py", "tests/asgi/test_repeats.py"),
-    *("tests/asgi/test_llm_model_prices.py", "tests/cli/test_usage_all.py"),
+    *("tests/asgi/test_budgets.py", "tests/asgi/test_llm_model_prices.py", "tests/cli/test_usage_all.py"),
     *("tests/notify/test_spike_watch.py", "tests/storage/test_presigning.py"),
     *(
         f"tests/store/test_{name}.py"
         for name in (
             *("corrections", "corrections_at_stripe", "customers", "gauges", "grants", "grants_ledger"),
             *("grants_of_plans", "outbox_by_hand", "packed_fields", "policies", "rate_usage", "rates_table"),
-            *("replay", "reservations", "small_writes", "spool_file", "state_changes", "timed_overrides"),
+            *("replay", "reservations", "small_writes", "spend_limits", "spool_file", "state_changes"),
+            "timed_overrides",
         )
     ),
     (

@@ -54,11 +54,11 @@ def terms(
     )
 
 
-def log_of(url: str, directory: Path, rows: list[Row], **given: str) -> Iterator[UsageLog]:
+def log_of(url: str, directory: Path, rows: list[Row], customer: str | None = None) -> Iterator[UsageLog]:
     database = Database(url)
     database.insert(rows)
     with closing(UsageLog(directory)) as log:
-        log.copy(database, NOW_MS, **given)
+        log.copy(database, NOW_MS, customer)
         yield log
 
 

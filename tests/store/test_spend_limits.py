@@ -257,3 +257,17 @@ async def test_racing_decisions_spend_no_more_than_the_budget(any_store_url: str
         while await takes(kit, "words", 1):
             pass
         assert 10_000_000 - 70 < await spent(kit) <= 10_000_000
+
+
+async def test_units_that_are_taken_back_are_not_spent_any_more(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
+        assert await takes(kit, "images", 4)
+        assert await takes(kit, "words", 2428)
+        assert not await takes(kit, "images", 1)
+        await kit.correct("ada", {"images": 2}, reason="a mistake", correction_id="1", by="ops")
+        assert await spent(kit) == 399_960
+        await kit.correct("ada", {"words": 3000}, reason="a mistake", correction_id="2", by="ops")
+        assert await spent(kit) == 300_000
+        await kit.correct("ada", {"images": 9}, reason="a mistake", correction_id="3", by="ops")
+        assert await spent(kit) == 0
+        assert await takes(kit, "images", 4)

@@ -12,10 +12,12 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.argument_checks import check_quantities
+from meterkit.catalog.models import SPEND
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
+from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.sealing import kept_ms
 from meterkit.store import replies
@@ -198,12 +200,26 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
             "nonce": token_hex(16),
             "events": events,
             "taken": list(view.state.minutes_taken_ms),
+            **_spend(view),
         }
         asked = (_text_of(given, view), digest, json.dumps(sending))
         return names, (view.rev, view.terms(kept_ms(view)), customer, *asked)
 
     reply = await ask_confirmed(store, store.scripts["restore"], customer, call, done="corrected")
     return json.loads(reply[2]), reply[0] == _REPEATED
+
+
+def _spend(view: CustomerView) -> dict[str, Any]:
+    """What units cost that count as spent, for the script; nothing where no plan has a budget."""
+    catalog = view.cache.catalog
+    if not catalog.counts_spend:
+        return {}
+    prices = {
+        meter_token(name): price
+        for name in catalog.meters
+        if (price := price_of(name, view.entitlements, catalog)) is not None
+    }
+    return {"spend": {"token": meter_token(SPEND), "prices": prices}}
 
 
 async def _one_stripe_customer(store: Store, view: CustomerView) -> str:

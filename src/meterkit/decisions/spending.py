@@ -33,12 +33,12 @@ class UnitPrice(NamedTuple):
     Attributes:
         micros: of so many units, in micro-units of the currency.
         per: so many units.
-        is_all: whether what grants and credits pay is spent, too: they are money.
+        is_all: 1 where what grants and credits pay is spent, too: they are money; else 0.
     """
 
     micros: int
     per: int
-    is_all: bool
+    is_all: int
 
 
 def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catalog) -> UnitPrice | None:
@@ -47,7 +47,7 @@ def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catal
     if given.included is None:
         return None
     if catalog.meters[meter].charges is not None:
-        return UnitPrice(1, 1, is_all=True)
+        return UnitPrice(1, 1, is_all=1)
     per, amount_cents = given.overage.per, given.overage.amount_cents
     if given.overage.mode != "bill" or per is None or not amount_cents:
         return None
@@ -55,8 +55,8 @@ def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catal
     shared = gcd(micros, per)
     micros, per = micros // shared, per // shared
     if micros * per > _EXACT:
-        return UnitPrice(-(-micros // per), 1, is_all=False)  # Not exact, and less than a micro-unit more.
-    return UnitPrice(micros, per, is_all=False)
+        return UnitPrice(-(-micros // per), 1, is_all=0)  # Not exact, and less than a micro-unit more.
+    return UnitPrice(micros, per, is_all=0)
 
 
 class Budget(NamedTuple):
@@ -177,7 +177,7 @@ def counted_as_spent(
         catalog: what is sold.
     """
     prices = [price_of(name, entitlements, catalog) for name in meters]
-    terms = [(0, 1, 0) if price is None else (price.micros, price.per, int(price.is_all)) for price in prices]
+    terms = [price or (0, 1, 0) for price in prices]
     return _json({"spend": {"priced": terms, "windows": windows}})
 
 

@@ -13,7 +13,7 @@
 --       Stripe was sent, for a repeated call; meters: {its name, token, quantity, events: its own token and those of
 --       its derived meters, whether each is sent included units too (0/1)} each    5 the digest of its id    6 how to send (JSON): stripe: the Stripe customer that has all
 --       that was delivered in this period, or empty; nonce: 32 hex digits that are new; events: token to event name;
---       taken: minutes that the Stripe customer's intents of another customer have (ms)
+--       taken: minutes that the Stripe customer's intents of another customer have (ms); spend: see lower_spend
 --       last: the caller's clock (ms)
 -- terms as of `seal`
 -- A correction is remembered for 400 days.
@@ -29,6 +29,7 @@
 --include enter
 --include enter_correction
 --include take_back
+--include lower_spend
 --include as_set
 local counters_key, state_key, totals_key, unlinked_key, grants_key, ledger_key = unpack(KEYS, 1, 6)
 local history_key, once_key, corrections_key, intents_key, outbox_key, audit_key = unpack(KEYS, 7)
@@ -110,6 +111,7 @@ for i, one in ipairs(correction.meters) do
   end
   meter.overage, meter.included = meter.overage - back, meter.included - back_included
   overage, included, owed = overage + back, included + back_included, owed - back
+  lower_spend(counters_key, meters, sending.spend, token, meter, overage, credited, granted)
   meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited)
   local micro = credited > 0 and give_units_back(grants_key, ledger_key, 'c', name, period, credited, paid, now) or 0
   local units = granted > 0 and give_units_back(grants_key, ledger_key, 'm', name, period, granted, given, now) or 0
