@@ -9,7 +9,7 @@ from variants import BY_NAME
 
 DECIDE, SETTLE = "meterkit-decide", "meterkit-settle"
 SLIDING, COMPOSITE, THREE = "limits-sliding", "composite", "meterkit-three"
-STREAM = "meterkit-stream"
+STREAM, SPEND = "meterkit-stream", "meterkit-spend"
 _IMPORT_MS = {
     "import meterkit": 40,
     "from meterkit import MeterKit, MeterMiddleware, identify, record": 180,
@@ -54,6 +54,9 @@ def _in_process(timed: dict, peers: list[str]) -> list[Target]:
             found.append(
                 Target(f"{label} throughput, times the best peer's", speed_aim, "x", "more", ratio, fastest)
             )
+    if SPEND in timed and SETTLE in timed:
+        ratio = _median(timed, SPEND, "over_bare_us") / _median(timed, SETTLE, "over_bare_us")
+        found.append(Target("(b) under a budget: CPU over the bare app", 1.5, "x", "less", ratio, SETTLE))
     for name, label, aim in ((DECIDE, "decide", 2.5), (SETTLE, "decide and settle", 3.5)):
         if name in timed and SLIDING in timed:
             ratio = _median(timed, name, "server_us") / _median(timed, SLIDING, "server_us")

@@ -117,6 +117,13 @@ VARIANTS = (
         module="meterkit_app",
         function="build_settle_with_metrics",
     ),
+    Variant(
+        name="meterkit-spend",
+        title="meterkit (b), each request at a price, under a budget",
+        kind="meterkit",
+        module="meterkit_app",
+        function="build_spend",
+    ),
     _stream("bare-stream", "bare stream of 20 chunks", "bare", "build"),
     _stream("meterkit-stream-settle", "meterkit, stream: decide and settle", "meterkit", "build_settle"),
     _stream(

@@ -33,5 +33,9 @@ def build_settle_with_metrics(redis_url: str) -> ASGIApp:
     return metered("settle.yaml", redis_url, counts=True)
 
 
+def build_spend(redis_url: str) -> ASGIApp:
+    return metered("spend.yaml", redis_url)
+
+
 def build_three(redis_url: str) -> ASGIApp:
     return metered("three.yaml", redis_url)

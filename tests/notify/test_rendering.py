@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,6 +53,25 @@ def test_sizes_and_paces_are_as_people_write_them() -> None:
     assert "- backups: 9.5 GB\n- documents: 2.5 GB\n\nFrom 28 Nov 2026 on you cannot add files.\n" in text
     assert "- backups: 9.5 GB<br>- documents: 2.5 GB</p>" in html
     assert "Your usage from 1 Oct 2026 to 31 Oct 2026" == said("period.summary")[0]
+
+
+def test_what_is_spent_is_written_as_money() -> None:
+    plans = PLANS.format(url="http://127.0.0.1/hook")
+    first = plans.index("    price:")
+    budget = "    budget: {amount_cents: 5000}\n"
+    catalog = loads(plans[:first] + budget + plans[first:])
+
+    def told(event: str, **more: object) -> str:
+        sample = sample_of(event, CATALOG)
+        found = message_of("email", event, replace(sample, **more))
+        return Renderer(lambda: catalog, None).render(found, locale=None, name=None).text
+
+    half = told("usage.threshold", meter="spend", used=25_123_400, included=50_000_000)
+    assert "you have spent USD 25.1234 of your budget of USD 50.00 until" in half
+    usage = {"used": 1_500_000, "overage": 0, "before": 0}
+    assert "- USD 1.50 (spend); USD 0.00 in the period before" in told(
+        "period.summary", meters={"spend": usage}
+    )
 
 
 @pytest.mark.parametrize(

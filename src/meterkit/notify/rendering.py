@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.amount_texts import money, size_text
+from meterkit.catalog.amount_texts import is_money, micro_money, money, size_text
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ def _environment(jinja: Any, loader: Any) -> Any:
         "last_day": _last_day,
         "quantity": _quantity,
         "size": size_text,
+        "exact_money": micro_money,
+        "is_money": is_money,
     }
     environment.globals["times"] = _times
     return environment
