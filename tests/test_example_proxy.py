@@ -205,6 +205,27 @@ async def test_out_of_credits_the_client_is_told_before_the_provider_is_asked(
     assert 20 == (await reported(urls))[1]
 
 
+async def test_a_customer_spends_no_more_than_she_wants(urls: tuple[str, str], store_url: str) -> None:
+    async with MeterKit(PROXY / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.customers.set_plan("eve", "metered")
+        await kit.customers.spend_limit("eve", 15)
+        async with client_of(urls, "eve") as client:
+            create: Any = client.chat.completions.create
+            # 50 words are 10 cents, and what is asked some more.
+            assert (await create(**asking("Tell 50 words", max_tokens=50))).usage.completion_tokens == 50
+
+            async def counted() -> bool:
+                return (50,) == await tokens(kit, "eve", "output_tokens")
+
+            await eventually(counted)
+            with pytest.raises(APIStatusError, match="spend") as refused:
+                await create(**asking("Tell 50 words", max_tokens=50))
+        assert refused.value.status_code == 402
+        (spent,) = await tokens(kit, "eve", "spend")
+        assert 100_000 < spent <= 150_000
+    assert 50 == (await reported(urls))[1]
+
+
 async def test_a_large_model_uses_up_credits_at_its_own_price(urls: tuple[str, str], store_url: str) -> None:
     async with MeterKit(PROXY / "plans.yaml", redis_url=store_url, flush=False) as kit:
         await kit.customers.set_plan("bob", "prepaid")

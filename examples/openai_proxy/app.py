@@ -29,6 +29,7 @@ STATUS: Final = {
     "feature": (403, "permission_error"),
     "suspended": (402, "insufficient_quota"),
     "credits": (402, "insufficient_quota"),
+    "spend": (402, "insufficient_quota"),
     "identify": (503, "server_error"),
     "store": (503, "server_error"),
 }
