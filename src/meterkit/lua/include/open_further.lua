@@ -4,20 +4,22 @@
 -- Returns the period that it comes too late for, or nil; whether that is not recorded; pay and keep of burn, or nil;
 -- besides_of; whether it is a repeat, and keep of end_flight; what count_spend returns, and how many rates count what is
 -- spent, or nil.
---include overdue
---include burn
 --include besides_of
 local function open_further(further, keys, rev, now, starts, finishes, begins, hold_slot)
-  local details, pay, keep_grants, is_repeat, keep_mark, spend, windows = cjson.decode(further)
-  local late = details.at and overdue(keys[3], details.at, details.own, begins)
-  if details.paying then
+  local details, late, pay, keep_grants, is_repeat, keep_mark, spend, windows = cjson.decode(further)
+  if details.at then -- Others do not pay for making these functions.
+--include overdue
+    late = overdue(keys[3], details.at, details.own, begins)
+  end
+  if details.paying then -- As above.
+--include burn
     pay, keep_grants = burn(keys[6], keys[7], details, now, starts, finishes, rev ~= NO_STATE)
   end
-  if details.digest then
+  if details.digest then -- As above.
 --include end_flight
     is_repeat, keep_mark = end_flight(keys[#keys], details.digest, details.billed == 1, hold_slot, now)
   end
-  if details.spend then
+  if details.spend then -- As above.
 --include count_spend
     spend, windows = count_spend(details.spend.priced), details.spend.windows
   end
