@@ -39,7 +39,15 @@ TESTS: Final = (
         for name in (
             *("corrections", "corrections_at_stripe", "customers", "gauges", "grants", "grants_ledger"),
             *("grants_of_plans", "outbox_by_hand", "packed_fields", "policies", "rate_usage", "rates_table"),
-            *("replay", "reservations", "small_writes", "spend_limits", "spool_file", "state_changes"),
+            *(
+                "replay",
+                "reservations",
+                "small_writes",
+                "spend_limits",
+                "spend_model",
+                "spool_file",
+                "state_changes",
+            ),
             "timed_overrides",
         )
     ),

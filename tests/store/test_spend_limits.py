@@ -252,11 +252,14 @@ async def test_racing_decisions_spend_no_more_than_the_budget(any_store_url: str
                     await asyncio.sleep(0)
                     await reservation.capture({"words": 997 if nth % 3 else nth})
 
-        await asyncio.gather(*(one(nth) for nth in range(600)))
-        # As much as still fits is still sold.
-        while await takes(kit, "words", 1):
-            pass
-        assert 10_000_000 - 70 < await spent(kit) <= 10_000_000
+        await asyncio.gather(*(one(nth) for nth in range(300)))
+        before = await spent(kit)
+        assert 1_000_000 < before <= 10_000_000
+        # What still fits is still sold: a word costs 70 micro-dollars.
+        left = (10_000_000 - before) // 70
+        assert not await takes(kit, "words", left + 1)
+        assert await takes(kit, "words", left)
+        assert await spent(kit) == before + left * 70 <= 10_000_000
 
 
 async def test_units_that_are_taken_back_are_not_spent_any_more(any_store_url: str) -> None:
