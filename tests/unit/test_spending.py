@@ -43,7 +43,7 @@ def test_a_price_that_scripts_cannot_compute_is_rounded_up_for_a_unit() -> None:
 
 
 def test_a_budget_has_a_policy_in_minor_units() -> None:
-    found = []
+    found = list[tuple[str, str, int | None, int]]()
     for per in ("period", "day", "hour"):
         text = PLANS.replace("CURRENCY", "usd").replace("PER", per).replace("N,", "1,").replace("M}", "1}")
         catalog = loads(text)
