@@ -125,10 +125,16 @@ def test_a_sample_of_mutants_is_noticed(tmp_path: Path) -> None:
 def test_every_mutant_is_noticed_or_known_to_survive(tmp_path: Path) -> None:
     known = survivors_known()
     chosen = [str(mutant) for room in PARTS for mutant in tried(room) if str(mutant) not in known]
-    found = run(tmp_path, " ".join(PARTS), TESTS, chosen)
-    # A test that fails without a mutant, on a machine that is busy, has no part in a verdict.
-    left = [line for line in found if not line.startswith(("noticed", "fails without a mutant"))]
-    assert left == []
+    # A test that fails without a mutant, on a machine that is busy, has no part in a verdict: what only that
+    # would have noticed is tried again.
+    for name in ("first", "again"):
+        (tmp_path / name).mkdir()
+        found = run(tmp_path / name, " ".join(PARTS), TESTS, chosen)
+        left = [line for line in found if not line.startswith(("noticed", "fails without a mutant"))]
+        chosen = [line.partition("\t")[2] for line in left]
+        if not chosen:
+            break
+    assert not chosen, "\n".join(chosen)
 
 
 def test_every_survivor_has_a_reason() -> None:

@@ -97,7 +97,7 @@ async def test_a_session_offers_prices_for_a_day() -> None:
 @pytest.mark.parametrize(
     ("change", "message", "param"),
     [
-        ({"mode": "payment"}, "`subscription` mode only", "mode"),
+        ({"mode": "setup"}, "modes payment and subscription only", "mode"),
         ({"line_items": []}, "Missing required param: line_items", "line_items"),
         ({"success_url": None}, "Missing required param: success_url", "success_url"),
         ({"success_url": "/done"}, "Not a valid URL", "success_url"),

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from meterkit.subscriptions.wanted_prices import params_of, product_params
 from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.invoicing.collection import attempt
+from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.registry import Behaviour
 from meterkit.testing.emulator.selling.customer_calls import confirm_setup
 from meterkit.testing.emulator.selling.price_calls import make_price, make_product
@@ -153,6 +154,37 @@ class Shop(Behaviour):
             method.is_set_up = True  # https://docs.stripe.com/billing/subscriptions/payment-methods-setting
             self._keep(found.subscription, method.id, customer=found.customer)
 
+    def dispute_payment(self, invoice: str) -> None:
+        """Have the bank of a customer take the payment of an invoice back, all of it.
+
+        https://docs.stripe.com/disputes/how-disputes-work
+
+        Args:
+            invoice: its id.
+
+        Raises:
+            ApiError: there is no such invoice.
+            ValueError: nothing was charged for it.
+        """
+        with self._account.lock:
+            found = self._account.invoices.find(invoice)
+            if found.charge is None:
+                raise ValueError(f"nothing was charged for {invoice}")
+            found.disputed = True
+            dispute = {
+                "id": new_id("du_1", length=23),
+                "object": "dispute",
+                "amount": found.amount_paid,
+                "charge": found.charge,
+                "created": self._account.now,
+                "currency": found.currency,
+                "livemode": found.livemode,
+                "payment_intent": found.payment_intent,
+                "reason": "general",
+                "status": "needs_response",
+            }
+            self._account.emit("charge.dispute.created", dispute)
+
     def confirm_setup(self, client_secret: str, *, card: str | None = None) -> None:
         """Authenticate a card for payments to come, as a customer does in a browser: ``confirmCardSetup``.
 
@@ -175,9 +207,9 @@ class Shop(Behaviour):
         """
         advance(self._account)
 
-    def _keep(self, subscription: str, method: str, *, customer: str) -> None:
-        found = self._account.subscriptions.find(subscription)
-        if found.save_payment_method == "on_subscription":
+    def _keep(self, subscription: str | None, method: str, *, customer: str) -> None:
+        found = None if subscription is None else self._account.subscriptions.find(subscription)
+        if found is not None and found.save_payment_method == "on_subscription":
             found.default_payment_method = method
         else:
             self._account.customers.find(customer).default_payment_method = method

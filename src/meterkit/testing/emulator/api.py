@@ -21,6 +21,7 @@ from meterkit.testing.emulator.call import API_VERSION, METER_EVENT_STREAM, METE
 from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.faults import take_fault
 from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS, PREVIEW_CALLS
+from meterkit.testing.emulator.invoicing.one_time import ONE_TIME_CALLS
 from meterkit.testing.emulator.invoicing.refund_calls import REFUND_CALLS
 from meterkit.testing.emulator.metering.event_stream import create_session, stream_events
 from meterkit.testing.emulator.metering.summaries import list_summaries
@@ -79,6 +80,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *ITEM_CALLS,
     *PREVIEW_CALLS,
     *INVOICE_CALLS,
+    *ONE_TIME_CALLS,
     *SCHEDULE_CALLS,
     *CLOCK_CALLS,
     *REFUND_CALLS,

@@ -240,9 +240,14 @@ def _net_debits(subscription: Subscription, invoice: Invoice) -> None:
                 debit.amount -= total.discount
 
 
-def count_usage(account: Account, subscription: Subscription, invoice: Invoice) -> None:
+def subscription_of(account: Account, invoice: Invoice) -> Subscription | None:
+    """Return the subscription that an invoice is of; None: of none."""
+    return None if invoice.subscription is None else account.subscriptions.find(invoice.subscription)
+
+
+def count_usage(account: Account, subscription: Subscription | None, invoice: Invoice) -> None:
     """Count the usage of a draft anew: what arrives late is on it until it is finalized."""
-    if invoice.status == "draft":
+    if invoice.status == "draft" and subscription is not None:
         invoice.usage_lines = [
             line for usage in invoice.usages for line in usage_lines(account, subscription, usage)
         ]
@@ -250,5 +255,5 @@ def count_usage(account: Account, subscription: Subscription, invoice: Invoice) 
 
 def shown_now(account: Account, invoice: Invoice) -> JsonObject:
     """Return an invoice as Stripe shows it; a draft has the usage that has arrived until now."""
-    count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
+    count_usage(account, subscription_of(account, invoice), invoice)
     return invoice.to_json()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.invoicing.billing import count_usage, spend_discounts
+from meterkit.testing.emulator.invoicing.billing import count_usage, spend_discounts, subscription_of
 from meterkit.testing.emulator.invoicing.charges import count_anew
 from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.subscribing.statuses import end, leave_pause, set_status
@@ -29,9 +29,10 @@ def finalize(account: Account, invoice: Invoice) -> bool:
     can be charged is put on it (https://docs.stripe.com/api/invoices/object#invoice_object-amount_due).
     """
     customer = account.customers.find(invoice.customer)
-    subscription = account.subscriptions.find(invoice.subscription)
+    subscription = subscription_of(account, invoice)
     count_usage(account, subscription, invoice)
-    spend_discounts(account, subscription, invoice)
+    if subscription is not None:
+        spend_discounts(account, subscription, invoice)
     number = account.invoices.next_number(customer.id)
     invoice.starting_balance, owed = customer.balance, customer.balance + invoice.total
     invoice.amount_due = owed if owed >= CHARGE_MIN else 0
@@ -50,18 +51,18 @@ def finalize(account: Account, invoice: Invoice) -> bool:
     return invoice.amount_due > 0
 
 
-def method_of(account: Account, subscription: Subscription) -> str | None:
+def method_of(account: Account, customer: str, subscription: Subscription | None) -> str | None:
     """Return the payment method that is charged: the subscription's, else the customer's default one.
 
     https://docs.stripe.com/billing/invoices/subscription#collect-payment
     """
-    customer = account.customers.find(subscription.customer)
-    return subscription.default_payment_method or customer.default_payment_method
+    own = None if subscription is None else subscription.default_payment_method
+    return own or account.customers.find(customer).default_payment_method
 
 
 def can_pay(account: Account, subscription: Subscription, *, off_session: bool = True) -> bool:
     """Tell whether a charge of this subscription would go through."""
-    method = method_of(account, subscription)
+    method = method_of(account, subscription.customer, subscription)
     return account.payment_methods.goes_through(
         method, customer=subscription.customer, off_session=off_session
     )
@@ -80,8 +81,8 @@ def attempt(
     "Any payment attempt counts as the first attempt, and subsequently only automatic retries increment the
     attempt count" (https://docs.stripe.com/api/invoices/object#invoice_object-attempt_count).
     """
-    subscription = account.subscriptions.find(invoice.subscription)
-    method = method or invoice.default_payment_method or method_of(account, subscription)
+    subscription = subscription_of(account, invoice)
+    method = method or invoice.default_payment_method or method_of(account, invoice.customer, subscription)
     invoice.attempted = True
     if by_itself or not invoice.attempt_count:
         invoice.attempt_count += 1
@@ -94,7 +95,7 @@ def attempt(
         wait_s = 0 if is_last else retries[invoice.attempt_count - 1] * DAY_S
         invoice.next_payment_attempt = account.now + wait_s if wait_s and invoice.auto_advance else None
     account.emit("invoice.payment_failed", invoice.to_json())
-    if subscription.status not in ENDED:
+    if subscription is not None and subscription.status not in ENDED:
         _fail(account, subscription, invoice, is_last=is_last and invoice.auto_advance)
     return False
 
@@ -107,8 +108,8 @@ def tell_overdue(account: Account, invoice: Invoice) -> None:
     """
     invoice.overdue_told = True
     account.emit("invoice.overdue", invoice.to_json())
-    subscription = account.subscriptions.find(invoice.subscription)
-    if subscription.status == "active":
+    subscription = subscription_of(account, invoice)
+    if subscription is not None and subscription.status == "active":
         set_status(account, subscription, "past_due")
 
 
@@ -126,8 +127,8 @@ def void(account: Account, invoice: Invoice) -> None:
     invoice.status, invoice.voided_at = "void", account.now
     invoice.auto_advance, invoice.next_payment_attempt = False, None
     account.emit("invoice.voided", invoice.to_json())
-    subscription = account.subscriptions.find(invoice.subscription)
-    if subscription.status == "incomplete":
+    subscription = subscription_of(account, invoice)
+    if subscription is not None and subscription.status == "incomplete":
         set_status(account, subscription, "incomplete_expired")
     else:
         _settle(account, invoice)
@@ -155,7 +156,9 @@ def _fail(account: Account, subscription: Subscription, invoice: Invoice, *, is_
 
 def _settle(account: Account, invoice: Invoice) -> None:
     """What becomes of a subscription by an invoice that is paid or void: its latest decides."""
-    subscription = account.subscriptions.find(invoice.subscription)
+    subscription = subscription_of(account, invoice)
+    if subscription is None:
+        return
     update = subscription.pending_update
     if update is not None and update.invoice == invoice.id:
         if invoice.status == "paid":

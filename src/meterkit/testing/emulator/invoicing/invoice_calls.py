@@ -6,7 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING, Params
-from meterkit.testing.emulator.invoicing.billing import HOUR_S, count_usage, draft_of, read_tax, shown_now
+from meterkit.testing.emulator.invoicing.billing import (
+    HOUR_S,
+    count_usage,
+    draft_of,
+    read_tax,
+    shown_now,
+    subscription_of,
+)
 from meterkit.testing.emulator.invoicing.charges import period_line, unused_lines, usage_of
 from meterkit.testing.emulator.invoicing.collection import attempt, finalize, mark_paid, method_of, void
 from meterkit.testing.emulator.object_calls import newest
@@ -174,7 +181,7 @@ def _pay(account: Account, call: Call) -> JsonObject:
         is_open = False
     if not is_open:
         return shown_now(account, invoice)
-    own = method_of(account, account.subscriptions.find(invoice.subscription))
+    own = method_of(account, invoice.customer, subscription_of(account, invoice))
     if (given or invoice.default_payment_method or own) is None:
         raise ApiError(NO_METHOD, code="resource_missing", stored=True)
     if not attempt(account, invoice, method=given, by_itself=False):
@@ -223,7 +230,7 @@ def _mark_uncollectible(account: Account, call: Call) -> JsonObject:
 
 def _found(account: Account, call: Call) -> Invoice:
     invoice = account.invoices.find(call.object_id)
-    count_usage(account, account.subscriptions.find(invoice.subscription), invoice)
+    count_usage(account, subscription_of(account, invoice), invoice)
     return invoice
 
 

@@ -26,9 +26,9 @@ LINES_SHOWN: Final = 10
 ITEMS_MAX: Final = 250
 # Fields of an invoice that Stripe shows in another shape, or not at all.
 HIDDEN: Final = (
-    *("client_secret", "days_until_due", "finalized_at", "finalizes_at", "overdue_told", "paid_at"),
-    *("paid_out_of_band", "proration_date", "subscription", "subscription_metadata", "tax_percent"),
-    *("uncollectible_at", "usage_lines", "usages", "voided_at"),
+    *("client_secret", "days_until_due", "disputed", "finalized_at", "finalizes_at", "overdue_told"),
+    *("paid_at", "paid_out_of_band", "proration_date", "subscription", "subscription_metadata"),
+    *("tax_percent", "uncollectible_at", "usage_lines", "usages", "voided_at"),
 )
 NOTHING: Final = (
     *("account_tax_ids", "application", "custom_fields", "customer_account", "customer_address"),
@@ -154,6 +154,7 @@ class Invoice:
     """An invoice. Instants are in Unix seconds, amounts in minor units of the currency.
 
     Attributes:
+        subscription: whose it is; None: of no subscription.
         lines: what does not change any more.
         usages: what is counted until the invoice is finalized.
         usage_lines: the usage as it was counted last.
@@ -162,11 +163,12 @@ class Invoice:
         starting_balance: the customer's balance when it was finalized; negative: a credit.
         client_secret: with which a browser pays; None while there is nothing to pay.
         overdue_told: whether an event has reported that its due date passed.
+        disputed: whether the bank of its customer takes the payment back.
     """
 
     id: str
     customer: str
-    subscription: str
+    subscription: str | None
     created: int
     currency: str
     billing_reason: str
@@ -206,6 +208,7 @@ class Invoice:
     test_clock: str | None = None
     paid_out_of_band: bool = False
     overdue_told: bool = False
+    disputed: bool = False
 
     @property
     def payment_intent(self) -> str | None:
@@ -305,7 +308,9 @@ class Invoice:
             **dict.fromkeys(NOTHING),
         }
 
-    def _parent(self) -> JsonObject:
+    def _parent(self) -> JsonObject | None:
+        if self.subscription is None:
+            return None
         details: JsonObject = {
             "metadata": dict(self.subscription_metadata),
             "subscription": self.subscription,
@@ -348,7 +353,8 @@ class Invoices(Registry[Invoice]):
         """Add an invoice."""
         super().add(added)
         self._moving[added.id] = added
-        self._of[added.subscription].append(added)
+        if added.subscription is not None:
+            self._of[added.subscription].append(added)
 
     def moving(self) -> list[Invoice]:
         """Return those that are drafts or open, oldest first."""

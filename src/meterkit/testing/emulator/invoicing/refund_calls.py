@@ -106,7 +106,7 @@ def _charge_to_json(account: Account, invoice: Invoice) -> JsonObject:
         "created": invoice.paid_at,
         "currency": invoice.currency,
         "customer": invoice.customer,
-        "disputed": False,
+        "disputed": invoice.disputed,
         "livemode": invoice.livemode,
         "metadata": {},
         "paid": True,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Fields of a session that Stripe shows in another shape, or not at all.
 HIDDEN: Final = (
     *("address", "customer_update", "email", "lines", "name", "page", "subscription_data", "tax_percent"),
-    "trial",
+    *("invoice_metadata", "saves_card", "trial"),
 )
 
 
@@ -51,6 +51,9 @@ class CheckoutSession:
 
     Attributes:
         created: Unix seconds, as is ``expires_at``.
+        mode: ``subscription``, or ``payment`` of prices that are charged once.
+        invoice_metadata: in ``payment`` mode, of the invoice that is made; None: none is.
+        saves_card: in ``payment`` mode, whether the card is for later payments, too.
         subscription_data: fields of the subscription to be made, as ``POST /v1/subscriptions`` takes them.
         trial: whether it begins with a trial, so that nothing is paid yet.
         discounts: what is taken off; a person may add one where ``allow_promotion_codes`` is true.
@@ -68,6 +71,9 @@ class CheckoutSession:
     currency: str
     lines: tuple[CheckoutLine, ...]
     success_url: str
+    mode: str = "subscription"
+    invoice_metadata: dict[str, str] | None = None
+    saves_card: bool = False
     cancel_url: str | None = None
     livemode: bool = False
     client_reference_id: str | None = None
@@ -91,6 +97,7 @@ class CheckoutSession:
     address: JsonObject | None = None
     subscription: str | None = None
     invoice: str | None = None
+    payment_intent: str | None = None
 
     @property
     def totals(self) -> Totals:
@@ -111,7 +118,6 @@ class CheckoutSession:
             "customer_creation": "always",
             "customer_details": {**details, "tax_exempt": "none", "tax_ids": []} if email else None,
             "discounts": [_named(discount) for discount in self.discounts],
-            "mode": "subscription",
             "payment_method_types": ["card"],
             "shipping_options": [],
             "tax_id_collection": {"enabled": self.tax_id_collection, "required": "never"},
@@ -122,7 +128,7 @@ class CheckoutSession:
             },
             "ui_mode": "hosted",
             "url": self.page if self.status == "open" else None,
-            **dict.fromkeys(("client_secret", "payment_intent", "payment_link", "setup_intent")),
+            **dict.fromkeys(("client_secret", "payment_link", "setup_intent")),
             **dict.fromkeys(("consent", "return_url", "submit_type")),
         }
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.selling.coupons import Discount
 
+MODES: Final = ("payment", "subscription")
 LIFE_S: Final = 86_400
 LIFE_S_MIN: Final = 1_800
 REFERENCE_MAX: Final = 200
@@ -60,6 +61,8 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
         "customer_update",
         "discounts",
         "expires_at",
+        "invoice_creation",
+        "payment_intent_data",
         "tax_id_collection",
         "line_items",
         "locale",
@@ -71,16 +74,18 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
         *IGNORED,
         expandable=None,
     )
-    if params.required("mode") != "subscription":
-        raise ApiError("The emulator has Checkout Sessions in `subscription` mode only.", param="mode")
+    mode = params.required("mode")
+    if mode not in MODES:
+        message = f"The emulator has Checkout Sessions of the modes {' and '.join(MODES)} only."
+        raise ApiError(message, param="mode")
     customer = _customer(account, params)
     updates = _customer_update(params, customer=customer)
     taxed = _tax(account, params, customer=customer, updates=updates)
-    lines, currency = _lines(account, params)
+    lines, currency = _lines(account, params, mode=mode)
     data = params.hash("subscription_data") or Params("")
     data.only(*SUBSCRIPTION_FIELDS)
     data.metadata()
-    mode = read_mode(data, version=call.version)
+    billing_mode = read_mode(data, version=call.version)
     session_id = new_id("cs_live" if call.livemode else "cs_test", length=58)
     session = CheckoutSession(
         id=session_id,
@@ -90,6 +95,9 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
         currency=currency,
         lines=lines,
         success_url=_url(params, "success_url") or params.required("success_url"),
+        mode=mode,
+        invoice_metadata=_invoice_metadata(params, mode=mode),
+        saves_card=_saves_card(params, mode=mode),
         cancel_url=_url(params, "cancel_url"),
         livemode=call.livemode,
         client_reference_id=params.given("client_reference_id", length_max=REFERENCE_MAX),
@@ -99,7 +107,7 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
         payment_method_collection=params.choice("payment_method_collection", ("always", "if_required"))
         or "always",
         metadata=params.metadata(),
-        subscription_data={**data.flat(), "billing_mode[type]": mode.type},
+        subscription_data={**data.flat(), "billing_mode[type]": billing_mode.type},
         trial="trial_period_days" in data or "trial_end" in data,
         allow_promotion_codes=params.boolean("allow_promotion_codes"),
         automatic_tax=taxed,
@@ -182,13 +190,47 @@ def _customer(account: Account, params: Params) -> str | None:
     return customer
 
 
-def _lines(account: Account, params: Params) -> tuple[tuple[CheckoutLine, ...], str]:
+def _invoice_metadata(params: Params, *, mode: str) -> dict[str, str] | None:
+    """https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-invoice_creation."""
+    given = params.hash("invoice_creation")
+    if given is None:
+        return None
+    if mode != "payment":
+        message = "`invoice_creation` can only be used in `payment` mode."
+        raise ApiError(message, param="invoice_creation")
+    given.only("enabled", "invoice_data")
+    data = given.hash("invoice_data")
+    if data is None:
+        return {} if given.boolean("enabled") else None
+    data.only("description", "footer", "metadata")
+    return data.metadata() if given.boolean("enabled") else None
+
+
+def _saves_card(params: Params, *, mode: str) -> bool:
+    """https://docs.stripe.com/api/checkout/sessions/create#create_checkout_session-payment_intent_data."""
+    data = params.hash("payment_intent_data")
+    if data is None:
+        return False
+    if mode != "payment":
+        message = "You can not pass `payment_intent_data` in `subscription` mode."
+        raise ApiError(message, param="payment_intent_data")
+    data.only("description", "metadata", "setup_future_usage")
+    return data.choice("setup_future_usage", ("off_session", "on_session")) == "off_session"
+
+
+def _lines(account: Account, params: Params, *, mode: str) -> tuple[tuple[CheckoutLine, ...], str]:
     items = params.hashes("line_items")
     if not items:
         raise missing_parameter("line_items")
     lines = tuple(_line(account, item, place=place) for place, item in enumerate(items))
     prices = [account.prices.find(line.price) for line in lines]
-    if all(price.recurring is None for price in prices):
+    if mode == "payment" and any(price.recurring is not None for price in prices):
+        message = (
+            "You specified `payment` mode but passed a recurring price. Either switch to `subscription` mode "
+            "or use only one-time prices."
+        )
+        raise ApiError(message, param="line_items")
+    if mode == "subscription" and all(price.recurring is None for price in prices):
         message = "You must provide at least one recurring price in `subscription` mode when using prices."
         raise ApiError(message, param="line_items")
     cycles = {(each.interval, each.interval_count) for price in prices if (each := price.recurring)}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from urllib.parse import urlencode
 
 from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.faults import refuse_other
+from meterkit.testing.emulator.invoicing.collection import finalize, mark_paid
+from meterkit.testing.emulator.invoicing.one_time import draft, item_line
 from meterkit.testing.emulator.protocol import ApiError
 from meterkit.testing.emulator.selling.redeeming import read_discounts
 
@@ -69,13 +72,39 @@ class Visits:
         card: dict[str, str] = {}
         if session.payment_method_collection == "always" or session.totals.total:
             card = {"default_payment_method": self._attach(customer)}
-        made = self._do("/v1/subscriptions", self._fields(session) | card)
-        session.subscription = str(made["id"])
-        invoice = made.get("latest_invoice")
-        session.invoice = None if invoice is None else str(invoice)
+        if session.mode == "payment":
+            self._pay_once(session, customer)
+        else:
+            made = self._do("/v1/subscriptions", self._fields(session) | card)
+            session.subscription = str(made["id"])
+            invoice = made.get("latest_invoice")
+            session.invoice = None if invoice is None else str(invoice)
         session.status = "complete"
         session.payment_status = "paid" if session.totals.total else "no_payment_required"
         self._account.emit("checkout.session.completed", session.to_json())
+
+    def _pay_once(self, session: CheckoutSession, customer: str) -> None:
+        """Have what is offered paid: an invoice is made for it afterwards, where the session says so.
+
+        https://docs.stripe.com/payments/checkout/receipts#paid-invoices
+        """
+        made = draft(self._account, customer, currency=session.currency, livemode=session.livemode)
+        prices = [self._account.prices.find(line.price) for line in session.lines]
+        made.lines = [
+            item_line(self._account, price, Decimal(line.quantity or 1), customer=customer)
+            for price, line in zip(prices, session.lines, strict=True)
+        ]
+        made.discounts, made.tax_percent = session.discounts, session.tax_percent
+        made.metadata = dict(session.invoice_metadata or {})
+        if session.invoice_metadata is not None:
+            self._account.invoices.add(made)
+            session.invoice = made.id
+            finalize(self._account, made)
+            mark_paid(self._account, made)
+            session.payment_intent = made.payment_intent
+        if not session.saves_card:
+            for method in self._account.payment_methods.all_of(customer)[:1]:
+                method.customer = None
 
     def _take_person(self, session: CheckoutSession, person: Person) -> None:
         """Take over what a person says of themselves: for a new customer, or where the session allows it.

@@ -239,7 +239,7 @@ def _has_no_way_to_pay(account: Account, subscription: Subscription) -> bool:
 
     https://docs.stripe.com/billing/subscriptions/trials/free-trials#create-free-trials-without-payment
     """
-    if method_of(account, subscription) is not None:
+    if method_of(account, subscription.customer, subscription) is not None:
         return False
     if subscription.trial_action == "cancel":
         end(account, subscription, reason="payment_failed")

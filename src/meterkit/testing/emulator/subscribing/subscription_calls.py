@@ -107,10 +107,12 @@ def subscribe(
     due = is_charged and is_due(account, draft, lines)
     if due and behavior != "default_incomplete":
         unpaid = not can_pay(account, draft)
-        if unpaid and (behavior == "error_if_incomplete" or method_of(account, draft) is None):
+        if unpaid and (
+            behavior == "error_if_incomplete" or method_of(account, draft.customer, draft) is None
+        ):
             raise refuse_unpaid(account, draft)
     draft.status = "incomplete" if due else draft.status
-    if not due and behavior == "default_incomplete" and method_of(account, draft) is None:
+    if not due and behavior == "default_incomplete" and method_of(account, draft.customer, draft) is None:
         draft.pending_setup_intent = new_id("seti_1", length=23)
     account.subscriptions.add(draft)
     redeem(account, draft.discounts)

@@ -140,7 +140,7 @@ def is_due(account: Account, subscription: Subscription, lines: Sequence[Line]) 
 
 def refuse_unpaid(account: Account, subscription: Subscription) -> ApiError:
     """The refusal of what was to be paid: 402 with a card that does not work, 400 without one."""
-    method = method_of(account, subscription)
+    method = method_of(account, subscription.customer, subscription)
     if method is None:
         return ApiError(NO_METHOD, code="resource_missing", stored=True)
     if account.payment_methods.needs_customer(method, customer=subscription.customer):

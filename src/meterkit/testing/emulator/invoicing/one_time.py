@@ -1,0 +1,128 @@
+"""Invoices of no subscription: made by a call or on a checkout page, item by item."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.invoicing.billing import HOUR_S, LINE_LENGTH, read_tax
+from meterkit.testing.emulator.invoicing.invoices import Invoice, Line
+from meterkit.testing.emulator.protocol import ApiError, missing_parameter, new_id
+from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
+from meterkit.testing.emulator.selling.price_params import named_price
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.account import Account, Operation
+    from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.protocol import JsonObject
+    from meterkit.testing.emulator.selling.prices import Price
+
+# Accepted and without effect.
+IGNORED: Final = ("footer", "payment_settings", "statement_descriptor")
+
+
+def draft(account: Account, customer: str, *, currency: str, livemode: bool = False) -> Invoice:
+    """Return an invoice of no subscription, which nothing has been put on yet."""
+    payer = account.customers.find(customer)
+    return Invoice(
+        id=new_id("in_1", length=23),
+        customer=customer,
+        subscription=None,
+        created=account.now,
+        currency=currency,
+        billing_reason="manual",
+        period_start=account.now,
+        period_end=account.now,
+        livemode=livemode,
+        customer_email=payer.texts["email"],
+        customer_name=payer.texts["name"],
+        starting_balance=payer.balance,
+        test_clock=payer.test_clock,
+    )
+
+
+def item_line(account: Account, price: Price, quantity: Decimal, *, customer: str) -> Line:
+    """Return the line of an invoice item."""
+    return Line(
+        id=new_id("il_1", length=LINE_LENGTH),
+        amount=to_cents(amount_of(price.pricing, quantity)),
+        description=account.products.find(price.product).name,
+        start=account.now,
+        end=account.now,
+        price=price,
+        quantity=quantity,
+        unit_amount=price.pricing.unit_amount or Decimal(0),
+        subscription=None,
+        item=None,
+        customer=customer,
+        metadata={},
+        created=account.now,
+        invoice_item=new_id("ii_1", length=LINE_LENGTH),
+    )
+
+
+def _create(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/create: of no subscription, and without what waits for one."""
+    params = call.params
+    params.only(
+        *("auto_advance", "automatic_tax", "collection_method", "currency", "customer", "description"),
+        *("default_payment_method", "metadata", "pending_invoice_items_behavior", *IGNORED),
+        expandable=None,
+    )
+    if params.choice("pending_invoice_items_behavior", ("exclude", "include")) == "include":
+        message = "The emulator makes invoices that exclude pending invoice items only."
+        raise ApiError(message, param="pending_invoice_items_behavior")
+    customer = account.customers.named(params.required("customer"))
+    made = draft(account, customer, currency=params.given("currency") or "usd", livemode=call.livemode)
+    taxed = read_tax(account, params, customer=customer)
+    made.tax_percent = account.behaviour.tax_percent if taxed else None
+    method = params.given("default_payment_method")
+    if method is not None:
+        account.payment_methods.of_customer(method, customer=customer, param="default_payment_method")
+    made.default_payment_method = method
+    made.description, made.metadata = params.text("description"), params.metadata()
+    made.auto_advance = bool(params.boolean("auto_advance"))
+    made.schedule(account.now + HOUR_S)
+    account.invoices.add(made)
+    account.emit("invoice.created", made.to_json())
+    return made.to_json()
+
+
+def _add_item(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoiceitems/create: on a draft, at a price that is charged once."""
+    params = call.params
+    params.only(
+        "customer", "description", "invoice", "metadata", "price_data", "pricing", "quantity", expandable=None
+    )
+    customer = account.customers.named(params.required("customer"))
+    invoice = account.invoices.find(params.required("invoice"), param="invoice")
+    if invoice.customer != customer or invoice.status != "draft":
+        message = "You can only add invoice items to a draft invoice of the same customer."
+        raise ApiError(message, param="invoice")
+    named = params.hash("pricing") or params
+    if "price" not in named and "price_data" not in named:
+        raise missing_parameter("pricing[price]")
+    price = named_price(account, named, currency=invoice.currency, recurs=False)
+    quantity = Decimal(1 if (asked := params.at_least("quantity", 0)) is None else asked)
+    line = item_line(account, price, quantity, customer=customer)
+    line.description = params.given("description") or line.description
+    line.metadata = params.metadata()
+    invoice.lines.append(line)
+    return {
+        "id": line.invoice_item,
+        "object": "invoiceitem",
+        "amount": line.amount,
+        "currency": invoice.currency,
+        "customer": customer,
+        "description": line.description,
+        "invoice": invoice.id,
+        "livemode": invoice.livemode,
+        "metadata": dict(line.metadata),
+        "quantity": int(quantity),
+    }
+
+
+ONE_TIME_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("POST", "/v1/invoices", _create),
+    ("POST", "/v1/invoiceitems", _add_item),
+)

@@ -1,0 +1,140 @@
+"""Invoices of no subscription, and checkout pages where something is bought once, by the official SDK."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import stripe
+
+from emulated import account
+from meterkit.testing import StripeEmulator
+from subscribing import told
+
+pytestmark = pytest.mark.anyio
+
+PAGES: Any = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example"}
+
+
+async def customer_of(client: stripe.StripeClient) -> str:
+    return (await client.v1.customers.create_async({"email": "ada@example.com"})).id
+
+
+async def drafted(client: stripe.StripeClient, customer: str, price: str) -> stripe.Invoice:
+    made = await client.v1.invoices.create_async(
+        {"customer": customer, "auto_advance": False, "metadata": {"a": "b"}}
+    )
+    await client.v1.invoice_items.create_async(
+        {"customer": customer, "invoice": str(made.id), "pricing": {"price": price}}
+    )
+    return await client.v1.invoices.finalize_invoice_async(str(made.id))
+
+
+async def test_an_invoice_of_no_subscription_is_paid_with_the_saved_card() -> None:
+    emulator = StripeEmulator()
+    price = emulator.add_price(1000, interval=None)
+    async with account(emulator) as client:
+        customer = await customer_of(client)
+        emulator.add_payment_method(customer)
+        invoice = await drafted(client, customer, price)
+        assert (invoice.amount_due, invoice.status, invoice.parent) == (1000, "open", None)
+        paid = await client.v1.invoices.pay_async(str(invoice.id), {"off_session": True})
+        assert (paid.status, paid.billing_reason, (paid.metadata or {})["a"]) == ("paid", "manual", "b")
+    kinds = [kind for kind in told(emulator) if kind.startswith("invoice")]
+    assert kinds == ["invoice.created", "invoice.finalized", "invoice.paid", "invoice.payment_succeeded"]
+
+
+async def test_a_declined_card_leaves_it_open_with_a_page_to_pay_on() -> None:
+    emulator = StripeEmulator()
+    price = emulator.add_price(1000, interval=None)
+    async with account(emulator) as client:
+        customer = await customer_of(client)
+        emulator.add_payment_method(customer, "pm_card_chargeCustomerFail")
+        invoice = await drafted(client, customer, price)
+        with pytest.raises(stripe.CardError, match="declined"):
+            await client.v1.invoices.pay_async(str(invoice.id))
+        found = await client.v1.invoices.retrieve_async(str(invoice.id))
+        assert found.status == "open"
+        assert found.hosted_invoice_url
+        emulator.confirm_payment(str(invoice.id))
+        assert (await client.v1.invoices.retrieve_async(str(invoice.id))).status == "paid"
+
+
+async def test_items_go_on_drafts_of_their_customer_only() -> None:
+    emulator = StripeEmulator()
+    price, monthly = emulator.add_price(1000, interval=None), emulator.add_price(1000)
+    async with account(emulator) as client:
+        ada, bob = await customer_of(client), await customer_of(client)
+        invoice = await drafted(client, ada, price)
+        asked: Any = {"customer": ada, "invoice": invoice.id, "pricing": {"price": price}}
+        with pytest.raises(stripe.InvalidRequestError, match="draft invoice"):
+            await client.v1.invoice_items.create_async(asked)
+        asked["invoice"] = (await client.v1.invoices.create_async({"customer": ada})).id
+        with pytest.raises(stripe.InvalidRequestError, match="same customer"):
+            await client.v1.invoice_items.create_async({**asked, "customer": bob})
+        with pytest.raises(stripe.InvalidRequestError, match="type=one_time"):
+            await client.v1.invoice_items.create_async({**asked, "pricing": {"price": monthly}})
+        with pytest.raises(stripe.InvalidRequestError, match="Missing required param: pricing"):
+            await client.v1.invoice_items.create_async({**asked, "pricing": {}})
+
+
+@pytest.mark.parametrize("saves_card", [True, False])
+async def test_something_is_bought_once_on_a_checkout_page(*, saves_card: bool) -> None:
+    emulator = StripeEmulator()
+    price = emulator.add_price(1000, interval=None)
+    async with account(emulator) as client:
+        customer = await customer_of(client)
+        asked: Any = {
+            "mode": "payment",
+            "customer": customer,
+            "line_items": [{"price": price, "quantity": 2}],
+            "invoice_creation": {"enabled": True, "invoice_data": {"metadata": {"a": "b"}}},
+            **PAGES,
+        }
+        if saves_card:
+            asked["payment_intent_data"] = {"setup_future_usage": "off_session"}
+        session = await client.v1.checkout.sessions.create_async(asked)
+        assert (session.mode, session.amount_total, session.invoice) == ("payment", 2000, None)
+        emulator.complete_checkout(session.id)
+        done = await client.v1.checkout.sessions.retrieve_async(session.id)
+        invoice = await client.v1.invoices.retrieve_async(str(done.invoice))
+        assert (done.payment_status, done.subscription) == ("paid", None)
+        assert (invoice.status, invoice.total, (invoice.metadata or {})["a"]) == ("paid", 2000, "b")
+        methods = await client.v1.customers.payment_methods.list_async(customer)
+        assert len(methods.data) == int(saves_card)
+
+
+@pytest.mark.parametrize(
+    ("mode", "more", "message"),
+    [
+        ("setup", {}, "payment and subscription"),
+        ("subscription", {"invoice_creation": {"enabled": True}}, "`payment` mode"),
+        ("subscription", {"payment_intent_data": {"description": "a"}}, "`subscription` mode"),
+        ("payment", {}, "recurring price"),
+    ],
+)
+async def test_what_does_not_fit_the_mode_is_refused(mode: Any, more: Any, message: str) -> None:
+    emulator = StripeEmulator()
+    price = emulator.add_price(1000)
+    async with account(emulator) as client:
+        asked: Any = {"mode": mode, "line_items": [{"price": price, "quantity": 1}], **more, **PAGES}
+        with pytest.raises(stripe.InvalidRequestError, match=message):
+            await client.v1.checkout.sessions.create_async(asked)
+
+
+async def test_a_disputed_payment_is_told_and_shown() -> None:
+    emulator = StripeEmulator()
+    price = emulator.add_price(1000, interval=None)
+    async with account(emulator) as client:
+        customer = await customer_of(client)
+        emulator.add_payment_method(customer)
+        invoice = await drafted(client, customer, price)
+        with pytest.raises(ValueError, match="nothing was charged"):
+            emulator.dispute_payment(str(invoice.id))
+        await client.v1.invoices.pay_async(str(invoice.id))
+        emulator.dispute_payment(str(invoice.id))
+        assert told(emulator)[-1] == "charge.dispute.created"
+        payments = await client.v1.invoice_payments.list_async({"invoice": str(invoice.id)})
+        intent = await client.v1.payment_intents.retrieve_async(str(payments.data[0].payment.payment_intent))
+        charge = await client.v1.charges.retrieve_async(str(intent.latest_charge))
+        assert (charge.disputed, charge.amount_refunded) == (True, 0)
