@@ -28,8 +28,10 @@ from meterkit.outbox.operator_commands import Intents
 from meterkit.storage.service import ObjectStorage
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.price_sync import StripeAccount
+from meterkit.subscriptions.service.credits import Credits
 from meterkit.subscriptions.service.service import Subscriptions
 from meterkit.subscriptions.service.stripe_customers import CustomerHooks, contact_of
+from meterkit.subscriptions.top_up_payments import TopUpPayments
 from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
 if TYPE_CHECKING:
@@ -100,7 +102,9 @@ class Parts:
         self.storage = ObjectStorage(store, settings.storage_endpoint)
         self.reconcile = Reconciler(store, stripe.api, journal).reconcile
         self.stripe = StripeAccount(lambda: store.catalog, stripe.api)
-        self.webhooks = Webhooks(store, settings, stripe.api, self._take_refusals)
+        top_ups = TopUpPayments(store, stripe.api, self.grants)
+        self.webhooks = Webhooks(store, settings, stripe.api, self._take_refusals, top_ups)
+        self.credits = Credits(store, stripe.api, top_ups, contact)
         self.subscriptions = Subscriptions(
             store,
             stripe.api,

@@ -89,6 +89,7 @@ class MeterKit:
         self.store = store_of(self.settings, catalog, clock)
         # Pydantic, redis-py and most of meterkit come with the first kit: they take a while to import.
         parts: Parts = import_module("meterkit.assembly").Parts(self.store, self.settings, contact)
+        self.credits = parts.credits
         self.grants = parts.grants
         self.gauges = parts.gauges
         self.outbox = parts.outbox

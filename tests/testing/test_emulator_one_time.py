@@ -71,11 +71,11 @@ async def test_items_go_on_drafts_of_their_customer_only() -> None:
             await client.v1.invoice_items.create_async(asked)
         asked["invoice"] = (await client.v1.invoices.create_async({"customer": ada})).id
         with pytest.raises(stripe.InvalidRequestError, match="same customer"):
-            await client.v1.invoice_items.create_async({**asked, "customer": bob})
+            await client.v1.invoice_items.create_async(asked | {"customer": bob})
         with pytest.raises(stripe.InvalidRequestError, match="type=one_time"):
-            await client.v1.invoice_items.create_async({**asked, "pricing": {"price": monthly}})
+            await client.v1.invoice_items.create_async(asked | {"pricing": {"price": monthly}})
         with pytest.raises(stripe.InvalidRequestError, match="Missing required param: pricing"):
-            await client.v1.invoice_items.create_async({**asked, "pricing": {}})
+            await client.v1.invoice_items.create_async(asked | {"pricing": {}})
 
 
 @pytest.mark.parametrize("saves_card", [True, False])

@@ -11,6 +11,7 @@ from meterkit.catalog.errors import RefusedError, unknown
 from meterkit.catalog.model_prices import Credit, ModelPrices, ProviderPrices
 from meterkit.catalog.models import Meter, Report, StripeEvent
 from meterkit.catalog.shapes import Choice, Key, MapOf, Scalar, Table, kept
+from meterkit.catalog.top_ups import TopUpTable, build_top_ups
 from meterkit.catalog.value_parsers import COST, NAME, PRICE, parse_integer, percent, text
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class CreditTable(Table, what="a credit"):
     low_balance_percent = Key(
         percent(least=1, most=100), "Share of the last grant at which the balance is low.", name="low_balance"
     )
+    top_up = Key(TopUpTable, "With `unit: money`: what customers can buy of it.")
 
 
 Meters = dict[str, "Meter | None"]
@@ -315,9 +317,17 @@ def build_credits(
                 values.refuse(
                     "unit", f"tokens are paid with the credit {other} already; a file has one of money"
                 )
-            low = values.low_balance_percent
-            built[name] = Credit(name=name, costs={charged: 1}, low_balance_percent=low, is_money=True)
+            low, sold = values.low_balance_percent, values.top_up
+            top_up = None if sold is None else build_top_ups(sold)
+            if top_up is not None and top_up.auto is not None and low is not None:
+                message = "`top_up.auto.below` says when the balance is low; remove this"
+                values.refuse("low_balance_percent", message)
+            built[name] = Credit(
+                name=name, costs={charged: 1}, low_balance_percent=low, is_money=True, top_up=top_up
+            )
             continue
+        if values.has("top_up"):
+            values.refuse("top_up", "top-ups are sold in money; add `unit: money` to the credit")
         if values.has("models"):
             values.refuse(
                 "models", "prices in money need `unit: money`; else name `prices.NAME` under `costs`"

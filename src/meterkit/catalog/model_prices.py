@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from fractions import Fraction
 
+    from meterkit.catalog.top_ups import TopUps
+
 _SPECIAL: Final = frozenset("?[")
 
 
@@ -69,6 +71,7 @@ class Credit:
         low_balance_percent: the share of the last grant at which the balance is low; None: never.
         by_model: the meters whose cost depends on the model.
         is_money: whether one is a US dollar.
+        top_up: what customers can buy of it; None: nothing.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Credit:
     low_balance_percent: int | None
     by_model: Mapping[str, ModelPrices] = field(default_factory=dict[str, ModelPrices])
     is_money: bool = False
+    top_up: TopUps | None = None
 
 
 def has_all_of(pattern: str, other: str) -> bool:

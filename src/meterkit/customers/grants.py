@@ -41,7 +41,8 @@ class Grant:
         effective_at: since when it counts.
         expires_at: when what is left of it vanishes; None: never.
         source: whether the app added it or the plan gives it.
-        status: ``pending`` before ``effective_at``; ``active``; ``used_up``; ``expired``; ``void``.
+        status: ``pending`` before ``effective_at``; ``active``; ``used_up``; ``expired``; ``void``;
+            ``refunded`` once all that was left was taken back.
     """
 
     grant_id: str
@@ -54,7 +55,10 @@ class Grant:
     expires_at: datetime | None
     created_at: datetime
     source: Literal["app", "plan"]
-    status: Literal["pending", "active", "used_up", "expired", "void"]
+    status: Literal["pending", "active", "used_up", "expired", "void", "refunded"]
+
+
+Entered = Literal["grant", "adjustment", "burn", "expire", "void", "refund"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,14 +66,14 @@ class LedgerEntry:
     """One line of the ledger; the lines of a grant add up to what it has left.
 
     Attributes:
-        entry: ``grant`` and ``adjustment`` (a plan that gives more by now) add, ``burn``, ``expire`` and
-            ``void`` take away.
+        entry: ``grant`` and ``adjustment`` (a plan that gives more by now) add, ``burn``, ``expire``,
+            ``void`` and ``refund`` take away.
         quantity: what it adds, or below 0 what it takes away: units of a meter, micro-credits of a credit.
         meter: for ``burn``, the meter that was paid.
         period_start: for ``burn``, the period in which; there is one line a meter and period.
     """
 
-    entry: Literal["grant", "adjustment", "burn", "expire", "void"]
+    entry: Entered
     grant_id: str
     kind: Kind
     name: str
@@ -163,10 +167,14 @@ def _ended(name: str, text: str, ledger: Mapping[str, str]) -> Grant:
     target = name.split(" ", 2)[1]
     terms = f"{priority} {effective} {expires} {created}"
     given = Holding.parse(name, f"{target} {quantity} {quantity} {terms} {expires}")
-    is_void, is_expired = f"void {name}" in ledger, f"expire {name}" in ledger
-    return replace(
-        _grant(given, 0), status="void" if is_void else "expired" if is_expired else "used_up", remaining=0
+    ends: tuple[tuple[str, Literal["void", "expired", "refunded"]], ...] = (
+        ("void", "void"),
+        ("expire", "expired"),
+        ("refund", "refunded"),
     )
+    used_up: Literal["used_up"] = "used_up"
+    status = next((status for what, status in ends if f"{what} {name}" in ledger), used_up)
+    return replace(_grant(given, 0), status=status, remaining=0)
 
 
 def _entry(field: str, text: str) -> LedgerEntry | None:
@@ -181,6 +189,8 @@ def _entry(field: str, text: str) -> LedgerEntry | None:
         return _line("grant", rest, int(text.partition(" ")[0]))
     if what in {"expire", "void"}:
         return _line("expire" if what == "expire" else "void", rest, -int(text.partition(" ")[0]))
+    if what == "refund":
+        return _line("refund", rest, -int(text.split(" ")[1]))
     return None  # What an id was used for, or a line of a newer release.
 
 
@@ -189,9 +199,7 @@ def _is_of(entry: LedgerEntry, other: LedgerEntry) -> bool:
     return (entry.grant_id, entry.kind, entry.name) == (other.grant_id, other.kind, other.name)
 
 
-def _line(
-    entry: Literal["grant", "adjustment", "burn", "expire", "void"], name: str, quantity: int
-) -> LedgerEntry:
+def _line(entry: Entered, name: str, quantity: int) -> LedgerEntry:
     grant_id, kind, target = _named(name)
     return LedgerEntry(entry=entry, grant_id=grant_id, kind=kind, name=target, quantity=quantity)
 
@@ -203,6 +211,19 @@ _GRANTS_MAX: Final = 256
 _USED_OTHERWISE: Final = 1
 _TOO_MUCH: Final = 2
 _TOO_MANY: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """What came of a refund of a grant's payment, in units of its meter, or in micro-credits.
+
+    Attributes:
+        more: how much more was refunded than was known.
+        taken: how much of that the grant had left, and was taken back.
+    """
+
+    more: int
+    taken: int
 
 
 class Grants:
@@ -257,11 +278,30 @@ class Grants:
             raise MeterkitError(
                 f"expires_at: found {found}; it must lie in the future, and after effective_at"
             )
-        words = [str(word) for target in self._targets(quantities) for word in target]
+        terms = (priority, effective_ms, expires_ms)
+        await self.put(customer, self._targets(quantities), grant_id=grant_id, terms=terms)
+
+    async def put(
+        self,
+        customer: str,
+        targets: Sequence[tuple[str, int]],
+        *,
+        grant_id: str,
+        terms: tuple[int, int, int] = (50, 0, NEVER_MS),
+    ) -> None:
+        """Give a customer quantities as the store has them; raises as :meth:`add` does.
+
+        Args:
+            customer: the customer's id.
+            targets: each with its quantity, in units of a meter, or in micro-credits.
+            grant_id: the name of this grant.
+            terms: the priority; since when it counts and when it ends (Unix milliseconds).
+        """
+        words = [str(word) for target in targets for word in target]
         admin, keys = await self._store.admin(), self._store.keys.customer(customer)
         await self._states.change(customer, lambda state: replace(state, granted=True))
-        terms: tuple[str | int, ...] = (grant_id, _GRANTS_MAX, priority, effective_ms, expires_ms, *words)
-        reply = await admin.run(self._store.scripts["grant"], [keys.grants, keys.ledger], *terms)
+        asked: tuple[str | int, ...] = (grant_id, _GRANTS_MAX, *terms, *words)
+        reply = await admin.run(self._store.scripts["grant"], [keys.grants, keys.ledger], *asked)
         if reply[0] == _USED_OTHERWISE:
             is_other = reply[1].decode().split(" ")[::2] != words[::2]
             what = "other meters or credits" if is_other else "another quantity"
@@ -308,6 +348,24 @@ class Grants:
                 f"grant_id: customer {customer!r} has no grant {grant_id!r:.80} that the app added{near}; a"
                 " grant of the plan cannot be voided"
             )
+
+    async def reclaim(self, customer: str, target: str, *, grant_id: str, refunded: int) -> Reclaimed:
+        """Take back of a grant what was refunded of its payment, as far as it is left. Repeated: a no-op.
+
+        Args:
+            customer: the customer's id.
+            target: what the grant is of, as the store writes it.
+            grant_id: the name of the grant.
+            refunded: how much of it was refunded in all, in units of a meter, or in micro-credits.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        admin, keys = await self._store.admin(), self._store.keys.customer(customer)
+        name = f"a {target} {grant_id}"
+        script = self._store.scripts["reclaim"]
+        more, taken, _ = await admin.run(script, [keys.grants, keys.ledger], name, refunded)
+        return Reclaimed(more=more, taken=taken)
 
     async def ledger(self, customer: str) -> Sequence[LedgerEntry]:
         """The lines of all of a customer's grants; what the live ones have left follows from them."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Plan
-    from meterkit.catalog.model_prices import ModelPrices
+    from meterkit.catalog.model_prices import Credit, ModelPrices
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.periods import Bounds
 
@@ -58,14 +58,15 @@ class Prepaid:
             Lines of the plan that differ only in the quantity are one grant.
         mark: names these grants of the plan.
         paid_with: meter to the target of the credit that pays for it, and to its cost in micro-credits.
-        low: the target of a credit to the share of its last grant below which it is low (%).
+        low: the target of a credit to the share (%) of its last grant, and the micro-credits besides, below
+            which it is low.
         by_model: the meters whose cost depends on the model.
     """
 
     recurring: tuple[tuple[str, str, int, int, int], ...]
     mark: str
     paid_with: Mapping[str, tuple[str, int]]
-    low: Mapping[str, int]
+    low: Mapping[str, tuple[int, int]]
     by_model: Mapping[str, ModelPrices]
 
     @classmethod
@@ -91,9 +92,9 @@ class Prepaid:
                 for meter, cost in credit.costs.items()
             },
             low={
-                target_of("credit", credit.name): credit.low_balance_percent
+                target_of("credit", credit.name): low
                 for credit in credits_
-                if credit.low_balance_percent is not None
+                if (low := _low_of(credit)) is not None
             },
             by_model={meter: prices for credit in credits_ for meter, prices in credit.by_model.items()},
         )
@@ -178,6 +179,13 @@ class Prepaid:
     @property
     def _plans(self) -> dict[str, object]:
         return {"mark": self.mark, "recurring": self.recurring}
+
+
+def _low_of(credit: Credit) -> tuple[int, int] | None:
+    """When a balance is low: below a share (%) of its last grant, or below so many micro-credits."""
+    if credit.top_up is not None and credit.top_up.auto is not None:
+        return 0, credit.top_up.auto.below_cents * (MICRO // 100)
+    return None if credit.low_balance_percent is None else (credit.low_balance_percent, 0)
 
 
 def _json(value: object) -> str:

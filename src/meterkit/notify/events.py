@@ -281,6 +281,26 @@ class PaymentSucceeded(CustomerEvent):
     currency: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopUpRefunded(CustomerEvent):
+    """``top_up.refunded``: a top-up was refunded or disputed, and what was left of it was taken back.
+
+    Attributes:
+        id: the same at each delivery; a text.
+        customer: whose.
+        at: when it was taken back (UTC).
+        invoice: its id at Stripe, which is the id of the grant, too.
+        credit: its name in the plans file.
+        refunded_cents: how much of the balance was refunded since the last such event, in minor units.
+        taken_back_cents: how much of that was left, rounded down; the rest had been used already.
+    """
+
+    invoice: str
+    credit: str
+    refunded_cents: int
+    taken_back_cents: int
+
+
 def event_of(notice: Notice, meters: Mapping[str, str]) -> CustomerEvent:
     """The event of a notice.
 
@@ -347,12 +367,14 @@ OF_SUBSCRIPTIONS: Final[Mapping[str, type[CustomerEvent]]] = {
     "payment.succeeded": PaymentSucceeded,
 }
 """Events about subscriptions, access and payments."""
+OF_TOP_UPS: Final[Mapping[str, type[CustomerEvent]]] = {"top_up.refunded": TopUpRefunded}
+"""Events about balances that customers buy."""
 EVENTS: Final[Mapping[str, Callable[[Notice, str, Mapping[str, str]], CustomerEvent]]] = {
     "credits.low": _credits_low,
     "usage.threshold": _usage_threshold,
     "usage.spike": _of_data(UsageSpike),
     "storage.over": _of_data(StorageOver),
     "period.summary": _of_data(PeriodSummary),
-    **{name: _of_data(made) for name, made in OF_SUBSCRIPTIONS.items()},
+    **{name: _of_data(made) for name, made in {**OF_SUBSCRIPTIONS, **OF_TOP_UPS}.items()},
 }
 """What handlers can be registered for, and what makes that of a notice."""

@@ -21,6 +21,7 @@ NAMES: Final = (
     "claim",
     "forget",
     "grant",
+    "reclaim",
     "void",
     "count",
     "recall",

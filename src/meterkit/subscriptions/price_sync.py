@@ -6,25 +6,28 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.catalog.amount_texts import money
 from meterkit.errors import StripeError
 from meterkit.stripe.meters import meter_differences
 from meterkit.subscriptions.price_mismatches import Found, unfit
-from meterkit.subscriptions.stripe_objects import LOOKUP_MARK
+from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, pack_key, packs_key
 from meterkit.subscriptions.stripe_prices import PRICES, prices_by_key
-from meterkit.subscriptions.wanted_prices import params_of, product_params, shape_of, wanted_of
+from meterkit.subscriptions.wanted_prices import WantedProduct, params_of, product_params, shape_of, wanted_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.stripe.api import StripeApi
-    from meterkit.subscriptions.wanted_prices import Shape, WantedPlan, WantedPrice, WantedProduct
+    from meterkit.subscriptions.wanted_prices import Shape, WantedPlan, WantedPrice
 
 
 Action = Literal["is there", "made", "to make", "reactivated", "to reactivate"]
 _METERS: Final = "/v1/billing/meters"
 _PRODUCTS: Final = "/v1/products"
 _TIERS: Final = ("data.tiers",)
+_TOP_UP: Final = "Top-up"
+"""The name of the product, as customers see it on pages and invoices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +145,9 @@ class _Syncing:
         for plan in wanted:
             done.problems += plan.problems
             done.notes += plan.notes
-        for product in reversed(await self._api.list(_PRODUCTS, {"active": True}) if wanted else []):
+        for product in reversed(
+            await self._api.list(_PRODUCTS, {"active": True}) if wanted or self._sells_packs else []
+        ):
             if (key := product["metadata"].get(LOOKUP_MARK)) is not None:
                 self._products[key] = product["id"]  # The oldest was first; the newest stays.
         found = [await self._find(plan) for plan in wanted if plan.prices]
@@ -152,6 +157,9 @@ class _Syncing:
             await self._make_meters()
             for plan_found in found:
                 await self._make(plan_found)
+            for credit in self._catalog.credits.values():
+                if credit.top_up is not None:
+                    await self._make_packs(credit.name, credit.top_up.amounts)
         return done
 
     async def _find(self, wanted: WantedPlan) -> Found:
@@ -203,6 +211,40 @@ class _Syncing:
                 self._meters[event_name] = there
             self._tell("meter", event_name, action, "" if there is None else there["id"])
 
+    async def _make_packs(self, credit: str, amounts: Sequence[int]) -> None:
+        """Make what top-ups of a balance are bought as: a product, and a price of each amount."""
+        keys = {pack_key(credit, amount): amount for amount in amounts}
+        there = await prices_by_key(self._api, [*keys])
+        key, currency = packs_key(credit), self._catalog.currency
+        product = WantedProduct(key=key, name=_TOP_UP, word=f"top_up_{credit}")
+        missing = [key for key in keys if key not in there]
+        known = self._products.get(key) or next((str(price["product"]) for price in there.values()), None)
+        if known is None and not self._dry_run:
+            known = str((await self._api.post(_PRODUCTS, product_params(product)))["id"])
+        self._tell_product(product, self._made if len(missing) == len(keys) else "is there", known or "")
+        for key, amount in keys.items():
+            price = there.get(key, {})
+            if not price and not self._dry_run:
+                asked: dict[str, Any] = {
+                    "product": known,
+                    "currency": currency,
+                    "unit_amount": amount,
+                    "lookup_key": key,
+                    "transfer_lookup_key": True,
+                    "metadata": {LOOKUP_MARK: key},
+                }
+                price = await self._api.post(PRICES, asked)
+            line = StripeSyncLine(
+                what="price",
+                name=f"{credit}, top-up",
+                action=self._made if key in missing else "is there",
+                id=str(price.get("id", "")),
+                price=f"{money(amount, currency)} once",
+                unit_amount=str(amount),
+                currency=currency,
+            )
+            self._done.lines.append(line)
+
     async def _make(self, found: Found) -> None:
         for price in found.wanted.prices:
             price_id = await self._price(found, price)
@@ -247,6 +289,10 @@ class _Syncing:
         self._products[product.key] = known
         self._tell_product(product, action, known)
         return known
+
+    @property
+    def _sells_packs(self) -> bool:
+        return any(credit.top_up is not None for credit in self._catalog.credits.values())
 
     @property
     def _made(self) -> Action:

@@ -67,6 +67,20 @@ def is_metered_key(key: str, plan: str) -> bool:
     return key.startswith(meter_key(plan, ""))
 
 
+TOP_UP: Final = "meterkit_top_up"
+"""The key of the metadata of a top-up's invoice under which the credit and the cents stand."""
+
+
+def pack_key(credit: str, amount_cents: int) -> str:
+    """The lookup key of the price of a top-up."""
+    return f"{packs_key(credit)}:{amount_cents}"
+
+
+def packs_key(credit: str) -> str:
+    """The lookup key of the product whose prices are the top-ups of a credit."""
+    return f"{LOOKUP_MARK}-top-up:{credit}"
+
+
 def key_in(price: Mapping[str, Any]) -> str:
     """The key of a price as Stripe shows it, of one that was replaced too; empty: it was made by hand."""
     key = text_in(price, "lookup_key")

@@ -1,7 +1,8 @@
 -- burn: pays recorded units with grants, then with credits.
 --   key, ledger_key: hashes; start, finish: of the period of `now` (ms); has_state: see write_grants
 --   prepaid: {mark, recurring, paying, low}; paying: a meter each, {its name, its target, its credit's target or '',
---   cost (micro-credits a unit)}; low: a credit's target to the share (%) of its youngest grant below which it is low
+--   cost (micro-credits a unit)}; low: a credit's target to {the share (%) of its youngest grant, and micro-credits
+--   besides, below which it is low}
 -- Nothing is written until `keep` is called.
 -- Returns pay(i, rest): how many of the units of meter i grants pay, how many credits; keep(notices): writes what was
 -- paid, and returns the notices with those of the credits whose balance has become low; see notify.
@@ -34,9 +35,9 @@ local function burn(key, ledger_key, prepaid, now, start, finish, has_state)
   local function keep(notices)
     local paying, burned = spent()
     write_grants(key, ledger_key, balances, paying, burned, prepaid, start, now, has_state)
-    for target, share in pairs(prepaid.low) do
+    for target, low in pairs(prepaid.low) do
       local sum = balances.sums[target]
-      local threshold = sum and sum.last / 100 * share or 0
+      local threshold = (sum and sum.last / 100 * low[1] or 0) + low[2]
       if left_before[target] >= threshold and left_of(target) < threshold then
         notices[#notices + 1] = {'credits.low', target, left_of(target)}
       end

@@ -31,6 +31,7 @@ from meterkit.subscriptions.subscription_reading import (
     metered_of,
     read_subscription,
 )
+from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.top_up_payments import TopUpPayments
     from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 
 
@@ -212,6 +214,7 @@ _EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")
 _GONE: Final = "resource_missing"
 _HELD_MS: Final = 60_000
 _EVENT: Final = "evt_"
+_PAYMENT: Final = "pi_"
 _UPDATED: Final = "customer.subscription.updated"
 _OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 NIGHTLY: Final = "reconcile"
@@ -235,12 +238,14 @@ class Looker:
         api: the way to Stripe.
         queue: where entries are.
         refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
+        top_ups: grants what customers have paid for.
     """
 
     store: Store
     api: Callable[[], StripeApi]
     queue: HookQueue
     refused: Callable[[str], Awaitable[None]]
+    top_ups: TopUpPayments
 
     def __post_init__(self) -> None:
         self._states = States(self.store)
@@ -260,6 +265,9 @@ class Looker:
         linked, catalog = entry.stripe_customer, self.store.catalog
         if linked.startswith(_EVENT):
             await self.refused(linked)
+            return
+        if linked.startswith(_PAYMENT):
+            await self.top_ups.take_back(linked, self._linking.owner)
             return
         customer = await self._linking.owner(linked)
         if customer is None and await self._linking.is_retired(linked):
@@ -284,6 +292,8 @@ class Looker:
         if entry.cause == NIGHTLY or (subscription is not None and subscription.plan is None):
             await self._drifting.look(customer, found, chosen)
         for note in entry.notes:
+            if note.data.get(TOPS_UP):
+                await self.top_ups.settle(customer, note.data["invoice"])
             if note.kind != LINK:
                 await tell(self.store, customer, note.kind, {**note.data, "id": note.name})
 

@@ -11,6 +11,7 @@ from hmac import compare_digest, digest
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from meterkit.catalog.amount_texts import money
+from meterkit.subscriptions.stripe_objects import TOP_UP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -105,6 +106,8 @@ def _event(body: bytes) -> Event | Forged:
 
 _ID: Final = re.compile(r"[A-Za-z]{2,8}_[A-Za-z0-9_]{1,240}")
 _WHOLE_MAX: Final = 10**15
+TOPS_UP: Final = "tops_up"
+"""In the data of a note about an invoice: it is of a top-up."""
 _CHECKOUT: Final = "checkout.session.completed"
 _CUSTOMER: Final = "customer.updated"
 _MEANS: Final = frozenset({"invoice_settings", "default_source"})
@@ -115,6 +118,7 @@ _INVOICES: Final = (
     *("voided", "marked_uncollectible"),
 )
 _SUBSCRIPTIONS: Final = ("created", "updated", "deleted", "paused", "resumed", "trial_will_end")
+REFUNDED: Final = "charge.refunded"
 DISPUTED: Final = "charge.dispute.created"
 """A customer's bank takes a payment back: a person is to answer, and Stripe changes no subscription by itself
 (https://docs.stripe.com/disputes/how-disputes-work)."""
@@ -124,6 +128,7 @@ TYPES: Final = (
     *(f"customer.subscription.{change}" for change in _SUBSCRIPTIONS),
     *(f"invoice.{change}" for change in _INVOICES),
     "entitlements.active_entitlement_summary.updated",
+    REFUNDED,
     DISPUTED,
 )
 """The events of a snapshot destination that say whom to look at; at most 20, as many as can be listed at once
@@ -164,7 +169,8 @@ class Hint:
 
     Attributes:
         event: the event's id, by which a repeat is known.
-        stripe_customer: ``cus_…``; of an alarm the event itself, ``evt_…``, which is to be fetched.
+        stripe_customer: ``cus_…``; of an alarm the event itself, ``evt_…``, which is to be fetched; of a
+            refund or a dispute the payment, ``pi_…``.
         note: what is to be done besides.
         alarm: the text for an operator.
     """
@@ -185,8 +191,9 @@ def hint_of(event: Event) -> Hint | None:
         return None
     data = _object(event.get("data"))
     told = _object(data.get("object"))
-    if kind == DISPUTED:
-        return Hint(event=name, alarm=_dispute(told))
+    if kind in {DISPUTED, REFUNDED}:
+        alarm = _dispute(told) if kind == DISPUTED else None
+        return Hint(event=name, stripe_customer=_id(told.get("payment_intent")), alarm=alarm)
     customer = _id(told if kind == _CUSTOMER else told.get("customer"))
     changed = _object(data.get("previous_attributes")).keys()
     if customer is None or (kind == _CUSTOMER and not changed & _MEANS):
@@ -254,7 +261,7 @@ def _payment(
     attempt = _whole(told.get("attempt_count")) or 0
     if invoice is None or amount_cents is None or not isinstance(currency, str):
         return None
-    data = {
+    data: dict[str, Any] = {
         "invoice": invoice,
         "failures": attempt,
         "amount_cents": amount_cents,
@@ -262,6 +269,8 @@ def _payment(
         **more,
         **_at(event),
     }
+    if TOP_UP in _object(told.get("metadata")):
+        data[TOPS_UP] = True
     return Note(name=f"{kind}/{invoice}/{attempt}", kind=kind, data=data)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
+    from meterkit.subscriptions.top_up_payments import TopUpPayments
     from meterkit.subscriptions.webhooks.queue import DeadWebhook, WebhookBacklog
 
 
@@ -48,6 +49,7 @@ class Webhooks:
         settings: the signing secrets.
         api: the way to Stripe; made when it is first needed.
         refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
+        top_ups: grants what customers have paid for.
     """
 
     def __init__(
@@ -56,12 +58,13 @@ class Webhooks:
         settings: Settings,
         api: Callable[[], StripeApi],
         refused: Callable[[str], Awaitable[None]],
+        top_ups: TopUpPayments,
     ) -> None:
         self._store = store
         self._settings = settings
         self._api = api
         self._queue = HookQueue(store)
-        self._looker = Looker(store, api, self._queue, refused)
+        self._looker = Looker(store, api, self._queue, refused, top_ups)
         self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, HookWorker] = WeakKeyDictionary()
 
     @property

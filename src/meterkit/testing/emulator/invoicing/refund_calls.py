@@ -136,9 +136,15 @@ def _retrieve_intent(account: Account, call: Call) -> JsonObject:
 
 
 def _list_payments(account: Account, call: Call) -> JsonObject:
-    """https://docs.stripe.com/api/invoice-payment/list: of one invoice."""
+    """https://docs.stripe.com/api/invoice-payment/list: of one invoice, or of one payment intent."""
     params = call.params
     params.only("invoice", "payment", "status", *PAGING, expandable=None)
+    payment = params.hash("payment")
+    if payment is not None:
+        payment.only("payment_intent", "type")
+        intent = payment.required("payment_intent")
+        paid = next((each for each in account.invoices if each.payment_intent == intent), None)
+        return call.page([] if paid is None else payments_of(paid))
     if "invoice" not in params:
         raise missing_parameter("invoice")
     invoice = account.invoices.find(params.required("invoice"), param="invoice")

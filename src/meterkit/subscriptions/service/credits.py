@@ -1,0 +1,234 @@
+"""``kit.credits``: customers buy balances in money, on a page of Stripe's or with their saved card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from meterkit.customers.states import States
+from meterkit.errors import MeterkitError, PaymentMethodMissingError, QuantityError, StripeError
+from meterkit.store.arguments import check_customer
+from meterkit.subscriptions.service.stripe_customers import StripeCustomers
+from meterkit.subscriptions.stripe_objects import id_in, key_of, pack_key, part_of, text_in
+from meterkit.subscriptions.stripe_prices import prices_by_key
+from meterkit.subscriptions.top_up_payments import mark_of_top_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.service.stripe_customers import ContactSource
+    from meterkit.subscriptions.top_up_payments import TopUpPayments
+
+_INVOICES: Final = "/v1/invoices"
+_NOT_OF_PAYMENTS: Final = frozenset({"payment_method_collection", "subscription_data"})
+"""Options of pages where a subscription begins that pages where something is bought once do not have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopUp:
+    """A top-up that was asked for.
+
+    Attributes:
+        amount_cents: what it adds to the balance, in minor units of the currency.
+        status: ``paid``: the balance has it; ``open``: it is to be paid for.
+        url: where the customer pays; None: it is paid.
+        invoice: its id at Stripe, which is the id of the grant, too; None: a page was opened, and its invoice
+            is made when it is paid.
+        declined: why the saved card could not be charged, in Stripe's word; None: it was not declined.
+    """
+
+    amount_cents: int
+    status: Literal["paid", "open"]
+    url: str | None
+    invoice: str | None = None
+    declined: str | None = None
+
+
+class Credits:
+    """Sells balances in money.
+
+    Args:
+        store: where customers are kept.
+        api: the way to Stripe; made when it is first asked for.
+        payments: grants what was paid for.
+        contact: gives what a Stripe customer is made with.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        api: Callable[[], StripeApi],
+        payments: TopUpPayments,
+        contact: ContactSource | None = None,
+    ) -> None:
+        self._store = store
+        self._api = api
+        self._payments = payments
+        self._states = States(store)
+        self._stripe_customers = StripeCustomers(store, api, contact)
+
+    async def buy(
+        self,
+        customer: str,
+        amount_cents: int,
+        *,
+        success_url: str | None = None,
+        cancel_url: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> TopUp:
+        """Sell a customer a top-up: on a page of Stripe's, or charged to the saved card at once.
+
+        With ``success_url`` a page is opened, valid for a day; the card is saved there for later top-ups.
+        Without it the saved card is charged. If that is declined, or the customer has to confirm the payment,
+        nothing is granted, and ``url`` is a page where the customer pays. What is paid for is granted once,
+        by the id of its invoice.
+
+        Args:
+            customer: the customer's id; one who is not linked to a Stripe customer gets one.
+            amount_cents: one of the amounts under ``top_up`` in the plans file.
+            success_url: where Stripe sends the customer afterwards.
+            cancel_url: where Stripe sends a customer who goes back; with ``success_url`` only.
+            idempotency_key: your name of this purchase: the same one charges once in 24 hours; default: one
+                for this call alone.
+
+        Raises:
+            CustomerError: the id is not allowed.
+            QuantityError: the amount is not sold.
+            PaymentMethodMissingError: there is no saved card; open a page.
+            MeterkitError: the plans file sells no top-ups, or Stripe has no price of them yet.
+            SettingsError: no Stripe key is set.
+            StripeError: Stripe refuses, or does not answer; ask again with the same ``idempotency_key``.
+            StoreError: the store does not answer.
+        """
+        credit = self._sold(amount_cents)
+        if cancel_url is not None and success_url is None:
+            raise MeterkitError("cancel_url: found without success_url; give both, or neither")
+        linked = await self._stripe_customers.of(check_customer(customer))
+        price = await self._price(credit, amount_cents)
+        mark = mark_of_top_up(customer, credit, amount_cents)
+        key = key_of("top-up", customer, amount_cents, idempotency_key or token_hex(16))
+        if success_url is not None:
+            urls = {"success_url": success_url, "cancel_url": cancel_url}
+            return await self._open_page(linked, price, amount_cents, {**mark}, urls, key)
+        card = await self._card(customer, linked)
+        if card is None:
+            raise PaymentMethodMissingError(
+                f"customer {customer!r} has no saved card; open a page with success_url and cancel_url",
+                url=None,
+            )
+        asked: dict[str, Parameter] = {
+            "customer": linked,
+            "currency": self._store.catalog.currency,
+            "auto_advance": False,
+            "pending_invoice_items_behavior": "exclude",
+            "default_payment_method": card,
+            "metadata": {**mark},
+            **self._taxes(),
+        }
+        return await self._charge(customer, asked, price, amount_cents, key)
+
+    async def _open_page(
+        self,
+        linked: str,
+        price: str,
+        amount_cents: int,
+        metadata: dict[str, Parameter],
+        urls: Mapping[str, str | None],
+        key: str,
+    ) -> TopUp:
+        common = self._store.catalog.billing.checkout
+        options = {name: value for name, value in common.items() if name not in _NOT_OF_PAYMENTS}
+        made = await self._api().post(
+            "/v1/checkout/sessions",
+            {
+                **options,
+                **urls,
+                "mode": "payment",
+                "customer": linked,
+                "line_items": [{"price": price, "quantity": 1}],
+                "invoice_creation": {"enabled": True, "invoice_data": {"metadata": metadata}},
+                "payment_intent_data": {"setup_future_usage": "off_session"},
+            },
+            idempotency_key=key,
+        )
+        return TopUp(amount_cents=amount_cents, status="open", url=text_in(made, "url") or None)
+
+    async def _charge(
+        self, customer: str, asked: Mapping[str, Parameter], price: str, amount_cents: int, key: str
+    ) -> TopUp:
+        """Make an invoice and charge the card; each step again is the same step."""
+        api, declined = self._api(), None
+        made = await api.post(_INVOICES, asked, idempotency_key=f"{key}-invoice")
+        invoice = str(made["id"])
+        item: dict[str, Parameter] = {
+            "customer": asked["customer"],
+            "invoice": invoice,
+            "pricing": {"price": price},
+        }
+        await api.post("/v1/invoiceitems", item, idempotency_key=f"{key}-item")
+        finalize = {"auto_advance": False}
+        await api.post(f"{_INVOICES}/{invoice}/finalize", finalize, idempotency_key=f"{key}-finalize")
+        try:
+            await api.post(f"{_INVOICES}/{invoice}/pay", {"off_session": True}, idempotency_key=f"{key}-pay")
+        except StripeError as error:
+            if error.status != HTTPStatus.PAYMENT_REQUIRED:
+                raise
+            declined = error.code or "card_declined"
+        found = await self._payments.settle(customer, invoice)
+        is_paid = found["status"] == "paid"
+        return TopUp(
+            amount_cents=amount_cents,
+            status="paid" if is_paid else "open",
+            url=None if is_paid else text_in(found, "hosted_invoice_url") or None,
+            invoice=invoice,
+            declined=None if is_paid else declined,
+        )
+
+    def _sold(self, amount_cents: int) -> str:
+        """The credit that is sold in money; a file has one."""
+        for credit in self._store.catalog.credits.values():
+            if credit.top_up is not None:
+                if type(amount_cents) is int and amount_cents in credit.top_up.amounts:
+                    return credit.name
+                amounts = ", ".join(map(str, credit.top_up.amounts))
+                raise QuantityError(f"amount_cents: found {amount_cents!r:.40}; allowed are {amounts}")
+        raise MeterkitError(
+            "the plans file sells no top-ups: write `top_up: {packs: [1000, 5000]}` at a credit with"
+            " `unit: money`"
+        )
+
+    async def _price(self, credit: str, amount_cents: int) -> str:
+        key = pack_key(credit, amount_cents)
+        found = await prices_by_key(self._api(), [key])
+        if key not in found:
+            raise MeterkitError(
+                f"Stripe has no price of a top-up of {amount_cents} cents of {credit} (lookup key {key});"
+                " `meterkit stripe sync` makes it"
+            )
+        return str(found[key]["id"])
+
+    async def _card(self, customer: str, linked: str) -> str | None:
+        """The payment method to charge: the default one, the subscription's, or the one saved last."""
+        owner = await self._api().get(f"/v1/customers/{linked}")
+        default = id_in(part_of(owner, "invoice_settings"), "default_payment_method")
+        if default:
+            return default
+        _, state = await self._states.read(customer)
+        if state.subscription is not None:
+            found = await self._api().get(f"/v1/subscriptions/{state.subscription.id}")
+            if own := id_in(found, "default_payment_method"):
+                return own
+        saved: list[dict[str, Any]] = (
+            await self._api().get(f"/v1/customers/{linked}/payment_methods", {"limit": 1})
+        )["data"]
+        return str(saved[0]["id"]) if saved else None
+
+    def _taxes(self) -> dict[str, Parameter]:
+        """Invoices are taxed where pages are."""
+        taxes = self._store.catalog.billing.checkout.get("automatic_tax")
+        return {} if taxes is None else {"automatic_tax": taxes}

@@ -1,0 +1,138 @@
+"""What customers have paid for top-ups: granted once, and taken back where it was refunded or disputed.
+
+The invoice's id is the grant's id, so that it does not matter how often, in which order, or by which of its
+events a payment is heard of.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.grants import MICRO, target_of
+from meterkit.errors import CustomerError, MeterkitError
+from meterkit.store.messages import tell
+from meterkit.subscriptions.stripe_objects import CUSTOMER, TOP_UP, id_in, part_of, text_in
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from meterkit.customers.grants import Grants
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+
+_logger = logging.getLogger("meterkit.subscriptions")
+_INVOICES: Final = "/v1/invoices"
+_PAYMENTS: Final = "/v1/invoice_payments"
+_CENT: Final = MICRO // 100
+"""Micro-credits: a balance in money is in US dollars."""
+
+
+def mark_of_top_up(customer: str, credit: str, amount_cents: int) -> dict[str, str]:
+    """The metadata of the invoice that a top-up is bought with."""
+    return {CUSTOMER: customer, TOP_UP: f"{credit} {amount_cents}"}
+
+
+class TopUpPayments:
+    """Brings the grants of a customer up to date with what Stripe says of the payments.
+
+    Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses or does not answer, and
+    :class:`~meterkit.errors.StoreError` where the store does not.
+
+    Args:
+        store: where customers are kept.
+        api: the way to Stripe.
+        grants: of the customers.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi], grants: Grants) -> None:
+        self._store = store
+        self._api = api
+        self._grants = grants
+
+    async def settle(self, customer: str, invoice: str) -> Mapping[str, Any]:
+        """Grant what an invoice has paid for, and take back what was refunded of it; the invoice.
+
+        Args:
+            customer: the owner of the Stripe customer that the invoice is of.
+            invoice: its id.
+
+        Raises:
+            CustomerError: it is another customer's top-up.
+            MeterkitError: it cannot be granted; the error says why.
+        """
+        found = await self._api().get(f"{_INVOICES}/{invoice}")
+        metadata = part_of(found, "metadata")
+        credit, _, amount = text_in(metadata, TOP_UP).partition(" ")
+        if not credit or found["status"] != "paid":
+            return found
+        named = text_in(metadata, CUSTOMER)
+        if named != customer:
+            linked = id_in(found, "customer")
+            raise CustomerError(
+                f"invoice {invoice} is a top-up of customer {named!r:.80}, and its Stripe customer {linked}"
+                f" is linked to {customer!r:.80}: nothing was granted. Refund it at Stripe, or link the"
+                " customer that it is of"
+            )
+        if credit not in self._store.catalog.credits or not amount.isdecimal():
+            raise MeterkitError(
+                f"invoice {invoice} is a top-up of {amount!r:.20} cents of {credit!r:.80}, which is no credit"
+                " of the plans file: nothing was granted. Refund it at Stripe, or declare that credit"
+            )
+        granted, target = int(amount) * _CENT, target_of("credit", credit)
+        await self._grants.put(customer, [(target, granted)], grant_id=invoice)
+        paid, refunded = int(found["amount_paid"]), await self._refunded(invoice)
+        if refunded and paid:
+            await self._take_back(customer, credit, invoice, granted * min(refunded, paid) // paid)
+        return found
+
+    async def take_back(self, intent: str, owner: Callable[[str], Awaitable[str | None]]) -> None:
+        """Take back what was refunded, or is disputed, of a payment; one that is no top-up's stays.
+
+        Args:
+            intent: its payment intent.
+            owner: gives the customer that a Stripe customer is linked to.
+        """
+        asked: dict[str, Any] = {"payment": {"type": "payment_intent", "payment_intent": intent}}
+        for payment in await self._api().list(_PAYMENTS, asked):
+            found = await self._api().get(f"{_INVOICES}/{id_in(payment, 'invoice')}")
+            if TOP_UP in part_of(found, "metadata"):
+                customer = await owner(id_in(found, "customer"))
+                if customer is not None:
+                    await self.settle(customer, str(found["id"]))
+
+    async def _refunded(self, invoice: str) -> int:
+        """How much of an invoice's payments was refunded, or is disputed, in minor units of its currency."""
+        refunded = 0
+        for payment in await self._api().list(_PAYMENTS, {"invoice": invoice, "status": "paid"}):
+            intent = id_in(part_of(payment, "payment"), "payment_intent")
+            if not intent:
+                continue
+            paid = await self._api().get(f"/v1/payment_intents/{intent}")
+            charge = await self._api().get(f"/v1/charges/{id_in(paid, 'latest_charge')}")
+            refunded += charge["amount"] if charge["disputed"] else charge["amount_refunded"]
+        return refunded
+
+    async def _take_back(self, customer: str, credit: str, invoice: str, micros: int) -> None:
+        target = target_of("credit", credit)
+        found = await self._grants.reclaim(customer, target, grant_id=invoice, refunded=micros)
+        if not found.more:
+            return
+        refunded_cents, taken_cents = -(-found.more // _CENT), found.taken // _CENT
+        _logger.warning(
+            "top-up %s of customer %r: %d cents were refunded or are disputed; %d of them were left and are"
+            " taken back",
+            invoice,
+            customer,
+            refunded_cents,
+            taken_cents,
+        )
+        told = {
+            "id": f"top_up.refunded/{invoice}/{micros}",
+            "at_ms": self._store.now_ms(),
+            "invoice": invoice,
+            "credit": credit,
+            "refunded_cents": refunded_cents,
+            "taken_back_cents": taken_cents,
+        }
+        await tell(self._store, customer, "top_up.refunded", told)

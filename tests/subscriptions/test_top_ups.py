@@ -1,0 +1,344 @@
+"""Top-ups: bought on a page or with the saved card, granted once, taken back where they are refunded."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from hooking import hooked, hooked_kit
+from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, QuantityError
+from meterkit.catalog import loads
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from hooking import Hooked
+    from meterkit import TopUp
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: payg
+meters:
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    top_up: {packs: [1000, 5000]}
+routes:
+  - {match: "POST /webhooks/stripe", exempt: true}
+  - {match: "POST /v1/chat/completions", usage: openai}
+plans:
+  payg: {price: {amount_cents: 0, interval: month}}
+"""
+CATALOG: Final = loads(PLANS)
+BACK: Final = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example"}
+DOLLAR: Final = 1_000_000
+
+
+def sold(store_url: str, **settings: Any) -> AbstractAsyncContextManager[Hooked]:
+    return hooked(store_url, catalog=CATALOG, **settings)
+
+
+async def opened(at: Hooked) -> None:
+    """The packs are at Stripe."""
+    await at.kit.stripe.sync()
+
+
+async def balance(at: Hooked, customer: str = "acme") -> int:
+    """In micro-units of a dollar."""
+    return (await at.kit.usage(customer))["balance_micros"].get("usd", 0)
+
+
+async def with_card(at: Hooked, card: str = "pm_card_visa", customer: str = "acme") -> None:
+    await at.kit.customers.link(customer, at.customer(customer, card=card))
+
+
+async def bought(at: Hooked, amount_cents: int = 1000, **how: Any) -> TopUp:
+    return await at.kit.credits.buy("acme", amount_cents, **how)
+
+
+async def refund(at: Hooked, invoice: str, amount: int | None = None) -> None:
+    payments = await at.client.v1.invoice_payments.list_async({"invoice": invoice})
+    asked: Any = {"payment_intent": payments.data[0].payment.payment_intent}
+    await at.client.v1.refunds.create_async(asked if amount is None else asked | {"amount": amount})
+    await at.settle()
+
+
+async def test_a_saved_card_is_charged_and_the_balance_has_it_at_once(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        made = await bought(at)
+        assert (made.status, made.url, made.declined) == ("paid", None, None)
+        assert await balance(at) == 10 * DOLLAR
+        (grant,) = await at.kit.grants.list("acme")
+        assert (grant.grant_id, grant.name, grant.remaining) == (made.invoice, "usd", 10)
+
+
+async def test_i4_however_often_a_payment_is_told_it_is_granted_once(store_url: str) -> None:
+    """I4: nothing is billed, or given, twice."""
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        for _ in range(2):
+            await at.settle()
+            await at.kit.webhooks.sweep()
+            await at.settle()
+        assert await balance(at) == 10 * DOLLAR
+        for event in at.emulator.webhook_events:
+            if event.type.startswith("invoice."):
+                await at.bring(event)
+        await at.settle()
+        assert await balance(at) == 10 * DOLLAR
+
+
+async def test_a_page_is_opened_and_its_payment_granted_when_it_is_told(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        page = await bought(at, 5000, **BACK)
+        assert (page.status, page.invoice) == ("open", None)
+        assert page.url is not None
+        assert await balance(at) == 0
+        (session,) = (await at.client.v1.checkout.sessions.list_async()).data
+        at.emulator.complete_checkout(session.id)
+        await at.settle()
+        assert await balance(at) == 50 * DOLLAR
+        # The card was saved there.
+        assert (await bought(at)).status == "paid"
+        assert await balance(at) == 60 * DOLLAR
+
+
+@pytest.mark.parametrize("card", ["pm_card_chargeCustomerFail", "pm_card_authenticationRequired"])
+async def test_a_card_that_cannot_be_charged_leaves_a_page_to_pay_on(store_url: str, card: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at, card)
+        made = await bought(at)
+        assert (made.status, made.declined) == ("open", "card_declined")
+        assert made.url is not None
+        assert await balance(at) == 0
+        at.emulator.confirm_payment(str(made.invoice))
+        await at.settle()
+        assert await balance(at) == 10 * DOLLAR
+
+
+async def test_the_same_purchase_is_charged_once(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        first = await bought(at, idempotency_key="order 1")
+        assert await bought(at, idempotency_key="order 1") == first
+        assert await balance(at) == 10 * DOLLAR
+        await bought(at, idempotency_key="order 2")
+        assert await balance(at) == 20 * DOLLAR
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+async def test_i4_a_purchase_that_is_cut_off_is_charged_and_granted_once(store_url: str, step: int) -> None:
+    """I4: whatever step the process dies after, the webhook or the app's next try ends it."""
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        posts = 0
+        post = at.kit.credits._api().post
+
+        async def dies(*asked: Any, **how: Any) -> Any:
+            nonlocal posts
+            found = await post(*asked, **how)
+            posts += 1
+            if posts == step:
+                raise asyncio.CancelledError
+            return found
+
+        at.kit.credits._api().post = dies  # type: ignore[method-assign]
+        if step <= 4:
+            with pytest.raises(asyncio.CancelledError):
+                await bought(at, idempotency_key="order 1")
+        at.kit.credits._api().post = post  # type: ignore[method-assign]
+        await at.settle()
+        await bought(at, idempotency_key="order 1")
+        await at.settle()
+        assert await balance(at) == 10 * DOLLAR
+        paid = await at.client.v1.invoices.list_async({"customer": "cus_acme", "status": "paid"})
+        assert len(paid.data) == 1
+
+
+async def test_a_refund_takes_the_rest_back_and_reports_what_was_used(store_url: str) -> None:
+    async with sold(store_url) as at:
+        told: list[Any] = []
+        at.kit.on("top_up.refunded")(told.append)
+        await opened(at)
+        await with_card(at)
+        made = await bought(at)
+        await at.kit.record("acme", "usd_charged", 3 * DOLLAR)
+        await refund(at, str(made.invoice))
+        assert await balance(at) == 0
+        (grant,) = await at.kit.grants.list("acme")
+        assert (grant.status, grant.remaining) == ("refunded", 0)
+        lines = {line.entry: line.quantity for line in await at.kit.grants.ledger("acme")}
+        assert lines == {"grant": 10 * DOLLAR, "burn": -3 * DOLLAR, "refund": -7 * DOLLAR}
+        await at.settle()
+        await at.kit.webhooks.sweep()
+        await at.settle()
+        await at.kit.stop()
+        await at.kit.start()
+        (event,) = told
+        assert (event.invoice, event.credit) == (made.invoice, "usd")
+        assert (event.refunded_cents, event.taken_back_cents) == (1000, 700)
+
+
+async def test_parts_are_taken_back_as_they_are_refunded(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        made = await bought(at)
+        await at.kit.record("acme", "usd_charged", 3 * DOLLAR)
+        await refund(at, str(made.invoice), 200)
+        assert await balance(at) == 5 * DOLLAR
+        (grant,) = await at.kit.grants.list("acme")
+        assert (grant.status, grant.remaining) == ("active", 5)
+        await refund(at, str(made.invoice), 600)
+        assert await balance(at) == 0
+        lines = [line.quantity for line in await at.kit.grants.ledger("acme")]
+        assert sum(lines) == 0
+
+
+async def test_a_disputed_payment_is_taken_back(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        made = await bought(at)
+        at.emulator.dispute_payment(str(made.invoice))
+        await at.settle()
+        assert await balance(at) == 0
+        assert (await at.kit.webhooks.backlog()).alarms == {"charge.dispute.created": 1}
+
+
+async def test_a_refund_that_is_heard_of_before_the_payment_leaves_nothing(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await bought(at, **BACK)
+        (session,) = (await at.client.v1.checkout.sessions.list_async()).data
+        done = at.emulator.complete_checkout(session.id)
+        payments = await at.client.v1.invoice_payments.list_async({"invoice": done["invoice"]})
+        intent = payments.data[0].payment.payment_intent
+        await at.client.v1.refunds.create_async({"payment_intent": str(intent)})
+        (refunded,) = (one for one in at.emulator.webhook_events if one.type == "charge.refunded")
+        await at.bring(refunded)
+        await at.kit.webhooks.work_off()
+        assert await balance(at) == 0
+        await at.settle()
+        assert await balance(at) == 0
+
+
+async def test_a_refund_of_something_else_takes_nothing(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        price = at.emulator.add_price(700, interval=None)
+        invoice = await at.client.v1.invoices.create_async({"customer": "cus_acme"})
+        await at.client.v1.invoice_items.create_async(
+            {"customer": "cus_acme", "invoice": str(invoice.id), "pricing": {"price": price}}
+        )
+        await at.client.v1.invoices.pay_async(str(invoice.id))
+        await refund(at, str(invoice.id))
+        assert await balance(at) == 10 * DOLLAR
+
+
+async def test_a_payment_for_another_customer_is_rejected_and_reported(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        price = (await at.client.v1.prices.list_async()).data[0].id
+        marked: Any = {"meterkit_customer": "eve", "meterkit_top_up": "usd 5000"}
+        invoice = await at.client.v1.invoices.create_async({"customer": "cus_acme", "metadata": marked})
+        await at.client.v1.invoice_items.create_async(
+            {"customer": "cus_acme", "invoice": str(invoice.id), "pricing": {"price": price}}
+        )
+        await at.client.v1.invoices.pay_async(str(invoice.id))
+        await at.settle()
+        assert (await balance(at), await balance(at, "eve")) == (0, 0)
+        (dead,) = await at.kit.webhooks.dead()
+        assert "is a top-up of customer 'eve'" in dead.why
+
+
+async def test_a_payment_for_what_is_sold_no_more_waits_for_a_person(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        clock, url = at.clock, at.url
+        without = loads(PLANS.replace("  usd:", "  eur:"))
+        async with hooked_kit(store_url, url, clock, catalog=without) as other:
+            await opened(at)
+            made = await at.client.v1.invoices.create_async(
+                {
+                    "customer": "cus_acme",
+                    "metadata": {"meterkit_customer": "acme", "meterkit_top_up": "usd 1000"},
+                }
+            )
+            price = (await at.client.v1.prices.list_async()).data[0].id
+            await at.client.v1.invoice_items.create_async(
+                {"customer": "cus_acme", "invoice": str(made.id), "pricing": {"price": price}}
+            )
+            await at.client.v1.invoices.pay_async(str(made.id))
+            await at.bring()
+            await other.webhooks.work_off()
+            assert (await other.webhooks.backlog()).entries == 1
+        clock.advance(timedelta(hours=1))
+        await at.kit.webhooks.work_off()
+        assert await balance(at) == 10 * DOLLAR
+
+
+async def test_what_cannot_be_bought_is_refused(store_url: str) -> None:
+    async with sold(store_url) as at:
+        with pytest.raises(QuantityError, match="found 700; allowed are 1000, 5000"):
+            await bought(at, 700)
+        with pytest.raises(CustomerError):
+            await at.kit.credits.buy("", 1000)
+        with pytest.raises(MeterkitError, match="`meterkit stripe sync` makes it"):
+            await bought(at)
+        await opened(at)
+        with pytest.raises(PaymentMethodMissingError, match="no saved card"):
+            await bought(at)
+        with pytest.raises(MeterkitError, match="cancel_url: found without success_url"):
+            await bought(at, cancel_url="https://app.example")
+    async with hooked(store_url) as at:
+        with pytest.raises(MeterkitError, match="sells no top-ups"):
+            await bought(at)
+
+
+async def test_sync_makes_a_product_and_a_price_of_each_pack_once(store_url: str) -> None:
+    async with sold(store_url) as at:
+        planned = await at.kit.stripe.sync(dry_run=True)
+        assert [(line.what, line.action) for line in planned.lines] == [
+            ("product", "to make"),
+            ("price", "to make"),
+            ("price", "to make"),
+        ]
+        for action in ("made", "is there"):
+            done = await at.kit.stripe.sync()
+            assert [(line.name, line.action, line.price) for line in done.lines] == [
+                ("Top-up", action, ""),
+                ("usd, top-up", action, "USD 10.00 once"),
+                ("usd, top-up", action, "USD 50.00 once"),
+            ]
+        prices = (await at.client.v1.prices.list_async({"lookup_keys": ["meterkit-top-up:usd:1000"]})).data
+        assert [(price.unit_amount, price.type) for price in prices] == [(1000, "one_time")]
+
+
+async def test_the_subscriptions_card_is_charged_where_no_other_is_saved(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        asked: Any = {"invoice_settings": {"default_payment_method": ""}}
+        await at.client.v1.customers.update_async("cus_acme", asked)
+        assert (await bought(at)).status == "paid"
