@@ -28,6 +28,7 @@ from meterkit.outbox.operator_commands import Intents
 from meterkit.storage.service import ObjectStorage
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.price_sync import StripeAccount
+from meterkit.subscriptions.service.auto_top_ups import AutoTopUps
 from meterkit.subscriptions.service.credits import Credits
 from meterkit.subscriptions.service.service import Subscriptions
 from meterkit.subscriptions.service.stripe_customers import CustomerHooks, contact_of
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
 
+    from meterkit.catalog import Catalog
     from meterkit.delivery.flusher import Flusher
     from meterkit.settings import Settings
     from meterkit.store.store import Store
@@ -102,9 +104,10 @@ class Parts:
         self.storage = ObjectStorage(store, settings.storage_endpoint)
         self.reconcile = Reconciler(store, stripe.api, journal).reconcile
         self.stripe = StripeAccount(lambda: store.catalog, stripe.api)
-        top_ups = TopUpPayments(store, stripe.api, self.grants)
-        self.webhooks = Webhooks(store, settings, stripe.api, self._take_refusals, top_ups)
+        top_ups = TopUpPayments(store, stripe.api)
         self.credits = Credits(store, stripe.api, top_ups, contact)
+        self._auto = AutoTopUps(store, self.credits)
+        self.webhooks = Webhooks(store, settings, stripe.api, self._take_refusals, top_ups, self._auto.look)
         self.subscriptions = Subscriptions(
             store,
             stripe.api,
@@ -125,6 +128,15 @@ class Parts:
         reach = None if contact is None else partial(contact_of, contact)
         self.notify = Messages(store, settings, reach, journal, self.handlers.events)
         self._dispatcher = EventDispatcher(store, self.handlers)
+        self._is_automatic = False
+        self.use(store.catalog)
+
+    def use(self, catalog: Catalog) -> None:
+        """Follow what a catalog wants to be told of."""
+        sells = any(credit.top_up and credit.top_up.auto for credit in catalog.credits.values())
+        if sells and self.settings.delivers and not self._is_automatic:
+            self._is_automatic = True
+            self.handlers.add("credits.low", self._auto.on_low)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
         """A flusher with connections of its own."""

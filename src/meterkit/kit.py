@@ -389,6 +389,7 @@ class MeterKit:
             return False
         self.notify.check(catalog)
         self.store.use(enforced(catalog, self.settings.enforcement))
+        self._parts.use(catalog)
         return True
 
     def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:

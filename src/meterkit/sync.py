@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from meterkit.store.holds import Reservation
     from meterkit.store.rate_usage import RateUsage
     from meterkit.subscriptions.price_sync import StripeAccount
+    from meterkit.subscriptions.service.credits import Credits
     from meterkit.subscriptions.service.service import Subscriptions
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
     from meterkit.tokens.call_usage import CallUsage
 
 __all__ = [
+    "SyncCredits",
     "SyncCustomers",
     "SyncGauges",
     "SyncGrants",
@@ -59,6 +61,7 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
 
     settings: Settings
     customers: Customers
+    credits: Credits
     grants: Grants
     gauges: Gauges
     notify: Messages
@@ -141,6 +144,7 @@ class SyncMeterKit:
         self.flush = loop.blocking(kit.flush)
         self.reload = loop.blocking(kit.reload)
         self.customers = SyncCustomers(kit.customers, loop)
+        self.credits = SyncCredits(kit.credits, loop)
         self.grants = SyncGrants(kit.grants, loop)
         self.gauges = SyncGauges(kit.gauges, loop)
         self.notify = SyncMessages(kit.notify, loop)
@@ -247,6 +251,14 @@ class SyncCustomers:
 
         while (customer := self._loop.call(following)) is not None:
             yield customer
+
+
+class SyncCredits:
+    """Sells balances in money; see :class:`meterkit.Credits`."""
+
+    def __init__(self, credits_: Credits, loop: LoopThread) -> None:
+        self.buy = loop.blocking(credits_.buy)
+        self.set_auto = loop.blocking(credits_.set_auto)
 
 
 class SyncGrants:

@@ -12,6 +12,7 @@ from meterkit.catalog import loads
 from meterkit.customers.customers import Customers
 from meterkit.errors import CustomerError, StripeUnavailableError
 from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.top_up_payments import TopUpPayments
 from meterkit.subscriptions.webhooks.customer_sync import Looker
 from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
 from shopping import PLANS, shop
@@ -114,7 +115,8 @@ async def test_a_look_that_began_before_the_deletion_stores_nothing(store_url: s
         await queue.look(linked, "evt_1")
         entry = await queue.take_one(linked)
         assert isinstance(entry, Entry)
-        await Looker(at.kit.store, lambda: api, queue, refused).look(entry)
+        top_ups = TopUpPayments(at.kit.store, lambda: api)
+        await Looker(at.kit.store, lambda: api, queue, refused, top_ups, refused).look(entry)
         await api.close()
         assert not await at.kit.customers.known("acme")
 

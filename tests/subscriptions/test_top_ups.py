@@ -4,64 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from hooking import hooked, hooked_kit
 from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, QuantityError
 from meterkit.catalog import loads
+from topping_up import BACK, DOLLAR, PLANS, balance, bought, opened, sold, with_card
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
     from hooking import Hooked
-    from meterkit import TopUp
 
 pytestmark = pytest.mark.anyio
-
-PLANS: Final = """
-schema: 1
-currency: usd
-default_plan: payg
-meters:
-  input_tokens:  {unit: token}
-  output_tokens: {unit: token}
-credits:
-  usd:
-    unit: money
-    costs: {tokens: provider_prices}
-    top_up: {packs: [1000, 5000]}
-routes:
-  - {match: "POST /webhooks/stripe", exempt: true}
-  - {match: "POST /v1/chat/completions", usage: openai}
-plans:
-  payg: {price: {amount_cents: 0, interval: month}}
-"""
-CATALOG: Final = loads(PLANS)
-BACK: Final = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example"}
-DOLLAR: Final = 1_000_000
-
-
-def sold(store_url: str, **settings: Any) -> AbstractAsyncContextManager[Hooked]:
-    return hooked(store_url, catalog=CATALOG, **settings)
-
-
-async def opened(at: Hooked) -> None:
-    """The packs are at Stripe."""
-    await at.kit.stripe.sync()
-
-
-async def balance(at: Hooked, customer: str = "acme") -> int:
-    """In micro-units of a dollar."""
-    return (await at.kit.usage(customer))["balance_micros"].get("usd", 0)
-
-
-async def with_card(at: Hooked, card: str = "pm_card_visa", customer: str = "acme") -> None:
-    await at.kit.customers.link(customer, at.customer(customer, card=card))
-
-
-async def bought(at: Hooked, amount_cents: int = 1000, **how: Any) -> TopUp:
-    return await at.kit.credits.buy("acme", amount_cents, **how)
 
 
 async def refund(at: Hooked, invoice: str, amount: int | None = None) -> None:

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from fractions import Fraction
 
-    from meterkit.catalog.top_ups import TopUps
-
 _SPECIAL: Final = frozenset("?[")
 
 
@@ -59,6 +57,39 @@ class ProviderPrices:
 
     markup_percent: int = 0
     models: tuple[tuple[str, Mapping[str, Fraction]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoTopUp:
+    """A top-up that is bought by itself, with the customer's saved card.
+
+    Attributes:
+        below_cents: the balance below which it is, in minor units of the currency.
+        amount_cents: what it is of.
+        at_most: how many there may be in a month of UTC.
+    """
+
+    below_cents: int
+    amount_cents: int
+    at_most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopUps:
+    """What customers can buy of a balance in money.
+
+    Attributes:
+        packs: the amounts, in minor units of the currency.
+        auto: what is bought by itself; None: nothing.
+    """
+
+    packs: tuple[int, ...]
+    auto: AutoTopUp | None = None
+
+    @property
+    def amounts(self) -> tuple[int, ...]:
+        """Every amount that is sold, the smallest first."""
+        return tuple(sorted({*self.packs, *(() if self.auto is None else (self.auto.amount_cents,))}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

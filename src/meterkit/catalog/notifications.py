@@ -17,6 +17,8 @@ MESSAGE_EVENTS: Final = (
     "trial.ending",
     "payment.failed",
     "payment.succeeded",
+    "top_up.failed",
+    "top_up.refunded",
 )
 """The events that a message can be sent for."""
 

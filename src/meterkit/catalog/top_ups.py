@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.errors import RefusedError
+from meterkit.catalog.model_prices import AutoTopUp, TopUps
 from meterkit.catalog.shapes import Key, ListOf, Scalar, Table
 from meterkit.catalog.value_parsers import AMOUNT_CENTS_MAX, integer
 
@@ -28,39 +28,6 @@ def _parse_times(written: str) -> int:
     if found is None or int(found[1]) > _AT_MOST_MAX:
         raise RefusedError(f"allowed: {_ALLOWED}")
     return int(found[1])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AutoTopUp:
-    """A top-up that is bought by itself, with the customer's saved card.
-
-    Attributes:
-        below_cents: the balance below which it is, in minor units of the currency.
-        amount_cents: what it is of.
-        at_most: how many there may be in a month of UTC.
-    """
-
-    below_cents: int
-    amount_cents: int
-    at_most: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopUps:
-    """What customers can buy of a balance in money.
-
-    Attributes:
-        packs: the amounts, in minor units of the currency.
-        auto: what is bought by itself; None: nothing.
-    """
-
-    packs: tuple[int, ...]
-    auto: AutoTopUp | None = None
-
-    @property
-    def amounts(self) -> tuple[int, ...]:
-        """Every amount that is sold, the smallest first."""
-        return tuple(sorted({*self.packs, *(() if self.auto is None else (self.auto.amount_cents,))}))
 
 
 class AutoTable(Table, what="an automatic top-up"):

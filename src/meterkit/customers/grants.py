@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 from meterkit.catalog.argument_checks import counters_of
 from meterkit.catalog.errors import suggestion
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
+from meterkit.customers.granting import put
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.grants import MICRO, Holding, holdings_of, target_of
@@ -207,23 +208,6 @@ def _line(entry: Entered, name: str, quantity: int) -> LedgerEntry:
 _PRIORITY_MAX: Final = 1000
 _FIRST: Final = datetime(1970, 1, 2, tzinfo=UTC)
 _LAST: Final = datetime(9998, 12, 31, tzinfo=UTC)
-_GRANTS_MAX: Final = 256
-_USED_OTHERWISE: Final = 1
-_TOO_MUCH: Final = 2
-_TOO_MANY: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Reclaimed:
-    """What came of a refund of a grant's payment, in units of its meter, or in micro-credits.
-
-    Attributes:
-        more: how much more was refunded than was known.
-        taken: how much of that the grant had left, and was taken back.
-    """
-
-    more: int
-    taken: int
 
 
 class Grants:
@@ -279,46 +263,7 @@ class Grants:
                 f"expires_at: found {found}; it must lie in the future, and after effective_at"
             )
         terms = (priority, effective_ms, expires_ms)
-        await self.put(customer, self._targets(quantities), grant_id=grant_id, terms=terms)
-
-    async def put(
-        self,
-        customer: str,
-        targets: Sequence[tuple[str, int]],
-        *,
-        grant_id: str,
-        terms: tuple[int, int, int] = (50, 0, NEVER_MS),
-    ) -> None:
-        """Give a customer quantities as the store has them; raises as :meth:`add` does.
-
-        Args:
-            customer: the customer's id.
-            targets: each with its quantity, in units of a meter, or in micro-credits.
-            grant_id: the name of this grant.
-            terms: the priority; since when it counts and when it ends (Unix milliseconds).
-        """
-        words = [str(word) for target in targets for word in target]
-        admin, keys = await self._store.admin(), self._store.keys.customer(customer)
-        await self._states.change(customer, lambda state: replace(state, granted=True))
-        asked: tuple[str | int, ...] = (grant_id, _GRANTS_MAX, *terms, *words)
-        reply = await admin.run(self._store.scripts["grant"], [keys.grants, keys.ledger], *asked)
-        if reply[0] == _USED_OTHERWISE:
-            is_other = reply[1].decode().split(" ")[::2] != words[::2]
-            what = "other meters or credits" if is_other else "another quantity"
-            raise MeterkitError(
-                f"grant_id: {grant_id!r} was used for {what} already; nothing was granted, take another id"
-            )
-        if reply[0] == _TOO_MUCH:
-            raise QuantityError(
-                f"quantity: the balance would pass {CREDITS_MAX} credits or {9 * 10**15} units; nothing was "
-                "granted"
-            )
-        if reply[0] == _TOO_MANY:
-            raise MeterkitError(
-                f"grants: customer {customer!r} has {reply[1]} grants that are neither used up nor ended, "
-                f"one for each meter or credit; allowed are at most {_GRANTS_MAX}; nothing was granted. Void "
-                "some (`meterkit grants list` shows them), or give the same in fewer, larger ones"
-            )
+        await put(self._store, customer, self._targets(quantities), grant_id=grant_id, terms=terms)
 
     async def list(self, customer: str) -> Sequence[Grant]:
         """All grants of a customer, the plan's of this period too, in the order in which they are used up.
@@ -348,24 +293,6 @@ class Grants:
                 f"grant_id: customer {customer!r} has no grant {grant_id!r:.80} that the app added{near}; a"
                 " grant of the plan cannot be voided"
             )
-
-    async def reclaim(self, customer: str, target: str, *, grant_id: str, refunded: int) -> Reclaimed:
-        """Take back of a grant what was refunded of its payment, as far as it is left. Repeated: a no-op.
-
-        Args:
-            customer: the customer's id.
-            target: what the grant is of, as the store writes it.
-            grant_id: the name of the grant.
-            refunded: how much of it was refunded in all, in units of a meter, or in micro-credits.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
-        admin, keys = await self._store.admin(), self._store.keys.customer(customer)
-        name = f"a {target} {grant_id}"
-        script = self._store.scripts["reclaim"]
-        more, taken, _ = await admin.run(script, [keys.grants, keys.ledger], name, refunded)
-        return Reclaimed(more=more, taken=taken)
 
     async def ledger(self, customer: str) -> Sequence[LedgerEntry]:
         """The lines of all of a customer's grants; what the live ones have left follows from them."""

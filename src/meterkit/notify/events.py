@@ -301,6 +301,28 @@ class TopUpRefunded(CustomerEvent):
     taken_back_cents: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopUpFailed(CustomerEvent):
+    """``top_up.failed``: the saved card was declined for an automatic top-up; none follows until one is paid.
+
+    Attributes:
+        id: the same at each delivery; a text.
+        customer: whose.
+        at: when it was tried (UTC).
+        invoice: its id at Stripe.
+        credit: its name in the plans file.
+        amount_cents: what was to be bought, in minor units.
+        declined: why, in Stripe's word.
+        url: where the customer pays with another card.
+    """
+
+    invoice: str
+    credit: str
+    amount_cents: int
+    declined: str
+    url: str
+
+
 def event_of(notice: Notice, meters: Mapping[str, str]) -> CustomerEvent:
     """The event of a notice.
 
@@ -367,7 +389,10 @@ OF_SUBSCRIPTIONS: Final[Mapping[str, type[CustomerEvent]]] = {
     "payment.succeeded": PaymentSucceeded,
 }
 """Events about subscriptions, access and payments."""
-OF_TOP_UPS: Final[Mapping[str, type[CustomerEvent]]] = {"top_up.refunded": TopUpRefunded}
+OF_TOP_UPS: Final[Mapping[str, type[CustomerEvent]]] = {
+    "top_up.failed": TopUpFailed,
+    "top_up.refunded": TopUpRefunded,
+}
 """Events about balances that customers buy."""
 EVENTS: Final[Mapping[str, Callable[[Notice, str, Mapping[str, str]], CustomerEvent]]] = {
     "credits.low": _credits_low,

@@ -14,6 +14,8 @@ from meterkit.notify.events import (
     PeriodSummary,
     StorageOver,
     SubscriptionChanged,
+    TopUpFailed,
+    TopUpRefunded,
     TrialEnding,
     UsageSpike,
     UsageThreshold,
@@ -118,4 +120,15 @@ def _of_subscriptions(catalog: Catalog) -> dict[str, CustomerEvent]:
         "trial.ending": TrialEnding(**_COMMON, trial_end=_AT + timedelta(days=3)),
         "payment.failed": PaymentFailed(**invoice, failures=1, next_attempt=_AT + timedelta(days=3)),
         "payment.succeeded": PaymentSucceeded(**invoice),
+        "top_up.failed": TopUpFailed(
+            **_COMMON,
+            invoice="in_1",
+            credit="usd",
+            amount_cents=2000,
+            declined="card_declined",
+            url="https://invoice.stripe.com/i/acct_1/in_1",
+        ),
+        "top_up.refunded": TopUpRefunded(
+            **_COMMON, invoice="in_1", credit="usd", refunded_cents=1000, taken_back_cents=700
+        ),
     }

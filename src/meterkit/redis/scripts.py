@@ -22,6 +22,7 @@ NAMES: Final = (
     "forget",
     "grant",
     "reclaim",
+    "top_up",
     "void",
     "count",
     "recall",

@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.granting import put, reclaim
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.messages import tell
+from meterkit.subscriptions.auto_state import step
 from meterkit.subscriptions.stripe_objects import CUSTOMER, TOP_UP, id_in, part_of, text_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from meterkit.customers.grants import Grants
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
@@ -42,13 +43,11 @@ class TopUpPayments:
     Args:
         store: where customers are kept.
         api: the way to Stripe.
-        grants: of the customers.
     """
 
-    def __init__(self, store: Store, api: Callable[[], StripeApi], grants: Grants) -> None:
+    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
         self._store = store
         self._api = api
-        self._grants = grants
 
     async def settle(self, customer: str, invoice: str) -> Mapping[str, Any]:
         """Grant what an invoice has paid for, and take back what was refunded of it; the invoice.
@@ -80,8 +79,10 @@ class TopUpPayments:
                 " of the plans file: nothing was granted. Refund it at Stripe, or declare that credit"
             )
         granted, target = int(amount) * _CENT, target_of("credit", credit)
-        await self._grants.put(customer, [(target, granted)], grant_id=invoice)
         paid, refunded = int(found["amount_paid"]), await self._refunded(invoice)
+        await put(self._store, customer, [(target, granted)], grant_id=invoice)
+        if not refunded:
+            await step(self._store, customer, credit, "bought")
         if refunded and paid:
             await self._take_back(customer, credit, invoice, granted * min(refunded, paid) // paid)
         return found
@@ -115,7 +116,7 @@ class TopUpPayments:
 
     async def _take_back(self, customer: str, credit: str, invoice: str, micros: int) -> None:
         target = target_of("credit", credit)
-        found = await self._grants.reclaim(customer, target, grant_id=invoice, refunded=micros)
+        found = await reclaim(self._store, customer, target, grant_id=invoice, refunded=micros)
         if not found.more:
             return
         refunded_cents, taken_cents = -(-found.more // _CENT), found.taken // _CENT

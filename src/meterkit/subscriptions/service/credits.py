@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.customers.states import States
 from meterkit.errors import MeterkitError, PaymentMethodMissingError, QuantityError, StripeError
 from meterkit.store.arguments import check_customer
+from meterkit.subscriptions.auto_state import step
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
 from meterkit.subscriptions.stripe_objects import id_in, key_of, pack_key, part_of, text_in
 from meterkit.subscriptions.stripe_prices import prices_by_key
@@ -31,7 +32,7 @@ _NOT_OF_PAYMENTS: Final = frozenset({"payment_method_collection", "subscription_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopUp:
-    """A top-up that was asked for.
+    """A top-up that a customer buys.
 
     Attributes:
         amount_cents: what it adds to the balance, in minor units of the currency.
@@ -131,6 +132,27 @@ class Credits:
             **self._taxes(),
         }
         return await self._charge(customer, asked, price, amount_cents, key)
+
+    async def set_auto(self, customer: str, enabled: bool) -> None:
+        """Turn automatic top-ups of a customer on or off; on, also where a card was declined.
+
+        They begin by themselves with the first top-up that the customer pays for.
+
+        Raises:
+            CustomerError: the id is not allowed.
+            MeterkitError: the plans file has no automatic top-ups.
+            StoreError: the store does not answer.
+        """
+        check_customer(customer)
+        credits_ = self._store.catalog.credits.values()
+        automatic = [one.name for one in credits_ if one.top_up is not None and one.top_up.auto is not None]
+        if not automatic:
+            raise MeterkitError(
+                "the plans file has no automatic top-ups: write `auto: {below: 500, amount: 2000, at_most: 3"
+                " per month}` at `top_up`"
+            )
+        for credit in automatic:
+            await step(self._store, customer, credit, "on" if enabled else "off")
 
     async def _open_page(
         self,

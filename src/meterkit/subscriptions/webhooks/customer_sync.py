@@ -239,6 +239,7 @@ class Looker:
         queue: where entries are.
         refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
         top_ups: grants what customers have paid for.
+        low: buys a top-up by itself for a customer whose balance is low.
     """
 
     store: Store
@@ -246,6 +247,7 @@ class Looker:
     queue: HookQueue
     refused: Callable[[str], Awaitable[None]]
     top_ups: TopUpPayments
+    low: Callable[[str], Awaitable[None]]
 
     def __post_init__(self) -> None:
         self._states = States(self.store)
@@ -291,6 +293,8 @@ class Looker:
         await note_renewal(self.store, customer, subscription, known=known)
         if entry.cause == NIGHTLY or (subscription is not None and subscription.plan is None):
             await self._drifting.look(customer, found, chosen)
+        if entry.cause == NIGHTLY:
+            await self.low(customer)
         for note in entry.notes:
             if note.data.get(TOPS_UP):
                 await self.top_ups.settle(customer, note.data["invoice"])

@@ -50,6 +50,7 @@ class Webhooks:
         api: the way to Stripe; made when it is first needed.
         refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
         top_ups: grants what customers have paid for.
+        low: buys a top-up by itself for a customer whose balance is low.
     """
 
     def __init__(
@@ -59,12 +60,13 @@ class Webhooks:
         api: Callable[[], StripeApi],
         refused: Callable[[str], Awaitable[None]],
         top_ups: TopUpPayments,
+        low: Callable[[str], Awaitable[None]],
     ) -> None:
         self._store = store
         self._settings = settings
         self._api = api
         self._queue = HookQueue(store)
-        self._looker = Looker(store, api, self._queue, refused, top_ups)
+        self._looker = Looker(store, api, self._queue, refused, top_ups, low)
         self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, HookWorker] = WeakKeyDictionary()
 
     @property

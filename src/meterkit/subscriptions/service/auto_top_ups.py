@@ -1,0 +1,100 @@
+"""Automatic top-ups: bought with the saved card when the balance is low, one at a time."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.grants import MICRO
+from meterkit.decisions.periods import from_ms
+from meterkit.errors import MeterkitError, PaymentMethodMissingError
+from meterkit.store.messages import tell
+from meterkit.subscriptions.auto_state import step
+
+if TYPE_CHECKING:
+    from meterkit.catalog.model_prices import AutoTopUp
+    from meterkit.notify.events import CreditsLow
+    from meterkit.store.store import Store
+    from meterkit.subscriptions.auto_state import Step
+    from meterkit.subscriptions.service.credits import Credits
+
+_logger = logging.getLogger("meterkit.subscriptions")
+_BEGUN: Final = 1
+_BUSY: Final = 2
+
+
+class AutoTopUps:
+    """Buys top-ups for customers who have bought one before.
+
+    Args:
+        store: where customers are kept.
+        credits_: sells them.
+    """
+
+    def __init__(self, store: Store, credits_: Credits) -> None:
+        self._store = store
+        self._credits = credits_
+
+    async def on_low(self, event: CreditsLow) -> None:
+        """Buy one because a balance has become low; the handler of ``credits.low``.
+
+        Raises:
+            MeterkitError: it is to be tried again.
+        """
+        await self._buy(event.customer, event.credit, f"low {event.id}")
+
+    async def look(self, customer: str) -> None:
+        """Buy one if the balance is low: it may have been when a month, or a declined card, forbade it."""
+        for credit in self._store.catalog.credits.values():
+            if credit.top_up is None or credit.top_up.auto is None:
+                continue
+            usage = await self._store.usage(customer)
+            left = usage["balance_micros"].get(credit.name, 0)
+            if left < credit.top_up.auto.below_cents * (MICRO // 100):
+                await self._buy(customer, credit.name, f"night {from_ms(self._store.now_ms()):%Y-%m-%d}")
+
+    async def _buy(self, customer: str, credit: str, event: str) -> None:
+        sold = self._store.catalog.credits.get(credit)
+        auto = None if sold is None or sold.top_up is None else sold.top_up.auto
+        if auto is None:
+            return
+        month = f"{from_ms(self._store.now_ms()):%Y-%m}"
+        found = await step(
+            self._store, customer, credit, "begin", event=event, month=month, most=auto.at_most
+        )
+        if found[0] == _BUSY:
+            raise MeterkitError(f"an automatic top-up of customer {customer!r} has not ended yet")
+        if found[0] != _BEGUN:
+            return
+        # The same purchase, however often it is begun.
+        key = f"auto {credit} {month} {event}"
+        ended: Step = "none"
+        try:
+            bought = await self._credits.buy(customer, auto.amount_cents, idempotency_key=key)
+        except PaymentMethodMissingError:
+            _logger.warning("customer %r has no saved card for an automatic top-up", customer)
+        else:
+            ended = "paid" if bought.status == "paid" else "failed"
+            if ended == "failed":
+                await self._tell_failed(customer, credit, auto, bought.invoice, bought.declined, bought.url)
+        await step(self._store, customer, credit, ended, event=event)
+
+    async def _tell_failed(
+        self,
+        customer: str,
+        credit: str,
+        auto: AutoTopUp,
+        invoice: str | None,
+        declined: str | None,
+        url: str | None,
+    ) -> None:
+        told = {
+            "id": f"top_up.failed/{invoice}",
+            "at_ms": self._store.now_ms(),
+            "invoice": invoice,
+            "credit": credit,
+            "amount_cents": auto.amount_cents,
+            "declined": declined or "",
+            "url": url or "",
+        }
+        await tell(self._store, customer, "top_up.failed", told)

@@ -1,0 +1,186 @@
+"""Automatic top-ups: with the saved card, one at a time, bounded by the month, stopped by a declined card."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from faults import eventually
+from hooking import hooked
+from meterkit import MeterkitError
+from meterkit.catalog import loads
+from topping_up import DOLLAR, PLANS, balance, bought, opened, with_card
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from hooking import Hooked
+
+pytestmark = pytest.mark.anyio
+
+AUTO: Final = loads(
+    PLANS.replace(
+        "packs: [1000, 5000]", "packs: [1000], auto: {below: 500, amount: 2000, at_most: 2 per month}"
+    )
+)
+
+
+@asynccontextmanager
+async def selling(store_url: str) -> AsyncGenerator[Hooked]:
+    """The balance is ten dollars, bought with a saved card; all that runs in the background runs."""
+    async with hooked(store_url, catalog=AUTO, flush=True) as at:
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        yield at
+
+
+async def has(at: Hooked, dollars: int) -> None:
+    async def found() -> bool:
+        return await balance(at) == dollars * DOLLAR
+
+    await eventually(found)
+
+
+async def spend(at: Hooked, dollars: int) -> None:
+    await at.kit.record("acme", "usd_charged", dollars * DOLLAR)
+
+
+async def payments(at: Hooked) -> int:
+    found = await at.client.v1.invoices.list_async({"customer": "cus_acme", "status": "paid"})
+    return len(found.data)
+
+
+async def test_a_low_balance_is_topped_up_by_itself(store_url: str) -> None:
+    async with selling(store_url) as at:
+        await spend(at, 5)
+        assert await balance(at) == 5 * DOLLAR
+        assert await payments(at) == 1
+        await spend(at, 1)
+        await has(at, 24)
+        assert await payments(at) == 2
+
+
+async def test_no_more_than_the_bound_are_bought_in_a_month(store_url: str) -> None:
+    async with selling(store_url) as at:
+        for left in (24, 23):
+            await spend(at, await balance(at) // DOLLAR - left + 20)
+            await has(at, left)
+        await spend(at, 22)
+        auto = at.kit._parts._auto
+        await auto.look("acme")
+        assert (await balance(at), await payments(at)) == (1 * DOLLAR, 3)
+        at.clock.advance(timedelta(days=31))
+        await auto.look("acme")
+        await auto.look("acme")
+        assert (await balance(at), await payments(at)) == (21 * DOLLAR, 4)
+
+
+async def test_a_declined_card_stops_it_until_one_is_paid(store_url: str) -> None:
+    async with selling(store_url) as at:
+        told: list[Any] = []
+        at.kit.on("top_up.failed")(told.append)
+        at.emulator.fail_payments("cus_acme")
+        await spend(at, 6)
+
+        async def is_told() -> bool:
+            return bool(told)
+
+        await eventually(is_told)
+        (event,) = told
+        assert (event.credit, event.amount_cents, event.declined) == ("usd", 2000, "card_declined")
+        assert event.url.startswith("https://")
+        auto = at.kit._parts._auto
+        at.emulator.mend_payments("cus_acme")
+        await auto.look("acme")
+        assert (await balance(at), await payments(at)) == (4 * DOLLAR, 1)
+        at.emulator.confirm_payment(event.invoice)
+        await at.settle()
+        await has(at, 24)
+        await spend(at, 20)
+        await has(at, 24)
+        assert len(told) == 1
+
+
+async def test_nothing_is_charged_of_who_has_never_bought_one(store_url: str) -> None:
+    async with hooked(store_url, catalog=AUTO) as at:
+        await opened(at)
+        await with_card(at)
+        await at.kit.grants.add("acme", {"usd": 4}, grant_id="gift")
+        await at.kit._parts._auto.look("acme")
+        assert await payments(at) == 0
+
+
+async def test_a_customer_can_turn_it_off(store_url: str) -> None:
+    async with hooked(store_url, catalog=AUTO) as at:
+        auto = at.kit._parts._auto
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        await spend(at, 6)
+        await at.kit.credits.set_auto("acme", False)
+        await bought(at)
+        await spend(at, 10)
+        await auto.look("acme")
+        assert await balance(at) == 4 * DOLLAR
+        await at.kit.credits.set_auto("acme", True)
+        await auto.look("acme")
+        assert await balance(at) == 24 * DOLLAR
+    async with hooked(store_url) as at:
+        with pytest.raises(MeterkitError, match="has no automatic top-ups"):
+            await at.kit.credits.set_auto("acme", True)
+
+
+async def test_without_a_saved_card_it_waits_for_one(store_url: str) -> None:
+    async with hooked(store_url, catalog=AUTO) as at:
+        auto = at.kit._parts._auto
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        (method,) = (await at.client.v1.customers.payment_methods.list_async("cus_acme")).data
+        await at.client.v1.payment_methods.detach_async(method.id)
+        asked: Any = {"invoice_settings": {"default_payment_method": ""}}
+        await at.client.v1.customers.update_async("cus_acme", asked)
+        await spend(at, 6)
+        await auto.look("acme")
+        assert await balance(at) == 4 * DOLLAR
+        at.emulator.add_payment_method("cus_acme")
+        at.clock.advance(timedelta(days=1))
+        await auto.look("acme")
+        assert await balance(at) == 24 * DOLLAR
+
+
+@pytest.mark.parametrize("step", range(1, 5))
+async def test_i4_one_that_is_cut_off_is_charged_and_granted_once(store_url: str, step: int) -> None:
+    """I4: the event is told again; what had begun goes on."""
+    async with hooked(store_url, catalog=AUTO) as at:
+        auto: Any = at.kit._parts._auto
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        await spend(at, 6)
+        api: Any = at.kit.credits._api()
+        post, posts = api.post, 0
+
+        async def dies(*asked: Any, **how: Any) -> Any:
+            nonlocal posts
+            found = await post(*asked, **how)
+            posts += 1
+            if posts == step:
+                raise asyncio.CancelledError
+            return found
+
+        api.post = dies
+        with pytest.raises(asyncio.CancelledError):
+            await auto.look("acme")
+        api.post = post
+        with pytest.raises(MeterkitError, match="has not ended yet"):
+            await auto._buy("acme", "usd", "another event")
+        await auto.look("acme")
+        await at.settle()
+        await auto.look("acme")
+        assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
