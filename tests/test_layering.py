@@ -37,10 +37,10 @@ LINE = (
     ("__main__",),
 )
 SUBSCRIPTIONS = (
-    ("change_rules", "problem_documents", "stripe_objects"),
+    ("change_rules", "problem_documents", "stripe_objects", "auto_state"),
     ("proration", "billing_requests", "item_changes", "subscription_reading"),
     ("stripe_prices", "drift", "live_subscription", "wanted_prices"),
-    ("price_mismatches", "existing_customers"),
+    ("price_mismatches", "existing_customers", "top_up_payments"),
     ("price_sync", "service", "webhooks"),
     ("billing_routes",),
     ("billing_answers",),

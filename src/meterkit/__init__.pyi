@@ -60,6 +60,8 @@ from meterkit.notify.events import PaymentSucceeded as PaymentSucceeded
 from meterkit.notify.events import PeriodSummary as PeriodSummary
 from meterkit.notify.events import StorageOver as StorageOver
 from meterkit.notify.events import SubscriptionChanged as SubscriptionChanged
+from meterkit.notify.events import TopUpFailed as TopUpFailed
+from meterkit.notify.events import TopUpRefunded as TopUpRefunded
 from meterkit.notify.events import TrialEnding as TrialEnding
 from meterkit.notify.events import UsageSpike as UsageSpike
 from meterkit.notify.events import UsageThreshold as UsageThreshold
@@ -83,6 +85,8 @@ from meterkit.subscriptions.price_sync import StripeAccount as StripeAccount
 from meterkit.subscriptions.price_sync import StripeSync as StripeSync
 from meterkit.subscriptions.price_sync import StripeSyncLine as StripeSyncLine
 from meterkit.subscriptions.proration import Proration as Proration
+from meterkit.subscriptions.service.credits import Credits as Credits
+from meterkit.subscriptions.service.credits import TopUp as TopUp
 from meterkit.subscriptions.service.importing import Imported as Imported
 from meterkit.subscriptions.service.importing import ImportProgress as ImportProgress
 from meterkit.subscriptions.service.repairing import Repair as Repair
@@ -96,6 +100,7 @@ from meterkit.subscriptions.service.results import Subscription as Subscription
 from meterkit.subscriptions.service.results import SubscriptionChange as SubscriptionChange
 from meterkit.subscriptions.service.service import Subscriptions as Subscriptions
 from meterkit.subscriptions.service.stripe_customers import Contact as Contact
+from meterkit.sync import SyncCredits as SyncCredits
 from meterkit.sync import SyncCustomers as SyncCustomers
 from meterkit.sync import SyncGauges as SyncGauges
 from meterkit.sync import SyncGrants as SyncGrants

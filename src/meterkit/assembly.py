@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.delivery.flusher import Flusher
+    from meterkit.notify.events import CreditsLow
     from meterkit.settings import Settings
     from meterkit.store.store import Store
     from meterkit.subscriptions.service.stripe_customers import ContactSource
@@ -132,11 +133,14 @@ class Parts:
         self.use(store.catalog)
 
     def use(self, catalog: Catalog) -> None:
-        """Follow what a catalog wants to be told of."""
+        """Handle what a catalog needs: automatic top-ups."""
         sells = any(credit.top_up and credit.top_up.auto for credit in catalog.credits.values())
         if sells and self.settings.delivers and not self._is_automatic:
             self._is_automatic = True
-            self.handlers.add("credits.low", self._auto.on_low)
+            self.handlers.add("credits.low", self._top_up)
+
+    async def _top_up(self, event: CreditsLow) -> None:
+        await self._auto.on_low(event.customer, event.credit, event.id)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
         """A flusher with connections of its own."""

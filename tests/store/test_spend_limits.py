@@ -142,7 +142,9 @@ async def test_a_budget_of_a_day_or_an_hour_begins_anew(
         assert await takes(kit, "images", 2)
         decision = await kit.consume("ada", "images", 1)
         assert decision.violated == ({"day": "spend-1d", "hour": "spend-1h"}[per],)
-        assert decision.retry_after is not None
+        midnight = NOW.replace(hour=0, minute=0, second=0) + timedelta(days=1)
+        ends = {"day": midnight, "hour": NOW.replace(minute=0, second=0) + timedelta(hours=1)}[per]
+        assert decision.retry_after == ends - NOW
         clock.advance(decision.retry_after - timedelta(milliseconds=1))
         assert not await takes(kit, "images", 1)
         clock.advance(timedelta(milliseconds=1))

@@ -178,9 +178,38 @@ async def test_i4_one_that_is_cut_off_is_charged_and_granted_once(store_url: str
         with pytest.raises(asyncio.CancelledError):
             await auto.look("acme")
         api.post = post
-        with pytest.raises(MeterkitError, match="has not ended yet"):
-            await auto._buy("acme", "usd", "another event")
+        await auto.on_low("acme", "usd", "another event")  # One at a time.
         await auto.look("acme")
         await at.settle()
         await auto.look("acme")
         assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
+
+
+async def test_i4_one_that_was_given_up_is_taken_over_as_the_same_purchase(store_url: str) -> None:
+    """I4: its process never came back, and Stripe has an invoice of it that is paid or not."""
+    async with hooked(store_url, catalog=AUTO) as at:
+        auto: Any = at.kit._parts._auto
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        await spend(at, 6)
+        api: Any = at.kit.credits._api()
+        post, asked = api.post, list[str]()
+
+        async def dies(path: str, *given: Any, **how: Any) -> Any:
+            asked.append(path)
+            if path.endswith("/pay"):
+                raise asyncio.CancelledError
+            return await post(path, *given, **how)
+
+        api.post = dies
+        with pytest.raises(asyncio.CancelledError):
+            await auto.on_low("acme", "usd", "1")
+        api.post = post
+        for minutes, paid in ((59, 1), (1, 2)):
+            at.clock.advance(timedelta(minutes=minutes))
+            await auto.on_low("acme", "usd", "2")
+            assert await payments(at) == paid
+        found = await at.client.v1.invoices.list_async({"customer": "cus_acme"})
+        assert len(found.data) == 2
+        assert await balance(at) == 24 * DOLLAR

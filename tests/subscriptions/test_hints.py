@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from meterkit.subscriptions.webhooks.stripe_events import ALARMS, DISPUTED, TYPES, Hint, Note, hint_of
+from meterkit.subscriptions.webhooks.stripe_events import (
+    ALARMS,
+    DISPUTED,
+    REFUNDED,
+    TYPES,
+    Hint,
+    Note,
+    hint_of,
+)
 
 AT = 1_795_000_000
 
@@ -42,7 +50,7 @@ def note_of(kind: str, told: object) -> Note | None:
     return hint.note
 
 
-@pytest.mark.parametrize("kind", sorted({*TYPES} - {DISPUTED, "customer.updated"}))
+@pytest.mark.parametrize("kind", sorted({*TYPES} - {DISPUTED, REFUNDED, "customer.updated"}))
 def test_each_type_names_the_stripe_customer_to_look_at(kind: str) -> None:
     found = hint_of(event(kind, {"id": "x_1", "customer": "cus_1"}))
     assert found == LOOK
@@ -62,6 +70,19 @@ def test_of_a_customer_only_another_payment_method_matters(previous: object, exp
     told = {"id": "cus_1", "object": "customer"}
     data = {"object": told, "previous_attributes": previous}
     assert hint_of(event("customer.updated", told, data=data)) == expected
+
+
+def test_a_refund_names_its_payment() -> None:
+    told = {"id": "ch_1", "customer": "cus_1", "payment_intent": "pi_1"}
+    assert hint_of(event(REFUNDED, told)) == Hint(event="evt_1", stripe_customer="pi_1")
+    assert hint_of(event(REFUNDED, {"id": "ch_1", "payment_intent": None})) == Hint(event="evt_1")
+
+
+def test_an_invoice_of_a_top_up_is_marked() -> None:
+    told = INVOICE | {"amount_paid": 2900, "metadata": {"meterkit_top_up": "usd 2900"}}
+    note = note_of("invoice.paid", told)
+    assert note is not None
+    assert note.data["tops_up"] is True
 
 
 def test_what_is_listed_at_once_is_no_more_than_stripe_takes() -> None:

@@ -374,7 +374,7 @@ def test_what_grants_and_credits_stand_behind_is_told_in_full() -> None:
         ["images", "", "", 0],
         ["requests", requests, "", 0],
     ]
-    assert paying["low"] == {ai: 20}
+    assert paying["low"] == {ai: [20, 0]}
     behind = json.loads(prepaid.behind(["requests", "tokens"], {}, {"tokens": 4}, {}, {}, plan.entitlements))
     assert behind["asked"] == [[requests, 0], [tokens, 1]]
     assert behind["backed"] == [[ai, 1000, None, tokens, 4, 0]]

@@ -286,9 +286,6 @@ class TopUpRefunded(CustomerEvent):
     """``top_up.refunded``: a top-up was refunded or disputed, and what was left of it was taken back.
 
     Attributes:
-        id: the same at each delivery; a text.
-        customer: whose.
-        at: when it was taken back (UTC).
         invoice: its id at Stripe, which is the id of the grant, too.
         credit: its name in the plans file.
         refunded_cents: how much of the balance was refunded since the last such event, in minor units.
@@ -306,9 +303,6 @@ class TopUpFailed(CustomerEvent):
     """``top_up.failed``: the saved card was declined for an automatic top-up; none follows until one is paid.
 
     Attributes:
-        id: the same at each delivery; a text.
-        customer: whose.
-        at: when it was tried (UTC).
         invoice: its id at Stripe.
         credit: its name in the plans file.
         amount_cents: what was to be bought, in minor units.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.decisions.grants import target_of
 
@@ -12,11 +12,22 @@ if TYPE_CHECKING:
 Step = Literal["begin", "paid", "failed", "none", "bought", "on", "off"]
 
 
+_PATIENCE_MS: Final = 3_600_000
+"""After so long another event takes over a top-up that has begun and not ended, as the same purchase."""
+
+
 async def step(
     store: Store, customer: str, credit: str, what: Step, *, event: str = "-", month: str = "-", most: int = 0
-) -> list[int | bytes]:
-    """Move the state of a customer's automatic top-ups; see ``lua/top_up.lua``. Raises StoreError."""
+) -> tuple[str, str] | None:
+    """Move the state of a customer's automatic top-ups; see ``lua/top_up.lua``.
+
+    Returns:
+        Of ``begin``, the month and the event of the top-up that is to be bought; None: none is.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
     admin, keys = await store.admin(), store.keys.customer(customer)
-    asked = (target_of("credit", credit), what, event, month, most)
-    reply: list[int | bytes] = await admin.run(store.scripts["top_up"], [keys.ledger], *asked)
-    return reply
+    asked = (target_of("credit", credit), what, event, month, most, _PATIENCE_MS)
+    reply = await admin.run(store.scripts["top_up"], [keys.ledger], *asked)
+    return (reply[1].decode(), reply[2].decode()) if reply[0] else None

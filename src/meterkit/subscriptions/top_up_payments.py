@@ -29,9 +29,9 @@ _CENT: Final = MICRO // 100
 """Micro-credits: a balance in money is in US dollars."""
 
 
-def mark_of_top_up(customer: str, credit: str, amount_cents: int) -> dict[str, str]:
-    """The metadata of the invoice that a top-up is bought with."""
-    return {CUSTOMER: customer, TOP_UP: f"{credit} {amount_cents}"}
+def mark_of_top_up(customer: str, credit: str, amount_cents: int, event: str = "") -> dict[str, str]:
+    """The metadata of the invoice that a top-up is bought with; the event began it where it is automatic."""
+    return {CUSTOMER: customer, TOP_UP: f"{credit} {amount_cents} {event}".rstrip()}
 
 
 class TopUpPayments:
@@ -62,7 +62,7 @@ class TopUpPayments:
         """
         found = await self._api().get(f"{_INVOICES}/{invoice}")
         metadata = part_of(found, "metadata")
-        credit, _, amount = text_in(metadata, TOP_UP).partition(" ")
+        credit, amount, event = f"{text_in(metadata, TOP_UP)}  ".split(" ", 2)
         if not credit or found["status"] != "paid":
             return found
         named = text_in(metadata, CUSTOMER)
@@ -81,6 +81,8 @@ class TopUpPayments:
         granted, target = int(amount) * _CENT, target_of("credit", credit)
         paid, refunded = int(found["amount_paid"]), await self._refunded(invoice)
         await put(self._store, customer, [(target, granted)], grant_id=invoice)
+        if event.strip():
+            await step(self._store, customer, credit, "paid", event=event.strip())
         if not refunded:
             await step(self._store, customer, credit, "bought")
         if refunded and paid:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
-from meterkit.errors import MeterkitError, PaymentMethodMissingError
+from meterkit.errors import PaymentMethodMissingError
 from meterkit.store.messages import tell
 from meterkit.subscriptions.auto_state import step
 
 if TYPE_CHECKING:
     from meterkit.catalog.model_prices import AutoTopUp
-    from meterkit.notify.events import CreditsLow
     from meterkit.store.store import Store
     from meterkit.subscriptions.auto_state import Step
     from meterkit.subscriptions.service.credits import Credits
 
 _logger = logging.getLogger("meterkit.subscriptions")
-_BEGUN: Final = 1
-_BUSY: Final = 2
 
 
 class AutoTopUps:
@@ -35,13 +32,19 @@ class AutoTopUps:
         self._store = store
         self._credits = credits_
 
-    async def on_low(self, event: CreditsLow) -> None:
-        """Buy one because a balance has become low; the handler of ``credits.low``.
+    async def on_low(self, customer: str, credit: str, event: str) -> None:
+        """Buy one because a balance has become low.
+
+        Args:
+            customer: the customer's id.
+            credit: whose balance it is.
+            event: the id of the event that says so; the same event buys once.
 
         Raises:
-            MeterkitError: it is to be tried again.
+            StripeError: Stripe refuses, or does not answer; call it again.
+            StoreError: the store does not answer.
         """
-        await self._buy(event.customer, event.credit, f"low {event.id}")
+        await self._buy(customer, credit, f"low {event}")
 
     async def look(self, customer: str) -> None:
         """Buy one if the balance is low: it may have been when a month, or a declined card, forbade it."""
@@ -58,19 +61,16 @@ class AutoTopUps:
         auto = None if sold is None or sold.top_up is None else sold.top_up.auto
         if auto is None:
             return
-        month = f"{from_ms(self._store.now_ms()):%Y-%m}"
-        found = await step(
-            self._store, customer, credit, "begin", event=event, month=month, most=auto.at_most
-        )
-        if found[0] == _BUSY:
-            raise MeterkitError(f"an automatic top-up of customer {customer!r} has not ended yet")
-        if found[0] != _BEGUN:
+        month, most = f"{from_ms(self._store.now_ms()):%Y-%m}", auto.at_most
+        begun = await step(self._store, customer, credit, "begin", event=event, month=month, most=most)
+        if begun is None:
             return
+        event = begun[1]
         # The same purchase, however often it is begun.
-        key = f"auto {credit} {month} {event}"
+        key = f"auto {credit} {' '.join(begun)}"
         ended: Step = "none"
         try:
-            bought = await self._credits.buy(customer, auto.amount_cents, idempotency_key=key)
+            bought = await self._credits.charge(customer, auto.amount_cents, key, event=event)
         except PaymentMethodMissingError:
             _logger.warning("customer %r has no saved card for an automatic top-up", customer)
         else:

@@ -109,28 +109,43 @@ class Credits:
         credit = self._sold(amount_cents)
         if cancel_url is not None and success_url is None:
             raise MeterkitError("cancel_url: found without success_url; give both, or neither")
-        linked = await self._stripe_customers.of(check_customer(customer))
+        check_customer(customer)
+        key = idempotency_key or token_hex(16)
+        if success_url is None:
+            return await self.charge(customer, amount_cents, key)
+        linked = await self._stripe_customers.of(customer)
         price = await self._price(credit, amount_cents)
-        mark = mark_of_top_up(customer, credit, amount_cents)
-        key = key_of("top-up", customer, amount_cents, idempotency_key or token_hex(16))
-        if success_url is not None:
-            urls = {"success_url": success_url, "cancel_url": cancel_url}
-            return await self._open_page(linked, price, amount_cents, {**mark}, urls, key)
+        mark: dict[str, Parameter] = {**mark_of_top_up(customer, credit, amount_cents)}
+        urls = {"success_url": success_url, "cancel_url": cancel_url}
+        key = key_of("top-up", customer, amount_cents, urls, key)
+        return await self._open_page(linked, price, amount_cents, mark, urls, key)
+
+    async def charge(self, customer: str, amount_cents: int, key: str, *, event: str = "") -> TopUp:
+        """Charge the saved card for a top-up; raises as :meth:`buy` does.
+
+        Args:
+            customer: the customer's id.
+            amount_cents: one of the amounts that are sold.
+            key: names the purchase.
+            event: that an automatic top-up was begun by; empty: the customer buys it.
+        """
+        credit = self._sold(amount_cents)
+        linked = await self._stripe_customers.of(customer)
+        price = await self._price(credit, amount_cents)
         card = await self._card(customer, linked)
         if card is None:
-            raise PaymentMethodMissingError(
-                f"customer {customer!r} has no saved card; open a page with success_url and cancel_url",
-                url=None,
-            )
+            message = f"customer {customer!r} has no saved card; open a page with success_url and cancel_url"
+            raise PaymentMethodMissingError(message, url=None)
         asked: dict[str, Parameter] = {
             "customer": linked,
             "currency": self._store.catalog.currency,
             "auto_advance": False,
             "pending_invoice_items_behavior": "exclude",
             "default_payment_method": card,
-            "metadata": {**mark},
+            "metadata": {**mark_of_top_up(customer, credit, amount_cents, event)},
             **self._taxes(),
         }
+        key = key_of("top-up", customer, amount_cents, key)
         return await self._charge(customer, asked, price, amount_cents, key)
 
     async def set_auto(self, customer: str, enabled: bool) -> None:
