@@ -6,6 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hooking import hooked
 from meterkit.catalog import loads
+from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.service.auto_top_ups import AutoTopUps
+from meterkit.subscriptions.service.credits import Credits
+from meterkit.subscriptions.top_up_payments import TopUpPayments
+from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
+from meterkit.subscriptions.webhooks.queue import HookQueue
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -32,7 +38,7 @@ plans:
   payg: {price: {amount_cents: 0, interval: month}}
 """
 CATALOG: Final = loads(PLANS)
-BACK: Final = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example"}
+BACK: Final[dict[str, Any]] = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example"}
 DOLLAR: Final = 1_000_000
 
 
@@ -56,3 +62,16 @@ async def with_card(at: Hooked, card: str = "pm_card_visa", customer: str = "acm
 
 async def bought(at: Hooked, amount_cents: int = 1000, **how: Any) -> TopUp:
     return await at.kit.credits.buy("acme", amount_cents, **how)
+
+
+async def night(at: Hooked) -> None:
+    """The nightly sync looks at the customer."""
+    await HookQueue(at.kit.store).look("cus_acme", NIGHTLY)
+    await at.kit.webhooks.work_off()
+
+
+def dying(at: Hooked) -> tuple[Any, Credits, AutoTopUps]:
+    """The same parts as a process has, and their way to Stripe, on which a process can end."""
+    api, store = StripeApi(at.kit.settings), at.kit.store
+    sells = Credits(store, lambda: api, TopUpPayments(store, lambda: api))
+    return api, sells, AutoTopUps(store, sells)

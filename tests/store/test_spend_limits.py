@@ -144,6 +144,7 @@ async def test_a_budget_of_a_day_or_an_hour_begins_anew(
         assert decision.violated == ({"day": "spend-1d", "hour": "spend-1h"}[per],)
         midnight = NOW.replace(hour=0, minute=0, second=0) + timedelta(days=1)
         ends = {"day": midnight, "hour": NOW.replace(minute=0, second=0) + timedelta(hours=1)}[per]
+        assert decision.retry_after is not None
         assert decision.retry_after == ends - NOW
         clock.advance(decision.retry_after - timedelta(milliseconds=1))
         assert not await takes(kit, "images", 1)

@@ -13,7 +13,7 @@ from faults import eventually
 from hooking import hooked
 from meterkit import MeterkitError
 from meterkit.catalog import loads
-from topping_up import DOLLAR, PLANS, balance, bought, opened, with_card
+from topping_up import DOLLAR, PLANS, balance, bought, dying, night, opened, with_card
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -71,12 +71,11 @@ async def test_no_more_than_the_bound_are_bought_in_a_month(store_url: str) -> N
             await spend(at, await balance(at) // DOLLAR - left + 20)
             await has(at, left)
         await spend(at, 22)
-        auto = at.kit._parts._auto
-        await auto.look("acme")
+        await night(at)
         assert (await balance(at), await payments(at)) == (1 * DOLLAR, 3)
         at.clock.advance(timedelta(days=31))
-        await auto.look("acme")
-        await auto.look("acme")
+        await night(at)
+        await night(at)
         assert (await balance(at), await payments(at)) == (21 * DOLLAR, 4)
 
 
@@ -94,9 +93,8 @@ async def test_a_declined_card_stops_it_until_one_is_paid(store_url: str) -> Non
         (event,) = told
         assert (event.credit, event.amount_cents, event.declined) == ("usd", 2000, "card_declined")
         assert event.url.startswith("https://")
-        auto = at.kit._parts._auto
         at.emulator.mend_payments("cus_acme")
-        await auto.look("acme")
+        await night(at)
         assert (await balance(at), await payments(at)) == (4 * DOLLAR, 1)
         at.emulator.confirm_payment(event.invoice)
         await at.settle()
@@ -111,13 +109,12 @@ async def test_nothing_is_charged_of_who_has_never_bought_one(store_url: str) ->
         await opened(at)
         await with_card(at)
         await at.kit.grants.add("acme", {"usd": 4}, grant_id="gift")
-        await at.kit._parts._auto.look("acme")
+        await night(at)
         assert await payments(at) == 0
 
 
 async def test_a_customer_can_turn_it_off(store_url: str) -> None:
     async with hooked(store_url, catalog=AUTO) as at:
-        auto = at.kit._parts._auto
         await opened(at)
         await with_card(at)
         await bought(at)
@@ -125,10 +122,10 @@ async def test_a_customer_can_turn_it_off(store_url: str) -> None:
         await at.kit.credits.set_auto("acme", False)
         await bought(at)
         await spend(at, 10)
-        await auto.look("acme")
+        await night(at)
         assert await balance(at) == 4 * DOLLAR
         await at.kit.credits.set_auto("acme", True)
-        await auto.look("acme")
+        await night(at)
         assert await balance(at) == 24 * DOLLAR
     async with hooked(store_url) as at:
         with pytest.raises(MeterkitError, match="has no automatic top-ups"):
@@ -137,7 +134,6 @@ async def test_a_customer_can_turn_it_off(store_url: str) -> None:
 
 async def test_without_a_saved_card_it_waits_for_one(store_url: str) -> None:
     async with hooked(store_url, catalog=AUTO) as at:
-        auto = at.kit._parts._auto
         await opened(at)
         await with_card(at)
         await bought(at)
@@ -146,11 +142,11 @@ async def test_without_a_saved_card_it_waits_for_one(store_url: str) -> None:
         asked: Any = {"invoice_settings": {"default_payment_method": ""}}
         await at.client.v1.customers.update_async("cus_acme", asked)
         await spend(at, 6)
-        await auto.look("acme")
+        await night(at)
         assert await balance(at) == 4 * DOLLAR
         at.emulator.add_payment_method("cus_acme")
         at.clock.advance(timedelta(days=1))
-        await auto.look("acme")
+        await night(at)
         assert await balance(at) == 24 * DOLLAR
 
 
@@ -158,12 +154,11 @@ async def test_without_a_saved_card_it_waits_for_one(store_url: str) -> None:
 async def test_i4_one_that_is_cut_off_is_charged_and_granted_once(store_url: str, step: int) -> None:
     """I4: the event is told again; what had begun goes on."""
     async with hooked(store_url, catalog=AUTO) as at:
-        auto: Any = at.kit._parts._auto
         await opened(at)
         await with_card(at)
         await bought(at)
         await spend(at, 6)
-        api: Any = at.kit.credits._api()
+        api, _, auto = dying(at)
         post, posts = api.post, 0
 
         async def dies(*asked: Any, **how: Any) -> Any:
@@ -176,24 +171,24 @@ async def test_i4_one_that_is_cut_off_is_charged_and_granted_once(store_url: str
 
         api.post = dies
         with pytest.raises(asyncio.CancelledError):
-            await auto.look("acme")
+            await auto.on_low("acme", "usd", "1")
         api.post = post
-        await auto.on_low("acme", "usd", "another event")  # One at a time.
-        await auto.look("acme")
+        await auto.on_low("acme", "usd", "2")  # One at a time.
+        await auto.on_low("acme", "usd", "1")
         await at.settle()
-        await auto.look("acme")
+        await night(at)
+        await api.close()
         assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
 
 
 async def test_i4_one_that_was_given_up_is_taken_over_as_the_same_purchase(store_url: str) -> None:
     """I4: its process never came back, and Stripe has an invoice of it that is paid or not."""
     async with hooked(store_url, catalog=AUTO) as at:
-        auto: Any = at.kit._parts._auto
         await opened(at)
         await with_card(at)
         await bought(at)
         await spend(at, 6)
-        api: Any = at.kit.credits._api()
+        api, _, auto = dying(at)
         post, asked = api.post, list[str]()
 
         async def dies(path: str, *given: Any, **how: Any) -> Any:
@@ -213,3 +208,4 @@ async def test_i4_one_that_was_given_up_is_taken_over_as_the_same_purchase(store
         found = await at.client.v1.invoices.list_async({"customer": "cus_acme"})
         assert len(found.data) == 2
         assert await balance(at) == 24 * DOLLAR
+        await api.close()

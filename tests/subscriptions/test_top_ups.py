@@ -11,7 +11,7 @@ import pytest
 from hooking import hooked, hooked_kit
 from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, QuantityError
 from meterkit.catalog import loads
-from topping_up import BACK, DOLLAR, PLANS, balance, bought, opened, sold, with_card
+from topping_up import BACK, DOLLAR, PLANS, balance, bought, dying, opened, sold, with_card
 
 if TYPE_CHECKING:
     from hooking import Hooked
@@ -22,7 +22,8 @@ pytestmark = pytest.mark.anyio
 async def refund(at: Hooked, invoice: str, amount: int | None = None) -> None:
     payments = await at.client.v1.invoice_payments.list_async({"invoice": invoice})
     asked: Any = {"payment_intent": payments.data[0].payment.payment_intent}
-    await at.client.v1.refunds.create_async(asked if amount is None else asked | {"amount": amount})
+    asked |= {} if amount is None else {"amount": amount}
+    await at.client.v1.refunds.create_async(asked)
     await at.settle()
 
 
@@ -96,14 +97,14 @@ async def test_the_same_purchase_is_charged_once(store_url: str) -> None:
         assert await balance(at) == 20 * DOLLAR
 
 
-@pytest.mark.parametrize("step", range(1, 6))
+@pytest.mark.parametrize("step", range(1, 5))
 async def test_i4_a_purchase_that_is_cut_off_is_charged_and_granted_once(store_url: str, step: int) -> None:
     """I4: whatever step the process dies after, the webhook or the app's next try ends it."""
     async with sold(store_url) as at:
         await opened(at)
         await with_card(at)
-        posts = 0
-        post = at.kit.credits._api().post
+        api, sells, _ = dying(at)
+        post, posts = api.post, 0
 
         async def dies(*asked: Any, **how: Any) -> Any:
             nonlocal posts
@@ -113,17 +114,16 @@ async def test_i4_a_purchase_that_is_cut_off_is_charged_and_granted_once(store_u
                 raise asyncio.CancelledError
             return found
 
-        at.kit.credits._api().post = dies  # type: ignore[method-assign]
-        if step <= 4:
-            with pytest.raises(asyncio.CancelledError):
-                await bought(at, idempotency_key="order 1")
-        at.kit.credits._api().post = post  # type: ignore[method-assign]
+        api.post = dies
+        with pytest.raises(asyncio.CancelledError):
+            await sells.buy("acme", 1000, idempotency_key="order 1")
         await at.settle()
         await bought(at, idempotency_key="order 1")
         await at.settle()
         assert await balance(at) == 10 * DOLLAR
         paid = await at.client.v1.invoices.list_async({"customer": "cus_acme", "status": "paid"})
         assert len(paid.data) == 1
+        await api.close()
 
 
 async def test_a_refund_takes_the_rest_back_and_reports_what_was_used(store_url: str) -> None:
@@ -183,7 +183,7 @@ async def test_a_refund_that_is_heard_of_before_the_payment_leaves_nothing(store
         await bought(at, **BACK)
         (session,) = (await at.client.v1.checkout.sessions.list_async()).data
         done = at.emulator.complete_checkout(session.id)
-        payments = await at.client.v1.invoice_payments.list_async({"invoice": done["invoice"]})
+        payments = await at.client.v1.invoice_payments.list_async({"invoice": str(done["invoice"])})
         intent = payments.data[0].payment.payment_intent
         await at.client.v1.refunds.create_async({"payment_intent": str(intent)})
         (refunded,) = (one for one in at.emulator.webhook_events if one.type == "charge.refunded")

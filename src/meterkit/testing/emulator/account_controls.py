@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from meterkit.subscriptions.wanted_prices import WantedPrice
     from meterkit.testing.emulator.account import Account
+    from meterkit.testing.emulator.protocol import JsonObject
 
 
 class Shop(Behaviour):
@@ -171,7 +172,7 @@ class Shop(Behaviour):
             if found.charge is None:
                 raise ValueError(f"nothing was charged for {invoice}")
             found.disputed = True
-            dispute = {
+            dispute: JsonObject = {
                 "id": new_id("du_1", length=23),
                 "object": "dispute",
                 "amount": found.amount_paid,
