@@ -226,6 +226,33 @@ async def test_a_payment_for_another_customer_is_rejected_and_reported(store_url
         assert "is a top-up of customer 'eve'" in dead.why
 
 
+@pytest.mark.parametrize(("percent", "dollars"), [(40, 6), (100, 0)])
+async def test_no_more_is_granted_than_was_paid_for(store_url: str, percent: int, dollars: int) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        price = (await at.client.v1.prices.list_async({"lookup_keys": ["meterkit-top-up:usd:1000"]})).data[0]
+        marked: Any = {"meterkit_customer": "acme", "meterkit_top_up": "usd 1000"}
+        invoice = await at.client.v1.invoices.create_async({"customer": "cus_acme", "metadata": marked})
+        await at.client.v1.invoice_items.create_async(
+            {"customer": "cus_acme", "invoice": str(invoice.id), "pricing": {"price": price.id}}
+        )
+        coupon = await at.client.v1.coupons.create_async({"percent_off": percent, "duration": "once"})
+        await at.client.v1.invoices.update_async(str(invoice.id), {"discounts": [{"coupon": coupon.id}]})
+        await at.client.v1.invoices.pay_async(str(invoice.id))
+        await at.settle()
+        assert await balance(at) == dollars * DOLLAR
+
+
+async def test_promotion_codes_of_subscriptions_make_no_balance_cheaper(store_url: str) -> None:
+    catalog = loads(PLANS + "billing: {checkout: {allow_promotion_codes: true, locale: de}}\n")
+    async with hooked(store_url, catalog=catalog) as at:
+        await opened(at)
+        await bought(at, **BACK)
+        (session,) = (await at.client.v1.checkout.sessions.list_async()).data
+        assert (session.allow_promotion_codes, session.locale) == (None, "de")
+
+
 async def test_a_payment_for_what_is_sold_no_more_waits_for_a_person(store_url: str) -> None:
     async with sold(store_url) as at:
         await opened(at)

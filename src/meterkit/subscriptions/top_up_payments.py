@@ -78,15 +78,19 @@ class TopUpPayments:
                 f"invoice {invoice} is a top-up of {amount!r:.20} cents of {credit!r:.80}, which is no credit"
                 " of the plans file: nothing was granted. Refund it at Stripe, or declare that credit"
             )
-        granted, target = int(amount) * _CENT, target_of("credit", credit)
-        paid, refunded = int(found["amount_paid"]), await self._refunded(invoice)
+        # A discount that a person has given at Stripe is no gift of a balance.
+        total = int(found["total"])
+        granted, target = min(int(amount), total) * _CENT, target_of("credit", credit)
+        if granted <= 0:
+            return found
+        refunded = await self._refunded(invoice)
         await put(self._store, customer, [(target, granted)], grant_id=invoice)
         if event.strip():
             await step(self._store, customer, credit, "paid", event=event.strip())
         if not refunded:
             await step(self._store, customer, credit, "bought")
-        if refunded and paid:
-            await self._take_back(customer, credit, invoice, granted * min(refunded, paid) // paid)
+        if refunded:
+            await self._take_back(customer, credit, invoice, granted * min(refunded, total) // total)
         return found
 
     async def take_back(self, intent: str, owner: Callable[[str], Awaitable[str | None]]) -> None:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.top_up_payments import TopUpPayments
 
 _INVOICES: Final = "/v1/invoices"
-_NOT_OF_PAYMENTS: Final = frozenset({"payment_method_collection", "subscription_data"})
-"""Options of pages where a subscription begins that pages where something is bought once do not have."""
+_NOT_OF_TOP_UPS: Final = frozenset(
+    {"allow_promotion_codes", "discounts", "payment_method_collection", "subscription_data"}
+)
+"""Options of pages where a subscription begins: of these only, or codes that make balances cheaper."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +143,7 @@ class Credits:
             "currency": self._store.catalog.currency,
             "auto_advance": False,
             "pending_invoice_items_behavior": "exclude",
+            "discounts": "",  # Else those of the customer.
             "default_payment_method": card,
             "metadata": {**mark_of_top_up(customer, credit, amount_cents, event)},
             **self._taxes(),
@@ -179,7 +182,7 @@ class Credits:
         key: str,
     ) -> TopUp:
         common = self._store.catalog.billing.checkout
-        options = {name: value for name, value in common.items() if name not in _NOT_OF_PAYMENTS}
+        options = {name: value for name, value in common.items() if name not in _NOT_OF_TOP_UPS}
         made = await self._api().post(
             "/v1/checkout/sessions",
             {

@@ -66,12 +66,15 @@ def _create(account: Account, call: Call) -> JsonObject:
     params = call.params
     params.only(
         *("auto_advance", "automatic_tax", "collection_method", "currency", "customer", "description"),
-        *("default_payment_method", "metadata", "pending_invoice_items_behavior", *IGNORED),
+        *("default_payment_method", "discounts", "metadata", "pending_invoice_items_behavior", *IGNORED),
         expandable=None,
     )
     if params.choice("pending_invoice_items_behavior", ("exclude", "include")) == "include":
         message = "The emulator makes invoices that exclude pending invoice items only."
         raise ApiError(message, param="pending_invoice_items_behavior")
+    if params.text("discounts"):
+        message = "The emulator makes invoices without discounts; give them with an update."
+        raise ApiError(message, param="discounts")
     customer = account.customers.named(params.required("customer"))
     made = draft(account, customer, currency=params.given("currency") or "usd", livemode=call.livemode)
     taxed = read_tax(account, params, customer=customer)
