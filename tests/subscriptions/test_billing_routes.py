@@ -500,7 +500,13 @@ async def test_the_openapi_document_tells_what_is_sent_and_answered(store_url: s
         assert set(paths) == {
             *("/billing/subscription", "/billing/subscription/preview", "/billing/subscription/plan"),
             *("/billing/subscription/seats", "/billing/subscription/cancel", "/billing/subscription/resume"),
-            *("/billing/checkout", "/billing/portal", "/billing/invoices", "/billing/usage"),
+            *(
+                "/billing/checkout",
+                "/billing/portal",
+                "/billing/top-up",
+                "/billing/invoices",
+                "/billing/usage",
+            ),
         }
         create = paths["/billing/subscription"]["post"]
         body = create["requestBody"]["content"]["application/json"]["schema"]

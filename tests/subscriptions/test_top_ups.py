@@ -6,11 +6,14 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+from starlette.applications import Starlette
 
 from hooking import hooked, hooked_kit
 from meterkit import CustomerError, MeterkitError, PaymentMethodMissingError, QuantityError
 from meterkit.catalog import loads
+from meterkit.starlette import billing_routes
 from topping_up import BACK, DOLLAR, PLANS, balance, bought, dying, opened, sold, with_card
 
 if TYPE_CHECKING:
@@ -324,3 +327,23 @@ async def test_the_subscriptions_card_is_charged_where_no_other_is_saved(store_u
         asked: Any = {"invoice_settings": {"default_payment_method": ""}}
         await at.client.v1.customers.update_async("cus_acme", asked)
         assert (await bought(at)).status == "paid"
+
+
+async def test_a_frontend_opens_a_page(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        app = Starlette(
+            routes=billing_routes(at.kit, customer=lambda _: "acme", origins=["https://app.example"])
+        )
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            page = (await client.post("/top-up", json={"amount_cents": 1000, **BACK})).json()
+            (session,) = (await at.client.v1.checkout.sessions.list_async()).data
+            assert page == {"url": session.url}
+            other = await client.post("/top-up", json={"amount_cents": 1001, **BACK})
+            assert other.status_code == 422
+            assert other.json()["errors"] == [
+                {"field": "amount_cents", "message": "found 1001; allowed are 1000, 5000"}
+            ]
+            eve = {"amount_cents": 1000, **BACK, "success_url": "https://eve.example"}
+            assert (await client.post("/top-up", json=eve)).json()["type"].endswith("url-not-allowed")

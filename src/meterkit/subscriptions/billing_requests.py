@@ -121,6 +121,14 @@ class CheckoutBody(CreateBody):
     cancel_url: _Url
 
 
+class TopUpBody(_Body):
+    """A balance that is to be topped up on a page of Stripe's."""
+
+    amount_cents: Annotated[int, Field(ge=1, description="One of the amounts that are sold.")]
+    success_url: _Url
+    cancel_url: _Url
+
+
 class PortalBody(_Body):
     """Where Stripe's portal sends its visitor back to."""
 

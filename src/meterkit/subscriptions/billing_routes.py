@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from meterkit.decisions.periods import period_ms
-from meterkit.errors import MeterkitError, NoSubscriptionError
+from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
 from meterkit.subscriptions.billing_requests import (
     CancelBody,
     CheckoutBody,
@@ -14,6 +14,7 @@ from meterkit.subscriptions.billing_requests import (
     PlanBody,
     PortalBody,
     SeatsBody,
+    TopUpBody,
     UsageAnswer,
 )
 from meterkit.subscriptions.problem_documents import ProblemDocumentError, invalid
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from meterkit.store.store import Store
+    from meterkit.subscriptions.service.credits import Credits
     from meterkit.subscriptions.service.service import Subscriptions
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
 
@@ -44,6 +46,7 @@ _Does = TypeVar("_Does", bound="Callable[[BillingKit, Asked], Awaitable[object]]
 class BillingKit(Protocol):
     """What the routes have of :class:`meterkit.MeterKit`."""
 
+    credits: Credits
     subscriptions: Subscriptions
     store: Store
     webhooks: Webhooks
@@ -253,6 +256,24 @@ async def _checkout(kit: BillingKit, asked: Asked) -> Page:
 async def _portal(kit: BillingKit, asked: Asked) -> Page:
     made = await kit.subscriptions.portal(asked.customer, return_url=asked.body.return_url)
     return Page(url=made.url)
+
+
+@_endpoint(
+    "POST",
+    "/top-up",
+    "A page of Stripe's where a balance is topped up",
+    takes=TopUpBody,
+    gives=Page,
+    troubles=("url",),
+)
+async def _top_up(kit: BillingKit, asked: Asked) -> Page:
+    body: TopUpBody = asked.body
+    urls = {"success_url": body.success_url, "cancel_url": body.cancel_url}
+    try:
+        made = await kit.credits.buy(asked.customer, body.amount_cents, **urls)
+    except QuantityError as error:
+        raise wrong("amount_cents", str(error).partition(": ")[2]) from error
+    return Page(url=made.url or "")
 
 
 @_endpoint("GET", "/invoices", "The customer's invoices, the youngest first", gives=list[Invoice])
