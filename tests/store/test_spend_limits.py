@@ -139,11 +139,12 @@ async def test_a_budget_of_a_day_or_an_hour_begins_anew(
     per: str, span: timedelta, any_store_url: str
 ) -> None:
     async with kit_on(any_store_url, f"{{amount_cents: 30, per: {per}}}") as (kit, clock):
-        assert await takes(kit, "images", 2)
+        first = await kit.consume("ada", "images", 2)
         decision = await kit.consume("ada", "images", 1)
         assert decision.violated == ({"day": "spend-1d", "hour": "spend-1h"}[per],)
         midnight = NOW.replace(hour=0, minute=0, second=0) + timedelta(days=1)
         ends = {"day": midnight, "hour": NOW.replace(minute=0, second=0) + timedelta(hours=1)}[per]
+        assert (first.limit, first.reset_after) == (decision.violated[0], ends - NOW)
         assert decision.retry_after is not None
         assert decision.retry_after == ends - NOW
         clock.advance(decision.retry_after - timedelta(milliseconds=1))

@@ -153,6 +153,25 @@ async def test_a_refund_takes_the_rest_back_and_reports_what_was_used(store_url:
         assert (event.refunded_cents, event.taken_back_cents) == (1000, 700)
 
 
+async def test_nothing_is_taken_back_of_what_is_used_up(store_url: str) -> None:
+    async with sold(store_url) as at:
+        told: list[Any] = []
+        at.kit.on("top_up.refunded")(told.append)
+        await opened(at)
+        await with_card(at)
+        made = await bought(at)
+        await at.kit.record("acme", "usd_charged", 12 * DOLLAR)
+        await bought(at)
+        await refund(at, str(made.invoice))
+        assert await balance(at) == 10 * DOLLAR
+        await at.kit.stop()
+        await at.kit.start()
+        (event,) = told
+        assert (event.refunded_cents, event.taken_back_cents) == (1000, 0)
+        lines = [line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "refund"]
+        assert lines == [0]
+
+
 async def test_parts_are_taken_back_as_they_are_refunded(store_url: str) -> None:
     async with sold(store_url) as at:
         await opened(at)

@@ -94,5 +94,5 @@ async def reclaim(store: Store, customer: str, target: str, *, grant_id: str, re
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
     name, script = f"a {target} {grant_id}", store.scripts["reclaim"]
-    more, taken, _ = await admin.run(script, [keys.grants, keys.ledger], name, refunded)
+    more, taken = await admin.run(script, [keys.grants, keys.ledger], name, refunded)
     return Reclaimed(more=more, taken=taken)

@@ -4,14 +4,14 @@
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
 -- ARGV  1 the grant's name    2 how much of it was refunded in all, now and before (units, or micro-credits)
 --       last: the caller's clock (ms)
--- Reply {how much more was refunded than is known, how much of that was taken, how much was taken in all}
+-- Reply {how much more was refunded than was known, how much of that was taken}
 --include server_ms
 local grants_key, ledger_key, name, refunded, caller_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[#ARGV]
 local call, line = redis.call, 'refund ' .. name
 local known, taken = string.match(call('HGET', ledger_key, line) or '0 0', '^(%d+) (%d+)')
 local more = refunded - known
 if more <= 0 then
-  return {0, 0, taken + 0}
+  return {0, 0}
 end
 local value, part = call('HGET', grants_key, name), 0
 if value then
@@ -25,4 +25,4 @@ if value then
 end
 call('HSET', ledger_key, line, string.format('%.0f %.0f %.0f', refunded, taken + part, server_ms(caller_ms)))
 call('HDEL', grants_key, 'balance')
-return {more, part, taken + part}
+return {more, part}
