@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -61,7 +61,7 @@ def test_what_is_spent_is_written_as_money() -> None:
     budget = "    budget: {amount_cents: 5000}\n"
     catalog = loads(plans[:first] + budget + plans[first:])
 
-    def told(event: str, **more: object) -> str:
+    def told(event: str, **more: Any) -> str:
         sample = sample_of(event, CATALOG)
         found = message_of("email", event, replace(sample, **more))
         return Renderer(lambda: catalog, None).render(found, locale=None, name=None).text

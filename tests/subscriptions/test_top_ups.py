@@ -320,6 +320,14 @@ async def test_what_cannot_be_bought_is_refused(store_url: str) -> None:
             await bought(at)
 
 
+async def test_the_doctor_names_amounts_that_cannot_be_bought_yet(store_url: str) -> None:
+    async with sold(store_url) as at:
+        problem = "Stripe has no price of these top-ups of usd: USD 10.00, USD 50.00"
+        assert problem in [finding.problem for finding in (await at.kit.health()).findings]
+        await opened(at)
+        assert problem not in [finding.problem for finding in (await at.kit.health()).findings]
+
+
 async def test_sync_makes_a_product_and_a_price_of_each_pack_once(store_url: str) -> None:
     async with sold(store_url) as at:
         planned = await at.kit.stripe.sync(dry_run=True)

@@ -5,16 +5,20 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.amount_texts import money
 from meterkit.errors import StripeError
 from meterkit.health.findings import Finding
 from meterkit.health.health import UnseenError
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meters import meter_differences
+from meterkit.subscriptions.stripe_objects import pack_key
+from meterkit.subscriptions.stripe_prices import prices_by_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from meterkit.assembly import Parts
+    from meterkit.catalog import Catalog
 
 UNTOLD: Final = Finding(
     check="stripe",
@@ -54,6 +58,27 @@ def refused_by_stripe(error: StripeError) -> Finding | str:
     )
 
 
+async def _top_ups_without_price(api: StripeApi, catalog: Catalog) -> list[Finding]:
+    """The amounts that cannot be bought yet; none where the key may not list prices."""
+    found: list[Finding] = []
+    for credit in catalog.credits.values():
+        amounts = () if credit.top_up is None else credit.top_up.amounts
+        keys = {pack_key(credit.name, amount): amount for amount in amounts}
+        try:
+            there = await prices_by_key(api, [*keys])
+        except StripeError as error:
+            if error.status == HTTPStatus.FORBIDDEN:
+                return []
+            raise
+        missing = ", ".join(
+            money(amount, catalog.currency) for key, amount in keys.items() if key not in there
+        )
+        if missing:
+            problem = f"Stripe has no price of these top-ups of {credit.name}: {missing}"
+            found.append(Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`"))
+    return found
+
+
 async def look_at_meters(parts: Parts) -> tuple[str, list[Finding]]:
     """How many meters Stripe has, and what is wrong with those of the plans file.
 
@@ -65,6 +90,7 @@ async def look_at_meters(parts: Parts) -> tuple[str, list[Finding]]:
     api = StripeApi(parts.settings)
     try:
         meters = await api.list("/v1/billing/meters")
+        unsold = await _top_ups_without_price(api, parts.store.catalog)
     except StripeError as error:
         refused = refused_by_stripe(error)
         if isinstance(refused, str):
@@ -72,6 +98,6 @@ async def look_at_meters(parts: Parts) -> tuple[str, list[Finding]]:
         return "", [refused]
     finally:
         await api.close()
-    found = meters_at_stripe(meter_differences(parts.store.catalog, meters))
+    found = meters_at_stripe(meter_differences(parts.store.catalog, meters)) + unsold
     is_told = parts.settings.stripe_transport == "v1" or bool(parts.settings.stripe_webhook_secret)
     return f"{len(meters):,} meters", found if is_told else [*found, UNTOLD]
