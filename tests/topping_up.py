@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+
+import pytest
 
 from hooking import hooked
 from meterkit.catalog import loads
@@ -14,6 +18,7 @@ from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.queue import HookQueue
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from contextlib import AbstractAsyncContextManager
 
     from hooking import Hooked
@@ -75,3 +80,22 @@ def dying(at: Hooked) -> tuple[Any, Credits, AutoTopUps]:
     api, store = StripeApi(at.kit.settings), at.kit.store
     sells = Credits(store, lambda: api, TopUpPayments(store, lambda: api))
     return api, sells, AutoTopUps(store, sells)
+
+
+@contextmanager
+def cut_off(api: Any, *, after: int) -> Generator[None]:
+    """The process ends within the block, once Stripe has answered so many requests that change something."""
+    post, posts = api.post, 0
+
+    async def dies(*asked: Any, **how: Any) -> Any:
+        nonlocal posts
+        found = await post(*asked, **how)
+        posts += 1
+        if posts == after:
+            raise asyncio.CancelledError
+        return found
+
+    api.post = dies
+    with pytest.raises(asyncio.CancelledError):
+        yield
+    api.post = post

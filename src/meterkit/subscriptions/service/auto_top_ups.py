@@ -12,10 +12,9 @@ from meterkit.store.messages import tell
 from meterkit.subscriptions.auto_state import step
 
 if TYPE_CHECKING:
-    from meterkit.catalog.model_prices import AutoTopUp
     from meterkit.store.store import Store
     from meterkit.subscriptions.auto_state import Step
-    from meterkit.subscriptions.service.credits import Credits
+    from meterkit.subscriptions.service.credits import Credits, TopUp
 
 _logger = logging.getLogger("meterkit.subscriptions")
 
@@ -76,25 +75,17 @@ class AutoTopUps:
         else:
             ended = "paid" if bought.status == "paid" else "failed"
             if ended == "failed":
-                await self._tell_failed(customer, credit, auto, bought.invoice, bought.declined, bought.url)
+                await self._tell_failed(customer, credit, bought)
         await step(self._store, customer, credit, ended, event=event)
 
-    async def _tell_failed(
-        self,
-        customer: str,
-        credit: str,
-        auto: AutoTopUp,
-        invoice: str | None,
-        declined: str | None,
-        url: str | None,
-    ) -> None:
+    async def _tell_failed(self, customer: str, credit: str, bought: TopUp) -> None:
         told = {
-            "id": f"top_up.failed/{invoice}",
+            "id": f"top_up.failed/{bought.invoice}",
             "at_ms": self._store.now_ms(),
-            "invoice": invoice,
+            "invoice": bought.invoice,
             "credit": credit,
-            "amount_cents": auto.amount_cents,
-            "declined": declined or "",
-            "url": url or "",
+            "amount_cents": bought.amount_cents,
+            "declined": bought.declined or "",
+            "url": bought.url or "",
         }
         await tell(self._store, customer, "top_up.failed", told)

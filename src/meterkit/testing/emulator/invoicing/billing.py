@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.call import Params
     from meterkit.testing.emulator.invoicing.invoices import Usage
     from meterkit.testing.emulator.protocol import JsonObject
+    from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
 
@@ -89,6 +90,11 @@ def _line(account: Account, subscription: Subscription, params: Params) -> Line:
         raise missing_parameter(params.path("price"))
     price = named_price(account, params, currency=subscription.currency, recurs=False)
     quantity = Decimal(1 if (asked := params.at_least("quantity", 0)) is None else asked)
+    return item_line(account, price, quantity, subscription=subscription.id)
+
+
+def item_line(account: Account, price: Price, quantity: Decimal, *, subscription: str | None = None) -> Line:
+    """Return the line of something that is charged once, as an invoice item."""
     return Line(
         id=new_id("il_1", length=LINE_LENGTH),
         amount=to_cents(amount_of(price.pricing, quantity)),
@@ -98,7 +104,7 @@ def _line(account: Account, subscription: Subscription, params: Params) -> Line:
         price=price,
         quantity=quantity,
         unit_amount=price.pricing.unit_amount or Decimal(0),
-        subscription=subscription.id,
+        subscription=subscription,
         item=None,
         invoice_item=new_id("ii_1", length=LINE_LENGTH),
     )

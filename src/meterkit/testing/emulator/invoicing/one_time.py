@@ -5,17 +5,15 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.invoicing.billing import HOUR_S, LINE_LENGTH, read_tax
-from meterkit.testing.emulator.invoicing.invoices import Invoice, Line
+from meterkit.testing.emulator.invoicing.billing import HOUR_S, item_line, read_tax
+from meterkit.testing.emulator.invoicing.invoices import Invoice
 from meterkit.testing.emulator.protocol import ApiError, missing_parameter, new_id
-from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
 from meterkit.testing.emulator.selling.price_params import named_price
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.protocol import JsonObject
-    from meterkit.testing.emulator.selling.prices import Price
 
 # Accepted and without effect.
 IGNORED: Final = ("footer", "payment_settings", "statement_descriptor")
@@ -38,26 +36,6 @@ def draft(account: Account, customer: str, *, currency: str, livemode: bool = Fa
         customer_name=payer.texts["name"],
         starting_balance=payer.balance,
         test_clock=payer.test_clock,
-    )
-
-
-def item_line(account: Account, price: Price, quantity: Decimal, *, customer: str) -> Line:
-    """Return the line of an invoice item."""
-    return Line(
-        id=new_id("il_1", length=LINE_LENGTH),
-        amount=to_cents(amount_of(price.pricing, quantity)),
-        description=account.products.find(price.product).name,
-        start=account.now,
-        end=account.now,
-        price=price,
-        quantity=quantity,
-        unit_amount=price.pricing.unit_amount or Decimal(0),
-        subscription=None,
-        item=None,
-        customer=customer,
-        metadata={},
-        created=account.now,
-        invoice_item=new_id("ii_1", length=LINE_LENGTH),
     )
 
 
@@ -107,9 +85,9 @@ def _add_item(account: Account, call: Call) -> JsonObject:
         raise missing_parameter("pricing[price]")
     price = named_price(account, named, currency=invoice.currency, recurs=False)
     quantity = Decimal(1 if (asked := params.at_least("quantity", 0)) is None else asked)
-    line = item_line(account, price, quantity, customer=customer)
+    line = item_line(account, price, quantity)
     line.description = params.given("description") or line.description
-    line.metadata = params.metadata()
+    line.customer, line.metadata = customer, params.metadata()
     invoice.lines.append(line)
     return {
         "id": line.invoice_item,

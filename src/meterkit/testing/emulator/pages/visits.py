@@ -9,8 +9,9 @@ from urllib.parse import urlencode
 
 from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.faults import refuse_other
+from meterkit.testing.emulator.invoicing.billing import item_line
 from meterkit.testing.emulator.invoicing.collection import finalize, mark_paid
-from meterkit.testing.emulator.invoicing.one_time import draft, item_line
+from meterkit.testing.emulator.invoicing.one_time import draft
 from meterkit.testing.emulator.protocol import ApiError
 from meterkit.testing.emulator.selling.redeeming import read_discounts
 
@@ -91,7 +92,7 @@ class Visits:
         made = draft(self._account, customer, currency=session.currency, livemode=session.livemode)
         prices = [self._account.prices.find(line.price) for line in session.lines]
         made.lines = [
-            item_line(self._account, price, Decimal(line.quantity or 1), customer=customer)
+            item_line(self._account, price, Decimal(line.quantity or 1))
             for price, line in zip(prices, session.lines, strict=True)
         ]
         made.discounts, made.tax_percent = session.discounts, session.tax_percent
