@@ -60,7 +60,7 @@ test: $(VENV)/.dev
 field: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group frameworks
 	$(BIN)/pytest -n 2 --whole tests/field tests/asgi/test_starlette_suite.py tests/storage/test_histories.py \
-	  tests/test_repository.py tests/test_deploy_example.py $(ARGS)
+	  tests/test_repository.py tests/test_deploy_example.py tests/pages/test_operator_in_browser.py $(ARGS)
 	$(BIN)/pytest -n 2 --store cluster tests/field/test_servers.py $(ARGS)
 
 coverage: $(VENV)/.dev
@@ -101,6 +101,7 @@ docs: $(VENV)/.dev
 	@$(BIN)/python docs/tools/screens.py docs/assets --only flush:terminal
 	@# Quiet where all is well; else once more, for what it has to say.
 	@export NO_MKDOCS_2_WARNING=1; $(BIN)/mkdocs build --strict --quiet || $(BIN)/mkdocs build --strict
+	@METERKIT_SITE=$(CURDIR)/site $(BIN)/pytest -q tests/site/test_built.py
 	@$(BIN)/python tests/shown_blocks.py
 
 bench: .venv-bench/.done
