@@ -279,7 +279,7 @@ class Exchange(Admitted):
         if parts and (not parts[0].dimensions or beside.recorded.keys().isdisjoint(parts[0].recorded)):
             first, *parts = parts
             total = add(beside.recorded, first.recorded), add(beside.rated, first.rated)
-            beside = Used(*total, first.dimensions, first.rated, first.charged)
+            beside = first._replace(recorded=total[0], rated=total[1], measured=first.rated)
         parts = [beside, *parts]
         if not billed:
             parts = [part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED) for part in parts]

@@ -43,6 +43,8 @@ _Amounts: TypeAlias = dict[tuple[_Key, bool, str], int | Fraction]
 """Quantities by key, whether they are billed (else rated), and meter; what is charged is exact."""
 
 _ALL: Final[_Key] = (None, None)
+_COST_OF: Final = "cost of "
+"""Goes before a meter's name, where the amount is what its units cost; no meter is named so."""
 
 
 class LlmCalls:
@@ -274,16 +276,20 @@ def _dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
 
 
 def _used(amounts: _Amounts, compiled: CompiledCatalog) -> list[Used]:
-    found: dict[_Key, tuple[dict[str, int], dict[str, int], dict[str, Fraction]]] = {}
+    found: dict[_Key, tuple[dict[str, int], dict[str, int], dict[str, Fraction], dict[str, Fraction]]] = {}
     for (key, billed, meter), quantity in amounts.items():
-        recorded, rated, charged = found.setdefault(key, ({}, {}, {}))
-        if meter in compiled.charges:
+        recorded, rated, charged, costs = found.setdefault(key, ({}, {}, {}, {}))
+        if meter.startswith(_COST_OF):
+            costs[meter.removeprefix(_COST_OF)] = Fraction(quantity)
+        elif meter in compiled.charges:
             charged[meter] = Fraction(quantity)
         else:
             (recorded if billed else rated)[meter] = int(quantity)
+    known = compiled.costs()
+    version = "" if known is None else known.version
     return [
-        Used(recorded, rated, _dimensions_of(*key), charged=charged)
-        for key, (recorded, rated, charged) in found.items()
+        Used(recorded, rated, _dimensions_of(*key), charged=charged, costs=costs, version=version)
+        for key, (recorded, rated, charged, costs) in found.items()
     ]
 
 
@@ -292,6 +298,7 @@ def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
     plain, by_model, sources = compiled.counters, compiled.by_model, compiled.catalog.billing.sources
     # What no model's price is known of costs the highest: a client may have seen to that.
     unknown = "" if compiled.has_model_prices else None
+    costs, at = compiled.costs(), from_ms(compiled.now_ms())
     found: _Amounts = {}
     for call in calls:
         key = (call.model or unknown, call.provider or None) if by_model else _ALL
@@ -303,8 +310,11 @@ def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
                     place = (key, billed, meter)
                     found[place] = min(found.get(place, 0) + quantity, QUANTITY_MAX)
         if compiled.charges and counted is not None:
-            for meter, amount in charged_of(compiled.charges, counted, from_ms(compiled.now_ms())).items():
+            for meter, amount in charged_of(compiled.charges, counted, at).items():
                 found[key, True, meter] = found.get((key, True, meter), 0) + amount
+        for meter, cost in costs.of(counted or call, at).items() if costs is not None else ():
+            place = (key, True, _COST_OF + meter)
+            found[place] = found.get(place, 0) + cost
     return found
 
 

@@ -6,6 +6,7 @@ A condition that every call meets is logged once per process, not once per call.
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
@@ -16,6 +17,7 @@ from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.program import compile_program, demands_of
 from meterkit.tokens.charging import Charges, Remainders
+from meterkit.tokens.costing import call_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
     from meterkit.decisions.program import Program
     from meterkit.redis.scripts import Script
+    from meterkit.redis.tallies import Tallies
+    from meterkit.tokens.costing import CallCosts
 
 _logger = logging.getLogger("meterkit")
 _TOLD_MAX: Final = 10_000
@@ -97,6 +101,7 @@ class CompiledCatalog:
         by_model: whether usage is separated by model and provider.
         charges: by the meter that counts it, what calls of language models are charged.
         remainders: what is left of that when whole units are counted.
+        tallies: what counts costs for metrics; None: nothing does.
     """
 
     def __init__(
@@ -137,11 +142,21 @@ class CompiledCatalog:
             if meter.charges is not None
         }
         self.remainders = Remainders()
+        self.tallies: Tallies | None = None
         check_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():
             for route in catalog.routes:
                 self.program(plan.entitlements, route, self.prepaid[plan.key] if plan.grants else None)
+
+    def costs(self) -> CallCosts | None:
+        """What calls cost; None: nothing asks for it, or ``genai-prices`` is not installed."""
+        wants = self.charges or self.settle_audited is not None or self.tallies is not None
+        return self._costs if wants else None
+
+    @cached_property
+    def _costs(self) -> CallCosts | None:
+        return call_costs(self.charges, self.counters, f"plans/{self.catalog.content_hash}")
 
     def effective(
         self, rev: str, state: CustomerState, now_ms: int

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _NOTHING: Final[dict[str, int]] = {}
 _NO_DIMENSIONS: Final[dict[str, str]] = {}
 _NOTHING_CHARGED: Final[dict[str, Fraction]] = {}
+_NOTHING_COST: Final[dict[str, Fraction | int]] = {}
 
 
 class Used(NamedTuple):
@@ -30,6 +31,8 @@ class Used(NamedTuple):
         dimensions: the model and the provider, for meters that are derived from others (``where:``).
         measured: meter to the quantity that the dimensions are of; None: what is rated.
         charged: meter to the amount that it is charged, exactly; whole units are recorded with the rest.
+        costs: meter to what providers charge for it, in micro-units of US dollars: exact, then whole ones.
+        version: of the prices that the costs are by.
     """
 
     recorded: Mapping[str, int] = _NOTHING
@@ -37,6 +40,8 @@ class Used(NamedTuple):
     dimensions: Mapping[str, str] = _NO_DIMENSIONS
     measured: Mapping[str, int] | None = None
     charged: Mapping[str, Fraction] = _NOTHING_CHARGED
+    costs: Mapping[str, Fraction | int] = _NOTHING_COST
+    version: str = ""
 
     @classmethod
     def of(cls, quantities: Mapping[str, int], **dimensions: str) -> Self:
@@ -107,7 +112,7 @@ class Mark(NamedTuple):
         return cls(decision.digest, billed) if decision.digest else None
 
 
-_TOLD_MAX: Final = 400  # Bytes; a model's name comes from outside.
+_NAME_MAX: Final = 300  # Bytes; a model's name comes from outside.
 _TOLD: Final = ("model", "provider")
 
 
@@ -121,13 +126,16 @@ def audit_keys(view: CustomerView) -> Sequence[str]:
     return () if audited_by(view) is None else (view.cache.keys.audit(view.shard),)
 
 
-def told_of(used: Used, occurred_ms: int | None) -> bytes:
-    """What else is known, a line each: when it occurred, if not just now (ms), model, provider."""
-    if occurred_ms is None and not used.dimensions:
-        return b""
-    names = (used.dimensions.get(name, "").replace("\n", " ") for name in _TOLD)
-    text = "\n".join(("" if occurred_ms is None else str(occurred_ms), *names))
-    return text.encode("utf-8", "replace")[:_TOLD_MAX]
+def told_of(used: Used, occurred_ms: int | None, priced: str) -> bytes:
+    """What else is known, a line each: when it occurred, if not just now (ms), model, provider, prices.
+
+    A reader takes the lines that it knows: it ignores further ones, and does without missing ones.
+    """
+    lines = [b"" if occurred_ms is None else b"%d" % occurred_ms]
+    for name in _TOLD:
+        lines.append(used.dimensions.get(name, "").replace("\n", " ").encode("utf-8", "replace")[:_NAME_MAX])
+    lines.append(priced.encode())
+    return b"\n".join(lines) if any(lines) else b""
 
 
 TOLD_EVERY_MS: Final = 3_600_000

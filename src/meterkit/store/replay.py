@@ -75,6 +75,8 @@ def _unnumbered(settlement: Settlement) -> bytes:
         "rated": dict(used.rated),
         "measured": None if used.measured is None else dict(used.measured),
         "dimensions": dict(used.dimensions),
+        "costs": dict(used.costs),
+        "version": used.version if used.costs else "",
         "held": [dict(held.quantities), held.concurrency, held.slot, dict(held.costs)]
         if held != Held()
         else None,
@@ -104,7 +106,11 @@ def read(record: bytes, cache: CustomerCache) -> Spooled:
     settlement = Settlement(
         cache.get(from_json["c"], anonymous=bool(get("anonymous"))),
         held=Held() if held is None else Held(held[0], tuple(held[1]), *held[2:]),
-        used=Used(get("recorded", {}), get("rated", {}), get("dimensions", {}), get("measured")),
+        used=Used(
+            *(get("recorded", {}), get("rated", {}), get("dimensions", {}), get("measured")),
+            costs=get("costs", {}),
+            version=get("version", ""),
+        ),
         correction=Correction()
         if correction is None
         else Correction(correction[0], frozenset(correction[1]), correction[2]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
+from meterkit.decisions.audit_terms import paid_price, price_line
 from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
@@ -21,8 +22,10 @@ from meterkit.store.settlement_shape import THRESHOLD_NUMBERS, Entry, Rated, Sha
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from fractions import Fraction
 
+    from meterkit.decisions.audit_terms import PaidPrice
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _logger = logging.getLogger("meterkit.store")
@@ -72,8 +75,9 @@ class Settlement:
     _packed: tuple[CustomerView, tuple[bytes, bytes]] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if self.used.charged:
-            self.used = self._in_whole_units(self.used)
+        used = self.used
+        if used.charged or used.costs:
+            self.used = self._in_whole_units(used)
 
     def _in_whole_units(self, used: Used) -> Used:
         """The same, with whole units of charged amounts as recorded quantities."""
@@ -81,7 +85,14 @@ class Settlement:
         units = {
             meter: remainders.whole(self.customer, meter, amount) for meter, amount in used.charged.items()
         }
-        return Used({**used.recorded, **units}, {**used.rated, **units}, used.dimensions, used.measured)
+        costs: dict[str, Fraction | int] = {}
+        for meter, cost in used.costs.items() if used.recorded or units else ():
+            # Each model's costs add up for themselves.
+            of_model = f"{meter}\0{used.dimensions.get('model')}"
+            costs[meter] = cost if type(cost) is int else remainders.whole(self.customer, of_model, cost)
+        return used._replace(
+            recorded={**used.recorded, **units}, rated={**used.rated, **units}, charged={}, costs=costs
+        )
 
     @property
     def customer(self) -> str:
@@ -189,10 +200,18 @@ class Settlement:
             marked = f'{{"digest":"{self.mark.digest}","billed":{int(self.mark.billed)}}}'
             paying = joined(marked, paying)
         own = pack_each((view.rev, view.terms(*numbers), self.customer, paying))
-        told = pack_each((told_of(self.used, self.occurred_ms),)) if shape.audit else b""
+        told = self._told(view, shape) if shape.audit else b""
         # The producer's key, the slot, the number and the clock come when it is sent.
         head = self._head(view, shape, events=1) if event else shape.head
         return head, b"".join((shape.names, pack_each(event), shape.audit, own, shape.fields, told))
+
+    def _told(self, view: CustomerView, shape: Shape) -> bytes:
+        """What the audit log is told besides, packed."""
+        catalog, used = view.cache.catalog, self.used
+        version = used.version or f"plans/{catalog.content_hash}"
+        meters = {entry.meter for entry in shape.entries}
+        priced = price_line(version, used.costs, shape.prices, meters=sorted(meters))
+        return pack_each((told_of(used, self.occurred_ms, priced),))
 
     def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
         """Further terms besides the numbers: when the usage occurred, and what to do if that is late."""
@@ -273,7 +292,16 @@ class Settlement:
             rates=tuple(rates),
             thresholds=thresholds,
             paying=joined(spending, paying),
+            prices=self._prices(view, entries),
         )
+
+    def _prices(self, view: CustomerView, entries: Iterable[Entry]) -> Mapping[str, PaidPrice]:
+        """What units cost that are paid for, for the audit log, by meter."""
+        if audited_by(view) is None:
+            return {}
+        catalog = view.cache.catalog
+        found = {entry.meter: paid_price(entry.meter, view.entitlements, catalog) for entry in entries}
+        return {meter: price for meter, price in found.items() if price is not None}
 
     def _add_spend(self, view: CustomerView, entries: list[Entry], rates: list[Rated]) -> str:
         """Have what is spent counted, where units cost something: by what; the terms for the script."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meterkit.decisions.policies import TOKEN_BUCKET
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from meterkit.decisions.audit_terms import PaidPrice
     from meterkit.store.views import CustomerView
 
 THRESHOLD_NUMBERS: Final = 4
@@ -54,6 +55,7 @@ class Shape(NamedTuple):
         fields: the fields that are read, ``width`` of them.
         has_more: whether the keys of grants and of notices are among the names.
         paying: what grants and credits pay, as JSON; empty: nothing.
+        prices: what units cost that are paid for, for the audit log.
     """
 
     head: bytes
@@ -67,6 +69,7 @@ class Shape(NamedTuple):
     rates: tuple[Rated, ...]
     thresholds: tuple[int, ...]
     paying: str
+    prices: Mapping[str, PaidPrice]
 
 
 def thresholds_of(view: CustomerView, entries: Sequence[Entry]) -> tuple[int, ...]:

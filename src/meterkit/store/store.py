@@ -153,6 +153,7 @@ class Store:
             on_notice=self._take_notice,
             settle_audited=self.scripts.get("settle audited"),
         )
+        self.cache.tallies = self.tallies
 
     @property
     def catalog(self) -> Catalog:
@@ -167,7 +168,7 @@ class Store:
     def tally(self) -> Tallies:
         """Count from now on what is decided; what was counted so far."""
         if self.tallies is None:
-            self.tallies = self.loops.tallies = Tallies()
+            self.tallies = self.loops.tallies = self.cache.tallies = Tallies()
             for lane in self.lanes.values():
                 lane.measure(self.tallies)
         return self.tallies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
@@ -11,7 +12,6 @@ from meterkit.tokens.provider_prices import prices_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
-    from fractions import Fraction
 
     from meterkit.tokens.provider_prices import TokenPrices
 
@@ -111,8 +111,13 @@ def charged_tokens(call: CallUsage) -> tuple[int | None, int | None]:
 
 def cost_at(prices: TokenPrices, call: CallUsage) -> Fraction:
     """What a call costs at some prices, in micro-units; figures that are not known count as 0."""
+    return sum(costs_at(prices, call).values(), Fraction(0))
+
+
+def costs_at(prices: TokenPrices, call: CallUsage) -> dict[str, Fraction]:
+    """The same by kind of token."""
     entered, left = charged_tokens(call)
-    return prices.cost(
+    return prices.costs(
         entered=entered or 0,
         left=left or 0,
         cached=call.cached_input_tokens or 0,

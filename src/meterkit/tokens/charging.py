@@ -58,12 +58,17 @@ class Charges:
         """
         if charged_tokens(call) == (None, None):
             return Fraction(0)
-        model = (call.model or "")[:_NAME_MAX]
-        prices = self._own_of(model) or prices_of(call.provider, model, at)
+        prices = self.list_prices(call, at)
         if prices is None:
-            self._say_unpriced(model)
+            self._say_unpriced((call.model or "")[:_NAME_MAX])
             return Fraction(0)
         return self._factor * cost_at(prices, call)
+
+    def list_prices(self: Charges | None, call: CallUsage, at: datetime) -> TokenPrices | None:
+        """The prices of a call without markup: the seller's own, else those of its provider."""
+        model = (call.model or "")[:_NAME_MAX]
+        own = None if self is None else self._own_of(model)
+        return own or prices_of(call.provider, model, at)
 
     def held(self, models: Sequence[str], usage: str, *, entered: int, left: int, at: datetime) -> int:
         """What a call may be charged at most that is about to be made, rounded up.

@@ -92,18 +92,25 @@ class TokenPrices:
             written: those of the input that were written to one.
             reasoning: those of the output that were reasoning.
         """
+        parts = self.costs(entered=entered, left=left, cached=cached, written=written, reasoning=reasoning)
+        return sum(parts.values(), Fraction(0))
+
+    def costs(
+        self, *, entered: int, left: int, cached: int, written: int, reasoning: int
+    ) -> dict[str, Fraction]:
+        """The same by kind: what costs nothing is left out."""
         read = cached if self.cache_read else 0
         put = written if self.cache_write else 0
         thought = reasoning if self.reasoning else 0
         parts = (
-            (self.input, max(0, entered - read - put)),
-            (self.cache_read, read),
-            (self.cache_write, put),
-            (self.output, max(0, left - thought)),
-            (self.reasoning, thought),
-            (self.request, 1),
+            ("input", self.input, max(0, entered - read - put)),
+            ("cache_read", self.cache_read, read),
+            ("cache_write", self.cache_write, put),
+            ("output", self.output, max(0, left - thought)),
+            ("reasoning", self.reasoning, thought),
+            ("request", self.request, 1),
         )
-        return sum((count * _price_at(tiers, entered) for tiers, count in parts), Fraction(0))
+        return {kind: cost for kind, tiers, count in parts if (cost := count * _price_at(tiers, entered))}
 
 
 def _price_at(tiers: Tiers, input_tokens: int) -> Fraction:
@@ -155,6 +162,17 @@ def _table() -> Any:
     except ImportError:
         message = "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
         raise MeterkitError(message) from None
+
+
+@cache
+def table_version() -> str:
+    """The version of the price table, for example ``genai-prices/0.2.3``.
+
+    Raises:
+        MeterkitError: the package ``genai-prices`` is not installed.
+    """
+    _table()
+    return f"genai-prices/{import_module('genai_prices').__version__}"
 
 
 def is_installed() -> None:

@@ -13,6 +13,7 @@ from meterkit.outbox.journal import JournalRow
 
 try:
     from sqlalchemy import (
+        DDL,
         BigInteger,
         Column,
         Index,
@@ -24,6 +25,7 @@ try:
         delete,
         func,
         inspect,
+        literal,
         select,
     )
     from sqlalchemy.dialects import postgresql, sqlite
@@ -50,8 +52,12 @@ _AHEAD_MS: Final = 60_000
 """Usage is recorded at most so long before it happened, by the clocks of apps."""
 _COUNTED: Final = ("recorded", "summed", "corrected")
 _TEXTS: Final = ("event", "meter", "kind", "customer")
-_MAY_LACK: Final = ("period_start_ms", "occurred_at_ms", "late_of_ms", "model", "provider", "details")
-_ALL_TEXTS: Final = (*_TEXTS, "model", "provider", "details")
+_PRICED: Final = ("priced", "price_micros", "price_per", "price_version", "cost_micros")
+_MAY_LACK: Final = (
+    *("period_start_ms", "occurred_at_ms", "late_of_ms", "model", "provider", "details"),
+    *_PRICED,
+)
+_ALL_TEXTS: Final = (*_TEXTS, "model", "provider", "details", "price_version")
 
 TABLE: Final = Table(
     "meterkit_audit",
@@ -145,7 +151,8 @@ class Database:
         with self._words_kept(), self._engine.connect() as connection:
             is_there = inspect(connection).has_table(table.name)
             if is_there:
-                connection.execute(select(table).limit(1)).all()
+                # A table of an earlier release may lack columns: the next insert adds them.
+                connection.execute(select(literal(1)).select_from(table).limit(1)).all()
             return is_there
 
     def _is_to_be_made(self) -> bool:
@@ -319,9 +326,25 @@ class Database:
             # A user who may not make the journal's table still writes the audit log.
             if table.name not in self._made:
                 table.metadata.create_all(self._engine)
+                self._add_columns(table)
                 self._made.add(table.name)
             with self._engine.begin() as connection:
                 yield connection
+
+    def _add_columns(self, table: Table) -> None:
+        """Add the columns that a table of an earlier release lacks; other processes may do so, too."""
+        for column in table.columns:
+            try:
+                if column.name not in self._columns_of(table):
+                    kind = column.type.compile(self._engine.dialect)
+                    with self._engine.begin() as connection:
+                        connection.execute(DDL(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+            except SQLAlchemyError:
+                if column.name not in self._columns_of(table):
+                    raise
+
+    def _columns_of(self, table: Table) -> set[str]:
+        return {str(column["name"]) for column in inspect(self._engine).get_columns(table.name)}
 
     @contextmanager
     def _words_kept(self) -> Generator[None]:

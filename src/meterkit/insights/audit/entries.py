@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.decisions.audit_terms import MeterTerms, read_price_line
 from meterkit.decisions.packed import unpack_field
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ CLASSES: Final = ("included", "granted", "credited", "overage", "reported", "lat
 _NOTED: Final = 6  # A meter's field, and all classes but the last.
 _BEFORE: Final = 7  # Producer, number, customer, now, period, late of, told.
 _FIELD_LETTER: Final = 1  # Behind the token of a meter's field.
+_LINES: Final = 4  # Of what is told: see told_of. Further ones are a later release's.
+_NO_TERMS: Final = MeterTerms()
 
 
 class Row(NamedTuple):
@@ -32,6 +36,10 @@ class Row(NamedTuple):
         reported: how many of them go to Stripe under the meter's own event.
         late: how many of them were late.
         details: of a correction its id, of both who and why, as JSON.
+        priced: how many units are paid for by themselves: overage, or what a credit in money pays.
+        price_micros: of ``price_per`` such units, in micro-units of the currency.
+        price_version: of the plans file, and of the table of providers' prices.
+        cost_micros: what the provider charges, in micro-units of US dollars; None: not known.
     """
 
     event: str
@@ -52,6 +60,16 @@ class Row(NamedTuple):
     model: str | None = None
     provider: str | None = None
     details: str | None = None
+    priced: int | None = None
+    price_micros: int | None = None
+    price_per: int | None = None
+    price_version: str | None = None
+    cost_micros: int | None = None
+
+    @property
+    def revenue(self) -> Fraction:
+        """What the customer pays for it, in micro-units of the currency, exactly."""
+        return Fraction((self.priced or 0) * (self.price_micros or 0), self.price_per or 1)
 
 
 def rows_of(
@@ -75,15 +93,17 @@ def rows_of(
 
 def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
     producer, number, customer, now_ms, period_ms, late, told = values[:_BEFORE]
-    at, model, provider = (*told.decode("utf-8", "replace").replace("\0", "").split("\n"), "", "")[:3]
+    lines = told.decode("utf-8", "replace").replace("\0", "").split("\n")
+    at, model, provider, priced = (*lines, "", "", "")[:_LINES]
+    version, terms = read_price_line(priced)
     for place in range(_BEFORE, len(values), _NOTED):
         field, *counts = values[place : place + _NOTED]
         units: dict[str, Any] = dict(zip(CLASSES[:-1], counts, strict=True))
-        quantity = sum(counts[:4])
+        quantity, token = sum(counts[:4]), field.decode()[:-_FIELD_LETTER]
         if quantity:
             yield Row(
                 event=f"{shard}/{producer.decode().rpartition(':')[2]}/{number}",
-                meter=field.decode()[:-_FIELD_LETTER],
+                meter=token,
                 kind="recorded",
                 customer=customer.decode(),
                 period_start_ms=period_ms,
@@ -95,6 +115,8 @@ def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
                 late_of_ms=int(late) if late else None,
                 model=model or None,
                 provider=provider or None,
+                price_version=version or None if token in terms else None,
+                **terms.get(token, _NO_TERMS).columns(units),
             )
 
 

@@ -1,0 +1,114 @@
+"""The price line of an audit entry: per meter its cost, and the price of the units that are paid for. Pure.
+
+``VERSION TOKEN:COST:PRICE TOKEN:COST:PRICE``, for example
+``plans/0a1b2c3d,genai-prices/0.2.3 a1b2:150:o40/1 c3d4::c1/1``. COST is in whole micro-units of US dollars, or
+empty. PRICE is empty, or ``o``: of overage, ``c``: of units that credits pay, with MICROS/PER. The line has
+only ASCII. ``fold.lua`` reads it, too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meterkit.catalog.amount_texts import micros_per_minor_unit
+from meterkit.decisions.keys import meter_token
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from fractions import Fraction
+
+    from meterkit.catalog import Catalog, Entitlement
+
+_PAID: Final = {"o": "overage", "c": "credited"}
+
+
+class PaidPrice(NamedTuple):
+    """What units cost that a customer pays for.
+
+    Attributes:
+        paid: which units: ``o``: overage, ``c``: those that a credit in money pays.
+        micros: of ``per`` units, in micro-units of the currency.
+        per: so many units.
+    """
+
+    paid: str
+    micros: int
+    per: int
+
+
+class MeterTerms(NamedTuple):
+    """What an entry says of one meter besides its units.
+
+    Attributes:
+        cost_micros: what the provider charges, in micro-units of US dollars; None: not known.
+        price: None: no unit of the meter is paid for by itself.
+    """
+
+    cost_micros: int | None = None
+    price: PaidPrice | None = None
+
+    def columns(self, units: Mapping[str, int]) -> dict[str, int | None]:
+        """The columns of a row with these units by class."""
+        found: dict[str, int | None] = {"cost_micros": self.cost_micros}
+        if self.price is not None:
+            found["price_micros"], found["price_per"] = self.price.micros, self.price.per
+            found["priced"] = units[_PAID[self.price.paid]]
+        return found
+
+
+def paid_price(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catalog) -> PaidPrice | None:
+    """The price of a meter's units that are paid for; None: included, granted, or billed without a price."""
+    if catalog.meters[meter].charges is not None:
+        return PaidPrice("c", 1, 1)
+    overage = entitlements[meter].overage
+    if overage.mode != "bill" or not overage.amount_cents:
+        return None
+    return PaidPrice("o", overage.amount_cents * micros_per_minor_unit(catalog.currency), overage.per or 1)
+
+
+def price_line(
+    version: str,
+    costs: Mapping[str, Fraction | int],
+    prices: Mapping[str, PaidPrice],
+    *,
+    meters: Sequence[str],
+) -> str:
+    """The line of what is recorded; empty where nothing is known.
+
+    Args:
+        version: of the plans file, and of the price table if costs are by it; without spaces.
+        costs: by meter.
+        prices: by meter.
+        meters: that are recorded.
+    """
+    found = [
+        f"{meter_token(meter)}:{costs.get(meter, '')}:{_text(prices.get(meter))}"
+        for meter in meters
+        if meter in costs or meter in prices
+    ]
+    return " ".join((version, *found)) if found else ""
+
+
+def _text(price: PaidPrice | None) -> str:
+    return "" if price is None else f"{price.paid}{price.micros}/{price.per}"
+
+
+def read_price_line(line: str) -> tuple[str, Mapping[str, MeterTerms]]:
+    """The version, and the terms by the meters' tokens.
+
+    Raises:
+        ValueError: another release wrote it.
+    """
+    version, *parts = line.split(" ")
+    found: dict[str, MeterTerms] = {}
+    for part in parts:
+        token, cost, price = part.split(":")
+        found[token] = MeterTerms(int(cost) if cost else None, _read(price) if price else None)
+    return version, found
+
+
+def _read(price: str) -> PaidPrice:
+    micros, per = price[1:].split("/")
+    if price[0] not in _PAID:
+        raise ValueError(f"units of kind {price[0]!r}")
+    return PaidPrice(price[0], int(micros), int(per))
