@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
     from store.script_wires import Wire
 
-METERS: Final = ("requests", "tokens", "pages")
+METERS: Final = ("requests", "tokens", "emails")  # The last one's token has a hyphen.
 CUSTOMERS: Final = ("ada", "x|y", "b" * 256)
 AT_ONCE: Final = 128
 NOW_MS: Final = 1_938_000_000_000
+
+PRICES: Final = (
+    f"plans/0,t/1 {meter_token('requests')}:7:o40/3 {meter_token('tokens')}::c1/1 {meter_token('emails')}:90:"
+)
+PRICED: Final = f"\nmodel\n\n{PRICES}\na line of a later release"
 
 Sums = Counter[tuple[str, str, int | None, str]]
 
@@ -82,7 +87,7 @@ class Folding:
                 random.choice((0, 1, 30, sum(units))) if any(units) else 0,
             ]
         late = random.choice(("", "", "6"))
-        period, told = random.choice((7, 1_935_000_000_000)), random.choice(("", "\nmodel\n"))
+        period, told = random.choice((7, 1_935_000_000_000)), random.choice(("", "\nmodel\n", PRICED, PRICED))
         packed = pack_field("w:1", nth, random.choice(CUSTOMERS[:2]), NOW_MS, period, late, told, *noted)
         if random.random() < 0.1:
             packed = b"\xfd" + packed[1:]  # As another release may write it.
@@ -115,6 +120,9 @@ class Folding:
                 for row in rows_of(0, name.decode(), fields, str):
                     for kind in CLASSES:
                         found[row.customer, row.meter, row.period_start_ms, kind] += getattr(row, kind)
+                    place = row.customer, row.meter, row.period_start_ms
+                    found[*place, "cost"] += row.cost_micros or 0
+                    found[*place, f"at {row.price_micros}/{row.price_per}"] += row.priced or 0
         return +found
 
     def _compare(self, what: str, expected: object, found: object) -> None:

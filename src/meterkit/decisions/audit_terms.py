@@ -1,14 +1,14 @@
 """The price line of an audit entry: per meter its cost, and the price of the units that are paid for. Pure.
 
 ``VERSION TOKEN:COST:PRICE TOKEN:COST:PRICE``, for example
-``plans/0a1b2c3d,genai-prices/0.2.3 a1b2:150:o40/1 c3d4::c1/1``. COST is in whole micro-units of US dollars, or
-empty. PRICE is empty, or ``o``: of overage, ``c``: of units that credits pay, with MICROS/PER. The line has
-only ASCII. ``fold.lua`` reads it, too.
+``plans/0a1b2c3d,genai-prices/0.2.3 a1b2:150:o40/1 c3d4::c1/1``. COST is in whole micro-units of US
+dollars, or empty. PRICE is empty, or MICROS/PER behind a letter: ``o`` is of overage, ``c`` of units that
+credits pay. The line has only ASCII. ``fold.lua`` reads it, too.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amount_texts import micros_per_minor_unit
 from meterkit.decisions.keys import meter_token
@@ -47,9 +47,9 @@ class MeterTerms(NamedTuple):
     cost_micros: int | None = None
     price: PaidPrice | None = None
 
-    def columns(self, units: Mapping[str, int]) -> dict[str, int | None]:
+    def columns(self, units: Mapping[str, int]) -> dict[str, Any]:
         """The columns of a row with these units by class."""
-        found: dict[str, int | None] = {"cost_micros": self.cost_micros}
+        found: dict[str, Any] = {"cost_micros": self.cost_micros}
         if self.price is not None:
             found["price_micros"], found["price_per"] = self.price.micros, self.price.per
             found["priced"] = units[_PAID[self.price.paid]]

@@ -132,9 +132,8 @@ def told_of(used: Used, occurred_ms: int | None, priced: str) -> bytes:
     A reader takes the lines that it knows: it ignores further ones, and does without missing ones.
     """
     lines = [b"" if occurred_ms is None else b"%d" % occurred_ms]
-    for name in _TOLD:
-        lines.append(used.dimensions.get(name, "").replace("\n", " ").encode("utf-8", "replace")[:_NAME_MAX])
-    lines.append(priced.encode())
+    names = (used.dimensions.get(name, "").replace("\n", " ") for name in _TOLD)
+    lines += [*(name.encode("utf-8", "replace")[:_NAME_MAX] for name in names), priced.encode()]
     return b"\n".join(lines) if any(lines) else b""
 
 

@@ -89,7 +89,7 @@ class Settlement:
         for meter, cost in used.costs.items() if used.recorded or units else ():
             # Each model's costs add up for themselves.
             of_model = f"{meter}\0{used.dimensions.get('model')}"
-            costs[meter] = cost if type(cost) is int else remainders.whole(self.customer, of_model, cost)
+            costs[meter] = cost if isinstance(cost, int) else remainders.whole(self.customer, of_model, cost)
         return used._replace(
             recorded={**used.recorded, **units}, rated={**used.rated, **units}, charged={}, costs=costs
         )

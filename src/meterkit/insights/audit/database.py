@@ -13,7 +13,6 @@ from meterkit.outbox.journal import JournalRow
 
 try:
     from sqlalchemy import (
-        DDL,
         BigInteger,
         Column,
         Index,
@@ -27,6 +26,7 @@ try:
         inspect,
         literal,
         select,
+        text,
     )
     from sqlalchemy.dialects import postgresql, sqlite
     from sqlalchemy.exc import SQLAlchemyError
@@ -338,7 +338,7 @@ class Database:
                 if column.name not in self._columns_of(table):
                     kind = column.type.compile(self._engine.dialect)
                     with self._engine.begin() as connection:
-                        connection.execute(DDL(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
+                        connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
             except SQLAlchemyError:
                 if column.name not in self._columns_of(table):
                     raise

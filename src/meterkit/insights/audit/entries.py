@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CLASSES: Final = ("included", "granted", "credited", "overage", "reported", "late")
 """The quantities of a row, in the order of the scripts."""
 
+_SUMMED: Final = (*CLASSES, "cost_micros", "priced")  # By the numbers of fold.lua.
 _NOTED: Final = 6  # A meter's field, and all classes but the last.
 _BEFORE: Final = 7  # Producer, number, customer, now, period, late of, told.
 _FIELD_LETTER: Final = 1  # Behind the token of a meter's field.
@@ -143,9 +144,12 @@ def _other(event: str, fields: Mapping[bytes, bytes]) -> Iterator[Row]:
         )
     elif kind == "summed":
         period, meter, customer = data.split("|", 2)
-        units, name = int(fields[b"q"]), CLASSES[int(meter[4:]) - 1]
+        units, (number, _, price) = int(fields[b"q"]), meter[4:].partition(",")
+        name = _SUMMED[int(number) - 1]
         quantity = units if name in CLASSES[:4] else 0
         places: dict[str, Any] = {name: units}
+        if price:
+            places["price_micros"], places["price_per"] = map(int, price.split("/"))
         yield Row(event, meter[:4], kind, customer, int(period), at_ms, quantity, **places)
     else:
         raise ValueError(f"an entry of kind {kind!r:.40}")
