@@ -48,6 +48,9 @@ from meterkit.errors import UnknownMeterError as UnknownMeterError
 from meterkit.errors import UnknownPlanError as UnknownPlanError
 from meterkit.health.findings import Finding as Finding
 from meterkit.health.health import Health as Health
+from meterkit.insights.by_model import EarnedByMeter as EarnedByMeter
+from meterkit.insights.by_model import EarnedByModel as EarnedByModel
+from meterkit.insights.by_model import ModelUsage as ModelUsage
 from meterkit.insights.prometheus import metrics_app as metrics_app
 from meterkit.insights.revenue.revenue import Revenue as Revenue
 from meterkit.insights.revenue.revenue import RevenueDay as RevenueDay

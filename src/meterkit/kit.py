@@ -7,7 +7,7 @@ from asyncio import to_thread
 from functools import partial
 from importlib import import_module
 from time import time
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 from meterkit.asgi.llm_calls import captured, record_calls
 from meterkit.catalog import Catalog, enforced
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport
     from meterkit.health.health import Health
+    from meterkit.insights.by_model import ModelUsage
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
@@ -43,10 +44,11 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
 
+    _When = datetime | str | None
+
 __all__ = ["MeterKit"]
 
 _logger = logging.getLogger("meterkit")
-_LOOK_EVERY_S = 2.0
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
@@ -106,7 +108,7 @@ class MeterKit:
         self._parts = parts
         tasks = parts.tasks()
         if self._plans is not None:
-            tasks["watch"] = partial(self._plans.watch, self.reload, every_s=_LOOK_EVERY_S)
+            tasks["watch"] = partial(self._plans.watch, self.reload, every_s=2.0)
         self._serving = Serving(self.store, self.settings, tasks, parts.finish, close=parts.close)
 
     @property
@@ -150,12 +152,7 @@ class MeterKit:
         Raises:
             MeterkitError: there is no such event.
         """
-
-        def register(handler: _Handler) -> _Handler:
-            self._handlers.add(event, handler)
-            return handler
-
-        return register
+        return partial(self._handlers.add, event)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -166,9 +163,7 @@ class MeterKit:
 
     def sync(self) -> SyncMeterKit:
         """The same for code without an event loop: ``with MeterKit(…).sync() as kit: kit.record(…)``."""
-        # anyio comes with the first one: it takes a while to import.
-        twin: type[SyncMeterKit] = import_module("meterkit.sync").SyncMeterKit
-        return twin(self)
+        return cast("SyncMeterKit", import_module("meterkit.sync").SyncMeterKit(self))
 
     async def check(self, customer: str, meter: str, quantity: int = 1) -> Decision:
         """Look only: whether the customer may use this much of a meter now. Nothing is counted.
@@ -315,21 +310,29 @@ class MeterKit:
         """
         module: Any = import_module("meterkit.customers.corrections")  # Few apps correct usage.
         asked = module.Asked(quantities, reason=reason, correction_id=correction_id, by=by)
-        corrected: Sequence[Corrected] = await module.correct(self.store, customer, asked)
-        return corrected
+        return cast("Sequence[Corrected]", await module.correct(self.store, customer, asked))
 
-    async def usage(self, customer: str, *, period: datetime | str | None = None) -> CustomerUsage:
+    @overload
+    async def usage(self, customer: str, *, by: None = None, period: _When = None) -> CustomerUsage: ...
+    @overload
+    async def usage(self, customer: str, *, by: Literal["model"], period: _When = None) -> ModelUsage: ...
+    async def usage(
+        self, customer: str, *, by: str | None = None, period: _When = None
+    ) -> CustomerUsage | ModelUsage:
         """What the customer has used in a period; an unknown one is shown on the default plan.
 
         ``period`` is an aware instant in it, or its id; None: this period. Of one that is over, it is not
-        known what was included, and nothing remains.
+        known what was included, and nothing remains. ``by="model"`` reads cost and revenue off the audit log.
 
         Raises:
-            CustomerError, MeterkitError: an argument cannot be used.
+            CustomerError, MeterkitError: an argument cannot be used, or the audit log.
             StoreError: the store does not answer.
         """
-        at_ms = None if period is None else period_ms(period)
-        return await self.store.usage(check_customer(customer), at_ms=at_ms)
+        who, at_ms = check_customer(customer), None if period is None else period_ms(period)
+        if by is None:
+            return await self.store.usage(who, at_ms=at_ms)
+        usage_by = import_module("meterkit.insights.by_model").usage_by
+        return cast("ModelUsage", await usage_by(by, self.store, self.settings, who, at_ms))
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
         """How far the customer's rates are used now, and those of routes; raises as :meth:`usage` does."""
@@ -340,8 +343,7 @@ class MeterKit:
 
         Each finding has its cure; a check that cannot run is named with the reason.
         """
-        health: Health = await import_module("meterkit.health.examination").examine(self._parts)
-        return health
+        return cast("Health", await import_module("meterkit.health.examination").examine(self._parts))
 
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport:
         """Deliver to Stripe what is due, once.

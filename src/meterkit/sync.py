@@ -7,7 +7,7 @@ raises the same.
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast, overload
 
 from meterkit.loop_thread import LoopThread
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
     from meterkit.health.health import Health
+    from meterkit.insights.by_model import ModelUsage
     from meterkit.insights.revenue.revenue import Revenue
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
@@ -109,11 +110,29 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
         repair: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> Sequence[Reconciled]: ...
-    async def usage(self, customer: str, *, period: datetime | str | None = None) -> CustomerUsage: ...
+    @overload
+    async def usage(
+        self, customer: str, *, by: None = None, period: datetime | str | None = None
+    ) -> CustomerUsage: ...
+    @overload
+    async def usage(
+        self, customer: str, *, by: Literal["model"], period: datetime | str | None = None
+    ) -> ModelUsage: ...
     async def rates(self, customer: str) -> Sequence[RateUsage]: ...
     async def health(self) -> Health: ...
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport: ...
     async def reload(self) -> bool: ...
+
+
+class _Usage(Protocol):
+    @overload
+    def __call__(
+        self, customer: str, *, by: None = None, period: datetime | str | None = None
+    ) -> CustomerUsage: ...
+    @overload
+    def __call__(
+        self, customer: str, *, by: Literal["model"], period: datetime | str | None = None
+    ) -> ModelUsage: ...
 
 
 class SyncMeterKit:
@@ -138,7 +157,7 @@ class SyncMeterKit:
         self.record_usage = loop.blocking(kit.record_usage)
         self.correct = loop.blocking(kit.correct)
         self.reconcile = loop.blocking(kit.reconcile)
-        self.usage = loop.blocking(kit.usage)
+        self.usage: _Usage = cast("Any", loop.blocking(kit.usage))
         self.rates = loop.blocking(kit.rates)
         self.health = loop.blocking(kit.health)
         self.flush = loop.blocking(kit.flush)

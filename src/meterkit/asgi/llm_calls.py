@@ -154,7 +154,23 @@ async def record_calls(
         # Each model's part is settled for itself, so that each is remembered for itself.
         part_id = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
         await store.record(view, part, event_id=part_id)
-    return usage_of(said) if all(known) else None
+    return valued(usage_of(said), calls, store.cache) if all(known) else None
+
+
+def valued(
+    usage: CallUsage | None, calls: Sequence[CallUsage], compiled: CompiledCatalog
+) -> CallUsage | None:
+    """The usage of calls, with what they cost and what is charged for them, as far as that is known."""
+    costs, at = compiled.costs(), from_ms(compiled.now_ms())
+    if usage is None or costs is None:
+        return usage
+    cost = [amount for call in calls for amount in costs.of(call, at).values()]
+    charged = [amount for call in calls for amount in charged_of(compiled.charges, call, at).values()]
+    return replace(
+        usage,
+        cost_micros=sum(cost, Fraction(0)) if cost else None,
+        charged_micros=sum(charged, Fraction(0)) if compiled.charges else None,
+    )
 
 
 def _named(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> tuple[CallUsage, ...]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from meterkit.catalog import Catalog
+    from meterkit.insights.by_model import Earned, ModelUsage
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
 
@@ -51,6 +52,9 @@ async def usage(
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV, a line for each customer and meter.")
     ] = False,
+    by: Annotated[
+        str | None, typer.Option(metavar="model", help="Show cost, revenue and margin of CUSTOMER by model.")
+    ] = None,
 ) -> None:
     """Show what a customer has used and what is left.
 
@@ -60,8 +64,17 @@ async def usage(
         raise typer.BadParameter("give CUSTOMER or --all")
     if as_csv and session.json:
         raise typer.BadParameter("give --csv or --json")
+    if by is not None and (customer is None or as_csv):
+        raise typer.BadParameter("give CUSTOMER with --by, and no --csv")
+    if by not in {None, "model"}:
+        raise typer.BadParameter(f"--by: found {by!r:.100}; allowed is model")
     at_ms = None if period is None else to_ms(period)
     async with session.kit(customer, reads=True) as kit:
+        if customer is not None and by is not None:
+            await note_unknown(kit, customer)
+            earned = await kit.usage(customer, by="model", period=period)
+            session.show(earned, lambda: _tell_earned(earned))
+            return
         if customer is None:
             async with aclosing(usage_of_all(kit.store, at_ms=at_ms)) as pages:
                 await _tell_all(pages, session, kit.catalog.currency, as_csv=as_csv)
@@ -73,6 +86,30 @@ async def usage(
         _write_csv([found], headed=True)
     else:
         session.show(found, lambda: _tell(found, rates, kit.catalog))
+
+
+def _tell_earned(found: ModelUsage) -> None:
+    period, currency = found["period"], found["currency"]
+    typer.echo(f"customer {found['customer']}, period {iso(period['start'])} to {iso(period['end'])}")
+    rows: list[dict[str, object]] = [
+        {"model": model or "(none)", "meter": meter, "recorded": one["recorded"], **_earned(one, currency)}
+        for model, of_model in found["models"].items()
+        for meter, one in of_model["meters"].items()
+    ]
+    if not rows:
+        print_note("the audit log has no usage of this customer in this period")
+        return
+    total = {"model": "total", "meter": "", "recorded": "", **_earned(found, currency)}
+    print_records([*rows, total], rare=frozenset())
+
+
+def _earned(one: Earned, currency: str) -> dict[str, object]:
+    margin = one["margin_micros"]
+    return {
+        "cost": micro_money(one["cost_micros"], "usd"),
+        "revenue": micro_money(one["revenue_micros"], currency),
+        "margin": "" if margin is None else micro_money(margin, currency),
+    }
 
 
 async def _tell_all(

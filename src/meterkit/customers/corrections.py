@@ -15,6 +15,7 @@ from meterkit.catalog.argument_checks import check_quantities
 from meterkit.catalog.models import SPEND
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import is_relinked
+from meterkit.decisions.audit_terms import paid_price
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.spending import price_of
@@ -237,7 +238,12 @@ def _text_of(given: Asked, view: CustomerView) -> str:
     ]
     how = {name: _how(view, name) for name in given.quantities}
     told = {"id": given.correction_id, "by": given.by, "reason": given.reason}
-    return json.dumps({**told, "how": how, "meters": meters})
+    prices = {
+        meter_token(name): price
+        for name in catalog.meters
+        if (price := paid_price(name, view.entitlements, catalog)) is not None
+    }
+    return json.dumps({**told, "how": how, "meters": meters, "prices": prices})
 
 
 def _events(meter: str, meters: Mapping[str, Meter]) -> list[tuple[str, int]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from fractions import Fraction
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from weakref import WeakSet
 
 from meterkit.insights.audit.draining import noted
@@ -120,6 +121,8 @@ def _make_instruments() -> None:
         ("decisions", of_tallies(lambda tallies: sum(tallies.durations)), "{decision}"),
         ("decisions.duration", of_tallies(lambda tallies: tallies.duration_s), "s"),
         ("background.failures", task_failures, "{failure}"),
+        ("llm.cost", _of_models(0), "{micro_usd}"),
+        ("llm.charged", _of_models(1), "{micro_usd}"),
     ):
         meter.create_observable_counter(f"meterkit.{name}", [counted], unit=unit)
     for figure in LANE_FIGURES:
@@ -129,6 +132,22 @@ def _make_instruments() -> None:
     meter.create_observable_gauge("meterkit.spool.age", [of_spools(lambda found: found.age_s)], unit="s")
     meter.create_observable_gauge("meterkit.audit.waiting", [undrained], unit="{entry}")
     meter.create_observable_gauge("meterkit.audit.age", [undrained_age], unit="s")
+
+
+def _of_models(place: Literal[0, 1]) -> Observe:
+    """Observes what calls of models cost (0), or are charged (1)."""
+    from opentelemetry.metrics import Observation  # noqa: PLC0415 - an extra, looked for before
+
+    def observed(_: CallbackOptions) -> Iterable[Observation]:
+        found: dict[tuple[str, str], Fraction] = {}
+        for tallies in everywhere():
+            for key, amounts in dict(tallies.llm).items():
+                found[key] = found.get(key, Fraction(0)) + amounts[place]
+        for (model, provider), amount in found.items():
+            labels = {"gen_ai.request.model": model, "gen_ai.provider.name": provider}
+            yield Observation(float(amount), labels)
+
+    return observed
 
 
 def _lanes() -> list[Lane]:

@@ -239,6 +239,23 @@ async def _spool_families(store: Store) -> Iterable[Metric]:
     return [files, sizes, ages]
 
 
+def _llm_families(tallies: Tallies) -> Iterable[Metric]:
+    costs: Any = CounterMetricFamily(
+        "meterkit_llm_cost_micros",
+        "What providers charge for calls of models by their list prices, in millionths of a US dollar.",
+        labels=("model", "provider"),
+    )
+    charged: Any = CounterMetricFamily(
+        "meterkit_llm_charged_micros",
+        "What customers' balances in money are charged for calls of models, in millionths of a US dollar.",
+        labels=("model", "provider"),
+    )
+    for key, (cost, charge) in sorted(tallies.llm.items()):
+        costs.add_metric(key, float(cost))
+        charged.add_metric(key, float(charge))
+    yield from (costs, charged)
+
+
 def _families(tallies: Tallies, store: Store) -> Iterable[Metric]:
     requests: Any = CounterMetricFamily(
         "meterkit_requests",
@@ -251,6 +268,7 @@ def _families(tallies: Tallies, store: Store) -> Iterable[Metric]:
     yield CounterMetricFamily(
         "meterkit_degraded_requests", "Requests that the store did not decide.", value=tallies.degraded
     )
+    yield from _llm_families(tallies)
     failures: Any = CounterMetricFamily(
         "meterkit_background_failures",
         "How often background tasks have ended by an error; each is begun anew.",

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from meterkit.decisions.keys import meter_token
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("meterkit.notify")
 _PATIENCE_S: Final = 30.0  # Less than the time after which another process gets the notice.
 
+Handler = TypeVar("Handler", bound="Callable[[Any], object]")
+
 
 class Handlers:
     """Runs the app's handlers; their errors are logged, and harm no other handler."""
@@ -35,7 +37,7 @@ class Handlers:
         """What there are handlers for."""
         return self._handlers.keys()
 
-    def add(self, event: str, handler: Callable[[Any], object]) -> None:
+    def add(self, event: str, handler: Handler) -> Handler:
         """Have a handler, sync or async, told of an event from now on.
 
         Raises:
@@ -44,6 +46,7 @@ class Handlers:
         if event not in EVENTS:
             raise MeterkitError(f"event: found {event!r:.80}; allowed are {', '.join(EVENTS)}")
         self._handlers.setdefault(event, []).append(handler)
+        return handler
 
     async def tell(self, event: str, what: object) -> bool:
         """Tell the handlers of an event, all at once; whether all have taken it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from fractions import Fraction
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
@@ -20,6 +21,8 @@ BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 
 
 _UNTIMED: Final = 7
+_MODELS_MOST: Final = 100
+_NAME_MAX: Final = 100
 
 
 class Tallies:
@@ -30,6 +33,8 @@ class Tallies:
         degraded: requests that the store did not decide.
         durations: how many decisions of those that were timed took how long, by :data:`BUCKETS_S`.
         duration_s: what those took in all.
+        llm: (model, provider) to what providers charge for calls, and what customers' balances are charged,
+            in micro-units, exactly; after a hundred pairs the rest is ``other``, as clients choose names.
     """
 
     def __init__(self) -> None:
@@ -37,6 +42,7 @@ class Tallies:
         self.degraded = 0
         self.durations = [0] * (len(BUCKETS_S) + 1)
         self.duration_s = 0.0
+        self.llm: dict[tuple[str, str], tuple[Fraction, Fraction]] = {}
         _everywhere.add(self)
 
     def ended(self, plan: str | None, outcome: str, reason: str | None, *, degraded: bool) -> None:
@@ -53,6 +59,14 @@ class Tallies:
         requests[key] = requests.get(key, 0) + 1
         if degraded:
             self.degraded += 1
+
+    def called(self, model: str | None, provider: str | None, *, cost: Fraction, charged: Fraction) -> None:
+        """Count what calls of a model cost and are charged, in micro-units."""
+        key = ((model or "none")[:_NAME_MAX], (provider or "none")[:_NAME_MAX])
+        if key not in self.llm and len(self.llm) >= _MODELS_MOST:
+            key = ("other", "other")
+        before = self.llm.get(key, (Fraction(0), Fraction(0)))
+        self.llm[key] = before[0] + cost, before[1] + charged
 
     def timed(self, call: Calling) -> Calling:
         """The same call, which counts how long one reply in eight takes: to time all costs a request 3 us."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
@@ -23,7 +24,6 @@ from meterkit.store.settlement_shape import THRESHOLD_NUMBERS, Entry, Rated, Sha
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Iterator, Mapping
-    from fractions import Fraction
 
     from meterkit.decisions.audit_terms import PaidPrice
     from meterkit.store.views import CustomerView, PreparedDecision
@@ -81,7 +81,12 @@ class Settlement:
 
     def _in_whole_units(self, used: Used) -> Used:
         """The same, with whole units of charged amounts as recorded quantities."""
-        remainders = self.view.cache.remainders
+        remainders, tallies = self.view.cache.remainders, self.view.cache.tallies
+        exact = [Fraction(cost) for cost in used.costs.values() if isinstance(cost, Fraction)]
+        if tallies is not None and (exact or used.charged):
+            named = used.dimensions.get("model"), used.dimensions.get("provider")
+            charged = sum(used.charged.values(), Fraction(0))
+            tallies.called(*named, cost=sum(exact, Fraction(0)), charged=charged)
         units = {
             meter: remainders.whole(self.customer, meter, amount) for meter, amount in used.charged.items()
         }

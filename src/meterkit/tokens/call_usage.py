@@ -50,6 +50,9 @@ class CallUsage:
             ``estimated`` from texts; ``missing``: nothing is known, and ``notes`` say why.
         outlives: whether the provider goes on after the request, as with background responses: what it used
             is counted once under ``response_id``, wherever its end is seen.
+        cost_micros: of what ``record_usage`` has counted, what the provider charges, in micro-units of US
+            dollars, exactly; None: not known, or nothing asks for it. Not compared.
+        charged_micros: likewise what the customer's balance in money is charged; None: there is none.
         snapshot: of an estimate that goes beyond a provider's last report, that report. It is billed in
             place of the estimate where ``billing.sources`` leaves out ``estimated``.
     """
@@ -67,6 +70,8 @@ class CallUsage:
     response_id: str | None = None
     source: Source
     outlives: bool = False
+    cost_micros: Fraction | None = field(default=None, repr=False, compare=False)
+    charged_micros: Fraction | None = field(default=None, repr=False, compare=False)
     snapshot: CallUsage | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -50,7 +50,7 @@ _DAY_MS: Final = 86_400_000
 _HOUR_MS: Final = 3_600_000
 _AHEAD_MS: Final = 60_000
 """Usage is recorded at most so long before it happened, by the clocks of apps."""
-_COUNTED: Final = ("recorded", "summed", "corrected")
+COUNTED: Final = ("recorded", "summed", "corrected")
 _TEXTS: Final = ("event", "meter", "kind", "customer")
 _PRICED: Final = ("priced", "price_micros", "price_per", "price_version", "cost_micros")
 _MAY_LACK: Final = (
@@ -186,7 +186,7 @@ class Database:
             asked = select(table.period_start_ms, table.meter, func.max(table.recorded_at_ms), *units).where(
                 own,
                 table.period_start_ms >= since_ms,
-                table.kind.in_(_COUNTED),
+                table.kind.in_(COUNTED),
                 table.recorded_at_ms > deleted_ms,
             )
             of = (table.period_start_ms, table.meter)
@@ -214,7 +214,7 @@ class Database:
             asked = select(day, table.meter, func.sum(table.quantity)).where(
                 table.customer == customer,
                 table.period_start_ms == period_start_ms,
-                table.kind.in_(_COUNTED),
+                table.kind.in_(COUNTED),
                 table.recorded_at_ms > _deleted_ms(connection, customer),
             )
             found: Any = connection.execute(asked.group_by(day, table.meter)).all()
@@ -231,7 +231,7 @@ class Database:
         named = (table.customer + "", table.meter + "")
         asked = (
             select(*named)
-            .where(table.recorded_at_ms >= since_ms, table.kind.in_(_COUNTED))
+            .where(table.recorded_at_ms >= since_ms, table.kind.in_(COUNTED))
             .group_by(*named)
             .having(func.sum(table.quantity) >= least)
         )
@@ -249,7 +249,7 @@ class Database:
         asked = select(hour, func.sum(table.quantity)).where(
             table.customer == customer,
             table.meter == meter,
-            table.kind.in_(_COUNTED),
+            table.kind.in_(COUNTED),
             table.recorded_at_ms >= since_ms - _AHEAD_MS,
             at_ms >= since_ms,
         )

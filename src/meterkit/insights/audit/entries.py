@@ -6,7 +6,7 @@ import json
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.decisions.audit_terms import MeterTerms, read_price_line
+from meterkit.decisions.audit_terms import MeterTerms, PaidPrice, read_price_line
 from meterkit.decisions.packed import unpack_field
 
 if TYPE_CHECKING:
@@ -163,7 +163,9 @@ def _corrected(event: str, told: Mapping[str, Any]) -> Iterator[Row]:
         quantity, period_ms, at_ms = sum(counts[:4]), int(told["period"]), int(told["at"])
         if quantity or units["reported"]:
             row = Row(event, token, "corrected", told["customer"], period_ms, at_ms, quantity, **units)
-            yield row._replace(details=details)
+            price = told.get("prices", {}).get(token)  # A release before had none.
+            terms = MeterTerms(price=None if price is None else PaidPrice(*price))
+            yield row._replace(details=details, **terms.columns(units))
 
 
 def _text(told: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
 -- enter_correction: enters into the audit log what a correction has taken back.
 --   stream: nil: there is none; before, after: by its token each meter's numbers, as open_meter gives them
---   correction: id, by, reason; period: as text; back: by its token the units that a negative event takes back
+--   correction: id, by, reason, prices: of what is paid for, by token; period: as text; back: by its token the units that a negative event takes back
 local function enter_correction(stream, customer, now, period, correction, before, after, back)
   local taken = {}
   for token, was in pairs(stream and before or taken) do
@@ -11,7 +11,7 @@ local function enter_correction(stream, customer, now, period, correction, befor
   end
   if next(taken) then
     local what = {customer = customer, at = string.format('%.0f', now), period = period, id = correction.id,
-      by = correction.by, reason = correction.reason, meters = taken}
+      by = correction.by, reason = correction.reason, meters = taken, prices = correction.prices}
     redis.call('XADD', stream, '*', 'k', 'corrected', 'd', cjson.encode(what))
   end
 end

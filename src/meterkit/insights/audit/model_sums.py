@@ -1,0 +1,57 @@
+"""Sums of the audit log by model, meter and price; each call blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from sqlalchemy import func, select, text
+
+from meterkit.insights.audit.database import COUNTED, TABLE
+
+if TYPE_CHECKING:
+    from meterkit.insights.audit.database import Database
+
+
+class ModelSum(NamedTuple):
+    """Sums of rows of one model, meter and price.
+
+    Attributes:
+        model: empty: none is known.
+        price_micros: of ``price_per`` units, in micro-units of the currency; 0: none is paid for by itself.
+        recorded: units.
+        priced: how many of them are paid for at this price.
+        cost_micros: what providers charge, as far as it is known.
+    """
+
+    model: str
+    meter: str
+    price_micros: int
+    price_per: int
+    recorded: int
+    priced: int
+    cost_micros: int
+
+
+def model_sums(database: Database, customer: str, period_start_ms: int) -> list[ModelSum]:
+    """What a customer has used in a period, sorted by model and meter. Rows before a deletion do not count.
+
+    Raises:
+        MeterkitError: the database does not answer.
+    """
+    table, other = TABLE.c, TABLE.alias().c
+    of = (
+        *(func.coalesce(table.model, ""), table.meter),
+        *(func.coalesce(table.price_micros, 0), func.coalesce(table.price_per, 1)),
+    )
+    sums = [func.sum(func.coalesce(one, 0)) for one in (table.quantity, table.priced, table.cost_micros)]
+    last = select(func.max(other.recorded_at_ms)).where(other.customer == customer, other.kind == "deleted")
+    asked = select(*of, *sums).where(
+        table.customer == customer,
+        table.period_start_ms == period_start_ms,
+        table.kind.in_(COUNTED),
+        table.recorded_at_ms > func.coalesce(last.scalar_subquery(), 0),
+    )
+    # By place: PostgreSQL takes expressions with parameters for different ones.
+    places = [text(f"{place}") for place in range(1, len(of) + 1)]
+    found = database.read(asked.group_by(*places).order_by(*places))
+    return [ModelSum(str(row[0]), str(row[1]), *map(int, row[2:])) for row in found]

@@ -1,0 +1,121 @@
+"""Usage of a customer by model: what was recorded, its cost and revenue, from the rows of the audit log."""
+
+from __future__ import annotations
+
+from asyncio import to_thread
+from fractions import Fraction
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
+
+from meterkit.decisions.periods import to_ms
+from meterkit.errors import MeterkitError
+from meterkit.insights.audit.calls import open_database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meterkit.insights.audit.model_sums import ModelSum
+    from meterkit.settings import Settings
+    from meterkit.store.customer_usage import PeriodUsage
+    from meterkit.store.store import Store
+
+_COMPARED: Final = "usd"  # Providers' prices are in US dollars.
+
+
+class Earned(TypedDict):
+    """Cost and revenue in micro-units (10^-6 of the currency), each rounded once, half to even.
+
+    ``cost_micros`` is what providers charge, in US dollars. ``revenue_micros`` is overage at its price, and
+    what a credit in money was charged. ``margin_micros`` is None in another currency than US dollars.
+    """
+
+    cost_micros: int
+    revenue_micros: int
+    margin_micros: int | None
+
+
+class EarnedByMeter(Earned):
+    """The same of one meter, with the units that were recorded."""
+
+    recorded: int
+
+
+class EarnedByModel(Earned):
+    """The same of one model."""
+
+    meters: dict[str, EarnedByMeter]
+
+
+class ModelUsage(Earned):
+    """Usage of a customer in a period by model; the model ``""`` stands for usage of no known model."""
+
+    customer: str
+    period: PeriodUsage
+    currency: str
+    models: dict[str, EarnedByModel]
+
+
+class _Sum(NamedTuple):
+    recorded: int = 0
+    cost: int = 0
+    revenue: Fraction = Fraction(0)
+
+    def plus(self, more: _Sum) -> _Sum:
+        return _Sum(self.recorded + more.recorded, self.cost + more.cost, self.revenue + more.revenue)
+
+    def earned(self, currency: str) -> Earned:
+        revenue = round(self.revenue)
+        margin = round(self.revenue - self.cost) if currency == _COMPARED else None
+        return {"cost_micros": self.cost, "revenue_micros": revenue, "margin_micros": margin}
+
+
+async def usage_by(by: str, store: Store, settings: Settings, customer: str, at_ms: int | None) -> ModelUsage:
+    """What a customer has used in a period, by something; see :meth:`meterkit.MeterKit.usage`.
+
+    Raises:
+        SettingsError: there is no audit log, or its database cannot be used.
+        ImportError: SQLAlchemy is not installed.
+        StoreError: the store does not answer.
+        MeterkitError: usage is not told by this, or the database does not answer.
+    """
+    if by != "model":
+        raise MeterkitError(f"by: found {by!r:.100}; allowed is 'model'")
+    database = open_database(settings, "usage by model is")
+    period = (await store.usage(customer, at_ms=at_ms))["period"]
+    sums_of: Any = import_module("meterkit.insights.audit.model_sums").model_sums  # SQLAlchemy is an extra.
+    sums = await to_thread(sums_of, database, customer, to_ms(period["start"]))
+    return earned_by_model(customer, period, sums, store.catalog.currency)
+
+
+def earned_by_model(
+    customer: str, period: PeriodUsage, sums: Iterable[ModelSum], currency: str
+) -> ModelUsage:
+    """The same from the log's sums. Pure."""
+    found: dict[str, dict[str, _Sum]] = {}
+    for one in sums:
+        revenue = Fraction(one.priced * one.price_micros, one.price_per)
+        meters = found.setdefault(one.model, {})
+        meters[one.meter] = meters.get(one.meter, _Sum()).plus(_Sum(one.recorded, one.cost_micros, revenue))
+    of_models = {model: _total(meters) for model, meters in found.items()}
+    return {
+        "customer": customer,
+        "period": period,
+        "currency": currency,
+        **_total(of_models).earned(currency),
+        "models": {
+            model: {
+                **of_models[model].earned(currency),
+                "meters": {
+                    meter: {"recorded": one.recorded, **one.earned(currency)} for meter, one in meters.items()
+                },
+            }
+            for model, meters in found.items()
+        },
+    }
+
+
+def _total(sums: dict[str, _Sum]) -> _Sum:
+    total = _Sum()
+    for one in sums.values():
+        total = total.plus(one)
+    return total

@@ -1,0 +1,237 @@
+"""What calls of models cost and earn: in the audit log, by model, in metrics; to the micro-unit."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from fractions import Fraction
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from auditing import audited, sqlite_in
+from meterkit import MeterKit, MeterkitError, SettingsError
+from meterkit.catalog import loads
+from meterkit.insights.audit.database import Database
+from meterkit.insights.audit.entries import Row
+from meterkit.redis.tallies import Tallies
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+AT: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
+PLANS: Final = """\
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  input_tokens: {unit: token}
+  output_tokens: {unit: token, stripe: {event_name: out}}
+  cached_input_tokens: {unit: token}
+  requests: {unit: request, stripe: {event_name: calls}}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices, markup: 30%}
+    models:
+      "small-*": {input_tokens: 0.15 per 1_000_000, output_tokens: 0.60 per 1_000_000}
+      "large-*":
+        input_tokens: 3 per 1_000_000
+        cached_input_tokens: 0.30 per 1_000_000
+        output_tokens: 15 per 1_000_000
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    meters:
+      input_tokens: {included: unlimited}
+      output_tokens: {included: 100, overage: {bill: {per: 1_000_000, amount_cents: 700}}}
+      cached_input_tokens: {included: unlimited}
+      requests: {included: 1, overage: {bill: {per: 3, amount_cents: 1}}}
+"""
+
+
+PRICES: Final = {
+    "small-1": (Fraction(15, 100), Fraction(60, 100)),
+    "small-2": (Fraction(15, 100), Fraction(60, 100)),
+    "large-1": (Fraction(3), Fraction(15)),
+}
+
+
+def answer(model: str, entered: int, left: int, cached: int = 0) -> dict[str, Any]:
+    return {
+        "object": "chat.completion",
+        "model": model,
+        "choices": [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": entered,
+            "completion_tokens": left,
+            "total_tokens": entered + left,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        },
+    }
+
+
+def key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["model"], row["meter"]
+
+
+async def test_each_row_has_cost_price_and_version(any_store_url: str, tmp_path: Path) -> None:
+    async with audited(any_store_url, sqlite_in(tmp_path), catalog=loads(PLANS)) as at:
+        at.kit.store.tally()
+        await at.kit.grants.add("ada", {"usd": 10}, grant_id="g")
+        small = await at.kit.record_usage("ada", answer("small-1", 1000, 400))
+        large = await at.kit.record_usage("ada", answer("large-1", 1000, 100, 600))
+        rows = {key(row): row for row in await at.rows()}
+        found = await at.kit.usage("ada", by="model")
+        llm = at.kit.store.tally().llm
+        version = at.kit.catalog.content_hash
+    # small: 1,000 * 0.15 + 400 * 0.60 = 390; large: 400 * 3 + 600 * 0.30 + 100 * 15 = 2,880
+    assert small is not None
+    assert large is not None
+    assert (small.cost_micros, small.charged_micros) == (390, 507)
+    assert (large.cost_micros, large.charged_micros) == (2880, 3744)
+    assert {place: row["cost_micros"] for place, row in rows.items()} == {
+        ("small-1", "input_tokens"): 150,
+        ("small-1", "output_tokens"): 240,
+        ("small-1", "usd_charged"): None,
+        ("large-1", "input_tokens"): 1200,
+        ("large-1", "cached_input_tokens"): 180,
+        ("large-1", "output_tokens"): 1500,
+        ("large-1", "usd_charged"): None,
+    }
+    paid = {
+        place: (row["priced"], row["price_micros"], row["price_per"])
+        for place, row in rows.items()
+        if row["price_micros"] is not None
+    }
+    assert paid == {
+        ("small-1", "output_tokens"): (300, 7_000_000, 1_000_000),
+        ("large-1", "output_tokens"): (100, 7_000_000, 1_000_000),
+        ("small-1", "usd_charged"): (507, 1, 1),
+        ("large-1", "usd_charged"): (3744, 1, 1),
+    }
+    for row in rows.values():
+        assert row["price_version"] == f"plans/{version},genai-prices/0.2.3"
+    assert {name: one["cost_micros"] for name, one in found["models"].items()} == {
+        "small-1": 390,
+        "large-1": 2880,
+    }
+    assert found["models"]["small-1"]["meters"]["output_tokens"] == {
+        "recorded": 400,
+        "cost_micros": 240,
+        "revenue_micros": 2100,
+        "margin_micros": 1860,
+    }
+    assert (found["cost_micros"], found["revenue_micros"]) == (3270, 507 + 3744 + 400 * 7)
+    assert found["margin_micros"] == 507 + 3744 + 2800 - 3270
+    assert llm == {("small-1", "openai"): (390, 507), ("large-1", "openai"): (2880, 3744)}
+
+
+async def test_sums_of_a_month_are_those_of_the_exact_fractions(any_store_url: str, tmp_path: Path) -> None:
+    chance = Random(11)  # noqa: S311 - a failure must be repeatable, nothing is secret
+    cost = dict.fromkeys(PRICES, Fraction(0))
+    left = requests = 0
+    async with audited(any_store_url, sqlite_in(tmp_path), catalog=loads(PLANS)) as at:
+        await at.kit.grants.add("ada", {"usd": 10_000}, grant_id="g")
+        for _ in range(150):
+            model, entered, out = chance.choice([*cost]), chance.randint(0, 50), chance.randint(0, 50)
+            prices = (Fraction(15, 100), Fraction(60, 100)) if model < "s" else (Fraction(3), Fraction(15))
+            prices = (
+                (Fraction(3), Fraction(15)) if model == "large-1" else (Fraction(15, 100), Fraction(3, 5))
+            )
+            cost[model] += entered * prices[0] + out * prices[1]
+            left += out
+            requests += 1
+            await at.kit.record_usage("ada", answer(model, entered, out))
+            await at.kit.record("ada", "requests", 1)
+            if chance.random() < 0.1:
+                await at.drainer.fold([*(await _waiting(at))], 3)
+        await at.rows()
+        usage = await at.kit.usage("ada")
+        found = await at.kit.usage("ada", by="model")
+    assert usage["meters"]["output_tokens"]["overage"] == left - 100
+    charged = usage["meters"]["usd_charged"]["recorded"]
+    assert charged == sum(cost.values()) * Fraction(13, 10) // 1
+    exact = Fraction(charged) + (left - 100) * 7 + Fraction((requests - 1) * 10_000, 3)
+    assert found["revenue_micros"] == round(exact)
+    meters = len(cost) * 2
+    assert 0 <= sum(cost.values()) - found["cost_micros"] < meters
+
+
+async def _waiting(at: Any) -> Any:
+    from meterkit.insights.audit.draining import waiting_shards
+
+    return await waiting_shards(at.kit.store)
+
+
+async def test_a_correction_lowers_revenue_at_the_price(any_store_url: str, tmp_path: Path) -> None:
+    async with audited(any_store_url, sqlite_in(tmp_path), catalog=loads(PLANS)) as at:
+        await at.kit.record("ada", "output_tokens", 300)
+        await at.kit.correct("ada", {"output_tokens": 150}, reason="twice", correction_id="c")
+        await at.rows()
+        found = await at.kit.usage("ada", by="model")
+    assert found["revenue_micros"] == 50 * 7
+    assert found["models"][""]["meters"]["output_tokens"]["recorded"] == 150
+
+
+async def test_a_table_of_an_earlier_release_gains_the_columns(any_store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    await asyncio.to_thread(_make_old_table, url)
+    old = Row("1/p/1", "requests", "recorded", "ada", 5, 6, 1, 1)
+    async with audited(any_store_url, url, catalog=loads(PLANS)) as at:
+        assert at.drainer.database.look()
+        await at.kit.record("ada", "requests", 4)
+        rows = await at.rows()
+        await asyncio.to_thread(Database(url).insert, [])  # Nothing is added twice.
+    assert [(row["customer"], row["quantity"], row["priced"]) for row in rows] == [
+        ("ada", old.quantity, None),
+        ("ada", 4, 3),
+    ]
+
+
+def _make_old_table(url: str) -> None:
+    engine = create_engine(url)
+    names = Row._fields[: Row._fields.index("priced")]
+    texts = {"event", "meter", "kind", "customer", "model", "provider", "details"}
+    columns = ", ".join(f"{name} {'TEXT' if name in texts else 'BIGINT'}" for name in names)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE TABLE meterkit_audit ({columns}, PRIMARY KEY (event, meter))"))
+        connection.execute(
+            text(
+                "INSERT INTO meterkit_audit (event, meter, kind, customer, period_start_ms, recorded_at_ms,"
+                " quantity, included, granted, credited, overage, reported, late)"
+                " VALUES ('1/p/1', 'requests', 'recorded', 'ada', 5, 6, 1, 1, 0, 0, 0, 0, 0)"
+            )
+        )
+    engine.dispose()
+    assert len(_columns(url)) == len(names)
+
+
+def _columns(url: str) -> list[str]:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = [row[1] for row in connection.execute(text("PRAGMA table_info(meterkit_audit)"))]
+    engine.dispose()
+    return found
+
+
+async def test_without_an_audit_log_usage_by_model_says_what_to_set(any_store_url: str) -> None:
+    kit = MeterKit(loads(PLANS), redis_url=any_store_url, flush=False)
+    with pytest.raises(SettingsError, match="set METERKIT_AUDIT_URL to a database"):
+        await kit.usage("ada", by="model")
+    anything: Any = "colour"
+    with pytest.raises(MeterkitError, match="by: found 'colour'; allowed is 'model'"):
+        await kit.usage("ada", by=anything)
+
+
+def test_names_of_models_do_not_grow_without_bound() -> None:
+    tallies = Tallies()
+    for nth in range(1000):
+        tallies.called(f"{nth}" + "x" * 1000, None, cost=Fraction(1), charged=Fraction(0))
+    assert len(tallies.llm) == 101
+    assert tallies.llm["other", "other"] == (900, 0)
+    assert max(len(model) for model, _ in tallies.llm) <= 100
