@@ -7,6 +7,7 @@ import pytest
 
 from commands import Shell
 from meterkit import MeterKit
+from meterkit.insights.audit.draining import drainer_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,3 +129,23 @@ async def test_a_setting_that_is_refused_is_wrong_usage(shell: Shell) -> None:
 async def test_a_broken_plans_file_is_told_like_check_does(shell: Shell, directory: Path) -> None:
     (directory / "plans.yaml").write_text("schema: 2\n")
     assert shell.run("usage", "acme").err == shell.run("check").err
+
+
+async def test_usage_by_model_is_printed_with_cost_revenue_and_margin(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    database = f"sqlite:///{directory}/audit.db"
+    lacking = stored.run("usage", "acme", "--by", "model")
+    assert "set METERKIT_AUDIT_URL to a database" in lacking.err + lacking.out
+    stored.environment["METERKIT_AUDIT_URL"] = database
+    async with MeterKit(
+        directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=database
+    ) as kit:
+        await kit.record("acme", "tokens", 25)
+        await drainer_of(kit.store, kit.settings).drain()
+        said = await kit.usage("acme", by="model")
+    assert stored.run("usage", "acme", "--by", "model", "--json").json["models"] == said["models"]
+    shown = stored.run("usage", "acme", "--by", "model").out
+    assert "(none)" in shown
+    assert "tokens" in shown
+    assert "margin" in shown

@@ -44,7 +44,7 @@ _Amounts: TypeAlias = dict[tuple[_Key, bool, str], int | Fraction]
 
 _ALL: Final[_Key] = (None, None)
 _COST_OF: Final = "cost of "
-"""Goes before a meter's name, where the amount is what its units cost; no meter is named so."""
+"""Marks a cost: it stands before the name of the meter whose tokens cost it. No meter has such a name."""
 
 
 class LlmCalls:

@@ -25,8 +25,8 @@ _COMPARED: Final = "usd"  # Providers' prices are in US dollars.
 class Earned(TypedDict):
     """Cost and revenue in micro-units (10^-6 of the currency), each rounded once, half to even.
 
-    ``cost_micros`` is what providers charge, in US dollars. ``revenue_micros`` is overage at its price, and
-    what a credit in money was charged. ``margin_micros`` is None in another currency than US dollars.
+    ``cost_micros`` is the price of the providers, in US dollars. ``revenue_micros`` is overage at its price
+    and what a credit in money was charged. ``margin_micros`` is None in another currency than US dollars.
     """
 
     cost_micros: int

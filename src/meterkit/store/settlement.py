@@ -211,7 +211,7 @@ class Settlement:
         return head, b"".join((shape.names, pack_each(event), shape.audit, own, shape.fields, told))
 
     def _told(self, view: CustomerView, shape: Shape) -> bytes:
-        """What the audit log is told besides, packed."""
+        """Pack the lines for the audit log."""
         catalog, used = view.cache.catalog, self.used
         version = used.version or f"plans/{catalog.content_hash}"
         meters = {entry.meter for entry in shape.entries}

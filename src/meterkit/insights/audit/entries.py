@@ -19,7 +19,7 @@ _SUMMED: Final = (*CLASSES, "cost_micros", "priced")  # By the numbers of fold.l
 _NOTED: Final = 6  # A meter's field, and all classes but the last.
 _BEFORE: Final = 7  # Producer, number, customer, now, period, late of, told.
 _FIELD_LETTER: Final = 1  # Behind the token of a meter's field.
-_LINES: Final = 4  # Of what is told: see told_of. Further ones are a later release's.
+_LINES: Final = 4  # See told_of. Further lines come from a later release.
 _NO_TERMS: Final = MeterTerms()
 
 
