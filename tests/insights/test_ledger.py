@@ -12,10 +12,12 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from auditing import audited, sqlite_in
+from counters import pack_field
 from meterkit import MeterKit, MeterkitError, SettingsError
 from meterkit.catalog import loads
+from meterkit.decisions.keys import meter_token
 from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.entries import Row
+from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.tallies import Tallies
 
 if TYPE_CHECKING:
@@ -92,8 +94,8 @@ async def test_each_row_has_cost_price_and_version(any_store_url: str, tmp_path:
     # small: 1,000 * 0.15 + 400 * 0.60 = 390; large: 400 * 3 + 600 * 0.30 + 100 * 15 = 2,880
     assert small is not None
     assert large is not None
-    assert (small.cost_micros, small.charged_micros) == (390, 507)
-    assert (large.cost_micros, large.charged_micros) == (2880, 3744)
+    assert (small.cost_micros, small.charged_micros) == (Fraction(390), Fraction(507))
+    assert (large.cost_micros, large.charged_micros) == (Fraction(2880), Fraction(3744))
     assert {place: row["cost_micros"] for place, row in rows.items()} == {
         ("small-1", "input_tokens"): 150,
         ("small-1", "output_tokens"): 240,
@@ -128,7 +130,10 @@ async def test_each_row_has_cost_price_and_version(any_store_url: str, tmp_path:
     }
     assert (found["cost_micros"], found["revenue_micros"]) == (3270, 507 + 3744 + 400 * 7)
     assert found["margin_micros"] == 507 + 3744 + 2800 - 3270
-    assert llm == {("small-1", "openai"): (390, 507), ("large-1", "openai"): (2880, 3744)}
+    assert llm == {
+        ("small-1", "openai"): (Fraction(390), Fraction(507)),
+        ("large-1", "openai"): (Fraction(2880), Fraction(3744)),
+    }
 
 
 async def test_sums_of_a_month_are_those_of_the_exact_fractions(any_store_url: str, tmp_path: Path) -> None:
@@ -233,5 +238,24 @@ def test_names_of_models_do_not_grow_without_bound() -> None:
     for nth in range(1000):
         tallies.called(f"{nth}" + "x" * 1000, None, cost=Fraction(1), charged=Fraction(0))
     assert len(tallies.llm) == 101
-    assert tallies.llm["other", "other"] == (900, 0)
+    assert tallies.llm["other", "other"] == (Fraction(900), Fraction(0))
     assert max(len(model) for model, _ in tallies.llm) <= 100
+
+
+def test_lines_that_a_later_release_adds_are_ignored_and_missing_ones_are_not_needed() -> None:
+    prices = f"plans/1,t/2 {meter_token('requests')}:7:o40/3"
+    found = [_read(told) for told in ("", "5\nm\np", f"5\nm\np\n{prices}", f"5\nm\np\n{prices}\nuser=u_7\nx")]
+    assert [(row.model, row.cost_micros, row.priced, row.price_version) for row in found] == [
+        (None, None, None, None),
+        ("m", None, None, None),
+        ("m", 7, 4, "plans/1,t/2"),
+        ("m", 7, 4, "plans/1,t/2"),
+    ]
+    assert [row.revenue for row in found] == [0, 0, Fraction(160, 3), Fraction(160, 3)]
+
+
+def _read(told: str) -> Row:
+    units = (1, 0, 0, 4, 0)
+    packed = pack_field("w:1", 1, "ada", 9, 7, "", told, f"{meter_token('requests')}m", *units)
+    (row,) = rows_of(0, "1-1", {b"e": packed}, str)
+    return row

@@ -35,8 +35,8 @@ STEP: Final = (
 )  # A prime: a model gets other usage than the next one.
 DATES: Final = (datetime(2025, 2, 3, tzinfo=UTC), datetime(2026, 1, 1, 18, 31, tzinfo=UTC), CASES_AT)
 ENTERED: Final = (0, 1, 128_000, 200_000, 200_001, 272_001, 1_000_000)
-SHARES: Final = ((0, 0), (1, 0), (0, 1), (Fraction(1, 3), Fraction(1, 4)))
-"""Of the input: read from a cache, written to one."""
+SHARES: Final = ((0, 0), (12, 0), (0, 12), (4, 3))
+"""Twelfths of the input: read from a cache, written to one."""
 LEFT: Final = ((0, 0), (777, 0), (777, 500), (64_000, 64_000))
 """Tokens of the output, and those of them that were reasoning."""
 
@@ -93,7 +93,7 @@ def grid() -> Iterator[tuple[CallUsage, datetime]]:
     rest = product(models, ENTERED, SHARES, LEFT, DATES)
     for nth, ((provider, model), entered, (read, written), (left, reasoning), at) in enumerate(rest):
         if nth % STEP == 0:
-            tokens = entered, left, int(entered * read), int(entered * written), reasoning
+            tokens = entered, left, entered * read // 12, entered * written // 12, reasoning
             yield call(provider, model, *tokens), at
 
 
