@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.asgi.headers import LimitFields
 from meterkit.asgi.identify import client_ip
+from meterkit.asgi.mcp_requests import McpLines
 from meterkit.asgi.without_store import PolicyFields
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from meterkit.asgi.routing import Router
     from meterkit.catalog import Route
     from meterkit.decisions.program import Program
     from meterkit.store.views import CustomerCache, CustomerView
+
+    _RouterOf = Callable[[Sequence[Route]], Router]
 
 _PROGRAMS_MAX: Final = 1_000
 
@@ -23,9 +28,11 @@ _PROGRAMS_MAX: Final = 1_000
 class PlansInForce:
     """A plans file as the edge asks it; a request is decided by one, whichever is in force when it ends."""
 
-    def __init__(self, cache: CustomerCache, router: Router) -> None:
+    def __init__(self, cache: CustomerCache, router_of: _RouterOf, mcp_router_of: _RouterOf) -> None:
+        routes = cache.catalog.routes
         self.cache = cache
-        self.router = router
+        self.router = router_of(routes)
+        self.mcp = McpLines(routes, mcp_router_of)
         self.limit_fields: dict[Program, LimitFields] = {}
         self.policy_fields: dict[Program, PolicyFields] = {}
         anonymous = cache.catalog.anonymous

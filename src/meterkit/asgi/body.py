@@ -26,6 +26,7 @@ class BufferedBody:
     Args:
         scope: the request's.
         receive: the server's.
+        most: how many bytes are read at most, and the rest of the message that has the last of them.
 
     Attributes:
         scope: the request's.
@@ -35,10 +36,11 @@ class BufferedBody:
         untouched: whether nothing was read ahead.
     """
 
-    __slots__ = ("_kept", "_receive", "ended", "gone", "head", "scope", "untouched")
+    __slots__ = ("_kept", "_most", "_receive", "ended", "gone", "head", "scope", "untouched")
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, *, most: int = BUFFERED_BYTES_MAX) -> None:
         self.scope = scope
+        self._most = most
         self._receive = receive
         self._kept: deque[Message] = deque()
         self.head = b""
@@ -50,7 +52,7 @@ class BufferedBody:
         self.untouched = False
         pieces: list[bytes] = []
         size = 0
-        while size < BUFFERED_BYTES_MAX and len(self._kept) < _MESSAGES_MAX:
+        while size < self._most and len(self._kept) < _MESSAGES_MAX:
             message = await self._receive()
             self._kept.append(message)
             if message["type"] != "http.request":

@@ -12,9 +12,10 @@ from meterkit.asgi.arguments import PlansInForce, check_arguments
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import exchange
 from meterkit.asgi.exchange import Exchange
+from meterkit.asgi.exchange_kinds import kind_of
 from meterkit.asgi.headers import ShadowFields
 from meterkit.asgi.lifespan import lifespan
-from meterkit.asgi.logs import RefusalLog, TroubleLog
+from meterkit.asgi.logs import RefusalLog, TroubleLog, warn
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight
@@ -122,7 +123,8 @@ class MeterMiddleware:
         """The catalog that decides requests."""
         return self._kit.store.catalog
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    # In one coroutine, as every request passes here.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912
         """Serve one scope: a request, a websocket or the lifespan; anything else passes as it is."""
         mark = self._mark
         if mark in scope or scope["type"] not in _DECIDED:
@@ -132,7 +134,15 @@ class MeterMiddleware:
         plans = self._plans
         if plans is None or plans.cache is not self._kit.store.cache:
             plans = self._plans = self._adopt(self._kit.store.cache)
+        refuser = self._refuser
         route = plans.router.match_http(scope) if is_http else plans.router.match_websocket(scope)
+        if route is not None and route.mcp is not None:
+            complain = partial(warn, self._kit.store, route.match)
+            read = await plans.mcp.read(route, scope, receive, send, complain)
+            if read is None:
+                return
+            route, receive = read.route, read.receive
+            refuser = refuser if read.message is None else refuser.answering(read.message)
         if route is None or route.exempt or (scope.get("method") == "OPTIONS" and is_preflight(scope)):
             if route is None:
                 self._say_unmatched(scope, plans)
@@ -144,13 +154,13 @@ class MeterMiddleware:
         passed = await (
             self._uncounted(plans, route, scope, send)
             if route.enforcement == "off"
-            else self._admit(plans, route, scope, receive, send, body)
+            else self._admit(plans, route, scope, receive, send, body, refuser)
         )
         if passed is None:
             return
         if body is not None and body.untouched:
             body = None
-        passed.server_receive, passed.refuser = receive, self._refuser
+        passed.server_receive, passed.refuser = receive, refuser
         if not is_http and isinstance(passed, WebSocketExchange):
             passed.begin(self._log, self._troubles)
         elif body is not None or route.usage != "none":
@@ -191,6 +201,7 @@ class MeterMiddleware:
         receive: Receive,
         send: Send,
         body: BufferedBody | None,
+        refuser: Refuser,
     ) -> Exchange | None:
         """Decide a request; one that is refused is answered, and there is nothing to go on with."""
         store = self._kit.store
@@ -233,11 +244,11 @@ class MeterMiddleware:
             elif reply[0] == ALLOWED and decided.waived is None:
                 left = decided.view.left
                 decided.view.left = left_where_allowed(left, decided.program) if left else NOTHING_LEFT
-                # As _kind_of has it, without a call: nearly every request passes here.
+                # As kind_of has it, without a call: nearly every request passes here.
                 kind = (
                     Exchange
-                    if scope["type"] == "http" and not route.storage_meter
-                    else _kind_of(scope, route)
+                    if scope["type"] == "http" and not route.storage_meter and route.mcp is None
+                    else kind_of(scope, route)
                 )
                 passed = kind(store, lane, decided.view, route, decided, reply, scope, send)
                 if route.headers != "none":
@@ -248,7 +259,7 @@ class MeterMiddleware:
                 passed = self._refused(decided, reply, lane, route, scope, send)
         if isinstance(passed, Exchange):
             return passed
-        return await self._unserved(passed, plans, route, decided, view, scope, receive, send)
+        return await self._unserved(passed, plans, route, decided, view, scope, receive, send, refuser)
 
     async def _uncounted(self, plans: PlansInForce, route: Route, scope: Scope, send: Send) -> Exchange:
         """Serve a request while enforcement is off; its customer is identified for the app only."""
@@ -260,7 +271,7 @@ class MeterMiddleware:
         except Exception as error:  # noqa: BLE001 - it is logged, and the app is served
             self._troubles.unidentified(error, route)
             view = plans.nobody()
-        passed = _kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
+        passed = kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
         passed.take(view.undecided())
         return passed
 
@@ -281,11 +292,12 @@ class MeterMiddleware:
         scope: Scope,
         receive: Receive,
         send: Send,
+        refuser: Refuser,
     ) -> Exchange | None:
         """Answer a request that is refused; in shadow it goes on."""
         if route.enforcement == "shadow":
             return self._shadowed(decision, view or plans.nobody(), route, scope, send)
-        await self._refuser.refuse(decision, route, decided, view, scope, receive, send)
+        await refuser.refuse(decision, route, decided, view, scope, receive, send)
         return None
 
     def _shadowed(
@@ -293,7 +305,7 @@ class MeterMiddleware:
     ) -> Exchange:
         """Serve a request without a known customer in shadow mode; its usage is discarded."""
         self._log.shadowed(decision, route)
-        passed = _kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
+        passed = kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
         passed.take(replace(decision, allowed=True, shadow=True))
         return passed
 
@@ -322,7 +334,7 @@ class MeterMiddleware:
         if not decision.shadow:
             return decision
         self._log.shadowed(decision, route)
-        passed = _kind_of(scope, route)(store, lane, decided.view, route, decided, reply, scope, send)
+        passed = kind_of(scope, route)(store, lane, decided.view, route, decided, reply, scope, send)
         passed.take(decision)
         passed.limit_fields = ShadowFields(decision, decided, route.headers)
         return passed
@@ -354,7 +366,7 @@ class MeterMiddleware:
                 return decision, None if weighed is None else weighed.decided
             if decision.reason is not None:
                 self._log.shadowed(decision, route)
-        passed = _kind_of(scope, route)(store, lane, view, route, None, [], scope, send)
+        passed = kind_of(scope, route)(store, lane, view, route, None, [], scope, send)
         passed.take_weighed(decision, weighed)
         passed.is_counted = isinstance(error, StoreError) and error.executed is None
         if weighed is not None:
@@ -372,8 +384,8 @@ class MeterMiddleware:
     def _adopt(self, cache: CustomerCache) -> PlansInForce:
         self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
         without_mount = partial(self._troubles.without_mount, cache.catalog.source)
-        router = Router.of(self.app, cache.catalog.routes, paths=self._paths, without_mount=without_mount)
-        return PlansInForce(cache, router)
+        router_of = partial(Router.of, self.app, paths=self._paths)
+        return PlansInForce(cache, partial(router_of, without_mount=without_mount), router_of)
 
 
 class _UnservedError(Exception):
@@ -382,12 +394,6 @@ class _UnservedError(Exception):
     def __init__(self, decision: Decision, decided: PreparedDecision | None = None) -> None:
         self.decision = decision
         self.decided = decided
-
-
-def _kind_of(scope: Scope, route: Route) -> type[Exchange]:
-    if scope["type"] == "http":
-        return Upload if route.storage_meter else Exchange
-    return WebSocketExchange
 
 
 def _preparing(route: Route) -> Prepare:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.answers import CHALLENGE, IANA, PROBLEM_JSON, URN, ProblemType
 from meterkit.asgi.headers import fields, join, merge, policy_field
+from meterkit.asgi.offers import payment_field
 from meterkit.catalog.amount_texts import money
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope, Send
 
+    from meterkit.asgi.offers import Offer
     from meterkit.catalog.models import Headers
     from meterkit.decisions.decision import Decision, Policy, Reason
 
@@ -34,6 +37,8 @@ class ProblemContext:
         requested: by how much the request would raise the level.
         unit: of the gauge.
         portal_url: where the customer can pay.
+        offer: the top-ups that are sold, or None.
+        resource: the address of what was asked for.
         currency: of the plans file.
         origin: the request's ``Origin``.
         cors: the origins whose scripts may read a refusal; ``*`` for all.
@@ -49,13 +54,15 @@ class ProblemContext:
     requested: int | None = None
     unit: str = "seat"
     portal_url: str | None = None
+    offer: Offer | None = None
+    resource: str = ""
     currency: str = "usd"
     origin: bytes | None = None
     cors: Collection[str] = ()
     challenge: str = CHALLENGE
 
 
-Member = str | int | list[str]
+Member = str | int | list[str] | dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +80,23 @@ class Refusal:
         policies = self.context.policies
         return next((policy for policy in policies if policy.name == self.decision.limit), None)
 
+    @property
+    def offer(self) -> Offer | None:
+        """The top-ups that would help, or None."""
+        return self.context.offer if self.reason in {"credits", "included", "cap"} else None
+
 
 _Words = tuple[str, dict[str, Member]]
 """The ``detail`` of a problem, and the members that only its type has."""
 
 
 def _quota(refusal: Refusal) -> _Words:
-    policy = refusal.policy
+    policy, offer = refusal.policy, refusal.offer
     members: dict[str, Member] = {"violated-policies": list(refusal.decision.violated)}
+    if offer is not None:
+        return f"There is no balance to pay for this request. Buy one at {offer.url} to go on.", members | {
+            "offer": offer.member
+        }
     if policy is None:
         return f"A limit on this request is used up. {_retry(refusal.wait_s)}", members
     if policy.kind == "concurrency":
@@ -99,10 +115,13 @@ def _payment(refusal: Refusal) -> _Words:
         why, cure = "This account is suspended until its payments are settled.", "Pay"
     else:
         why, cure = "This request needs a payment.", "Pay"
-    portal = refusal.context.portal_url
-    if portal is None:
-        return f"{why} {cure} to go on.", members
-    return f"{why} {cure} at {portal} to go on.", members | {"portal_url": portal}
+    portal, offer = refusal.context.portal_url, refusal.offer
+    if portal is not None:
+        members["portal_url"] = portal
+    if offer is not None:
+        members["offer"] = offer.member
+    where = portal if offer is None else offer.url
+    return f"{why} {cure} to go on." if where is None else f"{why} {cure} at {where} to go on.", members
 
 
 def _spend(refusal: Refusal) -> _Words:
@@ -275,6 +294,8 @@ def problem(
         ours.append((b"x-should-retry", b"false"))
     if reason == "anonymous":
         ours.append((b"www-authenticate", context.challenge.encode("latin-1")))
+    if refusal.offer is not None and about.status == HTTPStatus.PAYMENT_REQUIRED:
+        ours.append(payment_field(detail, context.resource, refusal.offer))
     headers = merge(headers, ours, expose=context.origin is not None)
     headers += _cors(context)
     return Denial(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 from uuid import uuid4
 
 from meterkit.asgi.logs import Sampler
+from meterkit.asgi.offers import Offer, mcp_denial
 from meterkit.asgi.problems import Denial, ProblemContext, complete, problem, send_denial, takes_answer
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from meterkit.asgi.logs import RefusalLog
+    from meterkit.asgi.mcp_messages import McpMessage
     from meterkit.catalog import Route
     from meterkit.decisions.decision import Decision
     from meterkit.store.store import Store
@@ -86,6 +90,13 @@ class Refuser:
         self._store = store
         self.log = log
         self._failures = Sampler(1, _FAILURES_EVERY_S, _more_failures)
+        self._message: McpMessage | None = None
+
+    def answering(self, message: McpMessage) -> Refuser:
+        """One that writes refusals of a message of MCP in its form."""
+        own = copy(self)
+        own._message = message  # noqa: SLF001 - of a copy of this one
+        return own
 
     async def refuse(
         self,
@@ -108,6 +119,8 @@ class Refuser:
         context = self._context(decision, route, decided, view, scope)
         now_s = int(self._store.clock())
         denial = problem(decision, context, mode=route.headers, now_s=now_s, instance=uuid4())
+        if self._message is not None:
+            denial = mcp_denial(denial, self._message)
         answer = _Answer(denial, scope, send)
         try:
             if self._on_denied is not None and takes_answer(scope):
@@ -149,6 +162,8 @@ class Refuser:
                 "plan": view.effective.plan.key,
                 "available_in": tuple(plan.key for plan in plans if route.feature in plan.features),
                 "portal_url": catalog.billing.portal_url,
+                "offer": Offer.of(catalog, decision),
+                "resource": _address(scope),
                 "currency": catalog.currency,
             }
         gauge = decision.gauge
@@ -185,6 +200,11 @@ class _Answer:
         elif self._is_head and kind == "http.response.body":
             message = {**message, "body": b""}
         await self._send(message)
+
+
+def _address(scope: Scope) -> str:
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+    return f"{scope.get('scheme', 'http')}://{host}{quote(scope['path'])}"
 
 
 def _more_failures(number: int) -> None:

@@ -91,7 +91,12 @@ class Router:
 
     @classmethod
     def of(
-        cls, app: object, routes: Sequence[Route], *, paths: Paths | None, without_mount: _WithoutMount | None
+        cls,
+        app: object,
+        routes: Sequence[Route],
+        *,
+        paths: Paths | None,
+        without_mount: _WithoutMount | None = None,
     ) -> Self:
         """Reads paths as the router of an app does; ``paths`` overrules what its class says."""
         root_path, reading = own_root_path(app), reading_of(app, paths)

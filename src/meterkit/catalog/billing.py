@@ -113,7 +113,7 @@ _CHARGES: Final = {"success": BILLED_ON_SUCCESS, "attempt": BILLED_ON_ATTEMPT}
 HEADER_NAME: Final = text(
     64, pattern=r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", allowed="the name of a header, such as Idempotency-Key"
 )
-_URL: Final = text(
+URL: Final = text(
     2048, pattern=r"https?://[^\s/?#]+[^\s]*", allowed="an address that starts with https:// or http://"
 )
 
@@ -170,7 +170,7 @@ class BillingTable(Table, what="billing"):
         Nullable(HEADER_NAME),
         "Header that marks a repeat; default: null.",
     )
-    portal_url = Key(Nullable(_URL), "Where customers pay; named in 402 answers; default: null.")
+    portal_url = Key(Nullable(URL), "Where customers pay; named in 402 answers; default: null.")
     checkout = Key(
         OptionsShape(),
         "Options that each page of Stripe's Checkout gets, such as allow_promotion_codes; default: none.",

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import RefusedError, nearest, quoted
+from meterkit.catalog.mcp_lines import MCP, parse_mcp
 from meterkit.catalog.value_parsers import scalar
 
 if TYPE_CHECKING:
@@ -18,16 +19,23 @@ METHODS: Final = (
 CONVERTORS: Final = ("str", "path", "int", "float", "uuid")
 PARAMETER: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(?::([A-Za-z_][A-Za-z0-9_]*))?\}")
 _COLON: Final = re.compile(r"/(:[A-Za-z_][A-Za-z0-9_]*)(?=/|$)")
-_ALLOWED: Final = 'a path template such as "POST /v1/items/{id}", "/v1/{path:path}", "WS /v1/live", or "*"'
+_ALLOWED: Final = (
+    'a path template such as "POST /v1/items/{id}", "/v1/{path:path}", "WS /v1/live",'
+    ' "MCP tools/call search*", or "*"'
+)
 
 
 def parse_match(match: str) -> tuple[str | None, str | None]:
     """The method and the path template of a ``match`` line; None for any.
 
+    Messages of MCP are posted to the path of their endpoint.
+
     Raises:
         RefusedError: it is none.
     """
     words = match.split()
+    if (mcp := parse_mcp(match)) is not None:
+        words = ["POST", mcp[0]]
     if words == ["*"]:
         return None, None
     if len(words) not in {1, 2}:
@@ -48,7 +56,8 @@ def parse_match(match: str) -> tuple[str | None, str | None]:
 def _unknown_method(method: str, path: str) -> RefusedError:
     if method.upper() in {"ANY", "ALL", "*"}:
         return RefusedError("for any method leave the method away", meant=f'"{path}"')
-    near = method.upper() if method.upper() in METHODS else nearest(method, METHODS)
+    known = (*METHODS, MCP)
+    near = method.upper() if method.upper() in known else nearest(method, known)
     reason = f"{quoted(method)} is not a method; allowed: {', '.join(METHODS)}"
     return RefusedError(reason, meant=near and f'"{near} {path}"')
 
@@ -81,7 +90,8 @@ def _valid_match(match: str) -> str:
     return match
 
 
-MATCH_SHAPE: Final = scalar(_valid_match, _ALLOWED, pattern=r"^\s*([*]|([A-Z]+\s+)?/[^\s?#*]*)\s*$")
+_PATTERN: Final = r"^\s*([*]|([A-Z]+\s+)?/[^\s?#*]*|MCP(\s+/[^\s?#*]*)?\s+[^\s/]\S*(\s+\S+)?)\s*$"
+MATCH_SHAPE: Final = scalar(_valid_match, _ALLOWED, pattern=_PATTERN)
 
 
 _DIGITS: Final = frozenset("0123456789")
@@ -96,6 +106,14 @@ _TAKES: Final = {
 
 Match = tuple[str | None, str | None]
 """A method and a path template, as :func:`meterkit.catalog.match_lines.parse_match` gives them."""
+
+
+def takes_all(earlier: str, later: str) -> bool:
+    """Whether every request that falls under the ``match`` line ``later`` falls under ``earlier``."""
+    first, second = parse_mcp(earlier), parse_mcp(later)
+    if first is not None and (second is None or not first[1].covers(second[1])):
+        return False
+    return covers(parse_match(earlier), parse_match(later))
 
 
 def covers(earlier: Match, later: Match) -> bool:

@@ -81,10 +81,12 @@ class TopUps:
     Attributes:
         packs: the amounts, in minor units of the currency.
         auto: what is bought by itself; None: nothing.
+        url: the page where they are bought; None: `billing.portal_url`.
     """
 
     packs: tuple[int, ...]
     auto: AutoTopUp | None = None
+    url: str | None = None
 
     @property
     def amounts(self) -> tuple[int, ...]:

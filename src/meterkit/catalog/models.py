@@ -15,6 +15,7 @@ from meterkit.catalog.notifications import Notify
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meterkit.catalog.mcp_lines import McpMatch
     from meterkit.catalog.model_prices import Credit, ProviderPrices
     from meterkit.catalog.stored_objects import Storage
 
@@ -267,6 +268,7 @@ class Route:
         usage_fields: meter to the dotted path of its figure in the JSON of the response.
         model: that the app calls, whatever the request names; see :meth:`models`.
         charge_on: the outcomes that are billed.
+        mcp: which messages it takes of those that are posted to an MCP endpoint; None: it takes requests.
     """
 
     match: str
@@ -290,6 +292,7 @@ class Route:
     headers: Headers = "ietf"
     idempotency_header: str | None = None
     model: str | None = None
+    mcp: McpMatch | None = None
 
     def models(self, named: Sequence[str]) -> Sequence[str]:
         """The models that a request may be of that names some; none: not known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.match_lines import covers, parse_match
+from meterkit.catalog.match_lines import takes_all
 from meterkit.catalog.model_prices import has_all_of
 
 if TYPE_CHECKING:
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import Place, Problems
-    from meterkit.catalog.match_lines import Match
     from meterkit.catalog.meters import CreditTable, MeterTable, ModelPricesTable
     from meterkit.catalog.model_prices import Credit
     from meterkit.catalog.models import (
@@ -103,10 +102,9 @@ def note_unreachable(matches: Sequence[tuple[str, Place]], problems: Problems) -
         matches: the ``match`` lines of the file in its order, with their places.
         problems: the list to add to.
     """
-    earlier: list[tuple[Match, Place]] = []
-    for written, place in matches[:COMPARED_MAX]:
-        match = parse_match(written)
-        found = next((line for pattern, line in earlier if covers(pattern, match)), None)
+    earlier: list[tuple[str, Place]] = []
+    for match, place in matches[:COMPARED_MAX]:
+        found = next((line for written, line in earlier if takes_all(written, match)), None)
         if found is not None:
             message = f"never reached: the route in line {found.line} takes all of it; move this one up"
             problems.note(place, "never_reached", message)

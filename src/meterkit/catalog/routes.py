@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME, HEADERS, STORE_FAILURES
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match
+from meterkit.catalog.mcp_lines import parse_mcp
 from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
@@ -54,6 +55,8 @@ _FIELD: Final = text(
     pattern=r"[A-Za-z0-9_.-]+",
     allowed="a path in the JSON response, such as meta.billed_units.search_units",
 )
+_OF_MCP: Final[dict[str, Any]] = {"idempotency_header": None}
+"""A key of one call would stand for calls of other tools at the same path."""
 _VERBS: Final = ("consume", "per_message", "grow", "reserve")
 _QUANTITIES: Final = MapOf(NAME, quantity(), "meters and quantities", 1)
 
@@ -111,10 +114,10 @@ def build_routes(
 
 
 def _refuse_unreachable(matches: Iterable[tuple[str, Place]], problems: Problems) -> None:
-    first: dict[tuple[str | None, str | None], Place] = {}
+    first: dict[tuple[object, ...], Place] = {}
     for match, place in matches:
-        key = parse_match(match)
-        earlier = first.get((None, None)) or first.get(key)
+        key = (*parse_match(match), parse_mcp(match))
+        earlier = first.get((None, None, None)) or first.get(key)
         if earlier is not None:
             message = (
                 f"never reached: the route in line {earlier.line} matches first; move it up or remove it"
@@ -125,7 +128,8 @@ def _refuse_unreachable(matches: Iterable[tuple[str, Place]], problems: Problems
 
 def _build_route(values: RouteTable, declared: Declared, default: Route) -> Route:
     method, path = parse_match(values.match or "*")
-    _refuse_contradictions(values, method, path)
+    mcp = parse_mcp(values.match or "*")
+    _refuse_contradictions(values, method, path, is_mcp=mcp is not None)
     feature = values.feature
     if feature is not None and feature not in declared.features:
         values.refuse("feature", unknown("feature", feature, declared.features))
@@ -144,7 +148,8 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
         default,
         **values.given("match", "exempt", "always", "rates", "feature", "storage", "model", "charge_on"),
         **_usage(values),
-        **values.given("enforcement", "on_store_failure", "headers", "idempotency_header"),
+        **values.given("enforcement", "on_store_failure", "headers"),
+        **(values.given("idempotency_header") if mcp is None else _OF_MCP | {"mcp": mcp[1]}),
         method=method,
         path=path,
         consume=kept(values.consume),
@@ -163,7 +168,7 @@ def _usage(values: RouteTable) -> dict[str, Any]:
     return {"usage": "fields" if fields and word == "none" else word, "usage_fields": fields}
 
 
-def _refuse_contradictions(values: RouteTable, method: str | None, path: str | None) -> None:
+def _refuse_contradictions(values: RouteTable, method: str | None, path: str | None, *, is_mcp: bool) -> None:
     if values.exempt:
         without_effect = [name for name in values.node.places if name not in {"match", "exempt"}]
         why = "an exempt route is not decided"
@@ -173,6 +178,9 @@ def _refuse_contradictions(values: RouteTable, method: str | None, path: str | N
     elif method == WEBSOCKET:
         without_effect = ["reserve", "storage", "usage_fields"]
         why = "a websocket has no request body and no response"
+    elif is_mcp:
+        without_effect = ["storage", "idempotency_header"]
+        why = "a line of MCP takes messages, which have no files and no keys of repeats"
     else:
         without_effect, why = [], ""
     for name in without_effect:

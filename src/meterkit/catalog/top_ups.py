@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from meterkit.catalog.amount_texts import money
+from meterkit.catalog.billing import URL
 from meterkit.catalog.errors import RefusedError
 from meterkit.catalog.model_prices import AutoTopUp, TopUps
 from meterkit.catalog.shapes import Key, ListOf, Scalar, Table
@@ -47,6 +48,7 @@ class TopUpTable(Table, what="top-ups"):
 
     packs = Key(ListOf(_CENTS, "amounts", 1), "Amounts that customers can buy, in cents.", required=True)
     auto = Key(AutoTable, "What is bought by itself, with the saved card.")
+    url = Key(URL, "Page where customers buy them, named in 402 answers; default: `billing.portal_url`.")
 
 
 def build_top_ups(values: TopUpTable) -> TopUps | None:
@@ -55,7 +57,7 @@ def build_top_ups(values: TopUpTable) -> TopUps | None:
     if len(set(packs)) < len(packs):
         values.refuse("packs", "an amount is listed twice; keep one")
     if auto is None:
-        return TopUps(packs=tuple(sorted(packs)))
+        return TopUps(packs=tuple(sorted(packs)), url=values.url)
     below, amount, at_most = auto.below_cents, auto.amount_cents, auto.at_most
     if below is None or amount is None or at_most is None:
         return None
@@ -68,4 +70,5 @@ def build_top_ups(values: TopUpTable) -> TopUps | None:
     return TopUps(
         packs=tuple(sorted(packs)),
         auto=AutoTopUp(below_cents=below, amount_cents=amount, at_most=at_most),
+        url=values.url,
     )

@@ -86,6 +86,8 @@ def rate_field(meter: str, window_ms: int, algorithm: str) -> str:
 
 def route_name(route: Route) -> str:
     """What stands for a line of the plans file where a rate's meter does; no meter's name has a blank."""
+    if route.mcp is not None:
+        return f"route MCP {route.path} {route.mcp.method} {route.mcp.name or '*'}"
     return f"route {route.method or '*'} {route.path or '*'}"
 
 

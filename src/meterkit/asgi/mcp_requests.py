@@ -1,0 +1,130 @@
+"""Requests to an MCP endpoint: read their message, and find the line of the plans file that takes it."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from meterkit.answers import answer
+from meterkit.asgi.body import BufferedBody
+from meterkit.asgi.mcp_messages import (
+    MESSAGE_BYTES_MAX,
+    McpMessage,
+    UnreadableMessageError,
+    read_message,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from starlette.types import Receive, Scope, Send
+
+    from meterkit.asgi.routing import Router
+    from meterkit.catalog import Outcome, Route
+
+_ROUTERS_MAX: Final = 256
+_PARSE_ERROR: Final = -32700
+
+
+class McpRequest(NamedTuple):
+    """A request whose message was read.
+
+    Attributes:
+        route: the line that takes it; None: no line does.
+        message: what the client posts; None: it was not read, as nothing depends on it.
+        receive: gives the app the body as the client sent it.
+    """
+
+    route: Route | None
+    message: McpMessage | None
+    receive: Receive
+
+
+class McpLines:
+    """Finds the line of a message: a router asks all lines but those of other messages.
+
+    Args:
+        routes: in the order of the plans file.
+        router_of: makes a router of such lines.
+    """
+
+    def __init__(self, routes: Sequence[Route], router_of: Callable[[Sequence[Route]], Router]) -> None:
+        self._routes = routes
+        self._router_of = router_of
+        self._routers: dict[tuple[int, ...], Router] = {}
+
+    def line(self, message: McpMessage, scope: Scope) -> Route | None:
+        """The first line that takes a message; None where none does."""
+        routes = [route for route in self._routes if route.mcp is None or message.falls_under(route.mcp)]
+        key = tuple(id(route) for route in routes if route.mcp is not None)
+        router = self._routers.get(key)
+        if router is None:
+            if len(self._routers) >= _ROUTERS_MAX:
+                self._routers.clear()
+            router = self._routers[key] = self._router_of(routes)
+        return router.match_http(scope)
+
+    async def read(
+        self, route: Route, scope: Scope, receive: Receive, send: Send, complain: Callable[[str], None]
+    ) -> McpRequest | None:
+        """Read a request that one of the lines may take; None: it could not be read, and was refused.
+
+        Args:
+            route: the line that its path leads to.
+            scope: the request's.
+            receive: the server's.
+            send: likewise.
+            complain: takes why a request was refused.
+        """
+        if route.enforcement == "off":
+            return McpRequest(route, None, receive)
+        body = BufferedBody(scope, receive, most=MESSAGE_BYTES_MAX)
+        await body.read()
+        content, _, is_whole = body.content()
+        try:
+            message = read_message(content, is_whole=is_whole)
+        except UnreadableMessageError as error:
+            complain(f"a request is no message that can be read: {error}")
+            if route.enforcement == "shadow":
+                return McpRequest(route, None, body.receive)
+            await _refuse(send, str(error), is_whole=is_whole)
+            return None
+        return McpRequest(self.line(message, scope), message, body.receive)
+
+
+async def _refuse(send: Send, why: str, *, is_whole: bool) -> None:
+    status = HTTPStatus.BAD_REQUEST if is_whole else HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    detail = f"{why}; post one JSON-RPC message of at most {MESSAGE_BYTES_MAX >> 20} MiB"
+    await answer(
+        send, status, {"jsonrpc": "2.0", "id": None, "error": {"code": _PARSE_ERROR, "message": detail}}
+    )
+
+
+RESPONSE_BYTES_MAX: Final = 256 << 10
+_CLIENT_ERRORS: Final = range(-32602, -32599)
+
+
+def failure_of(body: bytes, kind: bytes) -> Outcome | None:
+    """What an answer with status 2xx says went wrong: ``client_error`` or ``server_error``; None: nothing.
+
+    Args:
+        body: of the answer, JSON or a stream of events, the last of which is the answer.
+        kind: its ``Content-Type``.
+    """
+    if kind.startswith(b"text/event-stream"):
+        lines = body.replace(b"\r", b"\n").split(b"\n")
+        body = next((line[5:] for line in reversed(lines) if line.startswith(b"data:")), b"")
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    answered = cast("dict[str, Any]", found)
+    error, result = answered.get("error"), answered.get("result")
+    if isinstance(error, dict):
+        code = cast("dict[str, Any]", error).get("code")
+        return "client_error" if isinstance(code, int) and code in _CLIENT_ERRORS else "server_error"
+    is_error = isinstance(result, dict) and cast("dict[str, Any]", result).get("isError") is True
+    return "server_error" if is_error else None

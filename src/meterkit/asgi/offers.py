@@ -1,0 +1,137 @@
+"""What a refusal offers: top-ups with their page, in the problem document and in the form of x402.
+
+https://github.com/coinbase/x402/blob/main/specs/x402-specification-v2.md
+https://github.com/coinbase/x402/blob/main/specs/transports-v2/mcp.md
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog.meters import CHARGED
+
+if TYPE_CHECKING:
+    from meterkit.asgi.mcp_messages import McpMessage
+    from meterkit.asgi.problems import Denial
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.decision import Decision
+
+X402_VERSION: Final = 2
+ERROR_CODE: Final = -32000
+"""Of refusals: the first code that servers of JSON-RPC may use as they like."""
+PAGE_VALID_S: Final = 86_400
+_REPLACED: Final = frozenset({b"content-type", b"content-length"})
+_JSON: Final = (b"content-type", b"application/json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """Top-ups that a customer can buy.
+
+    Attributes:
+        credit: the balance that they add to.
+        url: the page where they are bought.
+        amounts_cents: the amounts, the smallest first.
+        currency: of the plans file.
+    """
+
+    credit: str
+    url: str
+    amounts_cents: tuple[int, ...]
+    currency: str
+
+    @classmethod
+    def of(cls, catalog: Catalog, refusal: Decision) -> Offer | None:
+        """The top-ups that help; None: another limit refuses, none are sold, or no page of them is known."""
+        violated = (refusal.limit or "", *refusal.violated)
+        for credit in catalog.credits.values():
+            url = credit.top_up and (credit.top_up.url or catalog.billing.portal_url)
+            if (
+                credit.top_up is not None
+                and url
+                and any(name.startswith(f"{credit.name}{CHARGED}-") for name in violated)
+            ):
+                amounts = tuple(sorted(credit.top_up.packs))
+                return cls(credit=credit.name, url=url, amounts_cents=amounts, currency=catalog.currency)
+        return None
+
+    @property
+    def member(self) -> dict[str, Any]:
+        """The member ``offer`` of a problem document."""
+        return {
+            "credit": self.credit,
+            "top_up_url": self.url,
+            "amounts_cents": list(self.amounts_cents),
+            "currency": self.currency,
+        }
+
+
+def payment_required(error: str, resource: str, offer: dict[str, Any] | None) -> dict[str, Any]:
+    """``PaymentRequired`` of x402: each amount as a payment on a page, with the scheme ``checkout``.
+
+    Args:
+        error: what is the matter, in words.
+        resource: the address of what was asked for.
+        offer: see :attr:`Offer.member`; None: no payment helps.
+    """
+    accepts: list[dict[str, Any]] = []
+    if offer is not None:
+        accepts = [
+            {
+                "scheme": "checkout",
+                "network": f"fiat:{offer['currency']}",
+                "amount": str(amount),
+                "asset": str(offer["currency"]).upper(),
+                "payTo": "merchant",
+                "maxTimeoutSeconds": PAGE_VALID_S,
+                "extra": {"url": offer["top_up_url"], "credit": offer["credit"]},
+            }
+            for amount in offer["amounts_cents"]
+        ]
+    return {"x402Version": X402_VERSION, "error": error, "resource": {"url": resource}, "accepts": accepts}
+
+
+def payment_field(error: str, resource: str, offer: Offer) -> tuple[bytes, bytes]:
+    """The field ``PAYMENT-REQUIRED``, which tells clients of x402 the same over HTTP."""
+    return (b"payment-required", b64encode(_compact(payment_required(error, resource, offer.member))))
+
+
+def mcp_denial(denial: Denial, message: McpMessage) -> Denial:
+    """A refusal as an answer to a message of MCP; one that wants no answer gets the problem document.
+
+    A tool call that a payment would help gets a *result* with ``isError``, which reaches the model; all
+    others get an error of JSON-RPC with the status of the refusal, and the problem document as its ``data``.
+    """
+    if not message.is_request:
+        return denial
+    problem: dict[str, Any] = json.loads(denial.body)
+    head = tuple(pair for pair in denial.headers if pair[0] not in _REPLACED)
+    answered: dict[str, Any] = {"jsonrpc": "2.0", "id": message.id}
+    is_payable = denial.status == HTTPStatus.PAYMENT_REQUIRED or "offer" in problem
+    if is_payable and message.method == "tools/call":
+        told = payment_required(problem["detail"], f"mcp://tool/{message.name}", problem.get("offer"))
+        told["problem"] = problem
+        text = _compact(told).decode()
+        content = [{"type": "text", "text": text}]
+        answered["result"] = {"isError": True, "structuredContent": told, "content": content}
+        # Results of the current revision say what kind they are: this one is complete.
+        answered["result"]["resultType"] = "complete"
+        return _answer(denial, HTTPStatus.OK, head, answered)
+    answered["error"] = {"code": ERROR_CODE, "message": problem["detail"], "data": problem}
+    return _answer(denial, denial.status, head, answered)
+
+
+def _answer(
+    denial: Denial, status: int, head: tuple[tuple[bytes, bytes], ...], answered: dict[str, Any]
+) -> Denial:
+    body = _compact(answered)
+    length = (b"content-length", b"%d" % len(body))
+    return replace(denial, status=int(status), headers=(_JSON, length, *head), body=body)
+
+
+def _compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
