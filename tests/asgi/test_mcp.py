@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from mcp import MCPError
 
+from llm_apps import read_all
 from mcp_apps import PLANS, SERVERS, Ran, agent, serving
+from metering import answering, served
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
@@ -57,3 +63,151 @@ async def test_the_client_sees_a_refusal_as_a_result_with_an_offer(
             "currency": "usd",
         }
         assert ran == ["write"]
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("name", SERVERS)
+async def test_other_refusals_are_errors_with_the_problem_as_data(name: str, mode: str) -> None:
+    async with serving(name, []) as (at, url), agent(url, mode) as client:
+        for _ in range(3):
+            await client.call_tool("search_web", {"q": "x"})
+        for tool, arguments, problem in (
+            ("search_web", {"q": "x"}, "https://iana.org/assignments/http-problem-types#quota-exceeded"),
+            ("report", {}, "urn:meterkit:problem:feature-not-in-plan"),
+        ):
+            with pytest.raises(MCPError) as refused:
+                await client.call_tool(tool, arguments)
+            assert refused.value.code == -32000
+            assert refused.value.data["type"] == problem
+        assert (3, 0) == await at.counted(meter="calls")
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_call_that_fails_is_not_billed(name: str, mode: str) -> None:
+    """The servers answer 200, with a result that is an error."""
+    ran: Ran = []
+    async with serving(name, ran) as (at, url), agent(url, mode) as client:
+        assert (await client.call_tool("fail", {})).is_error
+        assert (0, 0) == await at.counted(meter="calls")
+        await client.call_tool("add", {"a": 1, "b": 1})
+        assert (1, 0) == await at.counted(meter="calls")
+    assert ran == ["fail", "add"]
+
+
+async def test_an_attempt_is_billed_where_the_line_says_so() -> None:
+    plans = PLANS.replace('/call", consume: {calls: 1}', '/call", charge_on: attempt, consume: {calls: 1}')
+    async with serving("mcp", [], plans) as (at, url), agent(url) as client:
+        assert (await client.call_tool("fail", {})).is_error
+        assert (1, 0) == await at.counted(meter="calls")
+
+
+async def test_messages_that_no_line_takes_fall_under_the_other_lines() -> None:
+    plans = PLANS.replace('  - {match: "MCP *", consume: {other: 1}}\n', "")
+    async with served(answering(200), plans=plans) as at:
+        await at.client.post("/mcp", json=call(method="tools/list"))
+        assert (100, 0) == await at.counted(meter="other")
+
+
+def call(**changes: Any) -> dict[str, Any]:
+    params = {"name": "search_web", "arguments": {"q": "x"}}
+    return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params} | changes
+
+
+async def test_what_is_allowed_passes_unchanged_with_limit_fields() -> None:
+    """The app gets each byte as it was sent, the client each byte as it was answered."""
+    got: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            got.append(await read_all(receive))
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"1")]})
+            await send({"type": "http.response.body", "body": b"{ ", "more_body": True})
+            await send({"type": "http.response.body", "body": b"}"})
+
+    async with served(app, plans=PLANS) as at:
+        sent = json.dumps(call(method="ping"), indent=3).encode() + b"\n "
+        answer = await at.client.post("/mcp", content=sent)
+        assert (got, answer.content, answer.headers["x-own"]) == ([sent], b"{ }", "1")
+        answer = await at.client.post("/mcp", json=call())
+        policies = '"calls-1h";q=20;qu="call";w=3600, "searches-period";q=3;qu="search"'
+        assert policies == answer.headers["ratelimit-policy"]
+        assert (await at.client.get("/mcp")).status_code == 200
+        assert (await at.client.post("/other", content=b"no JSON")).status_code == 200
+        assert (201, 0) == await at.counted(meter="other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "member"),
+    [({}, 429, "error"), ({"id": "a"}, 429, "error"), ({"id": None}, 429, "error")],
+)
+async def test_a_refusal_has_the_fields_and_the_id(changes: dict[str, Any], status: int, member: str) -> None:
+    async with served(answering(200), plans=PLANS) as at:
+        for _ in range(3):
+            await at.client.post("/mcp", json=call())
+        refused = await at.client.post("/mcp", json=call(**changes))
+        assert (status, call(**changes)["id"]) == (refused.status_code, refused.json()["id"])
+        assert refused.json()[member]["data"]["violated-policies"] == ["searches-period"]
+        assert refused.headers["content-type"] == "application/json"
+        assert refused.headers["ratelimit"].startswith('"searches-period";r=0')
+        assert "retry-after" in refused.headers
+        without_id = {key: value for key, value in call().items() if key != "id"}
+        told = await at.client.post("/mcp", json=without_id)
+        assert told.headers["content-type"] == "application/problem+json"
+
+
+async def test_http_refusals_carry_the_offer() -> None:
+    plans = PLANS.replace('"MCP tools/call write"', '"POST /write"')
+    async with served(answering(200), plans=plans) as at:
+        first = await at.client.post("/write", json={})
+        assert (first.status_code, "payment-required" in first.headers) == (429, False)
+        assert first.json()["offer"]["amounts_cents"] == [1000, 5000]
+        await at.kit.grants.add("acme", {"usd": 1}, grant_id="g1")
+        refused = await at.client.post("/write", json={})
+        assert refused.status_code == 402
+        assert refused.json()["offer"]["top_up_url"] == "https://shop.example/top-up"
+        told = json.loads(b64decode(refused.headers["payment-required"]))
+        assert told["resource"] == {"url": "http://app/write"}
+        assert [one["amount"] for one in told["accepts"]] == ["1000", "5000"]
+
+
+async def test_another_limit_has_no_offer() -> None:
+    async with served(answering(200), plans=PLANS) as at:
+        refused = [await at.client.post("/mcp", json=call()) for _ in range(4)][-1]
+        assert "offer" not in refused.json()["error"]["data"]
+
+
+async def test_lines_of_mcp_can_be_exempt() -> None:
+    plans = PLANS.replace('"MCP *", consume: {other: 1}', '"MCP *", exempt: true')
+    async with served(answering(200), plans=plans) as at:
+        free = await at.client.post("/mcp", json=call(method="initialize"), headers={"x-customer-id": ""})
+        assert (free.status_code, "ratelimit" in free.headers) == (200, False)
+        unknown = await at.client.post("/mcp", json=call(), headers={"x-customer-id": ""})
+        assert (unknown.status_code, "www-authenticate" in unknown.headers) == (401, True)
+
+
+async def test_in_shadow_what_cannot_be_read_passes() -> None:
+    async with served(answering(200), plans=f"{PLANS}enforcement: shadow\n") as at:
+        assert (await at.client.post("/mcp", content=b"[]")).status_code == 200
+        assert (1, 0) == await at.counted(meter="searches")
+
+
+async def test_switched_off_nothing_is_read() -> None:
+    async with served(answering(200), plans=PLANS, settings={"enforcement": "off"}) as at:
+        assert (await at.client.post("/mcp", content=b"[]")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/mcp", "//mcp", "/MCP/", "/mcp%2F"])
+async def test_paths_are_read_as_the_router_reads_them(path: str) -> None:
+    async with served(answering(200), plans=PLANS, paths="loose") as at:
+        await at.client.post(f"http://app{path}", json=call())
+        assert (1, 0) == await at.counted(meter="searches")
+
+
+async def test_rates_of_two_lines_of_one_endpoint_are_counted_apart() -> None:
+    plans = PLANS.replace(", consume: {searches: 1, calls: 1}", ", rate: 1/hour").replace(
+        '/call", consume: {calls: 1}', '/call", rate: 1/hour'
+    )
+    async with served(answering(200), plans=plans) as at:
+        sent = [call(), call(params={"name": "add"}), call(), call(params={"name": "sub"})]
+        assert [200, 200, 429, 429] == [(await at.client.post("/mcp", json=one)).status_code for one in sent]

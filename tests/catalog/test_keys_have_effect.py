@@ -91,6 +91,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "plans.*.price.stripe_price": ("subscriptions/stripe_prices.py", "plan.price.stripe_price"),
     "credits.*.top_up": ("subscriptions/service/credits.py", "credit.top_up"),
     "credits.*.top_up.packs": ("subscriptions/price_sync.py", "credit.top_up.amounts"),
+    "credits.*.top_up.url": ("asgi/offers.py", "credit.top_up.url"),
     "credits.*.top_up.auto": ("decisions/grants.py", "credit.top_up.auto"),
     "credits.*.top_up.auto.below": ("decisions/grants.py", "auto.below_cents"),
     "credits.*.top_up.auto.amount": ("catalog/model_prices.py", "self.auto.amount_cents"),

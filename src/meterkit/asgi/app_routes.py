@@ -266,8 +266,10 @@ class _Lines:
 
     def __init__(self, decider: Decider) -> None:
         self.decider = decider
-        self.routes = decider.catalog.routes
+        # Messages of MCP fall under lines of their own before they fall under one of these.
+        self.routes = [line for line in decider.catalog.routes if line.mcp is None]
         self._router = Router(self.routes, root_path=decider.root_path)
+        self._mcp = [line for line in decider.catalog.routes if line.mcp is not None]
         self.used: set[int] = set()
 
     def first(self, method: str, path: str) -> Route | None:
@@ -276,6 +278,14 @@ class _Lines:
         if found is not None:
             self.used.add(id(found))
         return found
+
+    def of_messages(self, method: str, path: str) -> Iterator[Route]:
+        """The lines that take messages of MCP which are posted to a path."""
+        for line in self._mcp:
+            alone = [other for other in self.decider.catalog.routes if other is line or other.mcp is None]
+            if _ask(Router(alone, root_path=self.decider.root_path), self.decider, method, path) is line:
+                self.used.add(id(line))
+                yield line
 
 
 def _is_behind(line: Route, catalog: Catalog, reached: Sequence[_Reached]) -> bool:
@@ -310,6 +320,7 @@ def _taken(one: _Reached, before: Sequence[_Reached], lines: _Lines) -> list[Tak
             for part in lines.routes
             if part is not line and part.path is not None and _takes_part(part, method, one, before, lines)
         )
+        parts = (*lines.of_messages(method, example), *parts)
         key = (id(line), *map(id, parts))
         known = groups.get(key)
         methods = (*known.methods, method) if known else (method,)
