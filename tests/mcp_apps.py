@@ -14,9 +14,7 @@ from llm_apps import listening
 from metering import served
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
-
-    from starlette.types import ASGIApp
+    from collections.abc import AsyncGenerator
 
     from metering import Served
 
@@ -118,9 +116,8 @@ async def serving(
         ": 20/hour", f": {20 * included}/hour"
     )
     lines = plans.replace('"MCP ', f'"MCP {path} ') if path != "/mcp" else plans
-    async with served(make(ran, **options), plans=lines) as at:
-        async with listening(at.app, lifespan="on") as port:
-            yield at, f"http://127.0.0.1:{port}{path}"
+    async with served(make(ran, **options), plans=lines) as at, listening(at.app, lifespan="on") as port:
+        yield at, f"http://127.0.0.1:{port}{path}"
     for task in asyncio.all_tasks():  # One for each loop: sse-starlette ends it with the process.
         if getattr(task.get_coro(), "__name__", "") == "_shutdown_watcher":
             task.cancel()

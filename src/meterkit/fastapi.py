@@ -73,9 +73,19 @@ _TEXT: Final = {"type": "string"}
 _URI: Final = {"type": "string", "format": "uri"}
 _TEXTS: Final = {"type": "array", "items": _TEXT}
 _QUANTITY: Final = {"type": "integer", "minimum": 0}
+_OFFER: Final = {
+    "type": "object",
+    "properties": {
+        "credit": _TEXT,
+        "top_up_url": _URI,
+        "amounts_cents": {"type": "array", "items": _QUANTITY},
+        "currency": _TEXT,
+    },
+    "required": ["credit", "top_up_url", "amounts_cents", "currency"],
+}
 _MEMBERS: Final[Mapping[str, Mapping[str, Any]]] = {
-    TYPES["rate"].problem.uri: {"violated-policies": _TEXTS},
-    TYPES["suspended"].problem.uri: {"reason": _TEXT, "portal_url": _URI},
+    TYPES["rate"].problem.uri: {"violated-policies": _TEXTS, "offer": _OFFER},
+    TYPES["suspended"].problem.uri: {"reason": _TEXT, "portal_url": _URI, "offer": _OFFER},
     TYPES["spend"].problem.uri: {
         "limit_cents": _QUANTITY,
         "spent_cents": _QUANTITY,
@@ -86,7 +96,7 @@ _MEMBERS: Final[Mapping[str, Mapping[str, Any]]] = {
     TYPES["seats"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY},
     TYPES["storage"].problem.uri: {"limit": _QUANTITY, "used": _QUANTITY, "requested": _QUANTITY},
 }
-_OPTIONAL: Final = frozenset({"portal_url", "reset_after_s"})
+_OPTIONAL: Final = frozenset({"offer", "portal_url", "reset_after_s"})
 _SECONDS: Final = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
 _FIELDS: Final[Mapping[int, Mapping[str, Any]]] = {
     401: {"WWW-Authenticate": {"description": "How to authenticate.", "schema": _TEXT}},

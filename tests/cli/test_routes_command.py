@@ -93,6 +93,27 @@ def test_routes_without_a_line_and_lines_without_a_route_are_left_undone(api: Sh
     assert "an app that prints" in done.err
 
 
+def test_lines_of_mcp_are_shown_below_the_route_of_their_endpoint(api: Shell, directory: Path) -> None:
+    app = APP.replace('@app.get("/healthz")', '@app.post("/mcp")\ndef mcp(): ...\n\n\n@app.get("/healthz")')
+    (directory / "shop" / "api.py").write_text(app)
+    lines = """routes:
+  - {match: "MCP tools/call search*", consume: {requests: 2}}
+  - {match: "MCP tools/call", consume: {requests: 1}}
+  - {match: "MCP /other *"}
+  - {match: "POST /mcp", exempt: true}
+"""
+    (directory / "plans.yaml").write_text(PLANS.replace("routes:\n", lines))
+    done = api.run("routes", "shop.api:app", "--json")
+    endpoint = next(route for route in done.json["routes"] if route["path"] == "/mcp")
+    assert endpoint["line"] == "POST /mcp"
+    assert endpoint["parts"] == [
+        {"line": "MCP tools/call search*", "metered": "consume 2 requests"},
+        {"line": "MCP tools/call", "metered": "consume 1 requests"},
+    ]
+    idle = [line["line"] for line in done.json["idle_lines"]]
+    assert idle == ["MCP /other *", "DELETE /v1/files/{name}"]
+
+
 def test_the_table_fits_a_terminal_and_names_what_does_not_fit(api: Shell) -> None:
     done = api.run("routes", "shop.api:app")
     assert done.code == 1

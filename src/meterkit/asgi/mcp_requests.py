@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from meterkit.answers import answer
 from meterkit.asgi.body import BufferedBody
+from meterkit.asgi.logs import warn
 from meterkit.asgi.mcp_messages import (
     MESSAGE_BYTES_MAX,
     McpMessage,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.routing import Router
     from meterkit.catalog import Outcome, Route
+    from meterkit.store.store import Store
 
 _ROUTERS_MAX: Final = 256
 _PARSE_ERROR: Final = -32700
@@ -66,7 +68,7 @@ class McpLines:
         return router.match_http(scope)
 
     async def read(
-        self, route: Route, scope: Scope, receive: Receive, send: Send, complain: Callable[[str], None]
+        self, route: Route, scope: Scope, receive: Receive, send: Send, store: Store
     ) -> McpRequest | None:
         """Read a request that one of the lines may take; None: it could not be read, and was refused.
 
@@ -75,7 +77,7 @@ class McpLines:
             scope: the request's.
             receive: the server's.
             send: likewise.
-            complain: takes why a request was refused.
+            store: of the kit.
         """
         if route.enforcement == "off":
             return McpRequest(route, None, receive)
@@ -85,7 +87,7 @@ class McpLines:
         try:
             message = read_message(content, is_whole=is_whole)
         except UnreadableMessageError as error:
-            complain(f"a request is no message that can be read: {error}")
+            warn(store, route.match, f"a request is no message that can be read: {error}")
             if route.enforcement == "shadow":
                 return McpRequest(route, None, body.receive)
             await _refuse(send, str(error), is_whole=is_whole)

@@ -15,7 +15,7 @@ from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.exchange_kinds import kind_of
 from meterkit.asgi.headers import ShadowFields
 from meterkit.asgi.lifespan import lifespan
-from meterkit.asgi.logs import RefusalLog, TroubleLog, warn
+from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight
@@ -123,7 +123,6 @@ class MeterMiddleware:
         """The catalog that decides requests."""
         return self._kit.store.catalog
 
-    # In one coroutine, as every request passes here.
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912
         """Serve one scope: a request, a websocket or the lifespan; anything else passes as it is."""
         mark = self._mark
@@ -137,8 +136,7 @@ class MeterMiddleware:
         refuser = self._refuser
         route = plans.router.match_http(scope) if is_http else plans.router.match_websocket(scope)
         if route is not None and route.mcp is not None:
-            complain = partial(warn, self._kit.store, route.match)
-            read = await plans.mcp.read(route, scope, receive, send, complain)
+            read = await plans.mcp.read(route, scope, receive, send, self._kit.store)
             if read is None:
                 return
             route, receive = read.route, read.receive

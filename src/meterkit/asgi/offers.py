@@ -1,31 +1,23 @@
 """What a refusal offers: top-ups with their page, in the problem document and in the form of x402.
 
 https://github.com/coinbase/x402/blob/main/specs/x402-specification-v2.md
-https://github.com/coinbase/x402/blob/main/specs/transports-v2/mcp.md
 """
 
 from __future__ import annotations
 
 import json
 from base64 import b64encode
-from dataclasses import dataclass, replace
-from http import HTTPStatus
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.meters import CHARGED
 
 if TYPE_CHECKING:
-    from meterkit.asgi.mcp_messages import McpMessage
-    from meterkit.asgi.problems import Denial
     from meterkit.catalog import Catalog
     from meterkit.decisions.decision import Decision
 
 X402_VERSION: Final = 2
-ERROR_CODE: Final = -32000
-"""Of refusals: the first code that servers of JSON-RPC may use as they like."""
 PAGE_VALID_S: Final = 86_400
-_REPLACED: Final = frozenset({b"content-type", b"content-length"})
-_JSON: Final = (b"content-type", b"application/json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,41 +89,9 @@ def payment_required(error: str, resource: str, offer: dict[str, Any] | None) ->
 
 def payment_field(error: str, resource: str, offer: Offer) -> tuple[bytes, bytes]:
     """The field ``PAYMENT-REQUIRED``, which tells clients of x402 the same over HTTP."""
-    return (b"payment-required", b64encode(_compact(payment_required(error, resource, offer.member))))
+    return (b"payment-required", b64encode(compact(payment_required(error, resource, offer.member))))
 
 
-def mcp_denial(denial: Denial, message: McpMessage) -> Denial:
-    """A refusal as an answer to a message of MCP; one that wants no answer gets the problem document.
-
-    A tool call that a payment would help gets a *result* with ``isError``, which reaches the model; all
-    others get an error of JSON-RPC with the status of the refusal, and the problem document as its ``data``.
-    """
-    if not message.is_request:
-        return denial
-    problem: dict[str, Any] = json.loads(denial.body)
-    head = tuple(pair for pair in denial.headers if pair[0] not in _REPLACED)
-    answered: dict[str, Any] = {"jsonrpc": "2.0", "id": message.id}
-    is_payable = denial.status == HTTPStatus.PAYMENT_REQUIRED or "offer" in problem
-    if is_payable and message.method == "tools/call":
-        told = payment_required(problem["detail"], f"mcp://tool/{message.name}", problem.get("offer"))
-        told["problem"] = problem
-        text = _compact(told).decode()
-        content = [{"type": "text", "text": text}]
-        answered["result"] = {"isError": True, "structuredContent": told, "content": content}
-        # Results of the current revision say what kind they are: this one is complete.
-        answered["result"]["resultType"] = "complete"
-        return _answer(denial, HTTPStatus.OK, head, answered)
-    answered["error"] = {"code": ERROR_CODE, "message": problem["detail"], "data": problem}
-    return _answer(denial, denial.status, head, answered)
-
-
-def _answer(
-    denial: Denial, status: int, head: tuple[tuple[bytes, bytes], ...], answered: dict[str, Any]
-) -> Denial:
-    body = _compact(answered)
-    length = (b"content-length", b"%d" % len(body))
-    return replace(denial, status=int(status), headers=(_JSON, length, *head), body=body)
-
-
-def _compact(value: object) -> bytes:
+def compact(value: object) -> bytes:
+    """JSON without blanks."""
     return json.dumps(value, separators=(",", ":")).encode()

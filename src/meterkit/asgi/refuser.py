@@ -10,7 +10,8 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from meterkit.asgi.logs import Sampler
-from meterkit.asgi.offers import Offer, mcp_denial
+from meterkit.asgi.mcp_refusals import mcp_denial
+from meterkit.asgi.offers import Offer
 from meterkit.asgi.problems import Denial, ProblemContext, complete, problem, send_denial, takes_answer
 
 if TYPE_CHECKING:

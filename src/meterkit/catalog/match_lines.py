@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import RefusedError, nearest, quoted
-from meterkit.catalog.mcp_lines import MCP, parse_mcp
+from meterkit.catalog.mcp_lines import MCP, parse_mcp, takes_all_messages
 from meterkit.catalog.value_parsers import scalar
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ Match = tuple[str | None, str | None]
 def takes_all(earlier: str, later: str) -> bool:
     """Whether every request that falls under the ``match`` line ``later`` falls under ``earlier``."""
     first, second = parse_mcp(earlier), parse_mcp(later)
-    if first is not None and (second is None or not first[1].covers(second[1])):
+    if first is not None and (second is None or not takes_all_messages(first[1], second[1])):
         return False
     return covers(parse_match(earlier), parse_match(later))
 

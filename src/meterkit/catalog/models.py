@@ -15,7 +15,7 @@ from meterkit.catalog.notifications import Notify
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.catalog.mcp_lines import McpMatch
+    from meterkit.catalog.mcp_match import McpMatch
     from meterkit.catalog.model_prices import Credit, ProviderPrices
     from meterkit.catalog.stored_objects import Storage
 

@@ -1,0 +1,55 @@
+"""Refusals in the form of MCP: results of tool calls in the form of x402, and errors of JSON-RPC.
+
+https://github.com/coinbase/x402/blob/main/specs/transports-v2/mcp.md
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.asgi.offers import compact, payment_required
+
+if TYPE_CHECKING:
+    from meterkit.asgi.mcp_messages import McpMessage
+    from meterkit.asgi.problems import Denial
+
+ERROR_CODE: Final = -32000
+"""Of refusals: the first code that servers of JSON-RPC may use as they like."""
+_REPLACED: Final = frozenset({b"content-type", b"content-length"})
+_JSON: Final = (b"content-type", b"application/json")
+
+
+def mcp_denial(denial: Denial, message: McpMessage) -> Denial:
+    """A refusal as an answer to a message of MCP; one that wants no answer gets the problem document.
+
+    A tool call that a payment would help gets a *result* with ``isError``, which reaches the model; all
+    others get an error of JSON-RPC with the status of the refusal, and the problem document as its ``data``.
+    """
+    if not message.is_request:
+        return denial
+    problem: dict[str, Any] = json.loads(denial.body)
+    head = tuple(pair for pair in denial.headers if pair[0] not in _REPLACED)
+    answered: dict[str, Any] = {"jsonrpc": "2.0", "id": message.id}
+    is_payable = denial.status == HTTPStatus.PAYMENT_REQUIRED or "offer" in problem
+    if is_payable and message.method == "tools/call":
+        told = payment_required(problem["detail"], f"mcp://tool/{message.name}", problem.get("offer"))
+        told["problem"] = problem
+        text = compact(told).decode()
+        content = [{"type": "text", "text": text}]
+        answered["result"] = {"isError": True, "structuredContent": told, "content": content}
+        # Results of the current revision say what kind they are: this one is complete.
+        answered["result"]["resultType"] = "complete"
+        return _answer(denial, HTTPStatus.OK, head, answered)
+    answered["error"] = {"code": ERROR_CODE, "message": problem["detail"], "data": problem}
+    return _answer(denial, denial.status, head, answered)
+
+
+def _answer(
+    denial: Denial, status: int, head: tuple[tuple[bytes, bytes], ...], answered: dict[str, Any]
+) -> Denial:
+    body = compact(answered)
+    length = (b"content-length", b"%d" % len(body))
+    return replace(denial, status=int(status), headers=(_JSON, length, *head), body=body)
