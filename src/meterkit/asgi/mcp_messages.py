@@ -105,7 +105,7 @@ def _decoded(body: bytes) -> object:
 
 
 def _members(pairs: _Pairs, names: tuple[str, ...]) -> dict[str, Any]:
-    """The members of these names, each of which is there once and in just this spelling."""
+    """Find members by name. Each may be there once, and in just this spelling."""
     if len(pairs) > _MEMBERS_MAX:
         raise UnreadableMessageError("an object has too many members")
     found: dict[str, Any] = {}

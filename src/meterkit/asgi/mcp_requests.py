@@ -111,7 +111,7 @@ def failure_of(body: bytes, kind: bytes) -> Outcome | None:
     """What an answer with status 2xx says went wrong: ``client_error`` or ``server_error``; None: nothing.
 
     Args:
-        body: of the answer, JSON or a stream of events, the last of which is the answer.
+        body: of the answer: JSON, or a stream of events that ends with the answer.
         kind: its ``Content-Type``.
     """
     if kind.startswith(b"text/event-stream"):

@@ -67,7 +67,7 @@ def payment_required(error: str, resource: str, offer: dict[str, Any] | None) ->
 
     Args:
         error: what is the matter, in words.
-        resource: the address of what was asked for.
+        resource: the address of the request.
         offer: see :attr:`Offer.member`; None: no payment helps.
     """
     accepts: list[dict[str, Any]] = []

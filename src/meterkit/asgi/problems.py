@@ -38,7 +38,7 @@ class ProblemContext:
         unit: of the gauge.
         portal_url: where the customer can pay.
         offer: the top-ups that are sold, or None.
-        resource: the address of what was asked for.
+        resource: the address of the request.
         currency: of the plans file.
         origin: the request's ``Origin``.
         cors: the origins whose scripts may read a refusal; ``*`` for all.
