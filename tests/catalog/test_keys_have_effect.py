@@ -47,6 +47,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "storage.types": ("storage/records.py", "storage.types"),
     "features": ("catalog/plans.py", "declared.features"),
     "prices": ("catalog/meters.py", "prices[cost]"),
+    "plans.*.meters.*.overage.bill.price": ("catalog/plans.py", "declared.prices"),
     "prices.*.default": ("catalog/model_prices.py", "self.default"),
     "prices.*.models": ("catalog/model_prices.py", "self.models"),
     "credits": ("store/", "catalog.credits"),

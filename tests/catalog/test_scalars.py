@@ -187,7 +187,20 @@ def test_costs_are_whole_micro_credits(text: str, micro_credits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1 per 3", "1 per 2_000_000", "0 per 1", "1 per 0", "0.5", "one", "1 per", ""]
+    "text",
+    [
+        "1 per 3",
+        "1 per 2_000_000",
+        "0 per 1",
+        "1 per 0",
+        "0.0",
+        "0.0000001",
+        "1000000000.5",
+        "0.5 per 3",
+        "one",
+        "1 per",
+        "",
+    ],
 )
 def test_costs_that_are_refused(text: str) -> None:
     with pytest.raises(RefusedError):

@@ -57,7 +57,7 @@ plans:
       plain:   {included: 30}
 """
 BARE: Final = loads(_METERS + _PLAN)
-PAID: Final = loads(f"""{_METERS}
+_PAID: Final = f"""{_METERS}
 prices:
   images: {{default: 3, models: {{opus: 5, "*mini": 1 per 2}}}}
 credits:
@@ -68,7 +68,35 @@ credits:
       - {{credit: ai, quantity: 12, every: period}}
       - {{credit: usd, quantity: 1, every: period}}
       - {{meter: words, quantity: 9, every: period}}
-""")
+"""
+PAID: Final = loads(_PAID)
+TABLES: Final = """
+prices:
+  words: {default: 0.3 per 10, models: {"*mini": 0.0001, opus: 0.5}}
+  shown: {default: 10, models: {opus: 60, "*mini": 3}}
+"""
+
+
+def with_rows(text: str) -> str:
+    """The same plans file with prices by model of words and images."""
+    text = text.replace("bill: {per: 7, amount_cents: 3}", "bill: {price: prices.words}")
+    text = text.replace("bill: {per: 3, amount_cents: 50}", "bill: {price: prices.shown}")
+    return text.replace("\nprices:\n", TABLES) if "\nprices:\n" in text else text + TABLES
+
+
+ROWS: Final = loads(with_rows(_METERS + _PLAN))
+PAID_ROWS: Final = loads(with_rows(_PAID))
+ROW_PRICES: Final = {
+    "words": {"(default)": Fraction(300), "*mini": Fraction(1), "opus": Fraction(5000)},
+    "images": {"(default)": Fraction(10 * CENT), "opus": Fraction(60 * CENT), "*mini": Fraction(3 * CENT)},
+}
+
+
+def row_of(model: str | None) -> str:
+    """The row of the tables that has a model."""
+    return {None: "(default)", "opus": "opus", "a-mini": "*mini"}[model]
+
+
 PRICES: Final = {
     "words": Fraction(3 * CENT, 7),
     "images": Fraction(50 * CENT, 3),
@@ -123,10 +151,15 @@ class SpendWorld:
         self.seen: set[str] = set()
         self._begin()
 
+    @property
+    def is_paid(self) -> bool:
+        """Whether credits and grants pay, too."""
+        return bool(self.catalog.credits)
+
     def _begin(self) -> None:
         self.included, self.overage = Counter[str](), Counter[str]()
         self.left: dict[str, int] = {}
-        if self.catalog is PAID:
+        if self.is_paid:
             self.left = {"c:ai": 12 * MICRO, "c:usd": MICRO, "m:words": 9}
 
     def step(self) -> None:
@@ -192,10 +225,23 @@ class SpendWorld:
         if mode != "c" and reply[0] != 1:
             self.period = self.period or self._bounds()
             for name, demand in demands.items():
-                self.holds[name].take(self.wall, demand.taken)
-                if name == "images" and self.catalog is PAID:
-                    self.credit_holds.take(self.wall, demand.taken * COSTS[model])
+                self._hold(name, demand.taken, model)
             self.open.append((decision, self.wall // SLOT_MS))
+
+    def _hold(self, name: str, quantity: int, model: str | None) -> None:
+        self.holds[name].take(self.wall, quantity)
+        if name == "images" and self.is_paid:
+            self.credit_holds.take(self.wall, quantity * COSTS[model])
+
+    def _give_back(self, held: Held, slot: int) -> None:
+        for name, quantity in held.quantities.items():
+            if name in self.holds:
+                self.holds[name].give_back(self.wall, slot, quantity)
+            if name in held.costs:
+                self.credit_holds.give_back(self.wall, slot, quantity * held.costs[name])
+
+    def _rows_asked(self, demands: Mapping[str, Demand], model: str | None) -> int:  # noqa: ARG002 - no rows
+        return 0
 
     def _weigh(
         self, demands: Mapping[str, Demand], mode: str, model: str | None
@@ -232,7 +278,9 @@ class SpendWorld:
         )
         if before.keys().isdisjoint(demands):
             return refuses, told, shares
-        for nth, (most, spent) in enumerate(self._budgets(), start=len(demands)):
+        for nth, (most, spent) in enumerate(
+            self._budgets(), start=len(demands) + self._rows_asked(demands, model)
+        ):
             left = most - spent - sum(before.values())
             refuses |= 0 < needs > left
             told[nth] = most - spent, sum(before.values()), needs
@@ -266,7 +314,7 @@ class SpendWorld:
 
     def _free(self, name: str, takes: Mapping[str, int], model: str | None) -> int:
         free = max(0, self.given[name] - self.included[name])
-        if name == "usd_charged" or self.catalog is BARE:
+        if name == "usd_charged" or not self.is_paid:
             return free
         free += self.left.get(f"m:{name}", 0)
         if name in CREDIT:
@@ -293,6 +341,7 @@ class SpendWorld:
             recorded = {
                 name: self.random.choice((quantity, quantity, quantity // 2, quantity + 1, 0))
                 for name, quantity in held.quantities.items()
+                if name in self.holds
             }
         elif self.random.random() < 0.5:
             name = self.random.choice([name for name in QUANTITIES if name in self.catalog.meters])
@@ -301,12 +350,10 @@ class SpendWorld:
         dimensions = {} if model is None else {"model": model}
         self._send(held, Used(recorded, {}, dimensions))
         self._roll()
-        for name, quantity in held.quantities.items():
-            self.holds[name].give_back(self.wall, slot, quantity)
-            if name in held.costs:
-                self.credit_holds.give_back(self.wall, slot, quantity * held.costs[name])
+        self._give_back(held, slot)
         self.period = self.period or self._bounds()
-        self._record({name: recorded.get(name, 0) for name in (*held.quantities, *recorded)}, model)
+        names = (name for name in (*held.quantities, *recorded) if name in self.holds)
+        self._record({name: recorded.get(name, 0) for name in names}, model)
         self._check()
 
     def _send(self, held: Held, used: Used) -> None:
@@ -327,14 +374,14 @@ class SpendWorld:
         for name, quantity in quantities.items():
             within = min(quantity, max(0, self.given[name] - self.included[name]))
             rest = quantity - within
-            if self.catalog is PAID:
+            if self.is_paid:
                 rest -= self._pay(f"m:{name}", rest, 1)
                 cost = {"words": MICRO // 4, "images": COSTS[model], "usd_charged": 1}.get(name)
                 rest -= self._pay(f"c:{CREDIT[name]}", rest, cost) if cost else 0
             if name == "usd_charged":
                 spent += quantity - within
             elif name in PRICES:
-                spent += _cost(name, self.overage[name] + rest) - _cost(name, self.overage[name])
+                spent += self._cost_of(name, rest, model)
             self.included[name] += within
             self.overage[name] += rest
         if not any(quantities.values()) or not any(name in self._priced for name in quantities):
@@ -352,6 +399,9 @@ class SpendWorld:
             if most and 100 * before < percent * most <= 100 * (before + spent)
         ]
         self._check_notices([f"{before + spent} {percent} {most}" for percent in crossed])
+
+    def _cost_of(self, name: str, rest: int, model: str | None) -> int:  # noqa: ARG002 - one price for all
+        return _cost(name, self.overage[name] + rest) - _cost(name, self.overage[name])
 
     def _pay(self, target: str, units: int, cost: int) -> int:
         paid = min(units, self.left.get(target, 0) // cost)
@@ -433,6 +483,68 @@ class SpendWorld:
     def compare(self, what: str, expected: object, found: object) -> None:
         if expected != found:
             raise MismatchError(f"{what}: {expected!r} is expected, and {found!r} was found")
+
+
+class RowsSpendWorld(SpendWorld):
+    """The same with prices by model: of words, which cost so little that rounding shows, and of images."""
+
+    catalog = ROWS
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.at_rows: dict[str, Counter[str]] = {name: Counter() for name in ROW_PRICES}
+        if not hasattr(self, "row_holds"):
+            self.row_holds = {name: {row: Slots() for row in rows} for name, rows in ROW_PRICES.items()}
+
+    def _cost_of(self, name: str, rest: int, model: str | None) -> int:
+        if name not in ROW_PRICES:
+            return super()._cost_of(name, rest, model)
+        row = row_of(model)
+        before = self.at_rows[name][row]
+        self.at_rows[name][row] += rest
+        price = ROW_PRICES[name][row]
+        return ceil((before + rest) * price) - ceil(before * price)
+
+    def _rows_asked(self, demands: Mapping[str, Demand], model: str | None) -> int:
+        return len(ROW_PRICES.keys() & demands.keys()) if model else 0
+
+    def _hold(self, name: str, quantity: int, model: str | None) -> None:
+        super()._hold(name, quantity, model)
+        if name in ROW_PRICES and model:
+            self.row_holds[name][row_of(model)].take(self.wall, quantity)
+
+    def _give_back(self, held: Held, slot: int) -> None:
+        super()._give_back(held, slot)
+        for name, rows in self.row_holds.items():
+            for row, holds in rows.items():
+                holds.give_back(self.wall, slot, held.quantities.get(f"{name}:{row}", 0))
+
+    def _owed(self, name: str, takes: Mapping[str, int], model: str | None, more: int) -> int:
+        if name not in ROW_PRICES:
+            return super()._owed(name, takes, model, more)
+        prices, counted = ROW_PRICES[name], self.at_rows[name]
+        dearest = sorted(prices, key=prices.__getitem__, reverse=True)
+        there = {row: sum(self.row_holds[name][row].live(self.wall)) for row in dearest}
+        there[row_of(model) if model else dearest[0]] += more
+        held = sum(self.holds[name].live(self.wall)) + more
+        unknown = max(0, held - sum(there.values()))
+        there[dearest[0]] += unknown
+        left, most = max(0, held - self._free(name, takes, model)), 0
+        for row in dearest:
+            part = min(left, there[row])
+            most, left = most + ceil(part * prices[row]), left - part
+        every = sum(
+            ceil((counted[row] + there[row]) * prices[row]) - ceil(counted[row] * prices[row])
+            for row in dearest
+        )
+        parts = sum(map(bool, there.values()))
+        return min(every + len(prices) * bool(unknown), most + parts * bool(parts > 1 and most))
+
+
+class PaidRowsSpendWorld(RowsSpendWorld):
+    """The same, with credits and grants."""
+
+    catalog = PAID_ROWS
 
 
 class PaidSpendWorld(SpendWorld):

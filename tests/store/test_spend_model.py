@@ -11,7 +11,7 @@ from meterkit.redis.connection import pack
 from store.script_counts import MOST
 from store.script_driver import life
 from store.script_mutants import in_depth, source
-from store.script_spend import PaidSpendWorld, SpendWorld
+from store.script_spend import PaidRowsSpendWorld, PaidSpendWorld, RowsSpendWorld, SpendWorld
 from store.script_wires import fake_wire, load_texts, server_wire
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from store.script_wires import Wire
 
 SEEN: Final = frozenset({"c 0", "c 1", "d 0", "d 1", "s 0", "s 5", "notice", "spend"})
-KINDS: Final = (SpendWorld, PaidSpendWorld)
+KINDS: Final = (SpendWorld, PaidSpendWorld, RowsSpendWorld, PaidRowsSpendWorld)
 
 
 def test_prices_of_large_quantities_are_exact(valkey: Server) -> None:

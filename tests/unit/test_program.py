@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from meterkit.catalog import Rate, loads
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.asked import Demand
+from meterkit.decisions.at_model import AtModel
 from meterkit.decisions.binding import Binding
 from meterkit.decisions.grants import Prepaid, target_of
 from meterkit.decisions.keys import concurrency_field, meter_field, rate_field, route_name
@@ -421,7 +422,7 @@ plans:
 
     def held_at(costs: dict[str, int] | None) -> dict[str, int]:
         demands = {"out": Demand.of(5), "flat": Demand.of(5)}
-        program = compile_program(plan.entitlements, catalog, demands, prepaid=prepaid, costs=costs)
+        program = compile_program(plan.entitlements, catalog, demands, prepaid=prepaid, at=AtModel(costs))
         return dict(program.costs)
 
     assert held_at(None) == {"out": 20 * micro}

@@ -11,8 +11,9 @@ from meterkit.catalog.errors import Place, Problems, unknown
 from meterkit.catalog.meters import counts_bytes
 from meterkit.catalog.models import Entitlement, Overage
 from meterkit.catalog.rates import Rates
-from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, Shape, Table
+from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, Nullable, Shape, Table
 from meterkit.catalog.value_parsers import (
+    TABLE_OF_PRICES,
     UNLIMITED,
     Unlimited,
     cents,
@@ -34,6 +35,10 @@ class BillTable(Table, what="a price of overage", inheritable=True):
     cap = Key(quantity(), "The quantity beyond included that is still admitted; default: no ceiling.")
     per = Key(quantity(least=1), "The quantity that amount_cents buys.")
     amount_cents = Key(cents(), "The price of `per` units in minor units.")
+    price = Key(
+        Nullable(TABLE_OF_PRICES),
+        "In place of both, prices by model: `prices.NAME`, of which 1 is a minor unit; default: null.",
+    )
 
 
 _PERCENT: Final = percent(least=1, most=1000)
@@ -163,6 +168,8 @@ def _build_overage(values: EntitlementTable, meter: Meter, base: Entitlement | N
         return DENY if values.has("included", "overage") else default_entitlement(meter).overage
     if isinstance(written, OverageTable):
         overage = _build_overage_table(written, meter)
+        if base is not None and written.bill is not None and written.bill.price is not None:
+            written.bill.refuse("price", "prices by model are a plan's; give `per` and `amount_cents`")
     else:
         overage = BILLED if written == "bill" else DENY
     if overage.mode == "bill" and meter.stripe is None:
@@ -200,7 +207,11 @@ def _build_bill(bill: BillTable | None) -> Overage:
     for given, needed in (("per", "amount_cents"), ("amount_cents", "per")):
         if bill.has(given) and not bill.has(needed):
             bill.refuse(given, f"`{given}` needs `{needed}`: so much money per so many units")
-    return Overage(mode="bill", **bill.given())
+    if bill.price is not None:
+        for key in ("per", "amount_cents"):
+            if bill.has(key):
+                bill.refuse(key, f"found `price` and `{key}`; keep one: a price for all models, or by model")
+    return Overage(mode="bill", **bill.given("cap", "per", "amount_cents"))
 
 
 def _build_warn_at(values: EntitlementTable) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ from meterkit.catalog.notes import (
     note_unreachable_prices,
 )
 from meterkit.catalog.notify import NotifyTable, build_notify
-from meterkit.catalog.plans import Declared, PlanTable, build_plans
+from meterkit.catalog.plans import Declared, PlanTable, build_plans, price_rows
 from meterkit.catalog.routes import RouteTable, build_routes, quantities_of
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Table, kept
 from meterkit.catalog.storage import StorageTable, build_storage
@@ -287,8 +287,9 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     credits_ = build_credits(values.credits or {}, values.places("credits"), known, prices, problems)
     note_unreachable_prices([*kept(values.prices).values(), *kept(values.credits).values()], problems)
     note_unpriced_models(kept(values.meters), credits_.values(), problems)
-    declared = Declared(meters=known, features=features, credits=credits_)
     written_plans = values.plans or {}
+    known |= price_rows(written_plans, known, prices)
+    declared = Declared(meters=known, features=features, credits=credits_, prices=prices)
     built_plans = build_plans(written_plans, declared, problems)
     budgets = {key: plan.budget for key, plan in kept(written_plans).items() if plan.budget is not None}
     if budgets:

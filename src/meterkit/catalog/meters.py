@@ -12,7 +12,16 @@ from meterkit.catalog.model_prices import Credit, ModelPrices, ProviderPrices
 from meterkit.catalog.models import Meter, Report, StripeEvent
 from meterkit.catalog.shapes import Choice, Key, MapOf, Scalar, Table, kept
 from meterkit.catalog.top_ups import TopUpTable, build_top_ups
-from meterkit.catalog.value_parsers import COST, NAME, PRICE, parse_integer, percent, text
+from meterkit.catalog.value_parsers import (
+    COST,
+    NAME,
+    PRICE,
+    PRICES,
+    TABLE_OF_PRICES,
+    parse_integer,
+    percent,
+    text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -64,7 +73,6 @@ class ModelPricesTable(Table, what="prices by model"):
     )
 
 
-_PRICES: Final = "prices."
 _PROVIDER_PRICES: Final = "provider_prices"
 _TOKENS: Final = "tokens"
 _MARKUP: Final = "markup"
@@ -81,8 +89,8 @@ class _Markup:
 def _parse_cost(written: str) -> int | str | ProviderPrices | _Markup:
     if written == _PROVIDER_PRICES:
         return ProviderPrices()
-    if written.startswith(_PRICES):
-        return NAME.parse(written.removeprefix(_PRICES))
+    if written.startswith(PRICES):
+        return TABLE_OF_PRICES.parse(written)
     if (found := _PERCENT.fullmatch(written)) is not None:
         found_percent = int(f"{found['sign']}{parse_integer(found['number'])}")
         if not _MARKUP_LEAST <= found_percent <= _MARKUP_MAX:
@@ -102,7 +110,7 @@ _COST_OR_PRICES: Final[Scalar[_Cost]] = Scalar(
     {
         "anyOf": [
             COST.schema(),
-            {"type": "string", "pattern": r"^prices[.][A-Za-z][A-Za-z0-9_.-]*$"},
+            TABLE_OF_PRICES.schema(),
             {"const": _PROVIDER_PRICES},
             {"type": "string", "pattern": "^-?[0-9_]+ *%$"},
         ]

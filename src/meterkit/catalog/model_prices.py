@@ -46,6 +46,36 @@ class ModelPrices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PriceRows:
+    """The prices of a table by model, each by the meter that counts what is billed at it.
+
+    Attributes:
+        default: the meter of a model that no pattern matches, and of usage without a model.
+        models: glob patterns of model names, each with its meter; the first one that matches counts.
+        highest: the meter of the highest price.
+    """
+
+    default: str
+    models: tuple[tuple[str, str], ...]
+    highest: str
+
+    def of(self, model: str | None) -> str:
+        """The meter of a model; None: of no model; empty: of one whose name is not known."""
+        if model == "":
+            return self.highest
+        if model is not None:
+            for pattern, row in self.models:
+                if fnmatchcase(model, pattern):
+                    return row
+        return self.default
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Every meter, the default's last."""
+        return (*(row for _, row in self.models), self.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderPrices:
     """What calls of language models are charged: the prices of their providers, and a markup.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meterkit.catalog.mcp_match import McpMatch
-    from meterkit.catalog.model_prices import Credit, ProviderPrices
+    from meterkit.catalog.model_prices import Credit, PriceRows, ProviderPrices
     from meterkit.catalog.stored_objects import Storage
 
 Algorithm = Literal["sliding-window", "fixed-window", "token-bucket"]
@@ -109,6 +109,7 @@ class Meter:
         where: for a derived meter, dimension name to glob pattern; else empty.
         charges: of a meter that counts what calls are charged: at which prices; else None.
         is_spend: whether it counts what is spent, which the store works out.
+        is_row: whether it counts what is billed of its source at one of the prices by model.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Meter:
     where: Mapping[str, str]
     charges: ProviderPrices | None = None
     is_spend: bool = False
+    is_row: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +132,11 @@ class Overage:
         mode: ``deny`` refuses it, ``bill`` records and reports it, ``percent`` tolerates it on a gauge.
         cap: with ``bill``, the quantity beyond included that is still admitted; None: no ceiling.
         per: with a price, the quantity that ``amount_cents`` buys; else None.
-        amount_cents: the price of ``per`` units in minor units; None: the price is only at Stripe.
+        amount_cents: the price of ``per`` units in minor units; None: the price is only at Stripe; with
+            ``rows`` the default.
         percent: with ``percent``, how far above included the gauge may be, in percent of included.
         grace_ms: with ``percent``, how long.
+        rows: the prices by model; None: there is one price.
     """
 
     mode: Literal["deny", "bill", "percent"]
@@ -141,6 +145,7 @@ class Overage:
     amount_cents: int | None = None
     percent: int | None = None
     grace_ms: int | None = None
+    rows: PriceRows | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from meterkit.catalog.errors import unknown
 from meterkit.catalog.meters import ALL, Meters, check_meter
 from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPrice
 from meterkit.catalog.notes import note_entitlement, note_trial
+from meterkit.catalog.overage_prices import bill_of, build_rows, check_items, price_by_model, rows_of
 from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table, kept
 from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, text
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog.errors import Problems
-    from meterkit.catalog.model_prices import Credit
+    from meterkit.catalog.model_prices import Credit, ModelPrices
     from meterkit.catalog.models import Entitlement, WithoutCard
 
 DEFAULT_PLAN_WORD: Final = "default_plan"
@@ -135,6 +136,17 @@ class Declared:
     meters: Meters
     features: tuple[str, ...]
     credits: Mapping[str, Credit]
+    prices: Mapping[str, ModelPrices | None]
+
+
+def price_rows(
+    read: Mapping[str, PlanTable | None], meters: Meters, prices: Mapping[str, ModelPrices | None]
+) -> Meters:
+    """The meters that the plans' prices by model need."""
+    found: Meters = {}
+    for values in kept(read).values():
+        found |= build_rows(values.meters or {}, meters, prices)
+    return found
 
 
 def build_plans(
@@ -144,6 +156,9 @@ def build_plans(
     plans = {
         key: None if values is None else _build_plan(key, values, declared) for key, values in read.items()
     }
+    for key, plan in kept(plans).items():
+        if (values := read[key]) is not None:
+            check_items(plan, declared.meters, values.node.place, problems)
     if (values := read.get(DEFAULT_PLAN_WORD)) is not None:
         problems.refuse(values.node.place, "'default_plan' stands for the default plan; choose another key")
     _refuse_prices_used_twice(read)
@@ -194,6 +209,11 @@ def _build_entitlements(values: PlanTable, declared: Declared) -> dict[str, Enti
         written = listed.get(name)
         built[name] = default_entitlement(meter) if written is None else build_entitlement(written, meter)
         note_entitlement(built[name], meter, written, values.node.place, values.problems)
+    for name, written in listed.items():
+        bill = bill_of(written)
+        table = None if bill is None else declared.prices.get(bill.price or "")
+        if table is not None and built.get(name) is not None and rows_of(name, table).default in built:
+            built |= price_by_model(built[name], table)
     if values.trial is not None:
         note_trial(built, kept(declared.meters), values.place("trial"), values.problems)
     return built

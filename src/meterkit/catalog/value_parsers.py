@@ -31,7 +31,9 @@ _SIZE: Final = re.compile(r"(?P<whole>[0-9]+(?:_[0-9]+)*)(?:[.](?P<part>[0-9]{1,
 _DURATION: Final = re.compile("".join(f"(?:([0-9]{{1,12}}){unit})?" for unit in "wdhms"))
 _LONG_DURATION: Final = re.compile(r"([0-9]+) ?(w|d|h|m|s)[a-z]*")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-_COST: Final = re.compile(r"(?P<credits>[0-9][0-9_]*)(?: ?(?:per|/) ?(?P<units>[0-9][0-9_]*))?")
+_COST: Final = re.compile(
+    r"(?P<credits>[0-9][0-9_]*(?:[.][0-9]{1,6})?)(?: ?(?:per|/) ?(?P<units>[0-9][0-9_]*))?"
+)
 
 _PRICE: Final = re.compile(
     r"(?P<amount>[0-9][0-9_]{0,15}(?:[.][0-9]{1,12})?)(?: ?(?:per|/) ?(?P<units>[0-9][0-9_]*))?"
@@ -165,7 +167,11 @@ def parse_cost(text: str) -> int:
     found = _COST.fullmatch(" ".join(text.split()))
     if found is None:
         raise RefusedError(allowed)
-    micro_credits = parse_integer(found["credits"], least=1, most=10**9) * MICRO
+    whole, _, decimals = found["credits"].partition(".")
+    micro_credits = parse_integer(whole, least=0 if decimals else 1, most=10**9) * MICRO
+    micro_credits += int(decimals.ljust(6, "0") or "0")
+    if not 1 <= micro_credits <= 10**9 * MICRO:
+        raise RefusedError("allowed: above 0, at most 1_000_000_000")
     units = parse_integer(found["units"] or "1", least=1)
     if micro_credits % units:
         below = micro_credits // units
@@ -299,6 +305,17 @@ def scalar(parse: Callable[[str], T], allowed: str, *, pattern: str) -> Scalar[T
 
 FLAG: Final = Scalar(parse_flag, "true or false", {"type": "boolean"})
 NAME: Final = scalar(parse_name, _NAME_ALLOWED, pattern=f"^{_NAME.pattern}$")
+PRICES: Final = "prices."
+"""Begins what stands for a table of prices by model."""
+
+
+def _parse_table(text: str) -> str:
+    if not text.startswith(PRICES):
+        raise RefusedError("allowed: `prices.NAME`")
+    return parse_name(text.removeprefix(PRICES))
+
+
+TABLE_OF_PRICES: Final = scalar(_parse_table, "`prices.NAME`", pattern=r"^prices[.][A-Za-z][A-Za-z0-9_.-]*$")
 PRICE: Final = Scalar(
     parse_price,
     "an amount of money per units, such as `0.15 per 1_000_000`",
@@ -314,8 +331,8 @@ COST: Final = Scalar(
     "credits per units, such as `4 per 1000`",
     {
         "anyOf": [
-            {"type": "integer", "minimum": 1},
-            {"type": "string", "pattern": "^[0-9_]+( *(per|/) *[0-9_]+)?$"},
+            {"type": "number", "exclusiveMinimum": 0},
+            {"type": "string", "pattern": "^[0-9_]+([.][0-9]+)?( *(per|/) *[0-9_]+)?$"},
         ]
     },
 )

@@ -163,7 +163,10 @@ def _priced(counts: MeterUsage, at: _RecordedAt, *, late: int) -> Priced | None:
     delivered, priced = counts["delivered"] + late, Priced()
     segments = segments_of(at.marks, label=at.label, sealed=delivered, overage=counts["overage"])
     # Stranded units may have been recorded twice, and were sealed once at most.
-    units = [(one.unit_cents, one.sealed if at.stranded else one.overage) for one in segments]
+    # Of prices by model the overage is that of all of them, and sealed is what has the default.
+    units = [
+        (one.unit_cents, one.sealed if at.stranded or one.is_by_model else one.overage) for one in segments
+    ]
     for price, quantity in units:
         if price is not None:
             priced[price] += quantity

@@ -62,6 +62,7 @@ def derived_from(
         meter
         for meter in meters.values()
         if meter.source == source
+        and not meter.is_row
         and all(
             dimensions.get(name) and fnmatchcase(dimensions[name], pattern)
             for name, pattern in meter.where.items()

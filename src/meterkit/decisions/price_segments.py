@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import CustomerState
 
 _NO_PRICE: Final = "-"
+_BY_MODEL: Final = "*"
 
 
 class Segment(NamedTuple):
     """A part of a period at one price.
 
     Attributes:
-        label: of the price: ``PER/AMOUNT_CENTS``, or ``-`` where the plans file names none.
+        label: of the price: ``PER/AMOUNT_CENTS``, or ``-`` where the plans file names none; with ``*`` behind
+            it the default of prices by model, and the overage is counted by these.
         sealed: units that were sealed for Stripe in it.
         overage: units that were recorded as overage in it.
     """
@@ -38,8 +40,13 @@ class Segment(NamedTuple):
     @property
     def unit_cents(self) -> Fraction | None:
         """What one unit costs in minor units, exactly; None: the plans file does not say."""
-        per, _, amount_cents = self.label.partition("/")
+        per, _, amount_cents = self.label.removesuffix(_BY_MODEL).partition("/")
         return Fraction(int(amount_cents), int(per)) if amount_cents else None
+
+    @property
+    def is_by_model(self) -> bool:
+        """Whether its overage has several prices, and is counted by these on meters of their own."""
+        return self.label.endswith(_BY_MODEL)
 
 
 def label_of(entitlement: Entitlement) -> str:
@@ -47,7 +54,8 @@ def label_of(entitlement: Entitlement) -> str:
     overage = entitlement.overage
     if overage.mode != "bill" or overage.amount_cents is None:
         return _NO_PRICE
-    return f"{overage.per or 1}/{overage.amount_cents}"
+    by_model = "" if overage.rows is None else _BY_MODEL
+    return f"{overage.per or 1}/{overage.amount_cents}{by_model}"
 
 
 def ended_labels(
@@ -110,6 +118,8 @@ def overage_price(segments: Sequence[Segment]) -> Fraction | None:
     """The same, not rounded."""
     total = Fraction(0)
     for segment in segments:
+        if segment.is_by_model:
+            continue
         if segment.unit_cents is not None:
             total += segment.overage * segment.unit_cents
         elif segment.overage or segment is segments[-1]:

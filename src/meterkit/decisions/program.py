@@ -14,6 +14,7 @@ from meterkit.decisions.asked import (
     route_rates_asked,
     spend_asked,
 )
+from meterkit.decisions.at_model import UNKNOWN_MODEL
 from meterkit.decisions.gauges import with_gauges
 from meterkit.decisions.keys import credit_hold_field, meter_field
 from meterkit.decisions.policies import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Route
+    from meterkit.decisions.at_model import AtModel
     from meterkit.decisions.grants import Prepaid
 
 _COUNTS: Final = 3  # how many rates, ceilings with concurrency limits, recorded meters: the first numbers
@@ -90,7 +92,7 @@ def compile_program(
     prepaid: Prepaid | None = None,
     route: Route | None = None,
     keeps: bool = False,
-    costs: Mapping[str, int] | None = None,
+    at: AtModel = UNKNOWN_MODEL,
 ) -> Program:
     """Work out what a set of demands asks of a set of entitlements.
 
@@ -104,15 +106,14 @@ def compile_program(
         prepaid: the grants and credits behind the ceilings, for those who may have some.
         route: whose own rates hold too; None: off the request.
         keeps: whether gauges above their limits keep those of before.
-        costs: what a unit costs of the meters whose cost depends on the model; None: the most.
+        at: what follows from the model.
     """
     rates = [] if route is None else list(route_rates_asked(route))
     rated = [rate for name in demands for rate in entitlements[name].rates]
     recorded, settled = _taken(entitlements, catalog, demands, billed_always=billed_always)
     gauges = tuple(gauges_asked(entitlements, catalog, demands, keeps=keeps))
     spending = Spending.of(() if rates_only else demands, entitlements, catalog)
-    in_flight = in_flight and not rates_only
-    asked = counters_asked(entitlements, catalog, demands, spending, in_flight=in_flight)
+    asked = counters_asked(entitlements, catalog, demands, spending, in_flight=in_flight and not rates_only)
     rates, ceilings, concurrency = rates + asked[0], [] if rates_only else asked[1], asked[2]
     counted = (*rates, *ceilings, *concurrency)
     parts = (*counted, *spend_asked(spending), *(part for part, _ in gauges))
@@ -121,13 +122,13 @@ def compile_program(
     capped = [measure.policy.meter for measure in measures if measure.kind == CEILING]
     limits = {part.measure.policy.meter: limit for part, limit in gauges}
     held = {name: demands[name].taken for name in (*capped, *limits) if name in limits or demands[name].taken}
-    prepaid, behind, sharing = None if rates_only else prepaid, "", tuple[str, ...]()
-    if prepaid is not None:
-        costs, unbounded = prepaid.all_costs(costs), _unbounded(demands, entitlements, prepaid, capped)
+    costs, behind, sharing = at.costs or {}, "", tuple[str, ...]()
+    if prepaid is not None and not rates_only:
+        costs, unbounded = prepaid.all_costs(at.costs), _unbounded(demands, entitlements, prepaid, capped)
         sharing = prepaid.sharing((*capped, *unbounded, *spending.prices), entitlements)
         fields, behind = _backed(unbounded, entitlements, prepaid, capped, fields, costs, sharing)
         held.update({name: taken for name, taken in unbounded.items() if taken})
-    fields, behind = spending.beside(fields, behind, capped, sharing, entitlements)
+    fields, behind = spending.beside(fields, behind, capped, sharing, entitlements, catalog, at.rows)
     return Program(
         measures=measures,
         keep_ms=keep_ms_of((*rated, *(() if route is None else route.rates))),
@@ -147,7 +148,7 @@ def compile_program(
         rates=frozenset(part.field for part in rates),
         asked=tuple(_asked(parts)),
         rate_terms=tuple(map(_rate_terms, rates)),
-        costs={name: cost for name, cost in (costs or {}).items() if name in held and behind},
+        costs={name: cost for name, cost in costs.items() if name in held and behind},
     )
 
 
@@ -163,7 +164,7 @@ def _taken(
     settled: dict[str, int] = {}
     for name, demand in demands.items():
         meter = catalog.meters[name]
-        if demand.taken and meter.kind == "counter":
+        if demand.taken and meter.kind == "counter" and not meter.is_row:
             by_decision = billed_always and meter.stripe is None and entitlements[name].included is None
             (recorded if by_decision else settled)[name] = demand.taken
     return recorded, settled

@@ -7,6 +7,7 @@ flight may come to: see ``include/weigh_spend.lua``.
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from math import gcd
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -57,6 +58,22 @@ def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catal
     if micros * per > _EXACT:
         return UnitPrice(-(-micros // per), 1, is_all=0)  # Not exact, and less than a micro-unit more.
     return UnitPrice(micros, per, is_all=0)
+
+
+def unit_price(
+    meter: str, model: str | None, entitlements: Mapping[str, Entitlement], catalog: Catalog
+) -> UnitPrice | None:
+    """What a unit of a meter that a model used costs beyond what is included; None: see :func:`price_of`.
+
+    Args:
+        meter: which.
+        model: the model; None: no model; empty: one whose name is not known, which costs the most.
+        entitlements: of every meter.
+        catalog: what is sold.
+    """
+    rows = entitlements[meter].overage.rows
+    whole = price_of(meter, entitlements, catalog)
+    return whole if rows is None or whole is None else price_of(rows.of(model), entitlements, catalog)
 
 
 class Budget(NamedTuple):
@@ -134,6 +151,8 @@ class Spending(NamedTuple):
         ceilings: Sequence[str],
         sharing: Sequence[str],
         entitlements: Mapping[str, Entitlement],
+        catalog: Catalog,
+        rows: Mapping[str, str],
     ) -> tuple[tuple[str, ...], str]:
         """The fields that the decision script reads, from 2 on, and its further terms, as JSON.
 
@@ -143,23 +162,45 @@ class Spending(NamedTuple):
             ceilings: the requested meters with a ceiling.
             sharing: the meters that credits stand behind, in the order of the terms.
             entitlements: of every meter.
+            catalog: what is sold.
+            rows: of the requested meters with prices by model, those whose price is known, to what counts it.
         """
         if not self.budgets:
             return fields, behind
         wanted = (*map(meter_field, self.prices), *(budget.field for budget in self.budgets))
         fields += tuple(name for name in wanted if name not in fields)
-        priced: list[tuple[int | str, ...]] = []
+        priced: list[tuple[object, ...]] = []
         for name, price in self.prices.items():
+            if catalog.meters[name].is_row:
+                continue  # Part of another one.
             backed = 0 if price.is_all or name not in sharing else sharing.index(name) + 1
             target = "" if price.is_all else target_of("meter", name)
             nth = ceilings.index(name) + 1 if name in ceilings else 0
             place, included = fields.index(meter_field(name)) + 2, entitlements[name].included or 0
-            priced.append((place, included, price.micros, price.per, nth, target, backed))
+            line = (place, included, price.micros, price.per, nth, target, backed)
+            priced.append((*line, *self._rows(name, fields, entitlements, rows)))
         budgets = [
             (fields.index(budget.field) + 2, budget.window_ms, budget.micros, budget.unit)
             for budget in self.budgets
         ]
         return fields, joined(behind, _json({"spend": {"budgets": budgets, "priced": priced}}))
+
+    def _rows(
+        self,
+        meter: str,
+        fields: Sequence[str],
+        entitlements: Mapping[str, Entitlement],
+        chosen: Mapping[str, str],
+    ) -> tuple[object, ...]:
+        """The prices by model of a meter, the highest first; and which of them, from 1 on, is asked for."""
+        rows = entitlements[meter].overage.rows
+        if rows is None:
+            return ()
+        known = {name: price for name in rows.all if (price := self.prices.get(name)) is not None}
+        names = sorted(known, key=lambda name: Fraction(known[name].micros, known[name].per), reverse=True)
+        lines = [(fields.index(meter_field(name)) + 2, known[name].micros, known[name].per) for name in names]
+        row = chosen.get(meter, names[0])
+        return lines, names.index(row) + 1
 
 
 _UNBOUNDED: Final = Spending((), {})
@@ -176,7 +217,11 @@ def counted_as_spent(
         entitlements: of every meter.
         catalog: what is sold.
     """
-    prices = [price_of(name, entitlements, catalog) for name in meters]
+    # What has prices by model is counted by these.
+    prices = [
+        None if entitlements[name].overage.rows is not None else price_of(name, entitlements, catalog)
+        for name in meters
+    ]
     terms = [price or (0, 1, 0) for price in prices]
     return _json({"spend": {"priced": terms, "windows": windows}})
 

@@ -21,7 +21,8 @@
 --       next one, how long the counters must outlive the period, how long until pending usage is sealed (-1: the
 --       customer is not linked; all ms); how many meters and concurrency limits, rates, thresholds; then recorded,
 --       held, included (-1: unlimited), report included (0/1), report overage (0/1), whose event that is (0: the meter's,
---       1: that of a meter behind it, 2: it is sent what one before it reports) a meter; kind, window, refill,
+--       1: that of a meter behind it, 2: it is sent what one before it reports, 3: its units are the overage of the one
+--       before it that is 1) a meter; kind, window, refill,
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; then a threshold of
 --       what is included, see crossed; these want the keys of grants, too
 -- Reply {0, now, 'late PERIOD' where it was, 'notice' where there is one} ok   {1, now} duplicate   {2, last} gap
@@ -70,7 +71,7 @@ if further ~= '' then -- As above.
     now, starts_ms, finishes_ms, begins_ms, hold_slot)
 end
 
-local has_recorded, begins_to_wait, refused, lasts_ms, sent_on, late_units = false, false, nil, QUARTER_HOUR_MS, 0, {}
+local has_recorded, begins_to_wait, refused, lasts_ms, sent_on, priced, late_units = false, false, nil, QUARTER_HOUR_MS, 0, 0, {}
 -- With place from the start for what follows: a table that grows is copied each time.
 local write, w, current_slot = {counters_key, 'h', nil, nil, nil, nil, nil}, 3, math.floor(now / HOLD_SLOT_MS)
 for place = 2, meters + 1 do
@@ -79,7 +80,7 @@ for place = 2, meters + 1 do
   local name = ARGV[names + place]
   local included, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
   held, held_before = give_back(hold_slot, asked, current_slot, slot, held, held_before)
-  quantity = spend and spend(place, quantity) or quantity
+  quantity = event == PRICED and math.min(quantity, priced) or spend and spend(place, quantity) or quantity
   if quantity > 0 and not is_repeat then
     has_recorded = true
     local granted, credited, occurred_before, stamped_ms = 0, 0, 0, 0
@@ -101,6 +102,7 @@ for place = 2, meters + 1 do
     local beyond = quantity - within - by_grants - by_credits
     spent = spend and spend(place, 0, overage, beyond, quantity - within)
     local reported = event == TAKES_OVER and sent_on or within * reports_included + beyond * reports_overage
+    priced = event ~= PRICED and beyond or priced
     if event == SENT_ON then
       sent_on, reported = reported, 0
     end

@@ -81,7 +81,7 @@ def _meters(view: CustomerView, plan: str | None, now_ms: int, *, is_billed: boo
     found: dict[str, tuple[str, str, str]] = {}
     for name, meter in catalog.meters.items():
         if meter.stripe is not None and meter.kind == "counter":
-            own = given.get(root_meter(name, catalog))
+            own = given.get(name if meter.is_row else root_meter(name, catalog))
             kind = late_class(own, meter) if is_billed else ""
             found[meter_token(name)] = (kind, name, price_in_words(given.get(name), catalog.currency))
     return json.dumps(found, separators=(",", ":"))

@@ -97,7 +97,8 @@ class CompiledCatalog:
         prepaid: what the customers of a plan may have prepaid, by the plan's key.
         counters: the meters that can be counted on: no gauges, and none that follow another.
         derives: whether there are meters that follow another.
-        has_model_prices: whether what a credit pays for depends on the model.
+        has_rows: whether a plan has prices of overage by model.
+        has_model_prices: whether what a credit pays for, or what overage costs, depends on the model.
         by_model: whether usage is separated by model and provider.
         charges: by the meter that counts it, what calls of language models are charged.
         remainders: what is left of that when whole units are counted.
@@ -133,8 +134,9 @@ class CompiledCatalog:
         self.prepaid = prepaid_by_plan(catalog)
         self.alarms = Alarms(catalog)
         self.counters = counters_of(catalog.meters)
-        self.derives = any(meter.source is not None for meter in catalog.meters.values())
-        self.has_model_prices = any(credit.by_model for credit in catalog.credits.values())
+        self.derives = any(meter.source is not None and not meter.is_row for meter in catalog.meters.values())
+        self.has_rows = any(meter.is_row for meter in catalog.meters.values())
+        self.has_model_prices = self.has_rows or any(credit.by_model for credit in catalog.credits.values())
         self.by_model = self.derives or self.has_model_prices or settle_audited is not None
         self.charges = {
             name: Charges(meter.charges)

@@ -18,10 +18,11 @@ from meterkit.decisions.price_segments import label_of, overage_cents, segments_
 from meterkit.decisions.subscription_periods import is_provisional
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
-    from meterkit.catalog import Catalog, Entitlement, Storage
+    from meterkit.catalog import Catalog, Entitlement, Meter, Storage
+    from meterkit.decisions.price_segments import Segment
     from meterkit.decisions.subscription import Access, Status
 
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
@@ -147,7 +148,7 @@ def usage_of(
             if catalog.storage is not None and catalog.storage.gauge == name:
                 found["types"] = _types(catalog.storage, filled)
             return found
-        return _meter(name, entitlements, view, linked=linked)
+        return _meter(name, entitlements, view, catalog.meters, linked=linked)
 
     return {
         "customer": customer,
@@ -245,9 +246,17 @@ class _View:
         return int(kept.get(f"{field}{kind}", 0)) - back
 
 
-def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, linked: bool) -> MeterUsage:
+def _meter(
+    name: str,
+    entitlements: Mapping[str, Entitlement],
+    view: _View,
+    meters: Mapping[str, Meter],
+    *,
+    linked: bool,
+) -> MeterUsage:
     entitlement, token = entitlements[name], meter_token(name)
     counts, held = view.counted(token), view.held(token)
+    segments = _segments(entitlement, view, view.delivery(token, "t"))
     more = view.balance.more(
         name,
         entitlements,
@@ -260,16 +269,26 @@ def _meter(name: str, entitlements: Mapping[str, Entitlement], view: _View, *, l
         "included": "unlimited" if entitlement.included is None else entitlement.included,
         "granted": counts.granted + view.balance.of(target_of("meter", name)),
         "remaining": _remaining(entitlement, counts.included, counts.overage, held, more),
-        "overage_cents": overage_cents(
-            segments_of(
-                view.marks(token),
-                label=label_of(entitlement),
-                sealed=0,
-                # What others made late in this period is recorded twice, and billed once.
-                overage=counts.overage - view.delivery(token, "t"),
-            )
-        ),
+        "overage_cents": overage_cents([*segments, *_of_rows(name, entitlements, view, meters)]),
     }
+
+
+def _segments(entitlement: Entitlement, view: _View, stranded: int) -> list[Segment]:
+    """The price segments of a meter, less what others made late: that is recorded twice, and billed once."""
+    token = meter_token(entitlement.meter)
+    overage = view.counted(token).overage - stranded
+    return segments_of(view.marks(token), label=label_of(entitlement), sealed=0, overage=overage)
+
+
+def _of_rows(
+    source: str, entitlements: Mapping[str, Entitlement], view: _View, meters: Mapping[str, Meter]
+) -> Iterator[Segment]:
+    """The price segments of overage at each price by model, so far as there is any."""
+    for name, meter in meters.items():
+        if meter.is_row and meter.source == source:
+            # What was sent under the source's event was billed at the default.
+            stranded = view.delivery(meter_token(name if meter.stripe is not None else source), "t")
+            yield from (one for one in _segments(entitlements[name], view, stranded) if one.overage)
 
 
 def _gauge(entitlement: Entitlement, view: _View, level: Level, presigned: int, *, keeps: bool) -> MeterUsage:

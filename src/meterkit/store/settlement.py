@@ -33,8 +33,8 @@ _logger = logging.getLogger("meterkit.store")
 _LATE: Final = "late "
 _NOTICE: Final = "notice"
 # Under whose event Stripe gets what is reported of a meter: its own; that of a derived one behind it; and for
-# such a one: what the meter before it reports.
-_OWN_EVENT, _SENT_ON, _TAKES_OVER = 0, 1, 2
+# such a one: what the meter before it reports, or its overage.
+_OWN_EVENT, _SENT_ON, _TAKES_OVER, _PRICED = 0, 1, 2, 3
 # The numbers of a request in flight: like a meter with one unit held, and none recorded.
 _ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, _OWN_EVENT)
 _NOTHING_HELD: Final = Held()
@@ -156,6 +156,8 @@ class Settlement:
         derived: dict[str, tuple[str, ...]] = {}
         if used.dimensions:
             derived = {meter: self._derived_from(meter) for meter, quantity in measured.items() if quantity}
+        if view.cache.has_rows:
+            derived |= self._rows(view, derived)
         costs: dict[str, int] = {}
         if view.prepaid is not None and view.prepaid.by_model:
             costs = view.prepaid.costs_of(used.dimensions.get("model"))
@@ -223,6 +225,14 @@ class Settlement:
         own = bounds_of(view.state, view.effective.counting, occurred_ms).start_ms
         dead = int(view.cache.catalog.billing.late_usage == "dead_letter")
         return joined(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
+
+    def _rows(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """What is derived of each recorded meter with prices by model: first what counts its price."""
+        found, model = dict[str, tuple[str, ...]](), self.used.dimensions.get("model")
+        for meter, quantity in self.used.recorded.items():
+            if quantity and (rows := view.entitlements[meter].overage.rows) is not None:
+                found[meter] = rows.of(model), *derived.get(meter, ())
+        return found
 
     def _derived_from(self, meter: str) -> tuple[str, ...]:
         meters = self.view.cache.catalog.meters
@@ -333,13 +343,15 @@ class Settlement:
             found = derived.get(name, ())
             reported_as = next((other for other in found if meters[other].stripe is not None), name)
             for meter in (name, *found):
-                entitlement = view.entitlements[meter]
-                parts = (0, 0)
+                entitlement, parts = view.entitlements[meter], (0, 0)
                 if meter == name and not view.anonymous:
                     parts = reported_parts(entitlement, meters[reported_as])
                 event = _OWN_EVENT
                 if reported_as != name and meter in {name, reported_as}:
                     event = _SENT_ON if meter == name else _TAKES_OVER
+                if meters[meter].is_row and meter != name:
+                    event = _PRICED
+                    parts = (0, 0) if view.anonymous else reported_parts(entitlement, meters[meter])
                 included = -1 if entitlement.included is None else entitlement.included
                 yield Entry(meter, name, (included, parts[0], parts[1], event))
 

@@ -7,6 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.decisions.asked import Demand
+from meterkit.decisions.at_model import UNKNOWN_MODEL, AtModel, held_at
 from meterkit.decisions.binding import Binding, derived_from
 from meterkit.decisions.customer_state import (
     NO_STATE,
@@ -116,21 +117,19 @@ class PreparedReservation:
         view: the customer.
         route: the route.
         meters: whose quantities are reserved.
-        costs: what a unit is held at of meters whose cost depends on the model; None: the most.
+        at: what follows from its model.
 
     Attributes:
         bound: what the program comes to with quantities.
     """
 
-    __slots__ = ("_consumed", "_costs", "_head", "_program", "_route", "_tails", "_view", "bound")
+    __slots__ = ("_at", "_consumed", "_head", "_program", "_route", "_tails", "_view", "bound")
 
-    def __init__(
-        self, view: CustomerView, route: Route, meters: Iterable[str], costs: Mapping[str, int] | None
-    ) -> None:
+    def __init__(self, view: CustomerView, route: Route, meters: Iterable[str], at: AtModel) -> None:
         demands = demands_of(route, view.cache.catalog)
         self._view = view
         self._route = route
-        self._costs = costs
+        self._at = at
         self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
         self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
         self.bound = Binding(program, self._consumed)
@@ -157,7 +156,7 @@ class PreparedReservation:
         demands = demands_of(route, view.cache.catalog)
         for name, quantity in quantities.items():
             demands[name] = Demand.of(quantity + self._consumed[name])
-        return view.compile(demands, route=route, costs=self._costs)
+        return view.compile(demands, route=route, at=self._at)
 
 
 class CustomerView:
@@ -251,11 +250,10 @@ class CustomerView:
             for name, model in product(quantities, models):
                 for derived in derived_from(self.cache.catalog.meters, name, {"model": model}):
                     reserved[derived.name] = quantities[name]
-        costs = (
-            None if self.prepaid is None else self.prepaid.held_costs(models[0] if len(models) == 1 else None)
-        )
-        key = ("reserve", id(route), *reserved, *(costs or {}).items())
-        prepared = self.once(key, lambda: PreparedReservation(self, route, reserved, costs))
+        at = held_at(models, self.prepaid, quantities, self.entitlements, self.cache.catalog)
+        reserved |= {row: quantities[name] + route.consume.get(name, 0) for name, row in at.rows.items()}
+        key = ("reserve", id(route), *reserved, *at.key)
+        prepared = self.once(key, lambda: PreparedReservation(self, route, reserved, at))
         return prepared.bind(reserved, mode)
 
     def prepare_holding(
@@ -267,10 +265,11 @@ class CustomerView:
         model: str | None = None,
     ) -> PreparedDecision:
         """The decision about quantities that are set aside; ``route`` is None off the request."""
-        demands = {name: Demand.of(quantity) for name, quantity in quantities.items()}
-        costs = None if self.prepaid is None else self.prepaid.held_costs(model)
-        program = self.compile(demands, in_flight=False, costs=costs)
-        return PreparedDecision(self, program, mode, route=route, reserved=quantities)
+        at = held_at((model,), self.prepaid, quantities, self.entitlements, self.cache.catalog)
+        held = at.held(quantities)
+        demands = {name: Demand.of(quantity) for name, quantity in held.items()}
+        program = self.compile(demands, in_flight=False, at=at)
+        return PreparedDecision(self, program, mode, route=route, reserved=held)
 
     def prepare_asking(
         self,
@@ -282,9 +281,11 @@ class CustomerView:
     ) -> PreparedDecision:
         """The decision about what the app itself asks for; in flight, and of a model, only if it says so."""
         costs = None if self.prepaid is None else self.prepaid.costs_of(model)
+        at = AtModel.of(costs, demands, model, self.entitlements, self.cache.catalog)
+        asked = at.asked(demands)
         return self.once(
-            (*demands.items(), mode, in_flight, *(costs or {}).values()),
-            lambda: PreparedDecision(self, self.compile(demands, in_flight=in_flight, costs=costs), mode),
+            (*asked.items(), mode, in_flight, *at.key),
+            lambda: PreparedDecision(self, self.compile(asked, in_flight=in_flight, at=at), mode),
         )
 
     def prepare_renewing(
@@ -294,8 +295,8 @@ class CustomerView:
 
         def renewing() -> PreparedDecision:
             demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
-            kept = holding_only(self.entitlements, demands, in_flight)
-            program = compile_program(kept, self.cache.catalog, demands, prepaid=self.prepaid, costs=costs)
+            kept, catalog = holding_only(self.entitlements, demands, in_flight), self.cache.catalog
+            program = compile_program(kept, catalog, demands, prepaid=self.prepaid, at=AtModel(costs))
             return PreparedDecision(self, program, "h")
 
         return self.once(("renew", *held.items(), *in_flight, *(costs or {}).items()), renewing)
@@ -306,7 +307,7 @@ class CustomerView:
         *,
         in_flight: bool = True,
         route: Route | None = None,
-        costs: Mapping[str, int] | None = None,
+        at: AtModel = UNKNOWN_MODEL,
     ) -> Program:
         """What some demands ask of this customer's plan, and of a route's own rates."""
         return compile_program(
@@ -318,7 +319,7 @@ class CustomerView:
             prepaid=self.prepaid,
             route=route,
             keeps=self.effective.keeps_limits,
-            costs=costs,
+            at=at,
         )
 
     def once(self, key: tuple[object, ...], prepare: Callable[[], _T]) -> _T:

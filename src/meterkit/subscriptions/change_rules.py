@@ -31,6 +31,8 @@ def billed_as(plan: Plan, meter: Meter) -> Entitlement | None:
     goes before that of its source.
     """
     own = plan.entitlements[meter.name]
+    if meter.is_row and own.overage.mode != "bill":
+        return None  # Another plan's price.
     whole = None if meter.source is None else plan.entitlements[meter.source]
     if whole is None or whole.overage.mode != "bill":
         return own if own.overage.mode == "bill" else None

@@ -2,7 +2,8 @@
 --   spend: {budgets, priced}; budgets: {the place of the field that counts it, window (ms; 0: the period), how much
 --   (micro-units), micro-units in a minor unit} each; priced: each meter whose units cost something, {the place of its
 --   field, included, micro-units for each so many units, so many units, which of the ceilings it is or 0, its target or '',
---   its place among the backed or 0}
+--   its place among the backed or 0, and with prices by model: rows: {the place of a field, micro-units, units} each, the
+--   highest price first; which of them is asked for}
 --   covered(target, backed): how many units grants and credits pay of a meter; nil: there are none
 --   fields: the counters' that were read; terms, at: of the first ceiling; is_repeat: whether nothing is asked; takes:
 --   whether what is asked is held; tell: see decide
@@ -14,17 +15,30 @@
 --include live_holds
 --include window_of
 --include advance
---include price_of
+--include owed_of
 local function weigh_spend(spend, covered, fields, terms, at, now, is_repeat, takes, tell)
   local current_slot, held_before_it, needs, taking, refuses = math.floor(now / HOLD_SLOT_MS), 0, 0, 0, false
   for _, meter in ipairs(spend.priced) do
-    local place, included, micros, per, nth, target, backed = unpack(meter)
+    local place, included, micros, per, nth, target, backed, rows, chosen = unpack(meter)
     local counted, overage, _, slot, held, held_before = meter_of(fields[place], place)
     held, held_before = live_holds(current_slot, slot, held, held_before)
     local free = math.max(0, included - counted) + (covered and target ~= '' and covered(target, backed) or 0)
-    local paid = price_of(overage, micros, per)
+    local at_prices = rows and {}
+    for i, row in ipairs(rows or {}) do
+      local _, beyond, _, row_slot, row_held, row_before = meter_of(fields[row[1]], row[1])
+      row_held, row_before = live_holds(current_slot, row_slot, row_held, row_before)
+      at_prices[i] = {beyond, row_held + row_before, row[2], row[3]}
+    end
     local function owed(more)
-      return price_of(overage + math.max(0, held + held_before + more - free), micros, per) - paid
+      local all = held + held_before + more
+      if rows then
+        at_prices[chosen][2] = at_prices[chosen][2] + more
+      end
+      local found = owed_of(overage, math.max(0, all - free), all, micros, per, at_prices)
+      if rows then
+        at_prices[chosen][2] = at_prices[chosen][2] - more
+      end
+      return found
     end
     local owed_before = owed(0)
     held_before_it = held_before_it + owed_before

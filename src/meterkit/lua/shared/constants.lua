@@ -16,6 +16,7 @@ local FIXED = 2 -- The kinds of rates that are told apart, as their terms number
 local BUCKET = 3
 local SENT_ON = 1 -- What is reported of a meter goes under the event of one behind it,
 local TAKES_OVER = 2 -- which gets it.
+local PRICED = 3 -- Or its units are overage of the meter before it.
 local CONSUMER = 'meterkit' -- Of notices: all processes are one, whoever asks.
 local NOTICES_MOST = 1000 -- That a shard keeps.
 local HINTS_MOST = 200 -- Notes that wait with one Stripe customer.
