@@ -1,0 +1,181 @@
+"""Overage whose price depends on the model: one invoice line for each price, exact to the unit and the cent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from meterkit.catalog import loads
+from priced_shop import renewed
+from shopping import HALF, shop
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog
+    from meterkit.testing import StripeEmulator
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+TABLE: Final = """{default: 4 per 1000, models: {"gpt-*-mini": 0.5 per 1000, "claude-opus-*": 20 per 1000}}"""
+REORDERED: Final = (
+    """{default: 4 per 1000, models: {"claude-opus-*": 20 per 1000, "gpt-*-mini": 0.5 per 1000}}"""
+)
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  output_tokens: {unit: token, stripe: {event_name: output_tokens}}
+prices:
+  output: TABLE
+  dearer: {default: 8 per 1000, models: {"claude-*": 50 per 1000}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
+  pro:
+    rank: 1
+    price: {amount_cents: 1000, interval: month}
+    meters: {output_tokens: {included: 1000, overage: {bill: {price: prices.output}}}}
+  flat:
+    rank: 2
+    price: {amount_cents: 1000, interval: month}
+    meters: {output_tokens: {included: 1000, overage: {bill: {per: 100, amount_cents: 1}}}}
+  dear:
+    rank: 3
+    price: {amount_cents: 1000, interval: month}
+    meters: {output_tokens: {included: 1000, overage: {bill: {price: prices.dearer}}}}
+"""
+CATALOG: Final = loads(PLANS.replace("TABLE", TABLE))
+MINI, OPUS = "gpt-5-mini", "claude-opus-4"
+
+
+def answer(model: str, tokens: int) -> dict[str, Any]:
+    return {
+        "object": "chat.completion",
+        "model": model,
+        "choices": [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1},
+    }
+
+
+def nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
+    """The kit makes what is sold."""
+
+
+async def use(at: Shop, **tokens: int) -> None:
+    models = {"mini": MINI, "opus": OPUS, "other": "grok-4"}
+    for model, quantity in tokens.items():
+        await at.kit.record_usage("acme", answer(models[model], quantity))
+
+
+async def lines(at: Shop) -> list[tuple[str, int, int]]:
+    """All lines of usage on all invoices: product, units, cents."""
+    names = {product["id"]: product["name"] for product in await at.stripe_list("/v1/products")}
+    metered = {
+        price["id"]: names[price["product"]]
+        for price in await at.stripe_list("/v1/prices")
+        if price["recurring"].get("meter")
+    }
+    found: list[tuple[str, int, int]] = []
+    for invoice in await at.invoices():
+        for line in invoice["lines"]["data"]:
+            units, price = int(line["quantity_decimal"]), line["pricing"]["price_details"]["price"]
+            if units and price in metered:
+                found.append((metered[price], units, line["amount"]))
+    return found
+
+
+async def test_a_month_of_three_models_has_a_line_for_each_price(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        await use(at, opus=1_000, mini=300_000)
+        await use(at, opus=70_000, other=2_500)
+        await at.kit.record("acme", "output_tokens", 2_500)
+        meters = (await at.kit.usage("acme"))["meters"]
+        assert meters["output_tokens"]["overage"] == 375_000
+        assert meters["output_tokens"]["overage_cents"] == 150 + 1_400 + 20
+        assert meters["output_tokens:claude-opus-*"]["overage_cents"] == 1_400
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        assert sorted(await lines(at)) == [
+            ("Output tokens", 5_000, 20),
+            ("Output tokens: claude-opus-*", 70_000, 1_400),
+            ("Output tokens: gpt-*-mini", 300_000, 150),
+        ]
+        compared = await at.kit.reconcile("acme", at=HALF)
+        assert [one.difference for one in compared if one.invoiced] == [0, 0, 0]
+        assert all(one.agrees for one in compared)
+
+
+@pytest.mark.parametrize(
+    ("plan", "after", "cents"),
+    [
+        (
+            "flat",
+            [("Output tokens", 15_000, 150)],
+            150,
+        ),
+        (
+            "dear",
+            [("Output tokens", 10_000, 80), ("Output tokens: claude-*", 5_000, 250)],
+            330,
+        ),
+    ],
+)
+async def test_i13_a_change_of_plan_bills_each_unit_at_the_price_when_it_was_recorded(
+    store_url: str, plan: str, after: list[tuple[str, int, int]], cents: int
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        await use(at, other=3_500, mini=100_000, opus=10_000)
+        change = await at.kit.subscriptions.change_plan("acme", plan)
+        assert (change.confirmed, change.subscription.plan) == (True, plan)
+        await use(at, mini=10_000, opus=5_000)
+        assert (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"] == 260 + cents
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        before = [
+            ("Output tokens", 2_500, 10),
+            ("Output tokens: gpt-*-mini", 100_000, 50),
+            ("Output tokens: claude-opus-*", 10_000, 200),
+        ]
+        assert sorted(await lines(at)) == sorted([*before, *after])
+        assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def test_a_plan_with_one_price_goes_on_under_the_events_of_prices_by_model(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="flat")
+        at.clock.set(HALF)
+        await use(at, mini=2_000)
+        await at.kit.subscriptions.change_plan("acme", "dear")
+        await use(at, mini=1_000, opus=1_000)
+        assert (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"] == 10 + 8 + 50
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        assert sorted(await lines(at)) == [
+            ("Output tokens", 1_000, 8),
+            ("Output tokens", 1_000, 10),
+            ("Output tokens: claude-*", 1_000, 50),
+        ]
+
+
+async def test_sync_makes_each_price_once_whatever_the_order_of_the_table(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
+        planned = await at.kit.stripe.sync(dry_run=True)
+        told = [(line.name, line.price, line.action) for line in planned.lines if line.what == "price"]
+        assert ("pro, output_tokens:claude-opus-*", "USD 0.0002 per token, each month", "to make") in told
+        made = await at.kit.stripe.sync()
+        ids = {line.name: line.id for line in made.lines if line.what == "price"}
+        async with shop(
+            store_url, catalog=loads(PLANS.replace("TABLE", REORDERED)), selling=nothing
+        ) as other:
+            other.kit.stripe._api = at.kit.stripe._api
+            again = await other.kit.stripe.sync()
+        assert {line.action for line in again.lines} == {"is there"}
+        assert {line.name: line.id for line in again.lines if line.what == "price"} == ids
