@@ -266,6 +266,62 @@ async def test_racing_decisions_spend_no_more_than_the_budget(any_store_url: str
         assert await spent(kit) == before + left * 70 <= 10_000_000
 
 
+BY_MODEL = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  words: {unit: word, stripe: {event_name: words}}
+prices:
+  words: {default: 4 per 100, models: {"*-mini": 0.7 per 1000, "opus-*": 2 per 10}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    budget: BUDGET
+    meters: {words: {included: 1000, overage: {bill: {price: prices.words}}}}
+"""
+UNIT_MICROS = {"a-mini": 7, "opus-4": 2_000, None: 400}
+
+
+async def test_requests_of_several_models_that_race_spend_no_more_than_the_budget(any_store_url: str) -> None:
+    async with kit_on(any_store_url, "{amount_cents: 1000}", plans=BY_MODEL) as (kit, _):
+        allowed = dict.fromkeys(UNIT_MICROS, 0)
+
+        async def one(nth: int) -> None:
+            model = (None, "a-mini", "opus-4")[nth % 3]
+            async with kit.reserve("ada", {"words": 97}, model=model) as reservation:
+                if reservation.decision.allowed:
+                    await asyncio.sleep(0)
+                    allowed[model] += 1
+                    await reservation.capture({"words": 97 if nth % 4 else 31}, model=model)
+
+        await asyncio.gather(*(one(nth) for nth in range(600)))
+        assert all(allowed.values())
+        before = await spent(kit)
+        rows = {row: counts["overage"] for row, counts in (await kit.usage("ada"))["meters"].items()}
+        assert before == sum(
+            rows[f"words:{row}"] * UNIT_MICROS[model]
+            for row, model in {"*-mini": "a-mini", "opus-*": "opus-4", "(default)": None}.items()
+        )
+        assert 2_000_000 < before <= 10_000_000
+        # What still fits is still sold, to each model at its price.
+        left = (10_000_000 - before) // 7
+        for quantity, fits in ((left + 1, False), (left, True)):
+            async with kit.reserve("ada", {"words": quantity}, model="a-mini") as reservation:
+                assert reservation.decision.allowed is fits
+                if fits:
+                    await reservation.capture({"words": quantity}, model="a-mini")
+        assert await spent(kit) == before + left * 7 <= 10_000_000
+
+
+@pytest.mark.parametrize("model", ["a-mini\nopus-4", "x" * 10_000, "opus-4" + "-mini" * 2_000, "\x00-mini"])
+async def test_no_name_of_a_model_breaks_the_count(any_store_url: str, model: str) -> None:
+    async with kit_on(any_store_url, "{amount_cents: 1000}", plans=BY_MODEL) as (kit, _):
+        async with kit.reserve("ada", {"words": 2_000}, model=model) as reservation:
+            await reservation.capture({"words": 2_000}, model="opus-4")
+        assert await spent(kit) == 2_000_000
+
+
 async def test_units_that_are_taken_back_are_not_spent_any_more(any_store_url: str) -> None:
     async with kit_on(any_store_url) as (kit, _):
         assert await takes(kit, "images", 4)
@@ -278,3 +334,18 @@ async def test_units_that_are_taken_back_are_not_spent_any_more(any_store_url: s
         await kit.correct("ada", {"images": 9}, reason="a mistake", correction_id="3", by="ops")
         assert await spent(kit) == 0
         assert await takes(kit, "images", 4)
+
+
+async def test_units_that_are_taken_back_come_off_the_prices_that_count_them(any_store_url: str) -> None:
+    async with kit_on(any_store_url, plans=BY_MODEL) as (kit, _):
+        for model, words in (("a-mini", 6_000), ("opus-4", 100)):
+            async with kit.reserve("ada", {"words": words}, model=model) as reservation:
+                await reservation.capture({"words": words}, model=model)
+        await kit.record("ada", "words", 50)
+        assert await spent(kit) == 5_000 * 7 + 100 * 2_000 + 50 * 400
+        await kit.correct("ada", {"words": 60}, reason="a mistake", correction_id="1", by="ops")
+        assert await spent(kit) == 4_990 * 7 + 100 * 2_000
+        assert (await kit.usage("ada"))["meters"]["words"]["overage_cents"] == 23
+        await kit.correct("ada", {"words": 9_999}, reason="a mistake", correction_id="2", by="ops")
+        assert await spent(kit) == 0
+        assert (await kit.usage("ada"))["meters"]["words"]["overage_cents"] == 0

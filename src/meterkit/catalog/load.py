@@ -44,7 +44,7 @@ from meterkit.catalog.notes import (
     note_unreachable_prices,
 )
 from meterkit.catalog.notify import NotifyTable, build_notify
-from meterkit.catalog.plans import Declared, PlanTable, build_plans, price_rows
+from meterkit.catalog.plans import Declared, PlanTable, build_plans, price_rows, tables_named
 from meterkit.catalog.routes import RouteTable, build_routes, quantities_of
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Table, kept
 from meterkit.catalog.storage import StorageTable, build_storage
@@ -286,8 +286,12 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     known |= build_charged_meters(values.credits or {}, known, values.currency)
     credits_ = build_credits(values.credits or {}, values.places("credits"), known, prices, problems)
     note_unreachable_prices([*kept(values.prices).values(), *kept(values.credits).values()], problems)
-    note_unpriced_models(kept(values.meters), credits_.values(), problems)
     written_plans = values.plans or {}
+    tables = [
+        *tables_named(written_plans, prices),
+        *(pair for one in credits_.values() for pair in one.by_model.items()),
+    ]
+    note_unpriced_models(kept(values.meters), tables, problems)
     known |= price_rows(written_plans, known, prices)
     declared = Declared(meters=known, features=features, credits=credits_, prices=prices)
     built_plans = build_plans(written_plans, declared, problems)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import Place, Problems
     from meterkit.catalog.meters import CreditTable, MeterTable, ModelPricesTable
-    from meterkit.catalog.model_prices import Credit
+    from meterkit.catalog.model_prices import Credit, ModelPrices
     from meterkit.catalog.models import (
         Catalog,
         Enforcement,
@@ -154,20 +154,20 @@ def note_unreachable_prices(tables: Iterable[ModelPricesTable | CreditTable], pr
 
 
 def note_unpriced_models(
-    meters: Mapping[str, MeterTable], credits_: Iterable[Credit], problems: Problems
+    meters: Mapping[str, MeterTable], tables: Iterable[tuple[str, ModelPrices]], problems: Problems
 ) -> None:
     """Say which models a derived meter names that no pattern of the prices of its source has.
 
     Args:
         meters: those of the file, as it has them.
-        credits_: likewise, with the prices that their costs name.
+        tables: meters, each with prices by model of a credit or of overage.
         problems: the list to add to.
     """
-    prices = {meter: table for credit in credits_ for meter, table in credit.by_model.items()}
+    prices = list(tables)
     for table in meters.values():
         pattern = (table.where or {}).get("model")
-        paid = prices.get(_root_of(table.source or "", meters))
-        if pattern is not None and paid is not None and not paid.covers(pattern):
+        root = _root_of(table.source or "", meters)
+        if pattern is not None and any(name == root and not found.covers(pattern) for name, found in prices):
             message = (
                 f"no pattern of the prices has the models {pattern!r}: they cost the `default`; add them to"
                 " `models` if that is not meant"

@@ -44,6 +44,11 @@ def rows_of(meter: str, table: ModelPrices) -> PriceRows:
     return PriceRows(default=default, models=models, highest=max(prices, key=prices.__getitem__))
 
 
+def is_row(name: str) -> bool:
+    """Whether this is the name of a meter that counts what is billed at a price, of this file or another."""
+    return ":" in name
+
+
 def _word_of(pattern: str) -> str:
     if _PLAIN.fullmatch(pattern):
         return pattern

@@ -16,7 +16,7 @@ from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable,
 from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from meterkit.catalog.errors import Problems
     from meterkit.catalog.model_prices import Credit, ModelPrices
@@ -147,6 +147,17 @@ def price_rows(
     for values in kept(read).values():
         found |= build_rows(values.meters or {}, meters, prices)
     return found
+
+
+def tables_named(
+    read: Mapping[str, PlanTable | None], prices: Mapping[str, ModelPrices | None]
+) -> Iterator[tuple[str, ModelPrices]]:
+    """The meters whose overage a plan prices by model, each with the table."""
+    for values in kept(read).values():
+        for name, listed in (values.meters or {}).items():
+            bill = bill_of(listed)
+            if bill is not None and (table := prices.get(bill.price or "")) is not None:
+                yield name, table
 
 
 def build_plans(

@@ -219,6 +219,7 @@ def _spend(view: CustomerView) -> dict[str, Any]:
         meter_token(name): price
         for name in catalog.meters
         if (price := price_of(name, view.entitlements, catalog)) is not None
+        and view.entitlements[name].overage.rows is None
     }
     return {"spend": {"token": meter_token(SPEND), "prices": prices}}
 
@@ -233,7 +234,7 @@ async def _one_stripe_customer(store: Store, view: CustomerView) -> str:
 def _text_of(given: Asked, view: CustomerView) -> str:
     catalog = view.cache.catalog
     meters = [
-        [name, meter_token(name), quantity, _events(name, catalog.meters)]
+        [name, meter_token(name), quantity, _events(name, catalog.meters), _rows(name, catalog.meters)]
         for name, quantity in given.quantities.items()
     ]
     how = {name: _how(view, name) for name in given.quantities}
@@ -253,6 +254,13 @@ def _events(meter: str, meters: Mapping[str, Meter]) -> list[tuple[str, int]]:
         (meter_token(one.name), int(one.stripe is not None and one.stripe.report == "usage"))
         for one in (meters[meter], *derived)
     ]
+
+
+def _rows(meter: str, meters: Mapping[str, Meter]) -> list[tuple[str, str]]:
+    """What counts its prices by model, the default first, each with what stands for its event."""
+    rows = [other for other in meters.values() if other.source == meter and other.is_row]
+    rows.sort(key=lambda row: row.stripe is not None)
+    return [(meter_token(row.name), meter_token(row.name if row.stripe else meter)) for row in rows]
 
 
 def _how(view: CustomerView, meter: str) -> _How:

@@ -11,7 +11,7 @@
 -- KEYS[12] stream  optional: of the audit log
 -- ARGV  1 rev   2 terms   3 the customer   4 the correction (JSON): id, by, reason, how: what is to be done with units that
 --       Stripe was sent, for a repeated call; meters: {its name, token, quantity, events: its own token and those of
---       its derived meters, whether each is sent included units too (0/1)} each    5 the digest of its id    6 how to send (JSON): stripe: the Stripe customer that has all
+--       its derived meters, whether each is sent included units too (0/1), rows: see lower_rows} each    5 the digest of its id    6 how to send (JSON): stripe: the Stripe customer that has all
 --       that was delivered in this period, or empty; nonce: 32 hex digits that are new; events: token to event name;
 --       taken: minutes that the Stripe customer's intents of another customer have (ms); spend: see lower_spend
 --       last: the caller's clock (ms)
@@ -30,6 +30,7 @@
 --include enter_correction
 --include take_back
 --include lower_spend
+--include lower_rows
 --include as_set
 local counters_key, state_key, totals_key, unlinked_key, grants_key, ledger_key = unpack(KEYS, 1, 6)
 local history_key, once_key, corrections_key, intents_key, outbox_key, audit_key = unpack(KEYS, 7)
@@ -90,7 +91,8 @@ local function to_compensate(sealed, tokens, behind)
 end
 
 for i, one in ipairs(correction.meters) do
-  local name, token, quantity, events = unpack(one)
+  local name, token, quantity, events, rows = unpack(one)
+  local lower = lower_rows(meters, rows, sending.back)
   local meter, left = meters[token] or open_meter(EMPTY_METER), quantity
   local overage, credited, granted, included, sealed, sealed_included
   local paid, given, repaid = meter.credited, meter.granted, (totals[period .. '|' .. token .. 'r'] or 0) + 0
@@ -112,6 +114,7 @@ for i, one in ipairs(correction.meters) do
   meter.overage, meter.included = meter.overage - back, meter.included - back_included
   overage, included, owed = overage + back, included + back_included, owed - back
   lower_spend(counters_key, meters, sending.spend, token, meter, overage, credited, granted)
+  lower(counters_key, sending.spend, overage)
   meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited)
   local micro = credited > 0 and give_units_back(grants_key, ledger_key, 'c', name, period, credited, paid, now) or 0
   local units = granted > 0 and give_units_back(grants_key, ledger_key, 'm', name, period, granted, given, now) or 0

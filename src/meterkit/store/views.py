@@ -267,8 +267,7 @@ class CustomerView:
         """The decision about quantities that are set aside; ``route`` is None off the request."""
         at = held_at((model,), self.prepaid, quantities, self.entitlements, self.cache.catalog)
         held = at.held(quantities)
-        demands = {name: Demand.of(quantity) for name, quantity in held.items()}
-        program = self.compile(demands, in_flight=False, at=at)
+        program = self.compile({name: Demand.of(held[name]) for name in held}, in_flight=False, at=at)
         return PreparedDecision(self, program, mode, route=route, reserved=held)
 
     def prepare_asking(

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.overage_prices import is_row
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.simulation.refusals import Replay, Tried, refuse_beyond
@@ -190,7 +191,8 @@ class _Trial:
         self.replayed |= {
             who
             for who, terms in used.items()
-            if (terms.has_grants or terms.has_budget) and any(terms.overage(self.cases[who].units).values())
+            if (terms.has_grants or terms.has_budget or terms.is_by_model)
+            and any(terms.overage(self.cases[who].units).values())
         }
         by_events = sorted(beyond - self.replayed)
         found = {
@@ -231,7 +233,13 @@ class _Trial:
 def _missing_meters(cases: Iterable[_Case], catalog: Catalog) -> dict[str, int]:
     found = Counter[str]()
     for case in cases:
-        found.update({meter: units for meter, units in case.units.items() if meter not in catalog.meters})
+        found.update(
+            {
+                meter: units
+                for meter, units in case.units.items()
+                if meter not in catalog.meters and not is_row(meter)
+            }
+        )
     return dict(found)
 
 

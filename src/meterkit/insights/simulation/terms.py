@@ -49,6 +49,7 @@ class Terms:
             left.
         has_grants: whether the plan grants something with each period.
         has_budget: whether the plan, or an override, bounds what is spent.
+        is_by_model: whether the price of overage depends on the model.
         grants_outlive: whether some of that is left when the period ends.
         sources: meters that others are derived from.
         lines: of ``routes``, what each consumes, and all meters that it asks for, in its order.
@@ -63,6 +64,7 @@ class Terms:
     consumed: frozenset[str]
     has_grants: bool
     has_budget: bool
+    is_by_model: bool
     grants_outlive: bool
     sources: frozenset[str]
     lines: tuple[tuple[Mapping[str, int], tuple[str, ...]], ...]
@@ -126,19 +128,23 @@ def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], sea
         for name, of in given.items()
         if meters[name].kind == "counter" and meters[name].source is None and not meters[name].is_spend
     }
+    rows = {name: of for name, of in given.items() if meters[name].is_row}
     ceilings = {name: ceiling(of) for name, of in counters.items()}
     return Terms(
         plan=plan.key,
         fixed_cents=_fixed_cents(catalog, plan, seats),
         included={name: of.included for name, of in counters.items() if of.included is not None},
         ceilings={name: most for name, most in ceilings.items() if most is not None},
-        labels={name: label_of(of) for name, of in counters.items() if of.overage.mode == "bill"},
+        labels={name: label_of(of) for name, of in (counters | rows).items() if of.overage.mode == "bill"},
         rates={name: of.rates for name, of in given.items() if of.rates and meters[name].source is None},
         consumed=frozenset(name for route in catalog.routes for name in route.consume),
         has_grants=bool(plan.grants),
         has_budget=bool(budgets_of(given, catalog)),
+        is_by_model=any(of.overage.rows is not None for of in counters.values()),
         grants_outlive=any(grant.expires_ms for grant in plan.grants),
-        sources=frozenset(meter.source for meter in meters.values() if meter.source is not None),
+        sources=frozenset(
+            meter.source for meter in meters.values() if meter.source is not None and not meter.is_row
+        ),
         lines=tuple((route.consume, tuple(demands_of(route, catalog))) for route in catalog.routes),
     )
 
