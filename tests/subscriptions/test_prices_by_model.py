@@ -1,4 +1,4 @@
-"""Overage whose price depends on the model: an invoice line for each price, exact to the unit and the cent."""
+"""Overage whose price depends on the model: an invoice line for each price, exact to unit and cent."""
 
 from __future__ import annotations
 
