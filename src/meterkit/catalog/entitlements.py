@@ -37,7 +37,7 @@ class BillTable(Table, what="a price of overage", inheritable=True):
     amount_cents = Key(cents(), "The price of `per` units in minor units.")
     price = Key(
         Nullable(TABLE_OF_PRICES),
-        "In place of both, prices by model: `prices.NAME`, of which 1 is a minor unit; default: null.",
+        "In place of both: `prices.NAME`, prices by model in minor units; default: null.",
     )
 
 

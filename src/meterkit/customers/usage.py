@@ -163,7 +163,7 @@ def _priced(counts: MeterUsage, at: _RecordedAt, *, late: int) -> Priced | None:
     delivered, priced = counts["delivered"] + late, Priced()
     segments = segments_of(at.marks, label=at.label, sealed=delivered, overage=counts["overage"])
     # Stranded units may have been recorded twice, and were sealed once at most.
-    # Of prices by model the overage is that of all of them, and sealed is what has the default.
+    # With prices by model overage has all units, and sealed those at the default price.
     units = [
         (one.unit_cents, one.sealed if at.stranded or one.is_by_model else one.overage) for one in segments
     ]

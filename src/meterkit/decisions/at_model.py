@@ -47,7 +47,7 @@ class AtModel(NamedTuple):
         return (*(self.costs or {}).items(), *self.rows.items())
 
     def held(self, quantities: Mapping[str, int]) -> dict[str, int]:
-        """What is held with quantities: they, and as much of the meters that count their prices."""
+        """Quantities to hold, with as much of the meters that count their prices."""
         return {**quantities, **{row: quantities[name] for name, row in self.rows.items()}}
 
     def asked(self, demands: Mapping[str, Demand]) -> dict[str, Demand]:

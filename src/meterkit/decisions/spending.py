@@ -192,7 +192,7 @@ class Spending(NamedTuple):
         entitlements: Mapping[str, Entitlement],
         chosen: Mapping[str, str],
     ) -> tuple[object, ...]:
-        """The prices by model of a meter, the highest first; and which of them, from 1 on, is asked for."""
+        """The prices by model of a meter, the highest first; the place, from 1 on, of the requested one."""
         rows = entitlements[meter].overage.rows
         if rows is None:
             return ()
@@ -217,7 +217,7 @@ def counted_as_spent(
         entitlements: of every meter.
         catalog: what is sold.
     """
-    # What has prices by model is counted by these.
+    # The rows of prices by model count in place of their source.
     prices = [
         None if entitlements[name].overage.rows is not None else price_of(name, entitlements, catalog)
         for name in meters

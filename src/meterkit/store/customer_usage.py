@@ -286,7 +286,7 @@ def _of_rows(
     """The price segments of overage at each price by model, so far as there is any."""
     for name, meter in meters.items():
         if meter.is_row and meter.source == source:
-            # What was sent under the source's event was billed at the default.
+            # Units under the source's event have the default price.
             stranded = view.delivery(meter_token(name if meter.stripe is not None else source), "t")
             yield from (one for one in _segments(entitlements[name], view, stranded) if one.overage)
 

@@ -227,7 +227,7 @@ class Settlement:
         return joined(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
 
     def _rows(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        """What is derived of each recorded meter with prices by model: first what counts its price."""
+        """The meters derived from each recorded one with prices by model: first the row of its price."""
         found, model = dict[str, tuple[str, ...]](), self.used.dimensions.get("model")
         for meter, quantity in self.used.recorded.items():
             if quantity and (rows := view.entitlements[meter].overage.rows) is not None:

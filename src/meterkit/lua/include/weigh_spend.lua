@@ -3,7 +3,7 @@
 --   (micro-units), micro-units in a minor unit} each; priced: each meter whose units cost something, {the place of its
 --   field, included, micro-units for each so many units, so many units, which of the ceilings it is or 0, its target or '',
 --   its place among the backed or 0, and with prices by model: rows: {the place of a field, micro-units, units} each, the
---   highest price first; which of them is asked for}
+--   highest price first; the place of the requested one}
 --   covered(target, backed): how many units grants and credits pay of a meter; nil: there are none
 --   fields: the counters' that were read; terms, at: of the first ceiling; is_repeat: whether nothing is asked; takes:
 --   whether what is asked is held; tell: see decide
