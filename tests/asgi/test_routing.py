@@ -17,7 +17,8 @@ from starlette.routing import Router as StarletteRouter
 
 from meterkit.asgi import routing
 from meterkit.asgi.routing import Router, client_paths, is_preflight
-from meterkit.catalog.models import BILLED_ON_SUCCESS, Route
+from meterkit.catalog.billing_terms import BILLED_ON_SUCCESS
+from meterkit.catalog.models import Route
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from meterkit.catalog.billing_terms import (
+    BILLED_ON_ATTEMPT,
+    BILLED_ON_SUCCESS,
+    OUTCOMES,
+    Billing,
+    Changes,
+    Dunning,
+    Outcome,
+)
 from meterkit.catalog.entitlements import override
 from meterkit.catalog.load import enforced, json_schema, load, loads
 from meterkit.catalog.model_prices import Credit
 from meterkit.catalog.models import (
-    BILLED_ON_ATTEMPT,
-    BILLED_ON_SUCCESS,
-    OUTCOMES,
     QUANTITY_MAX,
     Algorithm,
     Anonymous,
-    Billing,
     Catalog,
-    Changes,
-    Dunning,
     Enforcement,
     Entitlement,
     Headers,
     Meter,
     Note,
     NoteKind,
-    Outcome,
     Overage,
     Plan,
     PlanGrant,

@@ -6,20 +6,17 @@ from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from meterkit.catalog.document import Fields, Items, Node, kind_of
-from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.models import (
+from meterkit.catalog.billing_terms import (
     BILLED_ON_ATTEMPT,
     BILLED_ON_SUCCESS,
     OUTCOMES,
-    Anonymous,
     Changes,
     Dunning,
-    Enforcement,
-    Headers,
     Outcome,
-    StoreFailure,
 )
+from meterkit.catalog.document import Fields, Items, Node, kind_of
+from meterkit.catalog.errors import RefusedError, unknown
+from meterkit.catalog.models import Anonymous, Enforcement, Headers, StoreFailure
 from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table
 from meterkit.catalog.value_parsers import DAY_MS, NAME, duration, duration_or_0, integer, scalar, text
 

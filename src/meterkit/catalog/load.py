@@ -22,6 +22,7 @@ from meterkit.catalog.billing import (
     build_anonymous,
     build_dunning,
 )
+from meterkit.catalog.billing_terms import Billing
 from meterkit.catalog.budgets import build_budgets
 from meterkit.catalog.document import SIZE_MAX, Fields, Node, Text, parse
 from meterkit.catalog.entitlements import ceiling
@@ -36,7 +37,7 @@ from meterkit.catalog.meters import (
     build_model_prices,
     check_features,
 )
-from meterkit.catalog.models import Billing, Catalog, Enforcement, Route
+from meterkit.catalog.models import Catalog, Enforcement, Route
 from meterkit.catalog.notes import (
     note_billing_lines,
     note_unheld_money,

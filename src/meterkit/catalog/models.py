@@ -8,13 +8,15 @@ applied: a reader of these values never asks "and if it is missing?".
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.catalog.billing_terms import BILLED_ON_SUCCESS
 from meterkit.catalog.notifications import Notify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meterkit.catalog.billing_terms import Billing, Dunning, Outcome
     from meterkit.catalog.mcp_match import McpMatch
     from meterkit.catalog.model_prices import Credit, PriceRows, ProviderPrices
     from meterkit.catalog.stored_objects import Storage
@@ -23,13 +25,9 @@ Algorithm = Literal["sliding-window", "fixed-window", "token-bucket"]
 Enforcement = Literal["on", "shadow", "off"]
 """``off`` comes from the settings only: a plans file cannot say it."""
 Headers = Literal["ietf", "x-ratelimit", "both", "none"]
-Outcome = Literal["success", "client_gone", "client_error", "server_error"]
 Report = Literal["overage", "usage", "none"]
 StoreFailure = Literal["allow", "deny"]
-Debt = Literal["deny", "allow"]
 WithoutCard = Literal["cancel", "pause", "invoice"]
-
-_DAY_MS: Final = 86_400_000
 
 ROUTE: Final = "route"
 """In the name of a policy of a route's own rate it stands where a meter's has its name."""
@@ -38,9 +36,6 @@ SPEND: Final = "spend"
 """The meter that counts what is spent, where a plan has a budget; and what policies of it begin with."""
 QUANTITY_MAX: Final = 10**15 - 1
 CREDITS_MAX: Final = 9 * 10**9
-OUTCOMES: Final[tuple[Outcome, ...]] = ("success", "client_gone", "client_error", "server_error")
-BILLED_ON_SUCCESS: Final[frozenset[Outcome]] = frozenset({"success", "client_gone"})
-BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset(OUTCOMES)
 
 NoteKind = Literal["informs", "billed_from_first_unit", "never_reached"]
 
@@ -302,53 +297,6 @@ class Route:
     def models(self, named: Sequence[str]) -> Sequence[str]:
         """The models that a request may be of that names some; none: not known."""
         return named if self.model is None else () if self.model == ANY_MODEL else (self.model,)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """When plan changes bind, and what happens to what is above the new limit."""
-
-    upgrade: Literal["now", "period_end"] = "now"
-    downgrade: Literal["now", "period_end"] = "period_end"
-    over_limit: Literal["block_growth", "allow"] = "block_growth"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Billing:
-    """The ``billing:`` block.
-
-    Attributes:
-        hold_invoice_ms: how long a renewal invoice stays a draft, at most, until its usage is counted.
-    """
-
-    charge_on: frozenset[Outcome] = BILLED_ON_SUCCESS
-    sources: frozenset[Literal["reported", "partial", "estimated", "missing"]] = frozenset(
-        {"reported", "partial", "estimated"}
-    )
-    idempotency_header: str | None = None
-    portal_url: str | None = None
-    checkout: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    hold_invoice_ms: int = 24 * 3_600_000
-    changes: Changes = Changes()
-    late_usage: Literal["next_period", "dead_letter"] = "next_period"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dunning:
-    """The ``dunning:`` block: spans from the first failed payment.
-
-    Attributes:
-        attempts: the failed attempt that ends grace; None: only the clock does.
-        remind_ms: the spans after which handlers are reminded, the shortest first.
-        debt: whether a customer may subscribe while an invoice of an earlier subscription is open.
-    """
-
-    grace_ms: int
-    attempts: int | None = 3
-    restrict_to: str
-    suspend_after_ms: int
-    remind_ms: tuple[int, ...] = (1 * _DAY_MS, 6 * _DAY_MS, 13 * _DAY_MS)
-    debt: Debt = "deny"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
