@@ -48,6 +48,7 @@ def terms(
         consumed=frozenset({"calls"} if whole else ()),
         has_grants=False,
         has_budget=False,
+        is_by_model=False,
         grants_outlive=False,
         sources=frozenset(),
         lines=(),

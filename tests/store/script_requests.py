@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.asked import Demand
+from meterkit.decisions.at_model import AtModel
 from meterkit.decisions.binding import derived_from
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.program import compile_program
@@ -107,7 +108,7 @@ class Requests(Checks):
                 billed_always=flags["billed_always"],
                 rates_only=flags["rates_only"],
                 prepaid=known.prepaid,
-                costs=costs,
+                at=AtModel(costs),
             )
             packed = b"".join(known.pack_decide(program, mode))
         else:

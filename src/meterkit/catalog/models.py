@@ -127,11 +127,9 @@ class Overage:
         mode: ``deny`` refuses it, ``bill`` records and reports it, ``percent`` tolerates it on a gauge.
         cap: with ``bill``, the quantity beyond included that is still admitted; None: no ceiling.
         per: with a price, the quantity that ``amount_cents`` buys; else None.
-        amount_cents: the price of ``per`` units in minor units; None: the price is only at Stripe; with
-            ``rows`` the default.
+        amount_cents: the (default) price of ``per`` units in minor units; None: it is only at Stripe.
         percent: with ``percent``, how far above included the gauge may be, in percent of included.
-        grace_ms: with ``percent``, how long.
-        rows: the prices by model; None: there is one price.
+        grace_ms: with ``percent``, how long. ``rows``: the prices by model; None: there is one price.
     """
 
     mode: Literal["deny", "bill", "percent"]
