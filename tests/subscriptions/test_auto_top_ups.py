@@ -186,3 +186,25 @@ async def test_i4_one_that_was_given_up_is_taken_over_as_the_same_purchase(store
         assert len(found.data) == 2
         assert await balance(at) == 24 * DOLLAR
         await api.close()
+
+
+@pytest.mark.parametrize(("cents", "dollars"), [(1000, 0), (400, 22)])
+async def test_who_gets_all_the_money_back_is_not_charged_again(
+    store_url: str, cents: int, dollars: int
+) -> None:
+    async with hooked(store_url, catalog=AUTO) as at:
+        await opened(at)
+        await with_card(at)
+        made = await bought(at)
+        await spend(at, 4)
+        paid = await at.client.v1.invoice_payments.list_async({"invoice": str(made.invoice)})
+        intent = str(paid.data[0].payment.payment_intent)
+        await at.client.v1.refunds.create_async({"payment_intent": intent, "amount": cents})
+        await at.settle()
+        await night(at)
+        assert await balance(at) == dollars * DOLLAR
+        await bought(at)
+        await spend(at, await balance(at) // DOLLAR - 4)
+        at.clock.advance(timedelta(days=1))
+        await night(at)
+        assert await balance(at) == 24 * DOLLAR

@@ -79,7 +79,9 @@ class Reclaimed(NamedTuple):
     taken: int
 
 
-async def reclaim(store: Store, customer: str, target: str, *, grant_id: str, refunded: int) -> Reclaimed:
+async def reclaim(
+    store: Store, customer: str, target: str, *, grant_id: str, refunded: int, is_all: bool
+) -> Reclaimed:
     """Take back of a grant the refunded part, as far as it is left. Repeated: a no-op.
 
     Args:
@@ -88,11 +90,12 @@ async def reclaim(store: Store, customer: str, target: str, *, grant_id: str, re
         target: of the grant, as the store writes it.
         grant_id: the name of the grant.
         refunded: how much of it was refunded in all, in units of a meter, or in micro-credits.
+        is_all: whether that is the whole payment: automatic top-ups stop until the next one is paid.
 
     Raises:
         StoreError: the store does not answer.
     """
     admin, keys = await store.admin(), store.keys.customer(customer)
     name, script = f"a {target} {grant_id}", store.scripts["reclaim"]
-    more, taken = await admin.run(script, [keys.grants, keys.ledger], name, refunded)
+    more, taken = await admin.run(script, [keys.grants, keys.ledger], name, refunded, int(is_all))
     return Reclaimed(more=more, taken=taken)

@@ -3,6 +3,7 @@
 --
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
 -- ARGV  1 the grant's name    2 how much of it was refunded in all, now and before (units, or micro-credits)
+--       3 1 where that is all of it: automatic top-ups stop until the next one is paid; else 0
 --       last: the caller's clock (ms)
 -- Reply {how much more was refunded than was known, how much of that was taken}
 --include server_ms
@@ -25,4 +26,9 @@ if value then
 end
 call('HSET', ledger_key, line, string.format('%.0f %.0f %.0f', refunded, taken + part, server_ms(caller_ms)))
 call('HDEL', grants_key, 'balance')
+local auto = 'auto ' .. string.match(name, '^a (%S+)')
+local rest = string.match(call('HGET', ledger_key, auto) or '', '^paid (.*)$')
+if rest and ARGV[3] == '1' then
+  call('HSET', ledger_key, auto, 'failed ' .. rest)
+end
 return {more, part}

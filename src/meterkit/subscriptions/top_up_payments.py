@@ -90,7 +90,8 @@ class TopUpPayments:
         if not refunded:
             await step(self._store, customer, credit, "bought")
         if refunded:
-            await self._take_back(customer, credit, invoice, granted * min(refunded, total) // total)
+            back = granted * min(refunded, total) // total
+            await self._take_back(customer, credit, invoice, back, is_all=back == granted)
         return found
 
     async def take_back(self, intent: str, owner: Callable[[str], Awaitable[str | None]]) -> None:
@@ -120,9 +121,11 @@ class TopUpPayments:
             refunded += charge["amount"] if charge["disputed"] else charge["amount_refunded"]
         return refunded
 
-    async def _take_back(self, customer: str, credit: str, invoice: str, micros: int) -> None:
+    async def _take_back(
+        self, customer: str, credit: str, invoice: str, micros: int, *, is_all: bool
+    ) -> None:
         target = target_of("credit", credit)
-        found = await reclaim(self._store, customer, target, grant_id=invoice, refunded=micros)
+        found = await reclaim(self._store, customer, target, grant_id=invoice, refunded=micros, is_all=is_all)
         if not found.more:
             return
         refunded_cents, taken_cents = -(-found.more // _CENT), found.taken // _CENT
