@@ -1,0 +1,111 @@
+"""A kit in a process of its own, behind whose middleware calls of a model stay open until they are ended.
+
+Its argument is that of ``worker_process.py``: ``store``, ``plans`` and ``now``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from delivering import until
+from llm_apps import read_all
+from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+from tokens.recordings import compact
+from workers import obey
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+
+def said(model: str, entered: int, left: int) -> dict[str, Any]:
+    """What a provider answers."""
+    usage = {
+        "prompt_tokens": entered,
+        "completion_tokens": left,
+        "total_tokens": entered + left,
+    }
+    return {"id": "1", "object": "chat.completion", "model": model, "choices": [], "usage": usage}
+
+
+class Commands:
+    """What the process can do; each method takes the arguments of its command."""
+
+    def __init__(self, kit: MeterKit, clock: Clock) -> None:
+        self.kit, self.clock = kit, clock
+        self.answers: dict[str, asyncio.Future[bytes]] = {}
+        self.requests: dict[str, asyncio.Task[httpx.Response]] = {}
+        self.inside: set[str] = set()
+        app = MeterMiddleware(self._provider, kit=kit, identify=identify.header("x-customer-id"))
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app")
+
+    async def _provider(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await read_all(receive)
+        call = dict(scope["headers"])[b"x-call"].decode()
+        self.inside.add(call)
+        body = await self.answers[call]
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _settled(self) -> None:
+        lanes = self.kit.store.lanes.values()
+        await until(lambda: not any(lane.unsettled for lane in lanes))
+
+    async def nothing(self) -> str:
+        return "ready"
+
+    async def now(self, at: str) -> str:
+        self.clock.set(datetime.fromisoformat(at))
+        return at
+
+    async def begin(self, customer: str, call: str, model: str, at_most: int) -> str:
+        """Ask a model for so many tokens at most; empty where the call is admitted, else why it is not."""
+        self.answers[call] = asyncio.get_running_loop().create_future()
+        asked = compact({"model": model, "max_tokens": at_most, "messages": []})
+        headers = {"x-customer-id": customer, "x-call": call}
+        request = asyncio.create_task(self.client.post("/chat", content=asked, headers=headers))
+        await until(lambda: call in self.inside or request.done())
+        if not request.done():
+            self.requests[call] = request
+            return ""
+        found = (await request).json()
+        return str(found["type"]).rpartition(":")[2]
+
+    async def end(self, call: str, model: str, entered: int, left: int) -> int:
+        """Have the model answer; the status."""
+        self.answers.pop(call).set_result(compact(said(model, entered, left)))
+        found = await self.requests.pop(call)
+        await self._settled()
+        return found.status_code
+
+    async def record(self, customer: str, model: str, entered: int, left: int) -> str:
+        await self.kit.record_usage(customer, said(model, entered, left))
+        await self._settled()
+        return "recorded"
+
+    async def consume(self, customer: str, quantity: int) -> str:
+        """Consume images; empty where they are admitted, else why they are not."""
+        decision = await self.kit.consume(customer, "images", quantity)
+        await self._settled()
+        return decision.reason or ""
+
+
+async def main(options: dict[str, Any]) -> None:
+    clock = Clock(datetime.fromisoformat(options["now"]))
+    settings: dict[str, Any] = {"flush": False, "shards": 4, "store_timeout": 10.0, "clock": clock}
+    async with MeterKit(loads(options["plans"]), redis_url=options["store"], **settings) as kit:
+        commands = Commands(kit, clock)
+        await obey(commands)
+        await commands.client.aclose()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(json.loads(sys.argv[1])))
