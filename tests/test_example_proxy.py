@@ -27,6 +27,7 @@ pytestmark = pytest.mark.anyio
 
 PROXY = Path(__file__).parents[1] / "examples" / "openai_proxy"
 READY_S = 120.0
+SECRET = "whsec_example"
 TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
@@ -252,3 +253,60 @@ async def test_a_key_that_nobody_was_given_is_refused_in_openais_words(urls: tup
     async with client_of(urls, "nobody") as client:
         with pytest.raises(AuthenticationError, match="anonymous"):
             await client.chat.completions.create(**asking("Tell 1 words"))
+
+
+async def test_dollars_are_bought_used_and_topped_up(store_url: str) -> None:
+    emulator = StripeEmulator()
+    with emulator.running() as stripe, served("provider") as provider:
+        settings: dict[str, Any] = {"stripe_api_key": STRIPE_KEY, "stripe_api_base": stripe, "flush": False}
+        variables = {
+            "PROVIDER_URL": f"{provider}/v1",
+            "METERKIT_REDIS_URL": store_url,
+            "METERKIT_STRIPE_API_KEY": STRIPE_KEY,
+            "METERKIT_STRIPE_API_BASE": stripe,
+            "METERKIT_STRIPE_WEBHOOK_SECRET": SECRET,
+        }
+        async with MeterKit(PROXY / "plans.yaml", redis_url=store_url, **settings) as kit:
+            await kit.stripe.sync()
+            await kit.customers.set_plan("dora", "balance")
+            with served("app", **variables) as proxy:
+                emulator.add_endpoint(f"{proxy}/billing/webhooks/stripe", secret=SECRET)
+                await dollars(kit, emulator, (proxy, provider))
+
+
+async def dollars(kit: MeterKit, emulator: StripeEmulator, urls: tuple[str, str]) -> None:
+    """Buy a balance on a page, use it up until it is topped up, then without that."""
+
+    async def has(micros: int) -> None:
+        async def found() -> bool:
+            return (await kit.usage("dora"))["balance_micros"].get("usd") == micros
+
+        await eventually(found)
+
+    create: Any
+    async with client_of(urls, "dora") as client, httpx.AsyncClient(timeout=READY_S) as browser:
+        create = client.chat.completions.create
+        with pytest.raises(APIStatusError, match="POST /billing/top-up opens a page"):
+            await create(**asking("Tell 100 words", max_tokens=100))
+        back = "http://localhost:8000/healthz"
+        page = await browser.post(
+            f"{urls[0]}/billing/top-up",
+            json={"amount_cents": 1000, "success_url": back, "cancel_url": back},
+            headers={"authorization": "Bearer sk-dora"},
+        )
+        emulator.complete_checkout(page.json()["url"].rpartition("/")[2])
+        await has(10_000_000)
+        # (3 * 1 cent + 100 * 4 cents) * 1.25 = USD 5.0375; what is left is below USD 5.00: 10 dollars more.
+        await create(**asking("Tell 100 words", max_tokens=100))
+        await has(10_000_000 - 5_037_500 + 10_000_000)
+        await kit.credits.set_auto("dora", enabled=False)
+        # (3 + 40 * 20) cents * 1.25 = USD 10.0375, of a large model
+        async for _ in await create(
+            **asking("Tell 40 words", max_tokens=40, model="parrot-1-large"), stream=True
+        ):
+            pass
+        await has(4_925_000)
+        with pytest.raises(APIStatusError, match="credits") as refused:
+            await create(**asking("Tell 100 words", max_tokens=100))
+        assert (402, "insufficient_quota") == (refused.value.status_code, refused.value.type)
+        await has(4_925_000)

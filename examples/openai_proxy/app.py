@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from meterkit import Decision, MeterKit, MeterMiddleware, identify
+from meterkit.fastapi import Current, billing_router
 from meterkit.llm import Restore, ask_for_usage
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
 PROVIDER_URL: Final = os.environ.get("PROVIDER_URL", "http://127.0.0.1:8001/v1")
 PROVIDER_KEY: Final = os.environ.get("PROVIDER_KEY", "sk-provider")
+KIT: Final = MeterKit(Path(__file__).with_name("plans.yaml"))
 # A table of yours: the hash of each key you have given out, and whose it is.
 CUSTOMERS: Final = {
     identify.hash_key(key): customer
-    for key, customer in (("sk-ada", "ada"), ("sk-bob", "bob"), ("sk-eve", "eve"))
+    for key, customer in (("sk-ada", "ada"), ("sk-bob", "bob"), ("sk-eve", "eve"), ("sk-dora", "dora"))
 }
 STATUS: Final = {
     "anonymous": (401, "invalid_request_error"),
@@ -40,6 +42,8 @@ def in_openais_words(scope: Any, decision: Decision) -> Response:
     del scope
     status, kind = STATUS.get(decision.reason or "", (429, "rate_limit_exceeded"))
     message = f"Refused: {decision.reason} ({', '.join(decision.violated) or 'no limit'})"
+    if "usd_charged-period" in decision.violated:
+        message += "; POST /billing/top-up opens a page to pay on"
     error = {"message": message, "type": kind, "param": None, "code": decision.reason}
     return JSONResponse({"error": error}, status)
 
@@ -87,9 +91,17 @@ async def passed_on(answer: httpx.Response, restore: Restore) -> AsyncGenerator[
         await answer.aclose()
 
 
+def account(caller: Current) -> str:
+    """Whose balance a page adds to."""
+    return caller.customer
+
+
+app.include_router(
+    billing_router(KIT, customer=account, origins=["http://localhost:8000"]), prefix="/billing"
+)
 app.add_middleware(
     MeterMiddleware,
-    kit=MeterKit(Path(__file__).with_name("plans.yaml")),
+    kit=KIT,
     identify=identify.api_key(CUSTOMERS.get, hashed=True),
     on_denied=in_openais_words,
 )

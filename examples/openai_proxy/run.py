@@ -1,15 +1,20 @@
-"""The stand-in provider and the proxy, together; Ctrl+C stops both."""
+"""The stand-in provider, the proxy and, without a Stripe key, an emulated Stripe; Ctrl+C stops all."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from meterkit import MeterKit
+from meterkit.testing import StripeEmulator
+
 HERE = Path(__file__).parent
-PROVIDER_PORT, PROXY_PORT = 8001, 8000
+PROVIDER_PORT, PROXY_PORT, STRIPE_PORT = 8001, 8000, 12111
+HOOK = f"http://127.0.0.1:{PROXY_PORT}/billing/webhooks/stripe"
+SECRET = "whsec_example"  # noqa: S105 - the emulator's
 
 
 async def serve(module: str, port: int) -> None:
@@ -28,6 +33,21 @@ async def serve(module: str, port: int) -> None:
 
 
 async def main() -> None:
+    with ExitStack() as stack:
+        if "METERKIT_STRIPE_API_KEY" not in os.environ:
+            emulator = StripeEmulator()
+            base = stack.enter_context(emulator.running(port=STRIPE_PORT))
+            emulator.add_endpoint(HOOK, secret=SECRET)
+            os.environ["METERKIT_STRIPE_API_KEY"] = "sk_test_emulator"
+            os.environ["METERKIT_STRIPE_API_BASE"] = base
+            os.environ["METERKIT_STRIPE_WEBHOOK_SECRET"] = SECRET
+            # Products and prices; for a real account, `meterkit stripe sync` once.
+            async with MeterKit(HERE / "plans.yaml", flush=False) as kit:
+                await kit.stripe.sync()
+        await run()
+
+
+async def run() -> None:
     async with asyncio.TaskGroup() as servers:
         servers.create_task(serve("provider", PROVIDER_PORT))
         servers.create_task(serve("app", PROXY_PORT))
