@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.asgi.gauges import Gauges
+from meterkit.catalog.model_prices import sold_in
 from meterkit.customers.customers import Customers
 from meterkit.customers.grants import Grants
 from meterkit.customers.states import States, make_scheduled_transitions
@@ -134,8 +135,9 @@ class Parts:
 
     def use(self, catalog: Catalog) -> None:
         """Handle what a catalog needs: automatic top-ups."""
-        sells = any(credit.top_up and credit.top_up.auto for credit in catalog.credits.values())
-        if sells and self.settings.delivers and not self._is_automatic:
+        sold = sold_in(catalog.credits)
+        is_sold = sold is not None and sold[1].auto is not None
+        if is_sold and self.settings.delivers and not self._is_automatic:
             self._is_automatic = True
             self.handlers.add("credits.low", self._top_up)
 

@@ -107,6 +107,20 @@ async def test_a_spike_is_sent_once_a_day(
         )
 
 
+async def test_what_is_spent_has_no_spikes_of_its_own(store_url: str, tmp_path: Path) -> None:
+    url = written(tmp_path)
+    with sqlite3.connect(tmp_path / "audit.db") as database:
+        database.execute("update meterkit_audit set meter = 'spend' where customer = 'acme'")
+    plans = SPIKES.replace("    price: {{", "    budget: {{amount_cents: unlimited}}\n    price: {{", 1)
+    async with (
+        receiver() as hook,
+        kit_of(store_url, Clock(NOW), url=hook.url, plans=plans, audit_url=url) as kit,
+    ):
+        assert kit.catalog.counts_spend
+        await SpikeWatch(kit.store, AuditDatabase(url), any_event).look()
+        assert await SpikesToday(kit.store).all() == []
+
+
 def test_without_an_audit_log_the_key_is_refused_with_its_cure() -> None:
     catalog = loads(SPIKES.format(url="http://127.0.0.1:9"))
     with pytest.raises(

@@ -68,16 +68,19 @@ def _decimals(currency: str) -> int:
 
 
 _KILO: Final = 1000
+_ROUNDS_UP: Final = Decimal("999.5")
+"""From here on three digits would say 1000."""
 
 
 def size_text(number: int) -> str:
     """Bytes as people write them, with three digits: ``9.5 GB``."""
     size, unit = Decimal(number), "byte" if number == 1 else "bytes"
     for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if size < _KILO:
+        if size < _ROUNDS_UP:
             break
         size, unit = size / _KILO, larger
-    return f"{size:.3g} {unit}" if size < _KILO - 1 else f"{size:.0f} {unit}"
+    shown = Decimal(f"{size:.3g}").normalize() if size < _ROUNDS_UP else round(size, 0)
+    return f"{shown:f} {unit}"
 
 
 def units(quantities: Iterable[int]) -> str:

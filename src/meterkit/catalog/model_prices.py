@@ -149,3 +149,9 @@ def has_all_of(pattern: str, other: str) -> bool:
     """Whether a pattern matches all that another one does; only said where that is sure."""
     is_sure = not _SPECIAL & {*pattern} and "[" not in other
     return pattern == other or (is_sure and fnmatchcase(other, pattern))
+
+
+def sold_in(credits_: Mapping[str, Credit]) -> tuple[str, TopUps] | None:
+    """The balance that customers can buy, and its top-ups; a file has one at most."""
+    found = ((one.name, one.top_up) for one in credits_.values() if one.top_up is not None)
+    return next(found, None)

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import money
+from meterkit.catalog.model_prices import sold_in
 from meterkit.errors import StripeError
 from meterkit.health.findings import Finding
 from meterkit.health.health import UnseenError
@@ -60,23 +61,22 @@ def refused_by_stripe(error: StripeError) -> Finding | str:
 
 async def _top_ups_without_price(api: StripeApi, catalog: Catalog) -> list[Finding]:
     """The amounts that cannot be bought yet; none where the key may not list prices."""
-    found: list[Finding] = []
-    for credit in catalog.credits.values():
-        amounts = () if credit.top_up is None else credit.top_up.amounts
-        keys = {pack_key(credit.name, amount): amount for amount in amounts}
-        try:
-            there = await prices_by_key(api, [*keys])
-        except StripeError as error:
-            if error.status == HTTPStatus.FORBIDDEN:
-                return []
-            raise
-        missing = ", ".join(
-            money(amount, catalog.currency) for key, amount in keys.items() if key not in there
-        )
-        if missing:
-            problem = f"Stripe has no price of these top-ups of {credit.name}: {missing}"
-            found.append(Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`"))
-    return found
+    sold = sold_in(catalog.credits)
+    if sold is None:
+        return []
+    credit, top_ups = sold
+    keys = {pack_key(credit, amount): amount for amount in top_ups.amounts}
+    try:
+        there = await prices_by_key(api, [*keys])
+    except StripeError as error:
+        if error.status == HTTPStatus.FORBIDDEN:
+            return []
+        raise
+    missing = ", ".join(money(amount, catalog.currency) for key, amount in keys.items() if key not in there)
+    if not missing:
+        return []
+    problem = f"Stripe has no price of these top-ups of {credit}: {missing}"
+    return [Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`")]
 
 
 async def look_at_meters(parts: Parts) -> tuple[str, list[Finding]]:

@@ -242,7 +242,9 @@ class SpikeWatch:
         now_ms = self._store.now_ms()
         midnight_ms = now_ms - now_ms % _DAY_MS
         for customer, meter in await self._history.active(midnight_ms, least=FLOOR):
-            if meter in self._store.catalog.meters:
+            known = self._store.catalog.meters.get(meter)
+            # What is spent follows other meters, whose spikes are told.
+            if known is not None and not known.is_spend:
                 event_id = digest_of(customer, meter, midnight_ms)
                 make = partial(self._found, customer, meter, now_ms, event_id)
                 try:

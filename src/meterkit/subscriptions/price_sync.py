@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_texts import money
+from meterkit.catalog.model_prices import sold_in
 from meterkit.errors import StripeError
 from meterkit.stripe.meters import meter_differences
 from meterkit.subscriptions.price_mismatches import Found, unfit
@@ -157,9 +158,9 @@ class _Syncing:
             await self._make_meters()
             for plan_found in found:
                 await self._make(plan_found)
-            for credit in self._catalog.credits.values():
-                if credit.top_up is not None:
-                    await self._make_packs(credit.name, credit.top_up.amounts)
+            if (sold := sold_in(self._catalog.credits)) is not None:
+                credit, top_ups = sold
+                await self._make_packs(credit, top_ups.amounts)
         return done
 
     async def _find(self, wanted: WantedPlan) -> Found:
@@ -292,7 +293,7 @@ class _Syncing:
 
     @property
     def _sells_packs(self) -> bool:
-        return any(credit.top_up is not None for credit in self._catalog.credits.values())
+        return sold_in(self._catalog.credits) is not None
 
     @property
     def _made(self) -> Action:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from meterkit.catalog.model_prices import sold_in
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import PaymentMethodMissingError
@@ -47,13 +48,12 @@ class AutoTopUps:
 
     async def look(self, customer: str) -> None:
         """Buy one if the balance is low: it may have been when a month, or a declined card, forbade it."""
-        for credit in self._store.catalog.credits.values():
-            if credit.top_up is None or credit.top_up.auto is None:
-                continue
+        sold = sold_in(self._store.catalog.credits)
+        if sold is not None and sold[1].auto is not None:
             usage = await self._store.usage(customer)
-            left = usage["balance_micros"].get(credit.name, 0)
-            if left < credit.top_up.auto.below_cents * (MICRO // 100):
-                await self._buy(customer, credit.name, f"night {from_ms(self._store.now_ms()):%Y-%m-%d}")
+            left = usage["balance_micros"].get(sold[0], 0)
+            if left < sold[1].auto.below_cents * (MICRO // 100):
+                await self._buy(customer, sold[0], f"night {from_ms(self._store.now_ms()):%Y-%m-%d}")
 
     async def _buy(self, customer: str, credit: str, event: str) -> None:
         sold = self._store.catalog.credits.get(credit)

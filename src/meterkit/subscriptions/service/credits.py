@@ -7,6 +7,7 @@ from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from meterkit.catalog.model_prices import sold_in
 from meterkit.customers.states import States
 from meterkit.errors import MeterkitError, PaymentMethodMissingError, QuantityError, StripeError
 from meterkit.store.arguments import check_customer
@@ -162,15 +163,13 @@ class Credits:
             StoreError: the store does not answer.
         """
         check_customer(customer)
-        credits_ = self._store.catalog.credits.values()
-        automatic = [one.name for one in credits_ if one.top_up is not None and one.top_up.auto is not None]
-        if not automatic:
+        sold = sold_in(self._store.catalog.credits)
+        if sold is None or sold[1].auto is None:
             raise MeterkitError(
                 "the plans file has no automatic top-ups: write `auto: {below: 500, amount: 2000, at_most: 3"
                 " per month}` at `top_up`"
             )
-        for credit in automatic:
-            await step(self._store, customer, credit, "on" if enabled else "off")
+        await step(self._store, customer, sold[0], "on" if enabled else "off")
 
     async def _open_page(
         self,
@@ -230,17 +229,18 @@ class Credits:
         )
 
     def _sold(self, amount_cents: int) -> str:
-        """The credit that is sold in money; a file has one."""
-        for credit in self._store.catalog.credits.values():
-            if credit.top_up is not None:
-                if type(amount_cents) is int and amount_cents in credit.top_up.amounts:
-                    return credit.name
-                amounts = ", ".join(map(str, credit.top_up.amounts))
-                raise QuantityError(f"amount_cents: found {amount_cents!r:.40}; allowed are {amounts}")
-        raise MeterkitError(
-            "the plans file sells no top-ups: write `top_up: {packs: [1000, 5000]}` at a credit with"
-            " `unit: money`"
-        )
+        """The balance that is sold, if it is sold in this amount."""
+        sold = sold_in(self._store.catalog.credits)
+        if sold is None:
+            raise MeterkitError(
+                "the plans file sells no top-ups: write `top_up: {packs: [1000, 5000]}` at a credit with"
+                " `unit: money`"
+            )
+        credit, top_ups = sold
+        if type(amount_cents) is int and amount_cents in top_ups.amounts:
+            return credit
+        amounts = ", ".join(map(str, top_ups.amounts))
+        raise QuantityError(f"amount_cents: found {amount_cents!r:.40}; allowed are {amounts}")
 
     async def _price(self, credit: str, amount_cents: int) -> str:
         key = pack_key(credit, amount_cents)
