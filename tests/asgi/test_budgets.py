@@ -100,3 +100,57 @@ async def test_i3_racing_answers_do_not_overshoot_a_budget(store_url: str) -> No
         # Nothing was refused that fitted: ten dollars and what is included are 338,333 tokens.
         refused = [tokens for tokens, status in zip(calls, statuses, strict=True) if status == 402]
         assert 338_333 - served < min(refused)
+
+
+MONEY: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices, markup: 30%}
+    models:
+      "small-*": {input_tokens: 10 per 1_000_000, output_tokens: 10 per 1_000_000}
+      "large-*": {input_tokens: 50 per 1_000_000, output_tokens: 50 per 1_000_000}
+routes:
+  - match: "POST /chat"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+plans:
+  pro: {price: {amount_cents: 0, interval: month}, budget: {amount_cents: BUDGET}}
+"""
+
+
+@pytest.mark.parametrize(("budget", "balance"), [("1000", 50), ("5000", 10)])
+async def test_i3_racing_answers_of_two_models_overshoot_neither_budget_nor_balance(
+    store_url: str, budget: str, balance: int
+) -> None:
+    """I3: ten dollars are spent to the last call that fits, whether the budget or the balance ends first."""
+    chance, waiting = Random(13), asyncio.Event()  # noqa: S311 - repeatable
+    plans = MONEY.replace("BUDGET", budget)
+    async with metered(answering(waiting.wait), store_url, plans=plans) as at:  # type: ignore[arg-type]  # its result is not used
+        await at.kit.grants.add("acme", {"usd": balance}, grant_id="1")
+        calls = [(chance.choice(("small-1", "large-1")), chance.randrange(1, 4000)) for _ in range(600)]
+        # One token goes in: what is held for the answer has room for it.
+        asking = [
+            asyncio.create_task(ask(at, tokens, model=model, said=model, at_most=tokens + 1))
+            for model, tokens in calls
+        ]
+        lanes = at.kit.store.lanes.values()
+        await until(
+            lambda: sum(task.done() for task in asking) + sum(len(lane.live) for lane in lanes) == len(calls)
+        )
+        waiting.set()
+        statuses = await asyncio.gather(*asking)
+        assert set(statuses) == {200, 402}
+        costs = [13 * (tokens + 1) * (1 if model == "small-1" else 5) for model, tokens in calls]
+        served = sum(cost for cost, status in zip(costs, statuses, strict=True) if status == 200)
+        assert await spent(at) == served <= LIMIT
+        left = (await at.kit.usage("acme"))["balance_micros"]["usd"]
+        assert left == balance * 1_000_000 - served >= 0
+        refused = [cost for cost, status in zip(costs, statuses, strict=True) if status == 402]
+        assert LIMIT - served < min(refused)

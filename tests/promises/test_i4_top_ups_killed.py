@@ -1,0 +1,83 @@
+"""I4: a process that is killed at any step between a payment and its grant grants it once all the same."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from hooking import NOW
+from topping_up import BACK, DOLLAR, balance, bought, opened, sold, with_card
+from workers import start
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from hooking import Hooked
+    from workers import Worker
+
+pytestmark = pytest.mark.anyio
+
+PROGRAM: Final = Path(__file__).parents[1] / "top_up_process.py"
+GRANTING: Final = ("read", "granted", "noted")
+
+
+@asynccontextmanager
+async def doomed(store_url: str, at: Hooked, step: str) -> AsyncGenerator[Worker]:
+    """A process that dies at a step; that it did is checked."""
+    options = {"store": store_url, "stripe": at.url, "now": NOW.isoformat(), "dies": step}
+    worker = await start(options, PROGRAM)
+    try:
+        yield worker
+        assert await worker.process.wait() == -9
+    finally:
+        if worker.process.returncode is None:
+            worker.process.kill()
+        await worker.process.wait()
+
+
+async def paid_once(at: Hooked) -> None:
+    """One payment, one grant, and one line of the ledger."""
+    found = await at.client.v1.invoices.list_async({"customer": "cus_acme", "status": "paid"})
+    assert (len(found.data), await balance(at)) == (1, 10 * DOLLAR)
+    (line,) = await at.kit.grants.ledger("acme")
+    assert (line.entry, line.grant_id, line.quantity) == ("grant", found.data[0].id, 10 * DOLLAR)
+
+
+@pytest.mark.parametrize("step", [*(f"post {number}" for number in range(1, 5)), *GRANTING])
+async def test_i4_a_purchase_whose_process_is_killed_is_charged_and_granted_once(
+    store_url: str, step: str
+) -> None:
+    """I4: the webhook, or the app's next try, ends it."""
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        async with doomed(store_url, at, step) as worker:
+            with pytest.raises((EOFError, ConnectionError)):
+                await worker.ask("buy", key="order 1")
+        await at.settle()
+        await bought(at, idempotency_key="order 1")
+        await at.settle()
+        await paid_once(at)
+
+
+@pytest.mark.parametrize("step", GRANTING)
+async def test_i4_a_webhook_whose_process_is_killed_grants_once(store_url: str, step: str) -> None:
+    """I4: the webhook was answered, so Stripe does not send it again; it is in the queue."""
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        await bought(at, **BACK)
+        (session,) = (await at.client.v1.checkout.sessions.list_async()).data
+        at.emulator.complete_checkout(session.id)
+        assert set(await at.bring()) == {200}
+        assert await balance(at) == 0
+        async with doomed(store_url, at, step) as worker:
+            with pytest.raises((EOFError, ConnectionError)):
+                await worker.ask("work_off")
+        at.clock.advance(timedelta(hours=1))
+        await at.kit.webhooks.work_off()
+        await paid_once(at)
