@@ -96,7 +96,7 @@ class Account:
             self.spent["period"] = self.charged = self.images = 0
 
     def refuses(self, needed: int, *, is_prepaid: bool) -> set[str]:
-        """What is against something that costs so much."""
+        """The limits that refuse such a cost."""
         held = sum(self.held.values())
         found = {"balance"} if is_prepaid and needed > self.balance - held else set[str]()
         if needed > 0 and any(needed > most - self.spent[span] - held for span, most in self.limits.items()):
@@ -167,7 +167,7 @@ class Customer:
         against = self.account.refuses(needed, is_prepaid=True)
         found = await self.ask(process, "begin", customer=self.name, call=call, model=model, at_most=at_most)
         self.agree(found == "", not against, call, model, at_most, found)
-        # Where one thing alone is against it, the client is told that.
+        # If only one limit refuses, the answer names it.
         if len(against) == 1:
             self.agree(found == "spend-limit-reached", against == {"spend"}, call, found)
         if not against:
@@ -180,7 +180,7 @@ class Customer:
             return
         call = self.random.choice(tuple(self.open))
         process, at_most = self.open.pop(call)
-        # The provider may report another model than was asked for, and more input than was held.
+        # The provider may report another model, and more input than the hold allowed for.
         model, entered = self.random.choice(tuple(PRICES)), self.random.choice((0, 0, 7, 999))
         left = self.random.choice((at_most, self.random.randrange(at_most + 1), 0))
         status = await self.ask(process, "end", call=call, model=model, entered=entered, left=left)
@@ -218,7 +218,7 @@ class Customer:
         self.account.limits["period"] = (300 if cents is None else cents) * CENT
 
     async def check(self) -> None:
-        """What the store has counted is what the reference has."""
+        """Compare the counts of the store with the reference."""
         account, usage = self.account, await self.kit.usage(self.name)
         meters = usage["meters"]
         found = [meters[name]["recorded"] for name in ("usd_charged", "images", "spend")]

@@ -1,4 +1,4 @@
-"""I4: a process that is killed at any step between a payment and its grant grants it once all the same."""
+"""I4: a payment is granted once, at whatever step between payment and grant its process is killed."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ async def provider(scope: Scope, receive: Receive, send: Send) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Months:
-    """A service, Stripe, one clock, and what was told."""
+    """A service, Stripe, one clock, and the events that handlers got."""
 
     at: Hooked
     client: httpx.AsyncClient

@@ -243,7 +243,7 @@ class SpikeWatch:
         midnight_ms = now_ms - now_ms % _DAY_MS
         for customer, meter in await self._history.active(midnight_ms, least=FLOOR):
             known = self._store.catalog.meters.get(meter)
-            # What is spent follows other meters, whose spikes are told.
+            # `spend` follows the other meters, and those have spikes of their own.
             if known is not None and not known.is_spend:
                 event_id = digest_of(customer, meter, midnight_ms)
                 make = partial(self._found, customer, meter, now_ms, event_id)
