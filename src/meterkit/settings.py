@@ -126,6 +126,7 @@ class SettingsKeywords(TypedDict, total=False):
     start_timeout: float | None
     key_prefix: str | None
     shards: int | None
+    customers_kept: int | None
     spool_dir: str | os.PathLike[str] | None
     deliver_without_persistence: bool | None
     flush: bool | None
@@ -155,6 +156,7 @@ class Settings(BaseSettings):
         start_timeout: seconds that starting tries to reach the store, before it is logged and the app begins.
         key_prefix: what the store's keys begin with.
         shards: over how many hash slots customers are spread; fixed when a store is first used.
+        customers_kept: how many customers a process knows at once; beyond that the least recently used go.
         spool_dir: where usage waits while the store is away.
         deliver_without_persistence: whether usage is delivered with a live key from a store that has neither
             an append-only file nor a replica: it may be billed again after a restart of the store.
@@ -200,6 +202,9 @@ class Settings(BaseSettings):
         str, Field(pattern=r"\A[A-Za-z0-9_.-]{1,32}\z", description="1 to 32 of A-Z a-z 0-9 _ . -")
     ] = "mk"
     shards: Annotated[int, Field(ge=1, le=1024, description="a whole number from 1 to 1024")] = 128
+    customers_kept: Annotated[
+        int, Field(ge=100, le=10_000_000, description="a whole number from 100 to 10000000")
+    ] = 10_000
     spool_dir: Annotated[Path, AfterValidator(_folder), Field(description="the path of a directory")] = Field(
         default_factory=_state_folder
     )

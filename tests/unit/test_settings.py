@@ -45,6 +45,7 @@ def test_defaults() -> None:
         "start_timeout": 5.0,
         "key_prefix": "mk",
         "shards": 128,
+        "customers_kept": 10_000,
         "spool_dir": Path("/home/someone/.local/state/meterkit"),
         "deliver_without_persistence": False,
         "flush": None,
@@ -70,6 +71,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
         "STORE_TIMEOUT": "2",
         "KEY_PREFIX": "my.app-1_x",
         "SHARDS": "1024",
+        "CUSTOMERS_KEPT": "250_000",
         "SPOOL_DIR": "~/spool",
         "FLUSH": "off",
     }.items():
@@ -87,6 +89,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
     assert settings.store_timeout == 2.0
     assert settings.key_prefix == "my.app-1_x"
     assert settings.shards == 1024
+    assert settings.customers_kept == 250_000
     assert settings.spool_dir == Path("/home/someone/spool")
     assert settings.flush is False
 

@@ -39,12 +39,12 @@ from meterkit.store.holds import HoldOwner
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_shape import Entry, thresholds_of
-from meterkit.store.views import CustomerCache, CustomerView
+from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from meterkit.store.views import PreparedDecision
+    from meterkit.store.views import CustomerView, PreparedDecision
 
 pytestmark = pytest.mark.anyio
 

@@ -307,11 +307,14 @@ class Exchange(Admitted):
 
     def _settle_undecided(self, lane: Lane, *, billed: bool) -> None:
         """Settle what the route consumes and nothing else: without the store nearly every request ends so."""
-        known = {} if self._weighed is None else self._weighed.decided.unheld
-        settlement, counted = known.get(billed), self._route.consume
+        decided = None if self._weighed is None else self._weighed.decided
+        settlement = None if decided is None else decided.unheld.get(billed)
+        counted = self._route.consume
         if settlement is None:
             used = Used(counted if billed else _NOTHING, counted)
-            settlement = known[billed] = Settlement(self._view, used=used)
+            settlement = Settlement(self._view, used=used)
+            if decided is not None:
+                decided.unheld = {**decided.unheld, billed: settlement}
         if counted:
             self._store.settle(lane, settlement)
 

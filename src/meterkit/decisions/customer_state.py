@@ -20,7 +20,7 @@ from meterkit.decisions.subscription import (
     standing_of,
     without_payment,
 )
-from meterkit.decisions.subscription_periods import Counting, subscription_bounds
+from meterkit.decisions.subscription_periods import Counting, Interval, subscription_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Reason
 
 _SEATS: Final = "seats"
+_COUNTING: Final[Mapping[Interval, Counting]] = {"month": Counting(per="month"), "year": Counting(per="year")}
 _UNITS: Final = frozenset({"seat", "seats"})
 
 
@@ -101,14 +102,14 @@ class CustomerState:
         known: dict[str, Any] = json.loads(data)
         subscription = known.pop("subscription", None)
         # A field of a newer release says nothing to this one.
-        found = cls(**{name: value for name, value in known.items() if name in cls.__slots__})
-        return replace(
-            found,
-            minutes_taken_ms=tuple(found.minutes_taken_ms),
-            subscription=None if subscription is None else SubscriptionState.of(subscription),
-        )
+        given = {name: value for name, value in known.items() if name in _FIELDS}
+        if "minutes_taken_ms" in given:
+            given["minutes_taken_ms"] = tuple(given["minutes_taken_ms"])
+        kept = None if subscription is None else SubscriptionState.of(subscription)
+        return cls(**given, subscription=kept)
 
 
+_FIELDS: Final = frozenset(CustomerState.__slots__)
 INITIAL_STATE: Final = CustomerState()
 """The state of a customer who has none stored: the default plan, and nothing else."""
 
@@ -236,14 +237,15 @@ def _counting(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -
     """What included quantities are counted over: as the subscription's own plan says, restricted or not."""
     subscription = state.subscription
     if subscription is None or subscription.status_at(now_ms) in ENDED or not subscription.has_begun:
-        return Counting(per=_counted_per(plan))
+        return _COUNTING[_counted_per(plan)]
     own = catalog.plans.get(subscription.plan_at(now_ms) or "", plan)
     before, after = (
         catalog.plans.get(subscription.plan or ""),
         catalog.plans.get(subscription.pending_plan or ""),
     )
     is_other = before is not None and after is not None and before.price.interval != after.price.interval
-    return Counting(per=_counted_per(own), anew_ms=subscription.pending_at_ms if is_other else None)
+    per = _counted_per(own)
+    return Counting(per=per, anew_ms=subscription.pending_at_ms) if is_other else _COUNTING[per]
 
 
 def _counted_per(plan: Plan) -> Literal["month", "year"]:

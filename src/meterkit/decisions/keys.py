@@ -122,24 +122,91 @@ def _counted(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
             yield f"routes[{nth}].rate", rate_token(route_name(route), rate.window_ms, rate.algorithm), what
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CustomerKeys:
-    """The keys of one customer."""
+    """The keys of one customer, each named when it is asked for.
 
-    shard: int
-    counters: str
-    state: str
-    totals: str
-    grants: str
-    ledger: str
-    levels: str
-    marks: str
-    history: str
-    corrections: str
-    objects: str
-    dirty: str
-    unlinked: str
-    notices: str
+    Args:
+        stem: what all keys of the shard begin with.
+        shard: of the customer.
+        customer: the customer's id.
+        anonymous: whether the customer is one.
+    """
+
+    __slots__ = ("_customer", "_space", "_stem", "shard")
+
+    def __init__(self, stem: str, shard: int, customer: str, *, anonymous: bool) -> None:
+        self.shard = shard
+        self._stem = stem
+        self._customer = customer
+        self._space = "a" if anonymous else ""
+
+    @property
+    def counters(self) -> str:
+        """Hash: rates, meters, requests in flight."""
+        return f"{self._stem}{self._space or 'c'}:{self._customer}"
+
+    @property
+    def state(self) -> str:
+        """Hash: the customer's state and its rev."""
+        return self._of("s")
+
+    @property
+    def totals(self) -> str:
+        """Hash: closed periods, and what became of sealed usage."""
+        return self._of("t")
+
+    @property
+    def grants(self) -> str:
+        """Hash: grants and credits."""
+        return self._of("g")
+
+    @property
+    def ledger(self) -> str:
+        """Stream: what became of them."""
+        return self._of("j")
+
+    @property
+    def levels(self) -> str:
+        """Hash: levels of gauges."""
+        return self._of("v")
+
+    @property
+    def marks(self) -> str:
+        """Sorted set: idempotency keys of requests."""
+        return self._of("i")
+
+    @property
+    def history(self) -> str:
+        """Stream: changes of the state."""
+        return self._of("h")
+
+    @property
+    def corrections(self) -> str:
+        """Stream: recorded units that were taken back."""
+        return self._of("k")
+
+    @property
+    def objects(self) -> str:
+        """Hash: stored objects."""
+        return self._of("q")
+
+    @property
+    def dirty(self) -> str:
+        """Sorted set, of the shard: linked customers with pending usage."""
+        return f"{self._stem}dirty"
+
+    @property
+    def unlinked(self) -> str:
+        """Sorted set, of the shard: customers with pending usage and without a link."""
+        return f"{self._stem}unlinked"
+
+    @property
+    def notices(self) -> str:
+        """Stream, of the shard: what has happened to customers."""
+        return f"{self._stem}notices"
+
+    def _of(self, kind: str) -> str:
+        return f"{self._stem}{self._space}{kind}:{self._customer}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,20 +316,4 @@ class Keys:
     def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:
         """The keys of a customer; an anonymous one has counters in a space of its own and no state ever."""
         shard = shard_of(customer, self.shards)
-        space = "a" if anonymous else ""
-        return CustomerKeys(
-            shard=shard,
-            counters=self.shard(shard, f"{space or 'c'}:{customer}"),
-            state=self.shard(shard, f"{space}s:{customer}"),
-            totals=self.shard(shard, f"{space}t:{customer}"),
-            grants=self.shard(shard, f"{space}g:{customer}"),
-            ledger=self.shard(shard, f"{space}j:{customer}"),
-            levels=self.shard(shard, f"{space}v:{customer}"),
-            marks=self.shard(shard, f"{space}i:{customer}"),
-            history=self.shard(shard, f"{space}h:{customer}"),
-            corrections=self.shard(shard, f"{space}k:{customer}"),
-            objects=self.shard(shard, f"{space}q:{customer}"),
-            dirty=self.shard(shard, "dirty"),
-            unlinked=self.shard(shard, "unlinked"),
-            notices=self.notices(shard),
-        )
+        return CustomerKeys(self.shard(shard, ""), shard, customer, anonymous=anonymous)

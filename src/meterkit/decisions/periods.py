@@ -18,6 +18,7 @@ _MONTHS = {"month": 1, "year": 12}
 _MONTH_DIGITS: Final = len("2026-10")
 _PERIOD_END: Final = datetime(9990, 1, 1, tzinfo=UTC)
 """No period is named by an instant from here on: the ends of the next ones, too, must be a datetime."""
+_EVERY_MONTH_HAS: Final = 28
 _MINUTE_MS: Final = 60_000
 _MINUTES_AHEAD: Final = 3
 """An intent's minute is at most so many ahead when it is sealed; see seal.lua."""
@@ -143,15 +144,17 @@ def bounds_at(
     now = from_ms(now_ms)
     months = _MONTHS[interval]
     anchor = from_ms(anchor_ms) if anchor_ms is not None else datetime(1970, 1, 1, tzinfo=UTC)
-    n = ((now.year - anchor.year) * 12 + now.month - anchor.month) // months - 1
-    while _add_months(anchor, (n + 1) * months) <= now:
-        n += 1
-    start, end, after = (to_ms(_add_months(anchor, (n + step) * months)) for step in range(3))
-    return Bounds(start_ms=start, end_ms=end, next_end_ms=after)
+    n = ((now.year - anchor.year) * 12 + now.month - anchor.month) // months
+    start = _add_months(anchor, n * months)
+    if start > now:
+        n -= 1
+        start = _add_months(anchor, n * months)
+    end, after = (_add_months(anchor, (n + step) * months) for step in (1, 2))
+    return Bounds(start_ms=to_ms(start), end_ms=to_ms(end), next_end_ms=to_ms(after))
 
 
 def _add_months(moment: datetime, months: int) -> datetime:
     index = moment.year * 12 + moment.month - 1 + months
     year, month = divmod(index, 12)
-    day = min(moment.day, monthrange(year, month + 1)[1])
+    day = moment.day if moment.day <= _EVERY_MONTH_HAS else min(moment.day, monthrange(year, month + 1)[1])
     return moment.replace(year=year, month=month + 1, day=day)

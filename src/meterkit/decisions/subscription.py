@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from sys import intern
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -108,7 +109,11 @@ class SubscriptionState:
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> SubscriptionState:
         """The inverse of :meth:`kept`; a field of a newer release says nothing to this one."""
-        return cls(**{name: value for name, value in kept.items() if name in cls.__slots__})
+        found = {name: value for name, value in kept.items() if name in cls.__slots__}
+        status = found.get("status")
+        if isinstance(status, str):
+            found["status"] = intern(status)  # A process keeps it for each customer that it knows.
+        return cls(**found)
 
     @property
     def has_begun(self) -> bool:

@@ -10,7 +10,7 @@ from meterkit.decisions.periods import Bounds, bounds_at
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from meterkit.decisions.subscription import SubscriptionState
 
@@ -48,8 +48,9 @@ def subscription_bounds(subscription: SubscriptionState, counting: Counting, at_
     from its anchor: so also beyond the period that is known, and before it. Before it was made and after it
     has ended: calendar months.
     """
-    start_ms, end_ms = _span(subscription, counting, at_ms)
-    _, next_end_ms = _span(subscription, counting, end_ms)
+    stretches = tuple(_stretches(subscription, counting))
+    start_ms, end_ms = _span(stretches, counting, at_ms)
+    _, next_end_ms = _span(stretches, counting, end_ms)
     return Bounds(start_ms=start_ms, end_ms=end_ms, next_end_ms=next_end_ms)
 
 
@@ -63,10 +64,8 @@ def _current_end_ms(subscription: SubscriptionState) -> int:
     return max(subscription.start_ms, subscription.end_ms if trial_end_ms is None else trial_end_ms)
 
 
-def _span(subscription: SubscriptionState, counting: Counting, at_ms: int) -> tuple[int, int]:
-    stretch = next(
-        found for found in _stretches(subscription, counting) if found.from_ms <= at_ms < found.till_ms
-    )
+def _span(stretches: Iterable[_Stretch], counting: Counting, at_ms: int) -> tuple[int, int]:
+    stretch = next(found for found in stretches if found.from_ms <= at_ms < found.till_ms)
     if stretch.is_whole:
         return stretch.from_ms, stretch.till_ms
     grid = bounds_at(at_ms, anchor_ms=stretch.anchor_ms, interval=counting.per)

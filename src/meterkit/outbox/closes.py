@@ -108,12 +108,12 @@ def ends_to_close(views: Iterable[CustomerView], now_ms: int) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for view in views:
-        if view.state.stripe_customer is None:
+        if not view.linked:
             continue
-        bounds = view.effective.bounds
-        if view.state.subscription is not None or not bounds.start_ms <= now_ms < bounds.end_ms:
+        bounds, state = view.effective.bounds, view.state
+        if state.subscription is not None or not bounds.start_ms <= now_ms < bounds.end_ms:
             # By the clock: a view may be of the period before, which scripts know the end of.
-            bounds = bounds_of(view.state, view.effective.counting, now_ms)
+            bounds = bounds_of(state, view.effective.counting, now_ms)
         ends = [bounds.end_ms]
         if bounds.start_ms <= now_ms < bounds.start_ms + _AFTER_A_ROLL_MS:
             ends.append(bounds.start_ms)

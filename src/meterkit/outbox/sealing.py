@@ -38,14 +38,15 @@ _BILLED: Final = frozenset({"active", "past_due", "unpaid"})
 
 def invoice_terms(view: CustomerView, now_ms: int) -> str:
     """What ``overtake.lua`` is asked with, as JSON; empty: no invoice of the customer is known."""
-    renewals = renewals_of(view.state.subscription, now_ms)
+    state = view.state
+    renewals = renewals_of(state.subscription, now_ms)
     if renewals is None:
         return ""
-    subscription = view.state.subscription
+    subscription = state.subscription
     status = "" if subscription is None else subscription.status_at(now_ms)
     plan = None if subscription is None else subscription.plan_at(now_ms)
     is_billed = status in _BILLED and view.cache.catalog.billing.late_usage == "next_period"
-    turn_ms = next_end_ms(view.state.overrides, now_ms)
+    turn_ms = next_end_ms(state.overrides, now_ms)
     key = ("late", plan, is_billed, turn_ms)
     meters = view.once(key, lambda: _meters(view, plan, now_ms, is_billed=is_billed))
     return (

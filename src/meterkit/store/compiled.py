@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.argument_checks import counters_of
-from meterkit.decisions.customer_state import INITIAL_STATE, NO_STATE, CustomerState, effective_plan
+from meterkit.decisions.customer_state import NO_STATE, effective_plan, entitlements_of
 from meterkit.decisions.grants import prepaid_by_plan
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.program import compile_program, demands_of
+from meterkit.store.script_terms import pack_tail
 from meterkit.tokens.charging import Charges, Remainders
 from meterkit.tokens.costing import call_costs
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Route
-    from meterkit.decisions.customer_state import EffectivePlan
+    from meterkit.decisions.customer_state import CustomerState, EffectivePlan
     from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.keys import Keys
     from meterkit.decisions.program import Program
@@ -31,8 +32,13 @@ if TYPE_CHECKING:
     from meterkit.redis.tallies import Tallies
     from meterkit.tokens.costing import CallCosts
 
+_T = TypeVar("_T")
+
 _logger = logging.getLogger("meterkit")
 _TOLD_MAX: Final = 10_000
+_SHARED_MAX: Final = 1024
+CUSTOMERS_KEPT: Final = 10_000
+"""How many customers a process knows at once, unless ``customers_kept`` says otherwise."""
 
 
 class Alarms:
@@ -92,6 +98,7 @@ class CompiledCatalog:
         now_ms: this process's clock.
         on_unclaimed: takes an allowed decision whose waiter was cancelled, and when it was made (ms).
         on_notice: called with a shard that has a new notice for the app's handlers.
+        customers_kept: how many customers the process knows at once; as many anonymous ones besides.
 
     Attributes:
         prepaid: what the customers of a plan may have prepaid, by the plan's key.
@@ -117,6 +124,7 @@ class CompiledCatalog:
         on_unclaimed: Callable[[Any, int], None],
         on_notice: Callable[[int], None] = lambda _shard: None,
         settle_audited: Script | None = None,
+        customers_kept: int = CUSTOMERS_KEPT,
     ) -> None:
         self.catalog = catalog
         self.keys = keys
@@ -127,7 +135,12 @@ class CompiledCatalog:
         self.now_ms = now_ms
         self.on_unclaimed = on_unclaimed
         self.on_notice = on_notice
-        self._effective: dict[str, tuple[EffectivePlan, dict[Any, Any]]] = {}
+        self.customers_kept = customers_kept
+        self._tails: dict[tuple[Program, str, bool], tuple[bytes, bytes]] = {}
+        self._shapes: dict[tuple[object, ...], Any] = {}
+        self._effective: dict[tuple[object, ...], EffectivePlan] = {}
+        self._entitlements = {(key, 0): plan.entitlements for key, plan in catalog.plans.items()}
+        self._shared = {id(given) for given in self._entitlements.values()}
         self._of_plans: set[Program] = set()
         self._routes: list[Route] = []
         self._programs: dict[tuple[int, int, bool, bool], Program] = {}
@@ -160,25 +173,44 @@ class CompiledCatalog:
     def _costs(self) -> CallCosts | None:
         return call_costs(self.charges, self.counters, f"plans/{self.catalog.content_hash}")
 
-    def effective(
-        self, rev: str, state: CustomerState, now_ms: int
-    ) -> tuple[EffectivePlan, dict[Any, Any] | None]:
-        """What follows from a state at an instant; shared by all customers of a plan who have no state.
-
-        With it comes what the requests of these have in common, packed; None for a customer with a state.
-        """
-        plan = state.plan or self.catalog.default_plan
-        is_bare = rev == NO_STATE and (state is INITIAL_STATE or state == CustomerState(plan=state.plan))
-        if not is_bare or plan not in self.catalog.plans:
-            return effective_plan(state, self.catalog, now_ms), None
-        known = self._effective.get(plan)
-        if known is None or not known[0].bounds.start_ms <= now_ms < known[0].bounds.end_ms:
-            known = self._effective[plan] = (effective_plan(state, self.catalog, now_ms), {})
+    def effective(self, state: CustomerState, now_ms: int) -> EffectivePlan:
+        """What follows from a state at an instant; shared without a subscription and overrides."""
+        if state.subscription is not None or state.overrides:
+            return effective_plan(state, self.catalog, now_ms)
+        key = (state.plan, state.status, state.status_since_ms, state.anchor_ms)
+        known = self._effective.get(key)
+        if known is None or not _holds_at(known, now_ms):
+            if len(self._effective) >= _SHARED_MAX:
+                self._effective.clear()
+            known = self._effective[key] = effective_plan(state, self.catalog, now_ms)
         return known
 
-    def is_of_a_plan(self, program: Program) -> bool:
-        """Whether a program was worked out for all customers of a plan."""
-        return program in self._of_plans
+    def entitlements(self, effective: EffectivePlan) -> Mapping[str, Entitlement]:
+        """What a customer gets of each meter; customers of a plan with as many seats share it."""
+        if effective.overrides:
+            return entitlements_of(effective, self.catalog)
+        key = (effective.plan.key, effective.seats)
+        found = self._entitlements.get(key)
+        if found is None:
+            found = entitlements_of(effective, self.catalog)
+            if len(self._entitlements) < len(self.catalog.plans) + _SHARED_MAX:
+                self._entitlements[key] = found
+                self._shared.add(id(found))
+        return found
+
+    def is_shared(self, entitlements: Mapping[str, Entitlement]) -> bool:
+        """Whether customers share these entitlements, for as long as the catalog is in force."""
+        return id(entitlements) in self._shared
+
+    def tail(self, program: Program, mode: str, rev: str) -> tuple[bytes, bytes]:
+        """See :func:`meterkit.store.script_terms.pack_tail`; packed once of a plan's programs."""
+        key = program, mode, rev == NO_STATE
+        found = self._tails.get(key)
+        if found is None:
+            found = pack_tail(program, mode, rev)
+            if program in self._of_plans:
+                self._tails[key] = found
+        return found
 
     def program(
         self,
@@ -206,8 +238,22 @@ class CompiledCatalog:
                 route=route,
                 keeps=keeps,
             )
-            if any(entitlements is plan.entitlements for plan in self.catalog.plans.values()):
+            if self.is_shared(entitlements):
                 self._programs[key] = program
                 self._routes.append(route)  # An id is of this line as long as the line lives.
                 self._of_plans.add(program)
         return program
+
+    def shape(self, key: tuple[object, ...], make: Callable[[], _T]) -> _T:
+        """What settlements of customers with the same entitlements have in common."""
+        found: _T | None = self._shapes.get(key)
+        if found is None:
+            if len(self._shapes) >= _SHARED_MAX:
+                self._shapes.clear()
+            found = self._shapes[key] = make()
+        return found
+
+
+def _holds_at(effective: EffectivePlan, now_ms: int) -> bool:
+    """Whether what follows from a state is true at another instant, too."""
+    return effective.bounds.start_ms <= now_ms < min(effective.bounds.end_ms, effective.valid_until_ms)

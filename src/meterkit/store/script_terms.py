@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Program
 
 _QUARTER_HOUR_MS: Final = 900_000
+_OWN_BYTES: Final = 4 * 8
 _FOUR_HUNDRED_DAYS_MS: Final = 34_560_000_000  # As totals: see docs/design/store.md
 
 
@@ -33,7 +34,21 @@ def pack_terms(effective: EffectivePlan, rev: str, numbers: Iterable[int]) -> by
 
     Before that stands how long counters must outlive the period they have recorded.
     """
+    return pack_own(effective) + pack_numbers((_outlive_ms(rev), *numbers))
+
+
+def pack_own(effective: EffectivePlan) -> bytes:
+    """The numbers among these that are the customer's own."""
     bounds = effective.bounds
     until_ms = min(effective.valid_until_ms, bounds.next_end_ms)
-    outlive_ms = _QUARTER_HOUR_MS if rev == NO_STATE else _FOUR_HUNDRED_DAYS_MS
-    return pack_numbers((until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, outlive_ms, *numbers))
+    return pack_numbers((until_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms))
+
+
+def pack_tail(program: Program, mode: str, rev: str) -> tuple[bytes, bytes]:
+    """What stands before and behind the customer's own numbers in the request of a decision."""
+    rest = pack_numbers((_outlive_ms(rev), program.keep_ms, *program.numbers))
+    return b"$%d\r\n" % (_OWN_BYTES + len(rest)), b"%b\r\n%b" % (rest, pack_each(program.behind_terms(mode)))
+
+
+def _outlive_ms(rev: str) -> int:
+    return _QUARTER_HOUR_MS if rev == NO_STATE else _FOUR_HUNDRED_DAYS_MS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import lru_cache
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,6 +58,7 @@ class Settlement:
         rated_ms: when rates are to count it, if that is over; else 0.
         mark: of a request with an idempotency key; else None. It has no event id then.
         waiter: done once the store has acknowledged; None without a waiting caller.
+        keeps_shape: whether the customer's view keeps what settlements of these meters have in common.
 
     Attributes:
         spooled: the end of its record in a spool, once there was one; see :mod:`meterkit.store.replay`.
@@ -71,6 +73,7 @@ class Settlement:
     rated_ms: int = 0
     mark: Mark | None = None
     waiter: asyncio.Future[None] | None = None
+    keeps_shape: bool = True
     spooled: bytes | None = field(default=None, init=False)
     _packed: tuple[CustomerView, tuple[bytes, bytes]] | None = field(default=None, init=False)
 
@@ -167,7 +170,9 @@ class Settlement:
         key = recorded, of_holds, of_rates, tuple(derived.items()), tuple(costs.values())
         shape: Shape | None = view.settlements.get(key)
         if shape is None:
-            shape = view.settlements[key] = self._shape_of(view, derived, costs, key)
+            shape = self._shape_of(view, derived, costs, key)
+            if self.keeps_shape:
+                view.settlements = {**view.settlements, key: shape}
         numbers = [*shape.counts]
         for entry in shape.entries:
             quantity = used.recorded.get(entry.quantity_of, 0)
@@ -245,14 +250,14 @@ class Settlement:
         costs: Mapping[str, int],
         key: tuple[Any, ...],
     ) -> Shape:
-        """All that does not change with the quantities; without a state it is as another's."""
-        like: Shape | None = None
-        if view.shared is not None:
-            like = view.shared.get((view.anonymous, key))
-            if like is None:
-                like = view.shared[view.anonymous, key] = self._shape(view, derived, costs)
-        shape = like or self._shape(view, derived, costs)
-        keys = view.keys
+        """All that does not change with the quantities; mostly it is as another customer's."""
+        given, cache, keys = view.entitlements, view.cache, view.keys
+        if cache.is_shared(given):
+            plan = view.effective.plan.key
+            own = (id(given), plan, view.prepaid is None, view.linked, view.anonymous)
+            shape = cache.shape((own, key), lambda: self._shape(view, derived, costs))
+        else:
+            shape = self._shape(view, derived, costs)
         return shape._replace(
             audit=pack_each(audit_keys(view)),
             head=self._head(view, shape, events=0),
@@ -262,7 +267,7 @@ class Settlement:
     def _head(self, view: CustomerView, shape: Shape, *, events: int) -> bytes:
         """The request up to the producer's key."""
         keys = view.keys
-        pending = keys.unlinked if view.state.stripe_customer is None else keys.dirty
+        pending = keys.dirty if view.linked else keys.unlinked
         named = (keys.counters, keys.state, keys.totals, pending)
         audited = audited_by(view)
         is_audited = audited is not None
@@ -274,7 +279,6 @@ class Settlement:
     def _shape(
         self, view: CustomerView, derived: Mapping[str, tuple[str, ...]], costs: Mapping[str, int]
     ) -> Shape:
-        linked = view.state.stripe_customer is not None
         has_recorded = any(self.used.recorded.values())
         prepaid = view.prepaid if has_recorded else None
         entries, rates = list(self._entries(view, derived)), list(self._rates(view, derived))
@@ -298,7 +302,7 @@ class Settlement:
             width=len(fields),
             has_more=prepaid is not None or bool(thresholds),
             counts=(
-                view.cache.seal_delay_ms if linked else -1,
+                view.cache.seal_delay_ms if view.linked else -1,
                 len(entries) + len(self.held.concurrency) + len(self.held.costs),
                 len(rates),
                 len(thresholds) // THRESHOLD_NUMBERS,
@@ -371,14 +375,28 @@ class Settlement:
 def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Settlement:
     """Give back what an allowed decision held, and record what it came to: all of it, or nothing.
 
-    Made once for all requests of a slot of holds.
+    From the second request in a slot of holds on, the decision keeps it for the others.
     """
-    settlement: Settlement | None = decision.settlements.get(billed)
+    kept = decision.settlements
+    settlement: Settlement | None = kept.get(billed)
     if settlement is None or settlement.slot != slot:
-        settlement = decision.settlements[billed] = Settlement(
+        mark = Mark.of(decision, billed=billed)
+        settlement = Settlement(
             decision.view,
             held=Held.of(decision, slot),
             used=Used(recorded=decision.recorded) if billed else NOTHING_USED,
-            mark=Mark.of(decision, billed=billed),
+            mark=mark,
+            keeps_shape=mark is not None,
         )
+        seen = _seen_in(slot)
+        if kept is seen or any(other.slot == slot for other in kept.values()):
+            decision.settlements = {**kept, billed: settlement}
+        else:
+            decision.settlements = seen
     return settlement
+
+
+@lru_cache(maxsize=16)
+def _seen_in(_slot: int) -> dict[bool, Settlement]:
+    """Stand for the settlements of a decision that one request in a slot was made by. It stays empty."""
+    return {}

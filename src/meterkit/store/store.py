@@ -23,6 +23,7 @@ from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.server import not_past
 from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
+from meterkit.store.compiled import CUSTOMERS_KEPT
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.store.event_names import names_of
@@ -69,6 +70,7 @@ class Store:
         seal_delay_ms: how long pending usage waits before it is sealed.
         deliver_without_persistence: whether usage may be delivered from a store that forgets it at a restart.
         is_audited: whether what is recorded is entered into the audit log.
+        customers_kept: how many customers a process knows at once.
         spool_dir: where usage waits while the store is away; None: in memory.
         clock: seconds since the epoch. Any other than the system's replaces the server's too: for tests.
     """
@@ -85,6 +87,7 @@ class Store:
         seal_delay_ms: int = 300_000,
         deliver_without_persistence: bool = False,
         is_audited: bool = False,
+        customers_kept: int = CUSTOMERS_KEPT,
         spool_dir: Path | None = None,
         clock: Callable[[], float] = time,
     ) -> None:
@@ -93,6 +96,7 @@ class Store:
         self.deliver_without_persistence = deliver_without_persistence
         self.spool_dir = spool_dir if address.kind != "memory" else None
         self.is_audited = is_audited
+        self._customers_kept = customers_kept
         if clock is not time and address.kind != "memory":
             clock = not_past(clock, str(address))
         self.clock = clock
@@ -136,6 +140,7 @@ class Store:
             # Test keys bill no customer: trying meterkit on any server must be easy.
             deliver_without_persistence=settings.deliver_without_persistence or not settings.live,
             is_audited=settings.audit_url is not None,
+            customers_kept=settings.customers_kept,
             spool_dir=settings.spool_dir,
             clock=clock,
         )
@@ -152,6 +157,7 @@ class Store:
             on_unclaimed=self._take_late_reply,
             on_notice=self._take_notice,
             settle_audited=self.scripts.get("settle audited"),
+            customers_kept=self._customers_kept,
         )
         self.cache.tallies = self.tallies
 

@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.at_model import UNKNOWN_MODEL, AtModel, held_at
 from meterkit.decisions.binding import Binding, derived_from
-from meterkit.decisions.customer_state import (
-    NO_STATE,
-    CustomerState,
-    entitlements_of,
-    holding_only,
-    refusal_of,
-)
+from meterkit.decisions.customer_state import NO_STATE, CustomerState, holding_only, refusal_of
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
@@ -23,8 +17,9 @@ from meterkit.decisions.program import compile_program, demands_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.connection import ReplyError, pack_each
 from meterkit.store.compiled import CompiledCatalog
+from meterkit.store.known_customers import KnownCustomers
 from meterkit.store.replies import HELD
-from meterkit.store.script_terms import pack_head, pack_terms
+from meterkit.store.script_terms import pack_head, pack_own, pack_terms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,9 +31,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_CUSTOMERS_MAX: Final = 10_000
 _PREPARED_MAX: Final = 256
 _NOTHING: Final[dict[str, int]] = {}
+_NONE_KEPT: Final[dict[Any, Any]] = {}
+"""Stands for each dict that is made when it gets its first entry: most customers need few of them."""
 
 
 class PreparedDecision:
@@ -55,6 +51,7 @@ class PreparedDecision:
         held: meter to what an allowed decision holds.
         recorded: meter to what is recorded besides the true quantities, when the request ends as billed.
         settlements: of requests so decided, by whether they are billed; each good for one slot of holds.
+            Replaced, never changed; see :func:`meterkit.store.settlement.settlement_of`.
         unheld: of requests that were so decided without the store, likewise.
         digest: of the request's idempotency key; empty: it has none.
         is_repeat: whether a request with that key was billed before.
@@ -81,8 +78,8 @@ class PreparedDecision:
         refusal = None if mode == "h" else refusal_of(view.customer, view.effective, route)
         self.refusal = None if self.shadow else refusal
         self.waived = refusal if self.shadow else None
-        self.settlements: dict[bool, Any] = {}
-        self.unheld: dict[bool, Any] = {}
+        self.settlements: dict[bool, Any] = _NONE_KEPT
+        self.unheld: dict[bool, Any] = _NONE_KEPT
         self.reserved = reserved
         self.digest, self.is_repeat = "", False
         self._reserving = reserving
@@ -132,7 +129,7 @@ class PreparedReservation:
         self._at = at
         self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
         self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
-        self.bound = Binding(program, self._consumed)
+        self.bound: Binding = Binding(program, self._consumed)
         self._head = pack_head(program, view.keys, sha=view.cache.decide.sha, rev=view.rev)
         self._tails = {mode: pack_each(program.behind_terms(mode)) for mode in "ds"}
 
@@ -174,12 +171,12 @@ class CustomerView:
         decisions: about routes, by the route's identity.
         settlements: how settlements of some meters look, packed as far as that can be.
         left: what was left of the policies that refused last; None: the store has not decided anything yet.
-        shared: what is packed for all customers of the plan who have no state; None: this one has.
+        linked: whether there is a Stripe customer.
     """
 
     __slots__ = (
-        *("_prepared", "anonymous", "cache", "customer", "decisions", "effective", "left"),
-        *("entitlements", "prepaid", "rev", "settlements", "shard", "shared", "state"),
+        *("_data", "_prepared", "anonymous", "cache", "customer", "decisions", "effective", "left"),
+        *("entitlements", "linked", "prepaid", "rev", "settlements", "shard"),
     )
 
     def __init__(
@@ -196,6 +193,7 @@ class CustomerView:
         by_ip = cache.catalog.anonymous if anonymous else None
         if by_ip is not None:
             state = CustomerState(plan=by_ip.plan)
+            data = state.dump().encode()
         if state.plan is not None and state.plan not in cache.catalog.plans:
             cache.alarms.unknown_plan(customer, state.plan)
         self.cache = cache
@@ -203,14 +201,20 @@ class CustomerView:
         self.anonymous = anonymous
         self.shard = shard_of(customer, cache.keys.shards)
         self.rev = rev
-        self.state = state
-        self.effective, self.shared = cache.effective(rev, state, now_ms)
-        self.entitlements = entitlements_of(self.effective, cache.catalog)
+        self._data = data
+        self.linked = state.stripe_customer is not None
+        self.effective = cache.effective(state, now_ms)
+        self.entitlements = cache.entitlements(self.effective)
         self.prepaid = prepaid_of(rev, state, self.effective.plan, cache.prepaid)
-        self.decisions: dict[int, PreparedDecision] = {}
-        self.settlements: dict[Any, Any] = {}
+        self.decisions: dict[int, PreparedDecision] = _NONE_KEPT
+        self.settlements: dict[Any, Any] = _NONE_KEPT
         self.left: Mapping[str, Left] | None = None
-        self._prepared: dict[tuple[object, ...], Any] = {}
+        self._prepared: dict[tuple[object, ...], Any] = _NONE_KEPT
+
+    @property
+    def state(self) -> CustomerState:
+        """The state. It is read anew each time: as text it takes a third of the memory."""
+        return CustomerState.parse(self._data)
 
     @property
     def keys(self) -> CustomerKeys:
@@ -225,7 +229,7 @@ class CustomerView:
             program = self.cache.program(self.entitlements, route, self.prepaid, keeps=keeps)
             decision = PreparedDecision(self, program, mode, route=route)
             if mode == "d":
-                self.decisions[id(route)] = decision
+                self.decisions = {**self.decisions, id(route): decision}
         return decision
 
     def prepare_reserving(
@@ -325,21 +329,17 @@ class CustomerView:
         """The decision prepared for a key; if there are too many, all are prepared anew."""
         found: _T | None = self._prepared.get(key)
         if found is None:
-            if len(self._prepared) >= _PREPARED_MAX:
-                self._prepared.clear()
-            found = self._prepared[key] = prepare()
+            found = prepare()
+            if self._prepared is _NONE_KEPT or len(self._prepared) >= _PREPARED_MAX:
+                self._prepared = {}
+            self._prepared[key] = found
         return found
 
     def pack_decide(self, program: Program, mode: str) -> tuple[bytes, bytes]:
-        """The request of a decision, without the clock that ends it: up to the terms, and from there."""
-        shared = self.shared if self.cache.is_of_a_plan(program) else None
-        rest = None if shared is None else shared.get((program, mode))
-        if rest is None:
-            terms = self.terms(program.keep_ms, *program.numbers)
-            rest = pack_each((terms, *program.behind_terms(mode)))
-            if shared is not None:
-                shared[program, mode] = rest
-        return pack_head(program, self.keys, sha=self.cache.decide.sha, rev=self.rev), rest
+        """The request of a decision without its last argument, the clock: the customer's part, the plan's."""
+        before, behind = self.cache.tail(program, mode, self.rev)
+        head = pack_head(program, self.keys, sha=self.cache.decide.sha, rev=self.rev)
+        return b"%b%b%b" % (head, before, pack_own(self.effective)), behind
 
     def terms(self, *numbers: int) -> bytes:
         """The scripts' numbers; see :func:`meterkit.store.script_terms.pack_terms`."""
@@ -354,25 +354,25 @@ class CustomerCache(CompiledCatalog):
     """The customers that a process knows, each by the newest view that it has of them."""
 
     @cached_property
-    def named(self) -> dict[str, CustomerView]:
+    def named(self) -> KnownCustomers[CustomerView]:
         """Those whom the app names."""
-        return {}
+        return KnownCustomers(self.customers_kept)
 
     @cached_property
-    def _anonymous(self) -> dict[str, CustomerView]:
-        return {}
+    def _anonymous(self) -> KnownCustomers[CustomerView]:
+        return KnownCustomers(self.customers_kept)
 
     def get(self, customer: str, *, anonymous: bool = False) -> CustomerView:
         """The newest view of a customer whose id is valid; of one not met before, that of no state."""
         known = self._anonymous if anonymous else self.named
-        return known.get(customer) or self._put(
+        return known.find(customer) or self._put(
             CustomerView(self, customer, self.now_ms(), anonymous=anonymous)
         )
 
     def newest(self, view: CustomerView) -> CustomerView:
         """The newest view of the customer whom a view is of."""
         known = self._anonymous if view.anonymous else self.named
-        return known.get(view.customer, view)
+        return known.find(view.customer) or view
 
     def learn(self, view: CustomerView, reply: list[Any]) -> CustomerView:
         """The view of a state that a script replied with, ``{code, now, rev, state}``; it is the newest now.
@@ -390,10 +390,5 @@ class CustomerCache(CompiledCatalog):
         return self._put(learnt)
 
     def _put(self, view: CustomerView) -> CustomerView:
-        known = self._anonymous if view.anonymous else self.named
-        if view.customer not in known and len(known) >= _CUSTOMERS_MAX:
-            # Forget the oldest half: an active customer is known again after one more round trip.
-            for customer in list(known)[: _CUSTOMERS_MAX // 2]:
-                known.pop(customer, None)  # Another thread may be doing the same.
-        known[view.customer] = view
+        (self._anonymous if view.anonymous else self.named).put(view)
         return view

@@ -1,0 +1,77 @@
+"""The customers that a process knows: an approximate LRU cache. A hit costs one lookup and writes nothing."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class _OfCustomer(Protocol):
+    @property
+    def customer(self) -> str: ...
+
+
+_View = TypeVar("_View", bound=_OfCustomer)
+
+
+class KnownCustomers(Generic[_View]):
+    """The views of the customers that a process used last, each by the customer's id; for any thread.
+
+    A customer found in the older generation moves to the younger one. A new customer beyond the most
+    replaces the first one in the older generation. When half of the customers are in the younger
+    generation, these join the older one at its end. So the half that was used last is always known.
+
+    Args:
+        most: how many customers are kept.
+
+    Attributes:
+        get: looks only into the younger generation; see :meth:`find`.
+    """
+
+    __slots__ = ("_leaving", "_lock", "_most", "_older", "_younger", "get")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = Lock()
+        self._older: dict[str, _View] = {}
+        self._leaving: list[str] = []  # The older generation, the next to be replaced last.
+        self._begin_generation()
+
+    def __len__(self) -> int:
+        return len(self._younger) + len(self._older)
+
+    def find(self, customer: str) -> _View | None:
+        """The view of a customer, who is in the younger generation now; None: the customer is unknown."""
+        found = self.get(customer)
+        if found is None and self._older:
+            with self._lock:
+                found = self._younger.get(customer) or self._older.pop(customer, None)
+                if found is not None:
+                    self._add(found)
+        return found
+
+    def put(self, view: _View) -> None:
+        """Keep a view in place of the customer's view before."""
+        customer = view.customer
+        with self._lock:
+            is_new = customer not in self._younger and self._older.pop(customer, None) is None
+            self._add(view, is_new=is_new)
+
+    def _add(self, view: _View, *, is_new: bool = False) -> None:
+        if len(self._younger) >= max(1, self._most // 2):
+            self._older.update(self._younger)
+            self._leaving = list(reversed(self._older))
+            self._begin_generation()
+        if is_new and len(self) >= self._most:
+            while self._older.pop(self._leaving.pop(), None) is None:
+                pass  # This customer has moved to the younger generation.
+        # The newer view also replaces one that has just joined the older generation.
+        self._older.pop(view.customer, None)
+        self._younger[view.customer] = view
+
+    def _begin_generation(self) -> None:
+        self._younger: dict[str, _View] = {}
+        self.get: Callable[[str], _View | None] = self._younger.get

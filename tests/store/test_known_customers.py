@@ -1,0 +1,248 @@
+"""The customers that a process knows: who is forgotten first, and how much memory each one takes."""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.keys import Keys
+from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.redis import scripts
+from meterkit.store.known_customers import KnownCustomers
+from meterkit.store.settlement import settlement_of
+from meterkit.store.views import CustomerCache
+
+if TYPE_CHECKING:
+    from meterkit.store.settlement import Settlement
+    from meterkit.store.views import CustomerView
+
+NOW_MS = 1_938_859_230_000
+DAY_MS = 86_400_000
+SLOT = NOW_MS // HOLD_SLOT_MS
+CATALOG = loads(
+    """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  seats:    {unit: seat, kind: gauge}
+routes: [{match: "*", consume: {requests: 1}}]
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: [1000/minute, 9000/hour], included: 1_000, overage: deny}
+      seats:    {included: 1, overage: deny}
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      requests: {rate: [1000/minute, 9000/hour], included: 1_000, overage: bill}
+      seats:    {included: 3, overage: deny}
+"""
+)
+ROUTE = CATALOG.routes[0]
+
+
+def ignore(_call: Any, _now_ms: int) -> None:
+    """Nobody was waiting."""
+
+
+def cache_of(kept: int) -> CustomerCache:
+    return CustomerCache(
+        CATALOG,
+        keys=Keys("mk", 128),
+        decide=scripts.load("decide"),
+        settle=scripts.load("settle"),
+        seal_delay_ms=300_000,
+        now_ms=lambda: NOW_MS,
+        on_unclaimed=ignore,
+        customers_kept=kept,
+    )
+
+
+def subscription(nth: int, **others: Any) -> dict[str, Any]:
+    start_ms = NOW_MS - 5 * DAY_MS - nth
+    return {
+        "id": f"sub_1N{nth:018d}",
+        "status": "active",
+        "plan": "pro",
+        "start_ms": start_ms,
+        "end_ms": start_ms + 30 * DAY_MS,
+        "anchor_ms": start_ms,
+        **others,
+    }
+
+
+def state_of(kind: str, nth: int) -> bytes:
+    if kind == "by hand":
+        return CustomerState(plan="pro").dump().encode()
+    linked = {"stripe_customer": f"cus_N{nth:013d}", "subscription": subscription(nth)}
+    return json.dumps(linked, separators=(",", ":")).encode()
+
+
+def met(cache: CustomerCache, nth: int, kind: str) -> CustomerView:
+    """A customer who was met by a request, with the state that the store answered with."""
+    view = cache.get(f"customer-{nth:06d}")
+    if kind == "none":
+        return view
+    return cache.learn(view, [2, NOW_MS, f"2:{nth:016x}".encode(), state_of(kind, nth)])
+
+
+def served(cache: CustomerCache, nth: int, kind: str) -> Settlement:
+    """One request of a customer, from the decision to its packed settlement."""
+    settlement = settlement_of(met(cache, nth, kind).prepare(ROUTE), SLOT, billed=True)
+    settlement.pack()
+    return settlement
+
+
+@pytest.mark.parametrize(("kind", "most"), [("none", 1_200), ("by hand", 1_300), ("subscribed", 1_800)])
+def test_a_customer_who_was_served_takes_so_many_bytes_of_a_process(kind: str, most: int) -> None:
+    cache, customers = cache_of(10_000), 2_000
+    for nth in range(100):
+        served(cache, nth, kind)  # What all have in common.
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for nth in range(100, 100 + customers):
+        served(cache, nth, kind)
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert len(cache.named) == 100 + customers
+    assert taken // customers <= most
+
+
+def test_a_settlement_is_kept_from_the_second_request_in_a_slot_on() -> None:
+    cache = cache_of(100)
+    decision = met(cache, 1, "by hand").prepare(ROUTE)
+    first = settlement_of(decision, SLOT, billed=True)
+    assert not decision.settlements
+    second = settlement_of(decision, SLOT, billed=True)
+    assert second is not first
+    assert second.pack() == first.pack()
+    assert settlement_of(decision, SLOT, billed=True) is second
+    unbilled = settlement_of(decision, SLOT, billed=False)
+    assert settlement_of(decision, SLOT, billed=False) is unbilled
+    assert settlement_of(decision, SLOT, billed=True) is second
+    later = settlement_of(decision, SLOT + 1, billed=True)
+    assert (later.slot, dict(decision.settlements)) == (SLOT + 1, {})
+    other = met(cache, 2, "by hand").prepare(ROUTE)
+    assert settlement_of(other, SLOT + 1, billed=True).view is other.view
+    assert settlement_of(decision, SLOT + 1, billed=True).view is decision.view
+
+
+def test_customers_with_the_same_plan_and_seats_share_what_follows_from_them() -> None:
+    cache = cache_of(100)
+    views = [met(cache, nth, "subscribed") for nth in range(2)]
+    assert views[0].effective.bounds != views[1].effective.bounds
+    assert views[0].prepare(ROUTE).program is views[1].prepare(ROUTE).program
+    assert views[0].prepare(ROUTE).packed[1] is views[1].prepare(ROUTE).packed[1]
+    assert views[0].prepare(ROUTE).packed[0] != views[1].prepare(ROUTE).packed[0]
+    seated = [
+        cache.learn(
+            cache.get(f"seated-{nth}"),
+            [2, NOW_MS, b"2:a", json.dumps({"subscription": subscription(nth, seats=nth)}).encode()],
+        )
+        for nth in (2, 7, 7)
+    ]
+    assert [view.entitlements["seats"].included for view in seated] == [3, 7, 7]
+    assert seated[1].entitlements is seated[2].entitlements
+
+
+def test_a_state_is_read_again_as_it_was_learnt() -> None:
+    view = met(cache_of(100), 1, "subscribed")
+    assert view.state.subscription is not None
+    assert view.state.subscription.id == "sub_1N000000000000000001"
+    assert (view.state.stripe_customer, view.linked) == ("cus_N0000000000001", True)
+    assert not met(cache_of(100), 1, "by hand").linked
+
+
+def test_who_is_used_again_and_again_is_never_forgotten() -> None:
+    cache = cache_of(100)
+    regular = cache.get("regular")
+    for nth in range(5_000):
+        cache.get(f"customer-{nth}")
+        if nth % 40 == 0:
+            assert cache.get("regular") is regular
+        assert len(cache.named) <= 100
+    assert cache.newest(regular) is regular
+
+
+def test_anonymous_customers_displace_nobody_whom_the_app_names() -> None:
+    cache = cache_of(100)
+    named = cache.get("acme")
+    for nth in range(1_000):
+        cache.get(f"10.0.0.{nth}", anonymous=True)
+    assert cache.get("acme") is named
+
+
+@given(
+    st.integers(1, 12),
+    st.lists(st.tuples(st.sampled_from(["find", "put"]), st.integers(0, 20)), max_size=200),
+)
+def test_known_customers_against_a_model(most: int, steps: list[tuple[str, int]]) -> None:
+    """Never more than the most; never an older view; and of the last half of the most, all."""
+    known, newest, recent = KnownCustomers(most), dict[str, Any](), list[str]()
+    for what, nth in steps:
+        customer = f"c{nth}"
+        if what == "put":
+            newest[customer] = view_of(customer)
+            known.put(newest[customer])
+        found = known.find(customer)
+        assert found in {None, newest.get(customer)}
+        assert found is not None or customer not in recent[: most // 2]
+        if found is not None:
+            recent = [customer, *(other for other in recent if other != customer)]
+        assert len(known) <= most
+
+
+class _View:
+    def __init__(self, customer: str) -> None:
+        self.customer = customer
+
+
+def view_of(customer: str) -> Any:
+    return _View(customer)
+
+
+def test_threads_may_use_it_at_once() -> None:
+    known = KnownCustomers(50)
+    failed: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            for step in range(5_000):
+                customer = f"c{(step * 7 + seed * 13) % 90}"
+                found = known.find(customer)
+                assert found is None or found.customer == customer
+                if found is None:
+                    known.put(view_of(customer))
+        except BaseException as error:  # noqa: BLE001 - shown by the test
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (failed, len(known) <= 50) == ([], True)
+
+
+def test_the_setting_bounds_what_a_kit_knows() -> None:
+    kit = MeterKit(CATALOG, redis_url="memory://", flush=False, customers_kept=100)
+    for nth in range(300):
+        kit.store.cache.get(f"customer-{nth}")
+    assert len(kit.store.cache.named) == 100
