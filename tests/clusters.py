@@ -43,12 +43,14 @@ class Cluster:
 
     def owner(self, key: str) -> Server:
         """The node that has a key now."""
-        slot = slot_of(key)
-        node = next(node for node in self.nodes if node.process.poll() is None)
-        for first, last, (_, port, *_), *_ in node.command("CLUSTER", "SLOTS"):
-            if first <= slot <= last:
-                return next(node for node in self.nodes if node.port == port)
-        raise LookupError(key)
+        asked = next(node for node in self.nodes if node.process.poll() is None)
+        port = _owner_port(asked, slot_of(key))
+        return next(node for node in self.nodes if node.port == port)
+
+    def _agrees_on(self, slot: int, owner: Server) -> bool:
+        """Whether all nodes that live know the owner of a slot; for a while after a move some do not."""
+        living = (node for node in self.nodes if node.process.poll() is None)
+        return all(_owner_port(node, slot) == owner.port for node in living)
 
     def each(self, *words: str | int) -> list[Any]:
         """The replies of all masters that live."""
@@ -64,9 +66,10 @@ class Cluster:
     def moving(self, key: str, to: Server) -> Generator[Callable[[], int]]:
         """Move a key's slot to another node by hand, as redis-cli does; what it gives moves a page of keys.
 
-        At the end the rest is moved, and all masters are told.
+        At the end the rest is moved, and all masters that live are told.
         """
         slot, source = slot_of(key), self.owner(key)
+        _wait(lambda: self._agrees_on(slot, source))
         ids = {server.port: server.command("CLUSTER", "MYID") for server in (source, to)}
         to.command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source.port])
         source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[to.port])
@@ -81,7 +84,36 @@ class Cluster:
         while move():
             pass
         for node in (to, source, *self.masters):
-            node.command("CLUSTER", "SETSLOT", slot, "NODE", ids[to.port])
+            if node.process.poll() is None:
+                node.command("CLUSTER", "SETSLOT", slot, "NODE", ids[to.port])
+
+    @contextmanager
+    def joined(self, *args: str) -> Generator[Server]:
+        """A further master without slots, for as long as the block runs; at the end all others forget it.
+
+        Its slots must be elsewhere by then.
+
+        Args:
+            args: further options of it.
+        """
+        # Else it would follow the node that takes its last slot.
+        options = ("--cluster-enabled", "yes", "--cluster-allow-replica-migration", "no", *args)
+        with spawn_server(*options, "--cluster-port", str(free_port())) as node:
+            first = self.masters[0]
+            bus = node.command("CONFIG", "GET", "cluster-port")["cluster-port"]
+            first.command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+            name = node.command("CLUSTER", "MYID")
+            living = [other for other in self.nodes if other.process.poll() is None]
+            _wait(lambda: all(name in str(other.command("CLUSTER", "NODES")) for other in living))
+            _wait(lambda: _info(node)["cluster_state"] == "ok")
+            self.masters.append(node)
+            try:
+                yield node
+            finally:
+                self.masters.remove(node)
+                for other in self.nodes:
+                    if other.process.poll() is None:
+                        other.command("CLUSTER", "FORGET", name)
 
     def move(self, key: str, to: Server) -> None:
         """Move a key's slot to another node."""
@@ -199,6 +231,14 @@ def _wait(condition: Callable[[], bool]) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("the servers are not ready")
         time.sleep(0.01)
+
+
+def _owner_port(node: Server, slot: int) -> int | None:
+    """The port of the slot's owner, as far as a node knows."""
+    for first, last, (_, port, *_), *_ in node.command("CLUSTER", "SLOTS"):
+        if first <= slot <= last:
+            return int(port)
+    return None
 
 
 def _info(node: Server) -> dict[str, str]:

@@ -248,6 +248,49 @@ async def test_i11_a_replica_takes_over_where_a_node_is_killed() -> None:
             assert cluster.owner(kit.store.keys.customer(gone[0]).counters) is heir
 
 
+async def test_i3_i5_i11_a_node_joins_takes_slots_outlives_another_and_leaves_under_load() -> None:
+    # Six nodes. All that was served is recorded, but for what the killed master had not replicated.
+    options = ("--cluster-require-full-coverage", "no")
+    with spawn_cluster(*options, replicas=True) as cluster:
+        async with kit_of(cluster.url) as kit:
+            first, second, dead = cluster.masters
+            heir = cluster.replicas[2]
+            names = {shard: kit.store.keys.shard(shard, "x") for shard in range(SHARDS)}
+            taken = {*sorted(shards_of(kit, first, cluster))[:2], min(shards_of(kit, second, cluster))}
+            async with under_load(kit) as load:
+                await load.of_each()
+                with cluster.joined(*options) as new:
+                    for shard in taken:
+                        with cluster.moving(names[shard], new) as move:
+                            while move():
+                                await load.more(10)
+                        await load.more(50)
+                    assert shards_of(kit, new, cluster) == taken
+                    await load.of_each()
+                    assert (load.unknown.total(), load.refused.total()) == (0, 0)
+                    dead.signal(signal.SIGKILL)
+                    dead.process.wait()
+                    # At once and by hand: a time limit that is short enough to wait for hits healthy nodes, too.
+                    heir.command("CLUSTER", "FAILOVER", "TAKEOVER")
+                    await load.of_each()
+                    for shard in taken:
+                        with cluster.moving(names[shard], second) as move:
+                            while move():
+                                await load.more(10)
+                    await load.of_each()
+                await load.of_each()
+            found = await recorded(kit)
+            lost = kit.store.lanes[asyncio.get_running_loop()].lost
+            assert sum(found.values()) + lost == load.allowed.total()
+            assert all(found[customer] <= load.allowed[customer] for customer in CUSTOMERS)
+            moved = of_shards(kit, taken)
+            assert moved
+            assert {customer: found[customer] for customer in moved} == {
+                customer: load.allowed[customer] for customer in moved
+            }
+            assert taken <= shards_of(kit, second, cluster)
+
+
 async def test_i6_of_a_node_whose_replica_is_away_nothing_is_delivered() -> None:
     # While the masters do not agree that it has failed, it may take over, with what it knew.
     with spawn_cluster("--appendonly", "yes", replicas=True) as cluster:

@@ -120,6 +120,7 @@ def _instant(at_ms: int | None) -> datetime | None:
 
 
 _SHARDS_AT_ONCE: Final = 16
+_LISTED_AT_ONCE: Final = 100
 
 
 class AtStripe(Protocol):
@@ -177,8 +178,20 @@ class Customers:
     async def list(self) -> AsyncIterator[Customer]:
         """All customers that have a record, in no order."""
         async with aclosing(customers_set_up(await self._store.admin(), self._store.keys)) as customers:
+            page = list[str]()
             async for customer in customers:
-                yield await self.get(customer)
+                page.append(customer)
+                if len(page) == _LISTED_AT_ONCE:
+                    for listed in await self._page(page):
+                        yield listed
+                    page = []
+            for listed in await self._page(page):
+                yield listed
+
+    async def _page(self, customers: Sequence[str]) -> Sequence[Customer]:
+        found = await self._states.find_many(customers)
+        now_ms, catalog = self._store.now_ms(), self._store.catalog
+        return [customer_of(*one, catalog, now_ms) for one in zip(customers, found, strict=True)]
 
     async def history(self, customer: str) -> Sequence[HistoryEntry]:
         """The history of a customer: the last thousand changes or so with their reasons, oldest first."""
