@@ -123,7 +123,7 @@ def _counted(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
 
 
 class CustomerKeys:
-    """The keys of one customer, each named when it is asked for.
+    """The keys of one customer; each name is made anew at each access.
 
     Args:
         stem: what all keys of the shard begin with.
