@@ -48,13 +48,13 @@ LINKED = 100
 SAMPLE = 1_000
 AT_ONCE = 200
 WHOLE = 100
-TITLE = "### Growth"
+TITLE = "## Growth"
 HEADS = {
     "store_bytes": "store: bytes a customer",
-    "process_bytes": "process: bytes a customer it knows",
+    "process_bytes": "kit.consume: bytes a customer that a process knows",
     "process_mb": "process that knows all of them: MB",
-    "cold_us": "a customer's first request, us",
-    "warm_us": "the next request, us",
+    "cold_us": "kit.consume of a customer not known yet, us",
+    "warm_us": "kit.consume once more, us",
     "deliver_us": "sealed and delivered, us an event",
     "drain_us": "audit drain, us an entry",
     "idle_ms": "an idle pass of the flusher, ms",

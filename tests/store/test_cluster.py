@@ -270,7 +270,7 @@ async def test_i3_i5_i11_a_node_joins_takes_slots_outlives_another_and_leaves_un
                     assert (load.unknown.total(), load.refused.total()) == (0, 0)
                     dead.signal(signal.SIGKILL)
                     dead.process.wait()
-                    # At once and by hand: a time limit that is short enough to wait for hits healthy nodes, too.
+                    # By hand, at once: a short time limit would hit healthy nodes, too.
                     heir.command("CLUSTER", "FAILOVER", "TAKEOVER")
                     await load.of_each()
                     for shard in taken:

@@ -190,12 +190,12 @@ def test_anonymous_customers_displace_nobody_whom_the_app_names() -> None:
 
 
 @given(
-    st.integers(1, 12),
-    st.lists(st.tuples(st.sampled_from(["find", "put"]), st.integers(0, 20)), max_size=200),
+    st.integers(1, 6),
+    st.lists(st.tuples(st.sampled_from(["find", "put"]), st.integers(0, 8)), max_size=100),
 )
 def test_known_customers_against_a_model(most: int, steps: list[tuple[str, int]]) -> None:
     """Never more than the most; never an older view; and of the last half of the most, all."""
-    known, newest, recent = KnownCustomers(most), dict[str, Any](), list[str]()
+    known, newest, recent = KnownCustomers[Any](most), dict[str, Any](), list[str]()
     for what, nth in steps:
         customer = f"c{nth}"
         if what == "put":
@@ -219,7 +219,7 @@ def view_of(customer: str) -> Any:
 
 
 def test_threads_may_use_it_at_once() -> None:
-    known = KnownCustomers(50)
+    known = KnownCustomers[Any](50)
     failed: list[BaseException] = []
 
     def work(seed: int) -> None:
