@@ -240,6 +240,7 @@ def lines(found: dict[int, dict[int, dict[str, float]]], machine: dict, sizes: l
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--most", type=int, default=SIZES[-2], help="customers, at most")
+    parser.add_argument("--nodes", type=int, nargs="*", default=NODES, help="of one store after the other")
     parser.add_argument("--markdown", type=Path, help="the page whose part is written anew")
     options = parser.parse_args()
     sizes = [size for size in SIZES if size <= options.most] or [options.most]
@@ -247,11 +248,11 @@ def main() -> None:
     with servers(1, cores) as (url, _):
         machine = describe(url, cores)
     found: dict[int, dict[int, dict[str, float]]] = {}
-    for nodes in NODES:
+    for nodes in options.nodes:
         for size in sizes:
             print(f"{nodes} nodes, {size:,} customers", flush=True)
             found.setdefault(nodes, {})[size] = run(nodes, size, cores)
-        show(table(found, nodes))
+            show(table(found, nodes))
     if options.markdown:
         text = options.markdown.read_text()
         before, _, rest = text.partition(TITLE)
