@@ -5,7 +5,8 @@ Pure.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 from meterkit.catalog.models import QUANTITY_MAX
 
@@ -163,3 +164,9 @@ class OutlivingWorks:
         self.works: dict[str, Ends] = {}
         self.owners: dict[str, CustomerView] = {}
         self.told_ms = -TOLD_EVERY_MS
+
+
+@lru_cache(maxsize=16)
+def nothing_kept(_slot: int) -> dict[bool, Any]:
+    """Stand for the settlements of a decision that one request in a slot was made by. It stays empty."""
+    return {}

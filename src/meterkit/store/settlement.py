@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from functools import lru_cache
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
@@ -19,7 +19,17 @@ from meterkit.decisions.policies import rate_numbers
 from meterkit.decisions.program import reported_parts
 from meterkit.decisions.spending import counted_as_spent, price_of
 from meterkit.redis.connection import pack_each
-from meterkit.store.hold import NOTHING_USED, Correction, Held, Mark, Used, audit_keys, audited_by, told_of
+from meterkit.store.hold import (
+    NOTHING_USED,
+    Correction,
+    Held,
+    Mark,
+    Used,
+    audit_keys,
+    audited_by,
+    nothing_kept,
+    told_of,
+)
 from meterkit.store.settlement_shape import THRESHOLD_NUMBERS, Entry, Rated, Shape, thresholds_of
 
 if TYPE_CHECKING:
@@ -168,11 +178,7 @@ class Settlement:
         of_holds = tuple(held.quantities), held.concurrency, tuple(held.costs)
         of_rates = tuple(used.rated), tuple(correction.reserved), correction.rates
         key = recorded, of_holds, of_rates, tuple(derived.items()), tuple(costs.values())
-        shape: Shape | None = view.settlements.get(key)
-        if shape is None:
-            shape = self._shape_of(view, derived, costs, key)
-            if self.keeps_shape:
-                view.settlements = {**view.settlements, key: shape}
+        shape: Shape = view.settlements.get(key) or self._shape_of(view, derived, costs, key)
         numbers = [*shape.counts]
         for entry in shape.entries:
             quantity = used.recorded.get(entry.quantity_of, 0)
@@ -252,17 +258,17 @@ class Settlement:
     ) -> Shape:
         """All that does not change with the quantities; mostly it is as another customer's."""
         given, cache, keys = view.entitlements, view.cache, view.keys
-        if cache.is_shared(given):
-            plan = view.effective.plan.key
-            own = (id(given), plan, view.prepaid is None, view.linked, view.anonymous)
-            shape = cache.shape((own, key), lambda: self._shape(view, derived, costs))
-        else:
-            shape = self._shape(view, derived, costs)
-        return shape._replace(
+        own = (id(given), view.effective.plan.key, view.prepaid is None, view.linked, view.anonymous)
+        make = partial(self._shape, view, derived, costs)
+        shape = cache.shape((own, key), make) if cache.is_shared(given) else make()
+        shape = shape._replace(
             audit=pack_each(audit_keys(view)),
             head=self._head(view, shape, events=0),
             names=pack_each((keys.grants, keys.ledger, keys.notices) if shape.has_more else ()),
         )
+        if self.keeps_shape:
+            view.settlements = {**view.settlements, key: shape}
+        return shape
 
     def _head(self, view: CustomerView, shape: Shape, *, events: int) -> bytes:
         """The request up to the producer's key."""
@@ -388,15 +394,7 @@ def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Set
             mark=mark,
             keeps_shape=mark is not None,
         )
-        seen = _seen_in(slot)
-        if kept is seen or any(other.slot == slot for other in kept.values()):
-            decision.settlements = {**kept, billed: settlement}
-        else:
-            decision.settlements = seen
+        seen = nothing_kept(slot)
+        is_repeated = kept is seen or any(other.slot == slot for other in kept.values())
+        decision.settlements = {**kept, billed: settlement} if is_repeated else seen
     return settlement
-
-
-@lru_cache(maxsize=16)
-def _seen_in(_slot: int) -> dict[bool, Settlement]:
-    """Stand for the settlements of a decision that one request in a slot was made by. It stays empty."""
-    return {}
