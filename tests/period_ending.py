@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from hooking import hooked
 from meterkit.catalog import loads
 from meterkit.delivery.closing import Closer
+from meterkit.insights.audit.database import Database
+from meterkit.insights.audit.draining import Drainer
 from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
@@ -137,8 +139,10 @@ async def ending(
         await found.settle()
         clock.set(JUNE - HOUR)
         stripe.advance()
-        api = StripeApi(found.kit.settings)
+        api, root_of = StripeApi(found.kit.settings), None
+        if "audit_url" in settings:
+            root_of = Drainer(found.kit.store, Database(settings["audit_url"]), least_age_ms=0).root_of
         try:
-            yield Ending(found=found, closer=Closer(found.kit.store, lambda: api))
+            yield Ending(found=found, closer=Closer(found.kit.store, lambda: api, root_of))
         finally:
             await api.close()

@@ -20,7 +20,7 @@ from meterkit.delivery.on_demand import Cutter, deliver_customer, undelivered
 from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.summaries import until_counted
 from meterkit.insights.audit.calls import audit_database_of
-from meterkit.insights.background import insights_tasks
+from meterkit.insights.background import insights_tasks, root_of
 from meterkit.insights.revenue.revenue import Revenue
 from meterkit.notify.event_dispatcher import EventDispatcher, Handlers
 from meterkit.notify.events import OF_SUBSCRIPTIONS
@@ -158,7 +158,8 @@ class Parts:
         found: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"events": self._dispatcher.run}
         found |= {**self.notify.tasks(), **insights_tasks(self.store, self.settings)}
         if self.settings.delivers:
-            found |= delivery_tasks(self.store, self.settings, self.flusher, self._stripe.api)
+            root = root_of(self.store, self.settings)
+            found |= delivery_tasks(self.store, self.settings, self.flusher, self._stripe.api, root)
             found |= {**self.webhooks.tasks, **self.subscriptions.tasks}
         wants = self._wants_transitions
         found["scheduled transitions"] = partial(make_scheduled_transitions, self.store, is_wanted=wants)

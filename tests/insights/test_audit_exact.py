@@ -217,7 +217,7 @@ async def test_each_kind_of_store_is_drained(store_url: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["sqlite", "postgresql"])
 def test_a_row_that_is_there_stays_as_it_is(name: str) -> None:
     dialect: Any = {"sqlite": sqlite, "postgresql": postgresql}[name].dialect()
-    assert "ON CONFLICT (event, meter) DO NOTHING" in str(insert_once(name).compile(dialect=dialect))
+    assert "ON CONFLICT (identifier) DO NOTHING" in str(insert_once(name).compile(dialect=dialect))
 
 
 class Hanging(Database):

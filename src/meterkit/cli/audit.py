@@ -1,9 +1,10 @@
-"""``meterkit audit``: counters are rebuilt from the audit log."""
+"""``meterkit audit``: verify the audit log, and rebuild counters from it."""
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
-from typing import Final
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,12 +12,22 @@ from meterkit.cli.options import CustomerOption, DryRunOption, PeriodOption
 from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, started
+from meterkit.decisions.periods import to_ms
+from meterkit.delivery.audit_root import root_in
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
+from meterkit.insights.audit.chain import Root
 from meterkit.insights.audit.draining import drainer_of
 from meterkit.insights.audit.rebuilding import Rebuilder
 from meterkit.insights.audit.rebuilt import Rebuilt
+from meterkit.insights.audit.verifying import Verified
+from meterkit.insights.audit.verifying import verify as check_chains
 from meterkit.stripe.api import StripeApi
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from meterkit import MeterKit
 
 commands = typer.Typer(name="audit", help="Work with the audit log of recorded usage.", no_args_is_help=True)
 
@@ -25,6 +36,8 @@ _ENDED_EARLY: Final = (
 )
 RARE: Final = frozenset({"delivered", "parked", "advice"})
 """Columns that are shown where they have something."""
+VERIFIED_RARE: Final = frozenset({"unchained", "roots", "place", "problem"})
+"""The same of checked chains."""
 
 
 @command(commands)
@@ -43,8 +56,7 @@ async def rebuild(
     others are. Exits 1 where something is left to be done, with --dry-run where something differs.
     """
     kit = session.make_kit()
-    if kit.settings.audit_url is None:
-        raise SettingsError("audit_url", "no audit log is kept: METERKIT_AUDIT_URL names its database")
+    _check_audited(kit)
     drainer = drainer_of(kit.store, kit.settings)
     async with AsyncExitStack() as stack:
         summaries = None
@@ -64,6 +76,85 @@ async def rebuild(
         print_note("nothing was changed: --dry-run")
     if any(dry_run or not one.is_done for one in found):
         raise typer.Exit(1)
+
+
+def _check_audited(kit: MeterKit) -> None:
+    if kit.settings.audit_url is None:
+        raise SettingsError("audit_url", "no audit log is kept: METERKIT_AUDIT_URL names its database")
+
+
+@command(commands)
+async def verify(
+    session: Session,
+    customer: Annotated[
+        str | None, typer.Argument(metavar="CUSTOMER", help="Your own id of the customer. Default: all.")
+    ] = None,
+    *,
+    period: PeriodOption = None,
+    stripe: Annotated[
+        bool, typer.Option("--stripe", help="Compare the roots in the metadata of invoices, too.")
+    ] = False,
+) -> None:
+    """Check that no row of the audit log was changed, deleted or inserted.
+
+    Computes the hash chain of each customer anew and names the first place that differs. With --stripe also
+    compares it with the roots in invoices, those of one --period or all. Exits 1 where a chain is broken.
+    """
+    if period is not None and not stripe:
+        raise typer.BadParameter("--period says whose invoices are compared: give --stripe, too")
+    kit = session.make_kit()
+    _check_audited(kit)
+    found, right, rows = list[Verified](), 0, 0
+    async with AsyncExitStack() as stack:
+        roots_of = None
+        if stripe:
+            api = StripeApi(kit.settings)
+            stack.push_async_callback(api.close)
+            await stack.enter_async_context(started(kit, reads=True))
+            roots_of = partial(_roots_of, kit, api, period)
+        database = drainer_of(kit.store, kit.settings).database
+        checks = await stack.enter_async_context(aclosing(check_chains(database, customer, roots_of)))
+        async for one in checks:
+            right, rows = right + one.is_right, rows + one.rows
+            if customer is not None or not one.is_right:
+                found.append(one)
+    session.show_rows(
+        found, verified_row, rare=frozenset({"unchained", "roots", "place", "problem"}), empty=""
+    )
+    if not session.json:
+        broken = sum(not one.is_right for one in found)
+        print_note(
+            f"{broken:,} of {right + broken:,} chains are broken"
+            if broken
+            else f"all {right:,} chains are unbroken ({rows:,} rows)"
+        )
+    if any(not one.is_right for one in found):
+        raise typer.Exit(1)
+
+
+async def _roots_of(kit: MeterKit, api: StripeApi, period: datetime | None, customer: str) -> list[Root]:
+    """The roots that the invoices of a customer have, of one period or of all."""
+    linked = (await kit.customers.get(customer)).stripe_customer
+    if linked is None:
+        return []
+    invoices = await api.list("/v1/invoices", {"customer": linked})
+    at_s = None if period is None else to_ms(period) // 1000
+    found = [
+        root_in(one) for one in invoices if at_s is None or one["period_start"] <= at_s < one["period_end"]
+    ]
+    return [Root(*root) for root in found if root is not None]
+
+
+def verified_row(one: Verified) -> dict[str, object]:
+    """A row of the table."""
+    return {
+        "customer": one.customer,
+        "rows": one.rows,
+        "unchained": one.unchained,
+        "roots": one.roots,
+        "place": one.place,
+        "problem": one.words,
+    }
 
 
 def row_of(one: Rebuilt) -> dict[str, object]:

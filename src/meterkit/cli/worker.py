@@ -19,7 +19,7 @@ from meterkit.cli.session import Session, command, reload_signal, started, stop_
 from meterkit.customers.states import make_scheduled_transitions
 from meterkit.delivery.closing import Closer
 from meterkit.errors import MeterkitError
-from meterkit.insights.background import insights_tasks
+from meterkit.insights.background import insights_tasks, root_of
 
 if TYPE_CHECKING:
     from meterkit.delivery.flusher import FlushReport
@@ -91,7 +91,7 @@ async def worker(
         loop, beside = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
         beside.keep(loop, "scheduled transitions", lambda: make_scheduled_transitions(kit.store))
         stripe = StripeAccess(kit.settings)
-        beside.keep(loop, "closes", Closer(kit.store, stripe.api).run)
+        beside.keep(loop, "closes", Closer(kit.store, stripe.api, root_of(kit.store, kit.settings)).run)
         own = {**kit.webhooks.tasks, **kit.subscriptions.tasks, **kit.notify.tasks(is_worker=True)}
         for name, work in {**own, **insights, **stored}.items():
             beside.keep(loop, name, work)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
     from contextlib import AbstractAsyncContextManager
 
+    from meterkit.delivery.audit_root import RootOf
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.sending import Transport
     from meterkit.delivery.stripe_stream import StripeStreamTransport
@@ -100,8 +101,11 @@ def delivery_tasks(
     settings: Settings,
     flusher: Callable[[], AbstractAsyncContextManager[Flusher]],
     api: Callable[[], StripeApi],
+    root_of: RootOf | None = None,
 ) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
     """What runs beside an event loop that delivers: the flusher, and who looks at the closes of periods.
+
+    ``root_of`` gives the root of a customer's audit log; None: there is none.
 
     Raises:
         SettingsError: usage cannot be sent by these settings.
@@ -111,5 +115,5 @@ def delivery_tasks(
     closing: Any = import_module("meterkit.delivery.closing")
     return {
         "flush": partial(flush_forever, flusher, every_s=every_s),
-        "closes": closing.Closer(store, api).run,
+        "closes": closing.Closer(store, api, root_of).run,
     }

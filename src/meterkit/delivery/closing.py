@@ -6,10 +6,11 @@ import asyncio
 import logging
 from dataclasses import replace
 from random import SystemRandom
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.customers.states import States
 from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.delivery.audit_root import RootMarks
 from meterkit.delivery.draft_hold import DraftHold
 from meterkit.delivery.invoices import invoicing_of
 from meterkit.delivery.late_usage import count_uninvoiced
@@ -22,6 +23,7 @@ from meterkit.store.tasks import TaskLease
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from meterkit.delivery.audit_root import RootOf
     from meterkit.delivery.invoices import Invoicing
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.store.customer_usage import CustomerUsage
@@ -36,12 +38,16 @@ class ClosingLook:
         store: where usage is counted.
         api: the way to Stripe.
         reconciler: compares our books with Stripe's.
+        marks: write the root of the audit log into invoices; None: there is no audit log.
     """
 
-    def __init__(self, store: Store, api: StripeApi, reconciler: Reconciler) -> None:
+    def __init__(
+        self, store: Store, api: StripeApi, reconciler: Reconciler, marks: RootMarks | None = None
+    ) -> None:
         self._store = store
         self._api = api
         self._reconciler = reconciler
+        self._marks = marks
         self._summaries: StripeSummaries | None = None
         self._invoices = reconciler.invoices()
         self._silent = self._holds_silent = ""
@@ -56,6 +62,7 @@ class ClosingLook:
         """
         found = await self._compared(usage)
         if found == []:
+            await self._mark_unreported(usage)
             return "", False
         is_counted = found is not None and all(map(_is_counted, found))
         try:
@@ -116,6 +123,8 @@ class ClosingLook:
         hold = DraftHold(self._api, hold_invoice_ms=hold_ms, now_ms=self._store.now_ms())
         start_ms = to_ms(usage["period"]["start"])
         invoices = await self._invoices.of(state.stripe_customer, start_ms // 1000)
+        if is_counted:
+            await self._mark(usage["customer"], invoices, invoicing)
         end = await hold.settle(
             invoices,
             invoicing.subscription,
@@ -126,6 +135,29 @@ class ClosingLook:
         if end is not None:
             await keep_invoice_end(self._store, usage["customer"], start_ms, end)
         return end, invoicing
+
+    async def _mark_unreported(self, usage: CustomerUsage) -> None:
+        """Write the root into the invoice of a period of which nothing goes to Stripe."""
+        if self._marks is None or self._silent:
+            return
+        _, state = await States(self._store).read(usage["customer"])
+        try:
+            invoicing = await invoicing_of(self._store, self._api, usage, state)
+            if state.stripe_customer is not None and invoicing is not None:
+                start_s = to_ms(usage["period"]["start"]) // 1000
+                invoices = await self._invoices.of(state.stripe_customer, start_s)
+                await self._mark(usage["customer"], invoices, invoicing)
+        except StripeError as error:
+            _logger.warning(
+                "an invoice of customer %r has no root of the audit log: %s", usage["customer"], error
+            )
+
+    async def _mark(self, customer: str, invoices: Sequence[dict[str, Any]], invoicing: Invoicing) -> None:
+        """Write the root of the audit log into the invoice; once that fails, others go out without, too."""
+        if self._marks is not None:
+            of = (invoices, invoicing.subscription, invoicing.made_ms)
+            if not await self._marks.mark(self._api, customer, *of):
+                self._marks = None
 
 
 def _is_counted(one: Reconciled) -> bool:
@@ -183,11 +215,13 @@ class Closer:
     Args:
         store: where usage is counted.
         api: the way to Stripe.
+        root_of: gives the root of a customer's audit log; None: there is none.
     """
 
-    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+    def __init__(self, store: Store, api: Callable[[], StripeApi], root_of: RootOf | None = None) -> None:
         self._store = store
         self._api = api
+        self._marks = None if root_of is None else RootMarks(root_of)
         self._reconciler = Reconciler(store, api)
         self._lease = TaskLease(store, store.keys.shard(0, "closing"), lasts_ms=_LEASE_MS)
         self._has_failed = False
@@ -220,7 +254,7 @@ class Closer:
         """
         closes = Closes(self._store, (await self._store.admin()).for_delivery())
         confirmed, left, late = 0, 0, list[str]()
-        looking = ClosingLook(self._store, self._api(), self._reconciler)
+        looking = ClosingLook(self._store, self._api(), self._reconciler, self._marks)
         async for close in closes.due():
             if not await self._lease.take():
                 break

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 
+def root_of(
+    store: Store, settings: Settings
+) -> Callable[[str], Coroutine[object, object, tuple[int, str] | None]] | None:
+    """What gives the root of a customer's audit log; None: there is no audit log."""
+    return None if settings.audit_url is None else drainer_of(store, settings).root_of
+
+
 def insights_tasks(
     store: Store, settings: Settings, *, is_worker: bool = False
 ) -> Mapping[str, Callable[[], Coroutine[object, object, None]]]:

@@ -29,7 +29,10 @@ try:
         text,
     )
     from sqlalchemy.dialects import postgresql, sqlite
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+    from meterkit.insights.audit.chaining import append, head_of, heads_table
+    from meterkit.insights.audit.upgrade import upgrade
 except ImportError as error:
     raise ImportError(
         "the audit log needs SQLAlchemy; install it with: pip install 'meterkit[audit]'"
@@ -48,6 +51,7 @@ DaySums = dict[tuple[int, str], int]
 
 _DAY_MS: Final = 86_400_000
 _HOUR_MS: Final = 3_600_000
+_TRIES: Final = 5
 _AHEAD_MS: Final = 60_000
 """Usage is recorded at most so long before it happened, by the clocks of apps."""
 COUNTED: Final = ("recorded", "summed", "corrected")
@@ -71,10 +75,15 @@ TABLE: Final = Table(
         )
         for name in Row._fields
     ),
+    Column("place", BigInteger),
+    Column("hash", Text),
     Index("meterkit_audit_of_customer", "customer", "period_start_ms"),
     Index("meterkit_audit_recorded", "recorded_at_ms"),
+    Index("meterkit_audit_chain", "customer", "place", unique=True),
 )
-"""A row for each event and meter; see :class:`meterkit.insights.audit.entries.Row`."""
+"""A row for each event and meter, see :class:`meterkit.insights.audit.entries.Row`; linked in a chain."""
+
+heads_table(TABLE)
 
 DELIVERIES: Final = Table(
     "meterkit_deliveries",
@@ -93,12 +102,16 @@ DELIVERIES: Final = Table(
 """The journal of deliveries; see :class:`meterkit.outbox.journal.JournalRow`."""
 
 
-def insert_once(dialect: str, table: Table = TABLE) -> Insert:
+def insert_once(dialect: str, table: Table = DELIVERIES) -> Insert:
     """The statement that inserts a row unless it is there."""
     made: Any = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
     key = [column.name for column in table.primary_key]
     statement: Insert = made.on_conflict_do_nothing(index_elements=key)
     return statement
+
+
+class _ViolatedError(MeterkitError):
+    """A row with this key is there already."""
 
 
 class Database:
@@ -130,15 +143,20 @@ class Database:
         self._made: set[str] = set()
 
     def insert(self, rows: Sequence[Row]) -> None:
-        """Insert rows, all or none; those that are there already stay as they are.
+        """Append rows to the chains of their customers, all or none; those that are there stay as they are.
 
         Raises:
             MeterkitError: the database does not take them.
         """
-        if rows:
-            with self.begun() as connection:
-                statement = insert_once(self._engine.dialect.name)
-                connection.execute(statement, [row._asdict() for row in rows])
+        for left in reversed(range(_TRIES if rows else 0)):
+            try:
+                with self.begun() as connection:
+                    append(connection, TABLE, rows)
+            except _ViolatedError:
+                if not left:
+                    raise
+            else:
+                return
 
     def look(self, table: Table = TABLE) -> bool:
         """Read from a table; whether it is there. Neither it nor the file of SQLite is made.
@@ -161,6 +179,16 @@ class Database:
         if self._engine.dialect.name != "sqlite" or name.startswith("file:"):
             return False
         return not Path(name).exists() and os.access(Path(name).parent, os.W_OK)
+
+    def root(self, customer: str) -> tuple[int, str] | None:
+        """How many rows a customer's chain has, and the hash of the last one; None: there is no chain.
+
+        Raises:
+            MeterkitError: the database does not answer.
+        """
+        with self.begun() as connection:
+            head = head_of(connection, TABLE, customer)
+        return None if head is None else (head.place, head.hash)
 
     def customers(self) -> list[str]:
         """The customers with usage, sorted.
@@ -326,22 +354,11 @@ class Database:
             # A user who may not make the journal's table still writes the audit log.
             if table.name not in self._made:
                 table.metadata.create_all(self._engine)
-                self._add_columns(table)
+                if table is TABLE:
+                    upgrade(self._engine, table)
                 self._made.add(table.name)
             with self._engine.begin() as connection:
                 yield connection
-
-    def _add_columns(self, table: Table) -> None:
-        """Add the columns that a table of an earlier release lacks; other processes may do so, too."""
-        for column in table.columns:
-            try:
-                if column.name not in self._columns_of(table):
-                    kind = column.type.compile(self._engine.dialect)
-                    with self._engine.begin() as connection:
-                        connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
-            except SQLAlchemyError:
-                if column.name not in self._columns_of(table):
-                    raise
 
     def _columns_of(self, table: Table) -> set[str]:
         return {str(column["name"]) for column in inspect(self._engine).get_columns(table.name)}
@@ -357,7 +374,8 @@ class Database:
             password = self._engine.url.password
             if password:
                 words = words.replace(str(password), "***")
-            raise MeterkitError(f"the database of the audit log failed: {words:.300}") from None
+            kind = _ViolatedError if isinstance(error, IntegrityError) else MeterkitError
+            raise kind(f"the database of the audit log failed: {words:.300}") from None
 
 
 def _deleted_ms(connection: Connection, customer: str) -> int:

@@ -1,0 +1,88 @@
+"""The root of the audit log in an invoice: metadata that pin down the rows that the bill rests on."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from meterkit.delivery.invoices import is_renewal_of
+from meterkit.errors import MeterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from meterkit.stripe.api import StripeApi
+
+ROOT: Final = "meterkit_audit_root"
+"""The key of the metadata of an invoice: the hash of the customer's last audit row then."""
+ROWS: Final = "meterkit_audit_rows"
+"""How many rows the customer's chain had then."""
+
+RootOf: TypeAlias = "Callable[[str], Awaitable[tuple[int, str] | None]]"
+"""How many rows a customer's chain has, and its root; None: it has none."""
+
+_logger = logging.getLogger("meterkit.audit")
+
+
+class InvoiceRoot(NamedTuple):
+    """The root of an invoice, and how many rows it is of."""
+
+    invoice: str
+    rows: int
+    root: str
+
+
+def root_in(invoice: Mapping[str, Any]) -> InvoiceRoot | None:
+    """What the metadata of an invoice say; None: they have no root."""
+    metadata: Mapping[str, str] = invoice.get("metadata") or {}
+    root, rows = metadata.get(ROOT), metadata.get(ROWS, "")
+    return InvoiceRoot(str(invoice["id"]), int(rows), root) if root and rows.isdecimal() else None
+
+
+class RootMarks:
+    """Writes roots into invoices. A failure is logged once, and the invoice goes out without a root.
+
+    Args:
+        root_of: drains what the audit log has of a customer, and gives the root.
+    """
+
+    def __init__(self, root_of: RootOf) -> None:
+        self._root_of = root_of
+        self._has_failed = False
+
+    async def mark(
+        self,
+        api: StripeApi,
+        customer: str,
+        invoices: Iterable[Mapping[str, Any]],
+        subscription: str,
+        end_ms: int,
+    ) -> bool:
+        """Write the root into the invoice of a renewal, unless it has one; False: that failed."""
+        found = [one for one in invoices if is_renewal_of(one, subscription, end_ms // 1000)]
+        lacking = [one for one in found if one.get("status") != "void" and root_in(one) is None]
+        if not lacking:
+            return True
+        try:
+            root = await self._root_of(customer)
+            if root is not None:
+                for invoice in lacking:
+                    await self._write(api, str(invoice["id"]), root)
+        except (MeterkitError, TimeoutError) as error:
+            self._tell(str(error) or "the audit log was not drained in time")
+            return False
+        self._has_failed = False
+        return True
+
+    async def _write(self, api: StripeApi, invoice: str, root: tuple[int, str]) -> None:
+        rows, hashed = root
+        await api.post(
+            f"/v1/invoices/{invoice}",
+            {"metadata": {ROOT: hashed, ROWS: str(rows)}},
+            idempotency_key=f"meterkit-root-{invoice}-{rows}-{hashed[-32:]}",
+        )
+
+    def _tell(self, why: str) -> None:
+        if not self._has_failed:
+            _logger.warning("invoices go out without the root of the audit log: %s", why)
+        self._has_failed = True

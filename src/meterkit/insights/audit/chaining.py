@@ -1,0 +1,156 @@
+"""The hash chain in the database: rows are appended under a lock, and read page by page; calls block."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import BigInteger, Column, Table, Text, func, select, text, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
+
+from meterkit.insights.audit.chain import ChainCheck, Head, Root, chained
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from sqlalchemy import Connection
+
+    from meterkit.insights.audit.chain import Fault
+    from meterkit.insights.audit.entries import Row
+
+_PAGE: Final = 2_000
+_KEYS_AT_ONCE: Final = 400
+_HEADS: Final = "meterkit_audit_heads"
+
+
+def heads_table(table: Table) -> Table:
+    """The table of the heads, beside that of the rows: one of each customer."""
+    return Table(
+        _HEADS,
+        table.metadata,
+        Column("customer", Text, primary_key=True),
+        Column("place", BigInteger, nullable=False),
+        Column("hash", Text, nullable=False),
+        Column("unchained", BigInteger, nullable=False),
+    )
+
+
+def append(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+    """Insert rows that are not there yet, each at the end of its customer's chain.
+
+    The lock orders processes. If an older release inserts one of the rows meanwhile, the database reports
+    a violated key: try the transaction again.
+
+    Args:
+        connection: in a transaction of its own, with nothing read yet.
+        table: of the rows.
+        rows: in the order in which they are chained.
+    """
+    _lock(connection)
+    known = _known(connection, table, rows)
+    new: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        if (row.event, row.meter) not in known:
+            new.setdefault((row.event, row.meter), row)
+    if not new:
+        return
+    heads = _heads_of(connection, table, {row.customer for row in new.values()})
+    records, after = chained(new.values(), heads)
+    connection.execute(table.insert(), records)
+    _put_heads(connection, table, after)
+
+
+def _lock(connection: Connection) -> None:
+    """Wait until no other process appends."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(text(f"LOCK TABLE {_HEADS} IN EXCLUSIVE MODE"))
+
+
+def _known(connection: Connection, table: Table, rows: Sequence[Row]) -> set[tuple[str, str]]:
+    keys, found = [(row.event, row.meter) for row in rows], set[tuple[str, str]]()
+    for first in range(0, len(keys), _KEYS_AT_ONCE):
+        of = tuple_(table.c.event, table.c.meter).in_(keys[first : first + _KEYS_AT_ONCE])
+        found |= {(event, meter) for event, meter in connection.execute(select(*of.left).where(of))}
+    return found
+
+
+def _heads_of(connection: Connection, table: Table, customers: Iterable[str]) -> dict[str, Head]:
+    """The heads of customers; a customer without one gets a chain that begins behind its present rows."""
+    heads, found, names = table.metadata.tables[_HEADS], dict[str, Head](), sorted(customers)
+    for first in range(0, len(names), _KEYS_AT_ONCE):
+        page = names[first : first + _KEYS_AT_ONCE]
+        asked = select(heads.c.customer, heads.c.place, heads.c.hash, heads.c.unchained)
+        for name, *head in connection.execute(asked.where(heads.c.customer.in_(page))):
+            found[name] = Head(*head)
+        lacking = [name for name in page if name not in found]
+        counted = (
+            select(table.c.customer, func.count())
+            .where(table.c.customer.in_(lacking), table.c.place.is_(None))
+            .group_by(table.c.customer)
+        )
+        rows: Any = connection.execute(counted).all() if lacking else ()
+        unchained: dict[str, int] = dict(rows)
+        found |= {name: Head.begun(name, unchained.get(name, 0)) for name in lacking}
+    return found
+
+
+def _put_heads(connection: Connection, table: Table, heads: Mapping[str, Head]) -> None:
+    made: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = made(table.metadata.tables[_HEADS])
+    statement = statement.on_conflict_do_update(
+        index_elements=["customer"],
+        set_={"place": statement.excluded.place, "hash": statement.excluded.hash},
+    )
+    connection.execute(statement, [{"customer": name, **head._asdict()} for name, head in heads.items()])
+
+
+def head_of(connection: Connection, table: Table, customer: str) -> Head | None:
+    """The head of a customer's chain; None: there is none."""
+    heads = table.metadata.tables[_HEADS].c
+    asked = select(heads.place, heads.hash, heads.unchained).where(heads.customer == customer)
+    found = connection.execute(asked).first()
+    return None if found is None else Head(*found)
+
+
+def check_chain(
+    connection: Connection, table: Table, customer: str, roots: Iterable[Root] = ()
+) -> tuple[int, int, Fault | None]:
+    """How many rows of a customer's chain are right, how many rows have no place, and the first fault.
+
+    Rows that are appended meanwhile are not looked at.
+    """
+    head, by_place = head_of(connection, table, customer), defaultdict[int, list[Root]](list)
+    for root in roots:
+        by_place[root.place].append(root)
+    check = ChainCheck(customer, head, by_place)
+    rows, after = table.c, 0
+    last = connection.execute(select(func.max(rows.place)).where(rows.customer == customer)).scalar() or 0
+    if head is not None and head_of(connection, table, customer) != head:
+        last = head.place  # Another process appends: look at what was there at first.
+    while check.fault is None:
+        rows_asked = select(table).where(rows.customer == customer, rows.place > after, rows.place <= last)
+        page = connection.execute(rows_asked.order_by(rows.place, rows.event).limit(_PAGE)).mappings().all()
+        check.walk([dict(row) for row in page])
+        if len(page) < _PAGE:
+            break
+        after = page[-1]["place"]
+    asked = select(func.count()).select_from(table)
+    asked = asked.where(rows.customer == customer, rows.place.is_(None))
+    outside: int = connection.execute(asked).scalar() or 0
+    return check.place, outside, check.finish(outside)
+
+
+def customers_after(connection: Connection, table: Table, after: str) -> list[str]:
+    """The next customers with a chain behind one, in the order of the database."""
+    heads = table.metadata.tables[_HEADS].c
+    asked = select(heads.customer).where(heads.customer > after).order_by(heads.customer).limit(_PAGE)
+    return [name for (name,) in connection.execute(asked)]
+
+
+def headless(connection: Connection, table: Table) -> list[str]:
+    """The customers with rows and without a head: their rows are from before the chain, or it was deleted."""
+    heads, rows = table.metadata.tables[_HEADS].c, table.c
+    is_headed = select(heads.customer).where(heads.customer == rows.customer).exists()
+    return [name for (name,) in connection.execute(select(rows.customer).where(~is_headed).distinct())]

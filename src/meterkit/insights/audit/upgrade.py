@@ -1,0 +1,40 @@
+"""Schema migration: add the columns and indexes that a table of an earlier release lacks; calls block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import inspect
+from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.schema import CreateIndex
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine, Table
+
+
+def upgrade(engine: Engine, table: Table) -> None:
+    """Add nullable columns, and then unique indexes, that a table lacks. Several processes may do so at once.
+
+    Other indexes of old tables are left to the operator: making one may take long.
+
+    Raises:
+        SQLAlchemyError: the user may not change the table, or the database does not answer.
+    """
+    lacking = [column for column in table.columns if column.name not in _columns_of(engine, table)]
+    for column in lacking:
+        kind = column.type.compile(engine.dialect)
+        try:
+            with engine.begin() as connection:
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
+        except (OperationalError, ProgrammingError):
+            if column.name not in _columns_of(engine, table):
+                raise
+    if lacking:
+        with engine.begin() as connection:
+            for index in table.indexes:
+                if index.unique:
+                    connection.execute(CreateIndex(index, if_not_exists=True))
+
+
+def _columns_of(engine: Engine, table: Table) -> set[str]:
+    return {column["name"] for column in inspect(engine).get_columns(table.name)}

@@ -1,0 +1,102 @@
+"""Verify the hash chains of the audit log: of each customer the first fault. Memory stays bounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from meterkit.insights.audit.chaining import check_chain, customers_after, head_of, headless
+from meterkit.insights.audit.database import TABLE
+from meterkit.redis.daemon_thread import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+    from meterkit.insights.audit.chain import Problem, Root
+    from meterkit.insights.audit.database import Database
+
+RootsOf: TypeAlias = "Callable[[str], Awaitable[Sequence[Root]]]"
+"""The roots that the invoices of a customer have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What became of the check of one customer's chain.
+
+    Attributes:
+        rows: how many rows of the chain are right, from its beginning.
+        unchained: how many rows are from before the upgrade, and outside the chain.
+        roots: how many roots of invoices were compared.
+        place: of the first bad row; 0: of none.
+        problem: what is wrong there, see :class:`meterkit.insights.audit.chain.Fault`; None: nothing.
+        words: the same for people; empty: nothing.
+    """
+
+    customer: str
+    rows: int
+    unchained: int
+    roots: int
+    place: int
+    problem: Problem | None
+    words: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the chain is unbroken."""
+        return self.problem is None
+
+
+async def verify(
+    database: Database, customer: str | None = None, roots_of: RootsOf | None = None
+) -> AsyncGenerator[Verified]:
+    """Check the chain of one customer, or those of all, in the order of the database.
+
+    Args:
+        database: of the audit log.
+        customer: whose; None: of all.
+        roots_of: gives the roots of invoices to compare; None: none are compared.
+
+    Raises:
+        StripeError, StoreError: by ``roots_of``.
+        MeterkitError: the database does not answer.
+    """
+    if customer is not None:
+        yield await _verify_one(database, customer, roots_of)
+        return
+    after = ""
+    while page := await in_thread(_page, database, after):
+        for name in page:
+            yield await _verify_one(database, name, roots_of)
+        after = page[-1]
+    for name in await in_thread(_headless, database):
+        yield await _verify_one(database, name, roots_of)
+
+
+async def _verify_one(database: Database, customer: str, roots_of: RootsOf | None) -> Verified:
+    roots = [] if roots_of is None else await roots_of(customer)
+    return await in_thread(_check, database, customer, roots)
+
+
+def _check(database: Database, customer: str, roots: Sequence[Root]) -> Verified:
+    with database.begun() as connection:
+        head = head_of(connection, TABLE, customer)
+        rows, unchained, fault = check_chain(connection, TABLE, customer, roots)
+    return Verified(
+        customer=customer,
+        rows=rows,
+        unchained=unchained if head is None else head.unchained,
+        roots=len(roots),
+        place=0 if fault is None else fault.place,
+        problem=None if fault is None else fault.problem,
+        words="" if fault is None else fault.words,
+    )
+
+
+def _page(database: Database, after: str) -> list[str]:
+    with database.begun() as connection:
+        return customers_after(connection, TABLE, after)
+
+
+def _headless(database: Database) -> list[str]:
+    with database.begun() as connection:
+        return headless(connection, TABLE)

@@ -1,0 +1,228 @@
+"""The hash chain in SQLite and PostgreSQL: appended by several processes, upgraded, verified, tampered."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from sqlalchemy import Column, MetaData, Table, create_engine, text
+
+from auditing import ROWS_IN_ALL, insert_all, row_of, rows_in, sqlite_in
+from meterkit.insights.audit import chaining, verifying
+from meterkit.insights.audit.chain import Root
+from meterkit.insights.audit.database import TABLE, Database
+from meterkit.insights.audit.entries import Row
+from meterkit.insights.audit.verifying import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from meterkit.insights.audit.verifying import Verified
+
+pytestmark = pytest.mark.anyio
+
+WORKERS: Final = 3
+SIZES: Final = (7, 11, 40)
+NEW: Final = ("place", "hash")
+
+
+async def verified(url: str, customer: str | None = None, *roots: Root) -> list[Verified]:
+    async def roots_of(_: str) -> Sequence[Root]:
+        return roots
+
+    return [one async for one in verify(Database(url), customer, roots_of)]
+
+
+async def faults(url: str) -> list[tuple[str, int, str | None]]:
+    return [(one.customer, one.place, one.problem) for one in await verified(url)]
+
+
+def run(url: str, *statements: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+async def test_rows_are_chained_by_customer(audit_url: str) -> None:
+    database = Database(audit_url)
+    database.insert([row_of(1), row_of(2, "zeta"), row_of(3), row_of(3), row_of(1)])
+    database.insert([row_of(3), row_of(4, details='{"reason": "é"}')])
+    found = {one["event"]: one for one in rows_in(audit_url)}
+    assert [found[f"0/p/{nth}"]["place"] for nth in (1, 2, 3, 4)] == [1, 1, 2, 3]
+    assert database.root("acme") == (3, found["0/p/4"]["hash"])
+    assert await faults(audit_url) == [("acme", 0, None), ("zeta", 0, None)]
+    (one,) = await verified(audit_url, "acme", Root("in_1", 2, found["0/p/3"]["hash"]))
+    assert (one.rows, one.roots, one.is_right) == (3, 1, True)
+    (one,) = await verified(audit_url, "acme", Root("in_1", 2, "1:other"))
+    assert (one.place, one.problem) == (2, "root")
+    assert (await verified(audit_url, "nobody"))[0].is_right
+
+
+TAMPERED: Final = {
+    "changed": ("UPDATE meterkit_audit SET quantity = 9 WHERE place = 3", 3, "changed"),
+    "emptied": ("UPDATE meterkit_audit SET details = NULL WHERE place = 2", 2, "changed"),
+    "given to another": ("UPDATE meterkit_audit SET customer = 'other' WHERE place = 4", 4, "missing"),
+    "deleted": ("DELETE FROM meterkit_audit WHERE place = 2", 2, "missing"),
+    "tail deleted": ("DELETE FROM meterkit_audit WHERE place > 5", 6, "missing"),
+    "all deleted": ("DELETE FROM meterkit_audit", 1, "missing"),
+    "head deleted": ("DELETE FROM meterkit_audit_heads", 9, "head"),
+    "head set back": ("UPDATE meterkit_audit_heads SET place = 8", 9, "inserted"),
+    "inserted without a place": (
+        (
+            "INSERT INTO meterkit_audit SELECT 'made', meter, kind, customer, period_start_ms, recorded_at_ms,"
+            " quantity, included, granted, credited, overage, reported, late FROM meterkit_audit WHERE place = 1"
+        ),
+        0,
+        "unchained",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+async def test_tampering_is_found(audit_url: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chaining, "_PAGE", 3)
+    Database(audit_url).insert([row_of(nth, details="why") for nth in range(9)])
+    statement, place, problem = TAMPERED[how]
+    columns = ", ".join(Row._fields[:13])
+    statement = statement.replace("meterkit_audit SELECT", f"meterkit_audit ({columns}) SELECT")
+    run(audit_url, statement.replace("COPIED", columns.replace("event", "'made'", 1)))
+    assert (await faults(audit_url))[0] == ("acme", place, problem)
+
+
+async def test_a_table_of_an_earlier_release_is_upgraded(audit_url: str) -> None:
+    engine = create_engine(audit_url)
+    old = Table(
+        "meterkit_audit",
+        MetaData(),
+        *(
+            Column(one.name, one.type, primary_key=one.primary_key)
+            for one in TABLE.columns
+            if one.name not in NEW
+        ),
+    )
+    old.create(engine)
+    with engine.begin() as connection:
+        connection.execute(old.insert(), [row_of(nth)._asdict() for nth in (1, 2)])
+    assert Database(audit_url).look()
+    Database(audit_url).insert([row_of(2), row_of(3)])
+    (one,) = await verified(audit_url)
+    assert (one.rows, one.unchained, one.is_right) == (1, 2, True)
+    with engine.begin() as connection:  # A process of that release goes on draining.
+        connection.execute(old.insert(), [row_of(4)._asdict()])
+    engine.dispose()
+    Database(audit_url).insert([row_of(4), row_of(5)])
+    (one,) = await verified(audit_url)
+    assert (one.rows, one.problem) == (2, "unchained")
+
+
+async def test_customers_of_an_earlier_release_alone_are_named_as_unchained(audit_url: str) -> None:
+    Database(audit_url).insert([row_of(1), row_of(2, "zeta")])
+    run(
+        audit_url,
+        "UPDATE meterkit_audit SET place = NULL, hash = NULL WHERE customer = 'zeta'",
+        "DELETE FROM meterkit_audit_heads WHERE customer = 'zeta'",
+    )
+    found = await verified(audit_url)
+    assert [(one.customer, one.rows, one.unchained, one.is_right) for one in found] == [
+        ("acme", 1, 0, True),
+        ("zeta", 0, 1, True),
+    ]
+
+
+async def test_rows_that_come_while_it_verifies_are_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = sqlite_in(tmp_path)
+    Database(url).insert([row_of(nth) for nth in range(5)])
+    heads = chaining.head_of
+    asked: list[str] = []
+
+    def head_of(*args: Any) -> Any:
+        found = heads(*args)
+        if not asked:
+            asked.append("once")
+            Database(url).insert([row_of(7)])
+        return found
+
+    monkeypatch.setattr(chaining, "head_of", head_of)
+    monkeypatch.setattr(verifying, "head_of", heads)
+    (one,) = await verified(url, "acme")
+    assert (one.rows, one.is_right) == (5, True)
+
+
+@contextmanager
+def children(url: str) -> Iterator[list[Any]]:
+    """Processes that insert overlapping batches of the same rows."""
+    context = multiprocessing.get_context("spawn")
+    found = [
+        context.Process(target=insert_all, args=(url, seed), daemon=True) for seed in range(7, 7 + WORKERS)
+    ]
+    for one in found:
+        one.start()
+    try:
+        yield found
+    finally:
+        for one in found:
+            one.kill()
+            one.join()
+
+
+async def test_processes_that_are_killed_leave_one_unbroken_chain(audit_url: str) -> None:
+    Database(audit_url).insert([row_of(0, "c0")])
+    for nth in range(WORKERS):
+        with children(audit_url) as working:
+            await asyncio.sleep(0.9)  # They are killed somewhere: any place is right.
+            os.kill(working[nth].pid, signal.SIGKILL)
+    with children(audit_url) as working:
+        for one in working:
+            await asyncio.to_thread(one.join)
+            assert one.exitcode == 0
+    found = await verified(audit_url)
+    assert [(one.customer, one.rows, one.problem) for one in found] == [
+        (f"c{nth}", ROWS_IN_ALL // 4, None) for nth in range(4)
+    ]
+
+
+@pytest.mark.parametrize("step", ["_lock", "_known", "_heads_of", "_put_heads"])
+async def test_a_kill_between_two_steps_leaves_nothing_behind(
+    audit_url: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Database(audit_url).insert([row_of(1)])
+
+    class Killed(BaseException):
+        """Ends the transaction as the end of the connection does."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chaining, step, killed)
+        with pytest.raises(Killed):
+            Database(audit_url).insert([row_of(2)])
+    Database(audit_url).insert([row_of(2), row_of(3)])
+    (one,) = await verified(audit_url)
+    assert (one.rows, one.is_right) == (3, True)
+
+
+async def test_a_row_that_an_older_release_inserts_meanwhile_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, known, asked = sqlite_in(tmp_path), chaining._known, list[int]()
+
+    def unknown(*args: Any) -> set[tuple[str, str]]:
+        asked.append(1)
+        return known(*args) if len(asked) > 2 else set()
+
+    Database(url).insert([row_of(1)])
+    monkeypatch.setattr(chaining, "_known", unknown)
+    Database(url).insert([row_of(1), row_of(2)])
+    (one,) = await verified(url)
+    assert (one.rows, one.is_right, len(asked)) == (2, True, 3)

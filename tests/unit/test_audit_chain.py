@@ -1,0 +1,182 @@
+"""The hash chain of audit rows: any single tampering is found, and no other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meterkit.insights.audit.chain import ChainCheck, Fault, Head, Root, chained, link_hash
+from meterkit.insights.audit.entries import Row
+
+TEXTS: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+NUMBERS: Final = st.integers(-(2**62), 2**62)
+ROWS: Final = st.lists(
+    st.builds(
+        Row,
+        event=TEXTS,
+        meter=TEXTS,
+        kind=st.sampled_from(["recorded", "corrected"]),
+        customer=st.just("acme"),
+        period_start_ms=st.none() | NUMBERS,
+        recorded_at_ms=NUMBERS,
+        quantity=NUMBERS,
+        model=st.none() | TEXTS,
+    ),
+    min_size=2,
+    max_size=8,
+)
+
+
+@dataclass
+class Kept:
+    """What stands in the database of one customer."""
+
+    rows: list[dict[str, Any]]
+    head: Head | None
+    outside: int = 0
+
+    @classmethod
+    def of(cls, rows: list[Row], unchained: int = 0) -> Kept:
+        records, heads = chained(rows, {"acme": Head.begun("acme", unchained)})
+        return cls(records, heads["acme"], unchained)
+
+    def fault(self, *roots: Root) -> Fault | None:
+        check = ChainCheck("acme", self.head, {root.place: [root] for root in roots})
+        check.walk(sorted(self.rows, key=lambda row: row["place"]))
+        return check.finish(self.outside)
+
+    def root(self) -> Root:
+        return Root("in_1", self.rows[-1]["place"], self.rows[-1]["hash"])
+
+
+def test_the_format_is_as_documented() -> None:
+    row = Row("0/p/1", "tokens", "recorded", "acme", 0, 5, 3, model="é")
+    text = (
+        '{"credited":0,"customer":"acme","event":"0/p/1","granted":0,"included":0,"kind":"recorded","late":0'
+        ',"meter":"tokens","model":"\\u00e9","overage":0,"period_start_ms":0,"place":1,"quantity":3'
+        ',"recorded_at_ms":5,"reported":0}'
+    )
+    begun = "1:" + sha256(b'["meterkit audit chain", "acme", 2]').hexdigest()
+    hashed = "1:" + sha256(f"{begun}\n{text}".encode()).hexdigest()
+    (record,), heads = chained([row], {"acme": Head.begun("acme", 2)})
+    assert (record["place"], record["hash"], heads["acme"]) == (1, hashed, Head(1, hashed, 2))
+
+
+def test_a_column_without_a_value_changes_no_hash() -> None:
+    assert link_hash("1:0", {"a": 1, "later": None}) == link_hash("1:0", {"a": 1})
+    assert link_hash("1:0", {"a": 1, "later": 0}) != link_hash("1:0", {"a": 1})
+
+
+@given(rows=ROWS, unchained=st.integers(0, 3))
+def test_a_chain_that_nobody_changed_is_right(rows: list[Row], unchained: int) -> None:
+    kept = Kept.of(rows, unchained)
+    assert kept.fault(kept.root()) is None
+
+
+@given(rows=ROWS, data=st.data())
+def test_any_changed_value_is_found_at_its_place(rows: list[Row], data: st.DataObject) -> None:
+    kept = Kept.of(rows)
+    nth = data.draw(st.integers(0, len(rows) - 1))
+    name = data.draw(st.sampled_from([*Row._fields, "hash"]))
+    before = kept.rows[nth][name]
+    is_number = name.endswith("_ms") or name in {"quantity", "included", "overage", "late", "reported"}
+    value = data.draw((NUMBERS if is_number else TEXTS).filter(lambda value: value != before))
+    kept.rows[nth][name] = value
+    fault = kept.fault()
+    assert fault is not None
+    assert (fault.place, fault.problem) == (nth + 1, "changed")
+
+
+@given(rows=ROWS, data=st.data())
+def test_a_deleted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
+    kept = Kept.of(rows)
+    nth = data.draw(st.integers(0, len(rows) - 1))
+    del kept.rows[nth]
+    fault = kept.fault()
+    assert fault is not None
+    assert (fault.place, fault.problem) == (nth + 1, "missing")
+
+
+@given(rows=ROWS, data=st.data())
+def test_an_inserted_row_is_found(rows: list[Row], data: st.DataObject) -> None:
+    """As a second row of a place, with all behind it moved, at the end, or without a place."""
+    kept = Kept.of(rows)
+    nth = data.draw(st.integers(0, len(rows)))
+    made: dict[str, Any] = {**kept.rows[0], "event": "put in", "place": nth + 1}
+    before = kept.rows[nth - 1]["hash"] if nth else Head.begun("acme", 0).hash
+    made["hash"] = link_hash(before, made)
+    how = data.draw(st.sampled_from(["moved", "second", "outside"]))
+    if how == "outside":
+        kept.outside += 1
+    else:
+        for row in kept.rows:
+            row["place"] += how == "moved" and row["place"] > nth
+        kept.rows.append(made)
+    fault = kept.fault()
+    assert fault is not None
+    assert (fault.problem == "unchained") == (how == "outside")
+    assert fault.place in {0, nth + 1, nth + 2}
+
+
+@given(rows=ROWS, data=st.data())
+def test_two_swapped_rows_are_found(rows: list[Row], data: st.DataObject) -> None:
+    kept = Kept.of(rows)
+    one, other = sorted(data.draw(st.sets(st.integers(0, len(rows) - 1), min_size=2, max_size=2)))
+    first, second = kept.rows[one], kept.rows[other]
+    first["place"], second["place"] = second["place"], first["place"]
+    fault = kept.fault()
+    assert fault is not None
+    assert (fault.place, fault.problem) == (one + 1, "changed")
+
+
+@given(rows=ROWS, data=st.data())
+def test_a_cut_tail_is_found_by_the_head_or_by_an_invoice(rows: list[Row], data: st.DataObject) -> None:
+    kept = Kept.of(rows)
+    root, left = kept.root(), data.draw(st.integers(1, len(rows) - 1))
+    del kept.rows[left:]
+    fault = kept.fault()
+    assert fault is not None
+    assert (fault.place, fault.problem) == (left + 1, "missing")
+    kept.head = Head(left, kept.rows[-1]["hash"], 0)
+    assert kept.fault() is None
+    fault = kept.fault(root)
+    assert fault is not None
+    assert (fault.place, fault.problem) == (left + 1, "missing")
+
+
+@given(rows=ROWS)
+def test_a_chain_that_was_written_anew_is_found_by_an_invoice(rows: list[Row]) -> None:
+    root = Kept.of(rows).root()
+    kept = Kept.of([rows[0]._replace(details="of another"), *rows[1:]])
+    assert kept.fault() is None
+    fault = kept.fault(root)
+    assert fault is not None
+    assert (fault.place, fault.problem) == (len(rows), "root")
+
+
+@pytest.mark.parametrize(
+    ("head", "problem"),
+    [
+        (None, "head"),
+        (Head(1, "1:0", 0), "inserted"),
+        (Head(2, "1:0", 0), "head"),
+        (Head(2, "", 1), "changed"),
+    ],
+)
+def test_a_changed_head_is_found(head: Head | None, problem: str) -> None:
+    kept = Kept.of([Row("1", "m", "recorded", "acme", 0, 1), Row("2", "m", "recorded", "acme", 0, 1)])
+    kept.head = head
+    fault = kept.fault()
+    assert fault is not None
+    assert fault.problem == problem
+
+
+def test_rows_from_before_the_chain_are_counted() -> None:
+    kept = Kept.of([Row("1", "m", "recorded", "acme", 0, 1)], unchained=3)
+    kept.outside = 2
+    assert kept.fault() == Fault(0, "missing", "1 rows from before the chain began are missing")
