@@ -54,6 +54,11 @@ from meterkit.insights.by_model import ModelUsage as ModelUsage
 from meterkit.insights.prometheus import metrics_app as metrics_app
 from meterkit.insights.revenue.revenue import Revenue as Revenue
 from meterkit.insights.revenue.revenue import RevenueDay as RevenueDay
+from meterkit.insights.statement.lines import BalanceEntry as BalanceEntry
+from meterkit.insights.statement.lines import Statement as Statement
+from meterkit.insights.statement.lines import StatementEvent as StatementEvent
+from meterkit.insights.statement.lines import StatementInvoice as StatementInvoice
+from meterkit.insights.statement.lines import StatementLine as StatementLine
 from meterkit.kit import MeterKit as MeterKit
 from meterkit.notify.events import AccessChanged as AccessChanged
 from meterkit.notify.events import CreditsLow as CreditsLow

@@ -22,6 +22,7 @@ from meterkit.delivery.summaries import until_counted
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.background import insights_tasks, root_of
 from meterkit.insights.revenue.revenue import Revenue
+from meterkit.insights.statement.statements import Statements
 from meterkit.notify.event_dispatcher import EventDispatcher, Handlers
 from meterkit.notify.events import OF_SUBSCRIPTIONS
 from meterkit.notify.messages import Messages
@@ -105,6 +106,7 @@ class Parts:
         self.revenue = Revenue(store, settings)
         self.storage = ObjectStorage(store, settings.storage_endpoint)
         self.reconcile = Reconciler(store, stripe.api, journal).reconcile
+        self.statement = Statements(store, settings, stripe.api).statement
         self.stripe = StripeAccount(lambda: store.catalog, stripe.api)
         top_ups = TopUpPayments(store, stripe.api)
         self.credits = Credits(store, stripe.api, top_ups, contact)

@@ -97,7 +97,7 @@ class MeterKit:
         self.outbox = parts.outbox
         self.revenue = parts.revenue
         self.storage = parts.storage
-        self.reconcile = parts.reconcile
+        self.reconcile, self.statement = parts.reconcile, parts.statement
         self.stripe = parts.stripe
         self.webhooks = parts.webhooks
         self.subscriptions = parts.subscriptions

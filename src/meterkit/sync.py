@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meterkit.health.health import Health
     from meterkit.insights.by_model import ModelUsage
     from meterkit.insights.revenue.revenue import Revenue
+    from meterkit.insights.statement.lines import Statement
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
     from meterkit.settings import Settings
@@ -118,6 +119,15 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     async def usage(
         self, customer: str, *, by: Literal["model"], period: datetime | str | None = None
     ) -> ModelUsage: ...
+    async def statement(
+        self,
+        customer: str,
+        period: datetime | str | None = None,
+        *,
+        line: str | None = None,
+        after: str = "",
+        most: int = 100,
+    ) -> Statement: ...
     async def rates(self, customer: str) -> Sequence[RateUsage]: ...
     async def health(self) -> Health: ...
     async def flush(self, *, everything: bool = False, timeout_s: float = 300.0) -> FlushReport: ...
@@ -157,6 +167,7 @@ class SyncMeterKit:
         self.record_usage = loop.blocking(kit.record_usage)
         self.correct = loop.blocking(kit.correct)
         self.reconcile = loop.blocking(kit.reconcile)
+        self.statement = loop.blocking(kit.statement)
         self.usage: _Usage = cast("Any", loop.blocking(kit.usage))
         self.rates = loop.blocking(kit.rates)
         self.health = loop.blocking(kit.health)

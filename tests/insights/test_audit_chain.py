@@ -76,10 +76,7 @@ TAMPERED: Final = {
     "head deleted": ("DELETE FROM meterkit_audit_heads", 9, "head"),
     "head set back": ("UPDATE meterkit_audit_heads SET place = 8", 9, "inserted"),
     "inserted without a place": (
-        (
-            "INSERT INTO meterkit_audit SELECT 'made', meter, kind, customer, period_start_ms, recorded_at_ms,"
-            " quantity, included, granted, credited, overage, reported, late FROM meterkit_audit WHERE place = 1"
-        ),
+        "INSERT INTO meterkit_audit SELECT COPIED FROM meterkit_audit WHERE place = 1",
         0,
         "unchained",
     ),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.outlook import Forecast, OtherPlan
+    from meterkit.pages.statement_csv import StatementOf
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
@@ -61,6 +62,7 @@ class PagesKit(Protocol):
     outbox: Intents
     settings: Settings
     store: Store
+    statement: StatementOf
     subscriptions: Subscriptions
     webhooks: Webhooks
 

@@ -15,6 +15,7 @@ from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.figures import beyond_included, usage_figures
 from meterkit.pages.rendering import NO_PAGE, STATIC, Pages, problem_answer
+from meterkit.pages.statement_page import answer_csv, answer_statement
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.billing_answers import check_sender, customer_in
 from meterkit.subscriptions.billing_requests import origins_of
@@ -54,10 +55,16 @@ def usage_page(
         MeterkitError: ``customer`` is missing, an origin is none, or jinja2 is not installed.
     """
     check_customer_of(customer, "a callable that gives the customer's id for an ASGI scope")
-    respond = partial(_respond, kit=kit, customer=customer, origins=origins_of(origins), pages=Pages())
+    pages = Pages()
+    respond = partial(_respond, customer=customer, origins=origins_of(origins))
+    usage = partial(_answer_usage, kit=kit, pages=pages)
+    statement = partial(answer_statement, kit=kit, pages=pages)
+    statement_csv = partial(answer_csv, kit=kit)
     return Starlette(
         routes=[
-            Route("/", respond, methods=["GET"], name="usage page"),
+            Route("/", partial(respond, answer=usage), methods=["GET"], name="usage page"),
+            Route("/statement", partial(respond, answer=statement), methods=["GET"], name="statement"),
+            Route("/statement.csv", partial(respond, answer=statement_csv), methods=["GET"]),
             Mount("/static", app=StaticFiles(directory=STATIC)),
         ]
     )
@@ -66,23 +73,21 @@ def usage_page(
 async def _respond(
     request: Request,
     *,
-    kit: PagesKit,
+    answer: Callable[..., Awaitable[Response]],
     customer: Callable[[Scope], str | Awaitable[str | None] | None],
     origins: frozenset[Origin],
-    pages: Pages,
 ) -> Response:
     found = customer(request.scope)
     who = await found if inspect.isawaitable(found) else found
     try:
-        figures = await _figures(request, kit, who, origins)
+        return await answer(request, customer=_customer_of(request, who, origins))
     except ProblemDocumentError as error:
         return problem_answer(error.problem)
     except MeterkitError as error:
         return problem_answer(problem_of(error))
-    return pages.answer(request, "usage.html", {**_wording(kit, figures), **figures}, figures)
 
 
-async def _figures(request: Request, kit: PagesKit, who: object, origins: frozenset[Origin]) -> UsageFigures:
+def _customer_of(request: Request, who: object, origins: frozenset[Origin]) -> str:
     sent_by = request.headers.get("origin")
     if sent_by is not None:
         check_sender(sent_by, request.headers.get("host", ""), origins)
@@ -90,7 +95,12 @@ async def _figures(request: Request, kit: PagesKit, who: object, origins: frozen
     if any(asked != customer for asked in request.query_params.getlist("customer")):
         # The same answer for a customer that exists and one that does not.
         raise ProblemDocumentError(NO_PAGE)
-    return await usage_figures(kit, customer, period_in(request.query_params))
+    return customer
+
+
+async def _answer_usage(request: Request, *, kit: PagesKit, pages: Pages, customer: str) -> Response:
+    figures = await usage_figures(kit, customer, period_in(request.query_params))
+    return pages.answer(request, "usage.html", {**_wording(kit, figures), **figures}, figures)
 
 
 def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:

@@ -26,7 +26,6 @@ try:
         inspect,
         literal,
         select,
-        text,
     )
     from sqlalchemy.dialects import postgresql, sqlite
     from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -359,9 +358,6 @@ class Database:
                 self._made.add(table.name)
             with self._engine.begin() as connection:
                 yield connection
-
-    def _columns_of(self, table: Table) -> set[str]:
-        return {str(column["name"]) for column in inspect(self._engine).get_columns(table.name)}
 
     @contextmanager
     def _words_kept(self) -> Generator[None]:

@@ -1,0 +1,1 @@
+"""Statements: each line of an invoice with the recorded events behind it."""

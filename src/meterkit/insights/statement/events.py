@@ -1,0 +1,127 @@
+"""The events of statement lines, from the audit log's database: sums and pages; calls block."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import case, func, select, tuple_
+
+from meterkit.insights.audit.database import TABLE
+from meterkit.insights.statement.lines import PlaceError, Sums, Wanted, event_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import ColumnElement
+
+    from meterkit.insights.audit.database import Database
+    from meterkit.insights.statement.lines import StatementEvent
+
+_SHOWN: Final = ("recorded", "summed", "corrected", "dropped")
+_COLUMNS: Final = TABLE.c
+_BILLED: Final = case((_COLUMNS.kind == "dropped", -_COLUMNS.quantity), else_=_COLUMNS.reported)
+
+
+def _of(customer: str, start_ms: int, deleted_ms: int) -> list[ColumnElement[bool]]:
+    return [
+        _COLUMNS.customer == customer,
+        _COLUMNS.period_start_ms == start_ms,
+        _COLUMNS.kind.in_(_SHOWN),
+        _COLUMNS.recorded_at_ms > deleted_ms,
+    ]
+
+
+def _deleted_ms(database: Database, customer: str) -> int:
+    asked = select(func.max(_COLUMNS.recorded_at_ms))
+    found = database.read(asked.where(_COLUMNS.customer == customer, _COLUMNS.kind == "deleted"))
+    return int(found[0][0] or 0)
+
+
+def _within(wanted: Wanted) -> list[ColumnElement[bool]]:
+    return [
+        _COLUMNS.meter.in_(wanted.meters),
+        _COLUMNS.recorded_at_ms >= wanted.since_ms,
+        _COLUMNS.recorded_at_ms < wanted.until_ms,
+    ]
+
+
+def meters_of(database: Database, customer: str, start_ms: int) -> list[str]:
+    """The meters that a customer has events of in a period, by name.
+
+    Raises:
+        MeterkitError: the database does not answer.
+    """
+    of = _of(customer, start_ms, _deleted_ms(database, customer))
+    return sorted(str(name) for (name,) in database.read(select(_COLUMNS.meter).where(*of).distinct()))
+
+
+def sums_of(
+    database: Database, customer: str, start_ms: int, wanted: Mapping[str, Wanted]
+) -> dict[str, Sums]:
+    """By line id, what the events of each line come to.
+
+    Raises:
+        MeterkitError: the database does not answer.
+    """
+    of, found = _of(customer, start_ms, _deleted_ms(database, customer)), dict[str, Sums]()
+    counted = (_BILLED, *(_COLUMNS[name] for name in ("included", "granted", "credited", "overage")))
+    asked = select(func.count(), *(func.coalesce(func.sum(one), 0) for one in counted))
+    for name, one in wanted.items():
+        (row,) = database.read(asked.where(*of, *_within(one)))
+        found[name] = Sums(*map(int, row))
+    return found
+
+
+def prices_of(
+    database: Database, customer: str, start_ms: int, wanted: Wanted
+) -> list[tuple[int | None, int | None, int]]:
+    """Overage by the price that it was recorded at: micro-units, of how many units, and the units.
+
+    Raises:
+        MeterkitError: the database does not answer.
+    """
+    of = _of(customer, start_ms, _deleted_ms(database, customer))
+    by = (_COLUMNS.price_micros, _COLUMNS.price_per)
+    asked = select(*by, func.sum(_COLUMNS.overage)).where(*of, *_within(wanted), _COLUMNS.overage != 0)
+    return [(micros, per, int(units)) for micros, per, units in database.read(asked.group_by(*by))]
+
+
+def page_of(
+    database: Database, customer: str, start_ms: int, wanted: Wanted, after: str, most: int
+) -> tuple[tuple[StatementEvent, ...], str]:
+    """A page of a line's events, oldest first, and where the next one begins; empty: there is none.
+
+    Raises:
+        PlaceError: ``after`` is no such place.
+        MeterkitError: the database does not answer.
+    """
+    key = (_COLUMNS.recorded_at_ms, _COLUMNS.event, _COLUMNS.meter)
+    asked = select(TABLE).where(*_of(customer, start_ms, _deleted_ms(database, customer)), *_within(wanted))
+    if after:
+        asked = asked.where(tuple_(*key) > tuple_(*_place_in(after)))
+    rows: list[Any] = [
+        dict(zip(_COLUMNS.keys(), row, strict=True))
+        for row in database.read(asked.order_by(*key).limit(most + 1))
+    ]
+    shown = rows[:most]
+    last = shown[-1] if len(rows) > most else None
+    ends = "" if last is None else f"{last['recorded_at_ms']}|{last['event']}|{last['meter']}"
+    return tuple(event_of(row, _reason(row["details"])) for row in shown), ends
+
+
+def _place_in(after: str) -> tuple[int, str, str]:
+    at_ms, _, rest = after.partition("|")
+    event, _, meter = rest.rpartition("|")
+    if not (at_ms.isdecimal() and event and meter):
+        raise PlaceError(f"after: found {after!r:.80}; allowed is what a page of events ended with")
+    return int(at_ms), event, meter
+
+
+def _reason(details: str | None) -> str:
+    """Why a person has corrected or dropped units."""
+    try:
+        told: Any = json.loads(details or "{}")
+        return str(told.get("reason") or "")
+    except (ValueError, AttributeError):
+        return ""

@@ -1,0 +1,346 @@
+"""A statement: the lines of a period's invoices, and which events of the audit log each rests on. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from meterkit.decisions.periods import from_ms, to_ms
+from meterkit.errors import MeterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+CLASSES: Final = ("included", "granted", "credited", "overage")
+ENDLESS_MS: Final = 2**53
+LineKind = Literal["subscription", "proration", "usage", "other", "discount", "tax", "difference"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatementEvent:
+    """One recorded event of a line, in the meter's unit; below 0: taken back.
+
+    Attributes:
+        event: its name in the audit log.
+        kind: ``recorded``, ``summed`` (many events with only their sum known), ``corrected`` or ``dropped``.
+        occurred_at: when it happened, where that is not when it was recorded.
+        billed: how much of it counts on the line.
+        late: how much of it came too late for its own period.
+        price_micros: of ``price_per`` units of overage then, in millionths of the currency; None: not known.
+        why: in words, why it costs what it costs.
+    """
+
+    event: str
+    meter: str
+    kind: str
+    recorded_at: datetime
+    occurred_at: datetime | None
+    quantity: int
+    included: int
+    granted: int
+    credited: int
+    overage: int
+    billed: int
+    late: int
+    price_micros: int | None
+    price_per: int | None
+    model: str | None
+    provider: str | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatementLine:
+    """A line of an invoice, or what the plans file says of one that is not made yet. Money is in minor units.
+
+    Attributes:
+        id: of the invoice line; of other lines a name that is made up.
+        invoice: the id of its invoice; None: it is on none.
+        kind: ``usage`` has events; ``difference`` is what the other lines do not explain of the invoice's
+            total.
+        meter: of ``usage``, else None.
+        quantity: as on the invoice; None: it has none.
+        unit_amount: the price of one, in minor units, as a decimal; empty: not known, or tiered.
+        counted: the billed units of the line's events.
+        included, granted, credited, overage: the units of these events by what paid for them.
+        event_count: how many events the line has.
+        events: the first of them, oldest first.
+        after: where the next page of events begins; empty: there are no more.
+        note: where ``quantity`` and ``counted`` differ, or a total: why.
+    """
+
+    id: str
+    invoice: str | None
+    kind: LineKind
+    description: str
+    meter: str | None = None
+    quantity: int | None = None
+    unit_amount: str = ""
+    amount_cents: int = 0
+    start: datetime
+    end: datetime
+    counted: int = 0
+    included: int = 0
+    granted: int = 0
+    credited: int = 0
+    overage: int = 0
+    event_count: int = 0
+    events: tuple[StatementEvent, ...] = ()
+    after: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatementInvoice:
+    """An invoice of the statement; ``audit_root`` and ``audit_rows`` pin down the audit log then."""
+
+    id: str
+    number: str | None
+    status: str
+    total_cents: int
+    audit_root: str | None
+    audit_rows: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalanceEntry:
+    """What changed a balance in money: ``grant`` (a top-up), ``burn`` (usage), ``refund`` and the like."""
+
+    credit: str
+    entry: str
+    grant_id: str
+    amount_micros: int
+    meter: str | None
+    at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """A bill down to its events.
+
+    Attributes:
+        is_final: whether all lines are on invoices that do not change any more.
+        invoices: of the period; empty: none is made yet, and the lines are those of the plans file.
+        total_cents: the sum of the lines; with invoices, of their totals.
+        balance: changes of balances in money.
+    """
+
+    customer: str
+    period_id: str
+    period_start: datetime
+    period_end: datetime
+    currency: str
+    is_final: bool
+    invoices: tuple[StatementInvoice, ...]
+    lines: tuple[StatementLine, ...]
+    total_cents: int
+    balance: tuple[BalanceEntry, ...]
+
+
+class PlaceError(MeterkitError):
+    """No page of events ends there."""
+
+
+class Wanted(NamedTuple):
+    """Which events a line rests on.
+
+    Attributes:
+        meters: by their names in the audit log.
+        since_ms: recorded then or later.
+        until_ms: recorded before then.
+    """
+
+    meters: tuple[str, ...]
+    since_ms: int = 0
+    until_ms: int = ENDLESS_MS
+
+
+class Sums(NamedTuple):
+    """What the events of a line come to."""
+
+    events: int = 0
+    billed: int = 0
+    included: int = 0
+    granted: int = 0
+    credited: int = 0
+    overage: int = 0
+
+
+def invoice_lines(
+    invoice: Mapping[str, Any], meter_of: Mapping[str, str], recurring: Iterable[str]
+) -> list[StatementLine]:
+    """The lines of an invoice, with its discounts, its taxes, and what they leave unexplained.
+
+    Args:
+        invoice: as Stripe shows it, with all its lines.
+        meter_of: by price, the meter whose usage it bills.
+        recurring: the prices that recur without a meter.
+    """
+    name, found = str(invoice["id"]), list[StatementLine]()
+    is_recurring = frozenset(recurring)
+    for line in invoice["lines"]["data"]:
+        pricing: Mapping[str, Any] = line.get("pricing") or {}
+        price = str((pricing.get("price_details") or {}).get("price") or "")
+        meter = meter_of.get(price)
+        kind: LineKind = "usage" if meter else "subscription" if price in is_recurring else "other"
+        parent: Mapping[str, Any] = line.get("parent") or {}
+        details: Mapping[str, Any] = parent.get(str(parent.get("type"))) or {}
+        span: Mapping[str, int] = line.get("period") or {}
+        found.append(
+            StatementLine(
+                id=str(line["id"]),
+                invoice=name,
+                kind="proration" if details.get("proration") else kind,
+                description=str(line.get("description") or ""),
+                meter=meter,
+                quantity=line.get("quantity"),
+                unit_amount=str(pricing.get("unit_amount_decimal") or ""),
+                amount_cents=int(line["amount"]),
+                start=from_ms(1000 * int(span.get("start") or invoice["created"])),
+                end=from_ms(1000 * int(span.get("end") or invoice["created"])),
+            )
+        )
+    return found + _rest_of(invoice, sum(line.amount_cents for line in found))
+
+
+def _rest_of(invoice: Mapping[str, Any], sum_cents: int) -> list[StatementLine]:
+    """What an invoice has besides its lines."""
+    name, at = str(invoice["id"]), from_ms(1000 * int(invoice["created"]))
+    off = -sum(int(one["amount"]) for one in invoice.get("total_discount_amounts") or ())
+    taxes = [one for one in invoice.get("total_taxes") or () if one.get("tax_behavior") != "inclusive"]
+    tax = sum(int(one["amount"]) for one in taxes)
+    rest: tuple[tuple[LineKind, int, str], ...] = (
+        ("discount", off, "Discounts"),
+        ("tax", tax, "Taxes"),
+        ("difference", int(invoice["total"]) - sum_cents - off - tax, "Not explained by the lines"),
+    )
+    return [
+        StatementLine(
+            id=f"{name}/{kind}",
+            invoice=name,
+            kind=kind,
+            description=words,
+            amount_cents=amount,
+            start=at,
+            end=at,
+            note="the invoice's total differs from the sum of its lines" if kind == "difference" else "",
+        )
+        for kind, amount, words in rest
+        if amount
+    ]
+
+
+def wanted_of(
+    lines: Sequence[StatementLine], names: Mapping[str, tuple[str, ...]], changes: Sequence[datetime]
+) -> dict[str, Wanted]:
+    """By line id, the events that each usage line rests on; each event belongs to one line.
+
+    Lines of one meter share its events by time: a change of plans parts them. Of lines that have one span,
+    as tiers do, the first has all events.
+
+    Args:
+        lines: of all invoices of the period.
+        names: of each meter, all that share its event name, as the audit log has them.
+        changes: when the plan changed in the period, oldest first.
+    """
+    found: dict[str, Wanted] = {}
+    for meter, of in names.items():
+        spans: dict[tuple[datetime, datetime], str] = {}
+        own = [line for line in lines if line.kind == "usage" and line.meter == meter]
+        for line in sorted(own, key=lambda line: (line.end, line.start)):
+            spans.setdefault((line.start, line.end), line.id)
+        if not spans:
+            continue
+        parts = [end for _, end in spans][:-1]
+        if len(changes) == len(parts):
+            parts = [*changes]
+        edges = [0, *(to_ms(at) for at in parts), ENDLESS_MS]
+        for name, (since_ms, until_ms) in zip(spans.values(), pairwise(edges), strict=True):
+            found[name] = Wanted(of, since_ms, until_ms)
+    return found
+
+
+def explained(
+    lines: Sequence[StatementLine], wanted: Mapping[str, Wanted], sums: Mapping[str, Sums], why: str
+) -> list[StatementLine]:
+    """Lines with the sums of their events, and a note where these are not the invoice's quantity.
+
+    Args:
+        lines: of a statement.
+        wanted: see :func:`wanted_of`.
+        sums: by line id.
+        why: what may cause a difference, for the note.
+    """
+    found: list[StatementLine] = []
+    for line in lines:
+        if line.kind != "usage":
+            found.append(line)
+            continue
+        of = sums.get(line.id, Sums())
+        tiers = [
+            one
+            for one in lines
+            if (one.kind, one.meter, one.start, one.end) == (line.kind, line.meter, line.start, line.end)
+        ]
+        quantity, note = sum(one.quantity or 0 for one in tiers), ""
+        if line.id not in wanted:
+            note = f"its events are under line {tiers[0].id}"
+        elif line.invoice is not None and quantity != of.billed:
+            note = f"the invoice has {quantity} units, and the events come to {of.billed}{why}"
+        found.append(
+            replace(
+                line,
+                counted=of.billed,
+                event_count=of.events,
+                included=of.included,
+                granted=of.granted,
+                credited=of.credited,
+                overage=of.overage,
+                note=note,
+            )
+        )
+    return found
+
+
+def event_of(row: Mapping[str, Any], reason: str) -> StatementEvent:
+    """A row of the audit log as an event of a statement; ``reason``: of a correction, else empty."""
+    occurred = row["occurred_at_ms"]
+    return StatementEvent(
+        event=row["event"],
+        meter=row["meter"],
+        kind=row["kind"],
+        recorded_at=from_ms(row["recorded_at_ms"]),
+        occurred_at=None if occurred is None else from_ms(occurred),
+        quantity=row["quantity"],
+        included=row["included"],
+        granted=row["granted"],
+        credited=row["credited"],
+        overage=row["overage"],
+        billed=billed_of(row),
+        late=row["late"],
+        price_micros=row["price_micros"],
+        price_per=row["price_per"],
+        model=row["model"],
+        provider=row["provider"],
+        why=_why(row, reason),
+    )
+
+
+def billed_of(row: Mapping[str, Any]) -> int:
+    """How many units of a row count on an invoice line."""
+    return -int(row["quantity"]) if row["kind"] == "dropped" else int(row["reported"])
+
+
+def _why(row: Mapping[str, Any], reason: str) -> str:
+    words = [f"{row[name]} {name}" for name in CLASSES if row[name]]
+    if row["kind"] == "dropped":
+        words = ["dropped: not sent to Stripe"]
+    elif row["kind"] == "corrected":
+        words.insert(0, "correction")
+    elif row["kind"] == "summed":
+        words.insert(0, "many events")
+    if row["late_of_ms"] is not None:
+        words.append(f"late for the period from {from_ms(row['late_of_ms']):%Y-%m-%d}")
+    return ", ".join(words) + (f": {reason}" if reason else "")

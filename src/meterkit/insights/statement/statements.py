@@ -1,0 +1,265 @@
+"""Statements (``kit.statement``): joins invoices, the audit log and the grants' ledger."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog.amount_texts import micros_per_minor_unit
+from meterkit.customers.grants import Grants
+from meterkit.customers.history import history_of
+from meterkit.customers.states import States
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import period_ms, to_ms
+from meterkit.errors import MeterkitError
+from meterkit.insights.audit.calls import open_database
+from meterkit.insights.simulation.terms import seats_cents, tenures
+from meterkit.insights.statement.invoices import PeriodInvoices, shown_invoice
+from meterkit.insights.statement.lines import (
+    BalanceEntry,
+    Statement,
+    StatementLine,
+    Wanted,
+    explained,
+    wanted_of,
+)
+from meterkit.redis.daemon_thread import in_thread
+from meterkit.store.arguments import check_customer
+from meterkit.store.event_names import read_meters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from meterkit.insights.audit.database import Database
+    from meterkit.settings import Settings
+    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+
+EVENTS: Final = 100
+"""So many events of each line are read, unless another number is asked for."""
+EVENTS_MAX: Final = 10_000
+_WHYS: Final = ("late", "dead", "parked", "pending", "unlinked", "queued", "leased")
+
+
+class Statements:
+    """Makes statements.
+
+    Args:
+        store: where usage is counted.
+        settings: name the database of the audit log, and the Stripe key.
+        api: the way to Stripe; made when it is first needed.
+    """
+
+    def __init__(self, store: Store, settings: Settings, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._settings = settings
+        self._api = api
+
+    async def statement(
+        self,
+        customer: str,
+        period: datetime | str | None = None,
+        *,
+        line: str | None = None,
+        after: str = "",
+        most: int = EVENTS,
+    ) -> Statement:
+        """The bill of a period, each line with its events: what, when, at which price and why.
+
+        Lines are those of the period's invoices: of changes in it and of the renewal at its end. Before there
+        is an invoice they are worked out from the plans file.
+
+        Args:
+            customer: the customer's id.
+            period: an aware instant in the period, or its id; None: this period.
+            line: give this line alone, by its id; None: all.
+            after: give the events after this place, which a line of an earlier statement has as ``after``.
+            most: so many events of each line, from 0 to 10,000.
+
+        Raises:
+            CustomerError, MeterkitError: an argument cannot be used, or the database does not answer.
+            SettingsError: there is no audit log.
+            StripeError: Stripe refuses, or does not answer.
+            StoreError: the store does not answer.
+        """
+        check_customer(customer)
+        if type(most) is not int or not 0 <= most <= EVENTS_MAX:
+            raise MeterkitError(f"most: found {most!r:.40}; allowed is an integer from 0 to {EVENTS_MAX}")
+        database = open_database(self._settings, "a statement is read from what is")
+        at_ms = None if period is None else period_ms(period)
+        (usage,) = await self._store.usage_of_many([customer], at_ms=at_ms, former=True)
+        made = _Making(self._store, database, usage)
+        invoices = await self._invoices(customer, usage)
+        lines, wanted = await made.lines(invoices, None if not invoices else PeriodInvoices(self._api()))
+        shown = [one for one in lines if line is None or one.id == line]
+        if not shown and line is not None:
+            raise MeterkitError(f"line: found {line!r:.80}; the statement has no such line")
+        totals = [int(one["total"]) for one in invoices] or [one.amount_cents for one in lines]
+        return Statement(
+            customer=customer,
+            period_id=usage["period"]["id"],
+            period_start=usage["period"]["start"],
+            period_end=usage["period"]["end"],
+            currency=str(invoices[0]["currency"]) if invoices else self._store.catalog.currency,
+            is_final=_is_final(invoices, to_ms(usage["period"]["end"])),
+            invoices=tuple(map(shown_invoice, invoices)),
+            lines=tuple(await made.with_events(shown, wanted, after, most)),
+            total_cents=sum(totals),
+            balance=tuple(await self._balance(usage)),
+        )
+
+    async def _invoices(self, customer: str, usage: CustomerUsage) -> list[dict[str, Any]]:
+        _, state = await States(self._store).read(customer)
+        if state.stripe_customer is None or self._settings.stripe_api_key is None:
+            return []
+        start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
+        return await PeriodInvoices(self._api()).of(state.stripe_customer, start_s, end_s)
+
+    async def _balance(self, usage: CustomerUsage) -> list[BalanceEntry]:
+        """What changed balances in money: usage of the period, and all of grants that were made in it."""
+        start, end, customer = usage["period"]["start"], usage["period"]["end"], usage["customer"]
+        credits_, grants = self._store.catalog.credits, Grants(self._store)
+        made = {one.grant_id: one.created_at for one in await grants.list(customer)}
+        found: list[BalanceEntry] = []
+        for one in await grants.ledger(customer):
+            if one.kind != "credit" or one.name not in credits_ or not credits_[one.name].is_money:
+                continue
+            at = made.get(one.grant_id)
+            is_of = one.period_start == start if one.entry == "burn" else at is not None and start <= at < end
+            if is_of:
+                found.append(
+                    BalanceEntry(
+                        credit=one.name,
+                        entry=one.entry,
+                        grant_id=one.grant_id,
+                        amount_micros=one.quantity,
+                        meter=one.meter,
+                        at=at if one.entry == "grant" else None,
+                    )
+                )
+        return found
+
+
+class _Making:
+    """One statement in the making.
+
+    Args:
+        store: where usage is counted.
+        database: of the audit log.
+        usage: of the period.
+    """
+
+    def __init__(self, store: Store, database: Database, usage: CustomerUsage) -> None:
+        self._store = store
+        self._database = database
+        self._usage = usage
+        self._events: Any = import_module("meterkit.insights.statement.events")  # SQLAlchemy is an extra.
+        self._start_ms = to_ms(usage["period"]["start"])
+
+    async def lines(
+        self, invoices: Sequence[Mapping[str, Any]], reader: PeriodInvoices | None
+    ) -> tuple[list[StatementLine], dict[str, Wanted]]:
+        """The lines without events, and by id which events each has."""
+        by_event = await self._by_event()
+        meters = {event: names[0] for event, names in by_event.items()}
+        names = {names[0]: names for names in by_event.values()}
+        found = [] if reader is None else await reader.lines_of(invoices, meters)
+        wanted = wanted_of(found, names, await self._plan_changes())
+        used: list[str] = await self._ask(self._events.meters_of)
+        billed = {name for line in found if line.meter for name in names.get(line.meter, ())}
+        for meter in used:
+            if meter not in billed:
+                line = self._line(f"usage/{meter}", "usage", f"Usage of {meter}", meter=meter)
+                found.append(line)
+                wanted[line.id] = Wanted((meter,))
+        sums = await self._ask(self._events.sums_of, wanted)
+        found = explained(found, wanted, sums, self._why())
+        if reader is None:
+            found = [*await self._fixed(), *[await self._priced(one, wanted[one.id]) for one in found]]
+        return found, wanted
+
+    async def with_events(
+        self, lines: Sequence[StatementLine], wanted: Mapping[str, Wanted], after: str, most: int
+    ) -> list[StatementLine]:
+        """Lines with a page of their events each."""
+        found: list[StatementLine] = []
+        for line in lines:
+            if line.id in wanted and most and line.event_count:
+                events, ends = await self._ask(self._events.page_of, wanted[line.id], after, most)
+                found.append(replace(line, events=events, after=ends))
+            else:
+                found.append(line)
+        return found
+
+    async def _ask(self, call: Callable[..., Any], *more: object) -> Any:
+        """Ask the database for something of the customer's period."""
+        return await in_thread(partial(call, self._database, self._usage["customer"], self._start_ms, *more))
+
+    async def _by_event(self) -> dict[str, tuple[str, ...]]:
+        """By event name, the meters that share it: by name, and by token if the log has that."""
+        found: dict[str, list[str]] = {}
+        known = await read_meters(await self._store.admin(), self._store.keys, self._store.catalog)
+        for one in known.values():
+            found.setdefault(one.event_name, []).append(one.meter)
+        return {event: (*of, *map(meter_token, of)) for event, of in found.items()}
+
+    async def _plan_changes(self) -> list[datetime]:
+        start, end = self._usage["period"]["start"], self._usage["period"]["end"]
+        entries = await history_of(self._store, self._usage["customer"])
+        return [one.at for one in entries if one.kind == "plan" and start < one.at < end]
+
+    def _why(self) -> str:
+        """What is known of units that Stripe may lack, to stand behind a difference."""
+        told = [
+            f"{units} {name}"
+            for name in _WHYS
+            if (units := sum(one[name] for one in self._usage["meters"].values()))
+        ]
+        return f" ({', '.join(told)} by the books; see `meterkit reconcile`)" if told else ""
+
+    def _line(self, name: str, kind: Any, words: str, **more: Any) -> StatementLine:
+        span = self._usage["period"]
+        return StatementLine(
+            id=name, invoice=None, kind=kind, description=words, start=span["start"], end=span["end"], **more
+        )
+
+    async def _fixed(self) -> list[StatementLine]:
+        """The price of the plan and of its seats, by the plans file."""
+        customer, catalog = self._usage["customer"], self._store.catalog
+        plan = catalog.plans.get(self._usage["plan"])
+        if plan is None or not plan.price.amount_cents:
+            return []
+        had = await tenures(self._store, self._start_ms, {customer: self._start_ms}, customer=customer)
+        price, seats = plan.price.amount_cents, seats_cents(catalog, plan, had[customer].seats)
+        of = f"{plan.name}, per {plan.price.interval}"
+        found = [
+            self._line("plan", "subscription", of, quantity=1, unit_amount=f"{price}", amount_cents=price)
+        ]
+        if seats and plan.seat_price is not None:
+            each = plan.seat_price.amount_cents
+            more = {"quantity": seats // each, "unit_amount": f"{each}", "amount_cents": seats}
+            found.append(self._line("seats", "subscription", f"Seats of {plan.name}", **more))
+        return found
+
+    async def _priced(self, line: StatementLine, wanted: Wanted) -> StatementLine:
+        """A usage line with what its overage costs by the prices that it was recorded at."""
+        prices: list[tuple[int | None, int | None, int]] = await self._ask(self._events.prices_of, wanted)
+        exact, unknown = Fraction(0), 0
+        for micros, per, units in prices:
+            if micros is None or not per:
+                unknown += units
+            else:
+                exact += Fraction(units * micros, per * micros_per_minor_unit(self._store.catalog.currency))
+        note = f"{unknown} units have no price in the plans file" if unknown else ""
+        return replace(line, quantity=line.overage, amount_cents=round(exact), note=note)
+
+
+def _is_final(invoices: Sequence[Mapping[str, Any]], end_ms: int) -> bool:
+    """Whether the invoice of the renewal is there, and none is a draft."""
+    ends = [int(one["period_end"]) for one in invoices]
+    return max(ends, default=0) >= end_ms // 1000 and all(one["status"] != "draft" for one in invoices)

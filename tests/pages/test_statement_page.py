@@ -1,0 +1,151 @@
+"""The statement of a customer: as HTML, JSON and CSV; whose it is; in Chromium."""
+
+from __future__ import annotations
+
+import csv
+import io
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from auditing import sqlite_in
+from browsing import chromium, faultless, needs_chromium
+from llm_apps import listening
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.insights.audit.database import Database
+from meterkit.insights.audit.draining import Drainer
+from meterkit.pages import statement_csv, usage_page
+from meterkit.testing import Clock
+from shopping import START
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from starlette.types import Scope
+
+pytestmark = pytest.mark.anyio
+
+JSON: Final = {"accept": "application/json"}
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+plans:
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      requests: {included: 10, overage: deny}
+      tokens:   {included: 100, overage: {bill: {per: 1000, amount_cents: 1200}}}
+"""
+ORIGINS: Final = ["https://app.example"]
+FORMULA: Final = '=HYPERLINK("http://evil")'
+
+
+def who(scope: Scope) -> str | None:
+    return dict(scope["headers"]).get(b"x-customer-id", b"").decode() or None
+
+
+@asynccontextmanager
+async def used(store_url: str, directory: Path) -> AsyncGenerator[MeterKit]:
+    """Acme has used some of all, with a correction whose reason is a formula."""
+    url, clock = sqlite_in(directory), Clock(START)
+    async with MeterKit(loads(PLANS), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
+        for nth in range(1, 120):
+            await kit.record("acme", "tokens", nth)
+            clock.advance(timedelta(seconds=1))
+        await kit.consume("acme", "requests", 4)
+        await kit.correct("acme", {"tokens": 40}, reason=FORMULA, correction_id="c-1")
+        await kit.record("other", "tokens", 777_777)
+        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+        yield kit
+
+
+@asynccontextmanager
+async def page_of(kit: MeterKit, customer: str = "acme") -> AsyncGenerator[httpx.AsyncClient]:
+    app = Starlette(routes=[Mount("/usage", app=usage_page(kit, customer=who, origins=ORIGINS))])
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app),
+        base_url="http://app/usage",
+        headers={"x-customer-id": customer},
+    ) as client:
+        yield client
+
+
+async def test_csv_has_all_events_of_the_json(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statement_csv, "_AT_ONCE", 50)
+    async with used(store_url, tmp_path) as kit, page_of(kit) as client:
+        answer = await client.get("/statement.csv")
+        figures = (await client.get("/statement", headers=JSON)).json()
+        whole = await kit.statement("acme", most=10_000)
+        assert answer.headers["content-type"].startswith("text/csv")
+        assert answer.headers["content-disposition"] == 'attachment; filename="statement.csv"'
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    lines = {row["line"]: row for row in rows if row["row"] == "line"}
+    assert (
+        list(lines) == [line["id"] for line in figures["lines"]] == ["plan", "usage/requests", "usage/tokens"]
+    )
+    assert sum(int(row["amount_cents"]) for row in lines.values()) == figures["total_cents"]
+    for line in whole.lines:
+        told = [row for row in rows if row["row"] == "event" and row["line"] == line.id]
+        assert [(row["event"], int(row["quantity"]), int(row["billed"])) for row in told] == [
+            (event.event, event.quantity, event.billed) for event in line.events
+        ]
+        assert int(lines[line.id]["amount_cents"]) == line.amount_cents
+    assert [row["why"] for row in rows if FORMULA in row["why"]] == [f"correction, -40 overage: {FORMULA}"]
+
+
+async def test_a_line_is_paged(store_url: str, tmp_path: Path) -> None:
+    async with used(store_url, tmp_path) as kit, page_of(kit) as client:
+        figures = (await client.get("/statement", headers=JSON)).json()
+        line = figures["lines"][-1]
+        assert (line["event_count"], len(line["events"])) == (120, 100)
+        asked: Any = {"line": line["id"], "after": line["after"]}
+        (rest,) = (await client.get("/statement", params=asked, headers=JSON)).json()["lines"]
+        assert (len(rest["events"]), rest["after"]) == (20, "")
+        html = (await client.get("/statement")).text
+        assert "More events of this line" in html
+        assert "120 events" in html
+        for bad in ({"line": "nosuch"}, {"line": line["id"], "after": "x"}, {"period": "soon"}):
+            assert (await client.get("/statement", params=bad)).status_code == 422
+
+
+async def test_a_statement_is_its_customers_alone(store_url: str, tmp_path: Path) -> None:
+    async with used(store_url, tmp_path) as kit, page_of(kit) as client:
+        for path in ("/statement", "/statement.csv"):
+            assert (await client.get(path, params={"customer": "other"})).status_code == 404
+            assert (await client.get(path, headers={"x-customer-id": ""})).status_code == 401
+            answer = await client.get(path)
+            assert "script-src 'self'" in answer.headers["content-security-policy"]
+            assert "777" not in answer.text
+        assert 'href="statement?period=' in (await client.get("/")).text
+
+
+async def test_without_an_audit_log_the_page_names_the_cure(store_url: str) -> None:
+    async with MeterKit(loads(PLANS), redis_url=store_url, flush=False) as kit, page_of(kit) as client:
+        for path in ("/statement", "/statement.csv"):
+            answer = await client.get(path)
+            assert (answer.status_code, "METERKIT_AUDIT_URL" in answer.json()["detail"]) == (404, True)
+        assert 'href="statement' not in (await client.get("/")).text
+
+
+@needs_chromium
+async def test_the_page_has_no_fault_in_a_browser(store_url: str, tmp_path: Path) -> None:
+    async with used(store_url, tmp_path) as kit, chromium() as browser:
+        page = usage_page(kit, customer=lambda _: "acme", origins=["https://app.example"])
+        async with listening(Starlette(routes=[Mount("/usage", app=page)])) as port:
+            url = f"http://127.0.0.1:{port}/usage/statement"
+            for theme, width in (("light", 360), ("dark", 1200)):
+                async with faultless(browser, url, theme, width, within=url) as shown:
+                    assert await shown.locator("details").count() == 2
