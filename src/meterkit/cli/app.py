@@ -27,6 +27,7 @@ from meterkit.cli import (
     revenue,
     routes,
     simulate,
+    statement,
     storage,
     stripe,
     subscriptions,
@@ -61,7 +62,21 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _PARTS = (
-    *(demo, plans, routes, doctor, worker, flush, outbox, usage, customers, correct, grants, migrate),
+    *(
+        demo,
+        plans,
+        routes,
+        doctor,
+        worker,
+        flush,
+        outbox,
+        usage,
+        statement,
+        customers,
+        correct,
+        grants,
+        migrate,
+    ),
     *(subscriptions, reconcile, recover, audit, revenue, simulate, storage),
     *(stripe, webhooks, notify, importing),
 )
