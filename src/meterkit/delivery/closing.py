@@ -137,7 +137,7 @@ class ClosingLook:
         return end, invoicing
 
     async def _mark_unreported(self, usage: CustomerUsage) -> None:
-        """Write the root into the invoice of a period of which nothing goes to Stripe."""
+        """Write the root into the invoice of a period without usage for Stripe."""
         if self._marks is None or self._silent:
             return
         _, state = await States(self._store).read(usage["customer"])

@@ -58,8 +58,8 @@ class StatementLine:
     Attributes:
         id: of the invoice line; of other lines a name that is made up.
         invoice: the id of its invoice; None: it is on none.
-        kind: ``usage`` has events; ``difference`` is what the other lines do not explain of the invoice's
-            total.
+        kind: ``usage`` has events; ``difference``: the part of the invoice's total that the other lines
+            do not explain.
         meter: of ``usage``, else None.
         quantity: as on the invoice; None: it has none.
         unit_amount: the price of one, in minor units, as a decimal; empty: not known, or tiered.

@@ -214,7 +214,7 @@ class _Making:
         return [one.at for one in entries if one.kind == "plan" and start < one.at < end]
 
     def _why(self) -> str:
-        """What is known of units that Stripe may lack, to stand behind a difference."""
+        """Units that Stripe may lack by our books, to stand behind a difference."""
         told = [
             f"{units} {name}"
             for name in _WHYS
