@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 IMPORT_S_MAX = 0.2 if "CI" in os.environ else 0.04
 NAMES = [
     "AccessChanged",
+    "BalanceEntry",
     "CallUsage",
     "Catalog",
     "Checkout",
@@ -97,6 +98,10 @@ NAMES = [
     "Settings",
     "SettingsError",
     "SpendLevel",
+    "Statement",
+    "StatementEvent",
+    "StatementInvoice",
+    "StatementLine",
     "StorageOver",
     "StoreError",
     "StreamTap",

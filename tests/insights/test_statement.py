@@ -193,7 +193,7 @@ async def test_pages_of_events(store_url: str, tmp_path: Path) -> None:
         assert found == [event.quantity for event in line.events] == [*range(1, 8)]
         with pytest.raises(MeterkitError, match="the statement has no such line"):
             await at.kit.statement("acme", line="nosuch")
-        with pytest.raises(MeterkitError, match="allowed is what a page of events ended with"):
+        with pytest.raises(MeterkitError, match="allowed is the `after` of a line"):
             await at.kit.statement("acme", after="nonsense")
         with pytest.raises(MeterkitError, match="most: found -1"):
             await at.kit.statement("acme", most=-1)

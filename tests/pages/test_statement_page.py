@@ -147,5 +147,7 @@ async def test_the_page_has_no_fault_in_a_browser(store_url: str, tmp_path: Path
         async with listening(Starlette(routes=[Mount("/usage", app=page)])) as port:
             url = f"http://127.0.0.1:{port}/usage/statement"
             for theme, width in (("light", 360), ("dark", 1200)):
-                async with faultless(browser, url, theme, width, within=url.removesuffix("statement")) as shown:
+                async with faultless(
+                    browser, url, theme, width, within=url.removesuffix("statement")
+                ) as shown:
                     assert await shown.locator("details").count() == 2

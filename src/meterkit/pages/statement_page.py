@@ -36,7 +36,7 @@ _NOT_AUDITED: Final = ProblemDocument(
 
 
 async def answer_statement(request: Request, kit: PagesKit, pages: Pages, customer: str) -> Response:
-    """Answer with the statement of the asked period; of a ``line`` alone, if it is asked for.
+    """Answer with the statement of a period, or of one ``line`` of it.
 
     Raises:
         ProblemDocumentError: there is no audit log, or no such period or line.

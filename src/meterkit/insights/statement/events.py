@@ -114,7 +114,7 @@ def _place_in(after: str) -> tuple[int, str, str]:
     at_ms, _, rest = after.partition("|")
     event, _, meter = rest.rpartition("|")
     if not (at_ms.isdecimal() and event and meter):
-        raise PlaceError(f"after: found {after!r:.80}; allowed is what a page of events ended with")
+        raise PlaceError(f"after: found {after!r:.80}; allowed is the `after` of a line")
     return int(at_ms), event, meter
 
 

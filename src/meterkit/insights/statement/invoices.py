@@ -24,7 +24,7 @@ class _Price(NamedTuple):
 
 
 class PeriodInvoices:
-    """Reads the invoices of subscriptions; each price and meter is asked for once.
+    """Reads the invoices of subscriptions, and fetches each price and meter once.
 
     Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
 
 EVENTS: Final = 100
-"""So many events of each line are read, unless another number is asked for."""
+"""How many events of each line are read by default."""
 EVENTS_MAX: Final = 10_000
 _WHYS: Final = ("late", "dead", "parked", "pending", "unlinked", "queued", "leased")
 
