@@ -97,18 +97,19 @@ def test_a_claim_names_its_customer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("used", "occurred_ms", "expected"),
+    ("used", "occurred_ms", "priced", "expected"),
     [
-        (Used(), None, b""),
-        (Used(), 5, b"5\n\n"),
-        (Used(dimensions={"model": "m"}), None, b"\nm\n"),
-        (Used(dimensions={"provider": "p"}), 5, b"5\n\np"),
+        (Used(), None, "", b""),
+        (Used(), 5, "", b"5\n\n\n"),
+        (Used(dimensions={"model": "m"}), None, "", b"\nm\n\n"),
+        (Used(dimensions={"provider": "p"}), 5, "", b"5\n\np\n"),
+        (Used(), None, "plans/1 a1b2::o1/1", b"\n\n\nplans/1 a1b2::o1/1"),
     ],
 )
-def test_the_audit_log_has_when_usage_occurred_and_its_model(
-    used: Used, occurred_ms: int | None, expected: bytes
+def test_the_audit_log_has_when_usage_occurred_its_model_and_its_price(
+    used: Used, occurred_ms: int | None, priced: str, expected: bytes
 ) -> None:
-    assert told_of(used, occurred_ms) == expected
+    assert told_of(used, occurred_ms, priced) == expected
 
 
 def test_a_customer_id_has_up_to_256_bytes() -> None:
