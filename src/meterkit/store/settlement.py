@@ -386,15 +386,13 @@ def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Set
     kept = decision.settlements
     settlement: Settlement | None = kept.get(billed)
     if settlement is None or settlement.slot != slot:
-        mark = Mark.of(decision, billed=billed)
         settlement = Settlement(
             decision.view,
             held=Held.of(decision, slot),
             used=Used(recorded=decision.recorded) if billed else NOTHING_USED,
-            mark=mark,
-            keeps_shape=mark is not None,
+            mark=Mark.of(decision, billed=billed),
+            keeps_shape=bool(decision.digest),
         )
-        seen = nothing_kept(slot)
-        is_repeated = kept is seen or any(other.slot == slot for other in kept.values())
-        decision.settlements = {**kept, billed: settlement} if is_repeated else seen
+        is_repeated = kept is nothing_kept(slot) or any(other.slot == slot for other in kept.values())
+        decision.settlements = {**kept, billed: settlement} if is_repeated else nothing_kept(slot)
     return settlement
