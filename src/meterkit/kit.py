@@ -108,7 +108,7 @@ class MeterKit:
         self._parts = parts
         tasks = parts.tasks()
         if self._plans is not None:
-            tasks["watch"] = partial(self._plans.watch, self.reload, every_s=2.0)
+            tasks["watch"] = partial(self._plans.watch, self.reload)
         self._serving = Serving(self.store, self.settings, tasks, parts.finish, close=parts.close)
 
     @property

@@ -119,7 +119,7 @@ async def test_what_was_set_aside_is_captured_although_its_meter_is_gone(plans: 
 async def test_a_change_of_the_file_is_noticed(
     plans: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("meterkit.kit._LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr("meterkit.catalog.watch._LOOK_EVERY_S", 0.005)
     with caplog.at_level(logging.INFO, "meterkit"):
         async with kit_of(plans) as kit:
             write(plans, "schema: 2")

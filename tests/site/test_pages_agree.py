@@ -225,7 +225,7 @@ FIGURES: Final = [
         12,
         {"runbook.md": "refused twelve times", "webhooks.md": "refused twelve times"},
     ),
-    ("kit:_LOOK_EVERY_S", 2.0, {"runbook.md": "within two seconds of its correction"}),
+    ("catalog.watch:_LOOK_EVERY_S", 2.0, {"runbook.md": "within two seconds of its correction"}),
 ]
 
 

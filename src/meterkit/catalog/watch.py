@@ -8,7 +8,7 @@ import signal
 from asyncio import Event, gather, get_running_loop, to_thread, wait_for
 from contextlib import contextmanager, suppress
 from threading import Lock, current_thread, main_thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.catalog.load import load
 from meterkit.errors import PlansError, SettingsError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _logger = logging.getLogger("meterkit.plans")
+_LOOK_EVERY_S: Final = 2.0
 
 
 @contextmanager
@@ -69,7 +70,7 @@ class WatchedPlans:
             self._read = found
             return result
 
-    async def watch(self, reload: Callable[[], Awaitable[object]], *, every_s: float) -> None:
+    async def watch(self, reload: Callable[[], Awaitable[object]], *, every_s: float | None = None) -> None:
         """Have it read again after each change and at SIGHUP, until cancelled; a refusal is logged.
 
         A change counts once the file has been the same for two looks, so that none is read that is half
@@ -77,14 +78,14 @@ class WatchedPlans:
 
         Args:
             reload: reads it.
-            every_s: how often the file is checked, in seconds.
+            every_s: how often the file is checked, in seconds; None: every two.
         """
         before, refused, said = self._read, None, ""
         hung_up = Event()
         with _on_hangup(hung_up.set):
             while True:
                 with suppress(TimeoutError):
-                    await wait_for(hung_up.wait(), every_s)
+                    await wait_for(hung_up.wait(), _LOOK_EVERY_S if every_s is None else every_s)
                 is_asked = hung_up.is_set()
                 hung_up.clear()
                 now = await to_thread(self._look)
