@@ -259,3 +259,37 @@ def _read(told: str) -> Row:
     packed = pack_field("w:1", 1, "ada", 9, 7, "", told, f"{meter_token('requests')}m", *units)
     (row,) = rows_of(0, "1-1", {b"e": packed}, str)
     return row
+
+
+BY_MODEL: Final = """\
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  output_tokens: {unit: token, stripe: {event_name: out}}
+prices:
+  out: {default: 4 per 1000, models: {"small-*": 1 per 1000, "large-*": 20 per 1000}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    meters: {output_tokens: {included: 100, overage: {bill: {price: prices.out}}}}
+"""
+
+
+async def test_overage_priced_by_model_is_revenue_of_its_model(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path), catalog=loads(BY_MODEL)) as at:
+        for model, tokens in (("small-1", 300), ("large-1", 50), ("other", 10)):
+            await at.kit.record_usage("acme", answer(model, 7, tokens))
+        await at.kit.record("acme", "output_tokens", 1)
+        await at.drainer.drain()
+        found = await at.kit.usage("acme", by="model")
+    # 200 of the small model's are beyond what is included: at 10 micro-dollars; then 50 at 200, 10 and 1 at 40.
+    revenue = {"small-1": 2_000, "large-1": 10_000, "other": 400, "": 40}
+    assert {model: one["revenue_micros"] for model, one in found["models"].items()} == revenue
+    assert {model: one["meters"]["output_tokens"]["recorded"] for model, one in found["models"].items()} == {
+        "small-1": 300,
+        "large-1": 50,
+        "other": 10,
+        "": 1,
+    }
+    assert found["revenue_micros"] == sum(revenue.values())

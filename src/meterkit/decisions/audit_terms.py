@@ -57,11 +57,14 @@ class MeterTerms(NamedTuple):
 
 
 def paid_price(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catalog) -> PaidPrice | None:
-    """The price of a meter's units that are paid for; None: included, granted, or billed without a price."""
+    """The price of a meter's units that are paid for; None: included, granted, or billed without a price.
+
+    Units that a table prices by model have their price where they are counted by price.
+    """
     if catalog.meters[meter].charges is not None:
         return PaidPrice("c", 1, 1)
     overage = entitlements[meter].overage
-    if overage.mode != "bill" or not overage.amount_cents:
+    if overage.mode != "bill" or not overage.amount_cents or overage.rows is not None:
         return None
     return PaidPrice("o", overage.amount_cents * micros_per_minor_unit(catalog.currency), overage.per or 1)
 

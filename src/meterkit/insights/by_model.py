@@ -95,7 +95,10 @@ def earned_by_model(
     for one in sums:
         revenue = Fraction(one.priced * one.price_micros, one.price_per)
         meters = found.setdefault(one.model, {})
-        meters[one.meter] = meters.get(one.meter, _Sum()).plus(_Sum(one.recorded, one.cost_micros, revenue))
+        # What a table prices by model is counted once more by price: the same units.
+        meter, _, price = one.meter.partition(":")
+        recorded = 0 if price else one.recorded
+        meters[meter] = meters.get(meter, _Sum()).plus(_Sum(recorded, one.cost_micros, revenue))
     of_models = {model: _total(meters) for model, meters in found.items()}
     return {
         "customer": customer,
