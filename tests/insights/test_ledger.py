@@ -283,7 +283,7 @@ async def test_overage_priced_by_model_is_revenue_of_its_model(store_url: str, t
         await at.kit.record("acme", "output_tokens", 1)
         await at.drainer.drain()
         found = await at.kit.usage("acme", by="model")
-    # 200 of the small model's are beyond what is included: at 10 micro-dollars; then 50 at 200, 10 and 1 at 40.
+    # Of the small model 200 are beyond what is included, at 10 micro-dollars; then 50 at 200, 10 and 1 at 40.
     revenue = {"small-1": 2_000, "large-1": 10_000, "other": 400, "": 40}
     assert {model: one["revenue_micros"] for model, one in found["models"].items()} == revenue
     assert {model: one["meters"]["output_tokens"]["recorded"] for model, one in found["models"].items()} == {
