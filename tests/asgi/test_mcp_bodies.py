@@ -124,7 +124,16 @@ async def test_a_body_in_a_coding_is_not_taken_for_less(coding: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"[" + SEARCH + b"," + PING + b"]", b"x", SEARCH[:-1] + b',"method":"ping"}']
+    "body",
+    [
+        b"[" + SEARCH + b"," + PING + b"]",
+        b"x",
+        SEARCH[:-1] + b',"method":"ping"}',
+        SEARCH.replace(b'"method"', b'"Method"'),
+        SEARCH.replace(b'"name"', b'"Name":"add","name"'),
+        HOSTILE["long s"],
+        PING[:-1] + b',"PARAMS":{}}',
+    ],
 )
 async def test_what_no_two_parsers_read_alike_is_refused_and_logged_once(
     body: bytes, caplog: pytest.LogCaptureFixture

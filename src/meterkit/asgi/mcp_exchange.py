@@ -37,9 +37,9 @@ class McpExchange(Exchange):
             message = {**message, "headers": list(message.get("headers", ()))}
             types = [value for name, value in message["headers"] if name.lower() == b"content-type"]
             self._kind = bytes(types[0]).lower() if types else b""
-        elif kind == "http.response.body" and self._kept is not None:
-            self._kept += message.get("body", b"")
-            if len(self._kept) > RESPONSE_BYTES_MAX:
+        elif kind == "http.response.body" and (kept := getattr(self, "_kept", None)) is not None:
+            kept += message.get("body", b"")
+            if len(kept) > RESPONSE_BYTES_MAX:
                 self._kept = None
         return super().send(message)
 

@@ -39,9 +39,13 @@ def mcp_denial(denial: Denial, message: McpMessage) -> Denial:
         told["problem"] = problem
         text = compact(told).decode()
         content = [{"type": "text", "text": text}]
-        answered["result"] = {"isError": True, "structuredContent": told, "content": content}
         # Results of the current revision say what kind they are: this one is complete.
-        answered["result"]["resultType"] = "complete"
+        answered["result"] = {
+            "resultType": "complete",
+            "isError": True,
+            "structuredContent": told,
+            "content": content,
+        }
         return _answer(denial, HTTPStatus.OK, head, answered)
     answered["error"] = {"code": ERROR_CODE, "message": problem["detail"], "data": problem}
     return _answer(denial, denial.status, head, answered)
