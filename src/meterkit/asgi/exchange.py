@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.admitted import Admitted
+from meterkit.asgi.allotted import settle_together
 from meterkit.asgi.coroutine_mark import returns_awaitable
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
@@ -247,7 +248,8 @@ class Exchange(Admitted):
                 used = Used(recorded=decided.recorded if billed else _NOTHING)
                 mark = Mark.of(decided, billed=billed)
                 settlement = Settlement(decided.view, held=self._held(decided), used=used, mark=mark)
-            self._store.settle(lane, settlement)
+            settle = settle_together if decided.is_allotted else self._store.settle
+            settle(lane, settlement)
         if recorded:
             self._settle_used(lane, Used(recorded if billed else _NOTHING, recorded))
 

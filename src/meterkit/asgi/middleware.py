@@ -8,6 +8,7 @@ from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from meterkit.asgi.allotted import admit
 from meterkit.asgi.arguments import PlansInForce, check_arguments
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.context import exchange
@@ -50,6 +51,8 @@ _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
 _NEVER: Final = frozenset["Outcome"]()
+_NO_PREPARE: Prepare | None = None
+_NO_REPLY: Any = None
 
 
 class Kit(Protocol):
@@ -205,8 +208,7 @@ class MeterMiddleware:
         store = self._kit.store
         view: CustomerView | None = None
         decided: PreparedDecision | None = None
-        prepare: Prepare | None = None
-        reply: Any = None
+        prepare, reply = _NO_PREPARE, _NO_REPLY
         lane = store.lanes.get(running_loop())
         try:
             found = self._identify(scope)
@@ -218,8 +220,9 @@ class MeterMiddleware:
                 lane = store.lanes[running_loop()]
             prepare = None if body is None else await self._reserving(lane, view, route, body)
             known = None if prepare else view.decisions.get(id(route))
-            decided = known or (prepare or _preparing(route))(view, "d")
-            if not lane.is_open:
+            asked = known or (prepare or _preparing(route))(view, "d")
+            decided, reply = admit(lane, asked, route, scope) if plans.cache.allots else (asked, None)
+            if reply is None and not lane.is_open:
                 pending = lane.call(decided)
                 try:
                     reply = await pending

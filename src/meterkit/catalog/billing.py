@@ -16,7 +16,7 @@ from meterkit.catalog.billing_terms import (
 )
 from meterkit.catalog.document import Fields, Items, Node, kind_of
 from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.models import Anonymous, Enforcement, Headers, StoreFailure
+from meterkit.catalog.models import Allotment, Anonymous, Enforcement, Headers, StoreFailure
 from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, Nullable, Shape, Table
 from meterkit.catalog.value_parsers import DAY_MS, NAME, duration, duration_or_0, integer, scalar, text
 
@@ -104,6 +104,7 @@ def _plain(node: Node) -> object:
 
 ENFORCEMENTS: Final[Choice[Enforcement]] = Choice(("on", "shadow"))
 STORE_FAILURES: Final[Choice[StoreFailure]] = Choice(("allow", "deny"))
+ALLOTMENTS: Final[Choice[Allotment]] = Choice(("off", "250ms"))
 HEADERS: Final[Choice[Headers]] = Choice(("ietf", "x-ratelimit", "both", "none"))
 _WHEN: Final = Choice(("now", "period_end"))
 _CHARGES: Final = {"success": BILLED_ON_SUCCESS, "attempt": BILLED_ON_ATTEMPT}

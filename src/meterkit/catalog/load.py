@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.catalog.billing import (
+    ALLOTMENTS,
     ANONYMOUS_SHAPE,
     ENFORCEMENTS,
     HEADERS,
@@ -214,6 +215,7 @@ class PlansFile(Table, what="a plans file"):
     enforcement = Key(ENFORCEMENTS, "on (default) or shadow: decide, but never deny.")
     on_store_failure = Key(STORE_FAILURES, "allow (default) or deny.")
     headers = Key(HEADERS, "ietf (default), x-ratelimit, both or none.")
+    allotment = Key(ALLOTMENTS, "How long requests may be admitted in advance: off (default) or 250ms.")
 
 
 def json_schema() -> dict[str, object]:
@@ -340,6 +342,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
         storage=build_storage(values.storage, known),
         notify=build_notify(values.notify),
         **common,
+        **values.given("allotment"),
     )
     return digest(replace(catalog, notes=problems.notes))
 

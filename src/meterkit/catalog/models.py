@@ -27,6 +27,7 @@ Enforcement = Literal["on", "shadow", "off"]
 Headers = Literal["ietf", "x-ratelimit", "both", "none"]
 Report = Literal["overage", "usage", "none"]
 StoreFailure = Literal["allow", "deny"]
+Allotment = Literal["off", "250ms"]
 WithoutCard = Literal["cancel", "pause", "invoice"]
 
 ROUTE: Final = "route"
@@ -217,6 +218,7 @@ class Plan:
     Attributes:
         key: the name in the plans file.
         trial_without_card: what happens at the end of the trial without a payment method.
+        allotment: how long requests may be admitted in advance; None: as the file says.
         features: names of features, sorted; ``all`` is already spelled out.
         entitlements: one for every meter of the file, in the file's order.
     """
@@ -231,6 +233,7 @@ class Plan:
     features: frozenset[str]
     entitlements: Mapping[str, Entitlement]
     grants: tuple[PlanGrant, ...]
+    allotment: Allotment | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +270,7 @@ class Route:
         model: that the app calls, whatever the request names; see :meth:`models`.
         charge_on: the outcomes that are billed.
         mcp: which messages it takes of those that are posted to an MCP endpoint; None: it takes requests.
+        allotment: how long requests may be admitted in advance; None: as the plan says.
     """
 
     match: str
@@ -291,6 +295,7 @@ class Route:
     idempotency_header: str | None = None
     model: str | None = None
     mcp: McpMatch | None = None
+    allotment: Allotment | None = None
 
     def models(self, named: Sequence[str]) -> Sequence[str]:
         """The models that a request may be of that names some; none: not known."""
@@ -337,6 +342,7 @@ class Catalog:
     enforcement: Enforcement = "on"
     on_store_failure: StoreFailure = "allow"
     headers: Headers = "ietf"
+    allotment: Allotment = "off"
     notes: tuple[Note, ...] = ()
     storage: Storage | None = None
     notify: Notify = field(default_factory=Notify)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.billing import ALLOTMENTS
 from meterkit.catalog.budgets import BudgetTable
 from meterkit.catalog.entitlements import EntitlementTable, build_entitlement, default_entitlement
 from meterkit.catalog.errors import unknown
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.errors import Problems
     from meterkit.catalog.model_prices import Credit, ModelPrices
-    from meterkit.catalog.models import Entitlement, WithoutCard
+    from meterkit.catalog.models import Allotment, Entitlement, WithoutCard
 
 DEFAULT_PLAN_WORD: Final = "default_plan"
 
@@ -127,6 +128,7 @@ class PlanTable(Table, what="a plan", inheritable=True):
     meters = Key(MapOf(NAME, EntitlementTable, "meters and entitlements"), "What it gives per meter.")
     grants = Key(ListOf(GrantTable, "grants"), "What it gives every period besides.")
     budget = Key(Nullable(BudgetTable), "What may be spent beyond the plan's price; default: no limit.")
+    allotment: Key[Allotment] = Key(ALLOTMENTS, "off or 250ms; default: the file's.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +192,7 @@ def _build_plan(key: str, values: PlanTable, declared: Declared) -> Plan:
         features=_build_features(values, declared),
         entitlements=_build_entitlements(values, declared),
         grants=_build_grants(values, declared),
+        allotment=values.allotment,
     )
 
 

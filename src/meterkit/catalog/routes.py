@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.billing import CHARGE_ON_SHAPE, ENFORCEMENTS, HEADER_NAME, HEADERS, STORE_FAILURES
+from meterkit.catalog.billing import (
+    ALLOTMENTS,
+    CHARGE_ON_SHAPE,
+    ENFORCEMENTS,
+    HEADER_NAME,
+    HEADERS,
+    STORE_FAILURES,
+)
 from meterkit.catalog.errors import unknown
 from meterkit.catalog.match_lines import MATCH_SHAPE, WEBSOCKET, parse_match
 from meterkit.catalog.mcp_lines import parse_mcp
@@ -97,6 +104,7 @@ class RouteTable(Table, what="a route"):
     enforcement = Key(ENFORCEMENTS, "on or shadow.")
     on_store_failure = Key(STORE_FAILURES, "allow or deny.")
     headers = Key(HEADERS, "ietf, x-ratelimit, both or none.")
+    allotment = Key(ALLOTMENTS, "off or 250ms; default: the plan's.")
     idempotency_header = Key(
         Nullable(HEADER_NAME),
         "Header that marks a repeat, or null.",
@@ -148,7 +156,7 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
         default,
         **values.given("match", "exempt", "always", "rates", "feature", "storage", "model", "charge_on"),
         **_usage(values),
-        **values.given("enforcement", "on_store_failure", "headers"),
+        **values.given("enforcement", "on_store_failure", "headers", "allotment"),
         **(values.given("idempotency_header") if mcp is None else _OF_MCP | {"mcp": mcp[1]}),
         method=method,
         path=path,

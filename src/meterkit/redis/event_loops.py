@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meterkit.redis.connection import Connection, OnEnd
     from meterkit.redis.discovery import Slots
     from meterkit.redis.scripts import Script
-    from meterkit.redis.settling import Spooling
+    from meterkit.redis.settling import Allotting, Spooling
     from meterkit.redis.tallies import Tallies
     from meterkit.redis.url import Place
 
@@ -52,6 +52,7 @@ class EventLoops:
         lanes: of each event loop.
         tallies: what each lane counts durations in; None: nothing is counted.
         new_spool: makes the spool of a lane; None: it has none.
+        new_allotments: makes what a lane admits without asking; None: it asks for each request.
         before_stop: awaited in a loop before what belongs to it is closed.
 
     Raises:
@@ -87,6 +88,7 @@ class EventLoops:
         self._inspected: set[str] = set()
         self.tallies: Tallies | None = None
         self.new_spool: Callable[[Lane], Spooling] | None = None
+        self.new_allotments: Callable[[Lane], Allotting] | None = None
         self.before_stop: Callable[[], Awaitable[None]] = _nothing
         _everywhere.add(self)
 
@@ -129,6 +131,7 @@ class EventLoops:
             )
             lane.measure(self.tallies)
             lane.spool = None if self.new_spool is None else self.new_spool(lane)
+            lane.allotments = None if self.new_allotments is None else self.new_allotments(lane)
             await self._keep(loop)
             lane.begin()
         return lane
@@ -154,6 +157,8 @@ class EventLoops:
                 address, timeout_s=self._timeout_s, clock=self._clock
             )
         lane = self.lanes.get(loop)
+        if lane is not None and lane.allotments is not None:
+            lane.allotments.flush()
         if lane is not None and lane.connected and lane.unsettled:
             await lane.replies()
         return admin

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from meterkit.redis.breaker import AnyConnection, Connector
     from meterkit.redis.connection import Call
     from meterkit.redis.scripts import Script
-    from meterkit.redis.settling import QueueLane, Settlement, Spooling
+    from meterkit.redis.settling import Allotting, QueueLane, Settlement, Spooling
     from meterkit.redis.tallies import Tallies
 
 _log = logging.getLogger("meterkit.store")
@@ -56,6 +56,7 @@ class Lane:
         post: sends a request whose reply goes to a receiver; None while there is no connection.
         queues: the settlements of each shard.
         spool: where settlements wait on disk; None: they wait in memory, and are lost with the process.
+        allotments: what is admitted without asking the store; None: nothing is.
         is_served: whether the kit was started for this event loop, not only its store.
     """
 
@@ -87,6 +88,7 @@ class Lane:
         self._warned_at = -_WARN_EVERY_S
         self.stopping = False
         self.spool: Spooling | None = None
+        self.allotments: Allotting | None = None
         self.queues = [SettlementQueue(self.lane_of(shard), keys, shard) for shard in range(keys.shards)]
 
     def lane_of(self, shard: int) -> QueueLane:
@@ -116,6 +118,8 @@ class Lane:
     async def stop(self, *, drain_s: float) -> None:
         """Give back what is held, wait until all settlements are acknowledged, then close."""
         self.renewal.release_all()
+        if self.allotments is not None:
+            self.allotments.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self._drain()

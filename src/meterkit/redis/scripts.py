@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 NAMES: Final = (
     "decide",
+    "allot",
     "settle",
     "fence",
     "amend",

@@ -93,6 +93,31 @@ class Spooling(Protocol):
         ...
 
 
+class Allotting(Protocol):
+    """What one event loop admits without asking the store; see :mod:`meterkit.store.allotting`."""
+
+    granted: int
+    returned: int
+
+    @property
+    def unused(self) -> int:
+        """Units that are there to be used."""
+        ...
+
+    def admit(self, decision: Any, route: Any) -> tuple[Any, list[int] | None]:
+        """Admit a request by a unit: the decision that it stands for, and a reply; None: there is none."""
+        ...
+
+    def settle(self, settlement: Any) -> None:
+        """Settle what such a request came to, together with others."""
+
+    def flush(self) -> None:
+        """Send what waits to be settled."""
+
+    def close(self) -> None:
+        """Give back what is unused and send what waits; from now on nothing is allotted."""
+
+
 class QueueLane(Protocol):
     """What a queue needs of the lane."""
 

@@ -99,6 +99,7 @@ class CompiledCatalog:
         on_unclaimed: takes an allowed decision whose waiter was cancelled, and when it was made (ms).
         on_notice: called with a shard that has a new notice for the app's handlers.
         customers_kept: how many customers the process knows at once; as many anonymous ones besides.
+        allot: the script that decides for many requests at once; None: each is decided by itself.
 
     Attributes:
         prepaid: what the customers of a plan may have prepaid, by the plan's key.
@@ -106,6 +107,7 @@ class CompiledCatalog:
         derives: whether there are meters that follow another.
         has_rows: whether a plan has prices of overage by model.
         has_model_prices: whether what a credit pays for, or what overage costs, depends on the model.
+        allots: whether some requests may be admitted by allotments.
         by_model: whether usage is separated by model and provider.
         charges: by the meter that counts it, what calls of language models are charged.
         remainders: what is left of that when whole units are counted.
@@ -125,12 +127,14 @@ class CompiledCatalog:
         on_notice: Callable[[int], None] = lambda _shard: None,
         settle_audited: Script | None = None,
         customers_kept: int = CUSTOMERS_KEPT,
+        allot: Script | None = None,
     ) -> None:
         self.catalog = catalog
         self.keys = keys
         self.decide = decide
         self.settle = settle
         self.settle_audited = settle_audited
+        self.allot = allot
         self.seal_delay_ms = seal_delay_ms
         self.now_ms = now_ms
         self.on_unclaimed = on_unclaimed
@@ -151,6 +155,14 @@ class CompiledCatalog:
         self.has_rows = any(meter.is_row for meter in catalog.meters.values())
         self.has_model_prices = self.has_rows or any(credit.by_model for credit in catalog.credits.values())
         self.by_model = self.derives or self.has_model_prices or settle_audited is not None
+        self.allots = allot is not None and any(
+            found == "250ms"
+            for found in (
+                catalog.allotment,
+                *(route.allotment for route in catalog.routes),
+                *(plan.allotment for plan in catalog.plans.values()),
+            )
+        )
         self.charges = {
             name: Charges(meter.charges)
             for name, meter in catalog.meters.items()

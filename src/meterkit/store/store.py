@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from meterkit.catalog.argument_checks import check_feature
@@ -23,6 +23,7 @@ from meterkit.redis.event_loops import EventLoops
 from meterkit.redis.server import not_past
 from meterkit.redis.tallies import Tallies
 from meterkit.store import replies
+from meterkit.store.allotting import Allotments
 from meterkit.store.compiled import CUSTOMERS_KEPT
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.degraded_minutes import DegradedMinutes
@@ -115,6 +116,8 @@ class Store:
         )
         if self.spool_dir is not None:
             loops.new_spool = partial(self._new_spool, self.spool_dir)
+        elapsed = monotonic if clock is time else clock
+        loops.new_allotments = partial(Allotments, clock=elapsed, now_ms=self.now_ms)
         self.outliving = OutlivingWorks()
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
@@ -158,6 +161,7 @@ class Store:
             on_notice=self._take_notice,
             settle_audited=self.scripts.get("settle audited"),
             customers_kept=self._customers_kept,
+            allot=self.scripts["allot"],
         )
         self.cache.tallies = self.tallies
 

@@ -55,11 +55,12 @@ class PreparedDecision:
         unheld: of requests that were so decided without the store, likewise.
         digest: of the request's idempotency key; empty: it has none.
         is_repeat: whether a request with that key was billed before.
+        is_allotted: whether it stands for units of allotments; see :mod:`meterkit.store.allotting`.
     """
 
     __slots__ = (
-        *("_holds", "_reserving", "digest", "held", "is_repeat", "mode", "packed", "program", "recorded"),
-        *("refusal", "reserved", "settlements", "shadow", "unheld", "view", "waived"),
+        *("_holds", "_reserving", "digest", "held", "is_allotted", "is_repeat", "mode", "packed", "program"),
+        *("recorded", "refusal", "reserved", "settlements", "shadow", "unheld", "view", "waived"),
     )
 
     def __init__(
@@ -81,7 +82,7 @@ class PreparedDecision:
         self.settlements: dict[bool, Any] = _NONE_KEPT
         self.unheld: dict[bool, Any] = _NONE_KEPT
         self.reserved = reserved
-        self.digest, self.is_repeat = "", False
+        self.digest, self.is_repeat, self.is_allotted = "", False, False
         self._reserving = reserving
         self._holds = mode != "c" and (program.holds or bool(reserved))
         self.mode = mode = "v" if self.refusal else "s" if self.shadow and mode in "df" else mode

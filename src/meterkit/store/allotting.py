@@ -1,0 +1,282 @@
+"""Allotments of one event loop: asked of the store for hot customers, used up here, given back in time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.errors import MeterkitError
+from meterkit.redis.connection import pack_each, pack_numbers
+from meterkit.store.allotment import TERM_MS, Allotment, allotted, given_back, next_size, together, wanted
+from meterkit.store.replies import ALLOWED, STALE
+from meterkit.store.script_terms import pack_head
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from meterkit.catalog import Route
+    from meterkit.redis.lane import Lane
+    from meterkit.store.settlement import Settlement
+    from meterkit.store.views import CustomerView, PreparedDecision
+
+HOT: Final = 8
+"""A customer who has asked so often within a term gets an allotment."""
+_FLUSH_S: Final = 0.05
+_LINES_MAX: Final = 1_000
+_TERM_S: Final = TERM_MS / 1000
+
+
+class Line:
+    """The allotments of one customer on one line of the plans file, one after the other.
+
+    Attributes:
+        decision: about a request.
+        unit: what each unit stands for.
+        allotment: its units; None: there are none yet.
+        size: for how many requests it asks.
+        is_asking: whether the store is being asked for more units.
+        is_denied: whether the store had no more since it granted these.
+        timer: what is to be done about its term; None: it has none.
+    """
+
+    __slots__ = ("allotment", "decision", "is_asking", "is_denied", "size", "timer", "unit")
+
+    def __init__(self, decision: PreparedDecision, unit: PreparedDecision) -> None:
+        self.decision = decision
+        self.unit = unit
+        self.allotment: Allotment | None = None
+        self.size = 2 * HOT
+        self.is_asking = self.is_denied = False
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Allotments:
+    """What one event loop admits without asking the store; see docs/design/store.md.
+
+    Args:
+        lane: the event loop's.
+        clock: seconds; allotments end by it.
+        now_ms: this process's clock.
+
+    Attributes:
+        granted: units that the store has granted so far.
+        returned: those that were given back unused.
+    """
+
+    def __init__(self, lane: Lane, *, clock: Callable[[], float], now_ms: Callable[[], int]) -> None:
+        self._lane = lane
+        self._clock = clock
+        self._now_ms = now_ms
+        self._lines: dict[PreparedDecision, Line] = {}
+        self._asked: dict[PreparedDecision, int] = {}
+        self._asked_until_s = 0.0
+        self._ended: list[Settlement] = []
+        self._together: set[Settlement] = set()
+        self._flushing: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        self.granted = self.returned = 0
+
+    @property
+    def unused(self) -> int:
+        """Units that are there to be used."""
+        return sum(line.allotment.unused for line in self._lines.values() if line.allotment)
+
+    # Decisions.
+
+    def admit(self, decision: PreparedDecision, route: Route) -> tuple[PreparedDecision, list[int] | None]:
+        """Admit a request by an unused unit.
+
+        Args:
+            decision: about the request's line, of the customer's newest view.
+            route: the line.
+
+        Returns:
+            What the unit stands for, and the reply; or the decision, and None: the store is to be asked.
+        """
+        line = self._lines.get(decision)
+        if line is None:
+            self._count(decision, route)
+            return decision, None
+        allotment = line.allotment
+        if allotment is None or not allotment.unused or self._clock() >= allotment.until_s:
+            return decision, None
+        reply = allotment.take()
+        if 4 * allotment.unused <= allotment.granted and not line.is_asking:
+            self._ask(line)
+        return line.unit, reply
+
+    def _count(self, decision: PreparedDecision, route: Route) -> None:
+        """Count what is asked of the store; one who asks often within a term gets an allotment."""
+        if decision.reserved or decision.digest:  # Prepared for one request.
+            return
+        now_s = self._clock()
+        if now_s >= self._asked_until_s:
+            self._asked.clear()
+            self._asked_until_s = now_s + _TERM_S
+        times = self._asked[decision] = self._asked.get(decision, 0) + 1
+        if times == HOT and not self._is_closed and len(self._lines) < _LINES_MAX:
+            unit = allotted(decision, route)
+            if unit is not None:
+                line = self._lines[decision] = Line(decision, unit)
+                self._ask(line)
+                self._forget_idle(line)
+
+    def _ask(self, line: Line) -> None:
+        """Ask for more units, unless there were none just now; one call is in flight at a time."""
+        if line.is_denied or not self._lane.connected or self._lane.is_open:
+            return
+        call, asked_s = AllotCall(self, line.unit, line.size), self._clock()
+        try:
+            future = self._lane.call(call)
+        except MeterkitError:
+            return
+        line.is_asking = True
+        future.add_done_callback(partial(self._answered, line, asked_s))
+
+    def _answered(self, line: Line, asked_s: float, future: asyncio.Future[Any]) -> None:
+        line.is_asking = False
+        is_lost = future.cancelled() or future.exception() is not None
+        # What a lost reply grants is given back if it comes late, or else vanishes as all holds do.
+        reply: Any = None if is_lost else future.result()
+        if isinstance(reply, list) and reply[0] == ALLOWED:
+            self.granted += reply[5]
+            if self._lines.get(line.decision) is line:
+                self._use(line, Allotment(reply, asked_s))
+            else:
+                self.give_back(line.unit, reply[1], reply[5])
+            return
+        line.is_denied = True
+        if isinstance(reply, list) and reply[0] == STALE:
+            with suppress(MeterkitError):
+                line.unit.view.cache.learn(line.unit.view, reply)
+        self._forget_idle(line)
+
+    def _use(self, line: Line, allotment: Allotment) -> None:
+        """Use new units; what is unused of those before is given back."""
+        before = line.allotment
+        self._end(line, is_early=before is not None and allotment.asked_s < before.until_s - _TERM_S / 2)
+        line.allotment, line.is_denied = allotment, False
+        self._later(line, 0.75, self._age)
+
+    # The term.
+
+    def _later(self, line: Line, share: float, do: Callable[[Line], None]) -> None:
+        """Have something done after a share of what is left of the term."""
+        left_s = 0.0 if line.allotment is None else line.allotment.until_s - self._clock()
+        line.timer = self._lane.later(max(0.0, share * left_s), partial(do, line))
+
+    def _age(self, line: Line) -> None:
+        """Ask for the next units before the term is over, where these are used."""
+        if line.allotment is not None and line.allotment.is_used and not line.is_asking:
+            self._ask(line)
+        self._later(line, 1, self._expire)
+
+    def _expire(self, line: Line) -> None:
+        """Give back what is unused at the end of the term; go on where some of it was used."""
+        was_used = line.allotment is not None and line.allotment.is_used
+        self._end(line)
+        line.is_denied = False
+        if was_used and not line.is_asking:
+            self._ask(line)
+        self._forget_idle(line)
+
+    def _end(self, line: Line, *, is_early: bool = False) -> None:
+        """End the allotment of a line; ``is_early``: as it was used up early."""
+        if line.timer is not None:
+            line.timer.cancel()
+            line.timer = None
+        allotment, line.allotment = line.allotment, None
+        if allotment is not None:
+            unused = allotment.give_up()
+            line.size = next_size(line.size, allotment.granted, unused, is_early=is_early)
+            self.give_back(line.unit, allotment.at_ms, unused)
+
+    def _forget_idle(self, line: Line) -> None:
+        if not line.is_asking and line.timer is None and self._lines.get(line.decision) is line:
+            del self._lines[line.decision]
+
+    def give_back(self, unit: PreparedDecision, at_ms: int, units: int) -> None:
+        """Give back units that are not used.
+
+        Args:
+            unit: what each stands for.
+            at_ms: when they were granted, by the store's clock.
+            units: how many.
+        """
+        self.returned += units
+        for settlement in given_back(unit, at_ms, units) if units else ():
+            self._send(settlement)
+
+    # What requests have come to.
+
+    def settle(self, settlement: Settlement) -> None:
+        """Settle what a request came to: together with equal ones, within 50 ms."""
+        if settlement.held.concurrency or self._is_closed:  # Others wait for what it gives back.
+            self._send(settlement)
+            return
+        if settlement not in self._together:
+            bounds, now_ms = settlement.view.effective.bounds, self._now_ms()
+            ends_ms = bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
+            if now_ms + 1000 * _FLUSH_S >= ends_ms:  # It belongs to the period that it ended in.
+                self._send(settlement)
+                return
+            self._together.add(settlement)
+        if self._flushing is None:
+            self._flushing = self._lane.later(_FLUSH_S, self.flush)
+        # At once, unlike a count: the garbage collector may end a request, which comes here, at any point.
+        self._ended.append(settlement)
+
+    def flush(self) -> None:
+        """Send what waits to be settled."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+        ended, self._ended = self._ended, []
+        self._together.clear()
+        for settlement, times in Counter(ended).items():
+            for one in together(settlement, times):
+                self._send(one)
+
+    def close(self) -> None:
+        """Give back all that is unused and send what waits; from now on nothing is allotted."""
+        self._is_closed = True
+        self.flush()
+        for line in self._lines.values():
+            self._end(line)
+        self._lines.clear()
+
+    def _send(self, settlement: Settlement) -> None:
+        self._lane.queues[settlement.view.shard].settle(settlement)
+
+
+class AllotCall:
+    """A request for units.
+
+    Args:
+        allotments: who asks.
+        unit: what each stands for.
+        size: for how many requests.
+    """
+
+    __slots__ = ("_allotments", "_unit", "packed", "view")
+
+    def __init__(self, allotments: Allotments, unit: PreparedDecision, size: int) -> None:
+        view, program = unit.view, unit.program
+        self._allotments = allotments
+        self._unit = unit
+        self.view: CustomerView = view
+        sha = "" if view.cache.allot is None else view.cache.allot.sha
+        terms = view.terms(program.keep_ms, *program.numbers)
+        self.packed = (
+            pack_head(program, view.keys, sha=sha, rev=view.rev),
+            pack_each((terms, pack_numbers(wanted(size)), *program.fields)),
+        )
+
+    def on_unclaimed_reply(self, reply: Any) -> None:
+        """Give back what was granted after the connection had been given up."""
+        if isinstance(reply, list) and reply[0] == ALLOWED:
+            self._allotments.granted += reply[5]
+            self._allotments.give_back(self._unit, reply[1], reply[5])
