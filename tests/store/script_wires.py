@@ -87,7 +87,7 @@ def fake_wire() -> Wire:
 def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
     """The scripts under a clock that is set."""
     names = ("decide", "settle", "fence", "amend", "usage", "grant", "void", "level", "shelve", "presign")
-    return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in names}
+    return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in (*names, "allot")}
 
 
 def clock_answers(wire: Wire, wall: str) -> dict[tuple[int, int], Any]:

@@ -10,7 +10,7 @@
 -- terms as those of decide; no rate is a bucket, no meter is recorded, and each policy takes what it needs
 -- Reply {0, now, n, remaining, before, requests, taken, lasts}   so many requests are admitted for so long (ms): no
 --                                window, period or state ends within that; n, remaining, before: as decide tells them
---                                behind the last of these; taken: what each takes of that policy
+--                                behind the last of these, before of rates only; taken: what each takes of that policy
 --       {1, now}                 nothing is done: there is no room for as many, or not for as long
 --       {2, now, rev, state}     stale     {3, now} clock
 --       the error DAMAGED        a field is not what it must be, here or of a period that is over: nothing is done
@@ -63,7 +63,7 @@ for place = rates + 2, rates + ceilings + 1 do
   held, held_before = live_holds(current_slot, slot, held, held_before)
   local left = math.max(0, included - counted) + math.max(0, beyond - overage) - held - held_before
   requests = room_for(requests, share, left, needed)
-  policies[place - 1] = {taken, left, math.max(included + math.max(0, beyond), 1), held,
+  policies[place - 1] = {taken, left, math.max(included + math.max(0, beyond), 1), 0,
     {counted, overage, pending, current_slot, held, held_before, besides}, 5}
 end
 if requests < least or lasts_ms < lasts_least_ms then

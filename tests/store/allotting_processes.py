@@ -1,0 +1,466 @@
+"""Processes that admit by allotments against a real store, one step at a time, under a clock that is set.
+
+What is admitted is counted here as well, request by request. At each step the store must have counted at
+least that, and one who decides a request at a time must admit it, too.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from meterkit.catalog import loads
+from meterkit.decisions.customer_state import NO_STATE, CustomerState
+from meterkit.decisions.in_process import EMPTY, advance
+from meterkit.decisions.keys import FORMAT, Keys, meter_field
+from meterkit.decisions.packed import MeterCounts, unpack_field
+from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.errors import StoreError
+from meterkit.redis.connection import pack, pack_each
+from meterkit.redis.producer import pack_sequence
+from meterkit.redis.scripts import Script
+from meterkit.store.allotment import TERM_MS
+from meterkit.store.allotting import Allotments
+from meterkit.store.settlement import settlement_of
+from meterkit.store.views import CustomerCache
+from store.script_allotting import amended
+from store.script_plans import START_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from random import Random
+
+    from meterkit.redis.connection import Call
+    from meterkit.redis.lane import Lane
+    from meterkit.store.settlement import Settlement
+    from meterkit.store.views import PreparedDecision
+    from store.script_wires import Wire
+
+CATALOG: Final = loads("""
+schema: 1
+currency: usd
+default_plan: small
+allotment: 250ms
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  words: {unit: word, stripe: {event_name: words}}
+routes:
+  - {match: "GET /words", consume: {requests: 1, words: 3}, charge_on: attempt}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  small:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: [400/second, 2500/9 seconds], included: 9000, overage: {bill: {cap: 500}}}
+      words: {rate: {limit: 5000/9 seconds, algorithm: fixed-window}}
+  large:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 600/second, concurrency: 120, included: 20_000, overage: deny}
+      words: {rate: {limit: 9000/9 seconds, algorithm: fixed-window}, included: 50_000, overage: deny}
+""")
+CUSTOMER: Final = "acme"
+_SCRIPTS: Final = ("decide", "settle", "allot", "amend")
+
+
+class Reply:
+    """A future without an event loop: what is done with it is done at once."""
+
+    def __init__(self) -> None:
+        self._done: list[Callable[[Any], None]] = []
+        self._outcome: Any = None
+        self.is_done = False
+
+    def add_done_callback(self, do: Callable[[Any], None]) -> None:
+        self._done.append(do)
+
+    def end(self, outcome: Any) -> None:
+        self._outcome, self.is_done = outcome, True
+        for do in self._done:
+            do(self)
+
+    def cancelled(self) -> bool:
+        return False
+
+    def exception(self) -> Exception | None:
+        return self._outcome if isinstance(self._outcome, Exception) else None
+
+    def result(self) -> Any:
+        return self._outcome
+
+
+@dataclass(eq=False)
+class Timer:
+    at_s: float
+    do: Callable[[], None]
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@dataclass(eq=False)
+class Request:
+    """One that is being served."""
+
+    decided: PreparedDecision
+    slot: int
+
+
+@dataclass(eq=False)
+class Queue:
+    """Settlements of a process, in their order."""
+
+    waiting: deque[Settlement] = field(default_factory=deque["Settlement"])
+
+    def settle(self, settlement: Settlement) -> None:
+        self.waiting.append(settlement)
+
+
+class Process:
+    """One process: what it knows, asks, serves and settles; it stands for its lane, too."""
+
+    def __init__(self, world: Processes) -> None:
+        self.world = world
+        self.connected, self.is_open = True, False
+        self.cache = world.cache()
+        self.queues = [Queue()]
+        self.timers: list[Timer] = []
+        self.calls: list[tuple[Call, Reply]] = []
+        self.replies: list[tuple[Call, Reply, Any]] = []
+        self.serving: list[Request] = []
+        self.taken = 0
+        self.producer = f"p{next(world.numbers)}"
+        self.number = 0
+        self.allotments = Allotments(
+            cast("Lane", self), clock=lambda: world.mono_ms / 1000, now_ms=lambda: world.wall
+        )
+
+    def call(self, call: Call) -> Any:
+        reply = Reply()
+        self.calls.append((call, reply))
+        return reply
+
+    def later(self, after_s: float, do: Callable[[], None]) -> Timer:
+        timer = Timer(self.world.mono_ms / 1000 + after_s, do)
+        self.timers.append(timer)
+        return timer
+
+    def run_timers(self) -> None:
+        """Do what is due; what that sets for now is due the next time."""
+        now_s = self.world.mono_ms / 1000
+        due = [timer for timer in self.timers if timer.at_s <= now_s]
+        self.timers = [timer for timer in self.timers if timer.at_s > now_s]
+        for timer in due:
+            if not timer.is_cancelled:
+                timer.do()
+
+
+class Processes:
+    """Some processes, one customer, one store, and time."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        self.wire, self.random, self.numbers = wire, random, count()
+        self.wire(pack("FLUSHALL"))
+        self.keys = Keys("mk", 1)
+        self.names = self.keys.customer(CUSTOMER)
+        self.scripts = {
+            name: self._load(name, texts[name]) for name in ("decide", "settle", "allot", "amend")
+        }
+        self.wall, self.mono_ms, self.seen = START_MS, 10**6, 0
+        self.stepped_ms = -1  # When the store's clock was set forward last, by the clock that is not.
+        self.rev, self.amended_ms = NO_STATE, -1
+        self.admitted: dict[tuple[str, int], int] = {}  # Of each rate and window.
+        self.billed = self.lost = 0
+        self.said: dict[str, int] = {}
+        self.processes = [Process(self) for _ in range(3)]
+
+    # Steps.
+
+    def step(self) -> None:
+        """Let one process do something, or time pass."""
+        process = self.random.choice(self.processes)
+        deeds = {
+            self.requests: 30,
+            self.end_some: 22,
+            self.execute: 12,
+            self.answer: 12,
+            self.settle_some: 12,
+            self.timers: 12,
+            self.tick: 8,
+            self.lose: 1,
+            self.kill: 0.6,
+            self.stop: 0.4,
+            self.amend: 0.3,
+        }
+        self.random.choices(list(deeds), list(deeds.values()))[0](process)
+        self.check()
+
+    def requests(self, process: Process) -> None:
+        """Some requests come one after the other."""
+        route = self.random.choice(CATALOG.routes)
+        for _ in range(self.random.choice((1, 3, 12, 40))):
+            self.request(process, route)
+
+    def request(self, process: Process, route: Any) -> None:
+        view = process.cache.get(CUSTOMER)
+        asked = view.decisions.get(id(route)) or view.prepare(route)
+        decided, reply = process.allotments.admit(asked, route)
+        if reply is not None:
+            process.taken += 1
+            is_old = view.rev != self.rev
+            assert not is_old or self.mono_ms - self.amended_ms < TERM_MS, "a state binds within a term"
+            self._admit(process, decided, reply, is_judged=not is_old)
+            self._say("unit")
+            return
+        while True:
+            reply = self.send(b"".join(decided.packed))
+            if reply[0] != 2:
+                break
+            decided = process.cache.learn(view, reply).prepare(route)
+        if reply[0] == 0:
+            # What it records by itself is not looked at: its settlement holds nothing.
+            self._admit(process, decided, reply, is_judged=True)
+            self._say("decided")
+        else:
+            self._say("refused")
+
+    def _admit(self, process: Process, decided: PreparedDecision, reply: Any, *, is_judged: bool) -> None:
+        program, granted_ms = decided.program, reply[1]
+        now = max(self.seen, self.wall)
+        if granted_ms < now and self._is_stepped_since(granted_ms):
+            now = granted_ms  # Clocks that are set forward take along what was granted before.
+        for name, kind, window, limit, _, _, taken in program.rate_terms:
+            slot = now // window
+            self.admitted[name, slot] = self.admitted.get((name, slot), 0) + taken
+            counted = slot, self.admitted[name, slot], self.admitted.get((name, slot - 1), 0)
+            _, used = advance(kind, window, 0, counted, now)
+            assert used <= limit or not is_judged, f"{used} of {limit} admitted in {window} ms"
+        process.serving.append(Request(decided, granted_ms // HOLD_SLOT_MS))
+
+    def _is_stepped_since(self, granted_ms: int) -> bool:
+        return self.stepped_ms >= 0 and self.mono_ms - self.stepped_ms <= TERM_MS and granted_ms < self.wall
+
+    def end_some(self, process: Process) -> None:
+        """Some requests end, billed or not."""
+        self.random.shuffle(process.serving)
+        for _ in range(self.random.choice((1, 10, 100))):
+            if process.serving:
+                self.end(process, process.serving.pop())
+
+    def end(self, process: Process, request: Request) -> None:
+        decided = request.decided
+        if not decided.program.settles:
+            return
+        billed = self.random.random() < 0.8
+        settlement = settlement_of(decided, request.slot, billed=billed)
+        self.billed += settlement.used.recorded.get("requests", 0)
+        if decided.is_allotted:
+            process.allotments.settle(settlement)
+        else:
+            process.queues[0].settle(settlement)
+
+    def execute(self, process: Process) -> None:
+        """The store does what it was asked; nobody knows yet."""
+        for call, reply in process.calls:
+            process.replies.append((call, reply, self.send(b"".join(call.packed))))
+        process.calls.clear()
+        if self.random.random() < 0.7:
+            self.answer(process)
+
+    def answer(self, process: Process) -> None:
+        """Replies arrive, some of them late."""
+        replies, process.replies = process.replies, []
+        for call, reply, answer in replies:
+            if reply.is_done:
+                call.on_unclaimed_reply(answer)
+                self._say("late")
+            else:
+                reply.end(answer)
+
+    def lose(self, process: Process) -> None:
+        """A connection ends: nobody waits for its replies, which may still come."""
+        for _, reply in process.calls:
+            reply.end(StoreError("gone"))
+        process.calls.clear()
+        for _, reply, _ in process.replies:
+            if not reply.is_done:
+                reply.end(StoreError("gone"))
+
+    def timers(self, process: Process) -> None:
+        process.run_timers()
+
+    def settle_some(self, process: Process) -> None:
+        """The store applies some of the settlements that wait, in their order."""
+        waiting = process.queues[0].waiting
+        for _ in range(self.random.choice((1, 5, 50))):
+            if waiting:
+                self.apply(process, waiting.popleft())
+
+    def apply(self, process: Process, settlement: Settlement) -> None:
+        while True:
+            head, tail = settlement.pack()
+            producer = pack_each([self.keys.producer(0, process.producer)])
+            reply = self.send(head + producer + tail + pack_sequence(settlement.slot, process.number + 1))
+            if reply[0] == 0:
+                process.number += 1
+                return
+            assert reply[0] == 4, reply
+            settlement.on_stale(reply)
+
+    def kill(self, process: Process) -> None:
+        """A process ends at this point; what it has not settled is lost, and no more than that."""
+        allotments: Any = process.allotments
+        unsettled = (*process.queues[0].waiting, *allotments._ended)
+        self.lost += sum(settlement.used.recorded.get("requests", 0) for settlement in unsettled)
+        self.processes.remove(process)
+        self.processes.append(Process(self))
+        self._say("killed")
+
+    def stop(self, process: Process) -> None:
+        """A process stops in order: what it serves ends before or after that."""
+        if self.random.random() < 0.5:
+            process.allotments.close()
+        for request in process.serving:
+            self.end(process, request)
+        process.allotments.close()
+        self.execute(process)
+        self.answer(process)
+        while process.queues[0].waiting:
+            self.apply(process, process.queues[0].waiting.popleft())
+        self.processes.remove(process)
+        self.processes.append(Process(self))
+        self._say("stopped")
+
+    def amend(self, process: Process) -> None:
+        """Another plan."""
+        del process
+        state = CustomerState(plan=self.random.choice(("small", "large")))
+        before, self.rev = self.rev, f"{FORMAT}:{next(self.numbers):012x}"
+        request = amended(self.keys, self.scripts["amend"], CUSTOMER, (before, self.rev), state, self.wall)
+        assert self.wire(request) == [0]
+        self.amended_ms = self.mono_ms
+
+    def tick(self, process: Process) -> None:
+        """Time passes: a little, to an edge, or in a step of the clock."""
+        del process
+        chance, passed = self.random.random(), 0
+        if chance < 0.6:
+            passed = self.random.choice((1, 5, 5, 20, 20, 50, 120, 249, 250, 251))
+        elif chance < 0.9:
+            window = self.random.choice((1000, 1000, 9000, HOLD_SLOT_MS))
+            passed = window - self.wall % window - self.random.choice((0, 1, 30))
+        elif chance < 0.95:
+            self.wall -= self.random.choice((1, 500))
+        elif chance < 0.97:
+            self.wall += self.random.choice((300, 9000))
+            self.stepped_ms = self.mono_ms
+        else:
+            # What is held must not vanish under what is served: all of it ends before.
+            for one in self.processes:
+                for request in one.serving:
+                    self.end(one, request)
+                one.serving.clear()
+                one.allotments.flush()
+                while one.queues[0].waiting:
+                    self.apply(one, one.queues[0].waiting.popleft())
+            passed = self.random.choice((HOLD_SLOT_MS * 2, 9 * 86_400_000))
+        if passed > 0:
+            self.wall += passed
+            self.mono_ms += passed
+
+    # What must hold at each step.
+
+    def check(self) -> None:
+        """The store has counted at least what was admitted; units are somewhere."""
+        stored = self.stored()
+        if not stored:
+            return
+        now = max(self.seen, self.wall)
+        for process in self.processes:
+            allotments = process.allotments
+            assert allotments.granted == allotments.unused + process.taken + allotments.returned
+        for (name, slot), admitted in self.admitted.items():
+            window = self._windows[name]
+            if slot >= now // window - 1:
+                at, counted, before = self._window(stored, name)
+                found = {at: counted, at - 1: before}.get(slot, 0)
+                assert found >= admitted, f"{name}: {found} counted, {admitted} admitted"
+        held = MeterCounts.read(stored.get(meter_field("requests"))).held_at(now)
+        serving = sum(
+            request.decided.held.get("requests", 0)
+            for process in self.processes
+            for request in process.serving
+            if request.slot >= now // HOLD_SLOT_MS - 1
+        )
+        assert held >= serving, f"{held} held, {serving} served"
+
+    def settle_all(self) -> None:
+        """Stop all processes in order: then all is recorded except what was lost with those killed."""
+        for process in tuple(self.processes):
+            self.stop(process)
+        self.check()
+
+    @property
+    def recorded(self) -> int:
+        """Requests that are recorded, in this period and those before."""
+        kept = MeterCounts.read(self.stored().get(meter_field("requests"))).recorded
+        flat = self.wire(pack("HGETALL", self.names.totals))
+        closed = dict(zip(flat[::2], flat[1::2], strict=True))
+        token = meter_field("requests")[:4].encode()
+        return kept + sum(
+            int(value)
+            for name, value in closed.items()
+            if name.split(b"|")[1][:4] == token and name[-1:] in b"io"
+        )
+
+    # What they are made of.
+
+    def send(self, packed: bytes) -> Any:
+        """A script's reply; the store never goes back behind what it has seen."""
+        reply = self.wire(packed + pack_each([self.wall]))
+        assert not isinstance(reply, Exception), reply
+        if reply[0] == 0:
+            self.seen = max(self.seen, reply[1])
+        return reply
+
+    def stored(self) -> dict[str, bytes]:
+        flat = self.wire(pack("HGETALL", self.names.counters))
+        return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+    def cache(self) -> CustomerCache:
+        return CustomerCache(
+            CATALOG,
+            keys=self.keys,
+            decide=self.scripts["decide"],
+            settle=self.scripts["settle"],
+            allot=self.scripts["allot"],
+            seal_delay_ms=0,
+            now_ms=lambda: self.wall,
+            on_unclaimed=lambda _call, _slot: None,
+        )
+
+    @property
+    def _windows(self) -> dict[str, int]:
+        view = self.processes[0].cache.get(CUSTOMER)
+        found: dict[str, int] = {}
+        for plan in CATALOG.plans.values():
+            for route in CATALOG.routes:
+                program = view.cache.program(plan.entitlements, route, None)
+                found |= {name: window for name, _, window, *_ in program.rate_terms}
+        return found
+
+    @staticmethod
+    def _window(stored: Mapping[str, bytes], name: str) -> tuple[int, int, int]:
+        if name not in stored:
+            return EMPTY
+        slot, counted, before = unpack_field(stored[name])
+        return int(slot), int(counted), int(before)
+
+    def _load(self, name: str, text: str) -> Script:
+        return Script(name, text, self.wire(pack("SCRIPT", "LOAD", text)).decode())
+
+    def _say(self, what: str) -> None:
+        self.said[what] = self.said.get(what, 0) + 1

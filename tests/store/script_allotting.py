@@ -1,0 +1,395 @@
+"""Two customers to whom the same happens: one is decided for many requests at once, the other one by one.
+
+So the decision script says what the allotting script must leave behind. For how many requests, and how long,
+is worked out here, from what is stored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog import loads
+from meterkit.decisions.asked import Demand
+from meterkit.decisions.customer_state import NO_STATE, CustomerState
+from meterkit.decisions.in_process import EMPTY, advance
+from meterkit.decisions.keys import FORMAT, Keys
+from meterkit.decisions.packed import MeterCounts, unpack_field
+from meterkit.decisions.policies import CONCURRENCY
+from meterkit.decisions.program import compile_program
+from meterkit.redis.connection import pack, pack_each, pack_numbers
+from meterkit.redis.producer import pack_sequence
+from meterkit.redis.scripts import Script
+from meterkit.store.allotment import given_back
+from meterkit.store.hold import Held, Used
+from meterkit.store.script_terms import pack_head
+from meterkit.store.settlement import Settlement
+from meterkit.store.views import CustomerCache, PreparedDecision
+from store.script_checks import MismatchError
+from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
+from store.script_driver import NO_CHANGES
+from store.script_plans import START_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from random import Random
+
+    from meterkit.decisions.program import Program
+    from meterkit.store.views import CustomerView
+    from store.script_wires import Wire
+
+CATALOG: Final = loads("""
+schema: 1
+currency: usd
+default_plan: small
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  words: {unit: word, stripe: {event_name: words}}
+  jobs: {unit: job}
+plans:
+  small:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: [40/second, 900/9 seconds], concurrency: 60, included: 700, overage: {bill: {cap: 90}}}
+      words: {rate: {limit: 600/9 seconds, algorithm: fixed-window}, included: 4000, overage: deny}
+      jobs: {rate: 300/26 hours}
+  large:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: [100/second, 5000/26 hours], included: 0, overage: {bill: {cap: 9000}}}
+      words: {included: 90_000, overage: deny}
+""")
+ONE, MANY = "one", "many"
+_SCRIPTS: Final = ("decide", "settle", "allot", "amend")
+_EDGES_MS: Final = (1000, 1000, 1000, 9000, 9000, SLOT_MS, SLOT_MS, 26 * 3_600_000)
+
+
+class AllotWorld:
+    """Two customers with one history, and a clock."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        self.wire, self.random = wire, random
+        self.wire(pack("FLUSHALL"))
+        self.scripts = {
+            name: self._load(name, texts[name]) for name in ("decide", "settle", "allot", "amend")
+        }
+        self.wall = START_MS
+        self.caches = [self._cache(), self._cache()]  # Two processes.
+        self.open: list[tuple[Program, int]] = []
+        self.number = 0
+        self.rev = NO_STATE
+        self.seen: dict[str, int] = {}
+
+    # Steps.
+
+    def step(self) -> None:
+        """Let time pass, then let something happen to both."""
+        self._tick()
+        self.cache = self.random.choice(self.caches)
+        deed = self.random.choices(
+            (self.ask, self.allot, self.settle, self.record, self.amend, self.give_back),
+            (20, 30, 25, 6, 1, 8),
+        )[0]
+        deed()
+        self._compare_all()
+
+    def _tick(self) -> None:
+        chance = self.random.random()
+        if chance < 0.5:
+            self.wall += self.random.choice((0, 0, 1, 5, 40, 240, 300))
+        elif chance < 0.93:
+            window = self.random.choice(_EDGES_MS)
+            edge = self.wall - self.wall % window + window
+            self.wall = max(self.wall, edge - self.random.choice((0, 0, 1, 24, 25, 26, 249, 250, 251)))
+        elif chance < 0.96:
+            self.wall -= self.random.choice((1, 999, 60_000))
+        elif chance < 0.98:
+            bounds = self.caches[0].get(ONE).effective.bounds
+            self.wall = max(self.wall, bounds.end_ms - self.random.choice((0, 1, 24, 25, 26, 250, 60_000)))
+        else:
+            self.wall += self.random.choice((2 * SLOT_MS, 25 * 60 * MINUTE_MS, 32 * DAY_MS))
+
+    def ask(self) -> None:
+        """Have one request decided for each."""
+        _, replies = self._decide_both(self._demands(), "d")
+        self._said(f"decide {replies[0][0]}")
+
+    def allot(self) -> None:
+        """Decide for many requests of one, and for each of as many of the other."""
+        asked = (
+            self.random.choice((1, 4, 16, 64, 4096)),
+            self.random.choice((1, 1, 2, 4)),
+            self.random.choice((1, 2, 8)),
+            self.random.choice((250, 250, 10_000)),
+            self.random.choice((1, 25)),
+        )
+        demands = self._demands()
+        program, reply = self._ask_many(demands, asked)
+        if reply[0] == 2:
+            one = self._send(self._packed(self._view(ONE), program, "c"))
+            self._same("ending", one, reply)
+            self._learn(reply)
+            self._said("allot 2")
+            return
+        self._send(self._packed(self._view(ONE), program, "c"))  # Closes a period that is over.
+        expected, lasts_ms = self._room(program, asked, reply[1])
+        if expected < asked[1] or lasts_ms < asked[4]:
+            self._same("nothing", [1, reply[1]], reply)
+            self._said("allot 1")
+            return
+        last = self._decide_each(program, expected, reply[1])
+        nth = last[2]
+        if nth > program.numbers[0]:
+            last[4] = 0  # Of rates only.
+        taken = self._taken(program)[nth - 1]
+        self._same("told", [*last, expected, taken, lasts_ms], reply)
+        self._said("allot 0" if expected > 1 else "allot one")
+
+    def settle(self) -> None:
+        """End a request of each, billed or not."""
+        if self.open:
+            program, slot = self.open.pop()
+            held = Held(program.held, program.concurrency, slot)
+            used = Used(recorded=program.settled) if self.random.random() < 0.8 else Used()
+            self._settle_both(lambda view: Settlement(view, held=held, used=used))
+
+    def record(self) -> None:
+        """Count something that was not decided."""
+        recorded = {self.random.choice(("requests", "words")): self.random.choice((1, 30, 300))}
+        self._settle_both(lambda view: Settlement(view, used=Used(recorded, recorded)))
+
+    def give_back(self) -> None:
+        """Grant units to one and give them back: in this window and the next, as if that had not been."""
+        demands = self._demands()
+        before = self._fields(MANY)
+        program, reply = self._ask_many(demands, (16, 1, 2, 250, 1))
+        if reply[0] == 2:
+            self._learn(reply)
+            return
+        self._send(self._packed(self._view(ONE), program, "c"))  # As above.
+        if reply[0] == 1:
+            return
+        self.wall += self.random.choice((0, 0, 100, 1000, 9000))
+        view = self._view(MANY)
+        unit = PreparedDecision(view, program, "d")
+        for settlement in given_back(unit, reply[1], reply[5]):
+            self._settle(settlement)
+        after = self._fields(MANY)
+        now = int(unpack_field(after["h"])[0])
+        for place, (field, kind, window, _, refill, *_) in enumerate(program.rate_terms):
+            first, second = self._window(before, field), self._window(after, field)
+            expected, _ = advance(kind, window, refill, first, now)
+            found, _ = advance(kind, window, refill, second, now)
+            self._same(f"rate {place} as before", expected, found)
+        for field in program.fields[len(program.rate_terms) :]:
+            expected_held = MeterCounts.read(before.get(field)).held_at(now)
+            self._same(f"{field} as before", expected_held, MeterCounts.read(after.get(field)).held_at(now))
+        self._said("given back")
+        for name in (ONE, MANY):
+            self.wire(pack("DEL", self._keys(name).counters, self._keys(name).totals))
+        self.open.clear()
+
+    def amend(self) -> None:
+        """Give both another plan."""
+        state = CustomerState(plan=self.random.choice(("small", "large")))
+        rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
+        amend = self.scripts["amend"]
+        for name in (ONE, MANY):
+            request = amended(self._store_keys, amend, name, (self.rev, rev), state, self.wall)
+            self._same("amended", [0], self.wire(request))
+        self.rev = rev
+
+    def damage(self) -> None:
+        """Damage each field of what is stored: nothing is allotted by it."""
+        program = compile_program(self._view(MANY).entitlements, CATALOG, {"requests": _one(1)})
+        counters = self._keys(MANY).counters
+        for field in self._fields(MANY):
+            if field == "h" or field in program.fields:
+                whole = self.wire(pack("HGET", counters, field))
+                self.wire(pack("HSET", counters, field, b"1x"))
+                reply = self._insist(program)
+                self._same(f"damaged {field}", True, f"DAMAGED field {field}" in str(reply))
+                self.wire(pack("HSET", counters, field, whole))
+        ends_ms = int(unpack_field(self._fields(MANY)["h"])[2])
+        self.wall = max(self.wall, ends_ms)
+        field = program.fields[-1]
+        totals, begins_ms = self._keys(MANY).totals, int(unpack_field(self._fields(MANY)["h"])[1])
+        self.wire(pack("HSET", totals, f"{begins_ms}|e", "1x"))
+        reply = self._insist(program)
+        self._same("a period that cannot be closed", True, f"in field {begins_ms}|e" in str(reply))
+        self.wire(pack("HDEL", totals, f"{begins_ms}|e"))
+
+    # What they are made of.
+
+    def _demands(self) -> dict[str, Demand]:
+        found = {"requests": _one(self.random.choice((1, 1, 3)))}
+        if self.random.random() < 0.5:
+            found["words"] = _one(self.random.choice((1, 20)))
+        if self.random.random() < 0.3:
+            found = {"jobs": _one(self.random.choice((1, 2)))} | found
+        return {} if self.random.random() < 0.03 else found
+
+    def _ask_many(self, demands: Mapping[str, Demand], asked: tuple[int, ...]) -> tuple[Program, Any]:
+        view = self._view(MANY)
+        program = compile_program(view.entitlements, CATALOG, demands)
+        return program, self._allot(view, program, asked)
+
+    def _allot(self, view: CustomerView, program: Program, asked: tuple[int, ...]) -> Any:
+        head = pack_head(program, view.keys, sha=self.scripts["allot"].sha, rev=view.rev)
+        terms = view.terms(program.keep_ms, *program.numbers)
+        reply = self._send(head + pack_each((terms, pack_numbers(asked), *program.fields)))
+        if isinstance(reply, list) and not all(isinstance(part, int | bytes) for part in reply):
+            raise MismatchError(f"a reply of {reply}")
+        return reply
+
+    def _insist(self, program: Program) -> Any:
+        """Ask for some requests, with the newest state."""
+        while isinstance(reply := self._allot(self._view(MANY), program, (4, 1, 1, 250, 1)), list):
+            if reply[0] != 2:
+                break
+            self._learn(reply)
+        return reply
+
+    def _decide_each(self, program: Program, times: int, now: int) -> list[int]:
+        """Have as many requests of the other decided as were granted; the last reply."""
+        request = self._packed(self._view(ONE), program, "d") + pack_each([self.wall])
+        replies = self.wire(*[request] * times, pack("PING"))[:-1]
+        self._same("each is allowed", [[0, now]] * times, [reply[:2] for reply in replies])
+        self.open += [(program, now // SLOT_MS)] * times
+        self.random.shuffle(self.open)
+        return list(replies[-1])
+
+    def _learn(self, reply: Any) -> None:
+        for name in (ONE, MANY):
+            self.cache.learn(self._view(name), reply)
+
+    def _decide_both(self, demands: Mapping[str, Demand], mode: str) -> tuple[Program, list[Any]]:
+        while True:
+            views = [self._view(name) for name in (ONE, MANY)]
+            program = compile_program(views[0].entitlements, CATALOG, demands)
+            replies = [self._send(self._packed(view, program, mode)) for view in views]
+            self._same("decided alike", *replies)
+            if replies[0][0] != 2:
+                break
+            self._learn(replies[0])
+        if replies[0][0] == 0:
+            self.open.append((program, replies[0][1] // SLOT_MS))
+        return program, replies
+
+    def _settle_both(self, make: Any) -> None:
+        for name in (ONE, MANY):
+            self._settle(make(self._view(name)))
+
+    def _settle(self, settlement: Settlement) -> None:
+        while True:
+            head, tail = settlement.pack()
+            producer = pack_each([self._store_keys.producer(0, "w")])
+            self.number += 1
+            reply = self._send(head + producer + tail + pack_sequence(settlement.slot, self.number))
+            if reply[0] == 0:
+                return
+            if reply[0] != 4:
+                raise MismatchError(f"settle: {reply}")
+            self.number -= 1
+            settlement.on_stale(reply)
+
+    def _packed(self, view: CustomerView, program: Program, mode: str) -> bytes:
+        return b"".join(view.pack_decide(program, mode))
+
+    def _send(self, packed: bytes) -> Any:
+        return self.wire(packed + pack_each([self.wall]))
+
+    def _room(self, program: Program, asked: tuple[int, ...], now: int) -> tuple[int, int]:
+        """For how many requests there is room, and how long nothing ends, by what is stored of the other."""
+        most, _, share, lasts_ms, _ = asked
+        stored, view = self._fields(ONE), self._view(ONE)
+        bounds, rooms = view.effective.bounds, [most]
+        end_ms = bounds.end_ms if now < bounds.end_ms else bounds.next_end_ms
+        lasts_ms = min(lasts_ms, end_ms - now, view.effective.valid_until_ms - now)
+        for field, kind, window, limit, refill, needed, _ in program.rate_terms:
+            _, used = advance(kind, window, refill, self._window(stored, field), now)
+            rooms.append((limit - used - needed) // (share * needed) + 1 if used + needed <= limit else 0)
+            lasts_ms = min(lasts_ms, window - now % window)
+        rates = len(program.rate_terms)
+        for field, measure in zip(program.fields[rates:], program.measures[rates:], strict=True):
+            kept = MeterCounts.read(stored.get(field))
+            given = view.entitlements[measure.policy.meter]
+            own, cap = given.included or 0, (given.overage.cap or 0) - kept.overage
+            if measure.kind == CONCURRENCY:
+                own, cap = measure.limit, 0
+            left = max(0, own - kept.included) + max(0, cap) - kept.held_at(now)
+            needed = measure.needed
+            rooms.append((left - needed) // (share * needed) + 1 if needed <= left else 0)
+        return min(rooms), lasts_ms
+
+    @staticmethod
+    def _taken(program: Program) -> list[int]:
+        return [measure.needed for measure in program.measures] or [0]
+
+    @staticmethod
+    def _window(stored: Mapping[str, bytes], field: str) -> tuple[int, int, int]:
+        if field not in stored:
+            return EMPTY
+        slot, counted, previous = unpack_field(stored[field])
+        return int(slot), int(counted), int(previous)
+
+    def _compare_all(self) -> None:
+        one, many = (self._fields(name) for name in (ONE, MANY))
+        self._same("counters", one, many)
+        expiries = [self.wire(pack("PEXPIRETIME", self._keys(name).counters)) for name in (ONE, MANY)]
+        self._same("expiries", *expiries)
+        totals = [self.wire(pack("HGETALL", self._keys(name).totals)) for name in (ONE, MANY)]
+        self._same("totals", *totals)
+
+    def _fields(self, name: str) -> dict[str, bytes]:
+        flat = self.wire(pack("HGETALL", self._keys(name).counters))
+        return {field.decode(): value for field, value in sorted(zip(flat[::2], flat[1::2], strict=True))}
+
+    def _same(self, what: str, expected: Any, found: Any) -> None:
+        if expected != found:
+            raise MismatchError(f"{what} at {self.wall}: expected {expected!r}, found {found!r}")
+
+    def _said(self, what: str) -> None:
+        self.seen[what] = self.seen.get(what, 0) + 1
+
+    def _view(self, name: str) -> CustomerView:
+        return self.cache.get(name)
+
+    def _keys(self, name: str) -> Any:
+        return self._store_keys.customer(name)
+
+    @property
+    def _store_keys(self) -> Keys:
+        return Keys("mk", 1)
+
+    def _cache(self) -> CustomerCache:
+        return CustomerCache(
+            CATALOG,
+            keys=self._store_keys,
+            decide=self.scripts["decide"],
+            settle=self.scripts["settle"],
+            allot=self.scripts["allot"],
+            seal_delay_ms=0,
+            now_ms=lambda: self.wall,
+            on_unclaimed=lambda _call, _slot: None,
+        )
+
+    def _load(self, name: str, text: str) -> Script:
+        sha = self.wire(pack("SCRIPT", "LOAD", text))
+        if not isinstance(sha, bytes | str):
+            raise MismatchError(f"{name} does not compile: {sha}")
+        return Script(name, text, sha.decode() if isinstance(sha, bytes) else sha)
+
+
+def _one(quantity: int) -> Demand:
+    return Demand(needed=quantity, taken=quantity)
+
+
+def amended(
+    keys: Keys, amend: Script, customer: str, revs: tuple[str, str], state: CustomerState, wall: int
+) -> bytes:
+    """The request that gives a customer another state in place of that with the first rev."""
+    names = keys.customer(customer)
+    argv = (*revs, state.dump(), customer, 0, wall, "", "", 0, NO_CHANGES, wall)
+    touched = [names.counters, names.state, keys.shard(0, "customers"), names.dirty, names.unlinked]
+    touched += [keys.turns(0), names.history, names.notices, names.levels, names.totals]
+    return pack("EVALSHA", amend.sha, len(touched), *touched, *argv)
