@@ -114,6 +114,23 @@ class Commands:
         self.door.open.set()
         return dict(Counter(response.status_code for response in await asyncio.gather(*self.requests)))
 
+    async def send(self, customer: str, path: str, *, times: int, at_once: int = 10) -> dict[int, int]:
+        """Send requests that the app answers at once, some of them together; how often each status came."""
+        self.door.open.set()
+        statuses: Counter[int] = Counter()
+        for sent in range(0, times, at_once):
+            some = range(min(at_once, times - sent))
+            answers = await asyncio.gather(
+                *(self.client.get(path, headers={"x-customer-id": customer}) for _ in some)
+            )
+            statuses.update(answer.status_code for answer in answers)
+        return dict(statuses)
+
+    async def allotted(self) -> list[int]:
+        """Units of allotments that were granted so far, and that are unused now."""
+        found = [lane.allotments for lane in self.kit.store.lanes.values() if lane.allotments is not None]
+        return [sum(one.granted for one in found), sum(one.unused for one in found)]
+
     async def record(self, customer: str, meter: str, quantity: int) -> str:
         await self.kit.record(customer, meter, quantity)
         return "recorded"

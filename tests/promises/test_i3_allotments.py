@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from delivering import NOW
 from store.allotting_processes import Processes
 from store.script_driver import life
 from store.script_wires import load_texts, server_wire
+from workers import workers
 
 if TYPE_CHECKING:
-    from servers import Server
+    from collections.abc import AsyncIterator
 
+    from servers import Server
+    from workers import Worker
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+allotment: 250ms
+meters:
+  included: {unit: unit}
+  capped:   {unit: unit, stripe: {event_name: capped}}
+  sliding:  {unit: unit}
+  fixed:    {unit: unit}
+  bucket:   {unit: unit}
+  several:  {unit: unit}
+routes:
+  - {match: "GET /included", consume: {included: 2}}
+  - {match: "GET /capped", consume: {capped: 2}}
+  - {match: "GET /sliding", consume: {sliding: 2}}
+  - {match: "GET /fixed", consume: {fixed: 2}}
+  - {match: "GET /bucket", consume: {bucket: 2}}
+  - {match: "GET /several", consume: {several: 2, sliding: 1}}
+plans:
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      included: {included: 4001, overage: deny}
+      capped:   {included: 2600, overage: {bill: {cap: 1400}}}
+      sliding:  {rate: 4001/hour}
+      fixed:    {rate: {limit: 4001/hour, algorithm: fixed-window}}
+      bucket:   {rate: {limit: 10/hour, algorithm: token-bucket, burst: 4001}}
+      several:  {rate: [4001/hour, 10_000/day], included: 5000, overage: deny, concurrency: 100}
+"""
+ROUTES: Final = ("included", "capped", "sliding", "fixed", "bucket", "several")
+ADMITTED: Final = 2000
+PROCESSES: Final = 8
 STEPS: Final = int(os.environ.get("METERKIT_ALLOTMENT_STEPS", "4000"))
 """In all; a million before a release."""
 SEEDS: Final = 4
@@ -31,3 +71,48 @@ def test_i3_the_store_counts_at_least_what_allotments_admit(valkey: Server, seed
     assert {"unit", "decided", "refused", "killed", "stopped"} <= set(world.said)
     # What a killed process had not settled is lost, and no more.
     assert world.billed - world.lost <= recorded <= world.billed
+
+
+@pytest.fixture(scope="module")
+async def racing(valkey: Server) -> AsyncIterator[list[Worker]]:
+    async with workers(PROCESSES, store=valkey.url, plans=PLANS, now=NOW.isoformat()) as started:
+        yield started
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ROUTES)
+async def test_i3_eight_processes_with_allotments_admit_exactly_what_a_limit_allows(
+    store_url: str, racing: list[Worker], path: str
+) -> None:
+    del store_url
+    told = {"customer": f"of-{path}", "path": f"/{path}"}
+    before = sum([(await racer.ask("allotted"))[0] for racer in racing])
+    answers = await asyncio.gather(*(racer.ask("send", **told, times=300) for racer in racing))
+    total = sum((Counter(answer) for answer in answers), Counter[str]())
+    assert total["200"] <= ADMITTED
+    assert set(total) <= {"200", "429"}
+    granted = sum([(await racer.ask("allotted"))[0] for racer in racing]) - before
+    assert (granted > 0) is (path != "bucket")  # Of which each request is decided by itself.
+    # Units that others hold unused may have refused some: they are given back when their term ends.
+    async with asyncio.timeout(60):
+        while any([(await racer.ask("allotted"))[1] for racer in racing]):  # noqa: ASYNC110 - other processes
+            await asyncio.sleep(0.05)
+    rest = await racing[0].ask("send", **told, times=ADMITTED - total["200"] + 20, at_once=1)
+    assert total["200"] + rest.get("200", 0) == ADMITTED
+
+
+@pytest.mark.anyio
+async def test_i3_a_process_that_dies_with_units_costs_room_but_never_gives_more(store_url: str) -> None:
+    options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}
+    told = {"customer": "acme", "path": "/included"}
+    async with workers(2, **options) as (doomed, witness):
+        assert await doomed.ask("send", **told, times=200) == {"200": 200}
+        doomed.process.kill()
+        await doomed.process.wait()
+        served = 200 + (await witness.ask("send", **told, times=ADMITTED))["200"]
+        # What the dead one served is recorded, or held; so are the units that it had not used.
+        assert served <= ADMITTED
+        # Nobody gives back what it held; that is gone when its slot of five minutes and the next are.
+        await witness.ask("now", at=NOW.replace(minute=NOW.minute + 10).isoformat())
+        later = await witness.ask("send", **told, times=ADMITTED)
+    assert ADMITTED - 200 <= served + later["200"] <= ADMITTED + 200

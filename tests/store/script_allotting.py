@@ -41,6 +41,7 @@ CATALOG: Final = loads("""
 schema: 1
 currency: usd
 default_plan: small
+dunning: {grace: 1d, restrict_to: large, suspend_after: 5d}
 meters:
   requests: {unit: request, stripe: {event_name: requests}}
   words: {unit: word, stripe: {event_name: words}}
@@ -49,8 +50,9 @@ plans:
   small:
     price: {amount_cents: 0, interval: month}
     meters:
-      requests: {rate: [40/second, 900/9 seconds], concurrency: 60, included: 700, overage: {bill: {cap: 90}}}
-      words: {rate: {limit: 600/9 seconds, algorithm: fixed-window}, included: 4000, overage: deny}
+      requests:
+        {rate: [40/second, 900/9 seconds], concurrency: 60, included: 150, overage: {bill: {cap: 120}}}
+      words: {rate: {limit: 600/9 seconds, algorithm: fixed-window}, included: 300, overage: deny}
       jobs: {rate: 300/26 hours}
   large:
     price: {amount_cents: 0, interval: month}
@@ -87,7 +89,7 @@ class AllotWorld:
         self.cache = self.random.choice(self.caches)
         deed = self.random.choices(
             (self.ask, self.allot, self.settle, self.record, self.amend, self.give_back),
-            (20, 30, 25, 6, 1, 8),
+            (20, 30, 25, 3, 2, 8),
         )[0]
         deed()
         self._compare_all()
@@ -102,11 +104,12 @@ class AllotWorld:
             self.wall = max(self.wall, edge - self.random.choice((0, 0, 1, 24, 25, 26, 249, 250, 251)))
         elif chance < 0.96:
             self.wall -= self.random.choice((1, 999, 60_000))
-        elif chance < 0.98:
-            bounds = self.caches[0].get(ONE).effective.bounds
-            self.wall = max(self.wall, bounds.end_ms - self.random.choice((0, 1, 24, 25, 26, 250, 60_000)))
+        elif chance < 0.985:
+            known = self.random.choice(self.caches).get(ONE).effective
+            end_ms = self.random.choice((known.bounds.end_ms, min(known.valid_until_ms, known.bounds.end_ms)))
+            self.wall = max(self.wall, end_ms - self.random.choice((0, 1, 24, 25, 26, 250, 9000, 60_000)))
         else:
-            self.wall += self.random.choice((2 * SLOT_MS, 25 * 60 * MINUTE_MS, 32 * DAY_MS))
+            self.wall += self.random.choice((2 * SLOT_MS, 25 * 60 * MINUTE_MS, 9 * DAY_MS))
 
     def ask(self) -> None:
         """Have one request decided for each."""
@@ -190,7 +193,13 @@ class AllotWorld:
 
     def amend(self) -> None:
         """Give both another plan."""
-        state = CustomerState(plan=self.random.choice(("small", "large")))
+        late = self.random.random() < 0.4
+        state = CustomerState(
+            plan=self.random.choice(("small", "large")),
+            status="past_due" if late else None,
+            status_since_ms=self.wall if late else 0,
+            anchor_ms=self.random.choice((None, self.wall)),
+        )
         rev = f"{FORMAT}:{self.random.randrange(10**12):012x}"
         amend = self.scripts["amend"]
         for name in (ONE, MANY):

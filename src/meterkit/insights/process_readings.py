@@ -54,6 +54,23 @@ LANE_FIGURES: Final = (
         lambda lanes: sum(lane.unsettled for lane in lanes),
     ),
     LaneFigure(
+        "allotments.granted",
+        "Requests that the store has admitted in advance, in units of allotments.",
+        lambda lanes: sum(lane.allotments.granted for lane in lanes if lane.allotments),
+        only_grows=True,
+    ),
+    LaneFigure(
+        "allotments.returned",
+        "Units of allotments that were given back unused.",
+        lambda lanes: sum(lane.allotments.returned for lane in lanes if lane.allotments),
+        only_grows=True,
+    ),
+    LaneFigure(
+        "allotments.unused",
+        "Units of allotments that are there to be used.",
+        lambda lanes: sum(lane.allotments.unused for lane in lanes if lane.allotments),
+    ),
+    LaneFigure(
         "settlements.lost",
         "Settlements that the store has lost, or that found no room to wait.",
         lambda lanes: sum(lane.lost for lane in lanes),

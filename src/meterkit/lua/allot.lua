@@ -35,7 +35,7 @@ local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_
 if verdict then
   return verdict
 end
-if ends_ms > 0 and (now >= ends_ms or ends_ms ~= finishes_ms) then -- Others do not pay for making these functions.
+if ends_ms > 0 and ends_ms ~= finishes_ms then -- Others do not pay for making these functions.
 --include close_period
   local damaged = close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
   if damaged then
@@ -63,7 +63,7 @@ for place = rates + 2, rates + ceilings + 1 do
   held, held_before = live_holds(current_slot, slot, held, held_before)
   local left = math.max(0, included - counted) + math.max(0, beyond - overage) - held - held_before
   requests = room_for(requests, share, left, needed)
-  policies[place - 1] = {taken, left, math.max(included + math.max(0, beyond), 1), 0,
+  policies[place - 1] = {taken, left, included + math.max(0, beyond), 0,
     {counted, overage, pending, current_slot, held, held_before, besides}, 5}
 end
 if requests < least or lasts_ms < lasts_least_ms then

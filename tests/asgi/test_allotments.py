@@ -1,0 +1,261 @@
+"""Hot customers are admitted by allotments: without a round trip, and counted like all others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import meterkit
+from faults import eventually
+from metering import answering, hello, request, served
+from meterkit.decisions.packed import MeterCounts
+from meterkit.redis.event_loops import running_loop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.types import Receive, Scope, Send
+
+    from metering import Served
+    from meterkit.redis.lane import Lane
+    from meterkit.redis.settling import Allotting
+
+pytestmark = [pytest.mark.anyio]
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: pro
+allotment: 250ms
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  tokens: {unit: token}
+features: [basic]
+routes:
+  - {match: "GET /asked", consume: {requests: 1}, allotment: off}
+  - {match: "GET /attempt", consume: {tokens: 1}, charge_on: attempt}
+  - {match: "WS /live", consume: {requests: 1}}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  pro:
+    price: {amount_cents: 0, interval: month}
+    features: [basic]
+    meters:
+      requests: {rate: 5000/minute, concurrency: 500, included: 4000, overage: deny}
+      tokens: {rate: 5000/minute}
+  asked:
+    extends: pro
+    rank: 1
+    allotment: "off"
+  small:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 0, overage: deny}
+"""
+
+
+class Watched:
+    """What is asked of the store."""
+
+    def __init__(self, at: Served) -> None:
+        self.at = at
+        self.lane: Lane = at.kit.store.lanes[running_loop()]
+        self.asked = 0
+        call = self.lane.call
+
+        def counting(asked: Any) -> Any:
+            self.asked += 1
+            return call(asked)
+
+        self.lane.call = counting
+
+    @property
+    def allotments(self) -> Allotting:
+        assert self.lane.allotments is not None
+        return self.lane.allotments
+
+    async def get(self, times: int, path: str = "/x") -> Counter[int]:
+        """Send requests one after the other; how often each status came."""
+        return Counter([(await self.at.client.get(path)).status_code for _ in range(times)])
+
+    async def warm(self, path: str = "/x") -> int:
+        """Send requests until units are there; how many."""
+        for sent in range(1, 2000):
+            await self.get(1, path)
+            await asyncio.sleep(0)
+            if self.allotments.unused:
+                return sent
+        raise AssertionError("no allotment was granted")
+
+
+@asynccontextmanager
+async def watched(store: str, app: Any = hello, plans: str = PLANS) -> AsyncGenerator[Watched]:
+    async with served(app, redis_url=store, plans=plans) as at:
+        await at.client.get("/warm")
+        yield Watched(at)
+
+
+@pytest.fixture(params=["server", "memory"])
+def store(request: pytest.FixtureRequest) -> str:
+    if request.param == "memory":
+        return "memory://"
+    url: str = request.getfixturevalue("store_url")
+    return url
+
+
+async def test_i3_hot_requests_ask_nothing_and_are_counted_exactly(store: str) -> None:
+    async with watched(store) as watch:
+        assert await watch.get(600) == {200: 600}
+        assert watch.asked < 300  # Far fewer, on a machine that is not busy.
+        assert watch.allotments.granted > 300
+        # What ended is settled within 50 ms, and at once where this process looks.
+        assert (await watch.at.counted())[0] == 601
+        await eventually(lambda: watch.allotments.unused == 0)
+        assert await watch.at.counted() == (601, 0)
+        (rate, *_) = await watch.at.kit.store.rates("acme")
+        assert rate["used"] == 601
+
+
+async def test_i3_hot_requests_are_refused_where_the_last_unit_is_used(store: str) -> None:
+    async with watched(store) as watch:
+        answers = await watch.get(4100)
+        assert answers == {200: 3999, 429: 101}  # One was sent before.
+        await eventually(lambda: watch.allotments.unused == 0)
+        assert await watch.at.counted() == (4000, 0)
+
+
+async def test_limit_fields_count_down_and_never_tell_of_more_than_is_there(store: str) -> None:
+    async with watched(store) as watch:
+        await watch.warm()
+        fields = [(await watch.at.client.get("/x")).headers["ratelimit"] for _ in range(200)]
+        names = {field.partition(";")[0] for field in fields}
+        left = [int(field.partition("r=")[2].partition(";")[0]) for field in fields]
+        assert names <= {'"requests-period"', '"requests-concurrency"'}
+        by_period = [r for r, field in zip(left, fields, strict=True) if field.startswith('"requests-p')]
+        assert all(before > after for before, after in pairwise(by_period))
+        assert all(r <= 4000 for r in by_period)
+
+
+@pytest.mark.parametrize("path", ["/asked", "/x"])
+async def test_lines_and_plans_that_say_off_ask_the_store_each_time(store_url: str, path: str) -> None:
+    async with watched(store_url) as watch:
+        if path == "/x":
+            await watch.at.kit.customers.set_plan("acme", "asked")
+            await watch.get(1)
+        watch.asked = 0
+        assert await watch.get(60, path) == {200: 60}
+        assert (watch.asked, watch.allotments.granted) == (60, 0)
+
+
+async def test_what_is_recorded_by_decisions_elsewhere_is_recorded_at_the_end(store: str) -> None:
+    async with watched(store, answering(500)) as watch:
+        await watch.warm("/attempt")
+        assert watch.allotments.granted
+        await watch.get(50, "/attempt")
+        used = (await watch.at.kit.usage("acme"))["meters"]["tokens"]["recorded"]
+        (*_, rate) = await watch.at.kit.store.rates("acme")
+        await eventually(lambda: watch.allotments.unused == 0)
+        (*_, rate) = await watch.at.kit.store.rates("acme")
+        assert used == rate["used"]
+
+
+async def test_unbilled_outcomes_give_back_what_they_hold(store: str) -> None:
+    async with watched(store, answering(500)) as watch:
+        await watch.get(200)
+        assert watch.allotments.granted
+        await eventually(lambda: watch.allotments.unused == 0)
+        assert await watch.at.counted() == (0, 0)
+
+
+async def test_i4_a_plan_change_binds_within_a_term(store_url: str) -> None:
+    async with watched(store_url) as watch:
+        await watch.warm()
+        await watch.at.kit.customers.set_plan("acme", "small")
+        await eventually(lambda: watch.allotments.unused == 0)
+        assert await watch.get(20) == {429: 20}
+
+
+async def test_i4_a_plan_change_that_this_process_learns_of_binds_at_once(store_url: str) -> None:
+    async with watched(store_url) as watch:
+        await watch.warm()
+        await watch.at.kit.customers.set_plan("acme", "small")
+        await watch.at.kit.check("acme", "requests")  # Its reply tells of the new plan.
+        assert await watch.get(1) == {429: 1}
+        assert watch.allotments.unused > 0
+
+
+async def test_what_the_app_records_is_counted_beside_it(store: str) -> None:
+    async def recording(scope: Scope, receive: Receive, send: Send) -> None:
+        meterkit.record(tokens=7)
+        await hello(scope, receive, send)
+
+    async with watched(store, recording) as watch:
+        await watch.get(150)
+        assert watch.allotments.granted
+        assert (await watch.at.counted(meter="tokens"))[0] == 7 * 151
+
+
+async def test_i7_a_kit_that_stops_gives_all_back(store_url: str) -> None:
+    async with watched(store_url) as watch:
+        await watch.warm()
+        kit, lane, allotments = watch.at.kit, watch.lane, watch.allotments
+        unused = allotments.unused
+        assert unused > 0
+        counters = kit.store.keys.customer("acme").counters
+        await watch.at.kit.stop()
+        assert allotments.unused == 0
+        assert (allotments.returned, lane.unsettled, lane.lost) == (unused, 0, 0)
+        await kit.start()
+        admin = await kit.store.admin()
+        stored = await admin.ask(admin.client.hgetall(counters))
+        held = [MeterCounts.read(value).held for name, value in stored.items() if name[-1:] in b"mn"]
+        assert held == [0] * len(held)
+
+
+async def test_requests_that_are_in_flight_when_the_kit_stops_are_settled(store_url: str) -> None:
+    leave = asyncio.Event()
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/wait":
+            await leave.wait()
+        await hello(scope, receive, send)
+
+    async with watched(store_url, waiting) as watch:
+        await watch.warm()
+        unused = watch.allotments.unused
+        inside = [asyncio.create_task(watch.at.client.get("/wait")) for _ in range(min(4, unused))]
+        await eventually(lambda: watch.allotments.unused <= unused - len(inside))
+        kit, lane = watch.at.kit, watch.lane
+        await kit.stop()
+        assert (lane.unsettled, lane.lost) == (0, 0)
+        leave.set()
+        await asyncio.gather(*inside)
+        await kit.start()
+        assert (await watch.at.counted())[1] == 0
+
+
+async def test_websockets_are_decided_one_by_one(store_url: str) -> None:
+    async with watched(store_url) as watch:
+        await watch.warm()
+        watch.asked = 0
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            return {"type": "websocket.connect"}
+
+        scope = {**request("acme", "/live"), "type": "websocket", "scheme": "ws", "subprotocols": []}
+        del scope["method"]
+        await asyncio.wait_for(_run(watch, scope, receive, send), 5)
+        assert watch.asked == 1
+
+
+async def _run(watch: Watched, scope: Any, receive: Any, send: Any) -> None:
+    await watch.at.app(scope, receive, send)
