@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import meterkit
-from faults import eventually
-from metering import answering, hello, request, served
+from faults import eventually, http_scope
+from metering import answering, hello, served
 from meterkit.decisions.packed import MeterCounts
 from meterkit.redis.event_loops import running_loop
 
@@ -60,7 +60,7 @@ plans:
 
 
 class Watched:
-    """What is asked of the store."""
+    """Counts the calls of the store."""
 
     def __init__(self, at: Served) -> None:
         self.at = at
@@ -251,11 +251,7 @@ async def test_websockets_are_decided_one_by_one(store_url: str) -> None:
         async def receive() -> Any:
             return {"type": "websocket.connect"}
 
-        scope = {**request("acme", "/live"), "type": "websocket", "scheme": "ws", "subprotocols": []}
+        scope: Scope = {**http_scope("acme", "/live"), "type": "websocket", "scheme": "ws"}
         del scope["method"]
-        await asyncio.wait_for(_run(watch, scope, receive, send), 5)
+        await watch.at.app(scope, receive, send)
         assert watch.asked == 1
-
-
-async def _run(watch: Watched, scope: Any, receive: Any, send: Any) -> None:
-    await watch.at.app(scope, receive, send)

@@ -88,11 +88,13 @@ async def test_i3_eight_processes_with_allotments_admit_exactly_what_a_limit_all
     told = {"customer": f"of-{path}", "path": f"/{path}"}
     before = sum([(await racer.ask("allotted"))[0] for racer in racing])
     answers = await asyncio.gather(*(racer.ask("send", **told, times=300) for racer in racing))
-    total = sum((Counter(answer) for answer in answers), Counter[str]())
+    total = Counter[str]()
+    for answer in answers:
+        total.update(answer)
     assert total["200"] <= ADMITTED
     assert set(total) <= {"200", "429"}
     granted = sum([(await racer.ask("allotted"))[0] for racer in racing]) - before
-    assert (granted > 0) is (path != "bucket")  # Of which each request is decided by itself.
+    assert (granted > 0) is (path != "bucket")  # Its requests are decided one by one.
     # Units that others hold unused may have refused some: they are given back when their term ends.
     async with asyncio.timeout(60):
         while any([(await racer.ask("allotted"))[1] for racer in racing]):  # noqa: ASYNC110 - other processes
@@ -112,7 +114,7 @@ async def test_i3_a_process_that_dies_with_units_costs_room_but_never_gives_more
         served = 200 + (await witness.ask("send", **told, times=ADMITTED))["200"]
         # What the dead one served is recorded, or held; so are the units that it had not used.
         assert served <= ADMITTED
-        # Nobody gives back what it held; that is gone when its slot of five minutes and the next are.
+        # Its holds are gone when their slot of five minutes and the next one are over.
         await witness.ask("now", at=NOW.replace(minute=NOW.minute + 10).isoformat())
         later = await witness.ask("send", **told, times=ADMITTED)
     assert ADMITTED - 200 <= served + later["200"] <= ADMITTED + 200

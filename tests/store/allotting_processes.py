@@ -1,6 +1,6 @@
 """Processes that admit by allotments against a real store, one step at a time, under a clock that is set.
 
-What is admitted is counted here as well, request by request. At each step the store must have counted at
+Each admitted request is counted here as well. At each step the store must have counted at
 least that, and one who decides a request at a time must admit it, too.
 """
 
@@ -263,7 +263,7 @@ class Processes:
             process.queues[0].settle(settlement)
 
     def execute(self, process: Process) -> None:
-        """The store does what it was asked; nobody knows yet."""
+        """The store executes what it was asked; the replies are on their way."""
         for call, reply in process.calls:
             process.replies.append((call, reply, self.send(b"".join(call.packed))))
         process.calls.clear()
@@ -281,7 +281,7 @@ class Processes:
                 reply.end(answer)
 
     def lose(self, process: Process) -> None:
-        """A connection ends: nobody waits for its replies, which may still come."""
+        """A connection ends: its replies may still come, late."""
         for _, reply in process.calls:
             reply.end(StoreError("gone"))
         process.calls.clear()
@@ -358,7 +358,7 @@ class Processes:
             self.wall += self.random.choice((300, 9000))
             self.stepped_ms = self.mono_ms
         else:
-            # What is held must not vanish under what is served: all of it ends before.
+            # Holds must not vanish while their requests are served: all of these end before.
             for one in self.processes:
                 for request in one.serving:
                     self.end(one, request)
@@ -380,7 +380,7 @@ class Processes:
             return
         now = max(self.seen, self.wall)
         for process in self.processes:
-            allotments = process.allotments
+            allotments: Allotments = process.allotments
             assert allotments.granted == allotments.unused + process.taken + allotments.returned
         for (name, slot), admitted in self.admitted.items():
             window = self._windows[name]

@@ -53,11 +53,11 @@ plans:
       requests:
         {rate: [40/second, 900/9 seconds], concurrency: 60, included: 150, overage: {bill: {cap: 120}}}
       words: {rate: {limit: 600/9 seconds, algorithm: fixed-window}, included: 300, overage: deny}
-      jobs: {rate: 300/26 hours}
+      jobs: {rate: 300/26 hours, included: 300, overage: deny}
   large:
     price: {amount_cents: 0, interval: month}
     meters:
-      requests: {rate: [100/second, 5000/26 hours], included: 0, overage: {bill: {cap: 9000}}}
+      requests: {rate: [100/second, 5000/26 hours], included: 0, overage: {bill: {cap: 300}}}
       words: {included: 90_000, overage: deny}
 """)
 ONE, MANY = "one", "many"
@@ -153,12 +153,12 @@ class AllotWorld:
             program, slot = self.open.pop()
             held = Held(program.held, program.concurrency, slot)
             used = Used(recorded=program.settled) if self.random.random() < 0.8 else Used()
-            self._settle_both(lambda view: Settlement(view, held=held, used=used))
+            self._settle_both(held, used)
 
     def record(self) -> None:
         """Count something that was not decided."""
         recorded = {self.random.choice(("requests", "words")): self.random.choice((1, 30, 300))}
-        self._settle_both(lambda view: Settlement(view, used=Used(recorded, recorded)))
+        self._settle_both(Held(), Used(recorded, recorded))
 
     def give_back(self) -> None:
         """Grant units to one and give them back: in this window and the next, as if that had not been."""
@@ -209,6 +209,8 @@ class AllotWorld:
 
     def damage(self) -> None:
         """Damage each field of what is stored: nothing is allotted by it."""
+        while "h" not in self._fields(MANY):
+            self.ask()
         program = compile_program(self._view(MANY).entitlements, CATALOG, {"requests": _one(1)})
         counters = self._keys(MANY).counters
         for field in self._fields(MANY):
@@ -245,18 +247,15 @@ class AllotWorld:
     def _allot(self, view: CustomerView, program: Program, asked: tuple[int, ...]) -> Any:
         head = pack_head(program, view.keys, sha=self.scripts["allot"].sha, rev=view.rev)
         terms = view.terms(program.keep_ms, *program.numbers)
-        reply = self._send(head + pack_each((terms, pack_numbers(asked), *program.fields)))
-        if isinstance(reply, list) and not all(isinstance(part, int | bytes) for part in reply):
-            raise MismatchError(f"a reply of {reply}")
-        return reply
+        return self._send(head + pack_each((terms, pack_numbers(asked), *program.fields)))
 
     def _insist(self, program: Program) -> Any:
         """Ask for some requests, with the newest state."""
-        while isinstance(reply := self._allot(self._view(MANY), program, (4, 1, 1, 250, 1)), list):
-            if reply[0] != 2:
-                break
+        while True:
+            reply: Any = self._allot(self._view(MANY), program, (4, 1, 1, 250, 1))
+            if isinstance(reply, Exception) or reply[0] != 2:
+                return reply
             self._learn(reply)
-        return reply
 
     def _decide_each(self, program: Program, times: int, now: int) -> list[int]:
         """Have as many requests of the other decided as were granted; the last reply."""
@@ -284,9 +283,9 @@ class AllotWorld:
             self.open.append((program, replies[0][1] // SLOT_MS))
         return program, replies
 
-    def _settle_both(self, make: Any) -> None:
+    def _settle_both(self, held: Held, used: Used) -> None:
         for name in (ONE, MANY):
-            self._settle(make(self._view(name)))
+            self._settle(Settlement(self._view(name), held=held, used=used))
 
     def _settle(self, settlement: Settlement) -> None:
         while True:

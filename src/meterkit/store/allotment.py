@@ -32,11 +32,11 @@ _KINDS: Final = frozenset({SLIDING_WINDOW, FIXED_WINDOW, CEILING, CONCURRENCY})
 class Allotment:
     """Units that the store has granted: each admits one request.
 
-    What is granted is unused, or was taken by a request, which settles like any other request.
+    A unit is unused, or a request has taken it and settles like any other request.
 
     Args:
         reply: of the script: ``{0, now, n, remaining, before, requests, taken, lasts}``.
-        asked_s: when it was asked for, in seconds by a clock of this process.
+        asked_s: when the process asked for it, in seconds by its own clock.
 
     Attributes:
         granted: how many units it had.
@@ -56,7 +56,7 @@ class Allotment:
     def take(self) -> list[int]:
         """Take one of the unused units: the reply that the decision script would have given.
 
-        What remains is what the store had left, and what is unused here.
+        It remains the rest that the store had, and the units that are unused here.
         """
         self.unused -= 1
         return [ALLOWED, self.at_ms, self._nth, self._left + self.unused * self._taken, self._before]

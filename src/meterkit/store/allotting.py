@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError
-from meterkit.redis.connection import pack_each, pack_numbers
+from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
 from meterkit.store.allotment import TERM_MS, Allotment, allotted, given_back, next_size, together, wanted
 from meterkit.store.replies import ALLOWED, STALE
 from meterkit.store.script_terms import pack_head
@@ -141,7 +141,8 @@ class Allotments:
         is_lost = future.cancelled() or future.exception() is not None
         # What a lost reply grants is given back if it comes late, or else vanishes as all holds do.
         reply: Any = None if is_lost else future.result()
-        if isinstance(reply, list) and reply[0] == ALLOWED:
+        code = _code_of(reply)
+        if code == ALLOWED:
             self.granted += reply[5]
             if self._lines.get(line.decision) is line:
                 self._use(line, Allotment(reply, asked_s))
@@ -149,7 +150,7 @@ class Allotments:
                 self.give_back(line.unit, reply[1], reply[5])
             return
         line.is_denied = True
-        if isinstance(reply, list) and reply[0] == STALE:
+        if code == STALE:
             with suppress(MeterkitError):
                 line.unit.view.cache.learn(line.unit.view, reply)
         self._forget_idle(line)
@@ -277,6 +278,11 @@ class AllotCall:
 
     def on_unclaimed_reply(self, reply: Any) -> None:
         """Give back what was granted after the connection had been given up."""
-        if isinstance(reply, list) and reply[0] == ALLOWED:
+        if _code_of(reply) == ALLOWED:
             self._allotments.granted += reply[5]
             self._allotments.give_back(self._unit, reply[1], reply[5])
+
+
+def _code_of(reply: Any) -> int | None:
+    """The first number of the script's reply; None: there is none, or it is an error."""
+    return None if reply is None or isinstance(reply, ReplyError) else reply[0]
