@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FILES: Final = ("allot.lua", "include/room_for.lua")
 SAID: Final = {"allot 0", "allot one", "allot 1", "allot 2", "given back", "decide 0", "decide 1"}
 EQUIVALENT: Final = equivalents("script_equivalents_allotting.txt")
-STEPS: Final = 600
+STEPS: Final = 1000
 
 
 def live(wire: Wire, texts: Mapping[str, str], seed: int, steps: int) -> AllotWorld:
