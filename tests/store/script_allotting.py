@@ -278,14 +278,16 @@ class AllotWorld:
             self.cache.learn(self._view(name), reply)
 
     def _decide_both(self, demands: Mapping[str, Demand], mode: str) -> tuple[Program, list[Any]]:
-        while True:
-            views = [self._view(name) for name in (ONE, MANY)]
-            program = compile_program(views[0].entitlements, CATALOG, demands)
-            replies = [self._send(self._packed(view, program, mode)) for view in views]
-            self._same("decided alike", *replies)
-            if replies[0][0] != 2:
-                break
-            self._learn(replies[0])
+        replies: list[Any] = []
+        for name in (ONE, MANY):
+            while True:
+                program = compile_program(self._view(name).entitlements, CATALOG, demands)
+                reply = self._send(self._packed(self._view(name), program, mode))
+                if reply[0] != 2:
+                    break
+                self.cache.learn(self._view(name), reply)
+            replies.append(reply)
+        self._same("decided alike", *replies)
         if replies[0][0] == 0:
             self.open.append((program, replies[0][1] // SLOT_MS))
         return program, replies
