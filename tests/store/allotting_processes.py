@@ -134,9 +134,10 @@ class Process:
         self.taken = 0
         self.producer = f"p{next(world.numbers)}"
         self.number = 0
-        self.allotments = Allotments(
-            cast("Lane", self), clock=lambda: world.mono_ms / 1000, now_ms=lambda: world.wall
-        )
+        self.allotments = Allotments(cast("Lane", self), clock=lambda: world.mono_ms / 1000)
+
+    def settle(self, settlement: Settlement) -> None:
+        self.queues[0].settle(settlement)
 
     def call(self, call: Call) -> Any:
         reply = Reply()

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Route
     from meterkit.redis.lane import Lane
-    from meterkit.store.settlement import Settlement
     from meterkit.store.views import PreparedDecision
 
 
@@ -27,9 +26,3 @@ def admit(
     if lane.allotments is None or scope["type"] != "http":
         return decided, None
     return lane.allotments.admit(decided, route)
-
-
-def settle_together(lane: Lane, settlement: Settlement) -> None:
-    """Settle what a request came to that was so admitted: with others, within 50 ms."""
-    if lane.allotments is not None:
-        lane.allotments.settle(settlement)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.admitted import Admitted
-from meterkit.asgi.allotted import settle_together
 from meterkit.asgi.coroutine_mark import returns_awaitable
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
@@ -248,8 +247,7 @@ class Exchange(Admitted):
                 used = Used(recorded=decided.recorded if billed else _NOTHING)
                 mark = Mark.of(decided, billed=billed)
                 settlement = Settlement(decided.view, held=self._held(decided), used=used, mark=mark)
-            settle = settle_together if decided.is_allotted else self._store.settle
-            settle(lane, settlement)
+            (lane.settle_together if decided.is_allotted else lane.settle)(settlement)
         if recorded:
             self._settle_used(lane, Used(recorded if billed else _NOTHING, recorded))
 

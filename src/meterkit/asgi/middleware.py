@@ -6,7 +6,7 @@ from asyncio import CancelledError
 from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from meterkit.asgi.allotted import admit
 from meterkit.asgi.arguments import PlansInForce, check_arguments
@@ -51,8 +51,6 @@ _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
 _NEVER: Final = frozenset["Outcome"]()
-_NO_PREPARE: Prepare | None = None
-_NO_REPLY: Any = None
 
 
 class Kit(Protocol):
@@ -208,7 +206,7 @@ class MeterMiddleware:
         store = self._kit.store
         view: CustomerView | None = None
         decided: PreparedDecision | None = None
-        prepare, reply = _NO_PREPARE, _NO_REPLY
+        prepare: Prepare | None = None
         lane = store.lanes.get(running_loop())
         try:
             found = self._identify(scope)

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Sequence
 
+    from meterkit.redis.connection import Sharded
+
 OK: Final = 0
 DUPLICATE: Final = 1
 GAP: Final = 2
@@ -24,6 +26,11 @@ class Settlement(Protocol):
     """What a request came to, ready to be numbered."""
 
     waiter: asyncio.Future[None] | None
+
+    @property
+    def view(self) -> Sharded:
+        """The customer, and so the shard."""
+        ...
 
     @property
     def slot(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import suppress
 from functools import partial
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import MeterkitError
@@ -58,18 +59,17 @@ class Allotments:
 
     Args:
         lane: the event loop's.
-        clock: seconds; allotments end by it.
-        now_ms: this process's clock.
+        clock: seconds since the epoch. Where it is the system's, allotments end by one that is never set.
 
     Attributes:
         granted: units that the store has granted so far.
         returned: those that were given back unused.
     """
 
-    def __init__(self, lane: Lane, *, clock: Callable[[], float], now_ms: Callable[[], int]) -> None:
+    def __init__(self, lane: Lane, *, clock: Callable[[], float]) -> None:
         self._lane = lane
-        self._clock = clock
-        self._now_ms = now_ms
+        self._wall = clock
+        self._clock = monotonic if clock is time else clock
         self._lines: dict[PreparedDecision, Line] = {}
         self._asked: dict[PreparedDecision, int] = {}
         self._asked_until_s = 0.0
@@ -219,7 +219,7 @@ class Allotments:
             self._send(settlement)
             return
         if settlement not in self._together:
-            bounds, now_ms = settlement.view.effective.bounds, self._now_ms()
+            bounds, now_ms = settlement.view.effective.bounds, int(1000 * self._wall())
             ends_ms = bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
             if now_ms + 1000 * _FLUSH_S >= ends_ms:  # It belongs to the period that it ended in.
                 self._send(settlement)
@@ -250,7 +250,7 @@ class Allotments:
         self._lines.clear()
 
     def _send(self, settlement: Settlement) -> None:
-        self._lane.queues[settlement.view.shard].settle(settlement)
+        self._lane.settle(settlement)
 
 
 class AllotCall:

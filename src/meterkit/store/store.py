@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from time import monotonic, time
+from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from meterkit.catalog.argument_checks import check_feature
@@ -116,8 +116,7 @@ class Store:
         )
         if self.spool_dir is not None:
             loops.new_spool = partial(self._new_spool, self.spool_dir)
-        elapsed = monotonic if clock is time else clock
-        loops.new_allotments = partial(Allotments, clock=elapsed, now_ms=self.now_ms)
+        loops.new_allotments = partial(Allotments, clock=clock)
         self.outliving = OutlivingWorks()
         self.lanes = loops.lanes
         self.start, self.lane, self.stop, self.admin = loops.start, loops.lane, loops.stop, loops.admin
@@ -246,8 +245,7 @@ class Store:
         view.left = view.left or NOTHING_LEFT
         if reply[0] == replies.REFUSED and decision.refusal is None:
             # The ceilings that refused are the last known facts of the customer if the store goes away.
-            end_ms = decision.period_end_ms(reply[1])
-            view.left = {**view.left, **left_by(decision.exact(), reply, end_ms)}
+            view.left = {**view.left, **left_by(decision.exact(), reply, decision.period_end_ms(reply[1]))}
         return decision.refusal or self.weighed(decision, reply)
 
     def weighed(self, decision: PreparedDecision, reply: Any, *, degraded: bool = False) -> Decision:
@@ -307,8 +305,7 @@ class Store:
         Raises:
             StoreError: the store does not answer.
         """
-        (found,) = await self.usage_of_many([customer], at_ms=at_ms)
-        return found
+        return (await self.usage_of_many([customer], at_ms=at_ms))[0]
 
     async def usage_of_many(
         self, customers: Sequence[str], *, at_ms: int | None = None, former: bool = False
@@ -324,8 +321,7 @@ class Store:
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
         """How far the rates of a customer whose id is valid are used."""
-        (reply,) = await self._usage_replies([customer])
-        return rates_of(self.catalog, reply)
+        return rates_of(self.catalog, (await self._usage_replies([customer]))[0])
 
     async def _usage_replies(self, customers: Sequence[str]) -> Sequence[UsageReply]:
         admin = await self.admin()
