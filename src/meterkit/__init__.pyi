@@ -1,6 +1,7 @@
 # The public names and their modules, once: type checkers read them here, and so does __init__.py.
 from meterkit.asgi import identify as identify
 from meterkit.asgi.admitted import Current as Current
+from meterkit.asgi.callers import Caller as Caller
 from meterkit.asgi.context import allows as allows
 from meterkit.asgi.context import current as current
 from meterkit.asgi.context import record as record
@@ -18,6 +19,7 @@ from meterkit.customers.grants import Grant as Grant
 from meterkit.customers.grants import Grants as Grants
 from meterkit.customers.grants import LedgerEntry as LedgerEntry
 from meterkit.customers.history import HistoryEntry as HistoryEntry
+from meterkit.customers.subjects import CustomerSubject as CustomerSubject
 from meterkit.decisions.decision import Decision as Decision
 from meterkit.decisions.decision import GaugeLevel as GaugeLevel
 from meterkit.decisions.decision import SpendLevel as SpendLevel
@@ -87,6 +89,8 @@ from meterkit.store.customer_usage import PeriodUsage as PeriodUsage
 from meterkit.store.holds import Reservation as Reservation
 from meterkit.store.messages import KeptMessage as KeptMessage
 from meterkit.store.rate_usage import RateUsage as RateUsage
+from meterkit.store.subject_usage import SubjectMeter as SubjectMeter
+from meterkit.store.subject_usage import SubjectUsage as SubjectUsage
 from meterkit.subscriptions.change_rules import OverLimit as OverLimit
 from meterkit.subscriptions.existing_customers import Misfit as Misfit
 from meterkit.subscriptions.price_sync import StripeAccount as StripeAccount

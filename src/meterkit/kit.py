@@ -7,7 +7,7 @@ from asyncio import to_thread
 from functools import partial
 from importlib import import_module
 from time import time
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from meterkit.asgi.llm_calls import captured, record_calls
 from meterkit.catalog import Catalog, enforced
@@ -17,8 +17,8 @@ from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.errors import MeterkitError
-from meterkit.serving import Serving, store_of
-from meterkit.store.arguments import check_customer, check_event_id
+from meterkit.serving import Served, Serving, store_of
+from meterkit.store.arguments import check_customer, check_event_id, check_subjects
 from meterkit.store.hold import Used
 from meterkit.store.holds import Reservation
 from meterkit.tokens.estimate import estimate_input, guarded
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from meterkit.settings import Settings, SettingsKeywords
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.rate_usage import RateUsage
+    from meterkit.store.subject_usage import SubjectUsage
+    from meterkit.store.views import CustomerView
     from meterkit.subscriptions.service.stripe_customers import ContactSource
     from meterkit.sync import SyncMeterKit
     from meterkit.tokens.call_usage import CallUsage
@@ -52,7 +54,7 @@ _logger = logging.getLogger("meterkit")
 _Handler = TypeVar("_Handler", bound="Callable[[Any], object]")
 
 
-class MeterKit:
+class MeterKit(Served):
     """Meters and limits the customers of a service, and delivers what they used to Stripe.
 
     The constructor reads the plans file, the settings and the files that ``redis_url`` names for TLS, and
@@ -116,32 +118,6 @@ class MeterKit:
         """The catalog: plans, meters, routes."""
         return self.store.catalog
 
-    async def start(self) -> None:
-        """Connect for the running event loop. Counted: each start wants a stop.
-
-        A store that cannot be reached within ``start_timeout`` is logged, and tried on in the background.
-
-        Raises:
-            MeterkitError: the running event loop is not asyncio's: trio is not supported.
-            SettingsError: the store belongs to another number of shards or to a newer release, or the
-                embedded server cannot be run.
-        """
-        await self._serving.start()
-
-    async def begin(self) -> None:
-        """Serve the running event loop unless that was started, as the first request does without a lifespan.
-
-        Counts as one start without a stop: it ends with the event loop. Does not wait for the store.
-
-        Raises:
-            MeterkitError: the running event loop is not asyncio's.
-        """
-        await self._serving.begin()
-
-    async def stop(self) -> None:
-        """Undo one start; the last one settles what is left and closes all that belongs to the loop."""
-        await self._serving.stop()
-
     def on(self, event: str) -> Callable[[_Handler], _Handler]:
         """Register a handler, sync or async: ``@kit.on("usage.threshold")``.
 
@@ -154,18 +130,13 @@ class MeterKit:
         """
         return partial(self._handlers.add, event)
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
     def sync(self) -> SyncMeterKit:
         """The same for code without an event loop: ``with MeterKit(…).sync() as kit: kit.record(…)``."""
         return cast("SyncMeterKit", import_module("meterkit.sync").SyncMeterKit(self))
 
-    async def check(self, customer: str, meter: str, quantity: int = 1) -> Decision:
+    async def check(
+        self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
+    ) -> Decision:
         """Look only: whether the customer may use this much of a meter now. Nothing is counted.
 
         Of a gauge: whether it may grow by so much.
@@ -178,7 +149,7 @@ class MeterKit:
             demands = {meter: Demand(needed=check_quantity(quantity), taken=0)}
         else:
             demands = self._demands(meter, quantity)
-        return await self.store.check(self.store.cache.get(check_customer(customer)), demands)
+        return await self.store.check(self._view(customer, subjects), demands)
 
     async def allows(self, customer: str, feature: str) -> bool:
         """Whether the customer's plan has a feature; not while access is suspended.
@@ -191,7 +162,9 @@ class MeterKit:
         """
         return await self.store.allows(self.store.cache.get(check_customer(customer)), feature)
 
-    async def consume(self, customer: str, meter: str, quantity: int = 1) -> Decision:
+    async def consume(
+        self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
+    ) -> Decision:
         """Count this much now, in rates, used and recorded at once, or be refused and count nothing.
 
         Raises:
@@ -199,7 +172,7 @@ class MeterKit:
             StoreError: the store cannot decide.
         """
         demands = self._demands(meter, quantity)
-        return await self.store.consume(self.store.cache.get(check_customer(customer)), demands)
+        return await self.store.consume(self._view(customer, subjects), demands)
 
     async def record(
         self,
@@ -209,6 +182,7 @@ class MeterKit:
         *,
         event_id: str | None = None,
         occurred_at: datetime | None = None,
+        subjects: Mapping[str, str] | None = None,
     ) -> None:
         """Count this much after the fact; never denied.
 
@@ -224,6 +198,7 @@ class MeterKit:
                 meter: a call that is recorded on two meters needs two ids.
             occurred_at: when it happened (aware); default: now. Usage of a billing period that is closed goes
                 by ``billing.late_usage`` of the plans file, and is logged.
+            subjects: kind to id of the customer's user, team or the like; see :class:`meterkit.Caller`.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
@@ -231,7 +206,7 @@ class MeterKit:
                 than a minute in the future.
         """
         demands = self._demands(meter, quantity)
-        view = self.store.cache.get(check_customer(customer))
+        view = self._view(customer, subjects)
         if event_id is not None:
             check_event_id(event_id)
         await self.store.record(
@@ -242,7 +217,13 @@ class MeterKit:
         )
 
     async def record_usage(
-        self, customer: str | None, obj: object, *, event_id: str | None = None, call_id: str | None = None
+        self,
+        customer: str | None,
+        obj: object,
+        *,
+        event_id: str | None = None,
+        call_id: str | None = None,
+        subjects: Mapping[str, str] | None = None,
     ) -> CallUsage | None:
         """Count the tokens that a model's answer reports, by model and provider, off the request.
 
@@ -251,6 +232,7 @@ class MeterKit:
             obj: what :func:`meterkit.usage_of` can read, or a line of a batch's output.
             event_id: as of :meth:`record`.
             call_id: the provider's id of a job where ``obj`` lacks it, as a line of a batch does.
+            subjects: as of :meth:`record`.
 
         Returns:
             The counted usage; None, and a warning is logged, if there is no usage or no known customer.
@@ -259,11 +241,16 @@ class MeterKit:
             CustomerError, MeterkitError: an argument cannot be used, or no meter that counts tokens is there.
             StoreError: a job was given and the store does not answer; give it again.
         """
-        who = None if customer is None else check_customer(customer)
-        return await record_calls(self.store, who, obj, event_id=event_id, call_id=call_id)
+        view = None if customer is None else self._view(customer, subjects)
+        return await record_calls(self.store, view, obj, event_id=event_id, call_id=call_id)
 
     def reserve(
-        self, customer: str, quantities: Mapping[str, int], *, model: str | None = None
+        self,
+        customer: str,
+        quantities: Mapping[str, int],
+        *,
+        model: str | None = None,
+        subjects: Mapping[str, str] | None = None,
     ) -> Reservation:
         """Hold quantities now and count the true ones later, off the request.
 
@@ -276,6 +263,7 @@ class MeterKit:
             quantities: meter to the quantity that is held, in its unit.
             model: the model that is to be called, where ``prices`` depend on it; None: the highest price is
                 held.
+            subjects: as of :meth:`record`.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError, MeterkitError: an argument cannot be used.
@@ -285,7 +273,7 @@ class MeterKit:
             raise MeterkitError("quantities: found none; name one meter at least")
         check = partial(check_quantities, meters=self.catalog.meters)
         check(quantities)
-        view = self.store.cache.get(check_customer(customer))
+        view = self._view(customer, subjects)
         read = partial(captured, view.cache, reserved=dict(quantities), requested=model, check=check)
         return Reservation(self.store, view, quantities, read, model)
 
@@ -316,13 +304,16 @@ class MeterKit:
     async def usage(self, customer: str, *, by: None = None, period: _When = None) -> CustomerUsage: ...
     @overload
     async def usage(self, customer: str, *, by: Literal["model"], period: _When = None) -> ModelUsage: ...
+    @overload
+    async def usage(self, customer: str, *, by: str) -> Sequence[SubjectUsage] | ModelUsage: ...
     async def usage(
         self, customer: str, *, by: str | None = None, period: _When = None
-    ) -> CustomerUsage | ModelUsage:
+    ) -> CustomerUsage | ModelUsage | Sequence[SubjectUsage]:
         """What the customer has used in a period; an unknown one is shown on the default plan.
 
         ``period`` is an aware instant in it, or its id; None: this period. Of one that is over, it is not
-        known what was included, and nothing remains. ``by="model"`` reads cost and revenue off the audit log.
+        known what was included, and nothing remains. ``by="model"`` reads cost and revenue off the audit log;
+        ``by="user"``, or another kind of subjects, shows what each of them has used in this period.
 
         Raises:
             CustomerError, MeterkitError: an argument cannot be used, or the audit log.
@@ -331,8 +322,11 @@ class MeterKit:
         who, at_ms = check_customer(customer), None if period is None else period_ms(period)
         if by is None:
             return await self.store.usage(who, at_ms=at_ms)
-        usage_by = import_module("meterkit.insights.by_model").usage_by
-        return cast("ModelUsage", await usage_by(by, self.store, self.settings, who, at_ms))
+        if by == "model":
+            of_models = import_module("meterkit.insights.by_model").usage_by_model
+            return cast("ModelUsage", await of_models(self.store, self.settings, who, at_ms))
+        of_subjects = import_module("meterkit.customers.subjects").usage_of_kind
+        return cast("Sequence[SubjectUsage]", await of_subjects(self.store, who, by))
 
     async def rates(self, customer: str) -> Sequence[RateUsage]:
         """How far the customer's rates are used now, and those of routes; raises as :meth:`usage` does."""
@@ -393,6 +387,9 @@ class MeterKit:
         self.store.use(enforced(catalog, self.settings.enforcement))
         self._parts.use(catalog)
         return True
+
+    def _view(self, customer: str, subjects: Mapping[str, str] | None) -> CustomerView:
+        return self.store.cache.get(check_customer(customer), subjects=check_subjects(subjects))
 
     def _demands(self, meter: str, quantity: int) -> dict[str, Demand]:
         check_quantities({meter: quantity}, self.catalog.meters)

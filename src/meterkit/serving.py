@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 from meterkit.background import BackgroundTasks
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meterkit.redis.lane import Lane
     from meterkit.settings import Settings
 
-__all__ = ["Serving", "store_of"]
+__all__ = ["Served", "Serving", "store_of"]
 
 _logger = logging.getLogger("meterkit")
 
@@ -76,7 +76,7 @@ class Serving:
         store.loops.before_stop = self._end
 
     async def start(self) -> None:
-        """Serve the running event loop; see :meth:`meterkit.MeterKit.start`."""
+        """Serve the running event loop; see :meth:`Served.start`."""
         loop = running_loop()
         observe(self._store)
         await self._serve(loop)
@@ -86,7 +86,7 @@ class Serving:
         await self.remember_meters()
 
     async def begin(self) -> None:
-        """Serve the running event loop unless that was started; see :meth:`meterkit.MeterKit.begin`."""
+        """Serve the running event loop unless that was started; see :meth:`Served.begin`."""
         loop = running_loop()
         if loop in self._starts:
             await self._serve(loop)
@@ -140,3 +140,42 @@ class Serving:
         self._starts.pop(loop, None)
         await self._background.end(loop)
         await self._close()
+
+
+class Served:
+    """Starts and stops a kit, by itself or as an async context manager."""
+
+    _serving: Serving
+
+    async def start(self) -> None:
+        """Connect for the running event loop. Counted: each start wants a stop.
+
+        A store that cannot be reached within ``start_timeout`` is logged, and tried on in the background.
+
+        Raises:
+            MeterkitError: the running event loop is not asyncio's: trio is not supported.
+            SettingsError: the store belongs to another number of shards or to a newer release, or the
+                embedded server cannot be run.
+        """
+        await self._serving.start()
+
+    async def begin(self) -> None:
+        """Serve the running event loop unless that was started, as the first request does without a lifespan.
+
+        Counts as one start without a stop: it ends with the event loop. Does not wait for the store.
+
+        Raises:
+            MeterkitError: the running event loop is not asyncio's.
+        """
+        await self._serving.begin()
+
+    async def stop(self) -> None:
+        """Undo one start; the last one settles what is left and closes all that belongs to the loop."""
+        await self._serving.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from meterkit.customers.corrections import Corrected
     from meterkit.customers.customers import Customer, Customers
     from meterkit.customers.grants import Grants
+    from meterkit.customers.subjects import CustomerSubject
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.holds import Reservation
     from meterkit.store.rate_usage import RateUsage
+    from meterkit.store.subject_usage import SubjectUsage
     from meterkit.subscriptions.price_sync import StripeAccount
     from meterkit.subscriptions.service.credits import Credits
     from meterkit.subscriptions.service.service import Subscriptions
@@ -53,6 +55,7 @@ __all__ = [
     "SyncReservation",
     "SyncRevenue",
     "SyncStripeAccount",
+    "SyncSubject",
     "SyncSubscriptions",
     "SyncWebhooks",
 ]
@@ -76,9 +79,13 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
 
     @property
     def catalog(self) -> Catalog: ...
-    async def check(self, customer: str, meter: str, quantity: int = 1) -> Decision: ...
+    async def check(
+        self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
+    ) -> Decision: ...
     async def allows(self, customer: str, feature: str) -> bool: ...
-    async def consume(self, customer: str, meter: str, quantity: int = 1) -> Decision: ...
+    async def consume(
+        self, customer: str, meter: str, quantity: int = 1, *, subjects: Mapping[str, str] | None = None
+    ) -> Decision: ...
     async def record(
         self,
         customer: str,
@@ -87,12 +94,24 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
         *,
         event_id: str | None = None,
         occurred_at: datetime | None = None,
+        subjects: Mapping[str, str] | None = None,
     ) -> None: ...
     async def record_usage(
-        self, customer: str | None, obj: object, *, event_id: str | None = None, call_id: str | None = None
+        self,
+        customer: str | None,
+        obj: object,
+        *,
+        event_id: str | None = None,
+        call_id: str | None = None,
+        subjects: Mapping[str, str] | None = None,
     ) -> CallUsage | None: ...
     def reserve(
-        self, customer: str, quantities: Mapping[str, int], *, model: str | None = None
+        self,
+        customer: str,
+        quantities: Mapping[str, int],
+        *,
+        model: str | None = None,
+        subjects: Mapping[str, str] | None = None,
     ) -> Reservation: ...
     async def correct(
         self,
@@ -119,6 +138,8 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     async def usage(
         self, customer: str, *, by: Literal["model"], period: datetime | str | None = None
     ) -> ModelUsage: ...
+    @overload
+    async def usage(self, customer: str, *, by: str) -> Sequence[SubjectUsage] | ModelUsage: ...
     async def statement(
         self,
         customer: str,
@@ -213,14 +234,21 @@ class SyncMeterKit:
         self.stop()
 
     def reserve(
-        self, customer: str, quantities: Mapping[str, int], *, model: str | None = None
+        self,
+        customer: str,
+        quantities: Mapping[str, int],
+        *,
+        model: str | None = None,
+        subjects: Mapping[str, str] | None = None,
     ) -> SyncReservation:
         """Hold quantities now and count the true ones later; see :meth:`meterkit.MeterKit.reserve`.
 
         ``with kit.reserve("acme", {"output_tokens": 4096}) as reservation:`` look at
         ``reservation.decision``, then ``reservation.capture({"output_tokens": 812})``.
         """
-        return SyncReservation(self._kit.reserve(customer, quantities, model=model), self._loop)
+        return SyncReservation(
+            self._kit.reserve(customer, quantities, model=model, subjects=subjects), self._loop
+        )
 
 
 class SyncReservation:
@@ -272,6 +300,10 @@ class SyncCustomers:
         self.delete = loop.blocking(customers.delete)
         self.history = loop.blocking(customers.history)
 
+    def subject(self, customer: str, **subject: str) -> SyncSubject:
+        """One subject of a customer; see :meth:`meterkit.Customers.subject`."""
+        return SyncSubject(self._customers.subject(customer, **subject), self._loop)
+
     def list(self) -> Iterator[Customer]:
         """All customers that have a record, in no order."""
         found = self._customers.list()
@@ -281,6 +313,13 @@ class SyncCustomers:
 
         while (customer := self._loop.call(following)) is not None:
             yield customer
+
+
+class SyncSubject:
+    """One subject of a customer; see :class:`meterkit.CustomerSubject`."""
+
+    def __init__(self, subject: CustomerSubject[Customer], loop: LoopThread) -> None:
+        self.override = loop.blocking(subject.override)
 
 
 class SyncCredits:

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from meterkit import MeterkitError
-from meterkit.asgi import identify
+from meterkit.asgi import identify, key_owners
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -65,7 +65,7 @@ class Table:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The clock of what is remembered: one number, that a test moves."""
     clock = [1000.0]
-    monkeypatch.setattr(identify, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(key_owners, "monotonic", lambda: clock[0])
     return clock
 
 
@@ -182,7 +182,7 @@ async def test_any_kind_of_callable_may_look_up() -> None:
 async def test_what_is_remembered_is_bounded_and_strangers_displace_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(identify, "_KEYS_KEPT_MAX", 4)
+    monkeypatch.setattr(key_owners, "_KEYS_KEPT_MAX", 4)
     table = Table(k0="acme", **{f"k{n}": f"customer-{n}" for n in range(1, 6)})
     resolve = identify.api_key(table.look_up_later)
     assert await who(resolve, "k0") == "acme"

@@ -17,6 +17,7 @@ from metering import hello, http_scope
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.asgi.body import BUFFERED_BYTES_MAX
 from meterkit.catalog import loads
+from meterkit.store.reserving import prepare_reserving
 from tokens.recordings import chat, compact, sse
 
 if TYPE_CHECKING:
@@ -392,7 +393,7 @@ async def test_a_refusal_is_told_by_the_state_it_was_made_with(store_url: str) -
         view = at.kit.store.cache.get("acme")
         await at.kit.check("acme", "output_tokens")
         route = at.kit.catalog.routes[0]
-        decided = view.prepare_reserving(route, {"output_tokens": 1001})
+        decided = prepare_reserving(view, route, {"output_tokens": 1001})
         lane = await at.kit.store.start()
         reply = await lane.ask(decided)
         # What somebody else's settlement brings in the meantime: another state, with fewer limits.

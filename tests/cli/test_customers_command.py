@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meterkit import MeterKit
-from meterkit.cli.customers import parse_entitlement
 from meterkit.cli.importing import read_links
+from meterkit.cli.subject_overrides import parse_entitlement
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ UNKNOWN: dict[str, object] = {
     "stripe_customer": None,
     "overrides": {},
     "feature_overrides": {},
+    "subject_overrides": {},
     "override_ends": {},
 }
 
@@ -61,6 +62,7 @@ def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
         "stripe_customer": "cus_1",
         "overrides": {"tokens": {"included": 5000}},
         "feature_overrides": {},
+        "subject_overrides": {},
         "override_ends": {},
     }
     assert found == {name: value for name, value in expected.items() if name != "access_since"}

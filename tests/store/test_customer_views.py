@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Route
     from meterkit.decisions.grants import Prepaid
     from meterkit.decisions.program import Program
+    from meterkit.store.subjects import Subjects
 
 pytestmark = pytest.mark.anyio
 
@@ -72,8 +73,9 @@ class Interrupted(CustomerCache):
         prepaid: Prepaid | None,
         *,
         keeps: bool = False,
+        subjects: Subjects | None = None,
     ) -> Program:
-        program = super().program(entitlements, route, prepaid, keeps=keeps)
+        program = super().program(entitlements, route, prepaid, keeps=keeps, subjects=subjects)
         if getattr(self, "meanwhile", None):
             self.learn(self.get("acme"), self.meanwhile.pop())
         return program

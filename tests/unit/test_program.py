@@ -72,7 +72,7 @@ def test_rates_come_first_then_ceilings_then_concurrency_then_what_is_recorded()
         *(meter_field("requests"), concurrency_field("requests"), meter_field("plain")),
     )
     assert found.numbers == (
-        *(3, 2, 1),
+        *(3, 2, 1, 0),
         *(1, 60_000, 100, 0, 2, 2),
         *(3, 50, 40, 1, 2, 2),
         *(1, 1000, 10, 0, 3, 3),
@@ -93,7 +93,7 @@ def test_rates_come_first_then_ceilings_then_concurrency_then_what_is_recorded()
 
 def test_a_cap_is_told_apart_from_included() -> None:
     found = compiled({"tokens": one(7, 0)})
-    assert found.numbers == (0, 1, 0, 500, 100, 7, 0)
+    assert found.numbers == (0, 1, 0, 0, 500, 100, 7, 0)
     assert found.fields == (meter_field("tokens"),)
     assert (found.held, found.concurrency, found.settled) == ({}, (), {})
     assert not found.settles
@@ -102,7 +102,7 @@ def test_a_cap_is_told_apart_from_included() -> None:
 
 def test_overage_without_a_cap_has_no_ceiling_and_is_settled() -> None:
     found = compiled({"silent": one(7)}, billed_always=True)
-    assert found.numbers == (0, 0, 0)
+    assert found.numbers == (0, 0, 0, 0)
     assert found.fields == ()
     assert (found.held, found.settled) == ({}, {"silent": 7})
 
@@ -313,7 +313,7 @@ def test_gauges_that_grow_are_held_and_stand_beside_the_numbers() -> None:
     assert demands == {"requests": one(1), "storage": one(10)}
     found = compile_program(plan.entitlements, GAUGED, demands, route=route)
     assert found.numbers == (
-        *(2, 1, 0),
+        *(2, 1, 0, 0),
         *(1, 1000, 5, 0, 1, 1),
         *(1, 1000, 10, 0, 1, 1),
         *(100, 0, 1, 1),
@@ -330,10 +330,10 @@ def test_gauges_that_grow_are_held_and_stand_beside_the_numbers() -> None:
     assert (found.gauges, found.held) == (True, {"requests": 1, "storage": 10})
     assert found.measures[2].capped
     assert found.asked == (
-        *((7, "", 1), (8, "", 0)),
-        *((13, "requests", 1), (14, "requests", 0)),
-        *((17, "requests", 1), (18, "requests", 0)),
-        *((19, "storage", 1), (20, "storage", 0)),
+        *((8, "", 1), (9, "", 0)),
+        *((14, "requests", 1), (15, "requests", 0)),
+        *((18, "requests", 1), (19, "requests", 0)),
+        *((20, "storage", 1), (21, "storage", 0)),
     )
 
 

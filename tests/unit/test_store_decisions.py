@@ -37,6 +37,7 @@ from meterkit.store.fallback import Fallback
 from meterkit.store.hold import Mark, Used, told_of
 from meterkit.store.holds import HoldOwner
 from meterkit.store.idempotency import MarkedDecision
+from meterkit.store.reserving import prepare_reserving
 from meterkit.store.settlement import Settlement
 from meterkit.store.settlement_shape import Entry, thresholds_of
 from meterkit.store.views import CustomerCache
@@ -224,7 +225,7 @@ def test_a_reservation_is_limited_by_the_meters_that_its_model_has(
 ) -> None:
     derived = '{requests: {unit: request}, large: {unit: request, from: requests, where: {model: "*-large"}}}'
     known = Known(TEXT.replace("{requests: {unit: request}}", derived))
-    decided = known.view().prepare_reserving(known.catalog.routes[0], {"requests": 5}, models=(model,))
+    decided = prepare_reserving(known.view(), known.catalog.routes[0], {"requests": 5}, models=(model,))
     assert decided.reserved == expected
 
 

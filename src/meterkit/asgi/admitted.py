@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.problems import type_of
@@ -14,6 +14,8 @@ from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.types import Receive, Scope, Send
 
     from meterkit.asgi.refuser import Refuser
@@ -34,11 +36,13 @@ class Current:
         customer: the customer's id.
         plan: the key of the plan in force.
         decision: what was decided about this request.
+        subjects: kind to id of the customer's user, team or the like, as `Caller` named them.
     """
 
     customer: str
     plan: str
     decision: Decision
+    subjects: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Admitted(HoldOwner):
@@ -125,6 +129,7 @@ class Admitted(HoldOwner):
             customer=self._view.customer,
             plan=self._view.effective.plan.key,
             decision=self.decision or Decision(allowed=True),
+            subjects={} if self._view.subjects is None else dict(self._view.subjects.given),
         )
 
     def refusal_without(self, feature: str) -> Decision | None:

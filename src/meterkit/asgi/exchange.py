@@ -313,7 +313,7 @@ class Exchange(Admitted):
         if settlement is None:
             used = Used(counted if billed else _NOTHING, counted)
             settlement = Settlement(self._view, used=used)
-            if decided is not None:
+            if decided is not None and not settlement.is_single:
                 decided.unheld = {**decided.unheld, billed: settlement}
         if counted:
             self._store.settle(lane, settlement)

@@ -1,36 +1,33 @@
 """Who asks: ready-made answers to "which customer does this request belong to?".
 
-Each factory returns a callable ``(scope) -> str | None``, or an awaitable of it; any other callable of
-that shape does as well. None means that the request has no customer, and the plans file's ``anonymous``
-says what becomes of it. What a factory returns is checked by the middleware with `is_customer`.
+Each factory returns a callable ``(scope) -> str | Caller | None``, or an awaitable of it; any other callable
+of that shape does as well. A `Caller` names a user or a team besides. None means that the request has no
+customer, and the plans file's ``anonymous`` says what becomes of it. What a factory returns is checked by the
+middleware with `is_customer`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import logging
 import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import lru_cache
-from inspect import isawaitable, iscoroutinefunction
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Final
 
-from anyio import CapacityLimiter, to_thread
 from starlette.types import Scope
 
+from meterkit.asgi.callers import Caller
+from meterkit.asgi.key_owners import KeyLookup, KeyOwners, digest_of
 from meterkit.catalog.billing import UNIX, proxy_network
 from meterkit.errors import MeterkitError
-from meterkit.store.arguments import check_customer, is_customer, is_text
+from meterkit.store.arguments import check_customer, check_subject_kinds, is_customer, is_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "Caller",
     "Identify",
     "KeyLookup",
     "api_key",
@@ -42,17 +39,9 @@ __all__ = [
     "user",
 ]
 
-Identify = Callable[[Scope], str | Awaitable[str | None] | None]
-KeyLookup = Callable[[str], str | Awaitable[str | None] | None]
-T = TypeVar("T")
+Identify = Callable[[Scope], str | Caller | Awaitable[str | Caller | None] | None]
 
 _TTL: Final = timedelta(seconds=60)
-_KEYS_KEPT_MAX: Final = 10_000
-_THREADS_MAX: Final = 16
-_UNOWNED_S_MAX: Final = 5.0
-"""A key that was just made should not be refused for long where it was tried too early."""
-_FAILED_TOLD: Final = 5
-_logger = logging.getLogger("meterkit.asgi")
 HOST_CHARS_MAX: Final = 64
 HOPS_MAX: Final = 32
 
@@ -61,43 +50,54 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HOST_PORT: Final = re.compile(r"\[([^\]]*)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+")
 
 
-def header(name: str) -> Callable[[Scope], str | None]:
+def header(name: str, *, subjects: Mapping[str, str] | None = None) -> Callable[[Scope], str | Caller | None]:
     """The customer is the value of a request header, as a trusted gateway in front of the app sets it.
 
     Without such a gateway any client can name any customer. A header that is empty, missing or given
     more than once names no customer. A value that is not UTF-8 names a customer that is not allowed.
 
+    Args:
+        name: of the header.
+        subjects: kind to the header that names the subject, such as ``{"user": "x-user-id"}``. One that is
+            empty, missing or given more than once names no subject.
+
     Raises:
-        MeterkitError: this is no name of a header.
+        MeterkitError: a name is no name of a header, or there are more than three subjects.
     """
     wanted = _field_name(name)
+    check_subject_kinds(subjects or {})
+    others = [(kind, _field_name(field)) for kind, field in (subjects or {}).items()]
 
-    def identify(scope: Scope) -> str | None:
-        found: bytes | None = None
-        for key, value in scope["headers"]:
-            if key == wanted:
-                if found is not None:
-                    return None
-                found = value
+    def identify(scope: Scope) -> str | Caller | None:
+        found = _single(scope, wanted)
         if not found:
             return None
-        # A lone surrogate is refused as a customer id, so the client hears that the id is wrong.
-        return found.decode() if found.isascii() else found.decode("utf-8", "surrogateescape")
+        customer = _text(found)
+        if not others:
+            return customer
+        named = ((kind, _single(scope, field)) for kind, field in others)
+        given = {kind: _text(value) for kind, value in named if value}
+        return Caller(customer, given) if given else customer
 
     return identify
 
 
+def _text(value: bytes) -> str:
+    # A lone surrogate is refused as an id, so the client hears that the id is wrong.
+    return value.decode() if value.isascii() else value.decode("utf-8", "surrogateescape")
+
+
 def api_key(
     lookup: KeyLookup, *, header: str = "authorization", ttl: timedelta = _TTL, hashed: bool = False
-) -> Callable[[Scope], str | Awaitable[str | None] | None]:
+) -> Callable[[Scope], str | Caller | Awaitable[str | Caller | None] | None]:
     """The customer is the owner of the API key in a request header.
 
     What ``lookup`` says is remembered under the key's hash, in this process; no key is kept. Requests
     that come with the same key while it is looked up wait for the one lookup; its errors are not remembered.
 
     Args:
-        lookup: from a key to its customer, or None for a key without an owner; sync or async. One that is not
-            async runs in a thread, so it may block.
+        lookup: from a key to its customer or `Caller`, or None for a key without an owner; sync or async. One
+            that is not async runs in a thread, so it may block.
         header: in ``authorization`` the key follows the word ``Bearer`` (RFC 6750); in any other header
             it stands alone. A header that is missing or given more than once names no customer.
         ttl: how long an owner is remembered: a revoked key works for so long; that a key has no owner
@@ -117,10 +117,10 @@ def api_key(
     if not _is_span(ttl):
         raise MeterkitError(f"ttl: found {ttl!r:.80}; allowed is a timedelta from 0, as timedelta(minutes=1)")
     wanted = _field_name(header)
-    owners = _KeyOwners(lookup, ttl.total_seconds(), hashed=hashed)
+    owners = KeyOwners(lookup, ttl.total_seconds(), hashed=hashed)
     bearer = wanted == b"authorization"
 
-    def identify(scope: Scope) -> str | Awaitable[str | None] | None:
+    def identify(scope: Scope) -> str | Caller | Awaitable[str | Caller | None] | None:
         value = _single(scope, wanted)
         if value and bearer:
             scheme, _, rest = value.partition(b" ")
@@ -136,7 +136,7 @@ def hash_key(key: str) -> str:
     Fast and without salt on purpose: it suits keys that were drawn at random with 128 bits or more, not
     passwords.
     """
-    return _hash(key.encode())
+    return digest_of(key.encode())
 
 
 def user(attr: str = "identity") -> Callable[[Scope], str | None]:
@@ -220,126 +220,6 @@ def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Callable[[Scope], str |
     return identify
 
 
-class _KeyOwners:
-    """Asks a lookup whose a key is, and remembers what it said; keys are known by their hashes only.
-
-    Requests that ask for the same key at the same time wait for one lookup; what it raises, each of them
-    raises, and it is asked again for the next one. What is remembered is bounded: of 10,000 owners the oldest
-    half is forgotten. Keys without an owner are kept apart, so that no number of them displaces an owner.
-
-    Args:
-        lookup: from a key to its customer, or None; one that is not async runs in a thread.
-        ttl_s: how long an owner is remembered, in seconds; that a key has no owner, 5 seconds at most.
-        hashed: whether the lookup gets a key's hash.
-    """
-
-    def __init__(self, lookup: KeyLookup, ttl_s: float, *, hashed: bool) -> None:
-        self._lookup = lookup
-        self._hashed = hashed
-        self._failed = 0
-        self._runs_on_the_loop = iscoroutinefunction(lookup) or iscoroutinefunction(
-            getattr(lookup, "__call__", None)  # noqa: B004 - an object whose call is async
-        )
-        self._ttl_s = ttl_s
-        self._owned: dict[str, tuple[str, float]] = {}
-        self._unowned: dict[str, float] = {}
-        self._asked: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Future[str | None]] = {}
-        self._limiters: WeakKeyDictionary[asyncio.AbstractEventLoop, CapacityLimiter] = WeakKeyDictionary()
-
-    def of(self, key: bytes) -> str | Awaitable[str | None] | None:
-        """The owner of a key; at once where it is remembered."""
-        key_hash = _hash(key)
-        owned = self._owned.get(key_hash)
-        if owned is not None and monotonic() < owned[1]:
-            return owned[0]
-        if monotonic() < self._unowned.get(key_hash, 0.0):
-            return None
-        if self._hashed:
-            return self._ask(key_hash, key_hash)
-        try:
-            return self._ask(key_hash, key.decode())
-        except UnicodeDecodeError:
-            return None  # Keys are texts.
-
-    async def _ask(self, key_hash: str, asked_for: str) -> str | None:
-        loop = asyncio.get_running_loop()
-        while (asked := self._asked.get((loop, key_hash))) is not None:
-            await asyncio.wait([asked])
-            if not asked.cancelled():
-                return asked.result()
-            # The task that looked the owner up was cancelled meanwhile; another one does it.
-        asked = self._asked[loop, key_hash] = loop.create_future()
-        try:
-            owner = await self._look_up(asked_for)
-        except Exception as error:
-            asked.set_exception(error)
-            asked.exception()  # It is raised here, whether or not anybody else waits for it.
-            raise
-        except BaseException:
-            asked.cancel()
-            raise
-        else:
-            self._remember(key_hash, owner)
-            asked.set_result(owner)
-            return owner
-        finally:
-            del self._asked[loop, key_hash]
-
-    async def _look_up(self, asked_for: str) -> str | None:
-        try:
-            if self._runs_on_the_loop:
-                found = self._lookup(asked_for)
-            else:
-                found = await to_thread.run_sync(self._lookup, asked_for, limiter=self._limiter())
-            return await found if isawaitable(found) else found
-        except Exception as error:
-            if asked_for not in str(error) and asked_for not in repr(error):
-                raise
-            # Such as a KeyError of the key: the log must not have it.
-            said = MeterkitError(f"the lookup of an API key raised {type(error).__name__}")
-            raise said.with_traceback(error.__traceback__) from None
-
-    def _limiter(self) -> CapacityLimiter:
-        """Threads of its own: keys that strangers make up must not take those of the app's endpoints."""
-        loop = asyncio.get_running_loop()
-        limiter = self._limiters.get(loop)
-        if limiter is None:
-            limiter = self._limiters[loop] = CapacityLimiter(_THREADS_MAX)
-        return limiter
-
-    def _remember(self, key_hash: str, owner: object) -> None:
-        now = monotonic()
-        self._note(is_found=owner is not None)
-        self._owned.pop(key_hash, None)  # Inserting it again makes it the youngest.
-        self._unowned.pop(key_hash, None)
-        if isinstance(owner, str):
-            _put_bounded(self._owned, key_hash, (owner, now + self._ttl_s))
-        elif owner is None:
-            _put_bounded(self._unowned, key_hash, now + min(self._ttl_s, _UNOWNED_S_MAX))
-
-    def _note(self, *, is_found: bool) -> None:
-        """Warn once where no key at all has an owner: the lookup may expect another form of it."""
-        if is_found:
-            self._failed = _FAILED_TOLD  # It works.
-        elif self._failed < _FAILED_TOLD:
-            self._failed += 1
-            if self._failed == _FAILED_TOLD:
-                gets = "the SHA-256 of the key, in hex" if self._hashed else "the key as the client sent it"
-                _logger.warning(
-                    "identify.api_key: the first %d keys had no owner; the lookup gets %s (hashed=%s)",
-                    _FAILED_TOLD,
-                    gets,
-                    self._hashed,
-                )
-
-
-def _put_bounded(kept: dict[str, T], key_hash: str, value: T) -> None:
-    if len(kept) >= _KEYS_KEPT_MAX:
-        for oldest in list(kept)[: _KEYS_KEPT_MAX // 2]:
-            kept.pop(oldest, None)  # Another thread may be doing the same.
-    kept[key_hash] = value
-
-
 def _is_span(value: object) -> bool:
     return isinstance(value, timedelta) and value >= timedelta(0)
 
@@ -361,10 +241,6 @@ def _single(scope: Scope, wanted: bytes) -> bytes | None:
                 return None
             found = value
     return found
-
-
-def _hash(key: bytes) -> str:
-    return hashlib.sha256(key).hexdigest()
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:

@@ -117,7 +117,7 @@ class LlmCalls:
 
 
 async def record_calls(
-    store: Store, customer: str | None, obj: object, *, event_id: str | None, call_id: str | None
+    store: Store, view: CustomerView | None, obj: object, *, event_id: str | None, call_id: str | None
 ) -> CallUsage | None:
     """Count what the calls in an object have used; see :meth:`meterkit.MeterKit.record_usage`."""
     for name, value in (("event_id", event_id), ("call_id", call_id)):
@@ -130,7 +130,6 @@ async def record_calls(
         )
     said: object = obj if line is None else line.answer
     calls, pending = calls_of(said), pending_jobs(said)
-    view = None if customer is None else store.cache.get(customer)
     if view is not None and not store.is_off:
         for job_id in pending:
             await remember_job(store, job_id, view, "")

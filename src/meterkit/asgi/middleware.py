@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from meterkit.asgi.allotted import admit
 from meterkit.asgi.arguments import PlansInForce, check_arguments
 from meterkit.asgi.body import BufferedBody
+from meterkit.asgi.callers import parted
 from meterkit.asgi.context import exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.exchange_kinds import kind_of
@@ -85,7 +86,7 @@ class MeterMiddleware:
         app: the app that is wrapped.
         kit: what is sold, and where it is counted. Started and stopped with the app's lifespan; where the
             server runs none, started by the first request.
-        identify: from an ASGI scope to the customer's id, or None; sync or async.
+        identify: from an ASGI scope to the customer's id, a `Caller`, or None; sync or async.
         on_denied: from a scope and a refusal to a response in place of meterkit's own, or None to keep that;
             sync or async. The response gets the fields of meterkit's own that it lacks.
         cors: the origins whose scripts may read a refusal; ``*`` for all. Leave it empty where a CORS
@@ -312,8 +313,9 @@ class MeterMiddleware:
         """Decide for a new customer, or for a request without one."""
         if isawaitable(found):
             found = await found
-        if is_customer(found):
-            return plans.cache.get(found)
+        found, subjects = parted(found)
+        if is_customer(found) and subjects is not None:
+            return plans.cache.get(found, subjects=subjects)
         if isinstance(found, str):
             raise _UnservedError(_INVALID)
         if found is not None:

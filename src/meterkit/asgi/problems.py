@@ -129,15 +129,23 @@ def _spend(refusal: Refusal) -> _Words:
     limit, spent = (0, 0) if level is None else (level.limit_cents, level.spent_cents)
     policy, after = refusal.policy, refusal.decision.reset_after
     span = "billing period" if policy is None or policy.window_s is None else _window(policy.window_s)
+    whose = next((kind for kind in _kinds(refusal.decision.violated)), "account")
     why = (
-        f"This account may spend {money(limit, currency)} per {span.removeprefix('1 ')}, and"
+        f"This {whose} may spend {money(limit, currency)} per {span.removeprefix('1 ')}, and"
         f" {money(min(spent, limit), currency)} of it are spent or set aside for requests in progress."
     )
     members: dict[str, Member] = {"limit_cents": limit, "spent_cents": spent, "currency": currency}
+    if whose != "account":
+        members["violated-policies"] = list(refusal.decision.violated)
     if after is None:
         return f"{why} This request may cost more than that: ask for less.", members
     members["reset_after_s"] = _seconds(after)
     return f"{why} {_retry(_seconds(after)).replace('Retry', 'More can be spent')}", members
+
+
+def _kinds(violated: Iterable[str]) -> list[str]:
+    """The kinds of the customer's subjects that policies are of, such as ``user`` of ``user:spend-1d``."""
+    return [name.partition(":")[0] for name in violated if ":" in name]
 
 
 def _feature(refusal: Refusal) -> _Words:

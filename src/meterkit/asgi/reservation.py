@@ -9,6 +9,7 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
 from meterkit.store.idempotency import marking, repeat_digest
+from meterkit.store.reserving import prepare_reserving
 from meterkit.tokens.estimate import (
     MEDIA_PART_TOKENS,
     estimate_input,
@@ -89,7 +90,7 @@ async def reserving(
 
     def prepare(view: CustomerView, mode: str) -> PreparedDecision:
         if quantities or route.reserve:
-            return view.prepare_reserving(route, quantities, mode, models=models)
+            return prepare_reserving(view, route, quantities, mode, models=models)
         return view.prepare(route, mode)
 
     digest = repeat_digest(route, body.scope)

@@ -279,7 +279,7 @@ class WebSocketExchange(Exchange):
         if cache is not self._view.cache:
             for route in cache.catalog.routes:
                 if route.match == self._route.match:
-                    return route, cache.get(self._view.customer, anonymous=self._view.anonymous)
+                    return route, cache.renewed(self._view)
         return self._route, self._view  # Where the line is gone, too: what it admitted goes by it.
 
     async def _decide_message(self, lane: Lane) -> Decision | None:
@@ -379,6 +379,8 @@ def _prepared(
         rates_only=route.always,
         prepaid=view.prepaid,
     )
+    if mode != "c":
+        program = view.with_subjects(program, demands, in_flight=False, rates_only=route.always)
     return PreparedDecision(view, program, mode, route=route)
 
 

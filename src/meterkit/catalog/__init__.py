@@ -23,8 +23,6 @@ from meterkit.catalog.models import (
     Entitlement,
     Headers,
     Meter,
-    Note,
-    NoteKind,
     Overage,
     Plan,
     PlanGrant,
@@ -37,6 +35,7 @@ from meterkit.catalog.models import (
     StoreFailure,
     StripeEvent,
 )
+from meterkit.catalog.note import Note, NoteKind
 from meterkit.catalog.notifications import EmailChannel, Notify, WebhookChannel
 from meterkit.catalog.stored_objects import OTHER_TYPE, ObjectPattern, Storage
 

@@ -20,7 +20,7 @@ Per = Literal["period", "day", "hour"]
 AtLimit = Literal["deny", "notify"]
 _PERS: Final[Choice[Per]] = Choice(("period", "day", "hour"))
 _AT_LIMITS: Final[Choice[AtLimit]] = Choice(("deny", "notify"))
-_WINDOWS: Final[Mapping[Per, tuple[int, str]]] = {"day": (86_400_000, "1d"), "hour": (3_600_000, "1h")}
+WINDOWS: Final[Mapping[Per, tuple[int, str]]] = {"day": (86_400_000, "1d"), "hour": (3_600_000, "1h")}
 
 
 class BudgetTable(Table, what="a budget", inheritable=True):
@@ -133,7 +133,7 @@ def _limited(given: Entitlement, per: Per, amount_cents: int | None, micros: int
     most = min(amount_cents * micros, QUANTITY_MAX)
     if per == "period":
         return replace(given, included=most if given.included is None else min(most, given.included))
-    window_ms, window = _WINDOWS[per]
+    window_ms, window = WINDOWS[per]
     rates = {rate.window_ms: rate for rate in given.rates}
     most = min(most, rates[window_ms].limit) if window_ms in rates else most
     rates[window_ms] = Rate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, cast
 
 from meterkit.catalog.budgets import LimitsTable, lowered
@@ -78,6 +79,14 @@ class EntitlementTable(Table, what="an entitlement", inheritable=True):
     )
 
 
+class CounterLimits(Table, what="a limit of a subject", inheritable=True):
+    """One of the meters of a subject of a plan: rates, concurrency and included, and no overage."""
+
+    rates = EntitlementTable.rates
+    concurrency = EntitlementTable.concurrency
+    included = EntitlementTable.included
+
+
 DENY: Final = Overage(mode="deny")
 BILLED: Final = Overage(mode="bill")
 
@@ -119,6 +128,19 @@ def build_entitlement(
         overage=_build_overage(values, meter, base),
         warn_at=_build_warn_at(values) if values.has("warn_at") else start.warn_at,
         is_unlimited=included is None and (values.included == UNLIMITED or start.is_unlimited),
+    )
+
+
+def counter_limits(values: CounterLimits, meter: Meter, *, base: Entitlement | None = None) -> Entitlement:
+    """The rates, the concurrency and the ceiling of one meter of a subject; nothing is billed of it."""
+    start = base or Entitlement(
+        meter=meter.name, rates=(), concurrency=None, included=None, overage=DENY, warn_at=()
+    )
+    return replace(
+        start,
+        rates=(values.rates or ()) if values.has("rates") else start.rates,
+        concurrency=_limit_of(values.concurrency) if values.has("concurrency") else start.concurrency,
+        included=_limit_of(values.included) if values.has("included") else start.included,
     )
 
 
@@ -247,10 +269,10 @@ def override(
         if name not in catalog.meters:
             found.refuse(place, unknown("meter", name, catalog.meters))
         elif catalog.meters[name].is_spend:
-            limits = LimitsTable.read(_node(given, place, 1), found)
+            limits = LimitsTable.read(node_of(given, place, 1), found)
             if limits is not None and not found:
                 merged[name] = lowered(plan.entitlements[name], limits, catalog.currency)
-        elif (values := EntitlementTable.read(_node(given, place, 1), found)) is not None:
+        elif (values := EntitlementTable.read(node_of(given, place, 1), found)) is not None:
             built = build_entitlement(values, catalog.meters[name], base=plan.entitlements[name])
             if not found:
                 merged[name] = built
@@ -260,7 +282,7 @@ def override(
     return merged
 
 
-def _node(value: object, place: Place, depth: int) -> Node:
+def node_of(value: object, place: Place, depth: int) -> Node:
     """A value of Python in the notation of the plans file."""
     if depth > DEPTH_MAX:
         return Text(place, "…", quoted=True)
@@ -268,11 +290,11 @@ def _node(value: object, place: Place, depth: int) -> Node:
         entries = {str(key): item for key, item in cast("Mapping[object, object]", value).items()}
         places = {key: place.child(key) for key in entries}
         return Fields(
-            place, {key: _node(item, places[key], depth + 1) for key, item in entries.items()}, places
+            place, {key: node_of(item, places[key], depth + 1) for key, item in entries.items()}, places
         )
     if isinstance(value, list | tuple):
         items = cast("list[object] | tuple[object, ...]", value)
-        return Items(place, tuple(_node(item, place.item(i), depth + 1) for i, item in enumerate(items)))
+        return Items(place, tuple(node_of(item, place.item(i), depth + 1) for i, item in enumerate(items)))
     if value is None:
         return Text(place, "null", quoted=False)
     return Text(place, str(value).lower() if isinstance(value, bool) else str(value), quoted=True)

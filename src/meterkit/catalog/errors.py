@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from meterkit.catalog.models import Note, NoteKind
+from meterkit.catalog.note import Note, NoteKind
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:

@@ -296,7 +296,9 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     ]
     note_unpriced_models(kept(values.meters), tables, problems)
     known |= price_rows(written_plans, known, prices)
-    declared = Declared(meters=known, features=features, credits=credits_, prices=prices)
+    declared = Declared(
+        meters=known, features=features, credits=credits_, prices=prices, currency=values.currency or ""
+    )
     built_plans = build_plans(written_plans, declared, problems)
     budgets = {key: plan.budget for key, plan in kept(written_plans).items() if plan.budget is not None}
     if budgets:

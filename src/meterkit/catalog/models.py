@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.billing_terms import Billing, Dunning, Outcome
     from meterkit.catalog.mcp_match import McpMatch
     from meterkit.catalog.model_prices import Credit, PriceRows, ProviderPrices
+    from meterkit.catalog.note import Note
     from meterkit.catalog.stored_objects import Storage
 
 Algorithm = Literal["sliding-window", "fixed-window", "token-bucket"]
@@ -37,33 +38,6 @@ SPEND: Final = "spend"
 """The meter that counts what is spent, where a plan has a budget; and what policies of it begin with."""
 QUANTITY_MAX: Final = 10**15 - 1
 CREDITS_MAX: Final = 9 * 10**9
-
-NoteKind = Literal["informs", "billed_from_first_unit", "never_reached"]
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something in a plans file that is allowed, and may surprise.
-
-    Attributes:
-        file: the path as it was given.
-        line: 1-based, and so is ``column``.
-        path: where in the document, dotted: ``plans.pro.trial``.
-        kind: ``informs``: a consequence of what is written; ``billed_from_first_unit``: a plan
-            includes nothing of a meter reported to Stripe; ``never_reached``: an earlier route takes all
-            requests of this one.
-        message: what comes of it, and what to write where something else is meant.
-    """
-
-    file: str
-    line: int
-    column: int
-    path: str
-    kind: NoteKind
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column} {self.path}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +186,24 @@ class PlanGrant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectBudget:
+    """What each subject of a kind may spend: micro-units per window (ms; 0: the billing period)."""
+
+    micros: int
+    window_ms: int
+    window: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectPlan:
+    """What a plan gives each subject of one kind, by meter, and its budget or None."""
+
+    kind: str
+    limits: Mapping[str, Entitlement]
+    budget: SubjectBudget | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A named set of entitlements.
 
@@ -234,6 +226,7 @@ class Plan:
     entitlements: Mapping[str, Entitlement]
     grants: tuple[PlanGrant, ...]
     allotment: Allotment | None = None
+    subjects: Mapping[str, SubjectPlan] = field(default_factory=dict[str, "SubjectPlan"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,11 +20,10 @@ if TYPE_CHECKING:
         Enforcement,
         Entitlement,
         Meter,
-        Note,
-        NoteKind,
         Plan,
         Route,
     )
+    from meterkit.catalog.note import Note, NoteKind
 
 _logger = logging.getLogger("meterkit")
 _plans_logger = logging.getLogger("meterkit.plans")

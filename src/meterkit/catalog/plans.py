@@ -14,6 +14,7 @@ from meterkit.catalog.models import CREDITS_MAX, Plan, PlanGrant, Price, SeatPri
 from meterkit.catalog.notes import note_entitlement, note_trial
 from meterkit.catalog.overage_prices import bill_of, build_rows, check_items, price_by_model, rows_of
 from meterkit.catalog.shapes import Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table, kept
+from meterkit.catalog.subjects import SubjectShape, build_subjects
 from meterkit.catalog.value_parsers import NAME, cents, duration, integer, quantity, text
 
 if TYPE_CHECKING:
@@ -127,6 +128,10 @@ class PlanTable(Table, what="a plan", inheritable=True):
     features = Key(_FEATURES_SHAPE, "The features that the plan has: a list, or all; default: none.")
     meters = Key(MapOf(NAME, EntitlementTable, "meters and entitlements"), "What it gives per meter.")
     grants = Key(ListOf(GrantTable, "grants"), "What it gives every period besides.")
+    subjects = Key(
+        MapOf(NAME, SubjectShape(), "kinds of subjects"),
+        "What it gives each user, team or other subject that `identify` names, by kind.",
+    )
     budget = Key(Nullable(BudgetTable), "What may be spent beyond the plan's price; default: no limit.")
     allotment: Key[Allotment] = Key(ALLOTMENTS, "off or 250ms; default: the file's.")
 
@@ -139,6 +144,7 @@ class Declared:
     features: tuple[str, ...]
     credits: Mapping[str, Credit]
     prices: Mapping[str, ModelPrices | None]
+    currency: str = ""
 
 
 def price_rows(
@@ -193,6 +199,7 @@ def _build_plan(key: str, values: PlanTable, declared: Declared) -> Plan:
         entitlements=_build_entitlements(values, declared),
         grants=_build_grants(values, declared),
         allotment=values.allotment,
+        subjects=build_subjects(values.subjects or {}, declared.meters, declared.currency, values.problems),
     )
 
 

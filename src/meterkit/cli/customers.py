@@ -16,44 +16,19 @@ from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completio
 from meterkit.cli.output import cell_text, print_note, print_records
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
+from meterkit.cli.subject_overrides import parse_entitlement, subject_override
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
 from meterkit.decisions.subscription import Status
 from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit.cli.importing import CsvLink
     from meterkit.cli.progress import Steps
     from meterkit.customers.customers import Customer, Customers
     from meterkit.customers.history import HistoryEntry
     from meterkit.kit import MeterKit
-
-
-def parse_entitlement(entries: Iterable[str]) -> dict[str, object]:
-    """Read ``KEY=VALUE`` entries; a value is YAML in flow style, so JSON will do too.
-
-    Raises:
-        MeterkitError: an entry cannot be read, or a key is given twice.
-    """
-    found: dict[str, object] = {}
-    for entry in entries:
-        key, separator, text = entry.partition("=")
-        if not separator or not key or not text:
-            raise MeterkitError(
-                f"override: found {entry!r:.80}; allowed is KEY=VALUE, such as included=5_000"
-            )
-        if key in found:
-            raise MeterkitError(f"override: found {key!r:.80} twice; give it once")
-        try:
-            found[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
-            # A ValueError is of a date that there is not, or of a number beyond all bounds.
-            raise MeterkitError(
-                f"override: the value of {key:.80} cannot be read; write it as in the plans file, such as"
-                " 'rate=[100/hour]'"
-            ) from None
-    return found
 
 
 def format_entitlement(given: Mapping[str, object]) -> str:
@@ -200,6 +175,14 @@ async def override(
         str | None,
         typer.Option("--until", metavar="WHEN", help=f"When this ends: {WHEN}. Default: never."),
     ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(
+            "--subject",
+            metavar="KIND=ID",
+            help="A user, team or the like of the customer, as user=u_7; METER may be budget then.",
+        ),
+    ] = None,
     clear: Annotated[
         bool,
         typer.Option("--clear", help="Take the meter's override back; without METER, those of features."),
@@ -210,6 +193,10 @@ async def override(
     Values that are not named stay as the plan has them.
     """
     features = {**dict.fromkeys(feature or (), True), **dict.fromkeys(without or (), False)}
+    if subject is not None:
+        change = subject_override(customer, subject, meter, entries or [], until, clear=clear)
+        await _change(session, customer, change)
+        return
     if clear == bool(entries or features) or (meter is not None) != bool(entries or (clear and meter)):
         raise typer.BadParameter(
             "give METER and KEY=VALUE, such as included=5_000, or --feature NAME, or --clear"

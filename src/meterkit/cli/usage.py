@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meterkit.insights.by_model import Earned, ModelUsage
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
+    from meterkit.store.subject_usage import SubjectUsage
 
 commands = typer.Typer()
 
@@ -49,12 +50,17 @@ async def usage(
         bool, typer.Option("--all", help="Show every customer that has used something, sorted by id.")
     ] = False,
     period: PeriodOption = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="KIND",
+            help="Show cost and margin by model, or each user: --by user.",
+        ),
+    ] = None,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV, a line for each customer and meter.")
     ] = False,
-    by: Annotated[
-        str | None, typer.Option(metavar="model", help="Show cost, revenue and margin of CUSTOMER by model.")
-    ] = None,
 ) -> None:
     """Show what a customer has used and what is left.
 
@@ -64,13 +70,13 @@ async def usage(
         raise typer.BadParameter("give CUSTOMER or --all")
     if as_csv and session.json:
         raise typer.BadParameter("give --csv or --json")
-    if by is not None and (customer is None or as_csv):
-        raise typer.BadParameter("give CUSTOMER with --by, and no --csv")
-    if by not in {None, "model"}:
-        raise typer.BadParameter(f"--by: found {by!r:.100}; allowed is model")
+    if by is not None and (every or as_csv):
+        raise typer.BadParameter("--by shows one customer: without --all and --csv")
+    if by not in {None, "model"} and period is not None:
+        raise typer.BadParameter("--by KIND shows this period: without --period")
     at_ms = None if period is None else to_ms(period)
     async with session.kit(customer, reads=True) as kit:
-        if customer is not None and by is not None:
+        if customer is not None and by == "model":
             await note_unknown(kit, customer)
             earned = await kit.usage(customer, by="model", period=period)
             session.show(earned, lambda: _tell_earned(earned))
@@ -80,6 +86,10 @@ async def usage(
                 await _tell_all(pages, session, kit.catalog.currency, as_csv=as_csv)
             return
         await note_unknown(kit, customer)
+        if by is not None:
+            subjects = cast("Sequence[SubjectUsage]", await kit.usage(customer, by=by))
+            session.show(subjects, lambda: print_records(_rows_of_subjects(subjects, kit.catalog.currency)))
+            return
         (found,) = await kit.store.usage_of_many([customer], at_ms=at_ms)
         rates = await kit.rates(customer) if at_ms is None else ()
     if as_csv:
@@ -133,6 +143,17 @@ async def _tell_all(
         typer.echo("]" if count else "[]")
     elif not count:
         print_note("no customer has used anything in this period")
+
+
+def _rows_of_subjects(found: Sequence[SubjectUsage], currency: str) -> list[dict[str, object]]:
+    return [
+        {
+            one.kind: one.subject,
+            **{name: meter.recorded for name, meter in one.meters.items()},
+            **({} if one.spent_micros is None else {"spent": micro_money(one.spent_micros, currency)}),
+        }
+        for one in found
+    ]
 
 
 def _rows_of_one(found: CustomerUsage, currency: str) -> list[dict[str, object]]:

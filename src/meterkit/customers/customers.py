@@ -13,6 +13,7 @@ from meterkit.customers.deletion import delete
 from meterkit.customers.history import history_of
 from meterkit.customers.links import Links
 from meterkit.customers.states import States
+from meterkit.customers.subjects import CustomerSubject
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.policies import rate_numbers
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from meterkit.customers.deletion import Deleted
     from meterkit.customers.history import HistoryEntry
     from meterkit.customers.states import Found
+    from meterkit.decisions.customer_overrides import Stored
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.keys import Keys
     from meterkit.decisions.subscription import Access
@@ -63,8 +65,9 @@ class Customer:
         stripe_customer: the linked Stripe customer, or None.
         overrides: meter to what the customer gets differently.
         feature_overrides: feature to whether the customer has it, whatever the plan says.
-        override_ends: when an override ends (UTC), by the meter, or by ``feature NAME``; those without an end
-            are left out.
+        subject_overrides: ``KIND:ID`` to what that user, team or the like gets differently.
+        override_ends: when an override ends (UTC), by the meter, or by ``feature NAME`` or
+            ``subject KIND:ID``; those without an end are left out.
     """
 
     customer: str
@@ -83,6 +86,7 @@ class Customer:
     stripe_customer: str | None
     overrides: Mapping[str, Mapping[str, object]]
     feature_overrides: Mapping[str, bool]
+    subject_overrides: Mapping[str, Mapping[str, object]]
     override_ends: Mapping[str, datetime]
 
 
@@ -111,6 +115,7 @@ def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> C
         stripe_customer=state.stripe_customer,
         overrides=own.meters,
         feature_overrides=own.features,
+        subject_overrides=own.subjects,
         override_ends={name: from_ms(until_ms) for name, until_ms in own.ends.items()},
     )
 
@@ -268,6 +273,24 @@ class Customers:
             return replace(state, overrides=changed)
 
         return await self._change(customer, change)
+
+    def subject(self, customer: str, **subject: str) -> CustomerSubject[Customer]:
+        """One subject of a customer: ``kit.customers.subject("acme", user="u_7")``.
+
+        Raises:
+            CustomerError: an id is not allowed.
+            MeterkitError: it is not one subject of a kind that a plan declares.
+        """
+
+        async def change(customer: str, change: Callable[[Stored], dict[str, dict[str, object]]]) -> Customer:
+            return await self._change(
+                customer, lambda state: replace(state, overrides=change(state.overrides))
+            )
+
+        store = self._store
+        return CustomerSubject(
+            customer, subject, catalog=lambda: store.catalog, now_ms=store.now_ms, change=change
+        )
 
     async def spend_limit(
         self, customer: str, amount_cents: int | None, per: Literal["period", "day", "hour"] = "period"

@@ -40,6 +40,7 @@ class Deleted:
         idempotency_keys: digests of the customer's own keys of requests.
         history: changes in the ledger of the customer.
         notices: events that were delivered to handlers or waited for it.
+        subjects: users, teams and the like, with their counters.
         corrections: what was asked and done by ``kit.correct``, of 400 days.
     """
 
@@ -55,6 +56,7 @@ class Deleted:
     history: int
     notices: int
     corrections: int
+    subjects: int
 
 
 async def delete(store: Store, customer: str) -> Deleted:
@@ -106,6 +108,7 @@ async def delete(store: Store, customer: str) -> Deleted:
                 history=history,
                 notices=await _forget_notices(store, customer),
                 corrections=await _forget_corrections(store, keys.shard, ids),
+                subjects=await _forget_subjects(store, customer),
             )
     raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was deleted; try again")
 
@@ -117,6 +120,19 @@ async def _forget_corrections(store: Store, shard: int, digests: Sequence[bytes]
     admin = await store.admin()
     names = [store.keys.correction(shard, digest.decode()) for digest in digests]
     return int(await admin.ask(admin.client.delete(*names)))
+
+
+async def _forget_subjects(store: Store, customer: str) -> int:
+    """Erase the counters of a customer's users, teams and the like; how many of them there were."""
+    admin, keys = await store.admin(), store.keys
+    index = keys.subjects(customer)
+    members: list[bytes] = await admin.ask(admin.client.zrange(index, 0, -1))
+    for at in range(0, len(members), _PAGE):
+        parts = [member.decode().partition(":") for member in members[at : at + _PAGE]]
+        names = [keys.subject(customer, kind, subject) for kind, _, subject in parts]
+        await admin.ask(admin.client.delete(*names))
+    await admin.ask(admin.client.delete(index))
+    return len(members)
 
 
 async def _forget_notices(store: Store, customer: str) -> int:

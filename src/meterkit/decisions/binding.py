@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from itertools import product
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.policies import CEILING, GAUGE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from meterkit.catalog import Meter
     from meterkit.decisions.program import Program
@@ -33,7 +34,8 @@ class Binding:
         self._consumed = consumed
         besides = {meter: consumed.get(meter, taken) for meter, taken in program.settled.items()}
         self.recorded = {meter: quantity for meter, quantity in besides.items() if quantity}
-        limited = {measure.policy.meter for measure in program.measures if measure.kind in {CEILING, GAUGE}}
+        own = program.measures[: len(program.measures) - sum(len(one.measures) for one in program.subjects)]
+        limited = {measure.policy.meter for measure in own if measure.kind in {CEILING, GAUGE}}
         self.is_exact = all(meter in limited for meter in program.held if meter in consumed)
 
     def numbers(self, quantities: Mapping[str, int]) -> list[int]:
@@ -50,6 +52,17 @@ class Binding:
             meter: quantities[meter] + self._consumed[meter] if meter in quantities else taken
             for meter, taken in self._program.held.items()
         }
+
+
+def with_derived(
+    meters: Mapping[str, Meter], quantities: Mapping[str, int], models: Sequence[str]
+) -> dict[str, int]:
+    """Quantities, and those of the meters derived from them that match one of some models."""
+    found = dict(quantities)
+    for name, model in product(quantities, models):
+        for derived in derived_from(meters, name, {"model": model}):
+            found[derived.name] = quantities[name]
+    return found
 
 
 def derived_from(

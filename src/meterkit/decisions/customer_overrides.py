@@ -1,7 +1,8 @@
 """Overrides of one customer as they are stored: of meters and of features, each with its end. Pure.
 
 They stand in one mapping. The entry of a meter is an entitlement in the notation of the plans file, and has
-the key ``@until_ms`` besides if it ends. The features stand under ``@features``. No name of a plans file
+the key ``@until_ms`` besides if it ends. The features stand under ``@features``, what subjects get under
+``@subjects``, by ``KIND:ID``. No name of a plans file
 begins with ``@``, so that an older release cannot read such an entry: it keeps it, and the
 plan's own limits hold.
 """
@@ -13,10 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from meterkit.decisions.subscription import NEVER_MS
+from meterkit.errors import MeterkitError
 
 _UNTIL: Final = "@until_ms"
 _FEATURES: Final = "@features"
+_SUBJECTS: Final = "@subjects"
 _HAS: Final = "has"
+SUBJECTS_MOST: Final = 500
+"""The most subjects of a customer that have overrides."""
+
+_OF_OTHERS: Final = frozenset({_FEATURES, _SUBJECTS})
 
 Stored = Mapping[str, Mapping[str, object]]
 
@@ -28,15 +35,18 @@ class Overrides:
     Attributes:
         meters: meter to an entitlement in the notation of the plans file.
         features: feature to whether the customer has it.
-        ends: when an override ends (ms since the epoch), by the meter, or by ``feature NAME``.
+        ends: when an override ends (ms since the epoch), by the meter, or by ``feature NAME``, or by
+            ``subject KIND:ID``.
+        subjects: ``KIND:ID`` to limits by meter, and ``budget``, in the notation of the plans file.
     """
 
     meters: Mapping[str, Mapping[str, object]]
     features: Mapping[str, bool]
     ends: Mapping[str, int]
+    subjects: Mapping[str, Mapping[str, object]]
 
 
-NO_OVERRIDES: Final = Overrides({}, {}, {})
+NO_OVERRIDES: Final = Overrides({}, {}, {}, {})
 
 
 def overrides_at(stored: Stored, now_ms: int) -> Overrides:
@@ -45,7 +55,7 @@ def overrides_at(stored: Stored, now_ms: int) -> Overrides:
         return NO_OVERRIDES
     meters, features, ends = dict[str, Mapping[str, object]](), dict[str, bool](), dict[str, int]()
     for name, entry in stored.items():
-        if name == _FEATURES:
+        if name in _OF_OTHERS:
             continue
         until_ms = _end_ms(entry)
         if now_ms < until_ms:
@@ -58,7 +68,14 @@ def overrides_at(stored: Stored, now_ms: int) -> Overrides:
             features[name] = entry.get(_HAS) is True
         if now_ms < until_ms < NEVER_MS:
             ends[f"feature {name}"] = until_ms
-    return Overrides(meters, features, ends)
+    subjects: dict[str, Mapping[str, object]] = {}
+    for name, entry in _others(stored, _SUBJECTS).items():
+        until_ms = _end_ms(entry)
+        if now_ms < until_ms:
+            subjects[name] = {key: value for key, value in entry.items() if key != _UNTIL}
+        if now_ms < until_ms < NEVER_MS:
+            ends[f"subject {name}"] = until_ms
+    return Overrides(meters, features, ends, subjects)
 
 
 def next_end_ms(stored: Stored, now_ms: int) -> int:
@@ -84,17 +101,50 @@ def with_overrides(
         now_ms: the instant.
     """
     end: dict[str, object] = {} if until_ms is None else {_UNTIL: until_ms}
-    kept = {name: dict(entry) for name, entry in stored.items() if name != _FEATURES}
+    kept = {name: dict(entry) for name, entry in stored.items() if name not in _OF_OTHERS}
     kept |= {name: {**entry, **end} if entry else {} for name, entry in meters.items()}
     found = {name: entry for name, entry in kept.items() if entry and now_ms < _end_ms(entry)}
     known = {} if features == {} else dict(_features(stored))
     known |= {name: {_HAS: has, **end} for name, has in (features or {}).items()}
     left: dict[str, object] = {name: entry for name, entry in known.items() if now_ms < _end_ms(entry)}
-    return {**found, _FEATURES: left} if left else found
+    if left:
+        found[_FEATURES] = left
+    of_subjects = _left_of_subjects(stored, now_ms)
+    return {**found, _SUBJECTS: of_subjects} if of_subjects else found
+
+
+def with_subject(
+    stored: Stored, member: str, given: Mapping[str, object], *, until_ms: int | None, now_ms: int
+) -> dict[str, dict[str, object]]:
+    """The stored mapping after a subject, ``KIND:ID``, was given something; nothing: it is taken back.
+
+    Raises:
+        MeterkitError: too many subjects of the customer have something of their own.
+    """
+    end: dict[str, object] = {} if until_ms is None else {_UNTIL: until_ms}
+    found = {name: dict(entry) for name, entry in stored.items() if name != _SUBJECTS}
+    left = {name: entry for name, entry in _left_of_subjects(stored, now_ms).items() if name != member}
+    if given:
+        left[member] = {**given, **end}
+    if len(left) > SUBJECTS_MOST:
+        raise MeterkitError(
+            f"override of {member:.80}: {SUBJECTS_MOST} subjects of this customer have overrides, which is"
+            " the most; take one back with {}, or give all subjects of a kind more in the plan"
+        )
+    return {**found, _SUBJECTS: left} if left else found
+
+
+def _left_of_subjects(stored: Stored, now_ms: int) -> dict[str, object]:
+    entries = _others(stored, _SUBJECTS)
+    return {name: entry for name, entry in entries.items() if now_ms < _end_ms(entry)}
 
 
 def _features(stored: Stored) -> Mapping[str, Mapping[str, object]]:
-    return cast("Mapping[str, Mapping[str, object]]", stored.get(_FEATURES, {}))
+    return _others(stored, _FEATURES)
+
+
+def _others(stored: Stored, of: str) -> Mapping[str, Mapping[str, object]]:
+    return cast("Mapping[str, Mapping[str, object]]", stored.get(of, {}))
 
 
 def _end_ms(entry: Mapping[str, Any]) -> int:

@@ -128,6 +128,7 @@ class EffectivePlan:
         keeps_limits: whether gauges that a change of plan has left above their limits keep those of before:
             as the plans file says. A restricted customer gets none: that is no change of plan.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
+        subject_overrides: what subjects get differently; see :mod:`meterkit.decisions.customer_overrides`.
         counting: what included quantities are counted over.
         bounds: this period and the next.
         valid_until_ms: until when all this holds if the state does not change.
@@ -140,6 +141,7 @@ class EffectivePlan:
     missing_plan: str | None
     keeps_limits: bool
     overrides: Mapping[str, Mapping[str, object]]
+    subject_overrides: Mapping[str, Mapping[str, object]]
     counting: Counting
     bounds: Bounds
     valid_until_ms: int
@@ -206,6 +208,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         missing_plan=None if named in catalog.plans else named,
         keeps_limits=catalog.billing.changes.over_limit == "allow" and standing.access != "restricted",
         overrides=own.meters,
+        subject_overrides=own.subjects,
         counting=counting,
         bounds=bounds_of(state, counting, now_ms),
         valid_until_ms=min(standing.until_ms, turn_ms, next_end_ms(state.overrides, now_ms)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from meterkit.decisions.policies import CEILING, FIXED_WINDOW, TOKEN_BUCKET
+from meterkit.decisions.policies import CEILING, FIXED_WINDOW, SLIDING_WINDOW, TOKEN_BUCKET
 from meterkit.decisions.verdict import weighted
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def _refused(
     backed: list[int] = []
     for measure in program.measures[len(program.rate_terms) :]:
         left = _left(measure, left_of, now_ms)
-        told += (measure.limit if left is None else left, 0, 0)
+        is_rate = measure.kind in {SLIDING_WINDOW, FIXED_WINDOW, TOKEN_BUCKET}  # A subject's: unknown here.
+        told += (0 if is_rate else measure.limit if left is None else left, 0, 0)
         if measure.kind == CEILING:
             last = left_of.get(measure.policy.name)
             backed.append(int(last is not None and last.is_backed))

@@ -113,6 +113,8 @@ def _counted(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
     for name in catalog.meters:
         yield f"meters.{name}", meter_token(name), f"the meter {name}"
         rated = [rate for plan in catalog.plans.values() for rate in plan.entitlements[name].rates]
+        given = [kind.limits.get(name) for plan in catalog.plans.values() for kind in plan.subjects.values()]
+        rated += [rate for limits in given if limits is not None for rate in limits.rates]
         for rate in rated:
             what = f"the {rate.algorithm} rate of {name} per {rate.window_ms} ms"
             yield f"meters.{name}", rate_token(name, rate.window_ms, rate.algorithm), what
@@ -312,6 +314,16 @@ class Keys:
     def watched(self, customer: str, digest: str) -> str:
         """String: what a watch has found of a customer: the event, then the time of telling it; 2 days."""
         return self.shard(shard_of(customer, self.shards), f"x:{digest}")
+
+    def subjects(self, customer: str) -> str:
+        """Sorted set: the subjects of a customer, by until when their counters live."""
+        return self.shard(shard_of(customer, self.shards), f"u:{customer}")
+
+    def subject(self, customer: str, kind: str, subject: str) -> str:
+        """Hash: the counters of a subject of a customer."""
+        name = f"{customer}\0{kind}\0{subject}".encode()
+        digest = blake2b(name, digest_size=16).hexdigest()
+        return self.shard(shard_of(customer, self.shards), f"y:{digest}")
 
     def customer(self, customer: str, *, anonymous: bool = False) -> CustomerKeys:
         """The keys of a customer; an anonymous one has counters in a space of its own and no state ever."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.asked import (
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement, Meter, Route
     from meterkit.decisions.at_model import AtModel
     from meterkit.decisions.grants import Prepaid
+    from meterkit.decisions.subjects import AskedOfSubject
 
-_COUNTS: Final = 3  # how many rates, ceilings with concurrency limits, recorded meters: the first numbers
+_COUNTS: Final = 4  # how many rates, ceilings with concurrency limits, recorded meters, subjects: the first
 _TOKEN_METERS: Final = (
     *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
     "total_tokens",
@@ -58,6 +59,7 @@ class Program:
         rates: the fields of the rates that count what is taken.
         rate_terms: of each rate its field and its numbers: kind, window, limit, refill, needed, taken.
         costs: each held meter whose cost depends on the model, to what a unit is held at (micro-credits).
+        subjects: what is asked of the customer's subjects; their measures are behind the customer's.
     """
 
     measures: tuple[Measure, ...]
@@ -75,6 +77,20 @@ class Program:
     asked: tuple[tuple[int, str, int], ...]
     rate_terms: tuple[tuple[str, int, int, int, int, int, int], ...]
     costs: Mapping[str, int]
+    subjects: tuple[AskedOfSubject, ...] = ()
+
+    def with_subjects(self, asked: tuple[AskedOfSubject, ...]) -> Program:
+        """The same, with what is asked of subjects; the end of the request counts their units."""
+        numbers = (*self.numbers[: _COUNTS - 1], len(asked), *self.numbers[_COUNTS:])
+        held = any(one.hold.quantities or one.hold.concurrency or one.hold.spent for one in asked)
+        return replace(
+            self,
+            measures=(*self.measures, *(measure for one in asked for measure in one.measures)),
+            numbers=numbers,
+            subjects=asked,
+            holds=self.holds or held,
+            settles=True,
+        )
 
     def behind_terms(self, mode: str) -> tuple[str, ...]:
         """The arguments after a decision's terms: the mode, further flags, the fields."""
@@ -133,7 +149,7 @@ def compile_program(
         measures=measures,
         keep_ms=keep_ms_of((*rated, *(() if route is None else route.rates))),
         numbers=(
-            *(len(rates), len(counted) - len(rates), len(recorded)),
+            *(len(rates), len(counted) - len(rates), len(recorded), 0),
             *(number for part in parts for number in part.numbers),
             *recorded.values(),
         ),

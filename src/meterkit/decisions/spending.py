@@ -99,16 +99,18 @@ def budgets_of(entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Seq
     if not catalog.counts_spend:
         return ()
     given = entitlements[SPEND]
-    unit, found = micros_per_minor_unit(catalog.currency), list[Budget]()
+    found = list[Budget]()
     if given.included is not None and given.overage.mode == "deny":
-        found.append(_budget(0, meter_field(SPEND), given.included, "period", unit))
+        found.append(budget_of(0, meter_field(SPEND), given.included, "period", catalog.currency))
     for rate in given.rates:
         field = rate_field(SPEND, rate.window_ms, rate.algorithm)
-        found.append(_budget(rate.window_ms, field, rate.limit, rate.window, unit))
+        found.append(budget_of(rate.window_ms, field, rate.limit, rate.window, catalog.currency))
     return found
 
 
-def _budget(window_ms: int, field: str, micros: int, span: str, unit: int) -> Budget:
+def budget_of(window_ms: int, field: str, micros: int, span: str, currency: str) -> Budget:
+    """A budget of so many micro-units per window (ms; 0: the billing period), which ``span`` names."""
+    unit = micros_per_minor_unit(currency)
     policy = Policy(
         name=f"{SPEND}-{span}",
         meter=SPEND,

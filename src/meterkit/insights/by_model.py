@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
 from meterkit.decisions.periods import to_ms
-from meterkit.errors import MeterkitError
 from meterkit.insights.audit.calls import open_database
 
 if TYPE_CHECKING:
@@ -69,17 +68,15 @@ class _Sum(NamedTuple):
         return {"cost_micros": self.cost, "revenue_micros": revenue, "margin_micros": margin}
 
 
-async def usage_by(by: str, store: Store, settings: Settings, customer: str, at_ms: int | None) -> ModelUsage:
-    """What a customer has used in a period, by something; see :meth:`meterkit.MeterKit.usage`.
+async def usage_by_model(store: Store, settings: Settings, customer: str, at_ms: int | None) -> ModelUsage:
+    """What a customer has used in a period by model; see :meth:`meterkit.MeterKit.usage`.
 
     Raises:
         SettingsError: there is no audit log, or its database cannot be used.
         ImportError: SQLAlchemy is not installed.
         StoreError: the store does not answer.
-        MeterkitError: usage is not told by this, or the database does not answer.
+        MeterkitError: the database does not answer.
     """
-    if by != "model":
-        raise MeterkitError(f"by: found {by!r:.100}; allowed is 'model'")
     database = open_database(settings, "usage by model is")
     period = (await store.usage(customer, at_ms=at_ms))["period"]
     sums_of: Any = import_module("meterkit.insights.audit.model_sums").model_sums  # SQLAlchemy is an extra.

@@ -24,8 +24,8 @@
 local counters_key, state_key, totals_key = unpack(KEYS)
 local rev, terms, wanted, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
 local call, read, pack, names = redis.call, struct.unpack, cmsgpack.pack, 2 -- Of fields[2] the name is ARGV[names + 2].
-local until_ms, first_start_ms, first_end_ms, next_end_ms, _, keep_ms, rates, ceilings, _, at =
-  read('<ddddddddd', terms)
+local until_ms, first_start_ms, first_end_ms, next_end_ms, _, keep_ms, rates, ceilings, _, _, at =
+  read('<dddddddddd', terms)
 local requests, least, share, lasts_ms, lasts_least_ms = read('<ddddd', wanted)
 
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 1))

@@ -5,6 +5,7 @@
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
 -- KEYS[4] hash  optional: grants    KEYS[5] hash  optional: levels of gauges
 -- KEYS[6] zset  optional: idempotency keys (see first_of)
+--       with subjects behind these: zset  their index, then a hash each, counters of its own
 -- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only,
 --       h hold what is held already, whatever is left, s count and hold also what would be refused, and say so
 --       with KEYS[4] further terms (JSON): the grants and credits behind meters; where it says `asked`
@@ -14,12 +15,13 @@
 --       then the fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit; METERm a recorded meter;
 --       with grants METERm for each other meter that shares a credit; with budgets METERm for each other meter
 --       whose units cost something, METERm or RATEr for each budget; METERm a gauge
+--       with subjects: their words and terms, see weigh_subjects
 --       last: the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, and live at least (all ms); how many rates,
---       ceilings and concurrency limits, meters recorded here; then kind, window, limit, refill, needed, taken a
---       rate; included, beyond (-1: deny), needed, held a ceiling or a concurrency limit; needed, held a gauge;
---       quantity a recorded meter
+--       ceilings and concurrency limits, meters recorded here, subjects; then kind, window, limit, refill, needed,
+--       taken a rate; included, beyond (-1: deny), needed, held a ceiling or a concurrency limit; needed, held a
+--       gauge; quantity a recorded meter
 -- Reply {0, now, n, remaining, before}   allowed; n: the policy nearest to exhaustion, from 1; 0 for none;
 --                                before: its previous (windows) or rest (bucket), as below
 --       {1, now, ends, x, y, z, ...}   refused; the end of the period (ms), 0 where none has begun; then three
@@ -28,6 +30,7 @@
 --                                limit, in flight since this slot, since the last one (concurrency);
 --                                left without holds, held, asked (a budget, in micro-units);
 --                                limit, level, held (a gauge);
+--                                those of subjects behind the customer's;
 --                                last, with grants, a ceiling each: 1 where
 --                                grants or credits stood behind it in this period, else 0
 --       {2, now, rev, state}     stale     {3, now} clock     {4, now} the rev is confirmed
@@ -42,13 +45,17 @@
 --include meter_of
 --include live_holds
 --include advance
-local counters_key, state_key, totals_key, grants_key, levels_key, marks_key = unpack(KEYS)
-local rev, terms, mode, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
+--include keep_counters
+local rev, terms, mode, caller_ms, subjects = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV], nil
 local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
+local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, keep_ms, rates, ceilings, records, others, at =
+  read('<dddddddddd', terms)
+if others > 0 then -- Others do not pay for making these functions.
+--include take_subjects
+  subjects = take_subjects(KEYS, ARGV, others, 1)
+end
+local counters_key, state_key, totals_key, grants_key, levels_key, marks_key = unpack(KEYS)
 local names = grants_key and 3 or 2 -- Of fields[2] the name is ARGV[names + 2].
-local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, keep_ms, rates, ceilings, records, at =
-  read('<ddddddddd', terms)
-
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 1))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
@@ -56,7 +63,7 @@ local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_
 if verdict or mode == 'v' then
   return verdict or {4, now}
 end
-if ends_ms > 0 and (now >= ends_ms or ends_ms ~= finishes_ms) then -- Others do not pay for making these functions.
+if ends_ms > 0 and (now >= ends_ms or ends_ms ~= finishes_ms) then -- As above.
 --include close_period
   local damaged = close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
   if damaged then
@@ -81,22 +88,20 @@ if marks_key and mode ~= 'h' then -- As above.
   end
 end
 
-local takes, is_refused, current_slot = mode ~= 'c', false, math.floor(now / HOLD_SLOT_MS)
-local policy, nearest, nearest_left, nearest_share, nearest_before = 0, 0, 0, math.huge, 0
--- With place from the start for what follows: a table that grows is copied each time.
-local told, t = {1, now, ends_ms, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
+local takes, is_refused, current_slot, keep = mode ~= 'c', false, math.floor(now / HOLD_SLOT_MS), nil
+local nearest, nearest_left, nearest_share, nearest_before = 0, 0, math.huge, 0
+local told, t = {1, now, ends_ms, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3 -- With place: growing copies a table.
 local write, w = {counters_key, 'h', nil, nil, nil, nil, nil, nil, nil, nil, nil}, 3
 local function tell(left, whole, x, y, z)
-  policy, told[t + 1], told[t + 2], told[t + 3], t = policy + 1, x, y, z, t + 3
+  told[t + 1], told[t + 2], told[t + 3], t = x, y, z, t + 3
   local share = left / whole
   if share < nearest_share then
-    nearest, nearest_left, nearest_share, nearest_before = policy, left, share, y
+    nearest, nearest_left, nearest_share, nearest_before = t / 3 - 1, left, share, y
   end
 end
 for place = 2, rates + 1 do
-  local kind, window, limit, refill, needed, taken, used
-  kind, window, limit, refill, needed, taken, at = read('<dddddd', terms, at)
-  local name = ARGV[names + place]
+  local kind, window, limit, refill, needed, taken = read('<dddddd', terms, at + 48 * (place - 2))
+  local name, used = ARGV[names + place], nil
   local slot, counted, previous = window_of(fields[place], name)
   slot, counted, previous, used = advance(kind, window, refill, now, slot, counted, previous)
   is_refused = is_refused or used + needed > limit
@@ -107,9 +112,8 @@ for place = 2, rates + 1 do
   tell(limit - used, limit, counted, previous, 0)
 end
 for place = rates + 2, rates + ceilings + 1 do
-  local nth, included, beyond, needed, asked = place - rates - 1, nil, nil, nil, nil
-  included, beyond, needed, asked, at = read('<dddd', terms, at)
-  local name = ARGV[names + place]
+  local nth, name = place - rates - 1, ARGV[names + place]
+  local included, beyond, needed, asked = read('<dddd', terms, at + 48 * rates + 32 * (nth - 1))
   local counted, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
   held, held_before = live_holds(current_slot, slot, held, held_before)
   local available, whole = math.max(0, included - counted) + math.max(0, beyond - overage), included + math.max(0, beyond)
@@ -126,6 +130,7 @@ for place = rates + 2, rates + ceilings + 1 do
   end
   tell(left, beyond == UNCAPPED and 1 or math.max(whole, 1), available, held, held_before)
 end
+at = at + 48 * rates + 32 * ceilings
 if further and further.spend then -- As above.
 --include weigh_spend
   is_refused = weigh_spend(further.spend, covered, fields, terms, at - 32 * ceilings, now, twin == REPEAT, takes, tell) or is_refused
@@ -135,6 +140,11 @@ if further and further.levels then -- As above.
   is_refused, t, w, at = weigh_gauges(levels_key, further.levels, fields, now, takes, twin == REPEAT, is_refused,
     terms, at, told, t, write, w)
 end
+begins_ms, ends_ms = ends_ms > 0 and begins_ms or starts_ms, finishes_ms
+if subjects then -- As above.
+--include weigh_subjects
+  is_refused, keep = weigh_subjects(subjects, begins_ms, ends_ms, now, is_refused, twin == REPEAT, takes, tell)
+end
 
 local reply = {twin, now, nearest, nearest_left, nearest_before}
 if is_refused and mode ~= 'h' and (twin == 0 or mode ~= 's') then
@@ -143,22 +153,15 @@ end
 if not takes or reply == told and mode ~= 's' then
   return reply
 end
-for place = rates + ceilings + 2, twin == REPEAT and 0 or rates + ceilings + records + 1 do
-  local name, quantity = ARGV[names + place], nil
-  quantity, at = read('<d', terms, at)
-  local included, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
-  write[w + 1], write[w + 2], w = name,
-    pack(FORM, math.min(included + quantity, MOST), overage, pending, slot, held, held_before, besides), w + 2
+if records > 0 and twin ~= REPEAT then -- As above.
+--include count_recorded
+  w = count_recorded(fields, terms, at, ARGV, names, rates + ceilings + 2, records, write, w)
 end
 w = hold and twin ~= REPEAT and hold(fields, further, current_slot, ARGV, names, write, w) or w
-begins_ms, ends_ms = ends_ms > 0 and begins_ms or starts_ms, finishes_ms
-local new_expiry_ms = math.max(now + keep_ms, records > 0 and ends_ms + outlive_ms or 0)
-local is_longer = expires_ms < new_expiry_ms -- Longer by so much that the next call need not set it again.
-expires_ms = is_longer and new_expiry_ms + math.floor(keep_ms / 8) or expires_ms
-write[3] = pack(FORM, now, begins_ms, ends_ms, expires_ms, (mode == 'd' or mode == 's') and rev or known_rev)
-call('HSET', unpack(write, 1, w))
-if is_longer then
-  call('PEXPIREAT', counters_key, expires_ms)
+keep_counters(write, w, now, begins_ms, ends_ms, (mode == 'd' or mode == 's') and rev or known_rev, expires_ms,
+  math.max(now + keep_ms, records > 0 and ends_ms + outlive_ms or 0), math.floor(keep_ms / 8))
+if keep then
+  keep()
 end
 if marks_key and twin == 0 then -- As above.
 --include remember

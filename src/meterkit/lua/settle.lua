@@ -9,6 +9,7 @@
 -- the last of KEYS  optional: string, remembers an event id of the app, which counts once in 35 days;
 --       or zset: idempotency keys (see first_of)
 --       where there is an audit log, behind that: stream of the audit log
+--       with subjects behind these: zset  their index, then a hash each, counters of its own
 -- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
 --       4 empty, or (JSON) an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
 --       first instant of the period that this was, dead: 1 where late usage is not recorded; and of an idempotency
@@ -16,17 +17,18 @@
 --       cost_of, the one behind these counts it; windows: so many of the rates, the last, count it, too
 --       then the fields: METERm a meter; METERn a concurrency limit; RATEr a rate; where there is an audit
 --       log: what else is known of the usage
+--       with subjects: their words and terms, see settle_subjects
 --       then the slot of the holds and the number, as doubles; the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, how long until pending usage is sealed (-1: the
---       customer is not linked; all ms); how many meters and concurrency limits, rates, thresholds; then recorded,
---       held, included (-1: unlimited), report included (0/1), report overage (0/1), whose event that is (0: the meter's,
---       1: that of a meter behind it, 2: it is sent what one before it reports, 3: its units are the overage of the one
---       before it that is 1) a meter; kind, window, refill,
+--       customer is not linked; all ms); how many meters and concurrency limits, rates, thresholds, subjects; then
+--       recorded, held, included (-1: unlimited), report included (0/1), report overage (0/1), whose event that is
+--       (0: the meter's, 1: that of a meter behind it, 2: it is sent what one before it reports, 3: its units are the
+--       overage of the one before it that is 1) a meter; kind, window, refill,
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; then a threshold of
 --       what is included, see crossed; these want the keys of grants, too
--- Reply {0, now, 'late PERIOD' where it was, 'notice' where there is one} ok   {1, now} duplicate   {2, last} gap
---       {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied except for a meter whose total
+-- Reply {0, now, 'late PERIOD' where it was, 'notice' where there is one, 'subjects' where one found no room} ok
+--       {1, now} duplicate    {2, last} gap    {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied except for a meter whose total
 --       would pass 9 * 10^15    {7, field} numbered and not applied: a field is not what it must be, here or of a
 --       period that is over; the next settlements need not wait for its repair
 --include confirm_view
@@ -35,19 +37,22 @@
 --include give_back
 --include take_number
 --include expire_at
+local terms, subjects, call, read, pack = ARGV[2], nil, redis.call, struct.unpack, cmsgpack.pack
+local until_ms, starts, ends, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, thresholds, others, at =
+  read('<dddddddddd', terms)
+if others > 0 then -- Others do not pay for making these functions.
+--include take_subjects
+  subjects = take_subjects(KEYS, ARGV, others, 2)
+end
 --audited --include enter_usage
 --audited local audit_key, told, n = table.remove(KEYS), table.remove(ARGV, #ARGV - 2), 0
 --audited local noted = {nil, nil, nil, nil, nil, nil} -- With place for one meter.
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
-local rev, terms, customer, further, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[#ARGV]
-local call, read, pack, names = redis.call, struct.unpack, cmsgpack.pack, 3 -- Of fields[2] the name is ARGV[names + 2].
-local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, thresholds,
-  at = read('<ddddddddd', terms)
+local rev, customer, further, caller_ms, names = ARGV[1], ARGV[3], ARGV[4], ARGV[#ARGV], 3 -- Of fields[2]: names + 2.
 local hold_slot, number = read('<dd', ARGV[#ARGV - 1])
-
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
-local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, first_start_ms, first_end_ms,
+local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, starts, ends,
   next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
 verdict = verdict and {verdict[1] + 2, unpack(verdict, 2)} or take_number(producer_key, number, now)
 if verdict then
@@ -55,7 +60,7 @@ if verdict then
 end
 if ends_ms == 0 then
   begins_ms, ends_ms = starts_ms, finishes_ms
-elseif ends_ms ~= finishes_ms then -- Others do not pay for making these functions.
+elseif ends_ms ~= finishes_ms then -- As above.
 --include close_period
   local damaged = close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
   if damaged then
@@ -64,19 +69,17 @@ elseif ends_ms ~= finishes_ms then -- Others do not pay for making these functio
   fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 end
-local late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows, spent = nil, false
+local late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows, spent, refused = nil, false
 if further ~= '' then -- As above.
 --include open_further
   late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows = open_further(further, KEYS, rev,
     now, starts_ms, finishes_ms, begins_ms, hold_slot)
 end
 
-local has_recorded, begins_to_wait, refused, lasts_ms, sent_on, priced, late_units = false, false, nil, QUARTER_HOUR_MS, 0, 0, {}
--- With place from the start for what follows: a table that grows is copied each time.
+local has_recorded, begins_to_wait, lasts_ms, sent_on, priced, late_units = false, false, QUARTER_HOUR_MS, 0, 0, {}
 local write, w, current_slot = {counters_key, 'h', nil, nil, nil, nil, nil}, 3, math.floor(now / HOLD_SLOT_MS)
 for place = 2, meters + 1 do
-  local quantity, asked, allowance, reports_included, reports_overage, event
-  quantity, asked, allowance, reports_included, reports_overage, event, at = read('<dddddd', terms, at)
+  local quantity, asked, allowance, reports_included, reports_overage, event = read('<dddddd', terms, at + 48 * (place - 2))
   local name = ARGV[names + place]
   local included, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
   held, held_before = give_back(hold_slot, asked, current_slot, slot, held, held_before)
@@ -118,13 +121,11 @@ end
 if rates > 0 then -- As above.
 --include correct
   for place = meters + 2, meters + rates + 1 do
-    local kind, window, refill, quantity, counted_ms
-    kind, window, refill, quantity, counted_ms, at = read('<ddddd', terms, at)
+    local kind, window, refill, quantity, counted_ms = read('<ddddd', terms, at + 8 * meters + 40 * (place - 2))
     quantity = windows and place > meters + rates + 1 - windows and spent or quantity
-    local name = ARGV[names + place]
-    local packed, matters_ms = correct(fields[place], name, kind, window, refill, quantity, counted_ms, now)
+    local packed, matters_ms = correct(fields[place], ARGV[names + place], kind, window, refill, quantity, counted_ms, now)
     lasts_ms = math.max(lasts_ms, QUARTER_HOUR_MS + matters_ms)
-    write[w + 1], write[w + 2], w = name, packed, w + 2
+    write[w + 1], write[w + 2], w = ARGV[names + place], packed, w + 2
   end
 end
 local once_key = KEYS[notices_key and 9 or 6]
@@ -139,7 +140,7 @@ end
 if notices_key then -- As above.
 --include crossed
 --include notify
-  local notices = crossed(terms, at, thresholds, fields, write)
+  local notices = crossed(terms, at + 48 * meters + 40 * rates, thresholds, fields, write)
   words[#words + 1] = notify(notices_key, customer, pay and keep_grants(notices) or notices, now, begins_ms, ends_ms)
 end
 
@@ -153,5 +154,9 @@ write[3] = pack(FORM, now, begins_ms, ends_ms, math.max(expires_ms, new_expiry_m
 call('HSET', unpack(write, 1, w))
 if new_expiry_ms > expires_ms then
   expire_at(counters_key, new_expiry_ms)
+end
+if subjects then -- As above.
+--include settle_subjects
+  words[#words + 1] = settle_subjects(subjects, begins_ms, ends_ms, hold_slot, not (is_repeat or is_dead), now)
 end
 return refused and {6, refused} or {0, now, unpack(words)}

@@ -103,7 +103,15 @@ def allotted(decision: PreparedDecision, route: Route) -> PreparedDecision | Non
     demands = demands_of(route, catalog)
     looks_closer = (
         *(route.always, route.usage != "none", route.rates, route.idempotency_header, route.reserve),
-        *(route.storage_meter, route.mcp, program.further, program.gauges, decision.shadow, decision.refusal),
+        *(
+            route.storage_meter,
+            route.mcp,
+            program.further,
+            program.gauges,
+            program.subjects,
+            decision.shadow,
+            decision.refusal,
+        ),
     )
     if any(looks_closer):
         return None

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, cast
 
 from meterkit.decisions.periods import check_aware, to_ms
+from meterkit.decisions.subjects import SUBJECTS_MOST
 from meterkit.errors import CustomerError, MeterkitError
+
+if TYPE_CHECKING:
+    from meterkit.store.subjects import Given
 
 CUSTOMER_BYTES_MAX: Final = 256
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -36,6 +40,45 @@ def check_customer(value: object) -> str:
         f"customer id: found {_fault(value)}; allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 "
         "without control characters"
     )
+
+
+def check_subject_kinds(subjects: object) -> None:
+    """See that these are subjects: kind to id, three at most. The ids themselves are not looked at.
+
+    Raises:
+        MeterkitError: they are something else.
+    """
+    allowed = f"a mapping of at most {SUBJECTS_MOST} kinds to ids, such as {{'user': 'u_7'}}"
+    if not isinstance(subjects, Mapping):
+        raise MeterkitError(f"subjects: found {shown(subjects)}; allowed is {allowed}")
+    given = cast("Mapping[object, object]", subjects)
+    for kind, subject in given.items():
+        if not isinstance(kind, str) or not isinstance(subject, str):
+            found = "an id" if isinstance(kind, str) else "a kind"
+            value = subject if isinstance(kind, str) else kind
+            kinds = type(value).__name__
+            raise MeterkitError(f"subjects: found {found} of type {kinds}; allowed is {allowed}")
+    if len(given) > SUBJECTS_MOST:
+        raise MeterkitError(f"subjects: found {len(given)}; allowed is {allowed}")
+
+
+def check_subjects(subjects: Mapping[str, str] | None) -> Given:
+    """Kind and id of each subject; None: there are none.
+
+    Raises:
+        CustomerError: an id is not a text of 1 to 256 bytes of UTF-8 without control characters.
+        MeterkitError: it is no mapping of texts, or has more than three.
+    """
+    if subjects is None:
+        return ()
+    check_subject_kinds(subjects)
+    for kind, subject in subjects.items():
+        if not is_customer(subject):
+            raise CustomerError(
+                f"subjects: the id of {kind:.80} has {_fault(subject)}; allowed is a text of 1 to"
+                f" {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
+            )
+    return tuple(subjects.items())
 
 
 def check_event_id(value: object, name: str = "event_id") -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.program import Program
     from meterkit.redis.scripts import Script
     from meterkit.redis.tallies import Tallies
+    from meterkit.store.subjects import Subjects
     from meterkit.tokens.costing import CallCosts
 
 _T = TypeVar("_T")
@@ -59,6 +60,28 @@ class Alarms:
                 customer,
                 self._catalog.source,
                 self._catalog.default_plan,
+            )
+
+    def undeclared_subject(self, kind: str, plan: str) -> None:
+        """A request has a subject of a kind that the plan does not have."""
+        if self._is_new("subject", kind, plan):
+            _logger.warning(
+                "plan %r of %s declares no subjects of the kind %r: they are ignored; write"
+                " `subjects: {%s: {…}}` in the plan, or leave them out of Caller; said once for this plan",
+                plan,
+                self._catalog.source,
+                kind,
+                kind,
+            )
+
+    def no_room(self, customer: str) -> None:
+        """A customer has so many live subjects that a new one is decided without limits of its own."""
+        if self._is_new("no room", customer):
+            _logger.error(
+                "customer %r has 100,000 subjects with live counters, which is the most: new ones are decided"
+                " by the customer's limits alone; name fewer subjects, or limit them by shorter windows; said"
+                " once for this customer",
+                customer,
             )
 
     def late(self, customer: str, recorded: Mapping[str, int], period_ms: int) -> None:
@@ -147,7 +170,7 @@ class CompiledCatalog:
         self._shared = {id(given) for given in self._entitlements.values()}
         self._of_plans: set[Program] = set()
         self._routes: list[Route] = []
-        self._programs: dict[tuple[int, int, bool, bool], Program] = {}
+        self._programs: dict[tuple[int, int, bool, bool, tuple[str, ...]], Program] = {}
         self.prepaid = prepaid_by_plan(catalog)
         self.alarms = Alarms(catalog)
         self.counters = counters_of(catalog.meters)
@@ -231,26 +254,39 @@ class CompiledCatalog:
         prepaid: Prepaid | None,
         *,
         keeps: bool = False,
+        subjects: Subjects | None = None,
     ) -> Program:
         """What a route asks of a set of entitlements; a plan's own are worked out once.
 
-        ``keeps`` says whether gauges above their limits keep those of before.
+        Args:
+            entitlements: one for every meter.
+            route: the line.
+            prepaid: the grants and credits behind them.
+            keeps: whether gauges above their limits keep those of before.
+            subjects: of the customer; None: none.
         """
-        key = (id(entitlements), id(route), prepaid is not None, keeps)
-        program = self._programs.get(key)
+        kinds = () if subjects is None else tuple(subjects.limits)
+        key = (id(entitlements), id(route), prepaid is not None, keeps, kinds)
+        is_plain = not kinds or (subjects is not None and subjects.is_plain)
+        program = self._programs.get(key) if is_plain else None
         if program is None:
+            demands = demands_of(route, self.catalog)
+            # What decisions record themselves is in no audit log, and no subject's.
+            is_recorded = route.charge_on == BILLED_ON_ATTEMPT and self.settle_audited is None and not kinds
             program = compile_program(
                 entitlements,
                 self.catalog,
-                demands_of(route, self.catalog),
-                # What decisions record themselves is in no audit log.
-                billed_always=route.charge_on == BILLED_ON_ATTEMPT and self.settle_audited is None,
+                demands,
+                billed_always=is_recorded,
                 rates_only=route.always,
                 prepaid=prepaid,
                 route=route,
                 keeps=keeps,
             )
-            if self.is_shared(entitlements):
+            if subjects is not None and kinds:
+                asked = subjects.ask(demands, in_flight=True, rates_only=route.always)
+                program = program.with_subjects(asked)
+            if is_plain and self.is_shared(entitlements):
                 self._programs[key] = program
                 self._routes.append(route)  # An id is of this line as long as the line lives.
                 self._of_plans.add(program)

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from fractions import Fraction
 
+    from meterkit.decisions.subjects import SubjectHold
     from meterkit.redis.scripts import Script
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _NOTHING: Final[dict[str, int]] = {}
+_NO_SUBJECTS: Final[dict[str, SubjectHold]] = {}
 _NO_DIMENSIONS: Final[dict[str, str]] = {}
 _NOTHING_CHARGED: Final[dict[str, Fraction]] = {}
 _NOTHING_COST: Final[dict[str, Fraction | int]] = {}
@@ -69,17 +71,21 @@ class Held(NamedTuple):
         concurrency: meters of whose concurrency it holds one.
         slot: of five minutes, that it was added to.
         costs: what a unit is held at of the meters whose cost depends on the model (micro-credits).
+        subjects: what it holds of the customer's subjects, by kind.
     """
 
     quantities: Mapping[str, int] = _NOTHING
     concurrency: tuple[str, ...] = ()
     slot: int = 0
     costs: Mapping[str, int] = _NOTHING
+    subjects: Mapping[str, SubjectHold] = _NO_SUBJECTS
 
     @classmethod
     def of(cls, decision: PreparedDecision, slot: int) -> Self:
         """What a decision holds, if it allowed."""
-        return cls(decision.held, decision.program.concurrency, slot, decision.program.costs)
+        return cls(
+            decision.held, decision.program.concurrency, slot, decision.program.costs, decision.subjects
+        )
 
 
 class Correction(NamedTuple):

@@ -67,7 +67,9 @@ class HoldOwner(ABC):
             return
         view = before.view.cache.newest(before.view)
         for _ in range(_RENEWAL_TRIES):
-            decision = view.prepare_renewing(before.held, before.program.concurrency, before.program.costs)
+            decision = view.prepare_renewing(
+                before.held, before.program.concurrency, before.program.costs, before.subjects
+            )
             if before.digest:  # The mark of a request in flight moves with its holds.
                 decision = MarkedDecision(decision, before.digest)
             try:
@@ -104,7 +106,9 @@ class HoldOwner(ABC):
         if quantity:
             self._store.settle(lane, Settlement(holding.view, held=Held({meter: quantity}, (), self._slot)))
             # Never asked for: it only says what is held.
-            rest = holding.view.prepare_renewing(held, holding.program.concurrency, holding.program.costs)
+            rest = holding.view.prepare_renewing(
+                held, holding.program.concurrency, holding.program.costs, holding.subjects
+            )
             self._renewed = MarkedDecision(rest, holding.digest) if holding.digest else rest
 
     def _held(self, decided: PreparedDecision) -> Held:

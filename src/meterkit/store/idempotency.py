@@ -79,6 +79,9 @@ class MarkedDecision(PreparedDecision):
         repeat = MarkedDecision(self, "")
         repeat.is_repeat = True
         repeat.held = repeat.recorded = {}
+        repeat.subjects = {
+            kind: hold._replace(quantities={}, spent=0) for kind, hold in self.subjects.items()
+        }
         return repeat
 
     def on_unclaimed_reply(self, reply: Any) -> None:
@@ -95,9 +98,11 @@ class MarkedDecision(PreparedDecision):
     def _packed(self) -> tuple[bytes, bytes]:
         """See :meth:`CustomerView.pack_decide`; with the marks' key, and the digest beside all else."""
         view, program = self.view, self.exact()
-        keys, ceilings = view.keys, sum(measure.kind == CEILING for measure in program.measures)
+        own = len(program.measures) - sum(len(one.measures) for one in program.subjects)
+        keys, ceilings = view.keys, sum(measure.kind == CEILING for measure in program.measures[:own])
+        others = view.pack_subjects(program.subjects)
         further = joined(f'{{"digest":"{self.digest}","ceilings":{ceilings}}}', program.further)
-        names = (keys.counters, keys.state, keys.totals, keys.grants, keys.levels, keys.marks)
+        names = (keys.counters, keys.state, keys.totals, keys.grants, keys.levels, keys.marks, *others.keys)
         head: tuple[str | int, ...] = ("EVALSHA", view.cache.decide.sha, len(names), *names, view.rev)
         tail: tuple[str | bytes, ...] = (
             view.terms(program.keep_ms, *program.numbers),
@@ -106,4 +111,5 @@ class MarkedDecision(PreparedDecision):
             *program.fields,
         )
         # Behind these: the clock.
-        return b"*%d\r\n%b" % (len(head) + len(tail) + 1, pack_each(head)), pack_each(tail)
+        count = len(head) + len(tail) + others.words + bool(others.words) + 1
+        return b"*%d\r\n%b" % (count, pack_each(head)), pack_each(tail) + others.arguments

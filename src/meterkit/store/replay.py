@@ -20,6 +20,7 @@ from meterkit.redis.producer import pack_sequence
 from meterkit.redis.settling import NEVER_SENT, Sent
 from meterkit.store.hold import Correction, Held, Mark, Used
 from meterkit.store.settlement import Settlement
+from meterkit.store.subjects import from_plain, to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -83,6 +84,9 @@ def _unnumbered(settlement: Settlement) -> bytes:
         "correction": [dict(correction.reserved), sorted(correction.rates), correction.at_ms]
         if correction.reserved
         else None,
+        "subjects": None if settlement.view.subjects is None else settlement.view.subjects.given,
+        "spent": dict(settlement.spent or {}),
+        "held_of_subjects": to_plain(held.subjects),
         "event": settlement.event_key,
         "mark": mark,
     }
@@ -104,8 +108,17 @@ def read(record: bytes, cache: CustomerCache) -> Spooled:
     get = from_json.get
     held, correction, mark, sent = get("held"), get("correction"), get("mark"), get("sent")
     settlement = Settlement(
-        cache.get(from_json["c"], anonymous=bool(get("anonymous"))),
-        held=Held() if held is None else Held(held[0], tuple(held[1]), *held[2:]),
+        cache.get(
+            from_json["c"],
+            anonymous=bool(get("anonymous")),
+            subjects=tuple((kind, subject) for kind, subject in get("subjects", ())),
+        ),
+        held=Held()
+        if held is None
+        else Held(held[0], tuple(held[1]), *held[2:])._replace(
+            subjects=from_plain(get("held_of_subjects", {}))
+        ),
+        spent=get("spent", {}),
         used=Used(
             *(get("recorded", {}), get("rated", {}), get("dimensions", {}), get("measured")),
             costs=get("costs", {}),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.customer_state import NO_STATE
 from meterkit.redis.connection import pack_each, pack_numbers
+from meterkit.store.subjects import NOTHING_PACKED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -13,20 +14,25 @@ if TYPE_CHECKING:
     from meterkit.decisions.customer_state import EffectivePlan
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.decisions.program import Program
+    from meterkit.store.subjects import Packed
 
 _QUARTER_HOUR_MS: Final = 900_000
 _OWN_BYTES: Final = 4 * 8
 _FOUR_HUNDRED_DAYS_MS: Final = 34_560_000_000  # As totals: see docs/design/store.md
 
 
-def pack_head(program: Program, keys: CustomerKeys, *, sha: str, rev: str) -> bytes:
-    """The request of a decision up to the terms."""
+def pack_head(
+    program: Program, keys: CustomerKeys, *, sha: str, rev: str, others: Packed = NOTHING_PACKED
+) -> bytes:
+    """The request of a decision up to the terms; ``others``: what it says of subjects."""
     names: list[str] = [keys.counters, keys.state, keys.totals]
     if program.further:
         names += (keys.grants, keys.levels) if program.gauges else (keys.grants,)
+    names += others.keys
     head: tuple[str | int, ...] = ("EVALSHA", sha, len(names), *names, rev)
-    # Behind these: terms, what follows them, clock.
-    return b"*%d\r\n%b" % (len(head) + 2 + len(program.behind_terms("d")), pack_each(head))
+    # Behind these: terms, what follows them, words and terms of subjects, clock.
+    count = len(head) + 2 + len(program.behind_terms("d")) + others.words + bool(others.words)
+    return b"*%d\r\n%b" % (count, pack_each(head))
 
 
 def pack_terms(effective: EffectivePlan, rev: str, numbers: Iterable[int]) -> bytes:

@@ -31,18 +31,22 @@ from meterkit.store.hold import (
     told_of,
 )
 from meterkit.store.settlement_shape import THRESHOLD_NUMBERS, Entry, Rated, Shape, thresholds_of
+from meterkit.store.subject_settlement import settled
+from meterkit.store.subjects import NOTHING_PACKED
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Iterator, Mapping
 
     from meterkit.decisions.audit_terms import PaidPrice
+    from meterkit.store.subjects import Packed, Subjects
     from meterkit.store.views import CustomerView, PreparedDecision
 
 _logger = logging.getLogger("meterkit.store")
 
 _LATE: Final = "late "
 _NOTICE: Final = "notice"
+_NO_ROOM: Final = "subjects"
 # Under whose event Stripe gets what is reported of a meter: its own; that of a derived one behind it; and for
 # such a one: what the meter before it reports, or its overage.
 _OWN_EVENT, _SENT_ON, _TAKES_OVER, _PRICED = 0, 1, 2, 3
@@ -67,10 +71,12 @@ class Settlement:
         occurred_ms: when it happened, if the app says so or it has waited in the spool; else None.
         rated_ms: when rates are to count it, if that is over; else 0.
         mark: of a request with an idempotency key; else None. It has no event id then.
+        spent: micro-units that the customer's subjects have spent, by kind; None: what the units cost.
         waiter: done once the store has acknowledged; None without a waiting caller.
         keeps_shape: whether the customer's view keeps what settlements of these meters have in common.
 
     Attributes:
+        is_single: whether it leaves a part of a micro-unit to the next one: it is used once.
         spooled: the end of its record in a spool, once there was one; see :mod:`meterkit.store.replay`.
     """
 
@@ -82,8 +88,10 @@ class Settlement:
     occurred_ms: int | None = None
     rated_ms: int = 0
     mark: Mark | None = None
+    spent: Mapping[str, int] | None = None
     waiter: asyncio.Future[None] | None = None
     keeps_shape: bool = True
+    is_single: bool = field(default=False, init=False)
     spooled: bytes | None = field(default=None, init=False)
     _packed: tuple[CustomerView, tuple[bytes, bytes]] | None = field(default=None, init=False)
 
@@ -91,6 +99,8 @@ class Settlement:
         used = self.used
         if used.charged or used.costs:
             self.used = self._in_whole_units(used)
+        if self.spent is None and self.view.subjects is not None:
+            self.spent = self._spent_by(self.view.subjects)
 
     def _in_whole_units(self, used: Used) -> Used:
         """The same, with whole units of charged amounts as recorded quantities."""
@@ -112,6 +122,22 @@ class Settlement:
             recorded={**used.recorded, **units}, rated={**used.rated, **units}, charged={}, costs=costs
         )
 
+    def _spent_by(self, subjects: Subjects) -> dict[str, int]:
+        """What the recorded units cost, in whole micro-units for each subject with a budget."""
+        recorded = dict(self.used.recorded)
+        for meter, quantity in self.used.recorded.items():
+            recorded |= dict.fromkeys(self._derived_from(meter), quantity)
+        cost = subjects.spent(recorded, self.used.dimensions.get("model"))
+        if not cost:
+            return {}
+        self.is_single = cost.denominator > 1
+        remainders = self.view.cache.remainders
+        return {
+            kind: remainders.whole(f"{self.customer}\0{kind}\0{subject}", SPEND, cost)
+            for kind, subject in subjects.given
+            if kind in subjects.limits and subjects.limits[kind].budget is not None
+        }
+
     @property
     def customer(self) -> str:
         """Whose it is."""
@@ -126,7 +152,8 @@ class Settlement:
         """The request up to the producer's key, and from there to the slot and the number."""
         view, cache = self.view, self.view.cache
         # Most are of customers whom the app names: found without a call.
-        view = (None if view.anonymous else cache.named.get(view.customer)) or cache.newest(view)
+        is_plain = not view.anonymous and view.subjects is None
+        view = (cache.named.get(view.customer) if is_plain else None) or cache.newest(view)
         if self._packed is None or self._packed[0] is not view:
             self._packed = view, self._pack(view)
         return self._packed[1]
@@ -160,6 +187,8 @@ class Settlement:
         for notice in map(bytes.decode, notices):
             if notice.startswith(_LATE):
                 cache.alarms.late(self.customer, self.used.recorded, int(notice.removeprefix(_LATE)))
+            elif notice == _NO_ROOM:
+                cache.alarms.no_room(self.customer)
             elif notice == _NOTICE:
                 cache.on_notice(self.view.shard)
 
@@ -179,7 +208,8 @@ class Settlement:
         of_rates = tuple(used.rated), tuple(correction.reserved), correction.rates
         key = recorded, of_holds, of_rates, tuple(derived.items()), tuple(costs.values())
         shape: Shape = view.settlements.get(key) or self._shape_of(view, derived, costs, key)
-        numbers = [*shape.counts]
+        others = self._of_subjects(view)
+        numbers = [*shape.counts, max(0, len(others.keys) - 1)]
         for entry in shape.entries:
             quantity = used.recorded.get(entry.quantity_of, 0)
             if entry.quantity_of != entry.meter:
@@ -220,8 +250,27 @@ class Settlement:
         own = pack_each((view.rev, view.terms(*numbers), self.customer, paying))
         told = self._told(view, shape) if shape.audit else b""
         # The producer's key, the slot, the number and the clock come when it is sent.
-        head = self._head(view, shape, events=1) if event else shape.head
-        return head, b"".join((shape.names, pack_each(event), shape.audit, own, shape.fields, told))
+        head = (
+            self._head(view, shape, events=len(event), others=others) if event or others.words else shape.head
+        )
+        keys = pack_each((*event,)), shape.audit, pack_each(others.keys)
+        return head, b"".join((shape.names, *keys, own, shape.fields, told, others.arguments))
+
+    def _of_subjects(self, view: CustomerView) -> Packed:
+        """What the script gets of the customer's subjects."""
+        if view.subjects is None:
+            return NOTHING_PACKED
+        passed_ms = view.cache.now_ms() - self.rated_ms if self.rated_ms else 0
+        return settled(
+            view.subjects,
+            view.cache.catalog,
+            self.held,
+            self.used,
+            self.correction,
+            self.spent or {},
+            rated_ms=self.rated_ms,
+            passed_ms=passed_ms,
+        )
 
     def _told(self, view: CustomerView, shape: Shape) -> bytes:
         """Pack the lines for the audit log."""
@@ -270,17 +319,20 @@ class Settlement:
             view.settlements = {**view.settlements, key: shape}
         return shape
 
-    def _head(self, view: CustomerView, shape: Shape, *, events: int) -> bytes:
+    def _head(
+        self, view: CustomerView, shape: Shape, *, events: int, others: Packed = NOTHING_PACKED
+    ) -> bytes:
         """The request up to the producer's key."""
         keys = view.keys
         pending = keys.dirty if view.linked else keys.unlinked
         named = (keys.counters, keys.state, keys.totals, pending)
         audited = audited_by(view)
         is_audited = audited is not None
-        count = len(named) + 1 + 3 * shape.has_more + events + is_audited
+        count = len(named) + 1 + 3 * shape.has_more + events + is_audited + len(others.keys)
         parts: tuple[str | int, ...] = ("EVALSHA", (audited or view.cache.settle).sha, count, *named)
-        # Behind the keys: rev, terms, customer, further terms, fields, slot and number, clock.
-        return b"*%d\r\n%b" % (3 + count + 4 + is_audited + shape.width + 2, pack_each(parts))
+        # Behind the keys: rev, terms, customer, further terms, fields, subjects, slot and number, clock.
+        arguments = 4 + is_audited + shape.width + others.words + bool(others.words) + 2
+        return b"*%d\r\n%b" % (3 + count + arguments, pack_each(parts))
 
     def _shape(
         self, view: CustomerView, derived: Mapping[str, tuple[str, ...]], costs: Mapping[str, int]
@@ -394,5 +446,6 @@ def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Set
             keeps_shape=bool(decision.digest),
         )
         is_repeated = kept is nothing_kept(slot) or any(other.slot == slot for other in kept.values())
-        decision.settlements = {**kept, billed: settlement} if is_repeated else nothing_kept(slot)
+        if not settlement.is_single:
+            decision.settlements = {**kept, billed: settlement} if is_repeated else nothing_kept(slot)
     return settlement

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
-from itertools import product
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.at_model import UNKNOWN_MODEL, AtModel, held_at
-from meterkit.decisions.binding import Binding, derived_from
 from meterkit.decisions.customer_state import NO_STATE, CustomerState, holding_only, refusal_of
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.grants import prepaid_of
 from meterkit.decisions.keys import shard_of
-from meterkit.decisions.program import compile_program, demands_of
+from meterkit.decisions.program import compile_program
+from meterkit.decisions.subjects import renew_hold
 from meterkit.errors import MeterkitError, StoreError
-from meterkit.redis.connection import ReplyError, pack_each
+from meterkit.redis.connection import ReplyError
 from meterkit.store.compiled import CompiledCatalog
 from meterkit.store.known_customers import KnownCustomers
 from meterkit.store.replies import HELD
 from meterkit.store.script_terms import pack_head, pack_own, pack_terms
+from meterkit.store.subjects import NO_HOLDS, NOTHING_PACKED, Subjects, holds_of, make_room
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from meterkit.catalog import Route
     from meterkit.decisions.in_process import Left
     from meterkit.decisions.keys import CustomerKeys
     from meterkit.decisions.program import Program
+    from meterkit.decisions.subjects import AskedOfSubject, SubjectHold
+    from meterkit.store.bound import Reserving
+    from meterkit.store.subjects import Given, Packed
 
 _T = TypeVar("_T")
 
@@ -53,6 +57,7 @@ class PreparedDecision:
         settlements: of requests so decided, by whether they are billed; each good for one slot of holds.
             Replaced, never changed; see :func:`meterkit.store.settlement.settlement_of`.
         unheld: of requests that were so decided without the store, likewise.
+        subjects: what an allowed decision holds of the customer's subjects, by kind.
         digest: of the request's idempotency key; empty: it has none.
         is_repeat: whether a request with that key was billed before.
         is_allotted: whether it stands for units of allotments; see :mod:`meterkit.store.allotting`.
@@ -60,7 +65,7 @@ class PreparedDecision:
 
     __slots__ = (
         *("_holds", "_reserving", "digest", "held", "is_allotted", "is_repeat", "mode", "packed", "program"),
-        *("recorded", "refusal", "reserved", "settlements", "shadow", "unheld", "view", "waived"),
+        *("recorded", "refusal", "reserved", "settlements", "shadow", "subjects", "unheld", "view", "waived"),
     )
 
     def __init__(
@@ -71,7 +76,7 @@ class PreparedDecision:
         *,
         route: Route | None = None,
         reserved: Mapping[str, int] = _NOTHING,
-        reserving: PreparedReservation | None = None,
+        reserving: Reserving | None = None,
     ) -> None:
         self.view = view
         self.program = program
@@ -88,10 +93,13 @@ class PreparedDecision:
         self.mode = mode = "v" if self.refusal else "s" if self.shadow and mode in "df" else mode
         if reserving is None:
             self.held, self.recorded = program.held, program.settled
+            self.subjects = holds_of(program.subjects)
             self.packed = view.pack_decide(program, mode)
         else:
             self.held, self.recorded = reserving.bound.held(reserved), reserving.bound.recorded
-            self.packed = reserving.pack(reserved, mode)
+            asked = reserving.ask_subjects(reserved)
+            self.subjects = holds_of(asked)
+            self.packed = reserving.pack(reserved, mode, asked)
 
     def exact(self) -> Program:
         """The demand, to the unit."""
@@ -106,55 +114,6 @@ class PreparedDecision:
         """The end of the period that an instant lies in."""
         bounds = self.view.effective.bounds
         return bounds.end_ms if now_ms < bounds.end_ms else bounds.next_end_ms
-
-
-class PreparedReservation:
-    """The decision about a route that reserves quantities, which are bound to it for each request.
-
-    Args:
-        view: the customer.
-        route: the route.
-        meters: whose quantities are reserved.
-        at: what follows from its model.
-
-    Attributes:
-        bound: what the program comes to with quantities.
-    """
-
-    __slots__ = ("_at", "_consumed", "_head", "_program", "_route", "_tails", "_view", "bound")
-
-    def __init__(self, view: CustomerView, route: Route, meters: Iterable[str], at: AtModel) -> None:
-        demands = demands_of(route, view.cache.catalog)
-        self._view = view
-        self._route = route
-        self._at = at
-        self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
-        self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
-        self.bound: Binding = Binding(program, self._consumed)
-        self._head = pack_head(program, view.keys, sha=view.cache.decide.sha, rev=view.rev)
-        self._tails = {mode: pack_each(program.behind_terms(mode)) for mode in "ds"}
-
-    def bind(self, quantities: Mapping[str, int], mode: str) -> PreparedDecision:
-        """The decision that reserves so much of each meter."""
-        return PreparedDecision(
-            self._view, self._program, mode, route=self._route, reserved=quantities, reserving=self
-        )
-
-    def pack(self, quantities: Mapping[str, int], mode: str) -> tuple[bytes, bytes]:
-        """See :meth:`CustomerView.pack_decide`."""
-        tail = self._tails.get(mode)
-        if tail is None or not self.bound.is_exact:
-            return self._view.pack_decide(self.compile(quantities), mode)
-        terms = self._view.terms(self._program.keep_ms, *self.bound.numbers(quantities))
-        return self._head, pack_each((terms,)) + tail
-
-    def compile(self, quantities: Mapping[str, int]) -> Program:
-        """The demand, to the unit, with so much reserved."""
-        view, route = self._view, self._route
-        demands = demands_of(route, view.cache.catalog)
-        for name, quantity in quantities.items():
-            demands[name] = Demand.of(quantity + self._consumed[name])
-        return view.compile(demands, route=route, at=self._at)
 
 
 class CustomerView:
@@ -173,11 +132,13 @@ class CustomerView:
         settlements: how settlements of some meters look, packed as far as that can be.
         left: what was left of the policies that refused last; None: the store has not decided anything yet.
         linked: whether there is a Stripe customer.
+        subjects: those of the customer's requests that this view is of; None: they have none.
+        base: the view without subjects; None: this one.
     """
 
     __slots__ = (
-        *("_data", "_prepared", "anonymous", "cache", "customer", "decisions", "effective", "left"),
-        *("entitlements", "linked", "prepaid", "rev", "settlements", "shard"),
+        *("_data", "_prepared", "anonymous", "base", "cache", "customer", "decisions", "effective", "left"),
+        *("entitlements", "linked", "prepaid", "rev", "settlements", "shard", "subjects"),
     )
 
     def __init__(
@@ -211,11 +172,28 @@ class CustomerView:
         self.settlements: dict[Any, Any] = _NONE_KEPT
         self.left: Mapping[str, Left] | None = None
         self._prepared: dict[tuple[object, ...], Any] = _NONE_KEPT
+        self.subjects: Subjects | None = None
+        self.base: CustomerView | None = None
 
     @property
     def state(self) -> CustomerState:
         """The state. It is read anew each time: as text it takes a third of the memory."""
         return CustomerState.parse(self._data)
+
+    def of_subjects(self, given: Given) -> Self:
+        """The same customer, with subjects."""
+        view = copy(self)
+        view.base = self
+        view.forget()
+        of = self.customer, given, self.effective, self.entitlements
+        view.subjects = Subjects(*of, self.cache.catalog, self.cache.keys)
+        for kind in {kind for kind, _ in given} - view.subjects.limits.keys():
+            self.cache.alarms.undeclared_subject(kind, self.effective.plan.key)
+        return view
+
+    def forget(self) -> None:
+        """Have all decisions prepared anew."""
+        self.decisions, self._prepared = _NONE_KEPT, _NONE_KEPT
 
     @property
     def keys(self) -> CustomerKeys:
@@ -227,39 +205,13 @@ class CustomerView:
         decision = self.decisions.get(id(route)) if mode == "d" else None
         if decision is None:
             keeps = self.effective.keeps_limits
-            program = self.cache.program(self.entitlements, route, self.prepaid, keeps=keeps)
+            program = self.cache.program(
+                self.entitlements, route, self.prepaid, keeps=keeps, subjects=self.subjects
+            )
             decision = PreparedDecision(self, program, mode, route=route)
             if mode == "d":
                 self.decisions = {**self.decisions, id(route): decision}
         return decision
-
-    def prepare_reserving(
-        self,
-        route: Route,
-        quantities: Mapping[str, int],
-        mode: str = "d",
-        *,
-        models: Sequence[str] = (),
-    ) -> PreparedDecision:
-        """The decision about a route that sets quantities aside until the true ones are known.
-
-        Args:
-            route: the route.
-            quantities: meter to what is set aside besides what the route consumes of it.
-            mode: of the decision script.
-            models: that the request names: meters derived from those and listed in the plan limit it, too;
-                credits are held at the price of the model, at the highest where there is none or several.
-        """
-        reserved: dict[str, int] = dict(quantities)
-        if self.cache.derives:
-            for name, model in product(quantities, models):
-                for derived in derived_from(self.cache.catalog.meters, name, {"model": model}):
-                    reserved[derived.name] = quantities[name]
-        at = held_at(models, self.prepaid, quantities, self.entitlements, self.cache.catalog)
-        reserved |= {row: quantities[name] + route.consume.get(name, 0) for name, row in at.rows.items()}
-        key = ("reserve", id(route), *reserved, *at.key)
-        prepared = self.once(key, lambda: PreparedReservation(self, route, reserved, at))
-        return prepared.bind(reserved, mode)
 
     def prepare_holding(
         self,
@@ -293,7 +245,11 @@ class CustomerView:
         )
 
     def prepare_renewing(
-        self, held: Mapping[str, int], in_flight: tuple[str, ...], costs: Mapping[str, int] | None = None
+        self,
+        held: Mapping[str, int],
+        in_flight: tuple[str, ...],
+        costs: Mapping[str, int] | None = None,
+        subjects: Mapping[str, SubjectHold] = NO_HOLDS,
     ) -> PreparedDecision:
         """A decision that holds again what another held, whatever is left of it, at the same costs."""
 
@@ -301,8 +257,14 @@ class CustomerView:
             demands = {name: Demand(needed=0, taken=held.get(name, 0)) for name in (*held, *in_flight)}
             kept, catalog = holding_only(self.entitlements, demands, in_flight), self.cache.catalog
             program = compile_program(kept, catalog, demands, prepaid=self.prepaid, at=AtModel(costs))
+            if self.subjects is not None and subjects:
+                program = program.with_subjects(
+                    tuple(renew_hold(kind, hold) for kind, hold in subjects.items())
+                )
             return PreparedDecision(self, program, "h")
 
+        if subjects:  # Seldom the same twice.
+            return renewing()
         return self.once(("renew", *held.items(), *in_flight, *(costs or {}).items()), renewing)
 
     def compile(
@@ -314,17 +276,28 @@ class CustomerView:
         at: AtModel = UNKNOWN_MODEL,
     ) -> Program:
         """What some demands ask of this customer's plan, and of a route's own rates."""
-        return compile_program(
+        rates_only = route is not None and route.always
+        program = compile_program(
             self.entitlements,
             self.cache.catalog,
             demands,
             in_flight=in_flight,
-            rates_only=route is not None and route.always,
+            rates_only=rates_only,
             prepaid=self.prepaid,
             route=route,
             keeps=self.effective.keeps_limits,
             at=at,
         )
+        return self.with_subjects(program, demands, in_flight=in_flight, rates_only=rates_only)
+
+    def with_subjects(
+        self, program: Program, demands: Mapping[str, Demand], *, in_flight: bool, rates_only: bool
+    ) -> Program:
+        """A program with what its demands ask of the customer's subjects."""
+        if self.subjects is None or not self.subjects.limits:
+            return program
+        asked = self.subjects.ask(demands, in_flight=in_flight, rates_only=rates_only)
+        return program.with_subjects(asked)
 
     def once(self, key: tuple[object, ...], prepare: Callable[[], _T]) -> _T:
         """The decision prepared for a key; if there are too many, all are prepared anew."""
@@ -339,8 +312,17 @@ class CustomerView:
     def pack_decide(self, program: Program, mode: str) -> tuple[bytes, bytes]:
         """The request of a decision without its last argument, the clock: the customer's part, the plan's."""
         before, behind = self.cache.tail(program, mode, self.rev)
-        head = pack_head(program, self.keys, sha=self.cache.decide.sha, rev=self.rev)
-        return b"%b%b%b" % (head, before, pack_own(self.effective)), behind
+        others = self.pack_subjects(program.subjects)
+        head = self.pack_head(program, others)
+        return b"%b%b%b" % (head, before, pack_own(self.effective)), behind + others.arguments
+
+    def pack_head(self, program: Program, others: Packed) -> bytes:
+        """The request of a decision up to the terms; ``others``: what it says of subjects."""
+        return pack_head(program, self.keys, sha=self.cache.decide.sha, rev=self.rev, others=others)
+
+    def pack_subjects(self, asked: tuple[AskedOfSubject, ...]) -> Packed:
+        """What the decision script gets of the customer's subjects."""
+        return NOTHING_PACKED if self.subjects is None else self.subjects.pack(asked)
 
     def terms(self, *numbers: int) -> bytes:
         """The scripts' numbers; see :func:`meterkit.store.script_terms.pack_terms`."""
@@ -363,17 +345,38 @@ class CustomerCache(CompiledCatalog):
     def _anonymous(self) -> KnownCustomers[CustomerView]:
         return KnownCustomers(self.customers_kept)
 
-    def get(self, customer: str, *, anonymous: bool = False) -> CustomerView:
+    @cached_property
+    def _of_subjects(self) -> dict[tuple[str, Given], CustomerView]:
+        return {}
+
+    def get(self, customer: str, *, anonymous: bool = False, subjects: Given = ()) -> CustomerView:
         """The newest view of a customer whose id is valid; of one not met before, that of no state."""
         known = self._anonymous if anonymous else self.named
-        return known.find(customer) or self._put(
+        view = known.find(customer) or self._put(
             CustomerView(self, customer, self.now_ms(), anonymous=anonymous)
         )
+        return self._with_subjects(view, subjects) if subjects and not anonymous else view
+
+    def renewed(self, view: CustomerView) -> CustomerView:
+        """The view of the customer, and of the subjects, that a view by an earlier plans file is of."""
+        given = () if view.subjects is None else view.subjects.given
+        return self.get(view.customer, anonymous=view.anonymous, subjects=given)
 
     def newest(self, view: CustomerView) -> CustomerView:
-        """The newest view of the customer whom a view is of."""
+        """The newest view of the customer whom a view is of, with the same subjects."""
         known = self._anonymous if view.anonymous else self.named
-        return known.find(view.customer) or view
+        found = known.find(view.customer) or view
+        return found if view.subjects is None else self._with_subjects(found, view.subjects.given)
+
+    def _with_subjects(self, view: CustomerView, given: Given) -> CustomerView:
+        """A customer's view with subjects, kept for those that come again."""
+        view = view.base or view
+        known, key = self._of_subjects, (view.customer, given)
+        found = known.get(key)
+        if found is None or found.base is not view:
+            make_room(known, self.customers_kept)
+            found = known[key] = view.of_subjects(given)
+        return found
 
     def learn(self, view: CustomerView, reply: list[Any]) -> CustomerView:
         """The view of a state that a script replied with, ``{code, now, rev, state}``; it is the newest now.
@@ -388,7 +391,8 @@ class CustomerCache(CompiledCatalog):
         except (ValueError, TypeError, AttributeError, MeterkitError) as error:
             why = f"the state of customer {customer!r} cannot be read: {error}"
             raise StoreError(why, executed=False) from error
-        return self._put(learnt)
+        learnt = self._put(learnt)
+        return learnt if view.subjects is None else self._with_subjects(learnt, view.subjects.given)
 
     def _put(self, view: CustomerView) -> CustomerView:
         (self._anonymous if view.anonymous else self.named).put(view)

@@ -28,6 +28,7 @@ local REMEMBERED_MOST = 10000 -- Idempotency keys of a customer.
 local OBJECT_REMOVED = 0 -- What is known of a stored object: by an event,
 local OBJECT_STORED = 1
 local OBJECT_LISTED = 2 -- or by a listing alone.
+local SUBJECTS_MOST = 100000 -- Users, teams and the like of one customer.
 local PRESIGNED_MOST = 401 -- Numbers of the presigned uploads of one key: a hundred in an hour.
 local SKEW_MS = 2000 -- How far Stripe's clock may be behind.
 local MINUTE_MS = 60000

@@ -1,0 +1,188 @@
+"""Subjects of a customer (users, teams): what a decision asks of their limits, and what it holds. Pure.
+
+Every subject has counters of its own beside the customer's; the scripts decide all of them at once. See
+``include/weigh_subjects.lua``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from math import ceil
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meterkit.catalog.models import SPEND
+from meterkit.decisions.asked import counters_asked, spend_asked
+from meterkit.decisions.keys import concurrency_field, meter_field, rate_field
+from meterkit.decisions.policies import keep_ms_of
+from meterkit.decisions.spending import Spending, budget_of, unit_price
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.catalog.models import SubjectPlan
+    from meterkit.decisions.asked import Demand, Measure
+    from meterkit.decisions.spending import Budget
+
+SUBJECTS_MOST: Final = 3
+"""The most subjects that one request may name."""
+_UNBOUNDED: Final = Spending((), {})
+_NOTHING: Final[dict[str, int]] = {}
+
+
+class SubjectHold(NamedTuple):
+    """What an allowed decision holds of one subject.
+
+    Attributes:
+        quantities: by meter.
+        concurrency: meters of whose concurrency it holds one.
+        spent: micro-units of its budget.
+        rates: the fields of the rates that the decision counted in.
+    """
+
+    quantities: Mapping[str, int] = _NOTHING
+    concurrency: Sequence[str] = ()
+    spent: int = 0
+    rates: frozenset[str] = frozenset()
+
+
+class AskedOfSubject(NamedTuple):
+    """What a decision asks of one kind of subjects.
+
+    Attributes:
+        kind: of the subjects.
+        fields: what the script reads of their counters.
+        numbers: the script's terms of them.
+        measures: their policies, in its order.
+        hold: what an allowed decision holds of each.
+    """
+
+    kind: str
+    fields: tuple[str, ...]
+    numbers: tuple[int, ...]
+    measures: tuple[Measure, ...]
+    hold: SubjectHold
+
+
+def member_of(kind: str, subject: str) -> str:
+    """The name of a subject in the index of its customer's."""
+    return f"{kind}:{subject}"
+
+
+def subject_budget(limits: SubjectPlan, catalog: Catalog) -> Budget | None:
+    """The budget of each subject of a kind; None: there is none."""
+    given = limits.budget
+    if given is None:
+        return None
+    field = rate_field(SPEND, given.window_ms, "fixed-window") if given.window_ms else meter_field(SPEND)
+    return budget_of(given.window_ms, field, given.micros, given.window, catalog.currency)
+
+
+def cost_of(
+    quantities: Mapping[str, int],
+    entitlements: Mapping[str, Entitlement],
+    catalog: Catalog,
+    model: str | None = "",
+) -> Fraction:
+    """What units cost in micro-units, exactly, whether or not the customer has to pay for them.
+
+    Args:
+        quantities: by meter; units of meters without a price cost nothing.
+        entitlements: what the customer gets of every meter.
+        catalog: what is sold.
+        model: that used them; None: no model; empty: one that is not known, which costs the most.
+    """
+    total = Fraction(0)
+    for meter, quantity in quantities.items():
+        # What a table prices by model is counted once more by price: the same units.
+        is_priced = quantity and not catalog.meters[meter].is_row
+        price = unit_price(meter, model, entitlements, catalog) if is_priced else None
+        if price is not None:
+            total += Fraction(quantity * price.micros, price.per)
+    return total
+
+
+def ask_subject(
+    limits: SubjectPlan,
+    demands: Mapping[str, Demand],
+    entitlements: Mapping[str, Entitlement],
+    catalog: Catalog,
+    *,
+    in_flight: bool,
+    rates_only: bool,
+) -> AskedOfSubject:
+    """What demands on meters ask of each subject of a kind.
+
+    Args:
+        limits: what the plan, or an override, gives it.
+        demands: meter to what is asked of it.
+        entitlements: what the customer gets of every meter: the prices of units.
+        catalog: what is sold.
+        in_flight: whether it is a request, which concurrency limits count.
+        rates_only: leave ceilings, concurrency and budget aside.
+    """
+    own = {name: demand for name, demand in demands.items() if name in limits.limits}
+    rates, ceilings, concurrency = counters_asked(
+        limits.limits, catalog, own, _UNBOUNDED, in_flight=in_flight and not rates_only
+    )
+    ceilings = [] if rates_only else ceilings
+    counted = [*rates, *ceilings, *concurrency]
+    fields = [part.field for part in counted]
+    numbers = [number for part in rates for number in part.numbers]
+    for part in (*ceilings, *concurrency):  # Beyond the ceiling of a subject nothing is billed.
+        most, _, needed, taken = part.numbers
+        numbers += (most, needed, taken)
+    measures = [part.measure for part in counted]
+    budget = subject_budget(limits, catalog)
+    if rates_only or all(unit_price(name, "", entitlements, catalog) is None for name in demands):
+        budget = None  # Nothing is spent by it.
+    spans = spent = 0
+    if budget is not None:
+        needed, spent = _costs(demands, entitlements, catalog)
+        fields += (meter_field(SPEND), budget.field) if budget.window_ms else (budget.field,)
+        spans = 1 + (budget.window_ms > 0)
+        numbers += (budget.window_ms, budget.micros, budget.unit, needed, spent)
+        measures += [part.measure for part in spend_asked(Spending((budget,), {}))]
+    rated = [rate for name in own for rate in limits.limits[name].rates]
+    return AskedOfSubject(
+        limits.kind,
+        tuple(fields),
+        (keep_ms_of(rated), len(rates), len(ceilings), len(concurrency), spans, *numbers),
+        tuple(_named(measure, limits.kind) for measure in measures),
+        SubjectHold(
+            {part.measure.policy.meter: part.numbers[-1] for part in ceilings if part.numbers[-1]},
+            tuple(part.measure.policy.meter for part in concurrency),
+            spent,
+            frozenset(part.field for part in rates),
+        ),
+    )
+
+
+def _costs(
+    demands: Mapping[str, Demand], entitlements: Mapping[str, Entitlement], catalog: Catalog
+) -> tuple[int, int]:
+    """What is needed and what is taken cost, in micro-units, rounded up."""
+    needed = {name: demand.needed for name, demand in demands.items()}
+    taken = {name: demand.taken for name, demand in demands.items()}
+    return ceil(cost_of(needed, entitlements, catalog)), ceil(cost_of(taken, entitlements, catalog))
+
+
+def _named(measure: Measure, kind: str) -> Measure:
+    """The measure with the kind of the subject in the name of its policy."""
+    return replace(measure, policy=replace(measure.policy, name=f"{kind}:{measure.policy.name}"))
+
+
+def renew_hold(kind: str, hold: SubjectHold) -> AskedOfSubject:
+    """What holds of a subject what another decision held, whatever is left."""
+    fields = (
+        *map(meter_field, hold.quantities),
+        *map(concurrency_field, hold.concurrency),
+        *((meter_field(SPEND),) if hold.spent else ()),
+    )
+    numbers = [keep_ms_of(()), 0, len(hold.quantities), len(hold.concurrency), int(bool(hold.spent))]
+    for quantity in (*hold.quantities.values(), *(1 for _ in hold.concurrency)):
+        numbers += (0, 0, quantity)
+    if hold.spent:
+        numbers += (0, 0, 1, 0, hold.spent)
+    return AskedOfSubject(kind, fields, tuple(numbers), (), hold._replace(rates=frozenset()))

@@ -1,0 +1,43 @@
+-- settle_subjects: what a request came to for the subjects of its customer: gives back their holds, counts their units.
+--   subjects: as take_subjects gives them; words: a subject each, its member of the index, then its fields
+--   terms: a subject each, how many meters with concurrency limits, rates, and how many of these, the last, count what is
+--   spent; then recorded, held a meter; kind, window, refill, quantity, when it was counted a rate; see settle
+--   begins_ms, ends_ms: of the customer's period; hold_slot: of the holds; is_counted: whether it is recorded
+-- Returns nil, or the word for one that was not kept; see keep_subject.
+--include meter_of
+--include give_back
+--include correct
+--include keep_subject
+local function settle_subjects(subjects, begins_ms, ends_ms, hold_slot, is_counted, now)
+  local read, words, terms, at = struct.unpack, subjects.words, subjects.terms, subjects.at
+  local current_slot, has_room, behind = math.floor(now / HOLD_SLOT_MS), true, 1
+  for nth = 2, #subjects.keys do
+    local meters, rates, spans
+    meters, rates, spans, at = read('<ddd', terms, at)
+    local key, lives_ms = subjects.keys[nth], now + QUARTER_HOUR_MS
+    local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + meters + rates))
+    local write, w = {key, 'h', ''}, 3
+    for place = 2, meters + 1 do
+      local name, quantity, asked = words[behind + place - 1], nil, nil
+      quantity, asked, at = read('<dd', terms, at)
+      local counted, _, period, slot, held, held_before = meter_of(fields[place], name)
+      held, held_before = give_back(hold_slot, asked, current_slot, slot, held, held_before)
+      counted, quantity = period == begins_ms and counted or 0, is_counted and quantity or 0
+      lives_ms = quantity > 0 and math.max(lives_ms, ends_ms + QUARTER_HOUR_MS) or lives_ms
+      write[w + 1], write[w + 2], w = name,
+        cmsgpack.pack(FORM, math.min(counted + quantity, MOST), 0, begins_ms, current_slot, held, held_before, ''), w + 2
+    end
+    for place = meters + 2, meters + rates + 1 do
+      local name, kind, window, refill, quantity, counted_ms = words[behind + place - 1], nil, nil, nil, nil, nil
+      kind, window, refill, quantity, counted_ms, at = read('<ddddd', terms, at)
+      quantity = (is_counted or place <= meters + rates + 1 - spans) and quantity or 0
+      local packed, matters_ms = correct(fields[place], name, kind, window, refill, quantity, counted_ms, now)
+      lives_ms = math.max(lives_ms, now + QUARTER_HOUR_MS + matters_ms)
+      write[w + 1], write[w + 2], w = name, packed, w + 2
+    end
+    has_room = keep_subject(subjects.keys[1], begins_ms, ends_ms, now, words[behind], write, w, fields[1], lives_ms, 0)
+      and has_room
+    behind = behind + meters + rates + 1
+  end
+  return not has_room and 'subjects' or nil
+end

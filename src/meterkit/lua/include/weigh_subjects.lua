@@ -1,0 +1,73 @@
+-- weigh_subjects: whether the subjects of a customer may: users or teams, each with counters of its own.
+--   subjects: as take_subjects gives them; words: a subject each, its member of the index, then its fields
+--   terms: a subject each, how long its counters live at least (ms), how many rates, ceilings, concurrency limits, and
+--   fields of a budget; then kind, window, limit, refill, needed, taken a rate; limit, needed, taken a ceiling or a
+--   concurrency limit; window (ms; 0: the period), micro-units, micro-units in a minor unit, needed, taken a budget
+--   begins_ms, ends_ms: of the customer's period; refuses: whether the customer is refused already
+--   is_repeat: whether ceilings and budgets ask nothing; takes, tell: see decide
+-- A field of a ceiling is as a meter's: counted, 0, the period that this is of; see docs/design/store.md.
+-- Returns whether it is refused then; and keep(): writes what has changed of each.
+--include meter_of
+--include live_holds
+--include window_of
+--include advance
+--include keep_subject
+local function weigh_subjects(subjects, begins_ms, ends_ms, now, refuses, is_repeat, takes, tell)
+  local read, pack, words, terms, at = struct.unpack, cmsgpack.pack, subjects.words, subjects.terms, subjects.at
+  local current_slot, kept, behind = math.floor(now / HOLD_SLOT_MS), {}, 1
+  for nth = 2, #subjects.keys do
+    local keep_ms, rates, ceilings, in_flight, spans
+    keep_ms, rates, ceilings, in_flight, spans, at = read('<ddddd', terms, at)
+    local key, member, limits = subjects.keys[nth], words[behind], rates + ceilings + in_flight
+    local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + limits + spans))
+    local write, w = {key, 'h', ''}, 3
+    for place = 2, limits + 1 do
+      local name, whole = words[behind + place - 1], nil
+      if place <= rates + 1 then
+        local kind, window, refill, needed, taken
+        kind, window, whole, refill, needed, taken, at = read('<dddddd', terms, at)
+        local slot, counted, previous, used = advance(kind, window, refill, now, window_of(fields[place], name))
+        refuses = refuses or used + needed > whole
+        tell(whole - used - (takes and taken or 0), whole, counted, previous, 0)
+        write[w + 1], write[w + 2], w = name, pack(FORM, slot, math.min(counted + taken, MOST), previous), w + 2
+      else
+        local needed, taken
+        whole, needed, taken, at = read('<ddd', terms, at)
+        local asks = not is_repeat or place > rates + ceilings + 1
+        local counted, _, period, slot, held, held_before = meter_of(fields[place], name)
+        held, held_before = live_holds(current_slot, slot, held, held_before)
+        counted, taken = period == begins_ms and counted or 0, asks and taken or 0
+        local available = math.max(0, whole - counted)
+        refuses = refuses or asks and needed > available - held - held_before
+        tell(available - held - held_before - (takes and taken or 0), math.max(1, whole), available, held, held_before)
+        write[w + 1], write[w + 2] = name, pack(FORM, counted, 0, begins_ms, current_slot, held + taken, held_before, '')
+        w = taken > 0 and w + 2 or w
+      end
+    end
+    if spans > 0 then
+      local window, micros, unit, needed, taken
+      window, micros, unit, needed, taken, at = read('<ddddd', terms, at)
+      local name, place = words[behind + limits + 1], limits + 2
+      local counted, _, period, slot, held, held_before = meter_of(fields[place], name)
+      held, held_before = live_holds(current_slot, slot, held, held_before)
+      counted, needed, taken = period == begins_ms and counted or 0, is_repeat and 0 or needed, is_repeat and 0 or taken
+      local spent = counted
+      if window > 0 then
+        _, spent = advance(FIXED, window, 0, now, window_of(fields[place + 1], name))
+      end
+      local left = micros - spent - held - held_before
+      refuses = refuses or needed > 0 and needed > left
+      tell(math.floor((left - (takes and taken or 0)) / unit), math.max(1, micros / unit), micros - spent,
+        held + held_before, needed)
+      write[w + 1], write[w + 2] = name, pack(FORM, counted, 0, begins_ms, current_slot, held + taken, held_before, '')
+      w = taken > 0 and w + 2 or w
+    end
+    behind = behind + limits + spans + 1
+    kept[nth - 1] = {member, write, w, fields[1], now + keep_ms, math.floor(keep_ms / 8)}
+  end
+  return refuses, function()
+    for _, one in ipairs(kept) do
+      keep_subject(subjects.keys[1], begins_ms, ends_ms, now, unpack(one))
+    end
+  end
+end

@@ -1,0 +1,109 @@
+"""Decisions about routes that reserve: compiled once, and bound to the quantities of each request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meterkit.decisions.asked import Demand
+from meterkit.decisions.at_model import held_at
+from meterkit.decisions.binding import Binding, with_derived
+from meterkit.decisions.program import demands_of
+from meterkit.redis.connection import pack_each
+from meterkit.store.views import PreparedDecision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from meterkit.catalog import Route
+    from meterkit.decisions.at_model import AtModel
+    from meterkit.decisions.program import Program
+    from meterkit.decisions.subjects import AskedOfSubject
+    from meterkit.store.views import CustomerView
+
+
+class PreparedReservation:
+    """The decision about a route that reserves quantities, which are bound to it for each request.
+
+    Args:
+        view: the customer.
+        route: the route.
+        meters: whose quantities are reserved.
+        at: what follows from its model.
+
+    Attributes:
+        bound: what the program comes to with quantities.
+    """
+
+    __slots__ = ("_at", "_consumed", "_demands", "_head", "_program", "_route", "_tails", "_view", "bound")
+
+    def __init__(self, view: CustomerView, route: Route, meters: Iterable[str], at: AtModel) -> None:
+        self._demands = demands = demands_of(route, view.cache.catalog)
+        self._view = view
+        self._route = route
+        self._at = at
+        self._consumed = {name: demands[name].taken if name in demands else 0 for name in meters}
+        self._program = program = self.compile(dict.fromkeys(self._consumed, 1))
+        self.bound: Binding = Binding(program, self._consumed)
+        self._head = view.pack_head(program, view.pack_subjects(program.subjects))
+        self._tails = {mode: pack_each(program.behind_terms(mode)) for mode in "ds"}
+
+    def bind(self, quantities: Mapping[str, int], mode: str) -> PreparedDecision:
+        """The decision that reserves so much of each meter."""
+        return PreparedDecision(
+            self._view, self._program, mode, route=self._route, reserved=quantities, reserving=self
+        )
+
+    def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[AskedOfSubject, ...]:
+        """What is asked of the customer's subjects, with so much reserved."""
+        subjects = self._view.subjects
+        if subjects is None or not self._program.subjects:
+            return ()
+        demands = {**self._demands, **self._bound_demands(quantities)}
+        return subjects.ask(demands, in_flight=True, rates_only=self._route.always)
+
+    def _bound_demands(self, quantities: Mapping[str, int]) -> dict[str, Demand]:
+        return {name: Demand.of(quantity + self._consumed[name]) for name, quantity in quantities.items()}
+
+    def pack(
+        self, quantities: Mapping[str, int], mode: str, asked: tuple[AskedOfSubject, ...]
+    ) -> tuple[bytes, bytes]:
+        """See :meth:`CustomerView.pack_decide`; ``asked``: of subjects."""
+        tail = self._tails.get(mode)
+        if tail is None or not self.bound.is_exact:
+            return self._view.pack_decide(self.compile(quantities), mode)
+        terms = self._view.terms(self._program.keep_ms, *self.bound.numbers(quantities))
+        return self._head, pack_each((terms,)) + tail + self._view.pack_subjects(asked).arguments
+
+    def compile(self, quantities: Mapping[str, int]) -> Program:
+        """The demand, to the unit, with so much reserved."""
+        view, route = self._view, self._route
+        demands = {**self._demands, **self._bound_demands(quantities)}
+        return view.compile(demands, route=route, at=self._at)
+
+
+def prepare_reserving(
+    view: CustomerView,
+    route: Route,
+    quantities: Mapping[str, int],
+    mode: str = "d",
+    *,
+    models: Sequence[str] = (),
+) -> PreparedDecision:
+    """The decision about a route that sets quantities aside until the true ones are known.
+
+    Args:
+        view: the customer.
+        route: the route.
+        quantities: meter to what is set aside besides what the route consumes of it.
+        mode: of the decision script.
+        models: that the request names: meters derived from those and listed in the plan limit it, too;
+            credits are held at the price of the model, at the highest where there is none or several.
+    """
+    reserved: dict[str, int] = dict(quantities)
+    if view.cache.derives:
+        reserved = with_derived(view.cache.catalog.meters, quantities, models)
+    at = held_at(models, view.prepaid, quantities, view.entitlements, view.cache.catalog)
+    reserved |= {row: quantities[name] + route.consume.get(name, 0) for name, row in at.rows.items()}
+    key = ("reserve", id(route), *reserved, *at.key)
+    prepared = view.once(key, lambda: PreparedReservation(view, route, reserved, at))
+    return prepared.bind(reserved, mode)

@@ -1,0 +1,138 @@
+"""What the subjects of a customer have used in this period: users, teams and the like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from meterkit.catalog.models import SPEND
+from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
+from meterkit.decisions.keys import HEAD_FIELD, meter_field
+from meterkit.decisions.packed import Head, MeterCounts, unpack_field
+from meterkit.decisions.subjects import subject_budget
+from meterkit.store.subjects import Subjects
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meterkit.store.store import Store
+
+_PAGE: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectMeter:
+    """What a subject has used of a meter in this period.
+
+    Attributes:
+        recorded: units, in the meter's unit.
+        held: units that requests in progress may come to.
+        included: the most that the plan, or an override, allows; None: no limit.
+    """
+
+    recorded: int
+    held: int
+    included: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectUsage:
+    """What a user, a team or another subject of a customer has used.
+
+    Attributes:
+        kind: of the subject, such as ``user``.
+        subject: its id.
+        meters: by meter, those that it has used or that its plan limits.
+        spent_micros: what it has spent in the span of its budget, in micro-units of the currency; None: it
+            has no budget.
+        limit_cents: what it may spend in that span, in minor units; None: it has no budget.
+        per: that span: ``period``, ``1d`` or ``1h``; None: it has no budget.
+    """
+
+    kind: str
+    subject: str
+    meters: Mapping[str, SubjectMeter]
+    spent_micros: int | None
+    limit_cents: int | None
+    per: str | None
+
+
+async def usage_by(store: Store, customer: str, kind: str) -> Sequence[SubjectUsage]:
+    """The subjects of a kind whose counters live, by their ids.
+
+    Args:
+        store: where they are counted.
+        customer: an id that is valid.
+        kind: of subjects that a plan declares.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    admin, now_ms, keys = await store.admin(), store.now_ms(), store.keys
+    of = keys.customer(customer)
+    pipe = admin.client.pipeline(transaction=False)
+    pipe.hget(of.state, "data")
+    pipe.hget(of.counters, HEAD_FIELD)
+    pipe.zrangebyscore(keys.subjects(customer), f"({now_ms}", "+inf")
+    data, head, members = await admin.ask(pipe.execute())
+    state, prefix = CustomerState.parse(data or b""), f"{kind}:"
+    period = Head.read(head)
+    names = sorted(name.decode().removeprefix(prefix) for name in members if name.startswith(prefix.encode()))
+    effective = effective_plan(state, store.catalog, now_ms)
+    entitlements = entitlements_of(effective, store.catalog)
+    begins_ms = period.begins_ms if now_ms < period.ends_ms else now_ms
+    found: list[SubjectUsage] = []
+    for at in range(0, len(names), _PAGE):
+        pipe = admin.client.pipeline(transaction=False)
+        for name in names[at : at + _PAGE]:
+            pipe.hgetall(keys.subject(customer, kind, name))
+        replies = await admin.ask(pipe.execute())
+        for name, fields in zip(names[at : at + _PAGE], replies, strict=True):
+            given = ((kind, name),)
+            subjects = Subjects(customer, given, effective, entitlements, store.catalog, keys)
+            found.append(_usage_of(store, subjects, fields, begins_ms, now_ms))
+    return found
+
+
+def _usage_of(
+    store: Store, subjects: Subjects, fields: Mapping[bytes, bytes], begins_ms: int, now_ms: int
+) -> SubjectUsage:
+    ((kind, name),) = subjects.given
+    limits = subjects.limits.get(kind)
+    meters: dict[str, SubjectMeter] = {}
+    for meter in store.cache.counters:
+        packed = fields.get(meter_field(meter).encode())
+        allowed = limits.limits.get(meter) if limits is not None else None
+        if packed is not None or allowed is not None:
+            counts = MeterCounts.read(packed)
+            meters[meter] = SubjectMeter(
+                recorded=_recorded(counts, begins_ms),
+                held=counts.held_at(now_ms),
+                included=None if allowed is None else allowed.included,
+            )
+    budget = None if limits is None else subject_budget(limits, store.catalog)
+    spent: int | None = None
+    if budget is not None and budget.window_ms:
+        spent = _in_window(fields.get(budget.field.encode()), budget.window_ms, now_ms)
+    elif budget is not None:
+        spent = _recorded(MeterCounts.read(fields.get(meter_field(SPEND).encode())), begins_ms)
+    return SubjectUsage(
+        kind=kind,
+        subject=name,
+        meters=meters,
+        spent_micros=spent,
+        limit_cents=None if budget is None else budget.policy.quota,
+        per=None if budget is None else budget.policy.name.removeprefix(f"{SPEND}-"),
+    )
+
+
+def _recorded(counts: MeterCounts, begins_ms: int) -> int:
+    """Units of this period: a subject's field has the period that they are of where a meter's has pending."""
+    return counts.included if counts.pending == begins_ms else 0
+
+
+def _in_window(packed: bytes | None, window_ms: int, now_ms: int) -> int:
+    if packed is None:
+        return 0
+    slot, counted, _ = (value for value in unpack_field(packed) if isinstance(value, int))
+    return counted if slot == now_ms // window_ms else 0

@@ -1,0 +1,158 @@
+"""The subjects of one customer's view: their keys, their limits, and the scripts' arguments of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from meterkit.catalog.subjects import override_subject
+from meterkit.decisions.subjects import (
+    AskedOfSubject,
+    SubjectHold,
+    ask_subject,
+    cost_of,
+    member_of,
+)
+from meterkit.redis.connection import pack_each, pack_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from fractions import Fraction
+
+    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.catalog.models import SubjectPlan
+    from meterkit.decisions.asked import Demand
+    from meterkit.decisions.customer_state import EffectivePlan
+    from meterkit.decisions.keys import Keys
+
+Given = tuple[tuple[str, str], ...]
+"""Kind and id of each subject of a request."""
+
+
+class Packed(NamedTuple):
+    """What a script gets of subjects.
+
+    Attributes:
+        keys: the index, then the counters of each.
+        words: how many arguments there are before the terms.
+        arguments: these and the terms, packed.
+    """
+
+    keys: tuple[str, ...]
+    words: int
+    arguments: bytes
+
+    @classmethod
+    def of(cls, keys: tuple[str, ...], words: Sequence[str], numbers: Sequence[int]) -> Packed:
+        """The arguments packed; of no subject: nothing."""
+        if not words:
+            return NOTHING_PACKED
+        return cls(keys, len(words), pack_each((*words, pack_numbers((len(words), *numbers)))))
+
+
+NOTHING_PACKED: Final = Packed((), 0, b"")
+
+
+class Subjects:
+    """Some subjects of a customer, as of one state of it.
+
+    Args:
+        customer: the customer's id.
+        given: the subjects.
+        effective: the customer's plan with overrides.
+        entitlements: what the customer gets of every meter.
+        catalog: what is sold.
+        keys: names of keys.
+
+    Attributes:
+        limits: what each of those gets that the plan declares, by kind.
+        is_plain: whether none of them has an override.
+    """
+
+    __slots__ = ("_catalog", "_entitlements", "_index", "_keys", "customer", "given", "is_plain", "limits")
+
+    def __init__(
+        self,
+        customer: str,
+        given: Given,
+        effective: EffectivePlan,
+        entitlements: Mapping[str, Entitlement],
+        catalog: Catalog,
+        keys: Keys,
+    ) -> None:
+        self.customer = customer
+        self.given = given
+        self._catalog = catalog
+        self._entitlements = entitlements
+        self._index = keys.subjects(customer)
+        self._keys = {kind: keys.subject(customer, kind, subject) for kind, subject in given}
+        self.limits: dict[str, SubjectPlan] = {}
+        self.is_plain = True
+        for kind, subject in given:
+            limits = effective.plan.subjects.get(kind)
+            if limits is not None:
+                own = effective.subject_overrides.get(member_of(kind, subject))
+                self.is_plain = self.is_plain and own is None
+                self.limits[kind] = limits if own is None else override_subject(catalog, limits, own)
+
+    def ask(
+        self, demands: Mapping[str, Demand], *, in_flight: bool, rates_only: bool
+    ) -> tuple[AskedOfSubject, ...]:
+        """What demands on meters ask of each subject that the plan declares."""
+        return tuple(
+            ask_subject(
+                limits, demands, self._entitlements, self._catalog, in_flight=in_flight, rates_only=rates_only
+            )
+            for limits in self.limits.values()
+        )
+
+    def pack(self, asked: Iterable[AskedOfSubject]) -> Packed:
+        """What the decision script gets of them."""
+        words, numbers, kinds = list[str](), list[int](), list[str]()
+        members = dict(self.given)
+        for one in asked:
+            kinds.append(one.kind)
+            words += (member_of(one.kind, members[one.kind]), *one.fields)
+            numbers += one.numbers
+        return Packed.of(self.keys_of(kinds), words, numbers)
+
+    def keys_of(self, kinds: Iterable[str]) -> tuple[str, ...]:
+        """The keys of the index and of the counters of subjects of these kinds."""
+        return self._index, *(self._keys[kind] for kind in kinds)
+
+    def spent(self, quantities: Mapping[str, int], model: str | None) -> Fraction | None:
+        """What recorded units of a model cost in micro-units; None: no subject has a budget."""
+        if not any(limits.budget for limits in self.limits.values()):
+            return None
+        return cost_of(quantities, self._entitlements, self._catalog, model)
+
+
+NO_HOLDS: Final[Mapping[str, SubjectHold]] = {}
+_T = TypeVar("_T")
+
+
+def make_room(known: dict[_T, Any], most: int) -> None:
+    """Forget the oldest half of what is known, where that is as much as may be."""
+    if len(known) >= most:
+        for key in list(known)[: most // 2]:
+            known.pop(key, None)  # Another thread may be doing the same.
+
+
+def holds_of(asked: Iterable[AskedOfSubject]) -> dict[str, SubjectHold]:
+    """What an allowed decision holds of subjects, by kind."""
+    return {one.kind: one.hold for one in asked}
+
+
+def to_plain(holds: Mapping[str, SubjectHold]) -> dict[str, Any]:
+    """Holds as a spool keeps them."""
+    return {
+        kind: [dict(hold.quantities), [*hold.concurrency], hold.spent, sorted(hold.rates)]
+        for kind, hold in holds.items()
+    }
+
+
+def from_plain(holds: Mapping[str, Any]) -> dict[str, SubjectHold]:
+    """The inverse of :func:`to_plain`."""
+    return {
+        kind: SubjectHold(quantities, tuple(concurrency), spent, frozenset(rates))
+        for kind, (quantities, concurrency, spent, rates) in holds.items()
+    }
