@@ -10,18 +10,31 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast, overload
 
 from meterkit.loop_thread import LoopThread
+from meterkit.sync_parts import (
+    SyncCredits,
+    SyncCustomers,
+    SyncGauges,
+    SyncGrants,
+    SyncIntents,
+    SyncMessages,
+    SyncObjectStorage,
+    SyncRevenue,
+    SyncStripeAccount,
+    SyncSubject,
+    SyncSubscriptions,
+    SyncWebhooks,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from types import TracebackType
 
     from meterkit.asgi.gauges import Gauges
     from meterkit.catalog import Catalog
     from meterkit.customers.corrections import Corrected
-    from meterkit.customers.customers import Customer, Customers
+    from meterkit.customers.customers import Customers
     from meterkit.customers.grants import Grants
-    from meterkit.customers.subjects import CustomerSubject
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.delivery.report import FlushReport
@@ -43,22 +56,7 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.webhooks.webhooks import Webhooks
     from meterkit.tokens.call_usage import CallUsage
 
-__all__ = [
-    "SyncCredits",
-    "SyncCustomers",
-    "SyncGauges",
-    "SyncGrants",
-    "SyncIntents",
-    "SyncMessages",
-    "SyncMeterKit",
-    "SyncObjectStorage",
-    "SyncReservation",
-    "SyncRevenue",
-    "SyncStripeAccount",
-    "SyncSubject",
-    "SyncSubscriptions",
-    "SyncWebhooks",
-]
+__all__ = ["SyncMeterKit", "SyncReservation"]
 
 
 class _Kit(AbstractAsyncContextManager[object], Protocol):
@@ -281,149 +279,3 @@ class SyncReservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-
-class SyncCustomers:
-    """Reads and changes customers; see :class:`meterkit.Customers`."""
-
-    def __init__(self, customers: Customers, loop: LoopThread) -> None:
-        self._customers = customers
-        self._loop = loop
-        self.get = loop.blocking(customers.get)
-        self.known = loop.blocking(customers.known)
-        self.set_plan = loop.blocking(customers.set_plan)
-        self.set_status = loop.blocking(customers.set_status)
-        self.override = loop.blocking(customers.override)
-        self.spend_limit = loop.blocking(customers.spend_limit)
-        self.link = loop.blocking(customers.link)
-        self.unlink = loop.blocking(customers.unlink)
-        self.delete = loop.blocking(customers.delete)
-        self.history = loop.blocking(customers.history)
-
-    def subject(self, customer: str, **subject: str) -> SyncSubject:
-        """One subject of a customer; see :meth:`meterkit.Customers.subject`."""
-        return SyncSubject(self._customers.subject(customer, **subject), self._loop)
-
-    def list(self) -> Iterator[Customer]:
-        """All customers that have a record, in no order."""
-        found = self._customers.list()
-
-        async def following() -> Customer | None:
-            return await anext(found, None)
-
-        while (customer := self._loop.call(following)) is not None:
-            yield customer
-
-
-class SyncSubject:
-    """One subject of a customer; see :class:`meterkit.CustomerSubject`."""
-
-    def __init__(self, subject: CustomerSubject[Customer], loop: LoopThread) -> None:
-        self.override = loop.blocking(subject.override)
-
-
-class SyncCredits:
-    """Sells balances in money; see :class:`meterkit.Credits`."""
-
-    def __init__(self, credits_: Credits, loop: LoopThread) -> None:
-        self.buy = loop.blocking(credits_.buy)
-        self.set_auto = loop.blocking(credits_.set_auto)
-
-
-class SyncGrants:
-    """Adds, lists and voids grants; see :class:`meterkit.Grants`."""
-
-    def __init__(self, grants: Grants, loop: LoopThread) -> None:
-        self.add = loop.blocking(grants.add)
-        self.list = loop.blocking(grants.list)
-        self.void = loop.blocking(grants.void)
-        self.ledger = loop.blocking(grants.ledger)
-
-
-class SyncGauges:
-    """Reads and changes the levels of gauges; see :class:`meterkit.Gauges`."""
-
-    def __init__(self, gauges: Gauges, loop: LoopThread) -> None:
-        self.get = loop.blocking(gauges.get)
-        self.set = loop.blocking(gauges.set)
-        self.adjust = loop.blocking(gauges.adjust)
-
-
-class SyncMessages:
-    """Lists, resends and previews messages, and keeps what customers want; as ``kit.notify``."""
-
-    def __init__(self, messages: Messages, loop: LoopThread) -> None:
-        self.preferences = loop.blocking(messages.preferences)
-        self.list = loop.blocking(messages.list)
-        self.redrive = loop.blocking(messages.redrive)
-        self.preview = messages.preview
-
-
-class SyncObjectStorage:
-    """Counts stored objects and presigns uploads; see :class:`meterkit.ObjectStorage`."""
-
-    def __init__(self, storage: ObjectStorage, loop: LoopThread) -> None:
-        self.count = loop.blocking(storage.count)
-        self.poll = loop.blocking(storage.poll)
-        self.presign = loop.blocking(storage.presign)
-        self.recalculate = loop.blocking(storage.recalculate)
-        self.unclear = loop.blocking(storage.unclear)
-
-
-class SyncIntents:
-    """Looks at intents and sees to them; see :class:`meterkit.Intents`."""
-
-    def __init__(self, intents: Intents, loop: LoopThread) -> None:
-        self.list = loop.blocking(intents.list)
-        self.show = loop.blocking(intents.show)
-        self.redrive = loop.blocking(intents.redrive)
-        self.park = loop.blocking(intents.park)
-        self.drop = loop.blocking(intents.drop)
-
-
-class SyncRevenue:
-    """Reads figures of revenue; see :class:`meterkit.Revenue`."""
-
-    def __init__(self, revenue: Revenue, loop: LoopThread) -> None:
-        self.at = loop.blocking(revenue.at)
-        self.by_plan = loop.blocking(revenue.by_plan)
-        self.days = loop.blocking(revenue.days)
-        self.spend = loop.blocking(revenue.spend)
-        self.snapshot = loop.blocking(revenue.snapshot)
-
-
-class SyncStripeAccount:
-    """Makes the objects of the plans file at Stripe; see :class:`meterkit.StripeAccount`."""
-
-    def __init__(self, account: StripeAccount, loop: LoopThread) -> None:
-        self.sync = loop.blocking(account.sync)
-
-
-class SyncSubscriptions:
-    """Begins, changes and ends subscriptions; see :class:`meterkit.Subscriptions`."""
-
-    def __init__(self, subscriptions: Subscriptions, loop: LoopThread) -> None:
-        self.get = loop.blocking(subscriptions.get)
-        self.sync = loop.blocking(subscriptions.sync)
-        self.create = loop.blocking(subscriptions.create)
-        self.checkout = loop.blocking(subscriptions.checkout)
-        self.portal = loop.blocking(subscriptions.portal)
-        self.preview = loop.blocking(subscriptions.preview)
-        self.change_plan = loop.blocking(subscriptions.change_plan)
-        self.set_seats = loop.blocking(subscriptions.set_seats)
-        self.cancel = loop.blocking(subscriptions.cancel)
-        self.resume = loop.blocking(subscriptions.resume)
-        self.invoices = loop.blocking(subscriptions.invoices)
-        self.check = loop.blocking(subscriptions.check)
-        self.repair = loop.blocking(subscriptions.repair)
-        self.import_from_stripe = loop.blocking(subscriptions.import_from_stripe)
-        self.retry_accepted = loop.blocking(subscriptions.retry_accepted)
-
-
-class SyncWebhooks:
-    """Shows what became of Stripe's events, and has them worked off again; as ``kit.webhooks``."""
-
-    def __init__(self, webhooks: Webhooks, loop: LoopThread) -> None:
-        self.backlog = loop.blocking(webhooks.backlog)
-        self.dead = loop.blocking(webhooks.dead)
-        self.redrive = loop.blocking(webhooks.redrive)

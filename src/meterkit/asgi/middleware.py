@@ -245,12 +245,10 @@ class MeterMiddleware:
                 left = decided.view.left
                 decided.view.left = left_where_allowed(left, decided.program) if left else NOTHING_LEFT
                 # As kind_of has it, without a call: nearly every request passes here.
-                kind = (
-                    Exchange
-                    if scope["type"] == "http" and not route.storage_meter and route.mcp is None
-                    else kind_of(scope, route)
+                is_plain = scope["type"] == "http" and not route.storage_meter and route.mcp is None
+                passed = (Exchange if is_plain else kind_of(scope, route))(
+                    store, lane, decided.view, route, decided, reply, scope, send
                 )
-                passed = kind(store, lane, decided.view, route, decided, reply, scope, send)
                 if route.headers != "none":
                     program = decided.program
                     passed.limit_fields = plans.limit_fields.get(program) or plans.fields_of(program, route)

@@ -48,12 +48,12 @@ end
 --audited local audit_key, told, n = table.remove(KEYS), table.remove(ARGV, #ARGV - 2), 0
 --audited local noted = {nil, nil, nil, nil, nil, nil} -- With place for one meter.
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
-local rev, customer, further, caller_ms, names = ARGV[1], ARGV[3], ARGV[4], ARGV[#ARGV], 3 -- Of fields[2]: names + 2.
-local hold_slot, number = read('<dd', ARGV[#ARGV - 1])
+local rev, customer, further, caller_ms, names, hold_slot, number =
+  ARGV[1], ARGV[3], ARGV[4], ARGV[#ARGV], 3, read('<dd', ARGV[#ARGV - 1]) -- Of fields[2] the name is ARGV[names + 2].
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
-local now, starts_ms, finishes_ms, verdict = confirm_view(state_key, rev, until_ms, starts, ends,
-  next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
+local now, starts_ms, finishes_ms, verdict =
+  confirm_view(state_key, rev, until_ms, starts, ends, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
 verdict = verdict and {verdict[1] + 2, unpack(verdict, 2)} or take_number(producer_key, number, now)
 if verdict then
   return verdict

@@ -9,15 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
-from meterkit.decisions.audit_terms import paid_price, price_line
+from meterkit.decisions.audit_terms import price_line
 from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
-from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field, rate_field
+from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field
 from meterkit.decisions.packed import joined
-from meterkit.decisions.policies import rate_numbers
-from meterkit.decisions.program import reported_parts
-from meterkit.decisions.spending import counted_as_spent, price_of
 from meterkit.redis.connection import pack_each
 from meterkit.store.hold import (
     NOTHING_USED,
@@ -30,15 +27,24 @@ from meterkit.store.hold import (
     nothing_kept,
     told_of,
 )
-from meterkit.store.settlement_shape import THRESHOLD_NUMBERS, Entry, Rated, Shape, thresholds_of
+from meterkit.store.settlement_shape import (
+    OWN_EVENT,
+    THRESHOLD_NUMBERS,
+    Shape,
+    add_spend,
+    entries_of,
+    prices_of,
+    rates_of,
+    rows_of,
+    thresholds_of,
+)
 from meterkit.store.subject_settlement import settled
 from meterkit.store.subjects import NOTHING_PACKED
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Mapping
 
-    from meterkit.decisions.audit_terms import PaidPrice
     from meterkit.store.subjects import Packed, Subjects
     from meterkit.store.views import CustomerView, PreparedDecision
 
@@ -47,11 +53,8 @@ _logger = logging.getLogger("meterkit.store")
 _LATE: Final = "late "
 _NOTICE: Final = "notice"
 _NO_ROOM: Final = "subjects"
-# Under whose event Stripe gets what is reported of a meter: its own; that of a derived one behind it; and for
-# such a one: what the meter before it reports, or its overage.
-_OWN_EVENT, _SENT_ON, _TAKES_OVER, _PRICED = 0, 1, 2, 3
 # The numbers of a request in flight: like a meter with one unit held, and none recorded.
-_ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, _OWN_EVENT)
+_ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, OWN_EVENT)
 _NOTHING_HELD: Final = Held()
 _NOTHING_TO_CORRECT: Final = Correction()
 
@@ -199,7 +202,7 @@ class Settlement:
         if used.dimensions:
             derived = {meter: self._derived_from(meter) for meter, quantity in measured.items() if quantity}
         if view.cache.has_rows:
-            derived |= self._rows(view, derived)
+            derived |= rows_of(view, self.used, derived)
         costs: dict[str, int] = {}
         if view.prepaid is not None and view.prepaid.by_model:
             costs = view.prepaid.costs_of(used.dimensions.get("model"))
@@ -223,7 +226,7 @@ class Settlement:
                 0,
                 0,
                 0,
-                _OWN_EVENT,
+                OWN_EVENT,
             )
         for rate in shape.rates:
             quantity = measured[rate.source] if rate.source else used.rated.get(rate.meter, 0)
@@ -286,14 +289,6 @@ class Settlement:
         dead = int(view.cache.catalog.billing.late_usage == "dead_letter")
         return joined(f'{{"at":{occurred_ms},"own":{own},"dead":{dead}}}', paying)
 
-    def _rows(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        """The meters derived from each recorded one with prices by model: first the row of its price."""
-        found, model = dict[str, tuple[str, ...]](), self.used.dimensions.get("model")
-        for meter, quantity in self.used.recorded.items():
-            if quantity and (rows := view.entitlements[meter].overage.rows) is not None:
-                found[meter] = rows.of(model), *derived.get(meter, ())
-        return found
-
     def _derived_from(self, meter: str) -> tuple[str, ...]:
         meters = self.view.cache.catalog.meters
         return tuple(found.name for found in derived_from(meters, meter, self.used.dimensions))
@@ -339,10 +334,13 @@ class Settlement:
     ) -> Shape:
         has_recorded = any(self.used.recorded.values())
         prepaid = view.prepaid if has_recorded else None
-        entries, rates = list(self._entries(view, derived)), list(self._rates(view, derived))
+        entries, rates = (
+            list(entries_of(view, self.held, self.used, derived)),
+            list(rates_of(view, self.used, self.correction, derived)),
+        )
         spending = ""
         if has_recorded and view.cache.catalog.counts_spend:
-            spending = self._add_spend(view, entries, rates)
+            spending = add_spend(view, entries, rates)
         fields = [meter_field(entry.meter) for entry in entries]
         fields += [concurrency_field(meter) for meter in self.held.concurrency]
         fields += [credit_hold_field(meter) for meter in self.held.costs]
@@ -369,65 +367,8 @@ class Settlement:
             rates=tuple(rates),
             thresholds=thresholds,
             paying=joined(spending, paying),
-            prices=self._prices(view, entries),
+            prices=prices_of(view, entries),
         )
-
-    def _prices(self, view: CustomerView, entries: Iterable[Entry]) -> Mapping[str, PaidPrice]:
-        """What units cost that are paid for, for the audit log, by meter."""
-        if audited_by(view) is None:
-            return {}
-        catalog = view.cache.catalog
-        found = {entry.meter: paid_price(entry.meter, view.entitlements, catalog) for entry in entries}
-        return {meter: price for meter, price in found.items() if price is not None}
-
-    def _add_spend(self, view: CustomerView, entries: list[Entry], rates: list[Rated]) -> str:
-        """Have what is spent counted, where units cost something: by what; the terms for the script."""
-        meters, catalog = [entry.meter for entry in entries], view.cache.catalog
-        if not any(price_of(meter, view.entitlements, catalog) for meter in meters):
-            return ""
-        given = view.entitlements[SPEND]
-        included = -1 if given.included is None else given.included
-        entries.append(Entry(SPEND, SPEND, (included, 0, 0, _OWN_EVENT)))  # The script knows the quantity.
-        for rate in given.rates:
-            field = rate_field(SPEND, rate.window_ms, rate.algorithm)
-            kind, window, _, refill = rate_numbers(rate, SPEND)
-            rates.append(Rated(field, SPEND, None, (kind, window, refill), is_corrected=False))
-        return counted_as_spent(meters, len(given.rates), view.entitlements, catalog)
-
-    def _entries(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[Entry]:
-        """The recorded quantities: each meter, and the derived meters that its dimensions match."""
-        meters = view.cache.catalog.meters
-        # The hold of a derived meter is given back where it is recorded: each field is written once.
-        behind = {other for found in derived.values() for other in found}
-        for name in dict.fromkeys((*self.held.quantities, *self.used.recorded)):
-            if name in behind:
-                continue
-            found = derived.get(name, ())
-            reported_as = next((other for other in found if meters[other].stripe is not None), name)
-            for meter in (name, *found):
-                entitlement, parts = view.entitlements[meter], (0, 0)
-                if meter == name and not view.anonymous:
-                    parts = reported_parts(entitlement, meters[reported_as])
-                event = _OWN_EVENT
-                if reported_as != name and meter in {name, reported_as}:
-                    event = _SENT_ON if meter == name else _TAKES_OVER
-                if meters[meter].is_row and meter != name:
-                    event = _PRICED
-                    parts = (0, 0) if view.anonymous else reported_parts(entitlement, meters[meter])
-                included = -1 if entitlement.included is None else entitlement.included
-                yield Entry(meter, name, (included, parts[0], parts[1], event))
-
-    def _rates(self, view: CustomerView, derived: Mapping[str, tuple[str, ...]]) -> Iterator[Rated]:
-        """Rates count all that was used; those that counted a reservation before, what it differs by."""
-        counted: dict[str, str | None] = dict.fromkeys(self.used.rated)
-        counted.update({other: source for source, found in derived.items() for other in found})
-        for meter in (*counted, *(meter for meter in self.correction.reserved if meter not in counted)):
-            for rate in view.entitlements[meter].rates:
-                field = rate_field(meter, rate.window_ms, rate.algorithm)
-                kind, window, _, refill = rate_numbers(rate, meter)
-                is_corrected = meter in self.correction.reserved and field in self.correction.rates
-                if is_corrected or meter in counted:
-                    yield Rated(field, meter, counted.get(meter), (kind, window, refill), is_corrected)
 
 
 def settlement_of(decision: PreparedDecision, slot: int, *, billed: bool) -> Settlement:
