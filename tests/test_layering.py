@@ -30,6 +30,7 @@ LINE = (
     ("fastapi", "llm", "pages", "background", "loop_thread"),
     ("serving", "assembly"),
     ("health",),
+    ("sync_parts",),
     ("sync",),
     ("kit", ""),  # The package itself hands out the names of the kit and of all before it.
     ("testing",),

@@ -123,6 +123,7 @@ from meterkit.sync_parts import SyncMessages as SyncMessages
 from meterkit.sync_parts import SyncObjectStorage as SyncObjectStorage
 from meterkit.sync_parts import SyncRevenue as SyncRevenue
 from meterkit.sync_parts import SyncStripeAccount as SyncStripeAccount
+from meterkit.sync_parts import SyncSubject as SyncSubject
 from meterkit.sync_parts import SyncSubscriptions as SyncSubscriptions
 from meterkit.sync_parts import SyncWebhooks as SyncWebhooks
 from meterkit.tokens.call_usage import CallUsage as CallUsage

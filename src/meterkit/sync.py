@@ -20,7 +20,6 @@ from meterkit.sync_parts import (
     SyncObjectStorage,
     SyncRevenue,
     SyncStripeAccount,
-    SyncSubject,
     SyncSubscriptions,
     SyncWebhooks,
 )

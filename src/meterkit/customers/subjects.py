@@ -70,7 +70,7 @@ class CustomerSubject(Generic[_Record]):
 
         Args:
             limits: meter to its limits, and ``budget``, in the notation of the plans file; empty or None:
-                what was given is taken back.
+                its overrides are taken back.
             until: an aware instant at which what is given here ends; None: it does not.
 
         Returns:

@@ -162,7 +162,7 @@ def ask_subject(
 def _costs(
     demands: Mapping[str, Demand], entitlements: Mapping[str, Entitlement], catalog: Catalog
 ) -> tuple[int, int]:
-    """What is needed and what is taken cost, in micro-units, rounded up."""
+    """The cost of the needed quantities and of the taken ones, in micro-units, rounded up."""
     needed = {name: demand.needed for name, demand in demands.items()}
     taken = {name: demand.taken for name, demand in demands.items()}
     return ceil(cost_of(needed, entitlements, catalog)), ceil(cost_of(taken, entitlements, catalog))

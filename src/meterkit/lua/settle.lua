@@ -106,9 +106,7 @@ for place = 2, meters + 1 do
     spent = spend and spend(place, 0, overage, beyond, quantity - within)
     local reported = event == TAKES_OVER and sent_on or within * reports_included + beyond * reports_overage
     priced = event ~= PRICED and beyond or priced
-    if event == SENT_ON then
-      sent_on, reported = reported, 0
-    end
+    sent_on, reported = event == SENT_ON and reported or sent_on, event == SENT_ON and 0 or reported
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
     included, overage, pending = included + within, overage + beyond, pending + reported
     --audited noted[n + 1], noted[n + 2], noted[n + 3], noted[n + 4] = name, within, by_grants, by_credits

@@ -18,7 +18,7 @@ class Reserving(Protocol):
     bound: Binding
 
     def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[AskedOfSubject, ...]:
-        """What is asked of the customer's subjects, with so much reserved."""
+        """The demands on the customer's subjects, with so much reserved."""
         ...
 
     def pack(

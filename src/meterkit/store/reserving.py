@@ -54,7 +54,7 @@ class PreparedReservation:
         )
 
     def ask_subjects(self, quantities: Mapping[str, int]) -> tuple[AskedOfSubject, ...]:
-        """What is asked of the customer's subjects, with so much reserved."""
+        """The demands on the customer's subjects, with so much reserved."""
         subjects = self._view.subjects
         if subjects is None or not self._program.subjects:
             return ()

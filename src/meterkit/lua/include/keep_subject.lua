@@ -17,14 +17,14 @@ local function keep_subject(index_key, begins_ms, ends_ms, now, member, write, w
     if #over > 0 then
       call('ZREM', index_key, unpack(over))
     end
-    if call('ZCARD', index_key) >= SUBJECTS_MOST then
+    if call('ZCOUNT', index_key, '-inf', '+inf') >= SUBJECTS_MOST then
       return false
     end
   end
   expires_ms = keep_counters(write, w, now, begins_ms, ends_ms, '', expires_ms, lives_ms, spare_ms)
   if expires_ms then
     call('ZADD', index_key, expires_ms, member)
-    call('PEXPIREAT', index_key, call('ZREVRANGE', index_key, 0, 0, 'WITHSCORES')[2])
+    call('PEXPIREAT', index_key, call('ZRANGE', index_key, -1, -1, 'WITHSCORES')[2])
   end
   return true
 end
