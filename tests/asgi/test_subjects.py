@@ -1,0 +1,452 @@
+"""Users and teams of a customer at the edge: what is refused, told, counted and given back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+import meterkit
+from asgi.test_llm_model_prices import answering as answering_with_tokens
+from asgi.test_llm_model_prices import ask
+from asgi.test_websockets import opened
+from faults import eventually, settled
+from metering import answering, hello, served
+from meterkit import Caller, MeterkitError, identify
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from metering import Served
+    from meterkit import Current
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+anonymous: {plan: pro, by: ip}
+billing: {idempotency_header: Idempotency-Key}
+meters:
+  requests: {unit: request}
+  pages:    {unit: page}
+  images:   {unit: image, stripe: {event_name: images}}
+  messages: {unit: message}
+  output_tokens: {unit: token, stripe: {event_name: out}}
+routes:
+  - {match: "/pages", consume: {pages: 1}}
+  - {match: "/images", consume: {images: 1}}
+  - {match: "/shadow", consume: {requests: 1}, enforcement: shadow}
+  - {match: "/both", consume: {requests: 1, images: 1}}
+  - {match: "WS /live", per_message: {messages: 1}}
+  - match: "POST /chat"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    meters:
+      requests: {rate: 100/hour, included: 50, overage: deny}
+      images:   {included: 0, overage: {bill: {per: 1, amount_cents: 300}}}
+      output_tokens: {included: 50_000, overage: {bill: {per: 1000, amount_cents: 3}}}
+    subjects:
+      user:
+        requests: {rate: 5/hour, included: 3}
+        pages: {concurrency: 1}
+        messages: {included: 2}
+        output_tokens: {included: 1000}
+        budget: {amount_cents: 1000}
+      team:
+        requests: {included: 4}
+"""
+USER: Final = {"x-user-id": "u_7"}
+RED: Final = {**USER, "x-team-id": "red"}
+WHO: Final = identify.header("x-customer-id", subjects={"user": "x-user-id", "team": "x-team-id"})
+
+
+async def counted(at: Served, kind: str = "user", meter: str = "requests") -> dict[str, tuple[int, int]]:
+    """What is recorded of each subject, and what is held."""
+    await settled(at.kit)
+    found = await at.kit.usage("acme", by=kind)
+    return {
+        one.subject: (one.meters[meter].recorded, one.meters[meter].held)
+        for one in found
+        if meter in one.meters
+    }
+
+
+async def customer(at: Served, meter: str = "requests") -> tuple[int, int]:
+    await settled(at.kit)
+    return await at.counted(meter=meter)
+
+
+async def test_what_is_left_of_a_user_is_told_and_its_refusal_names_its_policies(any_store_url: str) -> None:
+    async with served(hello, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+        for left in (2, 1, 0):
+            answer = await at.client.get("/v1/x", headers=USER)
+            assert answer.status_code == 200
+            policy = answer.headers["ratelimit-policy"]
+            assert '"user:requests-1h";q=5;w=3600' in policy
+            assert '"user:requests-period";q=3' in policy
+            assert answer.headers["ratelimit"].startswith(f'"user:requests-period";r={left};t=')
+        answer = await at.client.get("/v1/x", headers=USER)
+        assert answer.status_code == 429
+        assert answer.json()["violated-policies"] == ["user:requests-period"]
+        assert answer.headers["ratelimit"].startswith('"user:requests-period";r=0;t=')
+        # Another user of the customer has limits of its own, and so has the customer.
+        assert (await at.client.get("/v1/x", headers={"x-user-id": "u_8"})).status_code == 200
+        assert (await at.client.get("/v1/x")).status_code == 200
+        assert await counted(at) == {"u_7": (3, 0), "u_8": (1, 0)}
+        assert await customer(at) == (5, 0)
+
+
+async def test_a_rate_of_a_user_is_refused_with_the_time_to_wait(any_store_url: str) -> None:
+    plans = PLANS.replace("rate: 5/hour, included: 3", "rate: {limit: 2/hour, algorithm: fixed-window}")
+    async with served(hello, plans=plans, who=WHO, redis_url=any_store_url) as at:
+        statuses = [(await at.client.get("/v1/x", headers=USER)).status_code for _ in range(3)]
+        assert statuses == [200, 200, 429]
+        answer = await at.client.get("/v1/x", headers=USER)
+        assert answer.json()["violated-policies"] == ["user:requests-1h"]
+        assert 0 < int(answer.headers["retry-after"]) <= 3600
+        assert (await at.client.get("/v1/x", headers={"x-user-id": "u_8"})).status_code == 200
+
+
+async def test_a_request_is_charged_to_all_or_to_none(any_store_url: str) -> None:
+    plans = PLANS.replace("included: 50,", "included: 6,")
+    async with served(hello, plans=plans, who=WHO, redis_url=any_store_url) as at:
+        one, two = RED, {"x-user-id": "u_8", "x-team-id": "red"}
+        for headers in (one, one, two, two):
+            assert (await at.client.get("/v1/x", headers=headers)).status_code == 200
+        # The team is at its end, the users and the customer are not: nobody is charged.
+        for headers in (one, two):
+            answer = await at.client.get("/v1/x", headers=headers)
+            assert (answer.status_code, answer.json()["violated-policies"]) == (
+                429,
+                ["team:requests-period"],
+            )
+        assert await counted(at) == {"u_7": (2, 0), "u_8": (2, 0)}
+        assert await counted(at, "team") == {"red": (4, 0)}
+        assert await customer(at) == (4, 0)
+        # The customer is at its end, this team and this user are not.
+        three = {"x-user-id": "u_9", "x-team-id": "blue"}
+        assert [(await at.client.get("/v1/x", headers=three)).status_code for _ in range(3)] == [
+            200,
+            200,
+            429,
+        ]
+        answer = await at.client.get("/v1/x", headers=three)
+        assert answer.json()["violated-policies"] == ["requests-period"]
+        assert (await counted(at))["u_9"] == (2, 0)
+        assert await counted(at, "team") == {"blue": (2, 0), "red": (4, 0)}
+        assert await customer(at) == (6, 0)
+        # All of them at once are named together.
+        await at.kit.record("acme", "requests", 2, subjects={"user": "u_9", "team": "blue"})
+        answer = await at.client.get("/v1/x", headers=three)
+        assert answer.json()["violated-policies"] == [
+            "requests-period",
+            "user:requests-period",
+            "team:requests-period",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("per", "policy", "span"),
+    [("period", "spend-period", "billing period"), ("day", "spend-1d", "day"), ("hour", "spend-1h", "hour")],
+)
+async def test_a_budget_of_a_user_is_refused_with_402(
+    any_store_url: str, per: str, policy: str, span: str
+) -> None:
+    plans = PLANS.replace("amount_cents: 1000}", f"amount_cents: 1000, per: {per}}}")
+    async with served(hello, plans=plans, who=WHO, redis_url=any_store_url) as at:
+        for left in (700, 400, 100):
+            answer = await at.client.get("/images", headers=USER)
+            assert answer.status_code == 200
+            assert answer.headers["ratelimit"].startswith(f'"user:{policy}";r={left};t=')
+            assert f'"user:{policy}";q=1000;qu="cents"' in answer.headers["ratelimit-policy"]
+        answer = await at.client.get("/images", headers=USER)
+        body = answer.json()
+        assert answer.status_code == 402
+        assert body["type"] == "urn:meterkit:problem:spend-limit-reached"
+        assert body["violated-policies"] == [f"user:{policy}"]
+        assert (body["limit_cents"], body["spent_cents"], body["currency"]) == (1000, 900, "usd")
+        assert f"This user may spend USD 10.00 per {span}, and USD 9.00 of it" in body["detail"]
+        assert answer.headers["x-should-retry"] == "false"
+        # Nothing of it was counted, and others may go on.
+        assert await customer(at, "images") == (3, 0)
+        assert (await at.client.get("/images", headers={"x-user-id": "u_8"})).status_code == 200
+        (one, two) = await at.kit.usage("acme", by="user")
+        assert (one.spent_micros, two.spent_micros) == (9_000_000, 3_000_000)
+        assert (one.limit_cents, one.per) == (1000, policy.removeprefix("spend-"))
+
+
+async def test_a_refused_budget_of_a_user_charges_no_other_meter(any_store_url: str) -> None:
+    plans = PLANS.replace("amount_cents: 1000}", "amount_cents: 200}")
+    async with served(hello, plans=plans, who=WHO, redis_url=any_store_url) as at:
+        answer = await at.client.get("/both", headers=RED)
+        assert answer.status_code == 402
+        assert await customer(at) == (0, 0)
+        assert await counted(at) == await counted(at, "team") == {}
+
+
+@pytest.mark.parametrize("subject", ["\x7f", "x" * 257, "a\tb"])
+async def test_an_id_that_is_not_allowed_is_refused(any_store_url: str, subject: str) -> None:
+    async with served(hello, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+        answer = await at.client.get("/v1/x", headers={"x-user-id": subject})
+        assert answer.status_code == 400
+        assert subject not in answer.text
+        assert await customer(at) == (0, 0)
+
+
+async def test_an_empty_id_that_the_app_names_is_refused() -> None:
+    async with served(hello, plans=PLANS, who=lambda _: Caller("acme", {"user": ""})) as at:
+        assert (await at.client.get("/v1/x")).status_code == 400
+
+
+def test_four_subjects_are_too_many() -> None:
+    with pytest.raises(MeterkitError, match="found 4; allowed is a mapping of at most 3"):
+        Caller("acme", {"user": "a", "team": "b", "app": "c", "site": "d"})
+    with pytest.raises(MeterkitError, match="found 4; allowed is a mapping of at most 3"):
+        identify.header("x-c", subjects={"user": "x-a", "team": "x-b", "app": "x-d", "site": "x-e"})
+
+
+@pytest.mark.parametrize("subjects", [{"user": 7}, {7: "user"}, ["user"], {"user": None}])
+def test_subjects_that_are_no_texts_are_refused(subjects: Any) -> None:
+    with pytest.raises(MeterkitError, match="allowed is a mapping of at most 3 kinds to ids"):
+        Caller("acme", subjects)
+
+
+async def test_a_subject_that_no_plan_declares_is_ignored_and_logged_once(
+    any_store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def who(scope: Scope) -> Caller:
+        return Caller("acme", {"app": dict(scope["headers"]).get(b"x-app", b"a").decode(), "user": "u_7"})
+
+    async with served(hello, plans=PLANS, who=who, redis_url=any_store_url) as at:
+        for app in ("a", "a", "b"):
+            assert (await at.client.get("/v1/x", headers={"x-app": app})).status_code == 200
+        assert (await at.client.get("/v1/x")).status_code == 429
+        assert await counted(at) == {"u_7": (3, 0)}
+        with pytest.raises(MeterkitError, match="declared are team, user"):
+            await at.kit.usage("acme", by="app")
+    said = [record.getMessage() for record in caplog.records if "declares no subjects" in record.getMessage()]
+    assert len(said) == 1
+    assert "'app'" in said[0]
+
+
+async def test_the_app_sees_the_subjects_of_its_request(any_store_url: str) -> None:
+    seen: list[Current] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(meterkit.current())
+        await hello(scope, receive, send)
+
+    async with served(app, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+        for headers in (RED, USER, {}, {"x-user-id": ""}):
+            await at.client.get("/v1/x", headers=headers)
+    assert [dict(one.subjects) for one in seen] == [{"user": "u_7", "team": "red"}, {"user": "u_7"}, {}, {}]
+    assert {one.customer for one in seen} == {"acme"}
+
+
+async def test_a_header_that_comes_twice_names_no_subject() -> None:
+    async with served(hello, plans=PLANS, who=WHO) as at:
+        headers = [("x-customer-id", "acme"), ("x-user-id", "u_7"), ("x-user-id", "u_8")]
+        assert (await at.client.request("GET", "/v1/x", headers=headers)).status_code == 200
+        assert await counted(at) == {}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_the_owner_of_a_key_may_be_a_user(any_store_url: str, *, is_async: bool) -> None:
+    owners = {"k1": Caller("acme", {"user": "u_7"}), "k2": Caller("acme", {"user": "u_8"}), "k3": "acme"}
+    asked: list[str] = []
+
+    def lookup(key: str) -> Caller | str | None:
+        asked.append(key)
+        return owners.get(key)
+
+    async def lookup_later(key: str) -> Caller | str | None:
+        return lookup(key)
+
+    who = identify.api_key(lookup_later if is_async else lookup)
+    async with served(hello, plans=PLANS, who=who, redis_url=any_store_url) as at:
+        for key, statuses in (
+            ("k1", [200, 200, 200, 429]),
+            ("k2", [200] * 3),
+            ("k3", [200] * 4),
+        ):
+            headers = {"authorization": f"Bearer {key}"}
+            found = [(await at.client.get("/v1/x", headers=headers)).status_code for _ in statuses]
+            assert found == statuses
+        assert await counted(at) == {"u_7": (3, 0), "u_8": (3, 0)}
+        assert await customer(at) == (10, 0)
+    assert asked == ["k1", "k2", "k3"]
+
+
+async def test_a_request_without_a_customer_has_no_subjects(any_store_url: str) -> None:
+    async with served(
+        hello, plans=PLANS, who=lambda _: Caller(None, {"user": "u_7"}), redis_url=any_store_url
+    ) as at:
+        for _ in range(5):
+            answer = await at.client.get("/v1/x")
+            assert answer.status_code == 200
+            assert "user:" not in answer.headers["ratelimit-policy"]
+
+
+async def test_in_shadow_a_user_is_counted_and_never_refused(
+    any_store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(hello, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+        for _ in range(4):
+            assert (await at.client.get("/shadow", headers=USER)).status_code == 200
+        assert await counted(at) == {"u_7": (4, 0)}
+        assert await customer(at) == (4, 0)
+        assert (await at.client.get("/v1/x", headers=USER)).status_code == 429
+    assert "would be refused" in caplog.text
+    assert "user:requests-period" in caplog.text
+
+
+class Gate:
+    """An app whose requests wait until they are let go."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.go = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.running += 1
+        await self.go.wait()
+        await hello(scope, receive, send)
+
+
+async def test_a_concurrency_limit_of_a_user_counts_requests_in_flight(any_store_url: str) -> None:
+    gate = Gate()
+    async with served(gate, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+        flying = asyncio.create_task(at.client.get("/pages", headers=USER))
+        await eventually(lambda: gate.running == 1)
+        answer = await at.client.get("/pages", headers=USER)
+        assert answer.status_code == 429
+        assert answer.json()["violated-policies"] == ["user:pages-concurrency"]
+        other = asyncio.create_task(at.client.get("/pages", headers={"x-user-id": "u_8"}))
+        await eventually(lambda: gate.running == 2)
+        gate.go.set()
+        assert {(await task).status_code for task in (flying, other)} == {200}
+        await settled(at.kit)
+        assert (await at.client.get("/pages", headers=USER)).status_code == 200
+        assert await counted(at, meter="pages") == {"u_7": (2, 0), "u_8": (1, 0)}
+
+
+@pytest.mark.parametrize("tokens", [0, 10, 600, 900])
+async def test_a_reservation_of_a_user_is_settled_to_the_token(any_store_url: str, tokens: int) -> None:
+    async with served(answering_with_tokens(), plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+        at.client.headers.update(USER)
+        assert await ask(at, tokens, at_most=600) == 200
+        assert await counted(at, meter="output_tokens") == {"u_7": (tokens, 0)}
+        assert await customer(at, "output_tokens") == (tokens, 0)
+        # What is left of the user can be reserved, and no token more.
+        assert await ask(at, 0, at_most=1001 - tokens) == 429
+        assert await ask(at, 0, at_most=1000 - tokens) == 200
+        assert await counted(at, meter="output_tokens") == {"u_7": (tokens, 0)}
+
+
+async def test_a_rate_of_a_user_counts_what_an_answer_came_to(any_store_url: str) -> None:
+    plans = PLANS.replace(
+        "output_tokens: {included: 1000}",
+        "output_tokens: {rate: {limit: 1000/hour, algorithm: fixed-window}}",
+    )
+    async with served(answering_with_tokens(), plans=plans, who=WHO, redis_url=any_store_url) as at:
+        at.client.headers.update(USER)
+        assert await ask(at, 100, at_most=900) == 200
+        assert await ask(at, 0, at_most=901) == 429
+        # An answer may be longer than was reserved for it.
+        assert await ask(at, 500, at_most=300) == 200
+        assert await ask(at, 0, at_most=401) == 429
+        assert await ask(at, 0, at_most=400) == 200
+        assert await counted(at, meter="output_tokens") == {"u_7": (600, 0)}
+
+
+async def test_what_is_reserved_is_held_of_the_user_and_of_its_budget(any_store_url: str) -> None:
+    plans = PLANS.replace("amount_cents: 1000}", "amount_cents: 3}").replace(
+        "output_tokens: {included: 1000}", "output_tokens: {included: 5000}"
+    )
+    plans = plans.replace("output_tokens: {included: 50_000", "output_tokens: {included: 0")
+    left: list[int] = []
+
+    async def look() -> None:
+        for quantity in (400, 401):
+            held = at.kit.reserve("acme", {"output_tokens": quantity}, subjects={"user": "u_7"})
+            async with held:
+                left.append(held.decision.allowed)
+
+    async with served(answering_with_tokens(look), plans=plans, who=WHO, redis_url=any_store_url) as at:
+        at.client.headers.update(USER)
+        assert await ask(at, 100, at_most=600) == 200
+        assert left == [True, False]
+        assert await ask(at, 0, at_most=901) == 402
+        assert await counted(at, meter="output_tokens") == {"u_7": (100, 0)}
+        (one,) = await at.kit.usage("acme", by="user")
+        assert one.spent_micros == 3000
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+async def test_an_error_is_recorded_of_no_user(any_store_url: str, status: int) -> None:
+    async with served(answering(status), plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+        for _ in range(4):
+            assert (await at.client.get("/v1/x", headers=RED)).status_code == status
+        assert await counted(at) == {"u_7": (0, 0)}
+        assert await counted(at, "team") == {"red": (0, 0)}
+        # Rates count attempts.
+        assert (await at.client.get("/v1/x", headers=RED)).status_code == status
+        answer = await at.client.get("/v1/x", headers=RED)
+        assert (answer.status_code, answer.json()["violated-policies"]) == (429, ["user:requests-1h"])
+
+
+async def test_a_repeat_is_recorded_once_of_a_user(any_store_url: str) -> None:
+    plans = PLANS.replace("requests: {rate: 5/hour, included: 3}", "requests: {included: 1}")
+    async with served(hello, plans=plans, who=WHO, redis_url=any_store_url) as at:
+        headers = {**RED, "idempotency-key": "abc"}
+        for _ in range(5):
+            assert (await at.client.post("/v1/x", headers=headers)).status_code == 200
+            assert await counted(at) == {"u_7": (1, 0)}
+            assert await counted(at, "team") == {"red": (1, 0)}
+        answer = await at.client.post("/v1/x", headers={**RED, "idempotency-key": "abd"})
+        assert answer.status_code == 429
+        assert await customer(at) == (1, 0)
+
+
+async def test_a_repeat_is_not_spent_twice(any_store_url: str) -> None:
+    async with served(hello, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+        for _ in range(5):
+            headers = {**USER, "idempotency-key": "abc"}
+            assert (await at.client.post("/images", headers=headers)).status_code == 200
+            await settled(at.kit)
+        (one,) = await at.kit.usage("acme", by="user")
+        assert one.spent_micros == 3_000_000
+
+
+def chatting() -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+
+    return app
+
+
+async def test_messages_of_a_websocket_count_for_the_user(any_store_url: str) -> None:
+    async with served(
+        chatting(), plans=PLANS, who=lambda _: Caller("acme", {"user": "u_7"}), redis_url=any_store_url
+    ) as at:
+        async with opened(at) as socket:
+            for text in ("a", "b"):
+                socket.say(text)
+            await eventually(lambda: socket.heard() == ["a", "b"])
+            assert socket.is_open
+            socket.say("c")
+            await eventually(lambda: not socket.is_open)
+        assert socket.heard() == ["a", "b"]
+        assert await counted(at, meter="messages") == {"u_7": (2, 0)}
+        assert await customer(at, "messages") == (2, 0)
