@@ -9,7 +9,7 @@ from variants import BY_NAME
 
 DECIDE, SETTLE = "meterkit-decide", "meterkit-settle"
 SLIDING, COMPOSITE, THREE = "limits-sliding", "composite", "meterkit-three"
-STREAM, SPEND = "meterkit-stream", "meterkit-spend"
+STREAM, SPEND, SUBJECTS = "meterkit-stream", "meterkit-spend", "meterkit-subjects"
 _IMPORT_MS = {
     "import meterkit": 40,
     "from meterkit import MeterKit, MeterMiddleware, identify, record": 180,
@@ -54,10 +54,11 @@ def _in_process(timed: dict, peers: list[str]) -> list[Target]:
             found.append(
                 Target(f"{label} throughput, times the best peer's", speed_aim, "x", "more", ratio, fastest)
             )
-    if SPEND in timed and SETTLE in timed:
-        for key, what in (("over_bare_us", "CPU over the bare app"), ("server_us", "server time")):
-            ratio = _median(timed, SPEND, key) / _median(timed, SETTLE, key)
-            found.append(Target(f"(b) under a budget: {what}", 1.5, "x", "less", ratio, SETTLE))
+    for name, label in ((SPEND, "under a budget"), (SUBJECTS, "under budgets of customer, team and user")):
+        if name in timed and SETTLE in timed:
+            for key, what in (("over_bare_us", "CPU over the bare app"), ("server_us", "server time")):
+                ratio = _median(timed, name, key) / _median(timed, SETTLE, key)
+                found.append(Target(f"(b) {label}: {what}", 1.5, "x", "less", ratio, SETTLE))
     for name, label, aim in ((DECIDE, "decide", 2.5), (SETTLE, "decide and settle", 3.5)):
         if name in timed and SLIDING in timed:
             ratio = _median(timed, name, "server_us") / _median(timed, SLIDING, "server_us")

@@ -124,6 +124,13 @@ VARIANTS = (
         module="meterkit_app",
         function="build_spend",
     ),
+    Variant(
+        name="meterkit-subjects",
+        title="meterkit (b), at a price, under budgets of customer, team and user",
+        kind="meterkit",
+        module="meterkit_app",
+        function="build_subjects",
+    ),
     _stream("bare-stream", "bare stream of 20 chunks", "bare", "build"),
     _stream("meterkit-stream-settle", "meterkit, stream: decide and settle", "meterkit", "build_settle"),
     _stream(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit import Caller, MeterKit, MeterMiddleware, identify
 from peers.bare import CUSTOMER_HEADER, starlette_app
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Scope
 
 PLANS = Path(__file__).resolve().parent.parent / "plans"
 
@@ -35,6 +35,19 @@ def build_settle_with_metrics(redis_url: str) -> ASGIApp:
 
 def build_spend(redis_url: str) -> ASGIApp:
     return metered("spend.yaml", redis_url)
+
+
+def build_subjects(redis_url: str) -> ASGIApp:
+    kit = MeterKit(PLANS / "subjects.yaml", redis_url=redis_url, flush="off")
+    named = identify.header(CUSTOMER_HEADER.decode())
+
+    def who(scope: Scope) -> Caller | None:
+        customer = named(scope)
+        if not isinstance(customer, str):
+            return None
+        return Caller(customer, {"team": "red", "user": customer})
+
+    return MeterMiddleware(starlette_app(), kit=kit, identify=who)
 
 
 def build_three(redis_url: str) -> ASGIApp:
