@@ -6,7 +6,7 @@ import csv
 import io
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import httpx
 import pytest
@@ -146,7 +146,8 @@ async def test_the_page_has_no_fault_in_a_browser(store_url: str, tmp_path: Path
         page = usage_page(kit, customer=lambda _: "acme", origins=["https://app.example"])
         async with listening(Starlette(routes=[Mount("/usage", app=page)])) as port:
             url = f"http://127.0.0.1:{port}/usage/statement"
-            for theme, width in (("light", 360), ("dark", 1200)):
+            screens: tuple[tuple[Literal["light", "dark"], int], ...] = (("light", 360), ("dark", 1200))
+            for theme, width in screens:
                 async with faultless(
                     browser, url, theme, width, within=url.removesuffix("statement")
                 ) as shown:

@@ -73,7 +73,7 @@ async def verify(
 
 
 async def _verify_one(database: Database, customer: str, roots_of: RootsOf | None) -> Verified:
-    roots = [] if roots_of is None else await roots_of(customer)
+    roots: Sequence[Root] = () if roots_of is None else await roots_of(customer)
     return await in_thread(_check, database, customer, roots)
 
 

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meterkit.errors import StripeError
-from meterkit.insights.statement.lines import StatementInvoice, invoice_lines
+from meterkit.insights.statement.lines import StatementInvoice, invoice_lines, price_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,12 +56,7 @@ class PeriodInvoices:
         self, invoices: Sequence[Mapping[str, Any]], meters: Mapping[str, str]
     ) -> list[StatementLine]:
         """The lines of invoices; ``meters``: by event name, the meter."""
-        named = {
-            str(price)
-            for invoice in invoices
-            for line in invoice["lines"]["data"]
-            if (price := ((line.get("pricing") or {}).get("price_details") or {}).get("price"))
-        }
+        named = {price_in(line) for invoice in invoices for line in invoice["lines"]["data"]} - {""}
         known = {price: await self._price(price) for price in sorted(named)}
         of = {
             name: (meters.get(one.event_name, one.event_name))

@@ -182,7 +182,7 @@ def invoice_lines(
     is_recurring = frozenset(recurring)
     for line in invoice["lines"]["data"]:
         pricing: Mapping[str, Any] = line.get("pricing") or {}
-        price = str((pricing.get("price_details") or {}).get("price") or "")
+        price = price_in(line)
         meter = meter_of.get(price)
         kind: LineKind = "usage" if meter else "subscription" if price in is_recurring else "other"
         parent: Mapping[str, Any] = line.get("parent") or {}
@@ -203,6 +203,13 @@ def invoice_lines(
             )
         )
     return found + _rest_of(invoice, sum(line.amount_cents for line in found))
+
+
+def price_in(line: Mapping[str, Any]) -> str:
+    """The id of the price of an invoice line; empty: it has none."""
+    pricing: Mapping[str, Any] = line.get("pricing") or {}
+    details: Mapping[str, Any] = pricing.get("price_details") or {}
+    return str(details.get("price") or "")
 
 
 def _rest_of(invoice: Mapping[str, Any], sum_cents: int) -> list[StatementLine]:
