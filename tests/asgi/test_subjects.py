@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from meterkit import Current
 
 pytestmark = pytest.mark.anyio
+
+Kind = Literal["user", "team"]
 
 PLANS: Final = """
 schema: 1
@@ -67,7 +69,7 @@ RED: Final = {**USER, "x-team-id": "red"}
 WHO: Final = identify.header("x-customer-id", subjects={"user": "x-user-id", "team": "x-team-id"})
 
 
-async def counted(at: Served, kind: str = "user", meter: str = "requests") -> dict[str, tuple[int, int]]:
+async def counted(at: Served, kind: Kind = "user", meter: str = "requests") -> dict[str, tuple[int, int]]:
     """What is recorded of each subject, and what is held."""
     await settled(at.kit)
     found = await at.kit.usage("acme", by=kind)
@@ -259,7 +261,8 @@ async def test_a_header_that_comes_twice_names_no_subject() -> None:
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_the_owner_of_a_key_may_be_a_user(any_store_url: str, *, is_async: bool) -> None:
-    owners = {"k1": Caller("acme", {"user": "u_7"}), "k2": Caller("acme", {"user": "u_8"}), "k3": "acme"}
+    u_7, u_8 = Caller("acme", {"user": "u_7"}), Caller("acme", {"user": "u_8"})
+    owners: dict[str, Caller | str] = {"k1": u_7, "k2": u_8, "k3": "acme"}
     asked: list[str] = []
 
     def lookup(key: str) -> Caller | str | None:

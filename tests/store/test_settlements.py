@@ -259,6 +259,7 @@ class Paper:
         self.told: list[Any] = []
         self.slot = 0
         self.customer = "acme"
+        self.view: Any = None
 
     def pack(self) -> tuple[bytes, bytes]:
         return b"head", b"tail"

@@ -23,6 +23,7 @@ from meterkit.redis.settling import Sent
 from meterkit.store.hold import Held, Used
 from meterkit.store.replay import Replay, read, write
 from meterkit.store.settlement import Settlement
+from meterkit.store.subject_usage import usage_by
 from meterkit.testing import Clock
 from proxy import TcpProxy
 from workers import start
@@ -84,7 +85,7 @@ async def figures(kit: MeterKit, meter: str, kind: str = "user") -> dict[str, tu
     """What is recorded of each subject, and what is held."""
     return {
         one.subject: (one.meters[meter].recorded, one.meters[meter].held)
-        for one in await kit.usage("acme", by=kind)
+        for one in await usage_by(kit.store, "acme", kind)
         if meter in one.meters
     }
 
@@ -124,8 +125,8 @@ async def test_i3_racing_processes_overshoot_neither_a_user_nor_the_customer(sto
     assert total <= 200_000
     # One user was held by its budget, others by the cap; neither refused what fitted both.
     assert admitted["u0"] * WORD > BUDGET - 2500 * WORD
-    for user, asked in refused.items():
-        assert min(asked) > min(200_000 - total, BUDGET // WORD - admitted[user])
+    for user, quantities in refused.items():
+        assert min(quantities) > min(200_000 - total, BUDGET // WORD - admitted[user])
     assert any(user != "u0" for user in refused)
 
 
@@ -334,7 +335,7 @@ def lane_of(kit: MeterKit) -> Any:
 def test_a_record_of_the_spool_says_what_was_held_and_spent_of_subjects() -> None:
     store = kit_of("redis://127.0.0.1:6379/0").store
     view = store.cache.get("acme", subjects=(("user", "u_7"), ("team", "größe")))
-    decision = view.prepare_holding({"words": 100}, None)
+    decision = view.prepare_holding({"words": 100})
     settlement = Settlement(view, held=Held.of(decision, 6), used=Used.of({"words": 70}))
     found = read(write(settlement, 1, 1_800_000_000_000, None), store.cache).settlement
     assert found.view.subjects is not None

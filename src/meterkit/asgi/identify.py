@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 from starlette.types import Scope
 
@@ -50,6 +50,10 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HOST_PORT: Final = re.compile(r"\[([^\]]*)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+")
 
 
+@overload
+def header(name: str) -> Callable[[Scope], str | None]: ...
+@overload
+def header(name: str, *, subjects: Mapping[str, str]) -> Callable[[Scope], str | Caller | None]: ...
 def header(name: str, *, subjects: Mapping[str, str] | None = None) -> Callable[[Scope], str | Caller | None]:
     """The customer is the value of a request header, as a trusted gateway in front of the app sets it.
 
