@@ -7,7 +7,7 @@
 --       last: the caller's clock (ms)
 -- Reply {how much more was refunded than was known, how much of that was taken}
 --include server_ms
-local grants_key, ledger_key, name, refunded, caller_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[#ARGV]
+local grants_key, ledger_key, name, refunded, in_all, caller_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[#ARGV]
 local call, line = redis.call, 'refund ' .. name
 local known, taken = string.match(call('HGET', ledger_key, line) or '0 0', '^(%d+) (%d+)')
 local more = refunded - known
@@ -28,7 +28,7 @@ call('HSET', ledger_key, line, string.format('%.0f %.0f %.0f', refunded, taken +
 call('HDEL', grants_key, 'balance')
 local auto = 'auto ' .. string.match(name, '^a (%S+)')
 local rest = string.match(call('HGET', ledger_key, auto) or '', '^paid (.*)$')
-if rest and ARGV[3] == '1' then
+if rest and in_all == '1' then
   call('HSET', ledger_key, auto, 'failed ' .. rest)
 end
 return {more, part}
