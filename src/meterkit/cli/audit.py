@@ -95,7 +95,7 @@ async def verify(
         bool, typer.Option("--stripe", help="Compare the roots in the metadata of invoices, too.")
     ] = False,
 ) -> None:
-    """Check that no row of the audit log was changed, deleted or inserted.
+    """Check that no row of the audit log was tampered with.
 
     Computes the hash chain of each customer anew and names the first place that differs. With --stripe also
     compares it with the roots in invoices, those of one --period or all. Exits 1 where a chain is broken.
