@@ -194,6 +194,8 @@ async def override(
     """
     features = {**dict.fromkeys(feature or (), True), **dict.fromkeys(without or (), False)}
     if subject is not None:
+        if features:
+            raise typer.BadParameter("--subject goes without --feature and --without: users have no features")
         change = subject_override(customer, subject, meter, entries or [], until, clear=clear)
         await _change(session, customer, change)
         return
@@ -360,4 +362,10 @@ def _overrides(customer: Customer) -> str:
         f"{'' if has else 'no '}feature {name}{ends.get(f'feature {name}', '')}"
         for name, has in customer.feature_overrides.items()
     )
-    return "; ".join((*meters, *features))
+    subjects = (
+        f"{subject} {meter}: {format_entitlement(cast('Mapping[str, object]', given))}"
+        f"{ends.get(f'subject {subject}', '')}"
+        for subject, limits in customer.subject_overrides.items()
+        for meter, given in limits.items()
+    )
+    return "; ".join((*meters, *features, *subjects))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import sys
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -87,8 +88,9 @@ async def usage(
             return
         await note_unknown(kit, customer)
         if by is not None:
-            subjects = cast("Sequence[SubjectUsage]", await kit.usage(customer, by=by))
-            session.show(subjects, lambda: print_records(_rows_of_subjects(subjects, kit.catalog.currency)))
+            subjects = await kit.usage(customer, by=by)
+            empty = f"no {by} of {customer} has used anything in this period"
+            session.show_rows(subjects, partial(_row_of_subject, currency=kit.catalog.currency), empty=empty)
             return
         (found,) = await kit.store.usage_of_many([customer], at_ms=at_ms)
         rates = await kit.rates(customer) if at_ms is None else ()
@@ -145,15 +147,13 @@ async def _tell_all(
         print_note("no customer has used anything in this period")
 
 
-def _rows_of_subjects(found: Sequence[SubjectUsage], currency: str) -> list[dict[str, object]]:
-    return [
-        {
-            one.kind: one.subject,
-            **{name: meter.recorded for name, meter in one.meters.items()},
-            **({} if one.spent_micros is None else {"spent": micro_money(one.spent_micros, currency)}),
-        }
-        for one in found
-    ]
+def _row_of_subject(found: SubjectUsage, currency: str) -> dict[str, object]:
+    spent = {} if found.spent_micros is None else {"spent": micro_money(found.spent_micros, currency)}
+    return {
+        found.kind: found.subject,
+        **{name: meter.recorded for name, meter in found.meters.items()},
+        **spent,
+    }
 
 
 def _rows_of_one(found: CustomerUsage, currency: str) -> list[dict[str, object]]:
