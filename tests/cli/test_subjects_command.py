@@ -1,0 +1,163 @@
+"""``customers override --subject`` and ``usage --by``."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meterkit import MeterKit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from commands import Shell
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """\
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  requests: {unit: request}
+  words: {unit: word, stripe: {event_name: words}}
+routes:
+  - {match: "*", consume: {requests: 1}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    meters:
+      words: {included: 0, overage: {bill: {per: 1000, amount_cents: 3}}}
+    subjects:
+      user:
+        words: {included: 90_000}
+        budget: {amount_cents: 200}
+      team:
+        requests: {included: 100}
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "plans.yaml").write_text(PLANS)
+    return tmp_path
+
+
+def override(shell: Shell, *arguments: str) -> tuple[int, str]:
+    done = shell.run("customers", "override", *arguments)
+    return done.code, done.err
+
+
+async def test_usage_by_user_is_what_the_kit_says(stored: Shell, directory: Path, store_url: str) -> None:
+    assert stored.run("usage", "acme", "--by", "user", "--json").json == []
+    assert "no user of acme has used anything" in stored.run("usage", "acme", "--by", "user").err
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        for nth in (1, 2):
+            await kit.record("acme", "words", 1000 * nth, subjects={"user": f"u_{nth}", "team": "red"})
+            await kit.consume("acme", "requests", subjects={"team": "red"})
+    found = stored.run("usage", "acme", "--by", "user", "--json").json
+    assert [(one["subject"], one["meters"]["words"]["recorded"], one["spent_micros"]) for one in found] == [
+        ("u_1", 1000, 30_000),
+        ("u_2", 2000, 60_000),
+    ]
+    assert found[0] == {
+        "kind": "user",
+        "subject": "u_1",
+        "meters": {"words": {"recorded": 1000, "held": 0, "included": 90_000}},
+        "spent_micros": 30_000,
+        "limit_cents": 200,
+        "per": "period",
+    }
+    (team,) = stored.run("usage", "acme", "--by", "team", "--json").json
+    assert team["meters"]["requests"] == {"recorded": 2, "held": 0, "included": 100}
+    assert (team["spent_micros"], team["limit_cents"], team["per"]) == (None, None, None)
+    told = stored.run("usage", "acme", "--by", "user").out
+    for word in ("u_1", "u_2", "1000", "0.06"):
+        assert word in told
+
+
+def test_an_override_of_a_user_is_stored_until_it_ends_or_is_taken_back(stored: Shell) -> None:
+    given = ("acme", "budget", "amount_cents=900", "--subject", "user=u_7", "--until", "2999-01-01")
+    found = stored.run("customers", "override", *given, "--json").json
+    assert found["subject_overrides"] == {"user:u_7": {"budget": {"amount_cents": 900}}}
+    assert found["override_ends"] == {"subject user:u_7": "2999-01-01T00:00:00Z"}
+    assert override(stored, "acme", "words", "included=5", "--subject", "user=a=b")[0] == 0
+    found = stored.run("customers", "show", "acme", "--json").json
+    assert found["subject_overrides"] == {
+        "user:u_7": {"budget": {"amount_cents": 900}},
+        "user:a=b": {"words": {"included": 5}},
+    }
+    told = stored.run("customers", "show", "acme").out
+    assert "user:u_7 budget: amount_cents=900 until 2999-01-01" in " ".join(told.split())
+    assert "user:a=b words: included=5" in " ".join(told.split())
+    cleared = stored.run("customers", "override", "acme", "--subject", "user=u_7", "--clear", "--json").json
+    assert list(cleared["subject_overrides"]) == ["user:a=b"]
+    assert cleared["override_ends"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("acme", "--subject", "user=u_7"), 2, "KEY=VALUE"),
+        (("acme", "words", "--subject", "user=u_7"), 2, "KEY=VALUE"),
+        (("acme", "words", "included=5", "--subject", "user"), 2, "KIND=ID"),
+        (("acme", "words", "included=5", "--subject", "=u_7"), 1, "declared are team, user"),
+        (("acme", "words", "included=5", "--clear", "--subject", "user=u_7"), 2, "--clear"),
+        (("acme", "words", "included=5", "--subject", "app=x"), 1, "declared are team, user"),
+        (("acme", "word", "included=5", "--subject", "user=u_7"), 1, "did you mean"),
+        (("acme", "words", "overage=bill", "--subject", "user=u_7"), 1, "overage"),
+        (("acme", "words", "included", "--subject", "user=u_7"), 1, "allowed is KEY=VALUE"),
+        (("acme", "words", "included=5", "--subject", "user=u_7", "--until", "2001-01-01"), 1, "future"),
+        (("acme", "--feature", "x", "--subject", "user=u_7"), 2, "--subject"),
+        (
+            ("acme", "words", "included=5", "--feature", "x", "--subject", "user=u_7"),
+            2,
+            "--feature",
+        ),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_refused(
+    stored: Shell, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    found, err = override(stored, *arguments)
+    assert (found, said in err) == (code, True), err
+    assert stored.run("customers", "show", "acme", "--json").json["subject_overrides"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("acme", "--by", "app"), 1, "declared are team, user"),
+        (("--all", "--by", "user"), 2, "--by"),
+        (("acme", "--by", "user", "--csv"), 2, "--by"),
+        (("acme", "--by", "user", "--period", "2026-01"), 2, "--by"),
+    ],
+)
+def test_usage_that_cannot_be_shown_by_user_is_refused(
+    stored: Shell, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    done = stored.run("usage", *arguments)
+    assert (done.code, said in done.err) == (code, True), done.err
+
+
+def test_the_twins_without_an_event_loop_take_subjects(directory: Path, any_store_url: str) -> None:
+    user = {"user": "u_7"}
+    with MeterKit(directory / "plans.yaml", redis_url=any_store_url, flush=False).sync() as kit:
+        assert kit.check("acme", "words", 66_666, subjects=user).allowed
+        assert kit.check("acme", "words", 66_667, subjects=user).violated == ("user:spend-period",)
+        assert kit.consume("acme", "words", 10, subjects=user).allowed
+        kit.record("acme", "words", 5, event_id="job-1", subjects=user)
+        kit.record("acme", "words", 5, event_id="job-1", subjects=user)
+        with kit.reserve("acme", {"words": 100}, subjects=user) as held:
+            assert held.decision.allowed
+            held.capture({"words": 20})
+        (one,) = kit.usage("acme", by="user")
+        assert (one.subject, one.meters["words"].recorded, one.spent_micros) == ("u_7", 35, 1050)
+        until = datetime(2999, 1, 1, tzinfo=UTC)
+        found = kit.customers.subject("acme", user="u_7").override({"words": {"included": 40}}, until)
+        assert found.subject_overrides == {"user:u_7": {"words": {"included": 40}}}
+        assert not kit.check("acme", "words", 6, subjects=user).allowed
+        assert kit.customers.subject("acme", user="u_7").override(None).subject_overrides == {}
+        assert kit.check("acme", "words", 6, subjects=user).allowed
