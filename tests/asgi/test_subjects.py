@@ -261,8 +261,11 @@ async def test_a_header_that_comes_twice_names_no_subject() -> None:
 
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_the_owner_of_a_key_may_be_a_user(any_store_url: str, *, is_async: bool) -> None:
-    u_7, u_8 = Caller("acme", {"user": "u_7"}), Caller("acme", {"user": "u_8"})
-    owners: dict[str, Caller | str] = {"k1": u_7, "k2": u_8, "k3": "acme"}
+    owners: dict[str, Caller | str] = {
+        "k1": Caller("acme", {"user": "u_7"}),
+        "k2": Caller("acme", {"user": "u_8"}),
+        "k3": "acme",
+    }
     asked: list[str] = []
 
     def lookup(key: str) -> Caller | str | None:

@@ -74,7 +74,7 @@ async def test_usage_by_user_is_what_the_kit_says(stored: Shell, directory: Path
     assert team["meters"]["requests"] == {"recorded": 2, "held": 0, "included": 100}
     assert (team["spent_micros"], team["limit_cents"], team["per"]) == (None, None, None)
     told = stored.run("usage", "acme", "--by", "user").out
-    for word in ("u_1", "u_2", "1000", "0.06"):
+    for word in ("u_1", "u_2", "1,000", "USD 0.06"):
         assert word in told
 
 

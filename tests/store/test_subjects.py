@@ -335,7 +335,7 @@ def lane_of(kit: MeterKit) -> Any:
 def test_a_record_of_the_spool_says_what_was_held_and_spent_of_subjects() -> None:
     store = kit_of("redis://127.0.0.1:6379/0").store
     view = store.cache.get("acme", subjects=(("user", "u_7"), ("team", "größe")))
-    decision = view.prepare_holding({"words": 100})
+    decision = view.prepare_holding({"words": 100}, "d")
     settlement = Settlement(view, held=Held.of(decision, 6), used=Used.of({"words": 70}))
     found = read(write(settlement, 1, 1_800_000_000_000, None), store.cache).settlement
     assert found.view.subjects is not None
