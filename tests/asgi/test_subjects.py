@@ -69,8 +69,8 @@ RED: Final = {**USER, "x-team-id": "red"}
 WHO: Final = identify.header("x-customer-id", subjects={"user": "x-user-id", "team": "x-team-id"})
 
 
-async def counted(at: Served, kind: Kind = "user", meter: str = "requests") -> dict[str, tuple[int, int]]:
-    """What is recorded of each subject, and what is held."""
+async def counted(at: Served, kind: str = "user", meter: str = "requests") -> dict[str, tuple[int, int]]:
+    """Recorded and held units by subject."""
     await settled(at.kit)
     found = await at.kit.usage("acme", by=kind)
     return {
@@ -122,7 +122,7 @@ async def test_a_request_is_charged_to_all_or_to_none(any_store_url: str) -> Non
         one, two = RED, {"x-user-id": "u_8", "x-team-id": "red"}
         for headers in (one, one, two, two):
             assert (await at.client.get("/v1/x", headers=headers)).status_code == 200
-        # The team is at its end, the users and the customer are not: nobody is charged.
+        # The team is at its end, the users and the customer are not: none of them is charged.
         for headers in (one, two):
             answer = await at.client.get("/v1/x", headers=headers)
             assert (answer.status_code, answer.json()["violated-policies"]) == (
@@ -176,7 +176,7 @@ async def test_a_budget_of_a_user_is_refused_with_402(
         assert (body["limit_cents"], body["spent_cents"], body["currency"]) == (1000, 900, "usd")
         assert f"This user may spend USD 10.00 per {span}, and USD 9.00 of it" in body["detail"]
         assert answer.headers["x-should-retry"] == "false"
-        # Nothing of it was counted, and others may go on.
+        # The refusal counts nothing, and other users go on.
         assert await customer(at, "images") == (3, 0)
         assert (await at.client.get("/images", headers={"x-user-id": "u_8"})).status_code == 200
         (one, two) = await at.kit.usage("acme", by="user")
@@ -314,7 +314,7 @@ async def test_in_shadow_a_user_is_counted_and_never_refused(
 
 
 class Gate:
-    """An app whose requests wait until they are let go."""
+    """An app whose requests wait for ``go``."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -350,7 +350,7 @@ async def test_a_reservation_of_a_user_is_settled_to_the_token(any_store_url: st
         assert await ask(at, tokens, at_most=600) == 200
         assert await counted(at, meter="output_tokens") == {"u_7": (tokens, 0)}
         assert await customer(at, "output_tokens") == (tokens, 0)
-        # What is left of the user can be reserved, and no token more.
+        # The user can reserve the rest of its tokens, and no token more.
         assert await ask(at, 0, at_most=1001 - tokens) == 429
         assert await ask(at, 0, at_most=1000 - tokens) == 200
         assert await counted(at, meter="output_tokens") == {"u_7": (tokens, 0)}

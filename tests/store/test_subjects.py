@@ -20,7 +20,7 @@ from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.redis import producer
 from meterkit.redis.discovery import slot_of
 from meterkit.redis.settling import Sent
-from meterkit.store.hold import Held, Used
+from meterkit.store.hold import Held, Mark, Used
 from meterkit.store.replay import Replay, read, write
 from meterkit.store.settlement import Settlement
 from meterkit.store.subject_usage import usage_by
@@ -82,7 +82,7 @@ async def process(url: str, plans: str = PLANS, at: datetime = NOW) -> Worker:
 
 
 async def figures(kit: MeterKit, meter: str, kind: str = "user") -> dict[str, tuple[int, int]]:
-    """What is recorded of each subject, and what is held."""
+    """Recorded and held units by subject."""
     return {
         one.subject: (one.meters[meter].recorded, one.meters[meter].held)
         for one in await usage_by(kit.store, "acme", kind)
@@ -203,7 +203,7 @@ async def test_a_customer_has_room_for_a_hundred_thousand_subjects(
         assert (await kit.consume("acme", "calls", subjects={"user": "last"})).allowed
         await settled(kit)
         assert await client.zcard(key) == ABOVE
-        # Beyond it a new one is decided by the customer's limits alone, and that is said once.
+        # Beyond it a new one is decided by the customer's limits alone. One line of the log says so.
         for _ in range(12):
             assert (await kit.consume("acme", "calls", subjects={"user": "beyond"})).allowed
         await settled(kit)
@@ -461,3 +461,16 @@ async def test_names_that_look_alike_are_different_subjects(any_store_url: str) 
         assert await figures(kit, "calls", "userx") == {":y": (1, 0)}
         (one,) = await kit.usage("acm", by="user")
         assert one.subject == "ex:y"
+
+
+async def test_a_repeat_that_the_settlement_finds_counts_for_subjects_once(store_url: str) -> None:
+    """As after an outage: the decisions about both requests did not reach the store."""
+    async with kit_of(store_url) as kit:
+        await kit.check("acme", "words", subjects=USER)
+        view = kit.store.cache.get("acme", subjects=(("user", "u_7"),))
+        for _ in range(2):
+            used, mark = Used(recorded={"words": 7}), Mark("0a" * 16, billed=True)
+            kit.store.settle(lane_of(kit), Settlement(view, used=used, mark=mark))
+            await settled(kit)
+        assert await figures(kit, "words") == {"u_7": (7, 0)}
+        assert await spent(kit) == {"u_7": 7 * WORD}
