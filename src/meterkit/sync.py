@@ -163,6 +163,10 @@ class _Usage(Protocol):
     def __call__(
         self, customer: str, *, by: Literal["model"], period: datetime | str | None = None
     ) -> ModelUsage: ...
+    @overload
+    def __call__(self, customer: str, *, by: Literal["user", "team"]) -> Sequence[SubjectUsage]: ...
+    @overload
+    def __call__(self, customer: str, *, by: str) -> Sequence[SubjectUsage] | ModelUsage: ...
 
 
 class SyncMeterKit:

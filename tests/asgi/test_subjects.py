@@ -14,6 +14,7 @@ from asgi.test_websockets import opened
 from faults import eventually, settled
 from metering import answering, hello, served
 from meterkit import Caller, MeterkitError, identify
+from meterkit.store.subject_usage import usage_by
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -72,7 +73,7 @@ WHO: Final = identify.header("x-customer-id", subjects={"user": "x-user-id", "te
 async def counted(at: Served, kind: str = "user", meter: str = "requests") -> dict[str, tuple[int, int]]:
     """Recorded and held units by subject."""
     await settled(at.kit)
-    found = await at.kit.usage("acme", by=kind)
+    found = await usage_by(at.kit.store, "acme", kind)
     return {
         one.subject: (one.meters[meter].recorded, one.meters[meter].held)
         for one in found

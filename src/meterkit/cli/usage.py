@@ -6,7 +6,7 @@ import csv
 import sys
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -88,7 +88,7 @@ async def usage(
             return
         await note_unknown(kit, customer)
         if by is not None:
-            subjects = await kit.usage(customer, by=by)
+            subjects = cast("Sequence[SubjectUsage]", await kit.usage(customer, by=by))
             empty = f"no {by} of {customer} has used anything in this period"
             session.show_rows(subjects, partial(_row_of_subject, currency=kit.catalog.currency), empty=empty)
             return
