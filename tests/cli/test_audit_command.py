@@ -125,11 +125,12 @@ def test_a_database_of_the_audit_log_is_read_and_nothing_is_made_in_it(
     assert rows_in(url) == []  # It makes the table.
     assert stored.run("doctor", "--json").json["looked_at"]["database"] == "its table is read"
     with sqlite3.connect(directory / "audit.db") as database:
-        database.execute("ALTER TABLE meterkit_audit DROP COLUMN quantity")
+        database.execute("DROP TABLE meterkit_audit")
+        database.execute("CREATE VIEW meterkit_audit AS SELECT * FROM of_another_app")
     (finding,) = [
         one for one in stored.run("doctor", "--json").json["findings"] if one["check"] == "database"
     ]
-    assert "no such column: meterkit_audit.quantity" in finding["problem"]
+    assert "no such table: main.of_another_app" in finding["problem"]
 
 
 async def test_a_database_that_does_not_answer_is_not_waited_for(
