@@ -127,3 +127,63 @@ async def test_what_cannot_be_tried_is_refused_with_its_cure(valkey: Server, tmp
     del shell.environment["METERKIT_AUDIT_URL"]
     done = shell.run("simulate", "--plans", "next.yaml")
     assert (done.code, "set METERKIT_AUDIT_URL" in done.err) == (2, True)
+
+
+SOLD = """
+schema: 1
+currency: usd
+default_plan: payg
+meters:
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token, stripe: {event_name: output_tokens}}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    models: {"our-*": {output_tokens: 1 per 1000}}
+routes: [{match: "POST /", usage: openai}]
+plans:
+  payg:
+    price: {amount_cents: 500, interval: month}
+    budget: {amount_cents: unlimited}
+    grants: [{credit: usd, quantity: 100, every: period}]
+    meters: {output_tokens: {included: 1_000, overage: {bill: {per: 1000, amount_cents: 4}}}}
+"""
+BY_MODEL = (
+    SOLD.replace(
+        "plans:\n", 'prices:\n  out: {default: 4 per 1000, models: {"*-large": 20 per 1000}}\nplans:\n'
+    )
+    .replace("bill: {per: 1000, amount_cents: 4}", "bill: {price: prices.out}")
+    .replace(
+        "    costs: {tokens: provider_prices}\n",
+        "    costs: {tokens: provider_prices}\n    top_up: {packs: [1000]}\n",
+    )
+)
+
+
+async def test_prices_by_model_are_tried_and_top_ups_are_said_to_be_left_out(
+    valkey: Server, tmp_path: Path
+) -> None:
+    url, clock = f"sqlite:///{tmp_path}/audit.db", Clock(NOW)
+    settings: dict[str, Any] = {"redis_url": valkey.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
+    async with MeterKit(loads(SOLD), clock=clock, flush=False, **settings) as kit:
+        for customer, model in (("ada", "our-large"), ("bob", "our-small")):
+            for tokens in (600, 2_400):
+                used = {"prompt_tokens": 10, "completion_tokens": tokens, "total_tokens": 10 + tokens}
+                said = [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}]
+                answer = {"object": "chat.completion", "model": model, "choices": said, "usage": used}
+                await kit.record_usage(customer, answer)
+        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+    (tmp_path / "plans.yaml").write_text(SOLD)
+    (tmp_path / "next.yaml").write_text(BY_MODEL)
+    shell = Shell(tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2")
+    found = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06", "--json").json
+    prices = {one["customer"]: (one["now_cents"], one["then_cents"]) for one in found["customers"]}
+    assert prices == {"ada": (508, 540), "bob": (508, 508)}  # 2,000 tokens beyond.
+    assert (found["unpriced"], found["missing_meters"], found["disagreeing"]) == ([], {}, [])
+    charged, bought = found["left_out"]
+    assert "usd is that of the log" in charged
+    assert "top-ups of usd are not bought" in bought
+    assert bought in shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06").err
+    same = shell.run("simulate", "--plans", "plans.yaml", "--period", "2031-06", "--json").json
+    assert same["left_out"] == [charged]

@@ -104,6 +104,7 @@ def _as_json(found: Simulation) -> dict[str, object]:
         "missing_meters": found.missing_meters,
         "missing_plans": found.missing_plans,
         "unpriced": found.unpriced,
+        "left_out": found.left_out,
         "checked": found.checked,
         "disagreeing": found.disagreeing,
     }
@@ -145,6 +146,8 @@ def _print(found: Simulation, currency: str) -> None:
         )
     for meter in found.unpriced:
         print_note(f"the price of overage of {meter!r} is not in both plans files: it is left out")
+    for told in found.left_out:
+        print_note(told)
 
 
 def _plan_row(plan: str, of: Mapping[str, int], currency: str) -> dict[str, object]:

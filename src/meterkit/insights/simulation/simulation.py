@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.model_prices import sold_in
 from meterkit.catalog.overage_prices import is_row
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
@@ -68,6 +69,7 @@ class Simulation:
         missing_meters: meters of the log that the other file lacks, and their units.
         missing_plans: plans that the other file lacks, and how many customers have one.
         unpriced: meters with overage at a price that one of the files does not name.
+        left_out: what of the files is not tried, as sentences.
         checked: customers who were gone through twice, by sums and by the scripts.
         disagreeing: those for whom the two disagree; there should be none.
     """
@@ -76,6 +78,7 @@ class Simulation:
     missing_meters: Mapping[str, int] = field(default_factory=dict[str, int])
     missing_plans: Mapping[str, int] = field(default_factory=dict[str, int])
     unpriced: Sequence[str] = ()
+    left_out: Sequence[str] = ()
     checked: int = 0
     disagreeing: Sequence[str] = ()
 
@@ -159,6 +162,7 @@ async def simulate(
                 for meter in case.then.unpriced(tried[who].overage) | case.now.unpriced(_overage(case))
             }
         ),
+        left_out=_left_out((store.catalog, catalog)),
         checked=len(twice),
         disagreeing=[who for who in twice if _shown(again[who]) != _shown(tried[who])],
     )
@@ -170,6 +174,20 @@ def _refuse_other_currency(now: Catalog, then: Catalog) -> None:
             f"the plans file to try has the currency {then.currency}, the plans file of now has"
             f" {now.currency}; give both the same: amounts of two currencies are not compared"
         )
+
+
+def _left_out(catalogs: Iterable[Catalog]) -> list[str]:
+    money = {name: credit for each in catalogs for name, credit in each.credits.items() if credit.is_money}
+    found = [
+        f"what calls took from {name} is that of the log: other prices and another markup are not tried"
+        for name in money
+    ]
+    if sold := {name for each in catalogs if (of := sold_in(each.credits)) is not None for name in of[:1]}:
+        found.append(
+            f"top-ups of {', '.join(sorted(sold))} are not bought: what they paid for is tried without them, and"
+            " may be shown as refused"
+        )
+    return found
 
 
 @dataclass(slots=True)
