@@ -455,3 +455,42 @@ def test_days_are_laid_out_without_a_gap() -> None:
         "days": ["1970-01-02", "1970-01-03", "1970-01-04"],
         "meters": {"a": [0, 5, 2], "b": [1, 0, 0]},
     }
+
+
+MONEY = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  output_tokens: {unit: token, stripe: {event_name: output_tokens}}
+prices:
+  output: {default: 4 per 1000, models: {"gpt-*": 0.5 per 1000, "claude-*": 20 per 1000}}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    models: {"*": {output_tokens: 1 per 1_000_000}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    budget: {amount_cents: 5000}
+    meters: {output_tokens: {included: 1_000, overage: {bill: {price: prices.output}}}}
+"""
+
+
+async def test_balances_and_budgets_are_money_and_prices_by_model_count_once(store_url: str) -> None:
+    async with MeterKit(loads(MONEY), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        await kit.customers.spend_limit("acme", 300, per="day")
+        await kit.grants.add("acme", {"usd": 12}, grant_id="paid")
+        await kit.record("acme", "usd_charged", 1_760_525)
+        await kit.record("acme", "output_tokens", 1_500)
+        used = {"prompt_tokens": 0, "completion_tokens": 2_000, "total_tokens": 2_000}
+        said = [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}]
+        answer = {"object": "chat.completion", "model": "claude-opus-4", "choices": said, "usage": used}
+        await kit.record_usage("acme", answer)
+        figures, html = (await client.get("/", headers=JSON)).json(), (await client.get("/")).text
+    assert figures["cost"]["overage_cents"] == 2 + 40
+    shown = numbers_of(figures) | {"balance-usd": [figures["usage"]["balance_micros"]["usd"]]}
+    assert Tables(html).numbers == shown
+    for text in ("USD 10.237475", "USD 50.00", "USD 3.00", "Output tokens: claude-*", "tokens: (default)"):
+        assert text in html

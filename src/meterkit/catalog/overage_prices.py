@@ -144,7 +144,10 @@ def _rows(meter: Meter, stripe: StripeEvent, table: ModelPrices) -> Meters:
         )
         for pattern, row in rows.models
     }
-    built[rows.default] = replace(meter, name=rows.default, stripe=None, source=meter.name, is_row=True)
+    title = f"{meter.title}: {_DEFAULT}"[:_TITLE_MAX]
+    built[rows.default] = replace(
+        meter, name=rows.default, title=title, stripe=None, source=meter.name, is_row=True
+    )
     return built
 
 

@@ -260,8 +260,13 @@ def cost_of(catalog: Catalog, usage: CustomerUsage, seats: int) -> Cost:
     """
     plan = catalog.plans.get(usage["plan"])
     counts = usage["meters"]
-    # A derived meter is billed by its own event at a price of its own; a gauge has no overage to bill.
-    billed = [name for name, meter in catalog.meters.items() if meter.stripe is not None and name in counts]
+    # A derived meter is billed by its own event at a price of its own. A gauge has no overage to bill, and
+    # what a row of prices by model costs is a part of its meter's cost.
+    billed = [
+        name
+        for name, meter in catalog.meters.items()
+        if meter.stripe is not None and not meter.is_row and name in counts
+    ]
     return {
         "currency": catalog.currency,
         "plan_cents": 0 if plan is None else plan.price.amount_cents,

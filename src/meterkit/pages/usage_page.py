@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from meterkit.catalog.amount_texts import MICRO_UNIT
 from meterkit.decisions.periods import to_ms
 from meterkit.errors import MeterkitError
 from meterkit.pages.figures import beyond_included, usage_figures
@@ -110,6 +111,11 @@ def _wording(kit: PagesKit, figures: UsageFigures) -> dict[str, object]:
     return {
         "titles": {name: meter.title for name, meter in catalog.meters.items()},
         "unit_of": {name: meter.unit for name, meter in catalog.meters.items()},
+        "money_credits": {
+            name: f"{MICRO_UNIT}{catalog.currency.upper()}"
+            for name, credit in catalog.credits.items()
+            if credit.is_money
+        },
         "plan_names": {key: plan.name for key, plan in catalog.plans.items()},
         "gauges": gauges,
         "beyond": {

@@ -184,8 +184,8 @@ def _left_out(catalogs: Iterable[Catalog]) -> list[str]:
     ]
     if sold := {name for each in catalogs if (of := sold_in(each.credits)) is not None for name in of[:1]}:
         found.append(
-            f"top-ups of {', '.join(sorted(sold))} are not bought: what they paid for is tried without them, and"
-            " may be shown as refused"
+            f"top-ups of {', '.join(sorted(sold))} are not bought: what they paid for is tried without them,"
+            " and may be shown as refused"
         )
     return found
 
