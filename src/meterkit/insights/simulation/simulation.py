@@ -149,12 +149,11 @@ async def simulate(
         tried = await trial.tried()
         twice = _sampled([who for who in cases if cases[who].sums and who not in trial.replayed], sample)
         again = await trial.replay(twice)
-    plans = [case.tenure.plan for case in cases.values()]
     found = [_customer(who, case, tried[who], costs) for who, case in cases.items()]
     return Simulation(
         customers=found,
         missing_meters=_missing_meters(cases.values(), catalog),
-        missing_plans=Counter(plan for plan in plans if plan not in catalog.plans),
+        missing_plans=_missing_plans(cases.values(), catalog),
         unpriced=sorted(
             {
                 meter
@@ -259,6 +258,10 @@ def _missing_meters(cases: Iterable[_Case], catalog: Catalog) -> dict[str, int]:
             }
         )
     return dict(found)
+
+
+def _missing_plans(cases: Iterable[_Case], catalog: Catalog) -> dict[str, int]:
+    return Counter(case.tenure.plan for case in cases if case.tenure.plan not in catalog.plans)
 
 
 def _sampled(customers: Sequence[str], most: int) -> list[str]:
