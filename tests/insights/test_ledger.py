@@ -229,7 +229,7 @@ async def test_without_an_audit_log_usage_by_model_says_what_to_set(any_store_ur
     with pytest.raises(SettingsError, match="set METERKIT_AUDIT_URL to a database"):
         await kit.usage("ada", by="model")
     anything: Any = "colour"
-    with pytest.raises(MeterkitError, match="by: found 'colour'; allowed is 'model'"):
+    with pytest.raises(MeterkitError, match="subject: found the kind 'colour'; no plan declares any"):
         await kit.usage("ada", by=anything)
 
 
