@@ -51,7 +51,8 @@ plans:
       bucket:   {rate: {limit: 10/hour, algorithm: token-bucket, burst: 4001}}
       several:  {rate: [4001/hour, 10_000/day], included: 5000, overage: deny, concurrency: 100}
 """
-ROUTES: Final = ("included", "capped", "sliding", "fixed", "bucket", "several")
+ROUTES: Final = ("bucket", "included", "capped", "sliding", "fixed", "several")
+"""The bucket, which is not allotted, comes first: units of the others may be granted a moment longer."""
 ADMITTED: Final = 2000
 PROCESSES: Final = 8
 STEPS: Final = int(os.environ.get("METERKIT_ALLOTMENT_STEPS", "4000"))
