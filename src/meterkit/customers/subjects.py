@@ -65,8 +65,8 @@ class CustomerSubject(Generic[_Record]):
     ) -> _Record:
         """Give the subject something else than the plan does; binds the very next decision of every process.
 
-        ``{"requests": {"rate": "50/minute"}, "budget": {"amount_cents": 900}}`` leaves all else as the plan
-        has it, and replaces earlier overrides of this subject.
+        ``{"requests": {"rate": "50/minute"}}`` leaves all else as the plan has it, and replaces earlier
+        overrides of this subject. A budget is replaced as a whole: without ``per`` it is of the period.
 
         Args:
             limits: meter to its limits, and ``budget``, in the notation of the plans file; empty or None:
