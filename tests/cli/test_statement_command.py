@@ -30,7 +30,7 @@ async def test_a_statement_as_text_json_and_csv(stored: Shell, directory: Path, 
         await kit.record("acme", "requests", 25)
         await kit.record("acme", "requests", 5)
         drainer = drainer_of(kit.store, kit.settings)
-        drainer._least_age_ms = 0
+        drainer._least_age_ms = 0  # pyright: ignore[reportPrivateUsage] - rows are drained at once
         assert await drainer.drain() == 0
     shown = stored.run("statement", "acme")
     assert (shown.code, "total USD" in shown.out, "it is not final" in shown.err) == (0, True, True)

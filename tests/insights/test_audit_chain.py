@@ -20,7 +20,7 @@ from meterkit.insights.audit.entries import Row
 from meterkit.insights.audit.verifying import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
     from pathlib import Path
 
     from meterkit.insights.audit.verifying import Verified
@@ -156,7 +156,7 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
 
 
 @contextmanager
-def children(url: str) -> Iterator[list[Any]]:
+def children(url: str) -> Generator[list[Any]]:
     """Processes that insert overlapping batches of the same rows."""
     context = multiprocessing.get_context("spawn")
     found = [
@@ -212,7 +212,7 @@ async def test_a_kill_between_two_steps_leaves_nothing_behind(
 async def test_a_row_that_an_older_release_inserts_meanwhile_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, known, asked = sqlite_in(tmp_path), chaining._known, list[int]()
+    url, known, asked = sqlite_in(tmp_path), chaining._known, list[int]()  # pyright: ignore[reportPrivateUsage] - it is watched
 
     def unknown(*args: Any) -> set[tuple[str, str]]:
         asked.append(1)

@@ -144,7 +144,7 @@ class World:
     async def end(self) -> None:
         reservation, given, slot = self.open.pop(self.random.randrange(len(self.open)))
         used = self.random.choice((0, 1, 50, 500, 2000))
-        quantity = dict(reservation._quantities)["words"]
+        quantity = dict(reservation._quantities)["words"]  # pyright: ignore[reportPrivateUsage] - what it holds
         await reservation.capture({"words": used})
         for owner in self.owners(given).values():
             hold = next((one for one in owner.holds if (one.slot, one.words) == (slot, quantity)), None)

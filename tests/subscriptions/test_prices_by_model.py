@@ -175,7 +175,7 @@ async def test_sync_makes_each_price_once_whatever_the_order_of_the_table(store_
         async with shop(
             store_url, catalog=loads(PLANS.replace("TABLE", REORDERED)), selling=nothing
         ) as other:
-            other.kit.stripe._api = at.kit.stripe._api
+            other.kit.stripe._api = at.kit.stripe._api  # pyright: ignore[reportPrivateUsage] - one account
             again = await other.kit.stripe.sync()
         assert {line.action for line in again.lines} == {"is there"}
         assert {line.name: line.id for line in again.lines if line.what == "price"} == ids

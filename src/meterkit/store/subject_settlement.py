@@ -13,7 +13,7 @@ from meterkit.store.subjects import Packed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meterkit.catalog import Catalog
+    from meterkit.catalog import Catalog, Entitlement
     from meterkit.store.hold import Correction, Held, Used
     from meterkit.store.subjects import Subjects
 
@@ -64,7 +64,7 @@ def _meters(
     subjects: Subjects, kind: str, hold: SubjectHold, used: Used, spent: Mapping[str, int]
 ) -> dict[str, tuple[int, int]]:
     """Recorded and given back, by field; every counter is counted, for the figures of usage."""
-    recorded = used.recorded if kind in subjects.limits else {}
+    recorded: Mapping[str, int] = used.recorded if kind in subjects.limits else {}
     found = {
         meter_field(name): (recorded.get(name, 0), hold.quantities.get(name, 0))
         for name in dict.fromkeys((*recorded, *hold.quantities))
@@ -86,7 +86,7 @@ def _rates(
     passed_ms: int,
 ) -> Iterable[tuple[str, tuple[int, ...]]]:
     """What rates have not counted yet; of those that counted a reservation, what it differs by."""
-    limits = subjects.limits[kind].limits if kind in subjects.limits else {}
+    limits: Mapping[str, Entitlement] = subjects.limits[kind].limits if kind in subjects.limits else {}
     for meter, given in limits.items():
         for rate in given.rates:
             field = rate_field(meter, rate.window_ms, rate.algorithm)

@@ -72,7 +72,8 @@ def _known(connection: Connection, table: Table, rows: Sequence[Row]) -> set[tup
     keys, found = [(row.event, row.meter) for row in rows], set[tuple[str, str]]()
     for first in range(0, len(keys), _KEYS_AT_ONCE):
         of = tuple_(table.c.event, table.c.meter).in_(keys[first : first + _KEYS_AT_ONCE])
-        found |= {(event, meter) for event, meter in connection.execute(select(*of.left).where(of))}
+        asked: Any = connection.execute(select(*of.left).where(of)).all()
+        found |= {(str(event), str(meter)) for event, meter in asked}
     return found
 
 
