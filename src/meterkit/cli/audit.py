@@ -120,9 +120,7 @@ async def verify(
             right, rows = right + one.is_right, rows + one.rows
             if customer is not None or not one.is_right:
                 found.append(one)
-    session.show_rows(
-        found, verified_row, rare=frozenset({"unchained", "roots", "place", "problem"}), empty=""
-    )
+    session.show_rows(found, verified_row, rare=VERIFIED_RARE, empty="")
     if not session.json:
         broken = sum(not one.is_right for one in found)
         print_note(

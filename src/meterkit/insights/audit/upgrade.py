@@ -20,7 +20,8 @@ def upgrade(engine: Engine, table: Table) -> None:
     Raises:
         SQLAlchemyError: the user may not change the table, or the database does not answer.
     """
-    lacking = [column for column in table.columns if column.name not in _columns_of(engine, table)]
+    known = _columns_of(engine, table)
+    lacking = [column for column in table.columns if column.name not in known]
     for column in lacking:
         kind = column.type.compile(engine.dialect)
         try:
