@@ -163,7 +163,8 @@ def _corrected(event: str, told: Mapping[str, Any]) -> Iterator[Row]:
         quantity, period_ms, at_ms = sum(counts[:4]), int(told["period"]), int(told["at"])
         if quantity or units["reported"]:
             row = Row(event, token, "corrected", told["customer"], period_ms, at_ms, quantity, **units)
-            prices: Mapping[str, Any] = told.get("prices", {})  # A release before had none.
+            # A release before had none, and Lua writes an empty table as an empty list in some stores.
+            prices: Mapping[str, Any] = told.get("prices") or {}
             price = prices.get(token)
             terms = MeterTerms(price=None if price is None else PaidPrice(*price))
             yield row._replace(details=details, **terms.columns(units))
