@@ -1,15 +1,16 @@
--- For wrk: 1,000 customers in turn, and one line of figures at the end.
-local requests, n = {}, 0
+-- For wrk: as many customers in turn as its argument says, and one line of figures at the end.
+local requests, n, customers = {}, 0, 0
 
-function init()
-  for i = 0, 999 do
+function init(args)
+  customers = tonumber(args[1])
+  for i = 0, customers - 1 do
     wrk.headers["x-customer-id"] = string.format("cus_%05d", i)
     requests[i] = wrk.format("GET", "/v1/x")
   end
 end
 
 function request()
-  n = (n + 7) % 1000
+  n = (n + 7) % customers
   return requests[n]
 end
 

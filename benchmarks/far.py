@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from tables import Table
 
 AWAY_MS = (0, 1, 5, 20)
-NAMES = ("limits-sliding", "composite", "meterkit-decide", "meterkit-settle")
+NAMES = (
+    *("bare", "limits-sliding", "composite"),
+    *("meterkit-decide", "meterkit-settle", "meterkit-hot-decide", "meterkit-hot-settle"),
+)
 FIRST_DB = 48
 
 
@@ -102,8 +105,11 @@ def measure(redis_url: str, cores: Cores, loop: str, size: Size) -> dict[str, di
     found: dict[str, dict] = {}
     for away_ms in AWAY_MS:
         # About as long at every distance: what is waited for is not worked on.
-        requests = size.requests if away_ms == 0 else min(size.requests, 8_000 // away_ms)
-        amount = replace(size, requests=requests)
+        waiting = size.requests if away_ms == 0 else min(size.requests, 8_000 // away_ms)
+        amounts = {
+            name: replace(size, requests=size.requests if BY_NAME[name].customers else waiting)
+            for name in NAMES
+        }
         rounds: dict[str, list[dict]] = {name: [] for name in NAMES}
         with proxy(store_port, away_ms, cores) as port, contextlib.ExitStack() as stack:
             address = f"redis://127.0.0.1:{port}"
@@ -115,7 +121,7 @@ def measure(redis_url: str, cores: Cores, loop: str, size: Size) -> dict[str, di
             }
             for number in range(-1, 1 if size.rounds < FULL.rounds else 3):
                 for name, worker in workers.items():
-                    figures = worker.burst(amount, seed=number + 1)
+                    figures = worker.burst(amounts[name], seed=number + 1)
                     if number >= 0:
                         rounds[name].append(figures)
         found[str(away_ms)] = {
@@ -135,7 +141,7 @@ def table(result: dict) -> Table:
             BY_NAME[name].title,
             away_ms,
             f"{seen['per_second']:,.0f}",
-            f"{seen['p50_us'] / 1e3:,.1f}",
+            f"{seen['p50_us'] / 1e3:,.2f}",
             f"{seen['p99_us'] / 1e3:,.1f}",
         )
         for away_ms, found in result.get("far", {}).items()

@@ -79,7 +79,7 @@ class Worker:
         return self.order(
             do="burst",
             requests=size.requests,
-            customers=size.customers,
+            customers=self.variant.customers or size.customers,
             concurrency=size.concurrency,
             seed=seed,
         )

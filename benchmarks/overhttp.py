@@ -27,8 +27,13 @@ FIRST_DB = 32
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An app under uvicorn."""
+    """An app under uvicorn.
 
+    Attributes:
+        customers: how many send the requests.
+    """
+
+    customers: int
     port: int
     pid: int
 
@@ -42,14 +47,14 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(variant: Variant, redis_url: str, cores: Cores, loop: str) -> Iterator[Served]:
+def served(variant: Variant, redis_url: str, cores: Cores, loop: str, size: Size) -> Iterator[Served]:
     port = free_port()
     command = [sys.executable, str(HERE / "serve.py"), variant.name, redis_url, str(port), loop]
     with cores.on(cores.client):
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         await_port(port)
-        yield Served(port, server.pid)
+        yield Served(variant.customers or size.customers, port, server.pid)
     finally:
         server.terminate()
         server.wait()
@@ -60,7 +65,10 @@ def load(app: Served, seconds: int, size: Size, cores: Cores) -> dict[str, float
     before = app.cpu_s()
     with cores.on(cores.server):
         done = subprocess.run(
-            [*command, f"http://127.0.0.1:{app.port}"], capture_output=True, text=True, check=True
+            [*command, f"http://127.0.0.1:{app.port}", "--", str(app.customers)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     cpu_s = app.cpu_s() - before
     line = next(line for line in done.stdout.splitlines() if line.startswith("FIGURES"))
@@ -87,7 +95,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         apps = {
             variant.name: stack.enter_context(
-                served(variant, database(redis_url, FIRST_DB + number), cores, loop)
+                served(variant, database(redis_url, FIRST_DB + number), cores, loop, size)
             )
             for number, variant in enumerate(variants)
         }

@@ -35,7 +35,8 @@ import delivery
 # What is measured on the other loop, too.
 ON_BOTH_LOOPS = (
     *("bare", "limits-sliding", "throttled-fixed", "composite"),
-    *("meterkit-decide", "meterkit-settle", "bare-stream", "meterkit-stream"),
+    *("meterkit-decide", "meterkit-settle", "meterkit-hot-decide", "meterkit-hot-settle"),
+    *("bare-stream", "meterkit-stream"),
 )
 FIRST_REQUEST_OF = ("bare", "limits-sliding", "composite", "meterkit-decide", "meterkit-settle")
 

@@ -26,6 +26,7 @@ class Variant:
         over_http: whether it is also measured under uvicorn.
         target: a customer's request; its path and body are those of all.
         reads: whether it reads the usage off its responses.
+        customers: how many send the requests; 0: as many as the run has.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Variant:
     over_http: bool = False
     target: Target = field(default=Target(""))
     reads: bool = False
+    customers: int = 0
 
     def build(self, redis_url: str) -> ASGIApp:
         module = importlib.import_module(f"peers.{self.module}")
@@ -109,6 +111,24 @@ VARIANTS = (
         module="meterkit_app",
         function="build_settle",
         over_http=True,
+    ),
+    Variant(
+        name="meterkit-hot-decide",
+        title="meterkit (a), one customer, with allotments",
+        kind="meterkit",
+        module="meterkit_app",
+        function="build_hot_decide",
+        over_http=True,
+        customers=1,
+    ),
+    Variant(
+        name="meterkit-hot-settle",
+        title="meterkit (b), one customer, with allotments",
+        kind="meterkit",
+        module="meterkit_app",
+        function="build_hot_settle",
+        over_http=True,
+        customers=1,
     ),
     Variant(
         name="meterkit-settle-metrics",

@@ -29,6 +29,14 @@ def build_settle(redis_url: str) -> ASGIApp:
     return metered("settle.yaml", redis_url)
 
 
+def build_hot_decide(redis_url: str) -> ASGIApp:
+    return metered("decide-hot.yaml", redis_url)
+
+
+def build_hot_settle(redis_url: str) -> ASGIApp:
+    return metered("settle-hot.yaml", redis_url)
+
+
 def build_settle_with_metrics(redis_url: str) -> ASGIApp:
     return metered("settle.yaml", redis_url, counts=True)
 
