@@ -34,14 +34,17 @@ default_plan: pro
 meters:
   calls:  {unit: call, stripe: {event_name: api_requests, report: usage}}
   events: {unit: event, stripe: {event_name: ai_tokens, report: usage}}
+  bursts: {unit: call}
 routes:
   - {match: "GET /calls", consume: {calls: 1}}
+  - {match: "GET /bursts", consume: {bursts: 1}, allotment: 250ms, on_store_failure: deny}
 plans:
   pro:
     price: {amount_cents: 2900, interval: month}
     meters:
       calls:  {included: 1_000, overage: bill}
       events: {included: 1_000, overage: bill}
+      bursts: {included: 2_000, overage: deny}
 """
 SHARDS: Final = 4
 # Stripe's summaries take two minutes; the emulator's do not.
@@ -76,7 +79,7 @@ def kit_of(place: Place, clock: Callable[[], float] | None = None) -> MeterKit:
 
 
 def serve(place: Place, port: int) -> None:
-    """Be an app: ``/calls`` is metered, ``/events`` records under the id that it is told, once."""
+    """Be an app: it meters ``/calls`` and ``/bursts``; ``/events`` records under the id that it is told, once."""
     logging.disable(logging.CRITICAL)
     setattr(store, "_SPOOL_S", _SPOOL_S)  # noqa: B010 - as below
     kit = kit_of(place)
@@ -92,7 +95,7 @@ def serve(place: Place, port: int) -> None:
             return PlainTextResponse("not recorded", 503)
         return PlainTextResponse("recorded")
 
-    app = Starlette(routes=[Route("/calls", calls), Route("/events", events)])
+    app = Starlette(routes=[Route("/calls", calls), Route("/bursts", calls), Route("/events", events)])
     metered: Any = MeterMiddleware(app, kit=kit, identify=identify.header("x-customer-id"))
     uvicorn.run(metered, host="127.0.0.1", port=port, log_config=None, ws="none", timeout_graceful_shutdown=5)
 

@@ -32,6 +32,11 @@ CUSTOMERS: Final = tuple(f"c{n}" for n in range(24))
 APPS: Final = 4
 FLUSHERS: Final = 2
 CLIENTS: Final = 8
+HOT: Final = 2
+"""Clients with allotments, who ask for much at once, each as one customer after the other."""
+AT_ONCE: Final = 24
+INCLUDED: Final = 2_000
+"""What such a customer may have; see ``soak_process``."""
 EVENTS: Final = {"calls": "api_requests", "events": "ai_tokens"}
 # Each write is on the disk before it is acknowledged, so that a kill loses nothing.
 KEEPS: Final = ("--appendonly", "yes", "--appendfsync", "always")
@@ -45,6 +50,8 @@ class Figures:
     Attributes:
         told: events that were told as recorded, in units.
         served: calls that were answered.
+        bursts: of each hot customer, the calls that were answered, and those of which that is not known.
+        hot: what the store has recorded of these.
         recorded, billed: units by meter, as the store and as Stripe have them.
         faults: by kind.
         keys: that the store keeps, by kind, but for those that a life of their own ends.
@@ -54,6 +61,8 @@ class Figures:
 
     told: int = 0
     served: int = 0
+    bursts: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]], repr=False)
+    hot: dict[str, int] = field(default_factory=dict[str, int], repr=False)
     recorded: dict[str, int] = field(default_factory=dict[str, int])
     billed: dict[str, int] = field(default_factory=dict[str, int])
     faults: dict[str, int] = field(default_factory=dict[str, int])
@@ -111,6 +120,7 @@ class Soak:
             self.apps = [self._start(serve, port) for port in self.ports]
             self.flushers = [self._start(deliver) for _ in range(FLUSHERS)]
             clients = [asyncio.create_task(self._use(n)) for n in range(CLIENTS)]
+            clients += [asyncio.create_task(self._burst(n)) for n in range(HOT)]
             await self._fail(span_s, every_s)
             self.over.set()
             await asyncio.gather(*clients)
@@ -132,6 +142,18 @@ class Soak:
                 is_served = await self._ask(http, random, "/calls", customer) == 200
                 self.figures.served += is_served
                 await asyncio.sleep(_PAUSE_S)
+
+    async def _burst(self, number: int) -> None:
+        """Be customers who ask for much at once, one after the other, each until nothing is left."""
+        random, nth = Random(number), 0  # noqa: S311 - as above
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as http:
+            while not self.over.is_set():
+                customer = f"hot-{number}-{nth}"
+                asks = (self._ask(http, random, "/bursts", customer) for _ in range(AT_ONCE))
+                statuses = await asyncio.gather(*asks)
+                served, unknown = self.figures.bursts.get(customer, (0, 0))
+                self.figures.bursts[customer] = served + statuses.count(200), unknown + statuses.count(0)
+                nth += 429 in statuses and 200 not in statuses
 
     async def _ask(self, http: aiohttp.ClientSession, random: Random, path: str, customer: str) -> int:
         port = random.choice(self.ports)
@@ -226,7 +248,11 @@ class Soak:
                     found = int(self.emulator.accepted(f"cus_{customer}", event_name))
                     billed[meter] = billed.get(meter, 0) + found
                     assert found == meters[meter]["recorded"], (customer, meter)
+            for customer in self.figures.bursts:
+                self.figures.hot[customer] = (await kit.usage(customer))["meters"]["bursts"]["recorded"]
         for key in self.server.ask("KEYS", "*"):
+            if "hot-" in key:
+                continue
             kind = key.split(":")[2] if "{" in key else key
             self.figures.keys[kind] = self.figures.keys.get(kind, 0) + 1
 

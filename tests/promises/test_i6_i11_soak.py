@@ -1,4 +1,4 @@
-"""I5, I6, I11 at length: everything is killed, cut and restarted at random, and the sums are exact.
+"""I3, I5, I6, I11 at length: everything is killed, cut and restarted at random, and the sums are exact.
 
 Some seconds of it; ``make soak`` has ten minutes, by ``METERKIT_SOAK_S=600``, and prints its figures.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from soaking import CUSTOMERS, Soak
+from soaking import CUSTOMERS, INCLUDED, Soak
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,17 +24,24 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(SPAN_S + 300)]
 
 
 @pytest.mark.leaves_keys("it has a store of its own")
-async def test_i6_i11_whatever_is_killed_the_sums_are_exact(
+async def test_i3_i6_i11_whatever_is_killed_the_sums_are_exact(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = await Soak(tmp_path, int(SPAN_S)).last(SPAN_S, every_s=0.6 if SPAN_S < 60 else 1.5)
     with capsys.disabled():
-        sys.stdout.write(f"\n{SPAN_S:.0f} s: {figures}\n" if SPAN_S >= 60 else "")
+        hot = sum(figures.hot.values()), sum(served for served, _ in figures.bursts.values())
+        bursts = f"of {len(figures.hot)} hot customers {hot[0]} calls recorded, {hot[1]} answered"
+        sys.stdout.write(f"\n{SPAN_S:.0f} s: {figures}, {bursts}\n" if SPAN_S >= 60 else "")
     assert figures.left == []
     assert figures.recorded == figures.billed
     # Each event was told again until it was told as recorded: once, whoever died in between.
     assert figures.recorded["events"] == figures.told
     assert figures.told > 0
+    # With allotments, too, nobody gets more than is included; what the dead had not settled is lost.
+    assert figures.bursts
+    for customer, (served, unknown) in figures.bursts.items():
+        assert served <= INCLUDED, customer
+        assert figures.hot[customer] <= min(INCLUDED, served + unknown), customer
     for kind, most in PER_CUSTOMER.items():
         assert figures.keys.get(kind, 0) <= most * len(CUSTOMERS), kind
     assert not figures.keys.keys() & {"intents", "outbox", "parked", "dead", "compare", "dirty"}
