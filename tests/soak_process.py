@@ -44,7 +44,7 @@ plans:
     meters:
       calls:  {included: 1_000, overage: bill}
       events: {included: 1_000, overage: bill}
-      bursts: {included: 2_000, overage: deny}
+      bursts: {included: 500, overage: deny}
 """
 SHARDS: Final = 4
 # Stripe's summaries take two minutes; the emulator's do not.
@@ -79,7 +79,7 @@ def kit_of(place: Place, clock: Callable[[], float] | None = None) -> MeterKit:
 
 
 def serve(place: Place, port: int) -> None:
-    """Be an app: it meters ``/calls`` and ``/bursts``; ``/events`` records under the id that it is told, once."""
+    """Be an app: it meters ``/calls`` and ``/bursts``; ``/events`` records under the id it is told, once."""
     logging.disable(logging.CRITICAL)
     setattr(store, "_SPOOL_S", _SPOOL_S)  # noqa: B010 - as below
     kit = kit_of(place)

@@ -34,8 +34,8 @@ FLUSHERS: Final = 2
 CLIENTS: Final = 8
 HOT: Final = 2
 """Clients with allotments, who ask for much at once, each as one customer after the other."""
-AT_ONCE: Final = 24
-INCLUDED: Final = 2_000
+AT_ONCE: Final = 48
+INCLUDED: Final = 500
 """What such a customer may have; see ``soak_process``."""
 EVENTS: Final = {"calls": "api_requests", "events": "ai_tokens"}
 # Each write is on the disk before it is acknowledged, so that a kill loses nothing.
