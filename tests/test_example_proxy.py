@@ -310,3 +310,56 @@ async def dollars(kit: MeterKit, emulator: StripeEmulator, urls: tuple[str, str]
             await create(**asking("Tell 100 words", max_tokens=100))
         assert (402, "insufficient_quota") == (refused.value.status_code, refused.value.type)
         await has(4_925_000)
+
+
+async def test_a_user_reaches_a_budget_and_another_user_of_the_customer_goes_on(
+    urls: tuple[str, str], store_url: str
+) -> None:
+    async with MeterKit(PROXY / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.customers.set_plan("dora", "balance")
+        await kit.grants.add("dora", {"usd": 50}, grant_id="inv_1")
+        async with client_of(urls, "dora-ann") as ann, client_of(urls, "dora-ben") as ben:
+            # A call is USD 5.0375, the budget USD 6.00 a day.
+            calls, refused = await until_refused(ann)
+            assert (402, "spend") == (refused.status_code, refused.code)
+            assert "Refused: spend (user:spend-1d)" in refused.message
+            policies = refused.response.headers["ratelimit-policy"]
+            assert '"user:spend-1d";q=600;qu="cents"' in policies
+            assert '"user:requests-1m";q=60;w=60' in policies
+            assert 100 * calls == (await reported(urls))[1]
+            await hundred_words(ben)
+            user = kit.customers.subject("dora", user="ann")
+            await user.override({"budget": {"amount_cents": 2000, "per": "day"}})
+            await hundred_words(ann)
+
+        async def counted() -> bool:
+            found = await kit.usage("dora", by="user")
+            used = {one.subject: one.meters["usd_charged"].recorded for one in found}
+            return used == {"ann": (calls + 1) * 5_037_500, "ben": 5_037_500}
+
+        await eventually(counted)
+        assert ((calls + 2) * 5_037_500,) == await tokens(kit, "dora", "usd_charged")
+
+
+async def until_refused(client: AsyncOpenAI) -> tuple[int, APIStatusError]:
+    """How many calls were served, and the refusal. At the end of a day one more is served."""
+    for calls in range(3):
+        try:
+            await hundred_words(client)
+        except APIStatusError as error:
+            return calls, error
+    pytest.fail("not refused")
+
+
+async def hundred_words(client: AsyncOpenAI) -> None:
+    """As OpenAI's client asks; what it says of the user counts for nothing."""
+    create: Any = client.chat.completions.create
+    answer = await create(**asking("Tell 100 words", max_tokens=100, user="someone"))
+    assert 100 == answer.usage.completion_tokens
+
+
+async def test_a_users_key_opens_no_billing_page(urls: tuple[str, str]) -> None:
+    async with httpx.AsyncClient(timeout=READY_S, base_url=urls[0]) as browser:
+        for way, path in (("POST", "/billing/top-up"), ("GET", "/billing/usage")):
+            key = {"authorization": "Bearer sk-dora-ann"}
+            assert 403 == (await browser.request(way, path, headers=key, json={})).status_code

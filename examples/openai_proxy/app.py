@@ -1,4 +1,4 @@
-"""A proxy with OpenAI's API: keys of its own, tokens that are set aside, counted and billed."""
+"""A proxy with OpenAI's API: keys of its own, tokens set aside, counted and billed, budgets of users."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from meterkit import Decision, MeterKit, MeterMiddleware, identify
+from meterkit import Caller, Decision, MeterKit, MeterMiddleware, identify
 from meterkit.fastapi import Current, billing_router
 from meterkit.llm import Restore, ask_for_usage
 
@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 PROVIDER_URL: Final = os.environ.get("PROVIDER_URL", "http://127.0.0.1:8001/v1")
 PROVIDER_KEY: Final = os.environ.get("PROVIDER_KEY", "sk-provider")
 KIT: Final = MeterKit(Path(__file__).with_name("plans.yaml"))
-# A table of yours: the hash of each key you have given out, and whose it is.
-CUSTOMERS: Final = {
-    identify.hash_key(key): customer
-    for key, customer in (("sk-ada", "ada"), ("sk-bob", "bob"), ("sk-eve", "eve"), ("sk-dora", "dora"))
+# A table of yours: the hash of each key you have given out, and whose it is. Ann and Ben work for Dora.
+CALLERS: Final = {
+    identify.hash_key(key): caller
+    for key, caller in (
+        ("sk-ada", Caller("ada")),
+        ("sk-bob", Caller("bob")),
+        ("sk-eve", Caller("eve")),
+        ("sk-dora", Caller("dora")),
+        ("sk-dora-ann", Caller("dora", subjects={"user": "ann"})),
+        ("sk-dora-ben", Caller("dora", subjects={"user": "ben"})),
+    )
 }
 STATUS: Final = {
     "anonymous": (401, "invalid_request_error"),
@@ -92,7 +99,9 @@ async def passed_on(answer: httpx.Response, restore: Restore) -> AsyncGenerator[
 
 
 def account(caller: Current) -> str:
-    """Whose balance a page adds to."""
+    """Whose balance a page adds to: a user's key opens none."""
+    if caller.subjects:
+        raise HTTPException(403, "Only the customer's own key opens billing pages.")
     return caller.customer
 
 
@@ -102,6 +111,6 @@ app.include_router(
 app.add_middleware(
     MeterMiddleware,
     kit=KIT,
-    identify=identify.api_key(CUSTOMERS.get, hashed=True),
+    identify=identify.api_key(CALLERS.get, hashed=True),
     on_denied=in_openais_words,
 )

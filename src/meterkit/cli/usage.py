@@ -33,6 +33,7 @@ _MICRO_PER_CENT: Final = 10_000
 _RARE: Final = frozenset({"held", "granted", "cost", "late", "parked", "dead"})
 _ON_THE_WAY: Final = frozenset({"to send", "delivered", "late", "parked", "dead"})
 """Columns that are shown where there is something in them."""
+_SPANS: Final = {"1d": "day", "1h": "hour"}
 _CSV: Final = (
     *("customer", "plan", "status", "access", "period_start", "period_end", "meter"),
     *("used", "included", "granted", "held", "remaining", "overage", "overage_cents", "recorded"),
@@ -90,7 +91,7 @@ async def usage(
         if by is not None:
             subjects = cast("Sequence[SubjectUsage]", await kit.usage(customer, by=by))
             empty = f"no {by} of {customer} has used anything in this period"
-            session.show_rows(subjects, partial(_row_of_subject, currency=kit.catalog.currency), empty=empty)
+            session.show_rows(subjects, partial(_row_of_subject, catalog=kit.catalog), empty=empty)
             return
         (found,) = await kit.store.usage_of_many([customer], at_ms=at_ms)
         rates = await kit.rates(customer) if at_ms is None else ()
@@ -147,13 +148,17 @@ async def _tell_all(
         print_note("no customer has used anything in this period")
 
 
-def _row_of_subject(found: SubjectUsage, currency: str) -> dict[str, object]:
-    spent = {} if found.spent_micros is None else {"spent": micro_money(found.spent_micros, currency)}
-    return {
-        found.kind: found.subject,
-        **{name: meter.recorded for name, meter in found.meters.items()},
-        **spent,
-    }
+def _row_of_subject(found: SubjectUsage, catalog: Catalog) -> dict[str, object]:
+    """Meters in the order of the plans file, then the budget, where the subject has one."""
+    row: dict[str, object] = {found.kind: found.subject}
+    for name, meter in catalog.meters.items():
+        if name in found.meters:
+            recorded = found.meters[name].recorded
+            row[name] = micro_money(recorded, meter.unit) if recorded and is_money(meter.unit) else recorded
+    if found.spent_micros is not None and found.limit_cents is not None and found.per is not None:
+        row["spent"] = micro_money(found.spent_micros, catalog.currency)
+        row["budget"] = f"{money(found.limit_cents, catalog.currency)} per {_SPANS.get(found.per, found.per)}"
+    return row
 
 
 def _rows_of_one(found: CustomerUsage, currency: str) -> list[dict[str, object]]:

@@ -189,13 +189,14 @@ class PageControls(Behaviour):
         if session.allow_promotion_codes:
             ask += '<label>Promotion code <input name="promotion_code"></label>'
         due = escape(_money(total, session.currency))
+        title, pay = ("Pay", "Pay") if session.mode == "payment" else ("Subscribe", "Pay and subscribe")
         return page(
-            "Subscribe",
+            title,
             (
                 f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else "",
                 f"<ul>{offered}</ul><p>Due today: <strong>{due}</strong></p>",
                 f'<form method="post">{ask}',
-                '<button name="payment" value="succeeds">Pay and subscribe</button>',
+                f'<button name="payment" value="succeeds">{pay}</button>',
                 '<button name="payment" value="fails">Pay with a card that is declined</button></form>',
                 f'<p><a href="{escape(session.cancel_url)}">Back</a></p>' if session.cancel_url else "",
             ),
