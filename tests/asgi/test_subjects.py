@@ -13,7 +13,8 @@ from asgi.test_llm_model_prices import ask
 from asgi.test_websockets import opened
 from faults import eventually, settled
 from metering import answering, hello, served
-from meterkit import Caller, MeterkitError, identify
+from meterkit import Caller, MeterKit, MeterkitError, identify
+from meterkit.catalog import loads
 from meterkit.store.subject_usage import usage_by
 
 if TYPE_CHECKING:
@@ -237,6 +238,22 @@ async def test_a_subject_that_no_plan_declares_is_ignored_and_logged_once(
     said = [record.getMessage() for record in caplog.records if "declares no subjects" in record.getMessage()]
     assert len(said) == 1
     assert "'app'" in said[0]
+
+
+async def test_a_subject_that_only_the_default_plan_lacks_is_not_logged(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    plans = PLANS.replace("default_plan: pro", "default_plan: free")
+    plans += "  free: {price: {amount_cents: 0, interval: month}}\n"
+    async with served(hello, plans=plans, who=WHO, redis_url=store_url) as at:
+        prefix = at.kit.store.keys.prefix
+        options: dict[str, Any] = {"key_prefix": prefix, "shards": 4, "flush": False, "clock": at.clock}
+        async with MeterKit(loads(plans), redis_url=store_url, **options) as elsewhere:
+            await elsewhere.customers.set_plan("acme", "pro")
+        answer = await at.client.get("/v1/x", headers=USER)
+        assert '"user:requests-period";q=3' in answer.headers["ratelimit-policy"]
+        await settled(at.kit)
+    assert "declares no subjects" not in caplog.text
 
 
 async def test_the_app_sees_the_subjects_of_its_request(any_store_url: str) -> None:

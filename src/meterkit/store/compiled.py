@@ -62,17 +62,20 @@ class Alarms:
                 self._catalog.default_plan,
             )
 
-    def undeclared_subject(self, kind: str, plan: str) -> None:
-        """A request has a subject of a kind that the plan does not have."""
-        if self._is_new("subject", kind, plan):
-            _logger.warning(
-                "plan %r of %s declares no subjects of the kind %r: they are ignored; write"
-                " `subjects: {%s: {…}}` in the plan, or leave them out of Caller; said once for this plan",
-                plan,
-                self._catalog.source,
-                kind,
-                kind,
-            )
+    def undeclared_subjects(self, subjects: Subjects, plan: str) -> None:
+        """A request has subjects, perhaps of kinds that the plan lacks. The plan must be certain by then."""
+        if len(subjects.limits) == len(subjects.given):
+            return
+        for kind in {kind for kind, _ in subjects.given} - subjects.limits.keys():
+            if self._is_new("subject", kind, plan):
+                _logger.warning(
+                    "plan %r of %s declares no subjects of the kind %r: they are ignored; write `subjects:"
+                    " {%s: {…}}` in the plan, or leave them out of Caller; said once for this plan",
+                    plan,
+                    self._catalog.source,
+                    kind,
+                    kind,
+                )
 
     def no_room(self, customer: str) -> None:
         """A customer has so many live subjects that a new one is decided without limits of its own."""

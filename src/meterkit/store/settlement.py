@@ -263,6 +263,8 @@ class Settlement:
         """What the script gets of the customer's subjects."""
         if view.subjects is None:
             return NOTHING_PACKED
+        if view.left is not None:
+            view.cache.alarms.undeclared_subjects(view.subjects, view.effective.plan.key)
         passed_ms = view.cache.now_ms() - self.rated_ms if self.rated_ms else 0
         return settled(
             view.subjects,

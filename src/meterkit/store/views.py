@@ -187,8 +187,8 @@ class CustomerView:
         view.forget()
         of = self.customer, given, self.effective, self.entitlements
         view.subjects = Subjects(*of, self.cache.catalog, self.cache.keys)
-        for kind in {kind for kind, _ in given} - view.subjects.limits.keys():
-            self.cache.alarms.undeclared_subject(kind, self.effective.plan.key)
+        if self.rev != NO_STATE or self.left is not None:
+            self.cache.alarms.undeclared_subjects(view.subjects, self.effective.plan.key)
         return view
 
     def forget(self) -> None:
