@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,25 @@ if TYPE_CHECKING:
     from store.script_model import Customer, Times, View
 
 ONCE = "r:1"
+_NAMES = {meter_token(meter): meter for meter in METERS}
 CLASSES = ("overage", "credited", "granted", "included")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """What units cost that are taken back.
+
+    Attributes:
+        rows: what counts the prices by model: tokens, each with that of its event.
+        of: token to micro-units, for how many units, and 1 where what grants and credits paid counts, too.
+        spend: the meter that counts what is spent; empty: none does.
+        paid: token to what the audit log is told of its price.
+    """
+
+    rows: Sequence[tuple[str, str]] = ()
+    of: Mapping[str, tuple[int, int, int]] = field(default_factory=dict[str, "tuple[int, int, int]"])
+    spend: str = ""
+    paid: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +61,7 @@ class Restore:
     nonce: str
     events: Mapping[str, str]
     taken: Sequence[int]
+    prices: Prices
 
 
 def restore(
@@ -85,7 +104,10 @@ def _turn(name: str, fields: Sequence[str]) -> tuple[int, int, int, str]:
 
 def _numbers(customer: Customer) -> dict[str, tuple[int, ...]]:
     """By token what the audit log is told of a meter."""
-    kinds = (customer.included, customer.granted, customer.credited, customer.overage, customer.pending)
+    kinds = (
+        *(customer.included, customer.granted, customer.credited, customer.overage, customer.pending),
+        customer.marked,
+    )
     return {meter_token(meter): tuple(counts[meter] for counts in kinds) for meter in METERS}
 
 
@@ -94,13 +116,15 @@ def _enter(shard: Shard, work: _Work, before: Mapping[str, tuple[int, ...]]) -> 
     meters: dict[str, str] = {}
     for token, numbers in _numbers(work.customer).items():
         less = [was - now for was, now in zip(before[token], numbers, strict=True)]
-        less[-1] += work.back.get(token, 0)
+        less[4] += work.back.get(token, 0)
         if any(less):
-            meters[token] = " ".join(map(str, (*less, 0)))
+            meters[token] = " ".join(map(str, less))
     if meters:
         reason, by = work.asked.entries
         who = {"customer": work.name, "at": str(work.now), "period": str(work.start)}
-        shard.enter("corrected", {**who, "id": "c-1", "by": by, "reason": reason, "meters": meters}, work.now)
+        told = {"id": "c-1", "by": by, "reason": reason, "meters": meters}
+        prices = {"prices": work.asked.prices.paid} if work.asked.prices.paid else {}
+        shard.enter("corrected", {**who, **told, **prices}, work.now)
 
 
 class _Work:
@@ -126,7 +150,8 @@ class _Work:
     def take(self, meter: str, quantity: int) -> str:
         customer, asked = self.customer, self.asked
         tokens = asked.tokens[meter]
-        names = {meter_token(other): other for other in METERS}
+        names = _NAMES
+        lost = {event: -self.sent(event) for _, event in asked.prices.rows}
         too = [token for token in tokens if token in asked.included_too]
         repaid, paid = self.count(meter_token(meter), "r"), customer.credited[meter]
         granted = customer.granted[meter]
@@ -157,6 +182,10 @@ class _Work:
         taken["overage"] += back
         taken["included"] += back_included
         owed -= back
+        self.lower_spent(meter, taken["overage"], taken["credited"] + taken["granted"])
+        self.lower_rows(taken["overage"], {event: left + self.sent(event) for event, left in lost.items()})
+        recorded = sum(getattr(customer, kind)[meter] for kind in CLASSES)
+        customer.marked[meter] = min(customer.marked[meter], recorded)
         if owed:
             customer.closed[f"{self.start}|{meter_token(meter)}r"] = repaid + owed
             self.shard.keep(f"t:{self.name}", TOTALS_MS)
@@ -168,6 +197,35 @@ class _Work:
         told = f"{quantity} of {meter} to be taken back"
         self.shard.histories[self.name].append(["correction", str(self.now), told, words + reason, by])
         return " ".join(map(str, (*taken.values(), sent, owed, left, units, micro, back + back_included)))
+
+    def sent(self, token: str) -> int:
+        """How many units an event has lost by now, and so many more."""
+        return self.back.get(token, 0) - self.customer.pending[_NAMES[token]]
+
+    def lower_rows(self, overage: int, lost: Mapping[str, int]) -> None:
+        """Take units off the prices by model: where their events lost them, then in the order of rows."""
+        for most in (lost, dict.fromkeys(lost, overage)):
+            for token, event in self.asked.prices.rows:
+                row = _NAMES[token]
+                part = min(most[event], self.customer.overage[row], overage)
+                self.customer.overage[row] -= part
+                overage -= part
+                counted = self.customer.included[row] + self.customer.overage[row]
+                self.customer.marked[row] = min(self.customer.marked[row], counted)
+                self.lower_spent(row, part, 0)
+
+    def lower_spent(self, meter: str, overage: int, paid: int) -> None:
+        """Lower what is spent by the cost of units: of overage, and of those that grants and credits paid."""
+        customer, prices, spend = self.customer, self.asked.prices, self.asked.prices.spend
+        if not spend or meter_token(meter) not in prices.of:
+            return
+        micros, per, is_money = prices.of[meter_token(meter)]
+        left = customer.overage[meter]
+        cost = ceil(Fraction((left + overage) * micros, per)) - ceil(Fraction(left * micros, per))
+        cost = overage + paid if is_money else cost
+        beyond = min(cost, customer.overage[spend])
+        customer.overage[spend] -= beyond
+        customer.included[spend] = max(0, customer.included[spend] - cost + beyond)
 
     def give_back(self, kind: str, meter: str, share: Fraction) -> int:
         """Give back to grants a share of what they have paid, to those that pay last first; how much."""

@@ -14,7 +14,7 @@ from meterkit.decisions.keys import FORMAT, meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.redis.connection import pack, pack_numbers
 from store.delivery_checks import SKEWS, Checks, fields_of, pairs, texts_of
-from store.delivery_corrections import ONCE, Restore, restore
+from store.delivery_corrections import ONCE, Prices, Restore, restore
 from store.delivery_model import LETTERS, METERS, STEERED, Amend, Cut, Intent, Move, Refuse, Seal, Steer
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_model import NEVER_MS, NO_REV, Times, View
@@ -474,30 +474,40 @@ class Delivery(Checks):
         reply, found = self.ask("refuse", keys, *argv, self.wall)
         self.check(f"refuse {asked}", self.shard.refuse(asked, self.wall), reply, found)
 
+    def to_restore(self) -> dict[str, list[str]]:
+        """The meters that units are taken back of, each with the tokens of its events."""
+        meters = self.random.sample(METERS, self.random.choice((1, 2)))
+        # Another meter may be derived from it.
+        return {
+            meter: [meter_token(one) for one in dict.fromkeys((meter, self.random.choice((meter, *METERS))))]
+            for meter in meters
+        }
+
+    def prices(self) -> Prices:
+        """What units cost that are taken back: nothing here, but see Repricing."""
+        return Prices()
+
     def restore(self, name: str) -> None:
         """Units are taken back; now and then they were before, or a count is no number."""
         customer = self.shard.customers[name]
         view = self._view(name, max(self.wall, customer.seen))
-        meters = self.random.sample(METERS, self.random.choice((1, 2)))
-        quantities = {meter: self.random.choice((0, 1, 700, 10**15 - 1)) for meter in meters}
-        # Another meter may be derived from it.
-        tokens = {
-            meter: [meter_token(one) for one in dict.fromkeys((meter, self.random.choice((meter, *METERS))))]
-            for meter in meters
-        }
-        every = [token for of in tokens.values() for token in of]
+        tokens = self.to_restore()
+        quantities = {meter: self.random.choice((0, 1, 700, 10**15 - 1)) for meter in tokens}
+        prices, every = self.prices(), [token for of in tokens.values() for token in of]
         included_too = [token for token in dict.fromkeys(every) if self.random.random() < 0.4]
         asked = {
             "meters": [
                 [
                     *(meter, meter_token(meter), quantity),
                     [[token, int(token in included_too)] for token in tokens[meter]],
+                    *([prices.rows] if prices.rows else []),
                 ]
                 for meter, quantity in quantities.items()
             ],
             "id": "c-1",
             "reason": "a loop",
             "by": "ada",
+            **({"prices": prices.paid} if prices.paid else {}),
         }
         text = json.dumps(asked)
         if self.random.random() < 0.9:
@@ -534,6 +544,7 @@ class Delivery(Checks):
             taken=[self.wall // MINUTE_MS * MINUTE_MS] * self.random.choice((0, 0, 1)),
             digest=f"{self.random.randrange(9)}",
             entries=("a loop", "ada"),
+            prices=prices,
         )
         sending = {
             "stripe": restored.stripe,
@@ -541,6 +552,8 @@ class Delivery(Checks):
             "events": restored.events,
             "taken": restored.taken,
         }
+        if prices.spend:
+            sending["spend"] = {"token": meter_token(prices.spend), "prices": prices.of}
         argv = (view.rev, terms, name, text, restored.digest, json.dumps(sending))
         reply, found = self._ask_restore(keys, argv, times)
         audited = bool(self._audit())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.keys import meter_token
+from store.delivery_corrections import CLASSES, Prices
 from store.delivery_driver import Delivery
-from store.delivery_model import METERS
-from store.script_counts import DAY_MS
+from store.delivery_model import METERS, VALUE_MAX
+from store.script_counts import DAY_MS, MINUTE_MS
 from store.script_plans import START_MS
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 NAME: Final = "ada"
 NEVER_MS: Final = 9 * 10**15
 PAID: Final = (0, 1, 2, 700)
+ASKED: Final = "tokens"
+ROWS: Final = ("pages", "rows")
+SPEND: Final = "requests"
+SPENT: Final = (0, 5, 900, 10**6)
 
 
 class Restoring(Delivery):
@@ -67,3 +72,42 @@ class Restoring(Delivery):
         by = random.choice((meter, meter, meter, "others"))
         at = random.choice((period, period, period, period - DAY_MS))
         ledger[f"burn {by} {at} {name}"] = str(random.choice((used, used, 1)))
+
+
+class Repricing(Restoring):
+    """The same where a model of a meter has a price of its own, and where a budget counts what is spent.
+
+    The default row's units go to Stripe under the meter's event, those of the other row under its own.
+    """
+
+    def _plant_meter(self, customer: Customer, meter: str) -> None:
+        super()._plant_meter(customer, meter)
+        random = self.random
+        customer.pending[meter] = random.choice((0, 3, 7, 700))
+        customer.stamps[meter] = (self.wall // MINUTE_MS - random.randrange(9)) * MINUTE_MS
+        if meter == SPEND:
+            customer.included[meter], customer.overage[meter] = random.choice(SPENT), random.choice(SPENT)
+        elif meter in ROWS:
+            for counts in (customer.included, customer.granted, customer.credited):
+                counts[meter] = 0
+        recorded = min(VALUE_MAX, sum(getattr(customer, kind)[meter] for kind in CLASSES))
+        customer.marked[meter] = random.choice((0, recorded // 2, recorded))
+
+    def to_restore(self) -> dict[str, list[str]]:
+        """See :meth:`Delivery.to_restore`."""
+        return {ASKED: [meter_token(ASKED), meter_token(ROWS[1])]}
+
+    def prices(self) -> Prices:
+        """See :meth:`Delivery.prices`."""
+        random, tokens = self.random, [meter_token(meter) for meter in (ASKED, *ROWS)]
+        rows = list(zip(tokens[1:], (tokens[0], tokens[2]), strict=True))
+        priced = random.sample(tokens, random.choice((0, 1, 2, 3)))
+        return Prices(
+            rows=random.choice((rows, rows, rows[:1], ())),
+            of={
+                token: (random.randrange(1, 20), random.randrange(1, 9), int(random.random() < 0.3))
+                for token in priced
+            },
+            spend=random.choice((SPEND, SPEND, SPEND, "")),
+            paid={token: [7, 3] for token in random.sample(tokens, random.choice((0, 1)))},
+        )

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from random import Random
 from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
@@ -42,6 +42,15 @@ SWAPS: Final[Swaps] = (
     (r"(?<![\w.'])-?\d+(?![\w'])", ("+1", "-1")),
 )
 """Patterns of one token, each with what is put in its place; ``+1`` and ``-1`` are added to a number."""
+MORE_SWAPS: Final = (
+    *SWAPS,
+    (r"(?<![\w.])floor(?=\()", ("math.ceil",)),
+    # Every text: names of fields, states and commands, patterns, numbers that are compared as texts.
+    (r"'[^']*'", ("'~'",)),
+    # Every command that is called for what it does.
+    (r"(?<=^)\s*(?:redis\.)?call\(.*\)$", ("",)),
+)
+"""The same, and texts, and commands: for scripts that are called seldom and name much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +136,11 @@ def in_depth(short: int, long: int) -> int:
 def sample_of(every: Sequence[Mutant], count: int) -> list[Mutant]:
     """Some of them, by what they are: the same scripts give the same sample on any day.
 
-    All of them where METERKIT_ALL_MUTANTS=1.
+    With METERKIT_ALL_MUTANTS=1 all of them; with METERKIT_MUTANTS_OF=owed_of,decide all of these files.
     """
+    named = os.environ.get("METERKIT_MUTANTS_OF")
+    if named:
+        return [mutant for mutant in every if PurePath(mutant.file).stem in named.split(",")]
     if in_depth(0, 1):
         return list(every)
     seed = crc32("\n".join(map(str, every)).encode())

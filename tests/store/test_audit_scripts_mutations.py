@@ -17,7 +17,7 @@ from store.audit_driver import Rebuilding, load_texts
 from store.audit_folding import Folding, folding_texts
 from store.script_checks import MismatchError
 from store.script_driver import life
-from store.script_mutants import SWAPS, equivalents, mutants, sample_of
+from store.script_mutants import MORE_SWAPS, equivalents, mutants, sample_of
 from store.script_wires import server_wire
 
 if TYPE_CHECKING:
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from store.script_mutants import Mutant
     from store.script_wires import Wire
 
-MORE_SWAPS: Final = (
-    *SWAPS,
-    (r"(?<![\w.])floor(?=\()", ("math.ceil",)),
-    # Every text: names of fields, states and commands, patterns, numbers that are compared as texts.
-    (r"'[^']*'", ("'~'",)),
-    # Every command that is called for what it does.
-    (r"(?<=^)\s*(?:redis\.)?call\(.*\)$", ("",)),
-)
 FOLDING: Final = ("fold.lua", "unfold.lua")
 FILES: Final = ("rebuild.lua", "include/forget_periods.lua", *FOLDING)
 EQUIVALENT: Final = equivalents("audit_equivalents.txt")

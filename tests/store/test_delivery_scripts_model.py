@@ -11,7 +11,7 @@ from store.delivery_driver import Delivery
 from store.overtaking import Overtaking
 from store.recalling import Recalling
 from store.refusing import Refusing
-from store.restoring import Restoring
+from store.restoring import Repricing, Restoring
 from store.script_driver import life
 from store.script_mutants import in_depth
 from store.script_wires import fake_wire, server_wire
@@ -86,6 +86,7 @@ def test_the_store_within_the_process_delivers_as_the_model_does() -> None:
         (Recalling, {"recall 0", "recall 1"}),
         (Refusing, {"refuse 0", "refuse 1", "refuse 2", "refuse 3"}),
         (Restoring, {"restore 0", "restore 1", "units given back", "credits given back"}),
+        (Repricing, {"restore 0", "restore 1", "taken back at Stripe under two events"}),
     ],
 )
 def test_so_they_do_in_lives_of_their_own(valkey: Server, kind: type[Delivery], answers: set[str]) -> None:

@@ -18,10 +18,10 @@ from store.delivery_driver import Delivery
 from store.overtaking import Overtaking
 from store.recalling import Recalling
 from store.refusing import Refusing
-from store.restoring import Restoring
+from store.restoring import Repricing, Restoring
 from store.script_checks import MismatchError
 from store.script_driver import life
-from store.script_mutants import SWAPS, equivalents, mutants, sample_of
+from store.script_mutants import MORE_SWAPS, equivalents, mutants, sample_of
 from store.script_wires import server_wire
 from store.stranding import Stranding
 
@@ -32,20 +32,14 @@ if TYPE_CHECKING:
     from store.script_mutants import Mutant
     from store.script_wires import Wire
 
+CORRECTED: Final = ("include/lower_rows.lua", "include/lower_spend.lua", "include/enter_correction.lua")
 PRICES: Final = ("include/mark_prices.lua", "include/free_minute.lua", "include/over_minute.lua")
 FILES: Final = (
     *(f"{name}.lua" for name in NAMES),
     "include/give_units_back.lua",
     "include/overtake.lua",
     *PRICES,
-)
-MORE_SWAPS: Final = (
-    *SWAPS,
-    (r"(?<![\w.])floor(?=\()", ("math.ceil",)),
-    # Every text: names of fields, states and commands, patterns, numbers that are compared as texts.
-    (r"'[^']*'", ("'~'",)),
-    # Every command that is called for what it does.
-    (r"(?<=^)\s*(?:redis\.)?call\(.*\)$", ("",)),
+    *CORRECTED,
 )
 EQUIVALENT: Final = equivalents("delivery_equivalents.txt")
 COMMON: Final[Mapping[int, type[Delivery]]] = {0: Delivery, 1: Delivery}
@@ -56,7 +50,8 @@ LIVES: Final[Mapping[str, Mapping[int, type[Delivery]]]] = {
     "seal.lua": {**COMMON, 5: Overtaking},
     "include/overtake.lua": {5: Overtaking},
     "withdraw.lua": {5: Overtaking},
-    "restore.lua": {**COMMON, 4: Restoring},
+    "restore.lua": {**COMMON, 4: Restoring, 7: Repricing},
+    **{file: {7: Repricing, 4: Restoring} for file in CORRECTED},
     "include/give_units_back.lua": {4: Restoring},
     "strand.lua": {6: Stranding},
     "include/mark_prices.lua": {**COMMON, 6: Stranding},
@@ -83,7 +78,13 @@ def is_caught(mutant: Mutant, wire: Wire, right: Mapping[int, Mapping[str, int]]
             run(wire, texts, seed, kind) != right[seed]
             for seed, kind in LIVES.get(mutant.file, COMMON).items()
         )
-    except (MismatchError, TypeError, ValueError, AttributeError):  # Also what cannot be read at all.
+    except (
+        MismatchError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        KeyError,
+    ):  # Also what cannot be read at all.
         return True
     finally:
         wire(pack("SCRIPT", "FLUSH"))

@@ -21,7 +21,7 @@ from store.script_mutants import CONSTANTS, equivalents, mutants, sample_of, sou
 from store.script_paid import PaidWorld
 from store.script_plans import CUSTOMERS
 from store.script_repeats import RepeatWorld
-from store.script_spend import PaidSpendWorld, SpendWorld
+from store.script_spend import PaidRowsSpendWorld, PaidSpendWorld, RowsSpendWorld, SpendWorld
 from store.script_wires import CLOCK, clock_answers, load_texts, server_wire
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ PAID: Final[Lives] = tuple((PaidWorld, seed) for seed in (0, 1, 2, 11, 12))
 AGING: Final[Lives] = ((AgingWorld, 0), (AgingWorld, 2))
 FURTHER: Final[Lives] = ((RepeatWorld, 0), (GaugeWorld, 0), (RepeatWorld, 1))
 SPENDING: Final[Lives] = ((PaidSpendWorld, 0), (SpendWorld, 0), (PaidSpendWorld, 1))
+ROWS: Final[Lives] = tuple((kind, seed) for seed in (0, 1) for kind in (RowsSpendWorld, PaidRowsSpendWorld))
 PURSE: Final = (
     *("grant_of", "grants", "recur", "pays_before", "add_up", "balance", "balance_text", "backing_of"),
     *("hold_backed", "spend_grants", "burn", "put_away", "write_grants"),
@@ -47,6 +48,7 @@ COUNTING: Final = (
     *("confirm_view", "head_of", "window_of", "meter_of", "besides_of", "live_holds", "give_back"),
     *("advance", "correct", "take_number", "expire_at", "overdue", "count_late", "crossed", "notify"),
     *("close_period", "read_counters", "open_meter", "are_whole", "pack_meter", "await_seal"),
+    *("keep_counters", "count_recorded"),
 )
 SPENT: Final = ("weigh_spend", "price_of", "count_spend")
 # The lives that meet what a file says, the likeliest first.
@@ -64,6 +66,8 @@ FILES: Final[Mapping[str, Lives]] = {
     "void.lua": PAID,
     **dict.fromkeys((f"include/{name}.lua" for name in PURSE), PAID),
     **dict.fromkeys((f"include/{name}.lua" for name in SPENT), SPENDING),
+    "include/owed_of.lua": ROWS,
+    "include/weigh_spend.lua": SPENDING + ROWS,
     **dict.fromkeys(("include/backing_of.lua", "include/free_of.lua"), (SPENDING[0], *PAID, SPENDING[2])),
 }
 STEPS: Final = 5000

@@ -1,0 +1,216 @@
+"""Top-ups and refunds of a customer: the scripts that keep count of them, and a model of what they keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.decisions.keys import Keys
+from meterkit.redis import scripts
+from meterkit.redis.connection import pack
+from store.script_checks import MismatchError
+from store.script_plans import START_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from random import Random
+
+    from store.script_wires import Wire
+
+TARGETS: Final = ("c:usd", "c:ai")
+INVOICES: Final = ("in_1", "in_2", "in 3")
+EVENTS: Final = ("e1", "e2", "e3")
+MONTHS: Final = ("2040-01", "2040-02")
+KEYS: Final = Keys("mk", 1).customer("ada")
+MOST: Final = 2
+PATIENCE_MS: Final = 1000
+
+
+def load_texts(dialect: scripts.Dialect = "server") -> dict[str, str]:
+    """The scripts under a clock that is set."""
+    return {name: scripts.load(name, clock="caller", dialect=dialect).text for name in ("top_up", "reclaim")}
+
+
+@dataclass(slots=True)
+class Auto:
+    """Automatic top-ups of one credit; the model keeps what the ledger says of them."""
+
+    state: str
+    month: str = "-"
+    count: int = 0
+    began_ms: int = 0
+    event: str = "-"
+
+    def __str__(self) -> str:
+        return f"{self.state} {self.month} {self.count} {self.began_ms} {self.event}"
+
+
+@dataclass(slots=True)
+class Grant:
+    """A grant that a payment has bought."""
+
+    target: str
+    quantity: int
+    used: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.target} {self.quantity} {self.used} 1 0 9 7 9"
+
+
+@dataclass(slots=True)
+class Refund:
+    """What was refunded of a payment, how much of it was taken back, and when the last of it was."""
+
+    refunded: int
+    taken: int
+    at_ms: int
+
+    def __str__(self) -> str:
+        return f"{self.refunded} {self.taken} {self.at_ms}"
+
+
+@dataclass(slots=True)
+class Books:
+    """What the model knows of the customer."""
+
+    autos: dict[str, Auto] = field(default_factory=dict[str, Auto])
+    grants: dict[str, Grant] = field(default_factory=dict[str, Grant])
+    refunds: dict[str, Refund] = field(default_factory=dict[str, Refund])
+    has_balance: bool = False
+
+    def top_up(self, target: str, what: str, event: str, month: str, now: int) -> list[Any]:
+        auto = self.autos.get(target)
+        if what in {"on", "off", "bought"}:
+            if what != "bought" or auto is None or auto.state == "failed":
+                auto = self.autos.setdefault(target, Auto(""))
+                auto.state = "off" if what == "off" else "paid"
+            return [0]
+        if auto is None:
+            return [0]
+        if what == "begin":
+            return self._begin(auto, event, month, now)
+        if auto.state == "pending" and auto.event == event:
+            auto.state = "failed" if what == "failed" else "paid"
+            auto.count -= what == "none"
+        return [0]
+
+    @staticmethod
+    def _begin(auto: Auto, event: str, month: str, now: int) -> list[Any]:
+        if auto.state == "pending":
+            is_its_turn = auto.event == event or now - auto.began_ms >= PATIENCE_MS
+            return [1, auto.month.encode(), auto.event.encode()] if is_its_turn else [0]
+        count = auto.count + 1 if auto.month == month else 1
+        if auto.state != "paid" or auto.event == event or count > MOST:
+            return [0]
+        auto.state, auto.month, auto.count, auto.began_ms, auto.event = "pending", month, count, now, event
+        return [1, month.encode(), event.encode()]
+
+    def reclaim(self, target: str, invoice: str, refunded: int, now: int, *, is_all: bool) -> list[int]:
+        name = f"a {target} {invoice}"
+        known, grant, auto = self.refunds.get(name), self.grants.get(name), self.autos.get(target)
+        more = refunded - (known.refunded if known else 0)
+        if more <= 0:
+            return [0, 0]
+        part = 0
+        if grant is not None:
+            part = min(more, grant.quantity - grant.used)
+            grant.quantity -= part
+            if grant.quantity == grant.used:
+                del self.grants[name]
+        self.refunds[name] = Refund(refunded, part + (known.taken if known else 0), now)
+        self.has_balance = False
+        if is_all and auto is not None and auto.state == "paid":
+            auto.state = "failed"
+        return [more, part]
+
+
+class TopUps:
+    """One customer's top-ups, refunds, and a clock."""
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        self.wire, self.random, self.now = wire, random, START_MS
+        self.seen: set[str] = set()
+        wire(pack("FLUSHALL"))
+        self._shas = {name: self._load(name, text) for name, text in texts.items()}
+        self._begin()
+
+    def step(self) -> None:
+        """Let time pass, and something be asked."""
+        if self.random.random() < 0.02:
+            self._begin()
+        self.now += self.random.choice((0, 0, 1))
+        pending = [auto.began_ms for auto in self.books.autos.values() if auto.state == "pending"]
+        if pending and self.random.random() < 0.3:
+            self.now = max(self.now, self.random.choice(pending) + PATIENCE_MS - self.random.choice((0, 1)))
+        self.random.choice((self._buy, self._use, self._top_up, self._top_up, self._reclaim))()
+        self._check()
+
+    def _begin(self) -> None:
+        self.books = Books()
+        self.wire(pack("DEL", KEYS.grants, KEYS.ledger))
+
+    def _buy(self) -> None:
+        target, invoice = self.random.choice(TARGETS), self.random.choice(INVOICES)
+        self.books.grants[f"a {target} {invoice}"] = Grant(target, self.random.choice((1, 5, 700)))
+        self.books.has_balance = True
+        self._store()
+
+    def _use(self) -> None:
+        for grant in self.books.grants.values():
+            grant.used = self.random.randrange(grant.used, grant.quantity)
+        self._store()
+
+    def _store(self) -> None:
+        fields = {name: str(grant) for name, grant in self.books.grants.items()}
+        if self.books.has_balance:
+            fields["balance"] = "as it was"
+        if fields:
+            self.wire(pack("HSET", KEYS.grants, *(part for pair in fields.items() for part in pair)))
+
+    def _top_up(self) -> None:
+        what = self.random.choice(
+            ("begin", "begin", "begin", "paid", "paid", "failed", "none", "bought", "on", "off")
+        )
+        asked = (
+            self.random.choice(TARGETS),
+            what,
+            self.random.choice(EVENTS),
+            self.random.choice((*MONTHS[:1] * 9, MONTHS[1])),
+        )
+        reply = self._ask("top_up", (KEYS.ledger,), *asked, MOST, PATIENCE_MS)
+        expected = self.books.top_up(*asked, self.now)
+        self._compare(f"top_up {asked}", expected, reply)
+        self.seen.add(f"{what} {expected[0]}")
+
+    def _reclaim(self) -> None:
+        target, invoice = self.random.choice(TARGETS), self.random.choice(INVOICES)
+        refunded, is_all = self.random.choice((0, 1, 2, 5, 700)), self.random.random() < 0.5
+        name = f"a {target} {invoice}"
+        reply = self._ask("reclaim", (KEYS.grants, KEYS.ledger), name, refunded, int(is_all))
+        expected = self.books.reclaim(target, invoice, refunded, self.now, is_all=is_all)
+        self._compare(f"reclaim {name} {refunded}", expected, reply)
+        self.seen.add(f"reclaim {'more' if expected[0] > expected[1] else 'all' if expected[1] else 'none'}")
+
+    def _check(self) -> None:
+        """Compare what is stored."""
+        grants = {name: str(grant) for name, grant in self.books.grants.items()}
+        ledger = {f"refund {name}": str(refund) for name, refund in self.books.refunds.items()}
+        ledger |= {f"auto {target}": str(auto) for target, auto in self.books.autos.items()}
+        balance = {"balance": "as it was"} if self.books.has_balance else {}
+        for key, expected in ((KEYS.grants, grants | balance), (KEYS.ledger, ledger)):
+            found = self.wire(pack("HGETALL", key))
+            texts = [text.decode() for text in found]
+            self._compare(key, expected, dict(zip(texts[::2], texts[1::2], strict=True)))
+
+    def _ask(self, name: str, keys: tuple[str, ...], *argv: str | int) -> Any:
+        return self.wire(pack("EVALSHA", self._shas[name], len(keys), *keys, *argv, self.now))
+
+    def _compare(self, what: str, expected: object, found: object) -> None:
+        if expected != found:
+            raise MismatchError(f"{what}: {expected!r} is expected, and {found!r} was found")
+
+    def _load(self, name: str, text: str) -> str:
+        sha = self.wire(pack("SCRIPT", "LOAD", text))
+        if isinstance(sha, Exception):
+            raise MismatchError(f"{name}: {sha}")
+        return str(sha.decode())
