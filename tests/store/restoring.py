@@ -90,6 +90,9 @@ class Repricing(Restoring):
         elif meter in ROWS:
             for counts in (customer.included, customer.granted, customer.credited):
                 counts[meter] = 0
+            if random.random() < 0.2:  # A row that nothing was counted at.
+                for counts in (customer.overage, customer.pending, customer.stamps):
+                    counts[meter] = 0
         recorded = min(VALUE_MAX, sum(getattr(customer, kind)[meter] for kind in CLASSES))
         customer.marked[meter] = random.choice((0, recorded // 2, recorded))
 
