@@ -16,7 +16,7 @@ from meterkit.stripe.api import StripeApi
 from meterkit.testing import Clock, StripeEmulator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from hooking import Hooked
     from meterkit import FlushReport, MeterKit, MeterUsage
@@ -54,10 +54,14 @@ UNHELD: Final = PLANS + "billing: {hold_invoice: 0}\n"
 
 @dataclass(kw_only=True)
 class Ending:
-    """A kit, an emulated account, and a customer ``acme`` who pays for ``pro`` since 10 May."""
+    """A kit, an emulated account, and a customer ``acme`` who pays for ``pro`` since 10 May.
+
+    ``drainer``: of the audit log; None: there is none.
+    """
 
     found: Hooked
     closer: Closer
+    drainer: Drainer | None
 
     @property
     def kit(self) -> MeterKit:
@@ -75,6 +79,26 @@ class Ending:
         """Let time pass; at Stripe all happens that is due."""
         self.clock.set(to)
         self.stripe.advance()
+
+    async def reach(self, to: datetime) -> None:
+        """The same, and what Stripe tells of it is worked off."""
+        self.go(to)
+        await self.found.settle()
+
+    async def drain(self) -> None:
+        """Have the audit log hold all that was recorded."""
+        assert self.drainer is not None
+        assert await self.drainer.drain() == 0
+
+    async def close(self) -> None:
+        """Have Stripe count all, write the root of the audit log, and finalize the invoice."""
+        await self.flush()
+        self.clock.advance(11 * MINUTE)
+        self.stripe.advance()
+        await self.closer.turn()
+        self.clock.advance(3 * HOUR)
+        self.stripe.advance()
+        await self.found.settle()
 
     async def flush(self, *, everything: bool = True) -> FlushReport:
         return await self.kit.flush(everything=everything, timeout_s=0)
@@ -117,32 +141,40 @@ class Ending:
 
 
 @asynccontextmanager
-async def ending(
+async def paying(
     store_url: str,
     plans: str = HELD,
     *,
     clock: Clock | None = None,
-    collects_after_cancel: bool = True,
+    prices: Sequence[str] = ("price_pro", "price_pro_requests", "price_pro_tokens"),
+    emulated: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncGenerator[Ending]:
-    """Acme pays for ``pro`` since 10 May 2031, noon; it is 10 June, eleven o'clock."""
+    """Acme pays for ``pro`` since now; default: 10 May 2031, noon. ``emulated``: options of the emulator."""
     catalog: Catalog = loads(plans)
     clock = clock or Clock(MAY)
-    stripe = StripeEmulator(
-        clock=clock, automatic_webhooks=False, collects_after_cancel=collects_after_cancel
-    )
+    stripe = StripeEmulator(clock=clock, automatic_webhooks=False, **emulated or {})
     stripe.add_plans(catalog)
     async with hooked(store_url, clock=clock, emulator=stripe, catalog=catalog, **settings) as found:
         found.customer()
-        prices = ("price_pro", "price_pro_requests", "price_pro_tokens")
         await found.subscribe(items=[{"price": price} for price in prices])
         await found.settle()
-        clock.set(JUNE - HOUR)
-        stripe.advance()
-        api, root_of = StripeApi(found.kit.settings), None
+        api, drainer = StripeApi(found.kit.settings), None
         if "audit_url" in settings:
-            root_of = Drainer(found.kit.store, Database(settings["audit_url"]), least_age_ms=0).root_of
+            drainer = Drainer(found.kit.store, Database(settings["audit_url"]), least_age_ms=0)
+        closer = Closer(found.kit.store, lambda: api, None if drainer is None else drainer.root_of)
         try:
-            yield Ending(found=found, closer=Closer(found.kit.store, lambda: api, root_of))
+            yield Ending(found=found, closer=closer, drainer=drainer)
         finally:
             await api.close()
+
+
+@asynccontextmanager
+async def ending(
+    store_url: str, plans: str = HELD, *, collects_after_cancel: bool = True, **more: Any
+) -> AsyncGenerator[Ending]:
+    """Acme pays for ``pro`` since 10 May 2031, noon; it is 10 June, eleven o'clock."""
+    emulated = {"collects_after_cancel": collects_after_cancel}
+    async with paying(store_url, plans, emulated=emulated, **more) as at:
+        at.go(JUNE - HOUR)
+        yield at

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,18 +11,16 @@ from auditing import sqlite_in
 from hooking import hooked
 from meterkit import MeterkitError, SettingsError
 from meterkit.catalog import loads
-from meterkit.delivery.closing import Closer
 from meterkit.insights.audit.database import Database
-from meterkit.insights.audit.draining import Drainer
-from meterkit.stripe.api import StripeApi
-from meterkit.testing import Clock, StripeEmulator
+from meterkit.testing import Clock
+from period_ending import HOUR, JUNE, MAY, paying
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from hooking import Hooked
     from meterkit import Statement, StatementLine
+    from period_ending import Ending
 
 pytestmark = pytest.mark.anyio
 
@@ -55,49 +52,15 @@ plans:
       words:    {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}
 """
 APRIL: Final = datetime(2031, 4, 10, 12, tzinfo=UTC)
-MAY: Final = datetime(2031, 5, 10, 12, tzinfo=UTC)
-JUNE: Final = datetime(2031, 6, 10, 12, tzinfo=UTC)
-HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(days=1)
 
 
-@asynccontextmanager
-async def month(store_url: str, url: str) -> AsyncGenerator[Hooked]:
+PRICES: Final = ("price_pro", "price_pro_requests", "price_pro_words")
+
+
+def month(store_url: str, url: str, **more: Any) -> AbstractAsyncContextManager[Ending]:
     """Acme pays for ``pro`` since 10 April, noon."""
-    clock, catalog = Clock(APRIL), loads(PLANS)
-    stripe = StripeEmulator(clock=clock, automatic_webhooks=False)
-    stripe.add_plans(catalog)
-    async with hooked(store_url, clock=clock, emulator=stripe, catalog=catalog, audit_url=url) as at:
-        at.customer()
-        await at.subscribe(
-            items=[{"price": name} for name in ("price_pro", "price_pro_requests", "price_pro_words")]
-        )
-        await at.settle()
-        yield at
-
-
-async def go(at: Hooked, to: datetime) -> None:
-    at.clock.set(to)
-    at.emulator.advance()
-    await at.settle()
-
-
-async def drain(at: Hooked, url: str) -> None:
-    assert await Drainer(at.kit.store, Database(url), least_age_ms=0).drain() == 0
-
-
-async def close(at: Hooked, url: str) -> None:
-    """Have Stripe count all, write the root, and finalize the invoice."""
-    await at.kit.flush(everything=True, timeout_s=0)
-    at.clock.advance(timedelta(minutes=11))
-    at.emulator.advance()
-    api = StripeApi(at.kit.settings)
-    root_of = Drainer(at.kit.store, Database(url), least_age_ms=0).root_of
-    await Closer(at.kit.store, lambda: api, root_of).turn()
-    await api.close()
-    at.clock.advance(3 * HOUR)
-    at.emulator.advance()
-    await at.settle()
+    return paying(store_url, PLANS, clock=Clock(APRIL), prices=PRICES, audit_url=url, **more)
 
 
 def assert_sums(statement: Statement) -> None:
@@ -121,11 +84,11 @@ def usage_of(statement: Statement, meter: str) -> list[StatementLine]:
 async def test_a_month_with_all_there_is(store_url: str, tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
     async with month(store_url, url) as at:
-        await go(at, APRIL + 29 * DAY)
+        await at.reach(APRIL + 29 * DAY)
         await at.kit.record("acme", "words", 130)
-        await go(at, MAY + timedelta(minutes=5))
-        await close(at, url)
-        await go(at, MAY + 2 * DAY)
+        await at.reach(MAY + timedelta(minutes=5))
+        await at.close()
+        await at.reach(MAY + 2 * DAY)
         await at.kit.grants.add("acme", {"words": 20}, grant_id="gift")
         await at.kit.grants.add("acme", {"usd": 10}, grant_id="top-up")
         await at.kit.record("acme", "words", 150)
@@ -133,22 +96,22 @@ async def test_a_month_with_all_there_is(store_url: str, tmp_path: Path) -> None
         await at.kit.record("acme", "words", 7, occurred_at=MAY - 2 * DAY)  # Late.
         at.clock.advance(timedelta(minutes=1))
         await at.kit.correct("acme", {"requests": 6}, reason="a loop", correction_id="t-1", by="ada")
-        await go(at, MAY + 10 * DAY)
+        await at.reach(MAY + 10 * DAY)
         await at.kit.subscriptions.change_plan("acme", "max")
-        await at.settle()
+        await at.found.settle()
         at.clock.advance(timedelta(minutes=3))
         await at.kit.record("acme", "requests", 17)
-        await go(at, JUNE - HOUR)
-        await at.kit.flush(everything=True, timeout_s=0)
-        await drain(at, url)
-        await go(at, JUNE + timedelta(minutes=2))
-        await close(at, url)
+        await at.reach(JUNE - HOUR)
+        await at.flush()
+        await at.drain()
+        await at.reach(JUNE + timedelta(minutes=2))
+        await at.close()
         found = await at.kit.statement("acme", MAY + DAY)
         again = await at.kit.statement("acme", found.period_id)
         assert found == again
         assert (found.period_start, found.period_end, found.is_final) == (MAY, JUNE, True)
-        invoices: Any = at.emulator
-        totals = {one.id: one.to_json()["total"] for one in invoices._account.invoices}
+        stripe: Any = at.stripe
+        totals = {one.id: one.total for one in stripe._account.invoices}
         assert found.invoices
         assert found.total_cents == sum(totals[one.id] for one in found.invoices)
         assert_sums(found)
@@ -179,7 +142,7 @@ async def test_pages_of_events(store_url: str, tmp_path: Path) -> None:
     async with month(store_url, url) as at:
         for nth in range(1, 8):
             await at.kit.record("acme", "words", nth)
-        await drain(at, url)
+        await at.drain()
         whole = await at.kit.statement("acme")
         (line,) = usage_of(whole, "words")
         found, after = list[int](), ""
@@ -202,9 +165,9 @@ async def test_pages_of_events(store_url: str, tmp_path: Path) -> None:
 async def test_before_the_invoice_the_plans_file_has_the_prices(store_url: str, tmp_path: Path) -> None:
     url = sqlite_in(tmp_path)
     async with month(store_url, url) as at:
-        await go(at, MAY + DAY)
+        await at.reach(MAY + DAY)
         await at.kit.record("acme", "requests", 13)
-        await drain(at, url)
+        await at.drain()
         found = await at.kit.statement("acme")
         assert (found.is_final, found.invoices) == (False, ())
         assert [(line.id, line.amount_cents) for line in found.lines] == [
@@ -219,16 +182,16 @@ async def test_an_invoice_that_someone_has_changed_is_not_hidden(store_url: str,
     url = sqlite_in(tmp_path)
     async with month(store_url, url) as at:
         await at.kit.record("acme", "words", 130)
-        await go(at, MAY - HOUR)
+        await at.reach(MAY - HOUR)
         fields: Any = {
             "event_name": "words",
             "timestamp": int((MAY - 2 * HOUR).timestamp()),
             "payload": {"stripe_customer_id": "cus_acme", "value": "5"},
         }
-        await at.client.v1.billing.meter_events.create_async(fields)
-        await at.kit.flush(everything=True, timeout_s=0)
-        await go(at, MAY + timedelta(minutes=2))
-        await close(at, url)
+        await at.found.client.v1.billing.meter_events.create_async(fields)
+        await at.flush()
+        await at.reach(MAY + timedelta(minutes=2))
+        await at.close()
         (line,) = usage_of(await at.kit.statement("acme", APRIL + DAY), "words")
         assert line.note == "the invoice has 35 units, and the events come to 30"
 
