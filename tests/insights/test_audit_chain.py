@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -20,7 +21,7 @@ from meterkit.insights.audit.entries import Row
 from meterkit.insights.audit.verifying import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Sequence
     from pathlib import Path
 
     from meterkit.insights.audit.verifying import Verified
@@ -32,11 +33,22 @@ SIZES: Final = (7, 11, 40)
 NEW: Final = ("place", "hash")
 
 
-async def verified(url: str, customer: str | None = None, *roots: Root) -> list[Verified]:
-    async def roots_of(_: str) -> Sequence[Root]:
-        return roots
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Roots of whatever customer is asked for."""
 
-    return [one async for one in verify(Database(url), customer, roots_of)]
+    roots: Sequence[Root]
+
+    async def of(self, _: str) -> Sequence[Root]:
+        return self.roots
+
+    async def linked(self) -> AsyncGenerator[str]:
+        for customer in ("acme", "erased") if self.roots else ():
+            yield customer
+
+
+async def verified(url: str, customer: str | None = None, *roots: Root) -> list[Verified]:
+    return [one async for one in verify(Database(url), customer, Given(roots))]
 
 
 async def faults(url: str) -> list[tuple[str, int, str | None]]:
@@ -64,6 +76,10 @@ async def test_rows_are_chained_by_customer(audit_url: str) -> None:
     (one,) = await verified(audit_url, "acme", Root("in_1", 2, "1:other"))
     assert (one.place, one.problem) == (2, "root")
     assert (await verified(audit_url, "nobody"))[0].is_right
+    found_by_invoices = [
+        (one.customer, one.words) for one in await verified(audit_url, None, Root("in_1", 4, "1:x"))
+    ]
+    assert found_by_invoices[-1] == ("erased", "rows 1 to 4 are missing, by invoice in_1")
 
 
 TAMPERED: Final = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, aclosing
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,7 +13,7 @@ from meterkit.cli.outbox import operator
 from meterkit.cli.output import print_note
 from meterkit.cli.session import Session, command, started
 from meterkit.decisions.periods import to_ms
-from meterkit.delivery.audit_root import root_in
+from meterkit.delivery.audit_root import is_final_renewal, root_in
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
 from meterkit.insights.audit.chain import Root
@@ -24,6 +23,7 @@ from meterkit.insights.audit.rebuilt import Rebuilt
 from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from datetime import datetime
 
     from meterkit import MeterKit
@@ -36,6 +36,7 @@ _ENDED_EARLY: Final = (
 )
 RARE: Final = frozenset({"delivered", "parked", "advice"})
 """Columns that are shown where they have something."""
+_NAMED: Final = 5
 VERIFIED_RARE: Final = frozenset({"unchained", "roots", "place", "problem"})
 """The same of checked chains."""
 
@@ -98,7 +99,8 @@ async def verify(
     """Check that no row of the audit log was tampered with.
 
     Computes the hash chain of each customer anew and names the first place that differs. With --stripe also
-    compares it with the roots in invoices, those of one --period or all. Exits 1 where a chain is broken.
+    compares it with the roots in invoices, those of one --period or all, and names invoices without a root.
+    Exits 1 where a chain is broken.
     """
     if period is not None and not stripe:
         raise typer.BadParameter("--period says whose invoices are compared: give --stripe, too")
@@ -106,43 +108,86 @@ async def verify(
     _check_audited(kit)
     check_chains: Any = import_module("meterkit.insights.audit.verifying").verify  # SQLAlchemy is an extra.
     found: list[Verified] = []
-    right = rows = 0
+    right = rows = compared = 0
     async with AsyncExitStack() as stack:
-        roots_of = None
+        roots = None
         if stripe:
             api = StripeApi(kit.settings)
             stack.push_async_callback(api.close)
             await stack.enter_async_context(started(kit, reads=True))
-            roots_of = partial(_roots_of, kit, api, period)
+            roots = _InvoiceRoots(kit, api, period)
         database = drainer_of(kit.store, kit.settings).database
-        checks = await stack.enter_async_context(aclosing(check_chains(database, customer, roots_of)))
+        checks = await stack.enter_async_context(aclosing(check_chains(database, customer, roots)))
         async for one in checks:
-            right, rows = right + one.is_right, rows + one.rows
+            right, rows, compared = right + one.is_right, rows + one.rows, compared + one.roots
             if customer is not None or not one.is_right:
                 found.append(one)
-    session.show_rows(found, verified_row, rare=VERIFIED_RARE, empty="")
+    if found or session.json:
+        session.show_rows(found, verified_row, rare=VERIFIED_RARE, empty="")
+    broken = sum(not one.is_right for one in found)
     if not session.json:
-        broken = sum(not one.is_right for one in found)
+        agree = f"; {_agreeing(compared)}" if stripe else ""
         print_note(
             f"{broken:,} of {right + broken:,} chains are broken"
             if broken
-            else f"all {right:,} chains are unbroken ({rows:,} rows)"
+            else f"all {right:,} chains are unbroken ({rows:,} rows){agree}"
         )
-    if any(not one.is_right for one in found):
+    if roots is not None:
+        roots.note()
+    if broken:
         raise typer.Exit(1)
 
 
-async def _roots_of(kit: MeterKit, api: StripeApi, period: datetime | None, customer: str) -> list[Root]:
-    """The roots that the invoices of a customer have, of one period or of all."""
-    linked = (await kit.customers.get(customer)).stripe_customer
-    if linked is None:
-        return []
-    invoices = await api.list("/v1/invoices", {"customer": linked})
-    at_s = None if period is None else to_ms(period) // 1000
-    found = [
-        root_in(one) for one in invoices if at_s is None or one["period_start"] <= at_s < one["period_end"]
-    ]
-    return [Root(*root) for root in found if root is not None]
+class _InvoiceRoots:
+    """Reads the roots in the metadata of invoices at Stripe.
+
+    Args:
+        kit: knows who is linked.
+        api: the way to Stripe.
+        period: an instant of the period whose invoices are read; None: all are.
+
+    Attributes:
+        lacking: the ids of final invoices of renewals that have no root, of all that was read.
+    """
+
+    def __init__(self, kit: MeterKit, api: StripeApi, period: datetime | None) -> None:
+        self._kit = kit
+        self._api = api
+        self._at_s = None if period is None else to_ms(period) // 1000
+        self.lacking: list[str] = []
+
+    async def of(self, customer: str) -> list[Root]:
+        """The roots of a customer's invoices."""
+        linked, found = (await self._kit.customers.get(customer)).stripe_customer, list[Root]()
+        for one in [] if linked is None else await self._api.list("/v1/invoices", {"customer": linked}):
+            if self._at_s is not None and not one["period_start"] <= self._at_s < one["period_end"]:
+                continue
+            root = root_in(one)
+            if root is not None:
+                found.append(Root(*root))
+            elif is_final_renewal(one):
+                self.lacking.append(str(one["id"]))
+        return found
+
+    async def linked(self) -> AsyncGenerator[str]:
+        """The customers that may have invoices."""
+        async with aclosing(self._kit.customers.list()) as customers:
+            async for one in customers:
+                if one.stripe_customer is not None:
+                    yield one.customer
+
+    def note(self) -> None:
+        """Say which invoices cannot be compared."""
+        if self.lacking:
+            named, more = ", ".join(self.lacking[:_NAMED]), len(self.lacking) - _NAMED
+            also = f" and {more:,} more" if more > 0 else ""
+            print_note(f"not compared, as they have no audit root: invoices {named}{also}")
+
+
+def _agreeing(roots: int) -> str:
+    if roots == 0:
+        return "no invoice has a root to compare"
+    return f"{roots:,} invoice roots agree" if roots > 1 else "1 invoice root agrees"
 
 
 def verified_row(one: Verified) -> dict[str, object]:

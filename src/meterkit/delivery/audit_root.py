@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from meterkit.delivery.invoices import is_renewal_of
+from meterkit.delivery.invoices import RENEWAL, is_renewal_of
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ def root_in(invoice: Mapping[str, Any]) -> InvoiceRoot | None:
     metadata: Mapping[str, str] = invoice.get("metadata") or {}
     root, rows = metadata.get(ROOT), metadata.get(ROWS, "")
     return InvoiceRoot(str(invoice["id"]), int(rows), root) if root and rows.isdecimal() else None
+
+
+def is_final_renewal(invoice: Mapping[str, Any]) -> bool:
+    """Whether a renewal has made the invoice, and it does not change any more; such a one may have a root."""
+    status, reason = invoice.get("status"), invoice.get("billing_reason")
+    return reason == RENEWAL and status not in ("draft", "void")
 
 
 class RootMarks:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 MADE_WITHIN_MS: Final = 2 * 3_600_000
 """Stripe makes the invoice of a renewal some time after it, within an hour or so."""
-_RENEWAL: Final = "subscription_cycle"
+RENEWAL: Final = "subscription_cycle"
+"""The ``billing_reason`` of an invoice that a renewal has made."""
 _TOLERANCE_S: Final = 86_400
 """By so much a line may be longer than the period: these begin and end at whole minutes."""
 State = Literal["none", "draft", "final", "unknown"]
@@ -157,7 +158,7 @@ class Invoices:
 def is_renewal_of(invoice: Mapping[str, Any], subscription: str, end_s: int) -> bool:
     """Whether an invoice is the one that a subscription's renewal has made, at an instant."""
     return (
-        invoice.get("billing_reason") == _RENEWAL
+        invoice.get("billing_reason") == RENEWAL
         and invoice.get("period_end") == end_s
         and _subscription_of(invoice) == subscription
     )

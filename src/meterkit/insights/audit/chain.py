@@ -130,8 +130,7 @@ class ChainCheck:
     def _step(self, row: Mapping[str, Any]) -> None:
         wanted, place = self.place + 1, row["place"]
         if place > wanted:
-            gone = f"row {wanted} is" if place == wanted + 1 else f"rows {wanted} to {place - 1} are"
-            self.fault = Fault(wanted, "missing", f"{gone} missing")
+            self.fault = Fault(wanted, "missing", _missing(wanted, place - 1))
             return
         if place < wanted:
             self.fault = Fault(place, "inserted", f"a second row has place {place}")
@@ -166,7 +165,7 @@ class ChainCheck:
         ends = max(beyond, 0 if head is None else head.place)
         if ends > last:
             by = f"invoice {next(iter(self.roots[beyond])).invoice}" if ends == beyond else "the head"
-            return Fault(last + 1, "missing", f"rows {last + 1} to {ends} are missing, by {by}")
+            return Fault(last + 1, "missing", f"{_missing(last + 1, ends)}, by {by}")
         if head is None:
             words = f"the chain has {last} rows and no head in meterkit_audit_heads"
             return Fault(last, "head", words) if last else None
@@ -175,6 +174,10 @@ class ChainCheck:
         if head.hash != self.hash:
             return Fault(last, "head", f"the head has hash {head.hash}, and row {last} has {self.hash}")
         return _outside(unchained - head.unchained)
+
+
+def _missing(first: int, last: int) -> str:
+    return f"row {first} is missing" if first == last else f"rows {first} to {last} are missing"
 
 
 def _outside(more: int) -> Fault | None:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol
+
+from sqlalchemy import select
 
 from meterkit.insights.audit.chaining import check_chain, customers_after, head_of, headless
 from meterkit.insights.audit.database import TABLE
 from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from meterkit.insights.audit.chain import Problem, Root
     from meterkit.insights.audit.database import Database
 
-RootsOf: TypeAlias = "Callable[[str], Awaitable[Sequence[Root]]]"
-"""The roots that the invoices of a customer have."""
+
+class Roots(Protocol):
+    """The roots in the metadata of invoices."""
+
+    async def of(self, customer: str) -> Sequence[Root]:
+        """Those of one customer."""
+        ...
+
+    def linked(self) -> AsyncIterator[str]:
+        """The customers that may have invoices."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,34 +58,42 @@ class Verified:
 
 
 async def verify(
-    database: Database, customer: str | None = None, roots_of: RootsOf | None = None
+    database: Database, customer: str | None = None, roots: Roots | None = None
 ) -> AsyncGenerator[Verified]:
     """Check the chain of one customer, or those of all, in the order of the database.
+
+    With roots, behind these also those customers whose invoices have a root while the database has nothing.
 
     Args:
         database: of the audit log.
         customer: whose; None: of all.
-        roots_of: gives the roots of invoices to compare; None: none are compared.
+        roots: of invoices, to compare; None: none are compared.
 
     Raises:
-        StripeError, StoreError: by ``roots_of``.
+        StripeError, StoreError: by ``roots``.
         MeterkitError: the database does not answer.
     """
     if customer is not None:
-        yield await _verify_one(database, customer, roots_of)
+        yield await _verify_one(database, customer, roots)
         return
     after = ""
     while page := await in_thread(_page, database, after):
         for name in page:
-            yield await _verify_one(database, name, roots_of)
+            yield await _verify_one(database, name, roots)
         after = page[-1]
     for name in await in_thread(_headless, database):
-        yield await _verify_one(database, name, roots_of)
+        yield await _verify_one(database, name, roots)
+    if roots is not None:
+        async for name in roots.linked():
+            if await in_thread(_lacks, database, name):
+                one = await _verify_one(database, name, roots)
+                if one.roots:
+                    yield one
 
 
-async def _verify_one(database: Database, customer: str, roots_of: RootsOf | None) -> Verified:
-    roots: Sequence[Root] = () if roots_of is None else await roots_of(customer)
-    return await in_thread(_check, database, customer, roots)
+async def _verify_one(database: Database, customer: str, roots: Roots | None) -> Verified:
+    compared: Sequence[Root] = () if roots is None else await roots.of(customer)
+    return await in_thread(_check, database, customer, compared)
 
 
 def _check(database: Database, customer: str, roots: Sequence[Root]) -> Verified:
@@ -100,3 +119,10 @@ def _page(database: Database, after: str) -> list[str]:
 def _headless(database: Database) -> list[str]:
     with database.begun() as connection:
         return headless(connection, TABLE)
+
+
+def _lacks(database: Database, customer: str) -> bool:
+    """Whether there is neither a head nor a row of a customer."""
+    with database.begun() as connection:
+        rows = select(TABLE.c.event).where(TABLE.c.customer == customer).limit(1)
+        return head_of(connection, TABLE, customer) is None and connection.execute(rows).first() is None

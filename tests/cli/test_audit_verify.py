@@ -1,0 +1,213 @@
+"""``meterkit audit verify --stripe``: the audit log against the roots in invoices, whoever has changed it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from datetime import timedelta
+from sqlite3 import connect
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from auditing import rows_in
+from commands import Shell
+from delivering import STRIPE_KEY
+from meterkit.delivery.audit_root import ROOT, ROWS
+from meterkit.insights.audit.database import Database
+from meterkit.insights.audit.entries import Row
+from period_ending import JULY, JUNE, MAY, PLANS, paying
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
+
+    from commands import Done
+    from period_ending import Ending
+
+pytestmark = pytest.mark.anyio
+
+MINUTE = timedelta(minutes=1)
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Books:
+    """Acme's audit log of two months, and the invoices at Stripe that have its roots."""
+
+    shell: Shell
+    at: Ending
+
+    @property
+    def file(self) -> Path:
+        return self.shell.directory / "audit.db"
+
+    async def verify(self, *arguments: str, file: Path | None = None) -> Done:
+        """Run the command on a database; default: the true one."""
+        url = f"sqlite:///{file or self.file}"
+        shell = Shell(self.shell.directory, **self.shell.environment | {"METERKIT_AUDIT_URL": url})
+        return await asyncio.to_thread(shell.run, "audit", "verify", *arguments)
+
+    def copied(self, *statements: str) -> Path:
+        """A copy of the database in which someone has run SQL."""
+        file = shutil.copy(self.file, self.file.with_suffix(".copy"))
+        with closing(connect(file)) as database, database:
+            for statement in statements:
+                database.execute(statement)
+        return self.file.with_suffix(".copy")
+
+    def forged(self, change: Callable[[list[Row]], list[Row]]) -> Path:
+        """A database of changed rows with right hashes, as of one who knows the format."""
+        file = self.file.with_suffix(".forged")
+        file.unlink(missing_ok=True)
+        rows = [Row(*(one[name] for name in Row._fields)) for one in rows_in(f"sqlite:///{self.file}")]
+        Database(f"sqlite:///{file}").insert(change(rows))
+        return file
+
+    def renewals(self) -> list[str]:
+        """The ids of invoices, oldest first."""
+        return [one["id"] for one in self.at.invoices()]
+
+
+@asynccontextmanager
+async def books(directory: Path, store_url: str) -> AsyncGenerator[Books]:
+    (directory / "plans.yaml").write_text(PLANS)
+    url = f"sqlite:///{directory}/audit.db"
+    async with paying(store_url, audit_url=url) as at:
+        for begun, ends, quantities in ((MAY, JUNE, (11, 20, 30)), (JUNE, JULY, (40, 50))):
+            await at.reach(begun + DAY)
+            for quantity in quantities:
+                at.clock.advance(MINUTE)
+                await at.kit.record("acme", "requests", quantity)
+            await at.drain()
+            await at.flush()
+            await at.reach(ends + 2 * MINUTE)
+            await at.close()
+        settings = {
+            "METERKIT_REDIS_URL": store_url,
+            "METERKIT_SHARDS": "4",
+            "METERKIT_STRIPE_API_BASE": at.found.url,
+            "METERKIT_STRIPE_API_KEY": STRIPE_KEY,
+        }
+        yield Books(shell=Shell(directory, **settings), at=at)
+
+
+async def test_true_books_agree_with_all_invoices(directory: Path, store_url: str) -> None:
+    async with books(directory, store_url) as at:
+        first, second = at.at.invoices()
+        assert [one["metadata"][ROWS] for one in (first, second)] == ["3", "5"]
+        done = await at.verify("--stripe")
+        assert (done.code, done.out, done.err) == (
+            0,
+            "",
+            "all 1 chains are unbroken (5 rows); 2 invoice roots agree\n",
+        )
+        of_one = await at.verify("acme", "--stripe")
+        assert of_one.code == 0
+        assert [line.split() for line in of_one.out.splitlines() if "─" not in line] == [
+            ["customer", "rows", "roots"],
+            ["acme", "5", "2"],
+        ]
+        for period, said in (
+            ("2031-05-20", "1 invoice root agrees"),
+            ("2031-07-20", "no invoice has a root to compare"),
+        ):
+            done = await at.verify("--stripe", "--period", period)
+            assert (done.code, done.err) == (0, f"all 1 chains are unbroken (5 rows); {said}\n")
+        # What comes later is behind all roots.
+        Database(f"sqlite:///{at.file}").insert([Row("9/p/9", "requests", "recorded", "acme", 0, 9, 1, 1)])
+        done = await at.verify("--stripe")
+        assert (done.code, done.err) == (0, "all 1 chains are unbroken (6 rows); 2 invoice roots agree\n")
+
+
+async def test_rows_changed_by_hand_are_found_with_and_without_stripe(
+    directory: Path, store_url: str
+) -> None:
+    copied = "period_start_ms, recorded_at_ms, quantity, included, granted, credited, overage, reported, late"
+    row = f"SELECT 'made', meter, kind, customer, {copied} FROM meterkit_audit WHERE place = 1"  # noqa: S608 - names of columns
+    tampered = {
+        "UPDATE meterkit_audit SET overage = 0 WHERE place = 2": (2, "changed"),
+        "DELETE FROM meterkit_audit WHERE place = 2": (2, "missing"),
+        f"INSERT INTO meterkit_audit (event, meter, kind, customer, {copied}) {row}": (0, "unchained"),
+    }
+    async with books(directory, store_url) as at:
+        for statement, expected in tampered.items():
+            file = at.copied(statement)
+            for options in ((), ("--stripe",)):
+                done = await at.verify(*options, "--json", file=file)
+                (one,) = done.json
+                assert (done.code, one["place"], one["problem"]) == (1, *expected)
+        said = await at.verify("--stripe", file=at.copied("DELETE FROM meterkit_audit WHERE place = 2"))
+        assert (said.code, said.err) == (1, "1 of 1 chains are broken\n")
+        assert "row 2 is missing" in said.out
+
+
+async def test_a_chain_that_was_written_anew_is_found_by_the_invoice(directory: Path, store_url: str) -> None:
+    extra = Row("9/p/9", "requests", "recorded", "acme", 0, 9, 1, overage=1)
+    changes: dict[str, tuple[Callable[[list[Row]], list[Row]], int, str]] = {
+        "changed": (lambda rows: [rows[0], rows[1]._replace(quantity=2, overage=2), *rows[2:]], 3, "root"),
+        "removed": (lambda rows: [rows[0], *rows[2:]], 3, "root"),
+        "added": (lambda rows: [rows[0], extra, *rows[1:]], 3, "root"),
+        "changed in the second period": (lambda rows: [*rows[:4], rows[4]._replace(overage=1)], 5, "root"),
+        "cut": (lambda rows: rows[:4], 5, "missing"),
+    }
+    async with books(directory, store_url) as at:
+        first, second = at.at.invoices()
+        assert (await at.verify(file=at.forged(changes["cut"][0]))).code == 0
+        said: dict[str, str] = {}
+        for name, (change, place, problem) in changes.items():
+            file = at.forged(change)
+            done = await at.verify("--stripe", "--json", file=file)
+            (one,) = done.json
+            said[name] = one["words"]
+            assert (done.code, one["place"], one["problem"]) == (1, place, problem)
+            if place > 3:  # The invoice of the first period pins down its own rows alone.
+                assert (await at.verify("--stripe", "--period", "2031-05-20", file=file)).code == 0
+        (true, *_) = (one["hash"] for one in rows_in(f"sqlite:///{at.file}") if one["place"] == 3)
+        assert true == first["metadata"][ROOT]
+        assert said["changed"].startswith(f"invoice {first['id']} has root {true}, and row 3 has 1:")
+        assert said["changed"].endswith(": the rows up to here were written anew")
+        assert said["cut"] == f"row 5 is missing, by invoice {second['id']}"
+
+
+async def test_a_customer_whose_rows_were_all_erased_is_found_by_the_invoice(
+    directory: Path, store_url: str
+) -> None:
+    async with books(directory, store_url) as at:
+        file = at.copied("DELETE FROM meterkit_audit", "DELETE FROM meterkit_audit_heads")
+        alone = await at.verify(file=file)
+        assert (alone.code, alone.err) == (0, "all 0 chains are unbroken (0 rows)\n")
+        done = await at.verify("--stripe", "--json", file=file)
+        _, second = at.renewals()
+        assert done.code == 1
+        assert [(one["customer"], one["words"]) for one in done.json] == [
+            ("acme", f"rows 1 to 5 are missing, by invoice {second}")
+        ]
+
+
+async def test_an_invoice_without_a_root_is_named(directory: Path, store_url: str) -> None:
+    async with books(directory, store_url) as at:
+        first, second = at.renewals()
+        nothing: Any = {"metadata": {ROOT: "", ROWS: ""}}
+        await at.at.found.client.v1.invoices.update_async(first, nothing)
+        done = await at.verify("--stripe")
+        assert done.code == 0
+        assert done.err.splitlines() == [
+            "all 1 chains are unbroken (5 rows); 1 invoice root agrees",
+            f"not compared, as they have no audit root: invoices {first}",
+        ]
+        # A number that cannot be read is no root, too.
+        await at.at.found.client.v1.invoices.update_async(second, {"metadata": {ROWS: "many"}})
+        done = await at.verify("--stripe")
+        assert (done.code, "no invoice has a root to compare" in done.err) == (0, True)
+        assert f"invoices {second}, {first}\n" in done.err
+
+
+async def test_without_stripes_answer_nothing_is_called_right(directory: Path, store_url: str) -> None:
+    async with books(directory, store_url) as at:
+        at.at.stripe.fail_next("error", status=401, path="/v1/invoices", times=None)
+        done = await at.verify("--stripe")
+        assert (done.code, "unbroken" in done.err) == (1, False)
+        assert "Stripe" in done.err
