@@ -56,6 +56,8 @@ def _tell(found: Statement) -> None:
     for invoice in found.invoices:
         root = f", audit root {invoice.audit_root}" if invoice.audit_root else ""
         total = money(invoice.total_cents, found.currency)
+        if invoice.credit_notes_cents:
+            total += f", less {money(invoice.credit_notes_cents, found.currency)} by credit notes"
         typer.echo(f"invoice {invoice.number or invoice.id}: {invoice.status}, {total}{root}")
     rows: list[dict[str, object]] = [
         {

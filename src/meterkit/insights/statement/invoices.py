@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.errors import StripeError
 from meterkit.insights.statement.lines import StatementInvoice, invoice_lines, price_in
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from meterkit.insights.statement.lines import StatementLine
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+
+_CREDIT_NOTES: Final = ("pre_payment_credit_notes_amount", "post_payment_credit_notes_amount")
 
 
 class _Price(NamedTuple):
@@ -105,6 +107,7 @@ def shown_invoice(invoice: Mapping[str, Any]) -> StatementInvoice:
         number=invoice.get("number"),
         status=str(invoice["status"]),
         total_cents=int(invoice["total"]),
+        credit_notes_cents=sum(int(invoice.get(name) or 0) for name in _CREDIT_NOTES),
         audit_root=metadata.get("meterkit_audit_root"),
         audit_rows=int(rows) if rows.isdecimal() else None,
     )

@@ -94,12 +94,18 @@ class StatementLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatementInvoice:
-    """An invoice of the statement; ``audit_root`` and ``audit_rows`` pin down the audit log then."""
+    """An invoice of the statement.
+
+    Attributes:
+        credit_notes_cents: what credit notes give back of it, which leaves ``total_cents`` as it is.
+        audit_root, audit_rows: pin down the audit log as it was when the invoice was made.
+    """
 
     id: str
     number: str | None
     status: str
     total_cents: int
+    credit_notes_cents: int
     audit_root: str | None
     audit_rows: int | None
 
