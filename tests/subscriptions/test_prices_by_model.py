@@ -179,3 +179,27 @@ async def test_sync_makes_each_price_once_whatever_the_order_of_the_table(store_
             again = await other.kit.stripe.sync()
         assert {line.action for line in again.lines} == {"is there"}
         assert {line.name: line.id for line in again.lines if line.what == "price"} == ids
+
+
+async def test_the_doctor_names_models_whose_meter_or_price_stripe_lacks(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
+
+        async def found() -> list[str]:
+            health = await at.kit.health()
+            return [one.problem for one in health.findings if one.check == "stripe"]
+
+        missing = await found()
+        event = "output_tokens:claude-opus-*"
+        assert f"meter {event}: Stripe has no active meter with the event name {event}" in missing
+        assert "plan pro: Stripe has no price of the plan itself" in missing
+        await at.kit.stripe.sync()
+        assert await found() == []
+        prices = {price["lookup_key"]: price["id"] for price in await at.stripe_list("/v1/prices")}
+        for key in ("pro:meter:output_tokens:gpt-*-mini", "pro:meter:output_tokens", "dear:base"):
+            await at.stripe_change(f"/v1/prices/{prices[f'meterkit:{key}']}", active="false")
+        assert await found() == [
+            "plan pro: Stripe has no price of output_tokens, output_tokens:gpt-*-mini",
+            "plan dear: Stripe has no price of the plan itself",
+        ]
+        at.emulator.fail_next("error", status=403, path="/v1/prices")
+        assert await found() == []  # The key may not list them.

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.model_prices import sold_in
-from meterkit.errors import StripeError
-from meterkit.health.findings import Finding
+from meterkit.errors import StripeError, UnknownPlanError
+from meterkit.health.findings import Finding, named
 from meterkit.health.health import UnseenError
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meters import meter_differences
+from meterkit.subscriptions.change_rules import billed_meters
 from meterkit.subscriptions.stripe_objects import pack_key
-from meterkit.subscriptions.stripe_prices import prices_by_key
+from meterkit.subscriptions.stripe_prices import prices_by_key, prices_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.assembly import Parts
-    from meterkit.catalog import Catalog
+    from meterkit.catalog import Catalog, Plan
 
 UNTOLD: Final = Finding(
     check="stripe",
@@ -36,7 +37,7 @@ def meters_at_stripe(differences: Iterable[str]) -> list[Finding]:
     for difference in differences:
         problem, separator, cure = difference.rpartition(": ")
         if not separator or not cure.startswith("make a meter"):
-            problem, cure = difference, "make one at Stripe, or mend the event name in the plans file"
+            problem, cure = difference, "run `meterkit stripe sync`, or mend the event name in the plans file"
         found.append(Finding(check="stripe", problem=problem, cure=cure))
     return found
 
@@ -79,6 +80,44 @@ async def _top_ups_without_price(api: StripeApi, catalog: Catalog) -> list[Findi
     return [Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`")]
 
 
+async def _models_without_price(
+    api: StripeApi, catalog: Catalog, meters: Sequence[Mapping[str, Any]]
+) -> list[Finding]:
+    """The plans whose prices by model Stripe lacks; none where the key may not list prices."""
+    ids = {meter["event_name"]: meter["id"] for meter in meters if meter["status"] == "active"}
+    found: list[Finding] = []
+    for plan in catalog.plans.values():
+        if not any(given.overage.rows for given in plan.entitlements.values()):
+            continue
+        try:
+            missing = await _unpriced(api, catalog, plan, ids)
+        except UnknownPlanError:
+            missing = ["the plan itself"]
+        except StripeError as error:
+            if error.status == HTTPStatus.FORBIDDEN:
+                return []
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            missing = [f"the plan itself ({plan.price.stripe_price})"]
+        if missing:
+            problem = f"plan {plan.key}: Stripe has no price of {named(missing)}"
+            found.append(Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`"))
+    return found
+
+
+async def _unpriced(api: StripeApi, catalog: Catalog, plan: Plan, ids: Mapping[str, str]) -> list[str]:
+    """The meters of prices by model, and those that they are prices of, which no price of a plan bills."""
+    priced = {*(await prices_of(api, catalog, plan)).metered.values()}
+    return [
+        meter.name
+        for meter in billed_meters(catalog, plan)
+        if (meter.is_row or plan.entitlements[meter.name].overage.rows)
+        and meter.stripe is not None
+        and (there := ids.get(meter.stripe.event_name)) is not None  # Else the meter is a finding.
+        and there not in priced
+    ]
+
+
 async def look_at_meters(parts: Parts) -> tuple[str, list[Finding]]:
     """How many meters Stripe has, and what is wrong with those of the plans file.
 
@@ -91,6 +130,7 @@ async def look_at_meters(parts: Parts) -> tuple[str, list[Finding]]:
     try:
         meters = await api.list("/v1/billing/meters")
         unsold = await _top_ups_without_price(api, parts.store.catalog)
+        unsold += await _models_without_price(api, parts.store.catalog, meters)
     except StripeError as error:
         refused = refused_by_stripe(error)
         if isinstance(refused, str):
