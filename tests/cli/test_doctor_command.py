@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -124,6 +126,23 @@ def test_a_store_of_another_process_alone_is_not_looked_at(shell: Shell) -> None
     assert done.code == 0
     assert "not looked at: server, rights, persistence" in done.out
     assert "memory:// lives in one process" in done.out
+
+
+def test_prices_of_providers_that_are_not_installed_are_named(directory: Path) -> None:
+    credit = "credits: {usd: {unit: money, costs: {tokens: provider_prices, markup: 30%}}}\n"
+    with (directory / "plans.yaml").open("a") as file:
+        file.write(credit)
+    program = """
+import sys
+sys.modules["genai_prices"] = None
+sys.argv = ["meterkit", "doctor", "--redis", "memory://"]
+from meterkit.__main__ import main
+main()
+"""
+    asked = [sys.executable, "-c", program]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=directory)
+    told = "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"meterkit: {told}")
 
 
 @pytest.mark.parametrize("policy", ["no", "everysec"])

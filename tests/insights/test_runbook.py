@@ -34,8 +34,8 @@ NOT_LOGGED: Final = {
     "A day without a snapshot of revenue",
     "A queue of storage events is unread",
     "Buckets are not listed",
-    "Automatic top-ups have stopped",
     "A customer asks about a spend limit",
+    "A user or team is over its budget",
 }
 
 STORING: Final = PLANS.replace(

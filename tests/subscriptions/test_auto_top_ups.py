@@ -78,7 +78,9 @@ async def test_no_more_than_the_bound_are_bought_in_a_month(store_url: str) -> N
         assert (await balance(at), await payments(at)) == (21 * DOLLAR, 4)
 
 
-async def test_a_declined_card_stops_it_until_one_is_paid(store_url: str) -> None:
+async def test_a_declined_card_stops_it_until_one_is_paid(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with selling(store_url) as at:
         told: list[Any] = []
         at.kit.on("top_up.failed")(told.append)
@@ -101,6 +103,26 @@ async def test_a_declined_card_stops_it_until_one_is_paid(store_url: str) -> Non
         await spend(at, 20)
         await has(at, 24)
         assert len(told) == 1
+        lines = [one for one in caplog.messages if "automatic top-up" in one]
+        reason = "was declined (card_declined): the next follows a paid one"
+        assert lines == [f"customer 'acme': an automatic top-up of usd {reason}"]
+
+
+async def test_a_declined_card_is_logged_once_a_day_for_each_reason(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with hooked(store_url, catalog=AUTO) as at:
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        await spend(at, 6)
+        at.emulator.fail_payments("cus_acme")
+        api, _, auto = dying(at)
+        for event in ("1", "2"):
+            await auto.on_low("acme", "usd", event)
+            await at.kit.credits.set_auto("acme", True)
+        assert len([one for one in caplog.messages if "was declined (card_declined)" in one]) == 1
+        await api.close()
 
 
 async def test_nothing_is_charged_of_who_has_never_bought_one(store_url: str) -> None:

@@ -11,6 +11,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.errors import PaymentMethodMissingError
 from meterkit.store.messages import tell
 from meterkit.subscriptions.auto_state import step
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
@@ -31,6 +32,7 @@ class AutoTopUps:
     def __init__(self, store: Store, credits_: Credits) -> None:
         self._store = store
         self._credits = credits_
+        self._throttle = Throttle(24 * HOUR_S)
 
     async def on_low(self, customer: str, credit: str, event: str) -> None:
         """Buy one because a balance has become low.
@@ -71,7 +73,8 @@ class AutoTopUps:
         try:
             bought = await self._credits.charge(customer, auto.amount_cents, key, event=event)
         except PaymentMethodMissingError:
-            _logger.warning("customer %r has no saved card for an automatic top-up", customer)
+            if self._throttle.is_due((customer, "no card")):
+                _logger.warning("customer %r has no saved card for an automatic top-up", customer)
         else:
             ended = "paid" if bought.status == "paid" else "failed"
             if ended == "failed":
@@ -79,6 +82,10 @@ class AutoTopUps:
         await step(self._store, customer, credit, ended, event=event)
 
     async def _tell_failed(self, customer: str, credit: str, bought: TopUp) -> None:
+        reason = bought.declined or "no reason given"
+        if self._throttle.is_due((customer, reason)):
+            message = "customer %r: an automatic top-up of %s was declined (%s): the next follows a paid one"
+            _logger.warning(message, customer, credit, reason)
         told = {
             "id": f"top_up.failed/{bought.invoice}",
             "at_ms": self._store.now_ms(),
