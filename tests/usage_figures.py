@@ -53,6 +53,10 @@ def numbers_of(figures: Any) -> dict[str, list[int]]:
         found |= {f"types:{name}": [size] for name, size in types.items()}
         beyond = figures["storage"]["beyond_included"]
         found |= {"to-free": [beyond]} if beyond else {}
+    for budget in figures["budgets"]:
+        found[budget["policy"]] = [budget["spent_micros"], budget["limit_micros"]]
+    if figures["top_up"] is not None:
+        found |= {"top-up": figures["top_up"]["amounts_cents"]}
     if forecast is not None:
         found |= {"forecast": forecast["cost_cents"]}
         found |= {f"forecast-{name}": ends for name, ends in forecast["meters"].items()}

@@ -56,6 +56,7 @@ plans:
     price: {amount_cents: 4900, interval: month}
 """
 DAYS: Final = 20
+SCREENS: Final[tuple[tuple[Literal["light", "dark"], int], ...]] = (("light", 1024), ("dark", 360))
 JSON: Final = {"accept": "application/json"}
 ROWS_AT_ONCE: Final = 10_000
 
@@ -162,6 +163,50 @@ async def see_whole_rows(browser: Browser, url: str) -> None:
     row = page.get_by_role("table").first.get_by_role("row", name="Requests")
     assert await row.get_by_role("cell").all_inner_texts() == ["request", "4", "10", "31", "0"]
     await page.close()
+
+
+MONEY: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  images: {unit: image, stripe: {event_name: images}}
+  output_tokens: {unit: token, stripe: {event_name: output_tokens}}
+prices:
+  output: {default: 4 per 1000, models: {"gpt-*": 0.5 per 1000, "claude-opus-*": 20 per 1000}}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices, markup: 30%}
+    top_up: {packs: [1000, 5000], url: https://app.example/top-up}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    budget: {amount_cents: 5000}
+    meters:
+      images: {included: 10, overage: {bill: {per: 1, amount_cents: 30}}}
+      output_tokens: {included: 1_000, overage: {bill: {price: prices.output}}}
+"""
+
+
+@needs_chromium
+async def test_budgets_and_top_ups_in_chromium(store_url: str) -> None:
+    async with MeterKit(loads(MONEY), redis_url=store_url, clock=Clock(START)) as kit, chromium() as browser:
+        await kit.customers.spend_limit("acme", 2_000, per="day")
+        await kit.customers.spend_limit("acme", 0, per="hour")
+        await kit.grants.add("acme", {"usd": 12}, grant_id="paid")
+        await kit.record("acme", "images", 30)
+        page = usage_page(kit, customer=lambda _: "acme", origins=["https://app.example"])
+        async with listening(Starlette(routes=[Mount("/usage", app=page)])) as port:
+            url = f"http://127.0.0.1:{port}/usage/"
+            for theme, width in SCREENS:
+                async with faultless(browser, url, theme, width, within=url) as shown:
+                    filled = "[...document.querySelectorAll('progress')].map((bar) => bar.position)"
+                    assert await found(shown, filled) == [600 / 5_000, 600 / 2_000, 1]
+                    told = shown.get_by_role("progressbar", name="USD 6.00 of USD 20.00")
+                    assert await told.count() == 1
+                    link = shown.get_by_role("link", name="Add to the balance usd")
+                    assert await link.get_attribute("href") == "https://app.example/top-up"
 
 
 @needs_chromium

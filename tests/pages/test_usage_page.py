@@ -470,6 +470,7 @@ credits:
     unit: money
     costs: {tokens: provider_prices}
     models: {"*": {output_tokens: 1 per 1_000_000}}
+    top_up: {packs: [5000, 1000], url: "https://app.example/top-up?a=1&b=2"}
 plans:
   pro:
     price: {amount_cents: 2000, interval: month}
@@ -492,5 +493,23 @@ async def test_balances_and_budgets_are_money_and_prices_by_model_count_once(sto
     assert figures["cost"]["overage_cents"] == 2 + 40
     shown = numbers_of(figures) | {"balance-usd": [figures["usage"]["balance_micros"]["usd"]]}
     assert Tables(html).numbers == shown
+    midnight = f"{START + timedelta(days=1):%Y-%m-%d}T00:00:00Z"
+    assert figures["budgets"] == [
+        {
+            "policy": "spend-period",
+            "spent_micros": 2_182_525,
+            "limit_micros": 50_000_000,
+            "resets_at": figures["usage"]["period"]["end"],
+        },
+        {"policy": "spend-1d", "spent_micros": 2_182_525, "limit_micros": 3_000_000, "resets_at": midnight},
+    ]
+    assert figures["top_up"] == {
+        "credit": "usd",
+        "url": "https://app.example/top-up?a=1&b=2",
+        "amounts_cents": [1000, 5000],
+    }
+    assert [rate["policy"] for rate in figures["rates"]] == []
+    assert '<a href="https://app.example/top-up?a=1&amp;b=2">Add to the balance usd</a>' in html
+    assert '<progress aria-labelledby="spend-1d" max="3000000" value="2182525"></progress>' in html
     for text in ("USD 10.237475", "USD 50.00", "USD 3.00", "Output tokens: claude-*", "tokens: (default)"):
         assert text in html

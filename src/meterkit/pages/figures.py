@@ -10,11 +10,13 @@ from threading import Semaphore
 from typing import TYPE_CHECKING, Final, Protocol, TypedDict
 from weakref import WeakKeyDictionary
 
+from meterkit.catalog.models import SPEND
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.errors import MeterkitError
 from meterkit.insights.audit.calls import database_at
 from meterkit.insights.simulation.terms import Offers, seats_cents, tenures
+from meterkit.pages.budget_figures import budgets_in, top_up_page
 from meterkit.pages.outlook import forecast_of, on_other_plans
 from meterkit.redis.daemon_thread import in_thread
 from meterkit.throttle import MINUTE_S, Throttle
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from meterkit.insights.simulation.terms import Terms
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
+    from meterkit.pages.budget_figures import BudgetFigures, TopUpPage
     from meterkit.pages.outlook import Forecast, OtherPlan
     from meterkit.pages.statement_csv import StatementOf
     from meterkit.settings import Settings
@@ -144,6 +147,8 @@ class UsageFigures(TypedDict):
     storage: Stored | None
     history: list[dict[str, object]]
     previous_period: str
+    budgets: list[BudgetFigures]
+    top_up: TopUpPage | None
     rates: list[dict[str, object]]
     grants: list[dict[str, object]]
     days: Days | None
@@ -185,6 +190,8 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         "storage": None,
         "history": [asdict(entry) for entry in reversed(history) if entry.kind in _TOLD][:_HISTORY],
         "previous_period": f"{from_ms(start_ms - 1):%Y-%m-%d}",
+        "budgets": [],
+        "top_up": None,
         "rates": [],
         "grants": [],
         "days": days,
@@ -208,7 +215,13 @@ async def usage_figures(kit: PagesKit, customer: str, at_ms: int | None = None) 
         ),
         "seats": seats,
         "storage": stored_of(kit.catalog, usage),
-        "rates": [{**rate, "reset_after": ceil(rate["reset_after"].total_seconds())} for rate in rates],
+        "budgets": budgets_in(kit.catalog, usage, rates, now_ms),
+        "top_up": top_up_page(kit.catalog),
+        "rates": [
+            {**rate, "reset_after": ceil(rate["reset_after"].total_seconds())}
+            for rate in rates
+            if rate["meter"] != SPEND
+        ],
         "grants": [asdict(grant) for grant in grants if grant.status in _SHOWN],
     }
 
