@@ -7,13 +7,15 @@ import io
 import re
 from asyncio import gather
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from meterkit import MeterkitError
+from auditing import sqlite_in
+from meterkit import MeterKit, MeterkitError
+from meterkit.catalog import loads
 from meterkit.insights.overview.overview import Overview
 from meterkit.pages import operator_pages
 from meterkit.pages.listing import csv_cell
@@ -221,3 +223,34 @@ async def test_a_page_asks_the_same_of_few_customers_and_of_many(valkey: Server,
     assert len(of_customers) == len(VISITED) - 1
     assert all("LIMIT" in one for one in of_customers)
     assert many - few < 20
+
+
+BUDGET: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  images: {unit: image, stripe: {event_name: images}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    budget: {amount_cents: 2000}
+    meters: {images: {included: 10, overage: {bill: {per: 1, amount_cents: 30}}}}
+"""
+
+
+async def test_a_budget_is_money_among_the_limits(store_url: str, tmp_path: Path) -> None:
+    settings: Any = {"audit_url": sqlite_in(tmp_path), "flush": False}
+    async with MeterKit(loads(BUDGET), redis_url=store_url, **settings) as kit, pages_of(kit) as client:
+        await kit.record("acme", "images", 70)
+        await Overview(kit.store, kit.settings).snapshot()
+        (listed,) = (await client.get("/near.json")).json()
+        html, (exported,) = (
+            (await client.get("/near")).text,
+            csv.DictReader(io.StringIO((await client.get("/near.csv")).text)),
+        )
+    expected = {"meter": "spend", "unit": "micro-USD", "used": 18_000_000, "ceiling": 20_000_000}
+    assert listed.items() >= expected.items()
+    assert exported.items() >= {name: str(value) for name, value in expected.items()}.items()
+    for text in ("<td>USD</td>", '<data value="18000000">USD 18.00</data>', "USD 20.00"):
+        assert text in re.sub(r">\s+|\s+<", lambda found: found[0].strip(), html)

@@ -160,7 +160,7 @@ class _OperatorPages:
         self._kit = kit
         self._pages = Pages()
         self._overview = overview = Overview(kit.store, kit.settings)
-        lists = *customer_lists(overview), *revenue_lists(overview), *book_lists(kit, overview)
+        lists = *customer_lists(kit, overview), *revenue_lists(overview), *book_lists(kit, overview)
         self._lists = {listing.name: listing for listing in (*lists, *queue_lists(kit))}
 
     async def overview(self, request: Request, name: str) -> Response:

@@ -130,8 +130,9 @@ _CUSTOMERS: Final = (
     Column("status", "Status"),
     Column("access", "Access"),
     Column("meter", "Nearest limit"),
-    Column("used", "Used", "number"),
-    Column("ceiling", "Limit", "number"),
+    Column("unit", "Unit", "unit"),
+    Column("used", "Used", "units"),
+    Column("ceiling", "Limit", "units"),
     Column("per_mille", "Share used", "per_mille"),
     Column("unlinked", "Waiting for a link", "number"),
 )
@@ -171,14 +172,14 @@ _LISTS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-def customer_lists(overview: Overview) -> Sequence[Listing]:
+def customer_lists(kit: PagesKit, overview: Overview) -> Sequence[Listing]:
     """The lists of customers that the last snapshot has."""
     return [
         Listing(
             name,
             title,
             _CUSTOMERS,
-            partial(_customers, overview, name),
+            partial(_customers, kit, overview, name),
             empty,
             needs_of=name in {"plan", "status", "access"},
         )
@@ -186,7 +187,7 @@ def customer_lists(overview: Overview) -> Sequence[Listing]:
     ]
 
 
-async def _customers(overview: Overview, name: str, asked: Asked) -> Rows:
+async def _customers(kit: PagesKit, overview: Overview, name: str, asked: Asked) -> Rows:
     made = await made_of(overview)
     place = _PLACE.fullmatch(asked.after)
     if asked.after and place is None:
@@ -194,7 +195,9 @@ async def _customers(overview: Overview, name: str, asked: Asked) -> Rows:
     after = () if place is None else place.groups()
     customers = overview.tables().customers
     found = await in_thread(customers, made.at_ms, name, asked.of, after=after, most=asked.most)
-    return _page(found, asked.most, "per_mille", "customer", note=as_of(made))
+    page, meters = _page(found, asked.most, "per_mille", "customer", note=as_of(made)), kit.catalog.meters
+    units = [meters[row.meter].unit if row.meter in meters else "" for row in found]
+    return page._replace(rows=[{**row, "unit": unit} for row, unit in zip(page.rows, units, strict=True)])
 
 
 def revenue_lists(overview: Overview) -> Sequence[Listing]:
