@@ -9,7 +9,7 @@ from meterkit.catalog.amount_texts import micros_per_minor_unit
 from meterkit.catalog.budgets import WINDOWS, BudgetTable
 from meterkit.catalog.document import Fields
 from meterkit.catalog.entitlements import CounterLimits, counter_limits, node_of
-from meterkit.catalog.errors import Place, Problems
+from meterkit.catalog.errors import Place, Problems, unknown
 from meterkit.catalog.meters import check_meter
 from meterkit.catalog.models import QUANTITY_MAX, SPEND, SubjectBudget, SubjectPlan
 from meterkit.catalog.shapes import MapOf, Table
@@ -135,9 +135,12 @@ def override_subject(
     problems, limits, budget = Problems("override"), dict(given.limits), given.budget
     for name, value in overrides.items():
         found = Problems("override")
-        node = node_of({name: value}, Place(0, 0, "").child(given.kind), 0)
-        written = SubjectShape().read(node, found)
+        place = Place(0, 0, "").child(given.kind)
         meters: Meters = {known: meter for known, meter in catalog.meters.items() if not meter.is_spend}
+        if name not in {BUDGET, *meters}:
+            problems.refuse(place.child(name), unknown("limit", name, (BUDGET, *meters)))
+            continue
+        written = SubjectShape().read(node_of({name: value}, place, 0), found)
         if written is not None and not found:
             built = _build_subject(given.kind, written, meters, catalog.currency, found)
             if not found and name == BUDGET:
