@@ -72,7 +72,7 @@ credits:
 PAID: Final = loads(_PAID)
 TABLES: Final = """
 prices:
-  words: {default: 0.3 per 10, models: {"*mini": 0.0001, opus: 0.5}}
+  words: {default: 0.00003, models: {"*mini": 0.00001, opus: 0.5}}
   shown: {default: 10, models: {opus: 60, "*mini": 3}}
 """
 
@@ -87,14 +87,14 @@ def with_rows(text: str) -> str:
 ROWS: Final = loads(with_rows(_METERS + _PLAN))
 PAID_ROWS: Final = loads(with_rows(_PAID))
 ROW_PRICES: Final = {
-    "words": {"(default)": Fraction(300), "*mini": Fraction(1), "opus": Fraction(5000)},
+    "words": {"(default)": Fraction(3, 10), "*mini": Fraction(1, 10), "opus": Fraction(5000)},
     "images": {"(default)": Fraction(10 * CENT), "opus": Fraction(60 * CENT), "*mini": Fraction(3 * CENT)},
 }
 
 
 def row_of(model: str | None) -> str:
     """The row of the tables that has a model."""
-    return {None: "(default)", "opus": "opus", "a-mini": "*mini"}[model]
+    return {None: "(default)", "other": "(default)", "opus": "opus", "a-mini": "*mini"}[model]
 
 
 PRICES: Final = {
@@ -112,7 +112,7 @@ QUANTITIES: Final = {
     "usd_charged": (1, 9_999, 120_000, 700_000),
 }
 CREDIT: Final = {"words": "ai", "images": "ai", "usd_charged": "usd"}
-COSTS: Final = {None: 3 * MICRO, "opus": 5 * MICRO, "a-mini": MICRO // 2}
+COSTS: Final = {None: 3 * MICRO, "opus": 5 * MICRO, "a-mini": MICRO // 2, "other": 3 * MICRO}
 MOST: Final = 5 * MICRO
 SPANS: Final = {"day": DAY_MS, "hour": HOUR_MS}
 
@@ -121,6 +121,7 @@ class SpendWorld:
     """One customer, two processes, and a clock."""
 
     catalog: Catalog = BARE
+    models: tuple[str | None, ...] = (None, "opus", "a-mini")
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         self.wire, self.random = wire, random
@@ -199,7 +200,7 @@ class SpendWorld:
             else Demand.of(self.random.choice((0, *QUANTITIES[name])))
             for name in asked
         }
-        mode, model = self.random.choice("dddcs"), self.random.choice(tuple(COSTS))
+        mode, model = self.random.choice("dddcs"), self.random.choice(self.models)
         decision, reply = self._ask(demands, mode, model)
         self._roll()
         ends = self.period[1] if self.period else 0
@@ -346,7 +347,7 @@ class SpendWorld:
         elif self.random.random() < 0.5:
             name = self.random.choice([name for name in QUANTITIES if name in self.catalog.meters])
             recorded = {name: self.random.choice(QUANTITIES[name])}
-        model = self.random.choice(tuple(COSTS))
+        model = self.random.choice(self.models)
         dimensions = {} if model is None else {"model": model}
         self._send(held, Used(recorded, {}, dimensions))
         self._roll()
@@ -489,6 +490,7 @@ class RowsSpendWorld(SpendWorld):
     """The same with prices by model: of words, which cost so little that rounding shows, and of images."""
 
     catalog = ROWS
+    models = (None, "opus", "a-mini", "other")
 
     def _begin(self) -> None:
         super()._begin()

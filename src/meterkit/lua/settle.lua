@@ -155,6 +155,6 @@ if new_expiry_ms > expires_ms then
 end
 if subjects then -- As above.
 --include settle_subjects
-  words[#words + 1] = settle_subjects(subjects, begins_ms, ends_ms, hold_slot, not (is_repeat or is_dead), now)
+  words[#words + 1] = settle_subjects(subjects, begins_ms, ends_ms, hold_slot, not (is_repeat or late and is_dead), now)
 end
 return refused and {6, refused} or {0, now, unpack(words)}
