@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meterkit import MeterKit
-from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
+from meterkit.subscriptions.webhooks.hint_scripts import Entry
+from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import StripeEmulator
 from servers import Server, spawn_server
 from servers_acl import DOCUMENTED, NEEDED, url_of_user

@@ -10,7 +10,8 @@ import pytest
 from commands import TIMEOUT_S
 from hooking import PLANS
 from meterkit import MeterKit
-from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
+from meterkit.subscriptions.webhooks.hint_scripts import Entry
+from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint
 from meterkit.testing import StripeEmulator
 

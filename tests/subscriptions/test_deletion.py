@@ -14,7 +14,8 @@ from meterkit.errors import CustomerError, StripeUnavailableError
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions.top_up_payments import TopUpPayments
 from meterkit.subscriptions.webhooks.customer_sync import Looker
-from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
+from meterkit.subscriptions.webhooks.hint_scripts import Entry
+from meterkit.subscriptions.webhooks.queue import HookQueue
 from shopping import PLANS, shop
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ import pytest
 
 from delivering import CATALOG
 from meterkit import MeterKit, StoreError
-from meterkit.subscriptions.webhooks.queue import LEASE_MS, Entry, HookQueue
+from meterkit.decisions.keys import shard_of
+from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, Entry
+from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
 from meterkit.testing import Clock
 from proxy import TcpProxy
@@ -77,14 +79,14 @@ async def test_an_event_is_remembered_for_35_days(store_url: str, valkey: Server
     async with queued(store_url) as queue:
         await queue.add(hint("evt_1", note="in_1"))
     for key in ("event:evt_1", "note:in_1"):
-        left_ms = valkey.command("PTTL", f"mk:{{0}}:hooks:{key}")
+        left_ms = valkey.command("PTTL", f"mk:{{{shard_of('cus_1', 4)}}}:hints:{key}")
         assert 0 <= 35 * 86_400_000 - left_ms < 60_000
 
 
 @pytest.mark.each_store
 async def test_events_of_one_customer_are_one_look_in_the_order_of_the_oldest(any_store_url: str) -> None:
     clock = Clock(NOW)
-    async with queued(any_store_url, clock=clock) as queue:
+    async with queued(any_store_url, clock=clock, shards=1) as queue:
         for number in range(5):
             await queue.add(hint(f"evt_a{number}", "cus_a", note=f"in_{number}"))
             clock.advance(timedelta(seconds=1))

@@ -17,7 +17,7 @@ from hooking import CATALOG, DAY, hooked
 from meterkit.decisions.customer_state import CustomerState, with_subscription
 from meterkit.subscriptions.subscription_reading import in_force, read_subscription
 from meterkit.subscriptions.webhooks.customer_sync import LostError
-from meterkit.subscriptions.webhooks.queue import LEASE_MS
+from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS
 from meterkit.subscriptions.webhooks.stripe_events import hint_of
 from workers import start
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from hooking import Hooked
     from meterkit import MeterKit
-    from meterkit.subscriptions.webhooks.queue import Entry
+    from meterkit.subscriptions.webhooks.hint_scripts import Entry
     from meterkit.testing.emulator.webhooks.deliveries import Forgery
     from servers import Server
 
@@ -45,7 +45,6 @@ pytestmark = pytest.mark.anyio
 
 SDK: Any = stripe
 SUBSCRIPTIONS = "/v1/subscriptions"
-HASHES = ("mk:{0}:hooks:entries", "mk:{0}:hooks:dead")
 
 
 def client_of(kit: MeterKit) -> httpx.AsyncClient:
@@ -579,7 +578,8 @@ async def test_no_secret_and_no_body_is_in_the_log_or_the_store(
         await client.post("/", **request)
         await client.post("/", content=b"ada@x.example", headers=request["headers"])
         signature = request["headers"]["Stripe-Signature"].partition("v1=")[2]
-        kept = [valkey.command("KEYS", "*"), *(valkey.command("HGETALL", key) for key in HASHES)]
+        hashes = [key for part in ("entries", "dead") for key in valkey.command("KEYS", f"*:hints:{part}")]
+        kept = [valkey.command("KEYS", "*"), *(valkey.command("HGETALL", key) for key in hashes)]
         for secret in (signature, SECRET, "ada@x.example"):
             assert secret not in caplog.text
             assert secret not in repr(kept)

@@ -23,7 +23,7 @@ FORMAT: Final = 2
 """Version of everything that is stored; the first part of each ``rev``."""
 
 HOOKS_SHARD: Final = 0
-"""The shard whose hash slot has what Stripe's events hint at, of all customers."""
+"""The shard whose hash slot has what is of no customer: messages, leases of tasks."""
 
 HEAD_FIELD: Final = "h"
 """The field of the counters that has the customer's own numbers and the rev."""
@@ -42,7 +42,8 @@ WITHOUT_TTL: Final = (
     r"^[\w.-]+:\{\d+\}:(dirty|unlinked)$",  # customers with pending usage
     r"^[\w.-]+:\{\d+\}:audit(:sums)?$",  # entries that are not in the database of the audit log yet
     r"^[\w.-]+:\{\d+\}:(intents|outbox|parked|dead|compare|life)$",  # deliveries to Stripe
-    r"^[\w.-]+:\{0\}:(hooks|messages:\w+):(entries|due|dead)$",  # Stripe customers to look at; messages
+    r"^[\w.-]+:\{\d+\}:hints:(entries|due|dead)$",  # Stripe customers to look at
+    r"^[\w.-]+:\{0\}:(hooks|messages:\w+):(entries|due|dead)$",  # The same of older releases; messages
     r"^[\w.-]+:\{\d+\}:n:",  # kinds of e-mails that a customer does not want
     r"^[\w.-]+:\{\d+\}:c:",  # counters, only while a linked customer's usage is pending
 )
@@ -300,8 +301,15 @@ class Keys:
         return self.shard(shard, "audit:sums")
 
     def hooks(self, name: str) -> str:
-        """What Stripe's events hint at, all in one shard: ``entries``, ``due``, and so on; see hint.lua."""
+        """What the nightly sync and the looks at Stripe have noted, all in one shard.
+
+        Older releases keep what Stripe's events hint at here, too: ``entries``, ``due``, and so on.
+        """
         return self.shard(HOOKS_SHARD, f"hooks:{name}")
+
+    def hints(self, shard: int, name: str) -> str:
+        """What Stripe's events hint at, by Stripe customer: ``entries``, ``due``, and so on; see hint.lua."""
+        return self.shard(shard, f"hints:{name}")
 
     def messages(self, name: str) -> str:
         """Messages to be sent, all in one shard: ``entries``, ``due``, and so on; see hint.lua."""

@@ -356,7 +356,7 @@ _OF_STORE: Final[_Checks] = {
     "throughput": _throughput,
     "links": _links,
     "closes": lambda seen: look_at_closes(seen.parts, seen.admin),
-    "webhooks": lambda seen: look_at_webhooks(seen.parts, seen.admin),
+    "webhooks": lambda seen: look_at_webhooks(seen.parts),
     "subscriptions": lambda seen: look_at_subscriptions(seen.parts),
     "messages": lambda seen: look_at_messages(seen.parts),
     "audit": lambda seen: look_at_audit_log(seen.parts),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.amount_texts import span
 from meterkit.customers.drifts import Drifts
 from meterkit.health.findings import Finding, named, single
 from meterkit.insights.store_readings import read_webhooks
+from meterkit.store.hints import read_entries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meterkit.assembly import Parts
     from meterkit.customers.drifts import Drift
-    from meterkit.redis.admin import Admin
 
 
 async def look_at_subscriptions(parts: Parts) -> tuple[str, list[Finding]]:
@@ -63,21 +62,14 @@ class Failing(NamedTuple):
     since_ms: int
 
 
-async def look_at_webhooks(parts: Parts, admin: Admin) -> tuple[str, list[Finding]]:
+async def look_at_webhooks(parts: Parts) -> tuple[str, list[Finding]]:
     """The backlog in short, and the findings about it.
 
     Raises:
         StoreError: the store does not answer.
     """
     now_ms, waiting = parts.store.now_ms(), await read_webhooks(parts.store)
-    names = await admin.ask(admin.client.zrange(parts.store.keys.hooks("due"), 0, _ENTRIES_MAX - 1))
-    kept: list[bytes | None] = []
-    if names:
-        kept = await admin.ask(admin.client.hmget(parts.store.keys.hooks("entries"), names))
-    pairs = zip(names, kept, strict=True)
-    entries: list[tuple[str, dict[str, Any]]] = [
-        (name.decode(), json.loads(data)) for name, data in pairs if data
-    ]
+    entries = await read_entries(parts.store, _ENTRIES_MAX)
     tried = [Failing(name, entry["why"], int(entry["since"])) for name, entry in entries if entry["why"]]
     dead = [Failing(entry.stripe_customer, entry.why, entry.at_ms) for entry in await parts.webhooks.dead()]
     due = waiting["due"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -12,6 +11,7 @@ from meterkit.errors import StoreError
 from meterkit.outbox.closes import count_members
 from meterkit.redis.durability import Keeping
 from meterkit.redis.server import Durability, following
+from meterkit.store.hints import read_hints
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping
@@ -68,7 +68,7 @@ async def read_deliveries(store: Store) -> Mapping[str, Waiting]:
 
 
 async def read_webhooks(store: Store) -> Mapping[str, Waiting]:
-    """All of it, in one round trip.
+    """All of it, in a few round trips.
 
     Returns:
         ``due``: their sync is due, the oldest since ``age_s``; ``later``: a worker syncs them now,
@@ -77,19 +77,11 @@ async def read_webhooks(store: Store) -> Mapping[str, Waiting]:
     Raises:
         StoreError: the store does not answer.
     """
-    admin, now_ms = await store.admin(), store.now_ms()
-    due_key, dead_key = store.keys.hooks("due"), store.keys.hooks("dead")
-    asking = admin.client.pipeline(transaction=False)
-    asking.zcount(due_key, "-inf", now_ms)
-    asking.zcount(due_key, f"({now_ms}", "+inf")
-    asking.zrange(due_key, 0, 0, withscores=True)
-    asking.hgetall(dead_key)
-    due, later, first, dead = await admin.ask(asking.execute())
-    given_up: list[dict[str, Any]] = [json.loads(kept) for kept in dead.values()]
+    found, now_ms = await read_hints(store), store.now_ms()
     return {
-        "due": Waiting(due, _age_s(now_ms, [at for _, at in first])),
-        "later": Waiting(later, 0.0),
-        "dead": Waiting(len(dead), _age_s(now_ms, [entry["at"] for entry in given_up])),
+        "due": Waiting(found.due, _age_s(now_ms, [] if found.oldest_ms is None else [found.oldest_ms])),
+        "later": Waiting(found.later, 0.0),
+        "dead": Waiting(len(found.dead), _age_s(now_ms, [entry["at"] for entry in found.dead.values()])),
     }
 
 

@@ -11,6 +11,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import is_final, renewals_of
 from meterkit.errors import MeterkitError, StoreError
+from meterkit.store.counting import count_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -40,15 +41,9 @@ async def count_members(
         StoreError: the store does not answer.
     """
     places, keys = _of_all_shards(store.keys, tuple(names))
-    if store.address.kind != "cluster":
-        reply: list[int] = await admin.run(store.scripts["count"], keys, limit)
-        return {places[nth - 1]: members for nth, members in zip(reply[::2], reply[1::2], strict=True)}
-    pipe = admin.client.pipeline(transaction=False)
-    for key in keys:
-        pipe.zcount(key, "-inf", limit)
-    replies: list[Any] = await admin.ask(pipe.execute(raise_on_error=False))
-    found = [1 if isinstance(reply, Exception) else reply for reply in replies]
-    return {place: members for place, members in zip(places, found, strict=True) if members}
+    return {
+        places[nth]: members for nth, members in (await count_at(store, admin, keys, limit=limit)).items()
+    }
 
 
 @lru_cache(maxsize=64)

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.top_up_payments import TopUpPayments
-    from meterkit.subscriptions.webhooks.queue import Entry, HookQueue
+    from meterkit.subscriptions.webhooks.hint_scripts import Entry
+    from meterkit.subscriptions.webhooks.queue import HookQueue
 
 
 LINK: Final = "link"

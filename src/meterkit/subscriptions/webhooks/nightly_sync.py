@@ -142,9 +142,10 @@ class Sweeper:
         asked: dict[str, Parameter] = {"types": list(TYPES), "created": {"gte": since_s}}
         new, newest_s = 0, cursor_s
         async for page in self._api().pages("/v1/events", asked):
+            seen = await self._queue.seen_by_older([str(event.get("id")) for event in page])
             for event in page:
                 newest_s = max(newest_s, int(event.get("created") or 0))
-                hint = hint_of(event)
+                hint = None if event.get("id") in seen else hint_of(event)
                 new += hint is not None and await self._add(hint, event)
         # Not past what could be listed yet.
         await self._write("cursor", min(newest_s, now_s))

@@ -8,51 +8,33 @@ earlier is taken for the newer one.
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 from contextlib import suppress
-from dataclasses import dataclass
-from secrets import token_hex
+from dataclasses import dataclass, replace
+from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
-from meterkit.decisions.keys import HOOKS_SHARD
-from meterkit.redis.connection import ReplyError, pack_each
-from meterkit.subscriptions.webhooks.stripe_events import Note
+from meterkit.errors import StoreError
+from meterkit.store.counting import count_at
+from meterkit.store.hints import read_alarms, read_hints
+from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, HintScripts, Place, home_of
+from meterkit.subscriptions.webhooks.older_queue import OlderQueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.store.store import Store
-    from meterkit.subscriptions.webhooks.stripe_events import Hint
+    from meterkit.subscriptions.webhooks.hint_scripts import Entry, What
+    from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
 
-LEASE_MS: Final = 60_000
-"""For how long an entry is one worker's. Work on it ends sooner, or keeps it."""
-
-_What = Literal["done", "later", "dead", "kept"]
-
+_logger = logging.getLogger("meterkit.subscriptions")
 _REPEAT: Final = 0
 _NO_ROOM: Final = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """An entry: the sync of a Stripe customer, and the worker that does it.
-
-    Attributes:
-        stripe_customer: whom to look at.
-        token: of who has taken it.
-        hinted: how often it was hinted at by then.
-        attempts: how often it was tried before, in vain.
-        cause: what has hinted at it last: the id of an event, or a word.
-        notes: what is to be done besides.
-    """
-
-    stripe_customer: str
-    token: str
-    hinted: int
-    attempts: int
-    cause: str
-    notes: tuple[Note, ...]
+_SHARDS_AT_ONCE: Final = 32
+"""Of a cluster, whose shards are asked one by one."""
+_AGAIN_MS: Final = 1_000
+_shuffle = SystemRandom().shuffle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +79,11 @@ class HookQueue:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._scripts = HintScripts(store)
+        self._older = OlderQueue(store, self._scripts)
         self._wakes: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Event] = WeakKeyDictionary()
+        self._near = set[int]()  # Shards that may have something due, as far as this process knows.
+        self._next_shard = 0
 
     async def add(self, hint: Hint, *, alarm: str = "") -> Literal["new", "duplicate", "full"]:
         """Queue an event, in one round trip; ``full``: it is queued without its action.
@@ -106,8 +92,9 @@ class HookQueue:
             hint: of the event.
             alarm: the event's type, where it is one.
         """
-        note = hint.note
-        reply = await self._hint(
+        note, place = hint.note, home_of(self._store.keys, hint.stripe_customer or hint.event)
+        reply = await self._scripts.hint(
+            place,
             hint.stripe_customer or "",
             hint.event,
             is_event=True,
@@ -118,22 +105,49 @@ class HookQueue:
         if reply == _REPEAT:
             return "duplicate"
         if hint.stripe_customer is not None:
+            self._near.add(place.shard)
             self.wake()
         return "full" if reply == _NO_ROOM else "new"
 
     async def look(self, stripe_customer: str, cause: str, *, delay_ms: int = 0) -> None:
         """Have a Stripe customer looked at again, for another reason than an event."""
-        await self._hint(stripe_customer, cause, delay_ms=delay_ms)
+        place = self._home(stripe_customer)
+        await self._scripts.hint(place, stripe_customer, cause, delay_ms=delay_ms)
+        if not delay_ms:
+            self._near.add(place.shard)
 
     async def take(self, most: int) -> list[Entry]:
-        """Take what is due, the longest first, for :data:`LEASE_MS`."""
-        found = await self._take(most=most)
-        return [entry for entry in found if entry is not None]
+        """Take what is due, for :data:`LEASE_MS`: of each shard the longest first, the shards in any order.
+
+        On a cluster each call looks at some of the shards, and at those of which this process knows more.
+        """
+        taken: list[Entry] = []
+        failed: StoreError | None = None
+        for shard in await self._due():
+            free = most - len(taken)
+            if not free:
+                break
+            try:
+                found = await self._scripts.take(Place(self._store.keys, shard), most=free)
+                for entry in found:
+                    locked = None if entry is None else await self._with_older(entry)
+                    taken += [] if locked is None else [locked]
+            except StoreError as error:  # Of one node of a cluster: the shards of the others go on.
+                failed = error
+        if failed is not None and not taken:
+            raise failed
+        return taken
 
     async def take_one(self, stripe_customer: str) -> Entry | Literal["taken", "gone"]:
         """Take one entry, whenever it is due; ``taken``: another worker has it; ``gone``: it is done."""
-        found = await self._take(stripe_customer=stripe_customer)
-        return "gone" if not found else found[0] or "taken"
+        found = await self._scripts.take(self._home(stripe_customer), stripe_customer=stripe_customer)
+        if not found:
+            return "gone"
+        return (None if found[0] is None else await self._with_older(found[0])) or "taken"
+
+    def look_everywhere(self) -> None:
+        """Have the next calls of :meth:`take` look at all shards, also on a cluster."""
+        self._near.update(range(self._store.keys.shards))
 
     async def keep(self, entry: Entry) -> bool:
         """Keep an entry for :data:`LEASE_MS` from now; whether it is still ours."""
@@ -163,27 +177,27 @@ class HookQueue:
 
     async def dead(self) -> list[DeadWebhook]:
         """The Stripe customers that are given up, the longest first."""
-        admin = await self._store.admin()
-        kept: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(self._key("dead")))
-        found = [_dead(name.decode(), json.loads(data)) for name, data in kept.items()]
+        found = [_dead(name, kept) for name, kept in (await read_hints(self._store)).dead.items()]
         return sorted(found, key=lambda entry: (entry.at_ms, entry.stripe_customer))
 
     async def redrive(self, stripe_customers: Iterable[str]) -> None:
         """Have Stripe customers that were given up looked at again, at once."""
+        is_older = await self._older.is_open()
         for stripe_customer in stripe_customers:
+            if is_older:  # An entry that was given up there begins anew with its notes.
+                await self._scripts.hint(self._older.place, stripe_customer, "operator")
             await self.look(stripe_customer, "operator")
         self.wake()
 
+    async def seen_by_older(self, events: Sequence[str]) -> set[str]:
+        """Those of some events that a process of an older release has queued, within 35 days."""
+        return await self._older.seen(events)
+
     async def waiting(self) -> WebhookBacklog:
         """How much there is."""
-        admin = await self._store.admin()
-        pipe = admin.client.pipeline(transaction=False)
-        pipe.zcount(self._key("due"), "-inf", "+inf")
-        pipe.hkeys(self._key("dead"))
-        pipe.hgetall(self._key("alarms"))
-        entries, dead, alarms = await admin.ask(pipe.execute())
-        counted = {kind.decode(): int(count) for kind, count in alarms.items()}
-        return WebhookBacklog(entries=entries, dead=len(dead), alarms=counted)
+        found = await read_hints(self._store)
+        alarms = await read_alarms(self._store)
+        return WebhookBacklog(entries=found.due + found.later, dead=len(found.dead), alarms=alarms)
 
     def wake(self) -> None:
         """Have the worker of the running event loop look at once."""
@@ -200,82 +214,83 @@ class HookQueue:
     def _wake_here(self) -> asyncio.Event:
         return self._wakes.setdefault(asyncio.get_running_loop(), asyncio.Event())
 
-    def _key(self, name: str) -> str:
-        return self._store.keys.hooks(name)
+    def _home(self, stripe_customer: str) -> Place:
+        return home_of(self._store.keys, stripe_customer)
 
-    async def _hint(
-        self,
-        stripe_customer: str,
-        cause: str,
-        *,
-        is_event: bool = False,
-        alarm: str = "",
-        name: str = "",
-        note: str = "",
-        delay_ms: int = 0,
-    ) -> int:
-        """Ask on the lane: many webhooks at once share a write."""
-        keys = [self._key(part) for part in ("entries", "due", "dead", "alarms")]
-        keys += [self._key(f"event:{cause}"), self._key(f"note:{name}")]
-        arguments = (stripe_customer, cause, int(is_event), alarm, name, note, delay_ms)
-        call = _Call(("EVALSHA", self._store.scripts["hint"].sha, len(keys), *keys, *arguments))
-        lane = await self._store.lane()
-        reply: Any = await lane.ask(call)
-        if isinstance(reply, ReplyError):
-            reply = await lane.again(call, reply)
-        return int(reply)
+    async def _due(self) -> list[int]:
+        """Shards that have something due, in any order."""
+        store, admin = self._store, await self._store.admin()
+        shards, is_older = self._in_turn(), await self._older.is_open()
+        keys = [store.keys.hints(shard, "due") for shard in shards]
+        keys += [self._older.place.key("due")] if is_older else []
+        self._near.difference_update(shards)  # Before they are asked: what comes meanwhile is kept.
+        counted = await count_at(store, admin, keys, limit=store.now_ms())
+        due = {shards[nth] for nth in counted if nth < len(shards)}
+        if len(shards) in counted:
+            for stripe_customer, cause in await self._older.announce():
+                place = self._home(stripe_customer)
+                await self._scripts.hint(place, stripe_customer, cause)
+                due.add(place.shard)
+        self._near.update(due)
+        found = list(due)
+        _shuffle(found)  # So workers do not all begin at the same one.
+        return found
 
-    async def _take(self, *, most: int = 1, stripe_customer: str = "") -> list[Entry | None]:
-        admin, token = await self._store.admin(), token_hex(8)
-        keys = [self._key(part) for part in ("entries", "due")]
-        script = self._store.scripts["take"]
-        reply = await admin.run(script, keys, token, LEASE_MS, most, stripe_customer)
-        return [None if len(found) == 1 else _entry(*found) for found in reply]
+    def _in_turn(self) -> list[int]:
+        """The shards to ask: all, or on a cluster some of them and those that may have something due."""
+        shards = self._store.keys.shards
+        if self._store.address.kind != "cluster" or shards <= _SHARDS_AT_ONCE:
+            return list(range(shards))
+        first, self._next_shard = self._next_shard, (self._next_shard + _SHARDS_AT_ONCE) % shards
+        turn = {(first + nth) % shards for nth in range(_SHARDS_AT_ONCE)}
+        return list(turn | self._near)
+
+    async def _with_older(self, entry: Entry) -> Entry | None:
+        """Lock the Stripe customer for processes of older releases, too; None: one of them has it."""
+        if not await self._older.is_open():
+            return entry
+        older = await self._older.lock(entry.stripe_customer, entry.cause)
+        if older is None:
+            await self._finish(entry, "later", span_ms=_AGAIN_MS)
+            return None
+        notes = {note.name: note for note in (*older.notes, *entry.notes)}
+        return replace(entry, older=older, notes=tuple(notes[name] for name in sorted(notes)))
 
     async def _finish(
-        self,
-        entry: Entry,
-        what: _What,
-        *,
-        span_ms: int = 0,
-        counts: bool = False,
-        why: str = "",
-        notes: Iterable[Note] = (),
+        self, entry: Entry, what: What, *, span_ms: int = 0, notes: Iterable[Note] = (), **more: Any
     ) -> bool:
-        admin = await self._store.admin()
-        keys = [self._key(part) for part in ("entries", "due", "dead")]
-        arguments = (entry.stripe_customer, entry.token, what, entry.hinted, span_ms, int(counts), why)
-        done = (note.name for note in notes)
-        return bool(await admin.run(self._store.scripts["finish"], keys, *arguments, *done))
+        """Report what became of an entry, under the older keys first: then no other worker has taken it."""
+        done, home, is_ours = tuple(notes), self._home(entry.stripe_customer), True
+        if entry.older is not None:
+            end = what
+            if what == "dead":
+                await self._bring_home(entry, entry.older, {note.name for note in done})
+                end = "done"
+            is_ours = await self._scripts.finish(
+                self._older.place, entry.older, end, span_ms=span_ms, notes=done, **more
+            )
+        is_ours &= await self._scripts.finish(home, entry, what, span_ms=span_ms, notes=done, **more)
+        if what != "kept" and not span_ms:
+            self._near.add(home.shard)
+        return is_ours
 
-
-class _Call:
-    """A request to the shard that has the queue."""
-
-    def __init__(self, parts: Sequence[str | int]) -> None:
-        self.view = _Shard()
-        # Behind these: the clock.
-        self.packed = (b"*%d\r\n%b" % (len(parts) + 1, pack_each(parts)),)
-
-    def on_unclaimed_reply(self, reply: Any) -> None:
-        """Leave it: Stripe sends an event again that it got no answer to."""
-
-
-@dataclass(slots=True)
-class _Shard:
-    shard: int = HOOKS_SHARD
-
-
-def _entry(name: bytes, kept: bytes) -> Entry:
-    found: dict[str, Any] = json.loads(kept)
-    return Entry(
-        stripe_customer=name.decode(),
-        token=found["token"],
-        hinted=int(found["n"]),
-        attempts=int(found["attempts"]),
-        cause=found["cause"],
-        notes=tuple(Note.parse(named, data) for named, data in sorted(dict(found["notes"]).items())),
-    )
+    async def _bring_home(self, entry: Entry, older: Entry, done: set[str]) -> None:
+        """Have the notes under the older keys where the entry is given up."""
+        for note in older.notes:
+            if note.name not in done:
+                reply = await self._scripts.hint(
+                    self._home(entry.stripe_customer),
+                    entry.stripe_customer,
+                    entry.cause,
+                    name=note.name,
+                    note=note.dump(),
+                )
+                if reply == _NO_ROOM:
+                    _logger.error(
+                        "%s of Stripe customer %s is not sent to handlers: 200 wait already",
+                        note.name,
+                        entry.stripe_customer,
+                    )
 
 
 def _dead(name: str, found: Mapping[str, Any]) -> DeadWebhook:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from meterkit.errors import CustomerError, MeterkitError, StoreError, StripeError, StripeUnavailableError
 from meterkit.stripe.breaker import Breaker
 from meterkit.subscriptions.webhooks.customer_sync import LostError
-from meterkit.subscriptions.webhooks.queue import Entry
+from meterkit.subscriptions.webhooks.hint_scripts import Entry
 
 if TYPE_CHECKING:
     from meterkit.store.store import Store
@@ -116,6 +116,7 @@ class HookWorker:
 
     async def idle(self) -> None:
         """Work off what is due now, and wait until that is done."""
+        self._queue.look_everywhere()
         while await self._begin() or self._at_work:
             if self._at_work:
                 await asyncio.wait(self._at_work, return_when=asyncio.FIRST_COMPLETED)
