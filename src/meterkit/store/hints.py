@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meterkit.decisions.keys import shard_of
@@ -12,8 +13,15 @@ from meterkit.store.counting import count_at
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
+
+
+@lru_cache(maxsize=8)
+def due_keys(keys: Keys) -> tuple[str, ...]:
+    """The keys of the sorted sets of all shards, which have Stripe customers by when they are due."""
+    return tuple(keys.hints(shard, "due") for shard in range(keys.shards))
 
 
 class Hints(NamedTuple):
@@ -39,7 +47,7 @@ async def read_hints(store: Store) -> Hints:
         StoreError: the store does not answer.
     """
     admin, now_ms, keys = await store.admin(), store.now_ms(), store.keys
-    homes = [keys.hints(shard, "due") for shard in range(keys.shards)]
+    homes = due_keys(keys)
     due = await count_at(store, admin, homes, limit=now_ms)
     waiting = await count_at(store, admin, homes, limit="+inf")
     pipe = admin.client.pipeline(transaction=False)

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from meterkit.errors import StoreError
 from meterkit.store.counting import count_at
-from meterkit.store.hints import read_alarms, read_hints
+from meterkit.store.hints import due_keys, read_alarms, read_hints
 from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, HintScripts, Place, home_of
 from meterkit.subscriptions.webhooks.older_queue import OlderQueue
 
@@ -221,7 +221,8 @@ class HookQueue:
         """Shards that have something due, in any order."""
         store, admin = self._store, await self._store.admin()
         shards, is_older = self._in_turn(), await self._older.is_open()
-        keys = [store.keys.hints(shard, "due") for shard in shards]
+        homes = due_keys(store.keys)
+        keys = [homes[shard] for shard in shards]
         keys += [self._older.place.key("due")] if is_older else []
         self._near.difference_update(shards)  # Before they are asked: what comes meanwhile is kept.
         counted = await count_at(store, admin, keys, limit=store.now_ms())
