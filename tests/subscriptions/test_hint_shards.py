@@ -1,0 +1,394 @@
+"""The sync queue over all shards, and beside processes of an older release, which use one shard."""
+
+# pyright: reportPrivateUsage=false
+# What an older release does is done by the scripts under its keys; no public name is for that.
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import hook_process
+from clusters import Cluster, spawn_cluster
+from delivering import CATALOG
+from hooking import hooked
+from meterkit import MeterKit, StoreError
+from meterkit.decisions.keys import shard_of
+from meterkit.insights.store_readings import read_webhooks
+from meterkit.store.hints import read_entries
+from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, Entry, HintScripts, older_place
+from meterkit.subscriptions.webhooks.older_queue import SIDE_BY_SIDE_MS
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.subscriptions.webhooks.stripe_events import Hint, Note
+from meterkit.testing import Clock
+from workers import start
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2031, 6, 10, 12, tzinfo=UTC)
+LEASE = timedelta(milliseconds=LEASE_MS)
+DAY = timedelta(milliseconds=SIDE_BY_SIDE_MS)
+ALARM = "v1.billing.meter.no_meter_found"
+
+
+def note_of(name: str) -> Note:
+    return Note(name=name, kind="payment.failed", data={"invoice": name})
+
+
+def hint(event: str, customer: str, note: str | None = None) -> Hint:
+    return Hint(event=event, stripe_customer=customer, note=None if note is None else note_of(note))
+
+
+class Older:
+    """A process of an older release: the same scripts, on keys that all lie in shard 0."""
+
+    def __init__(self, kit: MeterKit) -> None:
+        self.store = kit.store
+        self.scripts = HintScripts(kit.store)
+        self.place = older_place(kit.store.keys)
+
+    async def add(self, event: str, customer: str, note: str | None = None) -> int:
+        named: dict[str, str] = {} if note is None else {"name": note, "note": note_of(note).dump()}
+        return await self.scripts.hint(self.place, customer, event, is_event=True, **named)
+
+    async def take(self, most: int = 100) -> list[Entry]:
+        return [entry for entry in await self.scripts.take(self.place, most=most) if entry is not None]
+
+    async def finish(self, entry: Entry, what: Any = "done", **more: Any) -> bool:
+        return await self.scripts.finish(self.place, entry, what, **{"notes": entry.notes, **more})
+
+
+@asynccontextmanager
+async def kit_of(url: str, clock: Clock | None = None, **settings: Any) -> AsyncGenerator[MeterKit]:
+    given: dict[str, Any] = {"shards": 16, "store_timeout": 10.0, "flush": False} | settings
+    async with MeterKit(CATALOG, redis_url=url, clock=clock or Clock(NOW), **given) as kit:
+        yield kit
+
+
+async def taken(queue: HookQueue, passes: int = 1) -> list[Entry]:
+    """What some passes take; on a cluster one pass need not look at all shards."""
+    return [entry for _ in range(passes) for entry in await queue.take(100)]
+
+
+def names(entries: list[Entry]) -> list[str]:
+    return sorted(entry.stripe_customer for entry in entries)
+
+
+@pytest.mark.each_store
+async def test_each_entry_lies_in_the_shard_of_its_stripe_customer(store_url: str) -> None:
+    customers = [f"cus_{number}" for number in range(100)]
+    async with kit_of(store_url) as kit:
+        queue, admin = HookQueue(kit.store), await kit.store.admin()
+        for customer in customers:
+            assert await queue.add(hint(f"evt_{customer}", customer, f"in_{customer}")) == "new"
+            assert await queue.add(hint(f"evt_{customer}", customer, f"in_{customer}")) == "duplicate"
+        for shard in range(16):
+            found = await admin.ask(admin.client.zrange(kit.store.keys.hints(shard, "due"), 0, -1))
+            assert sorted(name.decode() for name in found) == sorted(
+                name for name in customers if shard_of(name, 16) == shard
+            )
+        assert await admin.ask(admin.client.exists(kit.store.keys.hooks("entries"))) == 0
+        assert names(await taken(queue)) == sorted(customers)
+
+
+async def test_on_a_cluster_every_shard_has_its_turn_and_a_known_one_at_once(cluster: Cluster) -> None:
+    customers = [f"cus_{number}" for number in range(300)]
+    async with kit_of(cluster.url, shards=128) as kit, kit_of(cluster.url, shards=128) as other:
+        queue, far = HookQueue(kit.store), HookQueue(other.store)
+        for customer in customers[:-1]:
+            await queue.look(customer, "reconcile")
+        found = [names(await far.take(1000)) for _ in range(4)]
+        assert sorted(name for page in found for name in page) == sorted(customers[:-1])
+        assert all(len({shard_of(name, 128) for name in page}) <= 32 for page in found)
+        assert [page for page in found if not page] == []
+        # The process that took the hint looks at once, whatever its turn is.
+        await queue.look(customers[-1], "reconcile")
+        assert names(await queue.take(8)) == [customers[-1]]
+
+
+@pytest.mark.each_store
+async def test_many_workers_of_two_releases_have_each_hint_once_and_no_customer_at_once(
+    store_url: str,
+) -> None:
+    customers = [f"cus_{number}" for number in range(60)]
+    wanted = {f"in_{customer}_{nth}" for customer in customers for nth in range(4)}
+    held, told, overlaps, looks = set[str](), Counter[str](), list[str](), Counter[str]()
+
+    def begin(entries: list[Entry], who: str) -> None:
+        for entry in entries:
+            if entry.stripe_customer in held:
+                overlaps.append(entry.stripe_customer)
+            held.add(entry.stripe_customer)
+            looks[who] += 1
+            told.update(note.name for note in entry.notes)
+
+    async with AsyncExitStack() as stack:
+        kits = [await stack.enter_async_context(kit_of(store_url, _running())) for _ in range(4)]
+        queues, older = [HookQueue(kit.store) for kit in kits], Older(kits[0])
+
+        async def bring(nth: int) -> None:
+            for customer in customers:
+                event, note = f"evt_{customer}_{nth}", f"in_{customer}_{nth}"
+                if nth % 2:
+                    await older.add(event, customer, note)
+                else:
+                    await queues[nth].add(hint(event, customer, note))
+
+        async def work(queue: HookQueue) -> None:
+            while told.keys() != wanted:
+                entries = await queue.take(3)
+                begin(entries, "newer")
+                for entry in entries:
+                    await asyncio.sleep(0)
+                    assert await queue.keep(entry)
+                    held.discard(entry.stripe_customer)
+                    assert await queue.done(entry, entry.notes)
+                await asyncio.sleep(0.001)
+
+        async def work_as_older() -> None:
+            while told.keys() != wanted:
+                entries = await older.take(3)
+                begin(entries, "older")
+                for entry in entries:
+                    await asyncio.sleep(0)
+                    held.discard(entry.stripe_customer)
+                    assert await older.finish(entry)
+                await asyncio.sleep(0.001)
+
+        async with asyncio.timeout(240):
+            await asyncio.gather(*map(bring, range(4)), *map(work, queues), work_as_older())
+    assert overlaps == []
+    assert told == dict.fromkeys(wanted, 1)
+    assert looks["newer"] > 0
+
+
+class _Running(Clock):
+    """A clock that goes on by itself: what waits for a second is due some calls later."""
+
+    def __call__(self) -> float:
+        self.advance(timedelta(milliseconds=1))
+        return super().__call__()
+
+
+def _running() -> Clock:
+    return _Running(NOW)
+
+
+@pytest.mark.each_store
+async def test_what_an_older_release_left_is_worked_off_with_its_notes(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(store_url, clock) as kit:
+        older, queue = Older(kit), HookQueue(kit.store)
+        for number in range(150):  # More than a page.
+            await older.add(f"evt_{number}", f"cus_{number}", f"in_{number}")
+        await queue.add(hint("evt_new", "cus_7", "in_new"))
+        found = [entry for _ in range(2) for entry in await queue.take(1000)]
+        assert names(found) == sorted(f"cus_{number}" for number in range(150))
+        notes = {entry.stripe_customer: [note.name for note in entry.notes] for entry in found}
+        assert notes["cus_7"] == ["in_7", "in_new"]
+        assert (notes["cus_8"], sum(map(len, notes.values()))) == (["in_8"], 151)
+        assert await older.take() == []
+        assert all([await queue.done(entry, entry.notes) for entry in found])
+        assert (await queue.waiting()).entries == 0
+        assert (await older.take(), await queue.take(1000)) == ([], [])
+
+
+async def test_a_customer_that_an_older_process_has_is_left_to_it_until_it_is_done(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(store_url, clock) as kit:
+        older, queue = Older(kit), HookQueue(kit.store)
+        await older.add("evt_1", "cus_1", "in_1")
+        (entry,) = await older.take()
+        await queue.add(hint("evt_2", "cus_1", "in_2"))
+        assert await queue.take(10) == []
+        assert await queue.take_one("cus_1") == "taken"
+        assert await older.finish(entry)
+        clock.advance(timedelta(seconds=1))
+        (found,) = await queue.take(10)
+        assert [note.name for note in found.notes] == ["in_2"]
+        # And the other way about.
+        await older.add("evt_3", "cus_1", "in_3")
+        assert await older.take() == []
+        assert await queue.done(found, found.notes)
+        (entry,) = await older.take()
+        assert [note.name for note in entry.notes] == ["in_3"]
+
+
+async def test_an_older_process_that_is_gone_keeps_nobody_for_longer_than_its_lease(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(store_url, clock) as kit:
+        older, queue = Older(kit), HookQueue(kit.store)
+        await older.add("evt_1", "cus_1", "in_1")
+        await older.take()
+        clock.advance(LEASE - timedelta(milliseconds=1))
+        assert await queue.take(10) == []
+        clock.advance(timedelta(milliseconds=1))
+        (found,) = await queue.take(10)
+        assert [note.name for note in found.notes] == ["in_1"]
+        # A worker that is gone, too, has both locks for as long.
+        clock.advance(LEASE)
+        (again,) = await queue.take(10)
+        assert (again.notes, await queue.keep(found), await queue.keep(again)) == (found.notes, False, True)
+
+
+async def test_who_loses_one_of_two_locks_stores_nothing(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(store_url, clock) as kit:
+        older, queue = Older(kit), HookQueue(kit.store)
+        await queue.add(hint("evt_1", "cus_1"))
+        (found,) = await queue.take(10)
+        clock.advance(LEASE)
+        (_,) = await older.take()
+        assert not await queue.keep(found)
+
+
+async def test_a_day_later_older_keys_are_not_asked_any_more(store_url: str, valkey: Server) -> None:
+    clock = Clock(NOW)
+    async with kit_of(store_url, clock) as kit:
+        older, queue = Older(kit), HookQueue(kit.store)
+        await queue.take(10)
+        clock.advance(DAY - timedelta(milliseconds=1))
+        await queue.add(hint("evt_1", "cus_1"))
+        (found,) = await queue.take(10)
+        assert found.older is not None
+        await queue.done(found)
+        await older.add("evt_2", "cus_2", "in_2")
+        clock.advance(timedelta(milliseconds=1))
+        (found,) = await queue.take(10)  # Something is left there.
+        assert found.older is not None
+        await queue.done(found, found.notes)
+        assert await queue.take(10) == []
+        await queue.add(hint("evt_3", "cus_3"))
+        valkey.command("CONFIG", "RESETSTAT")
+        (found,) = await queue.take(10)
+        assert found.older is None
+        calls = valkey.command("INFO", "commandstats")
+        # The count of what is due, and the script that takes it: nothing else.
+        assert calls["cmdstat_evalsha"]["calls"] == 2
+        assert "cmdstat_zcard" not in calls
+
+
+@pytest.mark.each_store
+async def test_all_shards_and_older_entries_are_counted_once(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(store_url, clock) as kit:
+        older, queue = Older(kit), HookQueue(kit.store)
+        for number in range(20):
+            await queue.add(hint(f"evt_{number}", f"cus_{number}"))
+        await older.add("evt_a", "cus_3")
+        await older.add("evt_b", "cus_older")
+        for number in range(5):
+            await queue.add(Hint(event=f"evt_alarm_{number}", alarm="x"), alarm=ALARM)
+        await older.scripts.hint(older.place, "", "evt_alarm", is_event=True, alarm=ALARM)
+        waiting = await queue.waiting()
+        assert (waiting.entries, waiting.dead, waiting.alarms) == (21, 0, {ALARM: 6})
+        clock.advance(timedelta(seconds=90))
+        seen = await read_webhooks(kit.store)
+        assert (seen["due"].items, seen["due"].age_s, seen["later"].items) == (21, 90.0, 0)
+        found = [entry for _ in range(2) for entry in await queue.take(100)]
+        seen = await read_webhooks(kit.store)
+        assert (len(found), seen["due"].items, seen["later"].items) == (21, 0, 21)
+        for entry in found:
+            await queue.later(entry, f"why {entry.stripe_customer}", delay_ms=1000, counts=True)
+        tried = {name: entry["why"] for name, entry in await read_entries(kit.store, 100)}
+        assert (len(tried), tried["cus_older"]) == (21, "why cus_older")
+        assert len(await read_entries(kit.store, 4)) == 4
+
+
+@pytest.mark.each_store
+async def test_entries_that_any_release_gave_up_are_listed_and_redriven(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with kit_of(store_url, clock) as kit:
+        older, queue = Older(kit), HookQueue(kit.store)
+        await older.add("evt_1", "cus_1", "in_1")
+        (entry,) = await older.take()
+        await older.finish(entry, "dead", why="linked elsewhere", notes=())
+        clock.advance(timedelta(seconds=1))
+        await older.add("evt_2", "cus_2", "in_2")
+        await queue.add(hint("evt_3", "cus_2", "in_3"))
+        (both,) = await queue.take(10)
+        assert await queue.give_up(both, "refused")
+        dead = await queue.dead()
+        assert [(one.stripe_customer, one.why, one.notes) for one in dead] == [
+            ("cus_1", "linked elsewhere", ("in_1",)),
+            ("cus_2", "refused", ("in_2", "in_3")),
+        ]
+        assert ((await queue.waiting()).entries, await older.take()) == (0, [])
+        await queue.redrive(["cus_1", "cus_2"])
+        found = {one.stripe_customer: one for one in await queue.take(10)}
+        assert [note.name for note in found["cus_1"].notes] == ["in_1"]
+        assert [note.name for note in found["cus_2"].notes] == ["in_2", "in_3"]
+        assert await queue.dead() == []
+        assert [await queue.done(one, one.notes) for one in found.values()] == [True, True]
+        assert (await queue.waiting()).entries == 0
+
+
+@pytest.mark.parametrize("point", ["taken", "fetched", "linked", "told"])
+async def test_an_older_entry_of_a_killed_worker_is_finished_by_the_next(store_url: str, point: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        older = Older(at.kit)
+        for event in at.emulator.webhook_events:
+            await older.add(event.id, "cus_acme")
+        options = {"store": store_url, "stripe": at.url, "now": at.clock.now().isoformat()}
+        doomed = await start({**options, "crash": point}, hook_process.__file__)
+        with pytest.raises(EOFError, match="-9"):
+            await doomed.ask("work_off")
+        await at.kit.webhooks.work_off()  # It is still the other's.
+        assert await older.take() == []
+        assert (await at.kit.webhooks.backlog()).entries == 1
+        assert (await at.kit.customers.get("acme")).plan == ("pro" if point == "told" else "free")
+        at.clock.advance(LEASE)
+        await at.kit.webhooks.work_off()
+        assert (await at.kit.customers.get("acme")).plan == "pro"
+        assert ((await at.kit.webhooks.backlog()).entries, await older.take()) == (0, [])
+
+
+async def test_the_sweep_leaves_events_that_an_older_release_has_queued(store_url: str) -> None:
+    async with hooked(store_url) as at:
+        at.customer()
+        await at.subscribe()
+        events = [event.id for event in at.emulator.webhook_events]
+        older = Older(at.kit)
+        for event in events[:-1]:
+            await older.add(event, "cus_acme")
+        for entry in await older.take():
+            await older.finish(entry)
+        assert await at.kit.webhooks.sweep() <= 1
+
+
+async def test_a_node_that_is_away_holds_up_its_own_shards_only() -> None:
+    clock = Clock(NOW)
+    customers = [f"cus_{number}" for number in range(60)]
+    with spawn_cluster("--cluster-require-full-coverage", "no") as cluster:
+        async with kit_of(cluster.url, clock, store_timeout=2.0) as kit:
+            queue, keys = HookQueue(kit.store), kit.store.keys
+            await queue.take(1)
+            clock.advance(DAY)
+            assert await queue.take(1) == []
+            for customer in customers:
+                await queue.look(customer, "reconcile")
+            lost = next(node for node in cluster.masters if node is not cluster.owner(keys.hooks("due")))
+            gone = {
+                name for name in customers if cluster.owner(keys.hints(shard_of(name, 16), "due")) is lost
+            }
+            assert 0 < len(gone) < len(customers)
+            lost.stop()
+            found = list[Entry]()
+            async with asyncio.timeout(240):
+                while len(found) < len(customers) - len(gone):
+                    found += await queue.take(100)
+            assert names(found) == sorted(set(customers) - gone)
+            with pytest.raises(StoreError):
+                await queue.take(100)
