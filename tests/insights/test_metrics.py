@@ -157,7 +157,7 @@ async def test_webhooks_that_wait_and_are_given_up_are_told_with_the_age_of_the_
     any_store_url: str,
 ) -> None:
     clock = Clock(NOW)
-    kit = MeterKit(loads(PLANS), redis_url=any_store_url, flush=False, clock=clock)
+    kit = MeterKit(loads(PLANS), redis_url=any_store_url, flush=False, clock=clock, shards=1)
     async with kit, client_of(app_of(kit)) as client:
         queue = HookQueue(kit.store)
 

@@ -275,7 +275,7 @@ async def test_a_day_later_older_keys_are_not_asked_any_more(store_url: str, val
         calls = valkey.command("INFO", "commandstats")
         # The count of what is due, and the script that takes it: nothing else.
         assert calls["cmdstat_evalsha"]["calls"] == 2
-        assert "cmdstat_zcard" not in calls
+        assert "cmdstat_hlen" not in calls
 
 
 @pytest.mark.each_store

@@ -53,6 +53,7 @@ def test_keys_of_a_shard() -> None:
     names = ("outbox", "w:p", "r:d", "t:ada", "turns", "notices", "audit", "audit:sums")
     assert found == tuple(f"mk:{{7}}:{name}" for name in names)
     assert KEYS.hooks("due") == "mk:{0}:hooks:due"
+    assert KEYS.hints(7, "due") == "mk:{7}:hints:due"
     assert HOOKS_SHARD == 0
 
 

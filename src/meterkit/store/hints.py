@@ -25,7 +25,7 @@ def due_keys(keys: Keys) -> tuple[str, ...]:
 
 
 class Hints(NamedTuple):
-    """What is in the queue.
+    """Counts of the queue.
 
     Attributes:
         due: how many syncs are due.

@@ -57,7 +57,7 @@ class OlderQueue:
         if now_ms < self._since_ms + SIDE_BY_SIDE_MS:
             return True
         pipe = admin.client.pipeline(transaction=False)
-        pipe.zcard(self.place.key("due"))
+        pipe.zcount(self.place.key("due"), "-inf", "+inf")
         pipe.hlen(self.place.key("dead"))
         self._is_closed = not any(await admin.ask(pipe.execute()))
         return not self._is_closed

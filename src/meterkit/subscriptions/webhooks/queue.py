@@ -119,7 +119,7 @@ class HookQueue:
     async def take(self, most: int) -> list[Entry]:
         """Take what is due, for :data:`LEASE_MS`: of each shard the longest first, the shards in any order.
 
-        On a cluster each call looks at some of the shards, and at those of which this process knows more.
+        On a cluster each call looks at some of the shards, and at those that this process was hinted at.
         """
         taken: list[Entry] = []
         failed: StoreError | None = None
