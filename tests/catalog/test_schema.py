@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from meterkit.catalog import json_schema
-from meterkit.catalog.document import Fields, Items, Node, parse
+from meterkit.catalog.document import parse
 from meterkit.catalog.errors import Problems
+from schema_values import to_json
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -25,18 +25,6 @@ SEEN = (
     "rate_number", "rate_words", "report_word", "route_overrides", "route_quantities", "schema_two",
     "trial", "unknown_top_key", "warn_at", "words_of_the_top",
 )  # fmt: skip
-
-
-def to_json(node: Node) -> object:
-    """A node as editors see it: YAML 1.2, core schema."""
-    if isinstance(node, Items):
-        return [to_json(item) for item in node.items]
-    if isinstance(node, Fields):
-        return {key: to_json(value) for key, value in node.values.items()}
-    if node.is_null:
-        return None
-    is_literal = re.fullmatch(r"true|false|-?[0-9]+([.][0-9]+)?", node.text) and not node.quoted
-    return json.loads(re.sub(r"^0+(?=[0-9])", "", node.text)) if is_literal else node.text
 
 
 def is_valid(path: Path) -> bool:

@@ -86,6 +86,8 @@ def _check_template(path: str) -> None:
 
 
 def _valid_match(match: str) -> str:
+    if not all(map(str.isprintable, match.split())):
+        raise RefusedError("a control character is no part of a path or name; remove it")
     parse_match(match)
     return match
 

@@ -385,6 +385,7 @@ def _resolve_costs(
 def check_meter(name: str, meters: Meters, place: Place, problems: Problems) -> Meter | None:
     """The meter of that name; a name that is not declared is refused at ``place``."""
     if name not in meters:
-        problems.refuse(place, unknown("meter", name, meters))
+        written = [known for known, meter in meters.items() if meter is None or not meter.is_row]
+        problems.refuse(place, unknown("meter", name, written))
         return None
     return meters[name]

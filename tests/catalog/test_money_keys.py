@@ -1,0 +1,95 @@
+"""Bad values of the keys of money, subjects and MCP: refused at their place, and by the JSON schema."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema
+import pytest
+
+from meterkit.catalog import json_schema, loads
+from meterkit.catalog.document import parse
+from meterkit.catalog.errors import Problems
+from meterkit.errors import PlansError
+from schema_values import to_json
+
+GOOD: Final = (Path(__file__).parent / "good" / "money.yaml").read_text("utf-8")
+LONG: Final = "m" * 257
+
+SEEN: Final = (
+    # In place of a text another one, and the key or item that is named.
+    ("{default: 4 per 1000", "{default: -4 per 1000", "default"),
+    ("0.5 per 1000", "0.5 eur per 1000", '"gpt-*-mini"'),
+    ('"gpt-*-mini": 0.5', '"": 0.5', '""'),
+    ("markup: -100%", "markup: a lot", "markup"),
+    ("output_tokens: 0,", "output_tokens: -0.1,", "output_tokens"),
+    ("requests: 0.01}", "words: 0.01}", "words"),
+    ("unit: money", "unit: coins", "unit"),
+    ("packs: [1000, 5000]", "packs: [1000, 10.5]", "10.5"),
+    ("packs: [1000, 5000]", "packs: []", "packs"),
+    ("at_most: 3 per month", "at_most: 3 per day", "at_most"),
+    ("at_most: 3 per month", "at_least: 3 per month", "at_least"),
+    ("price: prices.output, cap", "price: output, cap", "price"),
+    ("allotment: 250ms", "allotment: 1s", "allotment"),
+    ("budget: {amount_cents: 5000", "budget: {amount_cents: -1", "amount_cents"),
+    ("per: period, warn_at", "per: month, warn_at", "per"),
+    ("warn_at: [50, 80]", "warn_at: [50, 0]", "0]"),
+    ("at_limit: notify", "at_limit: stop", "at_limit"),
+    ("per: day}", "per: week}", "per"),
+    ("included: 50_000}", "included: many}", "included"),
+    ("concurrency: 2", "overage: deny", "overage"),
+    ('match: "MCP *"', 'match: "MCP"', "match"),
+)
+FOUND: Final = (
+    # The schema cannot see these.
+    ("1_000_000_000}}", "1_000_000_001}}", '"dall-e-?"'),
+    ("markup: -100%", "markup: -101%", "markup"),
+    ("markup: -100%", "markup: 1_001%", "markup"),
+    ("currency: usd", "currency: eur", "unit: money"),
+    ("images: prices.picture}", "images: prices.pictures}", "images"),
+    ("price: prices.output,", "price: prices.outputs,", "price"),
+    ("rate: 10/minute, concurrency", "rate: 10/fortnight, concurrency", "rate"),
+    ("session: {requests", "session: {request", "request:"),
+    ('"dall-e-?"', f'"{LONG}"', f'"{LONG}"'),
+    ('"dall-e-?"', '"dall\\u0007"', '"dall'),
+    ('"our-*"', f'"{LONG}"', f'"{LONG}"'),
+    ('"our-*"', '"our\\n"', '"our'),
+    ('match: "MCP tools/call search*"', 'match: "MCP tools/call search\\u0000"', "match"),
+    ('match: "MCP *"', 'match: "MCP prompts/set a*"', "match"),
+    ('match: "POST /v1', 'match: "POST /v1\\u001b', "match"),
+)
+
+
+def changed(old: str, new: str) -> str:
+    assert GOOD.count(old) == 1, old
+    return GOOD.replace(old, new)
+
+
+def is_valid(text: str) -> bool:
+    document: Any = to_json(parse(text.encode(), problems=Problems("plans.yaml")))
+    return bool(jsonschema.Draft202012Validator(json_schema()).is_valid(document))
+
+
+def test_the_good_file_has_every_new_key() -> None:
+    assert is_valid(GOOD)
+    loads(GOOD)
+
+
+@pytest.mark.parametrize(("old", "new", "at"), [*SEEN, *FOUND])
+def test_a_bad_value_is_refused_where_it_is_written(old: str, new: str, at: str) -> None:
+    text = changed(old, new)
+    begin = text.index(new)
+    where = text.index(at, text.rindex("\n", 0, begin) if at in {'"gpt-*-mini"', '"dall-e-?"'} else begin)
+    line, column = text.count("\n", 0, where) + 1, where - text.rfind("\n", 0, where)
+    with pytest.raises(PlansError) as caught:
+        loads(text)
+    assert (line, column) in [(one.line, one.column) for one in caught.value.problems], str(caught.value)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", str(caught.value))
+    assert all(len(line) < 1_000 for line in str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize(("old", "new"), [case[:2] for case in SEEN])
+def test_the_schema_refuses_it_too(old: str, new: str) -> None:
+    assert not is_valid(changed(old, new))
