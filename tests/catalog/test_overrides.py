@@ -78,3 +78,29 @@ def test_a_value_that_holds_itself_is_refused(catalog: Catalog) -> None:
     endless["rate"] = [endless]
     with pytest.raises(PlansError):
         override(catalog, catalog.plans["free"], {"requests": endless}, strict=True)
+
+
+def test_overage_without_a_price_keeps_the_prices_of_the_plan() -> None:
+    money = load(Path(__file__).parent / "good" / "money.yaml")
+    pro = money.plans["pro"]
+    given = pro.entitlements["output_tokens"].overage
+    for written, cap in (("bill", None), ({"bill": {"cap": 5}}, 5)):
+        merged = override(money, pro, {"output_tokens": {"overage": written}}, strict=True)
+        assert replace(given, cap=cap) == merged["output_tokens"].overage
+    single = {"bill": {"per": 1000, "amount_cents": 2}}
+    overage = override(money, pro, {"output_tokens": {"overage": single}}, strict=True)[
+        "output_tokens"
+    ].overage
+    assert (overage.rows, overage.per, overage.amount_cents) == (None, 1000, 2)
+    with pytest.raises(PlansError, match="prices by model are a plan's; give `per` and `amount_cents`"):
+        override(
+            money, pro, {"output_tokens": {"overage": {"bill": {"price": "prices.output"}}}}, strict=True
+        )
+
+
+def test_the_meters_of_single_prices_cannot_be_overridden() -> None:
+    money = load(Path(__file__).parent / "good" / "money.yaml")
+    with pytest.raises(PlansError) as caught:
+        override(money, money.plans["pro"], {"output_tokens:gpt-*-mini": {"included": 5}}, strict=True)
+    assert "there is no meter 'output_tokens:gpt-*-mini'" in str(caught.value)
+    assert "(default)" not in str(caught.value)

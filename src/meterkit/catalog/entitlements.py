@@ -194,6 +194,8 @@ def _build_overage(values: EntitlementTable, meter: Meter, base: Entitlement | N
             written.bill.refuse("price", "prices by model are a plan's; give `per` and `amount_cents`")
     else:
         overage = BILLED if written == "bill" else DENY
+    if base is not None and overage.mode == base.overage.mode == "bill" and overage.amount_cents is None:
+        overage = replace(base.overage, cap=overage.cap)  # An override without a price has the plan's.
     if overage.mode == "bill" and meter.stripe is None:
         cure = (
             "deny it" if meter.kind == "gauge" else "add `stripe: {event_name: …}` to the meter, or deny it"
@@ -266,8 +268,9 @@ def override(
     problems = Problems(_SOURCE)
     for name, given in overrides.items():
         place, found = Place(0, 0, "").child(name), Problems(_SOURCE)
-        if name not in catalog.meters:
-            found.refuse(place, unknown("meter", name, catalog.meters))
+        if name not in catalog.meters or catalog.meters[name].is_row:
+            written = [known for known, meter in catalog.meters.items() if not meter.is_row]
+            found.refuse(place, unknown("meter", name, written))
         elif catalog.meters[name].is_spend:
             limits = LimitsTable.read(node_of(given, place, 1), found)
             if limits is not None and not found:
