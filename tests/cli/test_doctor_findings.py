@@ -2,10 +2,73 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
+
 import pytest
 
+from meterkit.catalog import loads
 from meterkit.decisions.keys import FORMAT
 from meterkit.health import findings, webhooks
+from meterkit.health.allotments import allotments_of
+
+if TYPE_CHECKING:
+    from commands import Shell
+
+
+ALLOTTED: Final = """
+schema: 1
+currency: usd
+default_plan: free
+allotment: 250ms
+meters:
+  requests: {unit: request}
+  output_tokens: {unit: token}
+  images: {unit: image, stripe: {event_name: images}}
+credits:
+  ai: {costs: {requests: 1}}
+routes:
+  - {match: "GET /search", consume: {requests: 1}}
+  - {match: "POST /images", consume: {images: 1}}
+  - {match: "POST /chat", usage: openai, consume: {requests: 1}}
+  - {match: "GET /slow", allotment: "off", consume: {requests: 1}}
+  - {match: "*", exempt: true}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: 100/minute}}}
+  burst:
+    price: {amount_cents: 0, interval: month}
+    meters: {requests: {rate: {limit: 10/second, algorithm: token-bucket, burst: 20}}}
+  paid:
+    price: {amount_cents: 2000, interval: month}
+    budget: {amount_cents: 5000}
+    grants: [{credit: ai, quantity: 10, every: period}]
+    meters: {images: {included: 1, overage: {bill: {per: 1, amount_cents: 1}}}}
+    subjects: {user: {requests: {rate: 1/second}}}
+  alone: {price: {amount_cents: 0, interval: month}, allotment: "off", budget: {amount_cents: 0}}
+"""
+
+
+def test_where_allotments_have_no_effect_is_told_with_the_reasons() -> None:
+    assert allotments_of(loads(ALLOTTED)) == (
+        "no effect in plan burst (token bucket of requests);"
+        " plan paid (grants, requests of a user, budget); line POST /chat (usage)"
+    )
+    off = ALLOTTED.replace("allotment: 250ms\n", "")
+    assert allotments_of(loads(off)) is None
+    one = off.replace('"GET /search", ', '"GET /search", allotment: 250ms, ')
+    assert allotments_of(loads(one)) == (
+        "no effect in plan burst (token bucket of requests); plan paid (grants, requests of a user)"
+    )
+    plain = one.replace("algorithm: token-bucket, burst: 20", "algorithm: fixed-window")
+    without = plain[: plain.index("    grants")] + plain[plain.index("    meters: {images") :]
+    without = without[: without.index("    subjects")] + without[without.index("  alone") :]
+    assert allotments_of(loads(without)) == "in effect in each plan and line"
+
+
+def test_doctor_prints_where_allotments_have_no_effect(shell: Shell) -> None:
+    (shell.directory / "plans.yaml").write_text(ALLOTTED)
+    done = shell.run("doctor", "--redis", "memory://")
+    assert done.code == 0
+    assert "\nallotments: no effect in plan burst (token bucket of requests); plan paid (" in done.out
 
 
 @pytest.mark.parametrize(

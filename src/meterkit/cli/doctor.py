@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from meterkit.cli.session import Session, command
+from meterkit.health.allotments import CHECK as ALLOTMENTS
 
 if TYPE_CHECKING:
     from meterkit.health.health import Health
@@ -41,5 +42,7 @@ def _tell(found: Health) -> None:
         typer.echo(f"{finding.check}: {finding.problem}\n  cure: {finding.cure}")
     for why, checks in groupby(found.not_looked_at, found.not_looked_at.__getitem__):
         typer.echo(f"not looked at: {', '.join(checks)}: {why}")
+    if ALLOTMENTS in found.looked_at:
+        typer.echo(f"{ALLOTMENTS}: {found.looked_at[ALLOTMENTS]}")
     if not found.findings:
         typer.echo(f"nothing found in {len(found.looked_at)} checks")

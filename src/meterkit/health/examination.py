@@ -14,6 +14,8 @@ from meterkit.customers.links import owner_of
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.health import findings, store_servers
+from meterkit.health.allotments import CHECK as ALLOTMENTS
+from meterkit.health.allotments import allotments_of
 from meterkit.health.audit_log import look_at_audit_database, look_at_audit_log, look_at_revenue
 from meterkit.health.backlogs import look_at_closes, look_at_messages, look_at_stored_objects
 from meterkit.health.findings import Finding
@@ -63,6 +65,8 @@ async def examine(parts: Parts) -> Health:
         await _try("database", look_at_audit_database, parts, found)
         await _try("revenue", look_at_revenue, parts, found)
     await _try("stripe", look_at_meters, parts, found)
+    if (allotted := allotments_of(parts.store.catalog)) is not None:
+        found.looked_at[ALLOTMENTS] = allotted
     return found
 
 

@@ -1,0 +1,73 @@
+"""Where ``allotment: 250ms`` has no effect: what of each plan has requests decided one by one. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meterkit.decisions.program import demands_of
+from meterkit.decisions.spending import Spending
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from meterkit.catalog import Catalog, Plan, Route
+
+CHECK: Final = "allotments"
+
+
+def allotments_of(catalog: Catalog) -> str | None:
+    """The plans and lines in which each request is decided by itself, and why; None: allotments are off."""
+    lines = {plan.key: _lines_of(catalog, plan) for plan in catalog.plans.values()}
+    if not any(lines.values()):
+        return None
+    found = [
+        f"plan {key} ({', '.join(reasons)})"
+        for key, routes in lines.items()
+        if (reasons := [*dict.fromkeys(_reasons(catalog, catalog.plans[key], routes))])
+    ]
+    found += [
+        f"line {route.match} ({', '.join(keys)})"
+        for route in catalog.routes
+        if any(route in routes for routes in lines.values()) and (keys := _keys(route))
+    ]
+    return f"no effect in {'; '.join(found)}" if found else "in effect in each plan and line"
+
+
+def _lines_of(catalog: Catalog, plan: Plan) -> Sequence[Route]:
+    return [
+        route
+        for route in catalog.routes
+        if not route.exempt and (route.allotment or plan.allotment or catalog.allotment) != "off"
+    ]
+
+
+def _reasons(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> Iterator[str]:
+    """What of a plan keeps some requests of these lines from allotments."""
+    for route in routes:
+        if _keys(route):
+            continue
+        meters = demands_of(route, catalog)
+        for name in meters:
+            if any(rate.algorithm == "token-bucket" for rate in plan.entitlements[name].rates):
+                yield f"token bucket of {name}"
+        if Spending.of(meters, plan.entitlements, catalog).budgets:
+            yield "budget"
+        if plan.grants:
+            yield "grants"
+        if plan.subjects:
+            yield f"requests of a {' or '.join(plan.subjects)}"
+
+
+def _keys(route: Route) -> list[str]:
+    """The keys of a line with which each of its requests is decided by itself."""
+    found = {
+        "always": route.always,
+        "usage": route.usage != "none",
+        "grow": bool(route.grow),
+        "rate": bool(route.rates),
+        "idempotency_header": route.idempotency_header is not None,
+        "reserve": bool(route.reserve),
+        "storage": route.storage_meter is not None,
+        "match": route.mcp is not None or route.method == "WS",
+    }
+    return [key for key, is_there in found.items() if is_there]
