@@ -24,7 +24,7 @@
 --       customer is not linked; all ms); how many meters and concurrency limits, rates, thresholds, subjects; then
 --       recorded, held, included (-1: unlimited), report included (0/1), report overage (0/1), whose event that is
 --       (0: the meter's, 1: that of a meter behind it, 2: it is sent what one before it reports, 3: its units are the
---       overage of the one before it that is 1) a meter; kind, window, refill,
+--       overage of the last one before it that is not 3) a meter; kind, window, refill,
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; then a threshold of
 --       what is included, see crossed; these want the keys of grants, too
 -- Reply {0, now, 'late PERIOD' where it was, 'notice' where there is one, 'subjects' where one found no room} ok
