@@ -106,7 +106,7 @@ class Parts:
         self.revenue = Revenue(store, settings)
         self.storage = ObjectStorage(store, settings.storage_endpoint)
         self.reconcile = Reconciler(store, stripe.api, journal).reconcile
-        self.statement = Statements(store, settings, stripe.api).statement
+        self.statement = Statements(store, settings, stripe.api)
         self.stripe = StripeAccount(lambda: store.catalog, stripe.api)
         top_ups = TopUpPayments(store, stripe.api)
         self.credits = Credits(store, stripe.api, top_ups, contact)

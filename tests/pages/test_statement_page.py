@@ -20,7 +20,8 @@ from meterkit import MeterKit
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
-from meterkit.pages import statement_csv, usage_page
+from meterkit.insights.statement import statements
+from meterkit.pages import usage_page
 from meterkit.testing import Clock
 from shopping import START
 
@@ -84,7 +85,7 @@ async def page_of(kit: MeterKit, customer: str = "acme") -> AsyncGenerator[httpx
 async def test_csv_has_all_events_of_the_json(
     store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statement_csv, "_AT_ONCE", 50)
+    monkeypatch.setattr(statements, "_AT_ONCE", 50)
     async with used(store_url, tmp_path) as kit, page_of(kit) as client:
         answer = await client.get("/statement.csv")
         figures = (await client.get("/statement", headers=JSON)).json()

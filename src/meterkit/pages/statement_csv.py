@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -12,9 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from datetime import datetime
 
-    from meterkit.insights.statement.lines import Statement
+    from meterkit.insights.statement.lines import Statement, StatementLine
 
-_AT_ONCE: Final = 1_000
 _OF_LINE: Final = (
     "invoice",
     "kind",
@@ -48,29 +48,30 @@ class StatementOf(Protocol):
         """The statement of a period."""
         ...
 
+    def pages(self, customer: str, period: datetime | str | None = None) -> AsyncGenerator[StatementLine]:
+        """All its lines with all their events, page by page."""
+        ...
+
 
 async def csv_of(
-    read: StatementOf, customer: str, period: datetime | str | None = None
+    statement: StatementOf, customer: str, period: datetime | str | None = None
 ) -> AsyncGenerator[str]:
     """The CSV in parts, for a stream; the first part is there once the statement is known.
 
     Raises:
         MeterkitError: as of ``kit.statement``.
     """
-    found = await read(customer, period, most=0)
-    head = True
-    for line in found.lines:
-        of_line = asdict(line)
-        told: dict[str, Any] = {"row": "line", "line": line.id, **{name: of_line[name] for name in _OF_LINE}}
-        yield as_csv(COLUMNS, [{**_EMPTY, **told}], head=head)
-        head, after, left = False, "", bool(line.event_count)
-        while left:
-            page = await read(customer, found.period_id, line=line.id, after=after, most=_AT_ONCE)
-            (same,) = page.lines
-            yield as_csv(COLUMNS, [_event_row(line.id, asdict(one)) for one in same.events], head=False)
-            after = same.after
-            left = bool(after)
-    if head:
+    shown: str | None = None
+    async with aclosing(statement.pages(customer, period)) as pages:
+        async for line in pages:
+            of_line, rows = asdict(line), list[dict[str, Any]]()
+            if line.id != shown:
+                told = {name: of_line[name] for name in _OF_LINE}
+                rows.append({**_EMPTY, "row": "line", "line": line.id, **told})
+            rows += [_event_row(line.id, event) for event in of_line["events"]]
+            yield as_csv(COLUMNS, rows, head=shown is None)
+            shown = line.id
+    if shown is None:
         yield as_csv(COLUMNS, [], head=True)
 
 

@@ -40,7 +40,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from sqlalchemy import Connection, Executable, Insert
+    from sqlalchemy import ColumnElement, Connection, Executable, Insert
 
 Sums = dict[int, dict[str, dict[str, int]]]
 """By period (its first instant, ms) and meter, the units of each class."""
@@ -76,7 +76,7 @@ TABLE: Final = Table(
     ),
     Column("place", BigInteger),
     Column("hash", Text),
-    Index("meterkit_audit_of_customer", "customer", "period_start_ms"),
+    Index("meterkit_audit_of_period", "customer", "period_start_ms", "recorded_at_ms"),
     Index("meterkit_audit_recorded", "recorded_at_ms"),
     Index("meterkit_audit_chain", "customer", "place", unique=True),
 )
@@ -374,8 +374,13 @@ class Database:
             raise kind(f"the database of the audit log failed: {words:.300}") from None
 
 
+def last_deletion(customer: str) -> ColumnElement[int]:
+    """When a customer was deleted last (ms); 0: it was not. Such rows belong to no period."""
+    table = TABLE.alias().c
+    rows = (table.customer == customer, table.period_start_ms.is_(None), table.kind == "deleted")
+    last = select(func.max(table.recorded_at_ms)).where(*rows).scalar_subquery()
+    return func.coalesce(last, 0)
+
+
 def _deleted_ms(connection: Connection, customer: str) -> int:
-    """When a customer was deleted last; 0: it was not."""
-    table = TABLE.c
-    last = select(func.max(table.recorded_at_ms)).where(table.customer == customer, table.kind == "deleted")
-    return connection.execute(last).scalar() or 0
+    return connection.execute(select(last_deletion(customer))).scalar() or 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import func, select, text
 
-from meterkit.insights.audit.database import COUNTED, TABLE
+from meterkit.insights.audit.database import COUNTED, TABLE, last_deletion
 
 if TYPE_CHECKING:
     from meterkit.insights.audit.database import Database
@@ -38,18 +38,17 @@ def model_sums(database: Database, customer: str, period_start_ms: int) -> list[
     Raises:
         MeterkitError: the database does not answer.
     """
-    table, other = TABLE.c, TABLE.alias().c
+    table = TABLE.c
     of = (
         *(func.coalesce(table.model, ""), table.meter),
         *(func.coalesce(table.price_micros, 0), func.coalesce(table.price_per, 1)),
     )
     sums = [func.sum(func.coalesce(one, 0)) for one in (table.quantity, table.priced, table.cost_micros)]
-    last = select(func.max(other.recorded_at_ms)).where(other.customer == customer, other.kind == "deleted")
     asked = select(*of, *sums).where(
         table.customer == customer,
         table.period_start_ms == period_start_ms,
         table.kind.in_(COUNTED),
-        table.recorded_at_ms > func.coalesce(last.scalar_subquery(), 0),
+        table.recorded_at_ms > last_deletion(customer),
     )
     # By place: PostgreSQL takes expressions with parameters for different ones.
     places = [text(f"{place}") for place in range(1, len(of) + 1)]

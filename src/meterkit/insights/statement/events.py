@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import case, func, select, tuple_
 
-from meterkit.insights.audit.database import TABLE
+from meterkit.insights.audit.database import TABLE, last_deletion
 from meterkit.insights.statement.lines import PlaceError, Sums, Wanted, event_of
 
 if TYPE_CHECKING:
@@ -23,19 +23,17 @@ _COLUMNS: Final = TABLE.c
 _BILLED: Final = case((_COLUMNS.kind == "dropped", -_COLUMNS.quantity), else_=_COLUMNS.reported)
 
 
-def _of(customer: str, start_ms: int, deleted_ms: int) -> list[ColumnElement[bool]]:
-    return [
+def _of(customer: str, start_ms: int, deleted_ms: int | None = None) -> list[ColumnElement[bool]]:
+    found = [
         _COLUMNS.customer == customer,
         _COLUMNS.period_start_ms == start_ms,
         _COLUMNS.kind.in_(_SHOWN),
-        _COLUMNS.recorded_at_ms > deleted_ms,
     ]
+    return found if deleted_ms is None else [*found, _COLUMNS.recorded_at_ms > deleted_ms]
 
 
 def _deleted_ms(database: Database, customer: str) -> int:
-    asked = select(func.max(_COLUMNS.recorded_at_ms))
-    found = database.read(asked.where(_COLUMNS.customer == customer, _COLUMNS.kind == "deleted"))
-    return int(found[0][0] or 0)
+    return int(database.read(select(last_deletion(customer)))[0][0])
 
 
 def _within(wanted: Wanted) -> list[ColumnElement[bool]]:
@@ -97,9 +95,12 @@ def page_of(
         MeterkitError: the database does not answer.
     """
     key = (_COLUMNS.recorded_at_ms, _COLUMNS.event, _COLUMNS.meter)
-    asked = select(TABLE).where(*_of(customer, start_ms, _deleted_ms(database, customer)), *_within(wanted))
-    if after:
-        asked = asked.where(tuple_(*key) > tuple_(*_place_in(after)))
+    since_ms = max(wanted.since_ms, 1 + _deleted_ms(database, customer))
+    last_key = _place_in(after) if after else (since_ms, "", "")
+    # One lower bound, so that the database enters the index there; the sum below keeps it from another.
+    begun = wanted._replace(since_ms=max(since_ms, last_key[0]))
+    asked = select(TABLE).where(*_of(customer, start_ms), *_within(begun))
+    asked = asked.where(tuple_(key[0] + 0, *key[1:]) > tuple_(*last_key))
     rows: list[Any] = [
         dict(zip(_COLUMNS.keys(), row, strict=True))
         for row in database.read(asked.order_by(*key).limit(most + 1))

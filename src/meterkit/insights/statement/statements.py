@@ -31,7 +31,7 @@ from meterkit.store.arguments import check_customer
 from meterkit.store.event_names import read_meters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.insights.audit.database import Database
@@ -43,11 +43,12 @@ if TYPE_CHECKING:
 EVENTS: Final = 100
 """How many events of each line are read by default."""
 EVENTS_MAX: Final = 10_000
+_AT_ONCE: Final = 1_000
 _WHYS: Final = ("late", "dead", "parked", "pending", "unlinked", "queued", "leased")
 
 
 class Statements:
-    """Makes statements.
+    """Makes statements; ``kit.statement`` is one of these, and is called.
 
     Args:
         store: where usage is counted.
@@ -60,7 +61,7 @@ class Statements:
         self._settings = settings
         self._api = api
 
-    async def statement(
+    async def __call__(
         self,
         customer: str,
         period: datetime | str | None = None,
@@ -87,20 +88,44 @@ class Statements:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
-        check_customer(customer)
         if type(most) is not int or not 0 <= most <= EVENTS_MAX:
             raise MeterkitError(f"most: found {most!r:.40}; allowed is an integer from 0 to {EVENTS_MAX}")
+        found, made, wanted = await self._make(customer, period)
+        shown = [one for one in found.lines if line is None or one.id == line]
+        if not shown and line is not None:
+            raise MeterkitError(f"line: found {line!r:.80}; the statement has no such line")
+        return replace(
+            found, lines=tuple([await made.with_events(one, wanted, after, most) for one in shown])
+        )
+
+    async def pages(
+        self, customer: str, period: datetime | str | None = None
+    ) -> AsyncGenerator[StatementLine]:
+        """All lines of a statement with all their events, for a stream: Stripe and the store are asked once.
+
+        A line with more than 1,000 events comes again with the next ones. Raises as the call does.
+        """
+        found, made, wanted = await self._make(customer, period)
+        for line in found.lines:
+            page = await made.with_events(line, wanted, "", _AT_ONCE)
+            yield page
+            while page.after:
+                page = await made.with_events(line, wanted, page.after, _AT_ONCE)
+                yield page
+
+    async def _make(
+        self, customer: str, period: datetime | str | None
+    ) -> tuple[Statement, _Making, dict[str, Wanted]]:
+        """A statement without events, and what finds those of its lines."""
+        check_customer(customer)
         database = open_database(self._settings, "a statement is read from what is")
         at_ms = None if period is None else period_ms(period)
         (usage,) = await self._store.usage_of_many([customer], at_ms=at_ms, former=True)
         made = _Making(self._store, database, usage)
         invoices = await self._invoices(customer, usage)
         lines, wanted = await made.lines(invoices, None if not invoices else PeriodInvoices(self._api()))
-        shown = [one for one in lines if line is None or one.id == line]
-        if not shown and line is not None:
-            raise MeterkitError(f"line: found {line!r:.80}; the statement has no such line")
         totals = [int(one["total"]) for one in invoices] or [one.amount_cents for one in lines]
-        return Statement(
+        found = Statement(
             customer=customer,
             period_id=usage["period"]["id"],
             period_start=usage["period"]["start"],
@@ -108,10 +133,11 @@ class Statements:
             currency=str(invoices[0]["currency"]) if invoices else self._store.catalog.currency,
             is_final=_is_final(invoices, to_ms(usage["period"]["end"])),
             invoices=tuple(map(shown_invoice, invoices)),
-            lines=tuple(await made.with_events(shown, wanted, after, most)),
+            lines=tuple(lines),
             total_cents=sum(totals),
             balance=tuple(await self._balance(usage)),
         )
+        return found, made, wanted
 
     async def _invoices(self, customer: str, usage: CustomerUsage) -> list[dict[str, Any]]:
         _, state = await States(self._store).read(customer)
@@ -184,17 +210,13 @@ class _Making:
         return found, wanted
 
     async def with_events(
-        self, lines: Sequence[StatementLine], wanted: Mapping[str, Wanted], after: str, most: int
-    ) -> list[StatementLine]:
-        """Lines with a page of their events each."""
-        found: list[StatementLine] = []
-        for line in lines:
-            if line.id in wanted and most and line.event_count:
-                events, ends = await self._ask(self._events.page_of, wanted[line.id], after, most)
-                found.append(replace(line, events=events, after=ends))
-            else:
-                found.append(line)
-        return found
+        self, line: StatementLine, wanted: Mapping[str, Wanted], after: str, most: int
+    ) -> StatementLine:
+        """A line with a page of its events."""
+        if line.id not in wanted or not most or not line.event_count:
+            return line
+        events, ends = await self._ask(self._events.page_of, wanted[line.id], after, most)
+        return replace(line, events=events, after=ends)
 
     async def _ask(self, call: Callable[..., Any], *more: object) -> Any:
         """Ask the database for something of the customer's period."""
