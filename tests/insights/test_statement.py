@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from sqlite3 import connect
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from sqlalchemy import event
 
-from auditing import sqlite_in
+from auditing import row_of, sqlite_in
 from hooking import hooked
 from meterkit import MeterkitError, SettingsError
 from meterkit.catalog import loads
 from meterkit.insights.audit.database import Database
+from meterkit.insights.statement import statements
+from meterkit.insights.statement.events import page_of
+from meterkit.insights.statement.lines import Wanted
 from meterkit.testing import Clock
 from period_ending import HOUR, JUNE, MAY, paying
 
@@ -160,6 +166,51 @@ async def test_pages_of_events(store_url: str, tmp_path: Path) -> None:
             await at.kit.statement("acme", after="nonsense")
         with pytest.raises(MeterkitError, match="most: found -1"):
             await at.kit.statement("acme", most=-1)
+
+
+async def test_all_events_are_streamed_with_no_further_call_to_stripe(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statements, "_AT_ONCE", 2)
+    async with month(store_url, sqlite_in(tmp_path)) as at:
+        for nth in range(1, 8):
+            await at.kit.record("acme", "words", nth)
+        await at.kit.record("acme", "requests", 3)
+        await at.reach(MAY + timedelta(minutes=5))
+        await at.close()
+        asked = len(at.stripe.requests)
+        whole = await at.kit.statement("acme", APRIL + DAY)
+        of_one = len(at.stripe.requests) - asked
+        found = [line async for line in at.kit.statement.pages("acme", APRIL + DAY)]
+        assert len(at.stripe.requests) - asked == 2 * of_one
+    for line in whole.lines:
+        pages = [one for one in found if one.id == line.id]
+        assert tuple(event for one in pages for event in one.events) == line.events
+        assert max(len(one.events) for one in pages) <= 2
+    assert [one.id for one in found if one.meter == "words"] == 4 * [usage_of(whole, "words")[0].id]
+
+
+def test_a_page_of_events_is_read_by_an_index_from_where_the_last_one_ended(tmp_path: Path) -> None:
+    database, asked = Database(sqlite_in(tmp_path)), list[tuple[str, Any]]()
+    database.insert([row_of(nth) for nth in range(1, 9)])
+    engine: Any = database._engine  # pyright: ignore[reportPrivateUsage] - its statements are watched
+
+    def watch(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", watch)
+    page, after = page_of(database, "acme", 0, Wanted(("tokens",)), "5|0/p/5|tokens", 2)
+    assert ([one.event for one in page], after) == (["0/p/6", "0/p/7"], "7|0/p/7|tokens")
+    deletion, rows = asked
+    assert rows[1].count(5) == 2  # The index is entered at the place, and rows up to it are left out.
+    for (statement, parameters), index in (
+        (deletion, "meterkit_audit_of_period (customer=? AND period_start_ms=?)"),
+        (rows, "meterkit_audit_of_period (customer=? AND period_start_ms=? AND recorded_at_ms>? "),
+    ):
+        with closing(connect(tmp_path / "audit.db")) as plain:
+            plan = [row[3] for row in plain.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+        assert any(index in step for step in plan), plan
+        assert not any("FOR ORDER BY" in step for step in plan), plan
 
 
 async def test_before_the_invoice_the_plans_file_has_the_prices(store_url: str, tmp_path: Path) -> None:

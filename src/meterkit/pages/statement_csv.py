@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meterkit.decisions.periods import iso
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from datetime import datetime
 
-    from meterkit.insights.statement.lines import Statement, StatementLine
+    from meterkit.insights.statement.lines import Statement, StatementEvent, StatementLine
 
 _OF_LINE: Final = (
     "invoice",
@@ -64,19 +63,19 @@ async def csv_of(
     shown: str | None = None
     async with aclosing(statement.pages(customer, period)) as pages:
         async for line in pages:
-            of_line, rows = asdict(line), list[dict[str, Any]]()
+            rows: list[dict[str, object]] = []
             if line.id != shown:
-                told = {name: of_line[name] for name in _OF_LINE}
+                told = {name: getattr(line, name) for name in _OF_LINE}
                 rows.append({**_EMPTY, "row": "line", "line": line.id, **told})
-            rows += [_event_row(line.id, event) for event in of_line["events"]]
+            rows += [_event_row(line.id, event) for event in line.events]
             yield as_csv(COLUMNS, rows, head=shown is None)
             shown = line.id
     if shown is None:
         yield as_csv(COLUMNS, [], head=True)
 
 
-def _event_row(line: str, event: dict[str, Any]) -> dict[str, object]:
-    shown = {name: event[name] for name in ("kind", "meter", "quantity", *_OF_EVENT)}
+def _event_row(line: str, event: StatementEvent) -> dict[str, object]:
+    shown: dict[str, Any] = {name: getattr(event, name) for name in ("kind", "meter", "quantity", *_OF_EVENT)}
     for name in ("recorded_at", "occurred_at"):
         shown[name] = None if shown[name] is None else iso(shown[name])
     return {**_EMPTY, "row": "event", "line": line, **shown}
