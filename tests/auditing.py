@@ -19,6 +19,7 @@ from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
+    from multiprocessing.connection import Connection
     from pathlib import Path
 
     from meterkit import MeterKit
@@ -59,12 +60,16 @@ def row_of(nth: int, customer: str = "acme", **more: Any) -> Row:
 ROWS_IN_ALL: Final = 240
 
 
-def insert_all(url: str, size: int) -> None:
-    """Insert rows of four customers, in batches that begin before the last one ended, as retries do."""
+def insert_all(url: str, size: int, inserted: Connection) -> None:
+    """Insert rows of four customers, in batches that begin before the last one ended, as retries do.
+
+    ``inserted`` gets a byte behind each batch.
+    """
     database, first = Database(url), 0
     while first < ROWS_IN_ALL:
         span = range(max(0, first - 10), min(ROWS_IN_ALL, first + size))
         database.insert([row_of(nth, f"c{nth % 4}") for nth in span])
+        inserted.send_bytes(b"+")
         first += size
 
 

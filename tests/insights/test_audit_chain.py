@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pytest
 from sqlalchemy import Column, MetaData, Table, create_engine, text
 
 from auditing import ROWS_IN_ALL, insert_all, row_of, rows_in, sqlite_in
+from forked_command import forks
 from meterkit.insights.audit import chaining, verifying
 from meterkit.insights.audit.chain import Root
 from meterkit.insights.audit.database import TABLE, Database
@@ -22,6 +22,7 @@ from meterkit.insights.audit.verifying import verify
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Sequence
+    from multiprocessing.connection import Connection
     from pathlib import Path
 
     from meterkit.insights.audit.verifying import Verified
@@ -171,33 +172,49 @@ async def test_rows_that_come_while_it_verifies_are_no_fault(
     assert (one.rows, one.is_right) == (5, True)
 
 
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process that inserts; ``inserted`` has a byte of each of its batches."""
+
+    process: Any
+    inserted: Connection
+
+    def wait_for(self, batches: int) -> None:
+        for _ in range(batches):
+            self.inserted.recv_bytes()
+
+
 @contextmanager
-def children(url: str) -> Generator[list[Any]]:
+def children(url: str) -> Generator[list[Child]]:
     """Processes that insert overlapping batches of the same rows."""
-    context = multiprocessing.get_context("spawn")
-    found = [
-        context.Process(target=insert_all, args=(url, seed), daemon=True) for seed in range(7, 7 + WORKERS)
-    ]
-    for one in found:
-        one.start()
+    context, found = forks(), list[Child]()
+    for size in range(7, 7 + WORKERS):
+        inserted, told = context.Pipe(duplex=False)
+        process = context.Process(target=insert_all, args=(url, size, told), daemon=True)
+        process.start()
+        told.close()
+        found.append(Child(process, inserted))
     try:
         yield found
     finally:
         for one in found:
-            one.kill()
-            one.join()
+            one.process.kill()
+            one.process.join()
+            one.inserted.close()
 
 
 async def test_processes_that_are_killed_leave_one_unbroken_chain(audit_url: str) -> None:
     Database(audit_url).insert([row_of(0, "c0")])
     for nth in range(WORKERS):
         with children(audit_url) as working:
-            await asyncio.sleep(0.9)  # They are killed somewhere: any place is right.
-            os.kill(working[nth].pid, signal.SIGKILL)
+            # They are killed in the midst of some batch: any place is right.
+            await asyncio.to_thread(working[nth].wait_for, 2 + 3 * nth)
+            os.kill(working[nth].process.pid, signal.SIGKILL)
+            await asyncio.to_thread(working[nth - 1].wait_for, 2 + 3 * nth)
     with children(audit_url) as working:
         for one in working:
-            await asyncio.to_thread(one.join)
-            assert one.exitcode == 0
+            await asyncio.to_thread(one.process.join)
+            assert one.process.exitcode == 0
     found = await verified(audit_url)
     assert [(one.customer, one.rows, one.problem) for one in found] == [
         (f"c{nth}", ROWS_IN_ALL // 4, None) for nth in range(4)
