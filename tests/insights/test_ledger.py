@@ -6,12 +6,12 @@ import asyncio
 from datetime import UTC, datetime
 from fractions import Fraction
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 
-from auditing import audited, sqlite_in
+from auditing import audited
 from counters import pack_field
 from meterkit import MeterKit, MeterkitError, SettingsError
 from meterkit.catalog import loads
@@ -19,9 +19,6 @@ from meterkit.decisions.keys import meter_token
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.tallies import Tallies
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -81,8 +78,8 @@ def key(row: dict[str, Any]) -> tuple[str, str]:
     return row["model"], row["meter"]
 
 
-async def test_each_row_has_cost_price_and_version(any_store_url: str, tmp_path: Path) -> None:
-    async with audited(any_store_url, sqlite_in(tmp_path), catalog=loads(PLANS)) as at:
+async def test_each_row_has_cost_price_and_version(any_store_url: str, audit_url: str) -> None:
+    async with audited(any_store_url, audit_url, catalog=loads(PLANS)) as at:
         at.kit.store.tally()
         await at.kit.grants.add("ada", {"usd": 10}, grant_id="g")
         small = await at.kit.record_usage("ada", answer("small-1", 1000, 400))
@@ -136,11 +133,11 @@ async def test_each_row_has_cost_price_and_version(any_store_url: str, tmp_path:
     }
 
 
-async def test_sums_of_a_month_are_those_of_the_exact_fractions(any_store_url: str, tmp_path: Path) -> None:
+async def test_sums_of_a_month_are_those_of_the_exact_fractions(any_store_url: str, audit_url: str) -> None:
     chance = Random(11)  # noqa: S311 - a failure must be repeatable, nothing is secret
     cost = dict.fromkeys(PRICES, Fraction(0))
     left = requests = 0
-    async with audited(any_store_url, sqlite_in(tmp_path), catalog=loads(PLANS)) as at:
+    async with audited(any_store_url, audit_url, catalog=loads(PLANS)) as at:
         await at.kit.grants.add("ada", {"usd": 10_000}, grant_id="g")
         for _ in range(150):
             model, entered, out = chance.choice([*cost]), chance.randint(0, 50), chance.randint(0, 50)
@@ -173,8 +170,8 @@ async def _waiting(at: Any) -> Any:
     return await waiting_shards(at.kit.store)
 
 
-async def test_a_correction_lowers_revenue_at_the_price(any_store_url: str, tmp_path: Path) -> None:
-    async with audited(any_store_url, sqlite_in(tmp_path), catalog=loads(PLANS)) as at:
+async def test_a_correction_lowers_revenue_at_the_price(any_store_url: str, audit_url: str) -> None:
+    async with audited(any_store_url, audit_url, catalog=loads(PLANS)) as at:
         await at.kit.record("ada", "output_tokens", 300)
         await at.kit.correct("ada", {"output_tokens": 150}, reason="twice", correction_id="c")
         await at.rows()
@@ -183,15 +180,14 @@ async def test_a_correction_lowers_revenue_at_the_price(any_store_url: str, tmp_
     assert found["models"][""]["meters"]["output_tokens"]["recorded"] == 150
 
 
-async def test_a_table_of_an_earlier_release_gains_the_columns(any_store_url: str, tmp_path: Path) -> None:
-    url = sqlite_in(tmp_path)
-    await asyncio.to_thread(_make_old_table, url)
+async def test_a_table_of_an_earlier_release_gains_the_columns(store_url: str, audit_url: str) -> None:
+    await asyncio.to_thread(_make_old_table, audit_url)
     old = Row("1/p/1", "requests", "recorded", "ada", 5, 6, 1, 1)
-    async with audited(any_store_url, url, catalog=loads(PLANS)) as at:
+    async with audited(store_url, audit_url, catalog=loads(PLANS)) as at:
         assert at.drainer.database.look()
         await at.kit.record("ada", "requests", 4)
         rows = await at.rows()
-        await asyncio.to_thread(Database(url).insert, [])  # Nothing is added twice.
+        await asyncio.to_thread(Database(audit_url).insert, [])  # Nothing is added twice.
     assert [(row["customer"], row["quantity"], row["priced"]) for row in rows] == [
         ("ada", old.quantity, None),
         ("ada", 4, 3),
@@ -212,16 +208,8 @@ def _make_old_table(url: str) -> None:
                 " VALUES ('1/p/1', 'requests', 'recorded', 'ada', 5, 6, 1, 1, 0, 0, 0, 0, 0)"
             )
         )
+    assert [column["name"] for column in inspect(engine).get_columns("meterkit_audit")] == [*names]
     engine.dispose()
-    assert len(_columns(url)) == len(names)
-
-
-def _columns(url: str) -> list[str]:
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        found = [row[1] for row in connection.execute(text("PRAGMA table_info(meterkit_audit)"))]
-    engine.dispose()
-    return found
 
 
 async def test_without_an_audit_log_usage_by_model_says_what_to_set(any_store_url: str) -> None:
@@ -276,8 +264,8 @@ plans:
 """
 
 
-async def test_overage_priced_by_model_is_revenue_of_its_model(store_url: str, tmp_path: Path) -> None:
-    async with audited(store_url, sqlite_in(tmp_path), catalog=loads(BY_MODEL)) as at:
+async def test_overage_priced_by_model_is_revenue_of_its_model(store_url: str, audit_url: str) -> None:
+    async with audited(store_url, audit_url, catalog=loads(BY_MODEL)) as at:
         for model, tokens in (("small-1", 300), ("large-1", 50), ("other", 10)):
             await at.kit.record_usage("acme", answer(model, 7, tokens))
         await at.kit.record("acme", "output_tokens", 1)
