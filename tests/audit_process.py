@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 class Dying(Database):
     """Inserts, and is gone."""
 
-    def insert(self, rows: Sequence[Row]) -> None:
-        super().insert(rows)
+    def insert(self, rows: Sequence[Row]) -> Sequence[Row]:
+        inserted = super().insert(rows)
         os.kill(os.getpid(), signal.SIGKILL)
+        return inserted
 
 
 async def main(store: str, database: str, shards: int) -> None:

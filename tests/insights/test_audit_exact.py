@@ -227,10 +227,10 @@ class Hanging(Database):
         super().__init__(url)
         self.asked, self.may = Event(), Event()
 
-    def insert(self, rows: Sequence[Row]) -> None:
+    def insert(self, rows: Sequence[Row]) -> Sequence[Row]:
         self.asked.set()
         assert self.may.wait(60)
-        super().insert(rows)
+        return super().insert(rows)
 
 
 async def test_a_database_that_hangs_holds_up_nothing_and_what_it_has_is_added_up_nowhere(

@@ -6,19 +6,24 @@ import asyncio
 from datetime import UTC, datetime
 from fractions import Fraction
 from random import Random
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import pytest
 from sqlalchemy import create_engine, inspect, text
 
 from auditing import audited
 from counters import pack_field
-from meterkit import MeterKit, MeterkitError, SettingsError
+from meterkit import MeterKit, MeterkitError, SettingsError, metrics_app
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
 from meterkit.insights.audit.database import Database
+from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.tallies import Tallies
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +91,11 @@ async def test_each_row_has_cost_price_and_version(any_store_url: str, audit_url
         large = await at.kit.record_usage("ada", answer("large-1", 1000, 100, 600))
         rows = {key(row): row for row in await at.rows()}
         found = await at.kit.usage("ada", by="model")
-        llm = at.kit.store.tally().llm
+        llm, revenue = at.kit.store.tally().llm, dict(at.kit.store.tally().revenue)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=metrics_app(at.kit)), base_url="http://app"
+        ) as client:
+            shown = (await client.get("/")).text
         version = at.kit.catalog.content_hash
     # small: 1,000 * 0.15 + 400 * 0.60 = 390; large: 400 * 3 + 600 * 0.30 + 100 * 15 = 2,880
     assert small is not None
@@ -131,6 +140,11 @@ async def test_each_row_has_cost_price_and_version(any_store_url: str, audit_url
         ("small-1", "openai"): (Fraction(390), Fraction(507)),
         ("large-1", "openai"): (Fraction(2880), Fraction(3744)),
     }
+    assert 'meterkit_revenue_micros_total{model="small-1",provider="openai"} 2607.0\n' in shown
+    assert revenue == {
+        ("small-1", "openai"): Fraction(507 + 300 * 7),
+        ("large-1", "openai"): Fraction(3744 + 100 * 7),
+    }
 
 
 async def test_sums_of_a_month_are_those_of_the_exact_fractions(any_store_url: str, audit_url: str) -> None:
@@ -162,6 +176,44 @@ async def test_sums_of_a_month_are_those_of_the_exact_fractions(any_store_url: s
     assert found["revenue_micros"] == round(exact)
     meters = len(cost) * 2
     assert 0 <= sum(cost.values()) - found["cost_micros"] < meters
+
+
+async def test_folded_rows_keep_revenue_and_lose_the_model(any_store_url: str, audit_url: str) -> None:
+    async with audited(any_store_url, audit_url, catalog=loads(PLANS)) as at:
+        at.kit.store.tally()
+        await at.kit.grants.add("ada", {"usd": 10}, grant_id="g")
+        for model in ("small-1", "large-1"):
+            await at.kit.record_usage("ada", answer(model, 1000, 400))
+        await at.drainer.fold([*(await _waiting(at))], 0)
+        rows = await at.rows()
+        found = await at.kit.usage("ada", by="model")
+        revenue = dict(at.kit.store.tally().revenue)
+    assert {row["kind"] for row in rows} == {"summed"}
+    # small: 390, large: 1,000 * 3 + 400 * 15 = 9,000; charged 30 % more; 700 of overage at 7.
+    assert list(found["models"]) == [""]
+    assert (found["cost_micros"], found["revenue_micros"]) == (9_390, 12_207 + 700 * 7)
+    assert revenue == {("none", "none"): Fraction(12_207 + 700 * 7)}
+
+
+class Losing(Database):
+    """Inserts, and its answer is lost."""
+
+    def insert(self, rows: Sequence[Row]) -> Sequence[Row]:
+        super().insert(rows)
+        raise MeterkitError("the answer of the database is lost")
+
+
+async def test_revenue_in_metrics_counts_a_repeated_row_once(store_url: str, audit_url: str) -> None:
+    async with audited(store_url, audit_url, catalog=loads(PLANS)) as at:
+        at.kit.store.tally()
+        await at.kit.record("ada", "output_tokens", 300)
+        with pytest.raises(MeterkitError, match="is lost"):
+            await Drainer(at.kit.store, Losing(audit_url), least_age_ms=0).drain()
+        await at.kit.record("ada", "output_tokens", 10)
+        await at.kit.correct("ada", {"output_tokens": 5}, reason="twice", correction_id="c")
+        await at.rows()
+        assert await at.drainer.drain() == 0
+        assert at.kit.store.tally().revenue == {("none", "none"): Fraction(10 * 7)}
 
 
 async def _waiting(at: Any) -> Any:

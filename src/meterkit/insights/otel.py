@@ -6,7 +6,7 @@ from collections import Counter
 from fractions import Fraction
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from meterkit.insights.audit.draining import noted
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
     MarkSpan = Callable[[str | None, str | None, bool], None]
+    _ByModel = Mapping[tuple[str, str], Fraction]
     Observe = Callable[[CallbackOptions], Iterable[Observation]]
 
 _observed: WeakSet[Store] = WeakSet()
@@ -121,8 +122,9 @@ def _make_instruments() -> None:
         ("decisions", of_tallies(lambda tallies: sum(tallies.durations)), "{decision}"),
         ("decisions.duration", of_tallies(lambda tallies: tallies.duration_s), "s"),
         ("background.failures", task_failures, "{failure}"),
-        ("llm.cost", _of_models(0), "{micro_usd}"),
-        ("llm.charged", _of_models(1), "{micro_usd}"),
+        ("llm.cost", _of_models(_costs), "{micro_usd}"),
+        ("llm.charged", _of_models(_charges), "{micro_usd}"),
+        ("revenue", _of_models(lambda tallies: tallies.revenue), "{micro_unit}"),
     ):
         meter.create_observable_counter(f"meterkit.{name}", [counted], unit=unit)
     for figure in LANE_FIGURES:
@@ -134,18 +136,26 @@ def _make_instruments() -> None:
     meter.create_observable_gauge("meterkit.audit.age", [undrained_age], unit="s")
 
 
-def _of_models(place: Literal[0, 1]) -> Observe:
-    """Observes what calls of models cost (0), or are charged (1)."""
+def _costs(tallies: Tallies) -> _ByModel:
+    return {key: cost for key, (cost, _) in dict(tallies.llm).items()}
+
+
+def _charges(tallies: Tallies) -> _ByModel:
+    return {key: charged for key, (_, charged) in dict(tallies.llm).items()}
+
+
+def _of_models(amounts_of: Callable[[Tallies], _ByModel]) -> Observe:
+    """Observes amounts by model and provider."""
     from opentelemetry.metrics import Observation  # noqa: PLC0415 - an extra, looked for before
 
     def observed(_: CallbackOptions) -> Iterable[Observation]:
         found: dict[tuple[str, str], Fraction] = {}
         for tallies in everywhere():
-            for key, amounts in dict(tallies.llm).items():
-                found[key] = found.get(key, Fraction(0)) + amounts[place]
-        for (model, provider), amount in found.items():
+            for key, amount in dict(amounts_of(tallies)).items():
+                found[key] = found.get(key, Fraction(0)) + amount
+        for (model, provider), total in found.items():
             labels = {"gen_ai.request.model": model, "gen_ai.provider.name": provider}
-            yield Observation(float(amount), labels)
+            yield Observation(float(total), labels)
 
     return observed
 

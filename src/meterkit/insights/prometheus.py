@@ -253,7 +253,15 @@ def _llm_families(tallies: Tallies) -> Iterable[Metric]:
     for key, (cost, charge) in sorted(tallies.llm.items()):
         costs.add_metric(key, float(cost))
         charged.add_metric(key, float(charge))
-    yield from (costs, charged)
+    revenue: Any = CounterMetricFamily(
+        "meterkit_revenue_micros",
+        "Overage by its price, and what balances in money are charged, as this process entered it into the"
+        " audit log, in millionths of the currency.",
+        labels=("model", "provider"),
+    )
+    for key, earned in sorted(tallies.revenue.items()):
+        revenue.add_metric(key, float(earned))
+    yield from (costs, charged, revenue)
 
 
 def _families(tallies: Tallies, store: Store) -> Iterable[Metric]:

@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from meterkit.redis.connection import Call
 
@@ -35,6 +35,7 @@ class Tallies:
         duration_s: what those took in all.
         llm: (model, provider) to what providers charge for calls, and what customers' balances are charged,
             in micro-units, exactly; after a hundred pairs the rest is ``other``, as clients choose names.
+        revenue: likewise to the revenue of the rows that this process has put into the audit log.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,7 @@ class Tallies:
         self.durations = [0] * (len(BUCKETS_S) + 1)
         self.duration_s = 0.0
         self.llm: dict[tuple[str, str], tuple[Fraction, Fraction]] = {}
+        self.revenue: dict[tuple[str, str], Fraction] = {}
         _everywhere.add(self)
 
     def ended(self, plan: str | None, outcome: str, reason: str | None, *, degraded: bool) -> None:
@@ -62,11 +64,14 @@ class Tallies:
 
     def called(self, model: str | None, provider: str | None, *, cost: Fraction, charged: Fraction) -> None:
         """Count what calls of a model cost and are charged, in micro-units."""
-        key = ((model or "none")[:_NAME_MAX], (provider or "none")[:_NAME_MAX])
-        if key not in self.llm and len(self.llm) >= _MODELS_MOST:
-            key = ("other", "other")
+        key = _key(model, provider, self.llm)
         before = self.llm.get(key, (Fraction(0), Fraction(0)))
         self.llm[key] = before[0] + cost, before[1] + charged
+
+    def earned(self, model: str | None, provider: str | None, revenue: Fraction) -> None:
+        """Count the revenue of an audit row, in micro-units."""
+        key = _key(model, provider, self.revenue)
+        self.revenue[key] = self.revenue.get(key, Fraction(0)) + revenue
 
     def timed(self, call: Calling) -> Calling:
         """The same call, which counts how long one reply in eight takes: to time all costs a request 3 us."""
@@ -97,3 +102,8 @@ _everywhere: WeakSet[Tallies] = WeakSet()
 def everywhere() -> Iterable[Tallies]:
     """Those of all kits of this process."""
     return list(_everywhere)
+
+
+def _key(model: str | None, provider: str | None, known: Collection[tuple[str, str]]) -> tuple[str, str]:
+    key = ((model or "none")[:_NAME_MAX], (provider or "none")[:_NAME_MAX])
+    return key if key in known or len(known) < _MODELS_MOST else ("other", "other")

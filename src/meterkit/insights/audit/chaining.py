@@ -35,8 +35,8 @@ def heads_table(table: Table) -> Table:
     )
 
 
-def append(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-    """Insert rows that are not there yet, each at the end of its customer's chain.
+def append(connection: Connection, table: Table, rows: Sequence[Row]) -> Sequence[Row]:
+    """Insert rows that are not there yet, each at the end of its customer's chain; the inserted ones.
 
     The lock orders processes. If an older release inserts one of the rows meanwhile, the database reports
     a violated key: try the transaction again.
@@ -52,12 +52,14 @@ def append(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     for row in rows:
         if (row.event, row.meter) not in known:
             new.setdefault((row.event, row.meter), row)
-    if not new:
-        return
-    heads = _heads_of(connection, table, {row.customer for row in new.values()})
-    records, after = chained(new.values(), heads)
+    inserted = [*new.values()]
+    if not inserted:
+        return ()
+    heads = _heads_of(connection, table, {row.customer for row in inserted})
+    records, after = chained(inserted, heads)
     connection.execute(table.insert(), records)
     _put_heads(connection, table, after)
+    return inserted
 
 
 def _lock(connection: Connection) -> None:

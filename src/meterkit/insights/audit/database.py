@@ -141,8 +141,11 @@ class Database:
             )
         self._made: set[str] = set()
 
-    def insert(self, rows: Sequence[Row]) -> None:
+    def insert(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Append rows to the chains of their customers, all or none; those that are there stay as they are.
+
+        Returns:
+            The new ones.
 
         Raises:
             MeterkitError: the database does not take them.
@@ -150,12 +153,13 @@ class Database:
         for left in reversed(range(_TRIES if rows else 0)):
             try:
                 with self.begun() as connection:
-                    append(connection, TABLE, rows)
+                    inserted = append(connection, TABLE, rows)
             except _ViolatedError:
                 if not left:
                     raise
             else:
-                return
+                return inserted
+        return ()
 
     def look(self, table: Table = TABLE) -> bool:
         """Read from a table; whether it is there. Neither it nor the file of SQLite is made.

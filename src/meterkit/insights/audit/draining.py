@@ -274,7 +274,7 @@ class Drainer:
             rows: list[Row] = []
             done = [name for name, fields in page if self._read(shard, name.decode(), fields, names, rows)]
             if done:
-                await in_thread(self.database.insert, rows)
+                self._tally(await in_thread(self.database.insert, rows))
                 await admin.ask(client.xdel(stream, *done))
                 await self.lease.take()
             if len(page) == _PAGE:
@@ -284,6 +284,13 @@ class Drainer:
                 last, most = "-", "+"
             else:
                 return int(await admin.ask(client.xlen(stream)))
+
+    def _tally(self, rows: Sequence[Row]) -> None:
+        """Count the revenue of new rows for metrics; corrections are left out, as counters only grow."""
+        tallies = self._store.tallies
+        for row in rows if tallies is not None else ():
+            if row.revenue > 0:
+                tallies.earned(row.model, row.provider, row.revenue)
 
     async def root_of(self, customer: str) -> tuple[int, str] | None:
         """Drain what waits of a customer; how many rows the chain has then, and its root. None: it has none.
