@@ -413,6 +413,29 @@ async def test_what_is_reserved_is_held_of_the_user_and_of_its_budget(any_store_
         assert one.spent_micros == 3000
 
 
+@pytest.mark.parametrize("of_customer", ["", "budget: {amount_cents: 900}"])
+async def test_a_request_holds_of_a_budget_what_its_model_costs(any_store_url: str, of_customer: str) -> None:
+    plans = PLANS.replace("amount_cents: 1000}", "amount_cents: 3}").replace(
+        "output_tokens: {included: 1000}", "output_tokens: {included: 9000}"
+    )
+    plans = plans.replace("{per: 1000, amount_cents: 3}", "{price: prices.out}").replace(
+        "plans:", 'prices: {out: {default: 6 per 1000, models: {"small-*": 1 per 1000}}}\nplans:'
+    )
+    plans = plans.replace("    meters:\n", f"    {of_customer}\n    meters:\n")
+    async with served(answering_with_tokens(), plans=plans, who=WHO, redis_url=any_store_url) as at:
+        at.client.headers.update(USER)
+        # A budget of three cents: 3000 tokens of the small model, and 500 of others.
+        assert await ask(at, 1000, model="small-1", said="small-1", at_most=3000) == 200
+        assert await ask(at, 0, model="small-1", said="small-1", at_most=2001) == 402
+        assert await ask(at, 0, model="large-1", said="large-1", at_most=334) == 402
+        assert await ask(at, 0, model="large-1", said="large-1", at_most=333) == 200
+        assert await ask(at, 0, at_most=334) == 402  # Of a model that is not named.
+        assert await ask(at, 0, model="small-1", said="small-1", at_most=2000) == 200
+        await settled(at.kit)
+        (one,) = await at.kit.usage("acme", by="user")
+        assert one.spent_micros == 10_000
+
+
 @pytest.mark.parametrize("status", [400, 404, 500])
 async def test_an_error_is_recorded_of_no_user(any_store_url: str, status: int) -> None:
     async with served(answering(status), plans=PLANS, who=WHO, redis_url=any_store_url) as at:

@@ -181,6 +181,16 @@ def test_who_is_used_again_and_again_is_never_forgotten() -> None:
     assert cache.newest(regular) is regular
 
 
+def test_a_user_who_comes_again_and_again_is_never_forgotten() -> None:
+    cache = cache_of(100)
+    regular = cache.get("acme", subjects=(("user", "regular"),))
+    for nth in range(2_000):
+        cache.get("acme", subjects=(("user", f"u{nth}"),))
+        if nth % 40 == 0:
+            assert cache.get("acme", subjects=(("user", "regular"),)) is regular
+    assert cache.get("acme", subjects=(("user", "u0"),)).base is cache.get("acme")
+
+
 def test_anonymous_customers_displace_nobody_whom_the_app_names() -> None:
     cache = cache_of(100)
     named = cache.get("acme")
@@ -195,12 +205,12 @@ def test_anonymous_customers_displace_nobody_whom_the_app_names() -> None:
 )
 def test_known_customers_against_a_model(most: int, steps: list[tuple[str, int]]) -> None:
     """Never more than the most; never an older view; and of the last half of the most, all."""
-    known, newest, recent = KnownCustomers[Any](most), dict[str, Any](), list[str]()
+    known, newest, recent = KnownCustomers[str, Any](most), dict[str, Any](), list[str]()
     for what, nth in steps:
         customer = f"c{nth}"
         if what == "put":
             newest[customer] = view_of(customer)
-            known.put(newest[customer])
+            known.put(customer, newest[customer])
         found = known.find(customer)
         assert found in {None, newest.get(customer)}
         assert found is not None or customer not in recent[: most // 2]
@@ -219,7 +229,7 @@ def view_of(customer: str) -> Any:
 
 
 def test_threads_may_use_it_at_once() -> None:
-    known = KnownCustomers[Any](50)
+    known = KnownCustomers[str, Any](50)
     failed: list[BaseException] = []
 
     def work(seed: int) -> None:
@@ -229,7 +239,7 @@ def test_threads_may_use_it_at_once() -> None:
                 found = known.find(customer)
                 assert found is None or found.customer == customer
                 if found is None:
-                    known.put(view_of(customer))
+                    known.put(customer, view_of(customer))
         except BaseException as error:  # noqa: BLE001 - shown by the test
             failed.append(error)
 

@@ -64,3 +64,25 @@ async def test_a_hold_of_no_known_model_costs_the_highest_price(any_store_url: s
             await reservation.capture(answer("small-1", 500))
         assert (await used_by_ada(kit)).spent_micros == 500 * 10
         assert (await kit.consume("acme", "output_tokens", 1, subjects=ADA)).allowed
+
+
+async def fits(kit: MeterKit, tokens: int, model: str) -> bool:
+    async with kit.reserve("acme", {"output_tokens": tokens}, model=model, subjects=ADA) as reservation:
+        decision = reservation.decision
+    assert decision.allowed or decision.violated == ("user:spend-period",)
+    return decision.allowed
+
+
+@pytest.mark.parametrize("of_customer", ["", "budget: {amount_cents: 900}"])
+async def test_a_hold_costs_the_price_of_the_requested_model(any_store_url: str, of_customer: str) -> None:
+    plans = PLANS.replace("    meters: {output", f"    {of_customer}\n    meters: {{output")
+    async with MeterKit(loads(plans), redis_url=any_store_url, flush=False) as kit:
+        asked = {"output_tokens": 5_000}
+        async with kit.reserve("acme", asked, model="small-1", subjects=ADA) as reservation:
+            assert reservation.decision.allowed  # USD 0.05 of USD 0.10.
+            for model, most in (("small-1", 5_000), ("large-1", 250), ("other", 1_250)):
+                assert await fits(kit, most, model)
+                assert not await fits(kit, most + 1, model)
+            await reservation.capture(answer("small-1", 10_000))
+        assert not await fits(kit, 1, "small-1")
+        assert (await used_by_ada(kit)).spent_micros == 10_000 * 10

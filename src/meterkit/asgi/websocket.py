@@ -379,8 +379,8 @@ def _prepared(
         rates_only=route.always,
         prepaid=view.prepaid,
     )
-    if mode != "c":
-        program = view.with_subjects(program, demands, in_flight=False, rates_only=route.always)
+    if mode != "c" and view.subjects is not None:
+        program = view.subjects.extend(program, demands, in_flight=False, rates_only=route.always)
     return PreparedDecision(view, program, mode, route=route)
 
 

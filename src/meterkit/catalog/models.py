@@ -344,3 +344,8 @@ class Catalog:
     def counts_spend(self) -> bool:
         """Whether a plan has a budget, so that the meter ``spend`` counts what is spent."""
         return SPEND in self.meters and self.meters[SPEND].is_spend
+
+    @property
+    def has_subjects(self) -> bool:
+        """Whether a plan has limits for users, teams or the like."""
+        return any(plan.subjects for plan in self.plans.values())

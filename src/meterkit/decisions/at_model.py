@@ -19,8 +19,8 @@ class AtModel(NamedTuple):
 
     Attributes:
         costs: what a unit costs of the meters whose cost depends on the model; None: the most.
-        rows: of the meters whose overage has prices by model, under a budget and where the model is known: to
-            the meter that counts the price.
+        rows: of the meters whose overage has prices by model, where a plan has a budget or subjects and the
+            model is known: to the meter that counts the price.
     """
 
     costs: Mapping[str, int] | None = None
@@ -36,7 +36,7 @@ class AtModel(NamedTuple):
         catalog: Catalog,
     ) -> AtModel:
         """What follows for some meters; what is held of no known model may come to cost the highest price."""
-        if not model or not catalog.counts_spend:
+        if not model or not (catalog.counts_spend or catalog.has_subjects):
             return cls(costs)
         found = {name: entitlements[name].overage.rows for name in meters}
         return cls(costs, {name: rows.of(model) for name, rows in found.items() if rows is not None})

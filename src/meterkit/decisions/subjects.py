@@ -29,6 +29,7 @@ SUBJECTS_MOST: Final = 3
 """The most subjects that one request may name."""
 _UNBOUNDED: Final = Spending((), {})
 _NOTHING: Final[dict[str, int]] = {}
+_NO_ROWS: Final[dict[str, str]] = {}
 
 
 class SubjectHold(NamedTuple):
@@ -84,6 +85,7 @@ def cost_of(
     entitlements: Mapping[str, Entitlement],
     catalog: Catalog,
     model: str | None = "",
+    rows: Mapping[str, str] = _NO_ROWS,
 ) -> Fraction:
     """What units cost in micro-units, exactly, whether or not the customer has to pay for them.
 
@@ -92,12 +94,13 @@ def cost_of(
         entitlements: what the customer gets of every meter.
         catalog: what is sold.
         model: that used them; None: no model; empty: one that is not known, which costs the most.
+        rows: of the meters whose price is known, to the meter that counts it; see :class:`AtModel`.
     """
     total = Fraction(0)
     for meter, quantity in quantities.items():
         # What a table prices by model is counted once more by price: the same units.
         is_priced = quantity and not catalog.meters[meter].is_row
-        price = unit_price(meter, model, entitlements, catalog) if is_priced else None
+        price = unit_price(rows.get(meter, meter), model, entitlements, catalog) if is_priced else None
         if price is not None:
             total += Fraction(quantity * price.micros, price.per)
     return total
@@ -111,6 +114,7 @@ def ask_subject(
     *,
     in_flight: bool,
     rates_only: bool,
+    rows: Mapping[str, str] = _NO_ROWS,
 ) -> AskedOfSubject:
     """What demands on meters ask of each subject of a kind.
 
@@ -121,6 +125,7 @@ def ask_subject(
         catalog: what is sold.
         in_flight: whether it is a request, which concurrency limits count.
         rates_only: leave ceilings, concurrency and budget aside.
+        rows: see :func:`cost_of`.
     """
     own = {name: demand for name, demand in demands.items() if name in limits.limits}
     rates, ceilings, concurrency = counters_asked(
@@ -139,7 +144,7 @@ def ask_subject(
         budget = None  # Nothing is spent by it.
     spans = spent = 0
     if budget is not None:
-        needed, spent = _costs(demands, entitlements, catalog)
+        needed, spent = _costs(demands, entitlements, catalog, rows)
         fields += (meter_field(SPEND), budget.field) if budget.window_ms else (budget.field,)
         spans = 1 + (budget.window_ms > 0)
         numbers += (budget.window_ms, budget.micros, budget.unit, needed, spent)
@@ -160,12 +165,16 @@ def ask_subject(
 
 
 def _costs(
-    demands: Mapping[str, Demand], entitlements: Mapping[str, Entitlement], catalog: Catalog
+    demands: Mapping[str, Demand],
+    entitlements: Mapping[str, Entitlement],
+    catalog: Catalog,
+    rows: Mapping[str, str],
 ) -> tuple[int, int]:
     """The cost of the needed quantities and of the taken ones, in micro-units, rounded up."""
     needed = {name: demand.needed for name, demand in demands.items()}
     taken = {name: demand.taken for name, demand in demands.items()}
-    return ceil(cost_of(needed, entitlements, catalog)), ceil(cost_of(taken, entitlements, catalog))
+    of_needed = cost_of(needed, entitlements, catalog, rows=rows)
+    return ceil(of_needed), ceil(cost_of(taken, entitlements, catalog, rows=rows))
 
 
 def _named(measure: Measure, kind: str) -> Measure:

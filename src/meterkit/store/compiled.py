@@ -286,9 +286,8 @@ class CompiledCatalog:
                 route=route,
                 keeps=keeps,
             )
-            if subjects is not None and kinds:
-                asked = subjects.ask(demands, in_flight=True, rates_only=route.always)
-                program = program.with_subjects(asked)
+            if subjects is not None:
+                program = subjects.extend(program, demands, in_flight=True, rates_only=route.always)
             if is_plain and self.is_shared(entitlements):
                 self._programs[key] = program
                 self._routes.append(route)  # An id is of this line as long as the line lives.

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-class _OfCustomer(Protocol):
-    @property
-    def customer(self) -> str: ...
+_Key = TypeVar("_Key")
+_View = TypeVar("_View")
 
 
-_View = TypeVar("_View", bound=_OfCustomer)
-
-
-class KnownCustomers(Generic[_View]):
-    """The views of the customers that a process used last, each by the customer's id; for any thread.
+class KnownCustomers(Generic[_Key, _View]):
+    """The views of the customers that a process used last, each by the customer's key; for any thread.
 
     A customer found in the older generation moves to the younger one. A new customer beyond the most
     replaces the first one in the older generation. When half of the customers are in the younger
@@ -36,31 +31,30 @@ class KnownCustomers(Generic[_View]):
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = Lock()
-        self._older: dict[str, _View] = {}
-        self._leaving: list[str] = []  # The older generation, the next to be replaced last.
+        self._older: dict[_Key, _View] = {}
+        self._leaving: list[_Key] = []  # The older generation, the next to be replaced last.
         self._begin_generation()
 
     def __len__(self) -> int:
         return len(self._younger) + len(self._older)
 
-    def find(self, customer: str) -> _View | None:
+    def find(self, customer: _Key) -> _View | None:
         """The view of a customer, who is in the younger generation now; None: the customer is unknown."""
         found = self.get(customer)
         if found is None and self._older:
             with self._lock:
                 found = self._younger.get(customer) or self._older.pop(customer, None)
                 if found is not None:
-                    self._add(found)
+                    self._add(customer, found)
         return found
 
-    def put(self, view: _View) -> None:
+    def put(self, customer: _Key, view: _View) -> None:
         """Keep a view in place of the customer's view before."""
-        customer = view.customer
         with self._lock:
             is_new = customer not in self._younger and self._older.pop(customer, None) is None
-            self._add(view, is_new=is_new)
+            self._add(customer, view, is_new=is_new)
 
-    def _add(self, view: _View, *, is_new: bool = False) -> None:
+    def _add(self, customer: _Key, view: _View, *, is_new: bool = False) -> None:
         if len(self._younger) >= max(1, self._most // 2):
             self._older.update(self._younger)
             self._leaving = list(reversed(self._older))
@@ -69,9 +63,9 @@ class KnownCustomers(Generic[_View]):
             while self._older.pop(self._leaving.pop(), None) is None:
                 pass  # This customer has moved to the younger generation.
         # The newer view also replaces one that has just joined the older generation.
-        self._older.pop(view.customer, None)
-        self._younger[view.customer] = view
+        self._older.pop(customer, None)
+        self._younger[customer] = view
 
     def _begin_generation(self) -> None:
-        self._younger: dict[str, _View] = {}
-        self.get: Callable[[str], _View | None] = self._younger.get
+        self._younger: dict[_Key, _View] = {}
+        self.get: Callable[[_Key], _View | None] = self._younger.get

@@ -59,7 +59,7 @@ class PreparedReservation:
         if subjects is None or not self._program.subjects:
             return ()
         demands = {**self._demands, **self._bound_demands(quantities)}
-        return subjects.ask(demands, in_flight=True, rates_only=self._route.always)
+        return subjects.ask(demands, in_flight=True, rates_only=self._route.always, at=self._at)
 
     def _bound_demands(self, quantities: Mapping[str, int]) -> dict[str, Demand]:
         return {name: Demand.of(quantity + self._consumed[name]) for name, quantity in quantities.items()}

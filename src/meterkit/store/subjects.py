@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.subjects import override_subject
+from meterkit.decisions.at_model import UNKNOWN_MODEL
 from meterkit.decisions.subjects import (
     AskedOfSubject,
     SubjectHold,
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog, Entitlement
     from meterkit.catalog.models import SubjectPlan
     from meterkit.decisions.asked import Demand
+    from meterkit.decisions.at_model import AtModel
     from meterkit.decisions.customer_state import EffectivePlan
     from meterkit.decisions.keys import Keys
+    from meterkit.decisions.program import Program
 
 Given = tuple[tuple[str, str], ...]
 """Kind and id of each subject of a request."""
@@ -95,15 +98,40 @@ class Subjects:
                 self.limits[kind] = limits if own is None else override_subject(catalog, limits, own)
 
     def ask(
-        self, demands: Mapping[str, Demand], *, in_flight: bool, rates_only: bool
+        self,
+        demands: Mapping[str, Demand],
+        *,
+        in_flight: bool,
+        rates_only: bool,
+        at: AtModel = UNKNOWN_MODEL,
     ) -> tuple[AskedOfSubject, ...]:
-        """What demands on meters ask of each subject that the plan declares."""
+        """What demands on meters ask of each subject that the plan declares; ``at``: the requested model."""
         return tuple(
             ask_subject(
-                limits, demands, self._entitlements, self._catalog, in_flight=in_flight, rates_only=rates_only
+                limits,
+                demands,
+                self._entitlements,
+                self._catalog,
+                in_flight=in_flight,
+                rates_only=rates_only,
+                rows=at.rows,
             )
             for limits in self.limits.values()
         )
+
+    def extend(
+        self,
+        program: Program,
+        demands: Mapping[str, Demand],
+        *,
+        in_flight: bool,
+        rates_only: bool,
+        at: AtModel = UNKNOWN_MODEL,
+    ) -> Program:
+        """A program with what its demands ask of the subjects, too."""
+        if not self.limits:
+            return program
+        return program.with_subjects(self.ask(demands, in_flight=in_flight, rates_only=rates_only, at=at))
 
     def pack(self, asked: Iterable[AskedOfSubject]) -> Packed:
         """What the decision script gets of them."""
@@ -127,14 +155,6 @@ class Subjects:
 
 
 NO_HOLDS: Final[Mapping[str, SubjectHold]] = {}
-_T = TypeVar("_T")
-
-
-def make_room(known: dict[_T, Any], most: int) -> None:
-    """Forget the oldest half of what is known, where that is as much as may be."""
-    if len(known) >= most:
-        for key in list(known)[: most // 2]:
-            known.pop(key, None)  # Another thread may be doing the same.
 
 
 def holds_of(asked: Iterable[AskedOfSubject]) -> dict[str, SubjectHold]:

@@ -20,7 +20,7 @@ from meterkit.store.compiled import CompiledCatalog
 from meterkit.store.known_customers import KnownCustomers
 from meterkit.store.replies import HELD
 from meterkit.store.script_terms import pack_head, pack_own, pack_terms
-from meterkit.store.subjects import NO_HOLDS, NOTHING_PACKED, Subjects, holds_of, make_room
+from meterkit.store.subjects import NO_HOLDS, NOTHING_PACKED, Subjects, holds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -288,16 +288,9 @@ class CustomerView:
             keeps=self.effective.keeps_limits,
             at=at,
         )
-        return self.with_subjects(program, demands, in_flight=in_flight, rates_only=rates_only)
-
-    def with_subjects(
-        self, program: Program, demands: Mapping[str, Demand], *, in_flight: bool, rates_only: bool
-    ) -> Program:
-        """A program with what its demands ask of the customer's subjects."""
-        if self.subjects is None or not self.subjects.limits:
+        if self.subjects is None:
             return program
-        asked = self.subjects.ask(demands, in_flight=in_flight, rates_only=rates_only)
-        return program.with_subjects(asked)
+        return self.subjects.extend(program, demands, in_flight=in_flight, rates_only=rates_only, at=at)
 
     def once(self, key: tuple[object, ...], prepare: Callable[[], _T]) -> _T:
         """The decision prepared for a key; if there are too many, all are prepared anew."""
@@ -337,17 +330,17 @@ class CustomerCache(CompiledCatalog):
     """The customers that a process knows, each by the newest view that it has of them."""
 
     @cached_property
-    def named(self) -> KnownCustomers[CustomerView]:
+    def named(self) -> KnownCustomers[str, CustomerView]:
         """Those whom the app names."""
         return KnownCustomers(self.customers_kept)
 
     @cached_property
-    def _anonymous(self) -> KnownCustomers[CustomerView]:
+    def _anonymous(self) -> KnownCustomers[str, CustomerView]:
         return KnownCustomers(self.customers_kept)
 
     @cached_property
-    def _of_subjects(self) -> dict[tuple[str, Given], CustomerView]:
-        return {}
+    def _of_subjects(self) -> KnownCustomers[tuple[str, Given], CustomerView]:
+        return KnownCustomers(self.customers_kept)
 
     def get(self, customer: str, *, anonymous: bool = False, subjects: Given = ()) -> CustomerView:
         """The newest view of a customer whose id is valid; of one not met before, that of no state."""
@@ -371,11 +364,11 @@ class CustomerCache(CompiledCatalog):
     def _with_subjects(self, view: CustomerView, given: Given) -> CustomerView:
         """A customer's view with subjects, kept for those that come again."""
         view = view.base or view
-        known, key = self._of_subjects, (view.customer, given)
-        found = known.get(key)
+        key = view.customer, given
+        found = self._of_subjects.find(key)
         if found is None or found.base is not view:
-            make_room(known, self.customers_kept)
-            found = known[key] = view.of_subjects(given)
+            found = view.of_subjects(given)
+            self._of_subjects.put(key, found)
         return found
 
     def learn(self, view: CustomerView, reply: list[Any]) -> CustomerView:
@@ -395,5 +388,5 @@ class CustomerCache(CompiledCatalog):
         return learnt if view.subjects is None else self._with_subjects(learnt, view.subjects.given)
 
     def _put(self, view: CustomerView) -> CustomerView:
-        (self._anonymous if view.anonymous else self.named).put(view)
+        (self._anonymous if view.anonymous else self.named).put(view.customer, view)
         return view
