@@ -12,10 +12,10 @@ import pytest
 
 from asgi.test_llm_estimates import ask
 from asgi.test_llm_outliving import HELD, USAGE, asked, becomes, renew, response, saying
-from faults import eventually
+from faults import eventually, settled
 from llm_apps import PLANS, answering, metered, tokens
 from metering import http_scope
-from meterkit import MeterKit, MeterkitError, StoreError, record_usage
+from meterkit import Caller, MeterKit, MeterkitError, StoreError, record_usage
 from meterkit.tokens.jobs import batch_line
 from proxy import TcpProxy
 from tokens.recordings import chat_usage, compact
@@ -102,6 +102,34 @@ async def test_the_customer_who_began_a_job_pays_whoever_polls(store_url: str) -
             assert answer.status_code == 200
             await asked(at, "/auto", method="GET", body=b"")
         assert [(600, 400), (0, 0)] == await of_each(at.kit)
+
+
+async def test_a_job_counts_for_the_user_who_began_it_whoever_sees_its_end(store_url: str) -> None:
+    plans = PLANS.replace(
+        "    meters:\n", "    subjects: {user: {output_tokens: {included: 9000}}}\n    meters:\n"
+    )
+    users = iter(("u_7", "u_8"))
+
+    def who(_: Scope) -> Caller:
+        return Caller("acme", {"user": next(users)})
+
+    async def of_users(kit: MeterKit) -> dict[str, int]:
+        await settled(kit)
+        found = await kit.usage("acme", by="user")
+        return {one.subject: one.meters["output_tokens"].recorded for one in found}
+
+    answers = [response("queued"), response("completed")]
+    async with metered(saying(*answers), store_url, plans=plans, who=who) as at:
+        await asked(at, "/auto")
+        await asked(at, "/auto", method="GET", body=b"")
+        assert await of_users(at.kit) == {"u_7": 400, "u_8": 0}
+        # A worker in another process has the provider's id alone.
+        await at.kit.record_usage("acme", response("queued", "resp_2"), subjects={"user": "u_9"})
+        async with another(at, store_url) as worker:
+            for said in (None, "acme"):
+                await worker.record_usage(said, response("completed", "resp_2"))
+            assert await of_users(worker) == {"u_7": 400, "u_8": 0, "u_9": 400}
+            assert (1200, 800) == await tokens(worker)
 
 
 @pytest.mark.parametrize("said", [None, "acme", "other"])

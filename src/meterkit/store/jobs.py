@@ -1,4 +1,4 @@
-"""Work that outlives its request: a provider's job keeps the customer who began it, and the hold."""
+"""Work that outlives its request: a provider's job keeps the customer and the user who began it, and the hold."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ async def claim_job(
     counts = by is not None and counted_by.decode() == by
     if owner is None:
         return Claim(view, counts)
-    customer, anonymous, _ = json.loads(owner)
-    return Claim(store.cache.get(customer, anonymous=anonymous), counts)
+    customer, anonymous, _, *subjects = json.loads(owner)
+    given = tuple(subjects[0].items()) if subjects else ()
+    return Claim(store.cache.get(customer, anonymous=anonymous, subjects=given), counts)
 
 
 async def has_ended(store: Store, job_id: str) -> bool:
@@ -81,7 +82,8 @@ async def has_ended(store: Store, job_id: str) -> bool:
 
 
 def _owner(view: CustomerView, route: str) -> str:
-    return json.dumps([view.customer, view.anonymous, route], ensure_ascii=False)
+    subjects = () if view.subjects is None else (dict(view.subjects.given),)
+    return json.dumps([view.customer, view.anonymous, route, *subjects], ensure_ascii=False)
 
 
 async def _write(store: Store, job_id: str, fields: Mapping[str, str]) -> tuple[Any, Any]:
