@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import httpx
 import pytest
 
 import meterkit
@@ -195,13 +196,44 @@ async def test_a_refused_budget_of_a_user_charges_no_other_meter(any_store_url: 
         assert await counted(at) == await counted(at, "team") == {}
 
 
-@pytest.mark.parametrize("subject", ["\x7f", "x" * 257, "a\tb"])
-async def test_an_id_that_is_not_allowed_is_refused(any_store_url: str, subject: str) -> None:
+@pytest.mark.parametrize(
+    ("subject", "found"),
+    [
+        ("\x7f", "the control character U+007F at position 0"),
+        ("x" * 257, "a text of 257 bytes"),
+        ("a\tb", "the control character U+0009 at position 1"),
+    ],
+)
+async def test_an_id_that_is_not_allowed_is_refused(
+    any_store_url: str, subject: str, found: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with served(hello, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
         answer = await at.client.get("/v1/x", headers={"x-user-id": subject})
         assert answer.status_code == 400
+        assert answer.json()["detail"] == (
+            f"An id of this request is not valid: found {found} as the id of the user. Allowed is a text of"
+            " 1 to 256 bytes of UTF-8 without control characters."
+        )
         assert subject not in answer.text
+        assert f"fault='found {found} as the id of the user'" in caplog.text
+        assert subject not in caplog.text
         assert await customer(at) == (0, 0)
+
+
+async def test_the_log_of_refusals_names_the_subjects(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(hello, plans=PLANS, who=WHO) as at:
+        await at.kit.record("acme", "requests", 50)
+        umlaut = httpx.Headers([(b"x-user-id", "ü".encode())])
+        for headers, path in ((umlaut, "/shadow"), (httpx.Headers(RED), "/v1/x"), (None, "/v1/x")):
+            await at.client.get(path, headers=headers)
+    logged = [record for record in caplog.records if record.name == "meterkit.refusals"]
+    assert [getattr(record, "subjects", ()) for record in logged] == [
+        {"user": "ü"},
+        {"user": "u_7", "team": "red"},
+        None,
+    ]
+    assert "customer='acme' subjects={'user': '\\xfc'} plan=" in logged[0].getMessage()
+    assert "subjects=" not in logged[2].getMessage()
 
 
 async def test_an_empty_id_that_the_app_names_is_refused() -> None:

@@ -160,7 +160,7 @@ class Admitted(HoldOwner):
         if refusal is None:
             return None
         if refusal.shadow:
-            self.refuser.log.shadowed(refusal, self._route)
+            self.refuser.log.shadowed(refusal, self._route, self._view)
             return None
         if not isinstance(self._send, LateRefusal):  # The first one stands.
             route = replace(self._route, feature=feature)

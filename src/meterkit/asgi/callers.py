@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from meterkit.store.arguments import check_subject_kinds, is_customer
+from meterkit.store.arguments import check_subject_kinds, fault_of, is_customer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,3 +38,10 @@ def parted(found: object) -> tuple[object, Given | None]:
         return found, ()
     given = tuple(found.subjects.items())
     return found.customer, given if all(is_customer(subject) for _, subject in given) else None
+
+
+def fault_in(found: object) -> str:
+    """Which of the ids that ``identify`` found is not allowed, and what was found; the id is not shown."""
+    customer, subjects = (found.customer, found.subjects) if isinstance(found, Caller) else (found, {})
+    ids = (("customer", customer), *subjects.items())
+    return next(f"found {fault} as the id of the {of:.80}" for of, one in ids if (fault := fault_of(one)))

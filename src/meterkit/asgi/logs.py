@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
     from meterkit.tokens.call_usage import CallUsage, Note
 
 
@@ -174,47 +175,54 @@ _USUALLY_OPEN: Final = frozenset({"/docs", "/redoc", "/openapi.json", "/favicon.
 class RefusalLog:
     """Writes to the logger ``meterkit.refusals``, at most ten lines a second.
 
-    The record of each has the attributes ``customer``, ``plan``, ``reason``, ``limit``, ``route``,
-    ``status``, ``instance`` and ``shadow``; the line that tells how many were not written has ``suppressed``.
+    The record of each has the attributes ``customer``, ``subjects``, ``plan``, ``reason``, ``limit``,
+    ``fault``, ``route``, ``status``, ``instance`` and ``shadow``; the line that tells how many were not
+    written has ``suppressed``.
     """
 
     def __init__(self) -> None:
         self._sampler = Sampler(_LINES_A_SECOND, 1.0, _suppressed)
 
     def refused(
-        self, decision: Decision, route: Route, scope: Scope, *, status: int, instance: str | None
+        self,
+        decision: Decision,
+        route: Route,
+        view: CustomerView | None,
+        scope: Scope,
+        *,
+        status: int,
+        instance: str | None,
     ) -> None:
         """A request was answered with a refusal, or a websocket closed."""
         if self._sampler.admits():
-            fields = _fields(decision, route) | {"status": status, "instance": instance}
+            fields = _fields(decision, route, view) | {"status": status, "instance": instance}
             words = _line(fields) + _hint(decision, scope)
             _refusals.warning("refused: %s", words, extra=fields | {"shadow": False})
 
-    def shadowed(self, decision: Decision, route: Route) -> None:
+    def shadowed(self, decision: Decision, route: Route, view: CustomerView) -> None:
         """A request was served that would have been refused."""
         if self._sampler.admits():
-            fields = _fields(decision, route)
+            fields = _fields(decision, route, view)
             extra = fields | {"status": None, "instance": None, "shadow": True}
             _refusals.warning("would be refused, but enforcement is shadow: %s", _line(fields), extra=extra)
 
 
-def _fields(decision: Decision, route: Route) -> dict[str, str | int | bool | None]:
+def _fields(decision: Decision, route: Route, view: CustomerView | None) -> dict[str, object]:
+    subjects = None if view is None else view.subjects
     return {
         "customer": decision.customer,
+        "subjects": None if subjects is None else dict(subjects.given),
         "plan": decision.plan,
         "reason": decision.reason,
         "limit": decision.limit,
         "route": route.match,
+        "fault": decision.fault,
     }
 
 
 def _line(fields: Mapping[str, object]) -> str:
     # As ASCII literals: whatever stands in a customer's id, it neither ends the line nor looks like a field.
-    return " ".join(
-        f"{name}={ascii(value) if isinstance(value, str) else value}"
-        for name, value in fields.items()
-        if value is not None
-    )
+    return " ".join(f"{name}={value!a}" for name, value in fields.items() if value is not None)
 
 
 def _hint(decision: Decision, scope: Scope) -> str:

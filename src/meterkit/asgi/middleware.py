@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from meterkit.asgi.allotted import admit
 from meterkit.asgi.arguments import PlansInForce, check_arguments
 from meterkit.asgi.body import BufferedBody
-from meterkit.asgi.callers import parted
+from meterkit.asgi.callers import fault_in, parted
 from meterkit.asgi.context import exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.exchange_kinds import kind_of
@@ -302,7 +302,7 @@ class MeterMiddleware:
         self, decision: Decision, view: CustomerView, route: Route, scope: Scope, send: Send
     ) -> Exchange:
         """Serve a request without a known customer in shadow mode; its usage is discarded."""
-        self._log.shadowed(decision, route)
+        self._log.shadowed(decision, route, view)
         passed = kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
         passed.take(replace(decision, allowed=True, shadow=True))
         return passed
@@ -311,13 +311,13 @@ class MeterMiddleware:
         """Decide for a new customer, or for a request without one."""
         if isawaitable(found):
             found = await found
-        found, subjects = parted(found)
-        if is_customer(found) and subjects is not None:
-            return plans.cache.get(found, subjects=subjects)
-        if isinstance(found, str):
-            raise _UnservedError(_INVALID)
-        if found is not None:
-            self._troubles.wrong_type(found)
+        customer, subjects = parted(found)
+        if is_customer(customer) and subjects is not None:
+            return plans.cache.get(customer, subjects=subjects)
+        if isinstance(customer, str):
+            raise _UnservedError(replace(_INVALID, fault=fault_in(found)))
+        if customer is not None:
+            self._troubles.wrong_type(customer)
             raise _UnservedError(_UNIDENTIFIED)
         anonymous = None if plans.by_ip is None else plans.by_ip(scope)
         if anonymous is None:
@@ -332,7 +332,7 @@ class MeterMiddleware:
         decision = store.verdict(decided, reply)
         if not decision.shadow:
             return decision
-        self._log.shadowed(decision, route)
+        self._log.shadowed(decision, route, decided.view)
         passed = kind_of(scope, route)(store, lane, decided.view, route, decided, reply, scope, send)
         passed.take(decision)
         passed.limit_fields = ShadowFields(decision, decided, route.headers)
@@ -364,7 +364,7 @@ class MeterMiddleware:
             if not decision.allowed:
                 return decision, None if weighed is None else weighed.decided
             if decision.reason is not None:
-                self._log.shadowed(decision, route)
+                self._log.shadowed(decision, route, view)
         passed = kind_of(scope, route)(store, lane, view, route, None, [], scope, send)
         passed.take_weighed(decision, weighed)
         passed.is_counted = isinstance(error, StoreError) and error.executed is None

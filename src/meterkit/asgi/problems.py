@@ -10,6 +10,7 @@ from meterkit.answers import CHALLENGE, IANA, PROBLEM_JSON, URN, ProblemType
 from meterkit.asgi.headers import fields, join, merge, policy_field
 from meterkit.asgi.offers import payment_field
 from meterkit.catalog.amount_texts import money
+from meterkit.store.arguments import ALLOWED_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -178,9 +179,11 @@ def _unknown(_: Refusal) -> _Words:
     return "This request does not say which customer it belongs to. Send valid credentials.", {}
 
 
-def _invalid(_: Refusal) -> _Words:
-    allowed = "a text of 1 to 256 bytes of UTF-8 without control characters"
-    return f"The customer id of this request is not valid. Allowed is {allowed}.", {}
+def _invalid(refusal: Refusal) -> _Words:
+    fault = refusal.decision.fault
+    which = "The customer id of this request is not valid"
+    which = which if fault is None else f"An id of this request is not valid: {fault}"
+    return f"{which}. Allowed is {ALLOWED_ID}.", {}
 
 
 def _in_flight(refusal: Refusal) -> _Words:

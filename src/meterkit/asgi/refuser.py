@@ -130,7 +130,7 @@ class Refuser:
                 await send_denial(denial, scope, send)
         finally:
             status = answer.status or denial.status
-            self.log.refused(decision, route, scope, status=status, instance=denial.instance)
+            self.log.refused(decision, route, view, scope, status=status, instance=denial.instance)
 
     async def _answer_of_the_app(
         self, on_denied: OnDenied, decision: Decision, answer: _Answer, receive: Receive

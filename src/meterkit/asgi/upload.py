@@ -176,7 +176,7 @@ class Upload(Exchange):
             return Decision(allowed=False, reason="store", degraded=True)
         if refusal is None or not refusal.shadow:
             return refusal
-        self.refuser.log.shadowed(refusal, self._route)
+        self.refuser.log.shadowed(refusal, self._route, self._view)
         self._counts = False
         return None
 
@@ -213,7 +213,9 @@ class Upload(Exchange):
         self._give_back_more()
         if self._status:
             self._gone = True
-            self.refuser.log.refused(refusal, self._route, self._scope, status=self._status, instance=None)
+            self.refuser.log.refused(
+                refusal, self._route, self._view, self._scope, status=self._status, instance=None
+            )
             return
         self._is_answered = True
         decided, view = self._decided, self._view

@@ -304,7 +304,7 @@ class WebSocketExchange(Exchange):
             decision = store.verdict(decided, reply)
             if not decision.shadow:
                 return decision
-            self._log.shadowed(decision, route)
+            self._log.shadowed(decision, route, view)
         if decided.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
             store.settle(lane, settlement_of(decided, slot, billed=billed))
@@ -331,7 +331,8 @@ class WebSocketExchange(Exchange):
             return
         # In each case it ends as if the client had left.
         self._is_closed = self._gone = True
-        self._log.refused(decision, self._route, self._scope, status=POLICY_VIOLATION, instance=None)
+        of = self._route, self._view, self._scope
+        self._log.refused(decision, *of, status=POLICY_VIOLATION, instance=None)
         reason = decision.limit or decision.reason or ""
         with suppress(OSError):  # The client has left meanwhile.
             await self._send(

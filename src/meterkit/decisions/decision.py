@@ -103,6 +103,8 @@ class Decision:
         violated: the names of all violated policies, in the order of the plans file.
         gauge: the figures behind the reasons ``storage`` and ``seats``; None with any other.
         spend: the figures behind the reason ``spend``; None with any other.
+        fault: which id is not allowed, and what was found instead of an allowed one, without the id; None
+            with any other reason than ``invalid_customer``.
         degraded: whether the store did not answer and the request was decided without it.
         shadow: whether enforcement is ``shadow``: ``allowed`` is True whatever the limits say.
     """
@@ -118,5 +120,6 @@ class Decision:
     violated: tuple[str, ...] = ()
     gauge: GaugeLevel | None = None
     spend: SpendLevel | None = None
+    fault: str | None = None
     degraded: bool = False
     shadow: bool = False

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from meterkit.store.subjects import Given
 
 CUSTOMER_BYTES_MAX: Final = 256
+ALLOWED_ID: Final = f"a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -24,7 +25,7 @@ def is_customer(value: object) -> TypeGuard[str]:
         return False
     if value.isascii():
         return len(value) <= CUSTOMER_BYTES_MAX and value.isprintable()
-    return _fault(value) is None
+    return fault_of(value) is None
 
 
 def check_customer(value: object) -> str:
@@ -36,10 +37,7 @@ def check_customer(value: object) -> str:
     if is_customer(value):
         return value
     # The id itself is left out: it comes from a client and may be anything.
-    raise CustomerError(
-        f"customer id: found {_fault(value)}; allowed is a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 "
-        "without control characters"
-    )
+    raise CustomerError(f"customer id: found {fault_of(value)}; allowed is {ALLOWED_ID}")
 
 
 def check_subject_kinds(subjects: object) -> None:
@@ -75,8 +73,7 @@ def check_subjects(subjects: Mapping[str, str] | None) -> Given:
     for kind, subject in subjects.items():
         if not is_customer(subject):
             raise CustomerError(
-                f"subjects: the id of {kind:.80} has {_fault(subject)}; allowed is a text of 1 to"
-                f" {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
+                f"subjects: found {fault_of(subject)} as the id of the {kind:.80}; allowed is {ALLOWED_ID}"
             )
     return tuple(subjects.items())
 
@@ -94,7 +91,8 @@ def check_event_id(value: object, name: str = "event_id") -> None:
         )
 
 
-def _fault(value: object) -> str | None:
+def fault_of(value: object) -> str | None:
+    """Say why a value is no id of a customer or a subject, without the value; None: it is one."""
     if not isinstance(value, str):
         return _size_fault(value)
     control = _CONTROL.search(value)

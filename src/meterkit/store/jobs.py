@@ -1,4 +1,4 @@
-"""Work that outlives its request: a provider's job keeps the customer and the user who began it, and the hold."""
+"""Work that outlives its request: a provider's job keeps who began it, and the hold."""
 
 from __future__ import annotations
 
