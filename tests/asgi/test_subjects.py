@@ -11,10 +11,11 @@ import pytest
 import meterkit
 from asgi.test_llm_model_prices import answering as answering_with_tokens
 from asgi.test_llm_model_prices import ask
-from asgi.test_websockets import opened
+from asgi.test_websockets import looked, opened
 from faults import eventually, settled
 from metering import answering, hello, served
 from meterkit import Caller, MeterKit, MeterkitError, identify
+from meterkit.asgi import websocket
 from meterkit.catalog import loads
 from meterkit.store.subject_usage import usage_by
 
@@ -529,3 +530,41 @@ async def test_messages_of_a_websocket_count_for_the_user(any_store_url: str) ->
         assert socket.heard() == ["a", "b"]
         assert await counted(at, meter="messages") == {"u_7": (2, 0)}
         assert await customer(at, "messages") == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "recorded", "reason"),
+    [
+        ("messages: {included: 2}", 1, None),
+        ("messages: {included: 2}", 2, "user:messages-period"),
+        ("messages: {rate: 1/hour}", 5, None),
+        ("budget: {amount_cents: 3, per: day}", 2, None),
+        ("budget: {amount_cents: 3, per: day}", 3, "user:spend-1d"),
+    ],
+)
+async def test_an_open_websocket_ends_once_its_user_has_nothing_left(
+    any_store_url: str, limits: str, recorded: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "_LOOK_EVERY_S", 0.005)
+    plans = PLANS.replace("messages: {included: 2}\n", "# no limit\n").replace(
+        "budget: {amount_cents: 1000}", limits
+    )
+    plans = plans.replace("messages: {unit: message}", "messages: {unit: message, stripe: {event_name: m}}")
+    billed = "    meters:\n      messages: {included: 0, overage: {bill: {per: 1, amount_cents: 1}}}\n"
+    plans = plans.replace("    meters:\n", billed)
+    who = Caller("acme", {"user": "u_7"})
+    async with (
+        served(chatting(), plans=plans, who=lambda _: who, redis_url=any_store_url) as at,
+        opened(at) as socket,
+    ):
+        await looked(at, monkeypatch)
+        assert socket.is_open
+        for user, used in (("u_8", 9), ("u_7", recorded)):  # What others have used does not matter.
+            await at.kit.record("acme", "messages", used, subjects={"user": user})
+        if reason is None:
+            await looked(at, monkeypatch)
+            assert socket.is_open
+        else:
+            await eventually(lambda: not socket.is_open)
+            assert socket.sent[-1] == {"type": "websocket.close", "code": 1008, "reason": reason}
+        assert await customer(at, "messages") == (9 + recorded, 0)

@@ -380,8 +380,10 @@ def _prepared(
         rates_only=route.always,
         prepaid=view.prepaid,
     )
-    if mode != "c" and view.subjects is not None:
-        program = view.subjects.extend(program, demands, in_flight=False, rates_only=route.always)
+    subjects = view.subjects
+    if subjects is not None:
+        subjects = subjects.without_rates() if mode == "c" else subjects
+        program = subjects.extend(program, demands, in_flight=False, rates_only=route.always)
     return PreparedDecision(view, program, mode, route=route)
 
 

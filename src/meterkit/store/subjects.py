@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from copy import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from meterkit.catalog.subjects import override_subject
 from meterkit.decisions.at_model import UNKNOWN_MODEL
+from meterkit.decisions.customer_state import holding_only
 from meterkit.decisions.subjects import (
     AskedOfSubject,
     SubjectHold,
@@ -96,6 +99,15 @@ class Subjects:
                 own = effective.subject_overrides.get(member_of(kind, subject))
                 self.is_plain = self.is_plain and own is None
                 self.limits[kind] = limits if own is None else override_subject(catalog, limits, own)
+
+    def without_rates(self) -> Self:
+        """The same subjects, limited by what they have included and by their budgets alone."""
+        found = copy(self)
+        found.limits = {
+            kind: replace(given, limits=holding_only(given.limits, given.limits, ()))
+            for kind, given in self.limits.items()
+        }
+        return found
 
     def ask(
         self,
