@@ -7,6 +7,7 @@ from zlib import crc32
 
 import pytest
 
+from meterkit import PlansError
 from meterkit.catalog import loads
 from meterkit.decisions.keys import (
     HOOKS_SHARD,
@@ -122,3 +123,31 @@ def test_a_route_stands_for_its_method_and_path() -> None:
 
 def test_names_of_different_tokens_are_let_pass() -> None:
     check_tokens(CATALOG)
+
+
+@pytest.mark.parametrize(
+    ("meter", "limits", "what"),
+    [
+        # Names whose digests have the same 24 bits: found by trying.
+        ("m1213842", "rate: 1/hour", "the meter spend and the meter m1213842"),
+        (
+            "m13330799",
+            "rate: {limit: 1/day, algorithm: fixed-window}",
+            "the fixed-window rate of spend per 86400000 ms and the fixed-window rate of m13330799",
+        ),
+    ],
+)
+def test_budgets_of_subjects_share_no_field(meter: str, limits: str, what: str) -> None:
+    plans = f"""
+schema: 1
+currency: usd
+default_plan: free
+meters: {{{meter}: {{unit: request}}}}
+plans:
+  free:
+    price: {{amount_cents: 0, interval: month}}
+    meters: {{{meter}: {{{limits}}}}}
+"""
+    check_tokens(loads(plans))
+    with pytest.raises(PlansError, match=f"plans.free.subjects: {what}.* would be counted as one"):
+        check_tokens(loads(f"{plans}    subjects: {{user: {{budget: {{amount_cents: 5}}}}}}\n"))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.budgets import WINDOWS
+from meterkit.catalog.models import SPEND
 from meterkit.errors import PlansError, Problem
 
 if TYPE_CHECKING:
@@ -119,6 +121,13 @@ def _counted(catalog: Catalog) -> Iterator[tuple[str, str, str]]:
         for rate in rated:
             what = f"the {rate.algorithm} rate of {name} per {rate.window_ms} ms"
             yield f"meters.{name}", rate_token(name, rate.window_ms, rate.algorithm), what
+    for plan in catalog.plans.values() if catalog.has_subjects else ():
+        # An override may give each of its subjects a budget of any span.
+        path = f"plans.{plan.key}.subjects"
+        yield path, meter_token(SPEND), f"the meter {SPEND}"
+        for window_ms, _ in WINDOWS.values():
+            what = f"the fixed-window rate of {SPEND} per {window_ms} ms"
+            yield path, rate_token(SPEND, window_ms, "fixed-window"), what
     for nth, route in enumerate(catalog.routes):
         for rate in route.rates:
             what = f"the {rate.algorithm} rate of {route.match!r} per {rate.window_ms} ms"
