@@ -1,17 +1,19 @@
-"""Three months of three customers, worked out by hand: every cent of invoices, ledgers and spend.
+"""Three months of three customers, worked out by hand: every cent of invoices, ledgers, spend and margin.
 
 All expected figures are literals. A person can check them line by line, with the prices of the plans file
-below. A call of ``n`` input and ``m`` output tokens is charged, in micro-dollars::
+below. A call of ``n`` input and ``m`` output tokens costs, in micro-dollars::
 
-    small-1  (n * 0.15 + m * 0.60) * 1.3       large-1  (n * 3 + m * 15) * 1.3
+    small-1  n * 0.15 + m * 0.60        large-1  n * 3 + m * 15        other-1  n * 0.50 + m * 2
 
-=======  ==========================  =====================================================================
-call     tokens in, out              micro-dollars
-=======  ==========================  =====================================================================
-tiny     small-1, 7, 3               (1.05 + 1.80) * 1.3                 =       3.705
-small    small-1, 1,000, 500         (150 + 300) * 1.3                   =     585
-large    large-1, 100,000, 20,000    (300,000 + 300,000) * 1.3           = 780,000
-=======  ==========================  =====================================================================
+Who pays beforehand is charged 1.3 times that.
+
+=======  ==========================  =============================  =========================
+call     tokens in, out              costs in + out                 charged
+=======  ==========================  =============================  =========================
+tiny     small-1, 7, 3                     1.05 +       1.80               2.85 * 1.3 = 3.705
+small    small-1, 1,000, 500             150    +     300                450 * 1.3 =     585
+large    large-1, 100,000, 20,000    300,000    + 300,000            600,000 * 1.3 = 780,000
+=======  ==========================  =============================  =========================
 
 Ada pays beforehand; below USD 5.00 her card is charged for USD 20.00.
 
@@ -39,32 +41,61 @@ August: 7,800,000.
   of August.
 - Grant 3 pays the rest of August, 7,800,000 - 4,258,234 = 3,541,766.
 
-Bob pays USD 20.00 a month and USD 0.02 for each 1,000 output tokens beyond 100,000, at most USD 50.00.
+What her calls cost is put down in whole micro-dollars; the rest is carried, of input and output by itself.
 
-======  ==================  ========================  =============================================
-day     output tokens       beyond 100,000            spent
-======  ==================  ========================  =============================================
-10 Jun    900,000             800,000                 USD 16.00
-15 Jun    700,000           1,500,000                 USD 30.00, 60 %: he hears that 50 % are reached
-18 Jun    500,000           2,000,000                 USD 40.00, 80 %: he hears it
-19 Jun    500,000           2,500,000                 USD 50.00, 100 %: he hears it
+======  =======  ===========================================  ==========  ==========  ==========
+month   model    costs                                        sum         charged     margin
+======  =======  ===========================================  ==========  ==========  ==========
+June    small-1  in 3 * 150 + 1.05 = 451, carried 0.05,
+                 out 3 * 300 + 1.80 = 901, carried 0.80            1,352       1,758         406
+        large-1  7 * 600,000                                   4,200,000   5,460,000   1,260,000
+July    small-1  in 0.05 + 2 * 1.05 = 2, carried 0.15,
+                 out 0.80 + 2 * 1.80 = 4, carried 0.40                 6           8           2
+        large-1  26 * 600,000                                 15,600,000  20,280,000   4,680,000
+August  large-1  10 * 600,000                                  6,000,000   7,800,000   1,800,000
+======  =======  ===========================================  ==========  ==========  ==========
+
+Bob pays USD 20.00 a month and, for output tokens beyond 100,000, at most USD 50.00. A thousand cost USD 0.01
+of a small model, USD 0.04 of a large one and USD 0.03 of another: 10, 40 and 30 micro-dollars a token.
+
+======  ==================  ===============================  ===========================================
+day     output tokens       beyond what is included          spent
+======  ==================  ===============================  ===========================================
+10 Jun    900,000 small-1   800,000 * 10     =  8,000,000    USD  8.00
+15 Jun    500,000 large-1   500,000 * 40     = 20,000,000    USD 28.00, 56 %: he hears of 50 %
+18 Jun    300,000 large-1   300,000 * 40     = 12,000,000    USD 40.00, 80 %: he hears it
+19 Jun    600,000 small-1   600,000 * 10     =  6,000,000    USD 46.00
+19 Jun    100,000 large-1   100,000 * 40     =  4,000,000    USD 50.00, 100 %: he hears it
 19 Jun  refused
 30 Jun  refused
-12 Jul    350,000             250,000                 USD 5.00
-2 Aug      40,000                   0                 nothing
-======  ==================  ========================  =============================================
+12 Jul    350,000 large-1   250,000 * 40     = 10,000,000    USD 10.00
+20 Jul     10,001 other-1    10,001 * 30     =    300,030    USD 10.30, and 3 thousandths of a cent
+2 Aug      40,000 small-1                               0    nothing
+======  ==================  ===============================  ===========================================
+
+======  =======  ==========  ================================  ================================  ==========
+month   model    tokens      costs                             pays                              margin
+======  =======  ==========  ================================  ================================  ==========
+June    small-1   1,500,000  1,500,000 * 0.60  =     900,000   1,400,000 * 10    = 14,000,000    13,100,000
+        large-1     900,000    900,000 * 15    =  13,500,000     900,000 * 40    = 36,000,000    22,500,000
+July    large-1     350,000    350,000 * 15    =   5,250,000     250,000 * 40    = 10,000,000     4,750,000
+        other-1      10,001     10,001 * 2     =      20,002      10,001 * 30    =    300,030       280,028
+August  small-1      40,000     40,000 * 0.60  =      24,000                                0       -24,000
+======  =======  ==========  ================================  ================================  ==========
 
 Eve buys USD 50.00 on a page, and wants the money back.
 
-======  ========================  ===================================  ============
-day     what                      charged                              balance
-======  ========================  ===================================  ============
+======  ========================  ===================================  ============  ==================
+day     what                      charged                              balance       costs
+======  ========================  ===================================  ============  ==================
 2 Jun   buys USD 50.00                                                   50,000,000
-8 Jun   10 large                  10 * 780,000          =  7,800,000     42,200,000
-11 Jul  5 large                   5 * 780,000           =  3,900,000     38,300,000
+8 Jun   10 large                  10 * 780,000          =  7,800,000     42,200,000  10 * 600,000
+11 Jul  5 large                   5 * 780,000           =  3,900,000     38,300,000  5 * 600,000
 20 Jul  refund of USD 50.00       38,300,000 are taken back                       0
 21 Aug  refused, and her card is not charged
-======  ========================  ===================================  ============
+======  ========================  ===================================  ============  ==================
+
+June: 7,800,000 - 6,000,000 = 1,800,000 of margin. July: 3,900,000 - 3,000,000 = 900,000.
 """
 
 from __future__ import annotations
@@ -76,17 +107,21 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
+from auditing import sqlite_in
 from faults import eventually
 from hooking import hooked
 from llm_apps import read_all
 from meterkit import MeterMiddleware, identify
 from meterkit.catalog import loads
+from meterkit.insights.audit.draining import drainer_of
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY
 from meterkit.subscriptions.webhooks.queue import HookQueue
 from meterkit.testing import Clock, StripeEmulator
 from tokens.recordings import compact
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from starlette.types import Receive, Scope, Send
 
     from hooking import Hooked
@@ -100,6 +135,8 @@ default_plan: payg
 meters:
   input_tokens:  {unit: token}
   output_tokens: {unit: token, stripe: {event_name: out}}
+prices:
+  output: {default: 3 per 1000, models: {"small-*": 1 per 1000, "large-*": 4 per 1000}}
 credits:
   usd:
     unit: money
@@ -107,6 +144,7 @@ credits:
     models:
       "small-*": {input_tokens: 0.15 per 1_000_000, output_tokens: 0.60 per 1_000_000}
       "large-*": {input_tokens: 3 per 1_000_000, output_tokens: 15 per 1_000_000}
+      "other-*": {input_tokens: 0.50 per 1_000_000, output_tokens: 2 per 1_000_000}
     top_up: {packs: [1000, 5000], auto: {below: 500, amount: 2000, at_most: 3 per month}}
 routes:
   - {match: "POST /webhooks/stripe", exempt: true}
@@ -121,10 +159,11 @@ plans:
     budget: {amount_cents: 5000, warn_at: [50, 80, 100]}
     meters:
       usd_charged:   {included: unlimited}
-      output_tokens: {included: 100_000, overage: {bill: {per: 1000, amount_cents: 2}}}
+      output_tokens: {included: 100_000, overage: {bill: {price: prices.output}}}
 """)
 PATH: Final = "/v1/chat/completions"
 BACK: Final[dict[str, Any]] = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example"}
+BOBS_PRICES: Final = ("_output_tokens", "_output_tokens:small-*", "_output_tokens:large-*")
 TINY: Final = ("small-1", 7, 3)
 SMALL: Final = ("small-1", 1_000, 500)
 LARGE: Final = ("large-1", 100_000, 20_000)
@@ -228,13 +267,14 @@ async def june(months: Months) -> None:
     assert await months.call("ada", LARGE, times=6) == [200] * 6
     await months.has("ada", 5_318_242)
     await months.go(on(6, 15))
-    assert await months.call("bob", ("large-1", 0, 700_000)) == [200]
+    assert await months.call("bob", ("large-1", 0, 500_000)) == [200]
     await months.go(on(6, 18))
-    assert await months.call("bob", ("small-1", 0, 500_000)) == [200]
+    assert await months.call("bob", ("large-1", 0, 300_000)) == [200]
     await months.go(on(6, 19))
     # The 19th: one token more than fits is refused, what fits is served, and then nothing is.
-    assert await months.call("bob", ("small-1", 0, 500_001)) == [402]
-    assert await months.call("bob", ("large-1", 0, 500_000)) == [200]
+    assert await months.call("bob", ("small-1", 0, 600_000)) == [200]
+    assert await months.call("bob", ("large-1", 0, 100_001)) == [402]
+    assert await months.call("bob", ("large-1", 0, 100_000)) == [200]
     assert await months.call("bob", ("small-1", 0, 1)) == [402]
     assert await months.spent(on(6, 19)) == 50_000_000
     await months.go(on(6, 20))
@@ -261,6 +301,7 @@ async def july(months: Months) -> None:
     assert await months.call("ada", LARGE, times=6) == [200] * 6
     await months.has("ada", 24_258_234)
     await months.go(on(7, 20))
+    assert await months.call("bob", ("other-1", 0, 10_001)) == [200]
     (grant,) = await at.kit.grants.list("eve")
     payments = await at.client.v1.invoice_payments.list_async({"invoice": grant.grant_id})
     intent = str(payments.data[0].payment.payment_intent)
@@ -321,14 +362,16 @@ async def check_ada(months: Months) -> None:
 
 
 async def check_bob(months: Months) -> None:
-    assert [await months.spent(on(month, 25)) for month in (6, 7, 8)] == [50_000_000, 5_000_000, 0]
+    assert [await months.spent(on(month, 25)) for month in (6, 7, 8)] == [50_000_000, 10_300_030, 0]
+    # 1,400,000 small ones and 900,000 large ones; 250,000 large ones and 30.003 cents of another one.
     assert await months.invoices("bob") == [
         ("01 Jun", "paid", [2000]),
-        ("01 Jul", "paid", [2000, 5000]),
-        ("01 Aug", "paid", [500, 2000]),
+        ("01 Jul", "paid", [1400, 2000, 3600]),
+        ("01 Aug", "paid", [30, 1000, 2000]),
         ("01 Sep", "paid", [2000]),
     ]
-    assert int(months.at.emulator.accepted("cus_bob", "out")) == 2_500_000 + 250_000
+    sent = [months.at.emulator.accepted("cus_bob", f"out{row}") for row in (":small-*", ":large-*", "")]
+    assert sent == [1_400_000, 900_000 + 250_000, 10_001]
     warned = [event for event in months.told["usage.threshold"] if event.customer == "bob"]
     assert [(event.meter, event.percent) for event in warned] == [
         ("spend", 50),
@@ -350,11 +393,122 @@ async def check_eve(months: Months) -> None:
     assert (refunded.refunded_cents, refunded.taken_back_cents) == (5000, 3830)
 
 
-async def test_three_months_of_three_customers_come_to_what_a_person_works_out(store_url: str) -> None:
+async def margins(months: Months, customer: str, month: int) -> dict[str, tuple[int, int, int | None]]:
+    """Cost, revenue and margin of a month, in micro-dollars: of each model, and of all."""
+    found = await months.at.kit.usage(customer, period=on(month, 9), by="model")
+    assert found["period"]["start"] == on(month, 1, 0)
+    return {
+        model: (one["cost_micros"], one["revenue_micros"], one["margin_micros"])
+        for model, one in (*found["models"].items(), ("all", found))
+    }
+
+
+async def check_margins(months: Months) -> None:
+    """The columns of costs, of what is charged or paid, and of margin."""
+    assert await margins(months, "ada", 6) == {
+        "small-1": (1_352, 1_758, 406),
+        "large-1": (4_200_000, 5_460_000, 1_260_000),
+        "all": (4_201_352, 5_461_758, 1_260_406),
+    }
+    assert await margins(months, "ada", 7) == {
+        "small-1": (6, 8, 2),
+        "large-1": (15_600_000, 20_280_000, 4_680_000),
+        "all": (15_600_006, 20_280_008, 4_680_002),
+    }
+    large = (6_000_000, 7_800_000, 1_800_000)
+    assert await margins(months, "ada", 8) == {"large-1": large, "all": large}
+    assert await margins(months, "bob", 6) == {
+        "small-1": (900_000, 14_000_000, 13_100_000),
+        "large-1": (13_500_000, 36_000_000, 22_500_000),
+        "all": (14_400_000, 50_000_000, 35_600_000),
+    }
+    assert await margins(months, "bob", 7) == {
+        "large-1": (5_250_000, 10_000_000, 4_750_000),
+        "other-1": (20_002, 300_030, 280_028),
+        "all": (5_270_002, 10_300_030, 5_030_028),
+    }
+    small = (24_000, 0, -24_000)
+    assert await margins(months, "bob", 8) == {"small-1": small, "all": small}
+    assert await margins(months, "eve", 6) == {"large-1": large, "all": large}
+    large = (3_000_000, 3_900_000, 900_000)
+    assert await margins(months, "eve", 7) == {"large-1": large, "all": large}
+    assert await margins(months, "eve", 8) == {"all": (0, 0, 0)}
+
+
+async def statement(months: Months, customer: str, month: int) -> tuple[int, list[Any]]:
+    """The total of a month's statement, and its lines that cost anything: cents, meter, units, events.
+
+    Of an event: the day, the model, and the units that are billed.
+    """
+    found = await months.at.kit.statement(customer, on(month, 9))
+    assert found.is_final
+    assert all(line.note == "" for line in found.lines)
+    return found.total_cents, [
+        (
+            line.amount_cents,
+            line.meter,
+            line.quantity if line.meter else None,
+            [(f"{event.recorded_at:%d %b}", event.model, event.billed) for event in line.events],
+        )
+        for line in sorted(found.lines, key=lambda line: (line.start, line.amount_cents))
+        if line.amount_cents
+    ]
+
+
+async def check_statements(months: Months) -> None:
+    """Bob's statements are his invoices, down to calls: the first and the renewal's, then each renewal's."""
+    fee: tuple[Any, ...] = (2000, None, None, [])
+    small = [("10 Jun", "small-1", 800_000), ("19 Jun", "small-1", 600_000)]
+    large = [("15 Jun", "large-1", 500_000), ("18 Jun", "large-1", 300_000), ("19 Jun", "large-1", 100_000)]
+    assert await statement(months, "bob", 6) == (
+        2000 + 7000,
+        [
+            (1400, "output_tokens:small-*", 1_400_000, small),
+            fee,
+            (3600, "output_tokens:large-*", 900_000, large),
+            fee,
+        ],
+    )
+    assert await statement(months, "bob", 7) == (
+        3030,
+        [
+            # The included part of the call on the 12th stands here; what it costs stands under its price.
+            (30, "output_tokens", 10_001, [("12 Jul", "large-1", 0), ("20 Jul", "other-1", 10_001)]),
+            (1000, "output_tokens:large-*", 250_000, [("12 Jul", "large-1", 250_000)]),
+            fee,
+        ],
+    )
+    assert await statement(months, "bob", 8) == (2000, [fee])
+
+
+async def check_balances(months: Months) -> None:
+    """Statements of those who pay beforehand have no line that costs anything; the balance is on them."""
+    by_month = {
+        "ada": [
+            [("grant", 10_000_000), ("burn", -5_461_758), ("grant", 20_000_000)],
+            [("burn", -4_538_242), ("burn", -15_741_766), ("grant", 20_000_000)],
+            [("burn", -4_258_234), ("burn", -3_541_766)],
+        ],
+        "eve": [
+            [("grant", 50_000_000), ("burn", -7_800_000), ("refund", -38_300_000)],
+            [("burn", -3_900_000)],
+            [],
+        ],
+    }
+    for customer, months_of in by_month.items():
+        for month, entries in enumerate(months_of, 6):
+            found = await months.at.kit.statement(customer, on(month, 9))
+            assert found.total_cents == 0
+            assert sorted((one.entry, one.amount_micros) for one in found.balance) == sorted(entries)
+
+
+async def test_three_months_of_three_customers_come_to_what_a_person_works_out(
+    store_url: str, tmp_path: Path
+) -> None:
     clock = Clock(on(6, 1, 0))
     emulator = StripeEmulator(clock=clock, automatic_webhooks=False)
     emulator.add_plans(CATALOG)
-    settings: dict[str, Any] = {"catalog": CATALOG, "flush": True}
+    settings: dict[str, Any] = {"catalog": CATALOG, "flush": True, "audit_url": sqlite_in(tmp_path)}
     async with hooked(store_url, clock=clock, emulator=emulator, **settings) as at:
         app = MeterMiddleware(provider, kit=at.kit, identify=identify.header("x-customer-id"))
         transport = httpx.ASGITransport(app)
@@ -365,9 +519,7 @@ async def test_three_months_of_three_customers_come_to_what_a_person_works_out(s
             await at.kit.stripe.sync()
             for customer in ("ada", "bob", "eve"):
                 await at.kit.customers.link(customer, at.customer(customer))
-            await at.subscribe(
-                "bob", items=[{"price": "price_metered"}, {"price": "price_metered_output_tokens"}]
-            )
+            await at.subscribe("bob", items=[{"price": f"price_metered{of}"} for of in ("", *BOBS_PRICES)])
             await at.settle()
             months = Months(at=at, client=client, told=told)
             await june(months)
@@ -376,3 +528,7 @@ async def test_three_months_of_three_customers_come_to_what_a_person_works_out(s
             await check_ada(months)
             await check_bob(months)
             await check_eve(months)
+            assert await drainer_of(at.kit.store, at.kit.settings).drain() == 0
+            await check_margins(months)
+            await check_statements(months)
+            await check_balances(months)
