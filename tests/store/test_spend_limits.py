@@ -102,6 +102,15 @@ async def test_a_refusal_says_how_much_is_spent_and_until_when(any_store_url: st
         assert (await kit.consume("ada", "images", 5)).retry_after is None
 
 
+async def test_a_refusal_of_what_costs_nothing_does_not_name_an_overspent_budget(any_store_url: str) -> None:
+    async with kit_on(any_store_url) as (kit, _):
+        await kit.customers.override("ada", {"images": {"included": 5, "rate": "1/hour"}})
+        await kit.record("ada", "words", 100_000)
+        assert (await kit.consume("ada", "images", 1)).allowed
+        decision = await kit.consume("ada", "images", 1)
+        assert (decision.reason, decision.violated, decision.spend) == ("rate", ("images-1h",), None)
+
+
 async def test_what_is_held_may_be_spent_whichever_ends_first(any_store_url: str) -> None:
     async with kit_on(any_store_url, "{amount_cents: 7}") as (kit, _):
         # Both fit into what is included, and not together: the second must have a budget.

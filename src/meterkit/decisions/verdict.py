@@ -115,7 +115,8 @@ def refused(program: Program, reply: Sequence[int], period_end_ms: int) -> Decis
         is_backed = measure.kind == CEILING and bool(next(backed, 0))
         asks = reply[0] != _OF_A_REPEAT or measure.kind not in {CEILING, GAUGE}
         needed = z if measure.kind == SPENT else measure.needed
-        if asks and needed > left:
+        # What costs nothing is refused by no budget, even one that is overspent.
+        if asks and needed > left and (needed or measure.kind != SPENT):
             if measure.kind == SPENT:
                 spend = _spent(measure, left)
                 left = spend.limit_cents - spend.spent_cents
