@@ -22,7 +22,11 @@ from tokens.recordings import compact
 from workers import obey
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.types import Receive, Scope, Send
+
+    from meterkit import Decision
 
 
 def said(model: str, entered: int, left: int) -> dict[str, Any]:
@@ -43,7 +47,9 @@ class Commands:
         self.answers: dict[str, asyncio.Future[bytes]] = {}
         self.requests: dict[str, asyncio.Task[httpx.Response]] = {}
         self.inside: set[str] = set()
-        app = MeterMiddleware(self._provider, kit=kit, identify=identify.header("x-customer-id"))
+        self.refused: dict[str, Decision] = {}
+        who = identify.header("x-customer-id", subjects={"user": "x-user-id", "team": "x-team-id"})
+        app = MeterMiddleware(self._provider, kit=kit, identify=who, on_denied=self._on_denied)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app")
 
     async def _provider(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,6 +60,9 @@ class Commands:
         headers = [(b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def _on_denied(self, scope: Scope, decision: Decision) -> None:
+        self.refused[dict(scope["headers"])[b"x-call"].decode()] = decision
 
     async def _settled(self) -> None:
         lanes = self.kit.store.lanes.values()
@@ -66,18 +75,21 @@ class Commands:
         self.clock.set(datetime.fromisoformat(at))
         return at
 
-    async def begin(self, customer: str, call: str, model: str, at_most: int) -> str:
-        """Ask a model for so many tokens at most; empty where the call is admitted, else why it is not."""
+    async def begin(
+        self, customer: str, call: str, model: str, at_most: int, subjects: Mapping[str, str]
+    ) -> list[str]:
+        """Ask a model for so many tokens at most; the policies that refuse it, none where it is admitted."""
         self.answers[call] = asyncio.get_running_loop().create_future()
         asked = compact({"model": model, "max_tokens": at_most, "messages": []})
         headers = {"x-customer-id": customer, "x-call": call}
+        headers |= {f"x-{kind}-id": subject for kind, subject in subjects.items()}
         request = asyncio.create_task(self.client.post("/chat", content=asked, headers=headers))
         await until(lambda: call in self.inside or request.done())
         if not request.done():
             self.requests[call] = request
-            return ""
-        found = (await request).json()
-        return str(found["type"]).rpartition(":")[2]
+            return []
+        await request
+        return [*self.refused.pop(call).violated]
 
     async def end(self, call: str, model: str, entered: int, left: int) -> int:
         """Have the model answer; the status."""
@@ -86,16 +98,24 @@ class Commands:
         await self._settled()
         return found.status_code
 
-    async def record(self, customer: str, model: str, entered: int, left: int) -> str:
-        await self.kit.record_usage(customer, said(model, entered, left))
+    async def record(
+        self, customer: str, model: str, entered: int, left: int, subjects: Mapping[str, str]
+    ) -> str:
+        await self.kit.record_usage(customer, said(model, entered, left), subjects=subjects)
         await self._settled()
         return "recorded"
 
-    async def consume(self, customer: str, quantity: int) -> str:
-        """Consume images; empty where they are admitted, else why they are not."""
-        decision = await self.kit.consume(customer, "images", quantity)
+    async def record_words(self, customer: str, quantity: int, subjects: Mapping[str, str]) -> str:
+        """Record output tokens of no model."""
+        await self.kit.record(customer, "output_tokens", quantity, subjects=subjects)
         await self._settled()
-        return decision.reason or ""
+        return "recorded"
+
+    async def consume(self, customer: str, quantity: int, subjects: Mapping[str, str]) -> list[str]:
+        """Consume images; the policies that refuse it, none where they are admitted."""
+        decision = await self.kit.consume(customer, "images", quantity, subjects=subjects)
+        await self._settled()
+        return [*decision.violated]
 
 
 async def main(options: dict[str, Any]) -> None:
