@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from asgi.test_llm_model_prices import answering, ask
+from asgi.test_llm_overage_prices import ask as ask_stream
+from asgi.test_llm_overage_prices import streaming
 from delivering import until
 from llm_apps import metered
+from meterkit import identify
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
     from metering import Served
 
 pytestmark = pytest.mark.anyio
@@ -154,3 +159,112 @@ async def test_i3_racing_answers_of_two_models_overshoot_neither_budget_nor_bala
         assert left == balance * 1_000_000 - served >= 0
         refused = [cost for cost, status in zip(costs, statuses, strict=True) if status == 402]
         assert LIMIT - served < min(refused)
+
+
+PRICED: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+meters:
+  output_tokens: {unit: token, stripe: {event_name: out}}
+prices:
+  out: {default: 3 per 1000, models: {"small-*": 1 per 1000, "large-*": 5.005 per 1000}}
+routes:
+  - match: "POST /chat"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    budget: {amount_cents: BUDGET}
+    subjects: {user: {budget: {amount_cents: OWN}}}
+    meters: {output_tokens: {included: 0, overage: {bill: {price: prices.out}}}}
+"""
+USERS: Final = identify.header("x-customer-id", subjects={"user": "x-user-id"})
+
+
+async def of_user(at: Served, user: str) -> int:
+    """What a user has spent."""
+    return {one.subject: one.spent_micros for one in await at.kit.usage("acme", by="user")}[user]
+
+
+def streaming_until(ending: asyncio.Event) -> ASGIApp:
+    """An app whose streams have begun, and end when they may."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def wait(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.body":
+                await ending.wait()
+
+        await streaming(scope, receive, wait)
+
+    return app
+
+
+async def race(
+    at: Served, ending: asyncio.Event, calls: list[tuple[str, int]], *, room: int = 0
+) -> list[int]:
+    """Have all calls admitted or refused before the first one ends; their statuses.
+
+    Each may answer with so many tokens more than it does.
+    """
+    asking = [
+        asyncio.create_task(ask_stream(at, tokens, model=model, said=model, at_most=tokens + room))
+        for model, tokens in calls
+    ]
+    lanes = at.kit.store.lanes.values()
+    await until(
+        lambda: sum(task.done() for task in asking) + sum(len(lane.live) for lane in lanes) == len(calls)
+    )
+    ending.set()
+    return await asyncio.gather(*asking)
+
+
+@pytest.mark.parametrize(("budget", "own"), [(1000, 5000), (5000, 1000)])
+async def test_i3_racing_streams_of_priced_models_overshoot_no_budget_of_a_customer_or_user(
+    store_url: str, budget: int, own: int
+) -> None:
+    """I3: ten dollars are spent to the last stream that fits, whether they are the customer's or a user's."""
+    chance, ending = Random(17), asyncio.Event()  # noqa: S311 - repeatable
+    plans = PRICED.replace("BUDGET", f"{budget}").replace("OWN", f"{own}")
+    async with metered(streaming_until(ending), store_url, plans=plans, who=USERS) as at:
+        at.client.headers["x-user-id"] = "u_7"
+        calls = [
+            (chance.choice(("small-1", "large-1", "other")), chance.randrange(1, 4000)) for _ in range(600)
+        ]
+        statuses = await race(at, ending, calls)
+        assert set(statuses) == {200, 402}
+        # In hundredths of a micro-dollar a token.
+        prices = {"small-1": 1000, "large-1": 5005, "other": 3000}
+        costs = [prices[model] * tokens for model, tokens in calls]
+        served = sum(cost for cost, status in zip(costs, statuses, strict=True) if status == 200)
+        # Rounded up once for a customer, and down once for a user.
+        assert await spent(at) == -(-served // 100) <= budget * 10_000
+        assert await of_user(at, "u_7") == served // 100 <= own * 10_000
+        refused = [cost for cost, status in zip(costs, statuses, strict=True) if status == 402]
+        # Of three models, each may be rounded up while streams are open.
+        assert LIMIT - served // 100 - 3 < -(-min(refused) // 100)
+        # Another user has a budget of its own, inside the customer's.
+        at.client.headers["x-user-id"] = "u_8"
+        again = await ask_stream(at, 4000, model="large-1", said="large-1", at_most=4000)
+        assert again == (402 if budget < own else 200)
+
+
+async def test_i3_racing_streams_that_a_balance_pays_overshoot_no_budget_of_a_user(store_url: str) -> None:
+    """I3: a user's ten dollars, of fifty that the customer has."""
+    chance, ending = Random(19), asyncio.Event()  # noqa: S311 - repeatable
+    plans = MONEY.replace("BUDGET}", "5000}, subjects: {user: {budget: {amount_cents: 1000}}}")
+    async with metered(streaming_until(ending), store_url, plans=plans, who=USERS) as at:
+        await at.kit.grants.add("acme", {"usd": 50}, grant_id="1")
+        at.client.headers["x-user-id"] = "u_7"
+        calls = [(chance.choice(("small-1", "large-1")), chance.randrange(1, 4000)) for _ in range(600)]
+        # One token goes in: what is held for the answer has room for it.
+        statuses = await race(at, ending, calls, room=1)
+        assert set(statuses) == {200, 402}
+        costs = [13 * (tokens + 1) * (1 if model == "small-1" else 5) for model, tokens in calls]
+        served = sum(cost for cost, status in zip(costs, statuses, strict=True) if status == 200)
+        assert await of_user(at, "u_7") == await spent(at) == served <= LIMIT
+        refused = [cost for cost, status in zip(costs, statuses, strict=True) if status == 402]
+        assert LIMIT - served < min(refused)
+        assert (await at.kit.usage("acme"))["balance_micros"]["usd"] == 50_000_000 - served
