@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from meterkit.asgi.headers import LimitFields
 from meterkit.asgi.identify import client_ip
@@ -18,11 +18,36 @@ if TYPE_CHECKING:
     from meterkit.asgi.routing import Router
     from meterkit.catalog import Route
     from meterkit.decisions.program import Program
+    from meterkit.store.store import Store
     from meterkit.store.views import CustomerCache, CustomerView
+    from meterkit.tokens.estimate import InputEstimator
 
     _RouterOf = Callable[[Sequence[Route]], Router]
 
 _PROGRAMS_MAX: Final = 1_000
+
+
+class Kit(Protocol):
+    """What the edge needs of the kit."""
+
+    @property
+    def store(self) -> Store:
+        """Where requests are decided and counted."""
+        ...
+
+    @property
+    def estimate_input(self) -> InputEstimator:
+        """What measures a request's input before its usage is known."""
+        ...
+
+    async def start(self) -> None:
+        """Begin to serve the running event loop."""
+
+    async def begin(self) -> None:
+        """Start for the running event loop, unless that was done: until it ends."""
+
+    async def stop(self) -> None:
+        """Undo one start."""
 
 
 class PlansInForce:

@@ -150,8 +150,7 @@ class Exchange(Admitted):
                 self._reading.begin(message)
             if "trailers" in message:
                 self._trailers = bool(message["trailers"])
-            if self.limit_fields is not None:
-                message = self._with_fields(message)
+            message = self._with_fields(message)
         elif self._ends(kind, message):
             return self._pass_on(message, last=True)
         return self._send(message)
@@ -161,10 +160,8 @@ class Exchange(Admitted):
         fields = self.limit_fields
         if fields is None:
             return message
-        message = dict(message)
-        headers = message.get("headers", ())
-        message["headers"] = fields.add(headers, self._decided, self._reply, self._scope["headers"])
-        return message
+        headers = fields.add(message.get("headers", ()), self._decided, self._reply, self._scope["headers"])
+        return {**message, "headers": headers}
 
     def _ends(self, kind: str, message: Message) -> bool:
         """Whether a message of one of the rarer kinds is the last of the response."""

@@ -6,7 +6,7 @@ from asyncio import CancelledError
 from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from meterkit.asgi.allotted import admit
 from meterkit.asgi.arguments import PlansInForce, check_arguments
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from meterkit.asgi.arguments import Kit
     from meterkit.asgi.identify import Identify
     from meterkit.asgi.loose_paths import Paths
     from meterkit.asgi.refuser import OnDenied
     from meterkit.catalog import Catalog, Outcome, Route
     from meterkit.redis.lane import Lane
-    from meterkit.store.store import Prepare, Store
+    from meterkit.store.store import Prepare
     from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
-    from meterkit.tokens.estimate import InputEstimator
 
 _DECIDED: Final = frozenset({"http", "websocket"})
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
@@ -52,29 +52,6 @@ _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
 _NEVER: Final = frozenset["Outcome"]()
-
-
-class Kit(Protocol):
-    """What the edge needs of the kit."""
-
-    @property
-    def store(self) -> Store:
-        """Where requests are decided and counted."""
-        ...
-
-    @property
-    def estimate_input(self) -> InputEstimator:
-        """What measures a request's input before its usage is known."""
-        ...
-
-    async def start(self) -> None:
-        """Begin to serve the running event loop."""
-
-    async def begin(self) -> None:
-        """Start for the running event loop, unless that was done: until it ends."""
-
-    async def stop(self) -> None:
-        """Undo one start."""
 
 
 class MeterMiddleware:
@@ -125,7 +102,7 @@ class MeterMiddleware:
         """The catalog that decides requests."""
         return self._kit.store.catalog
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: C901, PLR0912
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope: a request, a websocket or the lifespan; anything else passes as it is."""
         mark = self._mark
         if mark in scope or scope["type"] not in _DECIDED:
@@ -135,38 +112,16 @@ class MeterMiddleware:
         plans = self._plans
         if plans is None or plans.cache is not self._kit.store.cache:
             plans = self._plans = self._adopt(self._kit.store.cache)
-        refuser = self._refuser
         route = plans.router.match_http(scope) if is_http else plans.router.match_websocket(scope)
-        if route is not None and route.mcp is not None:
-            read = await plans.mcp.read(route, scope, receive, send, self._kit.store)
-            if read is None:
+        if is_http and route is not None and route.is_plain and scope["method"] != "OPTIONS":
+            passed = await self._admit(plans, route, scope, receive, send, None, self._refuser)
+            if passed is None:
                 return
-            route, receive = read.route, read.receive
-            refuser = refuser if read.message is None else refuser.answering(read.message)
-        if route is None or route.exempt or (scope.get("method") == "OPTIONS" and is_preflight(scope)):
-            if route is None:
-                self._say_unmatched(scope, plans)
-            await self.app(scope, receive, send)
-            return
-        body = None
-        if is_http and (route.reserve or route.storage_meter or route.idempotency_header):
-            body = BufferedBody(scope, receive)
-        passed = await (
-            self._uncounted(plans, route, scope, send)
-            if route.enforcement == "off"
-            else self._admit(plans, route, scope, receive, send, body, refuser)
-        )
-        if passed is None:
-            return
-        if body is not None and body.untouched:
-            body = None
-        passed.server_receive, passed.refuser = receive, refuser
-        if not is_http and isinstance(passed, WebSocketExchange):
-            passed.begin(self._log, self._troubles)
-        elif body is not None or route.usage != "none":
-            passed.read_usage(body, self._kit.estimate_input)
-        if route.storage_meter and isinstance(passed, Upload):
-            passed.begin()
+            passed.server_receive, passed.refuser = receive, self._refuser
+        else:
+            passed = await self._begin(plans, route, scope, receive, send)
+            if passed is None:
+                return
         token = exchange.set(passed)
         # In the scope, which mounts hand on: the context also is that of requests the app makes of its own.
         scope[mark] = passed
@@ -183,6 +138,43 @@ class MeterMiddleware:
             except (KeyError, ValueError):
                 pass  # The collector closes a request in whatever context it runs, and apps may empty scopes.
         passed.settle(None)
+
+    async def _begin(
+        self, plans: PlansInForce, route: Route | None, scope: Scope, receive: Receive, send: Send
+    ) -> Exchange | None:
+        """Admit what more is to be done about than to decide; None: it is answered."""
+        refuser, is_http = self._refuser, scope["type"] == "http"
+        if route is not None and route.mcp is not None:
+            read = await plans.mcp.read(route, scope, receive, send, self._kit.store)
+            if read is None:
+                return None
+            route, receive = read.route, read.receive
+            refuser = refuser if read.message is None else refuser.answering(read.message)
+        if route is None or route.exempt or (scope.get("method") == "OPTIONS" and is_preflight(scope)):
+            if route is None:
+                self._say_unmatched(scope, plans)
+            await self.app(scope, receive, send)
+            return None
+        body = None
+        if is_http and (route.reserve or route.storage_meter or route.idempotency_header):
+            body = BufferedBody(scope, receive)
+        passed = await (
+            self._uncounted(plans, route, scope, send)
+            if route.enforcement == "off"
+            else self._admit(plans, route, scope, receive, send, body, refuser)
+        )
+        if passed is None:
+            return None
+        if body is not None and body.untouched:
+            body = None
+        passed.server_receive, passed.refuser = receive, refuser
+        if isinstance(passed, WebSocketExchange):
+            passed.begin(self._log, self._troubles)
+        elif body is not None or route.usage != "none":
+            passed.read_usage(body, self._kit.estimate_input)
+        if isinstance(passed, Upload):
+            passed.begin()
+        return passed
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is not decided here."""
@@ -245,7 +237,7 @@ class MeterMiddleware:
                 left = decided.view.left
                 decided.view.left = left_where_allowed(left, decided.program) if left else NOTHING_LEFT
                 # As kind_of has it, without a call: nearly every request passes here.
-                is_plain = scope["type"] == "http" and not route.storage_meter and route.mcp is None
+                is_plain = route.is_plain and scope["type"] == "http"
                 passed = (Exchange if is_plain else kind_of(scope, route))(
                     store, lane, decided.view, route, decided, reply, scope, send
                 )

@@ -59,10 +59,11 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Entitlement, Plan
 
 
-# Where the file lies, how a route's match is spaced and what there is to note change nothing.
+# Where the file lies, how a route's match is spaced, what there is to note, and what follows from the rest
+# change nothing.
 _SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
     Catalog: ("source", "content_hash", "notes"),
-    Route: ("match",),
+    Route: ("match", "is_plain"),
 }
 
 

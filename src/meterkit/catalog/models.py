@@ -264,6 +264,7 @@ class Route:
         charge_on: the outcomes that are billed.
         mcp: which messages it takes of those that are posted to an MCP endpoint; None: it takes requests.
         allotment: how long requests may be admitted in advance; None: as the plan says.
+        is_plain: whether HTTP requests are only decided, and neither body nor answer is looked into.
     """
 
     match: str
@@ -289,6 +290,13 @@ class Route:
     model: str | None = None
     mcp: McpMatch | None = None
     allotment: Allotment | None = None
+    is_plain: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Work out what each request would ask for."""
+        is_watched = self.mcp or self.reserve or self.storage_meter or self.idempotency_header
+        is_plain = not (is_watched or self.exempt or self.enforcement == "off" or self.usage != "none")
+        object.__setattr__(self, "is_plain", is_plain)
 
     def models(self, named: Sequence[str]) -> Sequence[str]:
         """The models that a request may be of that names some; none: not known."""
