@@ -132,7 +132,7 @@ async def chat(client: AsyncOpenAI) -> None:
 
 async def test_the_bill_is_what_the_provider_has_reported(urls: tuple[str, str], store_url: str) -> None:
     emulator = StripeEmulator()
-    names = ("proxy_input_tokens", "proxy_output_tokens", "proxy_large_output")
+    names = ("proxy_input_tokens", "proxy_output_tokens", "proxy_output_tokens:*-large*")
     for name in names:
         emulator.add_meter(name)
     billed = emulator.add_customer(name="Ada")
@@ -156,7 +156,9 @@ async def test_the_bill_is_what_the_provider_has_reported(urls: tuple[str, str],
                 return used == await tokens(kit, "ada")
 
             await eventually(counted)
-            assert (11,) == await tokens(kit, "ada", "large_output")
+            assert (11,) == await tokens(kit, "ada", "output_tokens:*-large*")
+            spent = used[0] * 500 + (used[1] - 11) * 2_000 + 11 * 10_000
+            assert (spent,) == await tokens(kit, "ada", "spend")
             # What failed at the provider is served, but not billed.
             report = await kit.flush(everything=True, timeout_s=60)
             assert 0 == report.left
