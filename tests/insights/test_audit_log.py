@@ -18,7 +18,9 @@ from meterkit import MeterKit, SettingsError
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit import draining
+from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import drainer_of
+from meterkit.insights.audit.verifying import verify
 from meterkit.store.hold import Used
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+LIMITS = "subjects: {user: {requests: {included: 5}}, team: {requests: {included: 9}}}"
+WITH_USERS = loads(f"{PLANS}    {LIMITS}\n")
 WITH_CREDITS = loads(PLANS.replace("routes:", "credits:\n  ai: {costs: {tokens: 2}}\nroutes:"))
 
 
@@ -85,6 +89,26 @@ async def test_model_and_time_of_use_are_known(any_store_url: str, tmp_path: Pat
         first, second = sorted(await at.rows(), key=lambda row: row["quantity"])
     assert (first["occurred_at_ms"], first["model"]) == (to_ms(begun) - 3_600_000, None)
     assert (second["model"], second["provider"], second["occurred_at_ms"]) == ("small ?", "openai", None)
+
+
+async def test_the_users_and_teams_of_usage_are_known(any_store_url: str, tmp_path: Path) -> None:
+    async with audited(any_store_url, sqlite_in(tmp_path), catalog=WITH_USERS) as at:
+        ana = {"user": 'a"n,ä', "team": "red", "app": "x"}  # No plan declares apps.
+        await at.kit.record("acme", "tokens", 1, subjects=ana)
+        await at.kit.consume("acme", "tokens", 2, subjects={"team": "blue"})
+        async with at.kit.reserve("acme", {"tokens": 50}, subjects=ana) as held:
+            await held.capture({"tokens": 4}, model="small")
+        await at.kit.record("acme", "tokens", 8, subjects={"app": "x"})
+        await at.kit.record("acme", "tokens", 16)
+        rows = sorted(await at.rows(), key=lambda row: row["quantity"])
+        told = [row["subjects"] and json.loads(row["subjects"]) for row in rows]
+        known = {"user": 'a"n,ä', "team": "red"}
+        assert told == [known, {"team": "blue"}, known, None, None]
+        assert [row["model"] for row in rows] == [None, None, "small", None, None]
+        # Kept without escapes, so that a search for an id finds it.
+        assert rows[0]["subjects"] == '{"user":"a\\"n,ä","team":"red"}'
+        await agrees(at, "acme")
+        assert [one.is_right async for one in verify(Database(at.url))] == [True]
 
 
 async def test_corrections_and_drops_are_entered(any_store_url: str, tmp_path: Path) -> None:

@@ -133,14 +133,15 @@ def audit_keys(view: CustomerView) -> Sequence[str]:
     return () if audited_by(view) is None else (view.cache.keys.audit(view.shard),)
 
 
-def told_of(used: Used, occurred_ms: int | None, priced: str) -> bytes:
-    """What else is known, a line each: when it occurred, if not just now (ms), model, provider, prices.
+def told_of(used: Used, occurred_ms: int | None, priced: str, subjects: str = "") -> bytes:
+    """What else is known, a line each: when it occurred if not now (ms), model, provider, prices, subjects.
 
     A reader takes the lines that it knows: it ignores further ones, and does without missing ones.
     """
     lines = [b"" if occurred_ms is None else b"%d" % occurred_ms]
     names = (used.dimensions.get(name, "").replace("\n", " ") for name in _TOLD)
     lines += [*(name.encode("utf-8", "replace")[:_NAME_MAX] for name in names), priced.encode()]
+    lines += [subjects.encode()] if subjects else []
     return b"\n".join(lines) if any(lines) else b""
 
 

@@ -283,7 +283,8 @@ class Settlement:
         version = used.version or f"plans/{catalog.content_hash}"
         meters = {entry.meter for entry in shape.entries}
         priced = price_line(version, used.costs, shape.prices, meters=sorted(meters))
-        return pack_each((told_of(used, self.occurred_ms, priced),))
+        subjects = "" if view.subjects is None else view.subjects.told()
+        return pack_each((told_of(used, self.occurred_ms, priced, subjects),))
 
     def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
         """Further terms besides the numbers: when the usage occurred, and what to do if that is late."""

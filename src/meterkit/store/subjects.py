@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
@@ -158,6 +159,11 @@ class Subjects:
     def keys_of(self, kinds: Iterable[str]) -> tuple[str, ...]:
         """The keys of the index and of the counters of subjects of these kinds."""
         return self._index, *(self._keys[kind] for kind in kinds)
+
+    def told(self) -> str:
+        """Kind to id of those that the plan declares, as JSON for the audit log; empty: there are none."""
+        known = {kind: subject for kind, subject in self.given if kind in self.limits}
+        return json.dumps(known, ensure_ascii=False, separators=(",", ":")) if known else ""
 
     def spent(self, quantities: Mapping[str, int], model: str | None) -> Fraction | None:
         """What recorded units of a model cost in micro-units; None: no subject has a budget."""

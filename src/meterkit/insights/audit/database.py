@@ -59,8 +59,9 @@ _PRICED: Final = ("priced", "price_micros", "price_per", "price_version", "cost_
 _MAY_LACK: Final = (
     *("period_start_ms", "occurred_at_ms", "late_of_ms", "model", "provider", "details"),
     *_PRICED,
+    "subjects",
 )
-_ALL_TEXTS: Final = (*_TEXTS, "model", "provider", "details", "price_version")
+_ALL_TEXTS: Final = (*_TEXTS, "model", "provider", "details", "price_version", "subjects")
 
 TABLE: Final = Table(
     "meterkit_audit",

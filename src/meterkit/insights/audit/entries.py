@@ -19,7 +19,7 @@ _SUMMED: Final = (*CLASSES, "cost_micros", "priced")  # By the numbers of fold.l
 _NOTED: Final = 6  # A meter's field, and all classes but the last.
 _BEFORE: Final = 7  # Producer, number, customer, now, period, late of, told.
 _FIELD_LETTER: Final = 1  # Behind the token of a meter's field.
-_LINES: Final = 4  # See told_of. Further lines come from a later release.
+_LINES: Final = 5  # See told_of. Further lines come from a later release.
 _NO_TERMS: Final = MeterTerms()
 
 
@@ -41,6 +41,7 @@ class Row(NamedTuple):
         price_micros: of ``price_per`` such units, in micro-units of the currency.
         price_version: of the plans file, and of the table of providers' prices.
         cost_micros: what the provider charges, in micro-units of US dollars; None: not known.
+        subjects: kind to id of the customer's user, team or the like that used it, as JSON.
     """
 
     event: str
@@ -66,6 +67,7 @@ class Row(NamedTuple):
     price_per: int | None = None
     price_version: str | None = None
     cost_micros: int | None = None
+    subjects: str | None = None
 
     @property
     def revenue(self) -> Fraction:
@@ -95,7 +97,7 @@ def rows_of(
 def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
     producer, number, customer, now_ms, period_ms, late, told = values[:_BEFORE]
     lines = told.decode("utf-8", "replace").replace("\0", "").split("\n")
-    at, model, provider, priced = (*lines, "", "", "")[:_LINES]
+    at, model, provider, priced, subjects = (*lines, "", "", "", "")[:_LINES]
     version, terms = read_price_line(priced)
     for place in range(_BEFORE, len(values), _NOTED):
         field, *counts = values[place : place + _NOTED]
@@ -116,6 +118,7 @@ def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
                 late_of_ms=int(late) if late else None,
                 model=model or None,
                 provider=provider or None,
+                subjects=subjects or None,
                 price_version=version or None if token in terms else None,
                 **terms.get(token, _NO_TERMS).columns(units),
             )
