@@ -308,6 +308,15 @@ async def test_an_override_that_cannot_be_read_is_refused_and_not_stored(any_sto
 
 
 @pytest.mark.each_store
+async def test_a_deletion_counts_no_subjects_whose_counters_have_expired(any_store_url: str) -> None:
+    async with kit_of(any_store_url) as kit:
+        for name in ("a", "b", "c"):
+            await kit.record("acme", "words", 1, subjects={"user": name})
+        admin = await kit.store.admin()
+        await admin.ask(admin.client.delete(kit.store.keys.subject("acme", "user", "b")))  # As its TTL does.
+        assert (await kit.customers.delete("acme")).subjects == 2
+
+
 async def test_a_deleted_customer_leaves_nothing_of_its_subjects(any_store_url: str) -> None:
     async with kit_of(any_store_url) as kit:
         for nth in range(7):

@@ -40,7 +40,7 @@ class Deleted:
         idempotency_keys: digests of the customer's own keys of requests.
         history: changes in the ledger of the customer.
         notices: events that were delivered to handlers or waited for it.
-        subjects: users, teams and the like, with their counters.
+        subjects: users, teams and the like with live counters.
         corrections: what was asked and done by ``kit.correct``, of 400 days.
     """
 
@@ -123,16 +123,17 @@ async def _forget_corrections(store: Store, shard: int, digests: Sequence[bytes]
 
 
 async def _forget_subjects(store: Store, customer: str) -> int:
-    """Erase the counters of a customer's users, teams and the like; how many of them there were."""
+    """Erase the counters of a customer's users, teams and the like; how many of them had live ones."""
     admin, keys = await store.admin(), store.keys
     index = keys.subjects(customer)
     members: list[bytes] = await admin.ask(admin.client.zrange(index, 0, -1))
+    erased = 0
     for at in range(0, len(members), _PAGE):
         parts = [member.decode().partition(":") for member in members[at : at + _PAGE]]
         names = [keys.subject(customer, kind, subject) for kind, _, subject in parts]
-        await admin.ask(admin.client.delete(*names))
+        erased += await admin.ask(admin.client.delete(*names))  # Of expired ones there are none.
     await admin.ask(admin.client.delete(index))
-    return len(members)
+    return erased
 
 
 async def _forget_notices(store: Store, customer: str) -> int:
