@@ -107,6 +107,24 @@ async def test_csv_has_all_events_of_the_json(
     assert [row["why"] for row in rows if FORMULA in row["why"]] == [f"correction, -40 overage: {FORMULA}"]
 
 
+async def test_an_event_names_its_users(store_url: str, tmp_path: Path) -> None:
+    url, clock = sqlite_in(tmp_path), Clock(START)
+    limits = "{user: {requests: {included: 5}}, team: {tokens: {included: 9}}}"
+    plans = loads(f"{PLANS}    subjects: {limits}\n")
+    async with MeterKit(plans, redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
+        await kit.record("acme", "tokens", 4, subjects={"user": FORMULA, "team": "red"})
+        clock.advance(timedelta(seconds=1))
+        await kit.record("acme", "tokens", 5)
+        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+        async with page_of(kit) as client:
+            answer = await client.get("/statement.csv")
+            figures = (await client.get("/statement", headers=JSON)).json()
+    rows = [row for row in csv.DictReader(io.StringIO(answer.text)) if row["row"] == "event"]
+    assert [row["subjects"] for row in rows] == [f"user:{FORMULA} team:red", ""]
+    told = [event["subjects"] for line in figures["lines"] for event in line["events"]]
+    assert told == [{"user": FORMULA, "team": "red"}, {}]
+
+
 async def test_a_line_is_paged(store_url: str, tmp_path: Path) -> None:
     async with used(store_url, tmp_path) as kit, page_of(kit) as client:
         figures = (await client.get("/statement", headers=JSON)).json()

@@ -26,7 +26,7 @@ _OF_LINE: Final = (
 )
 _OF_EVENT: Final = (
     *("event", "recorded_at", "occurred_at", "included", "granted", "credited", "overage", "billed", "late"),
-    *("price_micros", "price_per", "model", "provider", "why"),
+    *("price_micros", "price_per", "model", "provider", "why", "subjects"),
 )
 COLUMNS: Final = [Column(name, name) for name in ("row", "line", *_OF_LINE, *_OF_EVENT)]
 _EMPTY: Final = dict.fromkeys(column.name for column in COLUMNS)
@@ -78,4 +78,5 @@ def _event_row(line: str, event: StatementEvent) -> dict[str, object]:
     shown: dict[str, Any] = {name: getattr(event, name) for name in ("kind", "meter", "quantity", *_OF_EVENT)}
     for name in ("recorded_at", "occurred_at"):
         shown[name] = None if shown[name] is None else iso(shown[name])
+    shown["subjects"] = " ".join(f"{kind}:{subject}" for kind, subject in event.subjects.items())
     return {**_EMPTY, "row": "event", "line": line, **shown}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -30,6 +31,7 @@ class StatementEvent:
         late: how much of it came too late for its own period.
         price_micros: of ``price_per`` units of overage then, in millionths of the currency; None: not known.
         why: in words, why it costs what it costs.
+        subjects: kind to id of the customer's user, team or the like that used it; empty: none were named.
     """
 
     event: str
@@ -49,6 +51,7 @@ class StatementEvent:
     model: str | None
     provider: str | None
     why: str
+    subjects: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,6 +341,7 @@ def event_of(row: Mapping[str, Any], reason: str) -> StatementEvent:
         model=row["model"],
         provider=row["provider"],
         why=_why(row, reason),
+        subjects=json.loads(row["subjects"] or "{}"),
     )
 
 
