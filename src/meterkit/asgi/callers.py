@@ -42,6 +42,6 @@ def parted(found: object) -> tuple[object, Given | None]:
 
 def fault_in(found: object) -> str:
     """Which of the ids that ``identify`` found is not allowed, and what was found; the id is not shown."""
-    customer, subjects = (found.customer, found.subjects) if isinstance(found, Caller) else (found, {})
-    ids = (("customer", customer), *subjects.items())
+    ids: list[tuple[str, object]] = [("customer", found.customer if isinstance(found, Caller) else found)]
+    ids += found.subjects.items() if isinstance(found, Caller) else ()
     return next(f"found {fault} as the id of the {of:.80}" for of, one in ids if (fault := fault_of(one)))
