@@ -58,14 +58,15 @@ class Older:
         self.place = older_place(kit.store.keys)
 
     async def add(self, event: str, customer: str, note: str | None = None) -> int:
-        named: dict[str, str] = {} if note is None else {"name": note, "note": note_of(note).dump()}
+        named: dict[str, Any] = {} if note is None else {"name": note, "note": note_of(note).dump()}
         return await self.scripts.hint(self.place, customer, event, is_event=True, **named)
 
     async def take(self, most: int = 100) -> list[Entry]:
         return [entry for entry in await self.scripts.take(self.place, most=most) if entry is not None]
 
     async def finish(self, entry: Entry, what: Any = "done", **more: Any) -> bool:
-        return await self.scripts.finish(self.place, entry, what, **{"notes": entry.notes, **more})
+        given: dict[str, Any] = {"notes": entry.notes, **more}
+        return await self.scripts.finish(self.place, entry, what, **given)
 
 
 @asynccontextmanager
@@ -203,6 +204,33 @@ async def test_what_an_older_release_left_is_worked_off_with_its_notes(store_url
         assert (await older.take(), await queue.take(1000)) == ([], [])
 
 
+async def test_older_entries_of_customers_that_wait_for_a_retry_hold_up_no_other(store_url: str) -> None:
+    clock, waiting = Clock(NOW), [f"cus_{number}" for number in range(100)]  # A page.
+    async with kit_of(store_url, clock) as kit:
+        older, queue = Older(kit), HookQueue(kit.store)
+        for customer in waiting:
+            await queue.add(hint(f"evt_{customer}", customer))
+        for entry in await queue.take(100):
+            await queue.later(entry, "no answer", delay_ms=1_800_000, counts=True)
+        for customer in waiting:
+            await older.add(f"evt_again_{customer}", customer)
+            # It was given back by an older process, and is due there.
+            await older.scripts.finish(older.place, (await older_entry(older, customer)), "later")
+        clock.advance(timedelta(seconds=1))
+        await older.add("evt_last", "cus_last")
+        assert await queue.take(10) == []
+        (last,) = await queue.take(10)
+        assert (last.stripe_customer, await queue.done(last)) == ("cus_last", True)
+        clock.advance(timedelta(minutes=30))
+        assert names(await queue.take(1000)) == sorted(waiting)
+
+
+async def older_entry(older: Older, customer: str) -> Entry:
+    (entry,) = await older.scripts.take(older.place, stripe_customer=customer)
+    assert entry is not None
+    return entry
+
+
 async def test_a_customer_that_an_older_process_has_is_left_to_it_until_it_is_done(store_url: str) -> None:
     clock = Clock(NOW)
     async with kit_of(store_url, clock) as kit:
@@ -325,10 +353,10 @@ async def test_entries_that_any_release_gave_up_are_listed_and_redriven(store_ur
         ]
         assert ((await queue.waiting()).entries, await older.take()) == (0, [])
         await queue.redrive(["cus_1", "cus_2"])
+        assert (await queue.dead(), (await queue.waiting()).entries) == ([], 2)
         found = {one.stripe_customer: one for one in await queue.take(10)}
         assert [note.name for note in found["cus_1"].notes] == ["in_1"]
         assert [note.name for note in found["cus_2"].notes] == ["in_2", "in_3"]
-        assert await queue.dead() == []
         assert [await queue.done(one, one.notes) for one in found.values()] == [True, True]
         assert (await queue.waiting()).entries == 0
 
