@@ -40,8 +40,8 @@ class Given:
 
     roots: Sequence[Root]
 
-    async def of(self, _: str) -> Sequence[Root]:
-        return self.roots
+    async def of(self, customer: str) -> Sequence[Root]:
+        return self.roots if customer else ()
 
     async def linked(self) -> AsyncGenerator[str]:
         for customer in ("acme", "erased") if self.roots else ():

@@ -171,10 +171,9 @@ class _InvoiceRoots:
 
     async def linked(self) -> AsyncGenerator[str]:
         """The customers that may have invoices."""
-        async with aclosing(self._kit.customers.list()) as customers:
-            async for one in customers:
-                if one.stripe_customer is not None:
-                    yield one.customer
+        async for one in self._kit.customers.list():
+            if one.stripe_customer is not None:
+                yield one.customer
 
     def note(self) -> None:
         """Say which invoices cannot be compared."""

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from meterkit.delivery.reconciling import Reconciled
     from meterkit.insights.audit.database import DaySums
     from meterkit.insights.simulation.terms import Terms
+    from meterkit.insights.statement.statements import Statements
     from meterkit.notify.messages import Messages
     from meterkit.outbox.operator_commands import Intents
     from meterkit.pages.budget_figures import BudgetFigures, TopUpPage
     from meterkit.pages.outlook import Forecast, OtherPlan
-    from meterkit.pages.statement_csv import StatementOf
     from meterkit.settings import Settings
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.rate_usage import RateUsage
@@ -65,7 +65,7 @@ class PagesKit(Protocol):
     outbox: Intents
     settings: Settings
     store: Store
-    statement: StatementOf
+    statement: Statements
     subscriptions: Subscriptions
     webhooks: Webhooks
 

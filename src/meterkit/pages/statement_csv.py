@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import iso
 from meterkit.pages.listing import Column, as_csv
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from datetime import datetime
 
-    from meterkit.insights.statement.lines import Statement, StatementEvent, StatementLine
+    from meterkit.insights.statement.lines import StatementEvent
+    from meterkit.insights.statement.statements import Statements
 
 _OF_LINE: Final = (
     "invoice",
@@ -32,28 +33,8 @@ COLUMNS: Final = [Column(name, name) for name in ("row", "line", *_OF_LINE, *_OF
 _EMPTY: Final = dict.fromkeys(column.name for column in COLUMNS)
 
 
-class StatementOf(Protocol):
-    """``kit.statement``."""
-
-    async def __call__(
-        self,
-        customer: str,
-        period: datetime | str | None = None,
-        *,
-        line: str | None = None,
-        after: str = "",
-        most: int = ...,
-    ) -> Statement:
-        """The statement of a period."""
-        ...
-
-    def pages(self, customer: str, period: datetime | str | None = None) -> AsyncGenerator[StatementLine]:
-        """All its lines with all their events, page by page."""
-        ...
-
-
 async def csv_of(
-    statement: StatementOf, customer: str, period: datetime | str | None = None
+    statement: Statements, customer: str, period: datetime | str | None = None
 ) -> AsyncGenerator[str]:
     """The CSV in parts, for a stream; the first part is there once the statement is known.
 

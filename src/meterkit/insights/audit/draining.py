@@ -288,7 +288,9 @@ class Drainer:
     def _tally(self, rows: Sequence[Row]) -> None:
         """Count the revenue of new rows for metrics; corrections are left out, as counters only grow."""
         tallies = self._store.tallies
-        for row in rows if tallies is not None else ():
+        if tallies is None:
+            return
+        for row in rows:
             if row.revenue > 0:
                 tallies.earned(row.model, row.provider, row.revenue)
 
