@@ -181,9 +181,50 @@ async def test_prices_by_model_are_tried_and_top_ups_are_said_to_be_left_out(
     prices = {one["customer"]: (one["now_cents"], one["then_cents"]) for one in found["customers"]}
     assert prices == {"ada": (508, 540), "bob": (508, 508)}  # 2,000 tokens beyond.
     assert (found["unpriced"], found["missing_meters"], found["disagreeing"]) == ([], {}, [])
-    charged, bought = found["left_out"]
-    assert "usd is that of the log" in charged
+    (bought,) = found["left_out"]
     assert "top-ups of usd are not bought" in bought
     assert bought in shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06").err
     same = shell.run("simulate", "--plans", "plans.yaml", "--period", "2031-06", "--json").json
-    assert same["left_out"] == [charged]
+    assert same["left_out"] == []
+
+
+async def test_another_markup_is_tried_and_other_prices_of_money_are_said_to_be_left_out(
+    valkey: Server, tmp_path: Path
+) -> None:
+    url, clock = f"sqlite:///{tmp_path}/audit.db", Clock(NOW)
+    settings: dict[str, Any] = {"redis_url": valkey.url, "audit_url": url, "shards": 2, "store_timeout": 10.0}
+    said = [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}]
+    async with MeterKit(loads(SOLD), clock=clock, flush=False, **settings) as kit:
+        for customer, calls in (("ada", 3), ("bob", 1)):
+            for _ in range(calls):
+                used = {"prompt_tokens": 0, "completion_tokens": 4_000, "total_tokens": 4_000}
+                answer = {"object": "chat.completion", "model": "our-large", "choices": said, "usage": used}
+                await kit.record_usage(customer, answer)
+        await kit.record("bob", "usd_charged", 1_500_000)  # No call: no markup is on it.
+        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+    dearer = SOLD.replace("provider_prices}", "provider_prices, markup: 50%}")
+    other = dearer.replace("1 per 1000}}", "2 per 1000}}").replace(
+        "    meters: {output", "    subjects: {user: {output_tokens: {included: 5}}}\n    meters: {output"
+    )
+    (tmp_path / "plans.yaml").write_text(SOLD)
+    shell = Shell(tmp_path, METERKIT_REDIS_URL=valkey.url, METERKIT_AUDIT_URL=url, METERKIT_SHARDS="2")
+
+    def tried(text: str) -> tuple[dict[str, tuple[int, int]], list[str], dict[str, Any]]:
+        (tmp_path / "next.yaml").write_text(text)
+        found = shell.run("simulate", "--plans", "next.yaml", "--period", "2031-06", "--json").json
+        assert found["disagreeing"] == []
+        customers = {one["customer"]: one for one in found["customers"]}
+        charged = {
+            name: (one["now_charged_cents"], one["then_charged_cents"]) for name, one in customers.items()
+        }
+        return charged, found["left_out"], {name: one["refused"] for name, one in customers.items()}
+
+    assert tried(dearer) == ({"ada": (1_200, 1_800), "bob": (550, 750)}, [], {"ada": {}, "bob": {}})
+    charged, _, refused = tried(dearer.replace("quantity: 100", "quantity: 12"))
+    # The third call would have found nothing left of twelve dollars.
+    assert (charged, refused["bob"]) == ({"ada": (1_200, 1_200), "bob": (550, 750)}, {})
+    assert refused["ada"] == {"output_tokens": 4_000, "usd_charged": 6_000_000}
+    charged, (prices, subjects), _ = tried(other)
+    assert charged == {"ada": (1_200, 1_200), "bob": (550, 550)}
+    assert prices.startswith("what calls took from usd is that of the log: other prices under `models`")
+    assert subjects == "limits of subjects (user) are not tried: the audit log does not know them"

@@ -22,6 +22,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from fractions import Fraction
     from pathlib import Path
 
     from meterkit.catalog import Meter
@@ -114,6 +115,24 @@ class UsageLog:
         self._read(file, _COLUMNS).create("usage")
         file.unlink()
         return int(self._ask("SELECT count(*) FROM usage")[0][0])
+
+    def charged(self, meter: str) -> dict[str, int]:
+        """What the calls of each customer took from a balance in money, in its millionths, by name."""
+        rows = self._ask(
+            "SELECT customer, sum(quantity)::BIGINT FROM usage WHERE meter = $meter GROUP BY customer",
+            meter=meter,
+        )
+        return dict(rows)
+
+    def scale(self, meter: str, ratio: Fraction) -> None:
+        """Multiply what each call was charged, rounded half up; what was recorded without a call stays."""
+        self._ask(
+            "UPDATE usage SET quantity = ((2 * quantity::HUGEINT * $of + $by) // (2 * $by))::BIGINT"
+            " WHERE meter = $meter AND coalesce(model, '') || coalesce(provider, '') <> ''",
+            meter=meter,
+            of=ratio.numerator,
+            by=ratio.denominator,
+        )
 
     def sums(self) -> dict[str, Sums]:
         """What each customer used, by name."""

@@ -11,8 +11,9 @@ from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.catalog.meters import CHARGED
 from meterkit.catalog.model_prices import sold_in
 from meterkit.catalog.overage_prices import is_row
 from meterkit.decisions.periods import from_ms
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
 
 _AT_ONCE: Final = 200
-_PER: Final = 1000
+_CENT: Final = 10_000
+"""Millionths of a dollar in a cent: balances in money are in dollars."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,8 @@ class SimulatedCustomer:
         estimates: why the figures are estimates; empty: they are exact.
         now_margin_cents, then_margin_cents: what is left when the units served are paid; None: no costs are
             given.
+        now_charged_cents, then_charged_cents: what calls took from a balance in money, and would have taken;
+            None: the current file has no such balance.
     """
 
     customer: str
@@ -58,6 +62,8 @@ class SimulatedCustomer:
     estimates: tuple[str, ...] = ()
     now_margin_cents: int | None = None
     then_margin_cents: int | None = None
+    now_charged_cents: int | None = None
+    then_charged_cents: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +139,7 @@ async def simulate(
         closing(logs.UsageLog(Path(name))) as log,
     ):
         await asyncio.to_thread(log.copy, database, at_ms, customer, spends=store.catalog.counts_spend)
+        charged = await asyncio.to_thread(_charge, log, store.catalog, catalog)
         sums = await asyncio.to_thread(log.sums)
         started = {who: of.start_ms for who, of in sums.items()}
         now, then = Offers(store.catalog), Offers(catalog)
@@ -149,19 +156,13 @@ async def simulate(
         tried = await trial.tried()
         twice = _sampled([who for who in cases if cases[who].sums and who not in trial.replayed], sample)
         again = await trial.replay(twice)
-    found = [_customer(who, case, tried[who], costs) for who, case in cases.items()]
+    found = [_customer(who, case, tried[who], costs, charged) for who, case in cases.items()]
     return Simulation(
         customers=found,
         missing_meters=_missing_meters(cases.values(), catalog),
         missing_plans=_missing_plans(cases.values(), catalog),
-        unpriced=sorted(
-            {
-                meter
-                for who, case in cases.items()
-                for meter in case.then.unpriced(tried[who].overage) | case.now.unpriced(_overage(case))
-            }
-        ),
-        left_out=_left_out((store.catalog, catalog)),
+        unpriced=_unpriced(cases, tried),
+        left_out=_left_out(store.catalog, catalog),
         checked=len(twice),
         disagreeing=[who for who in twice if _shown(again[who]) != _shown(tried[who])],
     )
@@ -175,13 +176,52 @@ def _refuse_other_currency(now: Catalog, then: Catalog) -> None:
         )
 
 
-def _left_out(catalogs: Iterable[Catalog]) -> list[str]:
-    money = {name: credit for each in catalogs for name, credit in each.credits.items() if credit.is_money}
-    found = [
-        f"what calls took from {name} is that of the log: other prices and another markup are not tried"
-        for name in money
-    ]
-    if sold := {name for each in catalogs if (of := sold_in(each.credits)) is not None for name in of[:1]}:
+def _charged_meter(catalog: Catalog) -> str | None:
+    """The meter of what calls take from a balance in money; a file has one at most."""
+    return next((name for name, meter in catalog.meters.items() if meter.charges is not None), None)
+
+
+def _other_markup(now: Catalog, then: Catalog, name: str) -> Fraction | None:
+    """What each charge of the log is multiplied by; None: it cannot be said."""
+    before, meter = now.meters[name].charges, then.meters.get(name)
+    after = None if meter is None else meter.charges
+    if before is None or after is None or before.models != after.models:
+        return None
+    of, by = 100 + after.markup_percent, 100 + before.markup_percent
+    return Fraction(of, by) if by else Fraction(1) if of == by else None
+
+
+class _Charged(NamedTuple):
+    """What calls took from a balance in money: the meter that counts it, and how much by customer."""
+
+    meter: str
+    of: Mapping[str, int]
+
+
+def _charge(log: UsageLog, now: Catalog, then: Catalog) -> _Charged | None:
+    """What calls took from a balance in money; from then on the log has what they would take."""
+    meter = _charged_meter(now)
+    if meter is None:
+        return None
+    charged, ratio = log.charged(meter), _other_markup(now, then, meter)
+    if ratio is not None and ratio != 1:
+        log.scale(meter, ratio)
+    return _Charged(meter, charged)
+
+
+def _left_out(now: Catalog, then: Catalog) -> list[str]:
+    found: list[str] = []
+    meter = _charged_meter(now)
+    if meter is not None and _other_markup(now, then, meter) is None:
+        found.append(
+            f"what calls took from {meter.removesuffix(CHARGED)} is that of the log: other prices under"
+            " `models`, and a markup beside them or in place of -100%, are not tried"
+        )
+    if kinds := {kind for each in (now, then) for plan in each.plans.values() for kind in plan.subjects}:
+        found.append(
+            f"limits of subjects ({', '.join(sorted(kinds))}) are not tried: the audit log does not know them"
+        )
+    if sold := {of[0] for each in (now, then) if (of := sold_in(each.credits)) is not None}:
         found.append(
             f"top-ups of {', '.join(sorted(sold))} are not bought: what they paid for is tried without them,"
             " and may be shown as refused"
@@ -260,6 +300,13 @@ def _missing_meters(cases: Iterable[_Case], catalog: Catalog) -> dict[str, int]:
     return dict(found)
 
 
+def _unpriced(cases: Mapping[str, _Case], tried: Mapping[str, Tried]) -> list[str]:
+    found = set[str]()
+    for who, case in cases.items():
+        found |= case.then.unpriced(tried[who].overage) | case.now.unpriced(_overage(case))
+    return sorted(found)
+
+
 def _missing_plans(cases: Iterable[_Case], catalog: Catalog) -> dict[str, int]:
     return Counter(case.tenure.plan for case in cases if case.tenure.plan not in catalog.plans)
 
@@ -279,7 +326,9 @@ def _overage(case: _Case) -> Mapping[str, int]:
     return {} if case.sums is None else case.sums.overage
 
 
-def _customer(who: str, case: _Case, tried: Tried, costs: Mapping[str, Fraction] | None) -> SimulatedCustomer:
+def _customer(
+    who: str, case: _Case, tried: Tried, costs: Mapping[str, Fraction] | None, charged: _Charged | None
+) -> SimulatedCustomer:
     now, then = case.now.charge(_overage(case)), case.then.charge(tried.overage)
     if case.tenure.is_unpaid:
         now = then = Fraction(0)
@@ -294,6 +343,8 @@ def _customer(who: str, case: _Case, tried: Tried, costs: Mapping[str, Fraction]
         estimates=tuple(_estimates(case)),
         now_margin_cents=None if costs is None else round(now - _cost(case.units, costs)),
         then_margin_cents=None if costs is None else round(then - _cost(served, costs)),
+        now_charged_cents=None if charged is None else round(Fraction(charged.of.get(who, 0), _CENT)),
+        then_charged_cents=None if charged is None else round(Fraction(served.get(charged.meter, 0), _CENT)),
     )
 
 
