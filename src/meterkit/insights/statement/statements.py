@@ -197,16 +197,18 @@ class _Making:
         found = [] if reader is None else await reader.lines_of(invoices, meters)
         wanted = wanted_of(found, names, await self._plan_changes())
         used: list[str] = await self._ask(self._events.meters_of)
-        billed = {name for line in found if line.meter for name in names.get(line.meter, ())}
+        without = {name for line in found if line.meter for name in names.get(line.meter, ())}
+        without |= {one.name for one in self._store.catalog.meters.values() if one.is_spend}
         for meter in used:
-            if meter not in billed:
+            if meter not in without:
                 line = self._line(f"usage/{meter}", "usage", f"Usage of {meter}", meter=meter)
                 found.append(line)
                 wanted[line.id] = Wanted((meter,))
         sums = await self._ask(self._events.sums_of, wanted)
         found = explained(found, wanted, sums, self._why())
         if reader is None:
-            found = [*await self._fixed(), *[await self._priced(one, wanted[one.id]) for one in found]]
+            priced = [await self._priced(one, wanted[one.id], found) for one in found]
+            found = [*await self._fixed(), *priced]
         return found, wanted
 
     async def with_events(
@@ -268,8 +270,14 @@ class _Making:
             found.append(self._line("seats", "subscription", f"Seats of {plan.name}", **more))
         return found
 
-    async def _priced(self, line: StatementLine, wanted: Wanted) -> StatementLine:
-        """A usage line with what its overage costs by the prices that it was recorded at."""
+    async def _priced(
+        self, line: StatementLine, wanted: Wanted, lines: Sequence[StatementLine]
+    ) -> StatementLine:
+        """A usage line with what its overage costs by the prices that it was recorded at.
+
+        What a table prices by model has a line for each price among all ``lines``.
+        """
+        by_model = sum(one.overage for one in lines if (one.meter or "").startswith(f"{line.meter}:"))
         prices: list[tuple[int | None, int | None, int]] = await self._ask(self._events.prices_of, wanted)
         exact, unknown = Fraction(0), 0
         for micros, per, units in prices:
@@ -277,8 +285,9 @@ class _Making:
                 unknown += units
             else:
                 exact += Fraction(units * micros, per * micros_per_minor_unit(self._store.catalog.currency))
+        unknown = max(0, unknown - by_model)
         note = f"{unknown} units have no price in the plans file" if unknown else ""
-        return replace(line, quantity=line.overage, amount_cents=round(exact), note=note)
+        return replace(line, quantity=line.overage - by_model, amount_cents=round(exact), note=note)
 
 
 def _is_final(invoices: Sequence[Mapping[str, Any]], end_ms: int) -> bool:

@@ -1,0 +1,195 @@
+"""Overage by model: revenue, invoice and statement agree after corrections, and about late usage."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from auditing import sqlite_in
+from period_ending import HOUR, JULY, JUNE, MAY, MINUTE, paying
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from datetime import datetime
+    from pathlib import Path
+
+    from meterkit import Statement
+    from period_ending import Ending
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  output_tokens: {unit: token, stripe: {event_name: out}}
+prices:
+  output: {default: 3 per 1000, models: {"small-*": 1 per 1000, "large-*": 4 per 1000}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
+  pro:
+    rank: 10
+    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
+    budget: {amount_cents: unlimited}
+    meters: {output_tokens: {included: 10_000, overage: {bill: {price: prices.output}}}}
+"""
+PRICES: Final = (
+    *("price_pro", "price_pro_output_tokens"),
+    *("price_pro_output_tokens:small-*", "price_pro_output_tokens:large-*"),
+)
+DAY: Final = timedelta(days=1)
+
+
+@asynccontextmanager
+async def books(store_url: str, tmp_path: Path, plans: str = PLANS) -> AsyncGenerator[Ending]:
+    async with paying(store_url, plans, prices=PRICES, audit_url=sqlite_in(tmp_path)) as at:
+        yield at
+
+
+async def use(at: Ending, model: str, tokens: int) -> None:
+    usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
+    said = {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+    await at.kit.record_usage("acme", said)
+
+
+async def agree(at: Ending, period: datetime, cents: dict[str, int], micros: int) -> None:
+    """Each line costs so many cents, on the invoice and the statement; revenue and spend are so many micros.
+
+    Args:
+        at: after the invoice of the period is final.
+        period: any instant of it.
+        cents: by the meter of the price.
+        micros: what all lines come to, unrounded.
+    """
+    statement = await at.kit.statement("acme", period)
+    assert statement.is_final
+    assert [line.note for line in statement.lines if line.note] == []
+    usage_lines = [line for line in statement.lines if line.kind == "usage" and line.amount_cents]
+    assert {str(line.meter): line.amount_cents for line in usage_lines} == cents
+    for line in usage_lines:
+        assert sum(event.billed for event in line.events) == line.quantity == line.counted
+    renewal = next(one for one in at.invoices() if one["id"] == statement.invoices[-1].id)
+    assert renewal["total"] == 1000 + sum(cents.values())
+    assert statement.total_cents == sum(one.total_cents for one in statement.invoices)
+    by_model = await at.kit.usage("acme", period=period, by="model")
+    assert by_model["revenue_micros"] == micros
+    meters = (await at.kit.usage("acme", period=period))["meters"]
+    assert meters["spend"]["recorded"] == micros
+    compared = await at.kit.reconcile("acme", at=period)
+    assert [one.difference for one in compared if one.difference] == []
+
+
+async def test_what_is_corrected_is_on_no_invoice_and_in_no_revenue(store_url: str, tmp_path: Path) -> None:
+    async with books(store_url, tmp_path) as at:
+        at.go(MAY + DAY)
+        await use(at, "small-1", 60_000)  # 10,000 are included, and 50,000 cost 10 micro-dollars.
+        await use(at, "large-1", 20_000)  # At 40.
+        await use(at, "other", 5_000)  # At 30.
+        assert (await at.kit.usage("acme"))["meters"]["spend"]["recorded"] == 500_000 + 800_000 + 150_000
+        # Nothing is delivered yet: the units that are pending are taken back, of the default first.
+        await at.kit.correct("acme", {"output_tokens": 6_000}, reason="a loop", correction_id="c-1", by="ops")
+        await at.flush()
+        # Stripe has all: it is sent less than nothing, of the default, which has nothing left, or of others.
+        at.go(MAY + 2 * DAY)
+        await use(at, "large-1", 1_000)
+        await at.flush()
+        at.clock.advance(HOUR)
+        await at.kit.correct("acme", {"output_tokens": 8_000}, reason="twice", correction_id="c-2", by="ops")
+        # Of the default 5,000 are gone, and of the small ones 1,000 and 8,000.
+        meters = (await at.kit.usage("acme"))["meters"]
+        left = {name: one["overage"] for name, one in meters.items() if name.startswith("output_tokens")}
+        assert left == {
+            "output_tokens": 62_000,
+            "output_tokens:small-*": 41_000,
+            "output_tokens:large-*": 21_000,
+            "output_tokens:(default)": 0,
+        }
+        await at.reach(JUNE + 5 * MINUTE)
+        await at.close()
+        await at.drain()
+        cents = {"output_tokens:small-*": 41, "output_tokens:large-*": 84}
+        await agree(at, MAY + DAY, cents, micros=1_250_000)
+
+
+def said(found: Statement, *, events: bool = False) -> list[tuple[Any, ...]]:
+    """The lines of usage that have any: meter, units, cents, note, and of events the model, billed, late."""
+    return [
+        (
+            *(line.meter, line.quantity, line.amount_cents, line.note),
+            *([(one.model, one.billed, one.late) for one in line.events] if events else ()),
+        )
+        for line in found.lines
+        if line.kind == "usage" and (line.quantity or line.note)
+    ]
+
+
+async def test_a_statement_without_invoice_has_a_line_for_each_price(store_url: str, tmp_path: Path) -> None:
+    async with books(store_url, tmp_path) as at:
+        await at.reach(JUNE + DAY)
+        await use(at, "small-1", 60_000)
+        await use(at, "large-1", 20_000)
+        await use(at, "other", 5_000)
+        await at.drain()
+        found = await at.kit.statement("acme")
+        assert (found.invoices, found.total_cents) == ((), 1000 + 15 + 80 + 50)
+        assert {line.meter for line in found.lines} == {
+            *(None, "output_tokens", "output_tokens:(default)"),
+            *("output_tokens:large-*", "output_tokens:small-*"),
+        }
+        assert said(found) == [
+            ("output_tokens:(default)", 5_000, 15, ""),
+            ("output_tokens:large-*", 20_000, 80, ""),
+            ("output_tokens:small-*", 50_000, 50, ""),
+        ]
+
+
+LATE_BY: Final = "(20000 late by the books; see `meterkit reconcile`)"
+
+
+@pytest.mark.parametrize("late_usage", ["next_period", "dead_letter"])
+async def test_usage_too_late_for_its_invoice_is_billed_at_its_price_in_the_next_or_not_at_all(
+    store_url: str, tmp_path: Path, late_usage: str
+) -> None:
+    plans = f"{PLANS}billing: {{late_usage: {late_usage}}}\n"
+    is_billed = late_usage == "next_period"
+    async with books(store_url, tmp_path, plans) as at:
+        at.go(MAY + DAY)
+        await use(at, "small-1", 60_000)
+        await at.flush()
+        at.go(JUNE - HOUR)
+        await use(at, "large-1", 20_000)
+        # Nothing was delivered when the invoice became final.
+        await at.reach(JUNE + 26 * HOUR)
+        (late,) = (await at.flush()).late
+        assert (late.meter, late.quantity, late.is_billed) == ("output_tokens:large-*", 20_000, is_billed)
+        at.clock.advance(MINUTE)
+        await use(at, "large-1", 15_000)
+        await at.reach(JULY + 5 * MINUTE)
+        await at.close()
+        await at.drain()
+        first, second = [await at.kit.statement("acme", when) for when in (MAY + DAY, JUNE + DAY)]
+        assert said(first) == [
+            ("output_tokens:small-*", 50_000, 50, ""),
+            (
+                *("output_tokens:large-*", 0, 0),
+                f"the invoice has 0 units, and the events come to 20000 {LATE_BY}",
+            ),
+        ]
+        assert said(second, events=True) == [
+            ("output_tokens:large-*", 25_000, 100, "", (None, 20_000, 20_000), ("large-1", 5_000, 0))
+            if is_billed
+            else ("output_tokens:large-*", 5_000, 20, "", ("large-1", 5_000, 0))
+        ]
+        assert [invoice["total"] for invoice in at.invoices()] == [1050, 1100 if is_billed else 1020]
+        # Revenue belongs to the period in which it was recorded, once.
+        revenue = [
+            (await at.kit.usage("acme", period=when, by="model"))["revenue_micros"]
+            for when in (MAY + DAY, JUNE + DAY)
+        ]
+        assert revenue == [1_300_000, 200_000]
+        for when in (MAY + DAY, JUNE + DAY):
+            assert all(one.agrees for one in await at.kit.reconcile("acme", at=when))
