@@ -78,7 +78,7 @@ async def lines(at: Shop) -> list[tuple[str, int, int]]:
     }
     found: list[tuple[str, int, int]] = []
     for invoice in await at.invoices():
-        for line in invoice["lines"]["data"]:
+        for line in await at.stripe_list(f"/v1/invoices/{invoice['id']}/lines"):
             units, price = int(line["quantity_decimal"]), line["pricing"]["price_details"]["price"]
             if units and price in metered:
                 found.append((metered[price], units, line["amount"]))
@@ -204,3 +204,34 @@ async def test_the_doctor_names_models_whose_meter_or_price_stripe_lacks(store_u
         ]
         at.emulator.fail_next("error", status=403, path="/v1/prices")
         assert await found() == []  # The key may not list them.
+
+
+def table_of(prefix: str) -> str:
+    """Eighteen patterns: with the default and the plan's price that is all that a subscription takes."""
+    rows = ", ".join(f'"{prefix}{nth}-*": {nth} per 1000' for nth in range(1, 19))
+    return f"{{default: 40 per 1000, models: {{{rows}}}}}"
+
+
+async def test_a_plan_of_as_many_prices_as_a_subscription_takes_is_sold_and_changed(store_url: str) -> None:
+    plans = PLANS.replace("TABLE", table_of("gpt-")).replace(
+        '{default: 8 per 1000, models: {"claude-*": 50 per 1000}}', table_of("claude-")
+    )
+    async with shop(store_url, catalog=loads(plans), selling=nothing) as at:
+        await at.kit.stripe.sync()
+        begun = await at.subscribed(plan="pro")
+        before = await at.stripe_list("/v1/subscription_items", subscription=begun.id)
+        at.clock.set(HALF)
+        for model in ("gpt-18-a", "claude-18-a"):
+            await at.kit.record_usage("acme", answer(model, 2_000))
+        await at.kit.subscriptions.change_plan("acme", "dear")
+        after = await at.stripe_list("/v1/subscription_items", subscription=begun.id)
+        assert (len(before), len(after)) == (20, 20)
+        await at.kit.record_usage("acme", answer("claude-18-a", 500))
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        # 1,000 of the first call are included, and the first plan has no price for the model of the second.
+        assert sorted(await lines(at)) == [
+            ("Output tokens", 2_000, 80),
+            ("Output tokens: claude-18-*", 500, 9),
+            ("Output tokens: gpt-18-*", 1_000, 18),
+        ]
