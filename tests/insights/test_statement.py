@@ -201,11 +201,12 @@ def test_a_page_of_events_is_read_by_an_index_from_where_the_last_one_ended(tmp_
     event.listen(engine, "before_cursor_execute", watch)
     page, after = page_of(database, "acme", 0, Wanted(("tokens",)), "5|0/p/5|tokens", 2)
     assert ([one.event for one in page], after) == (["0/p/6", "0/p/7"], "7|0/p/7|tokens")
-    deletion, rows = asked
+    deletion, rows, prices = asked
     assert rows[1].count(5) == 2  # The index is entered at the place, and rows up to it are left out.
     for (statement, parameters), index in (
         (deletion, "meterkit_audit_of_period (customer=? AND period_start_ms=?)"),
         (rows, "meterkit_audit_of_period (customer=? AND period_start_ms=? AND recorded_at_ms>? "),
+        (prices, "sqlite_autoindex_meterkit_audit_1 (event=?)"),
     ):
         with closing(connect(tmp_path / "audit.db")) as plain:
             plan = [row[3] for row in plain.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]

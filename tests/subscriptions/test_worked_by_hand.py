@@ -102,6 +102,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -125,6 +126,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from hooking import Hooked
+    from meterkit import StatementEvent
 
 pytestmark = pytest.mark.anyio
 
@@ -435,10 +437,15 @@ async def check_margins(months: Months) -> None:
     assert await margins(months, "eve", 8) == {"all": (0, 0, 0)}
 
 
+def each(event: StatementEvent) -> Fraction | None:
+    """The price of a token of overage."""
+    return Fraction(event.price_micros, event.price_per or 1) if event.price_micros else None
+
+
 async def statement(months: Months, customer: str, month: int) -> tuple[int, list[Any]]:
     """The total of a month's statement, and its lines that cost anything: cents, meter, units, events.
 
-    Of an event: the day, the model, and the units that are billed.
+    Of an event: the day, the model, the units that are billed, and micro-dollars for a token.
     """
     found = await months.at.kit.statement(customer, on(month, 9))
     assert found.is_final
@@ -448,7 +455,7 @@ async def statement(months: Months, customer: str, month: int) -> tuple[int, lis
             line.amount_cents,
             line.meter,
             line.quantity if line.meter else None,
-            [(f"{event.recorded_at:%d %b}", event.model, event.billed) for event in line.events],
+            [(f"{event.recorded_at:%d %b}", event.model, event.billed, each(event)) for event in line.events],
         )
         for line in sorted(found.lines, key=lambda line: (line.start, line.amount_cents))
         if line.amount_cents
@@ -458,8 +465,12 @@ async def statement(months: Months, customer: str, month: int) -> tuple[int, lis
 async def check_statements(months: Months) -> None:
     """Bob's statements are his invoices, down to calls: the first and the renewal's, then each renewal's."""
     fee: tuple[Any, ...] = (2000, None, None, [])
-    small = [("10 Jun", "small-1", 800_000), ("19 Jun", "small-1", 600_000)]
-    large = [("15 Jun", "large-1", 500_000), ("18 Jun", "large-1", 300_000), ("19 Jun", "large-1", 100_000)]
+    small = [("10 Jun", "small-1", 800_000, 10), ("19 Jun", "small-1", 600_000, 10)]
+    large = [
+        ("15 Jun", "large-1", 500_000, 40),
+        ("18 Jun", "large-1", 300_000, 40),
+        ("19 Jun", "large-1", 100_000, 40),
+    ]
     assert await statement(months, "bob", 6) == (
         2000 + 7000,
         [
@@ -473,8 +484,8 @@ async def check_statements(months: Months) -> None:
         3030,
         [
             # The included part of the call on the 12th stands here; what it costs stands under its price.
-            (30, "output_tokens", 10_001, [("12 Jul", "large-1", 0), ("20 Jul", "other-1", 10_001)]),
-            (1000, "output_tokens:large-*", 250_000, [("12 Jul", "large-1", 250_000)]),
+            (30, "output_tokens", 10_001, [("12 Jul", "large-1", 0, 40), ("20 Jul", "other-1", 10_001, 30)]),
+            (1000, "output_tokens:large-*", 250_000, [("12 Jul", "large-1", 250_000, 40)]),
             fee,
         ],
     )

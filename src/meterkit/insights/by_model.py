@@ -81,7 +81,7 @@ async def usage_by_model(store: Store, settings: Settings, customer: str, at_ms:
     period = (await store.usage(customer, at_ms=at_ms))["period"]
     sums_of: Any = import_module("meterkit.insights.audit.model_sums").model_sums  # SQLAlchemy is an extra.
     meters = store.catalog.meters
-    spends = {name for name, meter in meters.items() if meter.is_spend}  # What is revenue already.
+    spends = {name for name, meter in meters.items() if meter.is_spend}  # It is revenue already.
     asked = await to_thread(sums_of, database, customer, to_ms(period["start"]))
     sums = [one for one in asked if one.meter not in spends]
     return earned_by_model(customer, period, sums, store.catalog.currency)

@@ -108,7 +108,22 @@ def page_of(
     shown = rows[:most]
     last = shown[-1] if len(rows) > most else None
     ends = "" if last is None else f"{last['recorded_at_ms']}|{last['event']}|{last['meter']}"
+    _price_by_model(database, shown)
     return tuple(event_of(row, _reason(row["details"])) for row in shown), ends
+
+
+def _price_by_model(database: Database, rows: list[Any]) -> None:
+    """Give rows whose overage a table prices by model the price that the same event has on another row."""
+    without = {row["event"] for row in rows if row["overage"] and row["price_micros"] is None}
+    if not without:
+        return
+    names = (_COLUMNS.event, _COLUMNS.meter, _COLUMNS.price_micros, _COLUMNS.price_per)
+    asked = select(*names).where(_COLUMNS.event.in_(without), _COLUMNS.price_micros.is_not(None))
+    found = {(event, meter.partition(":")[0]): price for event, meter, *price in database.read(asked)}
+    for row in rows:
+        if row["price_micros"] is None and row["overage"]:
+            place = row["event"], row["meter"]
+            row["price_micros"], row["price_per"] = found.get(place, (None, None))
 
 
 def _place_in(after: str) -> tuple[int, str, str]:
