@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -44,6 +45,10 @@ plans:
     rank: 3
     price: {amount_cents: 1000, interval: month}
     meters: {output_tokens: {included: 1000, overage: {bill: {price: prices.dearer}}}}
+  more:
+    rank: 4
+    price: {amount_cents: 3000, interval: month}
+    meters: {output_tokens: {included: 1000, overage: {bill: {price: prices.output}}}}
 """
 CATALOG: Final = loads(PLANS.replace("TABLE", TABLE))
 MINI, OPUS = "gpt-5-mini", "claude-opus-4"
@@ -145,6 +150,55 @@ async def test_i13_a_change_of_plan_bills_each_unit_at_the_price_when_it_was_rec
             ("Output tokens: claude-opus-*", 10_000, 200),
         ]
         assert sorted(await lines(at)) == sorted([*before, *after])
+        assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def changed_by_others(at: Shop, subscription: str, plan: str) -> None:
+    """Somebody gives a subscription the items of another plan, in Stripe's Dashboard."""
+    prices = {price["nickname"]: price["id"] for price in await at.stripe_list("/v1/prices")}
+    items = await at.stripe_list("/v1/subscription_items", subscription=subscription)
+    (base,) = (item["id"] for item in items if item["price"]["id"] == prices["pro, base"])
+    change = {"items[0][id]": base, "items[0][price]": prices[f"{plan}, base"]}
+    for nth, item in enumerate((item for item in items if item["id"] != base), 1):
+        change |= {f"items[{nth}][id]": item["id"], f"items[{nth}][deleted]": "true"}
+    wanted = [price for name, price in prices.items() if name.startswith(f"{plan}, output_tokens")]
+    change |= {f"items[{nth}][price]": price for nth, price in enumerate(wanted, len(items))}
+    await at.stripe_change(f"/v1/subscriptions/{subscription}", **change)
+
+
+@pytest.mark.parametrize("plan", ["flat", "dear", "more"])
+async def test_i13_usage_that_missed_a_change_by_others_is_billed_where_the_new_plan_has_its_price(
+    store_url: str, plan: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
+        await at.kit.stripe.sync()
+        begun = await at.subscribed(plan="pro")
+        at.clock.set(HALF + timedelta(seconds=20))
+        await use(at, mini=101_000)
+        await at.kit.flush(everything=True)
+        at.clock.advance(timedelta(minutes=5))
+        await use(at, opus=500, other=300)
+        await changed_by_others(at, begun.id, plan)
+        found = await at.kit.subscriptions.sync("acme")
+        assert found is not None
+        assert found.plan == plan
+        for units in (
+            "500 units of output_tokens:claude-opus-* that customer 'acme' used at USD 0.01 per 50 were",
+            "300 units of output_tokens that customer 'acme' used at USD 0.01 per 250 were",
+        ):
+            assert caplog.text.count(units) == 1
+        meters = (await at.kit.usage("acme"))["meters"]
+        late = {name: (one["late"], one["pending"]) for name, one in meters.items() if one["late"]}
+        assert late == {
+            "output_tokens": (300, 300),
+            "output_tokens:claude-opus-*": (500, 500 if plan == "more" else 0),
+        }
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        cents = {"flat": 3, "dear": 2, "more": 1}
+        again = [("Output tokens", 300, cents[plan])]
+        again += [("Output tokens: claude-opus-*", 500, 10)] if plan == "more" else []
+        assert sorted(await lines(at)) == sorted([("Output tokens: gpt-*-mini", 100_000, 50), *again])
         assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
 
 

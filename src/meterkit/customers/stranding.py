@@ -18,7 +18,7 @@ from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.outbox.intents import Kept, kept_in
 from meterkit.outbox.operator_commands import change_state
-from meterkit.outbox.sealing import late_class, price_in_words, root_meter
+from meterkit.outbox.sealing import deciding_meter, late_class, price_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -229,11 +229,11 @@ def _again(
     kind = ""
     if plan is not None and catalog.billing.late_usage == "next_period":
         given = override(catalog, plan, overrides_at(state.overrides, now_ms).meters)
-        kind = late_class(given[root_meter(meter.name, catalog)], meter)
+        kind = late_class(given[deciding_meter(meter.name, catalog)], meter)
     return kind, meter.name
 
 
 def _price(given: Mapping[str, Entitlement] | None, meter: Meter, catalog: Catalog) -> str:
     """The price that ended, to stand behind a quantity."""
-    own = None if given is None else given[root_meter(meter.name, catalog)]
+    own = None if given is None else given[deciding_meter(meter.name, catalog)]
     return price_in_words(own, catalog.currency) or " at a price that the plans file does not name"

@@ -82,7 +82,7 @@ def _meters(view: CustomerView, plan: str | None, now_ms: int, *, is_billed: boo
     found: dict[str, tuple[str, str, str]] = {}
     for name, meter in catalog.meters.items():
         if meter.stripe is not None and meter.kind == "counter":
-            own = given.get(name if meter.is_row else root_meter(name, catalog))
+            own = given.get(deciding_meter(name, catalog))
             kind = late_class(own, meter) if is_billed else ""
             found[meter_token(name)] = (kind, name, price_in_words(given.get(name), catalog.currency))
     return json.dumps(found, separators=(",", ":"))
@@ -98,9 +98,12 @@ def _entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[
     return override(catalog, own, overrides) if overrides else own.entitlements
 
 
-def root_meter(name: str, catalog: Catalog) -> str:
-    """The meter whose plan decides: the source of a derived one."""
-    while (source := catalog.meters[name].source) is not None:
+def deciding_meter(name: str, catalog: Catalog) -> str:
+    """The meter whose entitlement says whether units are billed: of a derived one its source.
+
+    What counts a price by model decides itself: another plan may have the source without that price.
+    """
+    while (source := catalog.meters[name].source) is not None and not catalog.meters[name].is_row:
         name = source
     return name
 
