@@ -183,7 +183,7 @@ plans:
 USERS: Final = identify.header("x-customer-id", subjects={"user": "x-user-id"})
 
 
-async def of_user(at: Served, user: str) -> int:
+async def of_user(at: Served, user: str) -> int | None:
     """What a user has spent."""
     return {one.subject: one.spent_micros for one in await at.kit.usage("acme", by="user")}[user]
 

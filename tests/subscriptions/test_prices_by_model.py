@@ -154,7 +154,7 @@ async def test_i13_a_change_of_plan_bills_each_unit_at_the_price_when_it_was_rec
 
 
 async def changed_by_others(at: Shop, subscription: str, plan: str) -> None:
-    """Somebody gives a subscription the items of another plan, in Stripe's Dashboard."""
+    """Give a subscription the items of another plan, as a person does in the Dashboard."""
     prices = {price["nickname"]: price["id"] for price in await at.stripe_list("/v1/prices")}
     items = await at.stripe_list("/v1/subscription_items", subscription=subscription)
     (base,) = (item["id"] for item in items if item["price"]["id"] == prices["pro, base"])
