@@ -1,4 +1,4 @@
-"""What a customer costs, from 10^3 to 10^6 of them: python benchmarks/growth.py [--least N] [--most N] [--markdown PAGE]
+"""What a customer costs, from 10^3 to 10^6 of them: python benchmarks/growth.py --help
 
 One server, and a cluster of six nodes, on the server's core. All customers are on a plan that was set by
 hand, and have used something. Of these, a fixed number is linked and has usage to deliver: what sealing and
@@ -210,7 +210,9 @@ def table(found: dict[int, dict[int, dict[str, float]]], nodes: int) -> Table:
     sizes = list(found[nodes])
     store = "one server" if nodes == 1 else f"a cluster of {nodes} nodes"
     head = (f"on {store}", *(f"{size:,}" for size in sizes))
-    rows = [(title, *(shown(found[nodes][size].get(name)) for size in sizes)) for name, title in HEADS.items()]
+    rows = [
+        (title, *(shown(found[nodes][size].get(name)) for size in sizes)) for name, title in HEADS.items()
+    ]
     return "customers", head, rows
 
 
