@@ -95,6 +95,9 @@ async def test_a_declined_card_stops_it_until_one_is_paid(
         assert (event.credit, event.amount_cents, event.declined) == ("usd", 2000, "card_declined")
         assert event.url.startswith("https://")
         at.emulator.mend_payments("cus_acme")
+        (paid,) = [one for one in at.emulator.webhook_events if one.type == "invoice.paid"]
+        assert await at.bring(paid) == [200]  # Of the first one, told again: it restarts nothing.
+        await at.kit.webhooks.work_off()
         await night(at)
         assert (await balance(at), await payments(at)) == (4 * DOLLAR, 1)
         at.emulator.confirm_payment(event.invoice)

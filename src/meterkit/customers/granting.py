@@ -67,6 +67,12 @@ async def put(
         )
 
 
+async def is_given(store: Store, customer: str, grant_id: str) -> bool:
+    """Whether a customer was given a grant of that id, used up or not. Raises StoreError."""
+    admin, keys = await store.admin(), store.keys.customer(customer)
+    return await admin.ask(admin.client.hget(keys.ledger, f"id {grant_id}")) is not None
+
+
 class Reclaimed(NamedTuple):
     """The result of a refund of a grant's payment, in units of its meter, or in micro-credits.
 

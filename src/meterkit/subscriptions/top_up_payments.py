@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.granting import put, reclaim
+from meterkit.customers.granting import is_given, put, reclaim
 from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.messages import tell
@@ -84,11 +84,12 @@ class TopUpPayments:
         if granted <= 0:
             return found
         refunded = await self._refunded(invoice)
+        # Before it is granted: who is cut off in between comes here again. Later it starts nothing again.
+        if not refunded and not await is_given(self._store, customer, invoice):
+            await step(self._store, customer, credit, "bought")
         await put(self._store, customer, [(target, granted)], grant_id=invoice)
         if event.strip():
             await step(self._store, customer, credit, "paid", event=event.strip())
-        if not refunded:
-            await step(self._store, customer, credit, "bought")
         if refunded:
             back = granted * min(refunded, total) // total
             await self._take_back(customer, credit, invoice, back, is_all=back == granted)
