@@ -52,7 +52,12 @@ async def books(store_url: str, tmp_path: Path, plans: str = PLANS) -> AsyncGene
 
 async def use(at: Ending, model: str, tokens: int) -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": tokens, "total_tokens": tokens + 1}
-    said = {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+    said: dict[str, Any] = {
+        "object": "chat.completion",
+        "model": model,
+        "choices": [],
+        "usage": usage,
+    }
     await at.kit.record_usage("acme", said)
 
 
