@@ -60,7 +60,7 @@ TESTS: Final = (
         f"tests/subscriptions/test_{name}.py"
         for name in (
             *("deletion", "linking", "nothing_for_nothing", "priced_as_recorded"),
-            "prices_changed_by_others",
+            *("prices_by_model", "prices_changed_by_others"),
         )
     ),
 )
