@@ -182,7 +182,7 @@ def _charged_meter(catalog: Catalog) -> str | None:
 
 
 def _other_markup(now: Catalog, then: Catalog, name: str) -> Fraction | None:
-    """What each charge of the log is multiplied by; None: it cannot be said."""
+    """What each charge of the log is multiplied by; None: unknown."""
     before, meter = now.meters[name].charges, then.meters.get(name)
     after = None if meter is None else meter.charges
     if before is None or after is None or before.models != after.models:
