@@ -455,6 +455,17 @@ async def test_keys_of_subjects_are_in_the_slot_of_their_customer(cluster: Clust
             assert (one.subject, one.meters["calls"].recorded) == ("r:d", 10)
 
 
+@pytest.mark.each_store
+async def test_usage_that_is_dated_counts_for_a_user_unless_it_comes_too_late(any_store_url: str) -> None:
+    plans = PLANS + "billing: {late_usage: dead_letter}\n"
+    async with kit_of(any_store_url, plans=plans) as kit:
+        await kit.record("acme", "words", 5, subjects=USER)
+        await kit.record("acme", "words", 70, occurred_at=NOW - timedelta(seconds=1), subjects=USER)
+        await kit.record("acme", "words", 900, occurred_at=NOW - timedelta(days=40), subjects=USER)
+        assert await figures(kit, "words") == {"u_7": (75, 0)}
+        assert await spent(kit) == {"u_7": 75 * WORD}
+
+
 async def test_names_that_look_alike_are_different_subjects(any_store_url: str) -> None:
     plans = PLANS.replace("      team:", "      userx:\n        calls: {included: 3}\n      team:")
     async with kit_of(any_store_url, plans=plans) as kit:
