@@ -55,7 +55,7 @@ SPENT: Final = ("weigh_spend", "price_of", "count_spend")
 FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys(
         ("decide.lua", "settle.lua", "include/open_further.lua"),
-        (PAID[0], *FURTHER[:2], SPENDING[0], *PLAIN, *PAID[1:], *FURTHER[2:], *SPENDING[1:]),
+        (PAID[0], *FURTHER[:2], SPENDING[0], *PLAIN, *PAID[1:], *FURTHER[2:], *SPENDING[1:], *ROWS[:2]),
     ),
     **dict.fromkeys((f"include/{name}.lua" for name in COUNTING), PLAIN + PAID),
     "include/advance.lua": (*PLAIN, *PAID, (MonthWorld, 0)),
