@@ -1,0 +1,646 @@
+"""A random life of users and teams: the scripts, and a model that says what they answer and store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import floor
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog import loads
+from meterkit.catalog.models import SPEND
+from meterkit.decisions.asked import Demand
+from meterkit.decisions.keys import Keys, concurrency_field, meter_field, rate_field
+from meterkit.decisions.packed import Head, MeterCounts, unpack_field
+from meterkit.decisions.periods import HOUR_MS, bounds_at
+from meterkit.decisions.policies import rate_numbers
+from meterkit.redis.connection import pack, pack_each
+from meterkit.redis.producer import pack_sequence
+from meterkit.redis.scripts import Script
+from meterkit.store.hold import Correction, Held, Mark, Used
+from meterkit.store.idempotency import MarkedDecision
+from meterkit.store.settlement import Settlement
+from meterkit.store.views import CustomerCache
+from store.script_checks import MismatchError
+from store.script_counts import DAY_MS, MINUTE_MS, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
+from store.script_plans import START_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from random import Random
+
+    from meterkit.catalog import Catalog, Rate
+    from meterkit.catalog.models import SubjectPlan
+    from meterkit.store.views import CustomerView, PreparedDecision
+    from store.script_wires import Wire
+
+    Given = tuple[tuple[str, str], ...]
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+billing: {late_usage: dead_letter}
+meters:
+  calls: {unit: call}
+  words: {unit: word, stripe: {event_name: words}}
+plans:
+  pro:
+    price: {amount_cents: 2000, interval: month}
+    meters:
+      calls: {included: unlimited}
+      words: {included: 180_000, overage: {bill: {per: 10_000, amount_cents: 1, cap: 120_000}}}
+    subjects:
+      user:
+        calls:
+          rate:
+            - 7/minute
+            - {limit: 20/hour, algorithm: fixed-window}
+            - {limit: 6/5 minutes, algorithm: token-bucket, burst: 9}
+          concurrency: FLIGHT
+        words: {included: WORDS}
+        budget: {amount_cents: 5, per: SPAN}
+      team:
+        words: {included: 100_000}
+        budget: {amount_cents: 9}
+"""
+SPANS: Final = {"period": 0, "day": DAY_MS, "hour": HOUR_MS}
+MICROS: Final = 1
+"""What a word costs."""
+CENT: Final = 10_000
+INCLUDED, CAP = 180_000, 120_000
+MOST: Final = 100_000
+"""Subjects of one customer."""
+IN_FLIGHT, REPEAT = 7, 6
+QUANTITIES: Final = {"calls": (1, 1, 2, 3, 5, 9), "words": (1, 1, 139, 2000, 6667, 20_000, 50_000)}
+NAMES: Final = {"user": ("u0", "u1", "u2"), "team": ("red", "blue")}
+
+
+@dataclass(slots=True)
+class Policy:
+    """What a policy says of a demand: three numbers where it refuses; its share; whether it is a rate's."""
+
+    refuses: bool
+    told: tuple[int, int, int]
+    left: int
+    whole: float
+    is_rate: bool = False
+
+
+class Counts:
+    """Units of one counter: recorded in the period that is on, and held."""
+
+    def __init__(self) -> None:
+        self.recorded: Counter[int] = Counter()
+        self.holds = Slots()
+
+
+@dataclass(slots=True)
+class Owner:
+    """A user or a team: its counters matter until `lives`, may be kept until `most`, are until `expires`."""
+
+    limits: SubjectPlan
+    exists: bool = False
+    lives: int = 0
+    most: int = 0
+    expires: int = 0
+    rates: dict[str, tuple[Rate, Windows | Bucket]] = field(
+        default_factory=dict[str, "tuple[Rate, Windows | Bucket]"]
+    )
+    meters: dict[str, Counts] = field(
+        default_factory=lambda: {"calls": Counts(), "words": Counts(), SPEND: Counts()}
+    )
+    flight: Slots = field(default_factory=Slots)
+    spent: Counter[int] = field(default_factory=Counter[int])
+
+    def __post_init__(self) -> None:
+        given = self.limits.limits.get("calls")
+        for rate in given.rates if given is not None else ():
+            counted = Bucket() if rate.algorithm == "token-bucket" else Windows()
+            self.rates[rate_field("calls", rate.window_ms, rate.algorithm)] = rate, counted
+
+    @property
+    def window_ms(self) -> int:
+        return 0 if self.limits.budget is None else self.limits.budget.window_ms
+
+    def policies(
+        self,
+        demands: Mapping[str, Demand],
+        now: int,
+        period: int,
+        *,
+        in_flight: bool,
+        asks: bool,
+        takes: bool,
+    ) -> Iterator[Policy]:
+        """What each of its policies says, in the order in which they are weighed."""
+        calls, words = demands.get("calls"), demands.get("words")
+        if calls is not None:
+            for rate, counted in self.rates.values():
+                whole, used = rate_numbers(rate, "calls")[2], counted.used(rate, now)
+                numbers = (*counted.numbers(rate, now), 0)
+                left = whole - used - (calls.taken if takes else 0)
+                yield Policy(used + calls.needed > whole, numbers, left, whole, is_rate=True)
+        if words is not None:
+            most = self.limits.limits["words"].included
+            assert most is not None
+            available = max(0, most - self.meters["words"].recorded[period])
+            live = self.meters["words"].holds.live(now)
+            left = available - sum(live)
+            taken = words.taken if takes and asks else 0
+            yield Policy(asks and words.needed > left, (available, *live), left - taken, max(1, most))
+        if calls is not None and in_flight and self.rates:
+            live = self.flight.live(now)
+            most = self.limits.limits["calls"].concurrency
+            assert most is not None
+            left = most - sum(live)
+            yield Policy(left < 1, (most, *live), left - takes, most)
+        if words is not None and self.limits.budget is not None:
+            micros = self.limits.budget.micros
+            spent = (
+                self.spent[now // self.window_ms] if self.window_ms else self.meters[SPEND].recorded[period]
+            )
+            held = sum(self.meters[SPEND].holds.live(now))
+            needed, taken = (MICROS * units if asks else 0 for units in (words.needed, words.taken))
+            left = micros - spent - held
+            share = floor((left - (taken if takes else 0)) / CENT)
+            yield Policy(0 < needed > left, (micros - spent, held, needed), share, max(1, micros / CENT))
+
+    def keep(self, lives: int, spare: int = 0) -> None:
+        self.exists = True
+        self.most = max(self.most, lives + spare if lives > self.lives else 0)
+        self.lives = max(self.lives, lives)
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A request that was admitted: its subjects, when it was decided, and its idempotency key."""
+
+    decision: PreparedDecision
+    given: Given
+    calls: int
+    decided_ms: int
+    digest: str = ""
+    is_repeat: bool = False
+
+    @property
+    def slot(self) -> int:
+        return self.decided_ms // SLOT_MS
+
+
+class SubjectWorld:
+    """One customer, its users and teams, two processes, and a clock."""
+
+    span, most_words, most_in_flight = "period", 40_000, 2
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        self.wire, self.random, self.wall = wire, random, START_MS
+        wire(pack("FLUSHALL"))
+        self.keys, self.number, self.others = Keys("mk", 1), 0, Counter[int]()
+        plans = PLANS.replace("SPAN", self.span).replace("WORDS", str(self.most_words))
+        self.catalog: Catalog = loads(plans.replace("FLIGHT", str(self.most_in_flight)))
+        decide, settle = (self._load(name, texts[name]) for name in ("decide", "settle"))
+        self.processes = [
+            CustomerCache(
+                self.catalog,
+                keys=self.keys,
+                decide=decide,
+                settle=settle,
+                seal_delay_ms=0,
+                now_ms=lambda: self.wall,
+                on_unclaimed=lambda _decision, _at: None,
+            )
+            for _ in range(2)
+        ]
+        self.words = Counts()
+        self.owners = {of: self._owner(of[0]) for of in ((k, n) for k, names in NAMES.items() for n in names)}
+        self.marks: dict[str, int] = {}
+        self.open: list[Open] = []
+        self.seen: Counter[str] = Counter()
+
+    def _owner(self, kind: str) -> Owner:
+        return Owner(self.catalog.plans["pro"].subjects[kind])
+
+    # Steps.
+
+    def step(self) -> None:
+        """Let time pass or not, then something is done."""
+        if self.random.random() < 0.55:
+            self.wall += self.random.choice((1, 500, *self._edges()))
+        for of, owner in self.owners.items():
+            if owner.exists and owner.expires <= self.wall:
+                self.wire(pack("DEL", self.keys.subject("ada", *of)))
+                self.owners[of] = self._owner(of[0])
+                self.seen["expired"] += 1
+        kinds = self.random.choice((("user",), ("user", "team"), ("user", "team"), ("team",), ()))
+        given = tuple((kind, self.random.choice(NAMES[kind])) for kind in kinds)
+        deeds = (self.decide, self.settle, self.record, self.renew, self.crowd)
+        with suppress(StaleError):  # It is asked again by another step.
+            self.random.choices(deeds, (50, 30, 12, 6, 1.5))[0](given)
+
+    def _edges(self) -> Iterator[int]:
+        month = bounds_at(self.wall).end_ms - self.wall
+        turns = [SLOT_MS, SLOT_MS, MINUTE_MS, MINUTE_MS, HOUR_MS, *([DAY_MS] * (self.random.random() < 0.2))]
+        ends = [owner.expires - self.wall for owner in self.owners.values() if owner.exists]
+        for left in (
+            *(window - self.wall % window for window in turns),
+            *([min(ends)] if ends and self.random.random() < 0.1 else ()),
+            *([month] if self.random.random() < 0.03 else ()),
+        ):
+            yield max(0, left + self.random.choice((-1, 0, 0, 1)))
+
+    @property
+    def period(self) -> int:
+        return bounds_at(self.wall).start_ms
+
+    def decide(self, given: Given) -> None:
+        asked = self.random.choice((("calls",), ("calls", "words"), ("words",), ("words",)))
+        demands = {name: self._demand(name) for name in asked}
+        mode, in_flight = self.random.choice("dddccs"), self.random.random() < 0.4
+        digest = self.random.choice(("", "", "", "d0", "d1", "d2")) if mode != "c" else ""
+        decision, reply = self._ask(given, demands, mode, digest, in_flight=in_flight)
+        twin = self._twin(digest)
+        what = f"{mode} {given} {demands} {digest} {in_flight} {self.wall}"
+        self.seen[f"twin {twin}"] += bool(given)
+        if twin == IN_FLIGHT and mode != "s":
+            self.compare(what, [IN_FLIGHT, self.wall, 0, 0, 0], reply)
+            return
+        asks, takes = twin != REPEAT, mode != "c"
+        policies = list(self._policies(given, demands, in_flight=in_flight, asks=asks, takes=takes))
+        is_refused = any(one.refuses for one in policies)
+        code = twin
+        if is_refused and not (twin and mode == "s"):
+            code = 5 if mode == "s" else 8 if twin else 1
+        self.seen[f"decide {code}"] += bool(given)
+        self._compare_reply(what, code, policies, reply)
+        if not takes or code in {1, 8}:
+            self._check(given)
+            return
+        self._take(given, demands, in_flight=in_flight, asks=asks)
+        calls = demands["calls"].taken if "calls" in demands else 0
+        if twin == REPEAT:
+            assert isinstance(decision, MarkedDecision)
+            decision = decision.as_repeat()
+        if digest and not twin:
+            self.marks[f"f{digest}"] = (self.wall // SLOT_MS + 2) * SLOT_MS
+        self.open.append(Open(decision, given, calls, self.wall, digest if not twin else "", twin != 0))
+        self._check(given)
+
+    def _demand(self, name: str) -> Demand:
+        quantity = self.random.choice(QUANTITIES[name])
+        return self.random.choice(
+            (
+                Demand.of(quantity),
+                Demand.of(quantity),
+                Demand(needed=1, taken=quantity),
+                Demand(needed=1, taken=0),
+                Demand(needed=0, taken=0),
+            )
+        )
+
+    def _twin(self, digest: str) -> int:
+        if not digest:
+            return 0
+        if self.marks.get(digest, 0) > self.wall:
+            return REPEAT
+        return IN_FLIGHT if self.marks.get(f"f{digest}", 0) > self.wall else 0
+
+    def _policies(
+        self, given: Given, demands: Mapping[str, Demand], *, in_flight: bool, asks: bool, takes: bool
+    ) -> Iterator[Policy]:
+        words = demands.get("words")
+        if words is not None:
+            recorded = self.words.recorded[self.period]
+            available, live = INCLUDED + CAP - min(recorded, INCLUDED + CAP), self.words.holds.live(self.wall)
+            left = available - sum(live)
+            taken = words.taken if takes and asks else 0
+            yield Policy(asks and words.needed > left, (available, *live), left - taken, INCLUDED + CAP)
+        for of in given:
+            yield from self.owners[of].policies(
+                demands, self.wall, self.period, in_flight=in_flight, asks=asks, takes=takes
+            )
+
+    def _compare_reply(self, what: str, code: int, policies: list[Policy], reply: Any) -> None:
+        told = [number for one in policies for number in one.told]
+        if code in {1, 5, 8}:
+            self.compare(what, [code, *told], [reply[0], *reply[3:]])
+            return
+        shares = [one.left / one.whole for one in policies]
+        nearest = shares.index(min(shares)) if shares else -1
+        expected = [code, self.wall, nearest + 1, policies[nearest].left if policies else 0]
+        self.compare(what, expected, reply[:4])
+        if policies and policies[nearest].is_rate:
+            self.compare(f"before {what}", policies[nearest].told[1], reply[4])
+
+    def _take(
+        self,
+        given: Given,
+        demands: Mapping[str, Demand],
+        *,
+        in_flight: bool,
+        asks: bool,
+    ) -> None:
+        """Count and hold what was admitted."""
+        calls, words = demands.get("calls"), demands.get("words")
+        taken = words.taken if words is not None and asks else 0
+        self.words.holds.take(self.wall, taken)
+        now = self.wall
+        for of in given:
+            owner = self.owners[of]
+            rated = calls is not None and bool(owner.rates)
+            if not (rated or taken) or not self._has_room(owner):
+                continue
+            windows = [
+                max(2 * rate.window_ms, -(-rate.burst * rate.window_ms // rate.limit))
+                for rate, _ in owner.rates.values()
+            ]
+            keep_ms = QUARTER_HOUR_MS + (max(windows, default=0) if calls is not None else 0)
+            owner.keep(now + keep_ms, keep_ms // 8)
+            if calls is not None:
+                for rate, counted in owner.rates.values():
+                    counted.add(rate, now, calls.taken)
+                if in_flight and owner.rates:
+                    owner.flight.take(now, 1)
+            owner.meters["words"].holds.take(now, taken)
+            owner.meters[SPEND].holds.take(now, MICROS * taken)
+
+    def _has_room(self, owner: Owner) -> bool:
+        live = [one for one in self.owners.values() if one.exists and max(one.lives, one.expires) > self.wall]
+        others = sum(count for until, count in self.others.items() if until > self.wall)
+        return owner.exists or len(live) + others < MOST
+
+    def settle(self, _given: Given) -> None:
+        """A request ends: with what it came to, or without."""
+        if not self.open:
+            return
+        one = self.open.pop(self.random.randrange(len(self.open)))
+        recorded = {
+            name: self.random.choice((quantity, quantity, quantity // 2, 2 * quantity, 0))
+            for name, quantity in one.decision.held.items()
+        }
+        if one.is_repeat or self.random.random() < 0.2:
+            recorded = {}
+        elif self.random.random() < 0.3:
+            recorded["calls"] = self.random.choice(QUANTITIES["calls"])
+        rates = one.decision.subjects["user"].rates if "user" in one.decision.subjects else frozenset[str]()
+        is_corrected = bool(one.calls and rates) and self.random.random() < 0.4
+        actual = self.random.choice((0, 1, one.calls, one.calls + 2))
+        used = Used(recorded, {"calls": actual}) if is_corrected else Used(recorded)
+        correction = Correction({"calls": one.calls}, rates, one.decided_ms) if is_corrected else Correction()
+        mark = Mark(one.digest, bool(recorded)) if one.digest else None
+        held = Held.of(one.decision, one.slot)
+        more = (actual - one.calls, one.decided_ms) if is_corrected else None
+        settlement = Settlement(self._view(one.given), held=held, used=used, correction=correction, mark=mark)
+        self._settle(settlement, one, more)
+
+    def record(self, given: Given) -> None:
+        """Record what no decision has seen: of now, of some time ago, or of a period that is over."""
+        name = self.random.choice(("calls", "words"))
+        quantity = self.random.choice(QUANTITIES[name])
+        ago = self.random.choice((0, 0, 1, 1000, MINUTE_MS, HOUR_MS, DAY_MS))
+        rated_ms = self.wall - ago if ago else 0
+        occurred_ms = self.random.choice((None, self.wall - ago, self.period - 1))
+        settlement = Settlement(
+            self._view(given), used=Used.of({name: quantity}), occurred_ms=occurred_ms, rated_ms=rated_ms
+        )
+        self._settle(settlement, None, (quantity, rated_ms) if name == "calls" else None)
+
+    def _settle(self, settlement: Settlement, one: Open | None, rated: tuple[int, int] | None) -> None:
+        code, now = 4, self.wall
+        while code == 4:
+            self.number += 1
+            head, tail = settlement.pack()
+            place = pack_sequence(settlement.slot, self.number) + pack_each([now])
+            reply = self.wire(head + pack_each([self.keys.producer(0, "w")]) + tail + place)
+            if isinstance(reply, Exception):
+                raise MismatchError(f"settled: {reply}")
+            code = reply[0]
+            if code == 4:
+                self.number -= 1
+                settlement.on_stale(reply)
+        subjects = settlement.view.subjects
+        given: Given = subjects.given if subjects is not None else ()
+        what = f"settled {given} {settlement.used} {settlement.occurred_ms} {rated} {one} {now}"
+        self.compare(what, 0, code)
+        is_repeat = self._end_mark(settlement)
+        is_dead = settlement.occurred_ms is not None and settlement.occurred_ms < self.period
+        self.seen["dead"] += is_dead
+        self.seen["repeat"] += is_repeat
+        recorded = {} if is_repeat or is_dead else settlement.used.recorded
+        quantity = recorded.get("words", 0)
+        self.words.recorded[self.period] += quantity
+        self.words.holds.give_back(now, settlement.slot, settlement.held.quantities.get("words", 0))
+        is_full = False
+        for of in given:
+            is_full |= not self._settle_one(self.owners[of], of[0], settlement, recorded, rated)
+        told = [word for word in reply[2:] if word == b"subjects"]
+        self.compare(f"told of {what}", [b"subjects"] * is_full, told)
+        self.seen["no room"] += is_full
+        self._check(given)
+
+    def _end_mark(self, settlement: Settlement) -> bool:
+        """Whether another request with the same key was billed before."""
+        mark = settlement.mark
+        if mark is None:
+            return False
+        is_repeat = self.marks.get(mark.digest, 0) > self.wall
+        if self.marks.get(f"f{mark.digest}") == (settlement.slot + 2) * SLOT_MS:
+            del self.marks[f"f{mark.digest}"]
+        if mark.billed and not is_repeat:
+            self.marks[mark.digest] = self.wall + DAY_MS
+        return is_repeat
+
+    def _settle_one(
+        self,
+        owner: Owner,
+        kind: str,
+        settlement: Settlement,
+        recorded: Mapping[str, int],
+        rated: tuple[int, int] | None,
+    ) -> bool:
+        """Count for one subject; whether there was room for it."""
+        now, hold = self.wall, settlement.held.subjects.get(kind)
+        rates = owner.rates.values() if rated is not None and any(rated) else ()
+        is_held = hold is not None and bool(hold.quantities or hold.concurrency)
+        if not (settlement.used.recorded or rates or is_held):
+            return True
+        if not self._has_room(owner):
+            return False
+        lives = now + QUARTER_HOUR_MS
+        for name, quantity in recorded.items():
+            owner.meters[name].recorded[self.period] += quantity
+            if quantity:
+                lives = max(lives, bounds_at(now).end_ms + QUARTER_HOUR_MS)
+        spent = MICROS * recorded.get("words", 0)
+        owner.meters[SPEND].recorded[self.period] += spent
+        if (
+            self.catalog.plans["pro"].subjects[kind].budget
+            and owner.window_ms
+            and settlement.used.recorded.get("words")
+        ):
+            window, at = owner.window_ms, settlement.rated_ms or now
+            if at // window >= now // window - 1:
+                owner.spent[at // window] += spent
+            lives = max(lives, now + QUARTER_HOUR_MS + 2 * window)
+        if hold is not None:
+            for name, quantity in hold.quantities.items():
+                owner.meters[name].holds.give_back(now, settlement.slot, quantity)
+            owner.meters[SPEND].holds.give_back(now, settlement.slot, hold.spent)
+            for _ in hold.concurrency:
+                owner.flight.give_back(now, settlement.slot, 1)
+        for rate, counted in rates:
+            assert rated is not None
+            self._rate(rate, counted, settlement, rated)
+            lives = max(lives, now + QUARTER_HOUR_MS + counted.keeps_ms(rate))
+        owner.keep(lives)
+        return True
+
+    def _rate(
+        self, rate: Rate, counted: Windows | Bucket, settlement: Settlement, rated: tuple[int, int]
+    ) -> None:
+        quantity, at = rated
+        if settlement.rated_ms:
+            _, window, _, refill = rate_numbers(rate, "calls")
+            quantity = max(0, quantity - max(0, self.wall - at) * refill // window)
+        counted.correct(rate, self.wall, quantity, at or self.wall)
+
+    def renew(self, _given: Given) -> None:
+        """Holds of an earlier slot are taken anew, and given back where they were."""
+        due = [one for one in self.open if one.slot < self.wall // SLOT_MS and not one.digest and one.given]
+        if not due:
+            return
+        one = self.random.choice(due)
+        decision, subjects = one.decision, one.decision.subjects
+        if not (decision.held or any(hold.quantities or hold.concurrency for hold in subjects.values())):
+            return
+        renewing = self._view(one.given).prepare_renewing(
+            decision.held, decision.program.concurrency, subjects=subjects
+        )
+        reply = self._send(renewing)
+        self.compare("renewed", [0, self.wall], reply[:2])
+        self.words.holds.take(self.wall, decision.held.get("words", 0))
+        for of in one.given:
+            hold, owner = subjects.get(of[0]), self.owners[of]
+            if hold is None or not (hold.quantities or hold.concurrency) or not self._has_room(owner):
+                continue
+            owner.keep(self.wall + QUARTER_HOUR_MS, QUARTER_HOUR_MS // 8)
+            owner.meters["words"].holds.take(self.wall, hold.quantities.get("words", 0))
+            owner.meters[SPEND].holds.take(self.wall, hold.spent)
+            for _ in hold.concurrency:
+                owner.flight.take(self.wall, 1)
+        self.seen["renewed"] += 1
+        self.open[self.open.index(one)] = Open(renewing, one.given, 0, self.wall, is_repeat=one.is_repeat)
+        self._settle(Settlement(self._view(one.given), held=Held.of(decision, one.slot)), one, None)
+
+    def crowd(self, _given: Given) -> None:
+        """So many others come that room is left for few; some of them are gone soon."""
+        index = self.keys.subjects("ada")
+        self.wire(pack("DEL", index, *(self.keys.subject("ada", *of) for of in self.owners)))
+        self.owners = {of: self._owner(of[0]) for of in self.owners}
+        self.others = Counter({self.wall + 40 * DAY_MS: MOST - self.random.randrange(4)})
+        soon = self.random.choice((0, 1, 1, 59))
+        self.others[self.wall + 40 * DAY_MS] -= soon
+        self.others[self.wall + SLOT_MS] += soon
+        fill = "for i = 1, ARGV[1] do redis.call('ZADD', KEYS[1], ARGV[2], ARGV[2] .. i) end"
+        for until, count in self.others.items():
+            self.wire(pack("EVAL", fill, 1, index, count, until))
+        self.wire(pack("PEXPIREAT", index, max(self.others)))
+        self.open.clear()
+
+    # Requests to the store, and comparisons.
+
+    def _view(self, given: Given) -> CustomerView:
+        return self.random.choice(self.processes).get("ada", subjects=given)
+
+    def _ask(
+        self, given: Given, demands: Mapping[str, Demand], mode: str, digest: str, *, in_flight: bool
+    ) -> tuple[PreparedDecision, Any]:
+        decision: PreparedDecision = self._view(given).prepare_asking(demands, mode, in_flight=in_flight)
+        if digest:
+            decision = MarkedDecision(decision, digest)
+        return decision, self._send(decision)
+
+    def _send(self, decision: PreparedDecision) -> Any:
+        reply = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
+        if isinstance(reply, Exception):
+            raise MismatchError(f"{decision.packed}: {reply}")
+        if reply[0] == 2:
+            decision.view.cache.learn(decision.view, reply)
+            raise StaleError
+        return reply
+
+    def _check(self, given: Given) -> None:
+        """Compare what is stored of the customer and of some subjects, in one round trip."""
+        index, keys = self.keys.subjects("ada"), {of: self.keys.subject("ada", *of) for of in self.owners}
+        fields, last, lives, *others = self.wire(
+            pack("HGET", self.keys.customer("ada").counters, meter_field("words")),
+            pack("ZRANGE", index, -1, -1, "WITHSCORES"),
+            pack("PEXPIRETIME", index),
+            *(pack("PEXPIRETIME", key) for key in keys.values()),
+            *(pack("ZSCORE", index, ":".join(of)) for of in keys),
+            *(pack("HGETALL", keys[of]) for of in given),
+        )
+        expires = dict(zip(keys, others, strict=False))
+        scores = dict(zip(keys, others[len(keys) :], strict=False))
+        self.compare(
+            "held", sum(self.words.holds.live(self.wall)), MeterCounts.read(fields).held_at(self.wall)
+        )
+        for of, flat in zip(given, others[2 * len(keys) :], strict=True):
+            found = {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+            self.compare(f"{of} is there", self.owners[of].exists, bool(found))
+            if found:
+                self._check_owner(of, found, expires[of])
+        for of, owner in self.owners.items():
+            if owner.exists:
+                self.compare(f"score of {of}", expires[of], scores[of] and int(float(scores[of])))
+        if last:
+            self.compare("life of the index", int(float(last[1])), lives)
+
+    def _check_owner(self, of: tuple[str, str], found: Mapping[str, bytes], expires: int) -> None:
+        owner, head = self.owners[of], Head.read(found["h"])
+        owner.expires = expires
+        self.compare(f"expiry of {of}", expires, head.expires_ms)
+        lasting = owner.lives <= expires <= owner.most
+        self.compare(f"life of {of}: {owner.lives} {expires} {owner.most}", True, lasting)
+        for name, counts in owner.meters.items():
+            known = MeterCounts.read(found.get(meter_field(name)))
+            recorded = known.included if known.pending == self.period else 0
+            expected = counts.recorded[self.period], 0, sum(counts.holds.live(self.wall))
+            self.compare(f"{name} of {of}", expected, (recorded, known.overage, known.held_at(self.wall)))
+        flight = MeterCounts.read(found.get(concurrency_field("calls")))
+        self.compare(f"in flight of {of}", sum(owner.flight.live(self.wall)), flight.held_at(self.wall))
+        for name, (_, counted) in owner.rates.items():
+            if name in found:
+                self.compare(f"{name} of {of}", counted.fields(), tuple(unpack_field(found[name])))
+        if owner.window_ms:
+            packed = found.get(rate_field(SPEND, owner.window_ms, "fixed-window"))
+            slot, spent, _ = (0, 0, 0) if packed is None else unpack_field(packed)
+            now = self.wall // owner.window_ms
+            self.compare(f"spent by {of}", owner.spent[now], spent if slot == now else 0)
+
+    def _load(self, name: str, text: str) -> Script:
+        sha = self.wire(pack("SCRIPT", "LOAD", text))
+        if isinstance(sha, Exception):
+            raise MismatchError(f"{name}: {sha}")
+        return Script(name, text, sha.decode())
+
+    def compare(self, what: str, expected: object, found: object) -> None:
+        if expected != found:
+            raise MismatchError(f"{what}: {expected!r} is expected, and {found!r} was found")
+
+
+class StaleError(Exception):
+    """The store has a newer state; it is known now."""
+
+
+class DayWorld(SubjectWorld):
+    """The same, with a budget of users by the day."""
+
+    span, most_words, most_in_flight = "day", 120_000, 1
+
+
+class HourWorld(SubjectWorld):
+    """The same, with a budget of users by the hour."""
+
+    span, most_words = "hour", 120_000
