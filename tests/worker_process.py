@@ -127,9 +127,11 @@ class Commands:
         return dict(statuses)
 
     async def allotted(self) -> list[int]:
-        """Units of allotments that were granted so far, and that are unused now."""
-        found = [lane.allotments for lane in self.kit.store.lanes.values() if lane.allotments is not None]
-        return [sum(one.granted for one in found), sum(one.unused for one in found)]
+        """Units of allotments that were granted so far, and those that are unused or not given back yet."""
+        lanes = self.kit.store.lanes.values()
+        found = [lane.allotments for lane in lanes if lane.allotments is not None]
+        left = sum(one.unused for one in found) + sum(lane.unsettled for lane in lanes)
+        return [sum(one.granted for one in found), left]
 
     async def record(self, customer: str, meter: str, quantity: int) -> str:
         await self.kit.record(customer, meter, quantity)

@@ -69,7 +69,8 @@ def changed(old: str, new: str) -> str:
 
 def is_valid(text: str) -> bool:
     document: Any = to_json(parse(text.encode(), problems=Problems("plans.yaml")))
-    return bool(jsonschema.Draft202012Validator(json_schema()).is_valid(document))
+    validator: Any = jsonschema.Draft202012Validator(json_schema())
+    return bool(validator.is_valid(document))
 
 
 def test_the_good_file_has_every_new_key() -> None:

@@ -231,12 +231,12 @@ class Processes:
     def _admit(self, process: Process, decided: PreparedDecision, reply: Any, *, is_judged: bool) -> None:
         program, granted_ms = decided.program, reply[1]
         now = max(self.seen, self.wall)
-        if granted_ms < now and self._is_stepped_since(granted_ms):
-            now = granted_ms  # Clocks that are set forward take along what was granted before.
+        # What was granted before a clock was set forward counts when it was granted.
+        at_ms = granted_ms if granted_ms < now and self._is_stepped_since(granted_ms) else now
         for name, kind, window, limit, _, _, taken in program.rate_terms:
-            slot = now // window
-            self.admitted[name, slot] = self.admitted.get((name, slot), 0) + taken
-            counted = slot, self.admitted[name, slot], self.admitted.get((name, slot - 1), 0)
+            its_slot, slot = at_ms // window, now // window
+            self.admitted[name, its_slot] = self.admitted.get((name, its_slot), 0) + taken
+            counted = slot, self.admitted.get((name, slot), 0), self.admitted.get((name, slot - 1), 0)
             _, used = advance(kind, window, 0, counted, now)
             assert used <= limit or not is_judged, f"{used} of {limit} admitted in {window} ms"
         process.serving.append(Request(decided, granted_ms // HOLD_SLOT_MS))

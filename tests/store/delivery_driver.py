@@ -548,7 +548,7 @@ class Delivery(Checks):
             entries=("a loop", "ada"),
             prices=prices,
         )
-        sending = {
+        sending: dict[str, Any] = {
             "stripe": restored.stripe,
             "nonce": restored.nonce,
             "events": restored.events,

@@ -407,27 +407,27 @@ class SubjectWorld:
         self._settle(settlement, None, (quantity, rated_ms) if name == "calls" else None)
 
     def _settle(self, settlement: Settlement, one: Open | None, rated: tuple[int, int] | None) -> None:
-        code, now = 4, self.wall
-        while code == 4:
+        reply: Any = [4]
+        now = self.wall
+        while reply[0] == 4:
             self.number += 1
             head, tail = settlement.pack()
             place = pack_sequence(settlement.slot, self.number) + pack_each([now])
             reply = self.wire(head + pack_each([self.keys.producer(0, "w")]) + tail + place)
             if isinstance(reply, Exception):
                 raise MismatchError(f"settled: {reply}")
-            code = reply[0]
-            if code == 4:
+            if reply[0] == 4:
                 self.number -= 1
                 settlement.on_stale(reply)
         subjects = settlement.view.subjects
         given: Given = subjects.given if subjects is not None else ()
         what = f"settled {given} {settlement.used} {settlement.occurred_ms} {rated} {one} {now}"
-        self.compare(what, 0, code)
+        self.compare(what, 0, reply[0])
         is_repeat = self._end_mark(settlement)
         is_dead = settlement.occurred_ms is not None and settlement.occurred_ms < self.period
         self.seen["dead"] += is_dead
         self.seen["repeat"] += is_repeat
-        recorded = {} if is_repeat or is_dead else settlement.used.recorded
+        recorded: Mapping[str, int] = {} if is_repeat or is_dead else settlement.used.recorded
         quantity = recorded.get("words", 0)
         self.words.recorded[self.period] += quantity
         self.words.holds.give_back(now, settlement.slot, settlement.held.quantities.get("words", 0))
