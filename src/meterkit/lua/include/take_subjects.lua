@@ -12,9 +12,6 @@ local function take_subjects(keys, words, count, behind)
   for place = last - width, last + behind do
     words[place] = words[place + width + 1]
   end
-  for place = #words, last - width + behind, -1 do
-    words[place] = nil
-  end
   for place = #keys, #keys - count, -1 do
     keys[place] = nil
   end
