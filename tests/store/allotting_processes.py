@@ -231,18 +231,19 @@ class Processes:
     def _admit(self, process: Process, decided: PreparedDecision, reply: Any, *, is_judged: bool) -> None:
         program, granted_ms = decided.program, reply[1]
         now = max(self.seen, self.wall)
-        # What was granted before a clock was set forward counts when it was granted.
-        at_ms = granted_ms if granted_ms < now and self._is_stepped_since(granted_ms) else now
         for name, kind, window, limit, _, _, taken in program.rate_terms:
-            its_slot, slot = at_ms // window, now // window
+            its_slot, slot = granted_ms // window, now // window
+            assert its_slot == slot or self._was_set_forward, f"a window of {window} ms ended within a term"
             self.admitted[name, its_slot] = self.admitted.get((name, its_slot), 0) + taken
             counted = slot, self.admitted.get((name, slot), 0), self.admitted.get((name, slot - 1), 0)
             _, used = advance(kind, window, 0, counted, now)
             assert used <= limit or not is_judged, f"{used} of {limit} admitted in {window} ms"
         process.serving.append(Request(decided, granted_ms // HOLD_SLOT_MS))
 
-    def _is_stepped_since(self, granted_ms: int) -> bool:
-        return self.stepped_ms >= 0 and self.mono_ms - self.stepped_ms <= TERM_MS and granted_ms < self.wall
+    @property
+    def _was_set_forward(self) -> bool:
+        """Whether the clock was set forward within a term: what was granted before counts as of then."""
+        return self.stepped_ms >= 0 and self.mono_ms - self.stepped_ms <= TERM_MS
 
     def end_some(self, process: Process) -> None:
         """Some requests end, billed or not."""
@@ -383,9 +384,12 @@ class Processes:
         for process in self.processes:
             allotments: Allotments = process.allotments
             assert allotments.granted == allotments.unused + process.taken + allotments.returned
-        for (name, slot), admitted in self.admitted.items():
-            window = self._windows[name]
-            if slot >= now // window - 1:
+        windows = self._windows
+        for (name, slot), admitted in tuple(self.admitted.items()):
+            window = windows[name]
+            if slot < self.seen // window - 1:
+                del self.admitted[name, slot]  # No clock goes back so far.
+            elif slot >= now // window - 1:
                 at, counted, before = self._window(stored, name)
                 found = {at: counted, at - 1: before}.get(slot, 0)
                 assert found >= admitted, f"{name}: {found} counted, {admitted} admitted"
