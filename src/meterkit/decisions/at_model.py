@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-    from meterkit.catalog import Catalog, Entitlement
+    from meterkit.catalog import Entitlement
     from meterkit.decisions.asked import Demand
     from meterkit.decisions.grants import Prepaid
 
@@ -33,10 +33,11 @@ class AtModel(NamedTuple):
         meters: Iterable[str],
         model: str | None,
         entitlements: Mapping[str, Entitlement],
-        catalog: Catalog,
+        *,
+        holds_rows: bool,
     ) -> AtModel:
         """What follows for some meters; what is held of no known model may come to cost the highest price."""
-        if not model or not (catalog.counts_spend or catalog.has_subjects):
+        if not model or not holds_rows:
             return cls(costs)
         found = {name: entitlements[name].overage.rows for name in meters}
         return cls(costs, {name: rows.of(model) for name, rows in found.items() if rows is not None})
@@ -63,10 +64,10 @@ def held_at(
     prepaid: Prepaid | None,
     meters: Iterable[str],
     entitlements: Mapping[str, Entitlement],
-    catalog: Catalog,
+    *,
+    holds_rows: bool,
 ) -> AtModel:
     """What quantities of some meters are held at; without a model, or with several, it is the most."""
     model = models[0] if len(models) == 1 else None
-    return AtModel.of(
-        None if prepaid is None else prepaid.held_costs(model), meters, model, entitlements, catalog
-    )
+    costs = None if prepaid is None else prepaid.held_costs(model)
+    return AtModel.of(costs, meters, model, entitlements, holds_rows=holds_rows)

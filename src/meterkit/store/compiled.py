@@ -132,6 +132,7 @@ class CompiledCatalog:
         counters: the meters that can be counted on: no gauges, and none that follow another.
         derives: whether there are meters that follow another.
         has_rows: whether a plan has prices of overage by model.
+        holds_rows: whether something besides counts them at once: a budget, or one of subjects.
         has_model_prices: whether what a credit pays for, or what overage costs, depends on the model.
         allots: whether some requests may be admitted by allotments.
         by_model: whether usage is separated by model and provider.
@@ -179,6 +180,7 @@ class CompiledCatalog:
         self.counters = counters_of(catalog.meters)
         self.derives = any(meter.source is not None and not meter.is_row for meter in catalog.meters.values())
         self.has_rows = any(meter.is_row for meter in catalog.meters.values())
+        self.holds_rows = self.has_rows and (catalog.counts_spend or catalog.has_subjects)
         self.has_model_prices = self.has_rows or any(credit.by_model for credit in catalog.credits.values())
         self.by_model = self.derives or self.has_model_prices or settle_audited is not None
         self.allots = allot is not None and any(

@@ -102,7 +102,8 @@ def prepare_reserving(
     reserved: dict[str, int] = dict(quantities)
     if view.cache.derives:
         reserved = with_derived(view.cache.catalog.meters, quantities, models)
-    at = held_at(models, view.prepaid, quantities, view.entitlements, view.cache.catalog)
+    rows = view.cache.holds_rows
+    at = held_at(models, view.prepaid, quantities, view.entitlements, holds_rows=rows)
     reserved |= {row: quantities[name] + route.consume.get(name, 0) for name, row in at.rows.items()}
     key = ("reserve", id(route), *reserved, *at.key)
     prepared = view.once(key, lambda: PreparedReservation(view, route, reserved, at))

@@ -222,7 +222,8 @@ class CustomerView:
         model: str | None = None,
     ) -> PreparedDecision:
         """The decision about quantities that are set aside; ``route`` is None off the request."""
-        at = held_at((model,), self.prepaid, quantities, self.entitlements, self.cache.catalog)
+        rows = self.cache.holds_rows
+        at = held_at((model,), self.prepaid, quantities, self.entitlements, holds_rows=rows)
         held = at.held(quantities)
         program = self.compile({name: Demand.of(held[name]) for name in held}, in_flight=False, at=at)
         return PreparedDecision(self, program, mode, route=route, reserved=held)
@@ -237,7 +238,7 @@ class CustomerView:
     ) -> PreparedDecision:
         """The decision about what the app itself asks for; in flight, and of a model, only if it says so."""
         costs = None if self.prepaid is None else self.prepaid.costs_of(model)
-        at = AtModel.of(costs, demands, model, self.entitlements, self.cache.catalog)
+        at = AtModel.of(costs, demands, model, self.entitlements, holds_rows=self.cache.holds_rows)
         asked = at.asked(demands)
         return self.once(
             (*asked.items(), mode, in_flight, *at.key),
