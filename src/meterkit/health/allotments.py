@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.program import demands_of
 from meterkit.decisions.spending import Spending
+from meterkit.store.allotment import allotment_of, keys_one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,23 +29,21 @@ def allotments_of(catalog: Catalog) -> str | None:
     found += [
         f"line {route.match} ({', '.join(keys)})"
         for route in catalog.routes
-        if any(route in routes for routes in lines.values()) and (keys := _keys(route))
+        if any(route in routes for routes in lines.values()) and (keys := keys_one_by_one(route))
     ]
     return f"no effect in {'; '.join(found)}" if found else "in effect in each plan and line"
 
 
 def _lines_of(catalog: Catalog, plan: Plan) -> Sequence[Route]:
     return [
-        route
-        for route in catalog.routes
-        if not route.exempt and (route.allotment or plan.allotment or catalog.allotment) != "off"
+        route for route in catalog.routes if not route.exempt and allotment_of(route, plan, catalog) != "off"
     ]
 
 
 def _reasons(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> Iterator[str]:
     """What of a plan keeps some requests of these lines from allotments."""
     for route in routes:
-        if _keys(route):
+        if keys_one_by_one(route):
             continue
         meters = demands_of(route, catalog)
         for name in meters:
@@ -56,18 +55,3 @@ def _reasons(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> Iterator[
             yield "grants"
         if plan.subjects:
             yield f"requests of a {' or '.join(plan.subjects)}"
-
-
-def _keys(route: Route) -> list[str]:
-    """The keys of a line with which each of its requests is decided by itself."""
-    found = {
-        "always": route.always,
-        "usage": route.usage != "none",
-        "grow": bool(route.grow),
-        "rate": bool(route.rates),
-        "idempotency_header": route.idempotency_header is not None,
-        "reserve": bool(route.reserve),
-        "storage": route.storage_meter is not None,
-        "match": route.mcp is not None or route.method == "WS",
-    }
-    return [key for key, is_there in found.items() if is_there]

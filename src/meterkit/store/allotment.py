@@ -16,7 +16,8 @@ from meterkit.store.views import PreparedDecision
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.catalog import Route
+    from meterkit.catalog import Catalog, Plan, Route
+    from meterkit.catalog.models import Allotment as AllotmentKey
 
 TERM_MS: Final = 250
 """For so long an allotment is used at most."""
@@ -91,6 +92,26 @@ def wanted(size: int) -> tuple[int, int, int, int, int]:
     return size, LEAST, SHARE, TERM_MS, _LASTS_LEAST_MS
 
 
+def allotment_of(route: Route, plan: Plan, catalog: Catalog) -> AllotmentKey:
+    """What holds: the line's word stands over the plan's, the plan's over the file's."""
+    return route.allotment or plan.allotment or catalog.allotment
+
+
+def keys_one_by_one(route: Route) -> list[str]:
+    """The keys with which each request is decided by itself; ``grow`` where a plan limits the gauge."""
+    found = {
+        "always": route.always,
+        "usage": route.usage != "none",
+        "grow": bool(route.grow),
+        "rate": bool(route.rates),
+        "idempotency_header": route.idempotency_header is not None,
+        "reserve": bool(route.reserve),
+        "storage": route.storage_meter is not None,
+        "match": route.mcp is not None or route.method == "WS",
+    }
+    return [key for key, is_there in found.items() if is_there]
+
+
 def allotted(decision: PreparedDecision, route: Route) -> PreparedDecision | None:
     """The decision that a unit of an allotment stands for; None: each request is decided by itself.
 
@@ -98,22 +119,10 @@ def allotted(decision: PreparedDecision, route: Route) -> PreparedDecision | Non
     """
     view, program = decision.view, decision.program
     catalog = view.cache.catalog
-    if (route.allotment or view.effective.plan.allotment or catalog.allotment) == "off":
+    if allotment_of(route, view.effective.plan, catalog) == "off" or {*keys_one_by_one(route)} - {"grow"}:
         return None
     demands = demands_of(route, catalog)
-    looks_closer = (
-        *(route.always, route.usage != "none", route.rates, route.idempotency_header, route.reserve),
-        *(
-            route.storage_meter,
-            route.mcp,
-            program.further,
-            program.gauges,
-            program.subjects,
-            decision.shadow,
-            decision.refusal,
-        ),
-    )
-    if any(looks_closer):
+    if any((program.further, program.gauges, program.subjects, decision.shadow, decision.refusal)):
         return None
     if any(measure.kind not in _KINDS for measure in program.measures):
         return None  # A bucket's tokens would be used later than they were taken, and others meanwhile.
