@@ -11,7 +11,7 @@ from meterkit.decisions.keys import shard_of
 from meterkit.store.counting import count_at
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from meterkit.decisions.keys import Keys
     from meterkit.redis.admin import Admin
@@ -52,24 +52,48 @@ async def read_hints(store: Store) -> Hints:
     waiting = await count_at(store, admin, homes, limit="+inf")
     pipe = admin.client.pipeline(transaction=False)
     pipe.zrange(keys.hooks("due"), 0, -1, withscores=True)
-    for name in (keys.hooks("dead"), *(keys.hints(shard, "dead") for shard in range(keys.shards))):
-        pipe.hgetall(name)
     for nth in due:
         pipe.zrange(homes[nth], 0, 0, withscores=True)
+    for name in _everywhere(keys, "dead"):
+        pipe.hgetall(name)
     found: list[Any] = await admin.ask(pipe.execute())
     older = await _only_older(store, admin, found[0])
-    dead = {
-        name.decode(): json.loads(kept) for each in found[1 : 2 + keys.shards] for name, kept in each.items()
-    }
-    firsts = [int(first[0][1]) for first in found[2 + keys.shards :] if first]
+    firsts = [int(first[0][1]) for first in found[1 : 1 + len(due)] if first]
     overdue = [at for at in older if at <= now_ms]
     number = sum(due.values()) + len(overdue)
     return Hints(
         due=number,
         later=sum(waiting.values()) + len(older) - number,
         oldest_ms=min((*firsts, *overdue), default=None),
-        dead=dead,
+        dead=_dead_in(found[1 + len(due) :]),
     )
+
+
+async def read_dead(store: Store) -> Mapping[str, Mapping[str, Any]]:
+    """Stripe customer to entry, of those that were given up.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    return _dead_in(await _hashes(store, "dead"))
+
+
+def _dead_in(found: Iterable[Mapping[bytes, bytes]]) -> dict[str, Any]:
+    return {name.decode(): json.loads(kept) for each in found for name, kept in each.items()}
+
+
+def _everywhere(keys: Keys, name: str) -> tuple[str, ...]:
+    """A key of older releases, then of each shard."""
+    return keys.hooks(name), *(keys.hints(shard, name) for shard in range(keys.shards))
+
+
+async def _hashes(store: Store, name: str) -> list[dict[bytes, bytes]]:
+    admin = await store.admin()
+    pipe = admin.client.pipeline(transaction=False)
+    for key in _everywhere(store.keys, name):
+        pipe.hgetall(key)
+    found: list[dict[bytes, bytes]] = await admin.ask(pipe.execute())
+    return found
 
 
 async def _only_older(store: Store, admin: Admin, found: list[tuple[bytes, float]]) -> list[int]:
@@ -89,12 +113,8 @@ async def read_alarms(store: Store) -> Mapping[str, int]:
     Raises:
         StoreError: the store does not answer.
     """
-    admin, keys = await store.admin(), store.keys
-    pipe = admin.client.pipeline(transaction=False)
-    for name in (keys.hooks("alarms"), *(keys.hints(shard, "alarms") for shard in range(keys.shards))):
-        pipe.hgetall(name)
     alarms = Counter[str]()
-    for counted in await admin.ask(pipe.execute()):
+    for counted in await _hashes(store, "alarms"):
         alarms.update({kind.decode(): int(count) for kind, count in counted.items()})
     return dict(alarms)
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from meterkit.errors import StoreError
 from meterkit.store.counting import count_at
-from meterkit.store.hints import due_keys, read_alarms, read_hints
+from meterkit.store.hints import due_keys, read_alarms, read_dead, read_hints
 from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, HintScripts, Place, home_of
 from meterkit.subscriptions.webhooks.older_queue import OlderQueue
 
@@ -177,7 +177,7 @@ class HookQueue:
 
     async def dead(self) -> list[DeadWebhook]:
         """The Stripe customers that are given up, the longest first."""
-        found = [_dead(name, kept) for name, kept in (await read_hints(self._store)).dead.items()]
+        found = [_dead(name, kept) for name, kept in (await read_dead(self._store)).items()]
         return sorted(found, key=lambda entry: (entry.at_ms, entry.stripe_customer))
 
     async def redrive(self, stripe_customers: Iterable[str]) -> None:
