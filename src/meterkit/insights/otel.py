@@ -124,7 +124,7 @@ def _make_instruments() -> None:
         ("background.failures", task_failures, "{failure}"),
         ("llm.cost", _of_models(_costs), "{micro_usd}"),
         ("llm.charged", _of_models(_charges), "{micro_usd}"),
-        ("revenue", _of_models(lambda tallies: tallies.revenue), "{micro_unit}"),
+        ("revenue", _of_models(lambda tallies: dict(tallies.revenue)), "{micro_unit}"),
     ):
         meter.create_observable_counter(f"meterkit.{name}", [counted], unit=unit)
     for figure in LANE_FIGURES:
@@ -151,7 +151,7 @@ def _of_models(amounts_of: Callable[[Tallies], _ByModel]) -> Observe:
     def observed(_: CallbackOptions) -> Iterable[Observation]:
         found: dict[tuple[str, str], Fraction] = {}
         for tallies in everywhere():
-            for key, amount in dict(amounts_of(tallies)).items():
+            for key, amount in amounts_of(tallies).items():
                 found[key] = found.get(key, Fraction(0)) + amount
         for (model, provider), total in found.items():
             labels = {"gen_ai.request.model": model, "gen_ai.provider.name": provider}
