@@ -20,12 +20,12 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.scripts import Script
 from meterkit.store.allotment import TERM_MS
 from meterkit.store.allotting import Allotments
 from meterkit.store.settlement import settlement_of
 from meterkit.store.views import CustomerCache
 from store.script_allotting import amended
+from store.script_checks import load_script
 from store.script_plans import START_MS
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Processes:
         self.keys = Keys("mk", 1)
         self.names = self.keys.customer(CUSTOMER)
         self.scripts = {
-            name: self._load(name, texts[name]) for name in ("decide", "settle", "allot", "amend")
+            name: load_script(wire, name, texts[name]) for name in ("decide", "settle", "allot", "amend")
         }
         self.wall, self.mono_ms, self.seen = START_MS, 10**6, 0
         self.stepped_ms = -1  # When the store's clock was set forward last, by the clock that is not.
@@ -463,9 +463,6 @@ class Processes:
             return EMPTY
         slot, counted, before = unpack_field(stored[name])
         return int(slot), int(counted), int(before)
-
-    def _load(self, name: str, text: str) -> Script:
-        return Script(name, text, self.wire(pack("SCRIPT", "LOAD", text)).decode())
 
     def _say(self, what: str) -> None:
         self.said[what] = self.said.get(what, 0) + 1

@@ -18,13 +18,12 @@ from meterkit.decisions.policies import CONCURRENCY
 from meterkit.decisions.program import compile_program
 from meterkit.redis.connection import pack, pack_each, pack_numbers
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.scripts import Script
 from meterkit.store.allotment import given_back
 from meterkit.store.hold import Held, Used
 from meterkit.store.script_terms import pack_head
 from meterkit.store.settlement import Settlement
 from meterkit.store.views import CustomerCache, PreparedDecision
-from store.script_checks import MismatchError
+from store.script_checks import MismatchError, load_script
 from store.script_counts import DAY_MS, MINUTE_MS, SLOT_MS
 from store.script_driver import NO_CHANGES
 from store.script_plans import START_MS
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from meterkit.decisions.program import Program
+    from meterkit.redis.scripts import Script
     from meterkit.store.views import CustomerView
     from store.script_wires import Wire
 
@@ -72,7 +72,7 @@ class AllotWorld:
         self.wire, self.random = wire, random
         self.wire(pack("FLUSHALL"))
         self.scripts = {
-            name: self._load(name, texts[name]) for name in ("decide", "settle", "allot", "amend")
+            name: load_script(wire, name, texts[name]) for name in ("decide", "settle", "allot", "amend")
         }
         self.wall = START_MS
         self.caches = [self._cache(), self._cache()]  # Two processes.
@@ -389,12 +389,6 @@ class AllotWorld:
             now_ms=lambda: self.wall,
             on_unclaimed=lambda _call, _slot: None,
         )
-
-    def _load(self, name: str, text: str) -> Script:
-        sha = self.wire(pack("SCRIPT", "LOAD", text))
-        if not isinstance(sha, bytes | str):
-            raise MismatchError(f"{name} does not compile: {sha}")
-        return Script(name, text, sha.decode() if isinstance(sha, bytes) else sha)
 
 
 def _one(quantity: int) -> Demand:

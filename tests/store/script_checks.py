@@ -33,6 +33,14 @@ class MismatchError(AssertionError):
     """The scripts and the model do not agree."""
 
 
+def load_script(wire: Wire, name: str, text: str) -> Script:
+    """The script, which the server knows from then on; a MismatchError where it does not compile."""
+    sha = wire(pack("SCRIPT", "LOAD", text))
+    if not isinstance(sha, bytes | str):
+        raise MismatchError(f"{name} does not compile: {sha}")
+    return Script(name, text, sha.decode() if isinstance(sha, bytes) else sha)
+
+
 class Checks:
     """A store with the scripts in it, and the model of what it holds."""
 
@@ -40,7 +48,7 @@ class Checks:
         self.wire = wire
         self._known: dict[tuple[str | int | bytes, ...], Any] = {}
         self.wire(pack("FLUSHALL"))
-        self.scripts = {name: self.load(name, text) for name, text in texts.items()}
+        self.scripts = {name: load_script(wire, name, text) for name, text in texts.items()}
         self.keys = Keys("mk", 1)
         self.sales, self.catalog, self.model = sales, sales.catalog, Model(sales.catalog)
         self.wall = START_MS
@@ -225,13 +233,6 @@ class Checks:
         if isinstance(reply, Exception):
             raise MismatchError(f"{words}: {reply}")
         return reply
-
-    def load(self, name: str, text: str) -> Script:
-        """Have the server compile a script."""
-        sha = self.wire(pack("SCRIPT", "LOAD", text))
-        if not isinstance(sha, bytes | str):
-            raise MismatchError(f"{name} does not compile: {sha}")
-        return Script(name, text, sha.decode() if isinstance(sha, bytes) else sha)
 
 
 def _cents(given: Entitlement, overage: int) -> int | None:

@@ -17,11 +17,10 @@ from meterkit.decisions.periods import HOUR_MS
 from meterkit.decisions.verdict import refused
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.scripts import Script
 from meterkit.store.hold import Held
 from meterkit.store.settlement import Settlement
 from meterkit.store.views import CustomerCache
-from store.script_checks import MismatchError
+from store.script_checks import MismatchError, load_script
 from store.script_counts import DAY_MS, SLOT_MS
 from store.script_plans import START_MS
 
@@ -119,7 +118,7 @@ class GaugeWorld:
         self.wire, self.random = wire, random
         self.wall: int = START_MS
         wire(pack("FLUSHALL"))
-        self.scripts = {name: self._load(name, text) for name, text in texts.items()}
+        self.scripts = {name: load_script(wire, name, text) for name, text in texts.items()}
         self.keys = Keys("mk", 1)
         self.processes = [
             CustomerCache(
@@ -409,12 +408,6 @@ class GaugeWorld:
         """What a process knows, which need not be so any more."""
         keeps = self.allows and view.effective.access != "restricted"
         return GaugeLimit.of(view.entitlements[name], keeps=keeps)
-
-    def _load(self, name: str, text: str) -> Script:
-        sha = self.wire(pack("SCRIPT", "LOAD", text))
-        if isinstance(sha, Exception):
-            raise MismatchError(f"{name}: {sha}")
-        return Script(name, text, sha.decode())
 
     def compare(self, what: str, expected: object, found: object) -> None:
         if expected != found:

@@ -16,7 +16,7 @@ from meterkit.redis.producer import pack_sequence
 from meterkit.store.hold import Correction, Held, Used
 from meterkit.store.settlement import Settlement
 from meterkit.store.views import CustomerCache
-from store.script_checks import Checks
+from store.script_checks import Checks, load_script
 from store.script_counts import DAY_MS, SLOT_MS
 from store.script_model import Times, Use, View
 from store.script_plans import ANONYMOUS, HUGE, PLAIN, SEAL_DELAY_MS, SKEWS
@@ -58,9 +58,10 @@ class Requests(Checks):
         super().__init__(wire, texts, sales)
         self.random, self.anchors, self.skews = random, anchors, False
         self._skewed = {
-            (name, skew): self.load(name, texts[name].replace(_CLOCK, f"{_CLOCK} + {skew}")).sha.encode()
+            (name, skew): load_script(wire, name, text).sha.encode()
             for name in ("decide", "settle")
             for skew in SKEWS
+            if (text := texts[name].replace(_CLOCK, f"{_CLOCK} + {skew}"))
         }
         self.processes = [self._process(seal_delay_ms) for seal_delay_ms in (0, SEAL_DELAY_MS)]
         self.open: list[Open] = []

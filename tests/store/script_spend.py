@@ -17,11 +17,10 @@ from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.verdict import refused
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.scripts import Script
 from meterkit.store.hold import Held, Used
 from meterkit.store.settlement import Settlement
 from meterkit.store.views import CustomerCache
-from store.script_checks import MismatchError
+from store.script_checks import MismatchError, load_script
 from store.script_counts import DAY_MS, SLOT_MS, Slots
 from store.script_plans import START_MS
 
@@ -127,7 +126,7 @@ class SpendWorld:
         self.wire, self.random = wire, random
         self.wall: int = START_MS
         wire(pack("FLUSHALL"))
-        scripts = {name: self._load(name, text) for name, text in texts.items()}
+        scripts = {name: load_script(wire, name, text) for name, text in texts.items()}
         self.keys = Keys("mk", 1)
         self.processes = [
             CustomerCache(
@@ -468,12 +467,6 @@ class SpendWorld:
     @property
     def _keys(self) -> Any:
         return self.keys.customer("ada")
-
-    def _load(self, name: str, text: str) -> Script:
-        sha = self.wire(pack("SCRIPT", "LOAD", text))
-        if isinstance(sha, Exception):
-            raise MismatchError(f"{name}: {sha}")
-        return Script(name, text, sha.decode())
 
     def check(self, name: str) -> None:
         """For tests of all scripts: each settlement compares what is stored."""

@@ -17,12 +17,11 @@ from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import rate_numbers
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
-from meterkit.redis.scripts import Script
 from meterkit.store.hold import Correction, Held, Mark, Used
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.settlement import Settlement
 from meterkit.store.views import CustomerCache
-from store.script_checks import MismatchError
+from store.script_checks import MismatchError, load_script
 from store.script_counts import DAY_MS, MINUTE_MS, QUARTER_HOUR_MS, SLOT_MS, Bucket, Slots, Windows
 from store.script_plans import START_MS
 
@@ -200,7 +199,7 @@ class SubjectWorld:
         self.keys, self.number, self.others = Keys("mk", 1), 0, Counter[int]()
         plans = PLANS.replace("SPAN", self.span).replace("WORDS", str(self.most_words))
         self.catalog: Catalog = loads(plans.replace("FLIGHT", str(self.most_in_flight)))
-        decide, settle = (self._load(name, texts[name]) for name in ("decide", "settle"))
+        decide, settle = (load_script(wire, name, texts[name]) for name in ("decide", "settle"))
         self.processes = [
             CustomerCache(
                 self.catalog,
@@ -618,12 +617,6 @@ class SubjectWorld:
             slot, spent, _ = (0, 0, 0) if packed is None else unpack_field(packed)
             now = self.wall // owner.window_ms
             self.compare(f"spent by {of}", owner.spent[now], spent if slot == now else 0)
-
-    def _load(self, name: str, text: str) -> Script:
-        sha = self.wire(pack("SCRIPT", "LOAD", text))
-        if isinstance(sha, Exception):
-            raise MismatchError(f"{name}: {sha}")
-        return Script(name, text, sha.decode())
 
     def compare(self, what: str, expected: object, found: object) -> None:
         if expected != found:

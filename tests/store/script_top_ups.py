@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.keys import Keys
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
-from store.script_checks import MismatchError
+from store.script_checks import MismatchError, load_script
 from store.script_plans import START_MS
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Grant:
 
 @dataclass(slots=True)
 class Refund:
-    """What was refunded of a payment, how much of it was taken back, and when the last of it was."""
+    """A payment: how much of it was refunded and taken back, and when the last part was."""
 
     refunded: int
     taken: int
@@ -131,7 +131,7 @@ class TopUps:
         self.wire, self.random, self.now = wire, random, START_MS
         self.seen: set[str] = set()
         wire(pack("FLUSHALL"))
-        self._shas = {name: self._load(name, text) for name, text in texts.items()}
+        self._shas = {name: load_script(wire, name, text).sha for name, text in texts.items()}
         self._begin()
 
     def step(self) -> None:
@@ -208,9 +208,3 @@ class TopUps:
     def _compare(self, what: str, expected: object, found: object) -> None:
         if expected != found:
             raise MismatchError(f"{what}: {expected!r} is expected, and {found!r} was found")
-
-    def _load(self, name: str, text: str) -> str:
-        sha = self.wire(pack("SCRIPT", "LOAD", text))
-        if isinstance(sha, Exception):
-            raise MismatchError(f"{name}: {sha}")
-        return str(sha.decode())
