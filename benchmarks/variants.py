@@ -50,6 +50,10 @@ def _peer(name: str, title: str, module: str, function: str = "build", **more) -
     return Variant(name=name, title=title, kind="peer", module=module, function=function, **more)
 
 
+def _meterkit(name: str, title: str, function: str, **more) -> Variant:
+    return Variant(name=name, title=title, kind="meterkit", module="meterkit_app", function=function, **more)
+
+
 def _stream(name: str, title: str, kind: Kind, function: str, **more) -> Variant:
     return Variant(
         name=name,
@@ -96,60 +100,33 @@ VARIANTS = (
         module="composite",
         over_http=True,
     ),
-    Variant(
-        name="meterkit-decide",
-        title="meterkit (a): two rates, decide alone",
-        kind="meterkit",
-        module="meterkit_app",
-        function="build_decide",
+    _meterkit("meterkit-decide", "meterkit (a): two rates, decide alone", "build_decide", over_http=True),
+    _meterkit(
+        "meterkit-settle",
+        "meterkit (b): two rates, included, billed: decide and settle",
+        "build_settle",
         over_http=True,
     ),
-    Variant(
-        name="meterkit-settle",
-        title="meterkit (b): two rates, included, billed: decide and settle",
-        kind="meterkit",
-        module="meterkit_app",
-        function="build_settle",
-        over_http=True,
-    ),
-    Variant(
-        name="meterkit-hot-decide",
-        title="meterkit (a), one customer, with allotments",
-        kind="meterkit",
-        module="meterkit_app",
-        function="build_hot_decide",
+    _meterkit(
+        "meterkit-hot-decide",
+        "meterkit (a), one customer, with allotments",
+        "build_hot_decide",
         over_http=True,
         customers=1,
     ),
-    Variant(
-        name="meterkit-hot-settle",
-        title="meterkit (b), one customer, with allotments",
-        kind="meterkit",
-        module="meterkit_app",
-        function="build_hot_settle",
+    _meterkit(
+        "meterkit-hot-settle",
+        "meterkit (b), one customer, with allotments",
+        "build_hot_settle",
         over_http=True,
         customers=1,
     ),
-    Variant(
-        name="meterkit-settle-metrics",
-        title="meterkit (b), counting for metrics",
-        kind="meterkit",
-        module="meterkit_app",
-        function="build_settle_with_metrics",
-    ),
-    Variant(
-        name="meterkit-spend",
-        title="meterkit (b), each request at a price, under a budget",
-        kind="meterkit",
-        module="meterkit_app",
-        function="build_spend",
-    ),
-    Variant(
-        name="meterkit-subjects",
-        title="meterkit (b), at a price, under budgets of customer, team and user",
-        kind="meterkit",
-        module="meterkit_app",
-        function="build_subjects",
+    _meterkit("meterkit-settle-metrics", "meterkit (b), counting for metrics", "build_settle_with_metrics"),
+    _meterkit("meterkit-spend", "meterkit (b), each request at a price, under a budget", "build_spend"),
+    _meterkit(
+        "meterkit-subjects",
+        "meterkit (b), at a price, under budgets of customer, team and user",
+        "build_subjects",
     ),
     _stream("bare-stream", "bare stream of 20 chunks", "bare", "build"),
     _stream("meterkit-stream-settle", "meterkit, stream: decide and settle", "meterkit", "build_settle"),
@@ -160,13 +137,8 @@ VARIANTS = (
         "build_reserve",
         reads=True,
     ),
-    Variant(
-        name="meterkit-three",
-        title="meterkit, three meters with a rate and a ceiling each",
-        kind="meterkit",
-        module="meterkit_app",
-        function="build_three",
-        timed=False,
+    _meterkit(
+        "meterkit-three", "meterkit, three meters with a rate and a ceiling each", "build_three", timed=False
     ),
 )
 

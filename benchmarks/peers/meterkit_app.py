@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meterkit import Caller, MeterKit, MeterMiddleware, identify
+from meterkit.catalog import load
 from peers.bare import CUSTOMER_HEADER, starlette_app
 
 if TYPE_CHECKING:
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
 PLANS = Path(__file__).resolve().parent.parent / "plans"
 
 
-def metered(plans: str, redis_url: str, *, counts: bool = False) -> ASGIApp:
-    kit = MeterKit(PLANS / plans, redis_url=redis_url, flush="off")
+def metered(plans: str, redis_url: str, *, counts: bool = False, allots: bool = False) -> ASGIApp:
+    path = PLANS / plans
+    sold = replace(load(path), allotment="250ms") if allots else path
+    kit = MeterKit(sold, redis_url=redis_url, flush="off")
     if counts:
         kit.store.tally()  # As metrics_app does, and a kit where OpenTelemetry's API is installed.
     return MeterMiddleware(starlette_app(), kit=kit, identify=identify.header(CUSTOMER_HEADER.decode()))
@@ -30,11 +34,11 @@ def build_settle(redis_url: str) -> ASGIApp:
 
 
 def build_hot_decide(redis_url: str) -> ASGIApp:
-    return metered("decide-hot.yaml", redis_url)
+    return metered("decide.yaml", redis_url, allots=True)
 
 
 def build_hot_settle(redis_url: str) -> ASGIApp:
-    return metered("settle-hot.yaml", redis_url)
+    return metered("settle.yaml", redis_url, allots=True)
 
 
 def build_settle_with_metrics(redis_url: str) -> ASGIApp:
