@@ -50,7 +50,7 @@ class Figures:
     Attributes:
         told: events that were told as recorded, in units.
         served: calls that were answered.
-        bursts: of each hot customer, the calls that were answered, and those of which that is not known.
+        bursts: of each hot customer, the answered calls, and the calls without a known end.
         hot: what the store has recorded of these.
         recorded, billed: units by meter, as the store and as Stripe have them.
         faults: by kind.

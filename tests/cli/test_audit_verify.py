@@ -1,4 +1,4 @@
-"""``meterkit audit verify --stripe``: the audit log against the roots in invoices, whoever has changed it."""
+"""``meterkit audit verify --stripe``: the audit log against the roots in invoices."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_true_books_agree_with_all_invoices(directory: Path, store_url: st
         ):
             done = await at.verify("--stripe", "--period", period)
             assert (done.code, done.err) == (0, f"all 1 chains are unbroken (5 rows); {said}\n")
-        # What comes later is behind all roots.
+        # Later rows are behind all roots.
         Database(f"sqlite:///{at.file}").insert([Row("9/p/9", "requests", "recorded", "acme", 0, 9, 1, 1)])
         done = await at.verify("--stripe")
         assert (done.code, done.err) == (0, "all 1 chains are unbroken (6 rows); 2 invoice roots agree\n")

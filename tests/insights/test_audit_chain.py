@@ -36,7 +36,7 @@ NEW: Final = ("place", "hash")
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Roots of whatever customer is asked for."""
+    """The same roots for each customer."""
 
     roots: Sequence[Root]
 

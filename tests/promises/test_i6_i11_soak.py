@@ -37,7 +37,7 @@ async def test_i3_i6_i11_whatever_is_killed_the_sums_are_exact(
     # Each event was told again until it was told as recorded: once, whoever died in between.
     assert figures.recorded["events"] == figures.told
     assert figures.told > 0
-    # With allotments, too, nobody gets more than is included; what the dead had not settled is lost.
+    # With allotments, too, no customer gets more than is included; killed apps lose unsettled calls.
     assert figures.bursts
     for customer, (served, unknown) in figures.bursts.items():
         assert served <= INCLUDED, customer

@@ -30,7 +30,7 @@ class Prices:
         rows: what counts the prices by model: tokens, each with that of its event.
         of: token to micro-units, for how many units, and 1 where what grants and credits paid counts, too.
         spend: the meter that counts what is spent; empty: none does.
-        paid: token to what the audit log is told of its price.
+        paid: token to its price, for the audit log.
     """
 
     rows: Sequence[tuple[str, str]] = ()
