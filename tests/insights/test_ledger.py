@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, inspect, text
 
 from auditing import audited
 from counters import pack_field
+from faults import kit_at, settled
 from meterkit import MeterKit, MeterkitError, SettingsError, metrics_app
 from meterkit.catalog import loads
 from meterkit.decisions.keys import meter_token
@@ -21,9 +22,12 @@ from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.audit.entries import Row, rows_of
 from meterkit.redis.tallies import Tallies
+from proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from servers import Server
 
 pytestmark = pytest.mark.anyio
 
@@ -102,6 +106,9 @@ async def test_each_row_has_cost_price_and_version(any_store_url: str, audit_url
     assert large is not None
     assert (small.cost_micros, small.charged_micros) == (Fraction(390), Fraction(507))
     assert (large.cost_micros, large.charged_micros) == (Fraction(2880), Fraction(3744))
+    # 100 output tokens are included; each of the other 300 and 100 costs 7.
+    assert small.revenue_micros == 300 * 7 + 507
+    assert large.revenue_micros == 100 * 7 + 3744
     assert {place: row["cost_micros"] for place, row in rows.items()} == {
         ("small-1", "input_tokens"): 150,
         ("small-1", "output_tokens"): 240,
@@ -318,18 +325,44 @@ plans:
 
 async def test_overage_priced_by_model_is_revenue_of_its_model(store_url: str, audit_url: str) -> None:
     async with audited(store_url, audit_url, catalog=loads(BY_MODEL)) as at:
-        for model, tokens in (("small-1", 300), ("large-1", 50), ("other", 10)):
+        told = [
             await at.kit.record_usage("acme", answer(model, 7, tokens))
+            for model, tokens in (("small-1", 300), ("large-1", 50), ("other", 10))
+        ]
         await at.kit.record("acme", "output_tokens", 1)
         await at.drainer.drain()
         found = await at.kit.usage("acme", by="model")
     # Of the small model 200 are beyond what is included, at 10 micro-dollars; then 50 at 200, 10 and 1 at 40.
     revenue = {"small-1": 2_000, "large-1": 10_000, "other": 400, "": 40}
     assert {model: one["revenue_micros"] for model, one in found["models"].items()} == revenue
-    assert {model: one["meters"]["output_tokens"]["recorded"] for model, one in found["models"].items()} == {
-        "small-1": 300,
-        "large-1": 50,
-        "other": 10,
-        "": 1,
-    }
-    assert found["revenue_micros"] == sum(revenue.values())
+    assert [one and one.revenue_micros for one in told] == [2_000, 10_000, 400]
+
+
+async def test_the_answer_of_record_usage_knows_the_revenue(any_store_url: str) -> None:
+    async with kit_at(any_store_url, plans=loads(BY_MODEL)) as kit:
+        # 100 are included, 50 are granted, 30 are overage.
+        await kit.grants.add("acme", {"output_tokens": 50}, grant_id="g")
+        first = await kit.record_usage("acme", answer("large-1", 7, 180), event_id="e")
+        again = await kit.record_usage("acme", answer("large-1", 7, 180), event_id="e")
+    assert first is not None
+    assert again is not None
+    assert first.revenue_micros == 30 * 200
+    assert again.revenue_micros is None
+
+
+async def test_revenue_is_not_known_while_the_store_is_away(valkey: Server) -> None:
+    async with (
+        TcpProxy(valkey.port) as proxy,
+        kit_at(proxy.url, plans=loads(BY_MODEL), store_timeout=0.1) as kit,
+    ):
+        known = await kit.record_usage("acme", answer("small-1", 7, 300))
+        await proxy.set("refuse")
+        away = await kit.record_usage("acme", answer("small-1", 7, 300))
+        await proxy.set("pass")
+        await settled(kit)
+        usage = await kit.usage("acme")
+    assert known is not None
+    assert away is not None
+    assert known.revenue_micros == 2_000
+    assert away.revenue_micros is None
+    assert usage["meters"]["output_tokens"]["recorded"] == 600

@@ -75,6 +75,15 @@ class Use:
     dimensions: Mapping[str, str] = field(default_factory=dict[str, str])
     measured: Mapping[str, int] = field(default_factory=dict[str, int])
     held_costs: Mapping[str, int] = field(default_factory=dict[str, int])
+    tells: bool = False
+
+    def paid(self, parts: Iterable[Part]) -> list[bytes]:
+        """The words of units that are paid for."""
+        return [
+            f"paid {meter_field(part.meter)} {part.credited} {part.overage}".encode()
+            for part in parts
+            if self.tells and part.quantity
+        ]
 
 
 @dataclass(slots=True)
@@ -341,7 +350,7 @@ class Model:
         customer.seen, customer.cached = now, view.rev
         keep = self._rate(customer, view, use, now)
         self._record(name, customer, view, parts, now, keep, has_recorded=any(use.recorded.values()))
-        words: list[bytes] = []
+        words = use.paid(parts)
         if before is not None and after is not None:
             customer.purse.keep(after, has_state=view.rev != NO_REV)
             for target, left in lowered(self.catalog, before, after):

@@ -213,6 +213,7 @@ class Requests(Checks):
                 used=Used(recorded, rated, dimensions, self._measured(recorded or rated)),
                 event_key=event,
                 occurred_ms=self._occurred(name) if self.random.random() < 0.12 else None,
+                tells_revenue=self.random.random() < 0.12,
             )
         )
 
@@ -265,12 +266,14 @@ class Requests(Checks):
             counted_ms=correction.at_ms,
             dimensions=used.dimensions,
             measured=used.rated if used.measured is None else used.measured,
+            tells=settlement.tells_revenue,
         )
         view = view_of(known)
         if settlement.occurred_ms is not None:
             view = replace(view, own_start=self._own_start(known, settlement.occurred_ms))
         expected = self.model.settle(name, view, use, writer=writer, number=number, times=times)
         self.seen["late"] += any(str(word).startswith("b'late") for word in expected)
+        self.seen["paid"] += any(str(word).startswith("b'paid") for word in expected)
         self.numbers[writer] = self.model.writers[writer].last
         reply = self.wire(request)
         code = int(expected[0])

@@ -14,6 +14,7 @@ from meterkit.errors import MeterkitError
 from meterkit.store.arguments import check_event_id
 from meterkit.store.hold import NOTHING_USED, Used
 from meterkit.store.jobs import claim_job, end_work, remember_job
+from meterkit.store.settlement import Settlement
 from meterkit.tokens.charging import charged_of
 from meterkit.tokens.jobs import batch_line, call_name
 from meterkit.tokens.merging import each_once, join_reports
@@ -143,7 +144,7 @@ async def record_calls(
         calls = _named(calls, call_id, line)
     late = [call for call in calls if call_name(call) is not None and not store.is_off]
     by: Counting = "whole" if line is None else "lines"
-    known = [await _count_job(store, view, call, call_id or call.response_id or "", by=by) for call in late]
+    earned = [await _count_job(store, view, call, call_id or call.response_id or "", by=by) for call in late]
     own = _used_of([call for call in calls if call_name(call) is None], store.cache) or ()
     for at, part in enumerate(own):
         if view is None:
@@ -152,16 +153,36 @@ async def record_calls(
             )
         # Each model's part is settled for itself, so that each is remembered for itself.
         part_id = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
-        await store.record(view, part, event_id=part_id)
-    return valued(usage_of(said), calls, store.cache) if all(known) else None
+        earned.append([await _recorded(store, view, part, part_id)])
+    if any(each is None for each in earned):
+        return None
+    return _valued(usage_of(said), calls, [one for each in earned for one in each or ()], store.cache)
 
 
-def valued(
-    usage: CallUsage | None, calls: Sequence[CallUsage], compiled: CompiledCatalog
+async def _recorded(store: Store, view: CustomerView, used: Used, event_id: str | None) -> Fraction | None:
+    """Count what calls have used; what they have earned, where the store says it."""
+    if store.is_off:
+        return None
+    key = None if event_id is None else store.keys.event(view.shard, view.customer, event_id)
+    settlement = Settlement(view, used=used, event_key=key, tells_revenue=True)
+    await store.acknowledged([settlement])
+    return settlement.revenue
+
+
+def _valued(
+    usage: CallUsage | None,
+    calls: Sequence[CallUsage],
+    earned: Sequence[Fraction | None],
+    compiled: CompiledCatalog,
 ) -> CallUsage | None:
-    """The usage of calls, with what they cost and what is charged for them, as far as that is known."""
+    """The usage of calls, with what they cost, are charged and earn, as far as that is known."""
+    if usage is None:
+        return None
+    known = [one for one in earned if one is not None]
+    if known and len(known) == len(earned):
+        usage = replace(usage, revenue_micros=sum(known, Fraction(0)))
     costs, at = compiled.costs(), from_ms(compiled.now_ms())
-    if usage is None or costs is None:
+    if costs is None:
         return usage
     cost = [amount for call in calls for amount in costs.of(call, at).values()]
     charged = [amount for call in calls for amount in charged_of(compiled.charges, call, at).values()]
@@ -183,8 +204,12 @@ def _named(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> 
 
 async def _count_job(
     store: Store, view: CustomerView | None, call: CallUsage, job_id: str, *, by: Counting
-) -> bool:
-    """Count a job, or a part of it, once for the customer who began it; whether that customer is known."""
+) -> list[Fraction | None] | None:
+    """Count a job, or a part of it, once for the customer who began it.
+
+    Returns:
+        What each of its parts has earned, as far as the store has said; None: the customer is not known.
+    """
     parts = used_by_model([call], store.cache)
     owner, counts = await claim_job(store, job_id, view, "", by=by if parts else None)
     end_work(store, job_id)
@@ -193,10 +218,8 @@ async def _count_job(
             "record_usage() was given a job without a customer, and no request that began it is known; "
             "nothing is counted of it: give the customer"
         )
-        return False
-    for part in parts if counts else ():
-        await store.record(owner, part, event_id=call_name(call))
-    return True
+        return None
+    return [await _recorded(store, owner, part, call_name(call)) for part in (parts if counts else ())]
 
 
 def captured(

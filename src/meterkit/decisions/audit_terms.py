@@ -8,14 +8,14 @@ credits pay. The line has only ASCII. ``fold.lua`` reads it, too.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.amount_texts import micros_per_minor_unit
-from meterkit.decisions.keys import meter_token
+from meterkit.decisions.keys import meter_field, meter_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from fractions import Fraction
 
     from meterkit.catalog import Catalog, Entitlement
 
@@ -67,6 +67,22 @@ def paid_price(meter: str, entitlements: Mapping[str, Entitlement], catalog: Cat
     if overage.mode != "bill" or not overage.amount_cents or overage.rows is not None:
         return None
     return PaidPrice("o", overage.amount_cents * micros_per_minor_unit(catalog.currency), overage.per or 1)
+
+
+def earned(paid: str, entitlements: Mapping[str, Entitlement], catalog: Catalog) -> Fraction:
+    """What the units of a meter come to that are paid for, in micro-units of the currency.
+
+    Args:
+        paid: ``FIELD CREDITED OVERAGE``, as ``settle.lua`` tells it.
+        entitlements: by which it was settled.
+        catalog: likewise.
+    """
+    field, credited, overage = paid.split(" ")
+    meter = next(meter for meter in catalog.meters if meter_field(meter) == field)
+    price = paid_price(meter, entitlements, catalog)
+    if price is None:
+        return Fraction(0)
+    return Fraction(int(credited if price.paid == "c" else overage) * price.micros, price.per)
 
 
 def price_line(

@@ -14,7 +14,8 @@
 --       4 empty, or (JSON) an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
 --       first instant of the period that this was, dead: 1 where late usage is not recorded; and of an idempotency
 --       key: digest, billed: 1 where it is remembered from now on; and of what is spent: priced: a meter each, see
---       cost_of, the one behind these counts it; windows: so many of the rates, the last, count it, too
+--       cost_of, the one behind these counts it; windows: so many of the rates, the last, count it, too;
+--       tells: 1 where the reply says what is paid for
 --       then the fields: METERm a meter; METERn a concurrency limit; RATEr a rate; where there is an audit
 --       log: what else is known of the usage
 --       with subjects: their words and terms, see settle_subjects
@@ -27,7 +28,8 @@
 --       overage of the last one before it that is not 3) a meter; kind, window, refill,
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; then a threshold of
 --       what is included, see crossed; these want the keys of grants, too
--- Reply {0, now, 'late PERIOD' where it was, 'notice' where there is one, 'subjects' where one found no room} ok
+-- Reply {0, now, a word for each meter, 'paid METERm CREDITED OVERAGE', where `tells` is 1, 'late PERIOD' where it was,
+--       'notice' where there is one, 'subjects' where one found no room} ok
 --       {1, now} duplicate    {2, last} gap    {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied except for a meter whose total
 --       would pass 9 * 10^15    {7, field} numbered and not applied: a field is not what it must be, here or of a
 --       period that is over; the next settlements need not wait for its repair
@@ -69,11 +71,11 @@ elseif ends_ms ~= finishes_ms then -- As above.
   fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 end
-local late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows, spent, refused = nil, false
+local words, late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows, tells, spent, refused = {}
 if further ~= '' then -- As above.
 --include open_further
-  late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows = open_further(further, KEYS, rev,
-    now, starts_ms, finishes_ms, begins_ms, hold_slot)
+  late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows, tells = open_further(further,
+    KEYS, rev, now, starts_ms, finishes_ms, begins_ms, hold_slot)
 end
 
 local has_recorded, begins_to_wait, lasts_ms, sent_on, priced, late_units = false, false, QUARTER_HOUR_MS, 0, 0, {}
@@ -108,6 +110,7 @@ for place = 2, meters + 1 do
     priced = event ~= PRICED and beyond or priced
     sent_on, reported = event == SENT_ON and reported or sent_on, event == SENT_ON and 0 or reported
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
+    words[#words + 1] = tells and string.format('paid %s %.0f %.0f', name, by_credits, beyond)
     included, overage, pending = included + within, overage + beyond, pending + reported
     --audited noted[n + 1], noted[n + 2], noted[n + 3], noted[n + 4] = name, within, by_grants, by_credits
     --audited noted[n + 5], noted[n + 6], n = beyond, reported, n + 6
@@ -130,8 +133,8 @@ local once_key = KEYS[notices_key and 9 or 6]
 if once_key and not (keep_mark and keep_mark() or call('SET', once_key, 1, 'NX', 'PX', THIRTY_FIVE_DAYS_MS)) then
   return {0, now}
 end
-local words = {late and 'late ' .. late}
 if late then
+  words[#words + 1] = 'late ' .. late
 --include count_late
   count_late(totals_key, late, late_units)
 end

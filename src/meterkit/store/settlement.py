@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
-from meterkit.decisions.audit_terms import price_line
+from meterkit.decisions.audit_terms import earned, price_line
 from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
@@ -53,6 +53,7 @@ _logger = logging.getLogger("meterkit.store")
 _LATE: Final = "late "
 _NOTICE: Final = "notice"
 _NO_ROOM: Final = "subjects"
+_PAID: Final = "paid "
 # The numbers of a request in flight: like a meter with one unit held, and none recorded.
 _ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, OWN_EVENT)
 _NOTHING_HELD: Final = Held()
@@ -77,8 +78,11 @@ class Settlement:
         spent: micro-units that the customer's subjects have spent, by kind; None: what the units cost.
         waiter: done once the store has acknowledged; None without a waiting caller.
         keeps_shape: whether the customer's view keeps what settlements of these meters have in common.
+        tells_revenue: whether the store is asked what of it is paid for.
 
     Attributes:
+        revenue: what is paid for it, in micro-units of the currency; None: not asked, or the store has not
+            said.
         is_single: whether it leaves a part of a micro-unit to the next one: it is used once.
         spooled: the end of its record in a spool, once there was one; see :mod:`meterkit.store.replay`.
     """
@@ -94,6 +98,8 @@ class Settlement:
     spent: Mapping[str, int] | None = None
     waiter: asyncio.Future[None] | None = None
     keeps_shape: bool = True
+    tells_revenue: bool = False
+    revenue: Fraction | None = field(default=None, init=False)
     is_single: bool = field(default=False, init=False)
     spooled: bytes | None = field(default=None, init=False)
     _packed: tuple[CustomerView, tuple[bytes, bytes]] | None = field(default=None, init=False)
@@ -192,6 +198,9 @@ class Settlement:
                 cache.alarms.late(self.customer, self.used.recorded, int(notice.removeprefix(_LATE)))
             elif notice == _NO_ROOM:
                 cache.alarms.no_room(self.customer)
+            elif notice.startswith(_PAID):
+                given = (self.view if self._packed is None else self._packed[0]).entitlements
+                self.revenue = (self.revenue or 0) + earned(notice.removeprefix(_PAID), given, cache.catalog)
             elif notice == _NOTICE:
                 cache.on_notice(self.view.shard)
 
@@ -220,14 +229,8 @@ class Settlement:
             numbers += (quantity, held.quantities.get(entry.meter, 0), *entry.terms)
         numbers += _ONE_IN_FLIGHT * len(held.concurrency)
         for meter, cost in held.costs.items():
-            numbers += (
-                0,
-                min(held.quantities.get(meter, 0) * cost, CREDITS_MAX * MICRO),
-                0,
-                0,
-                0,
-                OWN_EVENT,
-            )
+            micros = min(held.quantities.get(meter, 0) * cost, CREDITS_MAX * MICRO)
+            numbers += (0, micros, 0, 0, 0, OWN_EVENT)
         for rate in shape.rates:
             quantity = measured[rate.source] if rate.source else used.rated.get(rate.meter, 0)
             if rate.is_corrected:
@@ -247,6 +250,8 @@ class Settlement:
         paying = shape.paying
         if self.occurred_ms is not None:
             paying = self._dated(view, paying, self.occurred_ms)
+        if self.tells_revenue:
+            paying = joined('{"tells":1}', paying)
         if self.mark is not None:
             marked = f'{{"digest":"{self.mark.digest}","billed":{int(self.mark.billed)}}}'
             paying = joined(marked, paying)
@@ -337,10 +342,8 @@ class Settlement:
     ) -> Shape:
         has_recorded = any(self.used.recorded.values())
         prepaid = view.prepaid if has_recorded else None
-        entries, rates = (
-            list(entries_of(view, self.held, self.used, derived)),
-            list(rates_of(view, self.used, self.correction, derived)),
-        )
+        entries = list(entries_of(view, self.held, self.used, derived))
+        rates = list(rates_of(view, self.used, self.correction, derived))
         spending = ""
         if has_recorded and view.cache.catalog.counts_spend:
             spending = add_spend(view, entries, rates)

@@ -53,6 +53,9 @@ class CallUsage:
         cost_micros: of what ``record_usage`` has counted, what the provider charges, in micro-units of US
             dollars, exactly; None: not known, or nothing asks for it. Not compared.
         charged_micros: likewise what the customer's balance in money is charged; None: there is none.
+        revenue_micros: likewise what the customer pays for it: overage at its price, and what the balance
+            has paid, in micro-units of the currency; None: not known, as where the store was away or had
+            counted it before. Not compared.
         snapshot: of an estimate that goes beyond a provider's last report, that report. It is billed in
             place of the estimate where ``billing.sources`` leaves out ``estimated``.
     """
@@ -72,6 +75,7 @@ class CallUsage:
     outlives: bool = False
     cost_micros: Fraction | None = field(default=None, repr=False, compare=False)
     charged_micros: Fraction | None = field(default=None, repr=False, compare=False)
+    revenue_micros: Fraction | None = field(default=None, repr=False, compare=False)
     snapshot: CallUsage | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -3,7 +3,7 @@
 --   counters' (ms)
 -- Returns the period that it comes too late for, or nil; whether that is not recorded; pay and keep of burn, or nil;
 -- besides_of; whether it is a repeat, and keep of end_flight; what count_spend returns, and how many rates count what is
--- spent, or nil.
+-- spent, or nil; 1 where the reply says what is paid for, or nil.
 --include besides_of
 local function open_further(further, keys, rev, now, starts, finishes, begins, hold_slot)
   local details, late, pay, keep_grants, is_repeat, keep_mark, spend, windows = cjson.decode(further)
@@ -23,5 +23,5 @@ local function open_further(further, keys, rev, now, starts, finishes, begins, h
 --include count_spend
     spend, windows = count_spend(details.spend.priced), details.spend.windows
   end
-  return late, details.dead == 1, pay, keep_grants, besides_of, is_repeat, keep_mark, spend, windows
+  return late, details.dead == 1, pay, keep_grants, besides_of, is_repeat, keep_mark, spend, windows, details.tells
 end
