@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from faults import settled
-from meterkit import MeterKit, MeterMiddleware
+from meterkit import Caller, MeterKit, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit.database import Database
@@ -23,9 +23,10 @@ from meterkit.insights.simulation.simulation import simulate
 from meterkit.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from starlette.requests import Request
+    from starlette.types import Scope
 
     from meterkit.insights.simulation.simulation import Simulation
     from servers import Server
@@ -79,6 +80,7 @@ class Call(NamedTuple):
     customer: str
     path: str
     tokens: tuple[int, int]
+    user: str = ""
 
     @property
     def quantities(self) -> dict[str, int]:
@@ -106,9 +108,14 @@ async def answer(request: Request) -> JSONResponse:
 
 @asynccontextmanager
 async def served(
-    server: Server, plans: str, prefix: str, calls: Sequence[Call], **settings: Any
+    server: Server,
+    plans: str,
+    prefix: str,
+    calls: Sequence[Call],
+    before: Callable[[MeterKit], Awaitable[None]] | None = None,
+    **settings: Any,
 ) -> AsyncGenerator[tuple[MeterKit, dict[str, list[Call]]]]:
-    """A kit that has served the calls, and which of each customer's it refused."""
+    """A kit that has served the calls, and which of each customer's it refused; ``before``: is done first."""
     clock, refused = Clock(START), dict[str, list[Call]]()
     kit = MeterKit(
         loads(plans),
@@ -120,19 +127,27 @@ async def served(
         store_timeout=10.0,
         **settings,
     )
+
+    def caller(scope: Scope) -> Caller:
+        fields = {name: value.decode() for name, value in scope["headers"]}
+        user = fields[b"x-user"]
+        return Caller(fields[b"x-customer"], subjects={"user": user} if user else {})
+
     app = Starlette(routes=[Route(path, answer, methods=["POST"]) for path in ("/chat", "/pages")])
-    metered = MeterMiddleware(
-        app, kit=kit, identify=lambda scope: dict(scope["headers"])[b"x-customer"].decode()
-    )
+    metered = MeterMiddleware(app, kit=kit, identify=caller)
     async with (
         kit,
         httpx.AsyncClient(transport=httpx.ASGITransport(metered), base_url="http://test") as client,
     ):
         if "pro" in kit.catalog.plans:
             await kit.customers.set_plan("bob", "pro")
+        if before is not None:
+            await before(kit)
         for call in calls:
             clock.set(call.at)
-            response = await client.post(call.path, json=call.tokens, headers={"x-customer": call.customer})
+            response = await client.post(
+                call.path, json=call.tokens, headers={"x-customer": call.customer, "x-user": call.user}
+            )
             if not response.is_success:
                 assert response.status_code in {402, 429}, response.text
                 refused.setdefault(call.customer, []).append(call)

@@ -45,6 +45,7 @@ def terms(
         ceilings=ceilings,
         labels={},
         rates=rates or {},
+        subjects={},
         consumed=frozenset({"calls"} if whole else ()),
         has_grants=False,
         has_budget=False,

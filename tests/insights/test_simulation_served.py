@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -11,6 +11,7 @@ from really_serving import CUSTOMERS, START, TODAY, Call, agree, charged, drain,
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from meterkit import MeterKit
     from servers import Server
 
 pytestmark = pytest.mark.anyio
@@ -148,3 +149,51 @@ async def test_windows_that_share_no_multiple_are_tried(valkey: Server, tmp_path
         found = await simulated(kit, url, plans, calls)
     (ada,) = (one for one in found.customers if one.customer == "ada")
     assert (ada.now_cents, ada.then_cents, ada.refused) == (500 + 19 * 4, 500 + 10 * 4, {})
+
+
+SUBJECTS: Final = """    subjects:
+      user:
+        requests: {rate: 40/minute}
+"""
+USERS: Final = changed((GRANT, SUBJECTS + GRANT))
+OF_USERS: Final = {
+    "a ceiling of tokens": "{output_tokens: {included: 900}}",
+    "two rates of requests, one in a window of odd seconds": "{requests: {rate: [6/minute, 9/97 seconds]}}",
+    "a budget of the period": "{budget: {amount_cents: 60}}",
+    "a budget of an hour": "{budget: {amount_cents: 35, per: hour}}",
+}
+
+
+@pytest.mark.parametrize("name", OF_USERS)
+async def test_limits_of_users_are_tried_as_they_serve(valkey: Server, tmp_path: Path, name: str) -> None:
+    """Of two users and of calls that name none; one user has an override."""
+    url = f"sqlite:///{tmp_path}/audit.db"
+    calls = [call._replace(user=("ann", "ben", "")[nth % 3]) for nth, call in enumerate(traffic())]
+    plans = changed((GRANT, f"    subjects: {{user: {OF_USERS[name]}}}\n{GRANT}"))
+    more: Any = {"budget": {"amount_cents": 50}, "requests": {"rate": "7/minute"}}
+    async with served(valkey, USERS, "today", calls, audit_url=url) as (kit, none):
+        assert not none
+        await drain(kit, url)
+        await kit.customers.subject("cyd", user="ann").override(more)
+        found = await simulated(kit, url, plans, calls)
+        assert (found.left_out, found.checked) == ([], 0)  # Each was served again.
+
+    async def give(then: MeterKit) -> None:
+        await then.customers.subject("cyd", user="ann").override(more)
+
+    async with served(valkey, plans, "then", calls, before=give) as (then, refused):
+        assert all(call.user for of in refused.values() for call in of)
+        assert "cyd" in refused
+        await agree(found, then, refused, name)
+
+
+async def test_users_that_the_log_does_not_name_are_said_to_be_left_out(
+    valkey: Server, tmp_path: Path
+) -> None:
+    calls, url = [Call(START, "ada", "/pages", (0, 0), "ann")] * 3, f"sqlite:///{tmp_path}/audit.db"
+    async with served(valkey, TODAY, "today", calls, audit_url=url) as (kit, _):
+        await drain(kit, url)
+        found = await simulated(kit, url, USERS.replace("40/minute", "1/minute"), calls)
+    (said,) = found.left_out
+    assert said.startswith("limits of each user are not tried for 1 customers")
+    assert [one.refused for one in found.customers if one.customer == "ada"] == [{}]

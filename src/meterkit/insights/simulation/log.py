@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -44,16 +45,18 @@ _COLUMNS: Final = {
     "prepaid": "BIGINT",
     "model": "VARCHAR",
     "provider": "VARCHAR",
+    "subjects": "VARCHAR",
 }
 
 
 class Event(NamedTuple):
-    """One event of a customer: what was recorded of each meter at once, and when (ms)."""
+    """One event of a customer: what was recorded of each meter at once, when (ms), and by which subjects."""
 
     at_ms: int
     quantities: Mapping[str, int]
     model: str | None
     provider: str | None
+    subjects: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +136,15 @@ class UsageLog:
             of=ratio.numerator,
             by=ratio.denominator,
         )
+
+    def naming(self, kind: str) -> set[str]:
+        """Customers of whose usage some names a subject of a kind."""
+        rows = self._ask(
+            "SELECT DISTINCT customer FROM usage WHERE contains(subjects, $key)",
+            # A quote in a name has a backslash before it, so only a key looks like this.
+            key=f'"{kind}":',
+        )
+        return {customer for (customer,) in rows}
 
     def sums(self) -> dict[str, Sums]:
         """What each customer used, by name."""
@@ -229,7 +241,7 @@ class UsageLog:
         self._fill("known", {"meter": "VARCHAR"}, known)
         self._fill("asked", {"customer": "VARCHAR"}, [(customer,) for customer in customers])
         cursor: Any = self._connection.cursor().execute(
-            "SELECT customer, at_ms, event, meter, quantity, model, provider FROM usage"
+            "SELECT customer, at_ms, event, meter, quantity, model, provider, subjects FROM usage"
             " SEMI JOIN asked USING (customer)"
             " SEMI JOIN known USING (meter)"
             " ORDER BY customer, at_ms, length(event), event, meter"
@@ -286,6 +298,7 @@ def _pages(
     columns = (
         *(table.customer, table.period_start_ms, table.recorded_at_ms, table.event, table.meter, table.kind),
         *(table.quantity, table.overage, table.granted + table.credited, table.model, table.provider),
+        table.subjects,
     )
     asked = (
         select(*columns)
@@ -306,5 +319,6 @@ def _fetched(cursor: Any) -> Iterator[Any]:
 
 
 def _event(rows: Sequence[Any]) -> Event:
-    _, at_ms, _, _, _, model, provider = rows[0]
-    return Event(at_ms, {row[3]: row[4] for row in rows}, model, provider)
+    _, at_ms, _, _, _, model, provider, subjects = rows[0]
+    named = tuple(json.loads(subjects).items()) if subjects else ()
+    return Event(at_ms, {row[3]: row[4] for row in rows}, model, provider, named)

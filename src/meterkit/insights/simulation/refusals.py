@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meterkit.catalog.load import enforced
 from meterkit.customers.states import States
 from meterkit.decisions.asked import Demand
+from meterkit.decisions.customer_overrides import with_subject
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.subscription import SubscriptionState
@@ -141,13 +142,15 @@ class Replay:
             anchor_ms=begins_ms,
         )
         overrides = {meter: dict(given) for meter, given in tenure.overrides.items()}
+        for member, given in tenure.subject_overrides.items():
+            overrides = with_subject(overrides, member, given, until_ms=None, now_ms=begins_ms)
         state = CustomerState(subscription=subscription, overrides=overrides)
         await States(self._store).change(customer, lambda _: state)
         refused, first_ms = Counter[str](), None
         for event in events:
             self._clock.now_ms = min(max(begins_ms, event.at_ms + ahead_ms), ends_ms - 1)
             used = {meter: units for meter, units in terms.in_order(event.quantities).items() if units > 0}
-            if not await self._admit(customer, terms, used, event.model):
+            if not await self._admit(customer, terms, used, event):
                 refused.update(event.quantities)
                 first_ms = event.at_ms if first_ms is None else first_ms
         usage = await self._store.usage(customer)
@@ -158,7 +161,7 @@ class Replay:
         }
         return Tried(overage, dict(refused), first_ms)
 
-    async def _admit(self, customer: str, terms: Terms, used: Mapping[str, int], model: str | None) -> bool:
+    async def _admit(self, customer: str, terms: Terms, used: Mapping[str, int], event: Event) -> bool:
         """Decide as the request was decided: hold what its line consumes, then record all that it used."""
         asked = {
             meter: Demand(needed=terms.needed(meter, units), taken=units if meter in terms.consumed else 0)
@@ -166,14 +169,15 @@ class Replay:
         }
         # The model is known when the request ends: until then what is left must do for the dearest one.
         decided, reply = await self._store.decide(
-            self._store.cache.get(customer), lambda view, mode: view.prepare_asking(asked, mode, model="")
+            self._store.cache.get(customer, subjects=event.subjects),
+            lambda view, mode: view.prepare_asking(asked, mode, model=""),
         )
         if not self._store.verdict(decided, reply).allowed:
             return False
         held = Held.of(decided, reply[1] // HOLD_SLOT_MS)
         rated = {meter: units for meter, units in used.items() if meter not in terms.consumed}
         # Only prices go by the model: of derived meters the log has its own entries.
-        counted = Used(used, rated, {"model": model} if model else {}, measured={})
+        counted = Used(used, rated, {"model": event.model} if event.model else {}, measured={})
         await self._store.acknowledged([Settlement(decided.view, held=held, used=counted)])
         return True
 
@@ -184,6 +188,6 @@ def _ahead_ms(terms: Terms) -> int:
     A multiple of all windows, so that these begin at the same instants. Where there is none within reach, as
     with two windows of odd seconds, they begin at other instants.
     """
-    step_ms = lcm(*(rate.window_ms for rates in terms.rates.values() for rate in rates))
+    step_ms = lcm(*terms.windows_ms())
     ahead_ms = -(-_LEAST_AHEAD_MS // step_ms) * step_ms
     return ahead_ms if ahead_ms <= _MOST_AHEAD_MS else _LEAST_AHEAD_MS

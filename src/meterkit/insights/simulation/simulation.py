@@ -115,8 +115,8 @@ async def simulate(
     """Try the usage of the period that an instant lies in under another plans file.
 
     Sums decide where nothing is refused and nothing prepaid pays. Where only ceilings are passed, the events
-    are gone through one by one; where a rate may have been, or a grant or credit may pay, a store of its own
-    serves them again.
+    are gone through one by one; where a rate may have been, a grant or credit may pay, or subjects have
+    limits, a store of its own serves them again.
 
     Args:
         store: where the customers are, started.
@@ -162,7 +162,7 @@ async def simulate(
         missing_meters=_missing_meters(cases.values(), catalog),
         missing_plans=_missing_plans(cases.values(), catalog),
         unpriced=_unpriced(cases, tried),
-        left_out=_left_out(store.catalog, catalog),
+        left_out=_left_out(store.catalog, catalog, trial.unnamed),
         checked=len(twice),
         disagreeing=[who for who in twice if _shown(again[who]) != _shown(tried[who])],
     )
@@ -209,7 +209,7 @@ def _charge(log: UsageLog, now: Catalog, then: Catalog) -> _Charged | None:
     return _Charged(meter, charged)
 
 
-def _left_out(now: Catalog, then: Catalog) -> list[str]:
+def _left_out(now: Catalog, then: Catalog, unnamed: Mapping[str, int]) -> list[str]:
     found: list[str] = []
     meter = _charged_meter(now)
     if meter is not None and _other_markup(now, then, meter) is None:
@@ -217,9 +217,10 @@ def _left_out(now: Catalog, then: Catalog) -> list[str]:
             f"what calls took from {meter.removesuffix(CHARGED)} is that of the log: other prices under"
             " `models`, and a markup beside them or in place of -100%, are not tried"
         )
-    if kinds := {kind for each in (now, then) for plan in each.plans.values() for kind in plan.subjects}:
+    for kind, customers in sorted(unnamed.items()):
         found.append(
-            f"limits of subjects ({', '.join(sorted(kinds))}) are not tried: the audit log does not know them"
+            f"limits of each {kind} are not tried for {customers:,} customers: none of their usage in the"
+            f" audit log names one, which takes `subjects: {kind}` in the plan when it is recorded"
         )
     if sold := {of[0] for each in (now, then) if (of := sold_in(each.credits)) is not None}:
         found.append(
@@ -238,6 +239,8 @@ class _Trial:
     cases: Mapping[str, _Case]
     progress: Callable[[int, int], None]
     replayed: set[str] = field(default_factory=set[str])
+    unnamed: Counter[str] = field(default_factory=Counter[str])
+    """Kinds of subjects with limits, and how many customers with usage name none of the kind."""
 
     async def tried(self) -> dict[str, Tried]:
         """What each comes to, the cheapest exact way."""
@@ -251,6 +254,7 @@ class _Trial:
             if (terms.has_grants or terms.has_budget or terms.is_by_model)
             and any(terms.overage(self.cases[who].units).values())
         }
+        self.replayed |= await asyncio.to_thread(self._naming, used)
         by_events = sorted(beyond - self.replayed)
         found = {
             who: Tried(case.then.overage(case.units), {}, None)
@@ -259,6 +263,17 @@ class _Trial:
         }
         found |= await asyncio.to_thread(self._refused, by_events)
         return found | await self.replay(sorted(self.replayed))
+
+    def _naming(self, used: Mapping[str, Terms]) -> set[str]:
+        """Customers who have usage of subjects with limits."""
+        found = set[str]()
+        for kind in {kind for terms in used.values() for kind in terms.subjects}:
+            limited = {who for who, terms in used.items() if kind in terms.subjects}
+            naming = limited & self.log.naming(kind)
+            found |= naming
+            if limited - naming:
+                self.unnamed[kind] = len(limited - naming)
+        return found
 
     def _refused(self, customers: Sequence[str]) -> dict[str, Tried]:
         found: dict[str, Tried] = {}

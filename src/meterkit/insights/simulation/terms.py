@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Plan
-    from meterkit.catalog.models import Rate
+    from meterkit.catalog.models import Rate, SubjectPlan
     from meterkit.customers.history import HistoryEntry
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _HALF: Final = Fraction(1, 2)
 _MONTHS: Final = 12
+_DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,6 +46,7 @@ class Terms:
         ceilings: meter to the quantity beyond which a request is refused unless a grant or credit pays.
         labels: meter to the price of its overage; see :func:`~meterkit.decisions.price_segments.label_of`.
         rates: meter to its rates.
+        subjects: kinds of subjects to what each of them gets.
         consumed: meters that a line of ``routes`` asks for by their quantity; of any other, something must be
             left.
         has_grants: whether the plan grants something with each period.
@@ -61,6 +63,7 @@ class Terms:
     ceilings: Mapping[str, int]
     labels: Mapping[str, str]
     rates: Mapping[str, tuple[Rate, ...]]
+    subjects: Mapping[str, SubjectPlan]
     consumed: frozenset[str]
     has_grants: bool
     has_budget: bool
@@ -72,6 +75,13 @@ class Terms:
     def needed(self, meter: str, units: int) -> int:
         """How much of a meter must be left for a request that used some units of it."""
         return units if meter in self.consumed else 1
+
+    def windows_ms(self) -> frozenset[int]:
+        """The windows of its rates, and those of its subjects: their budgets are of a day or less."""
+        limited = [of for one in self.subjects.values() for of in one.limits.values()]
+        rates = (*self.rates.values(), *(of.rates for of in limited))
+        found = frozenset(rate.window_ms for each in rates for rate in each)
+        return found | {_DAY_MS} if self.subjects else found
 
     def in_order(self, quantities: Mapping[str, int]) -> dict[str, int]:
         """The same quantities in the order of the line of ``routes`` that consumes most of just these.
@@ -137,6 +147,7 @@ def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], sea
         ceilings={name: most for name, most in ceilings.items() if most is not None},
         labels={name: label_of(of) for name, of in (counters | rows).items() if of.overage.mode == "bill"},
         rates={name: of.rates for name, of in given.items() if of.rates and meters[name].source is None},
+        subjects=plan.subjects,
         consumed=frozenset(name for route in catalog.routes for name in route.consume),
         has_grants=bool(plan.grants),
         has_budget=bool(budgets_of(given, catalog)),
@@ -178,6 +189,7 @@ class Tenure:
         is_unpaid: whether nothing is paid for the period, as it is a trial, or a pause that voids invoices.
         seats: that the subscription paid for.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
+        subject_overrides: ``KIND:ID`` to limits of that subject, likewise.
     """
 
     start_ms: int
@@ -188,10 +200,11 @@ class Tenure:
     is_unpaid: bool
     seats: int
     overrides: Mapping[str, Mapping[str, object]]
+    subject_overrides: Mapping[str, Mapping[str, object]]
 
     def on(self, plan: str) -> Tenure:
         """The same on another plan, as it is sold."""
-        return replace(self, plan=plan, overrides={})
+        return replace(self, plan=plan, overrides={}, subject_overrides={})
 
 
 class Offers:
@@ -260,6 +273,7 @@ def _tenure(
     elif started_ms is None:
         start_ms = bounds.start_ms
     last_ms = min(bounds.end_ms - 1, now_ms)
+    own = overrides_at(state.overrides, last_ms)
     given = effective_plan(state, catalog, last_ms)
     changes = [entry for entry in ledger if entry.kind == "plan"]
     later = next((entry.before for entry in changes if to_ms(entry.at) > last_ms), None)
@@ -271,7 +285,8 @@ def _tenure(
         is_granted=state.granted,
         is_unpaid=state.subscription is not None and _is_unpaid(state.subscription, start_ms),
         seats=given.seats,
-        overrides=overrides_at(state.overrides, last_ms).meters,
+        overrides=own.meters,
+        subject_overrides=own.subjects,
     )
 
 
