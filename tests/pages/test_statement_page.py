@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from html import unescape
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import httpx
@@ -48,6 +50,9 @@ plans:
       requests: {included: 10, overage: deny}
       tokens:   {included: 100, overage: {bill: {per: 1000, amount_cents: 1200}}}
 """
+OF_USERS: Final = (
+    f"{PLANS}    subjects: {{user: {{requests: {{included: 5}}}}, team: {{tokens: {{included: 9}}}}}}\n"
+)
 ORIGINS: Final = ["https://app.example"]
 FORMULA: Final = '=HYPERLINK("http://evil")'
 
@@ -57,12 +62,13 @@ def who(scope: Scope) -> str | None:
 
 
 @asynccontextmanager
-async def used(store_url: str, directory: Path) -> AsyncGenerator[MeterKit]:
+async def used(store_url: str, directory: Path, plans: str = PLANS) -> AsyncGenerator[MeterKit]:
     """Acme has used some of all, with a correction whose reason is a formula."""
     url, clock = sqlite_in(directory), Clock(START)
-    async with MeterKit(loads(PLANS), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
+    async with MeterKit(loads(plans), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
         for nth in range(1, 120):
-            await kit.record("acme", "tokens", nth)
+            users = {"user": f"u_{nth}", "team": "a-team-with-a-long-name"} if nth % 2 else None
+            await kit.record("acme", "tokens", nth, subjects=users)
             clock.advance(timedelta(seconds=1))
         await kit.consume("acme", "requests", 4)
         await kit.correct("acme", {"tokens": 40}, reason=FORMULA, correction_id="c-1")
@@ -109,9 +115,7 @@ async def test_csv_has_all_events_of_the_json(
 
 async def test_an_event_names_its_users(store_url: str, tmp_path: Path) -> None:
     url, clock = sqlite_in(tmp_path), Clock(START)
-    limits = "{user: {requests: {included: 5}}, team: {tokens: {included: 9}}}"
-    plans = loads(f"{PLANS}    subjects: {limits}\n")
-    async with MeterKit(plans, redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
+    async with MeterKit(loads(OF_USERS), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
         await kit.record("acme", "tokens", 4, subjects={"user": FORMULA, "team": "red"})
         clock.advance(timedelta(seconds=1))
         await kit.record("acme", "tokens", 5)
@@ -119,6 +123,9 @@ async def test_an_event_names_its_users(store_url: str, tmp_path: Path) -> None:
         async with page_of(kit) as client:
             answer = await client.get("/statement.csv")
             figures = (await client.get("/statement", headers=JSON)).json()
+            html = (await client.get("/statement")).text
+    assert re.findall("<td class=.users.>(user .*?)</td>", unescape(html)) == [f"user {FORMULA}, team red"]
+    assert html.count('<th scope="col">Used by</th>') == 1
     rows = [row for row in csv.DictReader(io.StringIO(answer.text)) if row["row"] == "event"]
     assert [row["subjects"] for row in rows] == [f"user:{FORMULA} team:red", ""]
     told = [event["subjects"] for line in figures["lines"] for event in line["events"]]
@@ -134,6 +141,7 @@ async def test_a_line_is_paged(store_url: str, tmp_path: Path) -> None:
         (rest,) = (await client.get("/statement", params=asked, headers=JSON)).json()["lines"]
         assert (len(rest["events"]), rest["after"]) == (20, "")
         html = (await client.get("/statement")).text
+        assert "Used by" not in html
         assert "More events of this line" in html
         assert "120 events" in html
         for bad in ({"line": "nosuch"}, {"line": line["id"], "after": "x"}, {"period": "soon"}):
@@ -161,7 +169,7 @@ async def test_without_an_audit_log_the_page_names_the_cure(store_url: str) -> N
 
 @needs_chromium
 async def test_the_page_has_no_fault_in_a_browser(store_url: str, tmp_path: Path) -> None:
-    async with used(store_url, tmp_path) as kit, chromium() as browser:
+    async with used(store_url, tmp_path, OF_USERS) as kit, chromium() as browser:
         page = usage_page(kit, customer=lambda _: "acme", origins=["https://app.example"])
         async with listening(Starlette(routes=[Mount("/usage", app=page)])) as port:
             url = f"http://127.0.0.1:{port}/usage/statement"
@@ -171,3 +179,5 @@ async def test_the_page_has_no_fault_in_a_browser(store_url: str, tmp_path: Path
                     browser, url, theme, width, within=url.removesuffix("statement")
                 ) as shown:
                     assert await shown.locator("details").count() == 2
+                    await shown.locator("summary").last.click()
+                    assert await shown.get_by_text("user u_1, team a-team-with-a-long-name").is_visible()
