@@ -81,7 +81,10 @@ class Books:
     def top_up(self, target: str, what: str, event: str, month: str, now: int) -> list[Any]:
         auto = self.autos.get(target)
         if what in {"on", "off", "bought"}:
-            if what != "bought" or auto is None or auto.state == "failed":
+            restarts = (
+                auto is None or auto.state == "failed" or (auto.state == "stopped" and auto.event != event)
+            )
+            if what != "bought" or restarts:
                 auto = self.autos.setdefault(target, Auto(""))
                 auto.state = "off" if what == "off" else "paid"
             return [0]
@@ -119,8 +122,8 @@ class Books:
                 del self.grants[name]
         self.refunds[name] = Refund(refunded, part + (known.taken if known else 0), now)
         self.has_balance = False
-        if is_all and auto is not None and auto.state == "paid":
-            auto.state = "failed"
+        if is_all and auto is not None and auto.state in {"paid", "pending"}:
+            auto.state = "stopped"
         return [more, part]
 
 

@@ -54,6 +54,12 @@ async def payments(at: Hooked) -> int:
     return len(found.data)
 
 
+async def refund(at: Hooked, invoice: str, cents: int = 1000) -> None:
+    paid = await at.client.v1.invoice_payments.list_async({"invoice": invoice})
+    intent = str(paid.data[0].payment.payment_intent)
+    await at.client.v1.refunds.create_async({"payment_intent": intent, "amount": cents})
+
+
 async def test_a_low_balance_is_topped_up_by_itself(store_url: str) -> None:
     async with selling(store_url) as at:
         await spend(at, 5)
@@ -222,14 +228,44 @@ async def test_who_gets_all_the_money_back_is_not_charged_again(
         await with_card(at)
         made = await bought(at)
         await spend(at, 4)
-        paid = await at.client.v1.invoice_payments.list_async({"invoice": str(made.invoice)})
-        intent = str(paid.data[0].payment.payment_intent)
-        await at.client.v1.refunds.create_async({"payment_intent": intent, "amount": cents})
+        await refund(at, str(made.invoice), cents)
         await at.settle()
         await night(at)
         assert await balance(at) == dollars * DOLLAR
         await bought(at)
         await spend(at, await balance(at) // DOLLAR - 4)
+        at.clock.advance(timedelta(days=1))
+        await night(at)
+        assert await balance(at) == 24 * DOLLAR
+
+
+@pytest.mark.parametrize(("step", "dollars"), [(3, 0), (4, 20)])
+async def test_a_refund_stops_one_that_has_begun(store_url: str, step: int, dollars: int) -> None:
+    """Cut off before the card is charged, nothing is charged later; cut off after that, it is granted."""
+    async with hooked(store_url, catalog=AUTO) as at:
+        await opened(at)
+        await with_card(at)
+        made = await bought(at)
+        await spend(at, 6)
+        api, _, auto = dying(at)
+        with cut_off(api, after=step):
+            await auto.on_low("acme", "usd", "1")
+        await refund(at, str(made.invoice))
+        (back,) = [one for one in at.emulator.webhook_events if one.type == "charge.refunded"]
+        assert await at.bring(back) == [200]
+        await at.kit.webhooks.work_off()
+        at.clock.advance(timedelta(hours=2))
+        for event in ("1", "2"):
+            await auto.on_low("acme", "usd", event)
+        await at.settle()
+        await night(at)
+        await api.close()
+        assert (await balance(at), await payments(at)) == (dollars * DOLLAR, 1 + (dollars > 0))
+        await spend(at, dollars)
+        await night(at)
+        assert await balance(at) == 0
+        await bought(at)
+        await spend(at, 6)
         at.clock.advance(timedelta(days=1))
         await night(at)
         assert await balance(at) == 24 * DOLLAR

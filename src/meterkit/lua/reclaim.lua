@@ -3,7 +3,7 @@
 --
 -- KEYS[1] hash  grants    KEYS[2] hash  their ledger
 -- ARGV  1 the grant's name    2 how much of it was refunded in all, now and before (units, or micro-credits)
---       3 1 where that is all of it: automatic top-ups stop until the next one is paid; else 0
+--       3 1 where that is all of it: automatic top-ups stop until the next one is bought, see top_up.lua; else 0
 --       last: the caller's clock (ms)
 -- Reply {how much more was refunded than was known, how much of that was taken}
 --include server_ms
@@ -27,8 +27,8 @@ end
 call('HSET', ledger_key, line, string.format('%.0f %.0f %.0f', refunded, taken + part, server_ms(caller_ms)))
 call('HDEL', grants_key, 'balance')
 local auto = 'auto ' .. string.match(name, '^a (%S+)')
-local rest = string.match(call('HGET', ledger_key, auto) or '', '^paid (.*)$')
-if rest and in_all == '1' then
-  call('HSET', ledger_key, auto, 'failed ' .. rest)
+local state, rest = string.match(call('HGET', ledger_key, auto) or '', '^(%l+) (.*)$')
+if in_all == '1' and (state == 'paid' or state == 'pending') then
+  call('HSET', ledger_key, auto, 'stopped ' .. rest)
 end
 return {more, part}

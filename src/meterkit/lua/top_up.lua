@@ -3,10 +3,12 @@
 --
 -- KEYS[1] hash  the ledger of the customer's grants
 -- ARGV  1 the credit's target   2 what to do: begin, paid, failed, none, bought, on or off
---       3 the id of the event that asks for it   4 the month   5 how many there may be in it
+--       3 the id of the event that asks for it; of bought the one that began it, empty: the customer did
+--       4 the month   5 how many there may be in it
 --       6 after how long another event takes one over that has begun and not ended (ms)   last: the caller's clock (ms)
 -- The field "auto TARGET" has: the state, the month, how many there were in it, when the last began (ms), by which event
--- State  paid: another may begin; pending: one has begun; failed: the card was declined; off: the customer's wish
+-- State  paid: another may begin; pending: one has begun; failed: the card was declined; off: the customer's wish;
+--        stopped: all of a payment was refunded, maybe while one was pending, whose end changes nothing
 -- Reply  of begin {1, month, event}: it has begun, now, or before by this event; {0}: not now. Of all others {0}
 --include server_ms
 local key, target, what, event, month, most, patience_ms = KEYS[1], unpack(ARGV, 1, 6)
@@ -20,7 +22,8 @@ local function put(new, count_now)
 end
 if what == 'bought' then
   -- Who has bought one may be charged for another.
-  return (not state or state == 'failed') and put('paid') or {0}
+  local starts = not state or state == 'failed' or state == 'stopped' and last ~= event
+  return starts and put('paid') or {0}
 end
 if what == 'on' or what == 'off' then
   return put(what == 'on' and 'paid' or 'off')

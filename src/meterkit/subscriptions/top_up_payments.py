@@ -86,7 +86,7 @@ class TopUpPayments:
         refunded = await self._refunded(invoice)
         # Before it is granted: who is cut off in between comes here again. Later it starts nothing again.
         if not refunded and not await is_given(self._store, customer, invoice):
-            await step(self._store, customer, credit, "bought")
+            await step(self._store, customer, credit, "bought", event=event.strip())
         await put(self._store, customer, [(target, granted)], grant_id=invoice)
         if event.strip():
             await step(self._store, customer, credit, "paid", event=event.strip())
