@@ -122,6 +122,19 @@ async def test_true_books_agree_with_all_invoices(directory: Path, store_url: st
         assert (done.code, done.err) == (0, "all 1 chains are unbroken (6 rows); 2 invoice roots agree\n")
 
 
+async def test_a_credit_note_breaks_no_root(directory: Path, store_url: str) -> None:
+    async with books(directory, store_url) as at:
+        first, _ = at.at.invoices()
+        (used,) = [line for line in first["lines"]["data"] if line["quantity"] == 51]
+        line: Any = {"type": "invoice_line_item", "invoice_line_item": used["id"]}
+        note: Any = {"invoice": first["id"], "lines": [line], "credit_amount": used["amount"]}
+        await at.at.found.client.v1.credit_notes.create_async(note)
+        noted, _ = at.at.invoices()
+        assert noted["post_payment_credit_notes_amount"] == used["amount"] == 255
+        done = await at.verify("--stripe")
+        assert (done.code, done.err) == (0, "all 1 chains are unbroken (5 rows); 2 invoice roots agree\n")
+
+
 async def test_rows_changed_by_hand_are_found_with_and_without_stripe(
     directory: Path, store_url: str
 ) -> None:

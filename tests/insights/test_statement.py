@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from sqlite3 import connect
 from typing import TYPE_CHECKING, Any, Final
@@ -141,6 +142,31 @@ async def test_a_month_with_all_there_is(store_url: str, tmp_path: Path) -> None
         first = await at.kit.statement("acme", APRIL + DAY)
         assert_sums(first)
         assert [line.quantity for line in usage_of(first, "words")] == [30]
+
+
+async def test_a_credit_note_of_a_metered_line_stands_beside_the_total(
+    store_url: str, tmp_path: Path
+) -> None:
+    """Over HTTP: neither the lines nor the total nor the root of the invoice follows a credit note."""
+    url = sqlite_in(tmp_path)
+    async with month(store_url, url) as at:
+        await at.reach(APRIL + 29 * DAY)
+        await at.kit.record("acme", "words", 130)
+        await at.reach(MAY + timedelta(minutes=2))
+        await at.close()
+        before = await at.kit.statement("acme", APRIL + DAY)
+        (words,) = usage_of(before, "words")
+        assert (words.quantity, words.amount_cents) == (30, 90)
+        line: Any = {"type": "invoice_line_item", "invoice_line_item": words.id, "amount": 60}
+        note: Any = {"invoice": words.invoice, "lines": [line], "refund_amount": 60}
+        await at.found.client.v1.credit_notes.create_async(note)
+        await at.found.settle()
+        found = await at.kit.statement("acme", APRIL + DAY)
+        assert_sums(found)
+        assert found.lines == before.lines
+        assert found.total_cents == before.total_cents
+        assert [one.credit_notes_cents for one in found.invoices if one.id == words.invoice] == [60]
+        assert [replace(one, credit_notes_cents=0) for one in found.invoices] == list(before.invoices)
 
 
 async def test_pages_of_events(store_url: str, tmp_path: Path) -> None:

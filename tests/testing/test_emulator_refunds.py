@@ -117,6 +117,73 @@ async def test_what_was_paid_elsewhere_cannot_be_refunded() -> None:
             await client.v1.refunds.create_async({"payment_intent": intent})
 
 
+async def test_a_credit_note_on_an_open_invoice_takes_off_what_is_due() -> None:
+    """https://docs.stripe.com/api/credit_notes/create: pre-payment."""
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        made = await subscribe(client, **SENT)
+        invoice = str(invoice_of(made).id)
+        with pytest.raises(stripe.InvalidRequestError, match="open or paid invoice"):
+            await client.v1.credit_notes.create_async({"invoice": invoice, "amount": 100})
+        await client.v1.invoices.finalize_invoice_async(invoice)
+        note = await client.v1.credit_notes.create_async({"invoice": invoice, "amount": 400, "memo": "Sorry"})
+        assert (note.amount, note.pre_payment_amount, note.post_payment_amount) == (400, 400, 0)
+        assert (note.type, note.status, note.memo) == ("pre_payment", "issued", "Sorry")
+        seen = await client.v1.invoices.retrieve_async(invoice)
+        assert (seen.total, seen.amount_due, seen.pre_payment_credit_notes_amount) == (1000, 600, 400)
+        line: Any = {"type": "invoice_line_item", "invoice_line_item": seen.lines.data[0].id}
+        wanted: Any = {"invoice": invoice, "lines": [line]}
+        with pytest.raises(stripe.InvalidRequestError, match="greater than what is left"):
+            await client.v1.credit_notes.create_async(wanted)
+        line["amount"] = 600
+        rest = await client.v1.credit_notes.create_async(wanted)
+        assert (rest.amount, rest.type) == (600, "pre_payment")
+        seen = await client.v1.invoices.retrieve_async(invoice)
+        assert (seen.status, seen.total, seen.amount_due, seen.amount_paid) == ("paid", 1000, 0, 0)
+
+
+async def test_a_credit_note_on_a_paid_invoice_gives_back() -> None:
+    """https://docs.stripe.com/api/credit_notes/create: post-payment."""
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        _, invoice, _ = await paid(client)
+        named = str(invoice.id)
+        shares = {"refund_amount": 300, "credit_amount": 200, "out_of_band_amount": 100}
+        wanted: Any = {"invoice": named, "amount": 600, **shares}
+        note = await client.v1.credit_notes.create_async(wanted)
+        assert (note.type, note.post_payment_amount, note.out_of_band_amount) == ("post_payment", 600, 100)
+        (refund,) = note.refunds
+        made = await client.v1.refunds.retrieve_async(str(refund.refund))
+        assert (refund.amount_refunded, made.amount) == (300, 300)
+        assert (await client.v1.customers.retrieve_async("cus_1")).balance == -200
+        seen = await client.v1.invoices.retrieve_async(named)
+        assert (seen.total, seen.amount_paid, seen.post_payment_credit_notes_amount) == (1000, 1000, 600)
+        clock.advance(timedelta(days=30, hours=2))
+        renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
+        assert (renewal.starting_balance, renewal.amount_paid) == (-200, 800)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"amount": 100}, "must equal the post-payment amount"),
+        ({"amount": 1001, "refund_amount": 1001}, "greater than what is left"),
+        ({"amount": 0}, "greater than or equal to 1"),
+        ({}, "Missing required param: amount"),
+        ({"amount": 1, "lines": [{"type": "invoice_line_item"}]}, "only specify one of"),
+        ({"lines": [{"type": "invoice_line_item", "invoice_line_item": "il_none"}]}, "No such invoice line"),
+        ({"lines": [{"type": "custom_line_item"}]}, "must be one of invoice_line_item"),
+    ],
+)
+async def test_credit_notes_that_are_refused(params: Any, said: str) -> None:
+    emulator, _ = shop()
+    async with account(emulator) as client:
+        _, invoice, _ = await paid(client)
+        wanted: Any = {"invoice": str(invoice.id), **params}
+        with pytest.raises(stripe.InvalidRequestError, match=said):
+            await client.v1.credit_notes.create_async(wanted)
+
+
 async def test_a_sent_invoice_is_not_tried_and_falls_overdue() -> None:
     """https://docs.stripe.com/api/subscriptions/object#subscription_object-status."""
     emulator, clock = shop()

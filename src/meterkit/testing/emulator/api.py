@@ -20,6 +20,7 @@ from starlette.routing import Route, compile_path
 from meterkit.testing.emulator.call import API_VERSION, METER_EVENT_STREAM, METER_EVENTS, Call, Params
 from meterkit.testing.emulator.expand import expanded
 from meterkit.testing.emulator.faults import take_fault
+from meterkit.testing.emulator.invoicing.credit_notes import CREDIT_NOTE_CALLS
 from meterkit.testing.emulator.invoicing.invoice_calls import INVOICE_CALLS, PREVIEW_CALLS
 from meterkit.testing.emulator.invoicing.one_time import ONE_TIME_CALLS
 from meterkit.testing.emulator.invoicing.refund_calls import REFUND_CALLS
@@ -83,6 +84,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *ONE_TIME_CALLS,
     *SCHEDULE_CALLS,
     *CLOCK_CALLS,
+    *CREDIT_NOTE_CALLS,
     *REFUND_CALLS,
     *PAYMENT_CALLS,
     *SETUP_CALLS,

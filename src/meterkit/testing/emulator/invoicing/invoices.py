@@ -27,7 +27,8 @@ ITEMS_MAX: Final = 250
 # Fields of an invoice that Stripe shows in another shape, or not at all.
 HIDDEN: Final = (
     *("client_secret", "days_until_due", "disputed", "finalized_at", "finalizes_at", "overdue_told"),
-    *("paid_at", "paid_out_of_band", "proration_date", "subscription", "subscription_metadata"),
+    *("paid_at", "paid_out_of_band", "post_credited", "pre_credited", "proration_date"),
+    *("subscription", "subscription_metadata"),
     *("tax_percent", "uncollectible_at", "usage_lines", "usages", "voided_at"),
 )
 NOTHING: Final = (
@@ -164,6 +165,7 @@ class Invoice:
         client_secret: with which a browser pays; None while there is nothing to pay.
         overdue_told: whether an event has reported that its due date passed.
         disputed: whether the bank of its customer takes the payment back.
+        pre_credited, post_credited: what credit notes took off before it was paid, and gave back afterwards.
     """
 
     id: str
@@ -209,6 +211,8 @@ class Invoice:
     paid_out_of_band: bool = False
     overdue_told: bool = False
     disputed: bool = False
+    pre_credited: int = 0
+    post_credited: int = 0
 
     @property
     def payment_intent(self) -> str | None:
@@ -289,8 +293,8 @@ class Invoice:
             },
             "parent": self._parent(),
             "payment_settings": {"default_mandate": None, "payment_method_types": None},
-            "post_payment_credit_notes_amount": 0,
-            "pre_payment_credit_notes_amount": 0,
+            "post_payment_credit_notes_amount": self.post_credited,
+            "pre_payment_credit_notes_amount": self.pre_credited,
             "status_transitions": {
                 "finalized_at": self.finalized_at,
                 "marked_uncollectible_at": self.uncollectible_at,
