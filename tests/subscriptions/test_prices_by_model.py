@@ -266,6 +266,36 @@ def table_of(prefix: str) -> str:
     return f"{{default: 40 per 1000, models: {{{rows}}}}}"
 
 
+async def test_the_doctor_counts_prices_that_only_stripe_has(store_url: str) -> None:
+    """With the table's 19 and the plan's own the price of images is the twenty-first of a subscription."""
+    plans = PLANS.replace("TABLE", table_of("gpt-"), 1).replace(
+        "meters:\n", "meters:\n  images: {unit: image, stripe: {event_name: images}}\n", 1
+    )
+    output = "{price: prices.output}}}"
+    plans = plans.replace(f"{output}}}", f"{output}, images: {{included: 0, overage: bill}}}}", 1)
+    async with shop(store_url, catalog=loads(plans), selling=nothing) as at:
+        await at.kit.stripe.sync()
+
+        async def found() -> list[str]:
+            health = await at.kit.health()
+            return [one.problem for one in health.findings if one.check == "stripe"]
+
+        assert await found() == []
+        keyed = {price["lookup_key"]: price for price in await at.stripe_list("/v1/prices")}
+        meters = {one["event_name"]: one["id"] for one in await at.stripe_list("/v1/billing/meters")}
+        asked = {
+            "product": keyed["meterkit:pro:base"]["product"],
+            "currency": "usd",
+            "unit_amount": "5",
+            "recurring[interval]": "month",
+            "recurring[usage_type]": "metered",
+            "recurring[meter]": meters["images"],
+        }
+        await at.stripe_change("/v1/prices", **asked)
+        (problem,) = await found()
+        assert problem.startswith("plan pro has 21 prices at Stripe")
+
+
 async def test_a_plan_of_as_many_prices_as_a_subscription_takes_is_sold_and_changed(store_url: str) -> None:
     plans = PLANS.replace("TABLE", table_of("gpt-")).replace(
         '{default: 8 per 1000, models: {"claude-*": 50 per 1000}}', table_of("claude-")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_texts import money
 from meterkit.catalog.model_prices import sold_in
+from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.errors import StripeError, UnknownPlanError
-from meterkit.health.findings import Finding, named
+from meterkit.health.findings import Finding, named, single
 from meterkit.health.health import UnseenError
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meters import meter_differences
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.assembly import Parts
-    from meterkit.catalog import Catalog, Plan
+    from meterkit.catalog import Catalog, Meter
+    from meterkit.subscriptions.item_changes import PlanPrices
 
 UNTOLD: Final = Finding(
     check="stripe",
@@ -80,17 +82,24 @@ async def _top_ups_without_price(api: StripeApi, catalog: Catalog) -> list[Findi
     return [Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`")]
 
 
-async def _models_without_price(
+async def _prices_of_plans(
     api: StripeApi, catalog: Catalog, meters: Sequence[Mapping[str, Any]]
 ) -> list[Finding]:
-    """The plans whose prices by model Stripe lacks; none where the key may not list prices."""
+    """The plans whose prices by model Stripe lacks, or that have too many prices with those at Stripe alone.
+
+    None where the key may not list prices.
+    """
     ids = {meter["event_name"]: meter["id"] for meter in meters if meter["status"] == "active"}
     found: list[Finding] = []
     for plan in catalog.plans.values():
-        if not any(given.overage.rows for given in plan.entitlements.values()):
+        billed = billed_meters(catalog, plan)
+        by_model = [meter for meter in billed if meter.is_row or plan.entitlements[meter.name].overage.rows]
+        if not by_model and all(
+            plan.entitlements[one.name].overage.amount_cents is not None for one in billed
+        ):
             continue
         try:
-            missing = await _unpriced(api, catalog, plan, ids)
+            prices = await prices_of(api, catalog, plan)
         except UnknownPlanError:
             missing = ["the plan itself"]
         except StripeError as error:
@@ -99,23 +108,39 @@ async def _models_without_price(
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
             missing = [f"the plan itself ({plan.price.stripe_price})"]
-        if missing:
+        else:
+            missing = _unpriced(by_model, prices, ids)
+            found += too_many_items(plan.key, 1 + (prices.seat is not None) + len(prices.metered))
+        if by_model and missing:
             problem = f"plan {plan.key}: Stripe has no price of {named(missing)}"
             found.append(Finding(check="stripe", problem=problem, cure="run `meterkit stripe sync`"))
     return found
 
 
-async def _unpriced(api: StripeApi, catalog: Catalog, plan: Plan, ids: Mapping[str, str]) -> list[str]:
-    """The meters of prices by model, and those that they are prices of, which no price of a plan bills."""
-    priced = {*(await prices_of(api, catalog, plan)).metered.values()}
+def _unpriced(meters: Iterable[Meter], prices: PlanPrices, ids: Mapping[str, str]) -> list[str]:
+    """The meters that no price of a plan bills."""
+    priced = {*prices.metered.values()}
     return [
         meter.name
-        for meter in billed_meters(catalog, plan)
-        if (meter.is_row or plan.entitlements[meter.name].overage.rows)
-        and meter.stripe is not None
+        for meter in meters
+        if meter.stripe is not None
         and (there := ids.get(meter.stripe.event_name)) is not None  # Else the meter is a finding.
         and there not in priced
     ]
+
+
+def too_many_items(plan: str, items: int) -> list[Finding]:
+    """A plan with more prices than a subscription takes, those that are not in the plans file included."""
+    if items <= ITEMS_MAX:
+        return []
+    problem = (
+        f"plan {plan} has {items} prices at Stripe: its own, of seats and of overage; a subscription takes"
+        f" {ITEMS_MAX}, so that Stripe refuses to begin one"
+    )
+    cure = (
+        "bill fewer meters, join patterns of models, or archive metered prices of its product that are unused"
+    )
+    return single(check="stripe", problem=problem, cure=cure)
 
 
 async def look_at_meters(parts: Parts) -> tuple[str, list[Finding]]:
@@ -130,7 +155,7 @@ async def look_at_meters(parts: Parts) -> tuple[str, list[Finding]]:
     try:
         meters = await api.list("/v1/billing/meters")
         unsold = await _top_ups_without_price(api, parts.store.catalog)
-        unsold += await _models_without_price(api, parts.store.catalog, meters)
+        unsold += await _prices_of_plans(api, parts.store.catalog, meters)
     except StripeError as error:
         refused = refused_by_stripe(error)
         if isinstance(refused, str):
