@@ -211,11 +211,16 @@ async def test_an_invoice_without_a_root_is_named(directory: Path, store_url: st
             "all 1 chains are unbroken (5 rows); 1 invoice root agrees",
             f"not compared, as they have no audit root: invoices {first}",
         ]
+        found = await at.at.kit.health()  # Of the last week; July's has its root.
+        assert found.looked_at["roots"] == "renewals in 7 days: 1"
+        assert [one.problem for one in found.findings if one.check == "roots"] == []
         # A number that cannot be read is no root, too.
         await at.at.found.client.v1.invoices.update_async(second, {"metadata": {ROWS: "many"}})
         done = await at.verify("--stripe")
         assert (done.code, "no invoice has a root to compare" in done.err) == (0, True)
         assert f"invoices {second}, {first}\n" in done.err
+        (finding,) = [one for one in (await at.at.kit.health()).findings if one.check == "roots"]
+        assert finding.problem == f"these invoices went out without the root of the audit log: {second}"
 
 
 async def test_without_stripes_answer_nothing_is_called_right(directory: Path, store_url: str) -> None:

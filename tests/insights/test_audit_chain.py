@@ -64,6 +64,16 @@ def run(url: str, *statements: str) -> None:
     engine.dispose()
 
 
+async def test_chains_that_began_before_an_instant(audit_url: str) -> None:
+    database = Database(audit_url)
+    rows = [row_of(1), row_of(2), row_of(3, "zeta")]
+    database.insert(rows)
+    first, _, other = (row.recorded_at_ms for row in rows)
+    assert verifying.begun_before(database, {}) == []
+    assert verifying.begun_before(database, {"acme": first, "zeta": other + 1, "nosuch": other}) == ["zeta"]
+    assert verifying.begun_before(database, {"acme": first + 1}) == ["acme"]
+
+
 async def test_rows_are_chained_by_customer(audit_url: str) -> None:
     database = Database(audit_url)
     database.insert([row_of(1), row_of(2, "zeta"), row_of(3), row_of(3), row_of(1)])

@@ -13,6 +13,7 @@ from kit_parts import parts_of
 from meterkit import Drift, MeterKit
 from meterkit.health import findings, spools
 from meterkit.health.audit_log import added_up, undrained
+from meterkit.health.audit_roots import without_root
 from meterkit.health.backlogs import neglected, unconfirmed
 from meterkit.health.store_servers import full, late, refusing, unkept
 from meterkit.health.stripe_meters import look_at_meters
@@ -76,6 +77,7 @@ SHOWN: Final[Sequence[Finding]] = [
     *overdue(12, 9 * 60_000),
     *drifting({"ada": [SEVEN]}),
     *neglected(UpkeepSeen(NOW_MS - 5 * HOUR_MS, 0, 0, NOW_MS - 47 * 60_000), NOW_MS),
+    *without_root(["in_1", "in_2"]),
     *given_up([Failing("cus_9", "it is linked to another customer", NOW_MS)]),
 ]
 

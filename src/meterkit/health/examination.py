@@ -17,6 +17,7 @@ from meterkit.health import findings, store_servers
 from meterkit.health.allotments import CHECK as ALLOTMENTS
 from meterkit.health.allotments import allotments_of
 from meterkit.health.audit_log import look_at_audit_database, look_at_audit_log, look_at_revenue
+from meterkit.health.audit_roots import look_at_roots
 from meterkit.health.backlogs import look_at_closes, look_at_messages, look_at_stored_objects
 from meterkit.health.findings import Finding
 from meterkit.health.health import Health, UnseenError
@@ -64,6 +65,7 @@ async def examine(parts: Parts) -> Health:
     if parts.settings.audit_url is not None:
         await _try("database", look_at_audit_database, parts, found)
         await _try("revenue", look_at_revenue, parts, found)
+        await _try("roots", look_at_roots, parts, found)
     await _try("stripe", look_at_meters, parts, found)
     if (allotted := allotments_of(parts.store.catalog)) is not None:
         found.looked_at[ALLOTMENTS] = allotted

@@ -12,7 +12,7 @@ from meterkit.insights.audit.database import TABLE
 from meterkit.redis.daemon_thread import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from meterkit.insights.audit.chain import Problem, Root
     from meterkit.insights.audit.database import Database
@@ -126,3 +126,16 @@ def _lacks(database: Database, customer: str) -> bool:
     with database.begun() as connection:
         rows = select(TABLE.c.event).where(TABLE.c.customer == customer).limit(1)
         return head_of(connection, TABLE, customer) is None and connection.execute(rows).first() is None
+
+
+def begun_before(database: Database, before_ms: Mapping[str, int]) -> list[str]:
+    """The customers, of some, whose chain has a row from before an instant.
+
+    Raises:
+        MeterkitError: the database does not answer.
+    """
+    first = select(TABLE.c.customer, TABLE.c.recorded_at_ms).where(
+        TABLE.c.place == 1, TABLE.c.customer.in_(before_ms)
+    )
+    rows = database.read(first) if before_ms else []
+    return sorted(str(customer) for customer, at_ms in rows if at_ms < before_ms[customer])
