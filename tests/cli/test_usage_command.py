@@ -149,3 +149,36 @@ async def test_usage_by_model_is_printed_with_cost_revenue_and_margin(
     assert "(none)" in shown
     assert "tokens" in shown
     assert "margin" in shown
+
+
+BY_MODEL = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  tokens: {unit: token, stripe: {event_name: tokens}}
+prices:
+  output: {default: 4 per 1000, models: {"gpt-*-mini": 0.5 per 1000}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {tokens: {included: 0, overage: deny}}}
+  pro:
+    price: {amount_cents: 1000, interval: month}
+    meters: {tokens: {included: 1000, overage: {bill: {price: prices.output}}}}
+"""
+
+
+async def test_prices_by_model_are_shown_of_a_plan_that_uses_them(directory: Path, store_url: str) -> None:
+    (directory / "plans.yaml").write_text(BY_MODEL)
+    shell, rows = Shell(directory, METERKIT_REDIS_URL=store_url), ["tokens:gpt-*-mini", "tokens:(default)"]
+
+    def shown(customer: str) -> list[str]:
+        words = (line.split() for line in shell.run("usage", customer).out.splitlines())
+        return [first for first, *_ in filter(None, words) if first.startswith("tokens")]
+
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.customers.set_plan("bob", "pro")
+        await kit.record("bob", "tokens", 1_500)
+        assert set(shell.run("usage", "ada", "--json").json["meters"]) == {"tokens", *rows}
+        assert (shown("ada"), shown("bob")) == (["tokens"], ["tokens", *rows])
+        await kit.customers.set_plan("bob", "free")
+        assert shown("bob") == ["tokens", rows[1]]  # What was counted on the plan before.

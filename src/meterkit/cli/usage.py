@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 
 from meterkit.catalog.amount_texts import is_money, micro_money, money
+from meterkit.catalog.overage_prices import is_row
+from meterkit.catalog.value_parsers import UNLIMITED
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import print_note, print_records, to_json
 from meterkit.cli.session import Session, command
@@ -202,12 +204,23 @@ def _tell(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Catalog) ->
             for name, quantity in found["balance"].items()
         )
         typer.echo(f"credits {', '.join(balance)}")
-    rows = [_row(name, meter, catalog.currency) for name, meter in found["meters"].items()]
+    meters = found["meters"].items()
+    rows = [_row(name, meter, catalog.currency) for name, meter in meters if _is_of_plan(name, meter)]
     units = {name: meter.unit for name, meter in catalog.meters.items() if is_money(meter.unit)}
     print_records([_in_money(row, units.get(str(row["meter"]))) for row in rows], rare=_RARE)
     if rates:
         typer.echo()
         print_records([_in_money(_rate_row(rate), units.get(rate["meter"] or "")) for rate in rates])
+
+
+def _is_of_plan(name: str, meter: MeterUsage) -> bool:
+    """Whether a plan uses it: it includes none of a price by model of its own, and all of those of others.
+
+    What was counted on an earlier plan of the period is shown, too.
+    """
+    limits = {"included", "remaining", "overage_cents"}
+    is_other = is_row(name) and meter["included"] == UNLIMITED
+    return not is_other or any(value for key, value in meter.items() if key not in limits)
 
 
 def _in_money(row: dict[str, object], unit: str | None) -> dict[str, object]:
