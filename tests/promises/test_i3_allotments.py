@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from delivering import NOW
-from store.allotting_processes import Processes
+from meterkit.store.allotting import HOT
+from store.allotting_processes import CATALOG, Processes
 from store.script_driver import life
 from store.script_wires import load_texts, server_wire
 from workers import workers
@@ -74,6 +75,23 @@ def test_i3_the_store_counts_at_least_what_allotments_admit(valkey: Server, seed
             assert {"unit", "decided", "refused", "killed", "stopped"} <= set(world.said)
             # What a killed process had not settled is lost, and no more.
             assert world.billed - world.lost <= world.recorded <= world.billed
+
+
+def test_i3_no_unit_is_used_when_its_window_is_over(valkey: Server) -> None:
+    with server_wire(valkey) as wire:
+        world = Processes(wire, load_texts(), life(0))
+        process, route = world.processes[0], CATALOG.routes[-1]
+        world.go_on(1_000_000 - 60_100 - world.wall_us % 1_000_000)  # The store tells 60.1 ms as 61.
+        for _ in range(HOT):
+            world.request(process, route)
+        world.execute(process)
+        world.answer(process)
+        world.go_on(50_000)
+        world.request(process, route)
+        assert world.said == {"decided": HOT, "unit": 1}
+        world.go_on(10_100)
+        world.request(process, route)
+        assert world.said == {"decided": HOT + 1, "unit": 1}
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ plans:
       words: {rate: {limit: 9000/9 seconds, algorithm: fixed-window}, included: 50_000, overage: deny}
 """)
 CUSTOMER: Final = "acme"
-_SCRIPTS: Final = ("decide", "settle", "allot", "amend")
+_TERM_US: Final = 1000 * TERM_MS
 
 
 class Reply:
@@ -134,7 +134,7 @@ class Process:
         self.taken = 0
         self.producer = f"p{next(world.numbers)}"
         self.number = 0
-        self.allotments = Allotments(cast("Lane", self), clock=lambda: world.mono_ms / 1000)
+        self.allotments = Allotments(cast("Lane", self), clock=lambda: world.mono_us / 10**6)
 
     def settle(self, settlement: Settlement) -> None:
         self.queues[0].settle(settlement)
@@ -145,13 +145,13 @@ class Process:
         return reply
 
     def later(self, after_s: float, do: Callable[[], None]) -> Timer:
-        timer = Timer(self.world.mono_ms / 1000 + after_s, do)
+        timer = Timer(self.world.mono_us / 10**6 + after_s, do)
         self.timers.append(timer)
         return timer
 
     def run_timers(self) -> None:
         """Do what is due; what that sets for now is due the next time."""
-        now_s = self.world.mono_ms / 1000
+        now_s = self.world.mono_us / 10**6
         due = [timer for timer in self.timers if timer.at_s <= now_s]
         self.timers = [timer for timer in self.timers if timer.at_s > now_s]
         for timer in due:
@@ -170,9 +170,9 @@ class Processes:
         self.scripts = {
             name: load_script(wire, name, texts[name]) for name in ("decide", "settle", "allot", "amend")
         }
-        self.wall, self.mono_ms, self.seen = START_MS, 10**6, 0
-        self.stepped_ms = -1  # When the store's clock was set forward last, by the clock that is not.
-        self.rev, self.amended_ms = NO_STATE, -1
+        self.wall_us, self.mono_us, self.seen = START_MS * 1000, 10**9, 0
+        self.stepped_us = -1  # When the store's clock was set forward last, by the clock that is not.
+        self.rev, self.amended_us = NO_STATE, -1
         self.admitted: dict[tuple[str, int], int] = {}  # Of each rate and window.
         self.billed = self.lost = 0
         self.said: dict[str, int] = {}
@@ -212,7 +212,7 @@ class Processes:
         if reply is not None:
             process.taken += 1
             is_old = view.rev != self.rev
-            assert not is_old or self.mono_ms - self.amended_ms < TERM_MS, "a state binds within a term"
+            assert not is_old or self.mono_us - self.amended_us < _TERM_US, "a state binds within a term"
             self._admit(process, decided, reply, is_judged=not is_old)
             self._say("unit")
             return
@@ -243,7 +243,7 @@ class Processes:
     @property
     def _was_set_forward(self) -> bool:
         """Whether the clock was set forward within a term: what was granted before counts as of then."""
-        return self.stepped_ms >= 0 and self.mono_ms - self.stepped_ms <= TERM_MS
+        return self.stepped_us >= 0 and self.mono_us - self.stepped_us < _TERM_US
 
     def end_some(self, process: Process) -> None:
         """Some requests end, billed or not."""
@@ -343,22 +343,23 @@ class Processes:
         before, self.rev = self.rev, f"{FORMAT}:{next(self.numbers):012x}"
         request = amended(self.keys, self.scripts["amend"], CUSTOMER, (before, self.rev), state, self.wall)
         assert self.wire(request) == [0]
-        self.amended_ms = self.mono_ms
+        self.amended_us = self.mono_us
 
     def tick(self, process: Process) -> None:
         """Time passes: a little, to an edge, or in a step of the clock."""
         del process
-        chance, passed = self.random.random(), 0
+        chance, passed_us = self.random.random(), 0
         if chance < 0.6:
-            passed = self.random.choice((1, 5, 5, 20, 20, 50, 120, 249, 250, 251))
+            passed_us = self.random.choice((300, 1000, 5000, 5700, 20_000, 50_000, 120_000, 249_000, 250_000))
         elif chance < 0.9:
-            window = self.random.choice((1000, 1000, 9000, HOLD_SLOT_MS))
-            passed = window - self.wall % window - self.random.choice((0, 1, 30))
+            window_us = 1000 * self.random.choice((1000, 1000, 9000, HOLD_SLOT_MS))
+            early_us = self.random.choice((-100, 0, 100, 1000, 30_000, 30_400))
+            passed_us = window_us - self.wall_us % window_us - early_us
         elif chance < 0.95:
-            self.wall -= self.random.choice((1, 500))
+            self.wall_us -= self.random.choice((1000, 500_000))
         elif chance < 0.97:
-            self.wall += self.random.choice((300, 9000))
-            self.stepped_ms = self.mono_ms
+            self.wall_us += self.random.choice((300_000, 9_000_000))
+            self.stepped_us = self.mono_us
         else:
             # Holds must not vanish while their requests are served: all of these end before.
             for one in self.processes:
@@ -368,10 +369,13 @@ class Processes:
                 one.allotments.flush()
                 while one.queues[0].waiting:
                     self.apply(one, one.queues[0].waiting.popleft())
-            passed = self.random.choice((HOLD_SLOT_MS * 2, 9 * 86_400_000))
-        if passed > 0:
-            self.wall += passed
-            self.mono_ms += passed
+            passed_us = 1000 * self.random.choice((HOLD_SLOT_MS * 2, 9 * 86_400_000))
+        self.go_on(max(0, passed_us))
+
+    def go_on(self, passed_us: int) -> None:
+        """Let time pass: the store's clock is a little faster than those of processes."""
+        self.wall_us += passed_us
+        self.mono_us += passed_us - passed_us // 1000
 
     # What must hold at each step.
 
@@ -380,6 +384,8 @@ class Processes:
         stored = self.stored()
         if not stored:
             return
+        # A script that closes a period remembers when, whatever else it comes to.
+        self.seen = max(self.seen, int(unpack_field(stored["h"])[0]))
         now = max(self.seen, self.wall)
         for process in self.processes:
             allotments: Allotments = process.allotments
@@ -422,6 +428,11 @@ class Processes:
         )
 
     # What they are made of.
+
+    @property
+    def wall(self) -> int:
+        """The store's clock, which tells whole milliseconds."""
+        return self.wall_us // 1000
 
     def send(self, packed: bytes) -> Any:
         """A script's reply; the store never goes back behind what it has seen."""
