@@ -1,12 +1,13 @@
 """Processes that admit by allotments against a real store, one step at a time, under a clock that is set.
 
-Each admitted request is counted here as well. At each step the store must have counted at
-least that, and one who decides a request at a time must admit it, too.
+Each admitted request is counted here as well, and so are units that are not used. At each step the store
+must have counted and held exactly these; after a kill or another plan, at least these. One who decides a
+request at a time must admit it, too.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
 from meterkit.decisions.in_process import EMPTY, advance
-from meterkit.decisions.keys import FORMAT, Keys, meter_field
+from meterkit.decisions.keys import FORMAT, Keys, concurrency_field, meter_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
@@ -29,7 +30,7 @@ from store.script_checks import load_script
 from store.script_plans import START_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from random import Random
 
     from meterkit.redis.connection import Call
@@ -50,15 +51,18 @@ routes:
   - {match: "GET /words", consume: {requests: 1, words: 3}, charge_on: attempt}
   - {match: "*", consume: {requests: 1}}
 plans:
+  bare:
+    price: {amount_cents: 0, interval: month}
+    meters: {requests: {included: 3000, overage: deny}}
   small:
     price: {amount_cents: 0, interval: month}
     meters:
-      requests: {rate: [400/second, 2500/9 seconds], included: 9000, overage: {bill: {cap: 500}}}
+      requests: {rate: [200/second, 2500/9 seconds], included: 3500, overage: {bill: {cap: 500}}}
       words: {rate: {limit: 5000/9 seconds, algorithm: fixed-window}}
   large:
     price: {amount_cents: 0, interval: month}
     meters:
-      requests: {rate: 600/second, concurrency: 120, included: 20_000, overage: deny}
+      requests: {rate: 600/second, concurrency: 120, included: 6000, overage: deny}
       words: {rate: {limit: 9000/9 seconds, algorithm: fixed-window}, included: 50_000, overage: deny}
 """)
 CUSTOMER: Final = "acme"
@@ -173,10 +177,12 @@ class Processes:
         self.wall_us, self.mono_us, self.seen = START_MS * 1000, 10**9, 0
         self.stepped_us = -1  # When the store's clock was set forward last, by the clock that is not.
         self.rev, self.amended_us = NO_STATE, -1
+        self.inexact_ms = 0  # A kill or another plan leaves units counted in the windows that are on.
         self.admitted: dict[tuple[str, int], int] = {}  # Of each rate and window.
         self.billed = self.lost = 0
         self.said: dict[str, int] = {}
         self.processes = [Process(self) for _ in range(3)]
+        self.rates = self._rates()
 
     # Steps.
 
@@ -184,13 +190,13 @@ class Processes:
         """Let one process do something, or time pass."""
         process = self.random.choice(self.processes)
         deeds = {
-            self.requests: 30,
+            self.requests: 24,
             self.end_some: 22,
             self.execute: 12,
             self.answer: 12,
             self.settle_some: 12,
             self.timers: 12,
-            self.tick: 8,
+            self.tick: 6,
             self.lose: 1,
             self.kill: 0.6,
             self.stop: 0.4,
@@ -200,10 +206,12 @@ class Processes:
         self.check()
 
     def requests(self, process: Process) -> None:
-        """Some requests come one after the other."""
+        """Some requests come one after the other; the store answers meanwhile."""
         route = self.random.choice(CATALOG.routes)
         for _ in range(self.random.choice((1, 3, 12, 40))):
             self.request(process, route)
+            if self.random.random() < 0.2:
+                self.execute(process)
 
     def request(self, process: Process, route: Any) -> None:
         view = process.cache.get(CUSTOMER)
@@ -230,7 +238,11 @@ class Processes:
 
     def _admit(self, process: Process, decided: PreparedDecision, reply: Any, *, is_judged: bool) -> None:
         program, granted_ms = decided.program, reply[1]
-        now = max(self.seen, self.wall)
+        now, bounds = max(self.seen, self.wall), decided.view.effective.bounds
+        for end_ms in (bounds.end_ms, bounds.next_end_ms):
+            assert (granted_ms < end_ms) is (now < end_ms) or self._was_set_forward, (
+                "a period ended within a term"
+            )
         for name, kind, window, limit, _, _, taken in program.rate_terms:
             its_slot, slot = granted_ms // window, now // window
             assert its_slot == slot or self._was_set_forward, f"a window of {window} ms ended within a term"
@@ -320,6 +332,7 @@ class Processes:
         self.processes.remove(process)
         self.processes.append(Process(self))
         self._say("killed")
+        self.inexact_ms = max(self.seen, self.wall)
 
     def stop(self, process: Process) -> None:
         """A process stops in order: what it serves ends before or after that."""
@@ -339,15 +352,15 @@ class Processes:
     def amend(self, process: Process) -> None:
         """Another plan."""
         del process
-        state = CustomerState(plan=self.random.choice(("small", "large")))
+        state = CustomerState(plan=self.random.choice(("bare", "small", "large")))
         before, self.rev = self.rev, f"{FORMAT}:{next(self.numbers):012x}"
         request = amended(self.keys, self.scripts["amend"], CUSTOMER, (before, self.rev), state, self.wall)
         assert self.wire(request) == [0]
         self.amended_us = self.mono_us
+        self.inexact_ms = max(self.seen, self.wall)
 
     def tick(self, process: Process) -> None:
         """Time passes: a little, to an edge, or in a step of the clock."""
-        del process
         chance, passed_us = self.random.random(), 0
         if chance < 0.6:
             passed_us = self.random.choice((300, 1000, 5000, 5700, 20_000, 50_000, 120_000, 249_000, 250_000))
@@ -369,7 +382,9 @@ class Processes:
                 one.allotments.flush()
                 while one.queues[0].waiting:
                     self.apply(one, one.queues[0].waiting.popleft())
-            passed_us = 1000 * self.random.choice((HOLD_SLOT_MS * 2, 9 * 86_400_000))
+            bounds = process.cache.get(CUSTOMER).effective.bounds
+            end_ms = bounds.end_ms if self.wall < bounds.end_ms else bounds.next_end_ms
+            passed_us = 1000 * self.random.choice((HOLD_SLOT_MS * 2, 9 * 86_400_000, end_ms - 40 - self.wall))
         self.go_on(max(0, passed_us))
 
     def go_on(self, passed_us: int) -> None:
@@ -390,23 +405,72 @@ class Processes:
         for process in self.processes:
             allotments: Allotments = process.allotments
             assert allotments.granted == allotments.unused + process.taken + allotments.returned
-        windows = self._windows
+        outstanding = self._outstanding
         for (name, slot), admitted in tuple(self.admitted.items()):
-            window = windows[name]
+            window = self.rates[name][1]
             if slot < self.seen // window - 1:
                 del self.admitted[name, slot]  # No clock goes back so far.
             elif slot >= now // window - 1:
                 at, counted, before = self._window(stored, name)
                 found = {at: counted, at - 1: before}.get(slot, 0)
                 assert found >= admitted, f"{name}: {found} counted, {admitted} admitted"
-        held = MeterCounts.read(stored.get(meter_field("requests"))).held_at(now)
-        serving = sum(
-            request.decided.held.get("requests", 0)
-            for process in self.processes
-            for request in process.serving
-            if request.slot >= now // HOLD_SLOT_MS - 1
-        )
-        assert held >= serving, f"{held} held, {serving} served"
+                if slot * window > self.inexact_ms:
+                    there = admitted + outstanding[name, slot]
+                    assert found == there, f"{name}: {found} counted, {there} admitted or unused"
+                    self._say("exact")
+        slots, holds = now // HOLD_SLOT_MS - 1, self._holds
+        for what, field_of in (("c", meter_field), ("n", concurrency_field)):
+            found = MeterCounts.read(stored.get(field_of("requests"))).held_at(now)
+            there = sum(units for (kind, slot), units in holds.items() if kind == what and slot >= slots)
+            assert found >= there, f"{found} held, {there} served or unused"
+            if slots * HOLD_SLOT_MS > self.inexact_ms:
+                assert found == there, f"{found} held, {there} served or unused"
+                self._say(f"exact {what}")
+
+    @property
+    def _unused(self) -> Iterator[tuple[PreparedDecision, int, int]]:
+        """Units that are not used: what each stands for, when they were granted, how many."""
+        for process in self.processes:
+            allotments: Any = process.allotments
+            for line in allotments._lines.values():
+                if line.allotment is not None:
+                    yield line.unit, line.allotment.at_ms, line.allotment.unused
+            for call, _, answer in process.replies:
+                if answer[0] == 0:
+                    yield cast("Any", call)._unit, answer[1], answer[5]
+
+    @property
+    def _outstanding(self) -> Counter[tuple[str, int]]:
+        """What each window has counted of units that are not used: these are here, or on their way."""
+        found = Counter[tuple[str, int]]()
+        for unit, at_ms, units in self._unused:
+            for name, _, window, *_, taken in unit.program.rate_terms:
+                found[name, at_ms // window] += units * taken
+        for process in self.processes:
+            for correction in (settlement.correction for settlement in process.queues[0].waiting):
+                for name in correction.rates:
+                    meter, window = self.rates[name]
+                    found[name, correction.at_ms // window] += correction.reserved.get(meter, 0)
+        return found
+
+    @property
+    def _holds(self) -> Counter[tuple[str, int]]:
+        """What units and requests hold in each slot, until the store has settled these."""
+        found = Counter[tuple[str, int]]()
+
+        def add(quantities: Mapping[str, int], concurrency: Sequence[str], slot: int, times: int = 1) -> None:
+            found["c", slot] += times * quantities.get("requests", 0)
+            found["n", slot] += times * ("requests" in concurrency)
+
+        for unit, at_ms, units in self._unused:
+            add(unit.held, unit.program.concurrency, at_ms // HOLD_SLOT_MS, units)
+        for process in self.processes:
+            for request in process.serving:
+                add(request.decided.held, request.decided.program.concurrency, request.slot)
+            allotments: Any = process.allotments
+            for settlement in (*process.queues[0].waiting, *allotments._ended):
+                add(settlement.held.quantities, settlement.held.concurrency, settlement.held.slot)
+        return found
 
     def settle_all(self) -> None:
         """Stop all processes in order: then all is recorded except what was lost with those killed."""
@@ -458,14 +522,15 @@ class Processes:
             on_unclaimed=lambda _call, _slot: None,
         )
 
-    @property
-    def _windows(self) -> dict[str, int]:
+    def _rates(self) -> dict[str, tuple[str, int]]:
+        """Of each rate its meter and its window."""
         view = self.processes[0].cache.get(CUSTOMER)
-        found: dict[str, int] = {}
+        found: dict[str, tuple[str, int]] = {}
         for plan in CATALOG.plans.values():
             for route in CATALOG.routes:
                 program = view.cache.program(plan.entitlements, route, None)
-                found |= {name: window for name, _, window, *_ in program.rate_terms}
+                for measure, terms in zip(program.measures, program.rate_terms, strict=False):
+                    found[terms[0]] = measure.policy.meter, terms[2]
         return found
 
     @staticmethod
