@@ -35,10 +35,12 @@ allotment: 250ms
 meters:
   requests: {unit: request, stripe: {event_name: requests}}
   tokens: {unit: token}
+  projects: {unit: project, kind: gauge}
 features: [basic]
 routes:
   - {match: "GET /asked", consume: {requests: 1}, allotment: off}
   - {match: "GET /attempt", consume: {tokens: 1}, charge_on: attempt}
+  - {match: "GET /grow", consume: {requests: 1}, grow: {projects: 1}}
   - {match: "WS /live", consume: {requests: 1}}
   - {match: "*", consume: {requests: 1}}
 plans:
@@ -48,6 +50,11 @@ plans:
     meters:
       requests: {rate: 5000/minute, concurrency: 500, included: 4000, overage: deny}
       tokens: {rate: 5000/minute}
+      projects: {}
+  limited:
+    extends: pro
+    rank: 1
+    meters: {projects: {included: 3}}
   asked:
     extends: pro
     rank: 1
@@ -150,6 +157,22 @@ async def test_lines_and_plans_that_say_off_ask_the_store_each_time(store_url: s
         watch.asked = 0
         assert await watch.get(60, path) == {200: 60}
         assert (watch.asked, watch.allotments.granted) == (60, 0)
+
+
+@pytest.mark.parametrize("plan", ["pro", "limited"])
+async def test_lines_that_grow_a_gauge_ask_the_store_where_the_plan_limits_it(
+    store_url: str, plan: str
+) -> None:
+    async with watched(store_url) as watch:
+        await watch.at.kit.customers.set_plan("acme", plan)
+        await watch.get(1)
+        watch.asked = 0
+        assert await watch.get(60, "/grow") == {200: 60}
+        assert (
+            (watch.asked, watch.allotments.granted) == (60, 0)
+            if plan == "limited"
+            else watch.allotments.granted
+        )
 
 
 async def test_what_is_recorded_by_decisions_elsewhere_is_recorded_at_the_end(store: str) -> None:

@@ -24,10 +24,12 @@ meters:
   requests: {unit: request}
   output_tokens: {unit: token}
   images: {unit: image, stripe: {event_name: images}}
+  projects: {unit: project, kind: gauge}
 credits:
   ai: {costs: {requests: 1}}
 routes:
   - {match: "GET /search", consume: {requests: 1}}
+  - {match: "POST /projects", grow: {projects: 1}}
   - {match: "POST /images", consume: {images: 1}}
   - {match: "POST /chat", usage: openai, consume: {requests: 1}}
   - {match: "GET /slow", allotment: "off", consume: {requests: 1}}
@@ -36,7 +38,7 @@ plans:
   free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: 100/minute}}}
   burst:
     price: {amount_cents: 0, interval: month}
-    meters: {requests: {rate: {limit: 10/second, algorithm: token-bucket, burst: 20}}}
+    meters: {projects: {included: 3}, requests: {rate: {limit: 10/second, algorithm: token-bucket, burst: 2}}}
   paid:
     price: {amount_cents: 2000, interval: month}
     budget: {amount_cents: 5000}
@@ -49,7 +51,7 @@ plans:
 
 def test_where_allotments_have_no_effect_is_told_with_the_reasons() -> None:
     assert allotments_of(loads(ALLOTTED)) == (
-        "no effect in plan burst (token bucket of requests);"
+        "no effect in plan burst (token bucket of requests, limit of projects);"
         " plan paid (grants, requests of a user, budget); line POST /chat (usage)"
     )
     off = ALLOTTED.replace("allotment: 250ms\n", "")
@@ -58,7 +60,7 @@ def test_where_allotments_have_no_effect_is_told_with_the_reasons() -> None:
     assert allotments_of(loads(one)) == (
         "no effect in plan burst (token bucket of requests); plan paid (grants, requests of a user)"
     )
-    plain = one.replace("algorithm: token-bucket, burst: 20", "algorithm: fixed-window")
+    plain = one.replace("algorithm: token-bucket, burst: 2", "algorithm: fixed-window")
     without = plain[: plain.index("    grants")] + plain[plain.index("    meters: {images") :]
     without = without[: without.index("    subjects")] + without[without.index("  alone") :]
     assert allotments_of(loads(without)) == "in effect in each plan and line"
@@ -68,7 +70,7 @@ def test_doctor_prints_where_allotments_have_no_effect(shell: Shell) -> None:
     (shell.directory / "plans.yaml").write_text(ALLOTTED)
     done = shell.run("doctor", "--redis", "memory://")
     assert done.code == 0
-    assert "\nallotments: no effect in plan burst (token bucket of requests); plan paid (" in done.out
+    assert "\nallotments: no effect in plan burst (token bucket of requests, " in done.out
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meterkit.decisions.asked import gauges_asked
 from meterkit.decisions.program import demands_of
 from meterkit.decisions.spending import Spending
 from meterkit.store.allotment import allotment_of, keys_one_by_one
@@ -49,6 +50,8 @@ def _reasons(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> Iterator[
         for name in meters:
             if any(rate.algorithm == "token-bucket" for rate in plan.entitlements[name].rates):
                 yield f"token bucket of {name}"
+        for gauge, _ in gauges_asked(plan.entitlements, catalog, meters, keeps=False):
+            yield f"limit of {gauge.measure.policy.meter}"
         if Spending.of(meters, plan.entitlements, catalog).budgets:
             yield "budget"
         if plan.grants:

@@ -100,11 +100,10 @@ def allotment_of(route: Route, plan: Plan, catalog: Catalog) -> AllotmentKey:
 
 
 def keys_one_by_one(route: Route) -> list[str]:
-    """The keys with which each request is decided by itself; ``grow`` where a plan limits the gauge."""
+    """The keys with which each request is decided by itself, in whichever plan."""
     found = {
         "always": route.always,
         "usage": route.usage != "none",
-        "grow": bool(route.grow),
         "rate": bool(route.rates),
         "idempotency_header": route.idempotency_header is not None,
         "reserve": bool(route.reserve),
@@ -121,7 +120,7 @@ def allotted(decision: PreparedDecision, route: Route) -> PreparedDecision | Non
     """
     view, program = decision.view, decision.program
     catalog = view.cache.catalog
-    if allotment_of(route, view.effective.plan, catalog) == "off" or {*keys_one_by_one(route)} - {"grow"}:
+    if allotment_of(route, view.effective.plan, catalog) == "off" or keys_one_by_one(route):
         return None
     demands = demands_of(route, catalog)
     if any((program.further, program.gauges, program.subjects, decision.shadow, decision.refusal)):
