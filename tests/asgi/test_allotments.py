@@ -86,6 +86,11 @@ class Watched:
         assert self.lane.allotments is not None
         return self.lane.allotments
 
+    @property
+    def used(self) -> int:
+        """Units that requests have taken."""
+        return self.allotments.granted - self.allotments.returned - self.allotments.unused
+
     async def get(self, times: int, path: str = "/x") -> Counter[int]:
         """Send requests one after the other; how often each status came."""
         return Counter([(await self.at.client.get(path)).status_code for _ in range(times)])
@@ -210,6 +215,32 @@ async def test_i4_a_plan_change_that_this_process_learns_of_binds_at_once(store_
         await watch.at.kit.check("acme", "requests")  # Its reply tells of the new plan.
         assert await watch.get(1) == {429: 1}
         assert watch.allotments.unused > 0
+
+
+async def test_i4_plans_that_change_twice_within_a_term_leave_no_units_of_the_first(store_url: str) -> None:
+    async with watched(store_url) as watch:
+        await watch.warm()
+        for plan in ("small", "pro"):
+            await watch.at.kit.customers.set_plan("acme", plan)
+        await watch.at.kit.check("acme", "requests")  # Its reply tells of the newest state.
+        used = watch.used
+        assert await watch.get(1) == {200: 1}
+        assert watch.used == used
+        await eventually(lambda: watch.allotments.unused == 0 and watch.lane.unsettled == 0)
+        recorded, held = await watch.at.counted()
+        (rate, *_) = await watch.at.kit.store.rates("acme")
+        assert (rate["used"], held) == (recorded, 0)
+
+
+async def test_units_that_are_out_when_a_customer_is_deleted_are_given_back_to_nobody(store_url: str) -> None:
+    async with watched(store_url) as watch:
+        await watch.warm()
+        assert watch.allotments.unused > 0
+        await watch.at.counted()  # What was sent is settled.
+        await watch.at.kit.customers.delete("acme")
+        await eventually(lambda: watch.allotments.unused == 0 and watch.lane.unsettled == 0)
+        assert await watch.at.counted() == (0, 0)
+        assert {rate["used"] for rate in await watch.at.kit.store.rates("acme")} == {0}
 
 
 async def test_what_the_app_records_is_counted_beside_it(store: str) -> None:
