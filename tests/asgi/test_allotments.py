@@ -236,7 +236,7 @@ async def test_units_that_are_out_when_a_customer_is_deleted_are_given_back_to_n
     async with watched(store_url) as watch:
         await watch.warm()
         assert watch.allotments.unused > 0
-        await watch.at.counted()  # What was sent is settled.
+        await watch.at.counted()  # All that was sent is settled then.
         await watch.at.kit.customers.delete("acme")
         await eventually(lambda: watch.allotments.unused == 0 and watch.lane.unsettled == 0)
         assert await watch.at.counted() == (0, 0)
