@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import tracemalloc
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from html import unescape
@@ -15,15 +16,17 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from auditing import sqlite_in
+from auditing import row_of, sqlite_in
 from browsing import chromium, faultless, needs_chromium
 from llm_apps import listening
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.statement import statements
 from meterkit.pages import usage_page
+from meterkit.pages.statement_csv import csv_of
 from meterkit.testing import Clock
 from shopping import START
 
@@ -111,6 +114,38 @@ async def test_csv_has_all_events_of_the_json(
         ]
         assert int(lines[line.id]["amount_cents"]) == line.amount_cents
     assert [row["why"] for row in rows if FORMULA in row["why"]] == [f"correction, -40 overage: {FORMULA}"]
+
+
+async def test_memory_of_a_csv_does_not_grow_with_its_events(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statements, "_AT_ONCE", 50)
+    url, start_ms = sqlite_in(tmp_path), to_ms(START)
+    rows = [row_of(nth, period_start_ms=start_ms, recorded_at_ms=start_ms + nth) for nth in range(1, 2_001)]
+
+    async def peak(kit: MeterKit) -> tuple[int, int]:
+        """Of the second time: the first one fills caches."""
+        events = most = 0
+        for _ in range(2):
+            tracemalloc.start()
+            try:
+                events = sum(
+                    [part.count("event,usage/tokens") async for part in csv_of(kit.statement, "acme")]
+                )
+                _, most = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        return events, most
+
+    async with MeterKit(
+        loads(PLANS), redis_url=store_url, clock=Clock(START), audit_url=url, flush=False
+    ) as kit:
+        Database(url).insert(rows[:200])
+        few, of_few = await peak(kit)
+        Database(url).insert(rows[200:])
+        many, of_many = await peak(kit)
+    assert (few, many) == (200, 2_000)
+    assert of_many < 1.5 * of_few
 
 
 async def test_an_event_names_its_users(store_url: str, tmp_path: Path) -> None:
