@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import select
 
@@ -137,5 +137,5 @@ def begun_before(database: Database, before_ms: Mapping[str, int]) -> list[str]:
     first = select(TABLE.c.customer, TABLE.c.recorded_at_ms).where(
         TABLE.c.place == 1, TABLE.c.customer.in_(before_ms)
     )
-    rows = database.read(first) if before_ms else []
+    rows: Sequence[Any] = database.read(first) if before_ms else ()
     return sorted(str(customer) for customer, at_ms in rows if at_ms < before_ms[customer])
