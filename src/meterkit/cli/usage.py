@@ -214,9 +214,9 @@ def _tell(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Catalog) ->
 
 
 def _is_of_plan(name: str, meter: MeterUsage) -> bool:
-    """Whether a plan uses it: it includes none of a price by model of its own, and all of those of others.
+    """Whether a plan uses a meter: of another plan's price by model it includes an unlimited quantity.
 
-    What was counted on an earlier plan of the period is shown, too.
+    A meter with counts is shown: an earlier plan of the period has used it.
     """
     limits = {"included", "remaining", "overage_cents"}
     is_other = is_row(name) and meter["included"] == UNLIMITED
