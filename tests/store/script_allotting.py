@@ -6,7 +6,7 @@ is worked out here, from what is stored.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from meterkit.catalog import loads
 from meterkit.decisions.asked import Demand
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
+    from meterkit.catalog import Catalog
     from meterkit.decisions.program import Program
     from meterkit.redis.scripts import Script
     from meterkit.store.views import CustomerView
@@ -61,18 +62,20 @@ plans:
       words: {included: 90_000, overage: deny}
 """)
 ONE, MANY = "one", "many"
-_SCRIPTS: Final = ("decide", "settle", "allot", "amend")
 _EDGES_MS: Final = (1000, 1000, 1000, 9000, 9000, SLOT_MS, SLOT_MS, 26 * 3_600_000)
 
 
 class AllotWorld:
     """Two customers with one history, and a clock."""
 
+    catalog: ClassVar[Catalog] = CATALOG
+
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         self.wire, self.random = wire, random
         self.wire(pack("FLUSHALL"))
         self.scripts = {
-            name: load_script(wire, name, texts[name]) for name in ("decide", "settle", "allot", "amend")
+            name: load_script(wire, name, texts[name])
+            for name in ("decide", "settle", "allot", "amend", "grant", "void")
         }
         self.wall = START_MS
         self.caches = [self._cache(), self._cache()]  # Two processes.
@@ -118,13 +121,7 @@ class AllotWorld:
 
     def allot(self) -> None:
         """Decide for many requests of one, and for each of as many of the other."""
-        asked = (
-            self.random.choice((1, 4, 16, 64, 4096)),
-            self.random.choice((1, 1, 2, 4)),
-            self.random.choice((1, 1, 2, 8)),
-            self.random.choice((250, 250, 10_000)),
-            self.random.choice((1, 25)),
-        )
+        asked = self._asked()
         demands = self._demands()
         program, reply = self._ask_many(demands, asked)
         if reply[0] == 2:
@@ -134,7 +131,7 @@ class AllotWorld:
             self._said("allot 2")
             return
         self._look(program)
-        expected, lasts_ms = self._room(program, asked, reply[1])
+        expected, lasts_ms = self._room(program, asked, reply)
         if expected < asked[1] or lasts_ms < asked[4]:
             self._same("nothing", [1, reply[1]], reply)
             self._said("allot 1")
@@ -151,7 +148,7 @@ class AllotWorld:
         """End a request of each, billed or not."""
         if self.open:
             program, slot = self.open.pop()
-            held = Held(program.held, program.concurrency, slot)
+            held = Held(program.held, program.concurrency, slot, program.costs)
             used = Used(recorded=program.settled) if self.random.random() < 0.8 else Used()
             self._settle_both(held, used)
 
@@ -213,7 +210,7 @@ class AllotWorld:
         """Damage each field of what is stored: nothing is allotted by it."""
         while "h" not in self._fields(MANY):
             self.ask()
-        program = compile_program(self._view(MANY).entitlements, CATALOG, {"requests": _one(1)})
+        program = self._compile(self._view(MANY), {"requests": _one(1)})
         counters = self._keys(MANY).counters
         for field in self._fields(MANY):
             if field == "h" or field in program.fields:
@@ -233,6 +230,16 @@ class AllotWorld:
 
     # What they are made of.
 
+    def _asked(self) -> tuple[int, ...]:
+        """At most and at least how many requests, the share, how long at most and at least (ms)."""
+        return (
+            self.random.choice((1, 4, 16, 64, 4096)),
+            self.random.choice((1, 1, 2, 4)),
+            self.random.choice((1, 1, 2, 8)),
+            self.random.choice((250, 250, 10_000)),
+            self.random.choice((1, 25)),
+        )
+
     def _demands(self) -> dict[str, Demand]:
         found = {"requests": _one(self.random.choice((1, 1, 3)))}
         if self.random.random() < 0.5:
@@ -243,13 +250,16 @@ class AllotWorld:
 
     def _ask_many(self, demands: Mapping[str, Demand], asked: tuple[int, ...]) -> tuple[Program, Any]:
         view = self._view(MANY)
-        program = compile_program(view.entitlements, CATALOG, demands)
+        program = self._compile(view, demands)
         return program, self._allot(view, program, asked)
+
+    def _compile(self, view: CustomerView, demands: Mapping[str, Demand]) -> Program:
+        return compile_program(view.entitlements, self.catalog, demands, prepaid=view.prepaid)
 
     def _allot(self, view: CustomerView, program: Program, asked: tuple[int, ...]) -> Any:
         head = pack_head(program, view.keys, sha=self.scripts["allot"].sha, rev=view.rev)
         terms = view.terms(program.keep_ms, *program.numbers)
-        return self._send(head + pack_each((terms, pack_numbers(asked), *program.fields)))
+        return self._send(head + pack_each((terms, pack_numbers(asked), *program.behind_terms("d")[1:])))
 
     def _look(self, program: Program) -> None:
         """Have the other's period closed as well, if it is over, by the newest state."""
@@ -281,7 +291,7 @@ class AllotWorld:
         replies: list[Any] = []
         for name in (ONE, MANY):
             while True:
-                program = compile_program(self._view(name).entitlements, CATALOG, demands)
+                program = self._compile(self._view(name), demands)
                 reply = self._send(self._packed(self._view(name), program, mode))
                 if reply[0] != 2:
                     break
@@ -315,8 +325,9 @@ class AllotWorld:
     def _send(self, packed: bytes) -> Any:
         return self.wire(packed + pack_each([self.wall]))
 
-    def _room(self, program: Program, asked: tuple[int, ...], now: int) -> tuple[int, int]:
+    def _room(self, program: Program, asked: tuple[int, ...], reply: Any) -> tuple[int, int]:
         """For how many requests there is room, and how long nothing ends, by what is stored of the other."""
+        now = reply[1]
         most, _, share, lasts_ms, _ = asked
         stored, view = self._fields(ONE), self._view(ONE)
         bounds, rooms = view.effective.bounds, [most]
@@ -380,7 +391,7 @@ class AllotWorld:
 
     def _cache(self) -> CustomerCache:
         return CustomerCache(
-            CATALOG,
+            self.catalog,
             keys=self._store_keys,
             decide=self.scripts["decide"],
             settle=self.scripts["settle"],

@@ -3,14 +3,17 @@
 -- counts and holds for one. Their process admits them without asking again, and gives back what it does not use.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
+-- KEYS[4] hash  optional: grants
 -- ARGV  1 rev   2 terms   3 doubles: for how many requests at most, and at least; the share of the others: how many
 --       times what these need is to be left; for how long at most, and at least (ms)
---       then the fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit
+--       with KEYS[4] further terms (JSON), as those of decide: grants and credits, budgets
+--       then the fields: RATEr a rate; METERm a ceiling; METERn a concurrency limit; with KEYS[4] those that decide reads
 --       last: the caller's clock (ms)
 -- terms as those of decide; no rate is a bucket, no meter is recorded, and each policy takes what it needs
 -- Reply {0, now, n, remaining, before, requests, taken, lasts}   so many requests are admitted for so long (ms): no
---                                window, period or state ends within that; n, remaining, before: as decide tells them
---                                behind the last of these, before of rates only; taken: what each takes of that policy
+--                                window, period, state or grant ends within that; n, remaining, before: as decide tells
+--                                them behind the last of these, before of rates only; taken: what each takes of that
+--                                policy, of a budget 0
 --       {1, now}                 nothing is done: there is no room for as many, or not for as long
 --       {2, now, rev, state}     stale     {3, now} clock
 --       the error DAMAGED        a field is not what it must be, here or of a period that is over: nothing is done
@@ -21,9 +24,11 @@
 --include live_holds
 --include advance
 --include room_for
-local counters_key, state_key, totals_key = unpack(KEYS)
+--include pack_more
+local counters_key, state_key, totals_key, grants_key = unpack(KEYS)
 local rev, terms, wanted, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
-local call, read, pack, names = redis.call, struct.unpack, cmsgpack.pack, 2 -- Of fields[2] the name is ARGV[names + 2].
+local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
+local further, names = grants_key and cjson.decode(ARGV[4]), grants_key and 3 or 2 -- Of fields[2] the name is ARGV[names + 2].
 local until_ms, first_start_ms, first_end_ms, next_end_ms, _, keep_ms, rates, ceilings, _, _, at =
   read('<dddddddddd', terms)
 local requests, least, share, lasts_ms, lasts_least_ms = read('<ddddd', wanted)
@@ -54,17 +59,25 @@ for place = 2, rates + 1 do
   slot, counted, previous, used = advance(kind, window, refill, now, slot, counted, previous)
   requests = room_for(requests, share, limit - used, needed)
   lasts_ms = math.min(lasts_ms, (slot + 1) * window - now)
-  policies[place - 1] = {taken, limit - used, limit, previous, {slot, counted, previous}, 2}
+  policies[place - 1] = {taken, limit - used, limit, previous, {slot, counted, previous}, 2, place}
 end
+local ceilings_at = at
 for place = rates + 2, rates + ceilings + 1 do
   local included, beyond, needed, taken
   included, beyond, needed, taken, at = read('<dddd', terms, at)
   local counted, overage, pending, slot, held, held_before, besides = meter_of(fields[place], ARGV[names + place])
   held, held_before = live_holds(current_slot, slot, held, held_before)
   local left = math.max(0, included - counted) + math.max(0, beyond - overage) - held - held_before
-  requests = room_for(requests, share, left, needed)
-  policies[place - 1] = {taken, left, included + math.max(0, beyond), 0,
-    {counted, overage, pending, current_slot, held, held_before, besides}, 5}
+  requests = further and requests or room_for(requests, share, left, needed)
+  policies[place - 1] = {taken, left, beyond == UNCAPPED and 1 or math.max(included + math.max(0, beyond), 1), 0,
+    {counted, overage, pending, current_slot, held, held_before, besides}, 5, place}
+end
+if further then -- As above.
+--include weigh_many
+  local changes_at
+  requests, changes_at = weigh_many(grants_key, further, fields, terms, ceilings_at, policies, rates, ceilings,
+    requests, least, share, now, starts_ms, finishes_ms)
+  lasts_ms = math.min(lasts_ms, changes_at - now)
 end
 if requests < least or lasts_ms < lasts_least_ms then
   return {1, now}
@@ -73,9 +86,11 @@ end
 local write, nearest, nearest_left, nearest_share, nearest_before, nearest_taken =
   {counters_key, 'h', false}, 0, 0, math.huge, 0, 0
 for policy, told in ipairs(policies) do
-  local taken, left, whole, before, numbers, counting = unpack(told)
-  left, numbers[counting] = left - requests * taken, numbers[counting] + requests * taken
-  write[#write + 1], write[#write + 2] = ARGV[names + policy + 1], pack(FORM, unpack(numbers))
+  local taken, left, whole, before, numbers, _, place = unpack(told)
+  left = left - requests * taken
+  if numbers then
+    write[#write + 1], write[#write + 2] = ARGV[names + place], pack_more(told, requests)
+  end
   if left / whole < nearest_share then
     nearest, nearest_left, nearest_share, nearest_before, nearest_taken = policy, left, left / whole, before, taken
   end

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.decisions.policies import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW
+from meterkit.decisions.policies import CEILING, CONCURRENCY, FIXED_WINDOW, SLIDING_WINDOW, SPENT
 from meterkit.decisions.program import compile_program, demands_of
 from meterkit.store.hold import Correction, Held, Used
 from meterkit.store.replies import ALLOWED
@@ -29,7 +29,7 @@ MOST: Final = 4096
 _LASTS_LEAST_MS: Final = 25
 _EARLY_MS: Final = 2
 """It ends so much earlier: the store's clock tells whole milliseconds, and may be a little faster."""
-_KINDS: Final = frozenset({SLIDING_WINDOW, FIXED_WINDOW, CEILING, CONCURRENCY})
+_KINDS: Final = frozenset({SLIDING_WINDOW, FIXED_WINDOW, CEILING, CONCURRENCY, SPENT})
 
 
 class Allotment:
@@ -123,13 +123,13 @@ def allotted(decision: PreparedDecision, route: Route) -> PreparedDecision | Non
     if allotment_of(route, view.effective.plan, catalog) == "off" or keys_one_by_one(route):
         return None
     demands = demands_of(route, catalog)
-    if any((program.further, program.gauges, program.subjects, decision.shadow, decision.refusal)):
+    if any((program.gauges, program.subjects, decision.shadow, decision.refusal)):
         return None
     if any(measure.kind not in _KINDS for measure in program.measures):
         return None  # A bucket's tokens would be used later than they were taken, and others meanwhile.
     if any(demand.taken < demand.needed for demand in demands.values()):
         return None
-    kept = compile_program(view.entitlements, catalog, demands, route=route)
+    kept = compile_program(view.entitlements, catalog, demands, prepaid=view.prepaid, route=route)
     unit = PreparedDecision(view, kept, "d", route=route)
     unit.is_allotted = True
     return unit
@@ -153,7 +153,7 @@ def given_back(decision: PreparedDecision, at_ms: int, units: int) -> list[Settl
         return []
     whole = Settlement(
         view,
-        held=Held(held, program.concurrency, slot),
+        held=Held(held, program.concurrency, slot, program.costs),
         correction=Correction(counted, program.rates, at_ms),
     )
     # One settlement gives back one permit of each concurrency limit.

@@ -273,7 +273,7 @@ class AllotCall:
         terms = view.terms(program.keep_ms, *program.numbers)
         self.packed = (
             pack_head(program, view.keys, sha=sha, rev=view.rev),
-            pack_each((terms, pack_numbers(wanted(size)), *program.fields)),
+            pack_each((terms, pack_numbers(wanted(size)), *program.behind_terms("d")[1:])),
         )
 
     def on_unclaimed_reply(self, reply: Any) -> None:

@@ -10,7 +10,8 @@
 -- Returns more(k): units that ceiling k has beyond its own; claim(k, quantity): takes note of units held there;
 -- tell(told, t): puts for each ceiling behind the t numbers told 1 where grants or credits stood behind it in this
 -- period, else 0; covered(target, place): how many units of a meter, were it the last, its grants pay, and its credit, by
--- its place in backed. Puts into backing.taken by its place in backed what is asked of a meter.
+-- its place in backed; when what is left changes by itself (ms). Puts into backing.taken by its place in backed what is
+-- asked of a meter.
 --include balance
 --include balance_text
 --include meter_of
@@ -72,5 +73,5 @@ local function backing_of(key, fields, backing, now, starts, finishes)
     end
     return units
   end
-  return more, claim, tell, covered
+  return more, claim, tell, covered, kept.changes_at
 end

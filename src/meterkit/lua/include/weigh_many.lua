@@ -1,0 +1,65 @@
+-- weigh_many: for how many requests ceilings have room where grants, credits or budgets count, too. The last request is
+-- weighed as decide weighs one, while all before it are in flight: where it is allowed, they are.
+--   grants_key: hash; further: see decide; fields: the counters' that were read, which are changed; terms, at: of the
+--   first ceiling; policies: see allot; rates, ceilings: how many of these; requests: the most; least, share: see allot;
+--   starts, finishes: of the period of `now` (ms)
+-- Returns for how many requests there is room, fewer than `least` for none; when the balance changes by itself (ms). The
+-- policies are told what is left to the last request; behind them come budgets, and what else is held.
+--include room_for
+--include pack_more
+local function weigh_many(
+  grants_key, further, fields, terms, at, policies, rates, ceilings, requests, least, share, now, starts, finishes)
+  local changes_at, own, backs, held, more, claim, covered, weigh = NEVER_MS, {}, 0, {}, nil, nil, nil, nil
+  if further.asked then -- Others do not pay for making these functions.
+--include backing_of
+--include held_besides
+    backs = #further.asked
+    more, claim, _, covered, changes_at = backing_of(grants_key, fields, further, now, starts, finishes)
+    held = held_besides(fields, further, policies, rates, math.floor(now / HOLD_SLOT_MS))
+  end
+  if further.spend then -- As above.
+--include weigh_spend
+    weigh = weigh_spend
+  end
+  local besides = #held
+  for nth = 1, ceilings do
+    own[nth], held[besides + nth] = policies[rates + nth][2], policies[rates + nth]
+  end
+  local function allows(times)
+    local is_within, n = true, rates + ceilings
+    local function tell(left, whole, free, before, asked)
+      n, is_within = n + 1, is_within and before + asked <= free
+      policies[n] = {0, left, whole, 0}
+    end
+    for _, told in ipairs(held) do
+      fields[told[7]] = pack_more(told, times - 1)
+    end
+    for i, meter in ipairs(backs > 0 and further.backed or {}) do
+      further.taken[i] = meter[6]
+    end
+    for nth = 1, ceilings do
+      local told = policies[rates + nth]
+      told[2] = own[nth] + (nth <= backs and more(nth) or 0)
+      is_within = is_within and times * told[1] <= told[2]
+      if nth <= backs then
+        claim(nth, told[1])
+      end
+    end
+    if weigh then
+      weigh(further.spend, covered, fields, terms, at, now, false, true, tell)
+    end
+    return is_within
+  end
+  requests = allows(1) and requests or 0
+  for nth = rates + 1, rates + ceilings do
+    requests = room_for(requests, share, policies[nth][2], policies[nth][1])
+  end
+  while requests >= least and not allows((requests - 1) * share + 1) do
+    requests = math.floor(requests / 2)
+  end
+  allows(math.max(1, requests))
+  for place = 1, besides do
+    policies[#policies + 1] = held[place]
+  end
+  return requests, changes_at
+end
