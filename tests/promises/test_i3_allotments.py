@@ -12,6 +12,7 @@ import pytest
 from delivering import NOW
 from meterkit.store.allotting import HOT
 from store.allotting_processes import CATALOG, Processes
+from store.allotting_processes_paid import PaidProcesses
 from store.script_driver import life
 from store.script_wires import load_texts, server_wire
 from workers import workers
@@ -52,6 +53,30 @@ plans:
       bucket:   {rate: {limit: 10/hour, algorithm: token-bucket, burst: 4001}}
       several:  {rate: [4001/hour, 10_000/day], included: 5000, overage: deny, concurrency: 100}
 """
+PAID_PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+allotment: 250ms
+meters:
+  paid:   {unit: unit}
+  billed: {unit: unit, stripe: {event_name: billed}}
+credits:
+  ai: {costs: {paid: 3}}
+routes:
+  - {match: "GET /paid", consume: {paid: 2}}
+  - {match: "GET /billed", consume: {billed: 2}}
+plans:
+  pro:
+    price: {amount_cents: 2900, interval: month}
+    budget: {amount_cents: 3001}
+    grants:
+      - {meter: paid, quantity: 1001, every: period}
+      - {credit: ai, quantity: 7501, every: period}
+    meters:
+      paid:   {included: 500, overage: deny}
+      billed: {included: 1000, overage: {bill: {per: 1, amount_cents: 1}}}
+"""
 ROUTES: Final = ("bucket", "included", "capped", "sliding", "fixed", "several")
 """The bucket, which is not allotted, comes first: units of the others may be granted a moment longer."""
 ADMITTED: Final = 2000
@@ -64,11 +89,14 @@ LIFE: Final = 10_000
 
 
 @pytest.mark.timeout(36_000)
+@pytest.mark.parametrize("of", [Processes, PaidProcesses])
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_i3_the_store_counts_at_least_what_allotments_admit(valkey: Server, seed: int) -> None:
+def test_i3_the_store_counts_at_least_what_allotments_admit(
+    valkey: Server, of: type[Processes], seed: int
+) -> None:
     with server_wire(valkey) as wire:
         for first in range(0, STEPS // SEEDS, LIFE):
-            world = Processes(wire, load_texts(), life(seed + SEEDS * first))
+            world = of(wire, load_texts(), life(seed + SEEDS * first))
             for _ in range(min(LIFE, STEPS // SEEDS - first)):
                 world.step()
             world.settle_all()
@@ -100,12 +128,33 @@ async def racing(valkey: Server) -> AsyncIterator[list[Worker]]:
         yield started
 
 
+@pytest.fixture(scope="module")
+async def racing_paid(valkey: Server) -> AsyncIterator[list[Worker]]:
+    async with workers(PROCESSES, store=valkey.url, plans=PAID_PLANS, now=NOW.isoformat()) as started:
+        yield started
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ROUTES)
 async def test_i3_eight_processes_with_allotments_admit_exactly_what_a_limit_allows(
     store_url: str, racing: list[Worker], path: str
 ) -> None:
     del store_url
+    granted = await race(racing, path)
+    assert (granted > 0) is (path != "bucket")  # Its requests are decided one by one.
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["paid", "billed"])
+async def test_i3_eight_processes_with_allotments_admit_exactly_what_credits_and_budgets_pay(
+    store_url: str, racing_paid: list[Worker], path: str
+) -> None:
+    del store_url
+    assert await race(racing_paid, path) > 0
+
+
+async def race(racing: list[Worker], path: str) -> int:
+    """Use a limit up, at once and then one by one; how many units were granted."""
     told = {"customer": f"of-{path}", "path": f"/{path}"}
     before = sum([(await racer.ask("allotted"))[0] for racer in racing])
     answers = await asyncio.gather(*(racer.ask("send", **told, times=300) for racer in racing))
@@ -113,15 +162,15 @@ async def test_i3_eight_processes_with_allotments_admit_exactly_what_a_limit_all
     for answer in answers:
         total.update(answer)
     assert total["200"] <= ADMITTED
-    assert set(total) <= {"200", "429"}
+    assert set(total) <= {"200", "402", "429"}
     granted = sum([(await racer.ask("allotted"))[0] for racer in racing]) - before
-    assert (granted > 0) is (path != "bucket")  # Its requests are decided one by one.
     # Units that others hold unused may have refused some: they are given back when their term ends.
     async with asyncio.timeout(60):
         while any([(await racer.ask("allotted"))[1] for racer in racing]):  # noqa: ASYNC110 - other processes
             await asyncio.sleep(0.05)
     rest = await racing[0].ask("send", **told, times=ADMITTED - total["200"] + 20, at_once=1)
     assert total["200"] + rest.get("200", 0) == ADMITTED
+    return granted
 
 
 @pytest.mark.anyio

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from random import Random
 
+    from meterkit.catalog import Catalog
     from meterkit.redis.connection import Call
     from meterkit.redis.lane import Lane
     from meterkit.store.settlement import Settlement
@@ -166,13 +167,16 @@ class Process:
 class Processes:
     """Some processes, one customer, one store, and time."""
 
+    catalog: ClassVar[Catalog] = CATALOG
+
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         self.wire, self.random, self.numbers = wire, random, count()
         self.wire(pack("FLUSHALL"))
         self.keys = Keys("mk", 1)
         self.names = self.keys.customer(CUSTOMER)
         self.scripts = {
-            name: load_script(wire, name, texts[name]) for name in ("decide", "settle", "allot", "amend")
+            name: load_script(wire, name, texts[name])
+            for name in ("decide", "settle", "allot", "amend", "grant")
         }
         self.wall_us, self.mono_us, self.seen = START_MS * 1000, 10**9, 0
         self.stepped_us = -1  # When the store's clock was set forward last, by the clock that is not.
@@ -207,7 +211,7 @@ class Processes:
 
     def requests(self, process: Process) -> None:
         """Some requests come one after the other; the store answers meanwhile."""
-        route = self.random.choice(CATALOG.routes)
+        route = self.random.choice(self.catalog.routes)
         for _ in range(self.random.choice((1, 3, 12, 40))):
             self.request(process, route)
             if self.random.random() < 0.2:
@@ -352,7 +356,10 @@ class Processes:
     def amend(self, process: Process) -> None:
         """Another plan."""
         del process
-        state = CustomerState(plan=self.random.choice(("bare", "small", "large")))
+        self.put(CustomerState(plan=self.random.choice(("bare", "small", "large"))))
+
+    def put(self, state: CustomerState) -> None:
+        """Give the customer another state."""
         before, self.rev = self.rev, f"{FORMAT}:{next(self.numbers):012x}"
         request = amended(self.keys, self.scripts["amend"], CUSTOMER, (before, self.rev), state, self.wall)
         assert self.wire(request) == [0]
@@ -374,14 +381,7 @@ class Processes:
             self.wall_us += self.random.choice((300_000, 9_000_000))
             self.stepped_us = self.mono_us
         else:
-            # Holds must not vanish while their requests are served: all of these end before.
-            for one in self.processes:
-                for request in one.serving:
-                    self.end(one, request)
-                one.serving.clear()
-                one.allotments.flush()
-                while one.queues[0].waiting:
-                    self.apply(one, one.queues[0].waiting.popleft())
+            self.drain()
             bounds = process.cache.get(CUSTOMER).effective.bounds
             end_ms = bounds.end_ms if self.wall < bounds.end_ms else bounds.next_end_ms
             passed_us = 1000 * self.random.choice((HOLD_SLOT_MS * 2, 9 * 86_400_000, end_ms - 40 - self.wall))
@@ -391,6 +391,16 @@ class Processes:
         """Let time pass: the store's clock is a little faster than those of processes."""
         self.wall_us += passed_us
         self.mono_us += passed_us - passed_us // 1000
+
+    def drain(self) -> None:
+        """End and settle all requests that are served: their holds must not vanish before."""
+        for one in self.processes:
+            for request in one.serving:
+                self.end(one, request)
+            one.serving.clear()
+            one.allotments.flush()
+            while one.queues[0].waiting:
+                self.apply(one, one.queues[0].waiting.popleft())
 
     # What must hold at each step.
 
@@ -488,7 +498,7 @@ class Processes:
         return kept + sum(
             int(value)
             for name, value in closed.items()
-            if name.split(b"|")[1][:4] == token and name[-1:] in b"io"
+            if name.split(b"|")[1][:4] == token and name[-1:] in b"iogc"
         )
 
     # What they are made of.
@@ -512,7 +522,7 @@ class Processes:
 
     def cache(self) -> CustomerCache:
         return CustomerCache(
-            CATALOG,
+            self.catalog,
             keys=self.keys,
             decide=self.scripts["decide"],
             settle=self.scripts["settle"],
@@ -526,8 +536,8 @@ class Processes:
         """Of each rate its meter and its window."""
         view = self.processes[0].cache.get(CUSTOMER)
         found: dict[str, tuple[str, int]] = {}
-        for plan in CATALOG.plans.values():
-            for route in CATALOG.routes:
+        for plan in self.catalog.plans.values():
+            for route in self.catalog.routes:
                 program = view.cache.program(plan.entitlements, route, None)
                 for measure, terms in zip(program.measures, program.rate_terms, strict=False):
                     found[terms[0]] = measure.policy.meter, terms[2]

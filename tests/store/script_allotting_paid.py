@@ -122,7 +122,9 @@ class PaidAllotWorld(AllotWorld):
             whole = self.wire(pack("HGET", counters, field))
             self.wire(pack("HSET", counters, field, b"1x"))
             self._same(f"damaged {field}", True, "DAMAGED field" in str(self._insist(program)))
-            self.wire(pack("HDEL", counters, field) if whole is None else pack("HSET", counters, field, whole))
+            self.wire(
+                pack("HDEL", counters, field) if whole is None else pack("HSET", counters, field, whole)
+            )
 
     def _asked(self) -> tuple[int, ...]:
         asked = super()._asked()
@@ -140,7 +142,9 @@ class PaidAllotWorld(AllotWorld):
         bounds = self._view(ONE).effective.bounds
         end_ms = bounds.end_ms if now < bounds.end_ms else bounds.next_end_ms
         lasts_ms = min(lasts_ms, end_ms - now, self._view(ONE).effective.valid_until_ms - now)
-        lasts_ms = min(lasts_ms, *(window - now % window for _, _, window, *_ in program.rate_terms), lasts_ms)
+        lasts_ms = min(
+            lasts_ms, *(window - now % window for _, _, window, *_ in program.rate_terms), lasts_ms
+        )
         if "asked" in (further := json.loads(program.further or "{}")):
             lasts_ms = min(lasts_ms, self._changes_ms() - now)
         if lasts_ms < lasts_least_ms:

@@ -54,7 +54,10 @@ local function weigh_many(
   for nth = rates + 1, rates + ceilings do
     requests = room_for(requests, share, policies[nth][2], policies[nth][1])
   end
-  while requests >= least and not allows((requests - 1) * share + 1) do
+  for _ = 1, requests do
+    if requests < least or allows((requests - 1) * share + 1) then
+      break
+    end
     requests = math.floor(requests / 2)
   end
   allows(math.max(1, requests))

@@ -1,0 +1,137 @@
+"""The same processes, whose customer has prepaid something or may spend so much."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from meterkit.catalog import loads
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.grants import Holding
+from meterkit.decisions.keys import credit_hold_field, meter_field
+from meterkit.decisions.packed import MeterCounts
+from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.redis.connection import pack
+from store.allotting_processes import Process, Processes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from random import Random
+
+    from meterkit.catalog import Catalog
+    from store.script_wires import Wire
+
+PAID: Final = loads("""
+schema: 1
+currency: usd
+default_plan: prepaid
+allotment: 250ms
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  words: {unit: word, stripe: {event_name: words}}
+  images: {unit: image, stripe: {event_name: images}}
+prices:
+  images: {default: 1, models: {opus: 2}}
+credits:
+  ai: {costs: {requests: 1, words: 1 per 4, images: prices.images}}
+routes:
+  - {match: "GET /words", consume: {requests: 1, words: 3}}
+  - {match: "GET /images", consume: {images: 1}}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  prepaid:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 900/second, included: 600, overage: deny}
+      words: {included: 300, overage: deny}
+      images: {included: 0, overage: deny}
+  bounded:
+    price: {amount_cents: 0, interval: month}
+    budget: {amount_cents: 3000}
+    meters:
+      requests: {rate: 900/second, concurrency: 400, included: 600, overage: {bill: {per: 1, amount_cents: 1}}}
+      words: {included: 300, overage: {bill: {per: 1, amount_cents: 2}}}
+      images: {included: 0, overage: {bill: {per: 1, amount_cents: 3, cap: 500}}}
+""")
+_INCLUDED: Final = {"requests": 600, "words": 300, "images": 0}
+_COSTS: Final = {"requests": 10**6, "words": 10**6 // 4, "images": 2 * 10**6}
+_PRICES: Final = {"requests": 10_000, "words": 20_000, "images": 30_000}
+_BUDGET: Final = 3000 * 10_000
+_NEVER_MS: Final = 9 * 10**15
+
+
+class PaidProcesses(Processes):
+    """Some processes, one customer with credits or a budget, one store, and time."""
+
+    catalog: ClassVar[Catalog] = PAID
+
+    def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
+        super().__init__(wire, texts, random)
+        self.slot = 0
+        self.plan = random.choice(("prepaid", "bounded"))
+        self.put(CustomerState(plan=self.plan, granted=True))
+        self.amend(self.processes[0])
+
+    def amend(self, process: Process) -> None:
+        """Give units, or a credit; none of it expires."""
+        del process
+        if self.plan == "prepaid":
+            target, quantity = self.random.choice(
+                (("c:ai", 700 * 10**6), ("m:words", 200), ("m:requests", 100))
+            )
+            words = (f"g{next(self.numbers)}", 256, 100, 0, _NEVER_MS, target, quantity, self.wall)
+            keys = self.names.grants, self.names.ledger
+            assert self.wire(pack("EVALSHA", self.scripts["grant"].sha, 2, *keys, *words))[0] == 0
+
+    def tick(self, process: Process) -> None:
+        """Time passes, but holds do not vanish before their requests have ended."""
+        slot = max(self.seen, self.wall) // HOLD_SLOT_MS
+        if slot != self.slot:
+            self.slot = slot
+            self.drain()
+        super().tick(process)
+
+    def check(self) -> None:
+        """The store holds what is served, and all that it holds is covered, or within the budget."""
+        super().check()
+        stored, now = self.stored(), max(self.seen, self.wall)
+        counts = {name: MeterCounts.read(stored.get(meter_field(name))) for name in _INCLUDED}
+        serving = [
+            request
+            for process in self.processes
+            for request in process.serving
+            if request.slot >= now // HOLD_SLOT_MS - 1
+        ]
+        for name, kept in counts.items():
+            served = sum(request.decided.held.get(name, 0) for request in serving)
+            assert kept.held_at(now) >= served, f"{kept} held of {name}, {served} served"
+        priced = sum(
+            cost * request.decided.held[name]
+            for request in serving
+            for name, cost in request.decided.program.costs.items()
+        )
+        cost_held = MeterCounts.read(stored.get(credit_hold_field("images"))).held_at(now)
+        assert cost_held >= priced, f"{cost_held} micro-credits held, {priced} served"
+        left = self._left()
+        beyond = {
+            name: max(
+                0, kept.held_at(now) - max(0, _INCLUDED[name] - kept.included) - left.get(f"m:{name}", 0)
+            )
+            for name, kept in counts.items()
+        }
+        if self.plan == "prepaid":
+            claimed = sum(_COSTS[name] * units for name, units in beyond.items())
+            assert claimed <= left.get("c:ai", 0), f"{claimed} micro-credits claimed of {left}"
+        else:
+            spent = MeterCounts.read(stored.get(meter_field("spend"))).recorded
+            owed = sum(_PRICES[name] * units for name, units in beyond.items())
+            assert spent + owed <= _BUDGET, f"{spent} micro-units spent, {owed} owed"
+
+    def _left(self) -> dict[str, int]:
+        """What grants have left, by their target."""
+        flat = self.wire(pack("HGETALL", self.names.grants))
+        found: dict[str, int] = {}
+        for name, text in zip(flat[::2], flat[1::2], strict=True):
+            if name.startswith(b"a "):
+                grant = Holding.parse(name.decode(), text.decode())
+                found[grant.target] = found.get(grant.target, 0) + grant.left
+        return found
