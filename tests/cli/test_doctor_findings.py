@@ -52,13 +52,13 @@ plans:
 def test_where_allotments_have_no_effect_is_told_with_the_reasons() -> None:
     assert allotments_of(loads(ALLOTTED)) == (
         "no effect in plan burst (token bucket of requests, limit of projects);"
-        " plan paid (grants, requests of a user, budget); line POST /chat (usage)"
+        " plan paid (requests of a user); line POST /chat (usage)"
     )
     off = ALLOTTED.replace("allotment: 250ms\n", "")
     assert allotments_of(loads(off)) is None
     one = off.replace('"GET /search", ', '"GET /search", allotment: 250ms, ')
     assert allotments_of(loads(one)) == (
-        "no effect in plan burst (token bucket of requests); plan paid (grants, requests of a user)"
+        "no effect in plan burst (token bucket of requests); plan paid (requests of a user)"
     )
     plain = one.replace("algorithm: token-bucket, burst: 2", "algorithm: fixed-window")
     without = plain[: plain.index("    grants")] + plain[plain.index("    meters: {images") :]

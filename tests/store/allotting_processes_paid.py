@@ -48,7 +48,8 @@ plans:
     price: {amount_cents: 0, interval: month}
     budget: {amount_cents: 3000}
     meters:
-      requests: {rate: 900/second, concurrency: 400, included: 600, overage: {bill: {per: 1, amount_cents: 1}}}
+      requests:
+        {rate: 900/second, concurrency: 400, included: 600, overage: {bill: {per: 1, amount_cents: 1}}}
       words: {included: 300, overage: {bill: {per: 1, amount_cents: 2}}}
       images: {included: 0, overage: {bill: {per: 1, amount_cents: 3, cap: 500}}}
 """)
@@ -111,13 +112,10 @@ class PaidProcesses(Processes):
         )
         cost_held = MeterCounts.read(stored.get(credit_hold_field("images"))).held_at(now)
         assert cost_held >= priced, f"{cost_held} micro-credits held, {priced} served"
-        left = self._left()
-        beyond = {
-            name: max(
-                0, kept.held_at(now) - max(0, _INCLUDED[name] - kept.included) - left.get(f"m:{name}", 0)
-            )
-            for name, kept in counts.items()
-        }
+        left, beyond = self._left(), dict[str, int]()
+        for name, kept in counts.items():
+            own = max(0, _INCLUDED[name] - kept.included) + left.get(f"m:{name}", 0)
+            beyond[name] = max(0, kept.held_at(now) - own)
         if self.plan == "prepaid":
             claimed = sum(_COSTS[name] * units for name, units in beyond.items())
             assert claimed <= left.get("c:ai", 0), f"{claimed} micro-credits claimed of {left}"

@@ -1,7 +1,6 @@
 """The same two customers where grants, credits and a budget stand behind their plans.
 
-For how many requests there is room is not worked out here: as many decisions, one after the other, show it. What
-they leave behind is taken back then.
+As many decisions, one after the other, show for how many requests there is room. The counters are put back then.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ class PaidAllotWorld(AllotWorld):
         self._settle_both(Held(), Used(recorded, recorded))
 
     def damage(self) -> None:
-        """Damage each field that is looked at: nothing is allotted by it."""
+        """Damage each field that the script reads: it allots nothing."""
         while "h" not in self._fields(MANY):
             self.ask()
         program = self._compile(self._view(MANY), {"requests": Demand.of(1)})

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.asked import gauges_asked
 from meterkit.decisions.program import demands_of
-from meterkit.decisions.spending import Spending
 from meterkit.store.allotment import allotment_of, keys_one_by_one
 
 if TYPE_CHECKING:
@@ -52,9 +51,5 @@ def _reasons(catalog: Catalog, plan: Plan, routes: Sequence[Route]) -> Iterator[
                 yield f"token bucket of {name}"
         for gauge, _ in gauges_asked(plan.entitlements, catalog, meters, keeps=False):
             yield f"limit of {gauge.measure.policy.meter}"
-        if Spending.of(meters, plan.entitlements, catalog).budgets:
-            yield "budget"
-        if plan.grants:
-            yield "grants"
         if plan.subjects:
             yield f"requests of a {' or '.join(plan.subjects)}"

@@ -4,7 +4,7 @@
 --   first ceiling; policies: see allot; rates, ceilings: how many of these; requests: the most; least, share: see allot;
 --   starts, finishes: of the period of `now` (ms)
 -- Returns for how many requests there is room, fewer than `least` for none; when the balance changes by itself (ms). The
--- policies are told what is left to the last request; behind them come budgets, and what else is held.
+-- policies get what is left to the last request; behind them come budgets, and what else is held.
 --include room_for
 --include pack_more
 local function weigh_many(
