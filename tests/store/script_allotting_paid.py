@@ -1,6 +1,6 @@
 """The same two customers where grants, credits and a budget stand behind their plans.
 
-As many decisions, one after the other, show for how many requests there is room. The counters are put back then.
+As many decisions, one after the other, show for how many requests there is room; then the store is put back.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ plans:
       requests: {rate: 400/second, concurrency: 90, included: 30, overage: deny}
       words: {included: 0, overage: deny}
       pages: {included: 4, overage: {bill: {per: 1, amount_cents: 2}}}
-      images: {included: 5, overage: deny}
+      images: {included: 5, overage: {bill: {cap: 20}}}
   bounded:
     price: {amount_cents: 0, interval: month}
     budget: {amount_cents: 120}

@@ -358,20 +358,24 @@ def room(
     units, credit = means.of(f"m:{meter}"), credit_of(catalog, meter)
     if credit is None:
         return units
-    free = means.of(f"c:{credit.name}")
+    free, claim, uncovered, highest = means.of(f"c:{credit.name}"), 0, 0, 1
     for other, fixed in credit.costs.items():
         included, prices = entitlements[other].included, credit.by_model.get(other)
         if included is None or (other == meter and not prices):
             continue
         own = max(0, included - claims.counted(other)) + means.of(f"m:{other}")
-        uncovered = max(0, claims.held(other) - own)
-        if prices:
-            highest = max(prices.default, *(price for _, price in prices.models))
-            free -= min(uncovered * highest, claims.held_credit(other))
+        beyond = max(0, claims.held(other) - own)
+        most = max(prices.default, *(price for _, price in prices.models)) if prices else fixed
+        claimed = min(beyond * most, claims.held_credit(other)) if prices else beyond * fixed
+        if other == meter:
+            claim, uncovered, highest = claimed, beyond, most
         else:
-            free -= uncovered * fixed
-        units += uncovered if other == meter else 0
-    return units + max(0, free) // (cost or credit.costs[meter])
+            free -= claimed
+    free = max(0, free)
+    if claim > free:  # The credit does not pay all of them, but so many even at the highest price.
+        return units + min(uncovered, free // highest)
+    units, free = units + uncovered, free - claim
+    return units + free // (cost or credit.costs[meter])
 
 
 def lowered(catalog: Catalog, before: Means, after: Means) -> list[tuple[str, int]]:

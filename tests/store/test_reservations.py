@@ -335,6 +335,31 @@ plans:
 """
 
 
+async def test_i3_a_cap_holds_where_requests_in_flight_have_claimed_the_whole_credit(
+    any_store_url: str,
+) -> None:
+    event = "stripe: {event_name: output_tokens}"
+    plans = BY_MODEL.replace(
+        "output_tokens: {unit: token}", f"output_tokens: {{unit: token, {event}}}"
+    ).replace(
+        "output_tokens: {included: 300, overage: deny}",
+        "output_tokens: {included: 300, overage: {bill: {cap: 60}}}",
+    )
+    async with (
+        MeterKit(
+            loads(plans), clock=Clock(NOW), redis_url=any_store_url, flush=False, store_timeout=10.0
+        ) as kit,
+        AsyncExitStack() as blocks,
+    ):
+        # 300 are included, the credit pays 50 / 0.009 = 5555, and 60 more are billed.
+        for quantity in (300 + 5555, 30, 30):
+            held = kit.reserve("acme", {"output_tokens": quantity}, model="large")
+            assert (await blocks.enter_async_context(held)).decision.allowed
+            assert not (await kit.check("acme", "output_tokens", 300)).allowed
+        assert not (await kit.check("acme", "output_tokens", 1)).allowed
+        assert (await kit.usage("acme"))["meters"]["output_tokens"]["remaining"] == 0
+
+
 async def test_what_is_left_is_what_is_allowed_whatever_models_hold(any_store_url: str) -> None:
     held = (
         ("large", {"input_tokens": 1100}),

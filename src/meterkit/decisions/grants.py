@@ -333,7 +333,7 @@ class Balance:
         if prepaid is None or meter not in prepaid.paid_with:
             return units
         credit, cost = prepaid.paid_with[meter]
-        free, uncovered = self.of(credit), 0
+        free, claimed, uncovered = self.of(credit), 0, 0
         for other in prepaid.sharing([meter]):
             included, by_model = entitlements[other].included, prepaid.by_model.get(other)
             if included is None or (other == meter and by_model is None):
@@ -341,8 +341,14 @@ class Balance:
             covered = max(0, included - counted(other)) + self.of(target_of("meter", other))
             beyond = max(0, held(other) - covered)
             if by_model is None:
-                free -= beyond * prepaid.paid_with[other][1]
+                claim = beyond * prepaid.paid_with[other][1]
             else:
-                free -= min(beyond * by_model.highest, held_credit(other))
-            uncovered += beyond if other == meter else 0
-        return units + max(0, free) // cost + uncovered
+                claim = min(beyond * by_model.highest, held_credit(other))
+            if other == meter:
+                claimed, uncovered = claim, beyond
+            else:
+                free -= claim
+        free = max(0, free)
+        if claimed > free:  # It does not pay all of them, but no fewer than at the highest cost.
+            return units + min(uncovered, free // prepaid.by_model[meter].highest)
+        return units + (free - claimed) // cost + uncovered

@@ -2,14 +2,22 @@
 --   backed: see backing_of; place: of the meter that is to be paid; with_own: whether its own holds claim, too, where its
 --   cost depends on the model; left: of the credit; taken: what is asked of a meter; claim_of(meter, further): the claim of
 --   its holds and of further units, and how many of these nothing else covers
--- Returns that, and how many units of its own nothing else covers.
+-- Returns that, and how many units of its own holds the credit pays, where these claim: no fewer than it pays at the
+-- highest cost, which stands where it does not pay them all.
 local function free_of(backed, place, with_own, left, taken, claim_of)
-  local credit, free, uncovered = backed[place][1], left, 0
+  local own, free = backed[place], left
   for i, other in ipairs(backed) do
-    if other[1] == credit and (i ~= place or with_own and other[7]) then
-      local claimed, beyond = claim_of(other, i == place and 0 or taken[i])
-      free, uncovered = free - claimed, i == place and beyond or uncovered
+    if other[1] == own[1] and i ~= place then
+      free = free - claim_of(other, taken[i])
     end
   end
-  return math.max(0, free), uncovered
+  free = math.max(0, free)
+  if not with_own or not own[7] then
+    return free, 0
+  end
+  local claimed, beyond = claim_of(own, 0)
+  if claimed > free then
+    return 0, math.min(beyond, math.floor(free / own[8]))
+  end
+  return free - claimed, beyond
 end
