@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from meterkit.catalog import loads
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.in_process import advance
 from meterkit.decisions.keys import FORMAT
-from meterkit.decisions.policies import CEILING, SPENT
+from meterkit.decisions.policies import SPENT
 from meterkit.redis.connection import pack, pack_each
 from meterkit.store.hold import Held, Used
 from store.script_allotting import MANY, ONE, AllotWorld, amended
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 PAID: Final = loads("""
 schema: 1
 currency: usd
-default_plan: spare
+default_plan: bounded
 meters:
   requests: {unit: request, stripe: {event_name: requests}}
   words: {unit: word, stripe: {event_name: words}}
@@ -70,8 +71,7 @@ class PaidAllotWorld(AllotWorld):
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
-        self.granted: list[str] = []
-        self.amend()
+        self.granted: list[str] = []  # Nothing stands behind their plan before they have a state.
 
     def step(self) -> None:
         chance = self.random.random()
@@ -126,8 +126,7 @@ class PaidAllotWorld(AllotWorld):
             )
 
     def _asked(self) -> tuple[int, ...]:
-        asked = super()._asked()
-        return min(32, asked[0]), *asked[1:]
+        return self.random.choice((1, 4, 7, 16, 31)), *super()._asked()[1:]
 
     def _demands(self) -> dict[str, Demand]:
         count = self.random.choice((1, 1, 1, 2, 3))
@@ -144,21 +143,27 @@ class PaidAllotWorld(AllotWorld):
         lasts_ms = min(
             lasts_ms, *(window - now % window for _, _, window, *_ in program.rate_terms), lasts_ms
         )
-        if "asked" in (further := json.loads(program.further or "{}")):
+        if "asked" in json.loads(program.further or "{}"):
             lasts_ms = min(lasts_ms, self._changes_ms() - now)
         if lasts_ms < lasts_least_ms:
             return 0, lasts_ms
         found = reply[5] if reply[0] == 0 else 0
-        # Where one policy stands for all that is asked, its room is known; else half of it may be found.
-        ceilings = sum(measure.kind == CEILING for measure in program.measures)
-        is_exact = "spend" not in further and (not program.held or ceilings == len(program.held) == 1)
-        missed = max(least, found + 1) if is_exact else max(2 * least - 1, 2 * found + 1)
-        if found:
-            self._same("the last is allowed", True, self._fits(program, 1 + (found - 1) * share))
-        if missed <= most:
-            self._same("not more are allowed", False, self._fits(program, 1 + (missed - 1) * share))
+        tried = self._room_of_rates(program, most, share, now)
+        while tried > max(found, least - 1):
+            self._same("not more are allowed", False, self._fits(program, 1 + (tried - 1) * share))
             self._said("short")
+            tried //= 2
+        if tried >= least:
+            self._same("so many are tried", tried, found)
+            self._same("the last is allowed", True, self._fits(program, 1 + (found - 1) * share))
         return found, lasts_ms
+
+    def _room_of_rates(self, program: Program, most: int, share: int, now: int) -> int:
+        stored = self._fields(ONE)
+        for field, kind, window, limit, refill, needed, _ in program.rate_terms:
+            _, used = advance(kind, window, refill, self._window(stored, field), now)
+            most = min(most, (limit - used - needed) // (share * needed) + 1 if used + needed <= limit else 0)
+        return most
 
     def _fits(self, program: Program, times: int) -> bool:
         """Whether so many requests of one are allowed, one after the other, within the budget."""

@@ -1,11 +1,10 @@
 -- weigh_many: for how many requests ceilings have room where grants, credits or budgets count, too. The last request is
--- weighed as decide weighs one, while all before it are in flight: where it is allowed, they are.
+-- weighed as decide weighs one, while all before it are in flight: where it is allowed, they are. Else half are tried.
 --   grants_key: hash; further: see decide; fields: the counters' that were read, which are changed; terms, at: of the
 --   first ceiling; policies: see allot; rates, ceilings: how many of these; requests: the most; least, share: see allot;
 --   starts, finishes: of the period of `now` (ms)
 -- Returns for how many requests there is room, fewer than `least` for none; when the balance changes by itself (ms). The
 -- policies get what is left to the last request; behind them come budgets, and what else is held.
---include room_for
 --include pack_more
 local function weigh_many(
   grants_key, further, fields, terms, at, policies, rates, ceilings, requests, least, share, now, starts, finishes)
@@ -34,7 +33,7 @@ local function weigh_many(
     for _, told in ipairs(held) do
       fields[told[7]] = pack_more(told, times - 1)
     end
-    for i, meter in ipairs(backs > 0 and further.backed or {}) do
+    for i, meter in ipairs(further.backed or {}) do
       further.taken[i] = meter[6]
     end
     for nth = 1, ceilings do
@@ -50,17 +49,13 @@ local function weigh_many(
     end
     return is_within
   end
-  requests = allows(1) and requests or 0
-  for nth = rates + 1, rates + ceilings do
-    requests = room_for(requests, share, policies[nth][2], policies[nth][1])
-  end
   for _ = 1, requests do
     if requests < least or allows((requests - 1) * share + 1) then
       break
     end
     requests = math.floor(requests / 2)
   end
-  allows(math.max(1, requests))
+  allows(requests)
   for place = 1, besides do
     policies[#policies + 1] = held[place]
   end
