@@ -61,6 +61,15 @@ plans:
       images: {included: 0, overage: deny}
 """)
 _METERS: Final = ("requests", "words", "pages", "images")
+_EDGES: Final = (
+    ("spare", ("words",), 40),  # A grant.
+    ("bounded", ("words",), 140),  # A budget.
+    (
+        "bounded",
+        ("pages", "requests"),
+        57,
+    ),  # What the last one takes of the credit counts.
+)
 _NEVER_MS: Final = 9 * 10**15
 
 
@@ -99,7 +108,9 @@ class PaidAllotWorld(AllotWorld):
             self._both("void", (self.random.choice(self.granted), self.wall))
 
     def amend(self) -> None:
-        plan = self.random.choice(("spare", "bounded"))
+        self._put(self.random.choice(("spare", "bounded")))
+
+    def _put(self, plan: str) -> None:
         state, rev = CustomerState(plan=plan, granted=True), f"{FORMAT}:{self.random.randrange(10**12):012x}"
         for name in (ONE, MANY):
             revs = self.rev, rev
@@ -113,6 +124,8 @@ class PaidAllotWorld(AllotWorld):
 
     def damage(self) -> None:
         """Damage each field that the script reads: it allots nothing."""
+        for plan, demands, times in _EDGES:
+            self.edge(plan, {name: Demand.of(1) for name in demands}, times)
         while "h" not in self._fields(MANY):
             self.ask()
         program = self._compile(self._view(MANY), {"requests": Demand.of(1)})
@@ -124,6 +137,23 @@ class PaidAllotWorld(AllotWorld):
             self.wire(
                 pack("HDEL", counters, field) if whole is None else pack("HSET", counters, field, whole)
             )
+
+    def edge(self, plan: str, demands: dict[str, Demand], times: int) -> None:
+        """Allot to new customers all that there is, to the last unit."""
+        for name in (ONE, MANY):
+            keys = self._keys(name)
+            self.wire(pack("DEL", keys.counters, keys.totals, keys.grants, keys.ledger))
+        self._put(plan)
+        self._both("grant", ("edge", 256, 100, 0, _NEVER_MS, "c:ai", 50 * 10**6, self.wall))
+        self._settle_both(Held(), Used({"requests": 200}))
+        program, reply = self._ask_many(demands, (times, 1, 1, 250, 1))
+        while reply[0] == 2:
+            self._learn(reply)
+            program, reply = self._ask_many(demands, (times, 1, 1, 250, 1))
+        self._look(program)
+        self._same(f"all of {plan}", [0, times], [reply[0], *reply[5:6]])
+        self._same(f"last of {plan}", self._decide_each(program, times, reply[1])[:4], reply[:4])
+        self._compare_all()
 
     def _asked(self) -> tuple[int, ...]:
         return self.random.choice((1, 4, 7, 16, 31)), *super()._asked()[1:]
