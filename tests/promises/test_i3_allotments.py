@@ -165,7 +165,7 @@ async def race(racing: list[Worker], path: str) -> int:
         total.update(answer)
     assert total["200"] <= ADMITTED
     assert set(total) <= {"200", "402", "429", "503"}
-    granted = sum([(await racer.ask("allotted"))[0] for racer in racing]) - before
+    granted = int(sum([(await racer.ask("allotted"))[0] for racer in racing]) - before)
     # Units that others hold unused may have refused some: they are given back when their term ends.
     async with asyncio.timeout(60):
         while any([(await racer.ask("allotted"))[1] for racer in racing]):  # noqa: ASYNC110 - other processes
