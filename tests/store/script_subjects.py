@@ -12,7 +12,7 @@ from meterkit.catalog import loads
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.keys import Keys, concurrency_field, meter_field, rate_field
-from meterkit.decisions.packed import Head, MeterCounts, unpack_field
+from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOUR_MS, bounds_at
 from meterkit.decisions.policies import rate_numbers
 from meterkit.redis.connection import pack, pack_each
@@ -466,11 +466,11 @@ class SubjectWorld:
             return True
         if not self._has_room(owner):
             return False
-        lives = now + QUARTER_HOUR_MS
+        longest, ends = 0, 0
         for name, quantity in recorded.items():
             owner.meters[name].recorded[self.period] += quantity
             if quantity:
-                lives = max(lives, bounds_at(now).end_ms + QUARTER_HOUR_MS)
+                ends = bounds_at(now).end_ms
         spent = MICROS * recorded.get("words", 0)
         owner.meters[SPEND].recorded[self.period] += spent
         if (
@@ -481,7 +481,7 @@ class SubjectWorld:
             window, at = owner.window_ms, settlement.rated_ms or now
             if at // window >= now // window - 1:
                 owner.spent[at // window] += spent
-            lives = max(lives, now + QUARTER_HOUR_MS + 2 * window)
+            longest = 2 * window
         if hold is not None:
             for name, quantity in hold.quantities.items():
                 owner.meters[name].holds.give_back(now, settlement.slot, quantity)
@@ -491,8 +491,8 @@ class SubjectWorld:
         for rate, counted in rates:
             assert rated is not None
             self._rate(rate, counted, settlement, rated)
-            lives = max(lives, now + QUARTER_HOUR_MS + counted.keeps_ms(rate))
-        owner.keep(lives)
+            longest = max(longest, counted.keeps_ms(rate))
+        owner.keep(QUARTER_HOUR_MS + max(ends, now + longest), longest // 8)
         return True
 
     def _rate(
@@ -597,9 +597,9 @@ class SubjectWorld:
             self.compare("life of the index", int(float(last[1])), lives)
 
     def _check_owner(self, of: tuple[str, str], found: Mapping[str, bytes], expires: int) -> None:
-        owner, head = self.owners[of], Head.read(found["h"])
+        owner = self.owners[of]
         owner.expires = expires
-        self.compare(f"expiry of {of}", expires, head.expires_ms)
+        self.compare(f"expiry of {of}", [expires], unpack_field(found["h"]))
         lasting = owner.lives <= expires <= owner.most
         self.compare(f"life of {of}: {owner.lives} {expires} {owner.most}", True, lasting)
         for name, counts in owner.meters.items():

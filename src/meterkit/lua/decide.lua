@@ -143,7 +143,7 @@ end
 begins_ms, ends_ms = ends_ms > 0 and begins_ms or starts_ms, finishes_ms
 if subjects then -- As above.
 --include weigh_subjects
-  is_refused, keep = weigh_subjects(subjects, begins_ms, ends_ms, now, is_refused, twin == REPEAT, takes, tell)
+  is_refused, keep = weigh_subjects(subjects, begins_ms, now, is_refused, twin == REPEAT, takes, tell)
 end
 
 local reply = {twin, now, nearest, nearest_left, nearest_before}

@@ -1,18 +1,20 @@
 -- keep_subject: writes the counters of a subject, and until when they live.
---   index_key: zset, the customer's subjects; begins_ms, ends_ms: of the customer's period; member: this subject's
---   write, w: its key, h, the place of its head, then the fields that change; packed: its head as it was, or false
+--   index_key: zset, the customer's subjects; member: this subject's
+--   write, w: its key, then the fields that change; packed: its field h, which has when it expires (ms), or false
 --   lives_ms: until when its counters matter; spare_ms: how much longer they are kept, so that the next call need not
 --   set that again
 -- A subject that is new finds room where those have gone whose counters have expired. Where all are live it is not kept.
 -- Returns whether it is kept.
---include head_of
---include keep_counters
-local function keep_subject(index_key, begins_ms, ends_ms, now, member, write, w, packed, lives_ms, spare_ms)
-  local call, _, _, _, expires_ms = redis.call, head_of(packed)
-  if w == 3 then
+local function keep_subject(index_key, now, member, write, w, packed, lives_ms, spare_ms)
+  local call, form, expires_ms, more = redis.call, cmsgpack.unpack(packed or EMPTY_LIFE)
+  if form ~= FORM or not expires_ms or more then
+    error('DAMAGED field h')
+  elseif w == 1 then
     return true
-  end
-  if not packed then
+  elseif lives_ms <= expires_ms then
+    call('HSET', unpack(write, 1, w))
+    return true
+  elseif not packed then
     local over = call('ZRANGEBYSCORE', index_key, '-inf', now, 'LIMIT', 0, 100)
     if #over > 0 then
       call('ZREM', index_key, unpack(over))
@@ -21,10 +23,11 @@ local function keep_subject(index_key, begins_ms, ends_ms, now, member, write, w
       return false
     end
   end
-  expires_ms = keep_counters(write, w, now, begins_ms, ends_ms, '', expires_ms, lives_ms, spare_ms)
-  if expires_ms then
-    call('ZADD', index_key, expires_ms, member)
-    call('PEXPIREAT', index_key, call('ZRANGE', index_key, -1, -1, 'WITHSCORES')[2])
-  end
+  expires_ms = lives_ms + spare_ms
+  write[w + 1], write[w + 2] = 'h', cmsgpack.pack(FORM, expires_ms)
+  call('HSET', unpack(write, 1, w + 2))
+  call('PEXPIREAT', write[1], expires_ms)
+  call('ZADD', index_key, expires_ms, member)
+  call('PEXPIREAT', index_key, call('ZRANGE', index_key, -1, -1, 'WITHSCORES')[2])
   return true
 end

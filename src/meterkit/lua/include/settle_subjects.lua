@@ -14,16 +14,16 @@ local function settle_subjects(subjects, begins_ms, ends_ms, hold_slot, is_count
   for nth = 2, #subjects.keys do
     local meters, rates, spans
     meters, rates, spans, at = read('<ddd', terms, at)
-    local key, lives_ms = subjects.keys[nth], now + QUARTER_HOUR_MS
+    local key, ends, longest_ms = subjects.keys[nth], 0, 0
     local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + meters + rates))
-    local write, w = {key, 'h', ''}, 3
+    local write, w = {key, nil, nil, nil, nil, nil, nil}, 1 -- With place: growing copies a table.
     for place = 2, meters + 1 do
       local name, quantity, asked = words[behind + place - 1], nil, nil
       quantity, asked, at = read('<dd', terms, at)
       local counted, _, period, slot, held, held_before = meter_of(fields[place], name)
       held, held_before = give_back(hold_slot, asked, current_slot, slot, held, held_before)
       counted, quantity = period == begins_ms and counted or 0, is_counted and quantity or 0
-      lives_ms = quantity > 0 and math.max(lives_ms, ends_ms + QUARTER_HOUR_MS) or lives_ms
+      ends = quantity > 0 and ends_ms or ends
       write[w + 1], write[w + 2], w = name,
         cmsgpack.pack(FORM, math.min(counted + quantity, MOST), 0, begins_ms, current_slot, held, held_before, ''), w + 2
     end
@@ -32,11 +32,11 @@ local function settle_subjects(subjects, begins_ms, ends_ms, hold_slot, is_count
       kind, window, refill, quantity, counted_ms, at = read('<ddddd', terms, at)
       quantity = (is_counted or place <= meters + rates + 1 - spans) and quantity or 0
       local packed, matters_ms = correct(fields[place], name, kind, window, refill, quantity, counted_ms, now)
-      lives_ms = math.max(lives_ms, now + QUARTER_HOUR_MS + matters_ms)
+      longest_ms = math.max(longest_ms, matters_ms)
       write[w + 1], write[w + 2], w = name, packed, w + 2
     end
-    has_room = keep_subject(subjects.keys[1], begins_ms, ends_ms, now, words[behind], write, w, fields[1], lives_ms, 0)
-      and has_room
+    has_room = keep_subject(subjects.keys[1], now, words[behind], write, w, fields[1],
+      QUARTER_HOUR_MS + math.max(ends, now + longest_ms), math.floor(longest_ms / 8)) and has_room
     behind = behind + meters + rates + 1
   end
   return not has_room and 'subjects' or nil

@@ -3,7 +3,7 @@
 --   terms: a subject each, how long its counters live at least (ms), how many rates, ceilings, concurrency limits, and
 --   fields of a budget; then kind, window, limit, refill, needed, taken a rate; limit, needed, taken a ceiling or a
 --   concurrency limit; window (ms; 0: the period), micro-units, micro-units in a minor unit, needed, taken a budget
---   begins_ms, ends_ms: of the customer's period; refuses: whether the customer is refused already
+--   begins_ms: of the customer's period; refuses: whether the customer is refused already
 --   is_repeat: whether ceilings and budgets ask nothing; takes, tell: see decide
 -- A field of a ceiling is as a meter's: counted, 0, the period that this is of; see docs/design/store.md.
 -- Returns whether it is refused then; and keep(): writes what has changed of each.
@@ -12,7 +12,7 @@
 --include window_of
 --include advance
 --include keep_subject
-local function weigh_subjects(subjects, begins_ms, ends_ms, now, refuses, is_repeat, takes, tell)
+local function weigh_subjects(subjects, begins_ms, now, refuses, is_repeat, takes, tell)
   local read, pack, words, terms, at = struct.unpack, cmsgpack.pack, subjects.words, subjects.terms, subjects.at
   local current_slot, kept, behind = math.floor(now / HOLD_SLOT_MS), {}, 1
   for nth = 2, #subjects.keys do
@@ -20,7 +20,7 @@ local function weigh_subjects(subjects, begins_ms, ends_ms, now, refuses, is_rep
     keep_ms, rates, ceilings, in_flight, spans, at = read('<ddddd', terms, at)
     local key, member, limits = subjects.keys[nth], words[behind], rates + ceilings + in_flight
     local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + limits + spans))
-    local write, w = {key, 'h', ''}, 3
+    local write, w = {key, nil, nil, nil, nil, nil, nil}, 1 -- With place: growing copies a table.
     for place = 2, limits + 1 do
       local name, whole = words[behind + place - 1], nil
       if place <= rates + 1 then
@@ -67,7 +67,7 @@ local function weigh_subjects(subjects, begins_ms, ends_ms, now, refuses, is_rep
   end
   return refuses, function()
     for _, one in ipairs(kept) do
-      keep_subject(subjects.keys[1], begins_ms, ends_ms, now, unpack(one))
+      keep_subject(subjects.keys[1], now, unpack(one))
     end
   end
 end

@@ -7,6 +7,7 @@ local EMPTY_BESIDES = '\000\000\000\000'
 local EMPTY_LEVEL = '\254\000\000\000'
 local EMPTY_LISTING = '\254\000\000' -- Packed: FORM, two zeros.
 local EMPTY_HOLDS = '\254' -- Packed: FORM.
+local EMPTY_LIFE = '\254\000' -- Packed: FORM, a zero.
 local EMPTY_WINDOW = '\254\000\000\000'
 local MOST = 9000000000000000 -- The most that is counted: below 2^53.
 local UNCAPPED = 8000000000000000 -- Stands for a cap where a meter has none.
