@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import HOLD_SLOT_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _NUMBER_BYTES: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 _SMALL_END: Final = 0x80
@@ -106,6 +109,19 @@ class MeterCounts(NamedTuple):
         """What live holds hold at an instant: those of the slot that is on, and of the one before."""
         passed = now_ms // HOLD_SLOT_MS - self.slot
         return self.held + self.held_before if passed <= 0 else self.held if passed == 1 else 0
+
+
+def pack_texts(texts: Iterable[str]) -> bytes:
+    """Texts of at most 65,535 bytes as MessagePack, as the scripts unpack them."""
+    out: list[bytes] = []
+    for text in texts:
+        data = text.encode()
+        size = len(data)
+        if size < _SHORT_TEXT_END - _SHORT_TEXT:
+            out.append(b"%c%b" % (_SHORT_TEXT + size, data))
+        else:
+            out.append(b"\xda%b%b" % (size.to_bytes(2, "big"), data))
+    return b"".join(out)
 
 
 def _checked(values: list[int | bytes], kinds: tuple[type, ...]) -> list[Any]:

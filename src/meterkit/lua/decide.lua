@@ -46,13 +46,14 @@
 --include live_holds
 --include advance
 --include keep_counters
-local rev, terms, mode, caller_ms, subjects = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV], nil
+local rev, terms, mode, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
 local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
 local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, keep_ms, rates, ceilings, records, others, at =
   read('<dddddddddd', terms)
+local subjects, own_words, own_terms
 if others > 0 then -- Others do not pay for making these functions.
 --include take_subjects
-  subjects = take_subjects(KEYS, ARGV, others, 1)
+  subjects, own_words, own_terms = take_subjects(KEYS, ARGV, others, 1)
 end
 local counters_key, state_key, totals_key, grants_key, levels_key, marks_key = unpack(KEYS)
 local names = grants_key and 3 or 2 -- Of fields[2] the name is ARGV[names + 2].
@@ -143,7 +144,7 @@ end
 begins_ms, ends_ms = ends_ms > 0 and begins_ms or starts_ms, finishes_ms
 if subjects then -- As above.
 --include weigh_subjects
-  is_refused, keep = weigh_subjects(subjects, begins_ms, now, is_refused, twin == REPEAT, takes, tell)
+  is_refused, keep = weigh_subjects(subjects, own_words, own_terms, begins_ms, now, is_refused, twin == REPEAT, takes, tell)
 end
 
 local reply = {twin, now, nearest, nearest_left, nearest_before}

@@ -39,12 +39,13 @@
 --include give_back
 --include take_number
 --include expire_at
-local terms, subjects, call, read, pack = ARGV[2], nil, redis.call, struct.unpack, cmsgpack.pack
+local terms, call, read, pack = ARGV[2], redis.call, struct.unpack, cmsgpack.pack
 local until_ms, starts, ends, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, thresholds, others, at =
   read('<dddddddddd', terms)
+local subjects, own_words, own_terms
 if others > 0 then -- Others do not pay for making these functions.
 --include take_subjects
-  subjects = take_subjects(KEYS, ARGV, others, 2)
+  subjects, own_words, own_terms = take_subjects(KEYS, ARGV, others, 2)
 end
 --audited --include enter_usage
 --audited local audit_key, told, n = table.remove(KEYS), table.remove(ARGV, #ARGV - 2), 0
@@ -158,6 +159,7 @@ if new_expiry_ms > expires_ms then
 end
 if subjects then -- As above.
 --include settle_subjects
-  words[#words + 1] = settle_subjects(subjects, begins_ms, ends_ms, hold_slot, not (is_repeat or late and is_dead), now)
+  words[#words + 1] = settle_subjects(subjects, own_words, own_terms, begins_ms, ends_ms, hold_slot,
+    not (is_repeat or late and is_dead), now)
 end
 return refused and {6, refused} or {0, now, unpack(words)}

@@ -111,5 +111,5 @@ class MarkedDecision(PreparedDecision):
             *program.fields,
         )
         # Behind these: the clock.
-        count = len(head) + len(tail) + others.words + bool(others.words) + 1
+        count = len(head) + len(tail) + others.width + 1
         return b"*%d\r\n%b" % (count, pack_each(head)), pack_each(tail) + others.arguments

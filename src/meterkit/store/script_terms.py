@@ -31,7 +31,7 @@ def pack_head(
     names += others.keys
     head: tuple[str | int, ...] = ("EVALSHA", sha, len(names), *names, rev)
     # Behind these: terms, what follows them, words and terms of subjects, clock.
-    count = len(head) + 2 + len(program.behind_terms("d")) + others.words + bool(others.words)
+    count = len(head) + 2 + len(program.behind_terms("d")) + others.width
     return b"*%d\r\n%b" % (count, pack_each(head))
 
 

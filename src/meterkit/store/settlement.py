@@ -259,7 +259,7 @@ class Settlement:
         told = self._told(view, shape) if shape.audit else b""
         # The producer's key, the slot, the number and the clock come when it is sent.
         head = (
-            self._head(view, shape, events=len(event), others=others) if event or others.words else shape.head
+            self._head(view, shape, events=len(event), others=others) if event or others.width else shape.head
         )
         keys = pack_each((*event,)), shape.audit, pack_each(others.keys)
         return head, b"".join((shape.names, *keys, own, shape.fields, told, others.arguments))
@@ -334,7 +334,7 @@ class Settlement:
         count = len(named) + 1 + 3 * shape.has_more + events + is_audited + len(others.keys)
         parts: tuple[str | int, ...] = ("EVALSHA", (audited or view.cache.settle).sha, count, *named)
         # Behind the keys: rev, terms, customer, further terms, fields, subjects, slot and number, clock.
-        arguments = 4 + is_audited + shape.width + others.words + bool(others.words) + 2
+        arguments = 4 + is_audited + shape.width + others.width + 2
         return b"*%d\r\n%b" % (3 + count + arguments, pack_each(parts))
 
     def _shape(

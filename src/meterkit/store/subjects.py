@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from meterkit.catalog.subjects import override_subject
 from meterkit.decisions.at_model import UNKNOWN_MODEL
 from meterkit.decisions.customer_state import holding_only
+from meterkit.decisions.packed import pack_texts
 from meterkit.decisions.subjects import (
     AskedOfSubject,
     SubjectHold,
@@ -40,12 +41,12 @@ class Packed(NamedTuple):
 
     Attributes:
         keys: the index, then the counters of each.
-        words: how many arguments there are before the terms.
-        arguments: these and the terms, packed.
+        width: how many arguments.
+        arguments: those, packed: the words, the terms.
     """
 
     keys: tuple[str, ...]
-    words: int
+    width: int
     arguments: bytes
 
     @classmethod
@@ -53,7 +54,7 @@ class Packed(NamedTuple):
         """The arguments packed; of no subject: nothing."""
         if not words:
             return NOTHING_PACKED
-        return cls(keys, len(words), pack_each((*words, pack_numbers((len(words), *numbers)))))
+        return cls(keys, 2, pack_each((pack_texts(words), pack_numbers(numbers))))
 
 
 NOTHING_PACKED: Final = Packed((), 0, b"")

@@ -1,5 +1,5 @@
 -- settle_subjects: what a request came to for the subjects of its customer: gives back their holds, counts their units.
---   subjects: as take_subjects gives them; words: a subject each, its member of the index, then its fields
+--   keys: as take_subjects gives them; words: a subject each, its member of the index, then its fields
 --   terms: a subject each, how many meters with concurrency limits, rates, and how many of these, the last, count what is
 --   spent; then recorded, held a meter; kind, window, refill, quantity, when it was counted a rate; see settle
 --   begins_ms, ends_ms: of the customer's period; hold_slot: of the holds; is_counted: whether it is recorded
@@ -8,13 +8,12 @@
 --include give_back
 --include correct
 --include keep_subject
-local function settle_subjects(subjects, begins_ms, ends_ms, hold_slot, is_counted, now)
-  local read, words, terms, at = struct.unpack, subjects.words, subjects.terms, subjects.at
-  local current_slot, has_room, behind = math.floor(now / HOLD_SLOT_MS), true, 1
-  for nth = 2, #subjects.keys do
+local function settle_subjects(keys, words, terms, begins_ms, ends_ms, hold_slot, is_counted, now)
+  local read, pack, current_slot, has_room, behind, at = struct.unpack, cmsgpack.pack, math.floor(now / HOLD_SLOT_MS), true, 1, 1
+  for nth = 2, #keys do
     local meters, rates, spans
     meters, rates, spans, at = read('<ddd', terms, at)
-    local key, ends, longest_ms = subjects.keys[nth], 0, 0
+    local key, ends, longest_ms = keys[nth], 0, 0
     local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + meters + rates))
     local write, w = {key, nil, nil, nil, nil, nil, nil}, 1 -- With place: growing copies a table.
     for place = 2, meters + 1 do
@@ -25,7 +24,7 @@ local function settle_subjects(subjects, begins_ms, ends_ms, hold_slot, is_count
       counted, quantity = period == begins_ms and counted or 0, is_counted and quantity or 0
       ends = quantity > 0 and ends_ms or ends
       write[w + 1], write[w + 2], w = name,
-        cmsgpack.pack(FORM, math.min(counted + quantity, MOST), 0, begins_ms, current_slot, held, held_before, ''), w + 2
+        pack(FORM, math.min(counted + quantity, MOST), 0, begins_ms, current_slot, held, held_before, ''), w + 2
     end
     for place = meters + 2, meters + rates + 1 do
       local name, kind, window, refill, quantity, counted_ms = words[behind + place - 1], nil, nil, nil, nil, nil
@@ -35,7 +34,7 @@ local function settle_subjects(subjects, begins_ms, ends_ms, hold_slot, is_count
       longest_ms = math.max(longest_ms, matters_ms)
       write[w + 1], write[w + 2], w = name, packed, w + 2
     end
-    has_room = keep_subject(subjects.keys[1], now, words[behind], write, w, fields[1],
+    has_room = keep_subject(keys[1], now, words[behind], write, w, fields[1],
       QUARTER_HOUR_MS + math.max(ends, now + longest_ms), math.floor(longest_ms / 8)) and has_room
     behind = behind + meters + rates + 1
   end

@@ -1,5 +1,5 @@
 -- weigh_subjects: whether the subjects of a customer may: users or teams, each with counters of its own.
---   subjects: as take_subjects gives them; words: a subject each, its member of the index, then its fields
+--   keys: as take_subjects gives them; words: a subject each, its member of the index, then its fields
 --   terms: a subject each, how long its counters live at least (ms), how many rates, ceilings, concurrency limits, and
 --   fields of a budget; then kind, window, limit, refill, needed, taken a rate; limit, needed, taken a ceiling or a
 --   concurrency limit; window (ms; 0: the period), micro-units, micro-units in a minor unit, needed, taken a budget
@@ -12,13 +12,12 @@
 --include window_of
 --include advance
 --include keep_subject
-local function weigh_subjects(subjects, begins_ms, now, refuses, is_repeat, takes, tell)
-  local read, pack, words, terms, at = struct.unpack, cmsgpack.pack, subjects.words, subjects.terms, subjects.at
-  local current_slot, kept, behind = math.floor(now / HOLD_SLOT_MS), {}, 1
-  for nth = 2, #subjects.keys do
+local function weigh_subjects(keys, words, terms, begins_ms, now, refuses, is_repeat, takes, tell)
+  local read, pack, current_slot, kept, behind, at = struct.unpack, cmsgpack.pack, math.floor(now / HOLD_SLOT_MS), {}, 1, 1
+  for nth = 2, #keys do
     local keep_ms, rates, ceilings, in_flight, spans
     keep_ms, rates, ceilings, in_flight, spans, at = read('<ddddd', terms, at)
-    local key, member, limits = subjects.keys[nth], words[behind], rates + ceilings + in_flight
+    local key, member, limits = keys[nth], words[behind], rates + ceilings + in_flight
     local fields = redis.call('HMGET', key, 'h', unpack(words, behind + 1, behind + limits + spans))
     local write, w = {key, nil, nil, nil, nil, nil, nil}, 1 -- With place: growing copies a table.
     for place = 2, limits + 1 do
@@ -67,7 +66,7 @@ local function weigh_subjects(subjects, begins_ms, now, refuses, is_repeat, take
   end
   return refuses, function()
     for _, one in ipairs(kept) do
-      keep_subject(subjects.keys[1], now, unpack(one))
+      keep_subject(keys[1], now, unpack(one))
     end
   end
 end
