@@ -210,8 +210,8 @@ _UNBOUNDED: Final = Spending((), {})
 
 def counted_as_spent(
     meters: Sequence[str], windows: int, entitlements: Mapping[str, Entitlement], catalog: Catalog
-) -> str:
-    """What the settlement script adds up, as JSON; see its terms.
+) -> tuple[int, ...]:
+    """What the settlement script adds up; see ``include/count_spend.lua``.
 
     Args:
         meters: those that are settled, in the order of the terms.
@@ -224,8 +224,7 @@ def counted_as_spent(
         None if entitlements[name].overage.rows is not None else price_of(name, entitlements, catalog)
         for name in meters
     ]
-    terms = [price or (0, 1, 0) for price in prices]
-    return _json({"spend": {"priced": terms, "windows": windows}})
+    return windows, *(number for price in prices for number in price or (0, 1, 0))
 
 
 def _json(value: object) -> str:

@@ -46,11 +46,10 @@
 --include live_holds
 --include advance
 --include keep_counters
-local rev, terms, mode, caller_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
+local rev, terms, mode, caller_ms, subjects, own_words, own_terms = ARGV[1], ARGV[2], ARGV[3], ARGV[#ARGV]
 local call, read, pack = redis.call, struct.unpack, cmsgpack.pack
 local until_ms, first_start_ms, first_end_ms, next_end_ms, outlive_ms, keep_ms, rates, ceilings, records, others, at =
   read('<dddddddddd', terms)
-local subjects, own_words, own_terms
 if others > 0 then -- Others do not pay for making these functions.
 --include take_subjects
   subjects, own_words, own_terms = take_subjects(KEYS, ARGV, others, 1)

@@ -13,21 +13,20 @@
 -- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
 --       4 empty, or (JSON) an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
 --       first instant of the period that this was, dead: 1 where late usage is not recorded; and of an idempotency
---       key: digest, billed: 1 where it is remembered from now on; and of what is spent: priced: a meter each, see
---       cost_of, the one behind these counts it; windows: so many of the rates, the last, count it, too;
---       tells: 1 where the reply says what is paid for
+--       key: digest, billed: 1 where it is remembered from now on; tells: 1 where the reply says what is paid for
 --       then the fields: METERm a meter; METERn a concurrency limit; RATEr a rate; where there is an audit
 --       log: what else is known of the usage
 --       with subjects: their words and terms, see settle_subjects
 --       then the slot of the holds and the number, as doubles; the caller's clock (ms)
 -- terms whole numbers as doubles: until when the rev is valid, start and end of the period, end of the
 --       next one, how long the counters must outlive the period, how long until pending usage is sealed (-1: the
---       customer is not linked; all ms); how many meters and concurrency limits, rates, thresholds, subjects; then
+--       customer is not linked; all ms); how many meters and concurrency limits, rates, thresholds, subjects,
+--       priced meters (the one behind these counts what is spent); then
 --       recorded, held, included (-1: unlimited), report included (0/1), report overage (0/1), whose event that is
 --       (0: the meter's, 1: that of a meter behind it, 2: it is sent what one before it reports, 3: its units are the
 --       overage of the last one before it that is not 3) a meter; kind, window, refill,
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; then a threshold of
---       what is included, see crossed; these want the keys of grants, too
+--       what is included, see crossed; these want the keys of grants, too; then the prices, see count_spend
 -- Reply {0, now, a word for each meter, 'paid METERm CREDITED OVERAGE', where `tells` is 1, 'late PERIOD' where it was,
 --       'notice' where there is one, 'subjects' where one found no room} ok
 --       {1, now} duplicate    {2, last} gap    {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied except for a meter whose total
@@ -39,10 +38,9 @@
 --include give_back
 --include take_number
 --include expire_at
-local terms, call, read, pack = ARGV[2], redis.call, struct.unpack, cmsgpack.pack
-local until_ms, starts, ends, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, thresholds, others, at =
-  read('<dddddddddd', terms)
-local subjects, own_words, own_terms
+local terms, call, read, pack, subjects, own_words, own_terms = ARGV[2], redis.call, struct.unpack, cmsgpack.pack
+local until_ms, starts, ends, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, thresholds, others, priced_meters, at =
+  read('<ddddddddddd', terms)
 if others > 0 then -- Others do not pay for making these functions.
 --include take_subjects
   subjects, own_words, own_terms = take_subjects(KEYS, ARGV, others, 2)
@@ -51,9 +49,8 @@ end
 --audited local audit_key, told, n = table.remove(KEYS), table.remove(ARGV, #ARGV - 2), 0
 --audited local noted = {nil, nil, nil, nil, nil, nil} -- With place for one meter.
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
--- Of fields[2] the name is ARGV[names + 2].
 local rev, customer, further, caller_ms, names, hold_slot, number = ARGV[1], ARGV[3], ARGV[4], ARGV[#ARGV], 3, read('<dd', ARGV[#ARGV - 1])
-local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
+local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2)) -- Of fields[2] the name is ARGV[names + 2].
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 local now, starts_ms, finishes_ms, verdict =
   confirm_view(state_key, rev, until_ms, starts, ends, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
@@ -75,8 +72,12 @@ end
 local words, late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows, tells, spent, refused = {}
 if further ~= '' then -- As above.
 --include open_further
-  late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows, tells = open_further(further,
-    KEYS, rev, now, starts_ms, finishes_ms, begins_ms, hold_slot)
+  late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, tells = open_further(further, KEYS, rev, now,
+    starts_ms, finishes_ms, begins_ms, hold_slot)
+end
+if priced_meters > 0 then -- As above.
+--include count_spend
+  spend, windows = count_spend(terms, at + 48 * meters + 40 * rates + 32 * thresholds)
 end
 
 local has_recorded, begins_to_wait, lasts_ms, sent_on, priced, late_units = false, false, QUARTER_HOUR_MS, 0, 0, {}
@@ -86,7 +87,7 @@ for place = 2, meters + 1 do
   local name = ARGV[names + place]
   local included, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
   held, held_before = give_back(hold_slot, asked, current_slot, slot, held, held_before)
-  quantity = event == PRICED and math.min(quantity, priced) or spend and spend(place, quantity) or quantity
+  quantity = event == PRICED and math.min(quantity, priced) or place == priced_meters + 2 and spent or quantity
   if quantity > 0 and not is_repeat then
     has_recorded = true
     local granted, credited, occurred_before, stamped_ms = 0, 0, 0, 0
@@ -106,10 +107,9 @@ for place = 2, meters + 1 do
       by_grants, by_credits = pay(place - 1, quantity - within)
     end
     local beyond = quantity - within - by_grants - by_credits
-    spent = spend and spend(place, 0, overage, beyond, quantity - within)
+    spent = spend and place < priced_meters + 2 and spend(place - 1, overage, beyond, quantity - within) or spent
     local reported = event == TAKES_OVER and sent_on or within * reports_included + beyond * reports_overage
-    priced = event ~= PRICED and beyond or priced
-    sent_on, reported = event == SENT_ON and reported or sent_on, event == SENT_ON and 0 or reported
+    priced, sent_on, reported = event ~= PRICED and beyond or priced, event == SENT_ON and reported or sent_on, event == SENT_ON and 0 or reported
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
     words[#words + 1] = tells and string.format('paid %s %.0f %.0f', name, by_credits, beyond)
     included, overage, pending = included + within, overage + beyond, pending + reported
@@ -117,8 +117,7 @@ for place = 2, meters + 1 do
     --audited noted[n + 5], noted[n + 6], n = beyond, reported, n + 6
     besides = besides_in and pack(granted + by_grants, credited + by_credits, occurred_before, stamped_ms) or besides
   end
-  write[w + 1], write[w + 2], w = name,
-    pack(FORM, included, overage, pending, current_slot, held, held_before, besides), w + 2
+  write[w + 1], write[w + 2], w = name, pack(FORM, included, overage, pending, current_slot, held, held_before, besides), w + 2
 end
 if rates > 0 then -- As above.
 --include correct
@@ -159,7 +158,6 @@ if new_expiry_ms > expires_ms then
 end
 if subjects then -- As above.
 --include settle_subjects
-  words[#words + 1] = settle_subjects(subjects, own_words, own_terms, begins_ms, ends_ms, hold_slot,
-    not (is_repeat or late and is_dead), now)
+  words[#words + 1] = settle_subjects(subjects, own_words, own_terms, begins_ms, ends_ms, hold_slot, not (is_repeat or late and is_dead), now)
 end
 return refused and {6, refused} or {0, now, unpack(words)}

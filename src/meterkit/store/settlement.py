@@ -221,7 +221,7 @@ class Settlement:
         key = recorded, of_holds, of_rates, tuple(derived.items()), tuple(costs.values())
         shape: Shape = view.settlements.get(key) or self._shape_of(view, derived, costs, key)
         others = self._of_subjects(view)
-        numbers = [*shape.counts, max(0, len(others.keys) - 1)]
+        numbers = [*shape.counts, max(0, len(others.keys) - 1), shape.priced]
         for entry in shape.entries:
             quantity = used.recorded.get(entry.quantity_of, 0)
             if entry.quantity_of != entry.meter:
@@ -243,7 +243,7 @@ class Settlement:
                 )
             else:
                 numbers += (*rate.terms, quantity, 0)
-        numbers += shape.thresholds
+        numbers += shape.thresholds + shape.spending
         event: tuple[str, ...] = () if self.event_key is None else (self.event_key,)
         if self.mark is not None:
             event = (view.keys.marks,)
@@ -344,7 +344,7 @@ class Settlement:
         prepaid = view.prepaid if has_recorded else None
         entries = list(entries_of(view, self.held, self.used, derived))
         rates = list(rates_of(view, self.used, self.correction, derived))
-        spending = ""
+        spending = tuple[int, ...]()
         if has_recorded and view.cache.catalog.counts_spend:
             spending = add_spend(view, entries, rates)
         fields = [meter_field(entry.meter) for entry in entries]
@@ -369,10 +369,12 @@ class Settlement:
                 len(rates),
                 len(thresholds) // THRESHOLD_NUMBERS,
             ),
+            priced=len(spending) // 3,
             entries=tuple(entries),
             rates=tuple(rates),
             thresholds=thresholds,
-            paying=joined(spending, paying),
+            spending=spending,
+            paying=paying,
             prices=prices_of(view, entries),
         )
 

@@ -63,7 +63,9 @@ class Shape(NamedTuple):
         names: the keys behind that, without the one of an event id.
         audit: those of the audit log; empty: there is none.
         fields: the fields that are read, ``width`` of them.
+        priced: how many meters have a price among ``spending``.
         has_more: whether the keys of grants and of notices are among the names.
+        spending: what units cost, for the script; empty: nothing.
         paying: what grants and credits pay, as JSON; empty: nothing.
         prices: what units cost that are paid for, for the audit log.
     """
@@ -75,9 +77,11 @@ class Shape(NamedTuple):
     width: int
     has_more: bool
     counts: tuple[int, int, int, int]
+    priced: int
     entries: tuple[Entry, ...]
     rates: tuple[Rated, ...]
     thresholds: tuple[int, ...]
+    spending: tuple[int, ...]
     paying: str
     prices: Mapping[str, PaidPrice]
 
@@ -92,11 +96,11 @@ def thresholds_of(view: CustomerView, entries: Sequence[Entry]) -> tuple[int, ..
     return tuple(found)
 
 
-def add_spend(view: CustomerView, entries: list[Entry], rates: list[Rated]) -> str:
+def add_spend(view: CustomerView, entries: list[Entry], rates: list[Rated]) -> tuple[int, ...]:
     """Have what is spent counted, where units cost something: by what; the terms for the script."""
     meters, catalog = [entry.meter for entry in entries], view.cache.catalog
     if not any(price_of(meter, view.entitlements, catalog) for meter in meters):
-        return ""
+        return ()
     given = view.entitlements[SPEND]
     included = -1 if given.included is None else given.included
     entries.append(Entry(SPEND, SPEND, (included, 0, 0, OWN_EVENT)))  # The script knows the quantity.

@@ -1,21 +1,16 @@
 -- count_spend: adds up what recorded units cost, in micro-units.
---   priced: a meter each, {micro-units for each so many units, so many units, 1 where what grants and credits pay is
---   money}; of one that costs nothing {0, 1, 0}. The meter behind these counts what is spent.
+--   terms, at: how many of the rates, the last, count it, too; then a meter each: micro-units for each so many units, so
+--   many units, 1 where what grants and credits pay is money; of one that costs nothing 0, 1, 0
 -- Rounded up in sum over a period, not unit by unit.
--- Returns spend(place, quantity, overage, beyond, unincluded). With overage (units of the meter before) it adds the cost of
--- units beyond it, or of units that are not included, to the sum, and returns that. Without overage it returns the quantity
--- of the meter: the sum for the one that counts it.
+-- Returns spend(nth, overage, beyond, unincluded), which adds the cost of units of the nth meter beyond its overage, or of
+-- units that are not included, and returns the sum; and how many rates count it.
 --include price_of
-local function count_spend(priced)
-  local sum = 0
-  return function(place, quantity, overage, beyond, unincluded)
-    local price = priced[place - 1]
-    if not overage then
-      return price and quantity or place == #priced + 2 and sum or quantity
-    elseif price then
-      local micros, per, is_all = unpack(price)
-      sum = sum + (is_all == 1 and unincluded or price_of(overage + beyond, micros, per) - price_of(overage, micros, per))
-    end
+local function count_spend(terms, at)
+  local sum, windows = 0, nil
+  windows, at = struct.unpack('<d', terms, at)
+  return function(nth, overage, beyond, unincluded)
+    local micros, per, is_all = struct.unpack('<ddd', terms, at + 24 * (nth - 1))
+    sum = sum + (is_all == 1 and unincluded or price_of(overage + beyond, micros, per) - price_of(overage, micros, per))
     return sum
-  end
+  end, windows
 end

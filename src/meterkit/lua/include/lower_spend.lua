@@ -1,6 +1,6 @@
 -- lower_spend: takes off what is spent in a period what units did cost that are taken back.
 --   counters_key: hash; meters: as read_counters gives them; spend: {token: of the meter that counts it, prices: by token,
---   see count_spend}, or nil; token, meter: whose units, as they are now; overage, credited, granted: units of each class
+--   as price_of takes them}, or nil; token, meter: whose units, as they are now; overage, credited, granted: units of each class
 --   that are taken back
 --include price_of
 --include pack_meter
