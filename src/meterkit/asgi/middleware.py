@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.asgi.allotted import admit
 from meterkit.asgi.arguments import PlansInForce, check_arguments
 from meterkit.asgi.body import BufferedBody
-from meterkit.asgi.callers import fault_in, parted
+from meterkit.asgi.callers import Caller, fault_in, parted
 from meterkit.asgi.context import exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.exchange_kinds import kind_of
@@ -301,7 +301,11 @@ class MeterMiddleware:
 
     async def _customer(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
         """Decide for a new customer, or for a request without one."""
-        if isawaitable(found):
+        if isinstance(found, Caller):
+            view = plans.cache.met(found.customer, tuple(found.subjects.items()))
+            if view is not None:
+                return view
+        elif isawaitable(found):
             found = await found
         customer, subjects = parted(found)
         if is_customer(customer) and subjects is not None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CUSTOMER_BYTES_MAX: Final = 256
 ALLOWED_ID: Final = f"a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
+_ALLOWED_SUBJECTS: Final = f"a mapping of at most {SUBJECTS_MOST} kinds to ids, such as {{'user': 'u_7'}}"
+_MAPPINGS: Final = (dict, Mapping)  # Most are a dict, which is told at once.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -46,18 +48,17 @@ def check_subject_kinds(subjects: object) -> None:
     Raises:
         MeterkitError: they are something else.
     """
-    allowed = f"a mapping of at most {SUBJECTS_MOST} kinds to ids, such as {{'user': 'u_7'}}"
-    if not isinstance(subjects, Mapping):
-        raise MeterkitError(f"subjects: found {shown(subjects)}; allowed is {allowed}")
+    if not isinstance(subjects, _MAPPINGS):
+        raise MeterkitError(f"subjects: found {shown(subjects)}; allowed is {_ALLOWED_SUBJECTS}")
     given = cast("Mapping[object, object]", subjects)
     for kind, subject in given.items():
         if not isinstance(kind, str) or not isinstance(subject, str):
             found = "an id" if isinstance(kind, str) else "a kind"
             value = subject if isinstance(kind, str) else kind
             kinds = type(value).__name__
-            raise MeterkitError(f"subjects: found {found} of type {kinds}; allowed is {allowed}")
+            raise MeterkitError(f"subjects: found {found} of type {kinds}; allowed is {_ALLOWED_SUBJECTS}")
     if len(given) > SUBJECTS_MOST:
-        raise MeterkitError(f"subjects: found {len(given)}; allowed is {allowed}")
+        raise MeterkitError(f"subjects: found {len(given)}; allowed is {_ALLOWED_SUBJECTS}")
 
 
 def check_subjects(subjects: Mapping[str, str] | None) -> Given:

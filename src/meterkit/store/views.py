@@ -351,6 +351,11 @@ class CustomerCache(CompiledCatalog):
         )
         return self._with_subjects(view, subjects) if subjects and not anonymous else view
 
+    def met(self, customer: str | None, subjects: Given) -> CustomerView | None:
+        """The newest view of a customer with subjects, where it is kept: all these ids are valid."""
+        found = None if customer is None else self._of_subjects.get((customer, subjects))
+        return found if found is not None and found.base is self.named.get(found.customer) else None
+
     def renewed(self, view: CustomerView) -> CustomerView:
         """The view of the customer, and of the subjects, that a view by an earlier plans file is of."""
         given = () if view.subjects is None else view.subjects.given
@@ -358,8 +363,9 @@ class CustomerCache(CompiledCatalog):
 
     def newest(self, view: CustomerView) -> CustomerView:
         """The newest view of the customer whom a view is of, with the same subjects."""
-        known = self._anonymous if view.anonymous else self.named
-        found = known.find(view.customer) or view
+        found = (self._anonymous if view.anonymous else self.named).find(view.customer) or view
+        if found is view.base:
+            return view  # It is the newest with these subjects.
         return found if view.subjects is None else self._with_subjects(found, view.subjects.given)
 
     def _with_subjects(self, view: CustomerView, given: Given) -> CustomerView:
