@@ -234,9 +234,9 @@ class SubjectWorld:
                 self.seen["expired"] += 1
         kinds = self.random.choice((("user",), ("user", "team"), ("user", "team"), ("team",), ()))
         given = tuple((kind, self.random.choice(NAMES[kind])) for kind in kinds)
-        deeds = (self.decide, self.settle, self.record, self.renew, self.crowd)
+        deeds = (self.decide, self.settle, self.record, self.renew, self.damage, self.crowd)
         with suppress(StaleError):  # It is asked again by another step.
-            self.random.choices(deeds, (50, 30, 12, 6, 1.5))[0](given)
+            self.random.choices(deeds, (50, 30, 12, 6, 1, 1.5))[0](given)
 
     def _edges(self) -> Iterator[int]:
         month = bounds_at(self.wall).end_ms - self.wall
@@ -531,6 +531,25 @@ class SubjectWorld:
         self.seen["renewed"] += 1
         self.open[self.open.index(one)] = Open(renewing, one.given, 0, self.wall, is_repeat=one.is_repeat)
         self._settle(Settlement(self._view(one.given), held=Held.of(decision, one.slot)), one, None)
+
+    def damage(self, _given: Given) -> None:
+        """A damaged head is no head of 0: whoever asks is told."""
+        of = self.random.choice([of for of, owner in self.owners.items() if owner.exists] or [None])
+        if of is None:
+            return
+        key = self.keys.subject("ada", *of)
+        head = self.wire(pack("HGET", key, "h"))
+        wrong = self.random.choice((head[:1], head + b"\0", b"\xfd" + head[1:]))
+        decision = self._view((of,)).prepare_asking({"calls": Demand(needed=0, taken=0)}, "s")
+        self.wire(pack("HSET", key, "h", wrong))
+        reply = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
+        self.wire(pack("HSET", key, "h", head))
+        if isinstance(reply, list):
+            self.compare("of a damaged head", 2, reply[0])  # Before it is read: the view is of another state.
+            decision.view.cache.learn(decision.view, reply)
+            return
+        self.compare(f"of a damaged head: {reply}", True, "DAMAGED field h" in str(reply))
+        self.seen["damaged"] += 1
 
     def crowd(self, _given: Given) -> None:
         """So many others come that room is left for few; some of them are gone soon."""

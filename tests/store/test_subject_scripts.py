@@ -28,7 +28,7 @@ FILES: Final = tuple(
 KINDS: Final = (HourWorld, SubjectWorld, DayWorld)
 SAID: Final = {
     *(f"decide {code}" for code in (0, 1, 5, 6, 7, 8)),
-    *("dead", "repeat", "renewed", "no room", "expired"),
+    *("dead", "repeat", "renewed", "damaged", "no room", "expired"),
 }
 EQUIVALENT: Final = equivalents("script_equivalents_subjects.txt")
 SHARES: Final = 2
@@ -85,6 +85,7 @@ def is_caught(mutant: Mutant, wire: Wire) -> bool:
             return True
         finally:
             wire(pack("SCRIPT", "FLUSH"))
+            wire(pack("FLUSHALL"))  # Keys that a mutant has left without a TTL.
     return False
 
 

@@ -7,7 +7,7 @@ local function take_subjects(keys, words, count, behind)
   for place = last - 1, last + behind do
     words[place] = words[place + 2]
   end
-  for place = #keys, #keys - count, -1 do
+  for place = #keys - count, #keys do
     keys[place] = nil
   end
   return taken, names, terms
