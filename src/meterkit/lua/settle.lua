@@ -90,7 +90,7 @@ for place = 2, meters + 1 do
   quantity = event == PRICED and math.min(quantity, priced) or place == priced_meters + 2 and spent or quantity
   if quantity > 0 and not is_repeat then
     has_recorded = true
-    local granted, credited, occurred_before, stamped_ms = 0, 0, 0, 0
+    local granted, credited, occurred_before, stamped_ms, by_grants, by_credits = 0, 0, 0, 0, 0, 0
     if besides_in then
       granted, credited, occurred_before, stamped_ms = besides_in(besides)
     end
@@ -102,7 +102,6 @@ for place = 2, meters + 1 do
       occurred_before = occurred_before + quantity
     end
     local within = allowance < 0 and quantity or math.max(0, math.min(quantity, allowance - included))
-    local by_grants, by_credits = 0, 0
     if pay then
       by_grants, by_credits = pay(place - 1, quantity - within)
     end

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CUSTOMER_BYTES_MAX: Final = 256
 ALLOWED_ID: Final = f"a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
 _ALLOWED_SUBJECTS: Final = f"a mapping of at most {SUBJECTS_MOST} kinds to ids, such as {{'user': 'u_7'}}"
-_MAPPINGS: Final = (dict, Mapping)  # Most are a dict, which is told at once.
+_MAPPINGS: Final = (dict, Mapping)  # Most are a dict: this answers at once.
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 

@@ -236,11 +236,8 @@ class Settlement:
             if rate.is_corrected:
                 numbers += (*rate.terms, quantity - correction.reserved[rate.meter], correction.at_ms)
             elif self.rated_ms:
-                numbers += (
-                    *rate.terms,
-                    rate.unleaked(quantity, view.cache.now_ms() - self.rated_ms),
-                    self.rated_ms,
-                )
+                left = rate.unleaked(quantity, view.cache.now_ms() - self.rated_ms)
+                numbers += (*rate.terms, left, self.rated_ms)
             else:
                 numbers += (*rate.terms, quantity, 0)
         numbers += shape.thresholds + shape.spending
