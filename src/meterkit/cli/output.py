@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from datetime import UTC, datetime
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -163,6 +164,22 @@ def print_records(
 def print_json(value: object) -> None:
     """Print a value as indented JSON; instants as ISO 8601 in UTC with Z."""
     typer.echo(to_json(value))
+
+
+class JsonArray:
+    """Prints an indented JSON array item by item: there may be more items than fit into memory."""
+
+    def __init__(self) -> None:
+        self._is_empty = True
+
+    def add(self, value: object) -> None:
+        """Print the next item."""
+        typer.echo(("[\n" if self._is_empty else ",\n") + indent(to_json(value), "  "), nl=False)
+        self._is_empty = False
+
+    def end(self) -> None:
+        """Print the end."""
+        typer.echo("[]" if self._is_empty else "\n]")
 
 
 def to_json(value: object) -> str:

@@ -69,7 +69,9 @@ def shown_steps() -> Generator[Steps]:
         TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
     )
-    steps = Steps(Progress(*columns, console=console, transient=True))
+    # A redirected stdout would go to this console: not where that is a file or a pipe.
+    bars = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+    steps = Steps(bars)
     timer = None
     # Rich takes what FORCE_COLOR says for a terminal: bars would fill the log of a build.
     if sys.stderr.isatty() and console.is_terminal and not (console.is_dumb_terminal or logs_as_json()):

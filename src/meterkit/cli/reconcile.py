@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -9,15 +11,21 @@ import typer
 
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.cli.options import PeriodOption
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import JsonArray, print_note, print_records
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import note_unknown
+from meterkit.delivery.reconciling import Reconciler
+from meterkit.insights.audit.calls import audit_database_of
+from meterkit.stripe.api import StripeApi
 
 if TYPE_CHECKING:
     from meterkit import Reconciled
+    from meterkit.cli.progress import Steps
 
 commands = typer.Typer()
+
+_ROWS_AT_ONCE: Final = 1_000
 
 RARE: Final = frozenset(
     {"waiting", "parked", "taking_back", "invoiced", "mispriced", "late", "dead", "advice"}
@@ -43,22 +51,62 @@ async def reconcile(
     its close report. Prints what differs, or all of one CUSTOMER. Exits 1 where there is a difference, or
     something is parked.
     """
-    async with session.kit(reads=not repair) as kit:
+    is_whole = show_all or customer is not None
+    differing = compared = 0
+    async with session.kit(reads=not repair) as kit, AsyncExitStack() as stack:
         if customer is not None:
             await note_unknown(kit, customer, shown="")
-        with shown_steps() as steps:
-            progress = steps.of("comparing customers")
-            found = await kit.reconcile(customer, at=period, repair=repair, progress=progress)
-    differing = [one for one in found if not one.agrees]
-    is_whole = show_all or customer is not None
-    rows = [row_of(one) for one in found if is_whole or one.advice or not one.agrees]
-    session.show(
-        [{**asdict(one), "agrees": one.agrees} for one in found],
-        lambda: print_records(rows, rare=RARE) if rows else None,
-    )
+        api = StripeApi(kit.settings)
+        stack.push_async_callback(api.close)
+        reconciler = Reconciler(kit.store, lambda: api, audit_database_of(kit.settings))
+        steps = stack.enter_context(shown_steps())
+        printed = _Printed(steps, as_json=session.json)
+        progress = steps.of("comparing customers")
+        pages = reconciler.pages(customer, at=period, repair=repair, progress=progress)
+        async for page in await stack.enter_async_context(aclosing(pages)):
+            for one in page:
+                compared, differing = compared + 1, differing + (not one.agrees)
+                if session.json or is_whole or not one.agrees:
+                    printed.add(one)
+    printed.end()
     if not session.json:
-        print_note(_summary(len(differing), len(found)))
+        print_note(_summary(differing, compared))
     raise typer.Exit(int(bool(differing)))
+
+
+class _Printed:
+    """Prints a table for each thousand rows, or one JSON array: there may be more than fit into memory."""
+
+    def __init__(self, steps: Steps, *, as_json: bool) -> None:
+        self._steps = steps
+        self._array = JsonArray() if as_json else None
+        self._rows: list[dict[str, object]] = []
+
+    def add(self, one: Reconciled) -> None:
+        """Print a comparison, or keep its row until there are a thousand."""
+        if self._array is not None:
+            self._end_bars()
+            self._array.add({**asdict(one), "agrees": one.agrees})
+            return
+        self._rows.append(row_of(one))
+        if len(self._rows) == _ROWS_AT_ONCE:
+            self._end_bars()
+            self._flush()
+
+    def end(self) -> None:
+        """Print the rest."""
+        if self._array is not None:
+            self._array.end()
+        self._flush()
+
+    def _end_bars(self) -> None:
+        if sys.stdout.isatty():
+            self._steps.end()
+
+    def _flush(self) -> None:
+        if self._rows:
+            print_records(self._rows, rare=RARE)
+        self._rows = []
 
 
 def _summary(differing: int, compared: int) -> str:

@@ -14,7 +14,7 @@ from meterkit.catalog.amount_texts import is_money, micro_money, money
 from meterkit.catalog.overage_prices import is_row
 from meterkit.catalog.value_parsers import UNLIMITED
 from meterkit.cli.options import PeriodOption
-from meterkit.cli.output import print_note, print_records, to_json
+from meterkit.cli.output import JsonArray, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import note_unknown
 from meterkit.customers.usage import usage_of_all
@@ -131,13 +131,13 @@ async def _tell_all(
     pages: AsyncGenerator[Sequence[CustomerUsage]], session: Session, currency: str, *, as_csv: bool
 ) -> None:
     """Print page by page: there may be more customers than fit into memory."""
-    count = 0
+    count, array = 0, JsonArray()
     async for page in pages:
         if as_csv:
             _write_csv(page, headed=not count)
         elif session.json:
-            for nth, found in enumerate(page, count):
-                typer.echo(("[" if not nth else ",\n") + to_json(found), nl=False)
+            for found in page:
+                array.add(found)
         elif page:
             rows = [row for found in page for row in _rows_of_one(found, currency)]
             print_records(rows, rare=_RARE)
@@ -145,7 +145,7 @@ async def _tell_all(
     if as_csv and not count:
         _write_csv([], headed=True)
     elif session.json:
-        typer.echo("]" if count else "[]")
+        array.end()
     elif not count:
         print_note("no customer has used anything in this period")
 

@@ -155,6 +155,23 @@ async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
                 yield member.decode()
 
 
+async def pages_set_up(admin: Admin, keys: Keys, most: int) -> AsyncGenerator[list[str]]:
+    """The same in pages of at most so many.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    page: list[str] = []
+    async with aclosing(customers_set_up(admin, keys)) as customers:
+        async for customer in customers:
+            page.append(customer)
+            if len(page) == most:
+                yield page
+                page = []
+    if page:
+        yield page
+
+
 class Customers:
     """Reads and changes customers. A change binds the very next decision of every process.
 
@@ -182,16 +199,11 @@ class Customers:
 
     async def list(self) -> AsyncIterator[Customer]:
         """All customers that have a record, in no order."""
-        async with aclosing(customers_set_up(await self._store.admin(), self._store.keys)) as customers:
-            page = list[str]()
-            async for customer in customers:
-                page.append(customer)
-                if len(page) == _LISTED_AT_ONCE:
-                    for listed in await self._page(page):
-                        yield listed
-                    page = []
-            for listed in await self._page(page):
-                yield listed
+        admin = await self._store.admin()
+        async with aclosing(pages_set_up(admin, self._store.keys, _LISTED_AT_ONCE)) as pages:
+            async for page in pages:
+                for listed in await self._page(page):
+                    yield listed
 
     async def _page(self, customers: Sequence[str]) -> Sequence[Customer]:
         found = await self._states.find_many(customers)

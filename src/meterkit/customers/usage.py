@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog import override
 from meterkit.customers.history import HISTORY_MOST, history_of, until
+from meterkit.customers.sorting import customers_with_counts
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
@@ -22,34 +22,7 @@ if TYPE_CHECKING:
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
     from meterkit.store.store import Store
 
-_KEYS_AT_ONCE: Final = 1_000
 _CUSTOMERS_AT_ONCE: Final = 100
-
-
-async def customers_with_counts(store: Store, kinds: str = "ctv") -> Sequence[str]:
-    """The ids of all customers that anything was counted of, or with levels of gauges, sorted.
-
-    Nothing lists them: each server walks over all its keys, a thousand at once, while others are served.
-
-    Args:
-        store: where they are.
-        kinds: of keys that count: ``c`` and ``t`` counters and totals, ``v`` levels of gauges.
-
-    Raises:
-        StoreError: the store does not answer, or its user may not run SCAN.
-    """
-    prefix = store.keys.prefix
-    named = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:[{kinds}]:(.*)", re.DOTALL)
-    admin = await store.admin()
-    found: set[str] = set()
-    for server in await admin.servers():
-        cursor = None
-        while cursor != 0:
-            scan = server.client.scan(cursor or 0, match=f"{prefix}:{{*}}:[{kinds}]:*", count=_KEYS_AT_ONCE)
-            cursor, keys = await server.ask(scan)
-            names = (named.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
-            found.update(name[1] for name in names if name is not None)
-    return sorted(found)
 
 
 async def usage_of_all(store: Store, *, at_ms: int | None = None) -> AsyncGenerator[Sequence[CustomerUsage]]:
@@ -59,11 +32,12 @@ async def usage_of_all(store: Store, *, at_ms: int | None = None) -> AsyncGenera
 
     Raises:
         StoreError: the store does not answer.
+        MeterkitError: the temporary folder has no room for the ids.
     """
-    customers = await customers_with_counts(store)
-    for first in range(0, len(customers), _CUSTOMERS_AT_ONCE):
-        page = await store.usage_of_many(customers[first : first + _CUSTOMERS_AT_ONCE], at_ms=at_ms)
-        yield [found for found in page if _has_usage(found)]
+    async with customers_with_counts(store) as customers:
+        async for names in customers.names(_CUSTOMERS_AT_ONCE):
+            page = await store.usage_of_many(names, at_ms=at_ms)
+            yield [found for found in page if _has_usage(found)]
 
 
 def _has_usage(found: CustomerUsage) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.history import is_relinked
+from meterkit.customers.sorting import customers_with_counts
 from meterkit.customers.states import States
-from meterkit.customers.usage import Priced, customers_with_counts, priced_usage, taken_back, uninvoiced
+from meterkit.customers.usage import Priced, priced_usage, taken_back, uninvoiced
 from meterkit.decisions.ambiguity import may_be_sent_again
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.delivery.comparing import CAUSE, Comparer
+from meterkit.delivery.difference_advice import OfEvent, advice_on_difference, parked_in_words
 from meterkit.delivery.invoice_advice import advice_on_invoices, advice_on_prices, mispriced
 from meterkit.delivery.invoices import Invoices, invoicing_of
 from meterkit.delivery.report import FlushReport
@@ -23,12 +27,12 @@ from meterkit.store.arguments import check_customer
 from meterkit.store.event_names import read_meters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from datetime import datetime
 
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.delivery.invoice_advice import Mispriced
-    from meterkit.delivery.invoices import Invoiced, Invoicing
+    from meterkit.delivery.invoices import Invoiced
     from meterkit.delivery.summaries import Summaries
     from meterkit.outbox.journal import Journal
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
@@ -95,38 +99,6 @@ class Reconciled:
         return not self.advice
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _OfEvent:
-    """Our side of the comparison with Stripe: all meters of one event name.
-
-    Attributes:
-        invoiced: what is on invoice lines; None: that is not to be compared.
-        invoicing: how Stripe bills the period; None: it does not.
-        meter: one of those meters.
-        confirmed: what Stripe has counted; None: it has no such customer or meter.
-        parked: parked units, without ``parked_back``.
-        parked_back: parked units that take others back.
-        taken_back: delivered ones.
-        uninvoiced: what Stripe has counted and no invoice can have: it is late.
-        mispriced: what is on lines of other prices than it was recorded at.
-    """
-
-    confirmed: int | None
-    invoiced: Invoiced | None
-    invoicing: Invoicing | None
-    meter: str
-    delivered: int
-    parked: int
-    parked_back: int
-    taken_back: int
-    uninvoiced: int
-    mispriced: Sequence[Mispriced]
-
-    @property
-    def difference(self) -> int | None:
-        return None if self.confirmed is None else self.confirmed - self.delivered - self.uninvoiced
-
-
 class Reconciler:
     """Compares our books with Stripe's.
 
@@ -173,26 +145,63 @@ class Reconciler:
             StripeError: Stripe refuses, or does not answer.
             StoreError: the store does not answer.
         """
+        async with aclosing(self.pages(customer, at=at, repair=repair, progress=progress)) as pages:
+            return [one async for page in pages for one in page]
+
+    async def pages(
+        self,
+        customer: str | None = None,
+        *,
+        at: datetime | None = None,
+        repair: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> AsyncGenerator[list[Reconciled]]:
+        """The same in pages of some customers, so that memory need not hold all.
+
+        Raises:
+            MeterkitError: as :meth:`reconcile` does, or the temporary folder has no room for the ids.
+        """
         if at is not None:
             check_aware("at", at)
-        store, summaries = self._store, StripeSummaries(self._api())
+        summaries = StripeSummaries(self._api())
         await summaries.refresh()
-        if customer is None:
-            customers = await customers_with_counts(store)
-        else:
-            customers = [check_customer(customer)]
-        if repair:
-            await self._repair(customer, summaries)
-        at_ms = None if at is None else to_ms(at)
-        found, invoices = list[Reconciled](), self.invoices()
-        for first in range(0, len(customers), _AT_ONCE):
-            page = customers[first : first + _AT_ONCE]
-            for place, usage in enumerate(
-                await store.usage_of_many(page, at_ms=at_ms, former=True), start=first + 1
-            ):
-                found += await self.of_customer(usage, summaries, invoices)
-                if progress is not None:
-                    progress(place, len(customers))
+        compare = partial(
+            self._compare,
+            at_ms=None if at is None else to_ms(at),
+            summaries=summaries,
+            invoices=self.invoices(),
+            progress=progress or (lambda _done, _of: None),
+        )
+        if customer is not None:
+            check_customer(customer)
+            if repair:
+                await self._repair(customer, summaries)
+            yield await compare([customer], 0, 1)
+            return
+        async with customers_with_counts(self._store) as customers:
+            if repair:
+                await self._repair(None, summaries)
+            done, count = 0, len(customers)
+            async for names in customers.names(_AT_ONCE):
+                yield await compare(names, done, count)
+                done += len(names)
+
+    async def _compare(
+        self,
+        customers: Sequence[str],
+        done: int,
+        count: int,
+        *,
+        at_ms: int | None,
+        summaries: Summaries,
+        invoices: Invoices,
+        progress: Callable[[int, int], object],
+    ) -> list[Reconciled]:
+        found: list[Reconciled] = []
+        usages = await self._store.usage_of_many(customers, at_ms=at_ms, former=True)
+        for place, usage in enumerate(usages, start=done + 1):
+            found += await self.of_customer(usage, summaries, invoices)
+            progress(place, count)
         return found
 
     async def _repair(self, customer: str | None, summaries: StripeSummaries) -> None:
@@ -219,7 +228,7 @@ class Reconciler:
             for name, counts in usage["meters"].items()
             if name in events and (any(back[name]) or _goes_to_stripe(counts))
         ]
-        sides: dict[str, _OfEvent] = {}
+        sides: dict[str, OfEvent] = {}
         invoicing = await invoicing_of(store, self._api(), usage, state) if meters else None
         priced = await priced_usage(store, usage, state, meters if invoicing is not None else (), late)
         for event in dict.fromkeys(events[name] for name in meters):
@@ -227,7 +236,7 @@ class Reconciler:
             invoiced = None
             if invoicing is not None:
                 invoiced = await self._invoiced(usage, event, state, summaries, invoices)
-            sides[event] = _OfEvent(
+            sides[event] = OfEvent(
                 confirmed=await self._confirmed(usage, event, state.stripe_customer, summaries),
                 invoiced=invoiced,
                 mispriced=_mispriced(
@@ -305,21 +314,21 @@ class Reconciler:
                 raise
             return None
 
-    async def _advice(self, usage: CustomerUsage, side: _OfEvent) -> str:
+    async def _advice(self, usage: CustomerUsage, side: OfEvent) -> str:
         """What a person must do; empty: nothing."""
-        difference, parked = side.difference, _parked_in_words(side)
+        difference, parked = side.difference, parked_in_words(side)
         if difference is None:
             gone = "Stripe has no such meter or customer, or the customer is not linked any more"
             return gone * bool(side.delivered or parked)
         agree = not difference and not parked
-        advice = self._on_invoices(side) if agree else _on_difference(side, difference, parked)
+        advice = self._on_invoices(side) if agree else advice_on_difference(side, difference, parked)
         if advice and await is_relinked(self._store, usage["customer"], usage["period"]["start"]):
             return (
                 "the link has changed in this period: what went to the other Stripe customer is not seen here"
             )
         return advice
 
-    def _on_invoices(self, side: _OfEvent) -> str:
+    def _on_invoices(self, side: OfEvent) -> str:
         if side.invoiced is None or side.invoicing is None or side.confirmed is None:
             return ""
         advice = advice_on_invoices(
@@ -332,33 +341,6 @@ class Reconciler:
         )
         currency = self._store.catalog.currency
         return advice or advice_on_prices(side.mispriced, side.invoiced.invoices, currency)
-
-
-def _on_difference(side: _OfEvent, difference: int, parked: str) -> str:
-    """What a person must do where Stripe has not counted what was delivered, or something is parked."""
-    if parked and -side.parked_back <= difference <= side.parked:
-        return (
-            f"{parked}, and Stripe may have {difference} of these: --repair compares them where it can,"
-            " `meterkit outbox list --state parked` has the rest"
-        )
-    if 0 < difference <= side.taken_back:
-        return (
-            f"Stripe has {difference} more than was delivered, and {side.taken_back} were taken back"
-            " there: it counts within minutes, else see its meter error reports, and cancelled events"
-        )
-    if difference > 0:
-        return f"Stripe has {difference} more than was delivered: something else sends to this meter"
-    return (
-        f"Stripe has counted {-difference} less than it accepted: it counts within minutes, else see its"
-        " meter error reports, cancelled events, and the meter's formula (`meterkit doctor`)"
-    )
-
-
-def _parked_in_words(side: _OfEvent) -> str:
-    """The parked units of an event name, in words; empty: none."""
-    parts = [f"{side.parked}"] * bool(side.parked)
-    parts += [f"{side.parked_back} that take units back"] * bool(side.parked_back)
-    return f"{' and '.join(parts)} are parked" if parts else ""
 
 
 def _mispriced(priced: Sequence[Priced | None], invoiced: Invoiced | None) -> Sequence[Mispriced]:

@@ -8,8 +8,9 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.customers.sorting import SortedCustomers, customers_with_counts
 from meterkit.customers.states import States
-from meterkit.customers.usage import customers_with_counts, overage_charge
+from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.gauges import Level
 from meterkit.decisions.keys import HOOKS_SHARD
@@ -142,14 +143,16 @@ class StorageWatch:
         """
         meters = self._store.catalog.meters.values()
         gauges = [meter.name for meter in meters if meter.kind == "gauge" and meter.unit in _UNITS]
-        customers = await customers_with_counts(self._store, "v") if gauges else ()
-        for first in range(0, len(customers), _STORAGE_AT_ONCE):
-            for customer, levels in await self._levels(customers[first : first + _STORAGE_AT_ONCE], gauges):
-                try:
-                    await self._tell(customer, dict(zip(gauges, levels, strict=True)))
-                except UNREADABLE as error:
-                    await note_unreadable(self._store, customer, STORAGE_EVENT, error)
-            await self._lookout.lease.take()
+        if not gauges:
+            return
+        async with customers_with_counts(self._store, "v") as customers:
+            async for names in customers.names(_STORAGE_AT_ONCE):
+                for customer, levels in await self._levels(names, gauges):
+                    try:
+                        await self._tell(customer, dict(zip(gauges, levels, strict=True)))
+                    except UNREADABLE as error:
+                        await note_unreadable(self._store, customer, STORAGE_EVENT, error)
+                await self._lookout.lease.take()
 
     async def _levels(
         self, customers: Sequence[str], gauges: Sequence[str]
@@ -240,28 +243,32 @@ class SummaryWatch:
         if last is None:  # No process has looked for a week: begin with periods that end from now on.
             await self._keep(until_ms, "")
             return
-        for end_ms, customer in await self._due(last, until_ms):
-            try:
-                summary = await self._summary(customer, end_ms)
-            except UNREADABLE as error:
-                await note_unreadable(self._store, customer, SUMMARY_EVENT, error)
-                summary = None
-            if summary is not None:
-                await tell(self._store, customer, SUMMARY_EVENT, summary)
-                await asyncio.sleep(self._pause_s)
-            await self._keep(end_ms, customer)
-            if not await self._lookout.lease.take():
-                return
+        async with SortedCustomers() as due:
+            await self._find_due(due, last, until_ms)
+            async for page in due.pages(_SUMMARIES_AT_ONCE):
+                for end_ms, customer in page:
+                    await self._sum_up(customer, end_ms)
+                    await self._keep(end_ms, customer)
+                    if not await self._lookout.lease.take():
+                        return
         await self._keep(until_ms, "")
 
-    async def _due(self, last: tuple[int, str], until_ms: int) -> list[tuple[int, str]]:
-        """The ends of the periods before those of now, and whose; the first to end first."""
-        customers = await customers_with_counts(self._store)
-        found: list[tuple[int, str]] = []
-        for first in range(0, len(customers), _SUMMARIES_AT_ONCE):
-            ends = await self._ends(customers[first : first + _SUMMARIES_AT_ONCE])
-            found += [end for end in ends if last < end and end[0] < until_ms]
-        return sorted(found)
+    async def _find_due(self, due: SortedCustomers, last: tuple[int, str], until_ms: int) -> None:
+        """Add the ends of the periods before those of now, and whose."""
+        async with customers_with_counts(self._store) as customers:
+            async for names in customers.names(_SUMMARIES_AT_ONCE):
+                ends = await self._ends(names)
+                await due.add(end for end in ends if last < end and end[0] < until_ms)
+
+    async def _sum_up(self, customer: str, end_ms: int) -> None:
+        try:
+            summary = await self._summary(customer, end_ms)
+        except UNREADABLE as error:
+            await note_unreadable(self._store, customer, SUMMARY_EVENT, error)
+            return
+        if summary is not None:
+            await tell(self._store, customer, SUMMARY_EVENT, summary)
+            await asyncio.sleep(self._pause_s)
 
     async def _ends(self, customers: Sequence[str]) -> list[tuple[int, str]]:
         try:

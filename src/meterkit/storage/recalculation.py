@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from functools import partial
-from importlib import import_module
 from itertools import islice
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from meterkit.catalog import OTHER_TYPE
-from meterkit.errors import MeterkitError, StoreError
-from meterkit.redis.daemon_thread import in_thread
+from meterkit.customers.temporary_tables import TemporaryTables
+from meterkit.errors import StoreError
 from meterkit.storage.records import TAG_LENGTH, bucket_tag, object_field, owner_of
 from meterkit.storage.shelf import AT_ONCE, REMOVED, STORED, Correction, Known, Window, shelve
 from meterkit.store.arguments import is_customer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Storage
     from meterkit.storage.aws import Page
     from meterkit.store.store import Store
 
-T = TypeVar("T")
 _CUSTOMERS_AT_ONCE: Final = 1_000
 _TABLES: Final = """
 PRAGMA journal_mode = OFF;
@@ -83,49 +79,29 @@ def differences(
             has, lists = next(ours, None), next(theirs, None)
 
 
-class Listing:
-    """A temporary table of one listing, sorted by customer and field; memory holds a few MB of it.
-
-    SQLite deletes the file of a database without a name when it opens it, and writes to it what does not fit
-    into its cache. Every call runs in a thread.
-
-    Raises:
-        MeterkitError: from each method, the temporary folder has no room.
-    """
+class Listing(TemporaryTables):
+    """A temporary table of one listing, sorted by customer and field."""
 
     def __init__(self) -> None:
-        self._sqlite: Any = import_module("sqlite3")  # Only a recalculation needs it.
-        # Threads take turns: each call holds the lock.
-        self._database: Any = self._sqlite.connect("", check_same_thread=False, isolation_level=None)
-        self._lock = Lock()
-
-    async def __aenter__(self) -> Self:
-        """Create the tables."""
-        await self._script(_TABLES)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Stop what runs, and free the disk."""
-        self._database.interrupt()
-        await self._call(self._database.close)
+        super().__init__(_TABLES, "the listing of a bucket")
 
     async def add(self, page: Sequence[Listed]) -> None:
         """Add a page of the listing."""
-        await self._insert("INSERT INTO listed VALUES (?, ?, ?, ?)", page)
+        await self.insert("INSERT INTO listed VALUES (?, ?, ?, ?)", page)
 
     async def add_customers(self, names: Iterable[str]) -> None:
         """Add customers that may have no object in the listing."""
-        await self._insert("INSERT OR IGNORE INTO customers VALUES (?)", [(name,) for name in names])
+        await self.insert("INSERT OR IGNORE INTO customers VALUES (?)", [(name,) for name in names])
 
     async def sort(self) -> None:
         """Sort the listing; add no page after that."""
-        await self._script(_SORTED)
+        await self.script(_SORTED)
 
     async def customers(self) -> AsyncGenerator[str]:
         """All customers, sorted."""
         query = "SELECT customer FROM customers WHERE customer > ? ORDER BY customer LIMIT ?"
         last = ""
-        while page := await self._call(partial(self._all, query, last, _CUSTOMERS_AT_ONCE)):
+        while page := await self.all(query, last, _CUSTOMERS_AT_ONCE):
             for (last,) in page:
                 yield last
 
@@ -139,12 +115,12 @@ class Listing:
             known: pages of what the store keeps, by field.
             at_once: how many differences a batch has at most.
         """
-        await self._call(lambda: self._database.execute("DELETE FROM known").close())
+        await self.call(lambda: self._database.execute("DELETE FROM known").close())
         async for page in known:
             rows = [(field, *one) for field, one in page.items()]
-            await self._insert("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", rows)
+            await self.insert("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", rows)
         found = differences(self._listed_of(customer), self._known())
-        while batch := await self._call(lambda: list(islice(found, at_once))):
+        while batch := await self.call(lambda: list(islice(found, at_once))):
             yield batch
 
     def _listed_of(self, customer: str) -> Iterator[tuple[str, int, str]]:
@@ -154,32 +130,6 @@ class Listing:
     def _known(self) -> Iterator[tuple[str, Known]]:
         rows: Any = self._database.execute("SELECT * FROM known ORDER BY field")
         yield from ((field, Known(bool(is_there), *rest)) for field, is_there, *rest in rows)
-
-    def _all(self, query: str, *values: object) -> list[Any]:
-        found: list[Any] = self._database.execute(query, values).fetchall()
-        return found
-
-    async def _script(self, text: str) -> None:
-        await self._call(lambda: self._database.executescript(text).close())
-
-    async def _insert(self, query: str, rows: Sequence[tuple[object, ...]]) -> None:
-        if rows:
-            await self._call(lambda: self._database.executemany(query, rows).close())
-
-    async def _call(self, call: Callable[[], T]) -> T:
-        """Call in a thread; a cursor must not leave it, because a later call uses the same statement."""
-
-        def locked() -> T:
-            with self._lock:
-                return call()
-
-        try:
-            return await in_thread(locked)
-        except self._sqlite.Error as error:
-            raise MeterkitError(
-                f"the temporary folder does not take the listing of a bucket: {error}; name another folder in"
-                " SQLITE_TMPDIR"
-            ) from error
 
 
 _SKEW_MS: Final = 60_000

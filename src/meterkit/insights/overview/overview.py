@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.customers import customers_set_up
-from meterkit.customers.usage import customers_with_counts
+from meterkit.customers.customers import pages_set_up
+from meterkit.customers.sorting import customers_with_counts
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.insights.audit.calls import open_database
 from meterkit.insights.overview.rows import CustomerRow, Totals, UsageRow, row_of
@@ -20,9 +20,10 @@ from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.tasks import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator
     from datetime import date
 
+    from meterkit.customers.sorting import SortedCustomers
     from meterkit.insights.audit.database import Database
     from meterkit.insights.overview.rows import OverviewFigures, RevenueFigures
     from meterkit.insights.overview.tables import Made, OverviewTables
@@ -126,17 +127,17 @@ class Overview:
         known = await in_thread(tables.last)
         at_ms = max(store.now_ms(), 0 if known is None else known.at_ms + 1)  # It names the snapshot.
         totals = Totals({name for name, meter in store.catalog.meters.items() if meter.stripe is not None})
-        customers, rows, of_meters = await self._all(), list[CustomerRow](), list[UsageRow]()
-        for first in range(0, len(customers), _PAGE):
-            page = customers[first : first + _PAGE]
-            for usage in await store.usage_of_many(page):
-                row = row_of(usage, store.catalog.meters)
-                of_meters += totals.add(row, usage)
-                rows.append(row)
-            if len(rows) >= _WRITTEN_AT_ONCE:
-                await in_thread(tables.write, at_ms, rows, of_meters)
-                await self._lease.take()  # Keep it: a snapshot of many customers takes longer than it lasts.
-                rows, of_meters = [], []
+        rows, of_meters = list[CustomerRow](), list[UsageRow]()
+        async with self._all() as customers:
+            async for names in customers.names(_PAGE):
+                for usage in await store.usage_of_many(names):
+                    row = row_of(usage, store.catalog.meters)
+                    of_meters += totals.add(row, usage)
+                    rows.append(row)
+                if len(rows) >= _WRITTEN_AT_ONCE:
+                    await in_thread(tables.write, at_ms, rows, of_meters)
+                    await self._lease.take()  # A snapshot of many customers takes longer than it lasts.
+                    rows, of_meters = [], []
         await in_thread(tables.write, at_ms, rows, of_meters)
         figures: OverviewFigures = {
             "customers": totals.figures(),
@@ -145,13 +146,14 @@ class Overview:
         await in_thread(tables.finish, at_ms, figures)
         return figures
 
-    async def _all(self) -> Sequence[str]:
+    @asynccontextmanager
+    async def _all(self) -> AsyncIterator[SortedCustomers]:
         """All customers that were set up or used something, sorted."""
-        found = set(await customers_with_counts(self._store))
         admin = (await self._store.admin()).for_delivery()
-        async with aclosing(customers_set_up(admin, self._store.keys)) as set_up:
-            found.update([customer async for customer in set_up])
-        return sorted(found)
+        async with customers_with_counts(self._store) as found:
+            async for names in pages_set_up(admin, self._store.keys, _WRITTEN_AT_ONCE):
+                await found.add((0, name) for name in names)
+            yield found
 
     def lists(self) -> RevenueLists:
         """Who paid on a day, and whose payment changed; each call blocks."""

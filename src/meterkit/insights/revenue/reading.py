@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.customers import customers_set_up
+from meterkit.customers.customers import pages_set_up
 from meterkit.customers.history import states_and_histories
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState, effective_plan
@@ -17,7 +16,7 @@ from meterkit.decisions.periods import to_ms
 from meterkit.insights.revenue.figures import Paying, Used
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.customers.history import HistoryEntry
@@ -34,7 +33,7 @@ async def paying_at(store: Store, at_ms: int) -> list[Paying]:
         StoreError: the store does not answer.
     """
     found: list[Paying] = []
-    async for page in _pages(store, (await store.admin()).for_delivery()):
+    async for page in pages_set_up((await store.admin()).for_delivery(), store.keys, _PAGE):
         kept = zip(page, await states_and_histories(store, page), strict=True)
         paying = (paying_of(who, state, ledger, store.catalog, at_ms) for who, (state, ledger) in kept)
         found += [one for one in paying if one is not None]
@@ -49,25 +48,13 @@ async def used_in(store: Store, since_ms: int, until_ms: int) -> list[Used]:
     """
     admin = (await store.admin()).for_delivery()
     found: list[Used] = []
-    async for page in _pages(store, admin):
+    async for page in pages_set_up(admin, store.keys, _PAGE):
         for customer, state, begins_ms in await _whose_period_ended(store, admin, page, since_ms, until_ms):
             charged = await _charged(store, customer, state, begins_ms, since_ms, until_ms)
             amount = round(charged * MICRO)
             if amount:
                 found.append(Used(customer, store.catalog.currency, amount))
     return sorted(found)
-
-
-async def _pages(store: Store, admin: Admin) -> AsyncGenerator[list[str]]:
-    page: list[str] = []
-    async with aclosing(customers_set_up(admin, store.keys)) as customers:
-        async for customer in customers:
-            page.append(customer)
-            if len(page) == _PAGE:
-                yield page
-                page = []
-    if page:
-        yield page
 
 
 async def _whose_period_ended(

@@ -1,0 +1,82 @@
+"""All customers with usage, sorted on disk."""
+
+from __future__ import annotations
+
+import re
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from meterkit.customers.temporary_tables import TemporaryTables
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+
+    from meterkit.store.store import Store
+
+_KEYS_AT_ONCE: Final = 1_000
+_TABLE: Final = """
+PRAGMA journal_mode = OFF;
+PRAGMA cache_size = -8192;
+CREATE TABLE customers (at_ms INTEGER, name BLOB, PRIMARY KEY (at_ms, name)) WITHOUT ROWID;
+BEGIN;
+"""
+# SQLite sorts bytes. With surrogates passed, UTF-8 sorts as Python sorts strings.
+_AS_BYTES: Final = ("utf-8", "surrogatepass")
+
+
+class SortedCustomers(TemporaryTables):
+    """Distinct pairs of an instant and a customer's id, sorted; on disk from about 200,000 on."""
+
+    def __init__(self) -> None:
+        super().__init__(_TABLE, "the ids of all customers")
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return int(self._database.total_changes)
+
+    async def add(self, found: Iterable[tuple[int, str]]) -> None:
+        """Add pairs; those that are there already change nothing."""
+        rows = [(at_ms, name.encode(*_AS_BYTES)) for at_ms, name in found]
+        await self.insert("INSERT OR IGNORE INTO customers VALUES (?, ?)", rows)
+
+    async def pages(self, most: int) -> AsyncGenerator[list[tuple[int, str]]]:
+        """Pages of at most so many pairs."""
+        query = "SELECT * FROM customers WHERE (at_ms, name) > (?, ?) ORDER BY at_ms, name LIMIT ?"
+        last: tuple[object, object] = (-1, b"")
+        while rows := await self.all(query, *last, most):
+            last = rows[-1]
+            yield [(at_ms, name.decode(*_AS_BYTES)) for at_ms, name in rows]
+
+    async def names(self, most: int) -> AsyncGenerator[list[str]]:
+        """Pages of at most so many ids."""
+        async for page in self.pages(most):
+            yield [name for _, name in page]
+
+
+@asynccontextmanager
+async def customers_with_counts(store: Store, kinds: str = "ctv") -> AsyncIterator[SortedCustomers]:
+    """All customers that anything was counted of, or with levels of gauges, at the instant 0.
+
+    Nothing lists them: each server walks over all its keys, a thousand at once, while others are served.
+
+    Args:
+        store: where they are.
+        kinds: of keys that count: ``c`` and ``t`` counters and totals, ``v`` levels of gauges.
+
+    Raises:
+        StoreError: the store does not answer, or its user may not run SCAN.
+        MeterkitError: the temporary folder has no room.
+    """
+    prefix = store.keys.prefix
+    named = re.compile(rf"{re.escape(prefix)}:\{{\d+\}}:[{kinds}]:(.*)", re.DOTALL)
+    admin = await store.admin()
+    async with SortedCustomers() as found:
+        for server in await admin.servers():
+            cursor = None
+            while cursor != 0:
+                match = f"{prefix}:{{*}}:[{kinds}]:*"
+                scan = server.client.scan(cursor or 0, match=match, count=_KEYS_AT_ONCE)
+                cursor, keys = await server.ask(scan)
+                names = (named.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
+                await found.add((0, name[1]) for name in names if name is not None)
+        yield found
