@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import threading
 import tracemalloc
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from meterkit import MeterKit
 from meterkit.catalog import loads
+from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import HOLD_SLOT_MS
@@ -23,6 +26,7 @@ from meterkit.redis import scripts
 from meterkit.store.known_customers import KnownCustomers
 from meterkit.store.settlement import settlement_of
 from meterkit.store.views import CustomerCache
+from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from meterkit.store.settlement import Settlement
@@ -123,6 +127,62 @@ def test_a_customer_who_was_served_takes_so_many_bytes_of_a_process(kind: str, m
     tracemalloc.stop()
     assert len(cache.named) == 100 + customers
     assert taken // customers <= most
+
+
+async def consume_of(kit: MeterKit, numbers: range) -> None:
+    await asyncio.gather(*(kit.consume(f"customer-{nth:06d}", "requests") for nth in numbers))
+
+
+@pytest.mark.anyio
+async def test_a_customer_whom_a_call_consumed_for_takes_as_little(store_url: str) -> None:
+    async with MeterKit(CATALOG, redis_url=store_url, flush=False) as kit:
+        await consume_of(kit, range(100))  # What all have in common.
+        gc.collect()
+        tracemalloc.start()
+        for first in range(100, 1_100, 100):
+            await consume_of(kit, range(first, first + 100))
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+    assert taken // 1_000 <= 1_500
+
+
+@pytest.mark.anyio
+async def test_a_view_keeps_what_calls_have_in_common_from_the_second_in_a_slot_on(store_url: str) -> None:
+    clock = Clock(datetime(2031, 5, 30, 12, tzinfo=UTC))
+    async with MeterKit(CATALOG, redis_url=store_url, flush=False, clock=clock) as kit:
+        kept = list[int]()
+        for _ in range(3):
+            await kit.consume("acme", "requests")
+            kept.append(len(kit.store.cache.get("acme").settlements))
+        clock.advance(timedelta(days=1))
+        await kit.consume("bolt", "requests")
+        clock.advance(timedelta(milliseconds=HOLD_SLOT_MS))
+        await kit.consume("bolt", "requests")
+        assert [0, 1, 1, 0] == [*kept, len(kit.store.cache.get("bolt").settlements)]
+        assert [3, 2] == [
+            (await kit.usage(name))["meters"]["requests"]["recorded"] for name in ("acme", "bolt")
+        ]
+
+
+def test_calls_of_customers_with_the_same_entitlements_share_what_they_ask() -> None:
+    cache = cache_of(100)
+    first, second = (met(cache, nth, "by hand") for nth in range(2))
+    one, two = {"requests": Demand.of(1)}, {"requests": Demand.of(2)}
+    shared = first.prepare_asking(one).program
+    assert second.prepare_asking(one).program is shared
+    assert second.prepare_asking(one, "h").program is shared
+    assert second.prepare_asking(two).program.settled == {"requests": 2}
+    assert second.prepare_asking(one, in_flight=True).program is not shared
+    own = CustomerState(plan="pro", overrides={"requests": {"rate": ["5/minute"]}}).dump().encode()
+    overridden = cache.learn(cache.get("own"), [2, NOW_MS, b"2:a", own])
+    assert overridden.prepare_asking(one).program.measures != shared.measures
+    free = met(cache, 3, "none").prepare_asking(one).program
+    assert free.measures != shared.measures
+    for quantity in range(3, 1_100):
+        first.prepare_asking({"requests": Demand.of(quantity)})
+    assert len(cache._asked) <= 1_024
+    assert second.prepare_asking(one).program is shared
 
 
 def test_a_settlement_is_kept_from_the_second_request_in_a_slot_on() -> None:

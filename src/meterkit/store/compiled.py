@@ -175,6 +175,7 @@ class CompiledCatalog:
         self._of_plans: set[Program] = set()
         self._routes: list[Route] = []
         self._programs: dict[tuple[int, int, bool, bool, tuple[str, ...]], Program] = {}
+        self._asked: dict[tuple[object, ...], Program] = {}
         self.prepaid = prepaid_by_plan(catalog)
         self.alarms = Alarms(catalog)
         self.counters = counters_of(catalog.meters)
@@ -298,12 +299,21 @@ class CompiledCatalog:
 
     def shape(self, key: tuple[object, ...], make: Callable[[], _T]) -> _T:
         """What settlements of customers with the same entitlements have in common."""
-        found: _T | None = self._shapes.get(key)
-        if found is None:
-            if len(self._shapes) >= _SHARED_MAX:
-                self._shapes.clear()
-            found = self._shapes[key] = make()
-        return found
+        return _remembered(self._shapes, key, make)
+
+    def asked(self, key: tuple[object, ...], make: Callable[[], Program]) -> Program:
+        """What an app's own calls ask of the same entitlements."""
+        return _remembered(self._asked, key, make)
+
+
+def _remembered(known: dict[tuple[object, ...], _T], key: tuple[object, ...], make: Callable[[], _T]) -> _T:
+    """The value of a key, made where it is not known; when there are too many, all are forgotten."""
+    found = known.get(key)
+    if found is None:
+        if len(known) >= _SHARED_MAX:
+            known.clear()
+        found = known[key] = make()
+    return found
 
 
 def _holds_at(effective: EffectivePlan, now_ms: int) -> bool:

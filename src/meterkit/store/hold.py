@@ -177,3 +177,11 @@ class OutlivingWorks:
 def nothing_kept(_slot: int) -> dict[bool, Any]:
     """Stand for the settlements of a decision that one request in a slot was made by. It stays empty."""
     return {}
+
+
+def is_made_again(decision: PreparedDecision, slot: int) -> bool:
+    """Whether a decision was made in a slot before; from now on it was."""
+    kept = decision.settlements
+    if not kept:
+        decision.settlements = nothing_kept(slot)
+    return kept is nothing_kept(slot)

@@ -29,7 +29,7 @@ from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.store.event_names import names_of
 from meterkit.store.fallback import Fallback
-from meterkit.store.hold import Held, OutlivingWorks, Used
+from meterkit.store.hold import Held, OutlivingWorks, Used, is_made_again
 from meterkit.store.idempotency import MarkedDecision, Prepare
 from meterkit.store.late_reply import give_back
 from meterkit.store.rate_usage import rates_of
@@ -285,9 +285,10 @@ class Store:
         decision, reply = await self.decide(view, _asking(demands))
         found = self.verdict(decision, reply)
         if found.allowed and decision.program.settles:
-            held = Held.of(decision, reply[1] // HOLD_SLOT_MS)
-            used = Used(recorded=decision.recorded)
-            await self.acknowledged([Settlement(decision.view, held=held, used=used)])
+            slot = reply[1] // HOLD_SLOT_MS
+            held, used = Held.of(decision, slot), Used(recorded=decision.recorded)
+            again = is_made_again(decision, slot)
+            await self.acknowledged([Settlement(decision.view, held=held, used=used, keeps_shape=again)])
         return found
 
     async def record(

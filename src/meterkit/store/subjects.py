@@ -21,7 +21,7 @@ from meterkit.decisions.subjects import (
 from meterkit.redis.connection import pack_each, pack_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from fractions import Fraction
 
     from meterkit.catalog import Catalog, Entitlement
@@ -176,9 +176,9 @@ class Subjects:
 NO_HOLDS: Final[Mapping[str, SubjectHold]] = {}
 
 
-def holds_of(asked: Iterable[AskedOfSubject]) -> dict[str, SubjectHold]:
+def holds_of(asked: Collection[AskedOfSubject]) -> Mapping[str, SubjectHold]:
     """What an allowed decision holds of subjects, by kind."""
-    return {one.kind: one.hold for one in asked}
+    return {one.kind: one.hold for one in asked} if asked else NO_HOLDS
 
 
 def to_plain(holds: Mapping[str, SubjectHold]) -> dict[str, Any]:

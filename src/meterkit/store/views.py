@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from meterkit.decisions.asked import Demand
@@ -240,10 +240,16 @@ class CustomerView:
         costs = None if self.prepaid is None else self.prepaid.costs_of(model)
         at = AtModel.of(costs, demands, model, self.entitlements, holds_rows=self.cache.holds_rows)
         asked = at.asked(demands)
-        return self.once(
-            (*asked.items(), mode, in_flight, *at.key),
-            lambda: PreparedDecision(self, self.compile(asked, in_flight=in_flight, at=at), mode),
-        )
+
+        def asking() -> PreparedDecision:
+            make = partial(self.compile, asked, in_flight=in_flight, at=at)
+            if self.subjects is not None or not self.cache.is_shared(self.entitlements):
+                return PreparedDecision(self, make(), mode)
+            plan = id(self.entitlements), self.prepaid is not None, self.effective.keeps_limits
+            key = (*plan, in_flight, *asked.items(), *at.key)
+            return PreparedDecision(self, self.cache.asked(key, make), mode)
+
+        return self.once((*asked.items(), mode, in_flight, *at.key), asking)
 
     def prepare_renewing(
         self,
