@@ -8,6 +8,7 @@ import audit
 import far
 import grants
 import outage
+import shared_limit
 import streams_report
 import webhooks
 from tables import aligned
@@ -166,6 +167,7 @@ PARTS: tuple[Callable[[dict], Table], ...] = (
     _on_uvloop(_http),
     far.table,
     outage.table,
+    shared_limit.table,
     _imports,
     _first,
     streams_report.requests,
@@ -244,6 +246,8 @@ PREFACE = """\
 - The time in `send` is the app's wait for each chunk, in process. In the races each stream reserves 200
   tokens and uses a random number.
 - For *a store some milliseconds away*, a proxy delays each answer of the store.
+- For *one limit*, three processes with `allotment: 250ms` send requests of one customer at a steady rate,
+  within one minute, until all are refused. One clock orders the answers of all processes.
 - *Grants* is the server's time for a customer with prepaid credits, by the number of grants. Each figure is
   the lowest mean of ten batches of 200 calls.
 - The *webhook endpoint* queues 10,000 signed events of 5 KB: first one each millisecond, then 32 at a time.

@@ -20,6 +20,7 @@ import inprocess
 import outage
 import overhttp
 import report
+import shared_limit
 import startup
 import streams
 import targets
@@ -122,6 +123,8 @@ def measure(options: argparse.Namespace) -> dict:
         away = far.measure(redis_url, cores, loop, size) if not options.only else {}
         note("a store that is away")
         outages = outage.measure(redis_url, cores, loop, size) if not options.only else {}
+        note("one limit of three processes")
+        shared = {} if options.only else shared_limit.measure(redis_url, is_quick=options.quick)
         note("imports and first requests")
         first = [v for v in running_here if v.name in FIRST_REQUEST_OF]
         result = {
@@ -140,6 +143,7 @@ def measure(options: argparse.Namespace) -> dict:
             "delivery": delivered,
             "audit": audited,
             "outage": outages,
+            "shared_limit": shared,
             "imports": startup.import_times(cores, size),
             "first": startup.first_requests(first, redis_url, cores, loop, size),
         }

@@ -8,6 +8,7 @@ from typing import Literal
 from variants import BY_NAME
 
 DECIDE, SETTLE = "meterkit-decide", "meterkit-settle"
+HOT_DECIDE, HOT_SETTLE = "meterkit-hot-decide", "meterkit-hot-settle"
 SLIDING, COMPOSITE, THREE = "limits-sliding", "composite", "meterkit-three"
 STREAM, SPEND, SUBJECTS = "meterkit-stream", "meterkit-spend", "meterkit-subjects"
 _IMPORT_MS = {
@@ -40,15 +41,11 @@ def _in_process(timed: dict, peers: list[str]) -> list[Target]:
     fastest = max(peers, key=lambda name: _median(timed, name, "per_second"), default=None)
     for name, label, cpu_aim, rival, speed_aim in (
         (DECIDE, "(a)", 7, cheapest, 2.5),
-        (SETTLE, "(b)", 12, COMPOSITE, 2),
+        (SETTLE, "(b)", 13, COMPOSITE, 2),
     ):
         if name not in timed:
             continue
-        if rival in timed:
-            ratio = _median(timed, rival, "over_bare_us") / _median(timed, name, "over_bare_us")
-            found.append(
-                Target(f"{label} CPU over the bare app, times cheaper", cpu_aim, "x", "more", ratio, rival)
-            )
+        found += _cheaper(timed, name, label, cpu_aim, rival)
         if fastest:
             ratio = _median(timed, name, "per_second") / _median(timed, fastest, "per_second")
             found.append(
@@ -68,6 +65,73 @@ def _in_process(timed: dict, peers: list[str]) -> list[Target]:
     return found
 
 
+def _cheaper(timed: dict, name: str, label: str, aim: float, rival: str | None) -> list[Target]:
+    """How many times the CPU of a rival over the bare app is a variant's."""
+    if rival not in timed:
+        return []
+    ratio = _median(timed, rival, "over_bare_us") / _median(timed, name, "over_bare_us")
+    return [Target(f"{label} CPU over the bare app, times cheaper", aim, "x", "more", ratio, rival)]
+
+
+def _hot(timed: dict, peers: list[str], on: str = "") -> list[Target]:
+    """Requests of one customer with allotments; ``on`` names the event loop."""
+    found = []
+    cheapest = min(peers, key=lambda name: _median(timed, name, "over_bare_us"), default=None)
+    for name, label, aim, rival in (
+        (HOT_DECIDE, f"hot (a){on}", 18, cheapest),
+        (HOT_SETTLE, f"hot (b){on}", 50, COMPOSITE),
+    ):
+        if name in timed:
+            over = _median(timed, name, "over_bare_us")
+            found.append(Target(f"{label} CPU over the bare app", 3, "us", "less", over, "bare"))
+            found += _cheaper(timed, name, label, aim, rival)
+            server = _median(timed, name, "server_cpu_us")
+            found.append(Target(f"{label} CPU of the whole server", 1, "us", "less", server))
+    return found
+
+
+def _hot_over_http(http: dict, far: dict) -> list[Target]:
+    """Under uvicorn on uvloop; and with the most distant store."""
+    served = [
+        Target(
+            f"hot {label} requests/s under uvicorn on uvloop, of the bare app's",
+            80,
+            "%",
+            "more",
+            100 * _median(http, name, "of_bare"),
+            "bare",
+        )
+        for name, label in ((HOT_DECIDE, "(a)"), (HOT_SETTLE, "(b)"))
+        if name in http
+    ]
+    away_ms, away = max(far.items(), key=lambda item: int(item[0]), default=("0", {}))
+    return served + [
+        Target(
+            f"hot {label} with the store {away_ms} ms away: added p50",
+            0.05,
+            "ms",
+            "less",
+            (away[name]["p50_us"] - away["bare"]["p50_us"]) / 1e3,
+            "bare",
+        )
+        for name, label in ((HOT_DECIDE, "(a)"), (HOT_SETTLE, "(b)"))
+        if name in away
+    ]
+
+
+def _shared_limit(found: dict) -> list[Target]:
+    """At most 1 % of the limit is refused while units are left, and nothing is admitted beyond it."""
+    return [
+        Target(f"one limit, three processes: {what}", aim, unit, "less", seen[key], load)
+        for load, seen in found.items()
+        for key, what, aim, unit in (
+            ("left", "units left at the first refusal", 100, "units"),
+            ("early", "refused before the last unit was used", 100, "requests"),
+            ("over", "admitted beyond the limit", 0, "units"),
+        )
+    ]
+
+
 def _over_http(http: dict) -> list[Target]:
     return [
         Target(f"{label} requests/s under uvicorn, of the bare app's", 90, "%", "more", share * 100, "bare")
@@ -79,9 +143,12 @@ def _over_http(http: dict) -> list[Target]:
 def _requests_of_streams(timed: dict) -> list[Target]:
     if STREAM not in timed:
         return []
-    calls = _median(timed, STREAM, "calls")
-    found = [Target("a reserved and captured stream: script calls", 2, "calls", "less", calls)]
-    rest = _median(timed, STREAM, "over_bare_us") - _median(timed, STREAM, "parse_us")
+    calls, over = _median(timed, STREAM, "calls"), _median(timed, STREAM, "over_bare_us")
+    found = [
+        Target("a reserved and captured stream: script calls", 2, "calls", "less", calls),
+        Target("a reserved and captured stream: CPU over the bare one", 120, "us", "less", over),
+    ]
+    rest = over - _median(timed, STREAM, "parse_us")
     for name in (DECIDE, SETTLE):
         if name in timed:
             ratio = rest / _median(timed, name, "over_bare_us")
@@ -174,8 +241,13 @@ def _outage(found: dict) -> list[Target]:
 
 def judged(result: dict, peers: list[str]) -> list[dict]:
     """Every target that the run can speak of, with what was reached."""
-    found = _in_process(result["timed"], [peer for peer in peers if peer in result["timed"]])
+    timed, uvloop = result["timed"], {"timed": {}, "http": {}} | result.get("uvloop", {})
+    found = _in_process(timed, [peer for peer in peers if peer in timed])
+    found += _hot(timed, [peer for peer in peers if peer in timed])
+    found += _hot(uvloop["timed"], [peer for peer in peers if peer in uvloop["timed"]], " on uvloop")
     found += _over_http(result["http"])
+    found += _hot_over_http(uvloop["http"], result.get("far", {}))
+    found += _shared_limit(result.get("shared_limit", {}))
     found += _requests_of_streams(result["timed"]) + _streams(result.get("streams", {}))
     found += _webhooks(result.get("webhooks", {}))
     found += _delivery(result.get("delivery", {})) + _audit(result.get("audit", {}))

@@ -34,6 +34,13 @@ class ForkedWorker:
         self._lock = Lock()
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        pid = self._process.pid
+        assert pid is not None
+        return pid
+
+    @property
     def returncode(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
         return self._process.exitcode

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 PLANS = Path(__file__).resolve().parent.parent / "plans"
 
 
-def metered(plans: str, redis_url: str, *, counts: bool = False, allots: bool = False) -> ASGIApp:
+def metered(
+    plans: str, redis_url: str, *, counts: bool = False, allots: bool = False, **settings: object
+) -> ASGIApp:
     path = PLANS / plans
     sold = replace(load(path), allotment="250ms") if allots else path
-    kit = MeterKit(sold, redis_url=redis_url, flush="off")
+    kit = MeterKit(sold, redis_url=redis_url, flush="off", **settings)
     if counts:
         kit.store.tally()  # As metrics_app does, and a kit where OpenTelemetry's API is installed.
     return MeterMiddleware(starlette_app(), kit=kit, identify=identify.header(CUSTOMER_HEADER.decode()))

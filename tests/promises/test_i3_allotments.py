@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -36,6 +37,7 @@ meters:
   fixed:    {unit: unit}
   bucket:   {unit: unit}
   several:  {unit: unit}
+  shared:   {unit: unit}
 routes:
   - {match: "GET /included", consume: {included: 2}}
   - {match: "GET /capped", consume: {capped: 2}}
@@ -43,6 +45,7 @@ routes:
   - {match: "GET /fixed", consume: {fixed: 2}}
   - {match: "GET /bucket", consume: {bucket: 2}}
   - {match: "GET /several", consume: {several: 2, sliding: 1}}
+  - {match: "GET /shared", consume: {shared: 1}}
 plans:
   pro:
     price: {amount_cents: 2900, interval: month}
@@ -53,6 +56,7 @@ plans:
       fixed:    {rate: {limit: 4001/hour, algorithm: fixed-window}}
       bucket:   {rate: {limit: 10/hour, algorithm: token-bucket, burst: 4001}}
       several:  {rate: [4001/hour, 10_000/day], included: 5000, overage: deny, concurrency: 100}
+      shared:   {rate: 10_000/minute}
 """
 PAID_PLANS: Final = """
 schema: 1
@@ -79,6 +83,8 @@ plans:
       paid:   {included: 500, overage: deny}
       billed: {included: 1000, overage: {bill: {per: 1, amount_cents: 1}}}
 """
+SHARED: Final = 10_000
+"""A minute."""
 ROUTES: Final = ("bucket", "included", "capped", "sliding", "fixed", "several")
 """The bucket, which is not allotted, comes first: units of the others may be granted a moment longer."""
 ADMITTED: Final = 2000
@@ -167,12 +173,49 @@ async def race(racing: list[Worker], path: str) -> int:
     assert set(total) <= {"200", "402", "429", "503"}
     granted = int(sum([(await racer.ask("allotted"))[0] for racer in racing]) - before)
     # Units that others hold unused may have refused some: they are given back when their term ends.
-    async with asyncio.timeout(60):
-        while any([(await racer.ask("allotted"))[1] for racer in racing]):  # noqa: ASYNC110 - other processes
-            await asyncio.sleep(0.05)
+    await all_given_back(racing)
     rest = await racing[0].ask("send", **told, times=ADMITTED - total["200"] + 20, at_once=1)
     assert total["200"] + rest.get("200", 0) == ADMITTED
     return granted
+
+
+@pytest.mark.anyio
+async def test_i3_units_that_a_process_does_not_use_refuse_at_most_its_share(store_url: str) -> None:
+    options = {"plans": PLANS, "now": NOW.isoformat(), "settings": {"store_timeout": 60.0}}
+    async with workers(3, store=store_url, **options) as started:
+        holder, *others = started
+        await holder.ask("consume", customer="acme", meter="shared", quantity=SHARED - 1000)
+        used = SHARED - 1000 + await sent([holder], times=300)
+        assert (await holder.ask("allotted"))[0] > 0
+        # It stands still with its unused units, and gives none of them back.
+        os.kill(holder.process.pid, signal.SIGSTOP)
+        try:
+            used += await sent(others, times=1000)
+            await all_given_back(others)
+            used += await sent(others[:1], times=300)
+        finally:
+            os.kill(holder.process.pid, signal.SIGCONT)
+        # An allotment is at most an eighth of what is left, and one unit more; a quarter of the one before
+        # may be unused when the next one is granted.
+        share = 1000 // 8 + 1
+        assert 0 <= SHARED - used <= share + share // 4
+        await all_given_back(started)
+        # Once they are given back, exactly these are admitted.
+        assert await sent(others[:1], times=SHARED - used + 20) == SHARED - used
+
+
+async def sent(processes: list[Worker], *, times: int) -> int:
+    """How many of the requests are admitted that each process sends."""
+    told = {"customer": "acme", "path": "/shared", "times": times}
+    answers = await asyncio.gather(*(process.ask("send", **told) for process in processes))
+    return sum(answer.get("200", 0) for answer in answers)
+
+
+async def all_given_back(processes: list[Worker]) -> None:
+    """Wait until no process has units that are unused, or not given back yet."""
+    async with asyncio.timeout(60):
+        while sum([(await process.ask("allotted"))[1] for process in processes]):  # noqa: ASYNC110 - others
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.anyio
