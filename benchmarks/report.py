@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import audit
+import edge_parts
 import far
 import grants
 import outage
@@ -160,6 +161,7 @@ def _targets(result: dict) -> Table:
 
 PARTS: tuple[Callable[[dict], Table], ...] = (
     _timed,
+    edge_parts.table,
     _server,
     _memory,
     _http,
@@ -243,6 +245,9 @@ PREFACE = """\
   by `limits`, and a counter in a hash.
 - *Streams* are answers in 20 chunks, as OpenAI's Chat Completions sends them. Between two chunks the app
   lets others run. *Reading alone* feeds the same chunks to a reader.
+- *Bytecode instructions* are those of meterkit's functions, counted with `sys.settrace`: the cheapest of 30
+  requests until the store has settled it. A request that found its store away is not counted. A hot request
+  shares its calls of the store with others; they are not counted.
 - The time in `send` is the app's wait for each chunk, in process. In the races each stream reserves 200
   tokens and uses a random number.
 - For *a store some milliseconds away*, a proxy delays each answer of the store.

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import audit
+import edge_parts
 import far
 import grants
 import inprocess
@@ -125,6 +126,8 @@ def measure(options: argparse.Namespace) -> dict:
         outages = outage.measure(redis_url, cores, loop, size) if not options.only else {}
         note("one limit of three processes")
         shared = {} if options.only else shared_limit.measure(redis_url, is_quick=options.quick)
+        note("instructions of a request")
+        parts = {} if options.only else edge_parts.measure(redis_url)
         note("imports and first requests")
         first = [v for v in running_here if v.name in FIRST_REQUEST_OF]
         result = {
@@ -144,6 +147,7 @@ def measure(options: argparse.Namespace) -> dict:
             "audit": audited,
             "outage": outages,
             "shared_limit": shared,
+            "edge_parts": parts,
             "imports": startup.import_times(cores, size),
             "first": startup.first_requests(first, redis_url, cores, loop, size),
         }

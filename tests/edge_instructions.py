@@ -1,0 +1,137 @@
+"""Counts the bytecode instructions of meterkit in a request: the same on all machines, under any load.
+
+The benchmarks import this module too: it needs nothing but meterkit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import meterkit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import CodeType, FrameType
+
+    from starlette.types import Message, Scope
+
+    from meterkit import MeterKit, MeterMiddleware
+
+SOURCE: Final = str(Path(meterkit.__file__).parent) + "/"
+REQUESTS: Final = 30
+_TRIES: Final = 5_000
+_MODULES: Final = {
+    "asgi/identify.py": "identify",
+    "asgi/routing.py": "match a line",
+    "asgi/loose_paths.py": "match a line",
+    "asgi/middleware.py": "decide",
+    "asgi/allotted.py": "decide",
+    "asgi/headers.py": "limit fields",
+    "asgi/exchange.py": "pass the answer on",
+    "asgi/outcome.py": "settle",
+    "store/allotting.py": "decide",
+    "store/allotment.py": "decide",
+    "store/settlement.py": "settle",
+    "redis/event_loops.py": "decide",
+    "redis/producer.py": "settle",
+    "redis/lane.py": "the store's client",
+    "redis/connection.py": "the store's client",
+}
+_SETTLING: Final = frozenset({"settle", "settle_together", "_outcome"})
+PARTS: Final = (*dict.fromkeys(_MODULES.values()), "others")
+
+
+@contextmanager
+def counted() -> Generator[Counter[str]]:
+    """Count the instructions of meterkit's functions, each as ``module:Class.function``."""
+    found: Counter[str] = Counter()
+    names: dict[CodeType, str | None] = {}
+
+    def begin(frame: FrameType, event: str, argument: Any) -> Any:
+        del event, argument
+        code = frame.f_code
+        if code not in names:
+            path = code.co_filename
+            is_ours = path.startswith(SOURCE)
+            names[code] = f"{path.removeprefix(SOURCE)}:{code.co_qualname}" if is_ours else None
+        name = names[code]
+        if name is None:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+
+        def count(frame: FrameType, event: str, argument: Any) -> Any:
+            del frame, argument
+            if event == "opcode":
+                found[name] += 1
+            return count
+
+        return count
+
+    sys.settrace(begin)
+    try:
+        yield found
+    finally:
+        sys.settrace(None)
+
+
+def part_of(name: str) -> str:
+    """Which part of a request a function is of."""
+    module, _, function = name.partition(":")
+    if function.rpartition(".")[2] in _SETTLING:
+        return "settle"
+    return _MODULES.get(module, "others")
+
+
+def uncounted(do: Callable[[], Any]) -> Any:
+    """What a function of the measurement returns, which is none of the request's."""
+    trace = sys.gettrace()
+    sys.settrace(None)
+    try:
+        return do()
+    finally:
+        sys.settrace(trace)
+
+
+async def fewest(
+    app: MeterMiddleware, kit: MeterKit, new_scope: Callable[[], Scope], *, is_hot: bool = False
+) -> Counter[str]:
+    """Count the cheapest of several requests until it is settled: replies to others may come together.
+
+    Args:
+        app: has the kit's middleware outermost.
+        kit: is connected. A request that finds its store away is not counted.
+        new_scope: makes the scope of each request.
+        is_hot: whether to count only requests that an allotment admits. Their settlement is counted up to
+            where it waits for others.
+    """
+    lane = kit.store.lanes[asyncio.get_running_loop()]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        del message
+
+    def unused() -> int:
+        return 0 if lane.allotments is None else lane.allotments.unused
+
+    best: Counter[str] | None = None
+    counts = 0
+    for _ in range(_TRIES):
+        scope, before = new_scope(), unused()
+        with counted() as found:
+            await app(scope, receive, send)
+            while not is_hot and uncounted(lambda: lane.unsettled):  # noqa: ASYNC110 - nothing else tells
+                await asyncio.sleep(0)
+        if lane.connected and not lane.is_open and (not is_hot or unused() == before - 1):
+            counts += 1
+            best = found if best is None or found.total() < best.total() else best
+        if counts == REQUESTS and best is not None:
+            return best
+        await asyncio.sleep(0)
+    raise AssertionError(f"only {counts} of {_TRIES} requests could be counted")
