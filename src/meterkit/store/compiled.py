@@ -299,7 +299,8 @@ class CompiledCatalog:
 
     def shape(self, key: tuple[object, ...], make: Callable[[], _T]) -> _T:
         """What settlements of customers with the same entitlements have in common."""
-        return _remembered(self._shapes, key, make)
+        found: _T = _remembered(self._shapes, key, make)
+        return found
 
     def asked(self, key: tuple[object, ...], make: Callable[[], Program]) -> Program:
         """What an app's own calls ask of the same entitlements."""

@@ -380,8 +380,7 @@ class Store:
 
     def _take_late_reply(self, decision: PreparedDecision, decided_ms: int) -> None:
         """Give back what was held for a request that no longer waits for its decision."""
-        lane = self.lanes.get(asyncio.get_running_loop())
-        if lane is not None:
+        if (lane := self.lanes.get(asyncio.get_running_loop())) is not None:
             self.settle(lane, give_back(decision, decided_ms))
 
     def _take_notice(self, shard: int) -> None:

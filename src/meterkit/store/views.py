@@ -242,12 +242,11 @@ class CustomerView:
         asked = at.asked(demands)
 
         def asking() -> PreparedDecision:
-            make = partial(self.compile, asked, in_flight=in_flight, at=at)
-            if self.subjects is not None or not self.cache.is_shared(self.entitlements):
+            make, given = partial(self.compile, asked, in_flight=in_flight, at=at), self.entitlements
+            if self.subjects is not None or not self.cache.is_shared(given):
                 return PreparedDecision(self, make(), mode)
-            plan = id(self.entitlements), self.prepaid is not None, self.effective.keeps_limits
-            key = (*plan, in_flight, *asked.items(), *at.key)
-            return PreparedDecision(self, self.cache.asked(key, make), mode)
+            plan = id(given), self.prepaid is not None, self.effective.keeps_limits, in_flight
+            return PreparedDecision(self, self.cache.asked((*plan, *asked.items(), *at.key), make), mode)
 
         return self.once((*asked.items(), mode, in_flight, *at.key), asking)
 
@@ -265,14 +264,12 @@ class CustomerView:
             kept, catalog = holding_only(self.entitlements, demands, in_flight), self.cache.catalog
             program = compile_program(kept, catalog, demands, prepaid=self.prepaid, at=AtModel(costs))
             if self.subjects is not None and subjects:
-                program = program.with_subjects(
-                    tuple(renew_hold(kind, hold) for kind, hold in subjects.items())
-                )
+                held_of = tuple(renew_hold(kind, hold) for kind, hold in subjects.items())
+                program = program.with_subjects(held_of)
             return PreparedDecision(self, program, "h")
 
-        if subjects:  # Seldom the same twice.
-            return renewing()
-        return self.once(("renew", *held.items(), *in_flight, *(costs or {}).items()), renewing)
+        key = ("renew", *held.items(), *in_flight, *(costs or {}).items())
+        return renewing() if subjects else self.once(key, renewing)  # Those of subjects seldom come twice.
 
     def compile(
         self,
@@ -285,9 +282,7 @@ class CustomerView:
         """What some demands ask of this customer's plan, and of a route's own rates."""
         rates_only = route is not None and route.always
         program = compile_program(
-            self.entitlements,
-            self.cache.catalog,
-            demands,
+            *(self.entitlements, self.cache.catalog, demands),
             in_flight=in_flight,
             rates_only=rates_only,
             prepaid=self.prepaid,
@@ -390,14 +385,13 @@ class CustomerCache(CompiledCatalog):
         Raises:
             StoreError: the state cannot be read; what was known before stays.
         """
-        customer, anonymous = view.customer, view.anonymous
-        _, now_ms, rev, data = reply[:4]
+        customer, anonymous, (_, now_ms, rev, data) = view.customer, view.anonymous, reply[:4]
         try:
             learnt = CustomerView(self, customer, now_ms, anonymous=anonymous, rev=rev.decode(), data=data)
         except (ValueError, TypeError, AttributeError, MeterkitError) as error:
             why = f"the state of customer {customer!r} cannot be read: {error}"
             raise StoreError(why, executed=False) from error
-        learnt = self._put(learnt)
+        self._put(learnt)
         return learnt if view.subjects is None else self._with_subjects(learnt, view.subjects.given)
 
     def _put(self, view: CustomerView) -> CustomerView:
