@@ -50,7 +50,7 @@ end
 --audited local noted = {nil, nil, nil, nil, nil, nil} -- With place for one meter.
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
 local rev, customer, further, caller_ms, names, hold_slot, number = ARGV[1], ARGV[3], ARGV[4], ARGV[#ARGV], 3, read('<dd', ARGV[#ARGV - 1])
-local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2)) -- Of fields[2] the name is ARGV[names + 2].
+local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 local now, starts_ms, finishes_ms, verdict =
   confirm_view(state_key, rev, until_ms, starts, ends, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
@@ -90,7 +90,7 @@ for place = 2, meters + 1 do
   quantity = event == PRICED and math.min(quantity, priced) or place == priced_meters + 2 and spent or quantity
   if quantity > 0 and not is_repeat then
     has_recorded = true
-    local granted, credited, occurred_before, stamped_ms, by_grants, by_credits = 0, 0, 0, 0, 0, 0
+    local granted, credited, occurred_before, stamped_ms = 0, 0, 0, 0
     if besides_in then
       granted, credited, occurred_before, stamped_ms = besides_in(besides)
     end
@@ -101,7 +101,7 @@ for place = 2, meters + 1 do
       quantity = is_dead and 0 or quantity
       occurred_before = occurred_before + quantity
     end
-    local within = allowance < 0 and quantity or math.max(0, math.min(quantity, allowance - included))
+    local by_grants, by_credits, within = 0, 0, allowance < 0 and quantity or math.max(0, math.min(quantity, allowance - included))
     if pay then
       by_grants, by_credits = pay(place - 1, quantity - within)
     end
