@@ -533,7 +533,7 @@ class SubjectWorld:
         self._settle(Settlement(self._view(one.given), held=Held.of(decision, one.slot)), one, None)
 
     def damage(self, _given: Given) -> None:
-        """A damaged head is no head of 0: whoever asks is told."""
+        """A damaged head is not taken for 0: the request gets an error."""
         of = self.random.choice([of for of, owner in self.owners.items() if owner.exists] or [None])
         if of is None:
             return
@@ -542,7 +542,7 @@ class SubjectWorld:
         wrong = self.random.choice((head[:1], head + b"\0", b"\xfd" + head[1:]))
         decision = self._view((of,)).prepare_asking({"calls": Demand(needed=0, taken=0)}, "s")
         self.wire(pack("HSET", key, "h", wrong))
-        reply = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
+        reply: list[Any] | Exception = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
         self.wire(pack("HSET", key, "h", head))
         if isinstance(reply, list):
             self.compare("of a damaged head", 2, reply[0])  # Before it is read: the view is of another state.
@@ -580,7 +580,7 @@ class SubjectWorld:
         return decision, self._send(decision)
 
     def _send(self, decision: PreparedDecision) -> Any:
-        reply = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
+        reply: list[Any] | Exception = self.wire(b"".join(decision.packed) + pack_each([self.wall]))
         if isinstance(reply, Exception):
             raise MismatchError(f"{decision.packed}: {reply}")
         if reply[0] == 2:

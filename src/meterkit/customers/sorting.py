@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.customers.temporary_tables import TemporaryTables
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, Iterable
 
     from meterkit.store.store import Store
 
@@ -54,7 +54,7 @@ class SortedCustomers(TemporaryTables):
 
 
 @asynccontextmanager
-async def customers_with_counts(store: Store, kinds: str = "ctv") -> AsyncIterator[SortedCustomers]:
+async def customers_with_counts(store: Store, kinds: str = "ctv") -> AsyncGenerator[SortedCustomers]:
     """All customers that anything was counted of, or with levels of gauges, at the instant 0.
 
     Nothing lists them: each server walks over all its keys, a thousand at once, while others are served.

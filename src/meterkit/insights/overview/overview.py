@@ -20,7 +20,7 @@ from meterkit.redis.daemon_thread import in_thread
 from meterkit.store.tasks import TaskLease
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from datetime import date
 
     from meterkit.customers.sorting import SortedCustomers
@@ -147,7 +147,7 @@ class Overview:
         return figures
 
     @asynccontextmanager
-    async def _all(self) -> AsyncIterator[SortedCustomers]:
+    async def _all(self) -> AsyncGenerator[SortedCustomers]:
         """All customers that were set up or used something, sorted."""
         admin = (await self._store.admin()).for_delivery()
         async with customers_with_counts(self._store) as found:
