@@ -242,6 +242,15 @@ async def test_an_empty_id_that_the_app_names_is_refused() -> None:
         assert (await at.client.get("/v1/x")).status_code == 400
 
 
+@pytest.mark.parametrize("customer", [7, ["acme"]])
+async def test_a_customer_of_a_wrong_type_is_refused_with_its_subjects(
+    customer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(hello, plans=PLANS, who=lambda _: Caller(customer, {"user": "u_7"})) as at:
+        assert [(await at.client.get("/v1/x")).status_code for _ in range(2)] == [503, 503]
+    assert f"identify returned a value of type {type(customer).__name__}; " in caplog.text
+
+
 def test_four_subjects_are_too_many() -> None:
     with pytest.raises(MeterkitError, match="found 4; allowed is a mapping of at most 3"):
         Caller("acme", {"user": "a", "team": "b", "app": "c", "site": "d"})

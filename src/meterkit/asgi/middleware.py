@@ -301,12 +301,12 @@ class MeterMiddleware:
 
     async def _customer(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
         """Decide for a new customer, or for a request without one."""
+        if not isinstance(found, Caller) and isawaitable(found):
+            found = await found
         if isinstance(found, Caller):
             view = plans.cache.met(found.customer, tuple(found.subjects.items()))
             if view is not None:
                 return view
-        elif isawaitable(found):
-            found = await found
         customer, subjects = parted(found)
         if is_customer(customer) and subjects is not None:
             return plans.cache.get(customer, subjects=subjects)

@@ -352,9 +352,9 @@ class CustomerCache(CompiledCatalog):
         )
         return self._with_subjects(view, subjects) if subjects and not anonymous else view
 
-    def met(self, customer: str | None, subjects: Given) -> CustomerView | None:
+    def met(self, customer: object, subjects: Given) -> CustomerView | None:
         """The newest view of a customer with subjects, where it is kept: all these ids are valid."""
-        found = None if customer is None else self._of_subjects.get((customer, subjects))
+        found = self._of_subjects.get((customer, subjects)) if isinstance(customer, str) else None
         return found if found is not None and found.base is self.named.get(found.customer) else None
 
     def renewed(self, view: CustomerView) -> CustomerView:
