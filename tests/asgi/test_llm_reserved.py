@@ -17,6 +17,7 @@ from metering import hello, http_scope
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.asgi.body import BUFFERED_BYTES_MAX
 from meterkit.catalog import loads
+from meterkit.store.replies import decision_of
 from meterkit.store.reserving import prepare_reserving
 from tokens.recordings import chat, compact, sse
 
@@ -399,7 +400,7 @@ async def test_a_refusal_is_told_by_the_state_it_was_made_with(store_url: str) -
         # What somebody else's settlement brings in the meantime: another state, with fewer limits.
         state = b'{"plan":"large","overrides":{"output_tokens":{"included":"unlimited"}}}'
         view.cache.learn(view, [2, 0, b"1:new", state])
-        decision = at.kit.store.verdict(decided, reply)
+        decision = decision_of(decided, reply)
         assert (decision.allowed, decision.reason) == (False, "included")
 
 

@@ -12,6 +12,7 @@ from meterkit.catalog.argument_checks import check_feature
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner
+from meterkit.store.replies import decision_of, decision_on_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,9 +123,9 @@ class Admitted(HoldOwner):
     def current(self) -> Current:
         """Who is served, and why."""
         if self.decision is None and self._decided is not None:
-            self.decision = self._store.verdict(self._decided, self._reply)
+            self.decision = decision_of(self._decided, self._reply)
         elif self.decision is None and self._weighed is not None:
-            self.decision = self._store.weighed(*self._weighed, degraded=True)
+            self.decision = decision_on_limits(*self._weighed, degraded=True)
         return Current(
             customer=self._view.customer,
             plan=self._view.effective.plan.key,

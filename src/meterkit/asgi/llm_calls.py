@@ -14,7 +14,6 @@ from meterkit.errors import MeterkitError
 from meterkit.store.arguments import check_event_id
 from meterkit.store.hold import NOTHING_USED, Used
 from meterkit.store.jobs import claim_job, end_work, remember_job
-from meterkit.store.settlement import Settlement
 from meterkit.tokens.charging import charged_of
 from meterkit.tokens.jobs import batch_line, call_name
 from meterkit.tokens.merging import each_once, join_reports
@@ -144,7 +143,12 @@ async def record_calls(
         calls = _named(calls, call_id, line)
     late = [call for call in calls if call_name(call) is not None and not store.is_off]
     by: Counting = "whole" if line is None else "lines"
-    earned = [await _count_job(store, view, call, call_id or call.response_id or "", by=by) for call in late]
+    revenues: list[Fraction | None] = []
+    is_unknown = False
+    for call in late:
+        of_parts = await _count_job(store, view, call, call_id or call.response_id or "", by=by)
+        is_unknown = is_unknown or of_parts is None
+        revenues += of_parts or ()
     own = _used_of([call for call in calls if call_name(call) is None], store.cache) or ()
     for at, part in enumerate(own):
         if view is None:
@@ -153,33 +157,21 @@ async def record_calls(
             )
         # Each model's part is settled for itself, so that each is remembered for itself.
         part_id = event_id if event_id is None or at == 0 else f"{event_id}\0{at}"
-        earned.append([await _recorded(store, view, part, part_id)])
-    if any(each is None for each in earned):
-        return None
-    return _valued(usage_of(said), calls, [one for each in earned for one in each or ()], store.cache)
-
-
-async def _recorded(store: Store, view: CustomerView, used: Used, event_id: str | None) -> Fraction | None:
-    """Count what calls have used; what they have earned, where the store says it."""
-    if store.is_off:
-        return None
-    key = None if event_id is None else store.keys.event(view.shard, view.customer, event_id)
-    settlement = Settlement(view, used=used, event_key=key, tells_revenue=True)
-    await store.acknowledged([settlement])
-    return settlement.revenue
+        revenues.append(await store.record(view, part, event_id=part_id, tells_revenue=True))
+    return None if is_unknown else _valued(usage_of(said), calls, revenues, store.cache)
 
 
 def _valued(
     usage: CallUsage | None,
     calls: Sequence[CallUsage],
-    earned: Sequence[Fraction | None],
+    revenues: Sequence[Fraction | None],
     compiled: CompiledCatalog,
 ) -> CallUsage | None:
     """The usage of calls, with what they cost, are charged and earn, as far as that is known."""
     if usage is None:
         return None
-    known = [one for one in earned if one is not None]
-    if known and len(known) == len(earned):
+    known = [one for one in revenues if one is not None]
+    if known and len(known) == len(revenues):
         usage = replace(usage, revenue_micros=sum(known, Fraction(0)))
     costs, at = compiled.costs(), from_ms(compiled.now_ms())
     if costs is None:
@@ -219,7 +211,10 @@ async def _count_job(
             "nothing is counted of it: give the customer"
         )
         return None
-    return [await _recorded(store, owner, part, call_name(call)) for part in (parts if counts else ())]
+    return [
+        await store.record(owner, part, event_id=call_name(call), tells_revenue=True)
+        for part in (parts if counts else ())
+    ]
 
 
 def captured(

@@ -30,7 +30,7 @@ from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, give_up
 from meterkit.redis.event_loops import running_loop
 from meterkit.store.arguments import is_customer
-from meterkit.store.replies import ALLOWED, REFUSED
+from meterkit.store.replies import ALLOWED, REFUSED, decision_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -325,7 +325,7 @@ class MeterMiddleware:
     ) -> Exchange | Decision:
         """Answer a refused request; in shadow mode count, hold and serve it."""
         store = self._kit.store
-        decision = store.verdict(decided, reply)
+        decision = decision_of(decided, reply)
         if not decision.shadow:
             return decision
         self._log.shadowed(decision, route, decided.view)

@@ -16,7 +16,7 @@ from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.store.hold import Held
-from meterkit.store.replies import ALLOWED
+from meterkit.store.replies import ALLOWED, decision_of
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Upload(Exchange):
         decided, reply = await store.decide(
             self._view, lambda view, mode: view.prepare_holding({meter: quantity}, mode, route=self._route)
         )
-        decision = store.verdict(decided, reply)
+        decision = decision_of(decided, reply)
         if decision.allowed:
             slot = reply[1] // HOLD_SLOT_MS
             would_be_refused = decision.reason is not None  # Shadow mode holds it too.

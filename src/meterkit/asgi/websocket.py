@@ -21,7 +21,7 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import compile_program
 from meterkit.errors import StoreError
 from meterkit.store.hold import Used
-from meterkit.store.replies import ALLOWED
+from meterkit.store.replies import ALLOWED, decision_of
 from meterkit.store.settlement import Settlement, settlement_of
 from meterkit.store.views import PreparedDecision
 from meterkit.tokens.call_usage import CallUsage, filled
@@ -301,7 +301,7 @@ class WebSocketExchange(Exchange):
             store.settle(lane, Settlement(view, used=used))
             return None
         if reply[0] != ALLOWED or decided.waived is not None:
-            decision = store.verdict(decided, reply)
+            decision = decision_of(decided, reply)
             if not decision.shadow:
                 return decision
             self._log.shadowed(decision, route, view)
@@ -320,7 +320,7 @@ class WebSocketExchange(Exchange):
         with suppress(Exception):  # What cannot be decided goes on: it was allowed to begin.
             route, view = self._by_now()
             looked = await self._store.decide(view, partial(_looking, route), mode="c")
-            decision = self._store.verdict(*looked)
+            decision = decision_of(*looked)
             if not (decision.allowed or self._settled):
                 await self._close(decision)
         if not (self._settled or self._is_closed):

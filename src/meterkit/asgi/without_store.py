@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.asgi.headers import fields, merge, policy_field
 from meterkit.decisions.decision import Decision
 from meterkit.store.fallback import is_known
-from meterkit.store.replies import ALLOWED
+from meterkit.store.replies import ALLOWED, decision_on_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,7 +48,7 @@ def decide_in_process(
                 return replace(decided.refusal, degraded=True), weighed
             if reply[0] == ALLOWED and not decided.shadow:
                 return None, weighed
-            return store.weighed(decided, reply, degraded=True), weighed
+            return decision_on_limits(decided, reply, degraded=True), weighed
         except Exception:
             _logger.exception("a request under the line %a could not be decided in this process", route.match)
     allowed = is_shadow or route.on_store_failure == "allow"

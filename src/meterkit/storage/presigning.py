@@ -58,7 +58,7 @@ async def _hold(store: Store, gauge: str, customer: str, upload: str, size: int)
     """
     view = store.cache.get(customer)
     decided, reply = await store.decide(view, lambda view, mode: view.prepare_holding({gauge: size}, mode))
-    decision = store.verdict(decided, reply)
+    decision = replies.decision_of(decided, reply)
     if not decision.allowed:
         raise UploadRefusedError(decision)
     held = decided.held.get(gauge, 0)

@@ -193,7 +193,7 @@ class Reservation(HoldOwner):
         decided, reply = await store.decide(
             self._view, lambda view, mode: view.prepare_holding(self._quantities, mode, model=self._model)
         )
-        self._decision = store.verdict(decided, reply)
+        self._decision = replies.decision_of(decided, reply)
         if self._decision.allowed:
             self._decided, self._decided_ms = decided, reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from meterkit.catalog.argument_checks import check_feature
-from meterkit.decisions import verdict
 from meterkit.decisions.customer_state import refusal_without
-from meterkit.decisions.in_process import NOTHING_LEFT, left_by
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
@@ -39,6 +36,7 @@ from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from fractions import Fraction
     from pathlib import Path
 
     from meterkit.catalog import Catalog
@@ -239,36 +237,11 @@ class Store:
                 return decision, [replies.REFUSED, reply[1]]
             reply = await lane.ask(decision)
 
-    def verdict(self, decision: PreparedDecision, reply: Any) -> Decision:
-        """What a concluded reply says."""
-        view = decision.view
-        view.left = view.left or NOTHING_LEFT
-        if reply[0] == replies.REFUSED and decision.refusal is None:
-            # The ceilings that refused are the last known facts of the customer if the store goes away.
-            view.left = {**view.left, **left_by(decision.exact(), reply, decision.period_end_ms(reply[1]))}
-        return decision.refusal or self.weighed(decision, reply)
-
-    def weighed(self, decision: PreparedDecision, reply: Any, *, degraded: bool = False) -> Decision:
-        """What a reply says of the limits, whatever follows from the customer's state alone."""
-        view, end_ms = decision.view, decision.period_end_ms(reply[1])
-        customer, plan = view.customer, view.effective.plan.key
-        if reply[0] == replies.ALLOWED:
-            found = verdict.allowed(
-                decision.program, reply, end_ms, customer=customer, plan=plan, degraded=degraded
-            )
-        else:
-            is_in_flight = reply[0] == replies.IN_FLIGHT
-            found = verdict.IN_FLIGHT if is_in_flight else verdict.refused(decision.exact(), reply, end_ms)
-            found = replace(found, customer=customer, plan=plan, degraded=degraded)
-        if not decision.shadow:
-            return found
-        return replace(decision.waived or found, allowed=True, shadow=True, degraded=degraded)
-
     async def check(self, view: CustomerView, demands: Mapping[str, Demand]) -> Decision:
         """Look only: whether a demand would be allowed now."""
         if self.is_off:
             return view.undecided()
-        return self.verdict(*await self.decide(view, _asking(demands), mode="c"))
+        return replies.decision_of(*await self.decide(view, _asking(demands), mode="c"))
 
     async def allows(self, view: CustomerView, feature: str) -> bool:
         """Whether the customer has a feature by the newest state; all do where limits are not enforced."""
@@ -283,7 +256,7 @@ class Store:
         if self.is_off:
             return view.undecided()
         decision, reply = await self.decide(view, _asking(demands))
-        found = self.verdict(decision, reply)
+        found = replies.decision_of(decision, reply)
         if found.allowed and decision.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
             held, used = Held.of(decision, slot), Used(recorded=decision.recorded)
@@ -292,13 +265,27 @@ class Store:
         return found
 
     async def record(
-        self, view: CustomerView, used: Used, *, event_id: str | None, occurred_ms: int | None = None
-    ) -> None:
-        """Count after the fact, never denied; returns once it is recorded, or kept until it can be."""
+        self,
+        view: CustomerView,
+        used: Used,
+        *,
+        event_id: str | None,
+        occurred_ms: int | None = None,
+        tells_revenue: bool = False,
+    ) -> Fraction | None:
+        """Count after the fact, never denied; returns once it is recorded, or kept until it can be.
+
+        Returns:
+            What is paid for it, in micro-units, where that is asked and the store has said it.
+        """
         if self.is_off:
-            return
+            return None
         key = None if event_id is None else self.keys.event(view.shard, view.customer, event_id)
-        await self.acknowledged([Settlement(view, used=used, event_key=key, occurred_ms=occurred_ms)])
+        settlement = Settlement(
+            view, used=used, event_key=key, occurred_ms=occurred_ms, tells_revenue=tells_revenue
+        )
+        await self.acknowledged([settlement])
+        return settlement.revenue
 
     async def usage(self, customer: str, *, at_ms: int | None = None) -> CustomerUsage:
         """What a customer whose id is valid has used in this period, or in that of an instant.

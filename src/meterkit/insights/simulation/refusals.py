@@ -18,6 +18,7 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.redis.url import Address
 from meterkit.store.hold import Held, Used
+from meterkit.store.replies import decision_of
 from meterkit.store.settlement import Settlement
 from meterkit.store.store import Store
 
@@ -172,7 +173,7 @@ class Replay:
             self._store.cache.get(customer, subjects=event.subjects),
             lambda view, mode: view.prepare_asking(asked, mode, model=""),
         )
-        if not self._store.verdict(decided, reply).allowed:
+        if not decision_of(decided, reply).allowed:
             return False
         held = Held.of(decided, reply[1] // HOLD_SLOT_MS)
         rated = {meter: units for meter, units in used.items() if meter not in terms.consumed}
