@@ -35,7 +35,6 @@ async def counts_of(name: str, redis_url: str) -> dict[str, int]:
         count = partial(
             fewest, app, app._kit, partial(client.scope, Target(CUSTOMER)), is_hot=variant.customers == 1
         )
-        await count()  # What is worked out once is not measured.
         for function, instructions in (await count()).items():
             found[part_of(function)] += instructions
     return found

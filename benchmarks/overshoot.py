@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
-import subprocess
 import sys
 import threading
 from collections import Counter
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -21,6 +20,7 @@ from driver import Client, Target, running
 from machine import Cores, redis_server
 from peers.meterkit_app import PLANS
 from peers.streaming import PATH, metered, question
+from together import Together, begin, say
 
 from meterkit import MeterKit
 
@@ -68,24 +68,24 @@ class Racer:
         self.actual += tokens
         self.beyond += max(0, tokens - RESERVED)
 
-    async def run(self, way: Way, ready: asyncio.Future) -> dict:
+    async def run(self, way: Way) -> dict:
         if way == "route":
             app: MeterMiddleware = metered(PLAN, self.redis_url, store_timeout=STORE_TIMEOUT_S)
             async with running(app) as client:
-                await self._race(lambda tokens: self._request(client, tokens), ready)
+                await self._race(lambda tokens: self._request(client, tokens))
         else:
             kit = MeterKit(PLANS / PLAN, redis_url=self.redis_url, flush="off", store_timeout=STORE_TIMEOUT_S)
             async with kit:
-                await self._race(lambda tokens: self._reserve(kit, tokens), ready)
+                await self._race(lambda tokens: self._reserve(kit, tokens))
         return {"statuses": self.statuses, "actual": self.actual, "beyond": self.beyond}
 
-    async def _race(self, stream, ready: asyncio.Future) -> None:
+    async def _race(self, stream) -> None:
         async def turns() -> None:
             for _ in range(TURNS):
                 await stream(self.random.randint(self.case.least, self.case.most))
 
         say("ready")
-        await ready
+        await begin()
         async with asyncio.TaskGroup() as tasks:
             for _ in range(STREAMS):
                 tasks.create_task(turns())
@@ -109,15 +109,9 @@ class Racer:
             self.count(tokens)
 
 
-def say(answer: object) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-
-
 async def child(way: Way, redis_url: str, seed: int, case: Case) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.run_in_executor(None, sys.stdin.readline)
-    say(await Racer(redis_url, seed, case).run(way, ready))
+    logging.disable(logging.WARNING)  # Each refusal would be a line.
+    say(await Racer(redis_url, seed, case).run(way))
 
 
 class Watch:
@@ -156,30 +150,10 @@ def race(way: Way, redis_url: str, case: Case) -> dict:
     """One race on an empty database."""
     redis.Redis.from_url(redis_url, socket_timeout=STORE_TIMEOUT_S).flushdb()
     numbers = [str(n) for n in (case.least, case.most)]
-    with ExitStack() as stack:
-        racers = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, __file__, way, redis_url, str(seed), case.title, *numbers],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for seed in range(PROCESSES)
-        ]
-        for racer in racers:
-            if racer.stdout.readline() != '"ready"\n':
-                raise RuntimeError(f"a process of the race ended with {racer.wait()} before it began")
-        with Watch(redis_url) as watch:
-            for racer in racers:
-                with suppress(BrokenPipeError):
-                    racer.stdin.write("\n")
-                    racer.stdin.flush()
-            answers = [json.loads(racer.stdout.readline()) for racer in racers]
-            for racer in racers:
-                racer.stdin.close()
-                racer.wait()
+    arguments = [[way, redis_url, str(seed), case.title, *numbers] for seed in range(PROCESSES)]
+    with Together(__file__, arguments) as racers, Watch(redis_url) as watch:
+        racers.begin()
+        answers = racers.answers()
     return judged(answers, watch)
 
 

@@ -6,12 +6,9 @@ python benchmarks/shared_limit.py runs it alone; with arguments it is one of the
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import redis
@@ -19,6 +16,7 @@ from driver import Client, Target, running
 from machine import Cores, redis_server
 from peers.meterkit_app import metered
 from tables import show
+from together import Together, begin, say
 
 if TYPE_CHECKING:
     from tables import Table
@@ -71,17 +69,12 @@ class Sender:
         (self.admitted if status == 200 else self.refused).append(time.monotonic_ns())
 
 
-def say(answer: object) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-
-
 async def child(redis_url: str, per_second: float, tick_s: float) -> None:
     logging.disable(logging.WARNING)  # Each refusal would be a line.
     sender = Sender(per_second, tick_s)
     async with running(metered(PLAN, redis_url, store_timeout=STORE_TIMEOUT_S)) as client:
         say("ready")
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        await begin()
         await sender.run(client)
     say({"admitted": sender.admitted, "refused": sender.refused})
 
@@ -108,28 +101,11 @@ def raced(redis_url: str, times: int, tick_s: float) -> tuple[list[dict[str, lis
     """One race on an empty database; whether it ended in the window that it began in."""
     redis.Redis.from_url(redis_url, socket_timeout=STORE_TIMEOUT_S).flushdb()
     per_second = times * LIMIT / WINDOW_S / PROCESSES
-    with ExitStack() as stack:
-        senders = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, __file__, redis_url, str(per_second), str(tick_s)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for _ in range(PROCESSES)
-        ]
-        for sender in senders:
-            if sender.stdout.readline() != '"ready"\n':
-                raise RuntimeError(f"a process of the race ended with {sender.wait()} before it began")
+    with Together(__file__, PROCESSES * [[redis_url, str(per_second), str(tick_s)]]) as senders:
         await_window(WINDOW_S / times + 5 * QUIET_S)
         window = time.time() // WINDOW_S
-        for sender in senders:
-            with suppress(BrokenPipeError):
-                sender.stdin.write("\n")
-                sender.stdin.flush()
-        answers = [json.loads(sender.stdout.readline()) for sender in senders]
+        senders.begin()
+        answers = senders.answers()
         return answers, time.time() // WINDOW_S == window
 
 

@@ -121,7 +121,7 @@ async def fewest(
         return 0 if lane.allotments is None else lane.allotments.unused
 
     best: Counter[str] | None = None
-    counts = 0
+    counts = -REQUESTS  # As many first ones are not looked at: they work out what later ones reuse.
     for _ in range(_TRIES):
         scope, before = new_scope(), unused()
         with counted() as found:
@@ -130,7 +130,8 @@ async def fewest(
                 await asyncio.sleep(0)
         if lane.connected and not lane.is_open and (not is_hot or unused() == before - 1):
             counts += 1
-            best = found if best is None or found.total() < best.total() else best
+            if counts > 0 and (best is None or found.total() < best.total()):
+                best = found
         if counts == REQUESTS and best is not None:
             return best
         await asyncio.sleep(0)
