@@ -30,7 +30,6 @@ _MODULES: Final = {
     "asgi/routing.py": "match a line",
     "asgi/loose_paths.py": "match a line",
     "asgi/middleware.py": "decide",
-    "asgi/allotted.py": "decide",
     "asgi/headers.py": "limit fields",
     "asgi/exchange.py": "pass the answer on",
     "asgi/outcome.py": "settle",
@@ -42,7 +41,7 @@ _MODULES: Final = {
     "redis/lane.py": "the store's client",
     "redis/connection.py": "the store's client",
 }
-_SETTLING: Final = frozenset({"settle", "settle_together", "_outcome"})
+_SETTLING: Final = frozenset({"settle", "_outcome"})
 PARTS: Final = (*dict.fromkeys(_MODULES.values()), "others")
 
 

@@ -12,7 +12,7 @@ from meterkit.asgi.admitted import Admitted
 from meterkit.asgi.coroutine_mark import returns_awaitable
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.logs import warn, warn_of_lost
-from meterkit.asgi.outcome import outcome_of
+from meterkit.asgi.outcome import BAD_REQUEST, outcome_of
 from meterkit.asgi.outliving import on_loop_of, settle_outliving
 from meterkit.asgi.reading import Reading
 from meterkit.asgi.without_store import count_in_process
@@ -238,13 +238,14 @@ class Exchange(Admitted):
             if self._renewed is None:
                 # As settlement_of has it, without a call: nearly every billed request ends here.
                 settlement = decided.settlements.get(billed)
-                if settlement is None or settlement.slot != self._slot:
+                if settlement is None or settlement.held.slot != self._slot:
                     settlement = settlement_of(decided, self._slot, billed=billed)
             else:
                 used = Used(recorded=decided.recorded if billed else _NOTHING)
                 mark = Mark.of(decided, billed=billed)
                 settlement = Settlement(decided.view, held=self._held(decided), used=used, mark=mark)
-            (lane.settle_together if decided.is_allotted else lane.settle)(settlement)
+            together = lane.allotments if decided.is_allotted else None
+            (together or lane).settle(settlement)
         if recorded:
             self._settle_used(lane, Used(recorded if billed else _NOTHING, recorded))
 
@@ -388,6 +389,8 @@ class Exchange(Admitted):
         check_quantities(quantities, self._view.cache.catalog.meters)
 
     def _outcome(self) -> Outcome:
+        if self._complete and not self._gone and self._status < BAD_REQUEST:
+            return "success"  # As outcome_of has it, without a call.
         return outcome_of(
             self._status,
             is_complete=self._complete and not self._gone,

@@ -8,7 +8,6 @@ from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.allotted import admit
 from meterkit.asgi.arguments import PlansInForce, check_arguments
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.callers import Caller, fault_in, parted
@@ -212,7 +211,11 @@ class MeterMiddleware:
             prepare = None if body is None else await self._reserving(lane, view, route, body)
             known = None if prepare else view.decisions.get(id(route))
             asked = known or (prepare or _preparing(route))(view, "d")
-            decided, reply = admit(lane, asked, route, scope) if plans.cache.allots else (asked, None)
+            decided, reply = (
+                lane.allotments.admit(asked, route)
+                if plans.cache.allots and scope["type"] == "http" and lane.allotments is not None
+                else (asked, None)
+            )
             if reply is None and not lane.is_open:
                 pending = lane.call(decided)
                 try:

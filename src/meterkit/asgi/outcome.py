@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Outcome
 
 # Numbers: to look a member of an enumeration up takes as long as the rest of a comparison.
-_BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST.value
+BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST.value
 _SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
 
 
@@ -22,7 +22,7 @@ def outcome_of(status: int, *, is_complete: bool, has_begun: bool, has_failed: b
         has_begun: whether the client got some of its body.
         has_failed: whether the app ended by an error of its own.
     """
-    if status < _BAD_REQUEST and (is_complete or (has_begun and not has_failed)):
+    if status < BAD_REQUEST and (is_complete or (has_begun and not has_failed)):
         return "success" if is_complete else "client_gone"
-    is_error = (is_complete or has_begun) and _BAD_REQUEST <= status < _SERVER_ERROR
+    is_error = (is_complete or has_begun) and BAD_REQUEST <= status < _SERVER_ERROR
     return "client_error" if is_error else "server_error"

@@ -95,11 +95,6 @@ class Lane:
         """Have a settlement applied, exactly once: sent at once, or kept until it can be."""
         self.queues[settlement.view.shard].settle(settlement)
 
-    def settle_together(self, settlement: Settlement) -> None:
-        """Settle what an allotted request came to, together with others, within 50 ms."""
-        if self.allotments is not None:
-            self.allotments.settle(settlement)
-
     def lane_of(self, shard: int) -> QueueLane:
         """What the settlements of a shard are sent by."""
         del shard
