@@ -43,14 +43,15 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.draining import Drainer
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-NODES = (1, 6)
+MOST = {1: 1_000_000, 6: 100_000}
+"""By nodes of a store: the largest size; on two cores a million customers of six nodes take hours."""
 LINKED = 100
 SAMPLE = 1_000
 AT_ONCE = 200
 WHOLE = 100
 RECONCILED = 100_000
 """Where there are more customers than this, comparing all of them with Stripe takes too long here."""
-TITLE = "## Growth"
+TITLE, END = "## Growth", "### What grows"
 HEADS = {
     "store_bytes": "store: bytes a customer",
     "process_bytes": "kit.consume: bytes a customer that a process knows",
@@ -224,21 +225,22 @@ def shown(value: float | None) -> str:
     return f"{value:,.{places}f}"
 
 
-def lines(found: dict[int, dict[int, dict[str, float]]], machine: dict, sizes: list[int]) -> list[str]:
-    """The part of the page."""
+def lines(found: dict[int, dict[int, dict[str, float]]], machine: dict, load: float) -> list[str]:
+    """The part of the page that is written anew."""
     out = [
         TITLE,
         "",
-        f"Written by `python benchmarks/growth.py --most {sizes[-1]} --markdown docs/scaling.md`.",
+        "Written by `python benchmarks/growth.py --markdown docs/scaling.md`, about an hour; the drawing by",
+        "`python docs/tools/drawings.py`.",
         f"{LINKED} of the customers are linked and have usage to deliver.",
         "",
         f"- {machine['when']}, {machine['cpu']}, {machine['cores']}",
-        f"- times are CPU times of the app's process; load at the end {os.getloadavg()[0]:.1f}",
+        f"- times are CPU times of the app's process; load before {load:.1f}; above 1, others were at work",
         "",
     ]
     for nodes in found:
         _, head, rows = table(found, nodes)
-        out += [f"| {' | '.join(head)} |", "|---|" + "---:|" * len(sizes)]
+        out += [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
         out += [f"| {' | '.join(row)} |" for row in rows]
         out.append("")
     return out
@@ -247,25 +249,27 @@ def lines(found: dict[int, dict[int, dict[str, float]]], machine: dict, sizes: l
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--least", type=int, default=SIZES[0], help="customers, at least")
-    parser.add_argument("--most", type=int, default=SIZES[-2], help="customers, at most")
-    parser.add_argument("--nodes", type=int, nargs="*", default=NODES, help="of one store after the other")
+    parser.add_argument("--most", type=int, default=SIZES[-1], help="customers, at most")
+    parser.add_argument(
+        "--nodes", type=int, nargs="*", default=list(MOST), help="of one store after the other"
+    )
     parser.add_argument("--markdown", type=Path, help="the page whose part is written anew")
     options = parser.parse_args()
-    sizes = [size for size in SIZES if options.least <= size <= options.most] or [options.most]
-    cores = Cores()
+    cores, load = Cores(), os.getloadavg()[0]
     with servers(1, cores) as (url, _):
         machine = describe(url, cores)
     found: dict[int, dict[int, dict[str, float]]] = {}
     for nodes in options.nodes:
-        for size in sizes:
+        most = min(options.most, MOST.get(nodes, options.most))
+        for size in [size for size in SIZES if options.least <= size <= most] or [most]:
             print(f"{nodes} nodes, {size:,} customers", flush=True)
             found.setdefault(nodes, {})[size] = run(nodes, size, cores)
             show(table(found, nodes))
     if options.markdown:
         text = options.markdown.read_text()
         before, _, rest = text.partition(TITLE)
-        after = rest[rest.index("\n## ") :] if "\n## " in rest else "\n"
-        options.markdown.write_text(before + "\n".join(lines(found, machine, sizes)).rstrip() + "\n" + after)
+        after = rest[rest.index(END) :]
+        options.markdown.write_text(before + "\n".join(lines(found, machine, load)) + after)
 
 
 if __name__ == "__main__":

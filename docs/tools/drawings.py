@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from growth_drawing import growth
 from people_drawings import messages, movements, simulation, storage
 from svg import Drawing
 
@@ -371,7 +372,7 @@ def lifecycle() -> Drawing:
     return drawing
 
 
-ALL = (request, bill, periods, deployment, cost, lifecycle, storage, messages, movements, simulation)
+ALL = (request, bill, periods, deployment, cost, lifecycle, storage, messages, movements, simulation, growth)
 
 
 def main() -> None:
