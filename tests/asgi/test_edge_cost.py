@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 PLANS: Final = Path(__file__).parents[2] / "benchmarks/plans"
 COST: Final = {
-    (3, 11): {"decide": 955, "settle": 1495, "hot decide": 974, "hot settle": 978},
+    (3, 11): {"decide": 958, "settle": 1498, "hot decide": 977, "hot settle": 981},
     (3, 12): {"decide": 904, "settle": 1420},
     (3, 13): {"decide": 907, "settle": 1442},
 }

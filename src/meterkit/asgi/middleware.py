@@ -202,20 +202,20 @@ class MeterMiddleware:
         lane = store.lanes.get(running_loop())
         try:
             found = self._identify(scope)
-            view = plans.cache.named.get(found) if type(found) is str else None
-            if view is None:
-                view = await self._customer(plans, found, scope)
+            known = plans.cache.named.get(found) if type(found) is str else None
+            view = known or await self._customer(plans, found, scope)
             if lane is None or not lane.is_served:
                 await self._kit.begin()
                 lane = store.lanes[running_loop()]
             prepare = None if body is None else await self._reserving(lane, view, route, body)
-            known = None if prepare else view.decisions.get(id(route))
-            asked = known or (prepare or _preparing(route))(view, "d")
-            decided, reply = (
+            prepared = None if prepare else view.decisions.get(id(route))
+            asked = prepared or (prepare or _preparing(route))(view, "d")
+            admitted: tuple[PreparedDecision, list[int] | None] = (
                 lane.allotments.admit(asked, route)
                 if plans.cache.allots and scope["type"] == "http" and lane.allotments is not None
                 else (asked, None)
             )
+            decided, reply = admitted
             if reply is None and not lane.is_open:
                 pending = lane.call(decided)
                 try:
