@@ -17,7 +17,7 @@ from metering import hello, http_scope
 from meterkit import MeterKit, MeterMiddleware, identify
 from meterkit.asgi.body import BUFFERED_BYTES_MAX
 from meterkit.catalog import loads
-from meterkit.store.replies import decision_of
+from meterkit.store.read_reply import decision_of
 from meterkit.store.reserving import prepare_reserving
 from tokens.recordings import chat, compact, sse
 

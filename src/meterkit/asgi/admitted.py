@@ -12,7 +12,7 @@ from meterkit.catalog.argument_checks import check_feature
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner
-from meterkit.store.replies import decision_of, decision_on_limits
+from meterkit.store.read_reply import decision_of, decision_on_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -29,7 +29,8 @@ from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError, give_up
 from meterkit.redis.event_loops import running_loop
 from meterkit.store.arguments import is_customer
-from meterkit.store.replies import ALLOWED, REFUSED, decision_of
+from meterkit.store.read_reply import decision_of
+from meterkit.store.replies import ALLOWED, REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -16,7 +16,8 @@ from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.store.hold import Held
-from meterkit.store.replies import ALLOWED, decision_of
+from meterkit.store.read_reply import decision_of
+from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:

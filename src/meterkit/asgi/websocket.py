@@ -21,7 +21,8 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import compile_program
 from meterkit.errors import StoreError
 from meterkit.store.hold import Used
-from meterkit.store.replies import ALLOWED, decision_of
+from meterkit.store.read_reply import decision_of
+from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement, settlement_of
 from meterkit.store.views import PreparedDecision
 from meterkit.tokens.call_usage import CallUsage, filled

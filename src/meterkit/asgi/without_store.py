@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from meterkit.asgi.headers import fields, merge, policy_field
 from meterkit.decisions.decision import Decision
 from meterkit.store.fallback import is_known
-from meterkit.store.replies import ALLOWED, decision_on_limits
+from meterkit.store.read_reply import decision_on_limits
+from meterkit.store.replies import ALLOWED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -10,6 +10,7 @@ from meterkit.errors import MeterkitError
 from meterkit.storage.records import bucket_of, upload_field
 from meterkit.store import replies
 from meterkit.store.hold import Held
+from meterkit.store.read_reply import decision_of
 from meterkit.store.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ async def _hold(store: Store, gauge: str, customer: str, upload: str, size: int)
     """
     view = store.cache.get(customer)
     decided, reply = await store.decide(view, lambda view, mode: view.prepare_holding({gauge: size}, mode))
-    decision = replies.decision_of(decided, reply)
+    decision = decision_of(decided, reply)
     if not decision.allowed:
         raise UploadRefusedError(decision)
     held = decided.held.get(gauge, 0)

@@ -13,6 +13,7 @@ from meterkit.redis.connection import ReplyError
 from meterkit.store import replies
 from meterkit.store.hold import NOTHING_USED, Correction, Held, Mark, add
 from meterkit.store.idempotency import MarkedDecision
+from meterkit.store.read_reply import decision_of
 from meterkit.store.settlement import Settlement, settlement_of
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ class Reservation(HoldOwner):
         decided, reply = await store.decide(
             self._view, lambda view, mode: view.prepare_holding(self._quantities, mode, model=self._model)
         )
-        self._decision = replies.decision_of(decided, reply)
+        self._decision = decision_of(decided, reply)
         if self._decision.allowed:
             self._decided, self._decided_ms = decided, reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS

@@ -30,6 +30,7 @@ from meterkit.store.hold import Held, OutlivingWorks, Used, is_made_again
 from meterkit.store.idempotency import MarkedDecision, Prepare
 from meterkit.store.late_reply import give_back
 from meterkit.store.rate_usage import rates_of
+from meterkit.store.read_reply import decision_of
 from meterkit.store.settlement import Settlement
 from meterkit.store.spool import NO_SPOOLS, Spool, SpoolsLeft
 from meterkit.store.views import CustomerCache
@@ -241,7 +242,7 @@ class Store:
         """Look only: whether a demand would be allowed now."""
         if self.is_off:
             return view.undecided()
-        return replies.decision_of(*await self.decide(view, _asking(demands), mode="c"))
+        return decision_of(*await self.decide(view, _asking(demands), mode="c"))
 
     async def allows(self, view: CustomerView, feature: str) -> bool:
         """Whether the customer has a feature by the newest state; all do where limits are not enforced."""
@@ -256,7 +257,7 @@ class Store:
         if self.is_off:
             return view.undecided()
         decision, reply = await self.decide(view, _asking(demands))
-        found = replies.decision_of(decision, reply)
+        found = decision_of(decision, reply)
         if found.allowed and decision.program.settles:
             slot = reply[1] // HOLD_SLOT_MS
             held, used = Held.of(decision, slot), Used(recorded=decision.recorded)
@@ -276,7 +277,7 @@ class Store:
         """Count after the fact, never denied; returns once it is recorded, or kept until it can be.
 
         Returns:
-            What is paid for it, in micro-units, where that is asked and the store has said it.
+            The revenue in micro-units; None: not asked, or the store has not said it yet.
         """
         if self.is_off:
             return None

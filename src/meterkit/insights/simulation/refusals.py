@@ -18,7 +18,7 @@ from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.subscription import SubscriptionState
 from meterkit.redis.url import Address
 from meterkit.store.hold import Held, Used
-from meterkit.store.replies import decision_of
+from meterkit.store.read_reply import decision_of
 from meterkit.store.settlement import Settlement
 from meterkit.store.store import Store
 
