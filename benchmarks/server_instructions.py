@@ -1,7 +1,7 @@
 """What a request costs the server in instructions: python benchmarks/server_instructions.py [VARIANT ...]
 
 The server runs under callgrind (apt install valgrind), which counts instructions. Other than times, the
-counts stay the same on a busy machine, but for about 1 %. Each line is a variant, and how many times the
+counts stay the same on a busy machine, within about 1 %. Each line is a variant, and how many times the
 first it costs.
 """
 

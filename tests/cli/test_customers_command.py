@@ -7,6 +7,7 @@ import pytest
 from meterkit import MeterKit
 from meterkit.cli.importing import read_links
 from meterkit.cli.subject_overrides import parse_entitlement
+from meterkit.customers.sorting import customers_by_id
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -75,6 +76,19 @@ def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
     assert (done["deleted"], erased) == ("acme", {"state": 1, "link": 1, "history": 8, "notices": 4})
     assert [] == stored.run("customers", "list", "--json").json
     assert [] == stored.run("customers", "history", "acme", "--json").json
+
+
+@pytest.mark.anyio
+async def test_all_customers_are_listed_by_id(stored: Shell, directory: Path, store_url: str) -> None:
+    names = ["acme", "bob", "cyd", "dee", "émile"]
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        for name in reversed(names):
+            await kit.customers.set_plan(name, "pro")
+        pages = [[one.customer for one in page] async for page in customers_by_id(kit.store, 2)]
+    assert pages == [names[:2], names[2:4], names[4:]]
+    assert names == [found["customer"] for found in stored.run("customers", "list", "--json").json]
+    shown = stored.run("customers", "list").out.split()
+    assert names == [word for word in shown if word in names]
 
 
 def test_what_has_changed_for_a_customer_is_shown_with_its_cause(stored: Shell) -> None:

@@ -181,4 +181,4 @@ async def test_prices_by_model_are_shown_of_a_plan_that_uses_them(directory: Pat
         assert set(shell.run("usage", "ada", "--json").json["meters"]) == {"tokens", *rows}
         assert (shown("ada"), shown("bob")) == (["tokens"], ["tokens", *rows])
         await kit.customers.set_plan("bob", "free")
-        assert shown("bob") == ["tokens", rows[1]]  # What was counted on the plan before.
+        assert shown("bob") == ["tokens", rows[1]]  # Counted on the plan before.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Final, cast, get_args
 
@@ -13,11 +14,12 @@ from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.importing import read_links
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
-from meterkit.cli.output import cell_text, print_note, print_records
+from meterkit.cli.output import JsonArray, cell_text, print_note, print_records
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.cli.subject_overrides import parse_entitlement, subject_override
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
+from meterkit.customers.sorting import customers_by_id
 from meterkit.decisions.subscription import Status
 from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
 
@@ -46,6 +48,7 @@ NO_STATUS: Final = "none"
 STATUSES: Final[tuple[str, ...]] = (*get_args(Status), NO_STATUS)
 _RARE: Final = frozenset({"access since", "subscription", "seats", "trial ends", "ends", "scheduled"})
 """Columns that are shown where there is something in them."""
+_ROWS_AT_ONCE: Final = 1_000
 
 
 def _complete_status(incomplete: str) -> list[str]:
@@ -66,11 +69,20 @@ async def show(session: Session, customer: CustomerArgument) -> None:
 @command(commands, "list")
 async def list_all(session: Session) -> None:
     """List all customers that have a record."""
-    async with session.kit(reads=True) as kit:
-        every = sorted([one async for one in kit.customers.list()], key=lambda one: one.customer)
-        for customer in every:
-            note_missing_plan(kit, customer)
-    session.show_rows(every, _row, rare=_RARE, empty="no customer has been set up")
+    array, is_empty = JsonArray(), True
+    async with session.kit(reads=True) as kit, aclosing(customers_by_id(kit.store, _ROWS_AT_ONCE)) as pages:
+        async for page in pages:
+            is_empty = False
+            for customer in page:
+                note_missing_plan(kit, customer)
+                if session.json:
+                    array.add(asdict(customer))
+            if not session.json:
+                print_records([_row(customer) for customer in page], rare=_RARE)
+    if session.json:
+        array.end()
+    elif is_empty:
+        print_note("no customer has been set up")
 
 
 @command(commands)

@@ -1,16 +1,19 @@
-"""All customers with usage, sorted on disk."""
+"""All customers with usage or with a record, sorted on disk."""
 
 from __future__ import annotations
 
 import re
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+from meterkit.customers.customers import customer_of, pages_set_up
+from meterkit.customers.states import States
 from meterkit.customers.temporary_tables import TemporaryTables
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Iterable, Sequence
 
+    from meterkit.customers.customers import Customer
     from meterkit.store.store import Store
 
 _KEYS_AT_ONCE: Final = 1_000
@@ -80,3 +83,21 @@ async def customers_with_counts(store: Store, kinds: str = "ctv") -> AsyncGenera
                 names = (named.fullmatch(key.decode("utf-8", "surrogateescape")) for key in keys)
                 await found.add((0, name[1]) for name in names if name is not None)
         yield found
+
+
+async def customers_by_id(store: Store, most: int) -> AsyncGenerator[Sequence[Customer]]:
+    """All customers that have a record, sorted by id, in pages of at most so many.
+
+    Raises:
+        StoreError: the store does not answer.
+        MeterkitError: the temporary folder has no room.
+    """
+    admin, states = await store.admin(), States(store)
+    async with SortedCustomers() as every:
+        async with aclosing(pages_set_up(admin, store.keys, _KEYS_AT_ONCE)) as pages:
+            async for names in pages:
+                await every.add((0, name) for name in names)
+        async with aclosing(every.names(most)) as pages:
+            async for names in pages:
+                known, now_ms = await states.find_many(names), store.now_ms()
+                yield [customer_of(*one, store.catalog, now_ms) for one in zip(names, known, strict=True)]
