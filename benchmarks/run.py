@@ -151,7 +151,7 @@ def measure(options: argparse.Namespace) -> dict:
             "imports": startup.import_times(cores, size),
             "first": startup.first_requests(first, redis_url, cores, loop, size),
         }
-    return result | {"targets": targets.judged(result, [n for n, v in BY_NAME.items() if v.kind == "peer"])}
+    return result
 
 
 def profile(name: str) -> None:
@@ -179,6 +179,7 @@ def main() -> None:
         profile(options.profile)
         return
     result = json.loads(options.earlier.read_text()) if options.earlier else measure(options)
+    result["targets"] = targets.judged(result, [n for n, v in BY_NAME.items() if v.kind == "peer"])
     print(report.as_text(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

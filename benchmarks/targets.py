@@ -40,7 +40,7 @@ def _in_process(timed: dict, peers: list[str]) -> list[Target]:
     cheapest = min(peers, key=lambda name: _median(timed, name, "over_bare_us"), default=None)
     fastest = max(peers, key=lambda name: _median(timed, name, "per_second"), default=None)
     for name, label, cpu_aim, rival, speed_aim in (
-        (DECIDE, "(a)", 7, cheapest, 2.5),
+        (DECIDE, "(a)", 6.5, cheapest, 2.5),
         (SETTLE, "(b)", 13, COMPOSITE, 2),
     ):
         if name not in timed:

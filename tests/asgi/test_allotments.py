@@ -309,3 +309,15 @@ async def test_websockets_are_decided_one_by_one(store_url: str) -> None:
         del scope["method"]
         await watch.at.app(scope, receive, send)
         assert watch.asked == 1
+
+
+async def test_health_has_the_units_of_this_process(store: str) -> None:
+    async with watched(store) as watch:
+        before = (await watch.at.kit.health()).looked_at["allotments"]
+        await watch.get(600)
+        allotments = watch.allotments
+        await eventually(lambda: allotments.unused == 0)
+        after = (await watch.at.kit.health()).looked_at["allotments"]
+    units = f"; of {allotments.granted:,} units of this process 0 are unused, {allotments.returned:,} were given back"
+    assert (before, after) == ("in effect in each plan and line", before + units)
+    assert allotments.granted > 300

@@ -1,4 +1,4 @@
-"""Where ``allotment: 250ms`` has no effect: what of each plan has requests decided one by one. Pure."""
+"""Where ``allotment: 250ms`` has no effect, and how many units this process has. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from meterkit.catalog import Catalog, Plan, Route
+    from meterkit.redis.settling import Allotting
 
 CHECK: Final = "allotments"
 
@@ -32,6 +33,15 @@ def allotments_of(catalog: Catalog) -> str | None:
         if any(route in routes for routes in lines.values()) and (keys := keys_one_by_one(route))
     ]
     return f"no effect in {'; '.join(found)}" if found else "in effect in each plan and line"
+
+
+def units_of(allotments: Sequence[Allotting]) -> str:
+    """How many units the event loops of this process were granted, and what became of them; empty: none."""
+    granted = sum(one.granted for one in allotments)
+    if not granted:
+        return ""
+    unused, returned = sum(one.unused for one in allotments), sum(one.returned for one in allotments)
+    return f"; of {granted:,} units of this process {unused:,} are unused, {returned:,} were given back"
 
 
 def _lines_of(catalog: Catalog, plan: Plan) -> Sequence[Route]:

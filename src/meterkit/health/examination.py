@@ -15,7 +15,7 @@ from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.health import findings, store_servers
 from meterkit.health.allotments import CHECK as ALLOTMENTS
-from meterkit.health.allotments import allotments_of
+from meterkit.health.allotments import allotments_of, units_of
 from meterkit.health.audit_log import look_at_audit_database, look_at_audit_log, look_at_revenue
 from meterkit.health.audit_roots import look_at_roots
 from meterkit.health.backlogs import look_at_closes, look_at_messages, look_at_stored_objects
@@ -68,7 +68,8 @@ async def examine(parts: Parts) -> Health:
         await _try("roots", look_at_roots, parts, found)
     await _try("stripe", look_at_meters, parts, found)
     if (allotted := allotments_of(parts.store.catalog)) is not None:
-        found.looked_at[ALLOTMENTS] = allotted
+        units = units_of([lane.allotments for lane in parts.store.lanes.values() if lane.allotments])
+        found.looked_at[ALLOTMENTS] = allotted + units
     return found
 
 
