@@ -13,7 +13,7 @@ import platform
 import sqlite3
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,9 +88,10 @@ def measure(rows: int, directory: Path) -> dict[str, float]:
         is_unpaid=False,
         seats=0,
         overrides={},
+        subject_overrides={},
     )
     terms = Offers(catalog).to(tenure)
-    with UsageLog(copy) as log:
+    with closing(UsageLog(copy)) as log:
         with timed(found, "copied from SQLite"):
             log.copy(database, START_MS)
         with timed(found, "added up, by customer and meter"):
