@@ -130,7 +130,7 @@ def measure(options: argparse.Namespace) -> dict:
         parts = {} if options.only else edge_parts.measure(redis_url)
         note("imports and first requests")
         first = [v for v in running_here if v.name in FIRST_REQUEST_OF]
-        result = {
+        return {
             "machine": machine,
             "size": asdict(size),
             "loop": loop,
@@ -151,7 +151,6 @@ def measure(options: argparse.Namespace) -> dict:
             "imports": startup.import_times(cores, size),
             "first": startup.first_requests(first, redis_url, cores, loop, size),
         }
-    return result
 
 
 def profile(name: str) -> None:
