@@ -318,6 +318,7 @@ async def test_health_has_the_units_of_this_process(store: str) -> None:
         allotments = watch.allotments
         await eventually(lambda: allotments.unused == 0)
         after = (await watch.at.kit.health()).looked_at["allotments"]
-    units = f"; of {allotments.granted:,} units of this process 0 are unused, {allotments.returned:,} were given back"
+    granted, returned = f"{allotments.granted:,}", f"{allotments.returned:,}"
+    units = f"; of {granted} units of this process 0 are unused, {returned} were given back"
     assert (before, after) == ("in effect in each plan and line", before + units)
     assert allotments.granted > 300
