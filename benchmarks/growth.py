@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import json
 import os
 import resource
 import subprocess
@@ -49,6 +50,9 @@ LINKED = 100
 SAMPLE = 1_000
 AT_ONCE = 200
 WHOLE = 100
+YEAR_MS = 366 * 86_400_000
+RECORDED = 100_000
+"""So many customers use something themselves; the counters of further ones are copies of those of one."""
 RECONCILED = 10_000
 """Where there are more customers than this, comparing all of them with Stripe takes too long here."""
 TITLE, END = "## Growth", "### What grows"
@@ -97,7 +101,23 @@ async def fill(kit: MeterKit, customers: int) -> None:
             pipe.hset(own.state, mapping=state)
             pipe.sadd(keys.shard(own.shard, "customers"), named(number))
         await admin.ask(pipe.execute())
-    await all_of_many(kit.record(named(number), "requests", 1) for number in range(customers))
+    used = min(customers, RECORDED)
+    await all_of_many(kit.record(named(number), "requests", 1) for number in range(used))
+    await copy_counters(kit, named(0), map(named, range(used, customers)))
+
+
+async def copy_counters(kit: MeterKit, customer: str, others: Iterable[str]) -> None:
+    """Give other customers the same counters, byte for byte."""
+    admin, keys = await kit.store.admin(), kit.store.keys
+    one = keys.customer(customer)
+    kept = {kind: await admin.ask(admin.client.dump(getattr(one, kind))) for kind in ("counters", "totals")}
+    while some := list(islice(others, AT_ONCE)):
+        pipe = admin.client.pipeline(transaction=False)
+        for own in map(keys.customer, some):
+            for kind, value in kept.items():
+                if value is not None:
+                    pipe.restore(getattr(own, kind), YEAR_MS, value)
+        await admin.ask(pipe.execute())
 
 
 async def all_of_many(calls: Iterable[Awaitable[object]]) -> None:
@@ -157,7 +177,7 @@ async def measure(url: str, clients: list[redis.Redis], stripe: str, customers: 
             begun = time.perf_counter()
             await fill(kit, customers)
             print(f"  filled in {time.perf_counter() - begun:.0f} s", flush=True)
-            found["drain_us"] = await cpu_s(drain(drainer)) / customers * 1e6
+            found["drain_us"] = await cpu_s(drain(drainer)) / min(customers, RECORDED) * 1e6
             found["store_bytes"] = (bytes_of(clients) - empty) / customers
             found["process_mb"] = rss_mb()
         async with kit_of(url, folder, stripe, customers=customers) as kit:
@@ -246,6 +266,14 @@ def lines(found: dict[int, dict[int, dict[str, float]]], machine: dict, load: fl
     return out
 
 
+def read(file: Path | None) -> dict[int, dict[int, dict[str, float]]]:
+    """The figures of earlier runs, by nodes and customers."""
+    if file is None or not file.exists():
+        return {}
+    found = json.loads(file.read_text())
+    return {int(nodes): {int(size): of for size, of in sizes.items()} for nodes, sizes in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--least", type=int, default=SIZES[0], help="customers, at least")
@@ -254,18 +282,21 @@ def main() -> None:
         "--nodes", type=int, nargs="*", default=list(MOST), help="of one store after the other"
     )
     parser.add_argument("--markdown", type=Path, help="the page whose part is written anew")
+    parser.add_argument("--json", type=Path, help="keeps the figures; those of earlier runs stay")
     options = parser.parse_args()
     cores, load = Cores(), os.getloadavg()[0]
     with servers(1, cores) as (url, _):
         machine = describe(url, cores)
-    found: dict[int, dict[int, dict[str, float]]] = {}
+    found = read(options.json)
     for nodes in options.nodes:
         most = min(options.most, MOST.get(nodes, options.most))
         for size in [size for size in SIZES if options.least <= size <= most] or [most]:
             print(f"{nodes} nodes, {size:,} customers", flush=True)
             found.setdefault(nodes, {})[size] = run(nodes, size, cores)
             show(table(found, nodes))
-            if options.markdown:  # What is measured is kept, however long the rest takes.
+            if options.json:  # What is measured is kept, however long the rest takes.
+                options.json.write_text(json.dumps(found, indent=1) + "\n")
+            if options.markdown:
                 before, _, rest = options.markdown.read_text().partition(TITLE)
                 part = "\n".join(lines(found, machine, load)) + rest[rest.index(END) :]
                 options.markdown.write_text(before + part)
