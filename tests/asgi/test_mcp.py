@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 import pytest
@@ -72,6 +72,50 @@ async def test_the_client_sees_a_refusal_as_a_result_with_an_offer(
             "currency": "usd",
         }
         assert ran == ["write"]
+
+
+BUDGETED: Final = PLANS.replace("{unit: call}", "{unit: call, stripe: {event_name: calls}}").replace(
+    "      calls: {rate: 20/hour}\n",
+    "      calls: {included: 0, overage: {bill: {per: 1, amount_cents: 300}}}\n"
+    "    budget: {amount_cents: 500}\n",
+)
+
+
+def problem_without_offer(refused: Any) -> dict[str, Any]:
+    """The problem document of a result that has no member of x402."""
+    told = refused.structured_content
+    assert refused.is_error
+    assert json.loads(refused.content[0].text) == told
+    assert "accepts" not in told
+    assert list(told) == ["problem"]
+    found: dict[str, Any] = told["problem"]
+    return found
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_reached_budget_is_a_result_without_an_offer(name: str, mode: str) -> None:
+    ran: Ran = []
+    async with serving(name, ran, BUDGETED) as (_, url), agent(url, mode) as client:
+        assert not (await client.call_tool("add", {"a": 1, "b": 1})).is_error
+        told = problem_without_offer(await client.call_tool("add", {"a": 1, "b": 1}))
+    assert (told["status"], told["type"]) == (402, "urn:meterkit:problem:spend-limit-reached")
+    assert (told["limit_cents"], told["spent_cents"]) == (500, 300)
+    assert ran == ["add"]
+
+
+@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_suspension_is_a_result_without_an_offer(name: str, mode: str) -> None:
+    ran: Ran = []
+    async with serving(name, ran) as (at, url), agent(url, mode) as client:
+        await at.kit.customers.set_status("acme", "unpaid")
+        told = problem_without_offer(await client.call_tool("write", {}))
+        await at.kit.customers.set_status("acme", None)
+        assert not (await client.call_tool("add", {"a": 1, "b": 1})).is_error
+    assert (told["status"], told["type"]) == (402, "urn:meterkit:problem:payment-required")
+    assert told["reason"] == "suspended"
+    assert ran == ["add"]
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

@@ -1,4 +1,4 @@
-"""Refusals in the form of MCP: results of tool calls in the form of x402, and errors of JSON-RPC.
+"""Refusals in the form of MCP: results of tool calls, with offers in the form of x402, and JSON-RPC errors.
 
 https://github.com/coinbase/x402/blob/main/specs/transports-v2/mcp.md
 """
@@ -25,18 +25,22 @@ _JSON: Final = (b"content-type", b"application/json")
 def mcp_denial(denial: Denial, message: McpMessage) -> Denial:
     """A refusal as an answer to a message of MCP; one that wants no answer gets the problem document.
 
-    A tool call that a payment would help gets a *result* with ``isError``, which reaches the model; all
-    others get an error of JSON-RPC with the status of the refusal, and the problem document as its ``data``.
+    A tool call that is refused with 402, or with an offer, gets a *result* with ``isError``, which reaches
+    the model. The result has the problem document as ``problem``, and the members of x402 only if there is
+    an offer: their ``accepts`` must not be empty. All other messages get a JSON-RPC error with the status of
+    the refusal, and the problem document as its ``data``.
     """
     if not message.is_request:
         return denial
     problem: dict[str, Any] = json.loads(denial.body)
     head = tuple(pair for pair in denial.headers if pair[0] not in _REPLACED)
     answered: dict[str, Any] = {"jsonrpc": "2.0", "id": message.id}
-    is_payable = denial.status == HTTPStatus.PAYMENT_REQUIRED or "offer" in problem
+    offer: dict[str, Any] | None = problem.get("offer")
+    is_payable = denial.status == HTTPStatus.PAYMENT_REQUIRED or offer is not None
     if is_payable and message.method == "tools/call":
-        told = payment_required(problem["detail"], f"mcp://tool/{message.name}", problem.get("offer"))
-        told["problem"] = problem
+        told: dict[str, Any] = {"problem": problem}
+        if offer is not None:
+            told = payment_required(problem["detail"], f"mcp://tool/{message.name}", offer) | told
         text = compact(told).decode()
         content = [{"type": "text", "text": text}]
         # Results of the current revision say what kind they are: this one is complete.

@@ -62,28 +62,26 @@ class Offer:
         }
 
 
-def payment_required(error: str, resource: str, offer: dict[str, Any] | None) -> dict[str, Any]:
+def payment_required(error: str, resource: str, offer: dict[str, Any]) -> dict[str, Any]:
     """``PaymentRequired`` of x402: each amount as a payment on a page, with the scheme ``checkout``.
 
     Args:
         error: what is the matter, in words.
         resource: the address of the request.
-        offer: see :attr:`Offer.member`; None: no payment helps.
+        offer: see :attr:`Offer.member`.
     """
-    accepts: list[dict[str, Any]] = []
-    if offer is not None:
-        accepts = [
-            {
-                "scheme": "checkout",
-                "network": f"fiat:{offer['currency']}",
-                "amount": str(amount),
-                "asset": str(offer["currency"]).upper(),
-                "payTo": "merchant",
-                "maxTimeoutSeconds": PAGE_VALID_S,
-                "extra": {"url": offer["top_up_url"], "credit": offer["credit"]},
-            }
-            for amount in offer["amounts_cents"]
-        ]
+    accepts: list[dict[str, Any]] = [
+        {
+            "scheme": "checkout",
+            "network": f"fiat:{offer['currency']}",
+            "amount": str(amount),
+            "asset": str(offer["currency"]).upper(),
+            "payTo": "merchant",
+            "maxTimeoutSeconds": PAGE_VALID_S,
+            "extra": {"url": offer["top_up_url"], "credit": offer["credit"]},
+        }
+        for amount in offer["amounts_cents"]
+    ]
     return {"x402Version": X402_VERSION, "error": error, "resource": {"url": resource}, "accepts": accepts}
 
 
