@@ -108,15 +108,18 @@ SERVERS: Final[dict[str, tuple[Any, str, dict[str, Any]]]] = {
 
 @asynccontextmanager
 async def serving(
-    name: str, ran: Ran, plans: str = PLANS, *, included: int = 3
+    name: str, ran: Ran, plans: str = PLANS, *, included: int = 3, **edge: Any
 ) -> AsyncGenerator[tuple[Served, str]]:
-    """A server behind the middleware under uvicorn, and its address."""
+    """A server behind the middleware under uvicorn, and its address; `edge` are options of `served`."""
     make, path, options = SERVERS[name]
     plans = plans.replace("included: 3", f"included: {included}").replace(
         ": 20/hour", f": {20 * included}/hour"
     )
     lines = plans.replace('"MCP ', f'"MCP {path} ') if path != "/mcp" else plans
-    async with served(make(ran, **options), plans=lines) as at, listening(at.app, lifespan="on") as port:
+    async with (
+        served(make(ran, **options), plans=lines, **edge) as at,
+        listening(at.app, lifespan="on") as port,
+    ):
         yield at, f"http://127.0.0.1:{port}{path}"
     for task in asyncio.all_tasks():  # One for each loop: sse-starlette ends it with the process.
         if getattr(task.get_coro(), "__name__", "") == "_shutdown_watcher":

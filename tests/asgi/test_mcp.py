@@ -10,13 +10,16 @@ from weakref import WeakSet
 import pytest
 from mcp import MCPError
 
+from faults import settled
 from llm_apps import read_all
 from mcp_apps import PLANS, SERVERS, Ran, agent, serving
 from metering import answering, http_scope, served
+from meterkit import Caller
 from meterkit.asgi.mcp_messages import McpMessage
 from meterkit.asgi.mcp_requests import RESPONSE_BYTES_MAX, McpLines, failure_of
 from meterkit.asgi.routing import Router
 from meterkit.catalog import loads
+from meterkit.store.subject_usage import usage_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,6 +136,33 @@ async def test_other_refusals_are_errors_with_the_problem_as_data(name: str, mod
             assert refused.value.code == -32000
             assert refused.value.data["type"] == problem
         assert (3, 0) == await at.counted(meter="calls")
+
+
+def of_session(scope: Scope) -> Caller:
+    """The customer, with the session of an older client as its subject."""
+    fields = dict(scope["headers"])
+    session = fields.get(b"mcp-session-id", b"").decode("latin-1")
+    return Caller(fields[b"x-customer-id"].decode(), {"session": session} if session else {})
+
+
+@pytest.mark.parametrize("name", ["mcp", "fastmcp"])
+async def test_a_session_of_an_older_client_has_limits_of_its_own(name: str, any_store_url: str) -> None:
+    ran: Ran = []
+    plans = f"{PLANS}    subjects: {{session: {{calls: {{rate: 2/hour}}}}}}\n"
+    edge: Any = {"who": of_session, "redis_url": any_store_url}
+    async with serving(name, ran, plans, **edge) as (at, url):
+        async with agent(url, "legacy") as first, agent(url, "legacy") as second:
+            for nth in range(2):
+                assert not (await first.call_tool("add", {"a": nth, "b": 1})).is_error
+            with pytest.raises(MCPError) as refused:
+                await first.call_tool("add", {"a": 2, "b": 1})
+            assert refused.value.data["violated-policies"] == ["session:calls-1h"]
+            assert not (await second.call_tool("add", {"a": 3, "b": 1})).is_error
+        await settled(at.kit)
+        assert (3, 0) == await at.counted(meter="calls")
+        found = await usage_by(at.kit.store, "acme", "session")
+        assert sorted(one.meters["calls"].recorded for one in found) == [1, 2]
+    assert ran == ["add"] * 3
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
