@@ -167,6 +167,39 @@ async def test_an_event_names_its_users(store_url: str, tmp_path: Path) -> None:
     assert told == [{"user": FORMULA, "team": "red"}, {}]
 
 
+def table_of(html: str, line: str) -> list[list[str]]:
+    """The head of a line's table, and its rows, as texts."""
+    (section,) = re.findall(f'data-line="{line}">(.*?)</section>', html, re.DOTALL)
+    rows = re.findall("<tr>(.*?)</tr>", section, re.DOTALL)
+    cells = [re.findall("<t[hd].*?>(.*?)</t[hd]>", row) for row in rows]
+    return [[re.sub("<.*?>", "", cell) for cell in row] for row in cells]
+
+
+async def test_an_event_has_its_price(store_url: str, tmp_path: Path) -> None:
+    plans = PLANS.replace("plans:\n", "  images: {unit: image, stripe: {event_name: images}}\nplans:\n") + (
+        "      images: {included: 0, overage: {bill: {per: 1, amount_cents: 3000}}}\n"
+        "  free:\n    extends: pro\n    meters: {tokens: {included: 1000, overage: deny}}\n"
+    )
+    url, clock = sqlite_in(tmp_path), Clock(START)
+    async with MeterKit(loads(plans), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
+        await kit.customers.set_plan("acme", "free")
+        await kit.record("acme", "tokens", 60)  # No overage is billed: no price is known.
+        clock.advance(timedelta(seconds=1))
+        await kit.customers.set_plan("acme", "pro")
+        await kit.record("acme", "tokens", 70)
+        await kit.record("acme", "images", 2)
+        await kit.consume("acme", "requests", 4)
+        await Drainer(kit.store, Database(url), least_age_ms=0).drain()
+        async with page_of(kit) as client:
+            html = (await client.get("/statement")).text
+    head = ["Time (UTC)", "Quantity", "Billed", "Model", "Why"]
+    priced = [*head[:3], "Price", *head[3:]]
+    tokens, images = table_of(html, "usage/tokens"), table_of(html, "usage/images")
+    assert [tokens[0], images[0], table_of(html, "usage/requests")[0]] == [priced, priced, head]
+    assert [row[3] for row in tokens[1:]] == ["", "USD 12.00 per 1,000"]
+    assert [row[3] for row in images[1:]] == ["USD 30.00 each"]
+
+
 async def test_a_line_is_paged(store_url: str, tmp_path: Path) -> None:
     async with used(store_url, tmp_path) as kit, page_of(kit) as client:
         figures = (await client.get("/statement", headers=JSON)).json()
