@@ -44,6 +44,12 @@ plans:
 """
 MICRO: Final = 10**6
 MARKUP: Final = Fraction(13, 10)
+SAID: Final = {
+    "object": "chat.completion",
+    "model": "gpt-4o-mini",
+    "choices": [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
+}
 
 
 async def give(at: Served, dollars: int) -> None:
@@ -89,6 +95,28 @@ async def test_own_prices_come_before_the_providers(store_url: str) -> None:
         assert await spent(at) == 26
 
 
+async def test_own_prices_of_a_known_model_are_its_cost_and_its_charge(store_url: str) -> None:
+    own = '{"gpt-4o-mini": {input_tokens: 7 per 1_000_000, output_tokens: 11 per 1_000_000}}'
+    plans = PLANS.replace(
+        '{"own-*": {input_tokens: 0.2 per 1_000_000, output_tokens: 0.6 per 1_000_000}}', own
+    )
+    async with metered(answering(), store_url, plans=plans) as at:
+        await give(at, 1)
+        # A dollar is 69,930 tokens of 14.3 micro-dollars, and 1,282,051 of what the provider asks.
+        assert await ask(at, 1, model="gpt-4o-mini", at_most=70_000) == 402
+        # (1 * 7 + 100 * 11) * 1.3 = 1439.1 micro-dollars, where the provider asks 0.15 and 0.60.
+        assert await ask(at, 100, model="gpt-4o-mini", said="gpt-4o-mini") == 200
+        assert await spent(at) == 1439
+        found = await at.kit.record_usage("acme", SAID)
+        assert found is not None
+        # 1000 * 7 + 100 * 11 = 8100; 1439.1 + 8100 * 1.3 = 11,969.1
+        assert (found.cost_micros, found.charged_micros) == (Fraction(8100), Fraction(10_530))
+        assert await spent(at) == 11_969
+        # The pattern names one model: others of the provider keep its prices.
+        assert await ask(at, 100, model="gpt-4.1-nano", said="gpt-4.1-nano") == 200
+        assert await spent(at) == floor(Fraction(119_691, 10) + price_of("gpt-4.1-nano", left=100))
+
+
 async def test_without_a_balance_nothing_is_served(store_url: str) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:
         assert await ask(at, 1, model="gpt-4o-mini", said="gpt-4o-mini") == 429
@@ -117,20 +145,14 @@ async def test_what_is_not_billed_is_not_charged(store_url: str) -> None:
 
 
 async def test_off_the_request_calls_are_charged_too(store_url: str) -> None:
-    said = {
-        "object": "chat.completion",
-        "model": "gpt-4o-mini",
-        "choices": [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
-    }
     async with metered(answering(), store_url, plans=PLANS) as at:
         await give(at, 1)
-        await at.kit.record_usage("acme", said)
+        await at.kit.record_usage("acme", SAID)
         assert await spent(at) == 273
         async with at.kit.reserve("acme", {"output_tokens": 500, "usd_charged": 2000}) as held:
             assert held.decision.allowed
             assert (await at.kit.usage("acme"))["meters"]["usd_charged"]["held"] == 2000
-            await held.capture(said)
+            await held.capture(SAID)
         found = await at.kit.usage("acme")
         assert (await spent(at), found["meters"]["usd_charged"]["held"]) == (546, 0)
         assert (found["balance"], found["balance_micros"]) == ({"usd": 0}, {"usd": MICRO - 546})
