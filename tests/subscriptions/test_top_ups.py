@@ -74,6 +74,74 @@ async def test_a_page_is_opened_and_its_payment_granted_when_it_is_told(store_ur
         assert await balance(at) == 60 * DOLLAR
 
 
+async def granted(at: Hooked) -> list[int]:
+    """What each grant of the ledger gave, in dollars."""
+    lines = await at.kit.grants.ledger("acme")
+    return [line.quantity // DOLLAR for line in lines if line.entry == "grant"]
+
+
+@pytest.mark.parametrize("kind", ["invoice.paid", "invoice.payment_succeeded"])
+async def test_i4_a_webhook_that_comes_before_its_payment_grants_nothing(store_url: str, kind: str) -> None:
+    """I4: the webhook says that it is paid, and Stripe shows that it is open. Later it is granted once."""
+    async with sold(store_url) as at:
+        told: list[Any] = []
+        at.kit.on("payment.succeeded")(told.append)
+        await opened(at)
+        await with_card(at, "pm_card_chargeCustomerFail")
+        made = await bought(at)
+        await at.settle()
+        (failed,) = (one for one in at.emulator.webhook_events if one.type == "invoice.payment_failed")
+        early = at.emulator.emit(kind, {**failed.object, "status": "paid", "amount_paid": 1000})
+        assert early is not None
+        for _ in range(2):
+            assert await at.bring(early) == [200]
+            await at.kit.webhooks.work_off()
+        assert await granted(at) == []
+        at.emulator.confirm_payment(str(made.invoice))
+        paid = [one for one in at.emulator.webhook_events if one.type.startswith("invoice.p")][-2:]
+        assert [one.type for one in paid] == ["invoice.paid", "invoice.payment_succeeded"]
+        for _ in range(2):
+            assert await at.bring(*paid, early, *paid) == [200] * 5
+            at.clock.advance(timedelta(hours=1))
+            await at.settle()
+            assert (await granted(at), await balance(at)) == ([10], 10 * DOLLAR)
+        assert await at.kit.webhooks.dead() == []
+        await at.kit.stop()
+        await at.kit.start()
+        assert [event.invoice for event in told] == [made.invoice]
+
+
+async def test_i4_a_page_that_is_completed_before_its_payment_grants_nothing(store_url: str) -> None:
+    """I4: as where the customer pays from a bank account, and the money comes days later."""
+    async with sold(store_url) as at:
+        await opened(at)
+        await bought(at, **BACK)
+        (session,) = (await at.client.v1.checkout.sessions.list_async()).data
+        early = at.emulator.emit(
+            "checkout.session.completed",
+            {
+                "id": session.id,
+                "object": "checkout.session",
+                "customer": str(session.customer),
+                "mode": "payment",
+                "status": "complete",
+                "payment_status": "unpaid",
+            },
+        )
+        assert early is not None
+        for _ in range(2):
+            assert await at.bring(early) == [200]
+            await at.kit.webhooks.work_off()
+        assert await granted(at) == []
+        at.emulator.complete_checkout(session.id)
+        after = at.emulator.webhook_events
+        assert {"invoice.paid", "checkout.session.completed"} <= {one.type for one in after}
+        for _ in range(2):
+            assert set(await at.bring(*after, *after)) == {200}
+            await at.settle()
+            assert (await granted(at), await balance(at)) == ([10], 10 * DOLLAR)
+
+
 @pytest.mark.parametrize("card", ["pm_card_chargeCustomerFail", "pm_card_authenticationRequired"])
 async def test_a_card_that_cannot_be_charged_leaves_a_page_to_pay_on(store_url: str, card: str) -> None:
     async with sold(store_url) as at:

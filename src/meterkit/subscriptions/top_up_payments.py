@@ -49,12 +49,13 @@ class TopUpPayments:
         self._store = store
         self._api = api
 
-    async def settle(self, customer: str, invoice: str) -> Mapping[str, Any]:
+    async def settle(self, customer: str, invoice: str, *, is_paid: bool = False) -> Mapping[str, Any]:
         """Grant what an invoice has paid for, and take back what was refunded of it; the invoice.
 
         Args:
             customer: the owner of the Stripe customer that the invoice is of.
             invoice: its id.
+            is_paid: whether an event says that it is paid: then it is an error if Stripe does not show that.
 
         Raises:
             CustomerError: it is another customer's top-up.
@@ -63,6 +64,11 @@ class TopUpPayments:
         found = await self._api().get(f"{_INVOICES}/{invoice}")
         metadata = part_of(found, "metadata")
         credit, amount, event = f"{text_in(metadata, TOP_UP)}  ".split(" ", 2)
+        if credit and is_paid and found["status"] != "paid":
+            raise MeterkitError(
+                f"an event says that invoice {invoice} is paid, and Stripe shows it as {found['status']}:"
+                " nothing was granted yet"
+            )
         if not credit or found["status"] != "paid":
             return found
         named = text_in(metadata, CUSTOMER)

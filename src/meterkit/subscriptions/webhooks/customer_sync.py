@@ -298,7 +298,8 @@ class Looker:
             await self.low(customer)
         for note in entry.notes:
             if note.data.get(TOPS_UP):
-                await self.top_ups.settle(customer, note.data["invoice"])
+                is_paid = note.kind == "payment.succeeded"
+                await self.top_ups.settle(customer, note.data["invoice"], is_paid=is_paid)
             if note.kind != LINK:
                 await tell(self.store, customer, note.kind, {**note.data, "id": note.name})
 
