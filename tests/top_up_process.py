@@ -1,9 +1,15 @@
 """A kit that sells top-ups in a process of its own, which kills itself with SIGKILL at a step.
 
-Its argument is a JSON object: ``store`` and ``stripe`` are URLs, ``now`` is where the clock stands, and
-``dies`` is the step: ``post 1`` after the first request to Stripe that changes something, and so on;
-``read`` between reading a paid invoice and its grant; ``granted`` between the grant and what is noted after
-it; ``noted`` after that.
+Its argument is a JSON object: ``store`` and ``stripe`` are URLs, ``now`` is where the clock stands, ``auto``
+says whether it sells automatic top-ups, and ``dies`` is the step:
+
+- ``begun``: an automatic top-up has begun, before the first request to Stripe;
+- ``post 1``: after the first request to Stripe that changes something, and so on;
+- ``noted``: after the first note about a paid invoice, which is made before its grant;
+- ``noted 2``: after the second note, which is made after the grant;
+- ``read``: between reading a paid invoice and its grant;
+- ``granted``: after the grant;
+- ``begun 2``: an automatic top-up has ended.
 """
 
 from __future__ import annotations
@@ -20,8 +26,9 @@ from delivering import STRIPE_KEY
 from meterkit import MeterKit
 from meterkit.stripe.api import StripeApi
 from meterkit.subscriptions import top_up_payments
+from meterkit.subscriptions.service import auto_top_ups
 from meterkit.testing import Clock
-from topping_up import CATALOG
+from topping_up import AUTO, CATALOG, parts_of
 from workers import obey
 
 if TYPE_CHECKING:
@@ -48,6 +55,7 @@ def die_at(step: str) -> None:
         (StripeApi, "post", "", "post"),
         (top_up_payments, "put", "read", "granted"),
         (top_up_payments, "step", "", "noted"),
+        (auto_top_ups, "step", "", "begun"),
     ):
         setattr(owner, name, dying(getattr(owner, name), before, after))
 
@@ -64,6 +72,10 @@ class Commands:
     async def buy(self, key: str) -> str:
         return (await self.kit.credits.buy("acme", 1000, idempotency_key=key)).status
 
+    async def low(self, event: str) -> None:
+        """The balance is low: an automatic top-up is bought."""
+        await parts_of(self.kit)[2].on_low("acme", "usd", event)
+
     async def work_off(self) -> str:
         await self.kit.webhooks.work_off()
         return "done"
@@ -79,7 +91,7 @@ async def main(options: dict[str, Any]) -> None:
         "stripe_api_base": options["stripe"],
         "clock": Clock(datetime.fromisoformat(options["now"])),
     }
-    async with MeterKit(CATALOG, redis_url=options["store"], **settings) as kit:
+    async with MeterKit(AUTO if options["auto"] else CATALOG, redis_url=options["store"], **settings) as kit:
         await obey(Commands(kit))
 
 

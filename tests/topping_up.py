@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from hooking import Hooked
-    from meterkit import TopUp
+    from meterkit import MeterKit, TopUp
 
 PLANS: Final = """
 schema: 1
@@ -43,6 +43,11 @@ plans:
   payg: {price: {amount_cents: 0, interval: month}}
 """
 CATALOG: Final = loads(PLANS)
+AUTO: Final = loads(
+    PLANS.replace(
+        "packs: [1000, 5000]", "packs: [1000], auto: {below: 500, amount: 2000, at_most: 2 per month}"
+    )
+)
 BACK: Final[dict[str, Any]] = {"success_url": "https://app.example/paid", "cancel_url": "https://app.example"}
 DOLLAR: Final = 1_000_000
 
@@ -77,7 +82,12 @@ async def night(at: Hooked) -> None:
 
 def dying(at: Hooked) -> tuple[Any, Credits, AutoTopUps]:
     """The same parts as a process has, and their way to Stripe, on which a process can end."""
-    api, store = StripeApi(at.kit.settings), at.kit.store
+    return parts_of(at.kit)
+
+
+def parts_of(kit: MeterKit) -> tuple[Any, Credits, AutoTopUps]:
+    """The way of a kit to Stripe, and what sells its top-ups over it."""
+    api, store = StripeApi(kit.settings), kit.store
     sells = Credits(store, lambda: api, TopUpPayments(store, lambda: api))
     return api, sells, AutoTopUps(store, sells)
 

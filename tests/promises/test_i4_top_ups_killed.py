@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from hooking import NOW
-from topping_up import BACK, DOLLAR, balance, bought, opened, sold, with_card
+from hooking import NOW, hooked
+from topping_up import AUTO, BACK, DOLLAR, balance, bought, dying, night, opened, sold, with_card
 from workers import start
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PROGRAM: Final = Path(__file__).parents[1] / "top_up_process.py"
+POSTS: Final = [f"post {number}" for number in range(1, 5)]
 GRANTING: Final = ("read", "granted", "noted")
 
 
 @asynccontextmanager
-async def doomed(store_url: str, at: Hooked, step: str) -> AsyncGenerator[Worker]:
+async def doomed(store_url: str, at: Hooked, step: str, *, auto: bool = False) -> AsyncGenerator[Worker]:
     """A process that dies at a step; that it did is checked."""
-    options = {"store": store_url, "stripe": at.url, "now": NOW.isoformat(), "dies": step}
+    options = {"store": store_url, "stripe": at.url, "now": NOW.isoformat(), "auto": auto, "dies": step}
     worker = await start(options, PROGRAM)
     try:
         yield worker
@@ -47,7 +48,7 @@ async def paid_once(at: Hooked) -> None:
     assert (line.entry, line.grant_id, line.quantity) == ("grant", found.data[0].id, 10 * DOLLAR)
 
 
-@pytest.mark.parametrize("step", [*(f"post {number}" for number in range(1, 5)), *GRANTING])
+@pytest.mark.parametrize("step", [*POSTS, *GRANTING])
 async def test_i4_a_purchase_whose_process_is_killed_is_charged_and_granted_once(
     store_url: str, step: str
 ) -> None:
@@ -81,3 +82,28 @@ async def test_i4_a_webhook_whose_process_is_killed_grants_once(store_url: str, 
         at.clock.advance(timedelta(hours=1))
         await at.kit.webhooks.work_off()
         await paid_once(at)
+
+
+@pytest.mark.parametrize("step", ["begun", *POSTS, "noted", "read", "granted", "noted 2", "begun 2"])
+async def test_i4_an_automatic_one_whose_process_is_killed_is_charged_and_granted_once(
+    store_url: str, step: str
+) -> None:
+    """I4: the event comes again, to another process."""
+    async with hooked(store_url, catalog=AUTO) as at:
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        await at.kit.record("acme", "usd_charged", 6 * DOLLAR)
+        async with doomed(store_url, at, step, auto=True) as worker:
+            with pytest.raises((EOFError, ConnectionError)):
+                await worker.ask("low", event="1")
+        api, _, auto = dying(at)
+        await auto.on_low("acme", "usd", "1")
+        await api.close()
+        await at.settle()
+        await night(at)
+        found = await at.client.v1.invoices.list_async({"customer": "cus_acme"})
+        assert [invoice.status for invoice in found.data] == ["paid", "paid"]
+        lines = [(line.entry, line.quantity // DOLLAR) for line in await at.kit.grants.ledger("acme")]
+        assert sorted(lines) == [("burn", -6), ("grant", 10), ("grant", 20)]
+        assert await balance(at) == 24 * DOLLAR

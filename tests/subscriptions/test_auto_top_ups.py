@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from delivering import until
 from faults import eventually
-from hooking import hooked
-from meterkit import MeterkitError
-from meterkit.catalog import loads
-from topping_up import DOLLAR, PLANS, balance, bought, cut_off, dying, night, opened, with_card
+from hooking import hooked, hooked_kit
+from meterkit import MeterkitError, StripeError
+from topping_up import AUTO, DOLLAR, balance, bought, cut_off, dying, night, opened, parts_of, with_card
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from hooking import Hooked
+    from meterkit.subscriptions.service.auto_top_ups import AutoTopUps
 
 pytestmark = pytest.mark.anyio
-
-AUTO: Final = loads(
-    PLANS.replace(
-        "packs: [1000, 5000]", "packs: [1000], auto: {below: 500, amount: 2000, at_most: 2 per month}"
-    )
-)
 
 
 @asynccontextmanager
@@ -178,6 +174,102 @@ async def test_without_a_saved_card_it_waits_for_one(store_url: str) -> None:
         at.clock.advance(timedelta(days=1))
         await night(at)
         assert await balance(at) == 24 * DOLLAR
+
+
+@asynccontextmanager
+async def workers_of(
+    at: Hooked, store_url: str, first: Callable[[], Awaitable[object]]
+) -> AsyncGenerator[list[AutoTopUps]]:
+    """Four workers, each with a kit of its own.
+
+    Args:
+        at: the account.
+        store_url: their store.
+        first: what each waits for before it first changes something at Stripe.
+    """
+    async with AsyncExitStack() as stack:
+        found: list[AutoTopUps] = []
+        for _ in range(4):
+            kit = await stack.enter_async_context(hooked_kit(store_url, at.url, at.clock, catalog=AUTO))
+            api, _, auto = parts_of(kit)
+            stack.push_async_callback(api.close)
+            _wait_first(api, first)
+            found.append(auto)
+        yield found
+
+
+def _wait_first(api: Any, first: Callable[[], Awaitable[object]]) -> None:
+    post, waits = api.post, [first]
+
+    async def posts(*asked: Any, **how: Any) -> Any:
+        while waits:
+            await waits.pop()()
+        return await post(*asked, **how)
+
+    api.post = posts
+
+
+async def entries(at: Hooked) -> list[tuple[str, int]]:
+    """The lines of the ledger: what each is, and how many dollars."""
+    return [(line.entry, line.quantity // DOLLAR) for line in await at.kit.grants.ledger("acme")]
+
+
+async def test_i4_workers_that_hear_of_one_event_at_once_buy_one(store_url: str) -> None:
+    """I4: each goes on with the top-up that has begun, and all make one payment of it, and one grant."""
+    async with hooked(store_url, catalog=AUTO) as at:
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        await spend(at, 6)
+        all_there = asyncio.Barrier(4)
+        async with workers_of(at, store_url, all_there.wait) as workers, asyncio.timeout(60):
+            # Stripe may refuse a request whose key another one has in use: that worker hears of it again.
+            raised = await asyncio.gather(
+                *(auto.on_low("acme", "usd", "1") for auto in workers), return_exceptions=True
+            )
+            assert [error for error in raised if not isinstance(error, StripeError | None)] == []
+            for auto in workers:
+                await auto.on_low("acme", "usd", "1")
+            await at.settle()
+            await night(at)
+            assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
+            found = await at.client.v1.invoices.list_async({"customer": "cus_acme"})
+            assert len(found.data) == 2
+            assert sorted(await entries(at)) == [("burn", -6), ("grant", 10), ("grant", 20)]
+            # It counts as one of the two of this month.
+            for event, paid in (("2", 3), ("3", 3)):
+                for auto in workers:
+                    await auto.on_low("acme", "usd", event)
+                assert await payments(at) == paid
+        assert await balance(at) == 44 * DOLLAR
+
+
+async def test_i4_workers_that_hear_of_several_events_at_once_buy_one(store_url: str) -> None:
+    """I4: one runs at a time, so only the worker that begins first buys."""
+    async with hooked(store_url, catalog=AUTO) as at:
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        await spend(at, 6)
+        others_are_done = asyncio.Event()
+        begun = 0
+
+        async def first() -> None:
+            nonlocal begun
+            begun += 1
+            await others_are_done.wait()
+
+        async with workers_of(at, store_url, first) as workers, asyncio.timeout(60):
+            buying = [
+                asyncio.create_task(auto.on_low("acme", "usd", f"{nth}")) for nth, auto in enumerate(workers)
+            ]
+            await until(lambda: begun > 0 and sum(task.done() for task in buying) == len(buying) - 1)
+            assert begun == 1
+            assert await payments(at) == 1
+            others_are_done.set()
+            await asyncio.gather(*buying)
+        assert (await balance(at), await payments(at)) == (24 * DOLLAR, 2)
+        assert sorted(await entries(at)) == [("burn", -6), ("grant", 10), ("grant", 20)]
 
 
 @pytest.mark.parametrize("step", range(1, 5))
