@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 from time import time
@@ -16,7 +16,7 @@ from faults import evalsha_calls, eventually, renew_holds, settled
 from meterkit import CustomerError, MeterKit, MeterkitError, PlansError
 from meterkit.catalog import loads
 from meterkit.decisions.keys import shard_of
-from meterkit.decisions.periods import bounds_at, to_ms
+from meterkit.decisions.periods import bounds_at, from_ms, to_ms
 from meterkit.redis import producer
 from meterkit.redis.discovery import slot_of
 from meterkit.redis.settling import Sent
@@ -30,7 +30,6 @@ from workers import start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
     from clusters import Cluster
     from servers import Server
@@ -223,6 +222,52 @@ async def test_a_customer_has_room_for_a_hundred_thousand_subjects(
         await settled(kit)
         assert (await figures(kit, "calls"))["beyond"] == (3, 0)
         assert not (await kit.consume("acme", "calls", 8, subjects={"user": "beyond"})).allowed
+
+
+async def test_at_the_bound_a_new_subject_takes_the_place_of_the_one_that_expired_first(
+    store_url: str,
+) -> None:
+    clock = Clock(datetime(2031, 6, 30, 23, 30, tzinfo=UTC))
+    async with kit_of(store_url, clock) as kit:
+
+        async def calls(user: str, quantity: int = 1) -> bool:
+            decision = await kit.consume("acme", "calls", quantity, subjects={"user": user})
+            await settled(kit)
+            return decision.allowed
+
+        admin = await kit.store.admin()
+        client: Any = admin.client
+        # Two are of the billing period that is about to end, so their counters live as long as their rate.
+        ends_ms: list[int] = []
+        for user in ("early", "late"):
+            assert await calls(user)
+            ends_ms.append(int(await client.zscore(kit.store.keys.subjects("acme"), f"user:{user}")))
+            clock.advance(timedelta(minutes=10))
+        clock.set(datetime(2031, 7, 1, 1, tzinfo=UTC))
+        assert (await kit.consume("acme", "words", 66_666, subjects={"user": "steady"})).allowed
+        await settled(kit)
+        key = await fill(kit, ABOVE - 3, bounds_at(to_ms(clock.now())).end_ms)
+
+        async def known() -> list[str]:
+            assert await client.zcard(key) == ABOVE
+            names = ("steady", "early", "late", "full0", "one", "two")
+            return [name for name in names if await client.zscore(key, f"user:{name}") is not None]
+
+        clock.advance(from_ms(ends_ms[0] - 1) - clock.now())
+        assert await calls("one")
+        assert await known() == ["steady", "early", "late", "full0"]
+        clock.advance(timedelta(milliseconds=1))
+        assert await calls("one", 10)
+        assert await known() == ["steady", "late", "full0", "one"]
+        # Only the first one had expired: a second one finds no room yet.
+        assert await calls("two")
+        assert await known() == ["steady", "late", "full0", "one"]
+        clock.advance(from_ms(ends_ms[1]) - clock.now())
+        assert await calls("two", 10)
+        assert await known() == ["steady", "full0", "one", "two"]
+        # All that are live have kept their counters.
+        assert not await calls("two")
+        assert not (await kit.consume("acme", "words", 1, subjects={"user": "steady"})).allowed
 
 
 @pytest.mark.each_store
