@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ import pytest
 from asgi.test_llm_model_prices import answering, ask
 from asgi.test_llm_overage_prices import ask as ask_stream
 from asgi.test_llm_overage_prices import streaming
-from delivering import until
+from delivering import NOW, until
 from llm_apps import metered
 from meterkit import identify
 
@@ -51,11 +52,15 @@ async def spent(at: Served) -> int:
 
 
 @pytest.mark.parametrize(
-    ("per", "policy", "window"),
-    [("period", "spend-period", b""), ("day", "spend-1d", b";w=86400"), ("hour", "spend-1h", b";w=3600")],
+    ("per", "policy", "window", "ends", "words"),
+    [
+        ("period", "spend-period", b"", datetime(2031, 7, 1, tzinfo=UTC), "21 days"),
+        ("day", "spend-1d", b";w=86400", datetime(2031, 6, 11, tzinfo=UTC), "12 hours"),
+        ("hour", "spend-1h", b";w=3600", datetime(2031, 6, 10, 13, tzinfo=UTC), "60 minutes"),
+    ],
 )
 async def test_a_client_is_told_what_may_be_spent(
-    per: str, policy: str, window: bytes, store_url: str
+    per: str, policy: str, window: bytes, ends: datetime, words: str, store_url: str
 ) -> None:
     async with metered(answering(), store_url, plans=PLANS.replace("PER", per)) as at:
         quota = f'"{policy}";q=1000;qu="cents"' + window.decode()
@@ -70,10 +75,18 @@ async def test_a_client_is_told_what_may_be_spent(
         assert (body["limit_cents"], body["spent_cents"], body["currency"]) == (1000, 900, "usd")
         span = {"period": "billing period"}.get(per, per)
         assert f"may spend USD 10.00 per {span}, and USD 9.00 of it" in body["detail"]
-        assert body["reset_after_s"] > 0
+        after = int((ends - NOW).total_seconds())
+        assert body["reset_after_s"] == after
+        assert body["detail"].endswith(f"More can be spent in {words}.")
         assert answer.headers["x-should-retry"] == "false"
         assert "retry-after" not in answer.headers
-        assert answer.headers["ratelimit"].startswith(f'"{policy}";r=100;t=')
+        assert answer.headers["ratelimit"] == f'"{policy}";r=100;t={after}'
+        # A second earlier nothing more can be spent, and then all of it.
+        for seconds, status in ((after - 1, 402), (1, 200)):
+            at.clock.advance(timedelta(seconds=seconds))
+            answer = await at.client.get("/images", headers={"x-tokens": "0"})
+            assert answer.status_code == status
+        assert answer.headers["ratelimit"].startswith(f'"{policy}";r=700;t=')
 
 
 async def test_a_request_that_may_cost_more_than_is_left_is_refused(store_url: str) -> None:
