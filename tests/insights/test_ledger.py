@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from fractions import Fraction
+from importlib import metadata
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -129,8 +130,9 @@ async def test_each_row_has_cost_price_and_version(any_store_url: str, audit_url
         ("small-1", "usd_charged"): (507, 1, 1),
         ("large-1", "usd_charged"): (3744, 1, 1),
     }
+    table = metadata.version("genai-prices")
     for row in rows.values():
-        assert row["price_version"] == f"plans/{version},genai-prices/0.2.3"
+        assert row["price_version"] == f"plans/{version},genai-prices/{table}"
     assert {name: one["cost_micros"] for name, one in found["models"].items()} == {
         "small-1": 390,
         "large-1": 2880,
