@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 import meterkit
 from faults import eventually, http_scope
 from metering import answering, hello, served
+from meterkit import MeterKit
 from meterkit.decisions.packed import MeterCounts
 from meterkit.redis.event_loops import running_loop
+from meterkit.store.allotment import TERM_MS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from starlette.types import Receive, Scope, Send
 
@@ -63,7 +66,18 @@ plans:
     price: {amount_cents: 0, interval: month}
     meters:
       requests: {included: 0, overage: deny}
+  granted:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 5, overage: deny}
 """
+CHANGES: Final[dict[str, tuple[Callable[[MeterKit], Awaitable[object]], int]]] = {
+    "plan": (lambda kit: kit.customers.set_plan("acme", "small"), 429),
+    "status": (lambda kit: kit.customers.set_status("acme", "unpaid"), 402),
+    "override": (lambda kit: kit.customers.override("acme", {"requests": {"included": 0}}), 429),
+    "grant": (lambda kit: kit.grants.void("acme", "inv_1"), 429),
+}
+"""What leaves a customer nothing, and the answer then."""
 
 
 class Watched:
@@ -200,28 +214,57 @@ async def test_unbilled_outcomes_give_back_what_they_hold(store: str) -> None:
         assert await watch.at.counted() == (0, 0)
 
 
-async def test_i4_a_plan_change_binds_within_a_term(store_url: str) -> None:
+async def hot(watch: Watched, change: str) -> None:
+    """Send requests until units are out, of a customer to whom a change leaves nothing."""
+    if change == "grant":
+        await watch.at.kit.customers.set_plan("acme", "granted")
+        await watch.at.kit.grants.add("acme", {"requests": 4000}, grant_id="inv_1")
+    await watch.warm()
+
+
+@asynccontextmanager
+async def elsewhere(watch: Watched, store_url: str) -> AsyncGenerator[MeterKit]:
+    """Another process with the same customers."""
+    kit, clock = watch.at.kit, watch.at.clock
+    keys, catalog = kit.store.keys, kit.store.catalog
+    own: dict[str, Any] = {"key_prefix": keys.prefix, "shards": keys.shards, "flush": False}
+    async with MeterKit(catalog, clock=clock, redis_url=store_url, **own) as other:
+        yield other
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_i4_a_change_in_another_process_binds_within_a_term(store_url: str, change: str) -> None:
     async with watched(store_url) as watch:
-        await watch.warm()
-        await watch.at.kit.customers.set_plan("acme", "small")
-        await eventually(lambda: watch.allotments.unused == 0)
-        assert await watch.get(20) == {429: 20}
+        make, status = CHANGES[change]
+        async with elsewhere(watch, store_url) as other:
+            await hot(watch, change)
+            await make(other)
+            watch.at.clock.advance(timedelta(milliseconds=TERM_MS))
+            assert await watch.get(1) == {status: 1}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_i4_a_change_binds_at_once_in_the_process_that_makes_it(store_url: str, change: str) -> None:
+    async with watched(store_url) as watch:
+        await hot(watch, change)
+        make, status = CHANGES[change]
+        await make(watch.at.kit)
+        assert await watch.get(1) == {status: 1}
 
 
 async def test_i4_a_plan_change_that_this_process_learns_of_binds_at_once(store_url: str) -> None:
-    async with watched(store_url) as watch:
+    async with watched(store_url) as watch, elsewhere(watch, store_url) as other:
         await watch.warm()
-        await watch.at.kit.customers.set_plan("acme", "small")
+        await other.customers.set_plan("acme", "small")
         await watch.at.kit.check("acme", "requests")  # Its reply tells of the new plan.
         assert await watch.get(1) == {429: 1}
-        assert watch.allotments.unused > 0
 
 
 async def test_i4_plans_that_change_twice_within_a_term_leave_no_units_of_the_first(store_url: str) -> None:
-    async with watched(store_url) as watch:
+    async with watched(store_url) as watch, elsewhere(watch, store_url) as other:
         await watch.warm()
         for plan in ("small", "pro"):
-            await watch.at.kit.customers.set_plan("acme", plan)
+            await other.customers.set_plan("acme", plan)
         await watch.at.kit.check("acme", "requests")  # Its reply tells of the newest state.
         used = watch.used
         assert await watch.get(1) == {200: 1}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.models import CREDITS_MAX
-from meterkit.customers.states import States
+from meterkit.customers.states import States, ask_anew
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError
 
@@ -104,4 +104,5 @@ async def reclaim(
     admin, keys = await store.admin(), store.keys.customer(customer)
     name, script = f"a {target} {grant_id}", store.scripts["reclaim"]
     more, taken = await admin.run(script, [keys.grants, keys.ledger], name, refunded, int(is_all))
+    ask_anew(store, customer)
     return Reclaimed(more=more, taken=taken)

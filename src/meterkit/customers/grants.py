@@ -11,7 +11,7 @@ from meterkit.catalog.argument_checks import counters_of
 from meterkit.catalog.errors import suggestion
 from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
 from meterkit.customers.granting import put
-from meterkit.customers.states import States
+from meterkit.customers.states import States, ask_anew
 from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.grants import MICRO, Holding, holdings_of, target_of
 from meterkit.decisions.periods import check_aware, from_ms, to_ms
@@ -287,6 +287,7 @@ class Grants:
         names = [name for name, parts in named.items() if parts == ("app", grant_id)]
         if names:
             await admin.run(self._store.scripts["void"], [keys.grants, keys.ledger], *names)
+            ask_anew(self._store, customer)
         elif not any(is_grant_of_app(field, grant_id) for field in ledger):
             near = suggestion(grant_id, [own for source, own in named.values() if source == "app"])
             raise MeterkitError(

@@ -115,6 +115,7 @@ class States:
             if changed == found.state and found.rev != NO_STATE and not self._is_behind(found):
                 return found.state
             if await self._put(customer, found, changed, cause):
+                ask_anew(self._store, customer)
                 return changed
         raise StoreError(
             f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
@@ -180,6 +181,16 @@ class States:
         if notices and reply[0] == 0:
             store.on_notice(shard)
         return bool(reply[0] == 0)
+
+
+def ask_anew(store: Store, customer: str) -> None:
+    """End the use of allotments of a customer in this process: the next request asks the store.
+
+    Other processes use theirs until their term of 250 ms is over.
+    """
+    view = store.cache.named.find(customer)
+    if view is not None:
+        view.forget()
 
 
 def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[str, int]]:
