@@ -71,6 +71,36 @@ plans:
     meters:
       requests: {included: 5, overage: deny}
 """
+ONE_BY_ONE: Final = """
+schema: 1
+currency: usd
+default_plan: pro
+allotment: 250ms
+meters:
+  requests: {unit: request}
+  calls: {unit: call}
+  output_tokens: {unit: token}
+  files: {unit: byte, kind: gauge}
+routes:
+  - {match: "GET /always", always: true, consume: {requests: 1}}
+  - {match: "GET /rate", rate: 4000/minute, consume: {requests: 1}}
+  - {match: "GET /usage", usage: auto, consume: {requests: 1}}
+  - {match: "GET /usage_fields", usage_fields: {output_tokens: used}, consume: {requests: 1}}
+  - {match: "GET /reserve", reserve: {output_tokens: {default: 1}}, consume: {requests: 1}}
+  - {match: "GET /storage", storage: content-length, consume: {requests: 1}}
+  - {match: "GET /idempotency_header", idempotency_header: Idempotency-Key, consume: {requests: 1}}
+  - {match: "GET /shadow", enforcement: shadow, consume: {requests: 1}}
+  - {match: "GET /bucket", consume: {calls: 1}}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  pro:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 5000/minute, included: 4000, overage: deny}
+      calls: {rate: {limit: 100/second, algorithm: token-bucket, burst: 4000}}
+      output_tokens: {included: 100_000, overage: deny}
+      files: {included: 1GB}
+"""
 CHANGES: Final[dict[str, tuple[Callable[[MeterKit], Awaitable[object]], int]]] = {
     "plan": (lambda kit: kit.customers.set_plan("acme", "small"), 429),
     "status": (lambda kit: kit.customers.set_status("acme", "unpaid"), 402),
@@ -176,6 +206,31 @@ async def test_lines_and_plans_that_say_off_ask_the_store_each_time(store_url: s
         watch.asked = 0
         assert await watch.get(60, path) == {200: 60}
         assert (watch.asked, watch.allotments.granted) == (60, 0)
+
+
+@pytest.mark.parametrize("is_full", [False, True], ids=["bare", "with a body and a key"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/always", "/rate", "/usage", "/usage_fields", "/reserve", "/storage", "/idempotency_header"),
+        *("/shadow", "/bucket"),
+    ],
+)
+async def test_lines_whose_requests_are_decided_one_by_one_ask_the_store_each_time(
+    store_url: str, path: str, is_full: bool
+) -> None:
+    async with watched(store_url, plans=ONE_BY_ONE) as watch:
+        watch.asked = 0
+        for nth in range(60):
+            headers = {"idempotency-key": str(nth)} if is_full else {}
+            answer = await watch.at.client.request(
+                "GET", path, headers=headers, content=b"hello" if is_full else None
+            )
+            assert answer.status_code == 200
+        assert (watch.asked, watch.allotments.granted) == (60, 0)
+        # The same customer gets allotments of other lines.
+        await watch.get(60)
+        assert watch.allotments.granted > 0
 
 
 @pytest.mark.parametrize("plan", ["pro", "limited"])
