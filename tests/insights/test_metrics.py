@@ -237,7 +237,8 @@ async def test_opentelemetrys_global_provider_gets_them(tmp_path: Path) -> None:
     assert "meterkit.requests.degraded [] 0" in lines
     assert any(line.startswith("meterkit.decisions [] ") for line in lines)
     assert any(line.startswith("meterkit.decisions.duration [] 0.") for line in lines)
-    for gauge in ("store.breaker.open", "store.breaker.opened", "settlements.waiting", "settlements.lost"):
+    lanes = ("store.breaker.open", "store.breaker.opened", "settlements.waiting", "settlements.lost")
+    for gauge in (*lanes, "allotments.granted", "allotments.returned", "allotments.unused"):
         assert f"meterkit.{gauge} [] 0" in lines
     assert "meterkit.spool.size ['left'] 0" in lines
     assert "secret" not in "".join(lines)

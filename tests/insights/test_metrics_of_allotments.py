@@ -1,0 +1,68 @@
+"""Metrics of allotments: units granted, given back, and there to be used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from faults import eventually
+from metering import hello, served
+from meterkit.redis.event_loops import running_loop
+from meterkit.store.views import PreparedDecision
+from told import told
+
+if TYPE_CHECKING:
+    from meterkit.redis.lane import Lane
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: pro
+allotment: 250ms
+meters:
+  requests: {unit: request}
+routes:
+  - {match: "*", consume: {requests: 1}}
+plans:
+  pro: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 9000, overage: deny}}}
+"""
+SENT = 200
+
+
+async def test_units_are_counted_as_granted_returned_and_unused(store_url: str) -> None:
+    decided = 0
+
+    async with served(hello, plans=PLANS, redis_url=store_url) as at:
+
+        async def units() -> tuple[float, float, float]:
+            found = await told(at.kit)
+            granted, returned = found["allotments_granted_total"], found["allotments_returned_total"]
+            return granted, returned, found["allotments_unused"]
+
+        await at.client.get("/first")
+        assert await units() == (0, 0, 0)
+        lane: Lane = at.kit.store.lanes[running_loop()]
+        call = lane.call
+
+        def counting(asked: Any) -> Any:
+            nonlocal decided
+            decided += isinstance(asked, PreparedDecision)
+            return call(asked)
+
+        lane.call = counting
+        for _ in range(SENT):
+            await at.client.get("/x")
+        by_units = SENT - decided
+        assert by_units > 0
+        granted, returned, unused = await units()
+        assert granted - returned - unused == by_units
+        assert lane.allotments is not None
+        allotments = lane.allotments
+        await eventually(lambda: allotments.unused == 0)
+        granted, returned, unused = await units()
+        assert (granted - returned, unused) == (by_units, 0)
+        # The last allotment was not used up.
+        assert returned > 0
