@@ -2,7 +2,8 @@
 
 Each admitted request is counted here as well, and so are units that are not used. At each step the store
 must have counted and held exactly these; after a kill or another plan, at least these. One who decides a
-request at a time must admit it, too.
+request at a time must admit it, too. What is recorded, held and in flight grows within the limits only. No
+reply tells of more than is left.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from meterkit.decisions.in_process import EMPTY, advance
 from meterkit.decisions.keys import FORMAT, Keys, concurrency_field, meter_field
 from meterkit.decisions.packed import MeterCounts, unpack_field
 from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.decisions.policies import CEILING, CONCURRENCY, ceiling_of
 from meterkit.errors import StoreError
 from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from random import Random
 
-    from meterkit.catalog import Catalog
+    from meterkit.catalog import Catalog, Entitlement
     from meterkit.redis.connection import Call
     from meterkit.redis.lane import Lane
     from meterkit.store.settlement import Settlement
@@ -54,16 +56,16 @@ routes:
 plans:
   bare:
     price: {amount_cents: 0, interval: month}
-    meters: {requests: {included: 3000, overage: deny}}
+    meters: {requests: {included: 400, overage: deny}}
   small:
     price: {amount_cents: 0, interval: month}
     meters:
-      requests: {rate: [200/second, 2500/9 seconds], included: 3500, overage: {bill: {cap: 500}}}
+      requests: {rate: [200/second, 2500/9 seconds], included: 500, overage: {bill: {cap: 150}}}
       words: {rate: {limit: 5000/9 seconds, algorithm: fixed-window}}
   large:
     price: {amount_cents: 0, interval: month}
     meters:
-      requests: {rate: 600/second, concurrency: 120, included: 6000, overage: deny}
+      requests: {rate: 600/second, concurrency: 120, included: 900, overage: deny}
       words: {rate: {limit: 9000/9 seconds, algorithm: fixed-window}, included: 50_000, overage: deny}
 """)
 CUSTOMER: Final = "acme"
@@ -115,6 +117,21 @@ class Request:
 
 
 @dataclass(eq=False)
+class Granted:
+    """The newest units of a line.
+
+    Attributes:
+        left: what the store had left of the policy that their replies tell of.
+        unused: how many of them are left.
+        taken: what each of them takes of that policy.
+    """
+
+    left: int
+    unused: int
+    taken: int
+
+
+@dataclass(eq=False)
 class Queue:
     """Settlements of a process, in their order."""
 
@@ -137,6 +154,7 @@ class Process:
         self.replies: list[tuple[Call, Reply, Any]] = []
         self.serving: list[Request] = []
         self.taken = 0
+        self.granted: dict[PreparedDecision, Granted] = {}
         self.producer = f"p{next(world.numbers)}"
         self.number = 0
         self.allotments = Allotments(cast("Lane", self), clock=lambda: world.mono_us / 10**6)
@@ -168,6 +186,10 @@ class Processes:
     """Some processes, one customer, one store, and time."""
 
     catalog: ClassVar[Catalog] = CATALOG
+    says: ClassVar = frozenset(
+        {"unit", "decided", "refused", "killed", "stopped", "late", "full c", "exact", "exact c", "exact n"}
+    )
+    """What a run comes to, so that no check is idle."""
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         self.wire, self.random, self.numbers = wire, random, count()
@@ -184,6 +206,10 @@ class Processes:
         self.inexact_ms = 0  # A kill or another plan leaves units counted in the windows that are on.
         self.admitted: dict[tuple[str, int], int] = {}  # Of each rate and window.
         self.billed = self.lost = 0
+        self.plan = self.catalog.default_plan
+        self.least = Counter[tuple[str, str]]()  # Of each meter by kind: what is left below 0 already.
+        self.unheld = Counter[str]()  # What was recorded since the last step that nothing was held for.
+        self.looked_ms = 0  # When that was.
         self.said: dict[str, int] = {}
         self.processes = [Process(self) for _ in range(3)]
         self.rates = self._rates()
@@ -201,10 +227,10 @@ class Processes:
             self.settle_some: 12,
             self.timers: 12,
             self.tick: 6,
-            self.lose: 1,
+            self.lose: 3,
             self.kill: 0.6,
             self.stop: 0.4,
-            self.amend: 0.3,
+            self.amend: 0.4,
         }
         self.random.choices(list(deeds), list(deeds.values()))[0](process)
         self.check()
@@ -225,6 +251,10 @@ class Processes:
             process.taken += 1
             is_old = view.rev != self.rev
             assert not is_old or self.mono_us - self.amended_us < _TERM_US, "a state binds within a term"
+            granted = process.granted[decided]
+            granted.unused -= 1
+            most = granted.left + granted.unused * granted.taken
+            assert reply[3] <= most, f"{reply[3]} told, {most} left"
             self._admit(process, decided, reply, is_judged=not is_old)
             self._say("unit")
             return
@@ -282,11 +312,17 @@ class Processes:
 
     def execute(self, process: Process) -> None:
         """The store executes what it was asked; the replies are on their way."""
-        for call, reply in process.calls:
-            process.replies.append((call, reply, self.send(b"".join(call.packed))))
-        process.calls.clear()
+        self._ask(process)
         if self.random.random() < 0.7:
             self.answer(process)
+
+    def _ask(self, process: Process) -> None:
+        for call, reply in process.calls:
+            answer = self.send(b"".join(call.packed))
+            if answer[0] == 0:
+                self._check_told(cast("Any", call)._unit, answer)
+            process.replies.append((call, reply, answer))
+        process.calls.clear()
 
     def answer(self, process: Process) -> None:
         """Replies arrive, some of them late."""
@@ -296,10 +332,15 @@ class Processes:
                 call.on_unclaimed_reply(answer)
                 self._say("late")
             else:
+                if answer[0] == 0:
+                    unit = cast("Any", call)._unit
+                    process.granted[unit] = Granted(answer[3], answer[5], answer[6])
                 reply.end(answer)
 
     def lose(self, process: Process) -> None:
-        """A connection ends: its replies may still come, late."""
+        """A connection ends: the store may have executed what it was asked, and replies may still come, late."""
+        if self.random.random() < 0.7:
+            self._ask(process)
         for _, reply in process.calls:
             reply.end(StoreError("gone"))
         process.calls.clear()
@@ -324,6 +365,7 @@ class Processes:
             reply = self.send(head + producer + tail + pack_sequence(settlement.slot, process.number + 1))
             if reply[0] == 0:
                 process.number += 1
+                self._add_unheld(settlement)
                 return
             assert reply[0] == 4, reply
             settlement.on_stale(reply)
@@ -364,6 +406,8 @@ class Processes:
         request = amended(self.keys, self.scripts["amend"], CUSTOMER, (before, self.rev), state, self.wall)
         assert self.wire(request) == [0]
         self.amended_us = self.mono_us
+        self.plan = state.plan or self.plan
+        self.least = self.below(self.stored())
         self.inexact_ms = max(self.seen, self.wall)
 
     def tick(self, process: Process) -> None:
@@ -436,6 +480,74 @@ class Processes:
             if slots * HOLD_SLOT_MS > self.inexact_ms:
                 assert found == there, f"{found} held, {there} served or unused"
                 self._say(f"exact {what}")
+        self._check_limits(stored, now)
+
+    def _check_limits(self, stored: Mapping[str, bytes], now: int) -> None:
+        """What is recorded, held and in flight grows up to the limits of the plan, and no further.
+
+        Another plan may leave less than is there already. What is recorded after its hold has vanished, or
+        without one, goes beyond limits.
+        """
+        for (kind, meter), left in self.room(stored, now).items():
+            least = self.least[kind, meter] - (self.unheld[meter] if kind == "c" else 0)
+            is_back = now < self.looked_ms  # What had vanished is held again.
+            assert left >= least or is_back, f"{left} left of {meter} ({kind}), {least} at least"
+            if left <= 0:
+                self._say(f"full {kind}")
+        self.least, self.looked_ms = self.below(stored), now
+        self.unheld.clear()
+
+    def below(self, stored: Mapping[str, bytes]) -> Counter[tuple[str, str]]:
+        """How far each meter is beyond its limits, as a number that is not above 0."""
+        room = self.room(stored, max(self.seen, self.wall))
+        return Counter({of: min(0, left) for of, left in room.items()})
+
+    def room(self, stored: Mapping[str, bytes], now: int) -> dict[tuple[str, str], int]:
+        """What limits leave of each meter by kind: c: of a period, n: in flight."""
+        found: dict[tuple[str, str], int] = {}
+        for meter, entitlement in self.catalog.plans[self.plan].entitlements.items():
+            if ceiling_of(entitlement) is not None:
+                found["c", meter] = self._left_of_period(stored, entitlement, now)
+            if entitlement.concurrency is not None:
+                in_flight = MeterCounts.read(stored.get(concurrency_field(meter))).held_at(now)
+                found["n", meter] = entitlement.concurrency - in_flight
+        return found
+
+    @staticmethod
+    def _left_of_period(stored: Mapping[str, bytes], entitlement: Entitlement, now: int) -> int:
+        """What included and cap leave; what another plan included counts in the cap of none."""
+        counts = MeterCounts.read(stored.get(meter_field(entitlement.meter)))
+        left = max(0, (entitlement.included or 0) - counts.included)
+        left += max(0, (entitlement.overage.cap or 0) - counts.overage)
+        return left - counts.held_at(now)
+
+    def _add_unheld(self, settlement: Settlement) -> None:
+        """Count what a settlement records beyond what was held for it."""
+        held, now = settlement.held, max(self.seen, self.wall)
+        is_held = held.slot >= now // HOLD_SLOT_MS - 1
+        for meter, units in settlement.used.recorded.items():
+            covered = held.quantities.get(meter, 0) if is_held else 0
+            self.unheld[meter] += max(0, units - covered)
+
+    def _check_told(self, unit: PreparedDecision, answer: Sequence[int]) -> None:
+        """The reply that grants units tells of no more than the store has left then."""
+        _, now, nth, told, *_ = answer
+        left = self.left_of(unit, nth, now) if nth else None
+        assert left is None or told <= left, f"{told} told, {left} left"
+
+    def left_of(self, unit: PreparedDecision, nth: int, now: int) -> int | None:
+        """What the store has left of one policy, counted from 1; None: others pay for it, too."""
+        stored, program = self.stored(), unit.program
+        measure = program.measures[nth - 1]
+        if nth <= len(program.rate_terms):
+            name, kind, window, limit, *_ = program.rate_terms[nth - 1]
+            return limit - advance(kind, window, 0, self._window(stored, name), now)[1]
+        meter = measure.policy.meter
+        if measure.kind == CEILING:
+            return self._left_of_period(stored, unit.view.entitlements[meter], now)
+        if measure.kind != CONCURRENCY:
+            return None
+        return measure.limit - MeterCounts.read(stored.get(concurrency_field(meter))).held_at(now)
 
     @property
     def _unused(self) -> Iterator[tuple[PreparedDecision, int, int]]:

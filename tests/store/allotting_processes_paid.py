@@ -10,6 +10,7 @@ from meterkit.decisions.grants import Holding
 from meterkit.decisions.keys import credit_hold_field, meter_field
 from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.periods import HOLD_SLOT_MS
+from meterkit.decisions.policies import CEILING
 from meterkit.redis.connection import pack
 from store.allotting_processes import Process, Processes
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from random import Random
 
     from meterkit.catalog import Catalog
+    from meterkit.store.views import PreparedDecision
     from store.script_wires import Wire
 
 PAID: Final = loads("""
@@ -64,6 +66,7 @@ class PaidProcesses(Processes):
     """Some processes, one customer with credits or a budget, one store, and time."""
 
     catalog: ClassVar[Catalog] = PAID
+    says: ClassVar = Processes.says - {"full c"}
 
     def __init__(self, wire: Wire, texts: Mapping[str, str], random: Random) -> None:
         super().__init__(wire, texts, random)
@@ -123,6 +126,14 @@ class PaidProcesses(Processes):
             spent = MeterCounts.read(stored.get(meter_field("spend"))).recorded
             owed = sum(_PRICES[name] * units for name, units in beyond.items())
             assert spent + owed <= _BUDGET, f"{spent} micro-units spent, {owed} owed"
+
+    def room(self, stored: Mapping[str, bytes], now: int) -> dict[tuple[str, str], int]:
+        """Only of requests in flight: grants, credits and budgets pay for more than a ceiling."""
+        return {of: left for of, left in super().room(stored, now).items() if of[0] == "n"}
+
+    def left_of(self, unit: PreparedDecision, nth: int, now: int) -> int | None:
+        """None for a ceiling, too: grants and credits stand behind it."""
+        return None if unit.program.measures[nth - 1].kind == CEILING else super().left_of(unit, nth, now)
 
     def _left(self) -> dict[str, int]:
         """What grants have left, by their target."""
