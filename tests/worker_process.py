@@ -100,11 +100,11 @@ class Commands:
         calls = (self.kit.consume(customer, meter, quantity) for _ in range(times))
         return dict(Counter(decision.reason or "admitted" for decision in await asyncio.gather(*calls)))
 
-    async def enter(self, customer: str, *, times: int) -> int:
+    async def enter(self, customer: str, *, times: int, path: str = "/") -> int:
         """Send requests that stay in the app; how many are inside."""
         self.door.inside, self.door.open = 0, asyncio.Event()
         headers = {"x-customer-id": customer}
-        self.requests = [asyncio.create_task(self.client.get("/", headers=headers)) for _ in range(times)]
+        self.requests = [asyncio.create_task(self.client.get(path, headers=headers)) for _ in range(times)]
         while self.door.inside + sum(request.done() for request in self.requests) < times:  # noqa: ASYNC110
             await asyncio.sleep(0.001)  # Either may come next, and nobody tells.
         return self.door.inside

@@ -6,12 +6,16 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from delivering import NOW
+from faults import eventually, kit_at, used
+from meterkit.catalog import loads
 from meterkit.store.allotting import HOT
+from meterkit.testing import Clock
 from store.allotting_processes import CATALOG, Processes
 from store.allotting_processes_paid import PaidProcesses
 from store.script_driver import life
@@ -55,7 +59,7 @@ plans:
       sliding:  {rate: 4001/hour}
       fixed:    {rate: {limit: 4001/hour, algorithm: fixed-window}}
       bucket:   {rate: {limit: 10/hour, algorithm: token-bucket, burst: 4001}}
-      several:  {rate: [4001/hour, 10_000/day], included: 5000, overage: deny, concurrency: 100}
+      several:  {rate: [4001/hour, 10_000/day], included: 5000, overage: deny, concurrency: 40}
       shared:   {rate: 10_000/minute}
 """
 PAID_PLANS: Final = """
@@ -89,6 +93,10 @@ ROUTES: Final = ("bucket", "included", "capped", "sliding", "fixed", "several")
 """The bucket, which is not allotted, comes first: units of the others may be granted a moment longer."""
 ADMITTED: Final = 2000
 PROCESSES: Final = 8
+IN_FLIGHT: Final = 40
+"""Of ``several``: eight processes with ten requests each have twice as many. Below 25 nothing is allotted."""
+UNSETTLED: Final = 40
+"""What the process that dies serves last."""
 STEPS: Final = int(os.environ.get("METERKIT_ALLOTMENT_STEPS", "4000"))
 """In all; a million before a release."""
 SEEDS: Final = 4
@@ -165,8 +173,10 @@ async def race(racing: list[Worker], path: str) -> int:
     """Use a limit up, at once and then one by one; how many units were granted."""
     told = {"customer": f"of-{path}", "path": f"/{path}"}
     before = sum([(await racer.ask("allotted"))[0] for racer in racing])
+    # Later, others in flight may leave no room for an allotment.
+    alone = await racing[0].ask("send", **told, times=2 * HOT, at_once=1)
     answers = await asyncio.gather(*(racer.ask("send", **told, times=300) for racer in racing))
-    total = Counter[str]()
+    total = Counter[str](alone)
     for answer in answers:
         total.update(answer)
     assert total["200"] <= ADMITTED
@@ -177,6 +187,24 @@ async def race(racing: list[Worker], path: str) -> int:
     rest = await racing[0].ask("send", **told, times=ADMITTED - total["200"] + 20, at_once=1)
     assert total["200"] + rest.get("200", 0) == ADMITTED
     return granted
+
+
+@pytest.mark.anyio
+async def test_i3_eight_processes_with_allotments_never_have_more_in_flight_than_a_limit_allows(
+    store_url: str,
+) -> None:
+    async with workers(PROCESSES, store=store_url, plans=PLANS, now=NOW.isoformat()) as racing:
+        for turn in range(5):
+            told = {"customer": f"turn-{turn}", "path": "/several"}
+            # Some processes have units when all begin, and each of these holds a permit.
+            for racer in racing:
+                assert await racer.ask("send", **told, times=2 * HOT, at_once=1) == {"200": 2 * HOT}
+            inside = await asyncio.gather(*(racer.ask("enter", **told, times=10) for racer in racing))
+            assert 0 < sum(inside) <= IN_FLIGHT < 10 * PROCESSES, turn
+            answered = await asyncio.gather(*(racer.ask("leave") for racer in racing))
+            total = sum((Counter[str](answer) for answer in answered), Counter[str]())
+            assert total == {"200": sum(inside), "429": 10 * PROCESSES - sum(inside)}, turn
+        assert (await racing[0].ask("allotted"))[0] > 0
 
 
 @pytest.mark.anyio
@@ -222,14 +250,31 @@ async def all_given_back(processes: list[Worker]) -> None:
 async def test_i3_a_process_that_dies_with_units_costs_room_but_never_gives_more(store_url: str) -> None:
     options = {"store": store_url, "plans": PLANS, "now": NOW.isoformat()}
     told = {"customer": "acme", "path": "/included"}
-    async with workers(2, **options) as (doomed, witness):
+    clock, later = Clock(NOW), NOW.replace(minute=NOW.minute + 10)
+    async with (
+        kit_at(store_url, plans=loads(PLANS), clock=clock, flush=False) as kit,
+        workers(2, **options) as (doomed, witness),
+    ):
         assert await doomed.ask("send", **told, times=200) == {"200": 200}
+
+        async def is_settled(served: int) -> bool:
+            return await used(kit, "acme", "included") == (2 * served, 0)
+
+        await eventually(partial(is_settled, 200))
+        # Only what it serves from now on may be lost.
+        await doomed.ask("now", at=NOW.replace(second=NOW.second + 1).isoformat())
+        assert await doomed.ask("send", **told, times=UNSETTLED) == {"200": UNSETTLED}
         doomed.process.kill()
         await doomed.process.wait()
-        served = 200 + (await witness.ask("send", **told, times=ADMITTED))["200"]
+        served = 200 + UNSETTLED + (await witness.ask("send", **told, times=ADMITTED))["200"]
         # What the dead one served is recorded, or held; so are the units that it had not used.
         assert served <= ADMITTED
         # Its holds are gone when their slot of five minutes and the next one are over.
-        await witness.ask("now", at=NOW.replace(minute=NOW.minute + 10).isoformat())
-        later = await witness.ask("send", **told, times=ADMITTED)
-    assert ADMITTED - 200 <= served + later["200"] <= ADMITTED + 200
+        clock.set(later)
+        await witness.ask("now", at=later.isoformat())
+        answers = Counter[str]()
+        while "429" not in answers:
+            answers.update(await witness.ask("send", **told, times=50, at_once=1))
+        served += answers["200"]
+        await eventually(partial(is_settled, ADMITTED))
+    assert ADMITTED <= served <= ADMITTED + UNSETTLED
