@@ -77,6 +77,7 @@ soak: $(VENV)/.dev
 	METERKIT_SOAK_S=600 $(BIN)/pytest --timeout 7200 tests/promises/test_i6_i11_soak.py $(ARGS)
 	METERKIT_ALL_MUTANTS=1 METERKIT_CRASH_SEEDS=500 METERKIT_HYPOTHESIS_PROFILE=soak $(BIN)/pytest -n 2 --timeout 7200 \
 	  tests/store tests/catalog tests/tokens tests/unit tests/promises $(ARGS)
+	METERKIT_ALLOTMENT_STEPS=1000000 $(BIN)/pytest -n 2 --timeout 7200 tests/promises/test_i3_allotments.py -k store_counts $(ARGS)
 	METERKIT_SPIKE_CUSTOMERS=200 $(BIN)/pytest -n 2 --timeout 7200 tests/notify/test_spikes.py $(ARGS)
 	METERKIT_DECISIONS=100000 $(BIN)/pytest --timeout 7200 tests/promises/test_i3_exact_money.py $(ARGS)
 	METERKIT_LIVES=500 $(BIN)/pytest -n 2 --timeout 7200 tests/promises/test_i13_matrix.py tests/promises/test_i13_lives.py $(ARGS)
