@@ -243,8 +243,8 @@ PREFACE = """\
 - The single-limit peers check one rate, meterkit (a) checks two.
 - The *composite* does the job of meterkit (b) with separate parts, one after the other: a rate and a quota
   by `limits`, and a counter in a hash.
-- *One customer, with allotments* sends ten times as many requests: in the first tenth of a second most of them
-  are decided one by one, until allotments are large. Each client lets others run after a request.
+- *One customer, with allotments* sends ten times as many requests: in the first tenth of a second most of
+  them are decided one by one, until allotments are large. Each client lets others run after a request.
 - *Streams* are answers in 20 chunks, as OpenAI's Chat Completions sends them. Between two chunks the app
   lets others run. *Reading alone* feeds the same chunks to a reader.
 - *Bytecode instructions* are those of meterkit's functions, counted with `sys.settrace`: the cheapest of 30

@@ -11,6 +11,6 @@ ROOT: Final = Path(__file__).parents[1]
 
 
 def test_trying_prices_on_a_long_log_can_be_measured() -> None:
-    command = [sys.executable, ROOT / "benchmarks/simulate.py", "--quick"]
+    command = [sys.executable, str(ROOT / "benchmarks/simulate.py"), "--quick"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "events served again in a second" in done.stdout, done.stderr
