@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from soaking import CUSTOMERS, INCLUDED, Soak
+from soaking import CUSTOMERS, HOT, INCLUDED, Soak
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,10 +38,17 @@ async def test_i3_i6_i11_whatever_is_killed_the_sums_are_exact(
     assert figures.recorded["events"] == figures.told
     assert figures.told > 0
     # With allotments, too, no customer gets more than is included; killed apps lose unsettled calls.
-    assert figures.bursts
+    assert figures.spared
     for customer, (served, unknown) in figures.bursts.items():
         assert served <= INCLUDED, customer
         assert figures.hot[customer] <= min(INCLUDED, served + unknown), customer
+        # No app was killed that had served this one: nothing is lost.
+        assert customer not in figures.spared or figures.hot[customer] >= served, customer
+    # A killed app had settled all but what ended last. What is not settled is held: of each of those
+    # customers no more than is included.
+    kills = figures.faults.get("app", 0)
+    answered = sum(served for served, _ in figures.bursts.values())
+    assert sum(figures.hot.values()) + kills * HOT * INCLUDED >= answered
     for kind, most in PER_CUSTOMER.items():
         assert figures.keys.get(kind, 0) <= most * len(CUSTOMERS), kind
     assert not figures.keys.keys() & {"intents", "outbox", "parked", "dead", "compare", "dirty"}

@@ -338,7 +338,7 @@ class Processes:
                 reply.end(answer)
 
     def lose(self, process: Process) -> None:
-        """A connection ends: the store may have executed what it was asked, and replies may still come, late."""
+        """A connection ends: what was asked may be executed, and replies may still come, late."""
         if self.random.random() < 0.7:
             self._ask(process)
         for _, reply in process.calls:
