@@ -54,7 +54,7 @@ class Figures:
         served: calls that were answered.
         bursts: of each hot customer, the answered calls, and the calls without a known end.
         hot: what the store has recorded of these.
-        spared: those of whom no app that was killed can have had anything unsettled.
+        spared: hot customers whose calls were all settled before an app was killed, or begun after it.
         recorded, billed: units by meter, as the store and as Stripe have them.
         faults: by kind.
         keys: that the store keeps, by kind, but for those that a life of their own ends.

@@ -2,7 +2,7 @@
 
 Each admitted request is counted here as well, and so are units that are not used. At each step the store
 must have counted and held exactly these; after a kill or another plan, at least these. One who decides a
-request at a time must admit it, too. What is recorded, held and in flight grows within the limits only. No
+request at a time must admit it, too. Recorded and held units, and requests in flight, stay within the limits. No
 reply tells of more than is left.
 """
 
@@ -208,7 +208,7 @@ class Processes:
         self.billed = self.lost = 0
         self.plan = self.catalog.default_plan
         self.least = Counter[tuple[str, str]]()  # Of each meter by kind: what is left below 0 already.
-        self.unheld = Counter[str]()  # What was recorded since the last step that nothing was held for.
+        self.unheld = Counter[str]()  # Units recorded since the last step without a hold.
         self.looked_ms = 0  # When that was.
         self.said: dict[str, int] = {}
         self.processes = [Process(self) for _ in range(3)]
@@ -483,14 +483,14 @@ class Processes:
         self._check_limits(stored, now)
 
     def _check_limits(self, stored: Mapping[str, bytes], now: int) -> None:
-        """What is recorded, held and in flight grows up to the limits of the plan, and no further.
+        """Recorded and held units, and requests in flight, grow up to the limits of the plan, and no further.
 
         Another plan may leave less than is there already. What is recorded after its hold has vanished, or
         without one, goes beyond limits.
         """
         for (kind, meter), left in self.room(stored, now).items():
             least = self.least[kind, meter] - (self.unheld[meter] if kind == "c" else 0)
-            is_back = now < self.looked_ms  # What had vanished is held again.
+            is_back = now < self.looked_ms  # Holds that had vanished count again.
             assert left >= least or is_back, f"{left} left of {meter} ({kind}), {least} at least"
             if left <= 0:
                 self._say(f"full {kind}")
