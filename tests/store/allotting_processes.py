@@ -2,8 +2,8 @@
 
 Each admitted request is counted here as well, and so are units that are not used. At each step the store
 must have counted and held exactly these; after a kill or another plan, at least these. One who decides a
-request at a time must admit it, too. Recorded and held units, and requests in flight, stay within the limits. No
-reply tells of more than is left.
+request at a time must admit it, too. Recorded and held units, and requests in flight, stay within the
+limits. No reply tells of more than is left.
 """
 
 from __future__ import annotations
