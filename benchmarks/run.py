@@ -10,7 +10,7 @@ import importlib.util
 import json
 import pstats
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import audit
@@ -50,6 +50,7 @@ def arguments() -> argparse.Namespace:
         "--only", action="append", default=[], metavar="NAME", help="variants whose name contains NAME"
     )
     parser.add_argument("--profile", choices=sorted(BY_NAME), metavar="NAME", help="cProfile of one variant")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"so many rounds, not {FULL.rounds}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the page of the documentation")
     parser.add_argument(
@@ -91,6 +92,8 @@ def timed(
 
 def measure(options: argparse.Namespace) -> dict:
     size, cores, loop = QUICK if options.quick else FULL, Cores(), "asyncio"
+    if options.rounds:
+        size = replace(size, rounds=options.rounds, http_rounds=min(options.rounds, size.http_rounds))
     with redis_server(cores) as redis_url:
         machine = describe(redis_url, cores)
         note(f"{machine['server']}, {machine['cores']}")
