@@ -50,7 +50,7 @@ end
 --audited local noted = {nil, nil, nil, nil, nil, nil} -- With place for one meter.
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
 local rev, customer, further, caller_ms, names, hold_slot, number = ARGV[1], ARGV[3], ARGV[4], ARGV[#ARGV], 3, read('<dd', ARGV[#ARGV - 1])
-local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2)) -- fields[2]: ARGV[names + 2].
+local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 local now, starts_ms, finishes_ms, verdict =
   confirm_view(state_key, rev, until_ms, starts, ends, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
