@@ -32,10 +32,9 @@ async def counts_of(name: str, redis_url: str) -> dict[str, int]:
     app = variant.build(redis_url)
     found: dict[str, int] = dict.fromkeys(PARTS, 0)
     async with running(app) as client:
-        count = partial(
-            fewest, app, app._kit, partial(client.scope, Target(CUSTOMER)), is_hot=variant.customers == 1
-        )
-        for function, instructions in (await count()).items():
+        new_scope = partial(client.scope, Target(CUSTOMER))
+        cheapest = await fewest(app, app._kit, new_scope, is_hot=variant.customers == 1)
+        for function, instructions in cheapest.items():
             found[part_of(function)] += instructions
     return found
 

@@ -294,7 +294,7 @@ def main() -> None:
             print(f"{nodes} nodes, {size:,} customers", flush=True)
             found.setdefault(nodes, {})[size] = run(nodes, size, cores)
             show(table(found, nodes))
-            if options.json:  # What is measured is kept, however long the rest takes.
+            if options.json:  # After each size: the rest takes long.
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
             if options.markdown:
                 before, _, rest = options.markdown.read_text().partition(TITLE)

@@ -172,6 +172,12 @@ async def pages_set_up(admin: Admin, keys: Keys, most: int) -> AsyncGenerator[li
         yield page
 
 
+async def customers_of(store: Store, customers: Sequence[str]) -> Sequence[Customer]:
+    """The records of several customers."""
+    found, now_ms = await States(store).find_many(customers), store.now_ms()
+    return [customer_of(*one, store.catalog, now_ms) for one in zip(customers, found, strict=True)]
+
+
 class Customers:
     """Reads and changes customers. A change binds the very next decision of every process.
 
@@ -202,13 +208,8 @@ class Customers:
         admin = await self._store.admin()
         async with aclosing(pages_set_up(admin, self._store.keys, _LISTED_AT_ONCE)) as pages:
             async for page in pages:
-                for listed in await self._page(page):
+                for listed in await customers_of(self._store, page):
                     yield listed
-
-    async def _page(self, customers: Sequence[str]) -> Sequence[Customer]:
-        found = await self._states.find_many(customers)
-        now_ms, catalog = self._store.now_ms(), self._store.catalog
-        return [customer_of(*one, catalog, now_ms) for one in zip(customers, found, strict=True)]
 
     async def history(self, customer: str) -> Sequence[HistoryEntry]:
         """The history of a customer: the last thousand changes or so with their reasons, oldest first."""

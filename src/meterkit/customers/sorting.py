@@ -6,14 +6,15 @@ import re
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from meterkit.customers.customers import customer_of, pages_set_up
-from meterkit.customers.states import States
+from meterkit.customers.customers import customers_of, pages_set_up
 from meterkit.customers.temporary_tables import TemporaryTables
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
     from meterkit.customers.customers import Customer
+    from meterkit.decisions.keys import Keys
+    from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
 _KEYS_AT_ONCE: Final = 1_000
@@ -41,6 +42,16 @@ class SortedCustomers(TemporaryTables):
         """Add pairs; those that are there already change nothing."""
         rows = [(at_ms, name.encode(*_AS_BYTES)) for at_ms, name in found]
         await self.insert("INSERT OR IGNORE INTO customers VALUES (?, ?)", rows)
+
+    async def add_set_up(self, admin: Admin, keys: Keys) -> None:
+        """Add all customers that have a record, at the instant 0.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        async with aclosing(pages_set_up(admin, keys, _KEYS_AT_ONCE)) as pages:
+            async for names in pages:
+                await self.add((0, name) for name in names)
 
     async def pages(self, most: int) -> AsyncGenerator[list[tuple[int, str]]]:
         """Pages of at most so many pairs."""
@@ -92,12 +103,8 @@ async def customers_by_id(store: Store, most: int) -> AsyncGenerator[Sequence[Cu
         StoreError: the store does not answer.
         MeterkitError: the temporary folder has no room.
     """
-    admin, states = await store.admin(), States(store)
     async with SortedCustomers() as every:
-        async with aclosing(pages_set_up(admin, store.keys, _KEYS_AT_ONCE)) as pages:
-            async for names in pages:
-                await every.add((0, name) for name in names)
+        await every.add_set_up(await store.admin(), store.keys)
         async with aclosing(every.names(most)) as pages:
             async for names in pages:
-                known, now_ms = await states.find_many(names), store.now_ms()
-                yield [customer_of(*one, store.catalog, now_ms) for one in zip(names, known, strict=True)]
+                yield await customers_of(store, names)

@@ -10,7 +10,6 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.customers import pages_set_up
 from meterkit.customers.sorting import customers_with_counts
 from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.insights.audit.calls import open_database
@@ -151,8 +150,7 @@ class Overview:
         """All customers that were set up or used something, sorted."""
         admin = (await self._store.admin()).for_delivery()
         async with customers_with_counts(self._store) as found:
-            async for names in pages_set_up(admin, self._store.keys, _WRITTEN_AT_ONCE):
-                await found.add((0, name) for name in names)
+            await found.add_set_up(admin, self._store.keys)
             yield found
 
     def lists(self) -> RevenueLists:
