@@ -22,6 +22,8 @@ VIOLATIONS: Final = """
 window.violations = [];
 addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective));
 """
+_PATIENCE_MS: Final = 300_000
+"""Chromium has more threads than a busy machine has cores; thirty seconds are what it waits else."""
 needs_chromium: Final = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no Chromium; .ci/chromium unpacks one"
 )
@@ -30,7 +32,9 @@ needs_chromium: Final = pytest.mark.skipif(
 @asynccontextmanager
 async def chromium() -> AsyncGenerator[Browser]:
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"], timeout=_PATIENCE_MS
+        )
         try:
             yield browser
         finally:
@@ -52,6 +56,7 @@ async def faultless(
     The last one passes :func:`check`.
     """
     context = await browser.new_context(color_scheme=theme, viewport={"width": width, "height": 800})
+    context.set_default_timeout(_PATIENCE_MS)
     page = await context.new_page()
     await page.add_init_script(VIOLATIONS)
     told: list[str] = []
