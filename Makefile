@@ -19,7 +19,7 @@ OLDEST := .venv-oldest
 OLDEST_TESTS := tests/test_public_surface.py tests/testing tests/tokens/test_objects.py \
   $(patsubst %,tests/unit/test_%.py,settings url sync_twin middleware_arguments) \
   $(filter-out %/test_fuzz.py,$(wildcard tests/catalog/test_*.py)) \
-  $(filter-out %_faults.py %_decisions.py %_estimates.py %_rates.py %_reserved.py %_reporting.py %_suite.py %_hostile.py, \
+  $(filter-out %_faults.py %_decisions.py %_estimates.py %_rates.py %_reserved.py %_reporting.py %_suite.py %_hostile.py %_mcp.py %_mcp_bodies.py, \
     $(wildcard tests/asgi/test_*.py)) \
   $(patsubst %,tests/cli/test_%.py,app customers_command help usage_command worker_log) \
   $(patsubst %,tests/promises/test_%.py,i6_basic i8_transparent i10_secrets) \
@@ -146,7 +146,7 @@ $(OLDEST)/.done: pyproject.toml
 	  --python $(OLDEST)/bin/python $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) \
 	  --output-file $(OLDEST)/oldest.txt pyproject.toml
 	@$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --requirement $(OLDEST)/oldest.txt \
-	  --constraint $(OLDEST)/oldest.txt --group dev --editable .
+	  --constraint $(OLDEST)/oldest.txt --group tests --editable .
 	@touch $@
 
 .venv-bench/.done: benchmarks/requirements.txt
