@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 from typing import TYPE_CHECKING, Final, Literal, Self
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     import ssl
@@ -26,7 +27,8 @@ class TcpProxy:
     - ``pass``: everything goes through.
     - ``refuse``: nobody listens; open connections are closed.
     - ``blackhole``: connections open, nothing moves. What was sent arrives when the mode changes.
-    - ``drop_reply``: requests go through and are executed; replies are lost.
+    - ``drop_reply``: requests go through and are executed; replies are lost. So are all later ones of that
+      connection, whatever the mode: TCP loses no bytes between others.
     - ``reset``: open and new connections are reset.
     - ``delay``: each chunk of replies waits ``delay_s``.
     - ``cut``: requests go through; of the next reply ``cut_after`` bytes come back, then it closes.
@@ -53,6 +55,7 @@ class TcpProxy:
         self._moving.set()
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._mute = WeakSet[asyncio.StreamWriter]()
 
     async def __aenter__(self) -> Self:
         await self._listen()
@@ -152,9 +155,11 @@ class TcpProxy:
         return True
 
     async def _pass_reply(self, chunk: bytes, to_client: asyncio.StreamWriter) -> bool:
+        if self._mode == "drop_reply":
+            self._mute.add(to_client)
+        if to_client in self._mute:
+            return True
         match self._mode:
-            case "drop_reply":
-                return True
             case "cut":
                 to_client.write(chunk[: self._cut_after])
                 return False

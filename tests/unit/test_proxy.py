@@ -109,6 +109,11 @@ async def test_drop_reply_lets_the_server_hear_but_not_the_caller(
     caller.writer.write(b"lost")
     assert await upper.heard.get() == b"lost"
     assert await caller.hears_nothing()
+    await proxy.set("pass")
+    caller.writer.write(b"next")
+    assert await upper.heard.get() == b"next"
+    # TCP loses nothing between two replies: the second one would be taken for the first.
+    assert await caller.hears_nothing()
 
 
 async def test_reset_ends_open_and_new_connections(caller: Caller, proxy: TcpProxy) -> None:
