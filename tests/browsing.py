@@ -23,7 +23,7 @@ window.violations = [];
 addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective));
 """
 _PATIENCE_MS: Final = 300_000
-"""Chromium has more threads than a busy machine has cores; thirty seconds are what it waits else."""
+"""Chromium has more threads than a busy machine has cores. By default Playwright waits thirty seconds."""
 needs_chromium: Final = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no Chromium; .ci/chromium unpacks one"
 )
