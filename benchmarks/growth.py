@@ -298,7 +298,7 @@ def main() -> None:
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
             if options.markdown:
                 before, _, rest = options.markdown.read_text().partition(TITLE)
-                part = "\n".join(lines(found, machine, load)) + rest[rest.index(END) :]
+                part = "\n".join((*lines(found, machine, load), rest[rest.index(END) :]))
                 options.markdown.write_text(before + part)
 
 
