@@ -14,7 +14,7 @@ from playwright.async_api import async_playwright
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from playwright.async_api import Browser, Page
+    from playwright.async_api import Browser, BrowserContext, Page
 
 CHROMIUM: Final = os.environ.get("METERKIT_CHROMIUM") or which("chromium")
 AXE: Final = (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")
@@ -27,6 +27,13 @@ _PATIENCE_MS: Final = 300_000
 needs_chromium: Final = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no Chromium; .ci/chromium unpacks one"
 )
+
+
+async def new_context(browser: Browser, **options: Any) -> BrowserContext:
+    """A context whose pages are patient."""
+    context = await browser.new_context(**options)
+    context.set_default_timeout(_PATIENCE_MS)
+    return context
 
 
 @asynccontextmanager
@@ -55,8 +62,7 @@ async def faultless(
 
     The last one passes :func:`check`.
     """
-    context = await browser.new_context(color_scheme=theme, viewport={"width": width, "height": 800})
-    context.set_default_timeout(_PATIENCE_MS)
+    context = await new_context(browser, color_scheme=theme, viewport={"width": width, "height": 800})
     page = await context.new_page()
     await page.add_init_script(VIOLATIONS)
     told: list[str] = []

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from auditing import sqlite_in
-from browsing import chromium, faultless, found, needs_chromium
+from browsing import chromium, faultless, found, needs_chromium, new_context
 from llm_apps import listening
 from meterkit import MeterKit
 from meterkit.catalog import loads
@@ -144,7 +144,7 @@ async def tab_to(page: Page, link: str) -> None:
 
 async def do_without_script(browser: Browser, url: str) -> None:
     """The tables have the figures, and no chart takes space."""
-    context = await browser.new_context(java_script_enabled=False)
+    context = await new_context(browser, java_script_enabled=False)
     page = await context.new_page()
     await page.goto(url)
     assert await page.locator(".days tbody tr").count() == 2 * (DAYS + 1)
@@ -154,7 +154,8 @@ async def do_without_script(browser: Browser, url: str) -> None:
 
 async def see_whole_rows(browser: Browser, url: str) -> None:
     """On a narrow screen no number is hidden at the side, and assistive technology still meets a table."""
-    page = await browser.new_page(viewport={"width": 360, "height": 800})
+    context = await new_context(browser, viewport={"width": 360, "height": 800})
+    page = await context.new_page()
     await page.goto(url)
     hidden = (
         "[...document.querySelectorAll('.scroll')].filter((of) => of.scrollWidth > of.clientWidth).length"
@@ -162,7 +163,7 @@ async def see_whole_rows(browser: Browser, url: str) -> None:
     assert await found(page, hidden) == 0
     row = page.get_by_role("table").first.get_by_role("row", name="Requests")
     assert await row.get_by_role("cell").all_inner_texts() == ["request", "4", "10", "31", "0"]
-    await page.close()
+    await context.close()
 
 
 MONEY: Final = """
