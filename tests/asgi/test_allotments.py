@@ -341,15 +341,25 @@ async def test_units_that_are_out_when_a_customer_is_deleted_are_given_back_to_n
         assert {rate["used"] for rate in await watch.at.kit.store.rates("acme")} == {0}
 
 
-async def test_what_the_app_records_is_counted_beside_it(store: str) -> None:
-    async def recording(scope: Scope, receive: Receive, send: Send) -> None:
-        meterkit.record(tokens=7)
-        await hello(scope, receive, send)
+async def recording(scope: Scope, receive: Receive, send: Send) -> None:
+    meterkit.record(tokens=7)
+    await hello(scope, receive, send)
 
-    async with watched(store, recording) as watch:
+
+async def test_what_the_app_records_is_counted_beside_it(store: str) -> None:
+    unlimited = PLANS.replace("tokens: {rate: 5000/minute}", "tokens: {}")
+    async with watched(store, recording, plans=unlimited) as watch:
         await watch.get(150)
         assert watch.allotments.granted
         assert (await watch.at.counted(meter="tokens"))[0] == 7 * 151
+
+
+async def test_requests_that_record_a_limited_meter_are_decided_one_by_one(store: str) -> None:
+    """F-200: by units of an allotment they would be admitted for 250 ms after the last token."""
+    limited = PLANS.replace("tokens: {rate: 5000/minute}", "tokens: {included: 350, overage: deny}")
+    async with watched(store, recording, plans=limited) as watch:
+        assert await watch.get(60) == {200: 49, 429: 11}  # One came before them.
+        assert watch.allotments.granted == 0
 
 
 async def test_i7_a_kit_that_stops_gives_all_back(store_url: str) -> None:

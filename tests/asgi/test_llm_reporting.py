@@ -440,7 +440,7 @@ def nobody(scope: Scope) -> None:
 
 async def test_nobodys_usage_is_counted_nowhere(store_url: str) -> None:
     plans = PLANS.replace(
-        '  - {match: "/none", consume: {requests: 1}}',
+        '  - {match: "/none", consume: {requests: 1}, records: [output_tokens]}',
         '  - {match: "/none", usage: auto, enforcement: shadow}',
     )
     async with metered(reporting(WHOLE), store_url, plans=plans, who=nobody) as at:

@@ -70,6 +70,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "routes[].storage": ("asgi/reservation.py", "route.storage_meter"),
     "routes[].usage": ("asgi/exchange.py", "self._route.usage"),
     "routes[].usage_fields": ("asgi/reading.py", "route.usage_fields"),
+    "routes[].records": ("catalog/additions.py", "route.records"),
     "routes[].model": ("catalog/models.py", "self.model"),
     "routes[].reserve": ("asgi/reservation.py", "route.reserve"),
     "routes[].reserve.*.from": ("asgi/reservation.py", ".field"),

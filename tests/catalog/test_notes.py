@@ -323,3 +323,93 @@ def test_credits_that_are_no_money_need_no_hold() -> None:
 def test_own_prices_behind_one_that_has_all_their_models_are_named() -> None:
     message = "never reached: 'our-*' in line 11 has all of it; move this one up"
     assert unreached(loads(MONEY)) == [(11, message)]
+
+
+def unasked(*routes: str, meters: str = "words: {included: 1_000}", more: str = "") -> list[str]:
+    written = "".join(f"  - {{{route}}}\n" for route in routes)
+    text = f"""\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {{unit: request}}
+  words: {{unit: word}}
+  input_tokens: {{unit: token}}
+  output_tokens: {{unit: token}}
+  large_output: {{unit: token, from: output_tokens, where: {{model: "*-large*"}}}}
+  seats: {{unit: seat, kind: gauge}}
+  space: {{unit: byte, kind: gauge}}
+plans:
+  free:
+    price: {{amount_cents: 0, interval: month}}
+    meters: {{{meters}}}
+{more}routes:
+{written}"""
+    return [str(note) for note in loads(text).notes if note.kind == "never_asked"]
+
+
+ALL = 'match: "*", consume: {requests: 1}'
+
+
+@pytest.mark.parametrize(
+    ("limit", "cure"),
+    [
+        ("words: {included: 1_000}", "`records: [words]` on the routes in which the app records it"),
+        ("words: {rate: 5/hour}", "`records: [words]`"),
+        ("output_tokens: {included: 5}", "`usage: auto` on the routes that call a model, or `records: ["),
+        (
+            "large_output: {included: 5}",
+            "`usage: auto` on the routes that call a model, or `records: [output_",
+        ),
+        ("seats: {included: 3}", "`grow: {seats: 1}` on the routes that raise it"),
+        ("space: {included: 3MB}", "`storage: content-length` on the routes that raise it"),
+    ],
+)
+def test_a_limit_that_no_route_asks_for_is_named_with_what_to_write(limit: str, cure: str) -> None:
+    """F-200."""
+    (note,) = unasked(ALL, meters=limit)
+    meter = limit.partition(":")[0]
+    assert note.startswith(f"plans.yaml:15:14 plans.free.meters.{meter}: no route asks for {meter}, so no")
+    assert cure in note
+
+
+@pytest.mark.parametrize(
+    ("limit", "route"),
+    [
+        ("words: {included: 1_000}", 'match: "/a", records: [words]'),
+        ("words: {included: 1_000}", 'match: "WS /a", per_message: {words: 1}'),
+        ("words: {included: 1_000}", 'match: "/a", usage_fields: {words: used}'),
+        ("words: {included: 1_000}", 'match: "/a", reserve: {words: {default: 5}}'),
+        ("output_tokens: {included: 5}", 'match: "POST /a", usage: auto'),
+        ("large_output: {included: 5}", 'match: "POST /a", usage: openai'),
+        ("large_output: {included: 5}", 'match: "POST /a", records: [output_tokens]'),
+        ("large_output: {included: 5}", 'match: "POST /a", usage: openai, model: gpt-large'),
+        ("seats: {included: 3}", 'match: "/a", grow: {seats: 1}'),
+        ("space: {included: 3MB}", 'match: "/a", storage: content-length'),
+        ("words: {}", 'match: "/a"'),
+    ],
+)
+def test_a_limit_that_a_route_asks_for_is_not_named(limit: str, route: str) -> None:
+    assert unasked(route, ALL, meters=limit) == []
+
+
+def test_a_poll_and_another_model_ask_for_nothing() -> None:
+    """F-20c, F-20d."""
+    assert len(unasked('match: "GET /a", usage: auto', meters="output_tokens: {included: 5}")) == 1
+    small = 'match: "POST /a", usage: openai, model: gpt-small'
+    assert len(unasked(small, meters="large_output: {included: 5}")) == 1
+
+
+def test_limits_of_users_budgets_and_credits_are_named_too() -> None:
+    """F-200."""
+    (of_user,) = unasked(ALL, meters="", more="    subjects: {user: {words: {included: 5}}}\n")
+    assert of_user.startswith("plans.yaml:16:23 plans.free.subjects.user.words: no route asks for words")
+    credits_ = "credits: {usd: {unit: money, costs: {tokens: provider_prices}}}\n"
+    (of_credit,) = unasked(ALL, meters="", more=credits_)
+    assert "credits.usd: no route reads the token usage that it pays" in of_credit
+
+
+def test_a_limit_of_several_plans_is_named_once() -> None:
+    more = "  pro: {extends: free}\n"
+    (note,) = unasked(ALL, more=more)
+    assert "by this limit of free, pro; write" in note

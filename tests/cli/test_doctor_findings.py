@@ -182,3 +182,21 @@ def test_who_is_given_up_is_named_with_the_command_that_tries_again() -> None:
     (both,) = webhooks.given_up(dead)
     assert both.problem == "2 Stripe customers are given up, cus_0, cus_1: reason 0"
     assert "meterkit webhooks redrive" in both.cure
+
+
+def test_doctor_prints_the_limits_that_no_route_asks_for(shell: Shell) -> None:
+    """F-200."""
+    limited = ALLOTTED.replace(
+        "meters: {requests: {rate", "meters: {output_tokens: {included: 5}, requests: {rate"
+    )
+    for text, said in (
+        (limited, ""),
+        (
+            limited.replace("usage: openai, ", ""),
+            "plans.yaml:21:62 plans.free.meters.output_tokens: no route asks",
+        ),
+    ):
+        (shell.directory / "plans.yaml").write_text(text)
+        done = shell.run("doctor", "--redis", "memory://")
+        assert (done.code, done.out.partition("\nlimits: ")[2].startswith(said)) == (0, True), done.out
+        assert ("\nlimits: " in done.out) == bool(said)

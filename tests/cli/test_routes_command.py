@@ -171,3 +171,15 @@ def test_what_makes_an_app_must_be_a_function_that_makes_one(api: Shell, directo
     done = api.run("routes", "odd:make", "--factory")
     assert done.code == 1
     assert "odd:make cannot make the app: OSError: no disk (" in done.err
+
+
+def test_limits_that_no_line_asks_for_are_named(api: Shell, directory: Path) -> None:
+    """F-200."""
+    limited = FITTING.replace("unit: request}", "unit: request}, words: {unit: word}").replace(
+        "interval: month}}", "interval: month}, meters: {words: {included: 5}}}"
+    )
+    (directory / "app.yaml").write_text(limited)
+    done = api.run("routes", "shop.api:make", "--factory")
+    assert "app.yaml:15:62 plans.free.meters.words: no route asks for words" in " ".join(done.out.split())
+    shown = api.run("routes", "shop.api:make", "--factory", "--json").json["unasked_limits"]
+    assert [note.partition(" ")[0] for note in shown] == ["app.yaml:15:62"]

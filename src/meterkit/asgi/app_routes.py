@@ -383,6 +383,7 @@ def described(line: Route) -> str:
     ):
         said += [f"{verb} {_quantities(quantities)}"] if quantities else []
     said += [f"rate {rate.limit:,} per {rate.window}" for rate in line.rates]
+    said += [f"records {', '.join(line.records)}"] if line.records else []
     said += [f"usage {line.usage}"] if line.usage != "none" else []
     said += [f"reserve {', '.join(one.meter for one in line.reserve)}"] if line.reserve else []
     said += [f"storage {line.storage_meter}"] if line.storage_meter else []

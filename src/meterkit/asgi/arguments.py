@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from meterkit.asgi.headers import LimitFields
 from meterkit.asgi.identify import client_ip
 from meterkit.asgi.mcp_requests import McpLines
 from meterkit.asgi.without_store import PolicyFields
+from meterkit.catalog.additions import is_fetched
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from starlette.types import Scope
 
     from meterkit.asgi.routing import Router
     from meterkit.catalog import Route
@@ -54,14 +58,36 @@ class PlansInForce:
     """A plans file as the edge asks it; a request is decided by one, whichever is in force when it ends."""
 
     def __init__(self, cache: CustomerCache, router_of: _RouterOf, mcp_router_of: _RouterOf) -> None:
-        routes = cache.catalog.routes
         self.cache = cache
+        self._router_of = mcp_router_of
+        self._polls: dict[int, Route] = {}
+        self._former: list[object] = []  # The identity of a route stands for it as long as it lives.
+        cache.routes.on_change.append(self._use_learned)
+        routes = cache.routes.current
         self.router = router_of(routes)
         self.mcp = McpLines(routes, mcp_router_of)
         self.limit_fields: dict[Program, LimitFields] = {}
         self.policy_fields: dict[Program, PolicyFields] = {}
         anonymous = cache.catalog.anonymous
         self.by_ip = None if anonymous is None else client_ip(trusted_proxies=anonymous.trusted_proxies)
+
+    def _use_learned(self) -> None:
+        """Decide by the routes with what has been recorded on them."""
+        routes = self.cache.routes.current
+        self._former += (self.router, self.mcp)
+        self.router, self.mcp = self._router_of(routes), McpLines(routes, self._router_of)
+
+    def poll_of(self, route: Route) -> Route:
+        """The route for requests that only fetch work: they ask for no tokens, and reserve none."""
+        found = self._polls.get(id(route))
+        if found is None:
+            found = self._polls[id(route)] = replace(route, is_poll=True, reserve=(), reads_model=False)
+            self._former.append(route)
+        return found
+
+    def polled(self, route: Route, scope: Scope) -> Route:
+        """The route of an HTTP request, as :meth:`poll_of` has it where the request can only fetch work."""
+        return self.poll_of(route) if is_fetched(route.usage, scope["method"].upper()) else route
 
     def nobody(self) -> CustomerView:
         """The view of requests that pass although their customer is unknown."""

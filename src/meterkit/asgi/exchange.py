@@ -18,7 +18,7 @@ from meterkit.asgi.reading import Reading
 from meterkit.asgi.without_store import count_in_process
 from meterkit.catalog.argument_checks import check_quantities, check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
-from meterkit.store.hold import Mark, Used, add
+from meterkit.store.hold import Mark, Used, add, meters_of
 from meterkit.store.idempotency import repeat_digest
 from meterkit.store.settlement import Settlement, settlement_of
 
@@ -222,13 +222,13 @@ class Exchange(Admitted):
         # What the app has recorded of a request with an idempotency key goes with its mark, or not at all.
         is_whole = decided is None or decided.reserved or (recorded and decided.digest)
         if self._llm is not None or is_whole:
-            if decided is None and not (
-                recorded or self._llm or self.is_counted or self._route.idempotency_header
-            ):
+            has_more = recorded or self._llm or self.is_counted or self._route.idempotency_header
+            if decided is None and not has_more:
                 self._settle_undecided(lane, billed=billed)
                 return
             beside = Used(recorded, recorded) if decided is not None else self._undecided(recorded)
             parts = self._used_by_calls(outcome)
+            self._view.cache.routes.learn(self._route, meters_of((beside, *parts)))
             late = {} if self._llm is None else self._llm.outliving()
             settle_outliving(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
             self._settle_parts(lane, parts, beside, billed=billed)
@@ -247,7 +247,9 @@ class Exchange(Admitted):
             together = lane.allotments if decided.is_allotted else None
             (together or lane).settle(settlement)
         if recorded:
-            self._settle_used(lane, Used(recorded if billed else _NOTHING, recorded))
+            used = Used(recorded if billed else _NOTHING, recorded)
+            self._view.cache.routes.learn(self._route, recorded.keys())
+            self._store.settle(lane, Settlement(self._view, used=used))
 
     def _used_by_calls(self, outcome: Outcome) -> Sequence[Used]:
         """What calls of language models have used, those of one model together."""
@@ -293,9 +295,6 @@ class Exchange(Admitted):
                 count_in_process(self._store, self._view, self._route, part.rated)
             mark = None if digest is None else Mark(digest, billed=part is parts[0])
             self._store.settle(lane, Settlement(self._view, used=part, mark=mark))
-
-    def _settle_used(self, lane: Lane, used: Used) -> None:
-        self._store.settle(lane, Settlement(self._view, used=used))
 
     def settle_attempt(self, decided: PreparedDecision) -> None:
         """Settle at once what the store would have recorded with its decision, whatever follows on it."""
@@ -373,11 +372,12 @@ class Exchange(Admitted):
         """Warn of calls whose figures are missing, once in a while."""
         warn_of_lost(self._store, self._route.match, calls)
 
-    def _settle_late(self, lane: Lane, parts: Iterable[Used]) -> None:
+    def _settle_late(self, lane: Lane, parts: Sequence[Used]) -> None:
         billed = self._outcome() in self._charge_on
+        self._view.cache.routes.learn(self._route, meters_of(parts))
         for part in parts:
             used = part if billed else part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
-            on_loop_of(self._store, lane, self._settle_used, lane, used)
+            on_loop_of(self._store, lane, self._store.settle, lane, Settlement(self._view, used=used))
 
     def check_meters(self, quantities: dict[str, int]) -> None:
         """Refuse quantities that cannot be recorded.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from meterkit.catalog.additions import TOKEN_METERS
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("meterkit.asgi")
 
-_TOKEN_METERS: Final = (
-    *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
-    "total_tokens",
-)
 _Key: TypeAlias = tuple[str | None, str | None]
 """Model and provider; both None for usage that is counted whatever it is of."""
 _Amounts: TypeAlias = dict[tuple[_Key, bool, str], int | Fraction]
@@ -281,8 +278,8 @@ def _used_of(
     """
     if not calls:
         return None
-    if compiled.counters.isdisjoint(_TOKEN_METERS):
-        names = ", ".join(_TOKEN_METERS)
+    if compiled.counters.isdisjoint(TOKEN_METERS):
+        names = ", ".join(TOKEN_METERS)
         raise MeterkitError(
             f"{compiled.catalog.source}: found no meter that counts tokens; declare any of {names}"
         )
@@ -290,7 +287,7 @@ def _used_of(
         replace(call, model=model or call.model, provider=provider or call.provider) for call in calls
     )
     found = used_by_model(calls, compiled)
-    others = {meter: quantity for meter, quantity in (beside or {}).items() if meter not in _TOKEN_METERS}
+    others = {meter: quantity for meter, quantity in (beside or {}).items() if meter not in TOKEN_METERS}
     first = found[0] if found else NOTHING_USED
     return [
         first._replace(recorded={**first.recorded, **others}, rated={**first.rated, **others}),

@@ -17,6 +17,7 @@ from meterkit.asgi.exchange_kinds import kind_of
 from meterkit.asgi.headers import ShadowFields
 from meterkit.asgi.lifespan import lifespan
 from meterkit.asgi.logs import RefusalLog, TroubleLog
+from meterkit.asgi.polls import polls_own_job
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import known_refusal, reserving
 from meterkit.asgi.routing import Router, is_preflight
@@ -155,8 +156,9 @@ class MeterMiddleware:
                 self._say_unmatched(scope, plans)
             await self.app(scope, receive, send)
             return None
+        route = plans.polled(route, scope) if is_http else route
         body = None
-        if is_http and (route.reserve or route.storage_meter or route.idempotency_header):
+        if is_http and route.is_buffered:
             body = BufferedBody(scope, receive)
         passed = await (
             self._uncounted(plans, route, scope, send)
@@ -271,7 +273,7 @@ class MeterMiddleware:
 
     async def _reserving(self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody) -> Prepare:
         """The decision about a route that looks at the request: its body, its length, its idempotency key."""
-        refused = await known_refusal(self._kit.store, lane, view, route) if route.reserve else None
+        refused = await known_refusal(self._kit.store, lane, view, route)
         if refused is not None:
             raise _UnservedError(refused.refusal or _STORE_FAILED, refused)
         return await reserving(view.cache, route, body, estimate=self._kit.estimate_input)
@@ -290,18 +292,16 @@ class MeterMiddleware:
     ) -> Exchange | None:
         """Answer a request that is refused; in shadow it goes on."""
         if route.enforcement == "shadow":
-            return self._shadowed(decision, view or plans.nobody(), route, scope, send)
+            # Its usage is discarded where the customer is not known.
+            view = view or plans.nobody()
+            self._log.shadowed(decision, route, view)
+            passed = kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
+            passed.take(replace(decision, allowed=True, shadow=True))
+            return passed
+        if view is not None and await polls_own_job(self._kit.store, view, route, decision, scope):
+            return await self._admit(plans, plans.poll_of(route), scope, receive, send, None, refuser)
         await refuser.refuse(decision, route, decided, view, scope, receive, send)
         return None
-
-    def _shadowed(
-        self, decision: Decision, view: CustomerView, route: Route, scope: Scope, send: Send
-    ) -> Exchange:
-        """Serve a request without a known customer in shadow mode; its usage is discarded."""
-        self._log.shadowed(decision, route, view)
-        passed = kind_of(scope, route)(self._kit.store, None, view, route, None, [], scope, send)
-        passed.take(replace(decision, allowed=True, shadow=True))
-        return passed
 
     async def _customer(self, plans: PlansInForce, found: object, scope: Scope) -> CustomerView:
         """Decide for a new customer, or for a request without one."""

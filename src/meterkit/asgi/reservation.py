@@ -50,7 +50,8 @@ async def known_refusal(
     Raises:
         StoreError: the store cannot decide.
     """
-    if route.enforcement == "shadow" or view.prepare(route).refusal is None:
+    reads_body = route.reserve or route.reads_model
+    if not reads_body or route.enforcement == "shadow" or view.prepare(route).refusal is None:
         return None
 
     def confirm(newest: CustomerView, _: str) -> PreparedDecision:
@@ -70,7 +71,7 @@ async def reserving(
     """Read what a request asks for, its body too where the route says so; what makes its decision."""
     quantities: dict[str, int] = {}
     models: Sequence[str] = ()
-    if route.reserve:
+    if route.reserve or route.reads_model:
         await body.read()
         content, size, ended = body.content()
         quantities, models = reservation(
@@ -89,7 +90,7 @@ async def reserving(
             quantities[route.storage_meter] = announced
 
     def prepare(view: CustomerView, mode: str) -> PreparedDecision:
-        if quantities or route.reserve:
+        if quantities or route.reserve or route.reads_model:
             return prepare_reserving(view, route, quantities, mode, models=models)
         return view.prepare(route, mode)
 
@@ -128,12 +129,13 @@ def reservation(
     Returns:
         The quantities; and the models: none where the body names none, or cannot be read.
     """
-    if not route.reserve:
-        return {}, ()
     is_whole = ended and size <= len(body)
     asked = None
     if is_whole:
         asked = read_request(body) if body else LlmRequest()
+    models = route.models(() if asked is None else asked.models)
+    if not route.reserve:
+        return {}, models
     held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}
     wants_input = bool(charges) or "input_tokens" in counters or "total_tokens" in counters
     entered = held.get("input_tokens")
@@ -143,7 +145,6 @@ def reservation(
             held["input_tokens"] = entered
     if "total_tokens" in counters and "total_tokens" not in held:
         held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
-    models = route.models(() if asked is None else asked.models)
     if at is not None and (left := held.get("output_tokens")) is not None:
         for meter, one in charges.items():
             held[meter] = one.held(models, route.usage, entered=entered, left=left, at=at)

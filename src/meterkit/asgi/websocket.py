@@ -15,7 +15,8 @@ from meterkit.asgi.logs import Contained
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.problems import POLICY_VIOLATION
 from meterkit.asgi.without_store import decide_in_process
-from meterkit.decisions.asked import Demand
+from meterkit.catalog.additions import additions_of
+from meterkit.decisions.asked import ASK_ONLY, Demand
 from meterkit.decisions.customer_state import holding_only
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.decisions.program import compile_program
@@ -277,10 +278,9 @@ class WebSocketExchange(Exchange):
     def _by_now(self) -> tuple[Route, CustomerView]:
         """The line and the customer by the plans file of now, which may be another than at the opening's."""
         cache = self._store.cache
-        if cache is not self._view.cache:
-            for route in cache.catalog.routes:
-                if route.match == self._route.match:
-                    return route, cache.renewed(self._view)
+        route = cache.routes.newest(self._route.match)
+        if route is not None:
+            return route, self._view if cache is self._view.cache else cache.renewed(self._view)
         return self._route, self._view  # Where the line is gone, too: what it admitted goes by it.
 
     async def _decide_message(self, lane: Lane) -> Decision | None:
@@ -349,7 +349,8 @@ def _message(route: Route, view: CustomerView, mode: str) -> PreparedDecision:
     """The decision that counts a message."""
 
     def prepare() -> PreparedDecision:
-        demands = {name: Demand.of(quantity) for name, quantity in route.per_message.items()}
+        counted = {name: Demand.of(quantity) for name, quantity in route.per_message.items()}
+        demands = {**_demands_while_open(route, view), **counted}
         return _prepared(route, view, mode, view.entitlements, demands)
 
     return view.once(("message", id(route), mode), prepare)
@@ -359,10 +360,16 @@ def _looking(route: Route, view: CustomerView, _: str) -> PreparedDecision:
     """The decision whether one more message could be counted, whatever its rates."""
 
     def prepare() -> PreparedDecision:
-        demands = {name: Demand(needed=1, taken=0) for name in route.per_message}
+        demands = _demands_while_open(route, view)
         return _prepared(route, view, "c", holding_only(view.entitlements, demands, ()), demands)
 
     return view.once(("look", id(route)), prepare)
+
+
+def _demands_while_open(route: Route, view: CustomerView) -> dict[str, Demand]:
+    """Ask for what an open websocket can still add to; its opening has been counted."""
+    additions = additions_of(route, view.cache.catalog.meters)
+    return {name: ASK_ONLY for name, key in additions.items() if key != "consume"}
 
 
 def _prepared(

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from meterkit.catalog.asked_limits import mark_model_readers, note_unasked_limits
 from meterkit.catalog.billing import (
     ALLOTMENTS,
     ANONYMOUS_SHAPE,
@@ -53,17 +54,17 @@ from meterkit.catalog.storage import StorageTable, build_storage
 from meterkit.catalog.value_parsers import NAME, scalar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog.model_prices import Credit
-    from meterkit.catalog.models import Entitlement, Plan
+    from meterkit.catalog.models import Entitlement, Meter, Plan
 
 
 # Where the file lies, how a route's match is spaced, what there is to note, and what follows from the rest
 # change nothing.
 _SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
     Catalog: ("source", "content_hash", "notes"),
-    Route: ("match", "is_plain"),
+    Route: ("match", "is_plain", "is_buffered", "is_poll", "reads_model"),
 }
 
 
@@ -315,15 +316,14 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
         idempotency_header=money.idempotency_header,
         **common,
     )
+    plans = kept(built_plans)
     built_routes = build_routes(written_routes, declared, default, problems)
+    built_routes = mark_model_readers(built_routes, kept(known), plans.values())
     check_fit(
         zip(built_routes, written_routes, strict=True), built_plans, credits_=credits_, problems=problems
     )
     if values.routes is not None:
-        note_billing_lines(built_routes, built_plans.values(), values.place("routes"), problems)
-        note_unheld_money(
-            built_routes, credits_.values(), values.place("routes"), problems, has_budgets=bool(budgets)
-        )
+        _note_routes(values, built_routes, kept(known), plans, credits_, problems)
     default_plan = values.default_plan or ""
     if default_plan and values.plans is not None and default_plan not in written_plans:
         values.refuse("default_plan", unknown("plan", default_plan, written_plans))
@@ -339,7 +339,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
         features=frozenset(features),
         credits=credits_,
         routes=built_routes,
-        plans=kept(built_plans),
+        plans=plans,
         billing=money,
         dunning=dunning,
         storage=build_storage(values.storage, known),
@@ -350,11 +350,36 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     return digest(replace(catalog, notes=problems.notes))
 
 
+def _note_routes(
+    values: PlansFile,
+    routes: Sequence[Route],
+    meters: Mapping[str, Meter],
+    plans: Mapping[str, Plan],
+    credits_: Mapping[str, Credit],
+    problems: Problems,
+) -> None:
+    """Say what routes leave out."""
+    place, written = values.place("routes"), kept(values.plans)
+    note_billing_lines(routes, plans.values(), place, problems)
+    note_unasked_limits(
+        routes,
+        meters,
+        plans,
+        written,
+        credit_places=values.places("credits"),
+        stored=values.storage.gauge if values.storage else None,
+        problems=problems,
+    )
+    has_budgets = any(plan.budget is not None for plan in written.values())
+    note_unheld_money(routes, credits_.values(), place, problems, has_budgets=has_budgets)
+
+
 def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:
     """The catalog with this enforcement in place of the file's own and its routes'; None leaves them."""
     if enforcement is None:
         return catalog
     # Where nothing is counted, there is nothing to read, to set aside or to tell either.
-    off: dict[str, Any] = {"usage": "none", "reserve": (), "headers": "none"} if enforcement == "off" else {}
+    nothing = {"usage": "none", "reserve": (), "reads_model": False, "headers": "none"}
+    off: dict[str, Any] = nothing if enforcement == "off" else {}
     routes = tuple(replace(route, enforcement=enforcement, **off) for route in catalog.routes)
     return replace(catalog, routes=routes, enforcement=enforcement)

@@ -260,11 +260,15 @@ class Route:
         storage_meter: the gauge that a ``storage`` route fills, or None.
         usage: whose token figures are read; ``fields`` where only ``usage_fields`` are.
         usage_fields: meter to the dotted path of its figure in the JSON of the response.
+        records: meters that the app records in requests of the route.
+        reads_model: whether which limits hold depends on the model that the request's body names.
+        is_poll: whether it only fetches work that an earlier request began, and holds tokens for.
         model: that the app calls, whatever the request names; see :meth:`models`.
         charge_on: the outcomes that are billed.
         mcp: which messages it takes of those that are posted to an MCP endpoint; None: it takes requests.
         allotment: how long requests may be admitted in advance; None: as the plan says.
         is_plain: whether HTTP requests are only decided, and neither body nor answer is looked into.
+        is_buffered: whether HTTP requests are decided by their body or headers, too.
     """
 
     match: str
@@ -281,6 +285,9 @@ class Route:
     storage_meter: str | None = None
     usage: str = "none"
     usage_fields: Mapping[str, str] = field(default_factory=dict[str, str])
+    records: tuple[str, ...] = ()
+    reads_model: bool = False
+    is_poll: bool = False
     reserve: tuple[Reserve, ...] = ()
     charge_on: frozenset[Outcome] = BILLED_ON_SUCCESS
     enforcement: Enforcement = "on"
@@ -291,12 +298,15 @@ class Route:
     mcp: McpMatch | None = None
     allotment: Allotment | None = None
     is_plain: bool = field(init=False, repr=False, compare=False)
+    is_buffered: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Work out what each request would ask for."""
-        is_watched = self.mcp or self.reserve or self.storage_meter or self.idempotency_header
-        is_plain = not (is_watched or self.exempt or self.enforcement == "off" or self.usage != "none")
+        is_buffered = self.reserve or self.reads_model or self.storage_meter or self.idempotency_header
+        is_watched = is_buffered or self.mcp or self.usage != "none"
+        is_plain = not (is_watched or self.exempt or self.enforcement == "off")
         object.__setattr__(self, "is_plain", is_plain)
+        object.__setattr__(self, "is_buffered", bool(is_buffered))
 
     def models(self, named: Sequence[str]) -> Sequence[str]:
         """The models that a request may be of that names some; none: not known."""

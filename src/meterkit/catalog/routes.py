@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.additions import TOKEN_METERS, is_fetched
 from meterkit.catalog.billing import (
     ALLOTMENTS,
     CHARGE_ON_SHAPE,
@@ -20,7 +21,7 @@ from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
 from meterkit.catalog.rates import Rates
-from meterkit.catalog.shapes import Choice, Key, MapOf, Nullable, Table, kept
+from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Nullable, Table, kept
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 
 if TYPE_CHECKING:
@@ -30,14 +31,6 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Meter
     from meterkit.catalog.plans import Declared
 
-USAGE_METERS: Final = (
-    "input_tokens",
-    "output_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-    "total_tokens",
-)
 _USAGE: Final = ("none", "auto", "openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama")
 
 
@@ -95,6 +88,10 @@ class RouteTable(Table, what="a route"):
         MapOf(NAME, _FIELD, "meters and fields", 1),
         "Meter to the path of its figure in the JSON of the response.",
     )
+    records = Key(
+        ListOf(NAME, "meters", 1),
+        "Meters that the app records in requests of this route; they are refused once nothing is left.",
+    )
     reserve = Key(MapOf(NAME, ReserveTable, "meters and reserves", 1), "What is set aside beforehand.")
     model = Key(
         text(256),
@@ -141,8 +138,8 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
     feature = values.feature
     if feature is not None and feature not in declared.features:
         values.refuse("feature", unknown("feature", feature, declared.features))
-    if values.usage not in {None, "none"} and not any(name in declared.meters for name in USAGE_METERS):
-        message = f"token figures go to the meters {', '.join(USAGE_METERS)}; declare at least one of them"
+    if values.usage not in {None, "none"} and not any(name in declared.meters for name in TOKEN_METERS):
+        message = f"token figures go to the meters {', '.join(TOKEN_METERS)}; declare at least one of them"
         values.refuse("usage", message)
     if values.rates and ROUTE in declared.meters:
         message = f"policies of a line's rates and of the meter {ROUTE} would have one name; rename the meter"
@@ -155,7 +152,8 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
     return replace(
         default,
         **values.given("match", "exempt", "always", "rates", "feature", "storage", "model", "charge_on"),
-        **_usage(values),
+        **_usage(values, method),
+        records=tuple(dict.fromkeys(values.records or ())),
         **values.given("enforcement", "on_store_failure", "headers", "allotment"),
         **(values.given("idempotency_header") if mcp is None else _OF_MCP | {"mcp": mcp[1]}),
         method=method,
@@ -168,12 +166,16 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
     )
 
 
-def _usage(values: RouteTable) -> dict[str, Any]:
+def _usage(values: RouteTable, method: str | None) -> dict[str, Any]:
     fields, word = kept(values.usage_fields), values.usage or "none"
-    if word != "none" and (twice := [name for name in USAGE_METERS if name in fields]):
+    if word != "none" and (twice := [name for name in TOKEN_METERS if name in fields]):
         message = f"`usage: {word}` feeds {twice[0]} as well; name it in one of the two"
         values.refuse("usage_fields", message)
-    return {"usage": "fields" if fields and word == "none" else word, "usage_fields": fields}
+    return {
+        "usage": "fields" if fields and word == "none" else word,
+        "usage_fields": fields,
+        "is_poll": method is not None and is_fetched(word, method),
+    }
 
 
 def _refuse_contradictions(values: RouteTable, method: str | None, path: str | None, *, is_mcp: bool) -> None:
@@ -201,6 +203,7 @@ def _refuse_contradictions(values: RouteTable, method: str | None, path: str | N
 def _check_meters(values: RouteTable, declared: Declared) -> None:
     """See that what is counted is a counter of its own, and that what grows is a gauge."""
     places = [(verb, *entry) for verb in (*_VERBS, "usage_fields") for entry in values.places(verb).items()]
+    places += [("records", item.text, item.place) for item in values.texts("records")]
     for verb, name, place in places:
         meter = check_meter(name, declared.meters, place, values.problems)
         message = _misuse(verb, meter) if meter else None

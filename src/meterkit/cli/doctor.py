@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from meterkit.catalog.asked_limits import CHECK as LIMITS
 from meterkit.cli.session import Session, command
 from meterkit.health.allotments import CHECK as ALLOTMENTS
 
@@ -42,7 +43,8 @@ def _tell(found: Health) -> None:
         typer.echo(f"{finding.check}: {finding.problem}\n  cure: {finding.cure}")
     for why, checks in groupby(found.not_looked_at, found.not_looked_at.__getitem__):
         typer.echo(f"not looked at: {', '.join(checks)}: {why}")
-    if ALLOTMENTS in found.looked_at:
-        typer.echo(f"{ALLOTMENTS}: {found.looked_at[ALLOTMENTS]}")
+    for check in (ALLOTMENTS, LIMITS):
+        if check in found.looked_at:
+            typer.echo(f"{check}: {found.looked_at[check]}")
     if not found.findings:
         typer.echo(f"nothing found in {len(found.looked_at)} checks")

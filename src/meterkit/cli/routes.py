@@ -10,6 +10,7 @@ import typer
 from meterkit.asgi.app_routes import ANY_METHOD, Decider, described, routes_of, take
 from meterkit.asgi.routing import own_root_path
 from meterkit.catalog import load
+from meterkit.catalog.asked_limits import unasked_limits_of
 from meterkit.cli.imported_app import import_app
 from meterkit.cli.options import plans_path
 from meterkit.cli.output import print_note, print_records
@@ -35,8 +36,8 @@ def routes(
 ) -> None:
     """Show which line of the plans file takes each route.
 
-    The plans file is that of the app's MeterMiddleware; where it has none, that of --plans. Exits 1 if a
-    route is unmetered, or a line takes no route.
+    The plans file is that of the app's MeterMiddleware; where it has none, that of --plans. Names each meter
+    that a plan limits and no line asks for. Exits 1 if a route is unmetered, or a line takes no route.
     """
     # The app's kit logs about its store, which does not matter here.
     logging.getLogger("meterkit").setLevel(logging.ERROR)
@@ -50,8 +51,15 @@ def routes(
     elif session.plans is not None:
         print_note("--plans is not read: the app's MeterMiddleware has a plans file")
     taken, idle = take(found, otherwise)
-    shown = {"routes": [_record(one) for one in taken], "idle_lines": [_idle_record(one) for one in idle]}
-    session.show(shown, lambda: _tell(taken, idle))
+    deciders = (otherwise, *(route.decider for route in found))
+    catalogs = {id(one.catalog): one.catalog for one in deciders if one is not None}
+    unasked = [str(note) for catalog in catalogs.values() for note in unasked_limits_of(catalog)]
+    shown = {
+        "routes": [_record(one) for one in taken],
+        "idle_lines": [_idle_record(one) for one in idle],
+        "unasked_limits": unasked,
+    }
+    session.show(shown, lambda: _tell(taken, idle, unasked))
     raise typer.Exit(int(bool(idle) or any(one.line is None for one in taken)))
 
 
@@ -76,11 +84,13 @@ def _metered(taken: Taken) -> str:
     return "unmetered" if taken.is_decided else "unmetered: no MeterMiddleware before it"
 
 
-def _tell(taken: Sequence[Taken], idle: Sequence[Idle]) -> None:
+def _tell(taken: Sequence[Taken], idle: Sequence[Idle], unasked: Sequence[str]) -> None:
     rows = [row for one in taken for row in _rows(one)]
     print_records(rows, empty="the app has no routes")
     for one in idle:
         typer.echo(f"{one.catalog.source}: the line {one.line.match!r} takes no route: {_why(one)}")
+    for note in unasked:
+        typer.echo(f"note: {note}")
     unmetered = sum(one.line is None for one in taken)
     if unmetered:
         typer.echo(f'unmetered: {unmetered}; a line such as {{match: "*", …}} at the end takes what is left')

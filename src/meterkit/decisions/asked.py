@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from meterkit.decisions.decision import Policy
 from meterkit.decisions.gauges import GaugeLimit, gauge_policy
@@ -42,6 +42,10 @@ class Demand:
     def of(cls, quantity: int) -> Self:
         """Ask for a quantity, which is counted; of none, that something is left."""
         return cls(needed=max(1, quantity), taken=quantity)
+
+
+ASK_ONLY: Final = Demand(needed=1, taken=0)
+"""The demand on a meter by an unknown quantity: something must be left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.additions import additions_of
 from meterkit.decisions.asked import (
+    ASK_ONLY,
     Demand,
     Measure,
     Part,
@@ -34,10 +36,6 @@ if TYPE_CHECKING:
     from meterkit.decisions.subjects import AskedOfSubject
 
 _COUNTS: Final = 4  # how many rates, ceilings with concurrency limits, recorded meters, subjects: the first
-_TOKEN_METERS: Final = (
-    *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
-    "total_tokens",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -260,13 +258,19 @@ def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
     return int(stripe.report == "usage"), int(entitlement.overage.mode == "bill")
 
 
-def demands_of(route: Route, catalog: Catalog) -> dict[str, Demand]:
-    """What a route asks of each meter before the app runs."""
+def demands_of(route: Route, catalog: Catalog, models: Sequence[str] = ()) -> dict[str, Demand]:
+    """What a route asks of each meter before the app runs.
+
+    Of what its requests add to by a quantity that is not known yet, something must be left.
+
+    Args:
+        route: the route.
+        catalog: what is sold.
+        models: that the request names; none: any may answer it.
+    """
     demands = {name: Demand.of(taken) for name, taken in route.consume.items()}
     demands.update({name: Demand.of(growth) for name, growth in route.grow.items() if growth})
-    if route.usage != "none":
-        # What the response will cost is not known yet: something must be left.
-        for name, meter in catalog.meters.items():
-            if meter.charges is not None or (name in _TOKEN_METERS and meter.kind == "counter"):
-                demands.setdefault(name, Demand(needed=1, taken=0))
+    for name, key in additions_of(route, catalog.meters, models).items():
+        if key != "per_message":  # Each message asks for these itself.
+            demands.setdefault(name, ASK_ONLY)
     return demands

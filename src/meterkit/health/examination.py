@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
+from meterkit.catalog.asked_limits import CHECK as LIMITS
+from meterkit.catalog.asked_limits import unasked_limits_of
 from meterkit.customers.links import owner_of
 from meterkit.decisions.keys import WITHOUT_TTL
 from meterkit.errors import MeterkitError, StoreError
@@ -70,6 +72,8 @@ async def examine(parts: Parts) -> Health:
     if (allotted := allotments_of(parts.store.catalog)) is not None:
         units = units_of([lane.allotments for lane in parts.store.lanes.values() if lane.allotments])
         found.looked_at[ALLOTMENTS] = allotted + units
+    if unasked := unasked_limits_of(parts.store.catalog):
+        found.looked_at[LIMITS] = "; ".join(map(str, unasked))
     return found
 
 

@@ -127,8 +127,9 @@ def allotted(decision: PreparedDecision, route: Route) -> PreparedDecision | Non
         return None
     if any(measure.kind not in _KINDS for measure in program.measures):
         return None  # A bucket's tokens would be used later than they were taken, and others meanwhile.
-    if any(demand.taken < demand.needed for demand in demands.values()):
-        return None
+    limited = {measure.policy.meter for measure in program.measures}
+    if any(demand.taken < demand.needed and name in limited for name, demand in demands.items()):
+        return None  # How much its requests come to use is not known in advance.
     kept = compile_program(view.entitlements, catalog, demands, prepaid=view.prepaid, route=route)
     unit = PreparedDecision(view, kept, "d", route=route)
     unit.is_allotted = True

@@ -16,6 +16,7 @@ from meterkit.decisions.grants import prepaid_by_plan
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.program import compile_program, demands_of
+from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.script_terms import pack_tail
 from meterkit.tokens.charging import Charges, Remainders
 from meterkit.tokens.costing import call_costs
@@ -129,6 +130,7 @@ class CompiledCatalog:
 
     Attributes:
         prepaid: what the customers of a plan may have prepaid, by the plan's key.
+        routes: those of the plans file, with what the app has recorded on each.
         counters: the meters that can be counted on: no gauges, and none that follow another.
         derives: whether there are meters that follow another.
         has_rows: whether a plan has prices of overage by model.
@@ -178,6 +180,7 @@ class CompiledCatalog:
         self._asked: dict[tuple[object, ...], Program] = {}
         self.prepaid = prepaid_by_plan(catalog)
         self.alarms = Alarms(catalog)
+        self.routes = LearnedRoutes(catalog)
         self.counters = counters_of(catalog.meters)
         self.derives = any(meter.source is not None and not meter.is_row for meter in catalog.meters.values())
         self.has_rows = any(meter.is_row for meter in catalog.meters.values())

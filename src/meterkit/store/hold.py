@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 from meterkit.catalog.models import QUANTITY_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from fractions import Fraction
 
     from meterkit.decisions.subjects import SubjectHold
@@ -53,6 +53,11 @@ class Used(NamedTuple):
 
 
 NOTHING_USED: Final = Used()
+
+
+def meters_of(parts: Iterable[Used]) -> set[str]:
+    """The meters that were used, or charged."""
+    return {name for part in parts for name in (*part.rated, *part.charged)}
 
 
 def add(quantities: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from meterkit.store.holds import HoldOwner
 from meterkit.store.settlement import settlement_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from meterkit.redis.lane import Lane
     from meterkit.store.store import Store
@@ -73,6 +73,20 @@ async def claim_job(
     customer, anonymous, _, *subjects = json.loads(owner)
     given = tuple(subjects[0].items()) if subjects else ()
     return Claim(store.cache.get(customer, anonymous=anonymous, subjects=given), counts)
+
+
+async def owners_of(store: Store, job_ids: Sequence[str]) -> set[tuple[str, bool]]:
+    """The customers who began some jobs, each with whether they are anonymous. Raises StoreError."""
+    found = {
+        (view.customer, view.anonymous) for name in job_ids if (view := store.outliving.owners.get(name))
+    }
+    admin = await store.admin()
+    for name in job_ids if not found else ():
+        owner = await admin.ask(admin.client.hget(store.keys.job(name), "owner"))
+        if owner is not None:
+            customer, anonymous, *_ = json.loads(owner)
+            found.add((customer, anonymous))
+    return found
 
 
 async def has_ended(store: Store, job_id: str) -> bool:

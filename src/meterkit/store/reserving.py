@@ -29,6 +29,7 @@ class PreparedReservation:
         route: the route.
         meters: whose quantities are reserved.
         at: what follows from its model.
+        models: that the request names.
 
     Attributes:
         bound: what the program comes to with quantities.
@@ -36,8 +37,15 @@ class PreparedReservation:
 
     __slots__ = ("_at", "_consumed", "_demands", "_head", "_program", "_route", "_tails", "_view", "bound")
 
-    def __init__(self, view: CustomerView, route: Route, meters: Iterable[str], at: AtModel) -> None:
-        self._demands = demands = demands_of(route, view.cache.catalog)
+    def __init__(
+        self,
+        view: CustomerView,
+        route: Route,
+        meters: Iterable[str],
+        at: AtModel,
+        models: Sequence[str],
+    ) -> None:
+        self._demands = demands = demands_of(route, view.cache.catalog, models)
         self._view = view
         self._route = route
         self._at = at
@@ -105,6 +113,7 @@ def prepare_reserving(
     rows = view.cache.holds_rows
     at = held_at(models, view.prepaid, quantities, view.entitlements, holds_rows=rows)
     reserved |= {row: quantities[name] + route.consume.get(name, 0) for name, row in at.rows.items()}
-    key = ("reserve", id(route), *reserved, *at.key)
-    prepared = view.once(key, lambda: PreparedReservation(view, route, reserved, at))
+    asked = demands_of(route, view.cache.catalog, models) if view.cache.derives else ()
+    key = ("reserve", id(route), *asked, "", *reserved, *at.key)
+    prepared = view.once(key, lambda: PreparedReservation(view, route, reserved, at, models))
     return prepared.bind(reserved, mode)

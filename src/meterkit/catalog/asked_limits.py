@@ -1,0 +1,128 @@
+"""Which limits a route asks for, and those that none does. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from meterkit.catalog.additions import TOKEN_METERS, additions_of
+from meterkit.catalog.entitlements import ceiling
+from meterkit.catalog.meters import CHARGED, counts_bytes
+from meterkit.catalog.models import SPEND
+from meterkit.catalog.shapes import kept
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from meterkit.catalog.errors import Place, Problems
+    from meterkit.catalog.models import Catalog, Entitlement, Meter, Plan, Route
+    from meterkit.catalog.note import Note
+    from meterkit.catalog.plans import PlanTable
+
+CHECK: Final = "limits"
+"""The name of the check of `meterkit doctor` that shows limits no route asks for."""
+
+
+def has_limit(given: Entitlement, *, in_budget: bool = False) -> bool:
+    """Whether an entitlement can refuse a request; ``in_budget``: a budget bounds what the meter costs."""
+    is_priced = given.overage.amount_cents is not None or given.overage.rows is not None
+    return bool(given.rates) or ceiling(given) is not None or (in_budget and is_priced)
+
+
+def is_limited(meter: str, plans: Iterable[Plan]) -> bool:
+    """Whether a plan, or what it gives a subject, limits a meter."""
+    return any(
+        has_limit(given, in_budget=_has_budget(plan))
+        for plan in plans
+        for given in _given_of(meter, plan)
+        if given is not None
+    )
+
+
+def mark_model_readers(
+    routes: Iterable[Route], meters: Mapping[str, Meter], plans: Iterable[Plan]
+) -> tuple[Route, ...]:
+    """The routes, each with whether which limits hold depends on the model that a request's body names."""
+    by_model = {name for name, meter in meters.items() if "model" in meter.where and is_limited(name, plans)}
+    return tuple(
+        replace(
+            route, reads_model=route.model is None and not by_model.isdisjoint(additions_of(route, meters))
+        )
+        for route in routes
+    )
+
+
+def unasked_limits_of(catalog: Catalog) -> Sequence[Note]:
+    """The limits that no route of a plans file asks for."""
+    return [note for note in catalog.notes if note.kind == "never_asked"]
+
+
+def note_unasked_limits(
+    routes: Iterable[Route],
+    meters: Mapping[str, Meter],
+    plans: Mapping[str, Plan],
+    written: Mapping[str, PlanTable],
+    *,
+    credit_places: Mapping[str, Place],
+    stored: str | None,
+    problems: Problems,
+) -> None:
+    """Name each meter that a plan limits and that no route asks for, where the first such plan limits it.
+
+    Args:
+        routes: those of the file.
+        meters: those of the file.
+        plans: by their keys.
+        written: the same, as the file has them.
+        credit_places: where each credit stands.
+        stored: the gauge of stored objects, which presigned uploads ask for; None: there is none.
+        problems: the list to add to.
+    """
+    asked = {stored}
+    for route in routes:
+        asked |= {*additions_of(route, meters), *route.grow, route.storage_meter}
+        asked |= {reserve.meter for reserve in route.reserve}
+    for name, meter in meters.items():
+        limiting = [key for key, plan in plans.items() if name not in asked and is_limited(name, [plan])]
+        if limiting and meter.charges is not None:
+            message = (
+                "no route reads the token usage that it pays; write `usage: auto` on those that call a model"
+            )
+            problems.note(credit_places[name.removesuffix(CHARGED)], "never_asked", message)
+        elif limiting and not (meter.is_row or meter.is_spend):
+            place = _place_of(name, written[limiting[0]])
+            message = (
+                f"no route asks for {name}, so no request is refused by this limit of"
+                f" {', '.join(limiting)}; write {_cure(meter)}; leave it as it is where only calls such as"
+                " kit.consume() count it"
+            )
+            problems.note(place, "never_asked", message)
+
+
+def _given_of(meter: str, plan: Plan) -> Iterator[Entitlement | None]:
+    yield plan.entitlements.get(meter)
+    yield from (subject.limits.get(meter) for subject in plan.subjects.values())
+
+
+def _has_budget(plan: Plan) -> bool:
+    spend = plan.entitlements.get(SPEND)
+    is_bounded = spend is not None and has_limit(spend)
+    return is_bounded or any(subject.budget for subject in plan.subjects.values())
+
+
+def _place_of(meter: str, written: PlanTable) -> Place:
+    """Where a plan says something of a meter: in its `meters`, or else in its `subjects`."""
+    subjects = (subject.node.places for subject in kept(written.subjects).values())
+    places = (written.places("meters"), *subjects)
+    return next((found[meter] for found in places if meter in found), written.node.place)
+
+
+def _cure(meter: Meter) -> str:
+    name = meter.name
+    if meter.kind == "gauge":
+        way = "`storage: content-length`" if counts_bytes(meter) else f"`grow: {{{name}: 1}}`"
+        return f"{way} on the routes that raise it"
+    if meter.source is not None:
+        return f"`usage: auto` on the routes that call a model, or `records: [{meter.source}]`"
+    usage = "`usage: auto` on the routes that call a model, or " if name in TOKEN_METERS else ""
+    return f"{usage}`records: [{name}]` on the routes in which the app records it"

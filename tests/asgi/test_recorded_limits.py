@@ -1,0 +1,342 @@
+"""F-200, F-20c, F-20d: a request is refused once nothing is left of a meter that its route can add to."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+import meterkit
+from asgi.test_websockets import opened
+from faults import eventually
+from llm_apps import answering
+from metering import served
+from meterkit import Caller
+from tokens.recordings import JSON_TYPE, compact
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from metering import Served
+
+pytestmark = [pytest.mark.anyio]
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  words: {unit: word, stripe: {event_name: words}}
+  pages: {unit: page}
+  input_tokens: {unit: token}
+  output_tokens: {unit: token}
+  large_output: {unit: token, from: output_tokens, where: {model: "*-large*"}}
+credits:
+  coins: {costs: {words: 1}}
+routes:
+  - {match: "POST /named", consume: {requests: 1}, records: [words]}
+  - {match: "POST /other", consume: {requests: 1}}
+  - {match: "POST /chat", usage: openai}
+  - {match: "POST /small", usage: openai, model: gpt-small}
+  - {match: "POST /rerank", usage_fields: {pages: meta.units}}
+  - {match: "/billing/{path:path}", always: true}
+  - {match: "WS /live", consume: {requests: 1}, per_message: {requests: 1}}
+  - {match: "MCP tools/call write", consume: {requests: 1}, records: [words]}
+  - {match: "MCP tools/call read", consume: {requests: 1}}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {rate: 10000/hour}
+      words: {included: 1_000, overage: deny}
+      pages: {included: 10, overage: deny}
+      input_tokens: {included: 1_000_000}
+      output_tokens: {included: 1_000, overage: deny}
+      large_output: {included: 100, overage: deny}
+    subjects:
+      user: {words: {included: 10}}
+  capped:
+    price: {amount_cents: 0, interval: month}
+    meters: {words: {included: 1_000, overage: {bill: {cap: 500, per: 100, amount_cents: 10}}}}
+  budgeted:
+    price: {amount_cents: 0, interval: month}
+    budget: {amount_cents: 30}
+    meters: {words: {included: 1_000, overage: {bill: {per: 100, amount_cents: 10}}}}
+  rated:
+    price: {amount_cents: 0, interval: month}
+    meters: {words: {rate: 100/hour, included: unlimited}}
+"""
+
+
+async def record_words(request: Request) -> Response:
+    """Record what the query says: in the request, or with `after` in its background task."""
+    quantities = {name: int(value) for name, value in request.query_params.items() if name != "after"}
+    if "after" not in request.query_params:
+        meterkit.record(**quantities)
+        return PlainTextResponse("done")
+    return PlainTextResponse("done", background=BackgroundTask(meterkit.record, **quantities))
+
+
+APP: ASGIApp = Starlette(routes=[Route("/{path:path}", record_words, methods=["GET", "POST"])])
+
+
+async def statuses(at: Served, *paths: str) -> list[int]:
+    return [(await at.client.post(path)).status_code for path in paths]
+
+
+@pytest.mark.parametrize("way", ["words=3000", "words=3000&after=1"])
+async def test_the_request_after_the_last_included_unit_is_refused(way: str, store_url: str) -> None:
+    async with served(APP, plans=PLANS, redis_url=store_url) as at:
+        assert await statuses(at, "/named?words=999", f"/named?{way}") == [200, 200]
+        refused = await at.client.post("/named?words=1")
+        assert refused.status_code == 429
+        assert refused.json()["violated-policies"] == ["words-period"]
+        assert await at.counted(meter="words") == (3999, 0)
+        assert await statuses(at, "/other", "/billing/pay") == [200, 200]
+
+
+async def test_what_a_route_records_is_learned_and_the_key_is_named_once(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(APP, plans=PLANS, redis_url=store_url) as at:
+        assert await statuses(at, "/a?words=500", "/b?words=500", "/c?words=1") == [200, 200, 429]
+        assert await statuses(at, "/other", "/other?requests=1") == [200, 200]
+    (warning,) = (one for one in caplog.records if one.levelno == logging.WARNING and one.name == "meterkit")
+    assert "requests of the route '*' record words" in warning.getMessage()
+    assert "write `records: [words]` on the route" in warning.getMessage()
+
+
+async def test_a_new_process_asks_for_what_is_named_from_its_first_request_on(store_url: str) -> None:
+    async with served(APP, plans=PLANS, redis_url=store_url) as at:
+        await at.kit.record("acme", "words", 1_000)
+        assert await statuses(at, "/named", "/x?words=1", "/x") == [429, 200, 429]
+
+
+async def test_an_always_route_is_served_whatever_it_records() -> None:
+    async with served(APP, plans=PLANS) as at:
+        assert await statuses(at, *["/billing/x?words=5000"] * 3, "/named") == [200, 200, 200, 429]
+
+
+async def test_a_meter_that_a_plan_does_not_limit_refuses_nothing_and_has_no_policy() -> None:
+    plans = PLANS.replace("words: {included: 1_000, overage: deny}", "words: {included: unlimited}")
+    async with served(APP, plans=plans) as at:
+        before = await at.left("/x")
+        assert await statuses(at, "/x?words=5000", "/x?words=5000") == [200, 200]
+        assert (await at.left("/x")).count(";") == before.count(";")
+
+
+@pytest.mark.parametrize(
+    ("plan", "words", "policy"),
+    [("capped", 1_500, "words-period"), ("budgeted", 1_300, "spend-period"), ("rated", 100, "words-1h")],
+)
+async def test_caps_budgets_and_rates_refuse_what_is_recorded(plan: str, words: int, policy: str) -> None:
+    async with served(APP, plans=PLANS) as at:
+        await at.kit.customers.set_plan("acme", plan)
+        assert await statuses(at, f"/x?words={words - 1}", "/x?words=1") == [200, 200]
+        refused = await at.client.post("/x?words=1")
+        assert (refused.status_code, refused.headers["ratelimit"].partition(";")[0]) == (
+            402 if plan == "budgeted" else 429,
+            f'"{policy}"',
+        )
+
+
+@pytest.mark.parametrize("target", ["words", "coins"])
+async def test_grants_and_credits_let_it_through_until_they_are_used(target: str) -> None:
+    async with served(APP, plans=PLANS) as at:
+        await at.kit.grants.add("acme", {target: 50}, grant_id="g")
+        paths = "/named?words=1000", "/named?words=49", "/named?words=1", "/named"
+        assert await statuses(at, *paths) == [200, 200, 200, 402]
+
+
+async def test_a_user_of_the_customer_is_refused_by_what_was_recorded_for_it() -> None:
+    def who(scope: Scope) -> Caller:
+        return Caller("acme", subjects={"user": scope["query_string"].decode().partition("&u=")[2][:2]})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        meterkit.record(words=10)
+        await answering([b"{}"], JSON_TYPE)(scope, receive, send)
+
+    async with served(app, plans=PLANS, who=who) as at:
+        assert await statuses(at, "/x?a&u=u1", "/x?a&u=u1", "/x?a&u=u2") == [200, 429, 200]
+
+
+async def socket_app(_: Scope, receive: Receive, send: Send) -> None:
+    """Record as many words as each message says."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        meterkit.record(words=int(message["text"]))
+        await send({"type": "websocket.send", "text": "done"})
+
+
+async def test_a_websocket_is_refused_and_closed_by_what_it_records() -> None:
+    async with served(socket_app, plans=PLANS) as at:
+        async with opened(at) as first:
+            first.say("1000")
+            await eventually(lambda: first.heard() == ["done"])
+            first.say("1")
+            await eventually(lambda: not first.is_open)
+            assert first.heard() == ["done"]
+            assert (first.sent[-1]["code"], first.sent[-1]["reason"]) == (1008, "words-period")
+        async with opened(at) as second:
+            assert second.kinds() == ["websocket.close"]
+
+
+async def test_an_open_websocket_without_counted_messages_is_closed_at_the_next_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("meterkit.asgi.websocket._LOOK_EVERY_S", 0.01)
+    plans = PLANS.replace(", per_message: {requests: 1}", ", records: [words]")
+    async with served(socket_app, plans=plans) as at, opened(at) as socket:
+        socket.say("1000")
+        await eventually(lambda: not socket.is_open)
+        assert socket.sent[-1]["reason"] == "words-period"
+
+
+async def test_tool_calls_are_refused_by_what_they_record() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        meterkit.record(words=1000)
+        await answering([b'{"jsonrpc":"2.0","id":1,"result":{}}'], JSON_TYPE)(scope, receive, send)
+
+    def call(tool: str) -> dict[str, Any]:
+        return {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool}}
+
+    async with served(app, plans=PLANS) as at:
+        tools = "write", "write", "read", "read"
+        answers = [await at.client.post("/mcp", json=call(tool)) for tool in tools]
+        # The route of `read` does not name words: it asks for them once it has recorded some.
+        assert ["error" in answer.json() for answer in answers] == [False, True, False, True]
+
+
+CHAT: dict[str, Any] = {
+    "id": "c",
+    "object": "chat.completion",
+    "model": "gpt-large-1",
+    "choices": [],
+    "usage": {"prompt_tokens": 1, "completion_tokens": 100, "total_tokens": 101},
+}
+
+
+async def test_a_derived_limit_refuses_the_models_that_it_is_about(store_url: str) -> None:
+    async with served(answering([compact(CHAT)], JSON_TYPE), plans=PLANS, redis_url=store_url) as at:
+
+        async def ask(body: bytes, path: str = "/chat") -> int:
+            return (await at.client.post(path, content=body)).status_code
+
+        large, small = b'{"model": "gpt-large-1"}', b'{"model": "gpt-small"}'
+        assert [await ask(large), await ask(large), await ask(small)] == [200, 429, 200]
+        # A body that names no model may be answered by any.
+        assert [await ask(b"{}"), await ask(b"\xff"), await ask(large, "/small")] == [429, 429, 200]
+
+
+async def test_usage_fields_ask_for_their_meters_and_for_no_tokens() -> None:
+    async with served(answering([b'{"meta": {"units": 10}}'], JSON_TYPE), plans=PLANS) as at:
+        await at.kit.record("acme", "output_tokens", 1_000)
+        assert await statuses(at, "/rerank", "/rerank", "/chat") == [200, 429, 429]
+
+
+async def test_tokens_that_the_app_reports_refuse_the_next_request_of_the_route() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        meterkit.record_usage({**CHAT, "usage": {**CHAT["usage"], "completion_tokens": 1_000}})
+        await answering([b"{}"], JSON_TYPE)(scope, receive, send)
+
+    async with served(app, plans=PLANS) as at:
+        assert await statuses(at, "/x", "/x", "/other", "/other") == [200, 429, 200, 429]
+
+
+async def test_a_learned_meter_is_asked_for_by_all_middlewares_of_a_kit_and_after_a_change_of_plan() -> None:
+    async with served(APP, plans=PLANS) as at:
+        assert await statuses(at, "/x?words=1000", "/x") == [200, 429]
+        await at.kit.customers.set_plan("acme", "rated")
+        assert await statuses(at, "/x?words=100", "/x") == [200, 429]
+        at.clock.advance(timedelta(hours=3))
+        assert await statuses(at, "/x") == [200]
+
+
+JOB: dict[str, Any] = {
+    "id": "resp_1",
+    "object": "response",
+    "background": True,
+    "model": "gpt-small",
+    "output": [],
+}
+USED = {"input_tokens": 600, "output_tokens": 400, "total_tokens": 1000}
+JOBS = PLANS.replace(
+    "routes:\n",
+    """routes:
+  - match: "POST /v1/responses"
+    usage: auto
+    reserve: {output_tokens: {from: max_output_tokens, default: 1000, ceiling: 1000}}
+  - {match: "/v1/{path:path}", usage: auto, reserve: {output_tokens: {default: 1000}}}
+  - {match: "/v2/{path:path}", usage: openai}
+""",
+)
+
+
+async def job_app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Begin a job, or show that it has ended; a chat answers at once."""
+    path = scope["path"]
+    job = {**JOB, "status": "queued", "usage": None}
+    if "resp_1" in path:
+        job = {**JOB, "status": "completed", "usage": USED}
+    await answering([compact(CHAT if "chat" in path else job)], JSON_TYPE)(scope, receive, send)
+
+
+async def job_begun(at: Served) -> None:
+    assert await statuses(at, "/v1/responses") == [200]
+    await counts(at, recorded=0, held=1000)
+
+
+async def counts(at: Served, *, recorded: int, held: int) -> None:
+    """Wait until the output tokens are counted so."""
+    found = None
+    while found != (recorded, held):
+        found = await at.counted(meter="output_tokens")
+
+
+@pytest.mark.parametrize("poll", ["GET /v1", "GET /v2", "HEAD /v2", "DELETE /v2", "POST /v2"])
+async def test_a_poll_is_not_refused_by_the_hold_of_its_job(poll: str, store_url: str) -> None:
+    method, _, prefix = poll.partition(" ")
+    path = f"{prefix}/responses/resp_1" + ("/cancel" if method == "POST" else "")
+    async with served(job_app, plans=JOBS, redis_url=store_url) as at:
+        await job_begun(at)
+        assert await statuses(at, "/v1/responses", "/v2/chat") == [429, 429]
+        assert (await at.client.request(method, path)).status_code == 200
+        await counts(at, recorded=400, held=0)
+
+
+async def test_only_the_customers_own_job_makes_a_request_a_poll(store_url: str) -> None:
+    async with served(job_app, plans=JOBS, redis_url=store_url) as at:
+        await job_begun(at)
+        await at.kit.record("bob", "output_tokens", 1_000)
+        bob = {"x-customer-id": "bob"}
+        refused = [
+            await at.client.get("/v2/responses/resp_1", headers=bob),
+            await at.client.get("/v2/chat/resp_2"),
+            await at.client.get("/v2/chat"),
+            await at.client.post("/v2/chat/resp_1"),
+        ]
+        assert [one.status_code for one in refused] == [429] * 4
+
+
+async def test_a_fetch_reserves_nothing_and_takes_no_token_of_a_rate(store_url: str) -> None:
+    async with served(job_app, plans=JOBS, redis_url=store_url) as at:
+        await at.kit.record("acme", "output_tokens", 1_000)
+        assert (await at.client.get("/v1/models")).status_code == 200
+        assert await statuses(at, "/v1/models") == [429]
+
+
+async def test_another_process_knows_whose_job_it_is(store_url: str) -> None:
+    async with served(job_app, plans=JOBS, redis_url=store_url) as at:
+        await job_begun(at)
+        at.kit.store.outliving.owners.clear()  # As in a process that has not seen its begin.
+        assert (await at.client.get("/v2/responses/resp_1")).status_code == 200
