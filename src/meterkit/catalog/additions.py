@@ -37,7 +37,9 @@ def additions_of(
         models: that the request names; none: any model may answer it.
     """
     by_key = _named(route, meters).items()
-    named = [(key, name) for key, names in by_key for name in names if _is_counter(name, meters)]
+    named: list[tuple[AdditionKey, str]] = [
+        (key, name) for key, names in by_key for name in names if _is_counter(name, meters)
+    ]
     found: dict[str, AdditionKey] = {}
     for key, name in named:
         found.setdefault(name, key)
