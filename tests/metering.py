@@ -18,6 +18,7 @@ from meterkit.testing import Clock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,7 +91,7 @@ class Served:
 async def served(
     app: ASGIApp,
     *,
-    plans: str = PLANS,
+    plans: str | Path = PLANS,
     who: Callable[[Scope], Any] | None = None,
     redis_url: str = "memory://",
     raise_app_exceptions: bool = True,
@@ -101,7 +102,7 @@ async def served(
     clock = Clock(NOW)
     given: dict[str, Any] = {"shards": 4, "flush": False} | (settings or {})
     kit = MeterKit(
-        loads(plans),
+        loads(plans) if isinstance(plans, str) else plans,
         clock=clock,
         redis_url=redis_url,
         key_prefix=f"edge{next(_numbers)}",

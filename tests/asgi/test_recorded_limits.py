@@ -21,6 +21,8 @@ from meterkit import Caller
 from tokens.recordings import JSON_TYPE, compact
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -86,7 +88,7 @@ async def record_words(request: Request) -> Response:
     return PlainTextResponse("done", background=BackgroundTask(meterkit.record, **quantities))
 
 
-APP: ASGIApp = Starlette(routes=[Route("/{path:path}", record_words, methods=["GET", "POST"])])
+APP: ASGIApp = Starlette(routes=[Route("/{path:path}", record_words, methods=["GET", "POST", "PUT"])])
 
 
 async def statuses(at: Served, *paths: str) -> list[int]:
@@ -119,6 +121,35 @@ async def test_a_new_process_asks_for_what_is_named_from_its_first_request_on(st
     async with served(APP, plans=PLANS, redis_url=store_url) as at:
         await at.kit.record("acme", "words", 1_000)
         assert await statuses(at, "/named", "/x?words=1", "/x") == [429, 200, 429]
+
+
+async def test_a_reloaded_file_keeps_what_the_process_has_learned(tmp_path: Path, store_url: str) -> None:
+    file = tmp_path / "plans.yaml"
+    file.write_text(PLANS)
+    async with served(APP, plans=file, redis_url=store_url) as at:
+        assert await statuses(at, "/x?words=1000", "/x") == [200, 429]
+        file.write_text(PLANS.replace("rate: 10000/hour", "rate: 20000/hour"))
+        assert await at.kit.reload()
+        assert await statuses(at, "/x", "/other") == [429, 200]
+
+
+async def test_nothing_is_learned_of_a_quantity_of_0() -> None:
+    async with served(APP, plans=PLANS) as at:
+        await at.kit.record("acme", "words", 1_000)
+        assert await statuses(at, "/x?words=0", "/x") == [200, 200]
+
+
+async def test_an_upload_is_refused_by_what_its_route_records() -> None:
+    line = '  - {match: "PUT /up", storage: content-length, records: [words]}\n'
+    plans = PLANS.replace("routes:\n", f"routes:\n{line}").replace(
+        "  pages: {unit: page}\n", "  pages: {unit: page}\n  storage: {unit: byte, kind: gauge}\n"
+    )
+    async with served(APP, plans=plans) as at:
+        await at.kit.record("acme", "words", 999)
+        assert (await at.client.put("/up", content=b"12")).status_code == 200
+        await at.kit.record("acme", "words", 1)
+        refused = await at.client.put("/up", content=b"12")
+        assert refused.json()["violated-policies"] == ["words-period"]
 
 
 async def test_an_always_route_is_served_whatever_it_records() -> None:

@@ -77,10 +77,12 @@ def test_routes_without_a_line_and_lines_without_a_route_are_left_undone(api: Sh
         "host": None,
         "path": "/healthz",
         "line": "GET /healthz",
+        "adds": {},
         "metered": "exempt",
         "parts": [],
     }
     assert chat["metered"] == "feature full_ai; consume 1 requests; usage auto"
+    assert chat["adds"] == {"output_tokens": "usage", "requests": "consume"}
     assert (files["line"], files["metered"]) == (None, "unmetered")
     assert files["parts"] == [{"line": "GET /v1/files/public", "metered": "exempt"}]
     why = "the app has no route for it"

@@ -248,7 +248,7 @@ class Exchange(Admitted):
             (together or lane).settle(settlement)
         if recorded:
             used = Used(recorded if billed else _NOTHING, recorded)
-            self._view.cache.routes.learn(self._route, recorded.keys())
+            self._view.cache.routes.learn(self._route, meters_of((used,)))
             self._store.settle(lane, Settlement(self._view, used=used))
 
     def _used_by_calls(self, outcome: Outcome) -> Sequence[Used]:

@@ -10,6 +10,7 @@ import typer
 from meterkit.asgi.app_routes import ANY_METHOD, Decider, described, routes_of, take
 from meterkit.asgi.routing import own_root_path
 from meterkit.catalog import load
+from meterkit.catalog.additions import additions_of
 from meterkit.catalog.asked_limits import unasked_limits_of
 from meterkit.cli.imported_app import import_app
 from meterkit.cli.options import plans_path
@@ -69,9 +70,18 @@ def _record(taken: Taken) -> dict[str, object]:
         "host": taken.route.host,
         "path": taken.route.path,
         "line": None if taken.line is None else taken.line.match,
+        "adds": _additions(taken),
         "metered": _metered(taken),
         "parts": [{"line": line.match, "metered": described(line)} for line in taken.parts],
     }
+
+
+def _additions(taken: Taken) -> dict[str, str]:
+    """The meters that requests of a route can add to, each with the key that says so."""
+    decider = taken.route.decider
+    if taken.line is None or decider is None:
+        return {}
+    return dict(additions_of(taken.line, decider.catalog.meters))
 
 
 def _idle_record(idle: Idle) -> dict[str, object]:

@@ -213,7 +213,10 @@ def _unbounded(
     return {
         name: demand.taken
         for name, demand in demands.items()
-        if name not in capped and name in prepaid.paid_with and entitlements[name].included is not None
+        if demand.taken
+        and name not in capped
+        and name in prepaid.paid_with
+        and entitlements[name].included is not None
     }
 
 

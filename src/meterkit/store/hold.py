@@ -56,8 +56,9 @@ NOTHING_USED: Final = Used()
 
 
 def meters_of(parts: Iterable[Used]) -> set[str]:
-    """The meters that were used, or charged."""
-    return {name for part in parts for name in (*part.rated, *part.charged)}
+    """The meters of which anything was used, or charged."""
+    used = [name for part in parts for name, quantity in part.rated.items() if quantity]
+    return {*used, *(name for part in parts for name, amount in part.charged.items() if amount > 0)}
 
 
 def add(quantities: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:

@@ -6,12 +6,13 @@ import logging
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Final
+from weakref import WeakMethod
 
 from meterkit.catalog.additions import additions_of
 from meterkit.catalog.asked_limits import is_limited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from collections.abc import Set as AbstractSet
 
     from meterkit.catalog import Catalog, Route
@@ -29,24 +30,34 @@ class LearnedRoutes:
 
     Args:
         catalog: what is sold.
+        learned: the line of a route to the meters that this process has learned by an earlier file.
 
     Attributes:
         current: in the order of the file; replaced as a whole when something is learned.
-        on_change: called then.
+        learned: the line of a route to the meters that this process has learned.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, learned: Mapping[str, Iterable[str]]) -> None:
         self.current = catalog.routes
-        self._newest = {route.match: route for route in reversed(self.current)}
-        self.on_change: list[Callable[[], None]] = []
+        self.learned: dict[str, tuple[str, ...]] = {}
         self._catalog = catalog
-        self._known = {route.match: frozenset(additions_of(route, catalog.meters)) for route in self.current}
+        self._newest = {route.match: route for route in reversed(self.current)}
+        self._known = {match: self._asked_by(route) for match, route in self._newest.items()}
         self._former: list[Route] = []  # The identity of a route stands for it as long as it lives.
+        self._listeners: list[WeakMethod[Callable[[], None]]] = []
         self._lock = Lock()
+        for match, names in learned.items():
+            self._add(match, [name for name in names if name in catalog.meters])
 
     def newest(self, match: str) -> Route | None:
         """The route with this line of the file; None: the file has none."""
         return self._newest.get(match)
+
+    def notify(self, listener: Callable[[], None]) -> None:
+        """Call a method whenever something is learned, as long as its object lives."""
+        with self._lock:
+            self._listeners = [known for known in self._listeners if known() is not None]
+            self._listeners.append(WeakMethod(listener))
 
     def learn(self, route: Route, meters: AbstractSet[str]) -> None:
         """Have a route ask from now on for meters that a request of it has used.
@@ -55,24 +66,12 @@ class LearnedRoutes:
             route: a route of the file, or one made of it.
             meters: those that were used.
         """
-        if not meters <= self._known.get(route.match, _NONE):
-            self._add(route.match, meters)
-
-    def _add(self, match: str, meters: AbstractSet[str]) -> None:
-        with self._lock:
-            found = self._newest.get(match)
-            if found is None or found.always:  # An `always` route is served whatever was used.
-                return
-            new = sorted(meters - self._known[match])
-            if not new:
-                return
-            learned = replace(found, records=(*found.records, *new))
-            self.current = tuple(learned if route is found else route for route in self.current)
-            self._newest[match] = learned
-            self._known[match] = frozenset(additions_of(learned, self._catalog.meters))
-            self._former.append(found)
-        for listener in self.on_change:
-            listener()
+        if meters <= self._known.get(route.match, _NONE):
+            return
+        new = self._add(route.match, meters)
+        for listener in self._listeners:
+            if (call := listener()) is not None:
+                call()
         limited = [name for name in new if is_limited(name, self._catalog.plans.values())]
         if limited:
             _logger.warning(
@@ -80,7 +79,26 @@ class LearnedRoutes:
                 " process refuses further requests of it once nothing is left; write `records: [%s]` on the"
                 " route, so that every process does so from its first request on",
                 self._catalog.source,
-                match,
+                route.match,
                 ", ".join(limited),
-                ", ".join(dict.fromkeys((*found.records, *limited))),
+                ", ".join(self._newest[route.match].records),
             )
+
+    def _add(self, match: str, meters: Iterable[str]) -> list[str]:
+        """Have a route ask for more meters; those that it did not ask for before."""
+        with self._lock:
+            found = self._newest.get(match)
+            if found is None or found.always:  # An `always` route is served whatever was used.
+                return []
+            new = sorted(set(meters) - self._known[match])
+            if new:
+                newest = replace(found, records=(*found.records, *new))
+                self.current = tuple(newest if route is found else route for route in self.current)
+                self.learned[match] = (*self.learned.get(match, ()), *new)
+                self._newest[match] = newest
+                self._known[match] = self._asked_by(newest)
+                self._former.append(found)
+            return new
+
+    def _asked_by(self, route: Route) -> frozenset[str]:
+        return frozenset(additions_of(route, self._catalog.meters))

@@ -148,6 +148,7 @@ class Store:
 
     def use(self, catalog: Catalog) -> None:
         """Decide by this catalog from now on."""
+        former: CustomerCache | None = getattr(self, "cache", None)
         self.cache = CustomerCache(
             catalog,
             keys=self.keys,
@@ -160,6 +161,7 @@ class Store:
             settle_audited=self.scripts.get("settle audited"),
             customers_kept=self._customers_kept,
             allot=self.scripts["allot"],
+            learned={} if former is None else former.routes.learned,
         )
         self.cache.tallies = self.tallies
 
