@@ -93,6 +93,7 @@ NAMES = [
     "Reconciled",
     "RenderedMessage",
     "Repair",
+    "RequestProblem",
     "Reservation",
     "Revenue",
     "RevenueDay",

@@ -22,6 +22,7 @@ from meterkit.customers.history import HistoryEntry as HistoryEntry
 from meterkit.customers.subjects import CustomerSubject as CustomerSubject
 from meterkit.decisions.decision import Decision as Decision
 from meterkit.decisions.decision import GaugeLevel as GaugeLevel
+from meterkit.decisions.decision import RequestProblem as RequestProblem
 from meterkit.decisions.decision import SpendLevel as SpendLevel
 from meterkit.delivery.flusher import Flusher as Flusher
 from meterkit.delivery.reconciling import Reconciled as Reconciled

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 from meterkit.asgi import admitted
 from meterkit.asgi.context import current, exchange_of
 from meterkit.asgi.problems import TYPES, type_of
+from meterkit.asgi.request_problems import REQUEST_PROBLEM_TYPES
 from meterkit.starlette import check_customer_of, respond, webhook_route
 from meterkit.subscriptions.billing_answers import Billing
 from meterkit.subscriptions.billing_routes import ENDPOINTS
@@ -112,11 +113,14 @@ _FIELDS: Final[Mapping[int, Mapping[str, Any]]] = {
 
 def _answers() -> Iterator[tuple[int, dict[str, Any]]]:
     """Each status that refused clients get, and its answers as OpenAPI describes them."""
-    by_status: dict[int, dict[str, list[Reason]]] = {}
+    kinds: dict[str, tuple[ProblemType, list[Reason]]] = {}
     for reason, (about, _) in TYPES.items():
-        by_status.setdefault(about.status, {}).setdefault(about.uri, []).append(reason)
-    for status in sorted(by_status):
-        documents = [_document(TYPES[reasons[0]].problem, reasons) for reasons in by_status[status].values()]
+        kinds.setdefault(about.uri, (about, []))[1].append(reason)
+    kinds |= {about.uri: (about, []) for about in REQUEST_PROBLEM_TYPES.values()}
+    by_status: dict[int, list[dict[str, Any]]] = {}
+    for about, reasons in kinds.values():
+        by_status.setdefault(about.status, []).append(_document(about, reasons))
+    for status, documents in sorted(by_status.items()):
         answer: dict[str, Any] = {
             "description": " or ".join(document["title"] for document in documents),
             "content": {
@@ -132,7 +136,7 @@ def _answers() -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _document(about: ProblemType, reasons: list[Reason]) -> dict[str, Any]:
     """The schema of the problem documents of one type (RFC 9457)."""
-    members = dict(_MEMBERS.get(about.uri, {}))
+    members = {**_MEMBERS.get(about.uri, {}), **about.members}
     if "reason" in members:
         members["reason"] = {"enum": reasons}
     properties: dict[str, Any] = {

@@ -86,7 +86,7 @@ def held(
 ) -> dict[str, int]:
     sent = body if isinstance(body, bytes) else compact(body)
     content, size, whole = buffered(sent, coding=coding, ended=ended).content()
-    return reservation(ROUTES[route], body=content, size=size, ended=whole, counters=COUNTERS)[0]
+    return reservation(ROUTES[route], body=content, size=size, ended=whole, counters=COUNTERS).quantities
 
 
 def output(body: bytes | dict[str, Any], **more: Any) -> int:
@@ -107,9 +107,13 @@ def output(body: bytes | dict[str, Any], **more: Any) -> int:
         ("", CEILING),
         (0, CEILING),
         (-1, CEILING),
-        (6.5, 7),
+        (6.5, DEFAULT),
+        (600.5, 601),
+        (0.5, CEILING),
         (1e9, CEILING),
-        (7.0, 7),
+        (7.0, DEFAULT),
+        (700.0, 700),
+        ("7", DEFAULT),
         (float("inf"), CEILING),
         (float("nan"), CEILING),
         (10**4_000, CEILING),
@@ -325,7 +329,7 @@ def test_a_number_too_long_to_be_written_by_a_program_holds_the_ceiling() -> Non
     for number in ("9" * 10_000, "-0." + "0" * 10_000, "1." + "0" * 30, "1e" + "0" * 30):
         assert output(f'{{"max_tokens": {number}}}'.encode()) == CEILING
         assert output(f'{{"temperature": {number}, "max_tokens": 7}}'.encode()) == 7
-    assert output(b'{"max_tokens": 7.00000000000000000000e0}') == 7
+    assert output(b'{"max_tokens": 700.000000000000000000e0}') == 700
 
 
 # F-38

@@ -197,7 +197,10 @@ def test_no_request_makes_the_estimates_raise(value: Any, field: str) -> None:
     assert 0 <= estimate_input({"messages": value}) <= QUANTITY_MAX
     asked = read_request(body)
     if asked is not None:
-        assert 1 <= (asked.limit(field) or 1) <= QUANTITY_MAX
+        assert 7 <= asked.limit(field, default=7) <= QUANTITY_MAX or field in value
+        named = asked.named_limit(field)
+        assert named is None or 1 <= named.quantity <= asked.limit(field, default=1)
+        assert 1 <= asked.named_answers() <= asked.answers() <= QUANTITY_MAX
         assert 1 <= asked.answers() <= QUANTITY_MAX
 
 

@@ -97,7 +97,7 @@ class Admitted(HoldOwner):
         """Take note of a decision that is not just that the plan allows the request."""
         self.decision = decision
         if self._store.mark_span is not None:
-            self._store.mark_span(decision.plan, decision.reason, decision.degraded)
+            self._store.mark_span(decision.plan, decision.cause, decision.degraded)
 
     def take_weighed(self, decision: Decision | None, weighed: Weighed | None) -> None:
         """Take note of what was decided without the store; a decision of None is one that just allows."""
@@ -115,7 +115,7 @@ class Admitted(HoldOwner):
         outcome = self._outcome()
         decision, weighed = self.decision, self._weighed
         if decision is not None:
-            tallies.ended(decision.plan, outcome, decision.reason, degraded=decision.degraded)
+            tallies.ended(decision.plan, outcome, decision.cause, degraded=decision.degraded)
         else:  # Allowed, and no code has asked for more.
             plan = self._view.effective.plan.key if weighed is None else weighed.plan
             tallies.ended(plan, outcome, None, degraded=weighed is not None)

@@ -213,7 +213,7 @@ def _fields(decision: Decision, route: Route, view: CustomerView | None) -> dict
         "customer": decision.customer,
         "subjects": None if subjects is None else dict(subjects.given),
         "plan": decision.plan,
-        "reason": decision.reason,
+        "reason": decision.cause,
         "limit": decision.limit,
         "route": route.match,
         "fault": decision.fault,

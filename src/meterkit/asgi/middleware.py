@@ -19,7 +19,7 @@ from meterkit.asgi.lifespan import lifespan
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.polls import polls_own_job
 from meterkit.asgi.refuser import Refuser
-from meterkit.asgi.reservation import known_refusal, reserving
+from meterkit.asgi.reservation import UnservedError, reserving
 from meterkit.asgi.routing import Router, is_preflight
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerCache, CustomerView, PreparedDecision
 
 _DECIDED: Final = frozenset({"http", "websocket"})
-_STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _UNIDENTIFIED: Final = Decision(allowed=False, reason="identify")
 _ANONYMOUS: Final = Decision(allowed=False, reason="anonymous")
 _INVALID: Final = Decision(allowed=False, reason="invalid_customer")
@@ -231,7 +230,7 @@ class MeterMiddleware:
                     decided, reply = await store.conclude(lane, decided, prepare, reply)
                     if decided.is_repeat:
                         route = replace(route, charge_on=_NEVER)
-        except _UnservedError as error:
+        except UnservedError as error:
             passed: Exchange | Decision = error.decision
             decided = error.decided
         except Exception as error:  # noqa: BLE001 - the app is served in any case; the error is logged below
@@ -262,7 +261,7 @@ class MeterMiddleware:
         await self._kit.begin()  # Usage counted before is delivered.
         try:
             view = await self._customer(plans, self._identify(scope), scope)
-        except _UnservedError:
+        except UnservedError:
             view = plans.nobody()
         except Exception as error:  # noqa: BLE001 - it is logged, and the app is served
             self._troubles.unidentified(error, route)
@@ -273,10 +272,7 @@ class MeterMiddleware:
 
     async def _reserving(self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody) -> Prepare:
         """The decision about a route that looks at the request: its body, its length, its idempotency key."""
-        refused = await known_refusal(self._kit.store, lane, view, route)
-        if refused is not None:
-            raise _UnservedError(refused.refusal or _STORE_FAILED, refused)
-        return await reserving(view.cache, route, body, estimate=self._kit.estimate_input)
+        return await reserving(self._kit.store, lane, view, route, body, estimate=self._kit.estimate_input)
 
     async def _unserved(
         self,
@@ -315,13 +311,13 @@ class MeterMiddleware:
         if is_customer(customer) and subjects is not None:
             return plans.cache.get(customer, subjects=subjects)
         if isinstance(customer, str):
-            raise _UnservedError(replace(_INVALID, fault=fault_in(found)))
+            raise UnservedError(replace(_INVALID, fault=fault_in(found)))
         if customer is not None:
             self._troubles.wrong_type(customer)
-            raise _UnservedError(_UNIDENTIFIED)
+            raise UnservedError(_UNIDENTIFIED)
         anonymous = None if plans.by_ip is None else plans.by_ip(scope)
         if anonymous is None:
-            raise _UnservedError(_ANONYMOUS)
+            raise UnservedError(_ANONYMOUS)
         return plans.cache.get(anonymous, anonymous=True)
 
     def _refused(
@@ -363,7 +359,7 @@ class MeterMiddleware:
         if decision is not None:
             if not decision.allowed:
                 return decision, None if weighed is None else weighed.decided
-            if decision.reason is not None:
+            if decision.cause is not None:
                 self._log.shadowed(decision, route, view)
         passed = kind_of(scope, route)(store, lane, view, route, None, [], scope, send)
         passed.take_weighed(decision, weighed)
@@ -385,14 +381,6 @@ class MeterMiddleware:
         without_mount = partial(self._troubles.without_mount, cache.catalog.source)
         router_of = partial(Router.of, self.app, paths=self._paths)
         return PlansInForce(cache, partial(router_of, without_mount=without_mount), router_of)
-
-
-class _UnservedError(Exception):
-    """No customer could be served; ``decided`` refuses the request, if their state does."""
-
-    def __init__(self, decision: Decision, decided: PreparedDecision | None = None) -> None:
-        self.decision = decision
-        self.decided = decided
 
 
 def _preparing(route: Route) -> Prepare:

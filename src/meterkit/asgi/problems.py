@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meterkit.answers import CHALLENGE, IANA, PROBLEM_JSON, URN, ProblemType
 from meterkit.asgi.headers import fields, join, merge, policy_field
 from meterkit.asgi.offers import payment_field
+from meterkit.asgi.request_problems import REQUEST_PROBLEM_TYPES
 from meterkit.catalog.amount_texts import money
 from meterkit.store.arguments import ALLOWED_ID
 
@@ -261,6 +262,8 @@ TYPES: Final[Mapping[Reason, RefusalType]] = {
 
 def type_of(refusal: Decision) -> ProblemType:
     """The type of the problem that tells of a refusal; one without a reason is of the store."""
+    if refusal.problem is not None:
+        return REQUEST_PROBLEM_TYPES[refusal.problem.code]
     return TYPES[refusal.reason or "store"].problem
 
 
@@ -288,10 +291,10 @@ def problem(
         instance: the name of this occurrence.
     """
     reason: Reason = decision.reason or "store"
-    about, words = TYPES[reason]
-    wait_s = _wait_s(reason, decision.retry_after)
+    about, asked = type_of(decision), decision.problem
+    wait_s = _wait_s(reason, decision.retry_after) if asked is None else None
     refusal = Refusal(decision=decision, reason=reason, context=context, wait_s=wait_s)
-    detail, members = words(refusal)
+    detail, members = TYPES[reason].words(refusal) if asked is None else (asked.detail, asked.members)
     body = about.document(detail, members, instance=instance.urn)
     headers = [
         (b"content-type", PROBLEM_JSON.encode()),

@@ -114,9 +114,9 @@ class Refuser:
         """Answer a request or a websocket that is not served, or that was admitted and is refused since."""
         tallies = None if is_admitted else self._store.tallies
         if tallies is not None:  # One that was admitted is counted when it ends.
-            tallies.ended(decision.plan, "refused", decision.reason, degraded=decision.degraded)
+            tallies.ended(decision.plan, "refused", decision.cause, degraded=decision.degraded)
         if self._store.mark_span is not None:
-            self._store.mark_span(decision.plan, decision.reason, decision.degraded)
+            self._store.mark_span(decision.plan, decision.cause, decision.degraded)
         context = self._context(decision, route, decided, view, scope)
         now_s = int(self._store.clock())
         denial = problem(decision, context, mode=route.headers, now_s=now_s, instance=uuid4())

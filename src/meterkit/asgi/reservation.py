@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.asgi.request_problems import above_ceiling
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
 from meterkit.store.idempotency import marking, repeat_digest
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 
     from meterkit.asgi.body import BufferedBody
     from meterkit.catalog import Reserve, Route
+    from meterkit.decisions.decision import RequestProblem
     from meterkit.redis.lane import Lane
-    from meterkit.store.compiled import CompiledCatalog
     from meterkit.store.store import Prepare, Store
     from meterkit.store.views import CustomerView, PreparedDecision
     from meterkit.tokens.charging import Charges
@@ -36,6 +38,7 @@ _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""
 
 _NO_CHARGES: Final[Mapping[str, Charges]] = {}
+_STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
 
 
@@ -65,16 +68,51 @@ async def known_refusal(
     return decided if decided.refusal is not None else None
 
 
-async def reserving(
-    compiled: CompiledCatalog, route: Route, body: BufferedBody, *, estimate: InputEstimator
-) -> Prepare:
-    """Read what a request asks for, its body too where the route says so; what makes its decision."""
-    quantities: dict[str, int] = {}
+class UnservedError(Exception):
+    """Refuses a request before the store decides; ``decided`` has the policies that it falls under."""
+
+    def __init__(self, decision: Decision, decided: PreparedDecision | None = None) -> None:
+        self.decision = decision
+        self.decided = decided
+
+
+class RequestReservation(NamedTuple):
+    """Quantities that one request sets aside.
+
+    Attributes:
+        quantities: by meter.
+        models: that the body names; none where it names none, or cannot be read.
+        problem: refuses the request whatever its customer has left.
+    """
+
+    quantities: dict[str, int]
     models: Sequence[str] = ()
+    problem: RequestProblem | None = None
+
+
+async def reserving(
+    store: Store,
+    lane: Lane,
+    view: CustomerView,
+    route: Route,
+    body: BufferedBody,
+    *,
+    estimate: InputEstimator,
+) -> Prepare:
+    """Read what a request asks for, its body too where the route says so; what makes its decision.
+
+    Raises:
+        UnservedError: the customer's state refuses it, or it asks for more than it may.
+        StoreError: the store cannot decide.
+    """
+    refused = await known_refusal(store, lane, view, route)
+    if refused is not None:
+        raise UnservedError(refused.refusal or _STORE_FAILED, refused)
+    compiled, found = view.cache, RequestReservation({})
     if route.reserve or route.reads_model:
         await body.read()
         content, size, ended = body.content()
-        quantities, models = reservation(
+        found = reservation(
             route,
             body=content,
             size=size,
@@ -84,18 +122,28 @@ async def reserving(
             charges=compiled.charges,
             at=from_ms(compiled.now_ms()) if compiled.charges else None,
         )
+    quantities, models, problem = found
     if route.storage_meter is not None:
         announced = announced_bytes(body)
         if announced is not None:
             quantities[route.storage_meter] = announced
 
     def prepare(view: CustomerView, mode: str) -> PreparedDecision:
-        if quantities or route.reserve or route.reads_model:
-            return prepare_reserving(view, route, quantities, mode, models=models)
-        return view.prepare(route, mode)
+        if not (quantities or route.reserve or route.reads_model):
+            return view.prepare(route, mode)
+        decided = prepare_reserving(view, route, quantities, mode, models=models)
+        if problem is not None and decided.shadow and decided.waived is None:
+            decided.waived = _refusal(view, problem)
+        return decided
 
+    if problem is not None and route.enforcement != "shadow":
+        raise UnservedError(_refusal(view, problem), prepare(view, "d"))
     digest = repeat_digest(route, body.scope)
     return prepare if digest is None else marking(prepare, digest)
+
+
+def _refusal(view: CustomerView, problem: RequestProblem) -> Decision:
+    return Decision(customer=view.customer, plan=view.effective.plan.key, allowed=False, problem=problem)
 
 
 def reservation(
@@ -108,11 +156,12 @@ def reservation(
     ended: bool = True,
     charges: Mapping[str, Charges] = _NO_CHARGES,
     at: datetime | None = None,
-) -> tuple[dict[str, int], Sequence[str]]:
+) -> RequestReservation:
     """Meter to the quantity that a request of a route sets aside, and the models that it names.
 
     Of each meter in ``reserve:`` what the body names, or else the default; of output for as many answers as
-    it asks for; at most the ceiling, and that where the body cannot be read. Where the meters are declared
+    it asks for; at most the ceiling, and that where the body cannot be read. A request that names more than
+    the ceiling has a problem. Where the meters are declared
     and not in ``reserve:``, of ``input_tokens`` an estimate, and of ``total_tokens`` input and output
     together. Where output is set aside, the most that the tokens may be charged is, too.
 
@@ -125,9 +174,6 @@ def reservation(
         ended: whether the body was read to its end.
         charges: what calls are charged, by the meter that counts it.
         at: when (aware), where calls are charged: prices have dates.
-
-    Returns:
-        The quantities; and the models: none where the body names none, or cannot be read.
     """
     is_whole = ended and size <= len(body)
     asked = None
@@ -135,7 +181,7 @@ def reservation(
         asked = read_request(body) if body else LlmRequest()
     models = route.models(() if asked is None else asked.models)
     if not route.reserve:
-        return {}, models
+        return RequestReservation({}, models)
     held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}
     wants_input = bool(charges) or "input_tokens" in counters or "total_tokens" in counters
     entered = held.get("input_tokens")
@@ -148,7 +194,21 @@ def reservation(
     if at is not None and (left := held.get("output_tokens")) is not None:
         for meter, one in charges.items():
             held[meter] = one.held(models, route.usage, entered=entered, left=left, at=at)
-    return held, models
+    return RequestReservation(held, models, _problem(route, asked))
+
+
+def _problem(route: Route, asked: LlmRequest | None) -> RequestProblem | None:
+    """The first line of ``reserve:`` whose ceiling is below what the request names for its field."""
+    if asked is None:
+        return None
+    for reserve in route.reserve:
+        named = None if reserve.field is None else asked.named_limit(reserve.field)
+        if named is None:
+            continue
+        quantity = named.quantity * (asked.named_answers() if reserve.meter in _PER_ANSWER else 1)
+        if quantity > reserve.ceiling:
+            return above_ceiling(named, min(quantity, QUANTITY_MAX), reserve.ceiling)
+    return None
 
 
 def _held(reserve: Reserve, asked: LlmRequest | None) -> int:
@@ -156,8 +216,9 @@ def _held(reserve: Reserve, asked: LlmRequest | None) -> int:
         return (
             reserve.ceiling if reserve.field is not None or reserve.meter in _PER_ANSWER else reserve.default
         )
-    named = None if reserve.field is None else asked.limit(reserve.field)
-    quantity = reserve.default if named is None else named
+    quantity = reserve.default
+    if reserve.field is not None:
+        quantity = asked.limit(reserve.field, default=reserve.default)
     return min(quantity * (asked.answers() if reserve.meter in _PER_ANSWER else 1), reserve.ceiling)
 
 

@@ -236,7 +236,7 @@ class Reserve:
     Attributes:
         field: the field of the JSON request body that names the quantity, or None.
         default: the quantity where the body does not name one.
-        ceiling: the most that is set aside.
+        ceiling: the most that one request may name, and sets aside.
     """
 
     meter: str

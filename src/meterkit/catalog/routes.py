@@ -47,7 +47,9 @@ class ReserveTable(Table, what="a reserve"):
         name="from",
     )
     default = Key(quantity(least=1), "The quantity where the body does not name one.", required=True)
-    ceiling = Key(quantity(least=1), "The most that is set aside; required with `from`.")
+    ceiling = Key(
+        quantity(least=1), "The most that one request may name and sets aside; required with `from`."
+    )
 
 
 _FIELD: Final = text(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import timedelta
 
 Reason = Literal[
@@ -26,6 +27,8 @@ Reason = Literal[
     "in_flight",
     "store",
 ]
+
+ProblemCode = Literal["request-above-ceiling"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,21 @@ class SpendLevel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RequestProblem:
+    """Why a request is refused for what it asks, whatever its customer has left: waiting does not help.
+
+    Attributes:
+        code: the last part of the problem's type, such as ``request-above-ceiling``.
+        detail: what was found, what is allowed and what to do.
+        members: the members that only this type has.
+    """
+
+    code: ProblemCode
+    detail: str
+    members: Mapping[str, str | int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """Whether a customer may, and how much is left.
 
@@ -91,7 +109,8 @@ class Decision:
         customer: the customer's id, or the address of an anonymous one; None if unknown.
         plan: the key of the plan in force; None if the customer is unknown.
         allowed: whether the request is served.
-        reason: why it was refused, or None. With ``shadow`` it says why it would have been.
+        reason: why it was refused, or None: it is allowed, or has a ``problem``. With ``shadow`` it says why
+            it would have been.
         limit: the name of the policy nearest to exhaustion; on a refusal the violated policy with the
             longest wait; None where no policy applies.
         remaining: units left under ``limit``, never below 0; None where no policy applies.
@@ -105,6 +124,7 @@ class Decision:
         spend: the figures behind the reason ``spend``; None with any other.
         fault: which id is not allowed, and what was found instead of an allowed one, without the id; None
             with any other reason than ``invalid_customer``.
+        problem: why the request is refused for what it asks, or None. With ``shadow`` likewise.
         degraded: whether the store did not answer and the request was decided without it.
         shadow: whether enforcement is ``shadow``: ``allowed`` is True whatever the limits say.
     """
@@ -121,5 +141,11 @@ class Decision:
     gauge: GaugeLevel | None = None
     spend: SpendLevel | None = None
     fault: str | None = None
+    problem: RequestProblem | None = None
     degraded: bool = False
     shadow: bool = False
+
+    @property
+    def cause(self) -> str | None:
+        """The reason, or the code of the problem: as logs, metrics and spans name it."""
+        return self.reason if self.problem is None else self.problem.code

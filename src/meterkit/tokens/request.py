@@ -1,7 +1,8 @@
 """What a request's JSON asks for, read so that no parser could find more in it.
 
 Parsers disagree about members that are named twice, about capitals in names, and about figures written as
-text: of all readings the dearest is taken.
+text: of all readings the dearest is taken. An app may ignore each of these, so they never lower a limit: only
+an integer under the exact name does.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
-from math import ceil, inf
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from math import ceil, isnan
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.json_values import rows
 from meterkit.tokens.layout import utf8_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 READ_BYTES_MAX: Final = 1 << 20
 """A larger body is not read: parsing it would hold up other requests."""
@@ -25,7 +26,9 @@ MARKS_MAX: Final = 1 << 14
 """A body with more commas and brackets is not read, for the same reason."""
 
 _Pairs: TypeAlias = "tuple[tuple[str, Any], ...]"
-"""An object, with members that are named twice; arrays are lists, and all numbers floats."""
+"""An object, with members that are named twice; arrays are lists, and numbers of many digits texts."""
+_Named: TypeAlias = "tuple[str, Any]"
+"""A value with its name in the request; a member of another object has the dotted path."""
 
 _MEMBERS_MAX: Final = 1_024
 _ALIKE_MAX: Final = 16
@@ -42,12 +45,17 @@ _UNREADABLE: Final = True
 """Stands for an unknown value."""
 
 
-def _number(written: str) -> float:
-    """A number, exact up to QUANTITY_MAX; infinite if its text is so long that converting it is slow."""
-    return float(written) if len(written) <= _NUMBER_CHARS_MAX else inf
+def _integer(written: str) -> int | str:
+    """An integer; its text if that is so long that converting it is slow."""
+    return int(written) if len(written) <= _NUMBER_CHARS_MAX else written
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_float=_number, parse_int=_number)
+def _fraction(written: str) -> float | str:
+    """A number with a fraction or an exponent; its text likewise."""
+    return float(written) if len(written) <= _NUMBER_CHARS_MAX else written
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_float=_fraction, parse_int=_integer)
 
 _OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_tokens_to_sample")
 _ANSWERS: Final = (
@@ -71,6 +79,18 @@ _NO_TEXT: Final = frozenset(
 )
 
 
+class NamedLimit(NamedTuple):
+    """The largest quantity that a request names for a field.
+
+    Attributes:
+        field: its name in the request, which may be another spelling.
+        quantity: for one answer.
+    """
+
+    field: str
+    quantity: int
+
+
 class LlmRequest:
     """What a request says whose body was read to its end.
 
@@ -87,7 +107,7 @@ class LlmRequest:
     @property
     def models(self) -> tuple[str, ...]:
         """The models that are named; several where `model` stands twice, or in two spellings."""
-        found = [value for value in self._named.get("model", ()) if isinstance(value, str) and value]
+        found = [value for _, value in self._named.get("model", ()) if isinstance(value, str) and value]
         return tuple(dict.fromkeys(found))
 
     @property
@@ -95,28 +115,54 @@ class LlmRequest:
         """The model that is named; the last one of several, as most readers of JSON take it."""
         return self.models[-1] if self.models else None
 
-    def limit(self, field: str) -> int | None:
-        """The quantity that a field names; None where it is absent or null.
+    def limit(self, field: str, *, default: int) -> int:
+        """The most that an app may take a field for; never less than the default, unless it says so itself.
+
+        Only a positive integer under the field's exact name can be less. An app that expects that field may
+        ignore other spellings, texts and fractions, and then goes by its own default.
 
         Args:
             field: a member's name, or a dotted path such as ``generationConfig.maxOutputTokens``. OpenAI's
-                names for the limit of output tokens are one field.
+                names for the limit of output tokens are spellings of each other.
+            default: the quantity where the field is absent or null.
 
         Returns:
-            The largest that any parser could read, from 1; 10^15 - 1 if that is unknown: for a
-            figure from 0 down, which some take for no limit, and for one of more than 24 characters; for
-            texts and objects likewise.
+            10^15 - 1 where some reading is not known: a text or an object that is no figure, and a figure
+            below 1, which some apps take for no limit.
         """
-        names = _OUTPUT_LIMITS if field in _OUTPUT_LIMITS else (field,)
-        return max(self._quantities(names), default=None)
+        exact = [
+            value if type(value) is int and value > 0 else default
+            for value in _exact_readings(self._root, tuple(field.split(".")))
+        ]
+        others = [_largest(value) for _, value in self._spellings(field)]
+        return min(max(*exact, *others, 1), QUANTITY_MAX)
+
+    def named_limit(self, field: str) -> NamedLimit | None:
+        """The largest figure that can be read under any spelling of a field; None where there is none."""
+        found = [
+            NamedLimit(name, quantity)
+            for name, value in self._spellings(field)
+            if (quantity := _figure(value)) is not None
+        ]
+        return max(found, key=lambda named: named.quantity, default=None)
 
     def answers(self) -> int:
         """For how many answers it asks: choices of each prompt, times the prompts."""
+        return self._count_answers(_largest)
+
+    def named_answers(self) -> int:
+        """For how many answers it asks by the figures that can be read."""
+        return self._count_answers(_figure)
+
+    def _count_answers(self, read: Callable[[object], int | None]) -> int:
         if self._named.keys().isdisjoint(_SEVERAL):
             return 1
         # Texts and arrays of tokens are a prompt each, and so is one array of tokens.
-        prompts = [sum(type(item) is not float for item in rows(value)) for value in self._at("prompt")]
-        return min(max(1, *self._quantities(_ANSWERS), 1) * max(1, *prompts, 1), QUANTITY_MAX)
+        prompts = [
+            sum(type(item) not in (int, float) for item in rows(value)) for _, value in self._at("prompt")
+        ]
+        choices = [read(value) or 1 for name in _ANSWERS for _, value in self._at(name)]
+        return min(max(1, 1, *choices) * max(1, 1, *prompts), QUANTITY_MAX)
 
     def input_size(self) -> tuple[int, int, int] | None:
         """Bytes of text, tokens given as numbers, and media parts; None where there are too many values."""
@@ -124,25 +170,22 @@ class LlmRequest:
         found = measure(values, values_max=_VALUES_MAX)
         return None if values else found
 
-    def _quantities(self, names: tuple[str, ...]) -> Iterator[int]:
-        for name in names:
-            for value in self._at(name):
-                found = _quantity(value)
-                if found is not None:
-                    yield found
+    def _spellings(self, field: str) -> list[_Named]:
+        names = _OUTPUT_LIMITS if field in _OUTPUT_LIMITS else (field,)
+        return [named for name in names for named in self._at(name)]
 
-    def _at(self, field: str) -> list[Any]:
+    def _at(self, field: str) -> list[_Named]:
         """All that a field may be to one parser or another."""
         whole, first, path = _path(field)
         found = self._named.get(whole, _NONE)
         level = self._named.get(first) if path else None
         if level is not None:
             for name in path:
-                level = [value for outer in level[:_ALIKE_MAX] for value in _members(outer, name)]
+                level = [inner for outer in level[:_ALIKE_MAX] for inner in _members(outer, name)]
                 if len(level) > _ALIKE_MAX:
-                    return [_UNREADABLE]
+                    return [(field, _UNREADABLE)]
             found = [*found, *level]
-        return found if len(found) <= _ALIKE_MAX else [_UNREADABLE]
+        return found if len(found) <= _ALIKE_MAX else [(field, _UNREADABLE)]
 
 
 def read_request(body: bytes) -> LlmRequest | None:
@@ -164,14 +207,37 @@ def read_request(body: bytes) -> LlmRequest | None:
     return LlmRequest(members) if len(members) <= _MEMBERS_MAX else None
 
 
-def _quantity(value: object) -> int | None:
+def _largest(value: object) -> int:
+    """The most that a value may be to one parser or another: 10^15 - 1 where that is not known."""
+    figure = _figure(value)
     if value is None:
+        return 0
+    is_plain = not isinstance(value, str) or _DIGITS.fullmatch(value) is not None
+    return figure if figure is not None and is_plain else QUANTITY_MAX
+
+
+def _figure(value: object) -> int | None:
+    """A figure from 1 to 10^15 - 1, rounded up; larger ones as that; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, str) and _DIGITS.fullmatch(value):
-        value = float(value)
-    if isinstance(value, float) and value > 0:
-        return ceil(min(value, QUANTITY_MAX))
-    return QUANTITY_MAX
+    try:
+        # As lenient as apps are: blanks, exponents and digits of other scripts.
+        figure = float(value)
+    except ValueError:
+        return None
+    return None if isnan(figure) or figure < 1 else ceil(min(figure, QUANTITY_MAX))
+
+
+def _exact_readings(value: object, path: tuple[str, ...]) -> Iterator[object]:
+    """Yield each value under the exact names of a path; None where a parser finds none."""
+    if not path or value is None:
+        yield value
+    elif not isinstance(value, tuple):
+        yield _UNREADABLE
+    else:
+        found = [inner for name, inner in cast("_Pairs", value) if name == path[0]]
+        for inner in found or [None]:
+            yield from _exact_readings(inner, path[1:])
 
 
 def _folded(name: str) -> str:
@@ -186,29 +252,29 @@ def _path(field: str) -> tuple[str, str, tuple[str, ...]]:
     return _folded(field), first, tuple(path)
 
 
-def _by_name(members: _Pairs) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+def _by_name(members: _Pairs, prefix: str = "") -> dict[str, list[_Named]]:
+    found: dict[str, list[_Named]] = {}
     for name, value in members:
         if len(name) <= _NAME_CHARS_MAX:
-            found.setdefault(_folded(name), []).append(value)
+            found.setdefault(_folded(name), []).append((prefix + name, value))
     return found
 
 
-def _members(outer: object, folded: str) -> list[Any]:
-    if outer is None:
+def _members(outer: _Named, folded: str) -> list[_Named]:
+    path, value = outer
+    if value is None:
         return []
-    if not isinstance(outer, tuple):
-        return [_UNREADABLE]
-    members = cast("_Pairs", outer)
-    return _by_name(members).get(folded, []) if len(members) <= _MEMBERS_MAX else [_UNREADABLE]
+    members = cast("_Pairs", value) if isinstance(value, tuple) else ()
+    if not isinstance(value, tuple) or len(members) > _MEMBERS_MAX:
+        return [(path, _UNREADABLE)]
+    return _by_name(members, f"{path}.").get(folded, [])
 
 
 def measure(values: list[Any], *, values_max: int) -> tuple[int, int, int]:
     """Bytes of text, tokens given as numbers, and media parts in values of any depth.
 
     Args:
-        values: parsed JSON, its objects as dicts, or as pairs with all numbers floats. It keeps the values
-            beyond the bound.
+        values: parsed JSON, its objects as dicts or as pairs. It keeps the values beyond the bound.
         values_max: how many values are read.
     """
     size = numbers = media = 0
