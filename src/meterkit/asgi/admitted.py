@@ -6,25 +6,29 @@ from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from meterkit.asgi.logs import warn, warn_of_lost
 from meterkit.asgi.problems import type_of
 from meterkit.asgi.refuser import LateRefusal
-from meterkit.catalog.argument_checks import check_feature
+from meterkit.catalog.argument_checks import check_feature, check_quantities
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner
 from meterkit.store.read_reply import decision_of, decision_on_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
+    from meterkit.asgi.headers import LimitFields, ShadowFields
     from meterkit.asgi.refuser import Refuser
+    from meterkit.asgi.without_store import PolicyFields
     from meterkit.catalog import Outcome, Route
     from meterkit.redis.tallies import Tallies
     from meterkit.store.fallback import Weighed
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
+    from meterkit.tokens.call_usage import CallUsage
 
 _NEVER: Final = frozenset["Outcome"]()
 
@@ -51,6 +55,7 @@ class Admitted(HoldOwner):
 
     Attributes:
         decision: the decision; None until its details are read.
+        limit_fields: writes the fields of the answer, or None.
         server_receive: the server's receive, to be set before the app is called.
         refuser: answers what the app itself refuses; to be set likewise.
 
@@ -65,7 +70,7 @@ class Admitted(HoldOwner):
 
     __slots__ = (
         *("_charge_on", "_reply", "_route", "_scope", "_send", "_view", "_weighed"),
-        *("decision", "refuser", "server_receive"),
+        *("decision", "limit_fields", "refuser", "server_receive"),
     )
 
     _view: CustomerView
@@ -76,6 +81,7 @@ class Admitted(HoldOwner):
     _send: Send
     _weighed: Weighed | None
     decision: Decision | None
+    limit_fields: LimitFields | ShadowFields | PolicyFields | None
     server_receive: Receive
     refuser: Refuser
 
@@ -119,6 +125,31 @@ class Admitted(HoldOwner):
         else:  # Allowed, and no code has asked for more.
             plan = self._view.effective.plan.key if weighed is None else weighed.plan
             tallies.ended(plan, outcome, None, degraded=weighed is not None)
+
+    def warn(self, message: str) -> None:
+        """Warn of something about the request's route, once in a while."""
+        warn(self._store, self._route.match, message)
+
+    def warn_of_lost(self, calls: Iterable[CallUsage]) -> None:
+        """Warn of calls whose figures are missing, once in a while."""
+        warn_of_lost(self._store, self._route.match, calls)
+
+    def check_meters(self, quantities: dict[str, int]) -> None:
+        """Refuse quantities that cannot be recorded.
+
+        Raises:
+            UnknownMeterError: a meter is not in the plans file, or is a gauge or derived.
+            QuantityError: a quantity is not an integer from 0 to 10^15 - 1.
+        """
+        check_quantities(quantities, self._view.cache.catalog.meters)
+
+    def _with_fields(self, message: Message) -> Message:
+        """A message that begins a response, with the limit fields of the decision among its headers."""
+        fields = self.limit_fields
+        if fields is None:
+            return message
+        headers = fields.add(message.get("headers", ()), self._decided, self._reply, self._scope["headers"])
+        return {**message, "headers": headers}
 
     def current(self) -> Current:
         """Who is served, and why."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -11,12 +12,11 @@ from starlette.requests import ClientDisconnect
 from meterkit.asgi.admitted import Admitted
 from meterkit.asgi.coroutine_mark import returns_awaitable
 from meterkit.asgi.llm_calls import LlmCalls
-from meterkit.asgi.logs import warn, warn_of_lost
-from meterkit.asgi.outcome import BAD_REQUEST, outcome_of
+from meterkit.asgi.outcome import BAD_REQUEST, is_stopped, outcome_of
 from meterkit.asgi.outliving import on_loop_of, settle_outliving
 from meterkit.asgi.reading import Reading
 from meterkit.asgi.without_store import count_in_process
-from meterkit.catalog.argument_checks import check_quantities, check_quantity
+from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.hold import Mark, Used, add, meters_of
 from meterkit.store.idempotency import repeat_digest
@@ -29,15 +29,12 @@ if TYPE_CHECKING:
     from starlette.types import Message, Scope, Send
 
     from meterkit.asgi.body import BufferedBody
-    from meterkit.asgi.headers import LimitFields, ShadowFields
-    from meterkit.asgi.without_store import PolicyFields
     from meterkit.catalog import Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.fallback import Weighed
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
-    from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.estimate import InputEstimator
 
 T = TypeVar("T")
@@ -55,13 +52,12 @@ class Exchange(Admitted):
     What it comes to is settled right after the last byte of its response, or when the app ends without one.
 
     Attributes:
-        limit_fields: writes the fields of the answer, or None.
         is_counted: whether what its decision counts is counted, or may be, without a word of the store.
     """
 
     __slots__ = (
-        *("_begun", "_complete", "_ending", "_failed", "_gone", "_llm", "_nothing_to_settle", "_reading"),
-        *("_recorded", "_status", "_trailers", "is_counted", "limit_fields"),
+        *("_begun", "_complete", "_ending", "_failed", "_gone", "_left_early", "_llm", "_nothing_to_settle"),
+        *("_reading", "_recorded", "_status", "_trailers", "is_counted"),
     )
 
     def __init__(
@@ -84,7 +80,7 @@ class Exchange(Admitted):
         self._reply = reply
         self._scope = scope
         self._send = send
-        self.limit_fields: LimitFields | ShadowFields | PolicyFields | None = None
+        self.limit_fields = None
         self.decision: Decision | None = None
         self._weighed: Weighed | None = None
         self.is_counted = self._nothing_to_settle = self._settled = False
@@ -94,6 +90,7 @@ class Exchange(Admitted):
         self._renewed: PreparedDecision | None = None
         self._slot = self._status = 0
         self._begun = self._ending = self._complete = self._trailers = self._gone = self._failed = False
+        self._left_early = False
         if decided is not None:
             self._decided_ms = reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS
@@ -111,7 +108,7 @@ class Exchange(Admitted):
             estimate: what measures the input where the client does not wait for the usage.
         """
         if body is not None:
-            self.server_receive, self._gone = body.receive, body.gone
+            self.server_receive, self._gone, self._left_early = body.receive, body.gone, body.gone
         usage = self._route.usage
         is_fetched = usage == "auto" and self._scope["method"].upper() != "POST"  # h11 hands on "post".
         if usage != "none":
@@ -125,10 +122,14 @@ class Exchange(Admitted):
         if message["type"] == "http.disconnect":
             # Servers say so too once the response is over, while its last message is on its way even.
             if not (self._ending or self._complete):
-                self._gone = True
+                self._note_left()
         elif self._reading is not None:
             self._reading.keep_request(message)
         return message
+
+    def _note_left(self) -> None:
+        if not self._gone:
+            self._gone, self._left_early = True, not self._begun
 
     @returns_awaitable
     def send(self, message: Message) -> Awaitable[None]:
@@ -136,7 +137,7 @@ class Exchange(Admitted):
         kind = message["type"]
         if kind == "http.response.body":
             if not message.get("more_body", False) and not self._trailers:
-                if self._nothing_to_settle:
+                if self._nothing_to_settle and not self._gone:
                     self._complete = True
                     return self._send(message)
                 return self._pass_on(message, last=True)
@@ -155,20 +156,12 @@ class Exchange(Admitted):
             return self._pass_on(message, last=True)
         return self._send(message)
 
-    def _with_fields(self, message: Message) -> Message:
-        """A message that begins a response, with the limit fields of the decision among its headers."""
-        fields = self.limit_fields
-        if fields is None:
-            return message
-        headers = fields.add(message.get("headers", ()), self._decided, self._reply, self._scope["headers"])
-        return {**message, "headers": headers}
-
     def _ends(self, kind: str, message: Message) -> bool:
         """Whether a message of one of the rarer kinds is the last of the response."""
         if kind == "http.response.trailers":
             return not message.get("more_trailers", False)
         if kind in {"http.response.pathsend", "http.response.zerocopysend"}:
-            self._begun = not self._gone or self._begun
+            self._begun = True
             return not message.get("more_body", False) and not self._trailers
         return False
 
@@ -181,15 +174,19 @@ class Exchange(Admitted):
         try:
             await self._send(message)
         except BaseException as error:
-            self._gone = self._gone or isinstance(error, OSError)
+            if isinstance(error, OSError):
+                self._note_left()
+            if last and isinstance(error, OSError | CancelledError):
+                # The app has finished, though no client takes its answer.
+                self._complete, self._begun = True, self._begun or bool(message.get("body"))
             # Chunks that no client took were generated too; a closed coroutine cannot wait any more.
             if reading is not None and reading.read(body) and not isinstance(error, GeneratorExit):
                 await reading.catch_up()
             raise
         if last:
             self._complete = True
-        elif not self._gone:
-            self._begun = True
+        if not last or self._gone:
+            self._begun = self._begun or bool(message.get("body"))
         if reading is not None and (reading.read(body) or last):
             await reading.catch_up(complete=last)
         if last:
@@ -217,7 +214,7 @@ class Exchange(Admitted):
         if lane is None:
             return
         outcome = self._outcome()
-        billed = outcome in self._charge_on
+        billed, due = outcome in self._charge_on, self._is_due(outcome)
         recorded = recorded or _NOTHING
         # What the app has recorded of a request with an idempotency key goes with its mark, or not at all.
         is_whole = decided is None or decided.reserved or (recorded and decided.digest)
@@ -226,12 +223,15 @@ class Exchange(Admitted):
             if decided is None and not has_more:
                 self._settle_undecided(lane, billed=billed)
                 return
-            beside = Used(recorded, recorded) if decided is not None else self._undecided(recorded)
+            beside = Used(recorded, recorded)
+            if decided is None:
+                beside = self._undecided(recorded)
+                beside = beside if billed else beside._replace(recorded=recorded)
             parts = self._used_by_calls(outcome)
             self._view.cache.routes.learn(self._route, meters_of((beside, *parts)))
             late = {} if self._llm is None else self._llm.outliving()
             settle_outliving(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
-            self._settle_parts(lane, parts, beside, billed=billed)
+            self._settle_parts(lane, parts, beside, billed=billed, due=due)
             return
         if decided is not None and (decided.program.settles or decided.digest):
             lane.live.discard(self)
@@ -247,7 +247,7 @@ class Exchange(Admitted):
             together = lane.allotments if decided.is_allotted else None
             (together or lane).settle(settlement)
         if recorded:
-            used = Used(recorded if billed else _NOTHING, recorded)
+            used = Used(recorded if due else _NOTHING, recorded)
             self._view.cache.routes.learn(self._route, meters_of((used,)))
             self._store.settle(lane, Settlement(self._view, used=used))
 
@@ -255,13 +255,17 @@ class Exchange(Admitted):
         """What calls of language models have used, those of one model together."""
         if self._llm is None:
             return ()
-        calls = self._llm.end(complete=self._complete, gone=outcome == "client_gone")
+        is_stopped_early = self._left_early and is_stopped(self._status, outcome)
+        is_cut = outcome == "client_gone" or (is_stopped_early and self._llm.has_text)
+        calls = self._llm.end(complete=self._complete and not is_cut, gone=is_cut)
         if self._complete:
             self.warn_of_lost(calls)
         with _recording:
             return self._llm.uncounted(self._view.cache)
 
-    def _settle_parts(self, lane: Lane, parts: Sequence[Used], beside: Used, *, billed: bool) -> None:
+    def _settle_parts(
+        self, lane: Lane, parts: Sequence[Used], beside: Used, *, billed: bool, due: bool
+    ) -> None:
         """Settle the hold and the usage: in one call, plus one for each further model that meters filter by.
 
         Args:
@@ -269,19 +273,20 @@ class Exchange(Admitted):
             parts: what calls of language models have used, by model where that matters.
             beside: what the app has recorded besides, and what was consumed without a decision.
             billed: whether the request's outcome is billed; rates count it in either case.
+            due: whether the usage is.
         """
         held = self._decided
         if held is not None and not (held.program.settles or held.digest):
             held = None
         if held is not None:
             lane.live.discard(self)
-            beside = beside._replace(recorded=add(held.recorded, beside.recorded))
+            beside = beside._replace(recorded=add(held.recorded if billed else _NOTHING, beside.recorded))
         if parts and (not parts[0].dimensions or beside.recorded.keys().isdisjoint(parts[0].recorded)):
             first, *parts = parts
             total = add(beside.recorded, first.recorded), add(beside.rated, first.rated)
             beside = first._replace(recorded=total[0], rated=total[1], measured=first.rated)
         parts = [beside, *parts]
-        if not billed:
+        if not due:
             parts = [part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED) for part in parts]
         if held is not None:
             for settlement in self._settlements(held, parts, billed=billed):
@@ -364,36 +369,29 @@ class Exchange(Admitted):
         on_loop_of(self._store, lane, settle, self._store, lane, self._view, None, outliving)
         return result
 
-    def warn(self, message: str) -> None:
-        """Warn of something about the request's route, once in a while."""
-        warn(self._store, self._route.match, message)
-
-    def warn_of_lost(self, calls: Iterable[CallUsage]) -> None:
-        """Warn of calls whose figures are missing, once in a while."""
-        warn_of_lost(self._store, self._route.match, calls)
-
     def _settle_late(self, lane: Lane, parts: Sequence[Used]) -> None:
-        billed = self._outcome() in self._charge_on
+        due = self._is_due(self._outcome())
         self._view.cache.routes.learn(self._route, meters_of(parts))
         for part in parts:
-            used = part if billed else part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
+            used = part if due else part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
             on_loop_of(self._store, lane, self._store.settle, lane, Settlement(self._view, used=used))
-
-    def check_meters(self, quantities: dict[str, int]) -> None:
-        """Refuse quantities that cannot be recorded.
-
-        Raises:
-            UnknownMeterError: a meter is not in the plans file, or is a gauge or derived.
-            QuantityError: a quantity is not an integer from 0 to 10^15 - 1.
-        """
-        check_quantities(quantities, self._view.cache.catalog.meters)
 
     def _outcome(self) -> Outcome:
         if self._complete and not self._gone and self._status < BAD_REQUEST:
             return "success"  # As outcome_of has it, without a call.
         return outcome_of(
             self._status,
-            is_complete=self._complete and not self._gone,
+            is_complete=self._complete,
             has_begun=self._begun,
             has_failed=self._failed,
+            has_left=self._gone,
+            has_left_early=self._left_early,
         )
+
+    def _is_due(self, outcome: Outcome) -> bool:
+        """Whether reported usage is billed: also of an app that stopped as its client left before a byte.
+
+        The request itself is not. A repeat of a billed request bills neither.
+        """
+        is_left = self._left_early and bool(self._charge_on) and is_stopped(self._status, outcome)
+        return outcome in self._charge_on or is_left

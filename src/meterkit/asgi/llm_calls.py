@@ -67,6 +67,11 @@ class LlmCalls:
         """Estimated tokens of the request; 0 where the route does not keep it."""
         return 0 if self.reading is None else self.reading.input_tokens()
 
+    @property
+    def has_text(self) -> bool:
+        """Whether a model's text was seen in the response."""
+        return self.reading is not None and self.reading.has_text
+
     def take_tap(self, calls: tuple[CallUsage, ...]) -> None:
         """Take what a tap has seen; see :class:`meterkit.tokens.tap.StreamTap`."""
         self._taps += calls

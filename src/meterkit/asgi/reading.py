@@ -174,6 +174,11 @@ class Reading:
         begun = 0 if self._work is None else self._piece_bytes
         return begun + sum(map(len, self._backlog)) - self._at
 
+    @property
+    def has_text(self) -> bool:
+        """Whether a model's text was seen in the response."""
+        return self._reader is not None and self._reader.output_bytes_seen > 0
+
     def input_tokens(self) -> int:
         """Estimated tokens of the request, at least 1; 0 if the response was over before."""
         body, self._body = self._body, None

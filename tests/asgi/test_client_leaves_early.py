@@ -1,0 +1,312 @@
+"""Clients that leave before the first byte of the body: the outcome, and usage that was there by then."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+import meterkit
+from faults import settled
+from llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, stream_of, text_tokens, tokens
+from metering import http_scope
+from tokens.recordings import chat, chat_usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Message
+
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+OUTCOMES: Final = ("success", "client_gone", "client_error", "server_error")
+PLANS: Final = (
+    """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests:      {unit: request}
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token}
+  pages:         {unit: page}
+routes:
+"""
+    + "".join(
+        f'  - {{match: "/{name}", consume: {{requests: 1}}, charge_on: [{name}]}}\n' for name in OUTCOMES
+    )
+    + """
+  - {match: "/chat", consume: {requests: 1}, usage: openai}
+  - {match: "/plain", consume: {requests: 1}}
+  - {match: "/repeated", consume: {requests: 1}, idempotency_header: idempotency-key}
+  - match: "/reserved"
+    consume: {requests: 1}
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 500, ceiling: 500}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      output_tokens: {included: 1000, overage: deny}
+"""
+)
+
+
+class EarlyLeaver:
+    """A client that sends its request and leaves at once; the server says so in one of two ways."""
+
+    def __init__(self, *, raises: bool = False) -> None:
+        self._said: list[Message] = [{"type": "http.request", "body": PROMPT, "more_body": False}]
+        self._raises = raises
+
+    async def receive(self) -> Message:
+        return self._said.pop() if self._said else {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if self._raises and message["type"] == "http.response.body":
+            raise OSError("the client has left")
+
+    async def ask(self, at: Served, path: str, *, headers: Any = ()) -> None:
+        version = "2.4" if self._raises else "2.3"
+        asgi = {"version": "3.0", "spec_version": version}
+        scope = http_scope(path, method="POST", asgi=asgi)
+        scope["headers"] = [*scope["headers"], *headers]
+        await asyncio.gather(at.app(scope, self.receive, self.send), return_exceptions=True)
+        await settled(at.kit)
+
+
+def app_of(endpoint: Any, *middleware: Any) -> Starlette:
+    return Starlette(
+        routes=[Route("/{path:path}", endpoint, methods=["POST"])],
+        middleware=[Middleware(each) for each in middleware],
+    )
+
+
+class PassingOn(BaseHTTPMiddleware):
+    async def dispatch(self, request: Any, call_next: Any) -> Any:
+        return await call_next(request)
+
+
+async def left(request: Request) -> None:
+    """Read the request, and hear that its client has left."""
+    await request.body()
+    assert await request.is_disconnected()
+
+
+def answers(make: Any, *, looks: bool = True) -> Any:
+    async def endpoint(request: Request) -> Response:
+        if looks:
+            await left(request)
+        response: Response = make()
+        return response
+
+    return endpoint
+
+
+def a_document() -> Response:
+    return JSONResponse({"answer": 42})
+
+
+def a_stream() -> Response:
+    async def pieces() -> AsyncIterator[bytes]:
+        await asyncio.sleep(0)
+        for _ in range(3):
+            yield b"piece"
+            await asyncio.Event().wait()
+
+    return StreamingResponse(pieces())
+
+
+def pieces_at_once() -> Response:
+    return StreamingResponse(stream_of([b"piece", b"piece"]))
+
+
+async def raising(request: Request) -> Response:
+    await left(request)
+    raise RuntimeError("there is no client to work for")
+
+
+async def cancelled(request: Request) -> Response:
+    await left(request)
+    raise asyncio.CancelledError
+
+
+async def silent(scope: Any, receive: Any, send: Any) -> None:
+    del scope, send
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+CASES: Final = {
+    # The app finished its work: an answer that no client takes is an answer.
+    "a document by an app that looks": (answers(a_document), False, "success"),
+    "a document by an app that does not look": (answers(a_document, looks=False), False, "success"),
+    "a document where sending raises": (answers(a_document, looks=False), True, "success"),
+    "no content": (answers(lambda: Response(status_code=204)), False, "success"),
+    "a redirection": (answers(lambda: RedirectResponse("/x", 303)), False, "success"),
+    "not found": (answers(lambda: JSONResponse({}, 404)), False, "client_error"),
+    "not found where sending raises": (answers(lambda: JSONResponse({}, 404)), True, "client_error"),
+    "an error of the server": (answers(lambda: JSONResponse({}, 500)), False, "server_error"),
+    # It was stopped, or stopped by itself.
+    "an app that raises": (raising, False, "server_error"),
+    "an app that is cancelled": (cancelled, False, "server_error"),
+    "an app without an answer": (silent, False, "server_error"),
+    "a stream that is cancelled": (answers(a_stream, looks=False), False, "server_error"),
+    "a stream whose first piece cannot be sent": (answers(pieces_at_once), True, "server_error"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_f20e_an_app_that_answers_has_succeeded_and_one_that_was_stopped_has_not(
+    case: str, store_url: str
+) -> None:
+    endpoint, raises, expected = CASES[case]
+    app: ASGIApp = silent if endpoint is silent else app_of(endpoint)
+    async with metered(app, store_url, plans=PLANS) as at:
+        billed: list[str] = []
+        for name in OUTCOMES:
+            before = (await at.counted())[0]
+            await EarlyLeaver(raises=raises).ask(at, f"/{name}")
+            billed += [name] * ((await at.counted())[0] - before)
+    assert billed == [expected]
+
+
+async def test_f20e_a_stream_that_is_cut_behind_a_middleware_is_no_answer(store_url: str) -> None:
+    """Such a middleware ends the response as if it were whole: nothing was in it."""
+    async with metered(app_of(answers(a_stream, looks=False), PassingOn), store_url, plans=PLANS) as at:
+        for path in ("/success", "/server_error"):
+            await EarlyLeaver().ask(at, path)
+        assert await at.counted() == (1, 0)
+
+
+# Usage.
+
+
+def told(how: str) -> Any:
+    """An endpoint that has called a model when it hears that its client has left."""
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        if how == "tap":
+            with suppress(asyncio.CancelledError):
+                async for _ in meterkit.tap(three_texts()):
+                    break
+        elif how == "record":
+            meterkit.record(output_tokens=7, pages=2)
+        else:
+            meterkit.record_usage(chat({"content": "Four."}, usage=chat_usage(5, 6)))
+        assert await request.is_disconnected()
+        if how == "status 499":
+            return Response(status_code=499)
+        if how == "status 500":
+            return Response(status_code=500)
+        raise RuntimeError("there is no client to work for")
+
+    return endpoint
+
+
+async def three_texts() -> AsyncIterator[Any]:
+    for text in ("Hello, ", "world. ", "All is well."):
+        yield chat({"content": text})
+
+
+@pytest.mark.parametrize("path", ["/chat", "/plain", "/reserved"])
+@pytest.mark.parametrize(
+    ("how", "recorded"),
+    [
+        ("usage", (5, 6)),
+        ("status 499", (5, 6)),
+        ("status 500", (5, 6)),
+        ("record", (0, 7)),
+        ("tap", (PROMPT_TOKENS, text_tokens("Hello, "))),
+    ],
+)
+async def test_f20e_usage_by_then_is_billed_and_the_request_is_not(
+    how: str, recorded: tuple[int, int], path: str, store_url: str
+) -> None:
+    async with metered(app_of(told(how)), store_url, plans=PLANS) as at:
+        await EarlyLeaver().ask(at, path)
+        expected = (0, recorded[1]) if how == "tap" and path == "/plain" else recorded
+        assert expected == await tokens(at.kit)
+        assert (0, 0) == await at.counted()
+        assert (recorded[1], 0) == await at.counted(meter="output_tokens")
+        assert (2 if how == "record" else 0, 0) == await at.counted(meter="pages")
+
+
+async def test_f20e_a_stopped_app_leaves_no_prompt_free_of_charge(store_url: str) -> None:
+    """A client that always leaves early uses its allowance up."""
+    async with metered(app_of(told("record")), store_url, plans=PLANS.replace("1000", "513")) as at:
+        for _ in range(2):
+            await EarlyLeaver().ask(at, "/reserved")
+        assert await at.counted(meter="output_tokens") == (14, 0)
+        answer = await at.client.post("/reserved", content=PROMPT)
+    assert answer.status_code == 429
+
+
+async def test_f20e_text_that_could_not_be_sent_any_more_is_estimated(store_url: str) -> None:
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        pieces = stream_of(openai_stream("Hello, world."))
+        return StreamingResponse(pieces, media_type="text/event-stream")
+
+    async with metered(app_of(endpoint), store_url, plans=PLANS) as at:
+        await EarlyLeaver(raises=True).ask(at, "/chat")
+        assert await tokens(at.kit) == (PROMPT_TOKENS, text_tokens("Hello, world."))
+        assert await at.counted() == (0, 0)
+
+
+async def test_f20e_a_repeat_of_a_billed_request_bills_nothing_though_its_client_leaves(
+    store_url: str,
+) -> None:
+    key = [(b"idempotency-key", b"k1")]
+    async with metered(app_of(told("record")), store_url, plans=PLANS) as at:
+        # Not billed, so the next one is no repeat.
+        await EarlyLeaver().ask(at, "/repeated", headers=key)
+        assert await at.counted(meter="output_tokens") == (7, 0)
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        meterkit.record(output_tokens=7)
+        if request.url.query:
+            return a_document()
+        assert await request.is_disconnected()
+        raise RuntimeError("there is no client to work for")
+
+    async with metered(app_of(endpoint), store_url, plans=PLANS) as at:
+        await at.client.post("/repeated?answer", content=PROMPT, headers={"idempotency-key": "k1"})
+        await EarlyLeaver().ask(at, "/repeated", headers=key)
+        assert await at.counted(meter="output_tokens") == (7, 0)
+        assert await at.counted() == (1, 0)
+
+
+async def test_f20e_usage_that_a_background_task_records_afterwards_is_billed(store_url: str) -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    async def late(over: asyncio.Event) -> None:
+        await over.wait()
+        meterkit.record(output_tokens=7)
+
+    over = asyncio.Event()
+
+    async def endpoint(request: Request) -> Response:
+        tasks.append(asyncio.create_task(late(over)))
+        await left(request)
+        raise RuntimeError("there is no client to work for")
+
+    async with metered(app_of(endpoint), store_url, plans=PLANS) as at:
+        await EarlyLeaver().ask(at, "/plain")
+        over.set()
+        await asyncio.gather(*tasks)
+        await settled(at.kit)
+        assert await at.counted(meter="output_tokens") == (7, 0)
+        assert await at.counted() == (0, 0)
