@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -13,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from openai import APIStatusError, AsyncOpenAI, AuthenticationError, InternalServerError, RateLimitError
+from openai import (
+    APIStatusError,
+    AsyncOpenAI,
+    AuthenticationError,
+    BadRequestError,
+    InternalServerError,
+    RateLimitError,
+)
 
 from delivering import STRIPE_KEY
 from faults import eventually
@@ -186,6 +194,70 @@ async def test_a_client_that_hangs_up_pays_what_it_has_got(urls: tuple[str, str]
     assert (0, 0) == await reported(urls)  # The provider never came to its end.
     assert entered > 0
     assert 0 < said < 900
+
+
+@pytest.mark.parametrize(
+    ("text", "stream"),
+    [("think", False), ("think", True), ("ponder", True)],
+    ids=["whole answer", "stream", "stream that has begun"],
+)
+async def test_f20e_a_client_that_leaves_before_the_first_byte_stops_the_provider_and_pays_the_prompt(
+    text: str, stream: bool, urls: tuple[str, str], store_url: str
+) -> None:
+    async with MeterKit(PROXY / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        async with client_of(urls, "eve") as client, httpx.AsyncClient(base_url=urls[1]) as provider:
+
+            async def has(**counts: int) -> bool:
+                found = (await provider.get("/reported")).json()
+                return {name: found[name] for name in counts} == counts
+
+            create: Any = client.chat.completions.create
+            call = asyncio.create_task(create(**asking(f"{text} of the sea"), stream=stream))
+            await eventually(lambda: has(begun=1))
+            if text == "ponder":
+                await (await call).close()  # The provider has begun to answer, and said nothing yet.
+            else:
+                call.cancel()
+            await eventually(lambda: has(stopped=1, completion_tokens=0))
+
+        async def settled() -> bool:
+            return (await tokens(kit, "eve"))[0] > 0
+
+        await eventually(settled)
+        assert (0,) == await tokens(kit, "eve", "requests")
+        meters = (await kit.usage("eve"))["meters"]
+        assert [
+            (meters[name]["recorded"], meters[name]["held"]) for name in ("input_tokens", "output_tokens")
+        ] == [
+            (len(text + " of the sea") // 4, 0),
+            (1, 0),
+        ]
+
+
+async def test_a_request_above_the_ceiling_is_refused_before_the_provider_is_asked(
+    urls: tuple[str, str], store_url: str
+) -> None:
+    """F-204: in OpenAI's words, by all of its names for the limit."""
+    async with MeterKit(PROXY / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.customers.set_plan("ada", "metered")
+        async with client_of(urls, "ada") as client:
+            create: Any = client.chat.completions.create
+            for limit in (
+                {"max_tokens": 99_999},
+                {"max_completion_tokens": 99_999},
+                {"max_tokens": 1_366, "n": 3},
+            ):
+                with pytest.raises(BadRequestError, match="4096 at most") as refused:
+                    await create(**{**asking("Tell 9 words"), "max_tokens": None, **limit}, stream=True)
+                told = (refused.value.type, refused.value.code, refused.value.param)
+                assert told == ("invalid_request_error", "request-above-ceiling", next(iter(limit)))
+            answer = await create(**asking("Tell 9 words", max_tokens=4_096))
+            assert 9 == answer.usage.completion_tokens
+
+        async def counted() -> bool:
+            return (1, 9) == await tokens(kit, "ada", "requests", "output_tokens")
+
+        await eventually(counted)
 
 
 async def test_out_of_credits_the_client_is_told_before_the_provider_is_asked(

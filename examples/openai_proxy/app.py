@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from meterkit import Caller, Decision, MeterKit, MeterMiddleware, identify
 from meterkit.fastapi import Current, billing_router
-from meterkit.llm import Restore, ask_for_usage
+from meterkit.llm import Restore, ask_for_usage, stop_on_disconnect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from starlette.types import Receive, Scope, Send
 
 PROVIDER_URL: Final = os.environ.get("PROVIDER_URL", "http://127.0.0.1:8001/v1")
 PROVIDER_KEY: Final = os.environ.get("PROVIDER_KEY", "sk-provider")
@@ -47,6 +50,16 @@ STATUS: Final = {
 def in_openais_words(scope: Any, decision: Decision) -> Response:
     """A refusal as OpenAI's SDKs read it; its fields, such as Retry-After, are meterkit's."""
     del scope
+    problem = decision.problem  # The request asks for more than it may, whatever is left.
+    if problem is not None:
+        param = problem.members.get("field")
+        error = {
+            "message": problem.detail,
+            "type": "invalid_request_error",
+            "param": param,
+            "code": problem.code,
+        }
+        return JSONResponse({"error": error}, 400)
     status, kind = STATUS.get(decision.reason or "", (429, "rate_limit_exceeded"))
     message = f"Refused: {decision.reason} ({', '.join(decision.violated) or 'no limit'})"
     if "usd_charged-period" in decision.violated:
@@ -73,29 +86,42 @@ async def healthz() -> dict[str, bool]:
 
 @app.post("/v1/chat/completions")
 async def complete(request: Request) -> Response:
-    """Ask the provider, for its usage too, and pass on what it says."""
+    """Ask the provider, for its usage too, and pass on what it says; stop it when the client leaves."""
     provider: httpx.AsyncClient = request.app.state.provider
     body, restore = ask_for_usage(await request.json())
     asked = provider.build_request("POST", "chat/completions", json=body)
-    answer = await provider.send(asked, stream=True)
+    answer = await stop_on_disconnect(request.receive, provider.send(asked, stream=True))
     headers = {
         name: answer.headers[name] for name in ("content-type", "retry-after") if name in answer.headers
     }
     if headers.get("content-type", "").startswith("text/event-stream"):
-        return StreamingResponse(passed_on(answer, restore), answer.status_code, headers)
+        return ProviderStream(answer, restore, headers)
     try:
-        return Response(await answer.aread(), answer.status_code, headers)
+        whole = await stop_on_disconnect(request.receive, answer.aread())
+        return Response(whole, answer.status_code, headers)
     finally:
         await answer.aclose()
 
 
-async def passed_on(answer: httpx.Response, restore: Restore) -> AsyncGenerator[bytes]:
-    """The stream as the client asked for it. Where the client leaves, the provider is told at once."""
-    try:
-        async for piece in restore(answer.aiter_bytes()):
-            yield piece
-    finally:
-        await answer.aclose()
+class ProviderStream(StreamingResponse):
+    """The provider's stream as the client asked for it; closed at the end, also if the client leaves."""
+
+    def __init__(self, answer: httpx.Response, restore: Restore, headers: dict[str, str]) -> None:
+        self.answer = answer
+        super().__init__(restore(answer.aiter_bytes()), answer.status_code, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.answer.aclose()
+
+
+@app.exception_handler(ClientDisconnect)
+async def client_left(request: Request, error: Exception) -> Response:
+    """Nobody reads this answer; the request is not billed, and the tokens are."""
+    del request, error
+    return Response(status_code=499)
 
 
 def account(caller: Current) -> str:

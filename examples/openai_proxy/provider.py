@@ -25,6 +25,7 @@ FAILURES: Final = {
 }
 # What the provider will put on its own bill.
 reported = {"prompt_tokens": 0, "completion_tokens": 0}
+calls = {"begun": 0, "stopped": 0}
 
 
 @app.get("/healthz")
@@ -34,17 +35,25 @@ async def healthz() -> dict[str, bool]:
 
 @app.get("/reported")
 async def totals() -> dict[str, int]:
-    return reported
+    return reported | calls
 
 
 @app.post("/v1/chat/completions")
 async def complete(request: Request) -> Response:
-    """Say as many words as the last message asks for, fail with the status it asks for, or call a tool."""
+    """Say as many words as the last message asks for, fail with its status, call a tool, or never answer."""
     asked: dict[str, Any] = await request.json()
     if request.headers.get("authorization") != "Bearer sk-provider":
         return failure(401, "invalid_request_error", "Incorrect API key provided.")
     words = str(asked["messages"][-1]["content"]).split()
     wanted = next((int(word) for word in words if word.isdecimal()), WORDS)
+    calls["begun"] += 1
+    if "ponder" in words:
+        return StreamingResponse(pondering(), media_type="text/event-stream")
+    if "think" in words:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        calls["stopped"] += 1
+        return failure(499, "client_closed", "The client has left.")
     if "fail" in words:
         return failure(wanted, *FAILURES[wanted])
     limit = asked.get("max_completion_tokens") or asked.get("max_tokens") or wanted
@@ -72,6 +81,15 @@ async def complete(request: Request) -> Response:
             "usage": usage,
         }
     )
+
+
+async def pondering() -> AsyncGenerator[str]:
+    """A stream that has begun and says nothing until the client leaves."""
+    try:
+        await asyncio.Event().wait()
+        yield ""
+    finally:
+        calls["stopped"] += 1
 
 
 async def told(

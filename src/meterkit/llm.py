@@ -1,4 +1,4 @@
-"""Asking a provider what a stream uses, although the client of the app did not ask.
+"""Helpers of proxies: ask a provider for the usage of a stream, and stop it when the client leaves.
 
 Servers that speak OpenAI's Chat Completions report the usage of a stream only where they are asked to, in a
 chunk of its own at the end. A proxy asks for it whatever its client asked, so that the stream can be billed,
@@ -8,17 +8,23 @@ and takes the chunk out again for clients that do not expect it.
 from __future__ import annotations
 
 import re
+from asyncio import FIRST_COMPLETED, create_task, ensure_future, gather, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
-from meterkit.asgi.context import tap
+from starlette.requests import ClientDisconnect
+
+from meterkit.asgi.context import exchange_of, tap
+from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.tokens.json_values import load, table
 from meterkit.tokens.plain_values import held_by, is_body
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Iterable, Mapping
+    from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 
-__all__ = ["Restore", "RestoredStream", "UsageRequest", "ask_for_usage"]
+    from starlette.types import Receive
+
+__all__ = ["Restore", "RestoredStream", "UsageRequest", "ask_for_usage", "stop_on_disconnect"]
 
 T = TypeVar("T")
 
@@ -83,6 +89,41 @@ def ask_for_usage(body: Mapping[str, Any], *, supported: bool = True) -> UsageRe
     if hides:
         asked["stream_options"] = {**given, "include_usage": True}
     return UsageRequest(asked, Restore(hides=hides))
+
+
+async def stop_on_disconnect(receive: Receive, call: Awaitable[T]) -> T:
+    """Await a call to a model, and cancel it when the client of the current request disconnects.
+
+    Where the route has ``usage``, the prompt of a cancelled call is billed by estimate, unless usage was
+    reported. A call that had ended by then gives its result.
+
+    Args:
+        receive: of the request, as ``request.receive``; its body has been read.
+        call: such as ``provider.send(asked, stream=True)``; it runs in a task of its own.
+
+    Raises:
+        ClientDisconnect: the client left before the call had ended.
+        MeterkitError: outside of a request that MeterMiddleware has decided.
+    """
+    found = exchange_of("stop_on_disconnect()")
+    working = ensure_future(call)
+    leaving = create_task(_read_disconnect(receive))
+    try:
+        await wait((working, leaving), return_when=FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await gather(working, leaving, return_exceptions=True)
+        if working.cancelled():
+            found.report(LlmCalls.take_given_up)
+    if working.cancelled():
+        raise ClientDisconnect
+    return working.result()
+
+
+async def _read_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class RestoredStream(Generic[T]):

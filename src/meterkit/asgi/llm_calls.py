@@ -15,6 +15,7 @@ from meterkit.errors import MeterkitError
 from meterkit.store.arguments import check_event_id
 from meterkit.store.hold import NOTHING_USED, Used
 from meterkit.store.jobs import claim_job, end_work, remember_job
+from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.charging import charged_of
 from meterkit.tokens.jobs import batch_line, call_name
 from meterkit.tokens.merging import each_once, join_reports
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from meterkit.store.jobs import Counting
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
-    from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.jobs import BatchLine
 
 _logger = logging.getLogger("meterkit.asgi")
@@ -75,6 +75,13 @@ class LlmCalls:
     def take_tap(self, calls: tuple[CallUsage, ...]) -> None:
         """Take what a tap has seen; see :class:`meterkit.tokens.tap.StreamTap`."""
         self._taps += calls
+
+    def take_given_up(self) -> None:
+        """Estimate the prompt of a call that was cancelled before it answered, unless usage is known."""
+        if self.reading is None or self._taps or self.reports.usages():
+            return
+        asked = CallUsage(model=self.reading.requested_model(), source="missing")
+        self._taps += filled((asked,), input_tokens=self.input_tokens, output_tokens=0, at_least=1)
 
     def end(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
         """The response is over; see :meth:`meterkit.asgi.reading.Reading.close`.

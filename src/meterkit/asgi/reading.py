@@ -226,7 +226,7 @@ class Reading:
                 calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=int(is_cut)
             )
         if any(call.model is None for call in calls):
-            requested = self._requested_model()
+            requested = self.requested_model()
             calls = tuple(replace(call, model=call.model or requested) for call in calls)
         self._body = None
         # It holds the request, which holds this: let go of, neither is left to the garbage collector.
@@ -256,7 +256,7 @@ class Reading:
         known = self._buffered
         return (bytes(body), self._size) if known is None else (known.head, known.size)
 
-    def _requested_model(self) -> str | None:
+    def requested_model(self) -> str | None:
         """The model that was asked; None: none or several may be, or the request cannot be read."""
         known = self._buffered
         body = self._body if known is None else known.head

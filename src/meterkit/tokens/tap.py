@@ -6,15 +6,13 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from meterkit.tokens.bodies import BodyReader
-from meterkit.tokens.call_usage import filled
+from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.objects import OBJECT_APIS, events_of
 from meterkit.tokens.observer import Observer
 from meterkit.tokens.plain_values import is_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-
-    from meterkit.tokens.call_usage import CallUsage
 
 T = TypeVar("T")
 
@@ -103,6 +101,8 @@ class StreamTap(Generic[T]):
         report, self._report = self._report, None
         if report is not None:
             calls = self._observer.close(complete=complete, notes=()) + self._body.close(complete=complete)
+            if given_up and self._iterator is not None and self._kind is None:
+                calls = (CallUsage(source="missing"),)  # The call was made: its prompt was read.
             output_tokens = self.estimated_output_tokens
             # After a failure of the provider, unreported tokens are not billed.
             lacks = complete and output_tokens > 0 and bool(calls) and calls[-1].source == "missing"
