@@ -119,7 +119,7 @@ class ProviderStream(StreamingResponse):
 
 @app.exception_handler(ClientDisconnect)
 async def client_left(request: Request, error: Exception) -> Response:
-    """Nobody reads this answer; the request is not billed, and the tokens are."""
+    """Answer a client that has left: the request is not billed, its tokens are."""
     del request, error
     return Response(status_code=499)
 

@@ -10,6 +10,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -17,6 +18,7 @@ import meterkit
 from faults import settled
 from llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, stream_of, text_tokens, tokens
 from metering import http_scope
+from meterkit.llm import stop_on_disconnect
 from tokens.recordings import chat, chat_usage
 
 if TYPE_CHECKING:
@@ -309,4 +311,119 @@ async def test_f20e_usage_that_a_background_task_records_afterwards_is_billed(st
         await asyncio.gather(*tasks)
         await settled(at.kit)
         assert await at.counted(meter="output_tokens") == (7, 0)
+        assert await at.counted() == (0, 0)
+
+
+# A call that is stopped.
+
+
+class Provider:
+    """A model that answers once an event is set; it notes when it is stopped."""
+
+    def __init__(self) -> None:
+        self.may_answer, self.begun = asyncio.Event(), asyncio.Event()
+        self.is_stopped = False
+
+    async def send(self) -> Any:
+        self.begun.set()
+        try:
+            await self.may_answer.wait()
+        except asyncio.CancelledError:
+            self.is_stopped = True
+            raise
+        return chat({"content": "Four."}, usage=chat_usage(5, 6))
+
+
+def asking(provider: Provider, *, reports: bool = False) -> Starlette:
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        if reports:
+            meterkit.record_usage(chat({"content": "Two."}, usage=chat_usage(1, 2)))
+        try:
+            answer = await stop_on_disconnect(request.receive, provider.send())
+        except ClientDisconnect:
+            return Response(status_code=499)
+        return JSONResponse(answer)
+
+    return app_of(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("path", "reports", "recorded"),
+    [
+        ("/chat", False, (PROMPT_TOKENS, 1)),
+        ("/reserved", False, (PROMPT_TOKENS, 1)),
+        ("/chat", True, (1, 2)),
+        ("/plain", False, (0, 0)),
+    ],
+)
+async def test_f20e_a_call_is_stopped_when_the_client_leaves_and_its_prompt_is_billed(
+    path: str, reports: bool, recorded: tuple[int, int], store_url: str
+) -> None:
+    provider = Provider()
+    async with metered(asking(provider, reports=reports), store_url, plans=PLANS) as at:
+        await EarlyLeaver().ask(at, path)
+        assert provider.is_stopped
+        assert recorded == await tokens(at.kit)
+        assert await at.counted() == (0, 0)
+        assert (await at.counted(meter="output_tokens"))[1] == 0
+
+
+async def test_f20e_a_call_that_had_ended_gives_its_result_and_one_that_fails_its_error(
+    store_url: str,
+) -> None:
+    provider = Provider()
+    provider.may_answer.set()
+    async with metered(asking(provider), store_url, plans=PLANS) as at:
+        answer = await at.client.post("/chat", content=PROMPT)
+        assert answer.status_code == 200
+        await settled(at.kit)
+        assert (5, 6) == await tokens(at.kit)
+
+    async def fails(request: Request) -> Response:
+        async def call() -> None:
+            raise LookupError("no such model")
+
+        await request.body()
+        with pytest.raises(LookupError, match="no such model"):
+            await stop_on_disconnect(request.receive, call())
+        return a_document()
+
+    async with metered(app_of(fails), store_url, plans=PLANS) as at:
+        assert (await at.client.post("/chat", content=PROMPT)).status_code == 200
+
+
+async def test_f20e_a_server_that_cancels_the_app_stops_the_call_as_well(store_url: str) -> None:
+    provider, client = Provider(), EarlyLeaver()
+    said = iter([{"type": "http.request", "body": PROMPT, "more_body": False}])
+
+    async def receive() -> Message:
+        for message in said:
+            return message
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with metered(asking(provider), store_url, plans=PLANS) as at:
+        task = asyncio.ensure_future(at.app(http_scope("/chat", method="POST"), receive, client.send))
+        await provider.begun.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await settled(at.kit)
+        assert provider.is_stopped
+        assert (PROMPT_TOKENS, 1) == await tokens(at.kit)
+        assert await at.counted() == (0, 0)
+
+
+async def test_f20e_a_tap_that_is_stopped_before_its_first_chunk_bills_the_prompt(store_url: str) -> None:
+    async def silence() -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield chat({"content": "never"})
+
+    async def endpoint(request: Request) -> Response:
+        await request.body()
+        return StreamingResponse(meterkit.tap(silence()), media_type="text/event-stream")
+
+    async with metered(app_of(endpoint), store_url, plans=PLANS) as at:
+        await EarlyLeaver().ask(at, "/chat")
+        assert await tokens(at.kit) == (PROMPT_TOKENS, 1)
         assert await at.counted() == (0, 0)

@@ -97,7 +97,7 @@ async def holding(
 async def outcome(
     at: Served, path: str, body: bytes | Mapping[str, Any], **headers: str
 ) -> int | tuple[str, int]:
-    """What is held of output for a request that is served; of a refused one the field and its figure."""
+    """The quantity that a served request holds; field and figure of a refused one."""
     sent = body if isinstance(body, bytes) else compact(body)
     answer = await at.client.post(path, content=sent, headers=headers)
     said = answer.json()
@@ -110,7 +110,7 @@ async def outcome(
 
 
 FIGURES: Final = [
-    # An integer under the exact name is what the app is asked for.
+    # An integer under the exact name is held as it is.
     (b"1", 1),
     (b"1000", CEILING),
     (b"1001", 1_001),
@@ -194,7 +194,7 @@ async def test_f20i_a_member_that_the_app_ignores_never_lowers_a_hold(store_url:
         (b'{"max_tokens": 900, "max_tokens": 1}', 900),
         (b'{"max_tokens": 1, "max_tokens": 5000}', ("max_tokens", 5_000)),
         (b'{"max_tokens": 5000, "max_tokens": 1}', ("max_tokens", 5_000)),
-        # Whoever reads the one that is null goes by the default.
+        # An app that reads the one that is null goes by its default.
         (b'{"max_tokens": 1, "max_tokens": null}', DEFAULT),
         (b'{"max_tokens": null, "max_tokens": 1}', DEFAULT),
         (b'{"max_tokens": 1, "max_tokens": "1"}', DEFAULT),
@@ -262,7 +262,7 @@ async def test_f204_all_answers_together_are_compared_with_the_ceiling(
 
 async def test_f204_only_a_figure_that_the_client_names_is_compared(store_url: str) -> None:
     async with holding(store_url) as (at, _):
-        # Without the field an unknown number of tokens is asked for: the most is held.
+        # Without the field the number of tokens is unknown: the ceiling is held.
         assert CEILING == await outcome(at, "/chat", {"n": 50})
         assert CEILING == await outcome(at, "/chat", {"max_tokens": 50, "n": "many"})
         assert ("max_tokens", 1_001) == await outcome(at, "/chat", {"max_tokens": 1_001, "n": "many"})

@@ -131,6 +131,14 @@ class Exchange(Admitted):
         if not self._gone:
             self._gone, self._left_early = True, not self._begun
 
+    def _note_error(self, error: BaseException) -> None:
+        # Servers tell of a client that left by http.disconnect, by OSError from send, or by cancelling.
+        if isinstance(error, CancelledError):
+            self._note_left()
+        self._failed = isinstance(error, Exception) and not (
+            self._gone or isinstance(error, ClientDisconnect)
+        )
+
     @returns_awaitable
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on; a plain function, so that most messages cost no coroutine of their own."""
@@ -197,10 +205,7 @@ class Exchange(Admitted):
         if self._settled:
             return
         if error is not None:
-            # Servers tell of a client that left by http.disconnect, by OSError from send, or by cancelling.
-            self._failed = isinstance(error, Exception) and not (
-                self._gone or isinstance(error, ClientDisconnect)
-            )
+            self._note_error(error)
         # Set before reading: a thread that adds usage meanwhile settles it itself once it sees this.
         self._settled = True
         if self._store.tallies is not None:
@@ -223,10 +228,9 @@ class Exchange(Admitted):
             if decided is None and not has_more:
                 self._settle_undecided(lane, billed=billed)
                 return
-            beside = Used(recorded, recorded)
-            if decided is None:
-                beside = self._undecided(recorded)
-                beside = beside if billed else beside._replace(recorded=recorded)
+            beside = (
+                Used(recorded, recorded) if decided is not None else self._undecided(recorded, billed=billed)
+            )
             parts = self._used_by_calls(outcome)
             self._view.cache.routes.learn(self._route, meters_of((beside, *parts)))
             late = {} if self._llm is None else self._llm.outliving()
@@ -320,12 +324,13 @@ class Exchange(Admitted):
         if counted:
             self._store.settle(lane, settlement)
 
-    def _undecided(self, recorded: Mapping[str, int]) -> Used:
+    def _undecided(self, recorded: Mapping[str, int], *, billed: bool) -> Used:
         """What a request comes to that was decided without the store: its rates have not seen it either."""
         if self.is_counted:  # The rest is only recorded, not rated again: in doubt for the customer.
-            return Used(add(self._view.prepare(self._route).program.settled, recorded), recorded)
+            settled = self._view.prepare(self._route).program.settled if billed else _NOTHING
+            return Used(add(settled, recorded), recorded)
         total = add(self._route.consume, recorded)
-        return Used(total, total)
+        return Used(total if billed else recorded, total)
 
     def release_hold(self) -> None:
         """See :class:`meterkit.redis.hold_renewal.Renewable`: settles what the request is by now."""
@@ -389,9 +394,6 @@ class Exchange(Admitted):
         )
 
     def _is_due(self, outcome: Outcome) -> bool:
-        """Whether reported usage is billed: also of an app that stopped as its client left before a byte.
-
-        The request itself is not. A repeat of a billed request bills neither.
-        """
+        """Whether reported usage is billed: also of an app that stopped as its client left early."""
         is_left = self._left_early and bool(self._charge_on) and is_stopped(self._status, outcome)
         return outcome in self._charge_on or is_left

@@ -14,7 +14,7 @@ _SERVER_ERROR: Final = HTTPStatus.INTERNAL_SERVER_ERROR.value
 _REDIRECTIONS: Final = range(HTTPStatus.MULTIPLE_CHOICES.value, BAD_REQUEST)
 _BODILESS: Final = frozenset({*_REDIRECTIONS, HTTPStatus.NO_CONTENT.value, HTTPStatus.RESET_CONTENT.value})
 _CLIENT_CLOSED_REQUEST: Final = 499
-"""The status of nginx for a request whose client has left; apps answer it to nobody."""
+"""The status of nginx for a request whose client has left; no client reads it."""
 
 
 def outcome_of(
@@ -51,7 +51,7 @@ def outcome_of(
 def is_stopped(status: int, outcome: Outcome) -> bool:
     """Whether an app whose client left before the first byte has stopped.
 
-    Frameworks answer 500 for an app that stops by an error, so a failure of the app cannot be told from that.
+    Frameworks answer 500 for an app that stops by an error, as for an app that fails.
 
     Args:
         status: of the response; 0 where there was none.

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from meterkit.tokens.request import NamedLimit
 
 
-def _type(code: ProblemCode, title: str, members: Mapping[str, str]) -> ProblemType:
+def _problem_type(code: ProblemCode, title: str, members: Mapping[str, str]) -> ProblemType:
     schemas = {name: {"type": kind} for name, kind in members.items()}
     return ProblemType(HTTPStatus.BAD_REQUEST.value, f"{URN}{code}", title, schemas)
 
 
 REQUEST_PROBLEM_TYPES: Final[Mapping[ProblemCode, ProblemType]] = {
-    "request-above-ceiling": _type(
+    "request-above-ceiling": _problem_type(
         "request-above-ceiling",
         "Request Above Ceiling",
         {"field": "string", "asked": "integer", "ceiling": "integer"},
