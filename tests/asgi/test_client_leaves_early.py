@@ -65,16 +65,28 @@ plans:
 
 
 class EarlyLeaver:
-    """A client that sends its request and leaves at once; the server says so in one of two ways."""
+    """A client that sends its request and leaves at once, or once the response has started.
 
-    def __init__(self, *, raises: bool = False) -> None:
+    Args:
+        raises: whether the server's ``send`` raises then.
+        waits: whether it waits for the start of the response.
+    """
+
+    def __init__(self, *, raises: bool = False, waits: bool = False) -> None:
+        self._gone = asyncio.Event()
+        if not waits:
+            self._gone.set()
         self._said: list[Message] = [{"type": "http.request", "body": PROMPT, "more_body": False}]
         self._raises = raises
 
     async def receive(self) -> Message:
-        return self._said.pop() if self._said else {"type": "http.disconnect"}
+        if self._said:
+            return self._said.pop()
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
+        self._gone.set()
         if self._raises and message["type"] == "http.response.body":
             raise OSError("the client has left")
 
@@ -121,10 +133,8 @@ def a_document() -> Response:
 
 def a_stream() -> Response:
     async def pieces() -> AsyncIterator[bytes]:
-        await asyncio.sleep(0)
-        for _ in range(3):
-            yield b"piece"
-            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+        yield b"piece"
 
     return StreamingResponse(pieces())
 
@@ -186,9 +196,9 @@ async def test_f20e_an_app_that_answers_has_succeeded_and_one_that_was_stopped_h
 async def test_f20e_a_stream_that_is_cut_behind_a_middleware_is_no_answer(store_url: str) -> None:
     """Such a middleware ends the response as if it were whole: nothing was in it."""
     async with metered(app_of(answers(a_stream, looks=False), PassingOn), store_url, plans=PLANS) as at:
-        for path in ("/success", "/server_error"):
-            await EarlyLeaver().ask(at, path)
-        assert await at.counted() == (1, 0)
+        for path, requests in (("/success", 0), ("/client_gone", 0), ("/server_error", 1)):
+            await EarlyLeaver(waits=True).ask(at, path)
+            assert await at.counted() == (requests, 0)
 
 
 # Usage.
