@@ -23,7 +23,7 @@ from meterkit.store.idempotency import repeat_digest
 from meterkit.store.settlement import Settlement, settlement_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from fractions import Fraction
 
     from starlette.types import Message, Scope, Send
