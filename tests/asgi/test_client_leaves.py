@@ -106,13 +106,15 @@ def app_of(endpoint: Any, *inside: Any) -> Starlette:
     )
 
 
-async def hang_up(port: int, path: str, *, after: bytes = b"") -> None:
-    """Ask, and leave as soon as some bytes have come, or at once."""
+async def hang_up(port: int, path: str, *, after: bytes = b"", until: asyncio.Event | None = None) -> None:
+    """Ask, and leave as soon as some bytes have come, at an event, or at once."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-customer-id: acme\r\ncontent-length: {len(PROMPT)}\r\n\r\n"
     writer.write(head.encode() + PROMPT)
     if after:
         await reader.readuntil(after)
+    if until is not None:
+        await until.wait()
     writer.close()
     await writer.wait_closed()
 
@@ -131,11 +133,19 @@ class Watched:
             self.over.set()
 
 
-async def left(at: Served, path: str, protocol: str, *, after: bytes, outside: Any = None) -> None:
+async def left(
+    at: Served,
+    path: str,
+    protocol: str,
+    *,
+    after: bytes,
+    outside: Any = None,
+    until: asyncio.Event | None = None,
+) -> None:
     """A client asks and leaves; until what it came to is settled."""
     watched = Watched(at.app if outside is None else outside(at.app))
     async with listening(watched, http=protocol) as port:
-        await hang_up(port, path, after=after)
+        await hang_up(port, path, after=after, until=until)
         await watched.over.wait()
     lane = at.kit.store.lanes[asyncio.get_running_loop()]
     await eventually(lambda: lane.unsettled == 0)
@@ -183,13 +193,17 @@ async def test_who_leaves_before_the_first_byte_is_billed_where_the_app_answers_
 ) -> None:
     """F-20e: the work was done, whether the app has looked or not; uvicorn drops what is sent then."""
 
+    asked = asyncio.Event()
+
     async def answers(request: Request) -> Response:
+        assert await request.body() == PROMPT
+        asked.set()
         await gone(request)
         assert current().customer == "acme"
         return JSONResponse({"choices": [{"message": {"content": "x" * 300}}], "usage": chat_usage(5, 6)})
 
     async with metered(app_of(answers), store_url, plans=OUTCOMES) as at:
-        await left(at, path, protocol, after=b"")
+        await left(at, path, protocol, after=b"", until=asked)
         assert await at.counted() == (requests, 0)
 
 

@@ -201,6 +201,35 @@ async def test_f20e_a_stream_that_is_cut_behind_a_middleware_is_no_answer(store_
             assert await at.counted() == (requests, 0)
 
 
+@pytest.mark.parametrize("path", ["/success", "/reserved"])
+async def test_f20e_an_answer_to_a_part_of_a_request_is_not_billed(path: str, store_url: str) -> None:
+    """The client left within its own body; the app answers to the part that came."""
+    client = EarlyLeaver()
+    said: list[Message] = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": b"{", "more_body": True},
+    ]
+
+    async def receive() -> Message:
+        return said.pop() if len(said) > 1 else said[0]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await a_document()(scope, receive, send)
+
+    async with metered(app, store_url, plans=PLANS) as at:
+        scope = http_scope(path, method="POST")
+        scope["headers"] = [*scope["headers"], (b"content-length", b"100")]
+        await at.app(scope, receive, client.send)
+        await settled(at.kit)
+        assert await at.counted() == (0, 0)
+        # A request without a body is whole, though its client had left when the app first listened.
+        await at.app(http_scope("/success"), receive, client.send)
+        await settled(at.kit)
+        assert await at.counted() == (1, 0)
+
+
 # Usage.
 
 

@@ -18,6 +18,7 @@ _LENGTH_DIGITS_MAX: Final = 15
 _CODED_TEXT_RATIO: Final = 3
 _INFLATED: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
 _ZLIB_OR_GZIP: Final = 47
+_ANNOUNCING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class BufferedBody:
@@ -92,6 +93,11 @@ class BufferedBody:
     def header(self, name: bytes) -> list[bytes]:
         """The values of a header."""
         return [value for key, value in self.scope["headers"] if key.lower() == name]
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether a request announces a body."""
+    return any(name in _ANNOUNCING for name, _ in scope["headers"])
 
 
 def _inflated(coded: bytes) -> bytes | None:

@@ -7,15 +7,13 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from starlette.requests import ClientDisconnect
-
-from meterkit.asgi.admitted import Admitted
+from meterkit.asgi.client_watch import ClientWatch
 from meterkit.asgi.coroutine_mark import returns_awaitable
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.outcome import BAD_REQUEST, is_stopped, outcome_of
 from meterkit.asgi.outliving import on_loop_of, settle_outliving
 from meterkit.asgi.reading import Reading
-from meterkit.asgi.without_store import count_in_process
+from meterkit.asgi.without_store import count_in_process, undecided_usage
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.hold import Mark, Used, add, meters_of
@@ -23,7 +21,7 @@ from meterkit.store.idempotency import repeat_digest
 from meterkit.store.settlement import Settlement, settlement_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from fractions import Fraction
 
     from starlette.types import Message, Scope, Send
@@ -46,7 +44,7 @@ _recording: Final = RLock()
 a stream that is collected reports wherever the garbage collector runs, even within another report."""
 
 
-class Exchange(Admitted):
+class Exchange(ClientWatch):
     """A request that was admitted: :meth:`receive` and :meth:`send` stand between the app and the server.
 
     What it comes to is settled right after the last byte of its response, or when the app ends without one.
@@ -56,8 +54,8 @@ class Exchange(Admitted):
     """
 
     __slots__ = (
-        *("_begun", "_complete", "_ending", "_failed", "_gone", "_left_early", "_llm", "_nothing_to_settle"),
-        *("_reading", "_recorded", "_status", "_trailers", "is_counted"),
+        *("_ending", "_llm", "_nothing_to_settle", "_reading", "_recorded", "_status", "_trailers"),
+        "is_counted",
     )
 
     def __init__(
@@ -89,8 +87,9 @@ class Exchange(Admitted):
         self._reading: Reading | None = None
         self._renewed: PreparedDecision | None = None
         self._slot = self._status = 0
-        self._begun = self._ending = self._complete = self._trailers = self._gone = self._failed = False
-        self._left_early = False
+        self._ending = self._trailers = False
+        self._begun = self._complete = self._failed = self._gone = False
+        self._has_request = self._left_early = self._left_within = False
         if decided is not None:
             self._decided_ms = reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS
@@ -108,7 +107,8 @@ class Exchange(Admitted):
             estimate: what measures the input where the client does not wait for the usage.
         """
         if body is not None:
-            self.server_receive, self._gone, self._left_early = body.receive, body.gone, body.gone
+            self.server_receive = body.receive
+            self._gone = self._left_early = self._left_within = body.gone
         usage = self._route.usage
         is_fetched = usage == "auto" and self._scope["method"].upper() != "POST"  # h11 hands on "post".
         if usage != "none":
@@ -122,22 +122,12 @@ class Exchange(Admitted):
         if message["type"] == "http.disconnect":
             # Servers say so too once the response is over, while its last message is on its way even.
             if not (self._ending or self._complete):
-                self._note_left()
-        elif self._reading is not None:
-            self._reading.keep_request(message)
+                self._note_disconnect()
+        else:
+            self._note_request(message)
+            if self._reading is not None:
+                self._reading.keep_request(message)
         return message
-
-    def _note_left(self) -> None:
-        if not self._gone:
-            self._gone, self._left_early = True, not self._begun
-
-    def _note_error(self, error: BaseException) -> None:
-        # Servers tell of a client that left by http.disconnect, by OSError from send, or by cancelling.
-        if isinstance(error, CancelledError):
-            self._note_left()
-        self._failed = isinstance(error, Exception) and not (
-            self._gone or isinstance(error, ClientDisconnect)
-        )
 
     @returns_awaitable
     def send(self, message: Message) -> Awaitable[None]:
@@ -228,9 +218,11 @@ class Exchange(Admitted):
             if decided is None and not has_more:
                 self._settle_undecided(lane, billed=billed)
                 return
-            beside = (
-                Used(recorded, recorded) if decided is not None else self._undecided(recorded, billed=billed)
-            )
+            beside = Used(recorded, recorded)
+            if decided is None:
+                beside = undecided_usage(
+                    self._view, self._route, recorded, is_counted=self.is_counted, billed=billed
+                )
             parts = self._used_by_calls(outcome)
             self._view.cache.routes.learn(self._route, meters_of((beside, *parts)))
             late = {} if self._llm is None else self._llm.outliving()
@@ -324,14 +316,6 @@ class Exchange(Admitted):
         if counted:
             self._store.settle(lane, settlement)
 
-    def _undecided(self, recorded: Mapping[str, int], *, billed: bool) -> Used:
-        """What a request comes to that was decided without the store: its rates have not seen it either."""
-        if self.is_counted:  # The rest is only recorded, not rated again: in doubt for the customer.
-            settled = self._view.prepare(self._route).program.settled if billed else _NOTHING
-            return Used(add(settled, recorded), recorded)
-        total = add(self._route.consume, recorded)
-        return Used(total if billed else recorded, total)
-
     def release_hold(self) -> None:
         """See :class:`meterkit.redis.hold_renewal.Renewable`: settles what the request is by now."""
         self.settle(None)
@@ -386,7 +370,7 @@ class Exchange(Admitted):
             return "success"  # As outcome_of has it, without a call.
         return outcome_of(
             self._status,
-            is_complete=self._complete,
+            is_complete=self._complete and not self._left_within,
             has_begun=self._begun,
             has_failed=self._failed,
             has_left=self._gone,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.asgi.headers import fields, merge, policy_field
 from meterkit.decisions.decision import Decision
 from meterkit.store.fallback import is_known
+from meterkit.store.hold import Used, add
 from meterkit.store.read_reply import decision_on_limits
 from meterkit.store.replies import ALLOWED
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from meterkit.store.views import CustomerView
 
 _logger: Final = logging.getLogger("meterkit.asgi")
+_NOTHING: Final[Mapping[str, int]] = {}
 
 
 def decide_in_process(
@@ -69,6 +71,25 @@ def count_in_process(store: Store, view: CustomerView, route: Route, rated: Mapp
     beyond = {meter: quantity for meter, quantity in rated.items() if meter not in asked}
     if beyond:
         store.fallback.count(view, beyond)
+
+
+def undecided_usage(
+    view: CustomerView, route: Route, recorded: Mapping[str, int], *, is_counted: bool, billed: bool
+) -> Used:
+    """The usage of a request that was decided without the store: its rates have not seen it either.
+
+    Args:
+        view: the customer.
+        route: the line.
+        recorded: by the app.
+        is_counted: whether the store may have counted what the line consumes.
+        billed: whether the request's outcome is billed; the recorded usage is in either case.
+    """
+    if is_counted:  # The rest is only recorded, not rated again: in doubt for the customer.
+        settled = view.prepare(route).program.settled if billed else _NOTHING
+        return Used(add(settled, recorded), recorded)
+    total = add(route.consume, recorded)
+    return Used(total if billed else recorded, total)
 
 
 class PolicyFields:
