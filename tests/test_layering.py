@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 LINE = (
-    ("errors", "throttle", "answers"),
+    ("errors", "throttle", "answers", "cancellation"),
     ("settings",),
     ("catalog",),
     ("decisions", "tokens"),

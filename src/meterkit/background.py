@@ -8,6 +8,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
+from meterkit.cancellation import start_task
 from meterkit.errors import MeterkitError
 from meterkit.throttle import HOUR_S, Throttle
 
@@ -21,7 +22,6 @@ _logger = logging.getLogger("meterkit.background")
 
 _jitter = SystemRandom().uniform
 
-_CANCEL_AGAIN_S: Final = 0.2
 _AGAIN_FIRST_S: Final = 1.0
 _AGAIN_MOST_S: Final = 60.0
 _STEADY_S: Final = 60.0
@@ -48,15 +48,15 @@ class BackgroundTasks:
         """Have a task run in a loop, which is the running one; nothing is done where it does."""
         tasks = self._tasks.setdefault(loop, {})
         if name not in tasks or tasks[name].done():
-            tasks[name] = loop.create_task(self._run(name, work), name=f"meterkit {name}")
+            tasks[name] = start_task(self._run(name, work), name=f"meterkit {name}")
 
     async def end(self, loop: asyncio.AbstractEventLoop) -> None:
         """Cancel a loop's tasks, and wait until they have ended."""
-        for task in self._tasks.pop(loop, {}).values():
-            # Again and again: a client that connects may take a cancellation for a failure to.
-            while not task.done():
-                task.cancel()
-                await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
+        tasks = self._tasks.pop(loop, {}).values()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _run(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         said, pause_s, loop = Throttle(HOUR_S), _AGAIN_FIRST_S, asyncio.get_running_loop()

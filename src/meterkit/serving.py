@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 from meterkit.background import BackgroundTasks
+from meterkit.cancellation import complete
 from meterkit.catalog.notes import log_notes
 from meterkit.errors import StoreError
 from meterkit.insights.otel import observe
@@ -79,11 +80,15 @@ class Serving:
         """Serve the running event loop; see :meth:`Served.start`."""
         loop = running_loop()
         observe(self._store)
-        await self._serve(loop)
-        if not self._store.is_off:
-            await self._store.start()
         self._starts[loop] = self._starts.get(loop, 0) + 1
-        await self.remember_meters()
+        try:
+            await self._serve(loop)
+            if not self._store.is_off:
+                await self._store.start()
+            await self.remember_meters()
+        except BaseException:  # A cancellation, too: a block that is not entered is not left either.
+            await complete(self._undo_start(loop))
+            raise
 
     async def begin(self) -> None:
         """Serve the running event loop unless that was started; see :meth:`Served.begin`."""
@@ -106,16 +111,23 @@ class Serving:
             lane.spawn(self.remember_meters())  # The request does not wait for it.
 
     async def stop(self) -> None:
-        """Undo one start; the last one settles what is left and closes all that belongs to the loop."""
-        loop = running_loop()
+        """Undo one start; see :meth:`Served.stop`."""
+        await complete(self._undo_start(running_loop(), finish=True))
+
+    async def _undo_start(self, loop: AbstractEventLoop, *, finish: bool = False) -> None:
+        """Undo one start; after the last one nothing of the kit is left in the loop."""
         left = self._starts.get(loop, 0) - 1
         if left > 0:
             self._starts[loop] = left
             return
-        if not self._store.is_off:
-            await self._finish()
-        await self._end()
-        await self._store.stop()
+        try:
+            if finish and not self._store.is_off:
+                await self._finish()
+        finally:
+            try:
+                await self._end()
+            finally:
+                await self._store.stop()
 
     async def remember_meters(self) -> None:
         """Have the store remember the meters of the plans file by their names."""
@@ -170,7 +182,10 @@ class Served:
         await self._serving.begin()
 
     async def stop(self) -> None:
-        """Undo one start; the last one settles what is left and closes all that belongs to the loop."""
+        """Undo one start; the last one settles what is left and closes all that belongs to the loop.
+
+        A cancellation does not interrupt it: it is raised once all is closed, after some seconds at most.
+        """
         await self._serving.stop()
 
     async def __aenter__(self) -> Self:

@@ -230,3 +230,44 @@ async def test_what_was_wrong_with_the_settings_is_not_said_of_a_later_outage() 
     # Nor is it waited for again: it was last reached long ago.
     await asyncio.wait_for(reconnector.reach(0), 240)
     await reconnector.stop()
+
+
+async def test_a_connection_that_ends_at_once_is_made_again_while_the_start_waits() -> None:
+    """F-233: the start returned without a store, although it had time left."""
+    store = Store()
+    store.becomes = lambda line: None if len(store.made) > 1 else ends_in_the_same_turn(line)
+    reconnector = reconnector_to(store)
+    await asyncio.wait_for(reconnector.reach(3600), 240)
+    assert reconnector.connection is cast("Any", store.made[1])
+    await reconnector.stop()
+
+
+def ends_in_the_same_turn(line: Line) -> None:
+    """End a connection after it is used, and before those who wait for it have their turn."""
+    asyncio.get_running_loop().call_soon(line.end)
+
+
+async def test_a_store_of_its_own_is_waited_for_until_the_first_attempt_ends() -> None:
+    """F-233: a busy machine took longer to start it than a store is waited for that runs already."""
+    may_connect = asyncio.Event()
+    store = Store()
+
+    async def start(on_end: OnEnd) -> AnyConnection:
+        await may_connect.wait()
+        return await store.connect(on_end)
+
+    reconnector = Reconnector(start, timeout_s=0.01, on_change=lambda _: None)
+    reaching = asyncio.ensure_future(reconnector.reach(0, is_own=True))
+    await _sleep(0.05)
+    assert not reaching.done()
+    may_connect.set()
+    await reaching
+    assert reconnector.connection is cast("Any", store.made[0])
+    await reconnector.stop()
+
+
+async def test_a_store_of_its_own_that_does_not_start_is_not_waited_for() -> None:
+    reconnector = reconnector_to(Store(is_there=False))
+    await asyncio.wait_for(reconnector.reach(0, is_own=True), 240)
+    assert reconnector.connection is None
+    await reconnector.stop()

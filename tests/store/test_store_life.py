@@ -447,6 +447,16 @@ async def test_a_lifespan_that_fails_stops_the_kit(valkey: Server) -> None:
     assert _lanes(kit) == 0
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("scheme", ["memory", "embedded"])
+async def test_a_store_of_the_kits_own_is_there_when_the_start_returns(scheme: str, tmp_path: Path) -> None:
+    """F-233: however long it takes to start on a busy machine."""
+    url = "memory://" if scheme == "memory" else f"embedded://{tmp_path}"
+    async with kit_at(url, start_timeout=0) as kit:
+        assert (await kit.store.lane()).trouble is None
+        assert not (await kit.check("acme", "tokens")).degraded
+
+
 @pytest.mark.parametrize("scheme", ["redis", "embedded"])
 def test_making_a_kit_neither_connects_nor_starts_a_server(scheme: str, tmp_path: Path) -> None:
     sockets = open_sockets()

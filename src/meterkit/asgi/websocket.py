@@ -15,6 +15,7 @@ from meterkit.asgi.logs import Contained
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.problems import POLICY_VIOLATION
 from meterkit.asgi.without_store import decide_in_process
+from meterkit.cancellation import start_task
 from meterkit.catalog.additions import additions_of
 from meterkit.decisions.asked import ASK_ONLY, Demand
 from meterkit.decisions.customer_state import holding_only
@@ -192,7 +193,7 @@ class WebSocketExchange(Exchange):
             return self._seen(await self.server_receive())
         # Apps cancel the wait for a message; one that was taken from the server meanwhile is the next one's.
         if self._next is None:
-            self._next = get_running_loop().create_task(self._decided_message())
+            self._next = start_task(self._decided_message())
         message = await shield(self._next)
         self._next = None
         return message

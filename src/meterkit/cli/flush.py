@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from meterkit.cancellation import start_task
 from meterkit.catalog.amount_texts import units
 from meterkit.cli.options import seconds
 from meterkit.cli.progress import shown_steps
@@ -59,7 +60,7 @@ async def flush(
     # Report a missing key before waiting for the store.
     async with kit.flusher() as flusher, started(kit):
         with shown_steps() as steps:
-            watching = asyncio.create_task(_watch(flusher, steps))
+            watching = start_task(_watch(flusher, steps))
             try:
                 report = await flusher.flush(everything=everything, timeout_s=timeout_s)
             finally:

@@ -17,13 +17,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import meterkit
+from meterkit.cancellation import start_task
 from meterkit.cli.options import Command, common_options
 from meterkit.cli.output import print_json, print_note, print_records
 from meterkit.cli.unknown_customers import note_missing_plan
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, StripeError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Mapping, Sequence
 
     import typer
     from _typeshed import DataclassInstance
@@ -108,7 +109,7 @@ def command(
         def run(*, plans: str | None, redis: str | None, json: bool, **given: Any) -> None:
             work = function(Session(plans, redis, json), **given)
             if inspect.iscoroutine(work):
-                asyncio.run(work)
+                asyncio.run(_in_level_task(work))
 
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]
@@ -123,6 +124,11 @@ def command(
         return function
 
     return register
+
+
+async def _in_level_task(work: Coroutine[Any, Any, None]) -> None:
+    """Run a command so that a client of the store or of Stripe swallows no Ctrl-C."""
+    await start_task(work)
 
 
 @asynccontextmanager
@@ -201,7 +207,7 @@ async def reload_signal(kit: meterkit.MeterKit) -> AsyncGenerator[None]:
             print_note(f"the plans file is refused; the one before holds: {error}")
 
     def begin() -> None:
-        task = loop.create_task(reload())
+        task = start_task(reload())
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 

@@ -12,6 +12,7 @@ import typer
 
 from meterkit.assembly import StripeAccess
 from meterkit.background import BackgroundTasks
+from meterkit.cancellation import start_task
 from meterkit.cli.flush import summary
 from meterkit.cli.imported_app import import_function
 from meterkit.cli.output import log_as_json, logs_as_json, print_note
@@ -85,7 +86,7 @@ async def worker(
     ):
         print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
         every_s = min(_PASS_EVERY_S, kit.settings.flush_interval)
-        running = asyncio.create_task(
+        running = start_task(
             flusher.run(every_s=every_s, told=lambda report: _tell(report, json=session.json))
         )
         loop, beside = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
@@ -95,7 +96,7 @@ async def worker(
         own = {**kit.webhooks.tasks, **kit.subscriptions.tasks, **kit.notify.tasks(is_worker=True)}
         for name, work in {**own, **insights, **stored}.items():
             beside.keep(loop, name, work)
-        told = asyncio.create_task(stop.wait())
+        told = start_task(stop.wait())
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.
         await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
         told.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from meterkit.cancellation import start_task
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import MeterkitError, StoreError, StripeUnavailableError
@@ -60,7 +61,9 @@ class FirstLook:
             pipe.hget(keys.customer(name).state, "data")
         states: list[bytes | None] = await admin.ask(pipe.execute())
         sold = [name for name, data in zip(customers, states, strict=True) if _is_sold(data, now_ms)]
-        failed = await asyncio.gather(*map(self._look_at, sold), return_exceptions=True)
+        failed = await asyncio.gather(
+            *(start_task(self._look_at(name)) for name in sold), return_exceptions=True
+        )
         unseen = {
             name
             for name, error in zip(sold, failed, strict=True)

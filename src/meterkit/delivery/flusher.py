@@ -11,6 +11,7 @@ from random import SystemRandom
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from meterkit.cancellation import start_task
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.first_look import WAITED_MS, FirstLook
 from meterkit.delivery.late_intents import LateIntents
@@ -119,8 +120,7 @@ class Flusher:
 
         Each kind of error is logged, and again each hour for as long as no pass has succeeded.
         """
-        results = await asyncio.gather(work, return_exceptions=True)
-        result: _T | BaseException = results[0]
+        result: _T | BaseException = (await asyncio.gather(start_task(work), return_exceptions=True))[0]
         if not isinstance(result, BaseException):
             return result
         if self._failures.is_due(type(result)):
@@ -213,7 +213,7 @@ class Flusher:
 
     async def _unless_stopping(self, asking: Coroutine[Any, Any, _T]) -> _T | None:
         """The comparison with Stripe's summaries, which may take minutes; None: the next pass starts anew."""
-        work, stop = asyncio.create_task(asking), asyncio.create_task(self._sender.stopping.wait())
+        work, stop = start_task(asking), start_task(self._sender.stopping.wait())
         try:
             await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
             return work.result() if work.done() else None
@@ -395,5 +395,5 @@ class _Pass:
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Wait until all have ended, then raise what the first of them raised."""
-    for failed in filter(None, await asyncio.gather(*works, return_exceptions=True)):
+    for failed in filter(None, await asyncio.gather(*map(start_task, works), return_exceptions=True)):
         raise failed

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from meterkit.cancellation import start_task
 from meterkit.customers.history import is_relinked
 from meterkit.customers.links import delivered_lately
 from meterkit.decisions.periods import from_ms, stamped_span_s
@@ -295,7 +296,9 @@ class _Minutes:
 
     async def _more_than_made(self, first_s: int, last_s: int, step_s: int) -> list[int]:
         return list(
-            await asyncio.gather(*(self._one(start, step_s) for start in range(first_s, last_s, step_s)))
+            await asyncio.gather(
+                *(start_task(self._one(start, step_s)) for start in range(first_s, last_s, step_s))
+            )
         )
 
     async def _one(self, start_s: int, step_s: int) -> int:

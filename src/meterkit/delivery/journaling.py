@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+from meterkit.cancellation import start_task
 from meterkit.errors import MeterkitError
 from meterkit.outbox.journal import JournalRow
 from meterkit.throttle import HOUR_S, Throttle
@@ -93,7 +94,7 @@ class JournaledTransport:
 
     def _begin(self) -> None:
         if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write(), name="meterkit journal")
+            self._writing = start_task(self._write(), name="meterkit journal")
 
     async def _write(self) -> None:
         try:

@@ -7,6 +7,7 @@ import logging
 from random import SystemRandom
 from typing import TYPE_CHECKING, Final, Protocol
 
+from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.decisions.keys import meter_token
 from meterkit.errors import StoreError
 from meterkit.notify.events import event_of
@@ -131,13 +132,13 @@ class Courier:
         if not self._sender.events:
             return False
         taken = await self._queue.take(_AT_ONCE)
-        await asyncio.gather(*(self._send(send, one) for one in taken))
+        await asyncio.gather(*(start_task(self._send(send, one)) for one in taken))
         return len(taken) == _AT_ONCE
 
     async def _send(self, send: Callable[[Message], Awaitable[None]], taken: Taken) -> None:
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                await send(Message.load(taken.id, taken.text))
+                await keep_cancellation(send(Message.load(taken.id, taken.text)))
         except Failure as failure:
             await self._failed(taken, failure)
         except (StoreError, TimeoutError) as error:

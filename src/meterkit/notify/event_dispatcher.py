@@ -9,6 +9,7 @@ from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
+from meterkit.cancellation import keep_cancellation, start_task
 from meterkit.decisions.keys import meter_token
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.notify.events import EVENTS, event_of
@@ -51,7 +52,7 @@ class Handlers:
     async def tell(self, event: str, what: object) -> bool:
         """Tell the handlers of an event, all at once; whether all have taken it."""
         handlers = self._handlers.get(event, ())
-        return all(await asyncio.gather(*(_tell(event, handler, what) for handler in handlers)))
+        return all(await asyncio.gather(*(start_task(_tell(event, handler, what)) for handler in handlers)))
 
 
 async def _tell(event: str, handler: Callable[[Any], object], what: object) -> bool:
@@ -60,7 +61,7 @@ async def _tell(event: str, handler: Callable[[Any], object], what: object) -> b
         async with waiting:
             answer = handler(what)
             if isawaitable(answer):
-                await answer
+                await keep_cancellation(answer)
     except Exception:
         if waiting.expired():
             _logger.error("a handler of %s was cancelled: it took longer than %d s", event, _PATIENCE_S)  # noqa: TRY400 - where it was tells nothing
@@ -142,7 +143,7 @@ class EventDispatcher:
                     due.shards.add(shard)
                 for notice in notices:
                     await due.room.acquire()
-                    task = asyncio.create_task(self._tell(notice))
+                    task = start_task(self._tell(notice))
                     due.telling.add(task)
                     task.add_done_callback(due.told)
 

@@ -19,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
+from meterkit.cancellation import keep_cancellation
 from meterkit.errors import StoreError
 from meterkit.redis.cluster_client import ClusterClient
 from meterkit.redis.discovery import find, master_of
@@ -159,7 +160,7 @@ class Admin:
             StoreError: the store did not answer, or answered with an error.
         """
         try:
-            reply = await answer
+            reply = await keep_cancellation(answer)
         except (RedisError, OSError) as error:
             raise StoreError(f"the store at {self._address} failed: {self._words(error)}") from error
         if self._address.kind == "memory":

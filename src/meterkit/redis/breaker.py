@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
+from meterkit.cancellation import start_task
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis.connection import fail
 
@@ -97,6 +98,7 @@ class Reconnector:
         self._away_since = self._loop.time()
         self._why = "the first attempt to connect has not ended yet"
         self._refusal: SettingsError | None = None
+        self._attempted, self._attempted_at = asyncio.Event(), self._away_since
         self._waiting: list[tuple[float, asyncio.Future[Any], Call]] = []
         self.is_open = False
         self.opened = 0
@@ -115,14 +117,16 @@ class Reconnector:
         """Connect in the background, unless that is under way already."""
         if self.connection is None and self._task is None and not self._stopped:
             self._open_later()
-            self._task = self._loop.create_task(self._connect())
+            self._task = start_task(self._connect())
             self._task.add_done_callback(self._connecting_ended)
 
-    async def reach(self, within_s: float) -> None:
+    async def reach(self, within_s: float, *, is_own: bool = False) -> None:
         """Connect; where that does not succeed in time, say why and go on trying in the background.
 
         Args:
             within_s: since the store was last reached, or since the first attempt.
+            is_own: this process starts the store itself. The time begins when the first attempt has ended:
+                a busy machine may need longer to start a store than to reach one that runs.
 
         Raises:
             SettingsError: the store cannot be used with these settings.
@@ -130,8 +134,13 @@ class Reconnector:
         self._reaching += 1  # No log line meanwhile: a store may start with its apps.
         self.begin()
         try:
-            async with asyncio.timeout_at(self._away_since + within_s):
-                await self._connected_or_refused.wait()
+            if is_own:
+                await self._attempted.wait()
+            since = max(self._away_since, self._attempted_at) if is_own else self._away_since
+            async with asyncio.timeout_at(since + within_s):
+                # A connection may end before this task has its turn.
+                while self.connection is None and self._refusal is None and not self._stopped:
+                    await self._connected_or_refused.wait()
         except TimeoutError:
             pass
         finally:
@@ -181,6 +190,7 @@ class Reconnector:
         """Close all connections; what waits for one fails."""
         self._stopped = True
         self._connected_or_refused.set()  # It never will be: release the waiters.
+        self._attempted.set()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -196,18 +206,25 @@ class Reconnector:
     async def _connect(self) -> None:
         if self._pause_s:
             await asyncio.sleep(self._pause_s)
-        while not self._stopped:  # The cancellation may have been taken for a failure to connect.
+        while not self._stopped:
             try:
                 connection = await self._connector(self._on_end)
             except Exception as error:  # noqa: BLE001 - whatever it is, the store is tried again
+                self._note_attempt()
                 self._failed(error)
             else:
+                self._note_attempt()
                 if connection.open and not self._stopped:
                     self._use(connection)
                     return
                 self._keep_for_late_replies(connection)
             self._pause_s = min(_PAUSE_MAX_S, 2 * self._pause_s or _PAUSE_FIRST_S)
             await asyncio.sleep(self._pause_s)
+
+    def _note_attempt(self) -> None:
+        if not self._attempted.is_set():
+            self._attempted_at = self._loop.time()
+            self._attempted.set()
 
     def _connecting_ended(self, task: asyncio.Task[None]) -> None:
         self._task = None

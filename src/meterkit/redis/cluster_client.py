@@ -17,6 +17,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from meterkit.cancellation import start_task
 from meterkit.errors import StoreError
 from meterkit.redis.discovery import redirection_of, slot_of
 
@@ -77,9 +78,8 @@ class ClusterClient(AsyncCoreCommands):
         key = _key_of(args)
         if key is None:
             clients = [self._client_of(place) for place in await self.places()]
-            return (await asyncio.gather(*(client.execute_command(*args, **options) for client in clients)))[
-                0
-            ]
+            asked = (start_task(client.execute_command(*args, **options)) for client in clients)
+            return (await asyncio.gather(*asked))[0]
         return await self._follow(await self.place_of(key), key, _Command(args, options), None)
 
     def pipeline(self, *, transaction: bool = True) -> _Pipeline:
@@ -98,7 +98,7 @@ class ClusterClient(AsyncCoreCommands):
             for number, reply in zip(numbers, found, strict=True):
                 replies[number] = await self._tried(place, commands[number], reply)
 
-        await asyncio.gather(*(run_at(place, numbers) for place, numbers in nodes.items()))
+        await asyncio.gather(*(start_task(run_at(place, numbers)) for place, numbers in nodes.items()))
         for reply in replies:
             if raise_on_error and isinstance(reply, Exception):
                 raise reply

@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.cancellation import start_task
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.redis.breaker import Reconnector
 from meterkit.redis.connection import ReplyError, fail
@@ -83,7 +84,7 @@ class ClusterConnection:
         Raises:
             SettingsError: the store cannot be used with these settings.
         """
-        await asyncio.gather(*(node.link.reach(self._timeout_s) for node in self._nodes.values()))
+        await asyncio.gather(*(start_task(node.link.reach(self._timeout_s)) for node in self._nodes.values()))
 
     def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
         """Send a request followed by the clock; see :class:`meterkit.redis.lane.Lane`."""
@@ -282,7 +283,7 @@ class ClusterConnection:
             raise
 
     def _spawn(self, work: Any) -> None:
-        task = self._loop.create_task(work)
+        task = start_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.cancellation import start_task
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError
 from meterkit.redis.handshake import connect
@@ -40,7 +41,7 @@ async def master_of(
         StoreError: none of them knows the master; the message has the words of the last one.
     """
     asked = [
-        asyncio.ensure_future(named_by(place, address, timeout_s=timeout_s, clock=clock, is_known=is_known))
+        start_task(named_by(place, address, timeout_s=timeout_s, clock=clock, is_known=is_known))
         for place in address.places
     ]
     said: Counter[Place] = Counter()

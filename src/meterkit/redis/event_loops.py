@@ -6,7 +6,7 @@ import asyncio
 import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -105,7 +105,8 @@ class EventLoops:
         """
         lane = await self.lane()
         try:
-            await lane.start(within_s=self._start_timeout_s)
+            is_own = self._address.kind in {"memory", "embedded"}
+            await lane.start(within_s=self._start_timeout_s, is_own=is_own)
         except SettingsError:
             await self.stop()
             raise
@@ -268,19 +269,33 @@ class EventLoops:
             yield
         finally:
             self._guards.pop(loop, None)
-            await self.before_stop()
-            lane, admin = self.lanes.get(loop), self._admins.pop(loop, None)
-            if lane is not None:
+            # The last one first. Each step is taken though a cancellation or an error ends the one before.
+            async with AsyncExitStack() as steps:
+                steps.push_async_callback(self._stop_server)
+                steps.push_async_callback(self._close_admin, loop)
+                steps.push_async_callback(self._stop_lane, loop)
+                await self.before_stop()
+
+    async def _stop_lane(self, loop: asyncio.AbstractEventLoop) -> None:
+        lane = self.lanes.get(loop)
+        if lane is not None:
+            try:
                 # Found by late replies until it is closed: what they hold is given back.
                 await lane.stop(drain_s=_DRAIN_S)
+            finally:
                 del self.lanes[loop]
-            if admin is not None:
-                await admin.close()
-            if self._server is not None and not self._guards:
-                try:
-                    await asyncio.to_thread(self._server.stop)
-                except RuntimeError:  # The process is about to end: its pools of threads have ended before.
-                    self._server.stop()
+
+    async def _close_admin(self, loop: asyncio.AbstractEventLoop) -> None:
+        admin = self._admins.pop(loop, None)
+        if admin is not None:
+            await admin.close()
+
+    async def _stop_server(self) -> None:
+        if self._server is not None and not self._guards:
+            try:
+                await asyncio.to_thread(self._server.stop)
+            except RuntimeError:  # The process is about to end: its pools of threads have ended before.
+                self._server.stop()
 
     def after_fork(self) -> None:
         """In a child process: leave the parent's connections to the parent."""

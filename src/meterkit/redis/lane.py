@@ -7,6 +7,7 @@ import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from meterkit.cancellation import start_task
 from meterkit.errors import StoreError
 from meterkit.redis.breaker import Reconnector
 from meterkit.redis.connection import ReplyError, give_up
@@ -107,26 +108,32 @@ class Lane:
             self._renew_producers()
             self.renewal.begin()
 
-    async def start(self, *, within_s: float) -> None:
+    async def start(self, *, within_s: float, is_own: bool = False) -> None:
         """Connect; where that does not succeed in time, say why and go on trying in the background.
 
         Args:
             within_s: since the store was last reached, or since the first attempt.
+            is_own: this process starts the store itself; see :meth:`Reconnector.reach`.
 
         Raises:
             SettingsError: the store cannot be used with these settings.
         """
         self.begin()
-        await self._reconnector.reach(within_s)
+        await self._reconnector.reach(within_s, is_own=is_own)
 
     async def stop(self, *, drain_s: float) -> None:
         """Give back what is held, wait until all settlements are acknowledged, then close."""
         self.renewal.release_all()
         if self.allotments is not None:
             self.allotments.close()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(drain_s):
-                await self._drain()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await self._drain()
+        finally:  # A cancellation ends the waiting only.
+            await self._close()
+
+    async def _close(self) -> None:
         for queue in self.queues:
             queue.spill()
         if self.spool is not None:
@@ -246,7 +253,7 @@ class Lane:
         if self.stopping:
             work.close()
             return None
-        task = self._loop.create_task(work)
+        task = start_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
+from meterkit.cancellation import keep_cancellation
 from meterkit.stripe.result import Answer, Result
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class HttpClient:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> Answer | Result:
         """Send one request; its answer, or why there is no whole one. Raises nothing but cancellation."""
+        return await keep_cancellation(self._send_request(method, path, headers, body))
+
+    async def _send_request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer | Result:
         # Until it has a connection no byte of it has left.
         request = SimpleNamespace(has_connection=False)
         try:

@@ -231,9 +231,6 @@ def _show_comparison(lines: Sequence[BillLine]) -> None:
 
 
 def _headline(console: Console, text: str) -> None:
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError  # The task was cancelled, and redis-py took that for its own timeout.
     console.print(f"\n{text}", style="bold")
 
 

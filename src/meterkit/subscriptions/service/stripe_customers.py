@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from anyio import to_thread
 
+from meterkit.cancellation import keep_cancellation
 from meterkit.customers.customers import Customers
 from meterkit.customers.links import Links
 from meterkit.customers.states import States
@@ -52,7 +53,7 @@ async def contact_of(source: ContactSource, customer: str) -> Contact | None:
     """
     found = source(customer) if iscoroutinefunction(source) else await to_thread.run_sync(source, customer)
     if isawaitable(found):
-        found = await found
+        found = await keep_cancellation(found)
     if found is not None and not isinstance(found, Contact):
         kind = type(found).__name__
         raise MeterkitError(

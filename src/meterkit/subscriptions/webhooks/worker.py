@@ -11,6 +11,7 @@ from random import SystemRandom
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.cancellation import start_task
 from meterkit.errors import CustomerError, MeterkitError, StoreError, StripeError, StripeUnavailableError
 from meterkit.stripe.breaker import Breaker
 from meterkit.subscriptions.webhooks.customer_sync import LostError
@@ -150,7 +151,7 @@ class HookWorker:
             return False
         entries = await self._queue.take(free)
         for entry in entries:
-            task = asyncio.create_task(self._work(entry))
+            task = start_task(self._work(entry))
             self._at_work.add(task)
             task.add_done_callback(self._ended)
         return len(entries) == free

@@ -16,6 +16,8 @@ try:
 except ImportError as error:
     raise ImportError("serving the Stripe emulator needs uvicorn: pip install 'meterkit[cli]'") from error
 
+from meterkit.cancellation import start_task
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
@@ -105,7 +107,7 @@ async def serve(app: ASGIApp, *, host: str, port: int) -> AsyncGenerator[str]:
     """Serve ``app`` in the running loop; port 0 takes a free one. Yields its URL."""
     with _listening(host, port=port) as (listener, url):
         server = _Server(_config(app))
-        task = asyncio.create_task(server.serve(sockets=[listener]), name="stripe-emulator")
+        task = start_task(server.serve(sockets=[listener]), name="stripe-emulator")
         try:
             yield url
         finally:

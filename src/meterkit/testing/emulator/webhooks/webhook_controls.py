@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.routing import Route
 
+from meterkit.cancellation import start_task
 from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.registry import Behaviour
 from meterkit.testing.emulator.scripting import scripted
@@ -72,7 +73,7 @@ class Courier:
 
         with self._account.lock:
             self._account.wakers.append(waker)
-        task = asyncio.create_task(self._run(woken), name="stripe-emulator-webhooks")
+        task = start_task(self._run(woken), name="stripe-emulator-webhooks")
         try:
             yield
         finally:
