@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,7 +15,7 @@ from faults import eventually
 from meterkit.catalog.watch import WatchedPlans
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Coroutine
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -89,6 +89,32 @@ async def test_each_change_is_read_once(path: Path, put: Callable[[Path, str], o
             put(path, GOOD.format(f"other_{nth}"))
             await eventually(lambda: len(reader.read) == nth + 1)  # noqa: B023 - over before the next turn
         assert reader.read == ["other_0", "other_1", "other_2"]
+
+
+async def test_a_change_is_read_within_two_seconds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F-20h: the documentation says so, and it took up to four."""
+    reader, waited_s = Reader(path), list[float]()
+
+    async def pause(waiting: Coroutine[Any, Any, object], pause_s: float) -> None:
+        waiting.close()
+        if not waited_s:
+            write(path, GOOD.format("later"))  # Just after it was checked: all of this pause counts.
+        waited_s.append(pause_s)
+        await asyncio.sleep(0)
+        raise TimeoutError
+
+    monkeypatch.setattr("meterkit.catalog.watch.wait_for", pause)
+    pauses_s: list[float] = []
+
+    async def reload() -> None:
+        pauses_s.extend(waited_s)
+        await reader.reload()
+
+    task = asyncio.create_task(reader.plans.watch(reload))
+    await eventually(lambda: reader.read == ["later"])
+    task.cancel()
+    await asyncio.wait([task])
+    assert sum(pauses_s) == 2.0
 
 
 async def test_a_change_before_anybody_looks_is_noticed(path: Path) -> None:

@@ -225,7 +225,16 @@ FIGURES: Final = [
         12,
         {"runbook.md": "refused twelve times", "webhooks.md": "refused twelve times"},
     ),
-    ("catalog.watch:_LOOK_EVERY_S", 2.0, {"runbook.md": "within two seconds of its correction"}),
+    # Together two seconds.
+    ("catalog.watch:_LOOK_EVERY_S", 1.5, {"runbook.md": "within two seconds of its correction"}),
+    (
+        "catalog.watch:_CONFIRM_AFTER_S",
+        0.5,
+        {
+            "faq.md": "reads a changed plans file within two seconds",
+            "plans-file.md": "reads a changed plans file within two seconds",
+        },
+    ),
 ]
 
 

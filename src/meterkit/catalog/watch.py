@@ -8,20 +8,23 @@ import signal
 from asyncio import Event, gather, get_running_loop, to_thread, wait_for
 from contextlib import contextmanager, suppress
 from threading import Lock, current_thread, main_thread
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from meterkit.cancellation import start_task
 from meterkit.catalog.load import load
 from meterkit.errors import PlansError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Callable, Coroutine, Generator
 
     from meterkit.catalog.models import Catalog
 
 T = TypeVar("T")
 
 _logger = logging.getLogger("meterkit.plans")
-_LOOK_EVERY_S: Final = 2.0
+# Together two seconds: a change is found by one check and confirmed by the next.
+_LOOK_EVERY_S: Final = 1.5
+_CONFIRM_AFTER_S: Final = 0.5
 
 
 @contextmanager
@@ -70,27 +73,33 @@ class WatchedPlans:
             self._read = found
             return result
 
-    async def watch(self, reload: Callable[[], Awaitable[object]], *, every_s: float | None = None) -> None:
-        """Have it read again after each change and at SIGHUP, until cancelled; a refusal is logged.
+    async def watch(
+        self, reload: Callable[[], Coroutine[Any, Any, object]], *, every_s: float | None = None
+    ) -> None:
+        """Reload the file within two seconds of a change and at SIGHUP, until cancelled; log a refusal.
 
-        A change counts once the file has been the same for two looks, so that none is read that is half
-        written. A link is followed: what it leads to may be swapped, as Kubernetes does with its ConfigMaps.
+        A change counts once two checks have found the same file, so that none is read that is half written.
+        A link is followed: what it leads to may be swapped, as Kubernetes does with its ConfigMaps.
 
         Args:
             reload: reads it.
-            every_s: how often the file is checked, in seconds; None: every two.
+            every_s: how often the file is checked, in seconds; None: every one and a half.
         """
         before, refused, said = self._read, None, ""
-        hung_up = Event()
+        every_s = _LOOK_EVERY_S if every_s is None else every_s
+        hung_up, pause_s = Event(), every_s
         with _on_hangup(hung_up.set):
             while True:
                 with suppress(TimeoutError):
-                    await wait_for(hung_up.wait(), _LOOK_EVERY_S if every_s is None else every_s)
+                    await wait_for(hung_up.wait(), pause_s)
                 is_asked = hung_up.is_set()
                 hung_up.clear()
                 now = await to_thread(self._look)
-                is_changed = now is not None and now == before and now not in (self._read, refused)
-                for error in await gather(reload(), return_exceptions=True) if is_asked or is_changed else ():
+                is_new = now not in (None, self._read, refused)
+                is_confirmed = is_new and now == before
+                pause_s = min(_CONFIRM_AFTER_S, every_s) if is_new and not is_confirmed else every_s
+                reading = [start_task(reload())] if is_asked or is_confirmed else []
+                for error in await gather(*reading, return_exceptions=True):
                     if isinstance(error, PlansError | SettingsError):
                         refused = now  # What cannot be read at all for now is tried again.
                     if isinstance(error, Exception) and (str(error) != said or is_asked):
