@@ -10,22 +10,23 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 from meterkit.asgi import admitted
-from meterkit.asgi.context import current, exchange_of
+from meterkit.asgi.context import EXEMPT, current, exchange_of
 from meterkit.asgi.problems import TYPES, type_of
 from meterkit.asgi.request_problems import REQUEST_PROBLEM_TYPES
+from meterkit.errors import MeterkitError
 from meterkit.starlette import check_customer_of, respond, webhook_route
 from meterkit.subscriptions.billing_answers import Billing
 from meterkit.subscriptions.billing_routes import ENDPOINTS
 from meterkit.subscriptions.problem_documents import KINDS, schema_of
 
 try:
-    from fastapi import APIRouter, Depends, HTTPException, Request, Response
+    from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response, params
     from fastapi.requests import HTTPConnection
 except ImportError as error:
     raise ImportError("meterkit.fastapi needs FastAPI: pip install 'meterkit[fastapi]'") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.answers import ProblemType
     from meterkit.decisions.decision import Reason
@@ -41,7 +42,8 @@ def requires(feature: str, /) -> Requirement:
 
     They are answered as by a ``feature:`` of the plans file: with the same problem document and fields, or
     by ``on_denied``. The request stays counted in its rates and is not billed. Shadow mode refuses none.
-    It is the same dependency for the same feature, so that tests may override it.
+    It is the same dependency for the same feature, so that tests may override it. As a dependency of the
+    whole app, ``FastAPI(dependencies=[Depends(requires("export"))])``, it passes lines that are ``exempt``.
 
     The dependency raises:
         MeterkitError: the request was not decided by MeterMiddleware.
@@ -54,12 +56,27 @@ def requires(feature: str, /) -> Requirement:
 @cache
 def _requirement(feature: str) -> Requirement:
     async def requirement(connection: HTTPConnection) -> None:
-        refusal = exchange_of("requires()", connection.scope).require(feature)
+        scope = connection.scope
+        try:
+            decided = exchange_of("requires()", scope)
+        except MeterkitError:
+            # At an endpoint it contradicts the line: in doubt a gate holds.
+            if EXEMPT in scope and any(
+                one.dependency is requirement for one in _dependencies_of(scope["app"])
+            ):
+                return
+            raise
+        refusal = decided.require(feature)
         if refusal is not None:
             about = type_of(refusal)
             raise HTTPException(about.status, about.title)
 
     return requirement
+
+
+def _dependencies_of(app: FastAPI) -> Sequence[params.Depends]:
+    """The dependencies of a whole app."""
+    return app.router.dependencies
 
 
 async def _current() -> admitted.Current:

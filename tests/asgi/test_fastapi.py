@@ -196,6 +196,23 @@ async def test_where_no_line_decides_it_says_so(path: str) -> None:
             await at.client.get(path)
 
 
+async def test_a_requirement_of_the_whole_app_passes_exempt_lines() -> None:
+    """F-20h: a health check of an app that requires a feature everywhere was answered 500."""
+    app = FastAPI(dependencies=FULL)
+
+    @app.get("/healthz")
+    @app.get("/v1/plain")
+    @app.get("/nowhere")
+    async def plain() -> str:
+        return "served"
+
+    async with served(app) as at:
+        assert (await at.client.get("/healthz")).json() == "served"
+        assert (await at.client.get("/v1/plain")).status_code == 403
+        with pytest.raises(MeterkitError, match=OUTSIDE):
+            await at.client.get("/nowhere")
+
+
 async def test_without_the_middleware_it_says_so() -> None:
     transport = httpx.ASGITransport(app=an_app())
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:

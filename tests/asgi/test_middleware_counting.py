@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -345,3 +347,22 @@ async def test_requests_of_different_customers_do_not_mix() -> None:
         )
         counted = [(await at.counted(str(n), "tokens"))[0] for n in customers]
     assert counted == list(customers)
+
+
+@pytest.mark.parametrize("hand_on", [False, True])
+async def test_a_thread_of_the_apps_own_records_with_the_context_of_its_request(hand_on: bool) -> None:
+    """F-20h: run_in_executor() hands no context on, and the error did not say what does."""
+
+    async def compute(scope: Scope, receive: Receive, send: Send) -> None:
+        work = partial(record, tokens=7)
+        handed_on = partial(copy_context().run, work) if hand_on else work
+        await asyncio.get_running_loop().run_in_executor(None, handed_on)
+        await hello(scope, receive, send)
+
+    async with served(compute, raise_app_exceptions=True) as at:
+        if hand_on:
+            assert (await at.client.get("/v1/x")).status_code == 200
+            assert await at.counted(meter="tokens") == (7, 0)
+            return
+        with pytest.raises(MeterkitError, match=r"asyncio\.to_thread\(f\) does, and so does pool\.submit\("):
+            await at.client.get("/v1/x")

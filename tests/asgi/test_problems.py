@@ -503,7 +503,11 @@ def test_the_route_chooses_the_limit_fields(mode: Headers, expected: set[bytes])
         (("https://other.example",), {}),
         (
             ("https://app.example",),
-            {b"access-control-allow-origin": b"https://app.example", b"vary": b"Origin"},
+            {
+                b"access-control-allow-origin": b"https://app.example",
+                b"access-control-allow-credentials": b"true",
+                b"vary": b"Origin",
+            },
         ),
         (("*",), {b"access-control-allow-origin": b"*"}),
     ],
@@ -513,9 +517,8 @@ def test_a_script_of_another_origin_may_read_a_refusal(
 ) -> None:
     circumstances = ProblemContext(origin=b"https://app.example", cors=cors)
     headers = dict(told(denied("store"), circumstances).headers)
-    assert expected == {
-        name: headers[name] for name in (b"access-control-allow-origin", b"vary") if name in headers
-    }
+    names = (b"access-control-allow-origin", b"access-control-allow-credentials", b"vary")
+    assert expected == {name: headers[name] for name in names if name in headers}
     assert headers[b"access-control-expose-headers"] == b"retry-after"
 
 

@@ -141,7 +141,12 @@ def check(case: Case, answer: httpx.Response) -> None:
     assert answer.headers["content-length"] == str(len(answer.content))
     expected = {
         *("content-type", "content-length", "cache-control"),
-        *("access-control-allow-origin", "access-control-expose-headers", "vary"),
+        *(
+            "access-control-allow-origin",
+            "access-control-allow-credentials",
+            "access-control-expose-headers",
+            "vary",
+        ),
         *case.fields,
         *(["retry-after"] if case.waits else []),
         *([] if case.patient else ["x-should-retry"]),

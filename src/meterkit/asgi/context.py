@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import get_running_loop
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
 
 exchange: ContextVar[Exchange] = ContextVar("meterkit_exchange")
+EXEMPT: Final = "meterkit.exempt"
+"""The key in the scope of a request whose line is exempt."""
 
 
 def current() -> Current:
@@ -83,9 +86,22 @@ def exchange_of(what: str, scope: Scope | None = None) -> Exchange:
         raise MeterkitError(
             f"{what} was called outside of a request that MeterMiddleware has decided: no route of the plans "
             "file matches this request, the route is exempt, or there is no request at all (there, use the "
-            "kit's own record())"
+            f"kit's own record()){_thread_advice()}"
         )
     return found
+
+
+def _thread_advice() -> str:
+    """Advice for a thread, which has the request's context only if it was handed over."""
+    try:
+        get_running_loop()
+    except RuntimeError:
+        return (
+            ". If a thread of this request called it: loop.run_in_executor() and pools do not hand on the"
+            " request's context; asyncio.to_thread(f) does, and so does pool.submit(copy_context().run, f) of"
+            " contextvars"
+        )
+    return ""
 
 
 T = TypeVar("T")

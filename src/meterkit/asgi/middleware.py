@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.asgi.arguments import PlansInForce, check_arguments
 from meterkit.asgi.body import BufferedBody
 from meterkit.asgi.callers import Caller, fault_in, parted
-from meterkit.asgi.context import exchange
+from meterkit.asgi.context import EXEMPT, exchange
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.exchange_kinds import kind_of
 from meterkit.asgi.headers import ShadowFields
@@ -66,8 +66,8 @@ class MeterMiddleware:
         identify: from an ASGI scope to the customer's id, a `Caller`, or None; sync or async.
         on_denied: from a scope and a refusal to a response in place of meterkit's own, or None to keep that;
             sync or async. The response gets the fields of meterkit's own that it lacks.
-        cors: the origins whose scripts may read a refusal; ``*`` for all. Leave it empty where a CORS
-            middleware stands outside of this one.
+        cors: the origins whose scripts may read a refusal, cookies sent or not; ``*`` for all that send none.
+            Leave it empty where a CORS middleware stands outside of this one.
         paths: how the app's router reads a path: ``exact`` (Starlette, FastAPI, Django) or ``loose``, with
             slashes merged, slashes at the end and case ignored. Default: by the wrapped app's class.
 
@@ -151,8 +151,11 @@ class MeterMiddleware:
             route, receive = read.route, read.receive
             refuser = refuser if read.message is None else refuser.answering(read.message)
         if route is None or route.exempt or (scope.get("method") == "OPTIONS" and is_preflight(scope)):
-            if route is None:
-                self._say_unmatched(scope, plans)
+            if route is not None and route.exempt:
+                scope[EXEMPT] = True
+            elif route is None and not self._has_warned_unmatched:
+                self._has_warned_unmatched = True
+                self._troubles.unmatched(plans.cache.catalog.source, scope)
             await self.app(scope, receive, send)
             return None
         route = plans.polled(route, scope) if is_http else route
@@ -370,11 +373,6 @@ class MeterMiddleware:
                 program = weighed.decided.program
                 passed.limit_fields = plans.policy_fields.get(program) or plans.policies_of(program, route)
         return passed, None
-
-    def _say_unmatched(self, scope: Scope, plans: PlansInForce) -> None:
-        if not self._has_warned_unmatched:
-            self._has_warned_unmatched = True
-            self._troubles.unmatched(plans.cache.catalog.source, scope)
 
     def _adopt(self, cache: CustomerCache) -> PlansInForce:
         self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.

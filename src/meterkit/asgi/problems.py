@@ -391,5 +391,6 @@ def _cors(context: ProblemContext) -> list[tuple[bytes, bytes]]:
     if "*" in context.cors:
         return [(b"access-control-allow-origin", b"*")]
     if origin.decode("latin-1") in context.cors:
-        return [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
+        named = [(b"access-control-allow-origin", origin), (b"access-control-allow-credentials", b"true")]
+        return [*named, (b"vary", b"Origin")]
     return []
