@@ -189,3 +189,13 @@ def test_the_arithmetic_of_a_process_without_its_store_is_the_scripts(
     expected = advance(kind, window_ms, refill, now_ms, slot, counted, previous)
     found, used = in_process.advance(kind, window_ms, refill, (slot, counted, previous), now_ms)
     assert [*found, used] == expected
+
+
+def test_a_sliding_window_admits_less_than_twice_its_limit_in_any_hour(advance: Advance) -> None:
+    """F-20h: at worst 199 of 100, as the documentation says."""
+    limit, at_the_end_ms = 100, HOUR_MS - 1
+    slot, *_ = advance(SLIDING, HOUR_MS, 0, at_the_end_ms, 0, 0, 0)
+    # All of a slot at its last millisecond; the hour before `now` still has that millisecond.
+    now_ms = 2 * HOUR_MS - 2
+    *_, used = advance(SLIDING, HOUR_MS, 0, now_ms, slot, limit, 0)
+    assert limit + (limit - used) == 199
