@@ -346,3 +346,27 @@ async def stop(kit: MeterKit, by: str) -> None:
         await kit.stop()
         await anyio.lowlevel.checkpoint()  # A scope delivers at the next wait.
     assert scope.cancelled_caught
+
+
+@each_loop
+def test_i7_a_handler_may_stop_its_kit(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping waits for handlers, and this one for the stop."""
+    monkeypatch.setattr("meterkit.assembly._HANDLERS_S", 0.05)
+    monkeypatch.setattr("meterkit.notify.event_dispatcher._LATE_S", 0.05)
+
+    async def story() -> None:
+        kit, has_stopped = kit_in_memory(), asyncio.Event()
+
+        @kit.on("usage.threshold")
+        async def end(_: object) -> None:
+            try:
+                await kit.stop()
+            finally:
+                has_stopped.set()
+
+        await kit.start()
+        await kit.record("acme", "requests", 10_000)
+        await has_stopped.wait()
+        assert kit.store.lanes == {}
+
+    run(loop, story)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from faults import (
 )
 from meterkit.decisions.asked import Demand
 from meterkit.errors import StoreError
+from meterkit.redis.filelock import FileLock
 from meterkit.redis.url import parse_redis_url
 from meterkit.store.hold import Used
 from meterkit.store.settlement import Settlement
@@ -455,6 +457,19 @@ async def test_a_store_of_the_kits_own_is_there_when_the_start_returns(scheme: s
     async with kit_at(url, start_timeout=0) as kit:
         assert (await kit.store.lane()).trouble is None
         assert not (await kit.check("acme", "tokens")).degraded
+
+
+@pytest.mark.anyio
+@pytest.mark.each_loop
+async def test_i7_a_start_that_is_cancelled_leaves_no_embedded_server(tmp_path: Path) -> None:
+    kit = kit_at(f"embedded://{tmp_path}/store")
+    starting = asyncio.ensure_future(kit.start())
+    await eventually((tmp_path / "store" / "start.lock").exists)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    with closing(FileLock(tmp_path / "store" / "server.lock")) as alive:
+        assert alive.acquire(), "the server holds its lock while it lives"
 
 
 @pytest.mark.parametrize("scheme", ["redis", "embedded"])

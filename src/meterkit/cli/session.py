@@ -24,7 +24,7 @@ from meterkit.cli.unknown_customers import note_missing_plan
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, StripeError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
 
     import typer
     from _typeshed import DataclassInstance
@@ -109,7 +109,7 @@ def command(
         def run(*, plans: str | None, redis: str | None, json: bool, **given: Any) -> None:
             work = function(Session(plans, redis, json), **given)
             if inspect.iscoroutine(work):
-                asyncio.run(_in_level_task(work))
+                asyncio.run(work)
 
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]
@@ -124,11 +124,6 @@ def command(
         return function
 
     return register
-
-
-async def _in_level_task(work: Coroutine[Any, Any, None]) -> None:
-    """Run a command so that a client of the store or of Stripe swallows no Ctrl-C."""
-    await start_task(work)
 
 
 @asynccontextmanager

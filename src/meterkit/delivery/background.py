@@ -7,6 +7,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from meterkit.cancellation import complete
 from meterkit.delivery.journaling import JournaledTransport
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import SettingsError
@@ -84,8 +85,8 @@ async def flusher_for(
             store, transport, calls_per_s=calls_per_s, summaries=summaries, look=look, journal=journal
         )
     finally:
-        await transport.close()
-        await summaries.close()
+        await complete(transport.close())
+        await complete(summaries.close())
 
 
 async def flush_forever(

@@ -72,6 +72,7 @@ async def _tell(event: str, handler: Callable[[Any], object], what: object) -> b
 
 
 _LOOK_EVERY_S: Final = 30.0
+_LATE_S: Final = 2.0
 _AT_ONCE_MOST: Final = 32
 
 
@@ -122,7 +123,8 @@ class EventDispatcher:
         late = [task for task in due.telling if task.cancel()]
         if late:
             _logger.error("handlers of events were cancelled when the kit stopped: %d", len(late))
-            await asyncio.wait(late)
+            # No longer: a handler may itself wait for this end.
+            await asyncio.wait(late, timeout=_LATE_S)
 
     def _due_here(self) -> _Due:
         return self._due.setdefault(asyncio.get_running_loop(), _Due())

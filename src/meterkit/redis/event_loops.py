@@ -83,6 +83,7 @@ class EventLoops:
         self._new_admin: type[Admin] = import_module("meterkit.redis.admin").Admin
         self._admins: dict[asyncio.AbstractEventLoop, Admin] = {}
         self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[None]] = {}
+        self._starting: dict[asyncio.AbstractEventLoop, asyncio.Future[str]] = {}
         self._watched: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._forked: list[object] = []
         self._inspected: set[str] = set()
@@ -243,7 +244,12 @@ class EventLoops:
             )
         if self._server is None:
             return self._address
-        return Address(kind="unix", path=await asyncio.to_thread(self._server.start))
+        loop = running_loop()
+        starting = self._starting.get(loop)
+        if starting is None or starting.done():
+            # Not a task: if its caller is cancelled, the thread goes on, and the end of the loop waits.
+            starting = self._starting[loop] = loop.run_in_executor(None, self._server.start)
+        return Address(kind="unix", path=await asyncio.shield(starting))
 
     async def _keep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close a loop's connections with the loop, if the app does not stop the kit."""
@@ -271,7 +277,7 @@ class EventLoops:
             self._guards.pop(loop, None)
             # The last one first. Each step is taken though a cancellation or an error ends the one before.
             async with AsyncExitStack() as steps:
-                steps.push_async_callback(self._stop_server)
+                steps.push_async_callback(self._stop_server, loop)
                 steps.push_async_callback(self._close_admin, loop)
                 steps.push_async_callback(self._stop_lane, loop)
                 await self.before_stop()
@@ -290,7 +296,10 @@ class EventLoops:
         if admin is not None:
             await admin.close()
 
-    async def _stop_server(self) -> None:
+    async def _stop_server(self, loop: asyncio.AbstractEventLoop) -> None:
+        starting = self._starting.pop(loop, None)
+        if starting is not None:
+            await asyncio.gather(starting, return_exceptions=True)
         if self._server is not None and not self._guards:
             try:
                 await asyncio.to_thread(self._server.stop)
@@ -301,7 +310,7 @@ class EventLoops:
         """In a child process: leave the parent's connections to the parent."""
         self._forked += [dict(self.lanes), self._admins, self._guards]
         self.lanes.clear()
-        self._admins, self._guards = {}, {}
+        self._admins, self._guards, self._starting = {}, {}, {}
         if self._server is not None:
             self._server = EmbeddedServer(self._address.path)
 
