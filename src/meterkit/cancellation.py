@@ -54,6 +54,8 @@ async def keep_cancellation(answer: Awaitable[_T]) -> _T:
     """
     task = asyncio.current_task()
     requests = 0 if task is None else task.cancelling()
+    if requests:
+        await _deliver_pending(answer)
     try:
         reply = await answer
     except Exception:
@@ -63,6 +65,16 @@ async def keep_cancellation(answer: Awaitable[_T]) -> _T:
     if task is not None and task.cancelling() > requests:
         await _raise_cancellation()
     return reply
+
+
+async def _deliver_pending(answer: Awaitable[Any]) -> None:
+    """Raise a cancellation that was requested since the task last waited, before the client sees it."""
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        if asyncio.iscoroutine(answer):
+            answer.close()
+        raise
 
 
 async def _raise_cancellation() -> None:

@@ -141,6 +141,22 @@ def test_a_cancellation_that_a_client_swallows_is_raised_after_it(error: OSError
     run(story())
 
 
+def test_a_cancellation_that_is_requested_before_the_client_is_called_is_raised() -> None:
+    """As by Ctrl-C while a command computes: the client is the first to wait after it."""
+
+    async def work() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await keep_cancellation(swallow(1))
+
+    async def story() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.ensure_future(work())
+
+    run(story())
+
+
 def test_what_a_cancelled_task_asks_in_its_cleanup_is_answered() -> None:
     async def ask() -> str:
         await asyncio.sleep(0.1)
