@@ -51,7 +51,8 @@ async def contact_of(source: ContactSource, customer: str) -> Contact | None:
     Raises:
         MeterkitError: the app's function gives something else than a Contact or None.
     """
-    found = source(customer) if iscoroutinefunction(source) else await to_thread.run_sync(source, customer)
+    is_async = iscoroutinefunction(source)
+    found: Any = source(customer) if is_async else await to_thread.run_sync(source, customer)
     if isawaitable(found):
         found = await keep_cancellation(found)
     if found is not None and not isinstance(found, Contact):
