@@ -42,7 +42,7 @@ routes:
     + """
   - {match: "/attempt", consume: {requests: 1}, usage: auto, charge_on: attempt}
   - {match: "/errors", consume: {requests: 1}, usage: auto, charge_on: [client_error, server_error]}
-  - {match: "/none", consume: {requests: 1}, records: [output_tokens]}
+  - {match: "/none", consume: {requests: 1}}
 plans:
   free:
     price: {amount_cents: 0, interval: month}

@@ -146,7 +146,9 @@ def reporting(*objects: Any) -> Starlette:
 async def test_what_the_app_reports_is_counted_each_call_once(
     objects: list[Any], recorded: tuple[int, int], path: str, store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with metered(reporting(*objects), store_url) as at:
+    route = '"/none", consume: {requests: 1}'
+    plans = PLANS.replace(route, f"{route}, records: [output_tokens]")
+    async with metered(reporting(*objects), store_url, plans=plans) as at:
         assert 200 == await ask(at, path)
         assert recorded == await tokens(at.kit)
         assert (1, 0) == await at.counted()
@@ -440,7 +442,7 @@ def nobody(scope: Scope) -> None:
 
 async def test_nobodys_usage_is_counted_nowhere(store_url: str) -> None:
     plans = PLANS.replace(
-        '  - {match: "/none", consume: {requests: 1}, records: [output_tokens]}',
+        '  - {match: "/none", consume: {requests: 1}}',
         '  - {match: "/none", usage: auto, enforcement: shadow}',
     )
     async with metered(reporting(WHOLE), store_url, plans=plans, who=nobody) as at:

@@ -255,8 +255,9 @@ class WebSocketExchange(Exchange):
 
     def settle(self, error: BaseException | None) -> None:
         """Tell the store that the websocket has ended, and what its opening came to; once."""
-        for pending in filter(None, (self._timer, self._next)):
-            pending.cancel()
+        for pending in (self._timer, self._next):
+            if pending is not None:
+                pending.cancel()
         if self._usage is not None:
             self._usage.close()
         super().settle(error)
