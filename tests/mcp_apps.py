@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import httpx2
 import pytest
 from mcp.client.streamable_http import streamable_http_client
+from mcp.server.mcpserver import Elicit, Resolve
+from mcp.types import (
+    ElicitRequest,
+    ElicitRequestFormParams,
+    ElicitResult,
+    InputRequests,
+    InputRequiredResult,
+)
+from pydantic import BaseModel
 
 from llm_apps import listening
 from metering import served
@@ -79,11 +88,62 @@ def _tools(server: Any, ran: Ran) -> None:
         server.add_tool(tool)
 
 
+class Answer(BaseModel):
+    """The user's answer to a question."""
+
+    sure: bool
+
+
+def ask_first() -> Elicit[Answer]:
+    """Ask in the first round."""
+    return Elicit("Sure?", Answer)
+
+
+def ask_second(first: Annotated[Answer, Resolve(ask_first)]) -> Elicit[Answer]:
+    """Ask in the second round: it needs the first answer."""
+    return Elicit(f"{first.sure}?", Answer)
+
+
+_QUESTION: Final[InputRequests] = {
+    "sure": ElicitRequest(
+        params=ElicitRequestFormParams(message="Sure?", requested_schema=Answer.model_json_schema())
+    )
+}
+
+
+def _asking_tool_of_mcp(server: Any, ran: Ran) -> None:
+    def book(second: Annotated[Answer, Resolve(ask_second)]) -> str:
+        ran.append("book")
+        return f"booked {second.sure}"
+
+    server.add_tool(book)
+
+
+def _asking_tool_of_fastmcp(server: Any, ran: Ran) -> None:
+    dependencies: Any = pytest.importorskip("fastmcp.server.dependencies")
+
+    def book() -> str | InputRequiredResult:
+        asked = int(dependencies.get_context().request_state or 0)
+        if asked < 2:
+            return InputRequiredResult(input_requests=_QUESTION, request_state=str(asked + 1))
+        ran.append("book")
+        return "booked True"
+
+    server.add_tool(book)
+
+
+async def say_yes(context: object, params: object) -> ElicitResult:
+    """Answer each question of a server."""
+    del context, params
+    return ElicitResult(action="accept", content={"sure": True})
+
+
 def mcp_app(ran: Ran, *, path: str = "/mcp", **options: Any) -> Any:
     """The server of the official SDK."""
     module: Any = pytest.importorskip("mcp.server.mcpserver")
     server = module.MCPServer("shop")
     _tools(server, ran)
+    _asking_tool_of_mcp(server, ran)
     return server.streamable_http_app(streamable_http_path=path, **options)
 
 
@@ -94,6 +154,7 @@ def fastmcp_app(ran: Ran, **options: Any) -> Any:
     applications: Any = pytest.importorskip("starlette.applications")
     server = module.FastMCP("shop")
     _tools(server, ran)
+    _asking_tool_of_fastmcp(server, ran)
     inner = server.http_app(path="/mcp", **options)
     return applications.Starlette(routes=[routing.Mount("/api", inner)], lifespan=inner.lifespan)
 
@@ -132,5 +193,5 @@ async def agent(url: str, mode: str = "auto", customer: str = "acme") -> AsyncGe
     module: Any = pytest.importorskip("mcp")
     async with httpx2.AsyncClient(headers={"x-customer-id": customer}, timeout=30) as http:
         transport = streamable_http_client(url, http_client=http)
-        async with module.Client(transport, mode=mode) as client:
+        async with module.Client(transport, mode=mode, elicitation_callback=say_yes) as client:
             yield client

@@ -16,7 +16,7 @@ from mcp_apps import PLANS, SERVERS, Ran, agent, serving
 from metering import answering, http_scope, served
 from meterkit import Caller
 from meterkit.asgi.mcp_messages import McpMessage
-from meterkit.asgi.mcp_requests import RESPONSE_BYTES_MAX, McpLines, failure_of
+from meterkit.asgi.mcp_requests import McpLines
 from meterkit.asgi.routing import Router
 from meterkit.catalog import loads
 from meterkit.store.subject_usage import usage_by
@@ -294,62 +294,6 @@ async def test_rates_of_two_lines_of_one_endpoint_are_counted_apart() -> None:
     async with served(answering(200), plans=plans) as at:
         sent = [call(), call(params={"name": "add"}), call(), call(params={"name": "sub"})]
         assert [200, 200, 429, 429] == [(await at.client.post("/mcp", json=one)).status_code for one in sent]
-
-
-RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"content":[],"isError":%b}}'
-ERROR = b'{"jsonrpc":"2.0","id":1,"error":{"code":%d,"message":"x"}}'
-
-
-def events(*messages: bytes, end: bytes = b"\r\n") -> bytes:
-    return b"".join(b"event: message%bdata: %b%b%b" % (end, one, end, end) for one in messages)
-
-
-@pytest.mark.parametrize(
-    ("body", "kind", "expected"),
-    [
-        (RESULT % b"false", b"application/json", None),
-        (RESULT % b"true", b"application/json", "server_error"),
-        (RESULT % b"1", b"application/json", None),
-        (ERROR % -32602, b"application/json", "client_error"),
-        (ERROR % -32600, b"application/json; charset=utf-8", "client_error"),
-        (ERROR % -32603, b"application/json", "server_error"),
-        (ERROR % -32000, b"application/json", "server_error"),
-        (events(RESULT % b"true"), b"text/event-stream", "server_error"),
-        (events(RESULT % b"true", end=b"\n"), b"text/event-stream; charset=utf-8", "server_error"),
-        (events(b'{"method":"notifications/message"}', ERROR % -32601), b"text/event-stream", "client_error"),
-        (events(RESULT % b"false") + b": ping\n\n", b"text/event-stream", None),
-        (b": ping\n\n", b"text/event-stream", None),
-        (b"", b"application/json", None),
-        (b"[" * 100_000, b"application/json", None),
-        (b"[]", b"application/json", None),
-        (b'{"result":[]}', b"application/json", None),
-        (b'{"error":"x"}', b"application/json", None),
-        (b"\x1f\x8b", b"application/json", None),
-    ],
-)
-def test_answers_say_whether_a_call_succeeded(body: bytes, kind: bytes, expected: str | None) -> None:
-    assert expected == failure_of(body, kind)
-
-
-@pytest.mark.parametrize(("padding", "billed"), [(0, 0), (RESPONSE_BYTES_MAX, 1)])
-async def test_an_answer_that_is_larger_goes_by_its_status(padding: int, billed: int) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        del scope, receive
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"Content-Type", b"application/json")],
-            }
-        )
-        for piece in (b" " * padding, RESULT % b"true"):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body"})
-
-    async with served(app, plans=PLANS) as at:
-        answer = await at.client.post("/mcp", json=call())
-        assert answer.content == b" " * padding + RESULT % b"true"
-        assert (billed, 0) == await at.counted(meter="searches")
 
 
 async def test_many_combinations_of_lines_are_kept_within_a_bound() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from asyncio import sleep
 from typing import TYPE_CHECKING
 
 from meterkit.asgi.exchange import Exchange
-from meterkit.asgi.mcp_requests import RESPONSE_BYTES_MAX, failure_of
+from meterkit.asgi.mcp_answers import PIECE_BYTES, AnswerReader
+from meterkit.catalog.billing_terms import BILLED_ON_SUCCESS
+from meterkit.tokens.framing.incremental import drain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -16,39 +19,36 @@ if TYPE_CHECKING:
 
 
 class McpExchange(Exchange):
-    """Keeps the answer up to a bound and reads it when it is complete.
+    """Reads the answer as it passes, also one that the client did not wait for.
 
-    An error of JSON-RPC and a result with ``isError`` are no success. An answer that is larger, or comes
-    compressed, goes by its status.
+    An error of JSON-RPC and a result with ``isError`` are no success, and neither is an interim result:
+    the server asks the user, and the client calls again.
 
     Slots:
-        _kind: the answer's ``Content-Type``.
-        _kept: what was sent of the answer; None: it is too large.
-        _found: the outcome, once it is known.
+        _answer: reads the answer, once it has begun.
     """
 
-    __slots__ = ("_found", "_kept", "_kind")
+    __slots__ = ("_answer",)
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message on, and keep what it has of the answer."""
+        """Pass a message on, and read what it has of the answer."""
         kind = message["type"]
         if kind == "http.response.start":
-            self._kept: bytearray | None = bytearray()
             message = {**message, "headers": list(message.get("headers", ()))}
-            types = [value for name, value in message["headers"] if name.lower() == b"content-type"]
-            self._kind = bytes(types[0]).lower() if types else b""
-        elif kind == "http.response.body" and (kept := getattr(self, "_kept", None)) is not None:
-            kept += message.get("body", b"")
-            if len(kept) > RESPONSE_BYTES_MAX:
-                self._kept = None
+            self._answer = AnswerReader(message["headers"])
+        elif kind == "http.response.body" and self._status and (body := message.get("body", b"")):
+            if len(body) > PIECE_BYTES:
+                return self._read_and_send(message, body)
+            drain(self._answer.read(body))
         return super().send(message)
+
+    async def _read_and_send(self, message: Message, body: bytes) -> None:
+        for _ in self._answer.read(body):
+            await sleep(0)
+        await super().send(message)
 
     def _outcome(self) -> Outcome:
         found = super()._outcome()
-        if found != "success":
-            return found
-        if not hasattr(self, "_found"):
-            kept: bytearray | None = getattr(self, "_kept", None)
-            self._found: Outcome = (failure_of(bytes(kept), self._kind) if kept else None) or found
-            self._kept = None
-        return self._found
+        if self._status and found in BILLED_ON_SUCCESS:
+            return self._answer.close() or found
+        return found

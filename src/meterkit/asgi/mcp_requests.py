@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.answers import answer
 from meterkit.asgi.body import BufferedBody
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from meterkit.asgi.routing import Router
-    from meterkit.catalog import Outcome, Route
+    from meterkit.catalog import Route
     from meterkit.store.store import Store
 
 _ROUTERS_MAX: Final = 256
@@ -101,32 +100,3 @@ async def _refuse(send: Send, why: str, *, is_whole: bool) -> None:
     await answer(
         send, status, {"jsonrpc": "2.0", "id": None, "error": {"code": _PARSE_ERROR, "message": detail}}
     )
-
-
-RESPONSE_BYTES_MAX: Final = 256 << 10
-_CLIENT_ERRORS: Final = range(-32602, -32599)
-
-
-def failure_of(body: bytes, kind: bytes) -> Outcome | None:
-    """What an answer with status 2xx says went wrong: ``client_error`` or ``server_error``; None: nothing.
-
-    Args:
-        body: of the answer: JSON, or a stream of events that ends with the answer.
-        kind: its ``Content-Type``.
-    """
-    if kind.startswith(b"text/event-stream"):
-        lines = body.replace(b"\r", b"\n").split(b"\n")
-        body = next((line[5:] for line in reversed(lines) if line.startswith(b"data:")), b"")
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict):
-        return None
-    answered = cast("dict[str, Any]", found)
-    error, result = answered.get("error"), answered.get("result")
-    if isinstance(error, dict):
-        code = cast("dict[str, Any]", error).get("code")
-        return "client_error" if isinstance(code, int) and code in _CLIENT_ERRORS else "server_error"
-    is_error = isinstance(result, dict) and cast("dict[str, Any]", result).get("isError") is True
-    return "server_error" if is_error else None

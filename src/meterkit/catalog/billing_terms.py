@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Outcome = Literal["success", "client_gone", "client_error", "server_error"]
+Outcome = Literal["success", "client_gone", "client_error", "server_error", "interim"]
+"""Interim: the answer asks for more before the call can complete. `charge_on` cannot list it."""
 Debt = Literal["deny", "allow"]
 
 _DAY_MS: Final = 86_400_000
 OUTCOMES: Final[tuple[Outcome, ...]] = ("success", "client_gone", "client_error", "server_error")
 BILLED_ON_SUCCESS: Final[frozenset[Outcome]] = frozenset({"success", "client_gone"})
-BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset(OUTCOMES)
+BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset({*OUTCOMES, "interim"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

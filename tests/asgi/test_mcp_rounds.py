@@ -1,0 +1,300 @@
+"""Tool calls that ask the user: `resultType: "input_required"`, and the same call again with the answer."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import pytest
+
+from mcp_apps import PLANS, SERVERS, Ran, agent, serving
+from metering import http_scope, served
+from meterkit import metrics_app, record
+from meterkit.asgi.mcp_answers import AnswerReader
+from meterkit.tokens.framing.incremental import drain
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+CALL: Final[dict[str, Any]] = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "tools/call",
+    "params": {"name": "search_web", "arguments": {"q": "x"}},
+}
+INTERIM: Final = (
+    b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":'
+    b'"elicitation/create","params":{"mode":"form","message":"isError"}}},"requestState":"s"}}'
+)
+COMPLETE: Final = b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete","content":[],"isError":false}}'
+FAILED: Final = b'{"jsonrpc":"2.0","id":1,"result":{"content":[],"isError":true}}'
+ERROR: Final = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32603,"message":"x"}}'
+LOG: Final = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"data":{"result":1}}}'
+JSON: Final = b"application/json"
+SSE: Final = b"text/event-stream"
+
+
+def saying(*answers: bytes, kind: bytes = JSON, headers: tuple[tuple[bytes, bytes], ...] = ()) -> ASGIApp:
+    """A server that gives one answer after the other, each in pieces of 100 bytes or two."""
+    left = list(answers)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        body = left.pop(0)
+        fields = [(b"content-type", kind), *headers]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        step = max(100, len(body) // 2)
+        for at in range(0, len(body), step):
+            await send({"type": "http.response.body", "body": body[at : at + step], "more_body": True})
+        await send({"type": "http.response.body"})
+
+    return app
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_call_that_asks_twice_counts_once_and_each_round_in_rates(name: str) -> None:
+    ran: Ran = []
+    async with serving(name, ran) as (at, url):
+        async with agent(url) as client:
+            found = await client.call_tool("book", {})
+        assert (found.is_error, found.content[0].text) == (False, "booked True")
+        assert (1, 0) == await at.counted(meter="calls")
+        left = (await at.kit.check("acme", "calls")).remaining
+        assert left == 20 * 3 - 3
+    assert ran == ["book"]
+
+
+async def test_a_call_of_an_older_client_asks_within_one_request() -> None:
+    ran: Ran = []
+    async with serving("mcp", ran) as (at, url):
+        async with agent(url, "legacy") as client:
+            assert not (await client.call_tool("book", {})).is_error
+        assert (1, 0) == await at.counted(meter="calls")
+    assert ran == ["book"]
+
+
+def event(data: bytes, *, end: bytes = b"\n") -> bytes:
+    """A server-sent event; data of several lines has a field for each."""
+    lines = [b"event: message", *(b"data: " + line for line in data.split(b"\n"))]
+    return end.join([*lines, b"", b""])
+
+
+def pretty(message: bytes) -> bytes:
+    """The same JSON on several lines."""
+    return json.dumps(json.loads(message), indent=1).encode()
+
+
+IMAGE: Final = b"A" * 400_000
+LARGE: Final = {
+    "interim": INTERIM.replace(b"isError", IMAGE),
+    "server_error": FAILED.replace(b"[]", b'[{"type":"text","text":"' + IMAGE + b'"}]'),
+}
+DEEP: Final = b"[" * 100_000
+ANSWERS: Final[list[tuple[bytes, bytes, str | None]]] = [
+    (COMPLETE, JSON, None),
+    (INTERIM, JSON, "interim"),
+    (pretty(INTERIM), b"application/json; charset=utf-8", "interim"),
+    (LARGE["interim"], JSON, "interim"),
+    (INTERIM.replace(b"input_required", b"task"), JSON, None),
+    (FAILED, JSON, "server_error"),
+    (FAILED.replace(b"true", b"1"), JSON, None),
+    (LARGE["server_error"], JSON, "server_error"),
+    (FAILED.replace(b"{", b'{"resultType":"input_required",', 2), JSON, "server_error"),
+    (ERROR, JSON, "server_error"),
+    (ERROR.replace(b"-32603", b"-32602"), JSON, "client_error"),
+    (ERROR.replace(b"-32603", b"-32600"), b"Application/JSON", "client_error"),
+    (ERROR.replace(b"-32603", b"-32000"), JSON, "server_error"),
+    (b"", JSON, None),
+    (DEEP, JSON, None),
+    (b"[]", JSON, None),
+    (b'{"result":[]}', JSON, None),
+    (b'{"error":"x"}', JSON, None),
+    (b"\x1f\x8b", JSON, None),
+    (event(INTERIM), SSE, "interim"),
+    (event(INTERIM, end=b"\r\n"), b"text/event-stream; charset=utf-8", "interim"),
+    (event(INTERIM, end=b"\r"), SSE, "interim"),
+    (event(pretty(INTERIM)), SSE, "interim"),
+    (event(pretty(FAILED), end=b"\r\n"), SSE, "server_error"),
+    (event(pretty(FAILED), end=b"\r"), SSE, "server_error"),
+    (event(FAILED.replace(b',"result"', b'\n,"result"')), SSE, "server_error"),
+    (event(LARGE["interim"]), SSE, "interim"),
+    (event(pretty(LARGE["server_error"]), end=b"\r\n"), SSE, "server_error"),
+    (b"\xef\xbb\xbf" + event(FAILED), SSE, "server_error"),
+    (b"id: 7\ndata:\n\nretry: 9\n\n" + event(FAILED) + b": ping\n\n", SSE, "server_error"),
+    (b": x\nid: 8\ndata:" + FAILED + b"\nretry: 1\n\n", SSE, "server_error"),
+    (event(LOG) * 3 + event(FAILED) + event(LOG), SSE, "server_error"),
+    (event(LOG) + event(INTERIM) + event(LOG), SSE, "interim"),
+    (event(LOG) * 9_000 + event(FAILED), SSE, "server_error"),
+    (event(FAILED) + event(b"[DONE]") + b"event: end\ndata: {}\n\n", SSE, "server_error"),
+    (event(FAILED).rstrip(b"\n"), SSE, "server_error"),
+    (event(COMPLETE) + event(LOG), SSE, None),
+    (event(LOG), SSE, None),
+    (b": ping\n\n", SSE, None),
+]
+
+
+@pytest.mark.parametrize(("body", "kind", "expected"), ANSWERS)
+@pytest.mark.parametrize("coding", [b"", b"gzip"])
+def test_an_answer_says_its_outcome(body: bytes, kind: bytes, expected: str | None, coding: bytes) -> None:
+    sent = gzip.compress(body, 1) if coding else body
+    pieces = range(1, len(sent)) if len(sent) < 300 else (1, len(sent) // 2, len(sent) - 1)
+    for cut in [len(sent), *pieces]:
+        reader = AnswerReader([(b"Content-Type", kind), (b"content-encoding", coding)])
+        for piece in (sent[:cut], sent[cut:]):
+            drain(reader.read(piece))
+        assert (reader.close(), reader.close()) == (expected, expected)
+
+
+def test_an_answer_is_read_byte_by_byte() -> None:
+    for body in (INTERIM, pretty(FAILED), event(pretty(FAILED), end=b"\r\n") + event(LOG)):
+        reader = AnswerReader([(b"content-type", JSON if body.startswith(b"{") else SSE)])
+        for at in range(len(body)):
+            drain(reader.read(body[at : at + 1]))
+        assert reader.close() is not None
+
+
+ROUNDS: Final = {
+    "json": partial(saying, INTERIM, INTERIM, COMPLETE),
+    "events": partial(saying, event(INTERIM), event(LOG) + event(pretty(INTERIM)), event(COMPLETE), kind=SSE),
+    "large": partial(saying, LARGE["interim"], event(LARGE["interim"]), COMPLETE),
+    "gzip": partial(
+        saying, *map(gzip.compress, (INTERIM, INTERIM, COMPLETE)), headers=((b"content-encoding", b"gzip"),)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["json", "events", "gzip"])
+async def test_a_call_uses_included_quantity_when_it_completes(name: str) -> None:
+    """Of three searches that the plan includes, calls that asked twice use one each."""
+    app = ROUNDS[name]
+    async with served(app(), plans=PLANS) as at:
+        for nth, recorded in enumerate([0, 0, 1]):
+            answer = await at.client.post("/mcp", json=CALL | {"id": nth})
+            assert (answer.status_code, recorded, 0) == (200, *await at.counted(meter="searches"))
+        assert (await at.kit.usage("acme"))["meters"]["searches"]["remaining"] == 2
+        assert (await at.kit.check("acme", "calls")).remaining == 17
+
+
+MONEY: Final = PLANS.replace(
+    "      calls: {rate: 20/hour}\n",
+    "      calls: {included: 0, overage: {bill: {per: 1, amount_cents: 300}}}\n"
+    "    budget: {amount_cents: 500}\n",
+).replace("{unit: call}", "{unit: call, stripe: {event_name: calls}}")
+
+
+async def test_rounds_leave_a_budget_alone() -> None:
+    async with served(saying(INTERIM, INTERIM, COMPLETE, COMPLETE), plans=MONEY) as at:
+        for _ in range(3):
+            assert "result" in (await at.client.post("/mcp", json=CALL)).json()
+        refused = (await at.client.post("/mcp", json=CALL)).json()["result"]
+        assert refused["structuredContent"]["problem"]["spent_cents"] == 300
+
+
+@pytest.mark.parametrize("body", [INTERIM, COMPLETE])
+async def test_a_round_gives_back_the_credits_that_it_reserved(body: bytes) -> None:
+    async with served(saying(body, COMPLETE), plans=PLANS) as at:
+        await at.kit.grants.add("acme", {"usd": 3}, grant_id="g1")
+        for _ in range(2):  # Each reserves 2 dollars.
+            answer = await at.client.post("/mcp", json=CALL | {"params": {"name": "write"}})
+            assert "resultType" in answer.json()["result"]
+        assert (0, 0) == await at.counted(meter="output_tokens")
+
+
+def charged_on(word: str) -> str:
+    return PLANS.replace("consume: {searches: 1, calls: 1}", f"consume: {{searches: 1}}, charge_on: {word}")
+
+
+@pytest.mark.parametrize(
+    ("word", "recorded"),
+    [("success", 1), ("attempt", 3), ("[success, server_error, client_error]", 1), ("[client_error]", 0)],
+)
+async def test_charge_on_attempt_counts_each_round(word: str, recorded: int) -> None:
+    async with served(ROUNDS["json"](), plans=charged_on(word)) as at:
+        for _ in range(3):
+            await at.client.post("/mcp", json=CALL)
+        assert (recorded, 0) == await at.counted(meter="searches")
+
+
+async def test_what_the_app_records_in_a_round_follows_the_outcome_of_the_round() -> None:
+    inner = saying(INTERIM, COMPLETE)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        record("output_tokens", 70)
+        await inner(scope, receive, send)
+
+    async with served(app, plans=PLANS) as at:
+        for recorded in (0, 70):
+            await at.client.post("/mcp", json=CALL)
+            assert (recorded, 0) == await at.counted(meter="output_tokens")
+
+
+@pytest.mark.parametrize(
+    ("body", "recorded"),
+    [(INTERIM, 0), (event(INTERIM), 0), (event(FAILED), 0), (event(COMPLETE), 1), (event(LOG), 1)],
+)
+async def test_a_client_that_leaves_after_the_answer_does_not_make_it_a_success(
+    body: bytes, recorded: int
+) -> None:
+    """Clients may close a stream once they have the response, before the server ends it."""
+    kind = SSE if body.startswith(b"event") else JSON
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    left = False
+
+    async def receive() -> Message:
+        nonlocal left
+        if left:
+            return {"type": "http.disconnect"}
+        left = True
+        return {"type": "http.request", "body": json.dumps(CALL).encode(), "more_body": False}
+
+    async def send(message: Message) -> None:
+        del message
+
+    async with served(app, plans=PLANS) as at:
+        await at.app(http_scope("/mcp", method="POST"), receive, send)
+        assert (recorded, 0) == await at.counted(meter="searches")
+
+
+@pytest.mark.parametrize("body", [event(pretty(FAILED), end=b"\r\n"), event(FAILED) + event(LOG)])
+async def test_an_error_in_an_event_stream_is_not_billed(body: bytes) -> None:
+    async with served(saying(body, kind=SSE), plans=PLANS) as at:
+        answer = await at.client.post("/mcp", json=CALL)
+        assert answer.content == body
+        assert (0, 0) == await at.counted(meter="searches")
+
+
+async def test_a_large_answer_passes_unchanged_and_is_read() -> None:
+    async with served(saying(LARGE["server_error"]), plans=PLANS) as at:
+        answer = await at.client.post("/mcp", json=CALL)
+        assert answer.content == LARGE["server_error"]
+        assert (0, 0) == await at.counted(meter="searches")
+
+
+async def test_a_prompt_that_asks_counts_when_it_completes() -> None:
+    async with served(saying(INTERIM, COMPLETE), plans=PLANS) as at:
+        for recorded in (0, 1):
+            await at.client.post("/mcp", json=CALL | {"method": "prompts/get"})
+            assert (recorded, 0) == await at.counted(meter="other")
+
+
+async def test_metrics_name_interim_answers() -> None:
+    async with served(ROUNDS["json"](), plans=PLANS) as at:
+        app = metrics_app(at.kit)
+        for _ in range(3):
+            await at.client.post("/mcp", json=CALL)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://app") as client:
+            lines = (await client.get("/metrics")).text.splitlines()
+    found = {line.partition('outcome="')[2] for line in lines if line.startswith("meterkit_requests_total{")}
+    assert found == {'interim",plan="free",reason="none"} 2.0', 'success",plan="free",reason="none"} 1.0'}
