@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import httpx
@@ -13,14 +14,14 @@ from asgi.test_llm_model_prices import answering as answering_with_tokens
 from asgi.test_llm_model_prices import ask
 from asgi.test_websockets import looked, opened
 from faults import eventually, settled
-from metering import answering, hello, served
+from metering import answering, hello, http_scope, no_more, served
 from meterkit import Caller, MeterKit, MeterkitError, identify
 from meterkit.asgi import websocket
 from meterkit.catalog import loads
 from meterkit.store.subject_usage import usage_by
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from metering import Served
     from meterkit import Current
@@ -306,17 +307,101 @@ async def test_the_app_sees_the_subjects_of_its_request(any_store_url: str) -> N
         await hello(scope, receive, send)
 
     async with served(app, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
-        for headers in (RED, USER, {}, {"x-user-id": ""}):
+        for headers in (RED, USER, {}):
             await at.client.get("/v1/x", headers=headers)
-    assert [dict(one.subjects) for one in seen] == [{"user": "u_7", "team": "red"}, {"user": "u_7"}, {}, {}]
+    assert [dict(one.subjects) for one in seen] == [{"user": "u_7", "team": "red"}, {"user": "u_7"}, {}]
     assert {one.customer for one in seen} == {"acme"}
 
 
-async def test_a_header_that_comes_twice_names_no_subject() -> None:
-    async with served(hello, plans=PLANS, who=WHO) as at:
-        headers = [("x-customer-id", "acme"), ("x-user-id", "u_7"), ("x-user-id", "u_8")]
-        assert (await at.client.request("GET", "/v1/x", headers=headers)).status_code == 200
+SEVERAL: Final = "several values"
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([b""], "an empty text"),
+        ([b" \t "], "an empty text"),
+        ([b"", b""], SEVERAL),
+        ([b"u_7", b"u_8"], SEVERAL),
+        ([b"u_7", b"u_7"], SEVERAL),
+        ([b"u_7", b""], SEVERAL),
+        ([b"u_7,u_8"], SEVERAL),
+        ([b"u_7, u_8"], SEVERAL),
+        ([b","], SEVERAL),
+        ([b"u_7,"], SEVERAL),
+        ([b"x" * 257], "a text of 257 bytes"),
+        (["ü".encode() * 129], "a text of 258 bytes"),
+        ([b"u\x007"], "the control character U+0000 at position 1"),
+        ([b"u\x0b"], "the control character U+000B at position 1"),
+        (["u\u0085".encode()], "the control character U+0085 at position 1"),
+        ([b"u\xff"], "a lone surrogate at position 1"),
+    ],
+)
+async def test_a_subject_field_without_one_id_is_refused_and_counts_nowhere(
+    values: list[bytes], found: str, any_store_url: str
+) -> None:
+    """A request of a user whose id cannot be read must not pass without the limits of a user."""
+    answers: list[Message] = []
+
+    async def keep(message: Message) -> None:
+        answers.append(message)
+
+    async with served(hello, plans=PLANS, who=WHO, redis_url=any_store_url) as at:
+        fields = [(b"x-user-id", value) for value in values]
+        await at.app(http_scope(headers=[(b"x-customer-id", b"acme"), *fields]), no_more, keep)
+        assert answers[0]["status"] == 400
+        problem = json.loads(answers[1]["body"])
+        assert problem["type"] == "urn:meterkit:problem:customer-invalid"
+        assert f"found {found} as the id of the user." in problem["detail"]
+        assert await customer(at) == (0, 0)
         assert await counted(at) == {}
+
+
+async def nowhere(message: Message) -> None:
+    """A client that reads nothing."""
+    del message
+
+
+@pytest.mark.parametrize("value", [b"u_7", b" u_7\t"])
+async def test_blanks_around_an_id_name_the_same_user(value: bytes) -> None:
+    async with served(hello, plans=PLANS, who=WHO) as at:
+        fields = [(b"x-customer-id", b"acme"), (b"x-user-id", value)]
+        await at.app(http_scope(headers=fields), no_more, nowhere)
+        assert await counted(at) == {"u_7": (1, 0)}
+
+
+async def test_a_request_without_the_field_has_the_limits_of_the_customer_alone() -> None:
+    async with served(hello, plans=PLANS, who=WHO) as at:
+        statuses = [(await at.client.get("/v1/x")).status_code for _ in range(6)]
+        assert statuses == [200] * 6
+        assert (await customer(at), await counted(at)) == ((6, 0), {})
+
+
+async def test_one_of_two_fields_without_an_id_is_enough_to_refuse() -> None:
+    async with served(hello, plans=PLANS, who=WHO) as at:
+        answer = await at.client.get("/v1/x", headers={**USER, "x-team-id": ""})
+        assert (answer.status_code, "the id of the team" in answer.text) == (400, True)
+
+
+async def test_in_shadow_a_field_without_an_id_is_served_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with served(hello, plans=PLANS, who=WHO) as at:
+        assert (await at.client.get("/shadow", headers={"x-user-id": ""})).status_code == 200
+    assert "found an empty text as the id of the user" in caplog.text
+
+
+@pytest.mark.parametrize("subject", [None, 7, b"u_7", ["u_7"]])
+async def test_a_subject_of_a_wrong_type_is_an_error_of_the_app(subject: Any) -> None:
+    async with served(hello, plans=PLANS, who=lambda _: Caller("acme", {"user": subject})) as at:
+        assert (await at.client.get("/v1/x")).status_code == 503
+        assert await customer(at) == (0, 0)
+
+
+async def test_a_websocket_of_a_user_without_an_id_is_refused() -> None:
+    async with (
+        served(chatting(), plans=PLANS, who=lambda _: Caller("acme", {"user": ""})) as at,
+        opened(at) as socket,
+    ):
+        assert socket.sent == [{"type": "websocket.close", "code": 1008, "reason": "Customer Invalid"}]
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -21,7 +21,7 @@ from meterkit.asgi.callers import Caller
 from meterkit.asgi.key_owners import KeyLookup, KeyOwners, digest_of
 from meterkit.catalog.billing import UNIX, proxy_network
 from meterkit.errors import MeterkitError
-from meterkit.store.arguments import check_customer, check_subject_kinds, is_customer, is_text
+from meterkit.store.arguments import SEVERAL, check_customer, check_subject_kinds, is_customer, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -62,8 +62,9 @@ def header(name: str, *, subjects: Mapping[str, str] | None = None) -> Callable[
 
     Args:
         name: of the header.
-        subjects: kind to the header that names the subject, such as ``{"user": "x-user-id"}``. One that is
-            empty, missing or given more than once names no subject.
+        subjects: kind to the header that names the subject, such as ``{"user": "x-user-id"}``. A request
+            without the header has no subject of the kind. An empty header, and one with several values,
+            in several fields or parted by commas, is an id that is not allowed.
 
     Raises:
         MeterkitError: a name is no name of a header, or there are more than three subjects.
@@ -88,8 +89,8 @@ def header(name: str, *, subjects: Mapping[str, str] | None = None) -> Callable[
         customer = identify(scope)
         if customer is None:
             return None
-        named = ((kind, _single(scope, field)) for kind, field in others)
-        given = {kind: _text(value) for kind, value in named if value}
+        named = ((kind, _combined(scope, field)) for kind, field in others)
+        given = {kind: subject for kind, subject in named if subject is not None}
         return Caller(customer, given) if given else customer
 
     return identify_with_subjects if others else identify
@@ -254,6 +255,18 @@ def _single(scope: Scope, wanted: bytes) -> bytes | None:
                 return None
             found = value
     return found
+
+
+def _combined(scope: Scope, wanted: bytes) -> str | None:
+    """The value of a header; several values, of several fields or parted by commas, are joined to no id.
+
+    Proxies may join fields of one name: https://www.rfc-editor.org/rfc/rfc9110#section-5.3
+    """
+    fields = [value for name, value in scope["headers"] if name == wanted]
+    if not fields:
+        return None
+    values = [value.strip(b" \t") for value in b",".join(fields).split(b",")]
+    return _text(SEVERAL.encode().join(values))
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:

@@ -29,7 +29,6 @@ _SSE: Final = b"text/event-stream"
 _LEAF: Final = Place()
 _MESSAGE: Final = Place(
     {
-        "method": _LEAF,
         "result": Place({"isError": _LEAF, "resultType": _LEAF}),
         "error": Place({"code": _LEAF}),
     }
@@ -40,7 +39,7 @@ _MESSAGE: Final = Place(
 class AnswerReader:
     """Incremental reader of an MCP response: JSON or server-sent events, in bounded memory.
 
-    The first JSON-RPC response counts. Notifications and requests of the server may stand before and after it.
+    The first JSON-RPC response counts. The server's notifications may stand before and after it.
 
     Args:
         headers: of the response.
@@ -96,10 +95,9 @@ class AnswerReader:
         return LargeJson(lambda message, _: self._take_message(message), lambda: None, _MESSAGE)
 
     def _take_message(self, message: Table) -> None:
-        if self._is_answered or "method" in message or not ("result" in message or "error" in message):
-            return
-        self._is_answered = True
-        self.outcome = outcome_in(message)
+        if not self._is_answered and ("result" in message or "error" in message):
+            self._is_answered = True
+            self.outcome = outcome_in(message)
 
 
 def outcome_in(message: Table) -> Outcome | None:

@@ -18,6 +18,8 @@ CUSTOMER_BYTES_MAX: Final = 256
 ALLOWED_ID: Final = f"a text of 1 to {CUSTOMER_BYTES_MAX} bytes of UTF-8 without control characters"
 _ALLOWED_SUBJECTS: Final = f"a mapping of at most {SUBJECTS_MOST} kinds to ids, such as {{'user': 'u_7'}}"
 _MAPPINGS: Final = (dict, Mapping)  # Most are a dict: this answers at once.
+SEVERAL: Final = "\x1e"
+"""Record separator (ASCII): stands between several values where one id is allowed."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -96,6 +98,8 @@ def fault_of(value: object) -> str | None:
     """Say why a value is no id of a customer or a subject, without the value; None: it is one."""
     if not isinstance(value, str):
         return _size_fault(value)
+    if SEVERAL in value:
+        return "several values"
     control = _CONTROL.search(value)
     return _size_fault(value) or (
         f"the control character U+{ord(control[0]):04X} at position {control.start()}" if control else None
