@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import Event, create_task, ensure_future, get_running_loop, sleep, to_thread, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from json import loads
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from starlette.routing import Route
 
 from faults import renew_holds, settled, stopped
 from metering import hello, http_scope, served
-from meterkit import current
+from meterkit import MeterKit, MeterMiddleware, current, identify
+from meterkit.catalog import loads as plans_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -569,6 +570,89 @@ async def test_i3_uploads_that_come_at_once_are_admitted_as_far_as_they_fit(
         app.may_set.set()
         app.may_end.set()
         served_ = [(await call).status for call in calls].count(200)
-        # With their lengths known, as many as fit; without, some are in each other's way.
+        # With their lengths known, as many as fit; without, at least one.
         assert served_ == 6 if headers else 1 <= served_ <= 6
         assert await held_of(http) == (350 + 100 * served_, 0)
+
+
+CHUNKED: Any = ()
+LYING: Any = (("content-length", "10"),)
+SHORT: Any = (("content-length", "300"),)
+TWICE: Any = (("content-length", "10"), ("content-length", "20"))
+
+
+@pytest.mark.parametrize(
+    "headers", [CHUNKED, LYING, SHORT, TWICE], ids=["chunked", "lying", "short", "twice"]
+)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        *([(500, 500)] * 2, [(300, 300)] * 3, [(100,) * 10] * 5, [(999, 1), (1, 999)]),
+        *([(400, 600), (600, 1), (300, 701)], [(501,), (250, 251), (10,) * 60]),
+    ],
+    ids=str,
+)
+async def test_i3_of_uploads_at_once_that_fit_alone_at_least_one_passes(
+    any_store_url: str, sizes: Sequence[Sequence[int]], headers: Sequence[tuple[str, str]]
+) -> None:
+    app = Reads()
+    async with served(app, plans=PLANS, redis_url=any_store_url) as http:
+        calls = [create_task(put(http, pieces(*one), *headers)) for one in sizes]
+        statuses = [(await call).status for call in calls]
+        assert 200 in statuses
+        assert set(statuses) <= {200, 413}
+        assert await held_of(http) == (0, 0)
+        assert (await put(http, pieces(1000))).status == 200
+
+
+async def test_i3_of_uploads_in_two_processes_that_fit_alone_at_least_one_passes(valkey: Server) -> None:
+    async with served(Reads(), plans=PLANS, redis_url=valkey.url) as http:
+        settings: Any = {"key_prefix": http.kit.store.keys.prefix, "shards": 4, "flush": False}
+        async with MeterKit(plans_of(PLANS), redis_url=valkey.url, clock=http.clock, **settings) as other:
+            beside = MeterMiddleware(Reads(), kit=other, identify=identify.header("x-customer-id"))
+            both = [http, replace(http, app=beside, kit=other)] * 3
+            calls = [create_task(put(one, pieces(*[250] * 4))) for one in both]
+            assert 200 in [(await call).status for call in calls]
+            await settled(other)
+            assert await held_of(http) == (0, 0)
+
+
+async def test_i3_an_upload_keeps_its_bytes_while_another_one_is_refused() -> None:
+    """Who holds the bytes of its whole body passes, whatever comes at the same time."""
+    app = Storing(sets=False)
+    async with served(app, plans=PLANS) as http:
+        app.kit = http.kit
+        first = create_task(put(http, pieces(300, 300)))
+        await app.entered.wait()
+        assert await held_of(http) == (600, 600)
+        app.may_set.set()
+        others = [(await put(http, pieces(200, 201), *lengths)).status for lengths in (CHUNKED, LYING)]
+        assert others == [413, 413]
+        assert await held_of(http) == (600, 600)
+        app.may_end.set()
+        assert (await first).status == 200
+        assert await held_of(http) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("included", "ahead"), [(16 << 20, 0), ((16 << 20) + (256 << 10) - 1, 0), (17 << 20, 256 << 10)]
+)
+async def test_bytes_are_set_aside_ahead_only_where_much_is_left(included: int, ahead: int) -> None:
+    """Else what an upload may never send would refuse another one that fits."""
+    plans = PLANS.replace("storage:  {included: 1000}", f"storage:  {{included: {included}}}")
+    async with served(Reads(), plans=plans) as http:
+        part = Call([*pieces(700, ends=False)])
+        go_on = Event()
+
+        async def receive() -> Message:
+            if not part.messages:
+                await go_on.wait()
+            return await part.receive()
+
+        call = ensure_future(http.app(http_scope("/files/a", method="PUT"), receive, part.send))
+        while not (await held_of(http))[1]:
+            pass
+        assert (await held_of(http))[1] == (ahead or 700)
+        go_on.set()
+        await wait([call])
+        assert await held_of(http) == (0, 0)

@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from meterkit.asgi.body import BufferedBody
     from meterkit.catalog import Outcome
     from meterkit.redis.tallies import Tallies
+    from meterkit.store.views import CustomerView, PreparedDecision
 
 _STEP_BYTES: Final = 256 << 10
 """Bytes set aside at once, at least, for a body of unknown length: not one call for every piece."""
+_SPARE_BYTES: Final = 64 * _STEP_BYTES
+"""Where less is left, uploads set nothing aside ahead: it would refuse others that fit."""
 _LENGTH_DIGITS_MAX: Final = 15
 _NEVER: Final = frozenset["Outcome"]()
 
@@ -58,7 +61,12 @@ class Upload(Exchange):
     What it announced is held by the decision that admitted it. What comes beyond that, or without a word of
     its length, is held as it comes; the first piece that does not fit ends the request.
 
+    Uploads that come at once hold parts of what each needs, so that none may fit. An upload that is refused a
+    further part therefore gives back its own parts, and then asks for all of them together. At least one of
+    several uploads passes if each fits alone: of those refused the last one to ask finds no other's parts.
+
     Slots:
+        _is_ample: whether so much is left that bytes are set aside ahead.
         _read: bytes of the body that came.
         _set_aside: how many of them may come before more is set aside.
         _more: what is held beside the decision, by the slot of holds.
@@ -68,12 +76,22 @@ class Upload(Exchange):
         _unread: the piece that the app was about to get when its waiting was cancelled, or None.
     """
 
-    __slots__ = ("_counts", "_is_answered", "_more", "_read", "_refusal", "_set_aside", "_unread")
+    __slots__ = (
+        "_counts",
+        "_is_ample",
+        "_is_answered",
+        "_more",
+        "_read",
+        "_refusal",
+        "_set_aside",
+        "_unread",
+    )
 
     def begin(self) -> None:
         """To be called before the app is."""
         decided, meter = self._decided, self._meter
         self._read = self._set_aside = 0
+        self._is_ample = True
         self._more: dict[int, int] = {}
         self._refusal: Decision | None = None
         self._unread: Message | None = None
@@ -166,9 +184,13 @@ class Upload(Exchange):
         """Set aside what has come beyond what is; why that cannot be, or None."""
         missing = self._read - self._set_aside
         try:
-            refusal = await self._ask(max(missing, _STEP_BYTES))
-            if refusal is not None and missing < _STEP_BYTES:
-                refusal = await self._ask(missing)
+            if missing < _STEP_BYTES and self._is_ample:
+                self._is_ample = await self._ask(_STEP_BYTES, spare=_SPARE_BYTES) is None
+                if self._is_ample:
+                    return None
+            refusal = await self._ask(missing)
+            if refusal is not None and not refusal.shadow:
+                refusal = await self._ask_for_all(refusal)
         except MeterkitError as error:
             warn(self._store, self._route.match, f"an upload cannot be counted: {error}")
             self._counts = False
@@ -181,12 +203,29 @@ class Upload(Exchange):
         self._counts = False
         return None
 
-    async def _ask(self, quantity: int) -> Decision | None:
-        """Hold so much more; the refusal, if there is one."""
+    async def _ask_for_all(self, refusal: Decision) -> Decision | None:
+        """Give back all that this request holds, and ask for it together with what is missing."""
+        more, self._more = self._more, {}
+        settlements = [*self._take_gauge_out(self._meter), *self._returns(more)]
+        lane = self._lane
+        if not settlements or lane is None:
+            return refusal
+        self._set_aside -= sum(sum(one.held.quantities.values()) for one in settlements)
+        *before, last = settlements
+        for settlement in before:
+            self._store.settle(lane, settlement)
+        # Acknowledged first: what the store still had of this request would refuse it.
+        await self._store.acknowledged([last], lane)
+        return await self._ask(self._read - self._set_aside)
+
+    async def _ask(self, quantity: int, *, spare: int = 0) -> Decision | None:
+        """Hold so much more, if ``spare`` bytes are left besides; the refusal, if there is one."""
         store, meter = self._store, self._meter
-        decided, reply = await store.decide(
-            self._view, lambda view, mode: view.prepare_holding({meter: quantity}, mode, route=self._route)
-        )
+
+        def prepare(view: CustomerView, mode: str) -> PreparedDecision:
+            return view.prepare_holding({meter: quantity}, mode, route=self._route, spare=spare)
+
+        decided, reply = await store.decide(self._view, prepare)
         decision = decision_of(decided, reply)
         if decision.allowed:
             slot = reply[1] // HOLD_SLOT_MS
@@ -240,7 +279,15 @@ class Upload(Exchange):
             self._lane.live.discard(self)
 
     def _give_back(self, held: Mapping[int, int]) -> None:
-        for slot, quantity in held.items():
-            if quantity and self._lane is not None:
-                given = Held({self._meter: quantity}, (), slot)
-                self._store.settle(self._lane, Settlement(self._view, held=given))
+        for settlement in self._returns(held):
+            if self._lane is not None:
+                self._store.settle(self._lane, settlement)
+
+    def _returns(self, held: Mapping[int, int]) -> list[Settlement]:
+        """Settlements that give back bytes, by the slot that they are held in."""
+        meter = self._meter
+        return [
+            Settlement(self._view, held=Held({meter: quantity}, (), slot))
+            for slot, quantity in held.items()
+            if quantity
+        ]

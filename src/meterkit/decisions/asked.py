@@ -39,9 +39,9 @@ class Demand:
     taken: int
 
     @classmethod
-    def of(cls, quantity: int) -> Self:
-        """Ask for a quantity, which is counted; of none, that something is left."""
-        return cls(needed=max(1, quantity), taken=quantity)
+    def of(cls, quantity: int, spare: int = 0) -> Self:
+        """Ask for a quantity, which is counted, and that ``spare`` is left; of none, that something is."""
+        return cls(needed=max(1, quantity + spare), taken=quantity)
 
 
 ASK_ONLY: Final = Demand(needed=1, taken=0)

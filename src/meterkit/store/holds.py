@@ -99,18 +99,26 @@ class HoldOwner(ABC):
 
         Not from another event loop than the request's: there it is held until the request ends.
         """
-        lane, holding = self._lane, self._renewed or self._decided
-        if lane is None or holding is None or self._settled or lane.loop is not get_running_loop():
-            return
+        lane = self._lane
+        if lane is not None and lane.loop is get_running_loop():
+            for settlement in self._take_gauge_out(meter):
+                self._store.settle(lane, settlement)
+
+    def _take_gauge_out(self, meter: str) -> list[Settlement]:
+        """Settlements that give back what is held of a gauge; the caller has them applied."""
+        holding = self._renewed or self._decided
+        if holding is None or self._settled:
+            return []
         held = dict(holding.held)
         quantity = held.pop(meter, 0)
-        if quantity:
-            self._store.settle(lane, Settlement(holding.view, held=Held({meter: quantity}, (), self._slot)))
-            # Never asked for: it only says what is held.
-            rest = holding.view.prepare_renewing(
-                held, holding.program.concurrency, holding.program.costs, holding.subjects
-            )
-            self._renewed = MarkedDecision(rest, holding.digest) if holding.digest else rest
+        if not quantity:
+            return []
+        # Never asked for: it only says what is held.
+        rest = holding.view.prepare_renewing(
+            held, holding.program.concurrency, holding.program.costs, holding.subjects
+        )
+        self._renewed = MarkedDecision(rest, holding.digest) if holding.digest else rest
+        return [Settlement(holding.view, held=Held({meter: quantity}, (), self._slot))]
 
     def _held(self, decided: PreparedDecision) -> Held:
         """The quantities of a decision that are still held."""

@@ -220,12 +220,13 @@ class CustomerView:
         *,
         route: Route | None = None,
         model: str | None = None,
+        spare: int = 0,
     ) -> PreparedDecision:
-        """The decision about quantities that are set aside; ``route`` is None off the request."""
+        """Hold quantities, if ``spare`` more units are left of each; ``route`` is None off the request."""
         rows = self.cache.holds_rows
         at = held_at((model,), self.prepaid, quantities, self.entitlements, holds_rows=rows)
         held = at.held(quantities)
-        program = self.compile({name: Demand.of(held[name]) for name in held}, in_flight=False, at=at)
+        program = self.compile({name: Demand.of(held[name], spare) for name in held}, in_flight=False, at=at)
         return PreparedDecision(self, program, mode, route=route, reserved=held)
 
     def prepare_asking(
