@@ -26,7 +26,6 @@ from meterkit.catalog import loads
 from meterkit.errors import MeterkitError
 from meterkit.starlette import storage_events
 from meterkit.storage import sns_certificates
-from meterkit.storage.sns import is_of_aws
 from meterkit.testing import Clock
 from storage.objects import Happened
 from storage.test_histories import PLANS
@@ -153,10 +152,12 @@ async def test_sizes_out_of_bounds_count_nothing_and_are_logged_once_a_minute(
 KEY: Final = generate_private_key(public_exponent=65537, key_size=2048)
 
 
-def certificate() -> bytes:
+START: Final = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def certificate(begins: datetime = START, ends: datetime = START + timedelta(days=9999)) -> bytes:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sns.amazonaws.com")])
-    start = datetime(2020, 1, 1, tzinfo=UTC)
-    built = x509.CertificateBuilder(name, name, KEY.public_key(), 1, start, start + timedelta(days=9999))
+    built = x509.CertificateBuilder(name, name, KEY.public_key(), 1, begins, ends)
     return built.sign(KEY, SHA256()).public_bytes(Encoding.PEM)
 
 
@@ -284,27 +285,114 @@ async def test_a_message_that_sns_has_not_signed_lately_is_refused(
     assert await kit.gauges.get("ada", "storage") == 0
 
 
+HOST: Final = "https://sns.eu-west-1.amazonaws.com"
+NAME: Final = "SimpleNotificationService-f3ecfb7224c7233fe7bb5f59f96de52f.pem"
+
+
 @pytest.mark.parametrize(
-    ("url", "is_fetched"),
+    "url",
     [
-        (CERTIFICATE, True),
-        ("https://sns.cn-north-1.amazonaws.com.cn/a.pem", True),
-        ("http://sns.eu-west-1.amazonaws.com/a.pem", False),
-        ("https://sns.eu-west-1.amazonaws.com:8443/a.pem", False),
-        ("https://sns.eu-west-1.amazonaws.com:x/a.pem", False),
-        ("https://a@sns.eu-west-1.amazonaws.com/a.pem", False),
-        ("https://sns.eu-west-1.amazonaws.com/a.txt", False),
-        ("https://sns.eu-west-1.amazonaws.com.evil.example/a.pem", False),
-        ("https://evil.example/sns.eu-west-1.amazonaws.com/a.pem", False),
-        ("https://s3.eu-west-1.amazonaws.com/a.pem", False),
-        ("https://sns.us-gov-west-1.amazonaws.com/a.pem", True),
-        ("https://sns.s3-us-west-2.amazonaws.com/a.pem", False),  # Of a bucket named `sns`.
-        ("https://sns.s3-accelerate.amazonaws.com/a.pem", False),
-        ("https://sns.s3-external-1.amazonaws.com/a.pem", False),
-        ("https://sns.eu-west-1.amazonaws.com/\r\na.pem", False),
-        ("https://sns.eu-west-1.amazonaws.com/\N{LATIN SMALL LETTER E WITH ACUTE}.pem", False),
-        (7, False),
+        f"{HOST}/{NAME}",
+        f"https://sns.us-gov-west-1.amazonaws.com/{NAME}",
+        f"https://sns.cn-north-1.amazonaws.com.cn/{NAME}",
     ],
 )
-def test_only_addresses_of_sns_are_fetched(url: object, is_fetched: bool) -> None:
-    assert is_of_aws(url, suffix=".pem") == is_fetched
+async def test_a_certificate_in_the_spelling_of_aws_is_fetched(
+    client: httpx.AsyncClient, fetched: list[str], url: str
+) -> None:
+    assert (await client.post("/", content=json.dumps(signed(SigningCertURL=url)))).status_code == 200
+    assert fetched == [url]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"{HOST}/{path}" for path in ("a.pem", "", f"x/{NAME}", f"/{NAME}", f"./{NAME}", f"{NAME}/")),
+        *(f"{HOST}/{NAME}{end}" for end in ("?", "?a=1", "#", "#a", ";a", "%00", "\n", " ", ".pem", "?.pem")),
+        *(f"{HOST}/SimpleNotificationService-{name}" for name in (".pem", "g.pem", "1", "1.PEM", "1%2e.pem")),
+        *(f"{HOST}/SimpleNotificationService-{name}" for name in ("\u0661.pem", "1/../2.pem", "1" * 65 + ".pem")),
+        f"http://sns.eu-west-1.amazonaws.com/{NAME}",
+        f"HTTPS://sns.eu-west-1.amazonaws.com/{NAME}",
+        f"{HOST}:443/{NAME}",
+        f"{HOST}:8443/{NAME}",
+        f"{HOST}:/{NAME}",
+        f"{HOST}./{NAME}",
+        f"{HOST}\\{NAME}",
+        f"https://a@sns.eu-west-1.amazonaws.com/{NAME}",
+        f"https://sns.eu-west-1.amazonaws.com@evil.example/{NAME}",
+        f"https://sns.eu-west-1.amazonaws.com.evil.example/{NAME}",
+        f"https://evil.example/sns.eu-west-1.amazonaws.com/{NAME}",
+        f"https://s3.eu-west-1.amazonaws.com/{NAME}",
+        f"https://sns.s3-us-west-2.amazonaws.com/{NAME}",  # Of a bucket named `sns`.
+        f"https://sns.s3-accelerate.amazonaws.com/{NAME}",
+        f"https://sns.amazonaws.com/{NAME}",
+        f"https://xsns.eu-west-1.amazonaws.com/{NAME}",
+        f"\n{HOST}/{NAME}",
+        7,
+        None,
+    ],
+)
+async def test_no_other_address_of_a_certificate_is_fetched(
+    kit: MeterKit, client: httpx.AsyncClient, fetched: list[str], url: Any
+) -> None:
+    answer = await client.post("/", content=json.dumps(signed() | {"SigningCertURL": url}))
+    assert (answer.status_code, fetched) == (400, [])
+    assert "its certificate is not at an address of SNS" in answer.json()["detail"]
+    assert await kit.gauges.get("ada", "storage") == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "http://sns.eu-west-1.amazonaws.com/?Token=t",
+            f"{HOST}.evil.example/?Token=t",
+            f"{HOST}/x?Token=t",
+        ),
+        *(f"{HOST}:8443/?Token=t", "https://a@sns.eu-west-1.amazonaws.com/?Token=t", f"{HOST}/?Token=t\r\n"),
+    ],
+)
+async def test_no_other_address_confirms_a_subscription(
+    client: httpx.AsyncClient, fetched: list[str], url: str
+) -> None:
+    asked = signed("1", SubscribeURL=url, Type="SubscriptionConfirmation", Token="t")
+    assert (await client.post("/", content=json.dumps(asked))).status_code == 400
+    assert fetched == [CERTIFICATE]
+
+
+@pytest.mark.parametrize(
+    ("begins_s", "ends_s", "status"),
+    [(0, 0, 200), (-10, 10, 200), (-20, -1, 400), (1, 20, 400), (-86_400, -86_399, 400)],
+)
+async def test_a_certificate_counts_from_its_first_second_to_its_last(
+    kit: MeterKit,
+    client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+    begins_s: int,
+    ends_s: int,
+    status: int,
+) -> None:
+    async def fetch(url: str) -> bytes:
+        del url
+        return certificate(NOW + timedelta(seconds=begins_s), NOW + timedelta(seconds=ends_s))
+
+    monkeypatch.setattr(kit.storage, "fetch", fetch)
+    answer = await client.post("/", content=json.dumps(signed()))
+    assert answer.status_code == status
+    if status != 200:
+        assert "its certificate has expired, or is not valid yet" in answer.json()["detail"]
+    assert await kit.gauges.get("ada", "storage") == (900 if status == 200 else 0)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "status"), [(-61, 400), (-60, 200), (0, 200), (60, 200), (61, 400), (1_000_000, 400)]
+)
+async def test_a_message_of_the_future_is_refused_as_an_old_one_is(
+    kit: MeterKit, client: httpx.AsyncClient, fetched: list[str], minutes: int, status: int
+) -> None:
+    sent = signed(Timestamp=(NOW + timedelta(minutes=minutes)).isoformat())
+    answer = await client.post("/", content=json.dumps(sent))
+    assert (answer.status_code, fetched) == (status, [CERTIFICATE])
+    assert await kit.gauges.get("ada", "storage") == (900 if status == 200 else 0)
+    if status != 200:
+        assert "it is older than an hour, or of the future" in answer.json()["detail"]

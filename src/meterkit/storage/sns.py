@@ -10,14 +10,15 @@ import re
 from datetime import datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
 _AGE_MAX_S: Final = 3600.0
 # A region, and nothing else: `sns.s3-us-west-2.amazonaws.com` is the bucket `sns` of another AWS account.
-_HOST: Final = re.compile(r"sns\.[a-z]{2,4}(-[a-z]+)+-[0-9]{1,2}\.amazonaws\.com(\.cn)?")
+_HOST: Final = r"sns\.[a-z]{2,4}(-[a-z]+)+-[0-9]{1,2}\.amazonaws\.com(\.cn)?"
+_CERTIFICATE: Final = re.compile(rf"https://{_HOST}/SimpleNotificationService-[0-9a-fA-F]{{1,64}}\.pem")
+_CONFIRMATION: Final = re.compile(rf"https://{_HOST}/\?[!-~]{{1,4096}}")
 _SIGNED: Final = {
     "Notification": ("Message", "MessageId", "Subject", "Timestamp", "TopicArn", "Type"),
     "SubscriptionConfirmation": (
@@ -30,18 +31,12 @@ class ForgedError(ValueError):
     """A post is not signed by whom it should be, or too old."""
 
 
-def is_of_aws(url: object, *, suffix: str = "") -> bool:
-    """Whether an address leads to SNS itself, by HTTPS; nothing else is ever fetched."""
-    if not isinstance(url, str):
-        return False
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return False
-    plain = parts.scheme == "https" and port in {None, 443} and "@" not in parts.netloc
-    plain = plain and url.isascii() and url.isprintable() and " " not in url
-    return plain and bool(_HOST.fullmatch(parts.hostname or "")) and parts.path.endswith(suffix)
+def is_certificate_address(url: object) -> bool:
+    """Whether an address is one of SNS's certificates, in AWS's own spelling; no other is ever fetched.
+
+    https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message-verify-message-signature.html
+    """
+    return isinstance(url, str) and _CERTIFICATE.fullmatch(url) is not None
 
 
 async def open_notice(
@@ -63,8 +58,11 @@ async def open_notice(
     if message["TopicArn"] not in topics:
         raise ForgedError("it is of a topic of SNS that is not among `topics`")
     certificate_url = message.get("SigningCertURL")
-    if not is_of_aws(certificate_url, suffix=".pem"):
-        raise ForgedError("its certificate is not at an address of SNS")
+    if not is_certificate_address(certificate_url):
+        raise ForgedError(
+            "its certificate is not at an address of SNS, such as"
+            " https://sns.REGION.amazonaws.com/SimpleNotificationService-HEX.pem"
+        )
     certificate = await fetch(cast("str", certificate_url))
     signed = "".join(
         f"{name}\n{message[name]}\n" for name in _SIGNED[message["Type"]] if message.get(name) is not None
@@ -74,11 +72,13 @@ async def open_notice(
     signatures: Any = import_module("meterkit.storage.sns_certificates")
     if not signatures.is_signed(signed, signature, version=version, certificate=certificate):
         raise ForgedError("its signature is wrong")
+    if not signatures.is_valid_at(certificate, now_s):
+        raise ForgedError("its certificate has expired, or is not valid yet")
     if abs(now_s - _sent_s(message)) > _AGE_MAX_S:
         raise ForgedError("it is older than an hour, or of the future")
     if message["Type"] == "Notification":
         return cast("str", message["Message"])
-    if not is_of_aws(message["SubscribeURL"]):
+    if not _CONFIRMATION.fullmatch(message["SubscribeURL"]):
         raise ForgedError("its SubscribeURL is not an address of SNS")
     await fetch(message["SubscribeURL"])
     return None

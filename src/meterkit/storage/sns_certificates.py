@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
+from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import Any, Final
 from urllib.request import HTTPRedirectHandler, build_opener
@@ -69,3 +70,9 @@ def is_signed(text: str, signature: str, *, version: str, certificate: bytes) ->
     except (ValueError, InvalidSignature):
         return False
     return True
+
+
+def is_valid_at(certificate: bytes, now_s: float) -> bool:
+    """Whether a time is within the validity dates of a certificate, in PEM."""
+    read = x509.load_pem_x509_certificate(certificate)
+    return read.not_valid_before_utc <= datetime.fromtimestamp(now_s, UTC) <= read.not_valid_after_utc
