@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 LINE = (
-    ("errors", "throttle", "answers", "cancellation"),
+    ("errors", "throttle", "answers", "cancellation", "safe_text"),
     ("settings",),
     ("catalog",),
     ("decisions", "tokens"),

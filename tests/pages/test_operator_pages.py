@@ -18,7 +18,7 @@ from meterkit import MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.insights.overview.overview import Overview
 from meterkit.pages import operator_pages
-from meterkit.pages.listing import csv_cell
+from meterkit.safe_text import csv_cell
 from operating import JSON, figures_on, flat, pages_of, selling
 
 if TYPE_CHECKING:

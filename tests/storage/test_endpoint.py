@@ -310,7 +310,10 @@ async def test_a_certificate_in_the_spelling_of_aws_is_fetched(
         *(f"{HOST}/{path}" for path in ("a.pem", "", f"x/{NAME}", f"/{NAME}", f"./{NAME}", f"{NAME}/")),
         *(f"{HOST}/{NAME}{end}" for end in ("?", "?a=1", "#", "#a", ";a", "%00", "\n", " ", ".pem", "?.pem")),
         *(f"{HOST}/SimpleNotificationService-{name}" for name in (".pem", "g.pem", "1", "1.PEM", "1%2e.pem")),
-        *(f"{HOST}/SimpleNotificationService-{name}" for name in ("\u0661.pem", "1/../2.pem", "1" * 65 + ".pem")),
+        *(
+            f"{HOST}/SimpleNotificationService-{name}"
+            for name in ("\u0661.pem", "1/../2.pem", "1" * 65 + ".pem")
+        ),
         f"http://sns.eu-west-1.amazonaws.com/{NAME}",
         f"HTTPS://sns.eu-west-1.amazonaws.com/{NAME}",
         f"{HOST}:443/{NAME}",

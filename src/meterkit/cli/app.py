@@ -35,6 +35,7 @@ from meterkit.cli import (
     webhooks,
     worker,
 )
+from meterkit.cli.output import echo
 from meterkit.cli.session import tell
 
 
@@ -86,7 +87,7 @@ for part in _PARTS:
 
 def _tell_version(value: bool) -> None:
     if value:
-        typer.echo(f"meterkit {meterkit.__version__}")
+        echo(f"meterkit {meterkit.__version__}")
         raise typer.Exit
 
 

@@ -13,7 +13,7 @@ from meterkit.catalog.argument_checks import check_quantities
 from meterkit.cli.grants import quantities_of
 from meterkit.cli.options import CustomerArgument
 from meterkit.cli.outbox import operator
-from meterkit.cli.output import print_note
+from meterkit.cli.output import echo, print_note
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known
 
@@ -130,9 +130,9 @@ def _planned(quantities: Mapping[str, int], usage: CustomerUsage) -> Sequence[_P
 def _tell_planned(planned: Sequence[_Planned]) -> None:
     for one in planned:
         recorded = f"{one.recorded:,} are recorded in this period, {one.overage:,} of them as overage"
-        typer.echo(f"{one.meter}: {one.asked:,} are to be taken back; {recorded}")
+        echo(f"{one.meter}: {one.asked:,} are to be taken back; {recorded}")
         if one.beyond:
-            typer.echo(f"{one.meter}: {one.beyond:,} more than were recorded: nothing comes of these")
+            echo(f"{one.meter}: {one.beyond:,} more than were recorded: nothing comes of these")
 
 
 def _tell(found: Sequence[Corrected], correction_id: str, currency: str) -> None:
@@ -140,7 +140,7 @@ def _tell(found: Sequence[Corrected], correction_id: str, currency: str) -> None
         if one.is_repeated:
             print_note(f"{correction_id} was corrected before; nothing has changed")
         for line in _lines(one, currency):
-            typer.echo(f"{one.meter}: {line}")
+            echo(f"{one.meter}: {line}")
 
 
 def _lines(one: Corrected, currency: str) -> Iterator[str]:

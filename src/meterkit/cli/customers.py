@@ -14,7 +14,7 @@ from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.importing import read_links
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
-from meterkit.cli.output import JsonArray, cell_text, print_note, print_records
+from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_records
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command
 from meterkit.cli.subject_overrides import parse_entitlement, subject_override
@@ -119,7 +119,7 @@ async def link(
                 linked, refused, unread = await _link_all(kit.customers, links, steps)
         session.show(
             {"linked": linked, "refused": refused, "unread": unread},
-            lambda: typer.echo(
+            lambda: echo(
                 f"linked {linked}, refused {len(refused)}" + (f", not read yet {unread}" if unread else "")
             ),
         )
@@ -266,7 +266,7 @@ async def delete(
     del deleted["customer"]
     session.show(
         {"deleted": customer, "erased": deleted},
-        lambda: typer.echo(f"deleted {customer}: {_erased(deleted)}"),
+        lambda: echo(f"deleted {customer}: {_erased(deleted)}"),
     )
 
 

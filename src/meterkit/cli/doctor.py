@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from meterkit.catalog.asked_limits import CHECK as LIMITS
+from meterkit.cli.output import echo
 from meterkit.cli.session import Session, command
 from meterkit.health.allotments import CHECK as ALLOTMENTS
 
@@ -40,11 +41,11 @@ async def doctor(session: Session) -> None:
 
 def _tell(found: Health) -> None:
     for finding in found.findings:
-        typer.echo(f"{finding.check}: {finding.problem}\n  cure: {finding.cure}")
+        echo(f"{finding.check}: {finding.problem}\n  cure: {finding.cure}")
     for why, checks in groupby(found.not_looked_at, found.not_looked_at.__getitem__):
-        typer.echo(f"not looked at: {', '.join(checks)}: {why}")
+        echo(f"not looked at: {', '.join(checks)}: {why}")
     for check in (ALLOTMENTS, LIMITS):
         if check in found.looked_at:
-            typer.echo(f"{check}: {found.looked_at[check]}")
+            echo(f"{check}: {found.looked_at[check]}")
     if not found.findings:
-        typer.echo(f"nothing found in {len(found.looked_at)} checks")
+        echo(f"nothing found in {len(found.looked_at)} checks")

@@ -12,6 +12,7 @@ import typer
 from meterkit.cancellation import start_task
 from meterkit.catalog.amount_texts import units
 from meterkit.cli.options import seconds
+from meterkit.cli.output import echo
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.late_usage import late_in_words
@@ -70,9 +71,9 @@ async def flush(
 
     def tell() -> None:
         if report.spooled:
-            typer.echo(f"spools of processes that are gone: {report.spooled} settlements sent")
+            echo(f"spools of processes that are gone: {report.spooled} settlements sent")
         for refused in report.spools_left:
-            typer.echo(f"spool left as it is: {refused}")
+            echo(f"spool left as it is: {refused}")
         _tell(report)
 
     session.show(report.as_json(), tell)
@@ -87,19 +88,19 @@ async def _watch(flusher: Flusher, steps: Steps) -> None:
 
 
 def _tell(report: FlushReport) -> None:
-    typer.echo(summary(report))
+    echo(summary(report))
     for customer in report.unlinked:
         cure = f"meterkit customers link {quote(customer)} cus_…"
-        typer.echo(f"unlinked: {customer} has usage and no Stripe customer; {cure}")
+        echo(f"unlinked: {customer} has usage and no Stripe customer; {cure}")
     if report.why:
-        typer.echo(f"will be tried again: {report.why}")
+        echo(f"will be tried again: {report.why}")
     for unsealed in report.unsealed:
         what = "usage" if unsealed.quantity is None else f"{unsealed.quantity} of {unsealed.meter}"
-        typer.echo(f"not sealed: {what} of customer {unsealed.customer}: {unsealed.why}")
+        echo(f"not sealed: {what} of customer {unsealed.customer}: {unsealed.why}")
     for line in late_lines(report):
-        typer.echo(line)
+        echo(line)
     for line in undelivered_lines(report):
-        typer.echo(line)
+        echo(line)
 
 
 def late_lines(report: FlushReport) -> list[str]:

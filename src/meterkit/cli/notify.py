@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
 from meterkit.notify.message import about
@@ -63,7 +63,7 @@ async def redrive(
     """Have dead messages sent again, for three days."""
     async with session.kit() as kit:
         count = await kit.notify.redrive(*(messages or ()))
-    session.show({"redriven": count}, lambda: typer.echo(f"sent again: {count}"))
+    session.show({"redriven": count}, lambda: echo(f"sent again: {count}"))
     if messages and count < len(set(messages)):
         print_note(f"not dead: {len(set(messages)) - count} of those")
         raise typer.Exit(1)
@@ -82,6 +82,6 @@ async def preview(
     body, mail = kit.notify.preview(event, locale=locale)
 
     def as_text() -> None:
-        typer.echo(f"Webhook\n\n{body}\n\nE-mail\n\nSubject: {mail.subject}\n\n{mail.text}\n{mail.html}")
+        echo(f"Webhook\n\n{body}\n\nE-mail\n\nSubject: {mail.subject}\n\n{mail.text}\n{mail.html}")
 
     session.show({"webhook": body, **asdict(mail)}, as_text)

@@ -11,7 +11,7 @@ import typer
 
 from meterkit.catalog.amount_texts import date_and_time, span
 from meterkit.cli.options import whole_number
-from meterkit.cli.output import cell_text, print_note
+from meterkit.cli.output import cell_text, echo, print_note
 from meterkit.cli.session import Session, command
 from meterkit.errors import MeterkitError
 from meterkit.outbox.intents import IntentState
@@ -201,7 +201,7 @@ def _tell(seen: Sequence[Intent], done: str) -> None:
         line = f"{done}: {what} ({intent.identifier})"
         if intent.compared_at is not None:
             line += f"; compared with Stripe's summary from {date_and_time(intent.compared_at)} on"
-        typer.echo(line)
+        echo(line)
     if not seen:
         print_note(f"nothing was {done}")
 
@@ -233,4 +233,4 @@ def _print_one(intent: Intent) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         if text := cell_text(value):
-            typer.echo(f"{name:<{width}}  {text}")
+            echo(f"{name:<{width}}  {text}")

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.decisions.periods import iso
+from meterkit.safe_text import escape_invisible
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -52,7 +53,15 @@ class JsonLines(logging.Formatter):
             said["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             said["stack"] = self.formatStack(record.stack_info)
-        return json.dumps(said, ensure_ascii=False, default=str)
+        return escape_invisible(json.dumps(said, ensure_ascii=False, default=str))
+
+
+class PlainLines(logging.Formatter):
+    """The message alone, with its invisible characters escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record."""
+        return escape_invisible(super().format(record))
 
 
 def log_as_json() -> None:
@@ -146,7 +155,7 @@ def cell_text(value: object) -> str:
     """What a cell of a table says: instants in UTC, quantities with commas, nothing for None."""
     if isinstance(value, datetime):
         return date_and_time(value)
-    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else "" if value is None else escape_invisible(str(value))
 
 
 def print_records(
@@ -161,9 +170,14 @@ def print_records(
     print_table(columns, [[record[name] for name in columns] for record in records], empty=empty)
 
 
+def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
+    """Print a text with its invisible characters escaped. All commands print by this, or by tables."""
+    typer.echo(escape_invisible(text), nl=nl, err=err)
+
+
 def print_json(value: object) -> None:
     """Print a value as indented JSON; instants as ISO 8601 in UTC with Z."""
-    typer.echo(to_json(value))
+    echo(to_json(value))
 
 
 class JsonArray:
@@ -174,12 +188,12 @@ class JsonArray:
 
     def add(self, value: object) -> None:
         """Print the next item."""
-        typer.echo(("[\n" if self._is_empty else ",\n") + indent(to_json(value), "  "), nl=False)
+        echo(("[\n" if self._is_empty else ",\n") + indent(to_json(value), "  "), nl=False)
         self._is_empty = False
 
     def end(self) -> None:
         """Print the end."""
-        typer.echo("[]" if self._is_empty else "\n]")
+        echo("[]" if self._is_empty else "\n]")
 
 
 def to_json(value: object) -> str:
@@ -192,7 +206,7 @@ def print_note(text: str, *, level: int = logging.INFO) -> None:
     if logs_as_json():
         _logger.log(level, "%s", text)
     else:
-        typer.echo(text, err=True)
+        echo(text, err=True)
 
 
 def _plain(value: object) -> object:

@@ -9,7 +9,7 @@ import typer
 
 from meterkit.catalog import json_schema, load
 from meterkit.cli.options import plans_path
-from meterkit.cli.output import print_json
+from meterkit.cli.output import echo, print_json
 from meterkit.cli.session import Session, command
 from meterkit.errors import PlansError
 
@@ -54,11 +54,11 @@ def check(
     counts = ", ".join(
         f"{len(names)} {what.removesuffix('s') if len(names) == 1 else what}" for what, names in found.items()
     )
-    typer.echo(f"{path}: valid ({counts})")
+    echo(f"{path}: valid ({counts})")
     for note in catalog.notes[:SHOWN_MAX]:
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     if len(catalog.notes) > SHOWN_MAX:
-        typer.echo(f"and {len(catalog.notes) - SHOWN_MAX} more notes; --json shows all")
+        echo(f"and {len(catalog.notes) - SHOWN_MAX} more notes; --json shows all")
 
 
 @command(commands, unused=("plans", "redis", "json"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import re
-import sys
 from datetime import date
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -12,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from meterkit.catalog.amount_texts import money
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
+from meterkit.safe_text import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -129,6 +128,4 @@ def _shown(row: dict[str, Any], currency: str) -> dict[str, Any]:
 
 def _write_csv(rows: Sequence[dict[str, Any]]) -> None:
     names = ("day", "currency", "customers", *_MONEY, *_SHARES, "cac_cents")
-    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    echo(csv_text(names, rows, head=True, line_end="\n"), nl=False)

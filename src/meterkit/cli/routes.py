@@ -14,7 +14,7 @@ from meterkit.catalog.additions import additions_of
 from meterkit.catalog.asked_limits import unasked_limits_of
 from meterkit.cli.imported_app import import_app
 from meterkit.cli.options import plans_path
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ def _tell(taken: Sequence[Taken], idle: Sequence[Idle], unasked: Sequence[str]) 
     rows = [row for one in taken for row in _rows(one)]
     print_records(rows, empty="the app has no routes")
     for one in idle:
-        typer.echo(f"{one.catalog.source}: the line {one.line.match!r} takes no route: {_why(one)}")
+        echo(f"{one.catalog.source}: the line {one.line.match!r} takes no route: {_why(one)}")
     for note in unasked:
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     unmetered = sum(one.line is None for one in taken)
     if unmetered:
-        typer.echo(f'unmetered: {unmetered}; a line such as {{match: "*", …}} at the end takes what is left')
+        echo(f'unmetered: {unmetered}; a line such as {{match: "*", …}} at the end takes what is left')
 
 
 def _rows(taken: Taken) -> list[dict[str, object]]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import meterkit
 from meterkit.cancellation import start_task
 from meterkit.cli.options import Command, common_options
-from meterkit.cli.output import print_json, print_note, print_records
+from meterkit.cli.output import PlainLines, print_json, print_note, print_records
 from meterkit.cli.unknown_customers import note_missing_plan
 from meterkit.errors import MeterkitError, PlansError, SettingsError, StoreError, StripeError
 
@@ -51,7 +51,9 @@ class Session:
     def make_kit(self, contact: ContactSource | None = None) -> meterkit.MeterKit:
         """A kit that delivers nothing by itself, not started yet."""
         # Show meterkit's log on the terminal.
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(PlainLines())
+        logging.basicConfig(handlers=[handler], level=logging.WARNING)
         logging.getLogger("meterkit").setLevel(logging.INFO)
         logging.getLogger("meterkit.plans").setLevel(logging.ERROR)  # What `check` is there for.
         return meterkit.MeterKit(self.plans, redis_url=self.redis, flush=False, contact=contact)

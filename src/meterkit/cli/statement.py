@@ -11,7 +11,7 @@ import typer
 
 from meterkit.catalog.amount_texts import date_and_time, money
 from meterkit.cli.options import PeriodOption
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import note_unknown
 from meterkit.decisions.periods import iso
@@ -42,9 +42,9 @@ async def statement(
     async with session.kit(customer, reads=True) as kit:
         if as_csv:
             pages: Any = import_module("meterkit.pages.statement_csv")  # Pages take a while to import.
-            async with aclosing(pages.csv_of(kit.statement, customer, period)) as parts:
+            async with aclosing(pages.csv_of(kit.statement, customer, period, line_end="\n")) as parts:
                 async for part in parts:
-                    typer.echo(part.replace("\r\n", "\n"), nl=False)
+                    echo(part, nl=False)
             return
         await note_unknown(kit, customer)
         found = await kit.statement(customer, period)
@@ -52,13 +52,13 @@ async def statement(
 
 
 def _tell(found: Statement) -> None:
-    typer.echo(f"statement of {found.customer}, {iso(found.period_start)} to {iso(found.period_end)}")
+    echo(f"statement of {found.customer}, {iso(found.period_start)} to {iso(found.period_end)}")
     for invoice in found.invoices:
         root = f", audit root {invoice.audit_root}" if invoice.audit_root else ""
         total = money(invoice.total_cents, found.currency)
         if invoice.credit_notes_cents:
             total += f", less {money(invoice.credit_notes_cents, found.currency)} by credit notes"
-        typer.echo(f"invoice {invoice.number or invoice.id}: {invoice.status}, {total}{root}")
+        echo(f"invoice {invoice.number or invoice.id}: {invoice.status}, {total}{root}")
     rows: list[dict[str, object]] = [
         {
             "line": line.description or line.kind,
@@ -70,7 +70,7 @@ def _tell(found: Statement) -> None:
         for line in found.lines
     ]
     print_records(rows, rare=frozenset({"events", "note"}))
-    typer.echo(f"total {money(found.total_cents, found.currency)}")
+    echo(f"total {money(found.total_cents, found.currency)}")
     balance: list[dict[str, object]] = [
         {
             "balance": one.credit,
@@ -82,7 +82,7 @@ def _tell(found: Statement) -> None:
         for one in found.balance
     ]
     if balance:
-        typer.echo()
+        echo()
         print_records(balance, rare=frozenset({"at"}))
     if not found.is_final:
         print_note("it is not final: an invoice is missing, or a draft")

@@ -13,7 +13,7 @@ import typer
 
 from meterkit.catalog import load
 from meterkit.cli.options import instant, whole_number
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command, stop_signal
 from meterkit.errors import SettingsError
 from meterkit.settings import Settings
@@ -77,11 +77,11 @@ def _tell_sync(done: StripeSync) -> None:
     if not done.problems:
         print_records(rows, empty="the plans file sells nothing by Stripe")
     if done.paste:
-        typer.echo("\nthe plans file names older ones; write instead:\nplans:")
+        echo("\nthe plans file names older ones; write instead:\nplans:")
         for plan, prices in done.paste.items():
-            typer.echo(f"  {plan}:")
+            echo(f"  {plan}:")
             for line, price in prices.items():
-                typer.echo(f"    {line}: {{stripe_price: {price}}}")
+                echo(f"    {line}: {{stripe_price: {price}}}")
     for note in done.notes:
         print_note(note)
     for problem in done.problems:
@@ -161,7 +161,7 @@ async def emulator(
 
 def _tell(settings: Mapping[str, str], *, has_customers: bool) -> None:
     for name, value in settings.items():
-        typer.echo(f"export {name}={value}")
+        echo(f"export {name}={value}")
     print_note("a stand-in for Stripe until Ctrl-C; it takes any sk_test_… key")
     if not has_customers:
         print_note("it has no customers yet: a checkout makes them, or name some with --customer")

@@ -9,7 +9,7 @@ import typer
 
 from meterkit.catalog.amount_texts import money
 from meterkit.cli.options import CustomerArgument, PlanArgument, whole_number
-from meterkit.cli.output import cell_text, print_note, print_records
+from meterkit.cli.output import cell_text, echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import check_known, note_unknown
 from meterkit.errors import NoSubscriptionError
@@ -67,9 +67,9 @@ async def preview(
         found = await kit.subscriptions.preview(customer, plan=plan, seats=seats)
 
     def tell() -> None:
-        typer.echo(found.proration.description)
+        echo(found.proration.description)
         for line in _over(found.over_limit):
-            typer.echo(line)
+            echo(line)
 
     session.show(asdict(found), tell)
 
@@ -206,7 +206,7 @@ def _show(session: Session, found: Subscription) -> None:
 
 def _tell_change(session: Session, changed: SubscriptionChange) -> None:
     def tell() -> None:
-        typer.echo(changed.proration.description)
+        echo(changed.proration.description)
         print_records([_row(changed.subscription)], rare=_RARE)
 
     if changed.client_secret is not None:

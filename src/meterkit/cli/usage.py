@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import sys
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final, cast
@@ -14,11 +12,12 @@ from meterkit.catalog.amount_texts import is_money, micro_money, money
 from meterkit.catalog.overage_prices import is_row
 from meterkit.catalog.value_parsers import UNLIMITED
 from meterkit.cli.options import PeriodOption
-from meterkit.cli.output import JsonArray, print_note, print_records
+from meterkit.cli.output import JsonArray, echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.cli.unknown_customers import note_unknown
 from meterkit.customers.usage import usage_of_all
 from meterkit.decisions.periods import iso, to_ms
+from meterkit.safe_text import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -105,7 +104,7 @@ async def usage(
 
 def _tell_earned(found: ModelUsage) -> None:
     period, currency = found["period"], found["currency"]
-    typer.echo(f"customer {found['customer']}, period {iso(period['start'])} to {iso(period['end'])}")
+    echo(f"customer {found['customer']}, period {iso(period['start'])} to {iso(period['end'])}")
     rows: list[dict[str, object]] = [
         {"model": model or "(none)", "meter": meter, "recorded": one["recorded"], **_earned(one, currency)}
         for model, of_model in found["models"].items()
@@ -172,9 +171,7 @@ def _rows_of_one(found: CustomerUsage, currency: str) -> list[dict[str, object]]
 
 
 def _write_csv(page: Sequence[CustomerUsage], *, headed: bool) -> None:
-    writer = csv.DictWriter(sys.stdout, _CSV, extrasaction="ignore", lineterminator="\n")
-    if headed:
-        writer.writeheader()
+    rows: list[dict[str, object]] = []
     for found in page:
         period = found["period"]
         whole: dict[str, object] = {
@@ -183,19 +180,18 @@ def _write_csv(page: Sequence[CustomerUsage], *, headed: bool) -> None:
             "period_end": iso(period["end"]),
         }
         for name, meter in found["meters"].items():
-            writer.writerow({**whole, "meter": name, **meter})
+            rows.append({**dict.fromkeys(_CSV), **whole, "meter": name, **meter})
+    echo(csv_text(_CSV, rows, head=headed, line_end="\n"), nl=False)
 
 
 def _tell(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Catalog) -> None:
     period = found["period"]
     status = found["status"] or "none"
-    typer.echo(
-        f"customer {found['customer']}: plan {found['plan']}, status {status}, access {found['access']}"
-    )
+    echo(f"customer {found['customer']}: plan {found['plan']}, status {status}, access {found['access']}")
     provisional = ", provisional: the renewal is not known yet" if period["provisional"] else ""
-    typer.echo(f"period {iso(period['start'])} to {iso(period['end'])}{provisional}")
+    echo(f"period {iso(period['start'])} to {iso(period['end'])}{provisional}")
     if found["features"]:
-        typer.echo(f"features {', '.join(found['features'])}")
+        echo(f"features {', '.join(found['features'])}")
     if found["balance"]:
         balance = (
             money(found["balance_micros"][name] // _MICRO_PER_CENT, catalog.currency)
@@ -203,13 +199,13 @@ def _tell(found: CustomerUsage, rates: Sequence[RateUsage], catalog: Catalog) ->
             else f"{name} {quantity:,}"
             for name, quantity in found["balance"].items()
         )
-        typer.echo(f"credits {', '.join(balance)}")
+        echo(f"credits {', '.join(balance)}")
     meters = found["meters"].items()
     rows = [_row(name, meter, catalog.currency) for name, meter in meters if _is_of_plan(name, meter)]
     units = {name: meter.unit for name, meter in catalog.meters.items() if is_money(meter.unit)}
     print_records([_in_money(row, units.get(str(row["meter"]))) for row in rows], rare=_RARE)
     if rates:
-        typer.echo()
+        echo()
         print_records([_in_money(_rate_row(rate), units.get(rate["meter"] or "")) for rate in rates])
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from meterkit.cli.output import print_note, print_records
+from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 from meterkit.decisions.periods import from_ms
 
@@ -62,7 +62,7 @@ async def redrive(
     """Have what was given up tried again."""
     async with session.kit() as kit:
         count = await kit.webhooks.redrive(*(stripe_customers or ()))
-    session.show({"redriven": count}, lambda: typer.echo(f"looked at again: {count}"))
+    session.show({"redriven": count}, lambda: echo(f"looked at again: {count}"))
     if stripe_customers and count < len(set(stripe_customers)):
         print_note(f"not given up: {len(set(stripe_customers)) - count} of those")
         raise typer.Exit(1)

@@ -15,7 +15,7 @@ from meterkit.background import BackgroundTasks
 from meterkit.cancellation import start_task
 from meterkit.cli.flush import summary
 from meterkit.cli.imported_app import import_function
-from meterkit.cli.output import log_as_json, logs_as_json, print_note
+from meterkit.cli.output import echo, log_as_json, logs_as_json, print_note
 from meterkit.cli.session import Session, command, reload_signal, started, stop_signal
 from meterkit.customers.states import make_scheduled_transitions
 from meterkit.delivery.closing import Closer
@@ -115,13 +115,13 @@ async def worker(
 
 def _tell(report: FlushReport, *, json: bool) -> None:
     if json:
-        typer.echo(dumps(report.as_json()))
+        echo(dumps(report.as_json()))
     elif not any((report.sealed, report.delivered, report.retried, report.parked, report.dead, report.late)):
         return
     elif logs_as_json():
         _logger.info("%s", summary(report), extra=_figures(report))
     else:
-        typer.echo(summary(report))
+        echo(summary(report))
 
 
 def _figures(report: FlushReport) -> dict[str, int | str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -12,7 +10,7 @@ from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from meterkit.insights.overview.overview import Overview
     from meterkit.insights.overview.tables import Made
@@ -20,11 +18,6 @@ if TYPE_CHECKING:
 Row = dict[str, object]
 
 _EXPORTED_AT_ONCE: Final = 2_000
-_FORMULA: Final = re.compile(
-    r"(?:^|(?<=[;\t\r\n]))(?=[\s\u200b\u2060\ufeff]*[=+\-@＝＋－＠]|[\t\r\n])"  # noqa: RUF001 - as the others
-)
-"""Where a text begins, and where a spreadsheet may part it: by semicolons where commas are for decimals."""
-
 _PLACE: Final = re.compile(r"[0-9]{1,9}")
 
 
@@ -133,32 +126,3 @@ class Listing:
             after = found.after
             if not after:
                 return
-
-
-def csv_cell(value: object) -> object:
-    """A value for CSV: what a spreadsheet could take for a formula begins with an apostrophe.
-
-    OWASP: https://owasp.org/www-community/attacks/CSV_Injection. Numbers stay numbers.
-    """
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        return value
-    return _FORMULA.sub("'", value)
-
-
-def as_csv(columns: Sequence[Column], rows: Iterable[Mapping[str, object]], *, head: bool) -> str:
-    """Rows as CSV (RFC 4180).
-
-    Args:
-        columns: which values, in which order.
-        rows: what to write.
-        head: whether the first line names the columns.
-    """
-    written = io.StringIO()
-    writer = csv.writer(written)
-    if head:
-        writer.writerow([column.name for column in columns])
-    for row in rows:
-        writer.writerow([csv_cell(row[column.name]) for column in columns])
-    return written.getvalue()

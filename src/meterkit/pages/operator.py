@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from meterkit.answers import ProblemDocument, ProblemType, read_body
 from meterkit.errors import CustomerError, MeterkitError, SettingsError
 from meterkit.insights.overview.overview import Overview
-from meterkit.pages.listing import Asked, as_csv, as_of
+from meterkit.pages.listing import Asked, as_of
 from meterkit.pages.operator_figures import (
     FIGURE_COLUMNS,
     Section,
@@ -32,6 +32,7 @@ from meterkit.pages.operator_figures import (
 from meterkit.pages.operator_lists import book_lists, customer_lists, revenue_lists
 from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, NO_PAGE, STATIC, Pages, as_json, json_answer, problem_answer
+from meterkit.safe_text import csv_text
 from meterkit.store.arguments import check_text, is_customer
 from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid
 
@@ -172,7 +173,7 @@ class _OperatorPages:
         sections = await self._sections()
         if _format(request) == "json":
             return json_answer(figures_json(sections))
-        body = as_csv(FIGURE_COLUMNS, figure_rows(sections), head=True)
+        body = csv_text([column.name for column in FIGURE_COLUMNS], figure_rows(sections), head=True)
         return Response(body, headers=_download("figures.csv"), media_type=_MEDIA["csv"])
 
     async def listing(self, request: Request, name: str) -> Response:
@@ -273,9 +274,10 @@ def _format(request: Request) -> str:
 async def _csv_parts(
     listing: Listing, first: Sequence[Row], others: AsyncGenerator[Sequence[Row]]
 ) -> AsyncGenerator[str]:
-    yield as_csv(listing.columns, first, head=True)
+    names = [column.name for column in listing.columns]
+    yield csv_text(names, first, head=True)
     async for rows in others:
-        yield as_csv(listing.columns, rows, head=False)
+        yield csv_text(names, rows, head=False)
 
 
 async def _json_parts(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.periods import iso
-from meterkit.pages.listing import Column, as_csv
+from meterkit.safe_text import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -29,14 +30,14 @@ _OF_EVENT: Final = (
     *("event", "recorded_at", "occurred_at", "included", "granted", "credited", "overage", "billed", "late"),
     *("price_micros", "price_per", "model", "provider", "why", "subjects"),
 )
-COLUMNS: Final = [Column(name, name) for name in ("row", "line", *_OF_LINE, *_OF_EVENT)]
-_EMPTY: Final = dict.fromkeys(column.name for column in COLUMNS)
+COLUMNS: Final = ("row", "line", *_OF_LINE, *_OF_EVENT)
+_EMPTY: Final = dict.fromkeys(COLUMNS)
 
 
 async def csv_of(
-    statement: Statements, customer: str, period: datetime | str | None = None
+    statement: Statements, customer: str, period: datetime | str | None = None, *, line_end: str = "\r\n"
 ) -> AsyncGenerator[str]:
-    """The CSV in parts, for a stream; the first part is there once the statement is known.
+    """Yield the CSV in parts, for a stream; the first part comes once the statement is known.
 
     Raises:
         MeterkitError: as of ``kit.statement``.
@@ -47,12 +48,13 @@ async def csv_of(
             rows: list[dict[str, object]] = []
             if line.id != shown:
                 told = {name: getattr(line, name) for name in _OF_LINE}
-                rows.append({**_EMPTY, "row": "line", "line": line.id, **told})
+                price = Decimal(line.unit_amount) if line.unit_amount else None
+                rows.append({**_EMPTY, "row": "line", "line": line.id, **told, "unit_amount": price})
             rows += [_event_row(line.id, event) for event in line.events]
-            yield as_csv(COLUMNS, rows, head=shown is None)
+            yield csv_text(COLUMNS, rows, head=shown is None, line_end=line_end)
             shown = line.id
     if shown is None:
-        yield as_csv(COLUMNS, [], head=True)
+        yield csv_text(COLUMNS, [], head=True, line_end=line_end)
 
 
 def _event_row(line: str, event: StatementEvent) -> dict[str, object]:

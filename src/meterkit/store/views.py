@@ -223,8 +223,7 @@ class CustomerView:
         spare: int = 0,
     ) -> PreparedDecision:
         """Hold quantities, if ``spare`` more units are left of each; ``route`` is None off the request."""
-        rows = self.cache.holds_rows
-        at = held_at((model,), self.prepaid, quantities, self.entitlements, holds_rows=rows)
+        at = held_at((model,), self.prepaid, quantities, self.entitlements, holds_rows=self.cache.holds_rows)
         held = at.held(quantities)
         program = self.compile({name: Demand.of(held[name], spare) for name in held}, in_flight=False, at=at)
         return PreparedDecision(self, program, mode, route=route, reserved=held)

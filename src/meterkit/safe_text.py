@@ -1,0 +1,67 @@
+"""Escape texts from outside for terminals, logs and spreadsheets.
+
+Ids of customers are any text without control characters: they may hold U+202E, which turns what follows
+around, U+2028, which ends a line in some programs, or the beginning of a formula.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["csv_cell", "csv_text", "escape_invisible"]
+
+_FORMULA: Final = re.compile(
+    r"(?:^|(?<=[;\t\r\n]))(?=[\s\u200b\u2060\ufeff]*[=+\-@＝＋－＠]|[\t\r\n])"  # noqa: RUF001 - as the others
+)
+"""Where a text begins, and where a spreadsheet may part it: by semicolons where commas are for decimals."""
+
+
+def escape_invisible(text: str) -> str:
+    r"""Escape format characters, separators of lines and other invisible ones as JSON does: ``\u202e``.
+
+    Line feeds stay. JSON stays JSON, with the same value.
+    """
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+
+
+def _escaped(line: str) -> str:
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in line)
+
+
+def csv_cell(value: object) -> object:
+    """A value for CSV: what a spreadsheet could take for a formula begins with an apostrophe.
+
+    OWASP: https://owasp.org/www-community/attacks/CSV_Injection. Numbers stay numbers, negative ones too.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return value
+    return _FORMULA.sub("'", value)
+
+
+def csv_text(
+    columns: Sequence[str], rows: Iterable[Mapping[str, object]], *, head: bool, line_end: str = "\r\n"
+) -> str:
+    """Rows as CSV (RFC 4180), without formulas.
+
+    Args:
+        columns: which values, in which order.
+        rows: what to write.
+        head: whether the first line names the columns.
+        line_end: between rows; a terminal wants a line feed.
+    """
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator=line_end)
+    if head:
+        writer.writerow(columns)
+    for row in rows:
+        writer.writerow([csv_cell(row[name]) for name in columns])
+    return written.getvalue()
