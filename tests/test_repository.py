@@ -27,6 +27,17 @@ def test_the_workflow_checks_each_python_that_is_supported() -> None:
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
 
 
+def test_the_lowest_allowed_versions_have_no_known_advisory() -> None:
+    """CVE-2025-27516 is fixed in jinja2 3.1.6; PYSEC-2026-4369 and 4371 in aiohttp 3.14.4."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ]
+    for name, floor in (("jinja2", "jinja2>=3.1.6"), ("aiohttp", "aiohttp>=3.14.4")):
+        assert {one for one in wanted if one.startswith(name)} == {floor}
+
+
 def test_each_template_asks_something() -> None:
     for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"):
         form = yaml.safe_load(path.read_text("utf-8"))

@@ -104,7 +104,7 @@ class Parts:
         self.gauges = Gauges(store)
         self.outbox = Intents(store)
         self.revenue = Revenue(store, settings)
-        self.storage = ObjectStorage(store, settings.storage_endpoint)
+        self.storage = ObjectStorage(store, settings.reveal(settings.storage_endpoint))
         self.reconcile = Reconciler(store, stripe.api, journal).reconcile
         self.statement = Statements(store, settings, stripe.api)
         self.stripe = StripeAccount(lambda: store.catalog, stripe.api)

@@ -36,7 +36,7 @@ def store_of(settings: Settings, catalog: Catalog, clock: Callable[[], float]) -
     Raises:
         SettingsError: the store's address cannot be used.
     """
-    choice = choose_store(settings.redis_url, live=settings.live)
+    choice = choose_store(settings.reveal(settings.redis_url), live=settings.live)
     if settings.redis_url is None:
         _logger.warning(
             "the store is %s: %s; set METERKIT_REDIS_URL to choose one", choice.address, choice.why

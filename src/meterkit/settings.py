@@ -29,7 +29,10 @@ _USUAL: Final = {
 }
 # A path of a base address may be a secret of a proxy.
 _NOT_SHOWN: Final = frozenset(
-    {*_USUAL, "stripe_api_base", "stripe_events_base", "audit_url", "notify_secret", "smtp_url"}
+    {
+        *(*_USUAL, "stripe_api_base", "stripe_events_base", "storage_endpoint"),
+        *("audit_url", "notify_secret", "smtp_url"),
+    }
 )
 _BASE_ALLOWED: Final = "http://host or https://host, with neither a user nor a password"
 _SECRET_BYTES: Final = range(24, 65)
@@ -79,14 +82,15 @@ def _by_comma(value: object) -> object:
     return [value] if isinstance(value, SecretStr) else value
 
 
-def _base_address(text: str) -> str:
+def _base_address(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
     url = urlsplit(text)
     if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
         raise ValueError
     # The Stripe key takes the header in which a user and a password would be sent.
     if "@" in url.netloc or url.port == 0:
         raise ValueError
-    return text.rstrip("/")
+    return SecretStr(text.rstrip("/"))
 
 
 def _folder(path: Path) -> Path:
@@ -109,16 +113,16 @@ def _state_folder() -> Path:
         ) from None
 
 
-_Base = Annotated[str, AfterValidator(_base_address)]
+_Base = Annotated[SecretStr, AfterValidator(_base_address)]
 
 
 class SettingsKeywords(TypedDict, total=False):
     """The keywords by which ``MeterKit`` takes settings, for type checkers; see :class:`Settings`."""
 
-    redis_url: str | None
+    redis_url: str | SecretStr | None
     stripe_api_key: str | SecretStr | None
-    stripe_api_base: str | None
-    stripe_events_base: str | None
+    stripe_api_base: str | SecretStr | None
+    stripe_events_base: str | SecretStr | None
     stripe_webhook_secret: str | SecretStr | Sequence[str | SecretStr] | None
     stripe_transport: Literal["v1", "v2-stream"] | None
     flush_interval: float | None
@@ -132,7 +136,7 @@ class SettingsKeywords(TypedDict, total=False):
     flush: bool | None
     audit_url: str | SecretStr | None
     enforcement: Literal["on", "shadow", "off"] | None
-    storage_endpoint: str | None
+    storage_endpoint: str | SecretStr | None
     notify_secret: str | SecretStr | Sequence[str | SecretStr] | None
     notify_templates: str | os.PathLike[str] | None
     smtp_url: str | SecretStr | None
@@ -141,7 +145,8 @@ class SettingsKeywords(TypedDict, total=False):
 class Settings(BaseSettings):
     """Settings besides the plans file. Made by :meth:`load`.
 
-    Each attribute is a keyword of ``MeterKit`` and, with ``METERKIT_`` before it, a variable.
+    Each attribute is a keyword of ``MeterKit`` and, with ``METERKIT_`` before it, a variable. Those that may
+    hold a password or a key are ``SecretStr``: neither ``repr`` nor ``model_dump`` shows them.
 
     Attributes:
         redis_url: where the store is; None: the embedded server if it is installed, else memory.
@@ -174,14 +179,14 @@ class Settings(BaseSettings):
         env_prefix=_PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
     )
 
-    redis_url: Annotated[str | None, Field(description="the URL of a store", repr=False)] = None
+    redis_url: Annotated[SecretStr | None, Field(description="the URL of a store")] = None
     plans: Annotated[str | os.PathLike[str] | None, Field(description="the path of a file")] = None
     stripe_api_key: Annotated[
         Annotated[SecretStr, AfterValidator(_secret_key)] | None,
         Field(description="a secret or restricted key (sk_…, rk_…), without spaces"),
     ] = None
-    stripe_api_base: Annotated[_Base | None, Field(description=_BASE_ALLOWED, repr=False)] = None
-    stripe_events_base: Annotated[_Base | None, Field(description=_BASE_ALLOWED, repr=False)] = None
+    stripe_api_base: Annotated[_Base | None, Field(description=_BASE_ALLOWED)] = None
+    stripe_events_base: Annotated[_Base | None, Field(description=_BASE_ALLOWED)] = None
     stripe_webhook_secret: Annotated[
         tuple[Annotated[SecretStr, AfterValidator(_one_word)], ...],
         NoDecode,
@@ -220,7 +225,7 @@ class Settings(BaseSettings):
     enforcement: Annotated[Literal["on", "shadow", "off"] | None, Field(description="on, shadow or off")] = (
         None
     )
-    storage_endpoint: Annotated[_Base | None, Field(description=_BASE_ALLOWED, repr=False)] = None
+    storage_endpoint: Annotated[_Base | None, Field(description=_BASE_ALLOWED)] = None
 
     notify_secret: Annotated[
         tuple[Annotated[SecretStr, AfterValidator(_signing_secret)], ...],
@@ -262,6 +267,11 @@ class Settings(BaseSettings):
         """Add what stands under the names by which other software finds the same values; the weakest."""
         usual = {name: os.environ.get(variable) for name, variable in _USUAL.items()}
         return {name: value for name, value in usual.items() if value} | found
+
+    @staticmethod
+    def reveal(secret: SecretStr | None) -> str | None:
+        """Return the text of a secret setting; None: it is not set."""
+        return None if secret is None else secret.get_secret_value()
 
     @property
     def delivers(self) -> bool:

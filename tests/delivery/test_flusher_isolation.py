@@ -366,7 +366,9 @@ async def test_a_sandbox_has_a_rate_of_its_own(
 
     monkeypatch.setattr("meterkit.delivery.flusher.Flusher", Noted)
     async with kit_for(store_url, "http://127.0.0.1:1", clock=Clock(NOW), catalog=CATALOG) as kit:
-        live = kit.settings.model_copy(update={"stripe_api_base": base, "stripe_api_key": SecretStr(key)})
+        live = kit.settings.model_copy(
+            update={"stripe_api_base": base and SecretStr(base), "stripe_api_key": SecretStr(key)}
+        )
         monkeypatch.setattr(parts_of(kit), "settings", live)
         async with kit.flusher():
             assert given[0]["calls_per_s"] == rate

@@ -339,6 +339,12 @@ async def test_a_request_without_a_customer_or_of_a_foreign_page_is_refused(stor
         assert (await client.get("/", headers={"origin": "https://evil.example"})).status_code == 403
         for own in ("https://app.example", "http://app"):
             assert (await client.get("/", headers={"origin": own})).status_code == 200
+        evil = {"sec-fetch-site": "cross-site", "origin": "https://evil.example"}
+        assert (await client.get("/", headers=evil)).status_code == 403
+        assert (await client.get("/", headers=evil | {"origin": "http://app"})).status_code == 403
+        # A person follows a link of another site, or enters the address.
+        for site in ("cross-site", "none", "same-origin"):
+            assert (await client.get("/", headers={"sec-fetch-site": site})).status_code == 200
         assert (await client.post("/")).status_code == 405
 
 

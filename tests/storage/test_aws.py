@@ -211,7 +211,7 @@ async def test_one_process_recalculates_each_hour(
     clock.advance(timedelta(minutes=59, seconds=59))
     assert not await kit.storage.recalculate_due()
     clock.advance(timedelta(seconds=1))
-    other = ObjectStorage(kit.store, kit.settings.storage_endpoint)
+    other = ObjectStorage(kit.store, kit.settings.reveal(kit.settings.storage_endpoint))
     key = kit.store.keys.shard(HOOKS_SHARD, "storage:lease")
     async with TaskLease(kit.store, key, lasts_ms=1000).held():
         assert not await other.recalculate_due()  # Another process does.

@@ -323,12 +323,27 @@ async def test_another_site_changes_nothing_by_a_form(framework: Framework, stor
             for path in ("/subscription/cancel", "/subscription/resume", "/portal", "/subscription"):
                 answer = await client.post(path, headers={**form, "origin": origin})
                 assert told(answer) == (403, "origin-not-allowed")
+        foreign = (
+            *({"sec-fetch-site": site} for site in ("cross-site", "same-site", "Same-Origin", "")),
+            *({"sec-fetch-site": site, "origin": "http://app"} for site in ("cross-site", "same-site")),
+            {"sec-fetch-site": "cross-site", "origin": "https://evil.example"},
+            {"sec-fetch-site": "none", "origin": "https://evil.example"},
+        )
+        for headers in foreign:
+            answer = await client.post("/subscription/cancel", headers={**form, **headers})
+            assert told(answer) == (403, "origin-not-allowed"), headers
         assert len(at.changes()) == before
         assert await at.kit.subscriptions.get("acme") == begun
         # Pages of the app, of the host that is asked, and clients that are no browsers.
         own = (*ORIGINS, "https://APP.example:443", "http://app")
-        for headers in ({}, *({"origin": origin} for origin in own)):
-            assert given(await client.post("/subscription/resume", headers=headers))
+        sites = (
+            *({"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}),
+            {"sec-fetch-site": "same-origin", "origin": "null"},
+            {"sec-fetch-site": "same-origin", "origin": "https://behind.a.proxy"},
+            *({"sec-fetch-site": site, "origin": ORIGINS[0]} for site in ("same-site", "cross-site")),
+        )
+        for headers in ({}, *({"origin": origin} for origin in own), *sites):
+            assert given(await client.post("/subscription/resume", headers=headers)), headers
         assert given(await client.get("/subscription", headers={"origin": "https://evil.example"}))
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import os
 from base64 import b64encode
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
+from pydantic import SecretStr
 
 from meterkit.errors import SettingsError
 from meterkit.settings import Settings
@@ -77,12 +79,12 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
     }.items():
         monkeypatch.setenv(f"METERKIT_{name}", value)
     settings = Settings.load()
-    assert settings.redis_url == "redis://db:1/2"
+    assert Settings.reveal(settings.redis_url) == "redis://db:1/2"
     assert settings.plans == "plans.yaml"
     assert settings.stripe_api_key is not None
     assert settings.stripe_api_key.get_secret_value() == "sk_test_1"
-    assert settings.stripe_api_base == "http://localhost:12111"
-    assert settings.stripe_events_base == "https://events.example"
+    assert Settings.reveal(settings.stripe_api_base) == "http://localhost:12111"
+    assert Settings.reveal(settings.stripe_events_base) == "https://events.example"
     assert secrets(settings) == ["whsec_1", "whsec_2"]
     assert settings.stripe_transport == "v2-stream"
     assert settings.flush_interval == 0.5
@@ -98,10 +100,10 @@ def test_a_keyword_wins_over_its_variable_and_that_over_the_usual_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://usual")
-    assert Settings.load().redis_url == "redis://usual"
+    assert Settings.reveal(Settings.load().redis_url) == "redis://usual"
     monkeypatch.setenv("METERKIT_REDIS_URL", "redis://variable")
-    assert Settings.load().redis_url == "redis://variable"
-    assert Settings.load(redis_url="redis://keyword").redis_url == "redis://keyword"
+    assert Settings.reveal(Settings.load().redis_url) == "redis://variable"
+    assert Settings.reveal(Settings.load(redis_url="redis://keyword").redis_url) == "redis://keyword"
 
 
 def test_the_usual_variables_of_stripe_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +119,7 @@ def test_none_and_an_empty_variable_count_as_not_given(monkeypatch: pytest.Monke
     monkeypatch.setenv("REDIS_URL", "redis://usual")
     monkeypatch.setenv("METERKIT_SHARDS", "4")
     settings = Settings.load(redis_url=None, shards=None)
-    assert settings.redis_url == "redis://usual"
+    assert Settings.reveal(settings.redis_url) == "redis://usual"
     assert settings.shards == 4
 
 
@@ -320,3 +322,51 @@ def test_bad_secrets_of_messages_are_refused_unseen(name: str, value: str) -> No
     assert refused.value.name == name
     assert "hidden" not in str(refused.value)
     assert "a value that is not shown here" in str(refused.value)
+
+
+PASSWORD: Final = "hidden-7"
+
+
+def test_no_form_of_the_settings_shows_a_password_or_a_key() -> None:
+    signing = f"whsec_{b64encode(PASSWORD.encode() * 4).decode()}"
+    settings = Settings.load(
+        redis_url=f"redis://user:{PASSWORD}@db/1",
+        stripe_api_key=f"sk_test_{PASSWORD}",
+        stripe_api_base=f"https://proxy.example/{PASSWORD}",
+        stripe_events_base=f"https://proxy.example/{PASSWORD}/",
+        stripe_webhook_secret=f"whsec_{PASSWORD}",
+        audit_url=f"postgresql://user:{PASSWORD}@db/books",
+        storage_endpoint=f"https://minio.example/{PASSWORD}",
+        notify_secret=signing,
+        smtp_url=f"smtp://user:{PASSWORD}@mail.example",
+    )
+    shown = [
+        *(repr(settings), str(settings), str(settings.model_dump()), str(settings.model_dump(mode="json"))),
+        *(settings.model_dump_json(), str(dict(settings)), str(vars(settings)), repr(settings.model_copy())),
+        *(
+            str(list(settings)),
+            str(settings.__pydantic_fields_set__),
+            json.dumps(settings.model_dump(mode="json")),
+        ),
+    ]
+    for text in shown:
+        assert PASSWORD not in text
+        assert signing not in text
+    assert Settings.reveal(settings.redis_url) == f"redis://user:{PASSWORD}@db/1"
+    assert Settings.reveal(settings.stripe_events_base) == f"https://proxy.example/{PASSWORD}"
+    assert Settings.reveal(settings.smtp_url) == f"smtp://user:{PASSWORD}@mail.example"
+
+
+@pytest.mark.parametrize("name", ["stripe_api_base", "stripe_events_base", "storage_endpoint"])
+def test_a_refused_address_is_not_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (f"https://user:{PASSWORD}@proxy.example", f"ftp://proxy.example/{PASSWORD}"):
+        assert PASSWORD not in refusal(**{name: given})
+        monkeypatch.setenv(f"METERKIT_{name.upper()}", given)
+        assert PASSWORD not in refusal()
+        monkeypatch.delenv(f"METERKIT_{name.upper()}")
+
+
+def test_a_setting_may_be_given_as_a_secret() -> None:
+    settings = Settings.load(redis_url=SecretStr("redis://db"), storage_endpoint=SecretStr("http://minio/"))
+    assert Settings.reveal(settings.redis_url) == "redis://db"
+    assert Settings.reveal(settings.storage_endpoint) == "http://minio"

@@ -198,7 +198,8 @@ class JsonArray:
 
 def to_json(value: object) -> str:
     """A value as indented JSON; instants as ISO 8601 in UTC with Z."""
-    return json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
+    # Escaped here: `indent` takes U+2028 for the end of a line.
+    return escape_invisible(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
 
 
 def print_note(text: str, *, level: int = logging.INFO) -> None:

@@ -47,8 +47,8 @@ def transport_of(settings: Settings) -> StripeTransport:
     module: Any = import_module(name)  # Only those who deliver pay for it.
     transport: StripeTransport = getattr(module, made)(
         settings.stripe_api_key.get_secret_value(),
-        api_base=settings.stripe_api_base,
-        events_base=settings.stripe_events_base,
+        api_base=settings.reveal(settings.stripe_api_base),
+        events_base=settings.reveal(settings.stripe_events_base),
     )
     return transport
 

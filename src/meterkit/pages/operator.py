@@ -34,6 +34,7 @@ from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, NO_PAGE, STATIC, Pages, as_json, json_answer, problem_answer
 from meterkit.safe_text import csv_text
 from meterkit.store.arguments import check_text, is_customer
+from meterkit.subscriptions.billing_requests import Sender
 from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid
 
 if TYPE_CHECKING:
@@ -48,25 +49,6 @@ if TYPE_CHECKING:
 _BYTES_MAX: Final = 1 << 20
 _FIELDS_MAX: Final = 12_000
 _FORM: Final = "application/x-www-form-urlencoded"
-
-
-def check_same_origin(request: Request) -> None:
-    """Refuse a post that a page of another origin sent, with the cookies of this app.
-
-    Browsers say so in ``Sec-Fetch-Site`` over TLS and on localhost, else in ``Origin``. A post without
-    either is refused too: no browser that is in use leaves out both.
-
-    Raises:
-        ProblemDocumentError: the request is not of this origin.
-    """
-    site = request.headers.get("sec-fetch-site")
-    if site is None:
-        sent_by = request.headers.get("origin", "").partition("://")[2]
-        is_own = bool(sent_by) and sent_by.lower() == request.headers.get("host", "").lower()
-    else:
-        is_own = site == "same-origin"
-    if not is_own:
-        raise _refusal("origin", "This request was not sent by this page.")
 
 
 async def form_of(request: Request) -> Mapping[str, Sequence[str]]:
@@ -206,7 +188,8 @@ class _OperatorPages:
         )
 
     async def redrive(self, request: Request, name: str) -> Response:
-        check_same_origin(request)
+        if not Sender.of(request.headers).is_own_page():
+            raise _refusal("origin", "This request was not sent by this page.")
         form = await form_of(request)
         queue = QUEUES.get(form.get("queue", [""])[0])
         if queue is None:

@@ -19,7 +19,7 @@ from meterkit.pages.rendering import NO_PAGE, STATIC, Pages, problem_answer
 from meterkit.pages.statement_page import answer_csv, answer_statement
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.billing_answers import check_sender, customer_in
-from meterkit.subscriptions.billing_requests import origins_of
+from meterkit.subscriptions.billing_requests import Sender, origins_of
 from meterkit.subscriptions.billing_routes import period_in
 from meterkit.subscriptions.problem_documents import ProblemDocumentError, problem_of
 
@@ -89,9 +89,9 @@ async def _respond(
 
 
 def _customer_of(request: Request, who: object, origins: frozenset[Origin]) -> str:
-    sent_by = request.headers.get("origin")
-    if sent_by is not None:
-        check_sender(sent_by, request.headers.get("host", ""), origins)
+    sender = Sender.of(request.headers)
+    if sender.origin is not None:  # Links of other sites lead here, too.
+        check_sender(sender, origins)
     customer = customer_in(who)
     if any(asked != customer for asked in request.query_params.getlist("customer")):
         # The same answer for a customer that exists and one that does not.

@@ -59,7 +59,7 @@ class StripeApi:
         for package in ("stripe", "aiohttp"):
             if find_spec(package) is None:
                 raise ImportError(f"asking Stripe needs {package}: pip install 'meterkit[stripe]'")
-        self._base = (settings.stripe_api_base or API_BASE).rstrip("/")
+        self._base = (settings.reveal(settings.stripe_api_base) or API_BASE).rstrip("/")
         self._key = settings.stripe_api_key.get_secret_value()
         self._timeout_s = timeout_s
         self.server_time_s: int | None = None

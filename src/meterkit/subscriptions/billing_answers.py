@@ -17,7 +17,7 @@ from meterkit.answers import ProblemDocument
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.store.arguments import is_customer
-from meterkit.subscriptions.billing_requests import Origin, UsageAnswer, is_of, origins_of
+from meterkit.subscriptions.billing_requests import Origin, Sender, UsageAnswer, is_of, origins_of
 from meterkit.subscriptions.billing_routes import Accepted, Asked, wrong
 from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid, problem_of
 
@@ -64,8 +64,7 @@ class Billing:
         *,
         query: str,
         content_type: str,
-        sent_by: str | None,
-        host: str,
+        sender: Sender,
         read: Callable[[], Awaitable[bytes | None]],
     ) -> Answer:
         """Do what a request asks for.
@@ -75,13 +74,12 @@ class Billing:
             customer: the customer that the app identified; None: unknown.
             query: what stands behind its path.
             content_type: of its body.
-            sent_by: the ``Origin`` of the page that has sent it; None: no page has.
-            host: that it was sent to.
+            sender: the page that has sent it.
             read: reads the body; None: it is too large.
         """
         try:
-            if endpoint.changes and sent_by is not None:
-                check_sender(sent_by, host, self._origins)
+            if endpoint.changes and sender.is_page:
+                check_sender(sender, self._origins)
             who = customer_in(customer)
             asked = Asked(who, await self._body(endpoint, content_type, read), _query(endpoint, query))
             found = await endpoint.does(self._kit, asked)
@@ -129,19 +127,17 @@ class Billing:
                 )
 
 
-def check_sender(sent_by: str, host: str, origins: frozenset[Origin]) -> None:
+def check_sender(sender: Sender, origins: frozenset[Origin]) -> None:
     """Refuse a request that a page of a foreign origin has sent, with the cookies of this app.
 
     Args:
-        sent_by: the field ``Origin``, in which the browser names the page's origin.
-        host: the field ``Host``.
+        sender: of the request.
         origins: those that the app allows besides its own.
 
     Raises:
-        ProblemDocumentError: the origin is another.
+        ProblemDocumentError: the page is of another origin.
     """
-    is_own = sent_by.lower() in {f"{scheme}://{host.lower()}" for scheme in ("http", "https")}
-    if not is_own and not is_of(sent_by, origins):
+    if not sender.is_own_page(origins):
         detail = "This request was sent by a page that is not of an allowed origin."
         raise ProblemDocumentError(ProblemDocument(kind=KINDS["origin"], detail=detail))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +13,7 @@ from meterkit.store.arguments import is_text
 from meterkit.subscriptions.change_rules import SEATS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 _LENGTH_MAX: Final = 2048
@@ -53,6 +53,42 @@ def is_of(url: str, origins: frozenset[Origin]) -> bool:
     """
     origin = _origin_in(url)
     return origin is not None and origin in origins
+
+
+class Sender(NamedTuple):
+    """The page that sent a request, as the browser names it in fields that no page can set.
+
+    Attributes:
+        site: ``Sec-Fetch-Site``, which browsers send over TLS and to localhost; None: it is missing.
+        origin: ``Origin``; None: it is missing.
+        host: ``Host``.
+    """
+
+    site: str | None
+    origin: str | None
+    host: str
+
+    @classmethod
+    def of(cls, fields: Mapping[str, str]) -> Self:
+        """Read the fields of a request; their names are in lower case."""
+        return cls(fields.get("sec-fetch-site"), fields.get("origin"), fields.get("host", ""))
+
+    @property
+    def is_page(self) -> bool:
+        """Whether a page has sent the request, not a person or a client that is no browser."""
+        return self.origin is not None or self.site not in {None, "none"}
+
+    def is_own_page(self, origins: frozenset[Origin] = frozenset()) -> bool:
+        """Whether the page is of the requested origin itself, or of one of ``origins``.
+
+        ``Sec-Fetch-Site`` decides where it is sent: it knows scheme and port, and proxies do not change it.
+        """
+        if self.site == "same-origin":
+            return True
+        if self.origin is None:
+            return False
+        own = {f"{scheme}://{self.host.lower()}" for scheme in _PORTS}
+        return (self.site is None and self.origin.lower() in own) or is_of(self.origin, origins)
 
 
 def _origin(written: str) -> Origin:
