@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -430,3 +430,23 @@ async def test_health_has_the_units_of_this_process(store: str) -> None:
     units = f"; of {granted} units of this process 0 are unused, {returned} were given back"
     assert after == before + units
     assert allotments.granted > 300
+
+
+@pytest.mark.parametrize("before_ms", [49, 25, 3])
+async def test_what_ends_in_the_last_milliseconds_of_a_period_counts_in_it(
+    store: str, before_ms: int
+) -> None:
+    """Settlements wait up to 50 ms for equal ones, but never for the next period."""
+    async with watched(store, plans=PLANS.replace("concurrency: 500, ", "")) as watch:
+        kit, clock = watch.at.kit, watch.at.clock
+        june = clock.now()
+        july = datetime(june.year, june.month + 1, 1, tzinfo=UTC)
+        clock.set(july - timedelta(milliseconds=100))
+        sent = 1 + await watch.warm()
+        assert (await watch.at.counted())[0] == sent
+        clock.set(july - timedelta(milliseconds=before_ms))
+        assert await watch.get(2) == {200: 2}
+        clock.set(july + timedelta(milliseconds=1))
+        found = await kit.usage("acme", period=june)
+        assert found["meters"]["requests"]["recorded"] == sent + 2
+        assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 0

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from metering import PLANS, hello, served
+from metering import PLANS, hello, http_scope, no_more, served
 from meterkit.asgi import logs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from meterkit import Decision
 
@@ -179,3 +179,40 @@ async def test_how_often_it_failed_again_is_told_with_the_next_failure(
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert errors[1] == "on_denied failed 2 more times within 10 s"
     assert len(errors) == 3
+
+
+@pytest.mark.parametrize("on_denied", [None, teapot, later])
+async def test_a_refused_head_has_the_fields_of_the_answer_and_no_body(on_denied: Any) -> None:
+    """A body would be taken for the next response on the connection."""
+    sent: list[Message] = []
+
+    async def keep(message: Message) -> None:
+        sent.append(message)
+
+    async with served(hello, on_denied=on_denied) as at:
+        shown = await at.client.get("/full")
+        await at.app(http_scope("/full", method="HEAD"), no_more, keep)
+    start, *bodies = sent
+    assert start["status"] == shown.status_code == (403 if on_denied is None else 418)
+    assert dict(start["headers"])[b"content-length"] == shown.headers["content-length"].encode()
+    assert int(shown.headers["content-length"]) > 0
+    assert b"".join(one["body"] for one in bodies) == b""
+
+
+async def test_a_refused_head_has_no_body_although_the_answer_comes_in_pieces() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"no"
+        yield b"more"
+
+    def on_denied(scope: Scope, decision: Decision) -> Response:
+        del scope, decision
+        return StreamingResponse(pieces(), status_code=418)
+
+    sent: list[Message] = []
+
+    async def keep(message: Message) -> None:
+        sent.append(message)
+
+    async with served(hello, on_denied=on_denied) as at:
+        await at.app(http_scope("/full", method="HEAD"), no_more, keep)
+    assert (sent[0]["status"], b"".join(one["body"] for one in sent[1:])) == (418, b"")

@@ -251,6 +251,24 @@ async def test_a_period_whose_end_has_moved_is_closed_when_it_is_over(store_url:
         assert await closing.at(11) == (1, 0, 0)
 
 
+async def test_a_close_that_has_moved_is_looked_at_when_the_period_is_over(store_url: str) -> None:
+    """The usage was sealed while the period was to end on the 20th, and nothing is sealed after that."""
+    async with desk(store_url) as at, closing_of(at) as closing:
+        await used_in_june(at, "acme")
+        await at.flush(everything=True)
+        key = at.kit.store.keys.shard(at.kit.store.keys.customer("acme").shard, "closes")
+        admin = await at.kit.store.admin()
+        early = int(datetime(2031, 6, 20, tzinfo=UTC).timestamp() * 1000)
+        july = int(JULY.timestamp() * 1000)
+        await admin.ask(admin.client.zrem(key, f"{july}:acme"))
+        await admin.ask(admin.client.zadd(key, {f"{early}:acme": early + 600_000}))
+        at.clock.set(datetime(2031, 6, 20, 0, 11, tzinfo=UTC))
+        await closing.closer.look()
+        assert await admin.ask(admin.client.zrange(key, 0, -1)) == [f"{july}:acme".encode()]
+        assert await closing.at(9) == (0, 0, 0)
+        assert await closing.at(11) == (1, 0, 0)
+
+
 async def test_one_process_looks_at_a_time_and_what_fails_ends_nothing(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

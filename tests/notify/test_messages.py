@@ -6,6 +6,7 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, SOCK_STREAM
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -379,6 +380,38 @@ async def test_a_name_with_a_private_address_is_refused(
     async with kit_of(store_url, Clock(NOW), url="https://ops.example/hook") as kit:
         await kit.record("acme", "requests", 5)
         monkeypatch.setattr(loop, "getaddrinfo", private)
+        await pass_over(kit, "webhook")
+        (kept,) = (await kit.notify.list())["webhook"]
+        assert (kept.state, kept.attempts) == ("waiting", 1)
+        assert "ops.example has a private address" in kept.why
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["127.0.0.1", "8.8.8.8"],
+        ["8.8.8.8", "10.0.0.7"],
+        ["8.8.8.8", "fe80::1%eth0"],
+        ["::ffff:10.0.0.7", "8.8.8.8"],
+    ],
+    ids=" ".join,
+)
+async def test_a_name_with_one_private_address_among_public_ones_is_refused(
+    store_url: str, monkeypatch: pytest.MonkeyPatch, addresses: list[str]
+) -> None:
+    """Else the owner of a name could have messages sent into the network of the app."""
+    loop = asyncio.get_running_loop()
+    look_up = loop.getaddrinfo
+
+    async def mixed(host: str, port: int, **kwargs: Any) -> Any:
+        if host != "ops.example":
+            return await look_up(host, port, **kwargs)
+        kinds = ((AF_INET6 if ":" in one else AF_INET, one) for one in addresses)
+        return [(kind, SOCK_STREAM, IPPROTO_TCP, "", (one, port)) for kind, one in kinds]
+
+    async with kit_of(store_url, Clock(NOW), url="https://ops.example/hook") as kit:
+        await kit.record("acme", "requests", 5)
+        monkeypatch.setattr(loop, "getaddrinfo", mixed)
         await pass_over(kit, "webhook")
         (kept,) = (await kit.notify.list())["webhook"]
         assert (kept.state, kept.attempts) == ("waiting", 1)
