@@ -19,6 +19,7 @@ from meterkit.storage.recalculation import Difference, Listed, Listing, differen
 from meterkit.storage.shelf import Known
 from meterkit.testing import Clock
 from small_disk import run_on_a_small_disk
+from storage.objects import Happened
 from storage.test_histories import PLANS
 
 if TYPE_CHECKING:
@@ -185,3 +186,92 @@ except MeterkitError as error:
         "the temporary folder does not take the listing of a bucket: database or disk is full;"
         " name another folder in SQLITE_TMPDIR"
     )
+
+
+NOW_MS: Final = int(NOW.timestamp() * 1000)
+MINUTE_MS: Final = 60_000
+
+
+def stored(key: str, size: int, minutes: int, number: int) -> Happened:
+    """An upload so many minutes after noon; `number` orders it among those of the same key."""
+    return Happened("ObjectCreated:Put", key, size, None, NOW_MS + minutes * MINUTE_MS, number, number)
+
+
+class Racing:
+    """A listing of several pages; events arrive after each of them.
+
+    Args:
+        kit: counts the events.
+        pages: of each page the minute that it was made, its objects with their sizes, and the events.
+    """
+
+    def __init__(self, kit: MeterKit, *pages: tuple[int, dict[str, int], list[Happened]]) -> None:
+        self._kit, self._pages = kit, pages
+
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+        del bucket, prefix
+        for minute, objects, events in self._pages:
+            versions = [Version(key, "null", size) for key, size in objects.items()]
+            yield Page(versions, NOW_MS + minute * MINUTE_MS)
+            await told(self._kit, *events)
+
+
+async def told(kit: MeterKit, *events: Happened) -> None:
+    for event in events:
+        await kit.storage.count(event.as_body("s3", "uploads").decode())
+
+
+A, B = "ada/images/a.png", "ada/images/b.png"
+
+
+async def test_an_event_from_before_a_listing_changes_nothing_after_it(store_url: str) -> None:
+    """The listing agreed with all that was known, and its bucket has the object no more."""
+    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=store_url, flush=False) as kit:
+        await told(kit, stored(B, 5, 0, 1))
+        assert await kit.storage.recalculate(lister=Racing(kit, (30, {B: 5}, []))) == {}
+        await told(kit, stored(A, 900, 10, 1))
+        assert await kit.gauges.get("ada", "storage") == 5
+        assert await kit.storage.unclear() == {}
+        await told(kit, stored(A, 900, 40, 2))  # It was stored anew.
+        assert await kit.gauges.get("ada", "storage") == 905
+
+
+async def test_what_is_stored_between_two_pages_of_a_listing_is_kept(store_url: str) -> None:
+    """The first page was made before, and has no such object; the second one begins behind its name."""
+    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=store_url, flush=False) as kit:
+        await told(kit, stored(B, 5, 0, 1))
+        racing = Racing(kit, (30, {}, [stored(A, 900, 35, 1)]), (40, {B: 5}, []))
+        assert await kit.storage.recalculate(lister=racing) == {}
+        assert await kit.gauges.get("ada", "storage") == 905
+        # Only the next listing can tell whether it was removed again.
+        assert list(await kit.storage.unclear()) == ["ada"]
+        assert await kit.storage.recalculate(lister=Racing(kit, (60, {A: 900, B: 5}, []))) == {}
+        assert await kit.storage.unclear() == {}
+        assert await kit.gauges.get("ada", "storage") == 905
+
+
+async def test_an_event_of_the_time_of_a_listing_that_contradicts_it_asks_for_another_one(
+    store_url: str,
+) -> None:
+    """The event arrives after the listing; nothing says which of both is the newer one."""
+    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=store_url, flush=False) as kit:
+        await told(kit, stored(B, 5, 0, 1))
+        assert await kit.storage.recalculate(lister=Racing(kit, (30, {A: 900}, []), (40, {B: 5}, []))) == {
+            "ada": 900
+        }
+        await told(kit, stored(A, 900, 35, 1))
+        assert (await kit.gauges.get("ada", "storage"), await kit.storage.unclear()) == (905, {})
+        await told(kit, stored(A, 700, 36, 2))
+        assert await kit.gauges.get("ada", "storage") == 705
+        assert list(await kit.storage.unclear()) == ["ada"]
+        await kit.storage.recalculate(lister=Racing(kit, (60, {A: 700, B: 5}, [])))
+        assert (await kit.gauges.get("ada", "storage"), await kit.storage.unclear()) == (705, {})
+
+
+async def test_a_listing_that_began_earlier_does_not_undo_a_later_one(store_url: str) -> None:
+    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=store_url, flush=False) as kit:
+        await told(kit, stored(B, 5, 0, 1))
+        await kit.storage.recalculate(lister=Racing(kit, (60, {B: 5}, [])))
+        await kit.storage.recalculate(lister=Racing(kit, (30, {B: 5}, [])))
+        await told(kit, stored(A, 900, 50, 1))  # The listing of minute 60 has it, or it was removed again.
+        assert await kit.gauges.get("ada", "storage") == 5

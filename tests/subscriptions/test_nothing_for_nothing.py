@@ -239,6 +239,34 @@ async def test_who_owes_does_not_pay_less_by_paying_for_more(store_url: str) -> 
         assert (found.plan, found.status) == ("team", "past_due")
 
 
+@pytest.mark.parametrize("seats", [6, 3])
+async def test_seats_are_not_changed_while_a_payment_is_overdue(store_url: str, seats: int) -> None:
+    """Fewer seats would be credited for a month that was never paid; more would end the dunning once paid."""
+    async with shop(store_url) as at:
+        await at.subscribed(plan="team", seats=5)
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.emulator.fail_payments(linked)
+        at.clock.advance(timedelta(days=32))
+        at.emulator.advance()
+        overdue = await at.kit.subscriptions.sync("acme")
+        before = len(at.changes())
+        for _ in range(2):
+            with pytest.raises(SubscriptionError, match="past_due: it has to be paid for first"):
+                await at.kit.subscriptions.set_seats("acme", seats)
+        assert len(at.changes()) == before
+        assert await at.kit.subscriptions.sync("acme") == overdue
+        assert overdue is not None
+        assert (overdue.status, overdue.access, overdue.seats) == ("past_due", "grace", 5)
+        at.emulator.mend_payments(linked)
+        at.clock.advance(timedelta(days=8))  # Stripe tries again.
+        at.emulator.advance()
+        paid = await at.kit.subscriptions.sync("acme")
+        assert paid is not None
+        assert paid.status == "active"
+        assert (await at.kit.subscriptions.set_seats("acme", seats)).proration is not None
+
+
 async def test_nobody_pays_for_two_because_a_plan_has_left_the_file(store_url: str) -> None:
     async with shop(store_url) as at:
         begun = await at.subscribed(plan="team")
