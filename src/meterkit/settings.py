@@ -28,12 +28,14 @@ _USUAL: Final = {
     "stripe_webhook_secret": "STRIPE_WEBHOOK_SECRET",
 }
 # A path of a base address may be a secret of a proxy.
-_NOT_SHOWN: Final = frozenset(
-    {
-        *(*_USUAL, "stripe_api_base", "stripe_events_base", "storage_endpoint"),
-        *("audit_url", "notify_secret", "smtp_url"),
-    }
-)
+_NOT_SHOWN: Final = frozenset(_USUAL) | {
+    "stripe_api_base",
+    "stripe_events_base",
+    "storage_endpoint",
+    "audit_url",
+    "notify_secret",
+    "smtp_url",
+}
 _BASE_ALLOWED: Final = "http://host or https://host, with neither a user nor a password"
 _SECRET_BYTES: Final = range(24, 65)
 _TEST_KEYS: Final = ("sk_test_", "rk_test_")

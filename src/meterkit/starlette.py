@@ -15,7 +15,7 @@ from starlette.routing import Route
 from meterkit.errors import MeterkitError
 from meterkit.storage.endpoint import StorageEndpoint
 from meterkit.subscriptions.billing_answers import BODY_BYTES_MAX, Billing
-from meterkit.subscriptions.billing_requests import Sender
+from meterkit.subscriptions.billing_requests import SendingPage
 from meterkit.subscriptions.billing_routes import ENDPOINTS
 from meterkit.subscriptions.webhooks.webhooks import WebhookEndpoint
 
@@ -122,7 +122,7 @@ async def respond(request: Request, *, billing: Billing, endpoint: Endpoint, cus
         customer,
         query=request.url.query,
         content_type=request.headers.get("content-type", ""),
-        sender=Sender.of(request.headers),
+        sender=SendingPage.of(request.headers),
         read=partial(_read, request),
     )
     return Response(answer.body, answer.status, headers=dict(answer.headers))

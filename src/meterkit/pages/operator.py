@@ -34,7 +34,7 @@ from meterkit.pages.operator_queues import QUEUES, queue_lists, redrive
 from meterkit.pages.rendering import HEADERS, NO_PAGE, STATIC, Pages, as_json, json_answer, problem_answer
 from meterkit.safe_text import csv_text
 from meterkit.store.arguments import check_text, is_customer
-from meterkit.subscriptions.billing_requests import Sender
+from meterkit.subscriptions.billing_requests import SendingPage
 from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class _OperatorPages:
         )
 
     async def redrive(self, request: Request, name: str) -> Response:
-        if not Sender.of(request.headers).is_own_page():
+        if not SendingPage.of(request.headers).is_allowed():
             raise _refusal("origin", "This request was not sent by this page.")
         form = await form_of(request)
         queue = QUEUES.get(form.get("queue", [""])[0])

@@ -19,7 +19,7 @@ from meterkit.pages.rendering import NO_PAGE, STATIC, Pages, problem_answer
 from meterkit.pages.statement_page import answer_csv, answer_statement
 from meterkit.starlette import check_customer_of
 from meterkit.subscriptions.billing_answers import check_sender, customer_in
-from meterkit.subscriptions.billing_requests import Sender, origins_of
+from meterkit.subscriptions.billing_requests import SendingPage, origins_of
 from meterkit.subscriptions.billing_routes import period_in
 from meterkit.subscriptions.problem_documents import ProblemDocumentError, problem_of
 
@@ -89,7 +89,7 @@ async def _respond(
 
 
 def _customer_of(request: Request, who: object, origins: frozenset[Origin]) -> str:
-    sender = Sender.of(request.headers)
+    sender = SendingPage.of(request.headers)
     if sender.origin is not None:  # Links of other sites lead here, too.
         check_sender(sender, origins)
     customer = customer_in(who)

@@ -17,7 +17,7 @@ from meterkit.answers import ProblemDocument
 from meterkit.decisions.periods import iso
 from meterkit.errors import MeterkitError
 from meterkit.store.arguments import is_customer
-from meterkit.subscriptions.billing_requests import Origin, Sender, UsageAnswer, is_of, origins_of
+from meterkit.subscriptions.billing_requests import Origin, SendingPage, UsageAnswer, is_of, origins_of
 from meterkit.subscriptions.billing_routes import Accepted, Asked, wrong
 from meterkit.subscriptions.problem_documents import KINDS, ProblemDocumentError, invalid, problem_of
 
@@ -64,7 +64,7 @@ class Billing:
         *,
         query: str,
         content_type: str,
-        sender: Sender,
+        sender: SendingPage,
         read: Callable[[], Awaitable[bytes | None]],
     ) -> Answer:
         """Do what a request asks for.
@@ -127,7 +127,7 @@ class Billing:
                 )
 
 
-def check_sender(sender: Sender, origins: frozenset[Origin]) -> None:
+def check_sender(sender: SendingPage, origins: frozenset[Origin]) -> None:
     """Refuse a request that a page of a foreign origin has sent, with the cookies of this app.
 
     Args:
@@ -137,7 +137,7 @@ def check_sender(sender: Sender, origins: frozenset[Origin]) -> None:
     Raises:
         ProblemDocumentError: the page is of another origin.
     """
-    if not sender.is_own_page(origins):
+    if not sender.is_allowed(origins):
         detail = "This request was sent by a page that is not of an allowed origin."
         raise ProblemDocumentError(ProblemDocument(kind=KINDS["origin"], detail=detail))
 

@@ -55,7 +55,7 @@ def is_of(url: str, origins: frozenset[Origin]) -> bool:
     return origin is not None and origin in origins
 
 
-class Sender(NamedTuple):
+class SendingPage(NamedTuple):
     """The page that sent a request, as the browser names it in fields that no page can set.
 
     Attributes:
@@ -78,7 +78,7 @@ class Sender(NamedTuple):
         """Whether a page has sent the request, not a person or a client that is no browser."""
         return self.origin is not None or self.site not in {None, "none"}
 
-    def is_own_page(self, origins: frozenset[Origin] = frozenset()) -> bool:
+    def is_allowed(self, origins: frozenset[Origin] = frozenset()) -> bool:
         """Whether the page is of the requested origin itself, or of one of ``origins``.
 
         ``Sec-Fetch-Site`` decides where it is sent: it knows scheme and port, and proxies do not change it.
