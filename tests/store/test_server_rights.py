@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from servers import Server
 
 pytestmark = pytest.mark.anyio
-SOURCE = Path(__file__).parents[2] / "src" / "meterkit"
-LUA = SOURCE / "lua"
 DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 WITH_CREDITS = PLANS.replace(
     "routes:", "credits:\n  ai: {costs: {rows: 1}, low_balance: 20%}\nroutes:"
@@ -232,40 +229,6 @@ async def _seen(kit: MeterKit) -> bool:
         return False
 
 
-def _as_it_is(reply: Any, **_: Any) -> Any:
-    return reply
-
-
-def test_every_command_of_the_scripts_is_tried() -> None:
-    with spawn_server() as server:
-        client: Any = server.client(decode_responses=True)
-        with client:
-            client.set_response_callback("COMMAND", _as_it_is)
-            known = {name.upper() for name in client.execute_command("COMMAND", "LIST")}
-    quoted = {
-        word
-        for path in LUA.rglob("*.lua")
-        for word in re.findall(r"'([A-Z]{2,})'", path.read_text())
-        if word in known
-    }
-    assert quoted <= {name.partition("|")[0] for name in NEEDED}
-
-
-def test_every_command_that_python_sends_is_tried() -> None:
-    # What redis-py names otherwise, what is no command, and what the page says that only some want.
-    named = {"delete": "del", "script_load": "script", "config_get": "config"}
-    no_commands = {"aclose", "close", "execute", "execute_command", "pipeline", "post", "request", "stream"}
-    by_few = {"scan", "flushall"}
-    sent = {
-        named.get(name, name)
-        for path in SOURCE.rglob("*.py")
-        for name in re.findall(r"\b(?:client|pipe|asking|members)\.([a-z_]+)\(", path.read_text("utf-8"))
-        if name not in no_commands | by_few
-    }
-    assert len(sent) > 30
-    assert sent <= {command.partition("|")[0].lower() for command in DOCUMENTED}
-
-
 def test_each_is_tried_with_as_many_words_as_it_needs() -> None:
     # A server that is told of fewer crashes: https://github.com/redis/redis/issues/14843.
     with spawn_server() as server:
@@ -276,6 +239,19 @@ def test_each_is_tried_with_as_many_words_as_it_needs() -> None:
             (entry,) = server.command("COMMAND", "INFO", name).values()
             arity = int(entry["arity"])
             assert len(words) == arity if arity > 0 else len(words) >= -arity, words
+
+
+async def test_a_user_without_scan_starts_and_is_told_what_fails(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-20j: nothing said so until an hourly task had failed.
+    url = url_of_user(valkey, [command for command in DOCUMENTED if command != "SCAN"])
+    for _ in range(2):
+        async with MeterKit(CATALOG, redis_url=url, flush=False) as kit:
+            assert (await kit.consume("acme", "requests")).allowed
+    (said, _) = [record.getMessage() for record in caplog.records if "SCAN" in record.getMessage()]
+    assert "user 'app' has no right to SCAN; without it, tasks over all customers fail" in said
+    assert said.endswith("Add it: ACL SETUSER app +scan")
 
 
 def test_a_refusal_names_all_that_is_missing() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import span, units
 from meterkit.decisions.keys import FORMAT
-from meterkit.redis.server import eviction_warning, follows, rights_refusal
+from meterkit.redis.server import eviction_warning, follows, rights_refusal, scan_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -80,11 +80,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def rights(refused: Sequence[int], *, user: str, prefix: str) -> list[Finding]:
     """Whether the server's user may run all commands; ``refused`` as of :func:`rights_refusal`."""
-    refusal = rights_refusal(refused, user=user, prefix=prefix)
-    if refusal is None:
-        return []
-    problem, _, cure = refusal.partition(" Add it: ")
-    return [Finding(check="rights", problem=problem.rstrip("."), cure=f"add it: {cure}")]
+    refusals = (rights_refusal(refused, user=user, prefix=prefix), scan_refusal(refused, user=user))
+    parted = (refusal.partition(" Add it: ") for refusal in refusals if refusal is not None)
+    return [
+        Finding(check="rights", problem=problem.rstrip("."), cure=f"add it: {cure}")
+        for problem, _, cure in parted
+    ]
 
 
 def persistence(

@@ -15,7 +15,7 @@ from meterkit.errors import SettingsError, StoreError
 from meterkit.redis import scripts as script_files
 from meterkit.redis.connection import Connection, ReplyError
 from meterkit.redis.names import addresses_of
-from meterkit.redis.server import eviction_warning, rights_refusal, words_to_try
+from meterkit.redis.server import eviction_warning, rights_refusal, scan_refusal, words_to_try
 from meterkit.redis.url import unusable
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ def _may_do_all(reply: Any, keys: Keys, address: Address) -> bool:
     refusal = rights_refusal(reply, user=user, prefix=keys.prefix)
     if refusal is not None:
         raise unusable(f"the store at {address}: {refusal}")
+    if (lack := scan_refusal(reply, user=user)) is not None:
+        _logger.warning("the store at %s: %s", address, lack)
     return True
 
 

@@ -107,7 +107,6 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("HSCAN", _KEY, "0"),
     ("HSET", _KEY, "f", "1"),
     ("HSETNX", _KEY, "f", "1"),
-    ("HVALS", _KEY),
     ("LLEN", _KEY),
     ("LRANGE", _KEY, "0", "1"),
     ("LTRIM", _KEY, "0", "1"),
@@ -134,8 +133,9 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
     ("ZSCORE", _KEY, "m"),
 )
 """The commands without which nothing works, each with arguments to try the right to it."""
-OPTIONAL_COMMANDS: Final = ("WAIT", "INFO", "CONFIG|GET", "WAITAOF")
-"""The commands without which delivery waits longer, and what endangers the data is not noticed."""
+OPTIONAL_COMMANDS: Final = ("SCAN", "WAIT", "INFO", "CONFIG|GET", "WAITAOF")
+"""Without them tasks over all customers fail, delivery waits longer, and dangers stay unnoticed."""
+_SCAN: Final = ("SCAN", "0")
 _KEEPS_ALL: Final = "noeviction"
 _REPLICA_LAG_S: Final = 10
 
@@ -146,10 +146,10 @@ def acl_rules(prefix: str, commands: Iterable[str]) -> str:
 
 
 def commands_to_try(key: str) -> list[list[str]]:
-    """The words of each of :data:`COMMANDS`, on a key."""
+    """The words of each of :data:`COMMANDS` on a key, then those of SCAN."""
     return [
         [*command.split("|"), *(key if word == _KEY else word for word in words)]
-        for command, *words in COMMANDS
+        for command, *words in (*COMMANDS, _SCAN)
     ]
 
 
@@ -165,13 +165,13 @@ def rights_refusal(refused: Sequence[int], *, user: str, prefix: str) -> str | N
     """The problem and its cure if the server would refuse some commands; None if it refuses none.
 
     Args:
-        refused: the places in :data:`COMMANDS`, from 1.
+        refused: the places in :func:`commands_to_try`, from 1.
         user: the user's name at the server.
         prefix: what the keys begin with.
     """
-    if not refused:
+    missing = [COMMANDS[place - 1] for place in refused if place <= len(COMMANDS)]
+    if not missing:
         return None
-    missing = [COMMANDS[place - 1] for place in refused]
     names = [command for command, *_ in missing]
     on_keys = sum(_KEY in words for words in COMMANDS)
     if sum(_KEY in words for words in missing) == on_keys:
@@ -181,6 +181,22 @@ def rights_refusal(refused: Sequence[int], *, user: str, prefix: str) -> str | N
     return (
         f"the server's user {user!r} has no right to {what}; without it, work would be left half done."
         f" Add it: ACL SETUSER {user} {acl_rules(prefix, names)}"
+    )
+
+
+def scan_refusal(refused: Sequence[int], *, user: str) -> str | None:
+    """The problem and its cure if the server would refuse SCAN; None if it does not.
+
+    Args:
+        refused: the places in :func:`commands_to_try`, from 1.
+        user: the user's name at the server.
+    """
+    if len(COMMANDS) + 1 not in refused:
+        return None
+    return (
+        f"the server's user {user!r} has no right to SCAN; without it, tasks over all customers fail:"
+        " storage.over, period.summary, operator pages, recalculation of stored objects, `meterkit reconcile`"
+        f" and `meterkit usage --all`. Add it: ACL SETUSER {user} +scan"
     )
 
 

@@ -1,0 +1,328 @@
+"""Each background task and each command runs as a user with the rights that the documentation prints."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from auditing import sqlite_in
+from delivering import STRIPE_KEY
+from emulated import reached
+from hooking import NOW, hooked, hooked_kit
+from kit_parts import parts_of
+from messaging import SECRET
+from meterkit import Contact, MeterKit
+from meterkit.catalog import loads
+from meterkit.cli.app import app
+from meterkit.customers.states import sweep_scheduled_transitions
+from meterkit.errors import MeterkitError
+from meterkit.insights.audit.draining import waiting_shards
+from meterkit.storage.aws import Page
+from meterkit.store.tasks import Upkeep
+from meterkit.stripe.api import StripeApi
+from meterkit.subscriptions.webhooks.nightly_sync import Sweeper
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from meterkit.testing import Clock, StripeEmulator
+from servers import spawn_server
+from servers_acl import url_of_user
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from meterkit import StorageOver
+    from servers import Server
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+  disk:     {unit: byte, kind: gauge}
+storage: {gauge: disk, objects: {bucket: uploads, key: "{customer}/{path:path}"}}
+notify:
+  webhook: {url: "http://127.0.0.1:1/hook", events: [storage.over, period.summary, usage.spike]}
+  email: {events: [storage.over], from: billing@example.com}
+routes:
+  - {match: "POST /webhooks/stripe", exempt: true}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 1_000, overage: deny}
+      disk: {included: 1000, overage: {percent: 10, grace: 7d}}
+      tokens: {included: 0, overage: deny}
+  pro:
+    rank: 10
+    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
+    meters: {tokens: {included: 10, overage: bill}, disk: {included: 1000, overage: {percent: 10, grace: 7d}}}
+"""
+NEEDS_NO_STORE: Final = {
+    *("demo", "check", "schema", "routes", "stripe emulator", "stripe sync"),
+    "worker",  # It runs the background tasks, until it is stopped.
+}
+COMMANDS: Final = """
+customers link acme cus_acme
+customers set-plan bob pro
+customers override acme tokens included=20
+customers set-status bob active
+customers show acme
+customers list
+customers history acme
+grants add acme tokens=10 --id gift
+grants list acme
+grants ledger acme
+grants void acme gift
+usage acme
+usage --all
+doctor
+flush --all
+correct acme tokens=1 --reason typo --id fix --yes
+outbox list
+outbox show unknown
+outbox park unknown --reason test
+outbox redrive --all --reason test
+outbox drop unknown --reason test --yes
+reconcile
+reconcile --repair --all
+recover --yes
+audit rebuild
+audit verify
+statement acme
+revenue
+revenue spend 2026-10-01=5
+simulate --plans plans.yaml
+storage recalculate
+webhooks list
+webhooks redrive
+notify list
+notify redrive
+notify preview storage.over
+import stripe --dry-run
+plans migrate pro free --dry-run
+subscriptions show acme
+subscriptions preview acme --plan pro
+subscriptions change acme pro
+subscriptions seats acme 2
+subscriptions cancel acme
+subscriptions resume acme
+subscriptions invoices acme
+subscriptions sync acme
+subscriptions check
+subscriptions repair acme
+customers unlink bob
+customers delete acme --cancel
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server with an append-only file."""
+    with spawn_server("--appendonly", "yes") as server:
+        yield server
+
+
+def refused(server: Server) -> set[str]:
+    """Commands that the server has refused a user since the last call."""
+    entries: list[dict[str, Any]] = server.command("ACL", "LOG")
+    server.command("ACL", "LOG", "RESET")
+    # redis-py names itself at each connection, and does without where it may not.
+    return {entry["object"] for entry in entries} - {"client|setinfo"}
+
+
+class NoObjects:
+    """An object store whose buckets are empty."""
+
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+        """One page with nothing on it."""
+        del bucket, prefix
+        yield Page([], None)
+
+
+async def turn_watch(work: Any) -> None:
+    await work.__self__.look()
+
+
+def turns_of(
+    kit: MeterKit, clock: Clock, tasks: Mapping[str, Any]
+) -> Mapping[str, Callable[[], Awaitable[object]]]:
+    """One turn of each background task, by the task's name."""
+    store, parts = kit.store, parts_of(kit)
+
+    async def courier(name: str) -> None:
+        await tasks[name].__self__.collect()
+        await tasks[name].__self__.deliver()
+
+    async def summaries() -> None:
+        await tasks["notify summaries"].__self__.look()
+        clock.advance(timedelta(days=35))
+        await kit.record("acme", "requests", 1)
+        await tasks["notify summaries"].__self__.look()
+
+    async def bound() -> None:
+        await tasks["audit bound"].__self__.fold(await waiting_shards(store), 0)
+
+    async def sweep() -> None:
+        api = StripeApi(kit.settings)
+        await Sweeper(store, lambda: api, HookQueue(store)).turn()
+        await api.close()
+
+    async def degraded() -> None:
+        store.degraded.note()
+        await store.degraded.send()
+
+    async def queue() -> None:
+        await Upkeep(store).read("https://sqs.example/queue")
+        record = {
+            "eventVersion": "2.1",
+            "eventName": "ObjectCreated:Put",
+            "eventTime": NOW.isoformat().replace("+00:00", "Z"),
+            "s3": {
+                "bucket": {"name": "uploads"},
+                "object": {"key": "acme/a", "size": 2000, "sequencer": "01"},
+            },
+        }
+        await kit.storage.count(json.dumps({"Records": [record]}))
+
+    return {
+        "storage queue": queue,
+        "notify storage": lambda: turn_watch(tasks["notify storage"]),
+        "notify spikes": lambda: turn_watch(tasks["notify spikes"]),
+        "notify webhook": lambda: courier("notify webhook"),
+        "notify email": lambda: courier("notify email"),
+        "events": parts.finish,
+        "storage": lambda: kit.storage.recalculate(lister=NoObjects()),
+        "audit bound": bound,
+        "audit": tasks["audit"].__self__.once,
+        "revenue": tasks["revenue"].__self__.snapshot,
+        "overview": tasks["overview"].__self__.snapshot,
+        "flush": lambda: kit.flush(everything=True),
+        "webhooks": kit.webhooks.work_off,
+        "sweep": sweep,
+        "changes": kit.subscriptions.retry_accepted,
+        "scheduled transitions": lambda: sweep_scheduled_transitions(store),
+        "degraded": degraded,
+        "notify summaries": summaries,
+        "closes": lambda: turn_watch(tasks["closes"]),
+    }
+
+
+async def reach(customer: str) -> Contact:
+    return Contact(f"{customer}@example.com")
+
+
+@pytest.mark.anyio
+async def test_the_documented_rights_are_enough_for_each_background_task(
+    server: Server, tmp_path: Path
+) -> None:
+    """F-20j: storage notices, period summaries, snapshots and recalculations failed for want of SCAN."""
+    over: list[str] = []
+    refused(server)
+    given: dict[str, Any] = {
+        "catalog": loads(PLANS),
+        "contact": reach,
+        "audit_url": sqlite_in(tmp_path),
+        "notify_secret": SECRET,
+        "smtp_url": "smtp://127.0.0.1:1",
+    }
+    url = url_of_user(server)
+    async with hooked(url, **given) as at:
+        at.emulator.add_meter("ai_tokens")
+        at.customer()
+        await at.subscribe()
+        await at.settle()
+        await at.kit.record("acme", "tokens", 30)
+        # Not started: the test runs each task.
+        kit = hooked_kit(url, at.url, at.clock, **given, flush=True)
+
+        @kit.on("storage.over")
+        def note(event: StorageOver) -> None:
+            over.append(event.customer)
+
+        parts = parts_of(kit)
+        tasks: dict[str, Any] = {
+            **parts.tasks(),
+            **kit.storage.worker_tasks("https://sqs.example/queue"),
+            "degraded": None,  # Each kit has it.
+        }
+        turns = turns_of(kit, at.clock, tasks)
+        assert set(turns) == set(tasks), "a background task is not run here"
+        for name, turn in turns.items():
+            await turn()
+            assert (name, refused(server)) == (name, set())
+        await parts.finish()
+        assert over == ["acme"]
+        await kit.stop()
+    assert refused(server) == set()
+
+
+async def subscribe_and_record(redis_url: str, stripe_url: str, directory: Path) -> None:
+    """Have a subscription at Stripe, and usage that the audit log has, too."""
+    async with (
+        reached(stripe_url, key=STRIPE_KEY, timeout_s=300.0) as client,
+        MeterKit(
+            loads(PLANS), redis_url=redis_url, audit_url=sqlite_in(directory), flush=False, shards=4
+        ) as kit,
+    ):
+        await client.v1.subscriptions.create_async(
+            {
+                "customer": "cus_acme",
+                "items": [{"price": "price_pro"}],
+                "metadata": {"meterkit_customer": "acme"},
+            }
+        )
+        await kit.record("acme", "requests", 30)
+        await kit.gauges.set("acme", "disk", 5)
+
+
+def leaves(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
+    """All commands of the command line, with the words that lead to each."""
+    parts: dict[str, Any] = getattr(command, "commands", {})
+    if not parts:
+        yield " ".join(words)
+    for name, part in parts.items():
+        yield from leaves(part, (*words, name))
+
+
+def test_the_documented_rights_are_enough_for_each_command(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = COMMANDS.split("\n")[1:-1]
+    known = set(leaves(typer.main.get_command(app)))
+    run = {name for name in known if any(f"{line} ".startswith(f"{name} ") for line in lines)}
+    assert run == known - NEEDS_NO_STORE, "a command is not run here"
+    refused(server)
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    emulator.add_price(1000, price_id="price_pro", product=emulator.add_product("Pro"))
+    emulator.add_payment_method(emulator.add_customer("cus_acme"), "pm_card_visa")
+    (tmp_path / "plans.yaml").write_text(PLANS)
+    monkeypatch.chdir(tmp_path)
+    with emulator.running() as url:
+        for name, value in {
+            "REDIS_URL": url_of_user(server),
+            "STRIPE_API_KEY": STRIPE_KEY,
+            "STRIPE_API_BASE": url,
+            "AUDIT_URL": sqlite_in(tmp_path),
+            "NOTIFY_SECRET": SECRET,
+            "SHARDS": "4",
+            "STORAGE_ENDPOINT": "http://127.0.0.1:1",
+        }.items():
+            monkeypatch.setenv(f"METERKIT_{name}", value)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        asyncio.run(subscribe_and_record(url_of_user(server), url, tmp_path))
+        for line in lines:
+            outcome = CliRunner().invoke(app, shlex.split(line))
+            failed = outcome.exception
+            assert failed is None or isinstance(failed, (SystemExit, MeterkitError)), line
+            assert (line, refused(server)) == (line, set())
