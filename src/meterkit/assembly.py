@@ -18,6 +18,7 @@ from meterkit.customers.states import States, make_scheduled_transitions
 from meterkit.delivery.background import delivery_tasks, flusher_for
 from meterkit.delivery.on_demand import Cutter, deliver_customer, undelivered
 from meterkit.delivery.reconciling import Reconciler
+from meterkit.delivery.spool_replay import replay_spools
 from meterkit.delivery.summaries import until_counted
 from meterkit.insights.audit.calls import audit_database_of
 from meterkit.insights.background import insights_tasks, root_of
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.delivery.flusher import Flusher
+    from meterkit.delivery.report import FlushReport
     from meterkit.notify.events import CreditsLow
     from meterkit.settings import Settings
     from meterkit.store.store import Store
@@ -149,6 +151,18 @@ class Parts:
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
         """A flusher with connections of its own."""
         return flusher_for(self.store, self.settings, self.webhooks.fetch, self._journal)
+
+    async def flush(self, *, everything: bool, timeout_s: float) -> FlushReport:
+        """Flush once; without a Stripe key a flush of everything replays the spools, and delivers nothing.
+
+        Raises:
+            SettingsError: no Stripe key is set, and only what is due is to be delivered.
+            StoreError: the store does not answer.
+        """
+        if everything and self.settings.stripe_api_key is None:
+            return await replay_spools(self.store)
+        async with self.flusher() as flusher:
+            return await flusher.flush(everything=everything, timeout_s=timeout_s)
 
     def tasks(self) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
         """The tasks beside each event loop, by name.

@@ -347,14 +347,14 @@ class MeterKit(Served):
         Args:
             everything: send the spools of processes that are gone, seal what is still open, try at once what
                 waits for a retry, and wait for what may not be sent yet; as ``meterkit flush --all`` does.
+                Without a Stripe key it only sends the spools.
             timeout_s: with ``everything``, how long to wait without progress.
 
         Raises:
-            SettingsError: no Stripe key is set.
+            SettingsError: no Stripe key is set, and not ``everything`` is asked for.
             StoreError: the store does not answer.
         """
-        async with self.flusher() as flusher:
-            return await flusher.flush(everything=everything, timeout_s=timeout_s)
+        return await self._parts.flush(everything=everything, timeout_s=timeout_s)
 
     def flusher(self) -> AbstractAsyncContextManager[Flusher]:
         """A flusher for a worker of your own: it keeps its connections to Stripe from flush to flush.

@@ -257,3 +257,31 @@ async def test_all_sends_the_spools_of_processes_that_are_gone(
     assert (
         f"spool left as it is: {file.path}: it cannot be read: it does not begin as a spool does" in done.out
     )
+
+
+async def test_without_a_key_all_sends_the_spools_and_says_that_nothing_is_delivered(
+    stored: Shell, directory: Path, store_url: str, tmp_path: Path
+) -> None:
+    # F-20k: the runbook's cure exited with wrong usage, and sent nothing.
+    spools, url = tmp_path / "spools", f"sqlite:///{tmp_path}/audit.db"
+    stored.environment |= {"METERKIT_SPOOL_DIR": str(spools), "METERKIT_AUDIT_URL": url}
+    kit = MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False)
+    file = spool_with(kit, spools, "tokens", 7)
+    file.close()
+    done = stored.run("flush", "--all")
+    assert (0, False) == (done.code, file.path.exists())
+    assert "spools of processes that are gone: 1 settlements sent\n" in done.out
+    assert "delivered 0" in done.out
+    assert "unlinked: acme has usage and no Stripe customer" in done.out
+    assert "nothing is delivered: no Stripe key is set; to deliver, set METERKIT_STRIPE_API_KEY\n" in done.err
+    assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == 7
+    again = stored.run("flush", "--all", "--json")
+    assert (0, {"sent": 0, "refused": []}) == (again.code, again.json["spools"])
+
+
+async def test_without_a_key_usage_of_linked_customers_leaves_it_undone(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    await record(directory, store_url, 25)
+    done = stored.run("flush", "--all", "--json")
+    assert (1, 1) == (done.code, done.json["left"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from delivering import desk, kit_for
+from meterkit import SettingsError
 from spooling import spool_with
 
 if TYPE_CHECKING:
@@ -67,3 +68,19 @@ async def test_a_spool_that_is_left_as_it_is_leaves_a_flush_incomplete(
         assert refused.startswith(f"{file}: it was begun 8 days ago")
         assert (report.left, report.is_complete) == (0, False)
         assert report.as_json()["spools"] == {"sent": 0, "refused": [refused]}
+
+
+@pytest.mark.each_store
+async def test_without_a_stripe_key_everything_is_what_is_spooled(store_url: str, tmp_path: Path) -> None:
+    # F-20k: an app that meters without Stripe could send its spools by no command.
+    async with desk_with_acme(store_url, tmp_path) as at:
+        kit = kit_for(store_url, at.url, clock=at.clock, spool_dir=tmp_path, stripe_api_key=None)
+        file = left_behind(kit, 7)
+        report = await kit.flush(everything=True)
+        assert (report.spooled, report.left, report.is_complete) == (1, 1, False)
+        assert not file.exists()
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["pending"] == 12
+        with pytest.raises(SettingsError, match="METERKIT_STRIPE_API_KEY"):
+            await kit.flush()
+        await kit.stop()
+        assert at.emulator.requests == ()

@@ -12,13 +12,14 @@ import typer
 from meterkit.cancellation import start_task
 from meterkit.catalog.amount_texts import units
 from meterkit.cli.options import seconds
-from meterkit.cli.output import echo
+from meterkit.cli.output import echo, print_note
 from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.late_usage import late_in_words
 from meterkit.insights.audit.draining import drainer_of
 
 if TYPE_CHECKING:
+    from meterkit import MeterKit
     from meterkit.cli.progress import Steps
     from meterkit.delivery.flusher import Flusher, FlushReport
     from meterkit.delivery.report import LateUsage
@@ -54,20 +55,17 @@ async def flush(
     """Deliver to Stripe what is due, once.
 
     Drains the audit log, too, where there is one. Exits 1 if Stripe does not have all that linked customers
-    used, or a spool could not be sent.
+    used, or a spool could not be sent. Without a Stripe key, --all only sends the spools.
     """
     kit = session.make_kit()
     logging.getLogger("meterkit.delivery").addFilter(lambda record: not hasattr(record, "is_reported"))
-    # Report a missing key before waiting for the store.
-    async with kit.flusher() as flusher, started(kit):
-        with shown_steps() as steps:
-            watching = start_task(_watch(flusher, steps))
-            try:
-                report = await flusher.flush(everything=everything, timeout_s=timeout_s)
-            finally:
-                watching.cancel()
-        if kit.settings.audit_url is not None:
-            await drainer_of(kit.store, kit.settings).once()
+    if everything and kit.settings.stripe_api_key is None:
+        async with started(kit):
+            report = await kit.flush(everything=True)
+            await _drain_audit_log(kit)
+        print_note("nothing is delivered: no Stripe key is set; to deliver, set METERKIT_STRIPE_API_KEY")
+    else:
+        report = await _deliver(kit, everything=everything, timeout_s=timeout_s)
 
     def tell() -> None:
         if report.spooled:
@@ -78,6 +76,24 @@ async def flush(
 
     session.show(report.as_json(), tell)
     raise typer.Exit(int(not report.is_complete))
+
+
+async def _deliver(kit: MeterKit, *, everything: bool, timeout_s: float) -> FlushReport:
+    # Report a missing key before waiting for the store.
+    async with kit.flusher() as flusher, started(kit):
+        with shown_steps() as steps:
+            watching = start_task(_watch(flusher, steps))
+            try:
+                report = await flusher.flush(everything=everything, timeout_s=timeout_s)
+            finally:
+                watching.cancel()
+        await _drain_audit_log(kit)
+    return report
+
+
+async def _drain_audit_log(kit: MeterKit) -> None:
+    if kit.settings.audit_url is not None:
+        await drainer_of(kit.store, kit.settings).once()
 
 
 async def _watch(flusher: Flusher, steps: Steps) -> None:

@@ -19,6 +19,7 @@ from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
 from meterkit.delivery.restarts import Restarts
 from meterkit.delivery.sending import Lease, Sender, calls_of, line_of, stopwatch
+from meterkit.delivery.spool_replay import count_undelivered
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.outbox import Outbox
 from meterkit.store.spool import NO_SPOOLS
@@ -144,11 +145,7 @@ class Flusher:
         spools = await self._store.send_spools() if everything else NO_SPOOLS
         report = await self._flush(everything=everything, timeout_s=timeout_s, is_alone=True)
         report.spooled, report.spools_left = spools.sent, list(spools.refused)
-        outbox = Outbox(self._store, await self._store.admin())
-        report.left = sum(item.dirty + item.outbox for item in await outbox.work(due_ms=None))
-        report.unlinked = await outbox.unlinked()
-        report.undelivered = await outbox.undelivered()
-        return report
+        return await count_undelivered(self._store, report)
 
     async def _flush(
         self, *, everything: bool = False, timeout_s: float = 0.0, is_alone: bool = False
