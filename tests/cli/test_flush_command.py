@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from auditing import rows_in
-from commands import TIMEOUT_S, first_line
+from commands import TIMEOUT_S, Shell, first_line
+from faults import eventually
 from meterkit import MeterKit
 from meterkit.testing import StripeEmulator
 from spooling import spool_with
@@ -16,8 +17,6 @@ from spooling import spool_with
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from commands import Shell
 
 pytestmark = pytest.mark.anyio
 
@@ -32,6 +31,17 @@ DONE: dict[str, object] = {
     "late": [],
     "spools": {"sent": 0, "refused": []},
 }
+
+
+WITHOUT_STRIPE = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
 
 
 @pytest.fixture
@@ -285,3 +295,28 @@ async def test_without_a_key_usage_of_linked_customers_leaves_it_undone(
     await record(directory, store_url, 25)
     done = stored.run("flush", "--all", "--json")
     assert (1, 1) == (done.code, done.json["left"])
+
+
+async def test_a_worker_needs_no_key_where_no_meter_goes_to_stripe(directory: Path, store_url: str) -> None:
+    # F-20k: without a key nothing could list buckets, read a queue or make snapshots, as the runbook says.
+    (directory / "plans.yaml").write_text(WITHOUT_STRIPE)
+    shell = Shell(
+        directory,
+        METERKIT_REDIS_URL=store_url,
+        METERKIT_FLUSH="off",
+        METERKIT_AUDIT_URL=f"sqlite:///{directory}/audit.db",
+    )
+    async with MeterKit(
+        directory / "plans.yaml", redis_url=store_url, audit_url=shell.environment["METERKIT_AUDIT_URL"],
+        flush=False,
+    ) as kit:  # fmt: skip
+        await kit.record("acme", "requests", 5)
+        with shell.running("worker") as worker:
+            assert "no Stripe key is set: nothing is delivered; stop with Ctrl-C\n" in worker.stderr
+            await eventually(lambda: is_drained(shell.environment["METERKIT_AUDIT_URL"]))
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(TIMEOUT_S) == 0
+
+
+async def is_drained(url: str) -> bool:
+    return [row["quantity"] for row in rows_in(url)] == [5]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from json import dumps
-from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 
@@ -23,7 +25,10 @@ from meterkit.errors import MeterkitError
 from meterkit.insights.background import insights_tasks, root_of
 
 if TYPE_CHECKING:
-    from meterkit.delivery.flusher import FlushReport
+    from collections.abc import Callable, Coroutine
+
+    from meterkit import MeterKit
+    from meterkit.delivery.flusher import Flusher, FlushReport
 
 _PASS_EVERY_S: Final = 5.0
 
@@ -70,47 +75,69 @@ async def worker(
 
     SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most. After SIGHUP it
     reads the plans file again, as it does by itself when that has changed. Where the plans file has
-    `storage`, it recalculates the stored bytes every hour.
+    `storage`, it recalculates the stored bytes every hour. Without a Stripe key it does the rest, if no meter
+    of the plans file has a Stripe event.
     """
     if log_format == "json":
         log_as_json()
     kit = session.make_kit(None if contact is None else import_function(contact))
-    insights = insights_tasks(kit.store, kit.settings, is_worker=True)
-    stored = kit.storage.worker_tasks(storage_queue)
+    tasks: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+        "scheduled transitions": partial(make_scheduled_transitions, kit.store),
+        **kit.notify.tasks(is_worker=True),
+        **insights_tasks(kit.store, kit.settings, is_worker=True),
+        **kit.storage.worker_tasks(storage_queue),
+    }
     # Report a missing key before waiting for the store.
     async with (
         stop_signal() as stop,
-        kit.flusher() as flusher,
+        kit.flusher() if _needs_stripe(kit) else nullcontext() as flusher,
         started(kit, waits=True),
         reload_signal(kit),
     ):
-        print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
-        every_s = min(_PASS_EVERY_S, kit.settings.flush_interval)
-        running = start_task(
-            flusher.run(every_s=every_s, told=lambda report: _tell(report, json=session.json))
-        )
         loop, beside = asyncio.get_running_loop(), BackgroundTasks(kit.store.task_failures)
-        beside.keep(loop, "scheduled transitions", lambda: make_scheduled_transitions(kit.store))
         stripe = StripeAccess(kit.settings)
-        beside.keep(loop, "closes", Closer(kit.store, stripe.api, root_of(kit.store, kit.settings)).run)
-        own = {**kit.webhooks.tasks, **kit.subscriptions.tasks, **kit.notify.tasks(is_worker=True)}
-        for name, work in {**own, **insights, **stored}.items():
-            beside.keep(loop, name, work)
         told = start_task(stop.wait())
+        running: asyncio.Task[Any] = told
+        if flusher is None:
+            print_note("no Stripe key is set: nothing is delivered; stop with Ctrl-C")
+        else:
+            print_note(f"delivering from {kit.store.address}; stop with Ctrl-C")
+            running = start_task(_flush(kit, flusher, json=session.json))
+            closer = Closer(kit.store, stripe.api, root_of(kit.store, kit.settings))
+            tasks |= {"closes": closer.run, **kit.webhooks.tasks, **kit.subscriptions.tasks}
+        for name, work in tasks.items():
+            beside.keep(loop, name, work)
         # What ends by itself has failed: a worker that delivers nothing must not look like one that does.
         await asyncio.wait((running, told), return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        flusher.stop()
+        if flusher is not None:
+            told.cancel()
+            flusher.stop()
         await beside.end(loop)  # What they have begun they give back.
         await stripe.close()
-        try:
-            await running
-        except MeterkitError:
-            raise  # It is printed like that of any other command.
-        except Exception as error:
-            print_note(f"the worker ended by an error: {error!r}", level=logging.ERROR)
-            raise
+        await _report_error(running)
     print_note("stopped")
+
+
+def _needs_stripe(kit: MeterKit) -> bool:
+    """Whether usage goes to Stripe: a forgotten key must not go unnoticed."""
+    has_events = any(meter.stripe is not None for meter in kit.catalog.meters.values())
+    return has_events or kit.settings.stripe_api_key is not None
+
+
+async def _flush(kit: MeterKit, flusher: Flusher, *, json: bool) -> None:
+    every_s = min(_PASS_EVERY_S, kit.settings.flush_interval)
+    await flusher.run(every_s=every_s, told=partial(_tell, json=json))
+
+
+async def _report_error(running: asyncio.Task[Any]) -> None:
+    """Wait for the end of a task, and print the error that ended it."""
+    try:
+        await running
+    except MeterkitError:
+        raise  # It is printed like that of any other command.
+    except Exception as error:
+        print_note(f"the worker ended by an error: {error!r}", level=logging.ERROR)
+        raise
 
 
 def _tell(report: FlushReport, *, json: bool) -> None:
