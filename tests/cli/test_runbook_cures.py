@@ -1,0 +1,294 @@
+"""Each command that the runbook and ``doctor`` name as a cure is run with a Stripe key, and without one."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import os
+import re
+import shlex
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from moto.server import ThreadedMotoServer
+from typer.testing import CliRunner
+
+from auditing import sqlite_in
+from commands import TIMEOUT_S, Shell
+from delivering import STRIPE_KEY
+from emulated import reached
+from faults import eventually
+from meterkit import MeterKit, SettingsError
+from meterkit.catalog import loads
+from meterkit.cli.app import app
+from meterkit.errors import MeterkitError
+from meterkit.store.tasks import Upkeep
+from meterkit.testing import StripeEmulator
+from spooling import spool_with
+from storage.moto_bucket import BOTO3
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT: Final = Path(__file__).parents[2]
+PAGES: Final = ("runbook", "troubleshooting", "recovering", "reliability", "checklist")
+PLANS: Final = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens, report: usage}}
+  disk:     {unit: byte, kind: gauge}
+credits:
+  usd: {unit: money, costs: {tokens: provider_prices}}
+storage: {gauge: disk, objects: {bucket: uploads, key: "{customer}/{path:path}"}}
+routes:
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    budget: {amount_cents: 50_000}
+    subjects:
+      user: {requests: {rate: 100/minute}, budget: {amount_cents: 500, per: day}}
+    meters:
+      tokens: {included: 10, overage: deny}
+  pro:
+    extends: free
+    rank: 10
+    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
+"""
+WITHOUT_STRIPE: Final = PLANS.replace(", stripe: {event_name: ai_tokens, report: usage}", "").replace(
+    ", stripe_price: price_pro", ""
+)
+APP: Final = """
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+app = Starlette(routes=[Route("/words", print)])
+"""
+GIVEN: Final = {
+    # What a reader puts in the place of a word.
+    "CUSTOMER": "acme",
+    "STRIPE_CUSTOMER": "cus_acme",
+    "cus_…": "cus_acme",
+    "DAY": datetime.now(UTC).date().isoformat(),
+    "DATE": datetime.now(UTC).date().isoformat(),
+    "MONTH": datetime.now(UTC).strftime("%Y-%m"),
+    "KIND": "user",
+    "user=USER": "user=u_1",
+    "usd=N": "usd=5",
+    "DISPUTE": "dp_1",
+    "MODULE:APP": "main:app",
+    "…": "mended",
+}
+IN_FULL: Final = {
+    # Commands that a sentence shortens.
+    "customers link": "customers link CUSTOMER STRIPE_CUSTOMER",
+    "grants add": "grants add acme tokens=5 --id gift",
+    "revenue": "revenue --from DAY",
+}
+NEEDS_STRIPE: Final = (
+    *("flush", "recover", "reconcile", "stripe sync", "worker"),
+    *("subscriptions cancel", "subscriptions check", "subscriptions repair"),
+)
+"""Commands that are wrong usage without a key: they name the setting."""
+LEFT_UNDONE: Final = (
+    # Exit 1 as there is nothing here that they could cure, as they find something, or as usage is not due.
+    *("doctor", "webhooks redrive", "revenue", "recover", "audit rebuild", "flush"),
+)
+PARTS_OF_STRIPE: Final = ("The way to Stripe", "Subscriptions")
+
+
+def quoted(text: str) -> set[str]:
+    """The commands that a text names, in words or to copy."""
+    found: list[str] = re.findall(r"(?:`|^\$ )meterkit ([a-z][^`\n]*)(?:`|$)", text, re.MULTILINE)
+    return {line.strip() for line in found}
+
+
+def cures_of_doctor() -> set[str]:
+    """The commands that findings name."""
+    modules = (ROOT / "src" / "meterkit" / "health").glob("*.py")
+    nodes = (node for path in modules for node in ast.walk(ast.parse(path.read_text("utf-8"))))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    bare = {
+        text.removeprefix("meterkit ") for text in texts if re.fullmatch(r"meterkit [a-z]+ .*[A-Z]", text)
+    }
+    return quoted("\n".join(texts)) | bare
+
+
+def all_cures() -> list[str]:
+    """The commands of the pages, and those that findings name, as a reader types them."""
+    pages = (ROOT.joinpath("docs", f"{page}.md").read_text("utf-8") for page in PAGES)
+    lines = set[str]().union(*map(quoted, pages), cures_of_doctor())
+    typed = {" ".join(GIVEN.get(word, word) for word in IN_FULL.get(line, line).split()) for line in lines}
+    # A worker runs until it is stopped; its own tests stop it.
+    return sorted(line for line in typed if not line.startswith("worker"))
+
+
+def is_one_of(line: str, commands: tuple[str, ...]) -> bool:
+    """Whether a line runs one of these commands; ``flush --all`` is not ``flush``."""
+    return any(line == one or (line.startswith(f"{one} ") and one != "flush") for one in commands)
+
+
+@pytest.fixture(scope="module")
+def objects() -> Iterator[str]:
+    """An object store and queues; the address."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    yield f"http://127.0.0.1:{server.get_host_and_port()[1]}"
+    server.stop()
+
+
+@pytest.fixture
+def emulator() -> StripeEmulator:
+    """An account that sells the plans."""
+    emulator = StripeEmulator()
+    emulator.add_meter("ai_tokens")
+    emulator.add_price(1000, price_id="price_pro", product=emulator.add_product("Pro"))
+    emulator.add_payment_method(emulator.add_customer("cus_acme"), "pm_card_visa")
+    return emulator
+
+
+@pytest.fixture
+def directory(
+    tmp_path: Path, store_url: str, objects: str, emulator: StripeEmulator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """Where the commands run: with a plans file, an app, an audit log, an object and a spool left behind."""
+    (tmp_path / "main.py").write_text(APP)
+    monkeypatch.chdir(tmp_path)
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "DEFAULT_REGION"):
+        monkeypatch.setenv(f"AWS_{name}", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", objects)
+    client: Any = BOTO3.client("s3", endpoint_url=objects)
+    client.create_bucket(Bucket="uploads")
+    client.put_object(Bucket="uploads", Key="acme/a", Body=b"12345")
+    with emulator.running() as url:
+        for name, value in {
+            "REDIS_URL": store_url,
+            "STRIPE_API_BASE": url,
+            "AUDIT_URL": sqlite_in(tmp_path),
+            "SPOOL_DIR": str(tmp_path / "spool"),
+            "STORAGE_ENDPOINT": objects,
+        }.items():
+            monkeypatch.setenv(f"METERKIT_{name}", value)
+        yield tmp_path
+
+
+def run(line: str) -> tuple[int, str]:
+    """Run a command as ``meterkit`` does; the exit code, and what it says."""
+    outcome = CliRunner().invoke(app, shlex.split(line))
+    failed = outcome.exception
+    if isinstance(failed, MeterkitError):
+        return (2 if isinstance(failed, SettingsError) else 1), str(failed)
+    assert failed is None or isinstance(failed, SystemExit), line
+    return outcome.exit_code, outcome.output
+
+
+def leave_spool(directory: Path, plans: str) -> Path:
+    """Write the plans file, and the spool of a process that is gone."""
+    (directory / "plans.yaml").write_text(plans)
+    file = spool_with(MeterKit("plans.yaml", flush=False), directory / "spool", "tokens", 7)
+    file.close()
+    return file.path
+
+
+def used(what: str) -> Any:
+    code, said = run("usage acme --json")
+    assert code == 0
+    return json.loads(said)["meters"][what]["recorded"]
+
+
+async def subscribe(url: str) -> None:
+    """Have a subscription at Stripe."""
+    async with reached(url, key=STRIPE_KEY, timeout_s=300.0) as client:
+        await client.v1.subscriptions.create_async(
+            {"customer": "cus_acme", "items": [{"price": "price_pro"}]}
+        )
+
+
+def test_the_commands_are_found() -> None:
+    assert len(all_cures()) > 40
+    assert {"flush --all", "customers link acme cus_acme", "storage recalculate acme"} <= set(all_cures())
+
+
+def test_with_a_key_each_cure_is_done(
+    directory: Path, emulator: StripeEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METERKIT_STRIPE_API_KEY", STRIPE_KEY)
+    asyncio.run(subscribe(os.environ["METERKIT_STRIPE_API_BASE"]))
+    (directory / "plans.yaml").write_text(PLANS)
+    # Others need a linked customer with a subscription.
+    assert run("customers link acme cus_acme")[0] == 0
+    spool = leave_spool(directory, PLANS)
+    for line in all_cures():
+        code, said = run(line)
+        assert (line, code) in {(line, 0), (line, int(is_one_of(line, LEFT_UNDONE)))}, said
+    assert (spool.exists(), used("tokens"), used("disk")) == (False, 7, 5)
+    assert emulator.accepted("cus_acme", "ai_tokens") == 7
+    assert json.loads(run("subscriptions show acme --json")[1])["cancel_at_period_end"] is True
+
+
+@pytest.mark.parametrize("plans", [PLANS, WITHOUT_STRIPE], ids=["meters for Stripe", "none"])
+def test_without_a_key_each_cure_is_done_or_names_the_setting(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, plans: str
+) -> None:
+    """F-20k: `flush --all` was wrong usage, and the spool stayed where it was."""
+    spool = leave_spool(directory, plans)
+    monkeypatch.delenv("METERKIT_STRIPE_API_KEY", raising=False)
+    # First, as a linked customer's usage waits for a key.
+    for line in sorted(all_cures(), key=lambda line: line != "flush --all"):
+        code, said = run(line)
+        if is_one_of(line, NEEDS_STRIPE):
+            assert (line, code) == (line, 2)
+            assert "set METERKIT_STRIPE_API_KEY" in said
+        else:
+            assert (line, code) in {(line, 0), (line, int(is_one_of(line, LEFT_UNDONE)))}, said
+    assert (spool.exists(), used("tokens"), used("disk")) == (False, 7, 5)
+
+
+def test_commands_that_need_stripe_are_cures_of_what_concerns_it() -> None:
+    """A reader without Stripe is sent to no command that refuses for want of a key."""
+    elsewhere = set[tuple[str, str]]()
+    for chapter in (ROOT / "docs" / "runbook.md").read_text("utf-8").split("\n## ")[1:]:
+        if not chapter.startswith(PARTS_OF_STRIPE):
+            for part in chapter.split("\n### ")[1:]:
+                lines = {" ".join(GIVEN.get(word, word) for word in line.split()) for line in quoted(part)}
+                elsewhere |= {
+                    (part.partition("\n")[0], line) for line in lines if is_one_of(line, NEEDS_STRIPE)
+                }
+    assert elsewhere == {
+        # The journal is one of deliveries.
+        ("The audit log is not drained", "recover"),
+        # Where no meter goes to Stripe a worker runs without a key.
+        ("A day without a snapshot of revenue", "worker"),
+        ("A queue of storage events is unread", "worker --storage-queue URL"),
+        ("Buckets are not listed", "worker"),
+    }
+
+
+@pytest.mark.anyio
+async def test_a_worker_without_a_key_reads_the_queue_and_lists_the_buckets(
+    directory: Path, store_url: str, objects: str
+) -> None:
+    (directory / "plans.yaml").write_text(WITHOUT_STRIPE)
+    client: Any = BOTO3.client("sqs", endpoint_url=objects)
+    queue = client.create_queue(QueueName="uploads")["QueueUrl"]
+    client.send_message(QueueUrl=queue, MessageBody="{}")  # So that the worker need not wait for one.
+    async with MeterKit(loads(WITHOUT_STRIPE), redis_url=store_url, flush=False) as kit:
+        seen = Upkeep(kit.store).seen
+
+        async def is_done() -> bool:
+            found = await seen()
+            return None not in (found.read_ms, found.listed_ms)
+
+        shell = Shell(directory, METERKIT_REDIS_URL=store_url, METERKIT_STORAGE_ENDPOINT=objects)
+        with shell.running("worker", "--storage-queue", queue) as worker:
+            await eventually(is_done)
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(TIMEOUT_S) == 0
+        assert await kit.gauges.get("acme", "disk") == 5
