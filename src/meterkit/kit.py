@@ -351,7 +351,7 @@ class MeterKit(Served):
             timeout_s: with ``everything``, how long to wait without progress.
 
         Raises:
-            SettingsError: no Stripe key is set, and not ``everything`` is asked for.
+            SettingsError: no Stripe key is set; ``everything`` needs none.
             StoreError: the store does not answer.
         """
         return await self._parts.flush(everything=everything, timeout_s=timeout_s)

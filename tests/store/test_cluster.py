@@ -19,7 +19,7 @@ from faults import eventually, loop_clock, open_sockets, stopped
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.customers.usage import usage_of_all
 from meterkit.redis.discovery import Slots, redirection_of, slot_of, slots_of
-from meterkit.redis.server import OPTIONAL_COMMANDS, acl_rules
+from meterkit.redis.server import CLUSTER_COMMANDS, OPTIONAL_COMMANDS, acl_rules
 from meterkit.redis.url import Place
 from proxy import TcpProxy
 from servers_acl import NEEDED
@@ -38,7 +38,7 @@ SHARDS = 16
 # A store that is slow on a busy machine is not away. Tests of what waits for the timeout set a short one.
 PATIENT_S = 60.0
 LIVE_KEY = "sk_live_" + "51SECRETsecretSECRETsecret"
-OF_A_CLUSTER = ("CLUSTER|SLOTS", "CLUSTER|NODES", "ASKING")
+OF_A_CLUSTER = tuple(command for (command,) in CLUSTER_COMMANDS)
 
 
 def kit_of(url: str, **settings: Any) -> MeterKit:
@@ -315,6 +315,19 @@ async def test_with_the_rights_that_are_documented_all_works(cluster: Cluster) -
             for customer in CUSTOMERS:
                 assert (await at.kit.consume(customer, "requests")).allowed
             assert (await at.flush(everything=True)).delivered == len(CUSTOMERS)
+    finally:
+        cluster.each("ACL", "DELUSER", "app")
+
+
+@pytest.mark.parametrize("missing", OF_A_CLUSTER)
+async def test_a_right_that_a_cluster_needs_is_named_at_a_start(cluster: Cluster, missing: str) -> None:
+    # A process without it started, and served without the store for as long as it ran.
+    commands = {*NEEDED, *OPTIONAL_COMMANDS, *OF_A_CLUSTER} - {missing}
+    try:
+        cluster.each("ACL", "SETUSER", "app", "reset", "on", ">secret", *acl_rules("mk", commands).split())
+        with pytest.raises(SettingsError) as caught:
+            await kit_of(cluster.url.replace("://", "://app:secret@")).start()
+        assert f"+{missing.lower()}" in str(caught.value)
     finally:
         cluster.each("ACL", "DELUSER", "app")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from redis.asyncio import Redis
 
-from meterkit.redis.server import commands_to_try
+from meterkit.redis.server import CLUSTER_COMMANDS, commands_to_try
 from servers import spawn_server
 from servers_acl import DOCUMENTED, NEEDED
 
@@ -33,8 +33,8 @@ NAMED_OTHERWISE: Final = {"delete": "DEL", "script_load": "SCRIPT", "config_get"
 ELSEWHERE: Final = {
     # Commands whose rights other sentences of the documentation name.
     "SELECT": "where the URL names a database",
-    "CLUSTER": "on a cluster",
-    "ASKING": "on a cluster",
+    "CLUSTER": "on a cluster: scaling.md",
+    "ASKING": "on a cluster: scaling.md",
     # Sent where no rights are needed, or without a server's user.
     "AUTH": "needs no right",
     "SHUTDOWN": "to an embedded server, which has no users",
@@ -106,3 +106,8 @@ def test_each_documented_right_is_tried_at_a_start() -> None:
         for words in commands_to_try("mk:{0}:dirty")
     }
     assert tried == {*NEEDED, "SCAN"}
+
+
+def test_the_rights_of_a_cluster_are_documented() -> None:
+    text = (SOURCE.parents[1] / "docs" / "scaling.md").read_text("utf-8")
+    assert " ".join(f"+{command.lower()}" for (command,) in CLUSTER_COMMANDS) in text

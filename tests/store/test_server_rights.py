@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from delivering import CATALOG, PLANS, desk, kit_for, until
+from faults import eventually
 from hooking import hooked
 from meterkit import MeterKit, SettingsError, StoreError
 from meterkit.catalog import loads
@@ -179,9 +180,7 @@ def test_and_for_the_command_line(server: Server, tmp_path: Path) -> None:
         assert "no right" not in result.output
 
 
-@pytest.mark.parametrize(
-    "command", [name for name in NEEDED if name not in {"SCRIPT|LOAD", "CLIENT|SETNAME"}]
-)
+@pytest.mark.parametrize("command", [name for name in NEEDED if name != "CLIENT|SETNAME"])
 async def test_each_right_is_tried_before_the_store_is_used(valkey: Server, command: str) -> None:
     # F-1a: without ZADD 50 were recorded and pending, and never delivered.
     url = url_of_user(valkey, (name for name in DOCUMENTED if name != command))
@@ -190,7 +189,7 @@ async def test_each_right_is_tried_before_the_store_is_used(valkey: Server, comm
             pass
     words = str(caught.value)
     assert f"ACL SETUSER app ~mk:* +{command.lower()}" in words or (
-        command == "EVAL" and "ACL SETUSER app +eval" in words
+        command in {"EVAL", "SCRIPT|LOAD"} and f"ACL SETUSER app +{command.lower()}" in words
     )
     assert "secret" not in words
     assert valkey.command("DBSIZE") == 0
@@ -200,6 +199,37 @@ async def test_the_right_to_name_a_connection_is_told_with_the_others(valkey: Se
     url = url_of_user(valkey, [name for name in NEEDED if name != "CLIENT|SETNAME"])
     with pytest.raises(SettingsError, match=r"no right to CLIENT SETNAME; .* \+client\|setname"):
         await MeterKit(CATALOG, redis_url=url, flush=False).start()
+
+
+async def test_the_right_to_choose_a_database_is_named(valkey: Server) -> None:
+    # A process without it started, and served without the store for as long as it ran.
+    url = url_of_user(valkey).replace("/0", "/1")
+    with pytest.raises(SettingsError, match=r"'select' command\. Add the right: ACL SETUSER app \+select"):
+        await MeterKit(CATALOG, redis_url=url, flush=False).start()
+
+
+async def test_a_process_that_ran_before_goes_on_where_a_right_is_taken_away(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = url_of_user(valkey)
+    async with MeterKit(CATALOG, redis_url=url, flush=False, store_timeout=0.2) as kit:
+        await kit.record("acme", "requests", 1)
+        valkey.command("ACL", "SETUSER", "app", "-script|load")
+        valkey.command("CLIENT", "KILL", "TYPE", "normal")
+        await eventually(lambda: _is_away(kit))
+        await kit.record("acme", "requests", 2)
+        await eventually(lambda: "Add the right: ACL SETUSER app +script|load" in caplog.text)
+        valkey.command("ACL", "SETUSER", "app", "+script|load")
+        await eventually(lambda: _seen(kit))
+        await eventually(lambda: _has(kit, 3))
+
+
+async def _is_away(kit: MeterKit) -> bool:
+    return not await _seen(kit)
+
+
+async def _has(kit: MeterKit, quantity: int) -> bool:
+    return (await kit.usage("acme"))["meters"]["requests"]["recorded"] == quantity
 
 
 async def test_keys_that_the_user_may_not_touch_are_named(valkey: Server) -> None:
@@ -232,10 +262,9 @@ async def _seen(kit: MeterKit) -> bool:
 def test_each_is_tried_with_as_many_words_as_it_needs() -> None:
     # A server that is told of fewer crashes: https://github.com/redis/redis/issues/14843.
     with spawn_server() as server:
-        for words in commands_to_try("mk:{0}:dirty"):
-            name = (
-                f"{words[0]}|{words[1]}" if words[0] in {"SCRIPT", "CLIENT", "XGROUP", "XINFO"} else words[0]
-            )
+        for words in commands_to_try("mk:{0}:dirty", of_cluster=True):
+            is_part = words[0] in {"SCRIPT", "CLIENT", "XGROUP", "XINFO", "CLUSTER"}
+            name = f"{words[0]}|{words[1]}" if is_part else words[0]
             (entry,) = server.command("COMMAND", "INFO", name).values()
             arity = int(entry["arity"])
             assert len(words) == arity if arity > 0 else len(words) >= -arity, words

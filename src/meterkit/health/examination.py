@@ -171,7 +171,7 @@ async def _server(seen: _Seen) -> _Looked:
 
 async def _rights(seen: _Seen) -> _Looked:
     store, user = seen.parts.store, seen.parts.store.address.username or "default"
-    words = words_to_try(store.keys.shard(0, "dirty"))
+    words = words_to_try(store.keys.shard(0, "dirty"), of_cluster=store.address.kind == "cluster")
     try:
         refused: list[int] = await seen.admin.ask(seen.client.eval(scripts.load("rights").text, 0, *words))
     except StoreError as error:

@@ -98,7 +98,8 @@ class Admin:
         return node
 
     async def _find(self, known: Collection[Place]) -> Slots:
-        return await find(self._address, known, timeout_s=max(self._timeout_s, 1.0), clock=self._clock)
+        timeout_s = max(self._timeout_s, 1.0)
+        return await find(self._address, known, timeout_s=timeout_s, clock=self._clock, is_known=True)
 
     def for_delivery(self) -> Admin:
         """A client with connections of its own: however much the app asks, delivery does not wait for it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.cancellation import start_task
 from meterkit.errors import StoreError
 from meterkit.redis.connection import ReplyError
-from meterkit.redis.handshake import connect
+from meterkit.redis.handshake import connect, refused
 from meterkit.redis.url import Place
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ async def _ask(
     finally:
         await connection.close()
     if isinstance(reply, ReplyError):
-        raise StoreError(f"the store at {address} does not say where the slots are: {reply}", executed=False)
+        raise refused(address, reply, is_known=is_known)
     slots = slots_of(reply, place)
     if not slots.ranges:
         raise StoreError(f"the store at {address} knows of no slots yet", executed=False)

@@ -195,7 +195,10 @@ class EventLoops:
         )
         try:
             named = address if self._address.places else self._address
-            if str(named) not in self._inspected and await inspect(connection, self._keys, named):
+            of_cluster = self._address.kind == "cluster"
+            if str(named) not in self._inspected and await inspect(
+                connection, self._keys, named, of_cluster=of_cluster
+            ):
                 self._inspected.add(str(named))
         except BaseException:
             await connection.close()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import ssl
 from contextlib import suppress
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.decisions.keys import FORMAT
-from meterkit.errors import SettingsError, StoreError
+from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis import scripts as script_files
 from meterkit.redis.connection import Connection, ReplyError
 from meterkit.redis.names import addresses_of
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 _logger: Final = logging.getLogger("meterkit.store")
 _CREDENTIALS: Final = frozenset({"NOAUTH", "WRONGPASS"})
 _NO_RIGHT: Final = "NOPERM"
+_COMMAND: Final = re.compile("'([a-z|]+)' command")
 _NOT_KNOWN: Final = (
     "its user may not ask for INFO, so whether it evicts keys is not known; it must not (maxmemory-policy"
     " noeviction). Nor is it known when a backup was put back: run `meterkit recover --since` after that"
@@ -71,7 +74,7 @@ async def connect(
                 connection = await _connect_to_host(protocol, address)
             else:
                 _, connection = await loop.create_unix_connection(protocol, address.path)
-        await _prepare(connection, address, scripts, "" if is_known else _wanted(address))
+        await _prepare(connection, address, scripts, is_known=is_known)
     except BaseException as error:
         if connection is not None:
             await connection.close()
@@ -112,33 +115,36 @@ def _silence(error: OSError, tls: Tls | None, timeout_s: float) -> str:
     return found if tls is None else f"{found}; where it does not speak TLS, the URL begins with redis://"
 
 
-async def _prepare(connection: Connection, address: Address, scripts: Sequence[Script], hint: str) -> None:
+async def _prepare(
+    connection: Connection, address: Address, scripts: Sequence[Script], *, is_known: bool
+) -> None:
+    answered = partial(_answered, address, is_known)
     # Step by step: a server that does not let us in closes the connection at the first large request, and
     # its words may be lost with it.
     if address.password is not None:
         user = () if address.username is None else (address.username,)
-        await _answered(address, hint, connection.ask("AUTH", *user, address.password))
+        await answered(connection.ask("AUTH", *user, address.password))
     if address.db:
-        await _answered(address, hint, connection.ask("SELECT", address.db))
+        await answered(connection.ask("SELECT", address.db))
     # The name is for people who look at the server; a user without the right to set it needs none.
     named = connection.ask("CLIENT", "SETNAME", "meterkit")
     await asyncio.wait([named])
     reply: Any = named.exception() or named.result()
     if not (isinstance(reply, ReplyError) and reply.code == _NO_RIGHT):
-        await _answered(address, hint, named)
-    await _answered(address, hint, *(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
+        await answered(named)
+    await answered(*(connection.ask("SCRIPT", "LOAD", script.text) for script in scripts))
 
 
-async def _answered(address: Address, hint: str, *asked: asyncio.Future[Any]) -> None:
-    """Wait for replies; none of them may be an error. ``hint``: what silence may come of."""
+async def _answered(address: Address, is_known: bool, *asked: asyncio.Future[Any]) -> None:
+    """Wait for replies; none of them may be an error. ``is_known``: see :func:`connect`."""
     try:
         replies = await asyncio.gather(*asked)
     except StoreError as error:
-        why = f"{error}{hint}"
+        why = str(error) if is_known else f"{error}{_wanted(address)}"
         raise StoreError(f"the store at {address} cannot be reached: {why}", executed=False) from None
     for reply in replies:
         if isinstance(reply, ReplyError):
-            raise _refused(address, reply)
+            raise refused(address, reply, is_known=is_known)
 
 
 def _wanted(address: Address) -> str:
@@ -150,7 +156,7 @@ def _wanted(address: Address) -> str:
     return ""
 
 
-async def inspect(connection: AnyConnection, keys: Keys, address: Address) -> bool:
+async def inspect(connection: AnyConnection, keys: Keys, address: Address, *, of_cluster: bool) -> bool:
     """See, before a store is used, that its user may do all that is needed; warn of what endangers it.
 
     One round trip; nothing is written. A server that cannot say what its user may do is believed.
@@ -163,7 +169,7 @@ async def inspect(connection: AnyConnection, keys: Keys, address: Address) -> bo
             would stop half way.
         StoreError: the server does not answer.
     """
-    words = words_to_try(keys.shard(0, "dirty"))
+    words = words_to_try(keys.shard(0, "dirty"), of_cluster=of_cluster)
     asked = (
         connection.ask("EVAL", script_files.load("rights").text, 0, *words),
         connection.ask("INFO", "memory"),
@@ -181,7 +187,7 @@ def _may_do_all(reply: Any, keys: Keys, address: Address) -> bool:
     user = address.username or "default"
     if isinstance(reply, ReplyError):
         if reply.code == _NO_RIGHT:
-            raise unusable(f"the store at {address}: {reply}. Add the right: ACL SETUSER {user} +eval")
+            raise refused(address, reply, is_known=False)
         _logger.info("the store at %s does not say what its user may do: %s", address, reply)
         return reply.code == "ERR"
     refusal = rights_refusal(reply, user=user, prefix=keys.prefix)
@@ -246,6 +252,20 @@ async def agree(connection: AnyConnection, keys: Keys, address: Address) -> None
         )
     if refusal is not None:
         raise _refused(address, refusal)
+
+
+def refused(address: Address, reply: ReplyError, *, is_known: bool) -> MeterkitError:
+    """The error for a server that can be reached and refuses: its own words, and a cure where one is known.
+
+    A right that lacks is a matter of the settings, unless they have led to the store before.
+    """
+    if reply.code != _NO_RIGHT:
+        return _refused(address, reply)
+    command = _COMMAND.search(str(reply))
+    user = address.username or "default"
+    cure = "" if command is None else f". Add the right: ACL SETUSER {user} +{command[1]}"
+    why = f"the store at {address} refuses to serve: {reply}{cure}"
+    return StoreError(why, executed=False) if is_known else unusable(why)
 
 
 def _refused(address: Address, reply: ReplyError) -> StoreError:

@@ -135,7 +135,10 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
 """The commands without which nothing works, each with arguments to try the right to it."""
 OPTIONAL_COMMANDS: Final = ("SCAN", "WAIT", "INFO", "CONFIG|GET", "WAITAOF")
 """Without them tasks over all customers fail, delivery waits longer, and dangers stay unnoticed."""
+CLUSTER_COMMANDS: Final[tuple[tuple[str, ...], ...]] = (("CLUSTER|SLOTS",), ("CLUSTER|NODES",), ("ASKING",))
+"""The commands that a cluster needs besides."""
 _SCAN: Final = ("SCAN", "0")
+_TRIED: Final = (*COMMANDS, _SCAN, *CLUSTER_COMMANDS)
 _KEEPS_ALL: Final = "noeviction"
 _REPLICA_LAG_S: Final = 10
 
@@ -145,18 +148,18 @@ def acl_rules(prefix: str, commands: Iterable[str]) -> str:
     return " ".join((f"~{prefix}:*", *(f"+{command.lower()}" for command in commands)))
 
 
-def commands_to_try(key: str) -> list[list[str]]:
-    """The words of each of :data:`COMMANDS` on a key, then those of SCAN."""
+def commands_to_try(key: str, *, of_cluster: bool = False) -> list[list[str]]:
+    """The words of each of :data:`COMMANDS` on a key, then those of SCAN and of a cluster."""
+    tried = _TRIED if of_cluster else (*COMMANDS, _SCAN)
     return [
-        [*command.split("|"), *(key if word == _KEY else word for word in words)]
-        for command, *words in (*COMMANDS, _SCAN)
+        [*command.split("|"), *(key if word == _KEY else word for word in words)] for command, *words in tried
     ]
 
 
-def words_to_try(key: str) -> list[str | int]:
+def words_to_try(key: str, *, of_cluster: bool) -> list[str | int]:
     """What the script ``rights`` tries, as it takes it: before each command how many words that has."""
     found: list[str | int] = []
-    for command in commands_to_try(key):
+    for command in commands_to_try(key, of_cluster=of_cluster):
         found += (len(command), *command)
     return found
 
@@ -169,7 +172,7 @@ def rights_refusal(refused: Sequence[int], *, user: str, prefix: str) -> str | N
         user: the user's name at the server.
         prefix: what the keys begin with.
     """
-    missing = [COMMANDS[place - 1] for place in refused if place <= len(COMMANDS)]
+    missing = [command for place in refused if (command := _TRIED[place - 1]) is not _SCAN]
     if not missing:
         return None
     names = [command for command, *_ in missing]
@@ -191,7 +194,7 @@ def scan_refusal(refused: Sequence[int], *, user: str) -> str | None:
         refused: the places in :func:`commands_to_try`, from 1.
         user: the user's name at the server.
     """
-    if len(COMMANDS) + 1 not in refused:
+    if _SCAN not in (_TRIED[place - 1] for place in refused):
         return None
     return (
         f"the server's user {user!r} has no right to SCAN; without it, tasks over all customers fail:"
