@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
 
-    from meterkit.catalog import Catalog
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport
     from meterkit.notify.events import CreditsLow
@@ -134,16 +133,13 @@ class Parts:
         reach = None if contact is None else partial(contact_of, contact)
         self.notify = Messages(store, settings, reach, journal, self.handlers.events)
         self._dispatcher = EventDispatcher(store, self.handlers)
-        self._is_automatic = False
-        self.use(store.catalog)
+        # Not in the group of the app's handlers: an event goes to one process of a group.
+        self.handlers.add_own("top-ups", "credits.low", self._top_up, is_wanted=self._tops_up)
 
-    def use(self, catalog: Catalog) -> None:
-        """Handle what a catalog needs: automatic top-ups."""
-        sold = sold_in(catalog.credits)
-        is_sold = sold is not None and sold[1].auto is not None
-        if is_sold and self.settings.delivers and not self._is_automatic:
-            self._is_automatic = True
-            self.handlers.add("credits.low", self._top_up)
+    def _tops_up(self) -> bool:
+        """Whether this process works off webhooks, and the plans file has automatic top-ups."""
+        sold = sold_in(self.store.catalog.credits)
+        return self.webhooks.is_worker and sold is not None and sold[1].auto is not None
 
     async def _top_up(self, event: CreditsLow) -> None:
         await self._auto.on_low(event.customer, event.credit, event.id)

@@ -387,7 +387,6 @@ class MeterKit(Served):
             return False
         self.notify.check(catalog)
         self.store.use(enforced(catalog, self.settings.enforcement))
-        self._parts.use(catalog)
         return True
 
     def _view(self, customer: str, subjects: Mapping[str, str] | None) -> CustomerView:

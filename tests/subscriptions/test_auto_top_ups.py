@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from hooking import Hooked
+    from meterkit import CreditsLow
     from meterkit.subscriptions.service.auto_top_ups import AutoTopUps
 
 pytestmark = pytest.mark.anyio
@@ -361,3 +362,26 @@ async def test_a_refund_stops_one_that_has_begun(store_url: str, step: int, doll
         at.clock.advance(timedelta(days=1))
         await night(at)
         assert await balance(at) == 24 * DOLLAR
+
+
+async def test_a_worker_apart_from_the_app_tops_up_beside_the_handlers_of_the_app(store_url: str) -> None:
+    # With METERKIT_FLUSH=off in the app and `meterkit worker`, only the nightly sync topped up.
+    low: list[str] = []
+    async with hooked(store_url, catalog=AUTO) as at:
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+
+        @at.kit.on("credits.low")
+        def note(event: CreditsLow) -> None:
+            low.append(event.customer)
+
+        await spend(at, 6)
+        worker = hooked_kit(store_url, at.url, at.clock, catalog=AUTO)
+        working = asyncio.create_task(worker.webhooks.tasks["webhooks"]())
+        await asyncio.sleep(0)
+        async with worker:
+            await has(at, 24)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        await eventually(lambda: low == ["acme"])

@@ -32,6 +32,7 @@ class Handlers:
 
     def __init__(self) -> None:
         self._handlers: dict[str, list[Callable[[Any], object]]] = {}
+        self._own: dict[str, tuple[Callable[[], bool], Callable[[Any], object]]] = {}
 
     @property
     def events(self) -> Collection[str]:
@@ -49,9 +50,27 @@ class Handlers:
         self._handlers.setdefault(event, []).append(handler)
         return handler
 
-    async def tell(self, event: str, what: object) -> bool:
-        """Tell the handlers of an event, all at once; whether all have taken it."""
-        handlers = self._handlers.get(event, ())
+    def add_own(
+        self, group: str, event: str, handler: Callable[[Any], object], *, is_wanted: Callable[[], bool]
+    ) -> None:
+        """Add a handler of meterkit's own, which gets each event beside the app's handlers.
+
+        Args:
+            group: its name among the readers of the event.
+            event: for example ``credits.low``.
+            handler: sync or async.
+            is_wanted: whether this process is to handle it; asked each time.
+        """
+        self._own[f"{group} {event}"] = (is_wanted, handler)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of readers in this process: ``EVENT`` for the app's handlers, ``GROUP EVENT`` for our own."""
+        return (*self._handlers, *(group for group, (is_wanted, _) in self._own.items() if is_wanted()))
+
+    async def tell(self, event: str, what: object, *, group: str) -> bool:
+        """Call the handlers of a group of readers, all at once; whether all have taken the event."""
+        handlers = [self._own[group][1]] if group in self._own else self._handlers.get(group, [])
         return all(await asyncio.gather(*(start_task(_tell(event, handler, what)) for handler in handlers)))
 
 
@@ -136,11 +155,11 @@ class EventDispatcher:
 
     async def _tell_all(self, due: _Due) -> None:
         """Begin to tell all there is in the shards that are due."""
-        events = tuple(self._handlers.events)
+        groups = self._handlers.groups
         async with due.asking:
-            while events and due.shards:
+            while groups and due.shards:
                 shard = due.shards.pop()  # Before it is asked: what comes meanwhile makes it due again.
-                notices = await next_notices(self._store, shard, events)
+                notices = await next_notices(self._store, shard, groups)
                 if notices:
                     due.shards.add(shard)
                 for notice in notices:
@@ -157,7 +176,8 @@ class EventDispatcher:
             # Another release wrote it, whose processes may read it.
             is_taken, why = False, f"reading it ({error!r})"
         else:
-            is_taken, why = await self._handlers.tell(notice.kind, event), "telling it"
+            is_taken = await self._handlers.tell(notice.kind, event, group=notice.group)
+            why = "telling it"
         if not is_taken and notice.is_last:
             _logger.error(
                 "%s of customer %r is given up: %s has failed %d times (id %s-%s)",

@@ -51,6 +51,9 @@ class Webhooks:
         refused: does what an event asks for that tells of usage which Stripe does not count; given its id.
         top_ups: grants what customers have paid for.
         low: buys a top-up by itself for a customer whose balance is low.
+
+    Attributes:
+        is_worker: whether a task of this process works off events.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Webhooks:
         self._queue = HookQueue(store)
         self._looker = Looker(store, api, self._queue, refused, top_ups, low)
         self._workers: WeakKeyDictionary[asyncio.AbstractEventLoop, HookWorker] = WeakKeyDictionary()
+        self.is_worker = False
 
     @property
     def has_secret(self) -> bool:
@@ -159,6 +163,7 @@ class Webhooks:
 
     async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._api()
+        self.is_worker = True
         await work()
 
     async def sweep(self) -> int:
