@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delivering import desk, kit_for
+from delivering import PLANS, desk, kit_for
 from meterkit import SettingsError
+from meterkit.catalog import loads
 from spooling import spool_with
 
 if TYPE_CHECKING:
@@ -84,3 +85,14 @@ async def test_without_a_stripe_key_everything_is_what_is_spooled(store_url: str
             await kit.flush()
         await kit.stop()
         assert at.emulator.requests == ()
+
+
+async def test_the_plan_in_force_when_a_spool_is_sent_decides_what_is_included(
+    store_url: str, tmp_path: Path
+) -> None:
+    plans = loads(PLANS + "  max: {extends: pro, meters: {requests: {included: 2_000, overage: bill}}}\n")
+    async with desk_with_acme(store_url, tmp_path, catalog=plans) as at:
+        left_behind(at.kit, 1_500)
+        await at.kit.customers.set_plan("acme", "max")
+        await at.kit.flush(everything=True)
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["overage"] == 0

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from delivering import NOW, PLANS, have_at_stripe, kit_for
+from delivering import NOW, PLANS, desk, have_at_stripe, kit_for
 from faults import stats
 from meterkit.catalog import loads
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import StoreError
 from meterkit.store.server_lives import ServerLives
+from meterkit.testing import Clock
 from proxy import TcpProxy
 from restoring import LAG, begin_anew, come_back, linked, states
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     from delivering import Desk
     from servers import Server
@@ -453,6 +455,44 @@ async def test_i6_what_is_recorded_after_a_restore_is_apart_from_what_was_pendin
         await at.flush(everything=True, timeout_s=0)
         await at.flush(everything=True)
         assert (await states(at), at.accepted("acme")) == ([(6, "parked")], 57)
+
+
+async def test_i6_what_is_recorded_after_a_restart_waits_for_the_end_of_the_comparison(
+    store_url: str,
+) -> None:
+    # A page said that it does not wait.
+    async with linked(store_url) as at:
+        await begin_anew(at)
+        await at.flush()
+        await at.kit.record("acme", "requests", 7)
+        at.clock.advance(LAG - timedelta(seconds=1))
+        assert (await at.flush(everything=True, timeout_s=0)).delivered == 0
+        at.clock.advance(timedelta(seconds=1))
+        await at.flush(everything=True)
+        assert at.accepted("acme") == 7
+
+
+async def test_i6_from_an_embedded_server_processes_that_end_within_two_minutes_deliver_nothing(
+    tmp_path: Path,
+) -> None:
+    clock, url = Clock(NOW), f"embedded://{tmp_path}/store"
+    async with desk(url, clock=clock) as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 5)
+        await at.flush(everything=True)
+        await at.kit.record("acme", "requests", 2)
+        assert at.accepted("acme") == 5
+        async with at.emulator.serve() as stripe:
+            await at.kit.stop()
+            for stays in (False, False, True):
+                clock.advance(LAG)
+                async with kit_for(url, stripe, clock=clock) as kit:
+                    await kit.flush()
+                    if stays:
+                        clock.advance(LAG)
+                    await kit.flush()
+                assert at.accepted("acme") == (7 if stays else 5)
+            await at.kit.start()
 
 
 async def test_i6_what_a_restore_parked_is_redriven_only_where_stripe_has_nothing_of_it(

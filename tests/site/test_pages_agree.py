@@ -235,6 +235,8 @@ FIGURES: Final = [
             "plans-file.md": "reads a changed plans file within two seconds",
         },
     ),
+    ("health.spools:ROOM_BYTES", 64 << 20, {"checklist.md": "◆ at least 64 MiB are free"}),
+    ("health.store_servers:_FULL", 0.9, {"checklist.md": "◆ less than 90% of `maxmemory` is used"}),
 ]
 
 

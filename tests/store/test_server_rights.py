@@ -312,6 +312,18 @@ async def test_where_nothing_may_be_asked_delivery_goes_by_age_and_says_so_once(
     assert "whether it evicts keys is not known" in caplog.text
 
 
+async def test_from_a_server_that_keeps_nothing_and_may_not_be_asked_even_a_live_key_delivers(
+    valkey: Server,
+) -> None:
+    # As the page on rights says: meterkit cannot see it.
+    async with desk(url_of_user(valkey, NEEDED), stripe_api_key="sk_live_1") as at:
+        await at.link("acme")
+        await at.kit.record("acme", "requests", 6)
+        await at.flush(everything=True, timeout_s=0)
+        at.clock.advance(timedelta(seconds=3))
+        assert (await at.flush()).delivered == 1
+
+
 async def test_a_user_without_dangerous_commands_waits_for_the_disk(
     valkey: Server, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -65,7 +65,7 @@ class Handlers:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Groups of readers in this process: ``EVENT`` for the app's handlers, ``GROUP EVENT`` for our own."""
+        """Groups of readers in this process: ``EVENT`` for the app's handlers, ``GROUP EVENT`` for others."""
         return (*self._handlers, *(group for group, (is_wanted, _) in self._own.items() if is_wanted()))
 
     async def tell(self, event: str, what: object, *, group: str) -> bool:
