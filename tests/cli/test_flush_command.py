@@ -320,3 +320,22 @@ async def test_a_worker_needs_no_key_where_no_meter_goes_to_stripe(directory: Pa
 
 async def is_drained(url: str) -> bool:
     return [row["quantity"] for row in rows_in(url)] == [5]
+
+
+async def test_spools_of_other_settings_are_named(
+    stored: Shell, directory: Path, store_url: str, tmp_path: Path
+) -> None:
+    # Without the app's prefix the cure of a left spool did nothing, and said nothing.
+    spools = tmp_path / "spools"
+    stored.environment["METERKIT_SPOOL_DIR"] = str(spools)
+    kit = MeterKit(directory / "plans.yaml", redis_url=store_url, key_prefix="other", flush=False)
+    file = spool_with(kit, spools, "tokens", 7)
+    file.close()
+    done = stored.run("flush", "--all")
+    assert (0, True) == (done.code, file.path.exists())
+    assert (
+        f"spool not sent: {file.path}: it belongs to another store: {kit.store.address}, prefix other"
+        in done.err
+    )
+    stored.environment["METERKIT_KEY_PREFIX"] = "other"
+    assert "1 settlements sent" in stored.run("flush", "--all").out

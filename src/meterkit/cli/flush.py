@@ -17,6 +17,7 @@ from meterkit.cli.progress import shown_steps
 from meterkit.cli.session import Session, command, started
 from meterkit.delivery.late_usage import late_in_words
 from meterkit.insights.audit.draining import drainer_of
+from meterkit.spool.directory import look_at_spools
 
 if TYPE_CHECKING:
     from meterkit import MeterKit
@@ -67,6 +68,9 @@ async def flush(
     else:
         report = await _deliver(kit, everything=everything, timeout_s=timeout_s)
 
+    if everything:
+        await asyncio.to_thread(_note_foreign_spools, kit)
+
     def tell() -> None:
         if report.spooled:
             echo(f"spools of processes that are gone: {report.spooled} settlements sent")
@@ -94,6 +98,16 @@ async def _deliver(kit: MeterKit, *, everything: bool, timeout_s: float) -> Flus
 async def _drain_audit_log(kit: MeterKit) -> None:
     if kit.settings.audit_url is not None:
         await drainer_of(kit.store, kit.settings).once()
+
+
+def _note_foreign_spools(kit: MeterKit) -> None:
+    """Name left spools of other stores: the settings may not be those of the app that left them."""
+    store = kit.store
+    if store.spool_dir is None:
+        return
+    for seen in look_at_spools(store.spool_dir, store.keys, store=str(store.address), now_ms=store.now_ms()):
+        if seen.state == "foreign":
+            print_note(f"spool not sent: {seen.path}: {seen.why}")
 
 
 async def _watch(flusher: Flusher, steps: Steps) -> None:
