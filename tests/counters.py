@@ -1,8 +1,8 @@
 """The packed fields of counters, taken apart: one name for each number, as the model keeps them.
 
-``t``, ``b``, ``e``, ``x`` and ``r`` are the head; of a meter ``i``, ``o``, ``g``, ``c``, ``p``, ``m`` what is
-counted, ``h`` and ``H`` what is held in the slot of the last time seen and in the one before, ``z`` its
-stamp; ``n`` and ``N`` what is in flight in these slots, ``w`` and ``W`` what is held of a credit; ``a``,
+``t``, ``b``, ``e``, ``x`` and ``r`` are the head; of a meter ``i``, ``o``, ``j``, ``g``, ``c``, ``p``, ``m``
+what is counted, ``h`` and ``H`` what is held in the slot of the last time seen and in the one before, ``z``
+its stamp; ``n`` and ``N`` what is in flight in these slots, ``w`` and ``W`` what is held of a credit; ``a``,
 ``b``, ``d`` the numbers of a rate.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Flat = dict[str, str]
 
-_COUNTED: Final = "iogcpmz"
+_COUNTED: Final = "iogcpmzj"
 _HEAD: Final = "tbexr"
 
 
@@ -52,7 +52,7 @@ def flat_of(fields: Mapping[str, bytes]) -> Flat:
             counts = MeterCounts.read(packed)
             counted = (
                 *(counts.included, counts.overage, counts.granted, counts.credited, counts.pending),
-                *(counts.late, counts.stamped_ms),
+                *(counts.late, counts.stamped_ms, counts.over_cap),
             )
             flat |= {token + letter: count for letter, count in zip(_COUNTED, counted, strict=True)}
             live = _live(slot, counts.slot, counts.held, counts.held_before)
@@ -89,7 +89,7 @@ def packed_of(flat: Mapping[str, int | str]) -> dict[str, bytes]:
                     0, 0, 0, slot, of.get(kind, 0), of.get(kind.upper(), 0), b""
                 )
         if set(of) - set("nNwW"):
-            besides = b"".join(_pack(of.get(kind, 0)) for kind in "gcmz")
+            besides = b"".join(_pack(of.get(kind, 0)) for kind in "gcmzj")
             numbers_ = [*(of.get(kind, 0) for kind in "iop"), slot, of.get("h", 0), of.get("H", 0)]
             fields[f"{token}m"] = pack_field(*numbers_, besides if any(besides) else b"")
     return fields

@@ -61,6 +61,7 @@ NOTHING: Final[MeterUsage] = {
     "used": 0,
     "included": 0,
     "granted": 0,
+    "over_cap": 0,
     "held": 0,
     "remaining": 0,
     "overage": 0,

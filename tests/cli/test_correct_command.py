@@ -66,7 +66,9 @@ async def test_a_dry_run_takes_nothing_back(stored: Shell, directory: Path, stor
     )
     wrong = stored.run("correct", "acme", "tokens=1_800", "--dry-run", "--json")
     assert wrong.code == 1
-    assert wrong.json == [{"meter": "tokens", "asked": 1800, "recorded": 25, "overage": 15, "beyond": 1775}]
+    assert wrong.json == [
+        {"meter": "tokens", "asked": 1800, "recorded": 25, "over_cap": 0, "overage": 15, "beyond": 1775}
+    ]
     assert stored.run("correct", "acme", "tokenz=1", "--dry-run").code == 1
     assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == 25
 

@@ -62,7 +62,7 @@ async def test_the_age_of_what_cannot_be_read_is_that_of_its_name(store_url: str
         admin: Any = await at.kit.store.admin()
         now_ms = at.kit.store.now_ms()
         for shard, (age_ms, fields) in enumerate(
-            ((9_000, {"k": "of another release", "d": "", "at": 1}), (7_000, {"e": b"\xfe\x01"}))
+            ((9_000, {"k": "of another release", "d": "", "at": 1}), (7_000, {"e": b"\xfd\x01"}))
         ):
             await admin.client.xadd(at.kit.store.keys.audit(shard), fields, id=f"{now_ms - age_ms}-0")
         backlog = await read_backlog(at.kit.store)

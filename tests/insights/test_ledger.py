@@ -304,7 +304,7 @@ def test_lines_that_a_later_release_adds_are_ignored_and_missing_ones_are_not_ne
 
 
 def _read(told: str) -> Row:
-    units = (1, 0, 0, 4, 0)
+    units = (1, 0, 0, 4, 0, 0)
     packed = pack_field("w:1", 1, "ada", 9, 7, "", told, f"{meter_token('requests')}m", *units)
     (row,) = rows_of(0, "1-1", {b"e": packed}, str)
     return row

@@ -42,6 +42,7 @@ def terms(
         plan="free",
         fixed_cents=Fraction(0),
         included=ceilings,
+        caps={},
         ceilings=ceilings,
         labels={},
         rates=rates or {},

@@ -87,6 +87,19 @@ def test_other_plans_with_what_they_grant() -> None:
     ]
 
 
+def test_usage_over_a_cap_is_expected_to_cost_what_the_cap_costs() -> None:
+    (small,) = on_other_plans(CATALOG, [CAPPED], {"calls": 5_000})
+    assert (small["cost_cents"], small["refused"]) == (1_248, ["calls"])
+    usage = {"calls": counts(5_000, included=0, overage=50)}  # Of a plan before with a lower cap.
+    assert forecast_of({"calls": [300, 300]}, usage, 10, CAPPED[1])["cost_cents"] == (1_220, 1_220, 1_220)
+    lower = counts(100, included=0, overage=50)
+    assert forecast_of({"calls": [50, 50]}, {"calls": lower}, 10, CAPPED[1])["cost_cents"] == (
+        1_228,
+        1_228,
+        1_228,
+    )
+
+
 def test_other_plans_with_too_little_for_gauges() -> None:
     catalog = loads("""
 schema: 1

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from store.script_wires import Wire
 
 NAME: Final = "ada"
-CLASSES: Final = ("included", "granted", "credited", "overage", "marked")
+RECORDED: Final = ("included", "granted", "credited", "overage", "over_cap")
+CLASSES: Final = (*RECORDED, "marked")
 ALL: Final = "pqlkdxz"
 BACK: Final = "QLKDXZ"
 ANCHORS: Final = (None, START_MS - 20 * DAY_MS + 30_000)
@@ -136,7 +137,7 @@ class Rebuilt:
             for asked, kind in zip(units, CLASSES, strict=False)
         ]
         known = customer.pending[meter] + self.total(meter, ALL) - self.total(meter, BACK)
-        sent = max(0, units[5] - known)
+        sent = max(0, units[6] - known)
         event = wanted.events.get(meter, "")
         is_left = sent > 0 and not (wanted.stripe and event)
         delivered = 0 if is_left else min(sent, self._there.get(event, 0))
@@ -152,7 +153,7 @@ class Rebuilt:
         self.raised[meter] = lacks, minute if parked else 0
         if parked:
             self._park(meter, parked, minute)
-        words = f"{sum(lacks[:4])} of {meter}: {delivered} delivered, {parked} parked"
+        words = f"{sum(lacks[: len(RECORDED)])} of {meter}: {delivered} delivered, {parked} parked"
         self.entries.append(["rebuilt", str(self.now), "", words, "ada"])
         if delivered:
             field = f"{self.begins}|{meter_token(meter)}d"
@@ -260,7 +261,7 @@ class Rebuilding(Checks):
             customer.lives = random.choice((now + DAY_MS, now + 120 * DAY_MS, NEVER_MS))
             customer.cached = random.choice((customer.rev, None))
             for meter in random.sample(METERS, 2):
-                for kind in (*CLASSES[:4], "pending"):
+                for kind in (*RECORDED, "pending"):
                     getattr(customer, kind)[meter] = random.choice((0, 0, *BIG[:3]))
                 customer.marked[meter] = random.choice((0, 0, 1))
                 customer.stamps[meter] = (

@@ -49,7 +49,7 @@ class Folding:
         self.wire(pack("FLUSHALL"))
         number = self.random.choice((0, 1, 4, 9, 140 if self.random.random() < 0.1 else 2))
         if self.random.random() < 0.3:
-            self.wire(pack("HSET", self.keys[1], f"7|{meter_token('tokens')}4|ada", 5))
+            self.wire(pack("HSET", self.keys[1], f"7|{meter_token('tokens')}5|ada", 5))
         for nth in range(number):
             self._enter(nth)
         before, names = self._sums(), self._names()
@@ -80,7 +80,7 @@ class Folding:
             return
         noted: list[int | str] = []
         for meter in random.sample(METERS, random.choice((1, 1, 2, 3))):
-            units = [random.choice((0, 0, 1, 40, 10**15 - 1)) for _ in range(4)]
+            units = [random.choice((0, 0, 1, 40, 10**15 - 1)) for _ in range(5)]
             noted += [
                 f"{meter_token(meter)}m",
                 *units,
@@ -90,7 +90,7 @@ class Folding:
         period, told = random.choice((7, 1_935_000_000_000)), random.choice(("", "\nmodel\n", PRICED, PRICED))
         packed = pack_field("w:1", nth, random.choice(CUSTOMERS[:2]), NOW_MS, period, late, told, *noted)
         if random.random() < 0.1:
-            packed = b"\xfd" + packed[1:]  # As another release may write it.
+            packed = b"\xfc" + packed[1:]  # As another release may write it.
         self.wire(pack("XADD", self.keys[0], "*", "e", packed))
 
     def _ask(self, name: str, *argv: int) -> Any:
@@ -102,7 +102,7 @@ class Folding:
 
     def _names(self) -> list[tuple[bytes, bool]]:
         """The entries of the stream, and whether each can be added up."""
-        return [(name, fields.get(b"e", b"").startswith(b"\xfe")) for name, fields in self._stream()]
+        return [(name, fields.get(b"e", b"").startswith(b"\xfd")) for name, fields in self._stream()]
 
     def _hash(self) -> dict[bytes, bytes]:
         flat: Any = self.wire(pack("HGETALL", self.keys[1]))
@@ -116,7 +116,7 @@ class Folding:
             for name, units in self._hash().items()
         ]
         for name, fields in [*self._stream(), *kept]:
-            if fields.get(b"e", b"\xfe").startswith(b"\xfe"):
+            if fields.get(b"e", b"\xfd").startswith(b"\xfd"):
                 for row in rows_of(0, name.decode(), fields, str):
                     for kind in CLASSES:
                         found[row.customer, row.meter, row.period_start_ms, kind] += getattr(row, kind)

@@ -237,7 +237,7 @@ def _audited(entry: dict[str, Any]) -> dict[str, Any] | None:
     if entry.get("k") != "corrected":  # Or not one of ours at all.
         return entry
     what = json.loads(entry["d"])
-    what["meters"] = {token: text for token, text in what["meters"].items() if text != "0 0 0 0 0 0"}
+    what["meters"] = {token: text for token, text in what["meters"].items() if text != "0 0 0 0 0 0 0"}
     return {**entry, "d": what} if what["meters"] else None
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ONCE = "r:1"
 _NAMES = {meter_token(meter): meter for meter in METERS}
-CLASSES = ("overage", "credited", "granted", "included")
+CLASSES = ("over_cap", "overage", "credited", "granted", "included")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +105,8 @@ def _turn(name: str, fields: Sequence[str]) -> tuple[int, int, int, str]:
 def _numbers(customer: Customer) -> dict[str, tuple[int, ...]]:
     """By token what the audit log is told of a meter."""
     kinds = (
-        *(customer.included, customer.granted, customer.credited, customer.overage, customer.pending),
-        customer.marked,
+        *(customer.included, customer.granted, customer.credited, customer.overage, customer.over_cap),
+        *(customer.pending, customer.marked),
     )
     return {meter_token(meter): tuple(counts[meter] for counts in kinds) for meter in METERS}
 
@@ -116,7 +116,7 @@ def _enter(shard: Shard, work: _Work, before: Mapping[str, tuple[int, ...]]) -> 
     meters: dict[str, str] = {}
     for token, numbers in _numbers(work.customer).items():
         less = [was - now for was, now in zip(before[token], numbers, strict=True)]
-        less[4] += work.back.get(token, 0)
+        less[5] += work.back.get(token, 0)
         if any(less):
             meters[token] = " ".join(map(str, less))
     if meters:
@@ -196,7 +196,9 @@ class _Work:
         reason, by = asked.entries
         told = f"{quantity} of {meter} to be taken back"
         self.shard.histories[self.name].append(["correction", str(self.now), told, words + reason, by])
-        return " ".join(map(str, (*taken.values(), sent, owed, left, units, micro, back + back_included)))
+        over_cap = taken.pop("over_cap")
+        numbers = (*taken.values(), sent, owed, left, units, micro, back + back_included, over_cap)
+        return " ".join(map(str, numbers))
 
     def sent(self, token: str) -> int:
         """How many units an event has lost by now, and so many more."""

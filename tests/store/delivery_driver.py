@@ -100,7 +100,7 @@ class Delivery(Checks):
         if customer.period is None:
             customer.seen, customer.lives = self.wall, self.wall + DAY_MS
             customer.begin(self.wall, self._view(name, self.wall))
-        kinds = (customer.included, customer.overage, customer.granted, customer.credited)
+        kinds = (customer.included, customer.overage, customer.granted, customer.credited, customer.over_cap)
         recorded = self.random.choice(kinds)
         sealed = (intent for intent in self.shard.intents.values() if intent.customer == name)
         # What was taken back may be on its way all the same, and come back from there.

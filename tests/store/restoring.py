@@ -44,7 +44,7 @@ class Restoring(Delivery):
 
     def _plant_meter(self, customer: Customer, meter: str) -> None:
         random, period = self.random, customer.begun[0]
-        for counts in (customer.granted, customer.credited):
+        for counts in (customer.granted, customer.credited, customer.over_cap):
             counts[meter] = random.choice(PAID)
         customer.overage[meter] = random.choice((0, 7, 700))
         for letter in random.sample("qldxr", random.choice((0, 2, 3))):
@@ -88,7 +88,7 @@ class Repricing(Restoring):
         if meter == SPEND:
             customer.included[meter], customer.overage[meter] = random.choice(SPENT), random.choice(SPENT)
         elif meter in ROWS:
-            for counts in (customer.included, customer.granted, customer.credited):
+            for counts in (customer.included, customer.granted, customer.credited, customer.over_cap):
                 counts[meter] = 0
             if random.random() < 0.2:  # A row that nothing was counted at.
                 for counts in (customer.overage, customer.pending, customer.stamps):

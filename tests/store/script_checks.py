@@ -196,15 +196,18 @@ class Checks:
             return sum(customer.credit_holds[meter].live(max(self.wall, customer.seen)))
 
         for meter, given in entitlements.items():
-            overage, pending, granted, credited = (
+            overage, pending, granted, credited, over_cap = (
                 0 if over else counter[meter]
-                for counter in (customer.overage, customer.pending, customer.granted, customer.credited)
+                for counter in (
+                    *(customer.overage, customer.pending, customer.granted, customer.credited),
+                    customer.over_cap,
+                )
             )
             left: int | str = "unlimited"
             if ceiling_of(given) is not None:
                 more = room(meter, means, self.catalog, entitlements, Claims(covered, held, held_credit))
                 left = max(0, own_of(given, covered(meter), overage) + more - held(meter))
-            recorded = covered(meter) + overage + granted + credited
+            recorded = covered(meter) + overage + granted + credited + over_cap
             expected = {
                 "used": recorded + held(meter),
                 "included": "unlimited" if given.included is None else given.included,
@@ -213,6 +216,7 @@ class Checks:
                 "remaining": left,
                 "overage": overage,
                 "overage_cents": _cents(given, overage),
+                "over_cap": over_cap,
                 "recorded": recorded,
                 "unlinked" if state.stripe_customer is None else "pending": pending,
             }

@@ -23,7 +23,7 @@ from meterkit.store.settlement import Settlement
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, SLOT_MS
 from store.script_model import NEVER_MS
 from store.script_plans import ANONYMOUS, CUSTOMERS, WINDOWS_MS
-from store.script_requests import Requests, view_of
+from store.script_requests import Requests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,8 +136,7 @@ class World(Requests):
         for _ in range(10):
             self._settle(Settlement(known, used=Used(quantities, rated)))
         # Exactly what is counted, then one more.
-        view = view_of(known)
-        left = MOST - self.model.customers[name].total(meter, with_paid=view.has_purse)
+        left = MOST - self.model.customers[name].total(meter)
         for quantity in (left, 1):
             if quantity < 10**15:
                 recorded = {meter: quantity}
@@ -254,7 +253,7 @@ class World(Requests):
                 for wrong in (*_wrongs(packed), *beyond):
                     self._damage(name, keys.counters, field, wrong)
         begun = customer.period[0]
-        counted = [field for field in flat_of(stored) if len(field) == 5 and field[-1] in "igcopm"]
+        counted = [field for field in flat_of(stored) if len(field) == 5 and field[-1] in "igcojpm"]
         for field in (f"{begun}|e", *(f"{begun}|{field}" for field in counted)):
             self._damage(name, keys.totals, field, b"1x")
 

@@ -107,6 +107,7 @@ class Customer:
     overage: Counter[str] = field(default_factory=Counter[str])
     granted: Counter[str] = field(default_factory=Counter[str])
     credited: Counter[str] = field(default_factory=Counter[str])
+    over_cap: Counter[str] = field(default_factory=Counter[str])
     pending: Counter[str] = field(default_factory=Counter[str])
     marked: Counter[str] = field(default_factory=Counter[str])
     closed: dict[str, int] = field(default_factory=dict[str, int])
@@ -168,8 +169,11 @@ class Customer:
 
     def _classes(self) -> Iterable[tuple[str, Counter[str]]]:
         return zip(
-            "iogcpm",
-            (self.included, self.overage, self.granted, self.credited, self.pending, self.marked),
+            "iogcjpm",
+            (
+                *(self.included, self.overage, self.granted, self.credited, self.over_cap),
+                *(self.pending, self.marked),
+            ),
             strict=True,
         )
 
@@ -207,10 +211,16 @@ class Customer:
                 self.closed[name] = self.closed.get(name, 0) + part.quantity
                 self.marked[part.meter] += 0 if is_dead else part.quantity
 
-    def total(self, meter: str, *, with_paid: bool) -> int:
-        """What was recorded of a meter in this period; what was paid where that is looked at."""
-        paid = self.granted[meter] + self.credited[meter] if with_paid else 0
-        return self.included[meter] + self.overage[meter] + paid
+    def total(self, meter: str) -> int:
+        """Recorded units of a meter in this period, in all classes."""
+        classes = (self.included, self.overage, self.granted, self.credited, self.over_cap)
+        return sum(counts[meter] for counts in classes)
+
+    def over_cap_of(self, given: Entitlement, beyond: int) -> int:
+        """How many of some units beyond what is included and prepaid are over the cap, and not billed."""
+        if given.overage.mode != "bill" or given.overage.cap is None:
+            return 0
+        return max(0, beyond - max(0, given.overage.cap - self.overage[given.meter]))
 
     def live_until(self, lives: int, *, extra: int = 0) -> None:
         if self.lives < lives:
@@ -366,8 +376,8 @@ class Model:
 
     def _cross(self, name: str, customer: Customer, given: Entitlement, part: Part, now: int) -> None:
         """Notice the shares of what is included that these units have reached."""
-        after = customer.total(part.meter, with_paid=True)
-        counted = part.within + part.granted + part.credited + part.overage
+        after = customer.total(part.meter)
+        counted = part.within + part.granted + part.credited + part.overage + part.over_cap
         included = given.included or 0
         for percent in given.warn_at if included else ():
             if 100 * (after - counted) < included * percent <= 100 * after:
@@ -393,10 +403,10 @@ class Model:
         reported_as = next((found.name for found in derived if found.stripe is not None), meter)
         for name in (meter, *(found.name for found in derived)):
             given, quantity = view.entitlements[name], use.recorded.get(meter, 0)
-            is_too_much = customer.total(name, with_paid=means is not None) + quantity > MOST
+            is_too_much = customer.total(name) + quantity > MOST
             quantity = within = 0 if is_too_much else quantity
             if is_dead:
-                yield Part(name, quantity, 0, 0, 0, 0, 0, reported_as, is_too_much)
+                yield Part(name, quantity, 0, 0, 0, 0, 0, 0, reported_as, is_too_much)
                 continue
             if given.included is not None:
                 within = min(quantity, max(0, given.included - customer.included[name]))
@@ -404,11 +414,28 @@ class Model:
             if name == meter and means is not None:
                 credit, model = credit_of(self.catalog, meter), use.dimensions.get("model")
                 granted, credited = means.pay(meter, quantity - within, credit, model)
-            overage, stripe = quantity - within - granted - credited, meters[reported_as].stripe
+            beyond, stripe = quantity - within - granted - credited, meters[reported_as].stripe
+            over_cap = customer.over_cap_of(given, beyond)
+            overage, bound = beyond - over_cap, quantity
+            if reported_as != name:
+                bound -= self._over_cap_of_derived(view.entitlements[reported_as], customer, quantity)
             if name == meter and view.billable and stripe is not None and stripe.report != "none":
-                reported += within if stripe.report == "usage" else 0
-                reported += overage if given.overage.mode == "bill" else 0
-            yield Part(name, quantity, within, granted, credited, overage, reported, reported_as, is_too_much)
+                # Units are classified in their order: included first, those over the cap last.
+                reported += min(within, bound) if stripe.report == "usage" else 0
+                billed = max(0, min(quantity - over_cap, bound) - (quantity - beyond))
+                reported += billed if given.overage.mode == "bill" else 0
+            yield Part(
+                *(name, quantity, within, granted, credited, overage, over_cap),
+                *(reported, reported_as, is_too_much),
+            )
+
+    def _over_cap_of_derived(self, given: Entitlement, customer: Customer, quantity: int) -> int:
+        """How many units a derived meter counts as over its own cap."""
+        if given.included is None or customer.total(given.meter) + quantity > MOST:
+            return 0
+        return customer.over_cap_of(
+            given, max(0, quantity - max(0, given.included - customer.included[given.meter]))
+        )
 
     def _derived(self, meter: str, use: Use) -> tuple[Meter, ...]:
         return derived_from(self.catalog.meters, meter, use.dimensions if use.measured.get(meter) else {})
@@ -450,6 +477,7 @@ class Model:
             customer.granted[part.meter] += part.granted
             customer.credited[part.meter] += part.credited
             customer.overage[part.meter] += part.overage
+            customer.over_cap[part.meter] += part.over_cap
             begins_to_wait |= part.reported > 0 and customer.pending[part.reported_as] == 0
             customer.pending[part.reported_as] += part.reported
         if has_recorded:

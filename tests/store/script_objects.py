@@ -191,7 +191,7 @@ class ObjectsWorld:
     def _set_by_hand(self) -> None:
         quantity = self.random.choice((1, 40, 70))
         self.level = self._standing(quantity)
-        packed = b"\xfe" + b"".join(b"\xcf" + number.to_bytes(8, "big") for number in self.level)
+        packed = b"\xfd" + b"".join(b"\xcf" + number.to_bytes(8, "big") for number in self.level)
         self._wire(pack("HSET", "levels", "storage", packed))
 
     def _standing(self, quantity: int) -> Level:
@@ -333,8 +333,8 @@ class ObjectsWorld:
     def damage(self) -> None:
         """What is no longer what it must be is an error, and nothing is done."""
         damaged = (
-            *(b"\xfe\x00", b"\x02\x00\x00", b"\x02\x00\x00\x00", b"text", b"\xfe" + b"\x00" * 9),
-            *(b"\x02\x00\x00\x00\xa15\xa1a", b"\xfe\x00\x00\x00\xa15", b"\xfe\x00\x00\x00\xa15\xa1a\x00"),
+            *(b"\xfd\x00", b"\x02\x00\x00", b"\x02\x00\x00\x00", b"text", b"\xfd" + b"\x00" * 9),
+            *(b"\x02\x00\x00\x00\xa15\xa1a", b"\xfd\x00\x00\x00\xa15", b"\xfd\x00\x00\x00\xa15\xa1a\x00"),
         )
         for key, field in (
             ("levels", "storage"),
@@ -343,7 +343,7 @@ class ObjectsWorld:
             ("objects", "one"),
             ("objects", "buck"),
         ):
-            for value in (b"\xfe\x00", b"\x02", b"\x02\x00\x00") if field[-1] == "+" else damaged:
+            for value in (b"\xfd\x00", b"\x02", b"\x02\x00\x00") if field[-1] == "+" else damaged:
                 self._wire(pack("DEL", "levels", "objects"))
                 self._wire(pack("HSET", key, field, value))
                 reply = self._ask([("one", STORED, 1, self.wall, "5", "a", 0, "")], ("", ""), "")

@@ -51,6 +51,7 @@ plans:
         included: 2000
         overage: bill
       plain: {rate: 30/5 minutes}
+      large: {included: 1000, overage: {bill: {cap: 900}}}
       notes:
         rate:
           - {limit: 7/3 seconds, algorithm: token-bucket, burst: 101}
@@ -99,7 +100,7 @@ meters:
   images: {unit: image, stripe: {event_name: images}}
   pages: {unit: page}
   notes: {unit: note}
-  large: {unit: word, from: words, where: {size: "l*"}, stripe: {event_name: large}}
+  large: {unit: word, from: words, where: {size: "l*"}, stripe: {event_name: large, report: usage}}
   coded: {unit: word, from: words, where: {size: "*", code: "yes"}}
 prices:
   words: {default: 1 per 64, models: {"*mini": 1 per 500, "big-*": 9, opus: 3 per 4}}
@@ -148,6 +149,7 @@ plans:
     grants:
       - {credit: ai, quantity: 9, every: period, priority: 20}
       - {meter: words, quantity: 30, every: period}
+    meters: {large: {included: 30, overage: {bill: {cap: 50}}}}
   bare:
     extends: gift
     rank: 3

@@ -113,6 +113,7 @@ class Part(NamedTuple):
     granted: int
     credited: int
     overage: int
+    over_cap: int
     reported: int
     reported_as: str
     is_too_much: bool

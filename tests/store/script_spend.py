@@ -103,6 +103,7 @@ PRICES: Final = {
 }
 INCLUDED: Final = {"words": 20, "images": 1, "seconds": 2, "plain": 30, "usd_charged": 0}
 FEWER_WORDS: Final = 5
+CAP: Final = 60
 QUANTITIES: Final = {
     "words": (1, 1, 3, 7, 20, 50, 200),
     "images": (1, 1, 2, 5),
@@ -157,7 +158,7 @@ class SpendWorld:
         return bool(self.catalog.credits)
 
     def _begin(self) -> None:
-        self.included, self.overage = Counter[str](), Counter[str]()
+        self.included, self.overage, self.over_cap = Counter[str](), Counter[str](), Counter[str]()
         self.left: dict[str, int] = {}
         if self.is_paid:
             self.left = {"c:ai": 12 * MICRO, "c:usd": MICRO, "m:words": 9}
@@ -259,7 +260,7 @@ class SpendWorld:
             if name in {"words", "images"}:
                 continue
             if name == "seconds":
-                available, whole = available + max(0, 60 - self.overage[name]), whole + 60
+                available, whole = available + max(0, CAP - self.overage[name]), whole + CAP
             if name == "usd_charged":
                 available += self.left["c:usd"]
             left = available - sum(live)
@@ -378,12 +379,16 @@ class SpendWorld:
                 rest -= self._pay(f"m:{name}", rest, 1)
                 cost = {"words": MICRO // 4, "images": COSTS[model], "usd_charged": 1}.get(name)
                 rest -= self._pay(f"c:{CREDIT[name]}", rest, cost) if cost else 0
+            over_cap = max(0, rest - max(0, CAP - self.overage[name])) if name == "seconds" else 0
+            rest -= over_cap
             if name == "usd_charged":
                 spent += quantity - within
             elif name in PRICES:
                 spent += self._cost_of(name, rest, model)
             self.included[name] += within
             self.overage[name] += rest
+            self.over_cap[name] += over_cap
+            self.seen |= {"over the cap"} if over_cap else set()
         if not any(quantities.values()) or not any(name in self._priced for name in quantities):
             return
         before, most = self._spent_in_period, min(100, self.limits.get("period", 100)) * CENT
@@ -424,9 +429,8 @@ class SpendWorld:
         """Compare what is stored."""
         for name in (*self._priced, "plain", "spend"):
             counts = MeterCounts.read(self.wire(pack("HGET", self._keys.counters, meter_field(name))))
-            self.compare(
-                f"stored {name}", (self.included[name], self.overage[name]), (counts.included, counts.overage)
-            )
+            expected = self.included[name], self.overage[name], self.over_cap[name]
+            self.compare(f"stored {name}", expected, (counts.included, counts.overage, counts.over_cap))
         for span, ms in SPANS.items():
             if span in self.limits:
                 field = rate_field("spend", ms, "fixed-window")

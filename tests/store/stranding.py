@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NAME: Final = "ada"
 NONCE: Final = "0123456789abcdef" * 2
 QUANTITIES: Final = (1, 7, 700, 4 * 10**15)
-LETTERS_OF_METERS: Final = "iogcpmzhH"
+LETTERS_OF_METERS: Final = "iogcjpmzhH"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,7 @@ class Stranding(Delivery):
                 meter, units = cast("bytes", token).decode(), int(quantity)
                 within = units if asked.meters[meter][0] == "included" else 0
                 begins, _ = self.shard.customers[NAME].begun
-                noted = (f"{meter}m".encode(), within, 0, 0, units - within, units)
+                noted = (f"{meter}m".encode(), within, 0, 0, units - within, 0, units)
                 head = (NONCE.encode(), nth, NAME.encode(), self.wall, begins)
                 entries.append([*head, told[2].split()[0].encode(), b"", *noted])
         streams: list[list[Any]] = [row[4] for row in rows if row[0].decode() == names[-1]]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from counters import pack_field
+from meterkit.decisions.customer_state import NO_STATE
+from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.redis import scripts
 from meterkit.redis.connection import pack
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
 
 MOST: Final = 9 * 10**15
 EDGES: Final = (0, 1, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, MOST)
-BESIDES: Final = pack_field(1, 2, 3, 4)[1:]
+BESIDES: Final = pack_field(1, 2, 3, 4, 5)[1:]
 WINDOW: Final = (5, 6, 7)
 METER: Final = (1, 2, 3, 4, 5, 6, BESIDES)
-HEAD: Final = (1, 2, 3, 4, b"2:0")
+HEAD: Final = (1, 2, 3, 4, NO_STATE.encode())
 RIGHT: Final[Mapping[str, tuple[Any, ...]]] = {"window_of": WINDOW, "meter_of": METER, "head_of": HEAD}
 
 
@@ -35,7 +37,7 @@ def wrongs(right: tuple[Any, ...]) -> Mapping[str, bytes]:
         "nothing": b"",
         "a number less": pack_field(*right[:-1]),
         "a number more": pack_field(*right, 0),
-        "another format": b"\xfd" + pack_field(*right)[1:],
+        "another format": b"\xfc" + pack_field(*right)[1:],
         "no format": pack_field(*right)[1:],
     }
 
@@ -93,19 +95,19 @@ def test_numbers_are_exact_whichever_way_they_go(wire: Wire, number: int) -> Non
     packed = pack_field(*(number,) * 6, b"")
     ask = "local m = open_meter(ARGV[1]) m.stamped_ms = m.held return {pack_meter(m)}"
     (found,) = asked(wire, ask, packed)
-    expected = pack_field(*(number,) * 6, pack_field(0, 0, 0, number)[1:] if number else b"")
+    expected = pack_field(*(number,) * 6, pack_field(0, 0, 0, number, 0)[1:] if number else b"")
     assert found == expected
     assert MeterCounts.read(found).stamped_ms == number
     (head,) = asked(
         wire,
-        "return {cmsgpack.pack(FORM, head_of(ARGV[1]))}".replace("FORM", "-2"),
+        "return {cmsgpack.pack(FORM, head_of(ARGV[1]))}".replace("FORM", f"-{FORMAT}"),
         pack_field(*(number,) * 4, "x" * 40),
     )
     assert Head.read(head) == Head(number, number, number, number, "x" * 40)
 
 
 @pytest.mark.parametrize(
-    "packed", [b"\xca\x00", b"\xfe\xcd\x01", b"\xfe\xd9", b"\xfd", b"", pack_field(1, 2)]
+    "packed", [b"\xca\x00", b"\xfd\xcd\x01", b"\xfd\xd9", b"\xfe", b"", pack_field(1, 2)]
 )
 def test_python_refuses_what_is_damaged(packed: bytes) -> None:
     for reader in (Head.read, MeterCounts.read):

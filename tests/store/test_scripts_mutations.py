@@ -54,7 +54,13 @@ SPENT: Final = ("weigh_spend", "price_of", "count_spend")
 # The lives that meet what a file says, the likeliest first.
 FILES: Final[Mapping[str, Lives]] = {
     **dict.fromkeys(
-        ("decide.lua", "settle.lua", "include/open_further.lua"),
+        (
+            "decide.lua",
+            "settle.lua",
+            "include/open_further.lua",
+            "include/classify.lua",
+            "include/within_both.lua",
+        ),
         (PAID[0], *FURTHER[:2], SPENDING[0], *PLAIN, *PAID[1:], *FURTHER[2:], *SPENDING[1:], *ROWS[:2]),
     ),
     **dict.fromkeys((f"include/{name}.lua" for name in COUNTING), PLAIN + PAID),

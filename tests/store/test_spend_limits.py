@@ -358,3 +358,15 @@ async def test_units_that_are_taken_back_come_off_the_prices_that_count_them(any
         await kit.correct("ada", {"words": 9_999}, reason="a mistake", correction_id="2", by="ops")
         assert await spent(kit) == 0
         assert (await kit.usage("ada"))["meters"]["words"]["overage_cents"] == 0
+
+
+async def test_units_over_a_cap_spend_nothing(any_store_url: str) -> None:
+    capped = PLANS.replace(
+        "{bill: {per: 1000, amount_cents: 7}}", "{bill: {cap: 3_000, per: 1000, amount_cents: 7}}"
+    )
+    async with kit_on(any_store_url, plans=capped) as (kit, _):
+        await kit.record("ada", "words", 50_000)
+        assert await spent(kit) == 21 * 10_000
+        assert await takes(kit, "images", 3)
+        await kit.correct("ada", {"words": 46_500}, reason="a loop", correction_id="c-1")
+        assert await spent(kit) == 175_000 + 600_000  # 2,500 words and two images.

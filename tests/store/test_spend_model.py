@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from servers import Server
     from store.script_wires import Wire
 
-SEEN: Final = frozenset({"c 0", "c 1", "d 0", "d 1", "s 0", "s 5", "notice", "spend"})
+SEEN: Final = frozenset({"c 0", "c 1", "d 0", "d 1", "s 0", "s 5", "notice", "spend", "over the cap"})
 KINDS: Final = (SpendWorld, PaidSpendWorld, RowsSpendWorld, PaidRowsSpendWorld)
 
 

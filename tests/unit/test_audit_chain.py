@@ -58,7 +58,7 @@ def test_the_format_is_as_documented() -> None:
     row = Row("0/p/1", "tokens", "recorded", "acme", 0, 5, 3, model="é")
     text = (
         '{"credited":0,"customer":"acme","event":"0/p/1","granted":0,"included":0,"kind":"recorded","late":0'
-        ',"meter":"tokens","model":"\\u00e9","overage":0,"period_start_ms":0,"place":1,"quantity":3'
+        ',"meter":"tokens","model":"\\u00e9","over_cap":0,"overage":0,"period_start_ms":0,"place":1,"quantity":3'
         ',"recorded_at_ms":5,"reported":0}'
     )
     begun = "1:" + sha256(b'["meterkit audit chain", "acme", 2]').hexdigest()

@@ -166,7 +166,7 @@ def test_a_gauge_refuses_by_its_unit(meter: str, reason: str) -> None:
 
 @pytest.mark.parametrize(
     "damaged",
-    [b"\xfe\xcd\x01", b"\xfe\xa2x", b"\xfe\xd9", b"\xfe\xc1", b"\x02"],
+    [b"\xfd\xcd\x01", b"\xfd\xa2x", b"\xfd\xd9", b"\xfd\xc1", b"\x02"],
     ids=["number cut", "text cut", "size cut", "unknown kind", "no format"],
 )
 def test_a_field_that_is_cut_or_of_another_kind_is_not_read(damaged: bytes) -> None:

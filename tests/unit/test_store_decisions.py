@@ -212,7 +212,7 @@ def test_what_was_delivered_is_priced_where_its_prices_are_known(
 
 @pytest.mark.parametrize(("anonymous", "expected"), [(False, (2, 800, 80, 1_000)), (True, ())])
 def test_of_anonymous_callers_no_threshold_is_sent(*, anonymous: bool, expected: tuple[int, ...]) -> None:
-    entry = Entry("requests", "requests", (1_000, 0, 0, 0))
+    entry = Entry("requests", "requests", (1_000, -1, 0, 0, 0))
     assert thresholds_of(Known().view(anonymous=anonymous), [entry]) == expected
 
 

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 class BillTable(Table, what="a price of overage", inheritable=True):
     """``bill:`` of an overage."""
 
-    cap = Key(quantity(), "The quantity beyond included that is still admitted; default: no ceiling.")
+    cap = Key(
+        quantity(), "The quantity beyond included that is admitted and billed at most; default: no ceiling."
+    )
     per = Key(quantity(least=1), "The quantity that amount_cents buys.")
     amount_cents = Key(cents(), "The price of `per` units in minor units.")
     price = Key(

@@ -100,7 +100,8 @@ class Overage:
 
     Attributes:
         mode: ``deny`` refuses it, ``bill`` records and reports it, ``percent`` tolerates it on a gauge.
-        cap: with ``bill``, the quantity beyond included that is still admitted; None: no ceiling.
+        cap: with ``bill``, the quantity beyond included that is still admitted, and that is billed at most;
+            None: no ceiling.
         per: with a price, the quantity that ``amount_cents`` buys; else None.
         amount_cents: the (default) price of ``per`` units in minor units; None: it is only at Stripe.
         percent: with ``percent``, how far above included the gauge may be, in percent of included.

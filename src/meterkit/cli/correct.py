@@ -97,13 +97,15 @@ class _Planned:
     Attributes:
         asked: the units to take back.
         recorded: the units recorded in this period.
-        overage: those of them that are overage, which goes first.
+        over_cap: those of them beyond the cap, which go first.
+        overage: those of them that are overage, which goes next.
         beyond: the units that exceed the recorded ones.
     """
 
     meter: str
     asked: int
     recorded: int
+    over_cap: int
     overage: int
     beyond: int
 
@@ -120,6 +122,7 @@ def _planned(quantities: Mapping[str, int], usage: CustomerUsage) -> Sequence[_P
             meter=name,
             asked=asked,
             recorded=meters[name]["recorded"],
+            over_cap=meters[name]["over_cap"],
             overage=meters[name]["overage"],
             beyond=max(0, asked - meters[name]["recorded"]),
         )
@@ -130,6 +133,7 @@ def _planned(quantities: Mapping[str, int], usage: CustomerUsage) -> Sequence[_P
 def _tell_planned(planned: Sequence[_Planned]) -> None:
     for one in planned:
         recorded = f"{one.recorded:,} are recorded in this period, {one.overage:,} of them as overage"
+        recorded += f", {one.over_cap:,} over the cap" if one.over_cap else ""
         echo(f"{one.meter}: {one.asked:,} are to be taken back; {recorded}")
         if one.beyond:
             echo(f"{one.meter}: {one.beyond:,} more than were recorded: nothing comes of these")
@@ -144,7 +148,8 @@ def _tell(found: Sequence[Corrected], correction_id: str, currency: str) -> None
 
 
 def _lines(one: Corrected, currency: str) -> Iterator[str]:
-    classes = {name: getattr(one, name) for name in ("overage", "credited", "granted", "included")}
+    classes = {"over the cap": one.over_cap}
+    classes |= {name: getattr(one, name) for name in ("overage", "credited", "granted", "included")}
     parts = ", ".join(f"{units:,} {name}" for name, units in classes.items() if units)
     yield f"{one.taken_back:,} of {one.asked:,} taken back" + (f": {parts}" if parts else "")
     if one.sent_back:

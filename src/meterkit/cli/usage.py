@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 _MICRO_PER_CENT: Final = 10_000
-_RARE: Final = frozenset({"held", "granted", "cost", "late", "parked", "dead"})
+_RARE: Final = frozenset({"held", "granted", "over cap", "cost", "late", "parked", "dead"})
 _ON_THE_WAY: Final = frozenset({"to send", "delivered", "late", "parked", "dead"})
 """Columns that are shown where there is something in them."""
 _SPANS: Final = {"1d": "day", "1h": "hour"}
 _CSV: Final = (
     *("customer", "plan", "status", "access", "period_start", "period_end", "meter"),
-    *("used", "included", "granted", "held", "remaining", "overage", "overage_cents", "recorded"),
-    *("pending", "unlinked", "queued", "leased", "parked", "delivered", "late", "dead"),
+    *("used", "included", "granted", "held", "remaining", "overage", "overage_cents", "over_cap"),
+    *("recorded", "pending", "unlinked", "queued", "leased", "parked", "delivered", "late", "dead"),
 )
 
 
@@ -252,6 +252,7 @@ def _row(name: str, meter: MeterUsage, currency: str) -> dict[str, object]:
         "granted": meter["granted"],
         "remaining": meter["remaining"],
         "overage": meter["overage"],
+        "over cap": meter["over_cap"],
         "cost": "" if cents is None else money(cents, currency),
         "to send": meter["pending"] + meter["unlinked"] + meter["queued"] + meter["leased"],
         "delivered": meter["delivered"],

@@ -99,8 +99,9 @@ class Corrected:
 
     Attributes:
         asked: how many were to be taken back.
-        taken_back: how many are not recorded any more: ``overage`` + ``credited`` + ``granted`` +
-            ``included``. Credits and grants that paid for them have them back, unless they have expired.
+        taken_back: how many are not recorded any more: ``over_cap`` + ``overage`` + ``credited`` +
+            ``granted`` + ``included``, taken in this order. Credits and grants
+            that paid for them have them back, unless they have expired.
         sent_back: how many of these Stripe has: it is sent a meter event of so many less than nothing, on the
             way to the bill as any other.
         granted_next: how many Stripe was sent already, for which there is a grant from the next period on.
@@ -116,6 +117,7 @@ class Corrected:
     meter: str
     asked: int
     taken_back: int
+    over_cap: int
     overage: int
     credited: int
     granted: int
@@ -152,15 +154,16 @@ async def correct(store: Store, customer: str, given: Asked) -> Sequence[Correct
     view = store.cache.get(customer)
     found: list[Corrected] = []
     for name, quantity in quantities.items():
-        numbers = [*map(int, done[name].split(" ")), 0]  # A reply of before 0.2 has one number less.
-        overage, credited, granted, included, sent, billed, beyond, _, _, sent_back = numbers[:10]
+        numbers = map(int, done[name].split(" "))
+        overage, credited, granted, included, sent, billed, beyond, _, _, sent_back, over_cap = numbers
         how: _How = asked["how"][name]
         by_hand = billed if how == "by_hand" else 0
         found.append(
             Corrected(
                 meter=name,
                 asked=quantity,
-                taken_back=overage + credited + granted + included,
+                taken_back=over_cap + overage + credited + granted + included,
+                over_cap=over_cap,
                 overage=overage,
                 credited=credited,
                 granted=granted,

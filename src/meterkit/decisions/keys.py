@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Route
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Version of everything that is stored; the first part of each ``rev``."""
 
 HOOKS_SHARD: Final = 0

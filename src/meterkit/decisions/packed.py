@@ -17,7 +17,7 @@ _TEXTS: Final = {0xD9: 1, 0xDA: 2}
 _BELOW_ZERO: Final = 0xE0
 _HEAD: Final = (int, int, int, int, bytes)
 _METER: Final = (*(int,) * 6, bytes)
-_BESIDES: Final = (int,) * 4
+_BESIDES: Final = (int,) * 5
 
 
 def unpack_field(packed: bytes) -> list[int | bytes]:
@@ -86,6 +86,7 @@ class MeterCounts(NamedTuple):
     credited: int = 0
     late: int = 0
     stamped_ms: int = 0
+    over_cap: int = 0
 
     @classmethod
     def read(cls, packed: bytes | None) -> Self:
@@ -102,8 +103,8 @@ class MeterCounts(NamedTuple):
 
     @property
     def recorded(self) -> int:
-        """All recorded units, whether included, prepaid or billed."""
-        return self.included + self.overage + self.granted + self.credited
+        """All recorded units, whether included, prepaid, billed or beyond the cap."""
+        return self.included + self.overage + self.granted + self.credited + self.over_cap
 
     def held_at(self, now_ms: int) -> int:
         """What live holds hold at an instant: those of the slot that is on, and of the one before."""

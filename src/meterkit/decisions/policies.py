@@ -119,6 +119,12 @@ def ceiling_of(entitlement: Entitlement) -> int | None:
     return min(entitlement.included + entitlement.overage.cap, QUANTITY_MAX)
 
 
+def billed_most(entitlement: Entitlement) -> int | None:
+    """The most overage that a period bills: the cap; None: no cap, or the plan does not bill overage."""
+    overage = entitlement.overage
+    return overage.cap if overage.mode == "bill" else None
+
+
 def _rate_policy(rate: Rate, name: str, meter: str, unit: str | None) -> Policy:
     return Policy(
         name=f"{name}-{rate.window}",

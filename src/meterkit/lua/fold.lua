@@ -2,8 +2,8 @@
 -- fold: adds the last entries of a stream of the audit log that is too long to the sums beside it, by period, meter,
 -- class of units and customer: only single events are merged then. The drainer reads the stream at its other end.
 --
--- KEYS[1] stream  of the audit log    KEYS[2] hash  sums: PERIOD|METER CLASS|CUSTOMER to units; class 7: micro-units of
--- cost; class 8, MICROS/PER: units that are paid for at this price, see enter_usage
+-- KEYS[1] stream  of the audit log    KEYS[2] hash  sums: PERIOD|METER CLASS|CUSTOMER to units; class 8: micro-units of
+-- cost; class 9, MICROS/PER: units that are paid for at this price, see enter_usage
 -- ARGV  1 how long it may be    last: the caller's clock (ms)
 -- Reply how many entries are gone
 local stream, sums = KEYS[1], KEYS[2]
@@ -31,15 +31,15 @@ for _, entry in ipairs(call('XREVRANGE', stream, '+', '-', 'COUNT', math.min(ove
   if values[1] == FORM then
     local _, _, _, customer, _, begins_ms, late, told = unpack(values)
     local priced = string.match(told, '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)') or ''
-    for place = 9, #values, 6 do
-      local field, included, granted, credited, overage, reported = unpack(values, place, place + 5)
-      local units = included + granted + credited + overage
-      add(begins_ms, customer, field, included, granted, credited, overage, reported, late ~= '' and units or 0)
+    for place = 9, #values, 7 do
+      local field, included, granted, credited, overage, over_cap, reported = unpack(values, place, place + 6)
+      local units = included + granted + credited + overage + over_cap
+      add(begins_ms, customer, field, included, granted, credited, overage, over_cap, reported, late ~= '' and units or 0)
       if units > 0 then
         local token = string.gsub(string.sub(field, 1, 4), '%-', '%%-')
         local cost, paid, price = string.match(priced, ' ' .. token .. ':(%d*):([oc]?)(%S*)')
-        sum(begins_ms, customer, field, '7', tonumber(cost) or 0)
-        sum(begins_ms, customer, field, '8,' .. (price or ''), paid == 'o' and overage or paid == 'c' and credited or 0)
+        sum(begins_ms, customer, field, '8', tonumber(cost) or 0)
+        sum(begins_ms, customer, field, '9,' .. (price or ''), paid == 'o' and overage or paid == 'c' and credited or 0)
       end
     end
     gone[#gone + 1] = id

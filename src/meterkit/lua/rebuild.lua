@@ -9,12 +9,12 @@
 -- KEYS[7] stream  of the audit log    KEYS[8] list  ledger of changes
 -- ARGV  1 rev   2 terms   3 the customer   4 what is to be so (JSON): dry: 1: nothing is written; period: its first
 --       instant (ms); stripe: the Stripe customer, empty: not linked; id: 32 hex digits that are new; by: for the ledger;
---       minutes: as of `seal`; meters: its token to name and units {included, granted, credited, overage, late, going
---       to Stripe}; events: a token to its event name there, of all meters that are known;
+--       minutes: as of `seal`; meters: its token to name and units {included, granted, credited, overage, beyond the
+--       cap, late, going to Stripe}; events: a token to its event name there, of all meters that are known;
 --       counted: an event name to what Stripe has counted in the period
 --       last: the caller's clock (ms)
 -- terms as of `seal`
--- Reply {0, now, JSON: a token to its units that were missing {the first five, delivered, parked, left}: left: not raised
+-- Reply {0, now, JSON: a token to its units that were missing {the first six, delivered, parked, left}: left: not raised
 --       at all, as they go to Stripe and the customer is not linked}    {1, now} entries of the audit log wait
 --       {2, now, rev, state} stale    {3, now} clock    {4, now, field} not a whole number
 --       {5, now, first instant (ms)} the period is another one    {6, now} no minute of the period is left
@@ -45,7 +45,7 @@ for _, minute in ipairs(wanted.minutes) do
   taken[minute] = true
 end
 local period, first_ms = text('%.0f', begins_ms), math.ceil(begins_ms / MINUTE_MS) * MINUTE_MS
-local classes = {'included', 'granted', 'credited', 'overage', 'late'}
+local classes = {'included', 'granted', 'credited', 'overage', 'over_cap', 'late'}
 local done, changed, made, entries, shares = {}, {}, {}, {}, {}
 
 local function total(token, letters)
@@ -90,7 +90,7 @@ end
 for _, token in ipairs(in_order(wanted.meters)) do
   local asked, event = wanted.meters[token], wanted.events[token]
   local meter, units, raised = meters[token] or open_meter(EMPTY_METER), asked.units, 0
-  local sent = math.max(0, units[6] - meter.pending - total(token, 'pqlkdxz') + total(token, 'QLKDXZ'))
+  local sent = math.max(0, units[7] - meter.pending - total(token, 'pqlkdxz') + total(token, 'QLKDXZ'))
   local lacks, delivered, parked = {}, 0, 0
   for place, class in ipairs(classes) do
     lacks[place] = math.max(0, units[place] - meter[class])
@@ -104,8 +104,8 @@ for _, token in ipairs(in_order(wanted.meters)) do
     share.there, share.base = share.there - delivered, share.base + delivered
   end
   if raised + sent > 0 then
-    lacks[6], lacks[7], lacks[8] = delivered, parked, is_left and math.max(raised, sent) or 0
-    done[token] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', unpack(lacks))
+    lacks[7], lacks[8], lacks[9] = delivered, parked, is_left and math.max(raised, sent) or 0
+    done[token] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', unpack(lacks))
   end
   if raised + sent > 0 and not is_left then
     for place, class in ipairs(classes) do
@@ -116,7 +116,7 @@ for _, token in ipairs(in_order(wanted.meters)) do
       return {6, now}
     end
     entries[#entries + 1] = {'rebuilt', text('%.0f', now), '', text('%.0f of %s: %.0f delivered, %.0f parked',
-      raised - lacks[5], asked.name, delivered, parked), wanted.by}
+      raised - lacks[6], asked.name, delivered, parked), wanted.by}
   end
 end
 local reply = {0, now, cjson.encode(done)}

@@ -1,5 +1,6 @@
 #!lua
--- restore: takes recorded units of this period back, once an id: overage before credits before grants before included.
+-- restore: takes recorded units of this period back, once an id: those beyond the cap, which are not billed, before
+-- overage before credits before grants before included.
 -- Their pending units come off that, whatever the plan reports by now; sealed units are reported, and stay
 -- recorded, unless Stripe has it: then an intent with a value below 0 takes it back there. Overage for which there was
 -- compensation in this period counts as taken back, whatever the id.
@@ -20,7 +21,8 @@
 -- Reply {0, now, JSON: asked, ARGV[4]; ends, of the period (ms); done, by meter: units that were taken back as overage,
 --       credited, granted and included, that were sealed before, of those the overage that Stripe has or will get
 --       and that there must be compensation for, and that were never recorded; then what grants got back, in
---       units, and credits, in micro-credits; and how many of those taken back Stripe was sent before}
+--       units, and credits, in micro-credits; how many of those taken back Stripe was sent before; and those beyond
+--       the cap}
 --       {1, now, the same of the first time}    {2, now, rev, state} stale    {3, now} clock
 --       {4, now, field} not a whole number; except with the first, nothing is done
 --include confirm_counters
@@ -94,7 +96,7 @@ for i, one in ipairs(correction.meters) do
   local name, token, quantity, events, rows = unpack(one)
   local lower = lower_rows(meters, rows, sending.back)
   local meter, left = meters[token] or open_meter(EMPTY_METER), quantity
-  local overage, credited, granted, included, sealed, sealed_included
+  local over_cap, overage, credited, granted, included, sealed, sealed_included
   local paid, given, repaid = meter.credited, meter.granted, (totals[period .. '|' .. token .. 'r'] or 0) + 0
   local tokens, sent_included, back, back_included = {}, {}, 0, 0
   for _, event in ipairs(events) do
@@ -102,6 +104,7 @@ for i, one in ipairs(correction.meters) do
     sent_included[#sent_included + 1] = event[2] == 1 and event[1] or nil
   end
   local behind = #sent_included == #tokens and meter.included or 0
+  left, over_cap = take(meter, 'over_cap', left, meter.over_cap, {}, 0)
   left, overage, sealed = take(meter, 'overage', left, math.max(0, meter.overage - repaid), tokens, behind)
   local owed = to_compensate(sealed, tokens, behind + repaid)
   left, credited = take(meter, 'credited', left, meter.credited, {}, 0)
@@ -115,7 +118,7 @@ for i, one in ipairs(correction.meters) do
   overage, included, owed = overage + back, included + back_included, owed - back
   lower_spend(counters_key, meters, sending.spend, token, meter, overage, credited, granted)
   lower(counters_key, sending.spend, overage)
-  meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited)
+  meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited + meter.over_cap)
   local micro = credited > 0 and give_units_back(grants_key, ledger_key, 'c', name, period, credited, paid, now) or 0
   local units = granted > 0 and give_units_back(grants_key, ledger_key, 'm', name, period, granted, given, now) or 0
   for _, changed in ipairs(tokens) do
@@ -129,10 +132,10 @@ for i, one in ipairs(correction.meters) do
     call('HSET', totals_key, field, totals[field])
     call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
   end
-  local taken, sent = overage + credited + granted + included, sealed + sealed_included - back - back_included
+  local taken, sent = over_cap + overage + credited + granted + included, sealed + sealed_included - back - back_included
   -- As text: in JSON a number has 14 digits here.
-  done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, owed,
-    left, units, micro, back + back_included)
+  done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, owed,
+    left, units, micro, back + back_included, over_cap)
   entries[i] = {
     'correction', text('%.0f', now), text('%.0f of %s to be taken back', quantity, name),
     text('%.0f taken back, %.0f sent to Stripe before, %.0f never recorded: %s', taken, sent, left, correction.reason),

@@ -22,7 +22,7 @@
 --       next one, how long the counters must outlive the period, how long until pending usage is sealed (-1: the
 --       customer is not linked; all ms); how many meters and concurrency limits, rates, thresholds, subjects,
 --       priced meters (the one behind these counts what is spent); then
---       recorded, held, included (-1: unlimited), report included (0/1), report overage (0/1), whose event that is
+--       recorded, held, included (-1: unlimited), cap (-1: none), report included (0/1), report overage (0/1), whose event that is
 --       (0: the meter's, 1: that of a meter behind it, 2: it is sent what one before it reports, 3: its units are the
 --       overage of the last one before it that is not 3) a meter; kind, window, refill,
 --       quantity (below 0: of what was counted too much), when it was counted (ms; 0: now) a rate; then a threshold of
@@ -38,6 +38,9 @@
 --include give_back
 --include take_number
 --include expire_at
+--include besides_of
+--include classify
+--include within_both
 local terms, call, read, pack, subjects, own_words, own_terms = ARGV[2], redis.call, struct.unpack, cmsgpack.pack
 local until_ms, starts, ends, next_end_ms, outlive_ms, seal_delay_ms, meters, rates, thresholds, others, priced_meters, at =
   read('<ddddddddddd', terms)
@@ -47,7 +50,7 @@ if others > 0 then -- Others do not pay for making these functions.
 end
 --audited --include enter_usage
 --audited local audit_key, told, n = table.remove(KEYS), table.remove(ARGV, #ARGV - 2), 0
---audited local noted = {nil, nil, nil, nil, nil, nil} -- With place for one meter.
+--audited local noted = {nil, nil, nil, nil, nil, nil, nil} -- With place for one meter.
 local counters_key, state_key, totals_key, waiting_key, producer_key, grants_key, ledger_key, notices_key = unpack(KEYS)
 local rev, customer, further, caller_ms, names, hold_slot, number = ARGV[1], ARGV[3], ARGV[4], ARGV[#ARGV], 3, read('<dd', ARGV[#ARGV - 1])
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
@@ -69,59 +72,59 @@ elseif ends_ms ~= finishes_ms then -- As above.
   fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 2))
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 end
-local words, late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, spend, windows, tells, spent, refused = {}
-if further ~= '' then -- As above.
+local words, late, is_dead, pay, keep_grants, is_repeat, keep_mark, spend, windows, tells, spent, refused = {}
+local has_further = further ~= ''
+if has_further then -- As above.
 --include open_further
-  late, is_dead, pay, keep_grants, besides_in, is_repeat, keep_mark, tells = open_further(further, KEYS, rev, now,
+  late, is_dead, pay, keep_grants, is_repeat, keep_mark, tells = open_further(further, KEYS, rev, now,
     starts_ms, finishes_ms, begins_ms, hold_slot)
 end
 if priced_meters > 0 then -- As above.
 --include count_spend
-  spend, windows = count_spend(terms, at + 48 * meters + 40 * rates + 32 * thresholds)
+  spend, windows = count_spend(terms, at + 56 * meters + 40 * rates + 32 * thresholds)
 end
 
-local has_recorded, begins_to_wait, lasts_ms, sent_on, priced, late_units = false, false, QUARTER_HOUR_MS, 0, 0, {}
+local has_recorded, begins_to_wait, lasts_ms, priced, late_units, sent_on = false, false, QUARTER_HOUR_MS, 0, {}
 local write, w, current_slot = {counters_key, 'h', nil, nil, nil, nil, nil}, 3, math.floor(now / HOLD_SLOT_MS)
 for place = 2, meters + 1 do
-  local quantity, asked, allowance, reports_included, reports_overage, event = read('<dddddd', terms, at + 48 * (place - 2))
+  local quantity, asked, allowance, cap, reports_included, reports_overage, event = read('<ddddddd', terms, at + 56 * (place - 2))
   local name = ARGV[names + place]
   local included, overage, pending, slot, held, held_before, besides = meter_of(fields[place], name)
   held, held_before = give_back(hold_slot, asked, current_slot, slot, held, held_before)
   quantity = event == PRICED and math.min(quantity, priced) or place == priced_meters + 2 and spent or quantity
   if quantity > 0 and not is_repeat then
     has_recorded = true
-    local granted, credited, occurred_before, stamped_ms = 0, 0, 0, 0
-    if besides_in then
-      granted, credited, occurred_before, stamped_ms = besides_in(besides)
-    end
-    if included + overage + (pay and granted + credited or 0) + quantity > MOST then
+    local granted, credited, occurred_before, stamped_ms, over_cap = besides_of(besides)
+    if included + overage + granted + credited + over_cap + quantity > MOST then
       refused, quantity = refused or name, 0
     elseif late then
       late_units[string.sub(name, 1, 4)] = quantity
       quantity = is_dead and 0 or quantity
       occurred_before = occurred_before + quantity
     end
-    local by_grants, by_credits, within = 0, 0, allowance < 0 and quantity or math.max(0, math.min(quantity, allowance - included))
-    if pay then
-      by_grants, by_credits = pay(place - 1, quantity - within)
+    local within, by_grants, by_credits, beyond, over = classify(quantity, included, overage, allowance, cap, pay, place - 1)
+    spent = spend and place < priced_meters + 2 and spend(place - 1, overage, beyond, quantity - within - over) or spent
+    local reported = within * reports_included + beyond * reports_overage
+    if event == SENT_ON then
+      sent_on, reported = {within * reports_included, beyond * reports_overage, over}, 0
+    elseif event == TAKES_OVER then
+      reported = within_both(sent_on, quantity, over)
     end
-    local beyond = quantity - within - by_grants - by_credits
-    spent = spend and place < priced_meters + 2 and spend(place - 1, overage, beyond, quantity - within) or spent
-    local reported = event == TAKES_OVER and sent_on or within * reports_included + beyond * reports_overage
-    priced, sent_on, reported = event ~= PRICED and beyond or priced, event == SENT_ON and reported or sent_on, event == SENT_ON and 0 or reported
+    priced = event ~= PRICED and beyond or priced
     begins_to_wait = begins_to_wait or reported > 0 and pending == 0
     words[#words + 1] = tells and string.format('paid %s %.0f %.0f', name, by_credits, beyond)
     included, overage, pending = included + within, overage + beyond, pending + reported
     --audited noted[n + 1], noted[n + 2], noted[n + 3], noted[n + 4] = name, within, by_grants, by_credits
-    --audited noted[n + 5], noted[n + 6], n = beyond, reported, n + 6
-    besides = besides_in and pack(granted + by_grants, credited + by_credits, occurred_before, stamped_ms) or besides
+    --audited noted[n + 5], noted[n + 6], noted[n + 7], n = beyond, over, reported, n + 7
+    besides = (has_further or over > 0)
+      and pack(granted + by_grants, credited + by_credits, occurred_before, stamped_ms, over_cap + over) or besides
   end
   write[w + 1], write[w + 2], w = name, pack(FORM, included, overage, pending, current_slot, held, held_before, besides), w + 2
 end
 if rates > 0 then -- As above.
 --include correct
   for place = meters + 2, meters + rates + 1 do
-    local kind, window, refill, quantity, counted_ms = read('<ddddd', terms, at + 8 * meters + 40 * (place - 2))
+    local kind, window, refill, quantity, counted_ms = read('<ddddd', terms, at + 16 * meters + 40 * (place - 2))
     quantity = windows and place > meters + rates + 1 - windows and spent or quantity
     local packed, matters_ms = correct(fields[place], ARGV[names + place], kind, window, refill, quantity, counted_ms, now)
     lasts_ms = math.max(lasts_ms, QUARTER_HOUR_MS + matters_ms)
@@ -140,7 +143,7 @@ end
 if notices_key then -- As above.
 --include crossed
 --include notify
-  local notices = crossed(terms, at + 48 * meters + 40 * rates, thresholds, fields, write)
+  local notices = crossed(terms, at + 56 * meters + 40 * rates, thresholds, fields, write)
   words[#words + 1] = notify(notices_key, customer, pay and keep_grants(notices) or notices, now, begins_ms, ends_ms)
 end
 

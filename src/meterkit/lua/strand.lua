@@ -85,7 +85,7 @@ for _, name in ipairs(in_order(late)) do
     if audit_key then
       local within = class == 'included' and quantity or 0
       enter_usage(audit_key, nonce, #reply, customer, now, head.begins_ms, period, '',
-        {token .. 'm', within, 0, 0, quantity - within, quantity})
+        {token .. 'm', within, 0, 0, quantity - within, 0, quantity})
     end
   end
   if meters[token] then

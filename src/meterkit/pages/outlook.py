@@ -68,7 +68,14 @@ def forecast_of(
         if of and name in usage
     }
     costs = [
-        round(terms.charge({name: _overage(counts, found.get(name), nth) for name, counts in usage.items()}))
+        round(
+            terms.charge(
+                {
+                    name: _expected_overage(counts, found.get(name), nth, terms.caps.get(name))
+                    for name, counts in usage.items()
+                }
+            )
+        )
         for nth in range(len(Range._fields))
     ]
     return {"meters": found, "cost_cents": Range(*costs)}
@@ -82,13 +89,14 @@ def _range(counts: MeterUsage, days: Sequence[int], rest_days: float, ceiling: i
     return Range(*(end if most is None else min(end, most) for end in ends))
 
 
-def _overage(counts: MeterUsage, ends: Range | None, nth: int) -> int:
-    """The overage when the period ends: usage beyond included and grants."""
+def _expected_overage(counts: MeterUsage, ends: Range | None, nth: int, cap: int | None) -> int:
+    """The overage when the period ends: usage beyond included and grants, up to the cap."""
     included = counts["included"]
     if ends is None or included == "unlimited":
         return counts["overage"]
     paid = max(counts["recorded"] - counts["overage"], included + counts["granted"])
-    return max(counts["overage"], ends[nth] - paid)
+    more = ends[nth] - paid
+    return max(counts["overage"], more if cap is None else min(more, cap))
 
 
 def on_other_plans(
@@ -103,15 +111,15 @@ def on_other_plans(
     """
     found: list[OtherPlan] = []
     for plan, terms in sorted(offers, key=lambda offer: (offer[0].rank, offer[0].key)):
-        overage = _not_granted(catalog, plan, terms.overage(used))
+        beyond = _not_granted(catalog, plan, terms.beyond(used))
         allowed = {name: most - terms.included[name] for name, most in terms.ceilings.items()}
         found.append(
             {
                 "plan": plan.key,
                 "name": plan.name,
-                "cost_cents": round(terms.charge(overage)),
+                "cost_cents": round(terms.charge(terms.within_caps(beyond))),
                 "refused": [
-                    *(name for name, units in overage.items() if units > allowed.get(name, units)),
+                    *(name for name, units in beyond.items() if units > allowed.get(name, units)),
                     *(name for name, most in _gauges_of(catalog, plan).items() if used.get(name, 0) > most),
                 ],
             }

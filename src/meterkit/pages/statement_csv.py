@@ -27,7 +27,8 @@ _OF_LINE: Final = (
     "note",
 )
 _OF_EVENT: Final = (
-    *("event", "recorded_at", "occurred_at", "included", "granted", "credited", "overage", "billed", "late"),
+    *("event", "recorded_at", "occurred_at", "included", "granted", "credited", "overage", "over_cap"),
+    *("billed", "late"),
     *("price_micros", "price_per", "model", "provider", "why", "subjects"),
 )
 COLUMNS: Final = ("row", "line", *_OF_LINE, *_OF_EVENT)

@@ -31,7 +31,14 @@ _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to s
 # state of what was sealed (count_of.lua), in capitals of what takes units back.
 _TO_DELIVER: Final = re.compile(r"\|....[pqlkxQLKX]$")
 _OF_METER: Final = re.compile(r"^....m$")
-_CLOSED: Final = {"i": "included", "o": "overage", "g": "granted", "c": "credited", "p": "pending"}
+_CLOSED: Final = {
+    "i": "included",
+    "g": "granted",
+    "c": "credited",
+    "o": "overage",
+    "j": "over_cap",
+    "p": "pending",
+}
 _NONE: Final = MappingProxyType(dict[str, str]())
 
 Unlimited = Literal["unlimited"]
@@ -69,6 +76,7 @@ class MeterUsage(Deliveries):
     ``used`` is recorded + held; a gauge records its level; ``granted`` is the part that grants of the
     meter have paid for and have left; ``overage_cents`` is the cost of the overage so far, each unit by the
     price in the plans file when it was recorded, rounded once, half to even, None where the file gives none;
+    ``over_cap`` are units beyond the plan's cap, which are recorded, are no overage, and are not billed;
     ``types`` is there for the gauge of ``storage:`` alone: its bytes by type;
     the parts from ``pending`` on add up to what was recorded and goes to Stripe.
     """
@@ -80,6 +88,7 @@ class MeterUsage(Deliveries):
     remaining: int | Unlimited
     overage: int
     overage_cents: int | None
+    over_cap: int
     recorded: int
     types: NotRequired[dict[str, int]]
 
@@ -325,6 +334,7 @@ def _counts_of(token: str, view: _View, *, linked: bool) -> MeterUsage:
         "remaining": 0,
         "overage": counts.overage,
         "overage_cents": None,
+        "over_cap": counts.over_cap,
         "recorded": counts.recorded,
         "pending": counts.pending if linked else 0,
         "unlinked": 0 if linked else counts.pending,

@@ -28,6 +28,7 @@ from meterkit.store.hold import (
     told_of,
 )
 from meterkit.store.settlement_shape import (
+    NO_CAP,
     OWN_EVENT,
     THRESHOLD_NUMBERS,
     Shape,
@@ -55,7 +56,7 @@ _NOTICE: Final = "notice"
 _NO_ROOM: Final = "subjects"
 _PAID: Final = "paid "
 # The numbers of a request in flight: like a meter with one unit held, and none recorded.
-_ONE_IN_FLIGHT: Final = (0, 1, 0, 0, 0, OWN_EVENT)
+_ONE_IN_FLIGHT: Final = (0, 1, 0, NO_CAP, 0, 0, OWN_EVENT)
 _NOTHING_HELD: Final = Held()
 _NOTHING_TO_CORRECT: Final = Correction()
 
@@ -230,7 +231,7 @@ class Settlement:
         numbers += _ONE_IN_FLIGHT * len(held.concurrency)
         for meter, cost in held.costs.items():
             micros = min(held.quantities.get(meter, 0) * cost, CREDITS_MAX * MICRO)
-            numbers += (0, micros, 0, 0, 0, OWN_EVENT)
+            numbers += (0, micros, 0, NO_CAP, 0, 0, OWN_EVENT)
         for rate in shape.rates:
             quantity = measured[rate.source] if rate.source else used.rated.get(rate.meter, 0)
             if rate.is_corrected:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meterkit.catalog.models import SPEND
 from meterkit.decisions.audit_terms import paid_price
 from meterkit.decisions.keys import rate_field
-from meterkit.decisions.policies import TOKEN_BUCKET, rate_numbers
+from meterkit.decisions.policies import TOKEN_BUCKET, billed_most, rate_numbers
 from meterkit.decisions.program import reported_parts
 from meterkit.decisions.spending import counted_as_spent, price_of
 from meterkit.store.hold import audited_by
@@ -23,19 +23,20 @@ THRESHOLD_NUMBERS: Final = 4
 # Under whose event Stripe gets what is reported of a meter: its own; that of a derived one behind it; and for
 # such a one: what the meter before it reports, or its overage.
 OWN_EVENT, _SENT_ON, _TAKES_OVER, _PRICED = 0, 1, 2, 3
+NO_CAP: Final = -1
 
 
 class Entry(NamedTuple):
     """One meter of a settlement.
 
     ``quantity_of`` names the meter whose quantity it is: its own, or for a derived meter its source's.
-    ``terms`` are the included quantity (-1: no limit), whether included units and overage are sent, and under
-    whose event.
+    ``terms`` are the included quantity (-1: no limit), the cap (-1: none), whether included units and overage
+    are sent, and under whose event.
     """
 
     meter: str
     quantity_of: str
-    terms: tuple[int, int, int, int]
+    terms: tuple[int, int, int, int, int]
 
 
 class Rated(NamedTuple):
@@ -103,7 +104,7 @@ def add_spend(view: CustomerView, entries: list[Entry], rates: list[Rated]) -> t
         return ()
     given = view.entitlements[SPEND]
     included = -1 if given.included is None else given.included
-    entries.append(Entry(SPEND, SPEND, (included, 0, 0, OWN_EVENT)))  # The script knows the quantity.
+    entries.append(Entry(SPEND, SPEND, (included, NO_CAP, 0, 0, OWN_EVENT)))  # The script knows the quantity.
     for rate in given.rates:
         field = rate_field(SPEND, rate.window_ms, rate.algorithm)
         kind, window, _, refill = rate_numbers(rate, SPEND)
@@ -127,14 +128,14 @@ def entries_of(
             entitlement, parts = view.entitlements[meter], (0, 0)
             if meter == name and not view.anonymous:
                 parts = reported_parts(entitlement, meters[reported_as])
-            event = OWN_EVENT
+            event, cap = OWN_EVENT, billed_most(entitlement)
             if reported_as != name and meter in {name, reported_as}:
                 event = _SENT_ON if meter == name else _TAKES_OVER
             if meters[meter].is_row and meter != name:
-                event = _PRICED
+                event, cap = _PRICED, None  # Its units are within the cap of its source.
                 parts = (0, 0) if view.anonymous else reported_parts(entitlement, meters[meter])
             included = -1 if entitlement.included is None else entitlement.included
-            yield Entry(meter, name, (included, parts[0], parts[1], event))
+            yield Entry(meter, name, (included, NO_CAP if cap is None else cap, parts[0], parts[1], event))
 
 
 def rates_of(

@@ -60,6 +60,7 @@ _MAY_LACK: Final = (
     *("period_start_ms", "occurred_at_ms", "late_of_ms", "model", "provider", "details"),
     *_PRICED,
     "subjects",
+    "over_cap",
 )
 _ALL_TEXTS: Final = (*_TEXTS, "model", "provider", "details", "price_version", "subjects")
 
@@ -212,7 +213,7 @@ class Database:
         """
         table = TABLE.c
         own = table.customer == customer
-        units = [func.sum(table[name]) for name in CLASSES]
+        units = [func.coalesce(func.sum(table[name]), 0) for name in CLASSES]
         with self.begun() as connection:
             deleted_ms = _deleted_ms(connection, customer)
             asked = select(table.period_start_ms, table.meter, func.max(table.recorded_at_ms), *units).where(

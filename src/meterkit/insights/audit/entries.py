@@ -12,11 +12,13 @@ from meterkit.decisions.packed import unpack_field
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-CLASSES: Final = ("included", "granted", "credited", "overage", "reported", "late")
+RECORDED: Final = ("included", "granted", "credited", "overage", "over_cap")
+"""The classes of recorded units: each unit is in one of them."""
+CLASSES: Final = (*RECORDED, "reported", "late")
 """The quantities of a row, in the order of the scripts."""
 
 _SUMMED: Final = (*CLASSES, "cost_micros", "priced")  # By the numbers of fold.lua.
-_NOTED: Final = 6  # A meter's field, and all classes but the last.
+_NOTED: Final = 7  # A meter's field, and all classes but the last.
 _BEFORE: Final = 7  # Producer, number, customer, now, period, late of, told.
 _FIELD_LETTER: Final = 1  # Behind the token of a meter's field.
 _LINES: Final = 5  # See told_of. Further lines come from a later release.
@@ -33,7 +35,7 @@ class Row(NamedTuple):
         period_start_ms: the billing period that it counts in; None: of none.
         occurred_at_ms: when it happened, where that is not when it was recorded.
         late_of_ms: the first instant of the period that it happened in, where that was closed.
-        quantity: of a ``dropped`` one what Stripe is not sent, else included + granted + credited + overage.
+        quantity: of a ``dropped`` one what Stripe is not sent, else the sum of ``RECORDED``.
         reported: how many of them go to Stripe under the meter's own event.
         late: how many of them were late.
         details: of a correction its id, of both who and why, as JSON.
@@ -42,6 +44,8 @@ class Row(NamedTuple):
         price_version: of the plans file, and of the table of providers' prices.
         cost_micros: what the provider charges, in micro-units of US dollars; None: not known.
         subjects: kind to id of the customer's user, team or the like that used it, as JSON.
+        over_cap: how many units were beyond the plan's cap, and are not billed; None: a release before wrote
+            the row, which billed them as overage.
     """
 
     event: str
@@ -68,6 +72,7 @@ class Row(NamedTuple):
     price_version: str | None = None
     cost_micros: int | None = None
     subjects: str | None = None
+    over_cap: int | None = 0
 
     @property
     def revenue(self) -> Fraction:
@@ -102,7 +107,7 @@ def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
     for place in range(_BEFORE, len(values), _NOTED):
         field, *counts = values[place : place + _NOTED]
         units: dict[str, Any] = dict(zip(CLASSES[:-1], counts, strict=True))
-        quantity, token = sum(counts[:4]), field.decode()[:-_FIELD_LETTER]
+        quantity, token = sum(counts[: len(RECORDED)]), field.decode()[:-_FIELD_LETTER]
         if quantity:
             yield Row(
                 event=f"{shard}/{producer.decode().rpartition(':')[2]}/{number}",
@@ -149,7 +154,7 @@ def _other(event: str, fields: Mapping[bytes, bytes]) -> Iterator[Row]:
         period, meter, customer = data.split("|", 2)
         units, (number, _, price) = int(fields[b"q"]), meter[4:].partition(",")
         name = _SUMMED[int(number) - 1]
-        quantity = units if name in CLASSES[:4] else 0
+        quantity = units if name in RECORDED else 0
         places: dict[str, Any] = {name: units}
         if price:
             places["price_micros"], places["price_per"] = map(int, price.split("/"))
@@ -163,7 +168,7 @@ def _corrected(event: str, told: Mapping[str, Any]) -> Iterator[Row]:
     for token, text in told["meters"].items():
         counts = [-int(units) for units in text.split(" ")]
         units: dict[str, Any] = dict(zip(CLASSES, counts, strict=True))
-        quantity, period_ms, at_ms = sum(counts[:4]), int(told["period"]), int(told["at"])
+        quantity, period_ms, at_ms = sum(counts[: len(RECORDED)]), int(told["period"]), int(told["at"])
         if quantity or units["reported"]:
             row = Row(event, token, "corrected", told["customer"], period_ms, at_ms, quantity, **units)
             # A release before had none, and Lua writes an empty table as an empty list in some stores.

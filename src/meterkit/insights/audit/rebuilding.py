@@ -16,7 +16,7 @@ from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
 from meterkit.errors import MeterkitError, StoreError, StripeError
-from meterkit.insights.audit.entries import CLASSES
+from meterkit.insights.audit.entries import RECORDED
 from meterkit.insights.audit.rebuilt import astray, lacking, left_alone, over, rebuilt
 from meterkit.outbox.sealing import kept_ms
 from meterkit.redis.daemon_thread import in_thread
@@ -48,8 +48,8 @@ _DAY_MS: Final = 86_400_000
 _LONGEST_MS: Final = 400 * _DAY_MS  # More than any period.
 _MONTH_MS: Final = 31 * _DAY_MS
 _LONG_OVER_MS: Final = 36 * _DAY_MS  # No process waits for the close of such a period.
-_OF_COUNTERS: Final = (*CLASSES[:4], "late")
-_PARKED, _LEFT = 6, 7  # Among the numbers of a meter; see rebuild.lua.
+_OF_COUNTERS: Final = (*RECORDED, "late")
+_PARKED, _LEFT = 7, 8  # Among the numbers of a meter; see rebuild.lua.
 _WAITS, _OTHER_PERIOD, _NO_MINUTE = 1, 5, 6
 _NOT_THERE: Final = (400, 404)  # So Stripe answers of a customer that it does not have.
 _UNREADABLE: Final = (ValueError, TypeError, AttributeError, LookupError)

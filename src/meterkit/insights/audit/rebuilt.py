@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.decisions.periods import from_ms, to_ms
-from meterkit.insights.audit.entries import CLASSES
+from meterkit.insights.audit.entries import RECORDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ def rebuilt(
     ``is_named``: whether its event name is known.
     """
     *classes, _, delivered, parked, left = units
-    _, granted, credited, _ = classes
+    _, granted, credited, *_ = classes
     advices = (
         (_TO_BE_LINKED if is_named else _TO_BE_NAMED) if left else _TO_BE_COMPARED if parked else "",
         _OF_GRANTS if granted + credited and not left else "",
@@ -189,4 +189,4 @@ def _recorded(usage: CustomerUsage, meter: str) -> int:
 
 
 def _audited(units: Units) -> int:
-    return sum(units[name] for name in CLASSES[:4])
+    return sum(units[name] for name in RECORDED)

@@ -252,7 +252,7 @@ class _Trial:
             who
             for who, terms in used.items()
             if (terms.has_grants or terms.has_budget or terms.is_by_model)
-            and any(terms.overage(self.cases[who].units).values())
+            and any(terms.beyond(self.cases[who].units).values())
         }
         self.replayed |= await asyncio.to_thread(self._naming, used)
         by_events = sorted(beyond - self.replayed)

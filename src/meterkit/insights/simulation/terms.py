@@ -16,6 +16,7 @@ from meterkit.customers.history import states_and_histories
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, seat_meter
 from meterkit.decisions.periods import to_ms
+from meterkit.decisions.policies import billed_most
 from meterkit.decisions.price_segments import label_of, overage_price, segments_of
 from meterkit.decisions.program import demands_of
 from meterkit.decisions.spending import budgets_of
@@ -43,6 +44,7 @@ class Terms:
         plan: its key.
         fixed_cents: the price of a period, and of the seats beyond those included, in minor units.
         included: meter to the quantity that the price covers; meters without such a bound are left out.
+        caps: meter to the overage that is billed at most.
         ceilings: meter to the quantity beyond which a request is refused unless a grant or credit pays.
         labels: meter to the price of its overage; see :func:`~meterkit.decisions.price_segments.label_of`.
         rates: meter to its rates.
@@ -60,6 +62,7 @@ class Terms:
     plan: str
     fixed_cents: Fraction
     included: Mapping[str, int]
+    caps: Mapping[str, int]
     ceilings: Mapping[str, int]
     labels: Mapping[str, str]
     rates: Mapping[str, tuple[Rate, ...]]
@@ -99,12 +102,20 @@ class Terms:
         }
 
     def overage(self, used: Mapping[str, int]) -> dict[str, int]:
-        """Units beyond what is included, by meter, where neither grants nor credits pay."""
+        """Units beyond what is included, up to the cap, by meter, where neither grants nor credits pay."""
+        return self.within_caps(self.beyond(used))
+
+    def beyond(self, used: Mapping[str, int]) -> dict[str, int]:
+        """Units beyond what is included, by meter, whatever pays for them."""
         return {
             meter: max(0, units - self.included[meter])
             for meter, units in used.items()
             if meter in self.included
         }
+
+    def within_caps(self, beyond: Mapping[str, int]) -> dict[str, int]:
+        """The overage among units that nothing else pays for: no more than the caps."""
+        return {meter: min(units, self.caps.get(meter, units)) for meter, units in beyond.items()}
 
     def charge(self, overage: Mapping[str, int]) -> Fraction:
         """What a period costs in minor units; overage without a price costs nothing here.
@@ -144,6 +155,7 @@ def terms_of(catalog: Catalog, plan: Plan, given: Mapping[str, Entitlement], sea
         plan=plan.key,
         fixed_cents=_fixed_cents(catalog, plan, seats),
         included={name: of.included for name, of in counters.items() if of.included is not None},
+        caps={name: most for name, of in counters.items() if (most := billed_most(of)) is not None},
         ceilings={name: most for name, most in ceilings.items() if most is not None},
         labels={name: label_of(of) for name, of in (counters | rows).items() if of.overage.mode == "bill"},
         rates={name: of.rates for name, of in given.items() if of.rates and meters[name].source is None},

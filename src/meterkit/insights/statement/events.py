@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import case, func, select, tuple_
 
 from meterkit.insights.audit.database import TABLE, last_deletion
-from meterkit.insights.statement.lines import PlaceError, Sums, Wanted, event_of
+from meterkit.insights.statement.lines import CLASSES, PlaceError, Sums, Wanted, event_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,7 +63,7 @@ def sums_of(
         MeterkitError: the database does not answer.
     """
     of, found = _of(customer, start_ms, _deleted_ms(database, customer)), dict[str, Sums]()
-    counted = (_BILLED, *(_COLUMNS[name] for name in ("included", "granted", "credited", "overage")))
+    counted = (_BILLED, *(_COLUMNS[name] for name in CLASSES))
     asked = select(func.count(), *(func.coalesce(func.sum(one), 0) for one in counted))
     for name, one in wanted.items():
         (row,) = database.read(asked.where(*of, *_within(one)))

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-CLASSES: Final = ("included", "granted", "credited", "overage")
+CLASSES: Final = ("included", "granted", "credited", "overage", "over_cap")
+_WORDS: Final = {"over_cap": "over the cap"}
 ENDLESS_MS: Final = 2**53
 LineKind = Literal["subscription", "proration", "usage", "other", "discount", "tax", "difference"]
 
@@ -28,6 +29,7 @@ class StatementEvent:
         kind: ``recorded``, ``summed`` (many events with only their sum known), ``corrected`` or ``dropped``.
         occurred_at: when it happened, where that is not when it was recorded.
         billed: how much of it counts on the line.
+        over_cap: how much of it was beyond the plan's cap, and is not billed.
         late: how much of it came too late for its own period.
         price_micros: of ``price_per`` units of overage then, in millionths of the currency; None: not known.
         why: in words, why it costs what it costs.
@@ -44,6 +46,7 @@ class StatementEvent:
     granted: int
     credited: int
     overage: int
+    over_cap: int
     billed: int
     late: int
     price_micros: int | None
@@ -68,6 +71,7 @@ class StatementLine:
         unit_amount: the price of one, in minor units, as a decimal; empty: not known, or tiered.
         counted: the billed units of the line's events.
         included, granted, credited, overage: the units of these events by what paid for them.
+        over_cap: those beyond the plan's cap, which are not billed.
         event_count: how many events the line has.
         events: the first of them, oldest first.
         after: where the next page of events begins; empty: there are no more.
@@ -89,6 +93,7 @@ class StatementLine:
     granted: int = 0
     credited: int = 0
     overage: int = 0
+    over_cap: int = 0
     event_count: int = 0
     events: tuple[StatementEvent, ...] = ()
     after: str = ""
@@ -175,6 +180,7 @@ class Sums(NamedTuple):
     granted: int = 0
     credited: int = 0
     overage: int = 0
+    over_cap: int = 0
 
 
 def invoice_lines(
@@ -314,6 +320,7 @@ def explained(
                 granted=of.granted,
                 credited=of.credited,
                 overage=of.overage,
+                over_cap=of.over_cap,
                 note=note,
             )
         )
@@ -334,6 +341,7 @@ def event_of(row: Mapping[str, Any], reason: str) -> StatementEvent:
         granted=row["granted"],
         credited=row["credited"],
         overage=row["overage"],
+        over_cap=row["over_cap"] or 0,
         billed=billed_of(row),
         late=row["late"],
         price_micros=row["price_micros"],
@@ -351,7 +359,7 @@ def billed_of(row: Mapping[str, Any]) -> int:
 
 
 def _why(row: Mapping[str, Any], reason: str) -> str:
-    words = [f"{row[name]} {name}" for name in CLASSES if row[name]]
+    words = [f"{row[name]} {_WORDS.get(name, name)}" for name in CLASSES if row[name]]
     if row["kind"] == "dropped":
         words = ["dropped: not sent to Stripe"]
     elif row["kind"] == "corrected":

@@ -10,7 +10,8 @@
 --include whole_numbers
 --include forget_periods
 local function close_period(counters_key, totals_key, now, starts_ms, finishes_ms)
-  local kinds = {i = 'included', o = 'overage', g = 'granted', c = 'credited', p = 'pending', m = 'late'}
+  local kinds = {i = 'included', o = 'overage', g = 'granted', c = 'credited', j = 'over_cap', p = 'pending',
+    m = 'late'}
   local head, meters, damaged = read_counters(counters_key)
   if damaged then
     return damaged
@@ -19,7 +20,7 @@ local function close_period(counters_key, totals_key, now, starts_ms, finishes_m
   local is_over = now >= ends_ms or starts_ms >= begins_ms + 2 * MINUTE_MS
   if is_over then
     local id, set, gone, has_closed, stamped_ms = string.format('%.0f', begins_ms), {}, {}, false, 0
-    damaged = whole_numbers(totals_key, {}, {'|e$', '^' .. id .. '|....[igcopm]$'})
+    damaged = whole_numbers(totals_key, {}, {'|e$', '^' .. id .. '|....[igcojpm]$'})
     if damaged then
       return damaged
     end

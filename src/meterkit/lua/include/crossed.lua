@@ -7,8 +7,8 @@ local function crossed(terms, at, thresholds, fields, write)
   local notices = {}
   local function recorded(packed, name)
     local included, overage, _, _, _, _, besides = meter_of(packed, name)
-    local granted, credited = besides_of(besides)
-    return included + overage + granted + credited
+    local granted, credited, _, _, over_cap = besides_of(besides)
+    return included + overage + granted + credited + over_cap
   end
   for _ = 1, thresholds do
     local place, quantity, percent, included

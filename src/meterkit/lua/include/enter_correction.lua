@@ -5,9 +5,9 @@ local function enter_correction(stream, customer, now, period, correction, befor
   local taken = {}
   for token, was in pairs(stream and before or taken) do
     local is = after[token]
-    taken[token] = string.format('%.0f %.0f %.0f %.0f %.0f %.0f', was.included - is.included, was.granted - is.granted,
-      was.credited - is.credited, was.overage - is.overage, was.pending - is.pending + (back[token] or 0),
-      was.late - is.late)
+    taken[token] = string.format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f', was.included - is.included, was.granted - is.granted,
+      was.credited - is.credited, was.overage - is.overage, was.over_cap - is.over_cap,
+      was.pending - is.pending + (back[token] or 0), was.late - is.late)
   end
   if next(taken) then
     local what = {customer = customer, at = string.format('%.0f', now), period = period, id = correction.id,

@@ -2,8 +2,7 @@
 --   further: text; keys: of the script; hold_slot: of the holds; starts, finishes: of the period of `now`; begins: of the
 --   counters' (ms)
 -- Returns the period that it comes too late for, or nil; whether that is not recorded; pay and keep of burn, or nil;
--- besides_of; whether it is a repeat, and keep of end_flight; 1 where the reply says what is paid for, or nil.
---include besides_of
+-- whether it is a repeat, and keep of end_flight; 1 where the reply says what is paid for, or nil.
 local function open_further(further, keys, rev, now, starts, finishes, begins, hold_slot)
   local details, late, pay, keep_grants, is_repeat, keep_mark = cjson.decode(further)
   if details.at then -- Others do not pay for making these functions.
@@ -18,5 +17,5 @@ local function open_further(further, keys, rev, now, starts, finishes, begins, h
 --include end_flight
     is_repeat, keep_mark = end_flight(keys[#keys], details.digest, details.billed == 1, hold_slot, now)
   end
-  return late, details.dead == 1, pay, keep_grants, besides_of, is_repeat, keep_mark, details.tells
+  return late, details.dead == 1, pay, keep_grants, is_repeat, keep_mark, details.tells
 end

@@ -8,13 +8,13 @@ local function open_meter(packed)
   if not is_read or type(besides) ~= 'string' then
     return nil
   end
-  local is_known, granted, credited, late, stamped_ms, more = pcall(besides_of, besides)
+  local is_known, granted, credited, late, stamped_ms, over_cap, more = pcall(besides_of, besides)
   if not is_known or more
-    or not are_whole(included, overage, granted, credited, pending, late, slot, held, held_before, stamped_ms) then
+    or not are_whole(included, overage, granted, credited, over_cap, pending, late, slot, held, held_before, stamped_ms) then
     return nil
   end
   return {
-    included = included, overage = overage, granted = granted, credited = credited, pending = pending, late = late,
-    slot = slot, held = held, held_before = held_before, stamped_ms = stamped_ms,
+    included = included, overage = overage, granted = granted, credited = credited, over_cap = over_cap,
+    pending = pending, late = late, slot = slot, held = held, held_before = held_before, stamped_ms = stamped_ms,
   }
 end

@@ -39,7 +39,7 @@ local function overtake(keys, head, meters, totals, events, asked, own, now)
         if keys.audit then
           local within = class == 'included' and quantity or 0
           enter_usage(keys.audit, own.nonce, #late + 1, own.customer, now, head.begins_ms, period, '',
-            {token .. 'm', within, 0, 0, quantity - within, quantity})
+            {token .. 'm', within, 0, 0, quantity - within, 0, quantity})
         end
       end
       enter(keys.history, {{'late', text('%.0f', now), period .. ' ' .. value .. ' of ' .. meter_name .. price,

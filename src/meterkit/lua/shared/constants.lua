@@ -1,14 +1,14 @@
 -- What the scripts call by name. Each name is replaced by its value when a script is read: that costs nothing there.
-local FORM = -2 -- The first number of a packed field: what is stored has this format. Below 0: no text begins so.
-local NO_STATE = '2:0' -- The rev of a customer without a state.
-local EMPTY_HEAD = '\254\000\000\000\000\160' -- Packed: FORM, four zeros, no rev.
-local EMPTY_METER = '\254\000\000\000\000\000\000\160' -- Packed: FORM, six zeros, nothing besides.
-local EMPTY_BESIDES = '\000\000\000\000'
-local EMPTY_LEVEL = '\254\000\000\000'
-local EMPTY_LISTING = '\254\000\000' -- Packed: FORM, two zeros.
-local EMPTY_HOLDS = '\254' -- Packed: FORM.
-local EMPTY_LIFE = '\254\000' -- Packed: FORM, a zero.
-local EMPTY_WINDOW = '\254\000\000\000'
+local FORM = -3 -- The first number of a packed field: what is stored has this format. Below 0: no text begins so.
+local NO_STATE = '3:0' -- The rev of a customer without a state.
+local EMPTY_HEAD = '\253\000\000\000\000\160' -- Packed: FORM, four zeros, no rev.
+local EMPTY_METER = '\253\000\000\000\000\000\000\160' -- Packed: FORM, six zeros, nothing besides.
+local EMPTY_BESIDES = '\000\000\000\000\000'
+local EMPTY_LEVEL = '\253\000\000\000'
+local EMPTY_LISTING = '\253\000\000' -- Packed: FORM, two zeros.
+local EMPTY_HOLDS = '\253' -- Packed: FORM.
+local EMPTY_LIFE = '\253\000' -- Packed: FORM, a zero.
+local EMPTY_WINDOW = '\253\000\000\000'
 local MOST = 9000000000000000 -- The most that is counted: below 2^53.
 local UNCAPPED = 8000000000000000 -- Stands for a cap where a meter has none.
 local NEVER_MS = 9000000000000000

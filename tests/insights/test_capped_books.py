@@ -1,0 +1,99 @@
+"""Units over a cap in the audit log, statements, rebuilds and simulations: counted, never billed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from auditing import audited, lose_all, rebuild, sqlite_in
+from delivering import NOW
+from meterkit.catalog import loads
+from meterkit.pages.statement_csv import csv_of
+from really_serving import drain, simulated_at
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from auditing import Audited
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  tokens: {unit: token, stripe: {event_name: ai_tokens}}
+  rows:   {unit: row}
+plans:
+  free:
+    price: {amount_cents: 100, interval: month}
+    meters:
+      tokens: {included: 100, overage: {bill: {cap: 50, per: 1, amount_cents: 2}}}
+"""
+CATALOG: Final = loads(PLANS)
+
+
+async def counted(at: Audited) -> tuple[int, int, int]:
+    """Recorded units, of these the overage, and those over the cap."""
+    found = (await at.kit.usage("acme"))["meters"]["tokens"]
+    return found["recorded"], found["overage"], found["over_cap"]
+
+
+async def test_a_statement_shows_what_was_over_the_cap_at_no_price(store_url: str, tmp_path: Path) -> None:
+    async with audited(store_url, sqlite_in(tmp_path), catalog=CATALOG) as at:
+        await at.desk.link("acme")
+        await at.kit.record("acme", "tokens", 120)
+        at.desk.clock.advance(timedelta(seconds=1))
+        await at.kit.record("acme", "tokens", 280)
+        at.desk.clock.advance(timedelta(seconds=1))
+        await at.kit.correct("acme", {"tokens": 240}, reason="a loop", correction_id="c-1", by="ada")
+        rows = [row for row in await at.rows() if row["meter"] == "tokens"]
+        assert [(row["quantity"], row["overage"], row["over_cap"]) for row in rows] == [
+            (120, 20, 0),
+            (280, 30, 250),
+            (-240, 0, -240),
+        ]
+        assert [row["priced"] for row in rows] == [20, 30, 0]
+        statement = await at.kit.statement("acme")
+        (line,) = (one for one in statement.lines if one.meter == "tokens")
+        assert (line.amount_cents, line.counted, line.overage, line.over_cap) == (100, 50, 50, 10)
+        assert [event.why for event in line.events] == [
+            "100 included, 20 overage",
+            "30 overage, 250 over the cap",
+            "correction, -240 over the cap: a loop",
+        ]
+        shown = "".join([part async for part in csv_of(at.kit.statement, "acme")])
+        head, *_, middle, _ = (row.split(",") for row in shown.splitlines())
+        assert (middle[head.index("over_cap")], middle[head.index("billed")]) == ("250", "30")
+
+
+async def test_a_rebuild_raises_what_was_over_the_cap_and_bills_none_of_it(
+    any_store_url: str, tmp_path: Path
+) -> None:
+    async with audited(any_store_url, sqlite_in(tmp_path), catalog=CATALOG) as at:
+        await at.desk.link("acme")
+        await at.kit.record("acme", "tokens", 400)
+        assert (await at.desk.flush(everything=True)).is_complete
+        await at.drainer.drain()
+        await lose_all(at)
+        await at.kit.customers.link("acme", "cus_acme")
+        await at.kit.record("acme", "tokens", 1)
+        (done,) = await rebuild(at)
+        assert (done.raised, done.audited, done.delivered, done.parked) == (400, 401, 50, 0)
+        assert await counted(at) == (401, 50, 250)
+        assert await rebuild(at) == []
+
+
+async def test_a_simulation_bills_no_more_than_the_cap(store_url: str, tmp_path: Path) -> None:
+    url = sqlite_in(tmp_path)
+    async with audited(store_url, url, catalog=CATALOG) as at:
+        await at.kit.record("acme", "tokens", 400)
+        await drain(at.kit, url)
+        lower, higher = (PLANS.replace("cap: 50", f"cap: {cap}") for cap in (10, 900))
+        at.desk.clock.advance(timedelta(minutes=1))
+        for plans, cents in ((PLANS, 200), (lower, 120), (higher, 700)):
+            (found,) = (await simulated_at(at.kit, url, plans, NOW)).customers
+            assert (found.now_cents, found.then_cents) == (200, cents)
