@@ -50,7 +50,13 @@ plans:
         ("free", "tokens", "overage", 6_000, 0),
         ("pro", "tokens", "overage", 8_000, 0),  # included is in the base price
         ("pro", "tokens", "overage", 8_001, 1),
-        ("pro", "tokens", "overage", 20_000, 12_000),  # what was recorded beyond the cap is a fact
+        (
+            "pro",
+            "tokens",
+            "overage",
+            20_000,
+            5_000,
+        ),  # units over the cap are counted, and not billed
         ("pro", "requests", "usage", 1_000_000, 1_000_000),  # unlimited is included, and reported
         ("pro", "tokens", "none", 20_000, 0),
     ],
@@ -150,3 +156,32 @@ async def test_a_new_period_begins_with_an_empty_bill(
     clock.set((await kit.usage("ada"))["period"]["end"] + timedelta(seconds=1))
     assert [0, 0] == [line.billed for line in await check_bill(kit, stripe, {"ada": {}})]
     assert all(line.is_right for line in await check_bill(kit, stripe, {"ada": {}}))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("change", ["plan", "overrides"])
+async def test_a_bill_is_right_after_a_change_in_the_period(
+    kit: MeterKit, stripe: StripeEmulator, clock: Clock, change: str
+) -> None:
+    await kit.record("ada", "tokens", 8_300)
+    if change == "plan":
+        await kit.customers.set_plan("ada", "free")
+    else:
+        await kit.customers.override("ada", {"tokens": {"overage": {"bill": {"cap": 100}}}})
+    await kit.record("ada", "tokens", 40)
+    await deliver(kit)
+    (tokens,) = [
+        one for one in await check_bill(kit, stripe, {"ada": {"tokens": 8_340}}) if one.meter == "tokens"
+    ]
+    assert (tokens.due, tokens.billed, tokens.is_right) == (300, 300, True)
+
+    stripe.fail_next("lose")
+    await kit.customers.override("ada", {"tokens": {"overage": {"bill": {"cap": 5_000}}}})
+    await kit.customers.set_plan("ada", "pro")
+    await kit.record("ada", "tokens", 7)
+    clock.advance(timedelta(minutes=5))
+    await deliver(kit)
+    (tokens,) = [
+        one for one in await check_bill(kit, stripe, {"ada": {"tokens": 8_347}}) if one.meter == "tokens"
+    ]
+    assert (tokens.due, tokens.billed, tokens.is_right) == (307, 300, False)

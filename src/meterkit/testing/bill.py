@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import override
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from meterkit.catalog import Entitlement, Report
     from meterkit.kit import MeterKit
     from meterkit.testing.emulator import StripeEmulator
+
+_CHANGES: Final = frozenset({"plan", "overrides"})
+_PLACES: Final = ("pending", "unlinked", "queued", "leased", "parked", "delivered")
+"""Of units that Stripe has or is to get for this period: late and dead ones are neither."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +61,10 @@ async def check_bill(
     """Compare what customers were served with what was recorded and, after a flush, what Stripe has.
 
     There is a line for each customer and each meter with a Stripe event, without derived meters
-    (``from:``) and those that they are derived from. A customer's plan and overrides must have been the
-    same for the whole period. The ledger of grants tells what credits have paid; of meters whose cost
-    depends on the model, what the store has as overage.
+    (``from:``) and those that they are derived from. What is due follows from the plan and the overrides of
+    now. If they changed in the period and Stripe has another quantity, the units that the store has sent or
+    will send are due: each was classified by the plan at its time. The ledger of grants tells what credits
+    have paid; of meters whose cost depends on the model, what the store has as overage.
 
     Args:
         kit: whose plans file and store.
@@ -74,6 +79,10 @@ async def check_bill(
         customer, usage = await kit.customers.get(customer_id), await kit.usage(customer_id)
         entitlements = override(kit.catalog, kit.catalog.plans[customer.plan], customer.overrides)
         begin, end = usage["period"]["start"], usage["period"]["end"]
+        has_changed = any(
+            entry.kind in _CHANGES and begin <= entry.at < end
+            for entry in await kit.customers.history(customer_id)
+        )
         prepaid = Counter[str]()
         for entry in await kit.grants.ledger(customer_id):
             if entry.entry == "burn" and entry.meter is not None and entry.period_start == begin:
@@ -90,7 +99,13 @@ async def check_bill(
             quantity, entitlement = quantities.get(meter.name, 0), entitlements[meter.name]
             row = usage["meters"][meter.name]
             if meter.name in by_model:
-                prepaid[meter.name] = row["recorded"] - row["overage"] - _included(quantity, entitlement)
+                prepaid[meter.name] = (
+                    row["recorded"] - row["overage"] - row["over_cap"] - _included(quantity, entitlement)
+                )
+            has = billed[meter.stripe.event_name]
+            due = due_of(quantity, entitlement, meter.stripe.report, prepaid=prepaid[meter.name])
+            if has_changed and due != has:
+                due = sum(row[place] for place in _PLACES)
             lines.append(
                 BillLine(
                     customer=customer_id,
@@ -100,8 +115,8 @@ async def check_bill(
                     recorded=row["recorded"],
                     included=_included(quantity, entitlement),
                     prepaid=prepaid[meter.name],
-                    due=due_of(quantity, entitlement, meter.stripe.report, prepaid=prepaid[meter.name]),
-                    billed=billed[meter.stripe.event_name],
+                    due=due,
+                    billed=has,
                 )
             )
     return lines
@@ -111,12 +126,13 @@ def due_of(quantity: int, entitlement: Entitlement, report: Report, *, prepaid: 
     """How much of a quantity is reported to Stripe.
 
     ``report: usage`` sends included and overage, ``report: overage`` what is beyond included; overage is
-    sent only on a plan that bills it.
+    sent only on a plan that bills it, and no more than its cap.
     """
     if report == "none":
         return 0
     included = _included(quantity, entitlement)
     overage = quantity - included - prepaid if entitlement.overage.mode == "bill" else 0
+    overage = min(overage, overage if entitlement.overage.cap is None else entitlement.overage.cap)
     return overage + (included if report == "usage" else 0)
 
 
