@@ -41,6 +41,7 @@ SUBSCRIPTIONS = (
     ("change_rules", "problem_documents", "stripe_objects", "auto_state"),
     ("proration", "billing_requests", "item_changes", "subscription_reading"),
     ("stripe_prices", "drift", "live_subscription", "wanted_prices"),
+    ("payment_gate",),
     ("price_mismatches", "existing_customers", "top_up_payments"),
     ("price_sync", "service", "webhooks"),
     ("billing_routes",),

@@ -122,6 +122,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
         "subscriptions/stripe_prices.py",
         "plan.seat_price.stripe_price",
     ),
+    "plans.*.payment_method": ("subscriptions/payment_gate.py", "plan.payment_method"),
     "plans.*.trial": ("subscriptions/service/beginning.py", "plan.trial_ms"),
     "plans.*.trial.for": ("subscriptions/service/beginning.py", "plan.trial_ms"),
     "plans.*.trial.without_card": ("subscriptions/service/beginning.py", "plan.trial_without_card"),

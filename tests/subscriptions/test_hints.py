@@ -89,7 +89,7 @@ def test_what_is_listed_at_once_is_no_more_than_stripe_takes() -> None:
     assert len(set(TYPES)) == len(TYPES) <= 20
     assert "checkout.session.completed" in TYPES
     assert {kind.partition(".")[0] for kind in TYPES} == {
-        *("checkout", "customer", "invoice", "entitlements", "charge")
+        *("checkout", "customer", "invoice", "entitlements", "charge", "payment_method", "setup_intent")
     }
 
 

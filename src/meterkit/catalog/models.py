@@ -30,6 +30,7 @@ Report = Literal["overage", "usage", "none"]
 StoreFailure = Literal["allow", "deny"]
 Allotment = Literal["off", "250ms"]
 WithoutCard = Literal["cancel", "pause", "invoice"]
+PaymentMethodTerm = Literal["required", "optional"]
 
 ROUTE: Final = "route"
 """In the name of a policy of a route's own rate it stands where a meter's has its name."""
@@ -211,6 +212,7 @@ class Plan:
     Attributes:
         key: the name in the plans file.
         trial_without_card: what happens at the end of the trial without a payment method.
+        payment_method: whether a subscription of it is in force only once a payment method is saved.
         allotment: how long requests may be admitted in advance; None: as the file says.
         features: names of features, sorted; ``all`` is already spelled out.
         entitlements: one for every meter of the file, in the file's order.
@@ -223,6 +225,7 @@ class Plan:
     seat_price: SeatPrice | None
     trial_ms: int | None
     trial_without_card: WithoutCard = "cancel"
+    payment_method: PaymentMethodTerm = "optional"
     features: frozenset[str]
     entitlements: Mapping[str, Entitlement]
     grants: tuple[PlanGrant, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.billing import ALLOTMENTS
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.errors import Problems
     from meterkit.catalog.model_prices import Credit, ModelPrices
-    from meterkit.catalog.models import Allotment, Entitlement, WithoutCard
+    from meterkit.catalog.models import Allotment, Entitlement, PaymentMethodTerm, WithoutCard
 
 DEFAULT_PLAN_WORD: Final = "default_plan"
 
@@ -97,6 +97,7 @@ class TrialTable(Table, what="a trial", inheritable=True):
     )
 
 
+_PAYMENT_METHOD: Final[Choice[PaymentMethodTerm]] = Choice(("required", "optional"))
 _TRIAL: Final[Shape[int | TrialTable]] = Forms(
     "a duration such as 14d, or a map such as {for: 14d, without_card: pause}",
     scalar=duration(least=1),
@@ -120,6 +121,11 @@ class PlanTable(Table, what="a plan", inheritable=True):
     seat_price = Key(
         Nullable(SeatPriceTable),
         "What a seat costs per interval, beyond those included.",
+    )
+    payment_method: Key[PaymentMethodTerm] = Key(
+        _PAYMENT_METHOD,
+        "required: a subscription is in force once a payment method is saved. Default: required where the"
+        " plan can cost anything, else optional.",
     )
     trial: Key[int | TrialTable] = Key(
         Nullable(_TRIAL),
@@ -187,7 +193,7 @@ def build_plans(
 def _build_plan(key: str, values: PlanTable, declared: Declared) -> Plan:
     price, seat_price = values.price, values.seat_price
     trial_ms, without_card = _build_trial(values.trial)
-    return Plan(
+    plan = Plan(
         key=key,
         name=values.name or key,
         rank=values.rank or 0,
@@ -201,6 +207,31 @@ def _build_plan(key: str, values: PlanTable, declared: Declared) -> Plan:
         allotment=values.allotment,
         subjects=build_subjects(values.subjects or {}, declared.meters, declared.currency, values.problems),
     )
+    default: PaymentMethodTerm = "required" if can_cost(plan, declared) else "optional"
+    return replace(plan, payment_method=values.payment_method or default)
+
+
+def can_cost(plan: Plan, declared: Declared) -> bool:
+    """Whether a customer of a plan may owe money: its price, seats, billed usage, automatic top-ups.
+
+    Args:
+        plan: the plan, with the defaults of its entitlements applied.
+        declared: the meters and credits of the file.
+    """
+    buys_by_itself = any(
+        credit.top_up is not None and credit.top_up.auto is not None for credit in declared.credits.values()
+    )
+    if plan.price.amount_cents > 0 or plan.seat_price is not None or buys_by_itself:
+        return True
+    for meter in kept(declared.meters).values():
+        if meter.stripe is None or meter.stripe.report == "none":
+            continue
+        for name in {meter.name, meter.source or meter.name} & plan.entitlements.keys():
+            given = plan.entitlements[name]
+            is_endless = given.included is None and meter.stripe.report != "usage"
+            if given.overage.mode == "bill" and not is_endless:
+                return True
+    return False
 
 
 def _build_trial(written: int | TrialTable | None) -> tuple[int | None, WithoutCard]:

@@ -181,7 +181,8 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         if status is None:
             status, failures = subscription.status_at(now_ms), subscription.failures
             failed_at_ms = subscription.failed_since_ms()
-    is_unpaid_signup = state.status is None and subscription is not None and not subscription.has_begun
+    has_begun = subscription is not None and subscription.has_begun_at(now_ms)
+    is_unpaid_signup = state.status is None and subscription is not None and not has_begun
     standing = standing_of(
         None if is_unpaid_signup else status,
         failures=failures,
@@ -197,7 +198,6 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     own = overrides_at(state.overrides, now_ms)
     if standing.access == "restricted":
         plan, own = catalog.plans[catalog.dunning.restrict_to], NO_OVERRIDES
-    has_begun = subscription is not None and subscription.has_begun
     is_paid = has_begun and status not in ENDED and standing.access != "restricted"
     counting = _counting(state, plan, catalog, now_ms)
     return EffectivePlan(
@@ -231,7 +231,7 @@ def _plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str
         # A value set after the end of a subscription was known stands.
         was_known = state.status is None and subscription is not None and subscription.status in ENDED
         return state.plan if was_known else None
-    if state.plan is not None or subscription is None or not subscription.has_begun:
+    if state.plan is not None or subscription is None or not subscription.has_begun_at(now_ms):
         return state.plan
     return subscription.plan_at(now_ms)
 
@@ -239,7 +239,11 @@ def _plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str
 def _counting(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -> Counting:
     """What included quantities are counted over: as the subscription's own plan says, restricted or not."""
     subscription = state.subscription
-    if subscription is None or subscription.status_at(now_ms) in ENDED or not subscription.has_begun:
+    if (
+        subscription is None
+        or subscription.status_at(now_ms) in ENDED
+        or not subscription.has_begun_at(now_ms)
+    ):
         return _COUNTING[_counted_per(plan)]
     own = catalog.plans.get(subscription.plan_at(now_ms) or "", plan)
     before, after = (
@@ -309,6 +313,6 @@ def refusal_without(customer: str, effective: EffectivePlan, feature: str | None
 def bounds_of(state: CustomerState, counting: Counting, at_ms: int) -> Bounds:
     """The period that an instant lies in, and the next one, by what is known of the subscription."""
     # An unpaid subscription begins no period: else requesting one would renew the included quantities.
-    if state.subscription is not None and state.subscription.has_begun:
+    if state.subscription is not None and state.subscription.has_begun_at(at_ms):
         return subscription_bounds(state.subscription, counting, at_ms)
     return bounds_at(at_ms, anchor_ms=state.anchor_ms, interval=counting.per)

@@ -63,6 +63,8 @@ class SubscriptionState:
         ended_at_ms: when it ended.
         created_ms: when it was made; 0: not known.
         never_began: whether it was ended before it was paid for, or on trial.
+        awaits_payment_method: whether its plan requires a payment method and none is saved: so it is not in
+            force (``incomplete``), or will not be from the end of its trial on.
         void_from_ms: from when on its invoices are voided, as its collection is paused so; None: it is not.
         void_until_ms: when collection resumes; None: not by itself.
         metered: its metered prices, as ``METER=PRICE``, in order, with blanks between them.
@@ -90,6 +92,7 @@ class SubscriptionState:
     ended_at_ms: int | None = None
     created_ms: int = 0
     never_began: bool = False
+    awaits_payment_method: bool = False
     void_from_ms: int | None = None
     void_until_ms: int | None = None
     metered: str = ""
@@ -120,6 +123,10 @@ class SubscriptionState:
         """Whether it was ever paid for, or on trial: else nothing but access follows from it."""
         return self.status not in _NOT_BEGUN and not self.never_began
 
+    def has_begun_at(self, now_ms: int) -> bool:
+        """Whether it has begun, and its trial has not ended without the payment method that it requires."""
+        return self.has_begun and not (self.awaits_payment_method and self._has_trial_ended(now_ms))
+
     def status_at(self, now_ms: int) -> Status:
         """Its status by the clock: what Stripe tells of later has bound at its second."""
         if self.status in ENDED:
@@ -127,7 +134,7 @@ class SubscriptionState:
         if self.cancel_at_ms is not None and now_ms >= self.cancel_at_ms:
             return "canceled"
         if self._has_trial_ended(now_ms):
-            return _AFTER_TRIAL[self.trial_end_action]
+            return "incomplete" if self.awaits_payment_method else _AFTER_TRIAL[self.trial_end_action]
         return self.status
 
     def plan_at(self, now_ms: int) -> str | None:
@@ -177,7 +184,7 @@ class SubscriptionState:
 
         https://docs.stripe.com/billing/subscriptions/pause-payment
         """
-        has_ended = not self.has_begun or self.status_at(now_ms) in ENDED
+        has_ended = not self.has_begun_at(now_ms) or self.status_at(now_ms) in ENDED
         if has_ended or self.void_from_ms is None or now_ms < self.void_from_ms:
             return False
         return self.void_until_ms is None or now_ms < self.void_until_ms

@@ -133,7 +133,9 @@ class Renewals(NamedTuple):
 
 def renewals_of(subscription: SubscriptionState | None, now_ms: int) -> Renewals | None:
     """The latest renewals of a subscription by the clock; None: it has no invoice with usage yet."""
-    if subscription is None or not subscription.has_begun or subscription.status_at(now_ms) == "paused":
+    if subscription is None or not subscription.has_begun_at(now_ms):
+        return None
+    if subscription.status_at(now_ms) == "paused":
         return None
     ends_ms, is_monthly = subscription.ends_ms(), subscription.end_ms - subscription.start_ms <= _MONTH_MS
     counting = Counting(per="month" if is_monthly else "year")

@@ -187,7 +187,8 @@ def _told(problem: ProblemDocument) -> Answer:
 def _json(endpoint: Endpoint, found: object) -> bytes:
     if endpoint.gives is UsageAnswer:  # A typed mapping already; a model would copy all of it.
         return json.dumps(found, separators=(",", ":"), default=iso).encode()
-    return _adapter(endpoint.gives).dump_json(found)
+    left_out = {name for name in endpoint.optional if getattr(found, name) is None}
+    return _adapter(endpoint.gives).dump_json(found, exclude=left_out)
 
 
 @cache

@@ -78,6 +78,7 @@ class Endpoint:
         query: the names of what may stand behind its path, and what each means.
         status: of the answer where all is well.
         troubles: what else it may answer, by the names of ``KINDS``.
+        optional: the members that its answer has only where there is something to say.
     """
 
     method: str
@@ -89,6 +90,7 @@ class Endpoint:
     query: Mapping[str, str] = field(default_factory=dict[str, str])
     status: int = 200
     troubles: Sequence[str] = ()
+    optional: Sequence[str] = ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -158,6 +160,7 @@ async def _get(kit: BillingKit, asked: Asked) -> Subscription:
     gives=NewSubscription,
     status=201,
     troubles=("exists", "conflict", "plan", "payment", "invoice"),
+    optional=("missing",),
 )
 async def _create(kit: BillingKit, asked: Asked) -> NewSubscription:
     return await kit.subscriptions.create(asked.customer, asked.body.plan, asked.body.seats)
@@ -195,7 +198,7 @@ async def _change_plan(kit: BillingKit, asked: Asked) -> SubscriptionChange | Ac
     "Have other seats",
     takes=SeatsBody,
     gives=SubscriptionChange,
-    troubles=("none", "seats", "conflict", "payment", "invoice"),
+    troubles=("none", "seats", "conflict", "payment", "method", "invoice"),
 )
 async def _set_seats(kit: BillingKit, asked: Asked) -> SubscriptionChange:
     return await kit.subscriptions.set_seats(asked.customer, asked.body.seats)

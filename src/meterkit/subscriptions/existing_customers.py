@@ -11,9 +11,9 @@ from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.arguments import check_customer
 from meterkit.subscriptions.drift import LIVE, drift_of, plan_in
 from meterkit.subscriptions.item_changes import items_of
-from meterkit.subscriptions.stripe_objects import CUSTOMER, part_of, text_in
+from meterkit.subscriptions.payment_gate import held_back, needs_payment_method
+from meterkit.subscriptions.stripe_objects import CUSTOMER, has_payment_method, part_of, text_in
 from meterkit.subscriptions.subscription_reading import (
-    has_payment_method,
     in_force,
     is_sold_here,
     read_subscription,
@@ -37,6 +37,7 @@ MisfitKind = Literal[
     "no_such_customer",
     "unreadable",
     "too_new",
+    "no_payment_method",
     DriftKind,
 ]
 _KEEPS_OUT: Final[frozenset[DriftKind]] = frozenset({"two_plans", "unknown_price", "currency", "interval"})
@@ -173,6 +174,8 @@ class Account:
         if not is_sold_here(found, catalog):
             self.seen.append(_Seen(slim=slim, named=named, drift=drift))
             return
+        if needs_payment_method(found, catalog, None) and not self.has_payment_method:
+            found = held_back(found)
         try:
             state = read_subscription(found, catalog, has_payment_method=self.has_payment_method)
         except ValueError as error:

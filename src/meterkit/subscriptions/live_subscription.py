@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.stripe.request import ENDED_HERE
 from meterkit.subscriptions.item_changes import as_new, items_of
-from meterkit.subscriptions.stripe_objects import CHANGE_MARK, id_in, key_of, mark_of, part_of
+from meterkit.subscriptions.stripe_objects import (
+    AWAITS_METHOD,
+    CHANGE_MARK,
+    NEVER_BEGAN,
+    id_in,
+    key_of,
+    mark_of,
+    part_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -311,17 +319,44 @@ async def whole(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "items": {**items, "data": listed, "has_more": False}}
 
 
-async def give_up(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> None:
-    """End a subscription that is not paid for yet, by voiding its invoice.
+async def give_up(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> dict[str, Any]:
+    """End a subscription that is not paid for yet, by voiding its invoice; as it is then.
 
     That ends it (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses), and no one
-    can pay it any more: where the subscription alone is canceled, a page that is open in a browser can.
+    can pay it any more: where the subscription alone is canceled, a page that is open in a browser can. One
+    that waits for a payment method has no such invoice: it is canceled, and its SetupIntent too, which Stripe
+    leaves open (https://docs.stripe.com/billing/subscriptions/deferred-payment).
 
     Raises:
         StripeError: Stripe refuses, as where it has been paid by now; or does not answer.
     """
+    if found.get(AWAITS_METHOD) is True:
+        return await _cancel_unpaid(api, found)
     path = f"/v1/invoices/{id_in(found, 'latest_invoice')}/void"
     await api.post(path, idempotency_key=key_of("void", path, again))
+    return {**found, "status": "incomplete_expired"}
+
+
+async def _cancel_unpaid(api: StripeApi, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Cancel a subscription that was never in force, without a last invoice, and its SetupIntent."""
+    details: dict[str, Parameter] = {"comment": NEVER_BEGAN}
+    asked: dict[str, Parameter] = {"cancellation_details": details}
+    ended: dict[str, Any] = {}
+    try:
+        ended = await api.delete(f"{_PATH}/{found['id']}", asked, idempotency_key=key_of("end", found["id"]))
+    except StripeError as error:
+        if error.status != HTTPStatus.NOT_FOUND:  # It has ended: that is done.
+            raise
+    intent = id_in(found, "pending_setup_intent")
+    if intent:
+        try:
+            await api.post(f"/v1/setup_intents/{intent}/cancel", idempotency_key=key_of("cancel", intent))
+        except StripeUnavailableError:
+            raise
+        except StripeError:
+            pass  # It has ended.
+    times = {name: ended.get(name) for name in ("canceled_at", "ended_at")}
+    return {**found, **times, "status": "canceled", "cancellation_details": details, AWAITS_METHOD: False}
 
 
 def _scheduled(live: LiveSubscription) -> object:

@@ -105,6 +105,28 @@ def secret_of(found: Mapping[str, Any]) -> str | None:
     return text_in(payment, "client_secret") or text_in(later, "client_secret") or None
 
 
+AWAITS_METHOD: Final = "meterkit_awaits_payment_method"
+"""A key beside Stripe's own in a subscription that :mod:`meterkit.subscriptions.payment_gate` holds back."""
+NEVER_BEGAN: Final = "ended by meterkit: no payment method was saved"
+"""The comment of the cancellation of a subscription that was never in force."""
+
+
+def has_subscription_method(found: Mapping[str, Any]) -> bool:
+    """Whether a subscription names the payment method that it is charged with."""
+    return bool(id_in(found, "default_payment_method") or id_in(found, "default_source"))
+
+
+def has_payment_method(customer: Mapping[str, Any]) -> bool:
+    """Whether a Stripe customer has a payment method that its subscriptions use by default."""
+    settings = part_of(customer, "invoice_settings")
+    return bool(id_in(settings, "default_payment_method") or id_in(customer, "default_source"))
+
+
+def is_charged(found: Mapping[str, Any]) -> bool:
+    """Whether Stripe charges a payment method; else it sends invoices, to be paid in any way."""
+    return text_in(found, "collection_method") != "send_invoice"
+
+
 CHANGE_MARK: Final = "meterkit_change"
 """The key of the metadata of a subscription under which the mark of the last change stands."""
 _AGAIN_MAX: Final = 8

@@ -10,7 +10,11 @@ from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
 from meterkit.subscriptions.change_rules import included_seats, sells_seats
 from meterkit.subscriptions.stripe_objects import (
+    AWAITS_METHOD,
+    NEVER_BEGAN,
+    has_subscription_method,
     id_in,
+    is_charged,
     key_in,
     mark_of,
     part_of,
@@ -156,29 +160,45 @@ def in_force(
 
 def is_sold_here(found: Mapping[str, Any], catalog: Catalog) -> bool:
     """Whether a subscription has the price of a plan of the plans file."""
-    return _plan_of(_items(found), catalog) is not None
+    return plan_of(found, catalog) is not None
+
+
+def plan_of(found: Mapping[str, Any], catalog: Catalog) -> Plan | None:
+    """The plan whose base price a subscription has; None: no plan of the plans file."""
+    return _plan_of(_items(found), catalog)
 
 
 def asks_for_payment_method(found: Mapping[str, Any]) -> bool:
-    """Whether the end of its trial depends on whether its customer has a payment method."""
-    ends = _trial_end_action(found)
-    has_own = id_in(found, "default_payment_method") or id_in(found, "default_source")
-    return found.get("status") == "trialing" and ends != "continue" and not has_own
+    """Whether the end of its trial at Stripe depends on whether its customer has a payment method."""
+    is_asked = found.get("status") == "trialing" and not has_subscription_method(found)
+    return is_asked and _trial_end_action(found) != "continue"
 
 
-def has_payment_method(customer: Mapping[str, Any]) -> bool:
-    """Whether a Stripe customer has a payment method that its subscriptions use by default."""
-    settings = part_of(customer, "invoice_settings")
-    return bool(id_in(settings, "default_payment_method") or id_in(customer, "default_source"))
+def is_free_after_trial(found: Mapping[str, Any], catalog: Catalog) -> bool:
+    """Whether a trial without a card goes on for nothing, on a plan that requires a payment method.
+
+    Else Stripe cancels or pauses the subscription, or its first invoice is not paid and dunning decides.
+    """
+    if found.get("status") != "trialing" or has_subscription_method(found) or not is_charged(found):
+        return False
+    plan = plan_of(found, catalog)
+    is_required = plan is not None and plan.payment_method == "required"
+    return is_required and _trial_end_action(found) == "continue" and not recurring_of(found).micro_cents
 
 
 def has_begun(found: Mapping[str, Any]) -> bool:
     """Whether a subscription was ever on trial or paid for; ``latest_invoice`` is expanded in it."""
+    if found.get(AWAITS_METHOD) or _was_held_back(found):
+        return bool(found.get("trial_start"))  # A trial is over, even if nothing came after it.
     if found["status"] in _NOT_BEGUN:
         return False
     invoice = part_of(found, "latest_invoice")
     is_first = invoice.get("billing_reason") == "subscription_create" and invoice.get("status") != "paid"
     return bool(found.get("trial_start")) or found["status"] != "canceled" or not is_first
+
+
+def _was_held_back(found: Mapping[str, Any]) -> bool:
+    return text_in(part_of(found, "cancellation_details"), "comment") == NEVER_BEGAN
 
 
 def read_subscription(
@@ -190,7 +210,8 @@ def read_subscription(
         found: as Stripe shows it, with ``latest_invoice``, ``schedule`` and the coupons of its discounts
             expanded.
         catalog: what is sold.
-        has_payment_method: whether its customer has one, where :func:`asks_for_payment_method`.
+        has_payment_method: whether its customer has one, where :func:`asks_for_payment_method` or
+            :func:`is_free_after_trial`.
 
     Raises:
         ValueError: it is not what Stripe shows.
@@ -205,8 +226,10 @@ def read_subscription(
     at_period_end = found.get("cancel_at_period_end") is True
     cancel_at_ms = _ms(found.get("cancel_at")) or (end_ms if at_period_end else None)
     ends: TrialEndAction = "continue"
-    if asks_for_payment_method(found) and not has_payment_method:
-        ends = _trial_end_action(found)
+    awaits = found.get(AWAITS_METHOD) is True
+    if not has_payment_method:
+        ends = _trial_end_action(found) if asks_for_payment_method(found) else ends
+        awaits = awaits or is_free_after_trial(found, catalog)
     failures, failed_at_ms = _failures(found)
     recurring = recurring_of(found)
     return SubscriptionState(
@@ -226,7 +249,8 @@ def read_subscription(
         failed_at_ms=failed_at_ms,
         ended_at_ms=_ms(found.get("ended_at")),
         created_ms=_ms(found.get("created")) or 0,
-        never_began=status == "canceled" and not has_begun(found),
+        never_began=status == "canceled" and (_was_held_back(found) or not has_begun(found)),
+        awaits_payment_method=awaits,
         metered=metered_of(found),
         mark=mark_of(found),
         mrr=recurring.micro_cents,

@@ -10,13 +10,16 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import InvoiceOpenError, SubscriptionExistsError
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items
 from meterkit.subscriptions.live_subscription import FLEXIBLE, give_up, whole
+from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
 from meterkit.subscriptions.service.results import Checkout
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
 from meterkit.subscriptions.stripe_objects import (
+    AWAITS_METHOD,
     CHANGE_MARK,
     CUSTOMER,
     SECRETS,
+    has_subscription_method,
     id_in,
     key_of,
     mark_of,
@@ -108,10 +111,11 @@ class Beginning:
         self._store = store
         self._stripe_customers = StripeCustomers(store, api, contact)
         self._states = States(store)
+        self._gate = PaymentGate(api)
         self._api = api
 
     async def create(self, customer: str, plan: Plan, paid_seats: int) -> str | None:
-        """Make a subscription that is to be paid for; the client secret of that, or None."""
+        """Make a subscription; the client secret with which it is paid for or its card is saved, or None."""
         api = self._api()
         linked = await self._stripe_customers.of(customer)
         items = new_items(await prices_of(api, self._store.catalog, plan), paid_seats)
@@ -119,7 +123,7 @@ class Beginning:
 
         async def attempt(again: int) -> dict[str, Any]:
             nonlocal first
-            found = await self._found(linked)
+            found = await self._list_subscriptions(customer, linked)
             first = found if first is None else first
             params = _params(linked, plan, items, first)
             key = key_of("create", params, sorted(one["id"] for one in first))
@@ -137,7 +141,12 @@ class Beginning:
             asked = {**params, "metadata": metadata, "expand": list(SECRETS)}
             return await api.post(_PATH, asked, idempotency_key=f"{key}-{again}")
 
-        return secret_of(await persistently(attempt))
+        made = await persistently(attempt)
+        if made["status"] == "active":
+            (made,), _ = await self._gate.apply(linked, [made], self._store.catalog, None)
+        if made.get(AWAITS_METHOD):
+            return await self._gate.secret(linked, made)
+        return None if has_subscription_method(made) else secret_of(made)
 
     async def checkout(
         self, customer: str, plan: Plan, paid_seats: int, options: Mapping[str, Any]
@@ -146,7 +155,7 @@ class Beginning:
         api = self._api()
         linked = await self._stripe_customers.of(customer)
         items = new_items(await prices_of(api, self._store.catalog, plan), paid_seats)
-        found = await self._found(linked)
+        found = await self._list_subscriptions(customer, linked)
         await self._refuse_in_force(customer, found)
         await self._refuse_debtor(customer, linked, found)
         for waiting in self._unpaid(found):  # Else both could be paid for.
@@ -165,16 +174,22 @@ class Beginning:
             "line_items": items,
             "subscription_data": data,
         }
+        if plan.payment_method == "required" and "trial_period_days" not in data:
+            asked["payment_method_collection"] = (
+                "always"  # Else Stripe asks for no card where nothing is due.
+            )
         before = [one["id"] for one in found]
         made = await open_page(api, asked, before, now_s=self._store.now_ms() // 1000)
         return Checkout(id=made["id"], url=made["url"])
 
-    async def _found(self, linked: str) -> list[dict[str, Any]]:
-        """All subscriptions that a Stripe customer has, and had."""
+    async def _list_subscriptions(self, customer: str, linked: str) -> list[dict[str, Any]]:
+        """All subscriptions that a Stripe customer has, and had; behind the payment gate."""
         expand = [f"data.{name}" for name in SECRETS]
         api = self._api()
         found = await api.list(_PATH, {"customer": linked, "status": "all", "expand": expand})
-        return [await whole(api, one) for one in found]
+        listed = [await whole(api, one) for one in found]
+        _, state = await self._states.read(customer)
+        return (await self._gate.apply(linked, listed, self._store.catalog, state.subscription)).found
 
     async def _refuse_in_force(self, customer: str, found: Sequence[Mapping[str, Any]]) -> None:
         """Raises SubscriptionExistsError. One that counted still does where the plans file lost its price."""
@@ -191,7 +206,7 @@ class Beginning:
         await refuse_debtor(api, customer, linked, found, dunning=dunning, is_ours=self._is_ours)
 
     def _unpaid(self, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those that wait for their first payment."""
+        """Those that wait for their first payment, or for a payment method."""
         return [one for one in found if one["status"] == "incomplete" and self._is_ours(one)]
 
     def _is_ours(self, found: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.customers.states import States
@@ -22,10 +22,11 @@ from meterkit.subscriptions.change_rules import (
 )
 from meterkit.subscriptions.item_changes import PlanPrices, changes_metered, next_items, updates
 from meterkit.subscriptions.live_subscription import LiveSubscription
+from meterkit.subscriptions.payment_gate import PaymentGate, held_back
 from meterkit.subscriptions.proration import Terms, cost_of, ends_trial
-from meterkit.subscriptions.service.payment_pages import check_paid, remedy
+from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method, remedy
 from meterkit.subscriptions.service.results import Preview
-from meterkit.subscriptions.stripe_objects import persistently
+from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
 from meterkit.subscriptions.stripe_prices import prices_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.change_rules import Course
     from meterkit.subscriptions.proration import Proration
 
 
@@ -178,6 +180,8 @@ class Changing:
             costs.append(self._cost(known, current, target))
             pending = known.pending_plan if live.schedule is not None else None
             course = course_of(current, wanted, pending=pending, changes=self._catalog.billing.changes)
+            if wanted.key != current.key:
+                await self._check_method(live, known, current, wanted, course)
             if wanted.key == current.key:
                 if course == "take_back":
                     await live.release()
@@ -325,10 +329,29 @@ class Changing:
         live = await LiveSubscription.fetch(self.api(), known.id, again)
         if live is None or live.found["status"] in ENDED:
             raise NoSubscriptionError(customer)
+        if known.status == "incomplete" and known.awaits_payment_method:
+            live = replace(live, found=held_back(live.found))
         return live, known
+
+    async def _check_method(
+        self, live: LiveSubscription, known: SubscriptionState, current: Plan, wanted: Plan, course: Course
+    ) -> None:
+        """Refuse a plan that requires a payment method, where none is saved and something can be charged.
+
+        A trial that goes on needs none, nor does a downgrade from a plan that requires one too.
+        """
+        is_downgrade = course == "period_end" and current.payment_method == "required"
+        is_ended = course == "now" and ends_trial(known, current, wanted, self.store.now_ms())
+        is_trial = live.found["status"] == "trialing" and not is_ended
+        if wanted.payment_method != "required" or is_downgrade or is_trial:
+            return
+        if not await PaymentGate(self.api).can_charge(live.found):
+            await refuse_without_method(self.store, live, f"plan {wanted.key!r} requires a payment method")
 
     async def _payable(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState, Plan]:
         """The same of a subscription that can be changed, and its plan."""
         live, known = await self._live(customer, again)
+        if live.found.get(AWAITS_METHOD):
+            await refuse_without_method(self.store, live, f"the subscription {live.id} is not in force")
         await check_paid(customer, live, _UNPAID)
         return live, known, self._plan_of(customer, known)

@@ -19,6 +19,7 @@ from meterkit.subscriptions.subscription_reading import COUPONS
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
+    from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.subscriptions.existing_customers import Newcomer
@@ -223,6 +224,7 @@ class Importing:
             if newcomer.subscription is not None and newcomer.subscription != state.subscription:
                 await self._activate(newcomer, state)
                 tally.activated[linked] = customer
+        tally.misfits += await self._without_method(newcomer, state, dry_run=dry_run)
         tally.linked += not is_linked
         tally.known += is_linked
         tally.misfits += [
@@ -236,6 +238,23 @@ class Importing:
             )
             for drift in newcomer.drift
         ]
+
+    async def _without_method(
+        self, newcomer: Newcomer, before: CustomerState, *, dry_run: bool
+    ) -> list[Misfit]:
+        """Name a subscription that is not in force because its plan requires a payment method."""
+        found, known = newcomer.subscription, before.subscription
+        if found is None or found.status != "incomplete" or not found.awaits_payment_method:
+            return []
+        if known is not None and known.id == found.id and known.has_begun:
+            return []  # It was in force before, so it stays.
+        if not dry_run:
+            # The lists do not show payment methods that are saved and not the default.
+            await self._fetch(newcomer.customer)
+            _, state = await self._states.read(newcomer.customer)
+            if state.subscription is None or not state.subscription.awaits_payment_method:
+                return []
+        return [_no_method(newcomer, found)]
 
     async def _activate(self, newcomer: Newcomer, state: CustomerState) -> None:
         """Store the subscription of a customer without a known one; for others it is fetched anew."""
@@ -285,6 +304,20 @@ def _missing(given: Mapping[str, str], accounts: Mapping[str, Account]) -> list[
         for linked, customer in given.items()
         if linked not in accounts
     ]
+
+
+def _no_method(newcomer: Newcomer, found: SubscriptionState) -> Misfit:
+    return Misfit(
+        stripe_customer=newcomer.stripe_customer,
+        customer=newcomer.customer,
+        subscription=found.id,
+        kind="no_payment_method",
+        message=(
+            f"plan {found.plan!r} requires a payment method, and none is saved at Stripe: the plan is in"
+            " force once one is; `payment_method: optional` in the plan asks for none"
+        ),
+        linked=True,
+    )
 
 
 def _elsewhere(newcomer: Newcomer, message: str) -> Misfit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from meterkit.catalog.billing import set_by_meterkit
 from meterkit.errors import (
@@ -248,6 +248,19 @@ async def remedy(
         )
         raise PaymentAuthenticationError(message, url=await _payment_page(store, live, linked)) from refused
     return secret
+
+
+async def refuse_without_method(store: Store, live: LiveSubscription, why: str) -> NoReturn:
+    """Refuse a change for which a payment method has to be saved first.
+
+    Raises:
+        PaymentMethodMissingError: always, with the page where the customer adds one.
+    """
+    linked = id_in(live.found, "customer")
+    message = (
+        f"{why}: Stripe customer {linked} has no payment method that can be charged; nothing has changed"
+    )
+    raise PaymentMethodMissingError(message, url=await _payment_page(store, live, linked))
 
 
 async def _payment_method(live: LiveSubscription, linked: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003 - Pydantic reads the annotations for the billing routes
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.periods import bounds_at, from_ms
@@ -73,12 +73,15 @@ class NewSubscription:
     """A subscription that was just made.
 
     Attributes:
-        client_secret: with which the customer's browser confirms the first payment, or the means of payment
-            for payments after a trial; None: there is nothing to confirm. Give it to that customer only.
+        client_secret: with which the customer's browser confirms the first payment, or saves a payment method
+            for later ones; None: there is nothing to confirm. Give it to that customer only.
+        missing: ``payment_method``: the plan is in force once one is saved, as with the client secret, which
+            is a SetupIntent's. None: nothing, or the first payment, while it is ``incomplete``.
     """
 
     subscription: Subscription
     client_secret: str | None
+    missing: Literal["payment_method"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

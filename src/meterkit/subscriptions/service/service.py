@@ -104,8 +104,9 @@ class Subscriptions:
         """Begin a subscription; the customer's browser confirms its payment with the client secret.
 
         Until then it is ``incomplete``, or on trial where the plan has a ``trial`` and this is the customer's
-        first subscription; Stripe counts trials in whole days. Asked again before it is paid for, the same
-        one is given; an unpaid one of another plan or other seats gives way.
+        first subscription; Stripe counts trials in whole days. Where nothing is due at once and the plan
+        requires a payment method, it is ``incomplete`` until one is saved, for 23 hours at most. Asked again
+        before that, the same one is given; one of another plan or other seats gives way.
         https://docs.stripe.com/billing/subscriptions/overview
 
         Args:
@@ -123,7 +124,13 @@ class Subscriptions:
         wanted, paid = self._asked(plan, seats)
         async with alone(self._store, check_customer(customer)):
             secret = await self._beginning.create(customer, wanted, paid)
-        return NewSubscription(subscription=await self._known(customer), client_secret=secret)
+        made = await self._known(customer)
+        _, state = await self._states.read(customer)
+        known = state.subscription
+        awaits = made.status == "incomplete" and known is not None and known.awaits_payment_method
+        return NewSubscription(
+            subscription=made, client_secret=secret, missing="payment_method" if awaits else None
+        )
 
     async def checkout(
         self,

@@ -21,12 +21,11 @@ from meterkit.store.messages import tell
 from meterkit.subscriptions.drift import drift_of_customer, plan_in
 from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.live_subscription import whole
+from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.stripe_objects import CUSTOMER, id_in, part_of, text_in
 from meterkit.subscriptions.stripe_prices import PriceBook
 from meterkit.subscriptions.subscription_reading import (
     COUPONS,
-    asks_for_payment_method,
-    has_payment_method,
     in_force,
     metered_of,
     read_subscription,
@@ -254,6 +253,7 @@ class Looker:
         self._states = States(self.store)
         self._drifting = Drifting(self.store, self.api)
         self._linking = Linking(self.store, self.api)
+        self._gate = PaymentGate(self.api)
 
     async def look(self, entry: Entry) -> None:
         """Fetch a Stripe customer's subscriptions, store the one that counts, and send events.
@@ -276,14 +276,19 @@ class Looker:
         if customer is None and await self._linking.is_retired(linked):
             return  # Its customer was deleted here.
         found = await self._subscriptions(linked, is_known=customer is not None)
-        chosen = in_force(found, catalog, await self._known(customer))
+        known = await self._known(customer)
+        found, can_pay = await self._gate.apply(linked, found, catalog, known)
+        found = await self._gate.end_abandoned(found, self.store.now_ms() / 1000)
+        chosen = in_force(found, catalog, None if known is None else known.id)
         if customer is None:
             ordered = [*([] if chosen is None else [chosen]), *found]
             sessions = [note.data["session"] for note in entry.notes if note.kind == LINK]
             customer = await self._linking.link(linked, ordered, sessions)
             if customer is None:
                 return
-        subscription = None if chosen is None else await self._read(chosen)
+        subscription = (
+            None if chosen is None else read_subscription(chosen, catalog, has_payment_method=can_pay)
+        )
         # Only the worker with the entry stores what it fetched: no other has fetched anything newer.
         if not await self.queue.keep(entry):
             raise LostError
@@ -375,17 +380,11 @@ class Looker:
             raise
         return False
 
-    async def _known(self, customer: str | None) -> str | None:
+    async def _known(self, customer: str | None) -> SubscriptionState | None:
         if customer is None:
             return None
         _, state = await self._states.read(customer)
-        return None if state.subscription is None else state.subscription.id
-
-    async def _read(self, chosen: Mapping[str, Any]) -> SubscriptionState:
-        can_pay = False
-        if asks_for_payment_method(chosen):
-            can_pay = has_payment_method(await self.api().get(f"/v1/customers/{id_in(chosen, 'customer')}"))
-        return read_subscription(chosen, self.store.catalog, has_payment_method=can_pay)
+        return state.subscription
 
 
 def _having(linked: str, subscription: SubscriptionState | None) -> Callable[[CustomerState], CustomerState]:

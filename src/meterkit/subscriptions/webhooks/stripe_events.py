@@ -125,6 +125,9 @@ DISPUTED: Final = "charge.dispute.created"
 TYPES: Final = (
     _CHECKOUT,
     _CUSTOMER,
+    # A payment method was saved.
+    "payment_method.attached",
+    "setup_intent.succeeded",
     *(f"customer.subscription.{change}" for change in _SUBSCRIPTIONS),
     *(f"invoice.{change}" for change in _INVOICES),
     "entitlements.active_entitlement_summary.updated",

@@ -10,7 +10,8 @@ from meterkit.testing.emulator.call import Call, Params
 from meterkit.testing.emulator.invoicing.collection import attempt
 from meterkit.testing.emulator.protocol import new_id
 from meterkit.testing.emulator.registry import Behaviour
-from meterkit.testing.emulator.selling.customer_calls import confirm_setup
+from meterkit.testing.emulator.selling.customer_calls import cancel_setup, confirm_setup
+from meterkit.testing.emulator.selling.payments import find_intent
 from meterkit.testing.emulator.selling.price_calls import make_price, make_product
 from meterkit.testing.emulator.selling.price_params import read_price
 from meterkit.testing.emulator.subscribing.scheduled_transitions import advance
@@ -191,7 +192,8 @@ class Shop(Behaviour):
 
         Args:
             client_secret: of the setup intent.
-            card: one of Stripe's test cards, in place of the intent's payment method.
+            card: one of Stripe's test cards, in place of the intent's payment method; default for the setup
+                intent of a subscription: ``pm_card_visa``.
 
         Raises:
             ApiError: there is no such setup intent or card.
@@ -200,6 +202,20 @@ class Shop(Behaviour):
         with self._account.lock:
             self.advance()
             confirm_setup(self._account, client_secret, card=card)
+
+    def cancel_setup(self, client_secret: str) -> None:
+        """End a setup intent that was not confirmed, as a person may in Stripe's Dashboard.
+
+        Args:
+            client_secret: of the setup intent.
+
+        Raises:
+            ApiError: there is no such setup intent.
+        """
+        with self._account.lock:
+            self.advance()
+            intent = find_intent(self._account.setup_intents, client_secret)
+            cancel_setup(self._account, intent, reason="abandoned")
 
     def advance(self) -> None:
         """Bring about all that is due by the clock: renewals, ends of trials, retries, and so on.

@@ -61,12 +61,7 @@ FIELDS: Final[Mapping[str, Finder]] = {
     "latest_invoice": lambda account, name: shown_now(account, account.invoices.find(name)),
     "invoice": lambda account, name: shown_now(account, account.invoices.find(name)),
     "payment_intent": intent_of,
-    "pending_setup_intent": lambda _, name: {
-        "id": name,
-        "object": "setup_intent",
-        "client_secret": f"{name}_secret_emulated",
-        "status": "requires_payment_method",
-    },
+    "pending_setup_intent": lambda account, name: account.setup_intents.find(name).to_json(),
     "refund": lambda account, name: account.refunds.find(name).to_json(),
     "schedule": lambda account, name: account.schedules.find(name).to_json(),
     "subscription": lambda account, name: account.subscriptions.find(name).to_json(),

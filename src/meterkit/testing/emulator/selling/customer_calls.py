@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.call import PAGING
 from meterkit.testing.emulator.object_calls import newest, retrieves
 from meterkit.testing.emulator.protocol import ApiError, JsonObject, missing_parameter, new_id
 from meterkit.testing.emulator.selling.customers import EXPANDABLE, TestClock
-from meterkit.testing.emulator.selling.payments import SetupIntent, find_intent
+from meterkit.testing.emulator.selling.payments import OPEN, find_intent, new_intent
 from meterkit.testing.emulator.selling.prices import Recurring
 from meterkit.testing.emulator.subscribing.billing_cycle import boundary
 from meterkit.testing.emulator.subscribing.scheduled_transitions import advance
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
     from meterkit.testing.emulator.call import Call
     from meterkit.testing.emulator.selling.customers import Customer
+    from meterkit.testing.emulator.selling.payments import SetupIntent
+    from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
 
 def _delete(account: Account, call: Call) -> JsonObject:
@@ -118,8 +119,10 @@ def confirm_setup(account: Account, client_secret: str, *, card: str | None) -> 
         ValueError: the intent has ended, or the card is declined.
     """
     intent = find_intent(account.setup_intents, client_secret)
-    if intent.status == "succeeded":
-        raise ValueError(f"{intent.id} is succeeded")
+    if intent.status not in OPEN:
+        raise ValueError(f"{intent.id} is {intent.status}")
+    if card is None and intent.payment_method is None and _pending_in(account, intent) is not None:
+        card = "pm_card_visa"
     if card is not None and intent.customer is not None:
         method = account.payment_methods.attach(card, customer=intent.customer, now=account.now)
         intent.payment_method = method.id
@@ -127,12 +130,33 @@ def confirm_setup(account: Account, client_secret: str, *, card: str | None) -> 
         raise ValueError(f"{intent.id} has no payment method")
     method = account.payment_methods.find(intent.payment_method)
     if not method.works or method.customer in account.payment_methods.failing:
-        intent.status = "requires_payment_method"
+        if card is not None:
+            # "If the SetupIntent is used with a Customer, upon success, it will automatically attach".
+            method.customer, intent.payment_method = None, None
+        intent.status, intent.has_failed = "requires_payment_method", True
         account.emit("setup_intent.setup_failed", intent.to_json())
         raise ValueError(f"the setup of {intent.id} has failed: the card is declined")
     method.is_set_up = intent.usage == "off_session"
-    intent.status = "succeeded"
+    intent.status, intent.has_failed = "succeeded", False
+    if card is not None:
+        account.emit("payment_method.attached", method.to_json())
     account.emit("setup_intent.succeeded", intent.to_json())
+    subscription = _pending_in(account, intent)
+    if subscription is not None:
+        # No page says that the card becomes the subscription's own: the app has to see to that.
+        with account.updating("customer.subscription.updated", subscription.to_json):
+            subscription.pending_setup_intent = None
+
+
+def cancel_setup(account: Account, intent: SetupIntent, *, reason: str | None) -> None:
+    """Cancel a setup intent: it cannot be confirmed any more. Its subscription goes on naming it."""
+    intent.status, intent.cancellation_reason = "canceled", reason
+    account.emit("setup_intent.canceled", intent.to_json())
+
+
+def _pending_in(account: Account, intent: SetupIntent) -> Subscription | None:
+    """Return the subscription whose ``pending_setup_intent`` it is."""
+    return next((one for one in account.subscriptions if one.pending_setup_intent == intent.id), None)
 
 
 def _create_setup_intent(account: Account, call: Call) -> JsonObject:
@@ -143,20 +167,32 @@ def _create_setup_intent(account: Account, call: Call) -> JsonObject:
         account.customers.named(customer)
     if method is not None:
         account.payment_methods.of_customer(method, customer=customer or "", param="payment_method")
-    intent_id = new_id("seti_1", length=23)
-    intent = SetupIntent(
-        id=intent_id,
+    intent = new_intent(
+        account.setup_intents,
         created=int(call.now),
         customer=customer,
         payment_method=method,
         usage=call.params.choice("usage", ("off_session", "on_session")) or "off_session",
-        client_secret=f"{intent_id}_secret_{secrets.token_hex(12)}",
         metadata=call.params.texts("metadata"),
-        status="requires_payment_method" if method is None else "requires_confirmation",
         livemode=call.livemode,
     )
-    account.setup_intents.add(intent)
     account.emit("setup_intent.created", intent.to_json())
+    return intent.to_json()
+
+
+def _cancel_setup_intent(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/setup_intents/cancel: one that is not confirmed yet."""
+    call.params.only("cancellation_reason")
+    reason = call.params.choice("cancellation_reason", ("abandoned", "duplicate", "requested_by_customer"))
+    intent = find_intent(account.setup_intents, call.object_id)
+    if intent.status not in OPEN:
+        message = (
+            f"You cannot cancel this SetupIntent because it has a status of {intent.status}. Only a"
+            " SetupIntent with one of the following statuses may be canceled: requires_payment_method,"
+            " requires_confirmation, requires_action, processing."
+        )
+        raise ApiError(message, code="setup_intent_unexpected_state")
+    cancel_setup(account, intent, reason=reason)
     return intent.to_json()
 
 
@@ -168,6 +204,7 @@ def _retrieve_setup_intent(account: Account, call: Call) -> JsonObject:
 SETUP_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/setup_intents", _create_setup_intent),
     ("GET", "/v1/setup_intents/{id}", _retrieve_setup_intent),
+    ("POST", "/v1/setup_intents/{id}/cancel", _cancel_setup_intent),
 )
 
 

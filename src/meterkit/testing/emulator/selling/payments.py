@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Literal
@@ -168,7 +169,8 @@ class PaymentMethods(Registry[PaymentMethod]):
         return None if method is None or method.customer != customer else method
 
 
-Status = Literal["requires_payment_method", "requires_confirmation", "succeeded"]
+Status = Literal["requires_payment_method", "requires_confirmation", "succeeded", "canceled"]
+OPEN: Final[tuple[Status, ...]] = ("requires_payment_method", "requires_confirmation")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -177,6 +179,8 @@ class SetupIntent:
 
     Attributes:
         usage: ``off_session``: payments will be made without the customer.
+        cancellation_reason: as the call that canceled it said; None: it said nothing, or there was none.
+        has_failed: whether the last try was declined.
     """
 
     id: str
@@ -188,16 +192,46 @@ class SetupIntent:
     metadata: dict[str, str]
     status: Status
     livemode: bool = False
+    cancellation_reason: str | None = None
+    has_failed: bool = False
 
     def to_json(self) -> JsonObject:
         """Return it as Stripe shows it (https://docs.stripe.com/api/setup_intents/object)."""
+        declined = {"code": "card_declined", "message": "Your card was declined.", "type": "card_error"}
         return {
-            **fields_of(self),
+            **fields_of(self, "has_failed"),
             "object": "setup_intent",
-            "last_setup_error": None,
+            "last_setup_error": declined if self.has_failed else None,
             "next_action": None,
             "payment_method_types": ["card"],
         }
+
+
+def new_intent(
+    intents: Registry[SetupIntent],
+    *,
+    created: int,
+    customer: str | None,
+    payment_method: str | None = None,
+    usage: str = "off_session",
+    metadata: dict[str, str] | None = None,
+    livemode: bool = False,
+) -> SetupIntent:
+    """Add a setup intent that is to be confirmed."""
+    intent_id = new_id("seti_1", length=23)
+    intent = SetupIntent(
+        id=intent_id,
+        created=created,
+        customer=customer,
+        payment_method=payment_method,
+        usage=usage,
+        client_secret=f"{intent_id}_secret_{secrets.token_hex(12)}",
+        metadata=metadata or {},
+        status="requires_payment_method" if payment_method is None else "requires_confirmation",
+        livemode=livemode,
+    )
+    intents.add(intent)
+    return intent
 
 
 def find_intent(intents: Registry[SetupIntent], name: str) -> SetupIntent:

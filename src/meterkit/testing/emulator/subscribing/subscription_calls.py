@@ -12,9 +12,9 @@ from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
     missing_parameter,
-    new_id,
     no_such,
 )
+from meterkit.testing.emulator.selling.payments import new_intent
 from meterkit.testing.emulator.selling.redeeming import redeem, tell_of_discounts
 from meterkit.testing.emulator.subscribing.billing_cycle import (
     period_at,
@@ -112,8 +112,16 @@ def subscribe(
         ):
             raise refuse_unpaid(account, draft)
     draft.status = "incomplete" if due else draft.status
-    if not due and behavior == "default_incomplete" and method_of(account, draft.customer, draft) is None:
-        draft.pending_setup_intent = new_id("seti_1", length=23)
+    if (
+        is_charged
+        and not due
+        and behavior == "default_incomplete"
+        and method_of(account, draft.customer, draft) is None
+    ):
+        intent = new_intent(
+            account.setup_intents, created=account.now, customer=customer, livemode=draft.livemode
+        )
+        draft.pending_setup_intent = intent.id
     account.subscriptions.add(draft)
     redeem(account, draft.discounts)
     invoice = (

@@ -1,0 +1,232 @@
+"""Payment gate: a subscription of a plan with ``payment_method: required`` counts once a card is saved.
+
+Stripe makes a subscription ``active`` when its first invoice comes to nothing, whether or not it could charge
+a later one, and leaves a SetupIntent to be confirmed
+(https://docs.stripe.com/billing/subscriptions/deferred-payment). meterkit shows such a subscription as
+``incomplete``: nothing but that follows from it until a payment method is saved.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.subscriptions.live_subscription import give_up
+from meterkit.subscriptions.stripe_objects import (
+    AWAITS_METHOD,
+    NEVER_BEGAN,
+    has_payment_method,
+    has_subscription_method,
+    id_in,
+    is_charged,
+    key_of,
+    mark_of,
+    part_of,
+    text_in,
+)
+from meterkit.subscriptions.subscription_reading import (
+    asks_for_payment_method,
+    is_free_after_trial,
+    plan_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+
+
+_logger = logging.getLogger("meterkit.subscriptions")
+_RUNNING: Final = frozenset({"active", "past_due", "unpaid", "paused"})
+# As long as Stripe waits for a first payment
+# (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses).
+_WAITS_S: Final = 23 * 3_600
+_MADE_HERE: Final = "meterkit-create-"
+"""Begins the mark of a subscription that nothing has changed since ``create`` made it."""
+_INTENTS: Final = "/v1/setup_intents"
+# https://docs.stripe.com/payments/paymentintents/lifecycle
+_INTENT_ENDED: Final = frozenset({"canceled", "succeeded"})
+_INTENTS_MAX: Final = 16
+
+
+def needs_payment_method(found: Mapping[str, Any], catalog: Catalog, known: SubscriptionState | None) -> bool:
+    """Whether a subscription is in force only with a payment method of its customer, having none of its own.
+
+    One that was in force stays so: also without a card, and where the plans file did not ask for one before.
+
+    Args:
+        found: as Stripe shows it, with ``latest_invoice`` expanded.
+        catalog: what is sold.
+        known: the one that counted until now.
+    """
+    plan = plan_of(found, catalog)
+    if plan is None or plan.payment_method != "required" or not is_charged(found):
+        return False
+    if has_subscription_method(found):
+        return False
+    if known is not None and known.id == found["id"] and known.status != "trialing":
+        if known.has_begun:
+            return False
+        if known.awaits_payment_method:
+            return found["status"] in _RUNNING
+    return found["status"] == "active" and _has_paid_nothing(found)
+
+
+def _has_paid_nothing(found: Mapping[str, Any]) -> bool:
+    """Whether no money has come by the latest invoice; one that is due after a trial is left to dunning."""
+    latest = part_of(found, "latest_invoice")
+    if not latest:
+        return bool(id_in(found, "pending_setup_intent"))
+    is_due = bool(found.get("trial_end") and latest.get("amount_due"))
+    return not latest.get("amount_paid") and not is_due
+
+
+def held_back(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A subscription that waits for a payment method, shown like one that waits for its first payment."""
+    return {**found, "status": "incomplete", AWAITS_METHOD: True}
+
+
+def never_in_force(found: Mapping[str, Any], known: SubscriptionState | None) -> dict[str, Any]:
+    """A subscription that was ended at Stripe while it waited for a card, as one that never began."""
+    is_known = known is not None and known.id == found["id"]
+    if not is_known or known is None or known.has_begun or not known.awaits_payment_method:
+        return {**found}
+    if found["status"] != "canceled" or has_subscription_method(found):
+        return {**found}
+    details = part_of(found, "cancellation_details")
+    return {**found, "cancellation_details": {**details, "comment": NEVER_BEGAN}}
+
+
+def is_abandoned(found: Mapping[str, Any], now_s: float) -> bool:
+    """Whether a sign-up that meterkit made has waited for a payment method too long.
+
+    What a person or another program made at Stripe is never ended by itself.
+    """
+    since_s = max(int(found.get("created") or 0), int(found.get("trial_end") or 0))
+    is_ours = found.get(AWAITS_METHOD) is True and mark_of(found).startswith(_MADE_HERE)
+    return is_ours and now_s >= since_s + _WAITS_S
+
+
+class GatedSubscriptions(NamedTuple):
+    """The subscriptions of a Stripe customer behind the gate.
+
+    Attributes:
+        found: as Stripe shows them; those that wait for a payment method are ``incomplete``.
+        has_payment_method: whether one is saved that those without their own are charged with.
+    """
+
+    found: list[dict[str, Any]]
+    has_payment_method: bool
+
+
+class PaymentGate:
+    """Holds back subscriptions that wait for a payment method.
+
+    Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
+
+    Args:
+        api: the way to Stripe.
+    """
+
+    def __init__(self, api: Callable[[], StripeApi]) -> None:
+        self._api = api
+
+    async def apply(
+        self,
+        linked: str,
+        found: Sequence[dict[str, Any]],
+        catalog: Catalog,
+        known: SubscriptionState | None,
+    ) -> GatedSubscriptions:
+        """Look for a saved payment method, where one of the subscriptions needs it.
+
+        Args:
+            linked: the Stripe customer.
+            found: all of its subscriptions, with ``latest_invoice`` expanded.
+            catalog: what is sold.
+            known: the one that counted until now.
+        """
+        found = [never_in_force(one, known) for one in found]
+        asking = {one["id"] for one in found if needs_payment_method(one, catalog, known)}
+        on_trial = {
+            one["id"] for one in found if asks_for_payment_method(one) or is_free_after_trial(one, catalog)
+        }
+        if not asking | on_trial:
+            return GatedSubscriptions(found, has_payment_method=False)
+        if has_payment_method(await self._api().get(f"/v1/customers/{linked}")):
+            return GatedSubscriptions(found, has_payment_method=True)
+        card = await self._saved(linked)
+        gated = [
+            await self._charge_with(one, card) if one["id"] in asking | on_trial else one for one in found
+        ]
+        held = [
+            held_back(one) if one["id"] in asking and not has_subscription_method(one) else one
+            for one in gated
+        ]
+        return GatedSubscriptions(held, has_payment_method=False)
+
+    async def can_charge(self, found: Mapping[str, Any]) -> bool:
+        """Whether Stripe can charge a subscription; a card that is no default becomes its own."""
+        if not is_charged(found) or has_subscription_method(found):
+            return True
+        linked = id_in(found, "customer")
+        if has_payment_method(await self._api().get(f"/v1/customers/{linked}")):
+            return True
+        return has_subscription_method(await self._charge_with(dict(found), await self._saved(linked)))
+
+    async def secret(self, linked: str, found: Mapping[str, Any]) -> str:
+        """The client secret of a SetupIntent that can still be confirmed: the subscription's, else a new one.
+
+        Args:
+            linked: the Stripe customer.
+            found: a subscription that waits for a payment method, with ``pending_setup_intent`` expanded.
+        """
+        pending = part_of(found, "pending_setup_intent")
+        if pending and text_in(pending, "status") not in _INTENT_ENDED:
+            return text_in(pending, "client_secret")
+        params: dict[str, Parameter] = {"customer": linked, "usage": "off_session"}
+        ended = text_in(pending, "id")
+        intent: dict[str, Any] = {}
+        for _ in range(_INTENTS_MAX):
+            key = key_of("setup", found["id"], params, ended)
+            made = await self._api().post(_INTENTS, params, idempotency_key=key)
+            # An answer of earlier shows the intent as it was then.
+            intent = await self._api().get(f"{_INTENTS}/{made['id']}")
+            if intent["status"] not in _INTENT_ENDED:
+                break
+            ended = str(intent["id"])
+        return text_in(intent, "client_secret")
+
+    async def end_abandoned(self, found: Sequence[dict[str, Any]], now_s: float) -> list[dict[str, Any]]:
+        """End the sign-ups that had no payment method within 23 hours, as Stripe ends unpaid ones."""
+        return [await give_up(self._api(), one) if is_abandoned(one, now_s) else one for one in found]
+
+    async def _saved(self, linked: str) -> str | None:
+        """The payment method that was attached to a Stripe customer last; None: there is none."""
+        try:
+            listed = await self._api().get(f"/v1/customers/{linked}/payment_methods", {"limit": 1})
+        except StripeError as error:
+            if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                return None  # A restricted key that may not read them.
+            raise
+        saved: list[dict[str, Any]] = listed["data"]
+        return str(saved[0]["id"]) if saved else None
+
+    async def _charge_with(self, found: dict[str, Any], card: str | None) -> dict[str, Any]:
+        """Make a saved card the subscription's own: whether Stripe does so itself its pages leave open."""
+        if card is None:
+            return found
+        path, params = f"/v1/subscriptions/{found['id']}", {"default_payment_method": card}
+        try:
+            await self._api().post(path, params, idempotency_key=key_of("card", found["id"], card))
+        except StripeUnavailableError:
+            raise
+        except StripeError as error:
+            _logger.warning("subscription %s cannot be charged with %s: %s", found["id"], card, error)
+            return found
+        return {**found, "default_payment_method": card}

@@ -1,0 +1,465 @@
+"""``payment_method: required``: such a plan is in force once a payment method is saved (F-205)."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from delivering import kit_for
+from hooking import DAY, hooked
+from hooking import NOW as HOOKED_AT
+from meterkit import PaymentMethodMissingError, SubscriptionExistsError
+from meterkit.catalog import loads
+from meterkit.starlette import billing_routes
+from meterkit.testing import Clock, StripeEmulator
+from shopping import START, shop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from hooking import Hooked
+    from meterkit import NewSubscription
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+PLANS = """
+schema: 1
+currency: eur
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+routes:
+  - {match: "POST /webhooks/stripe", exempt: true}
+  - {match: "/billing/{path:path}", always: true}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {requests: {included: 5, overage: deny}, tokens: {included: 0, overage: deny}}
+  open:
+    rank: 5
+    price: {amount_cents: 0, interval: month, stripe_price: price_open}
+    payment_method: optional
+    meters: {tokens: {included: 10, overage: bill}}
+  payg:
+    rank: 10
+    price: {amount_cents: 0, interval: month, stripe_price: price_payg}
+    meters: {tokens: {included: 10, overage: bill}}
+  low:
+    rank: 1
+    price: {amount_cents: 0, interval: month, stripe_price: price_low}
+    meters: {tokens: {included: 5, overage: bill}}
+"""
+TRIED = """
+  tried:
+    rank: 7
+    price: {amount_cents: 0, interval: month, stripe_price: price_tried}
+    trial: {for: 14d, without_card: invoice}
+    meters: {tokens: {included: 10, overage: bill}}
+"""
+OPTIONAL = PLANS.replace(
+    "stripe_price: price_payg}", "stripe_price: price_payg}\n    payment_method: optional"
+)
+PAGE = "https://app.example/plans"
+METHOD_MISSING = "urn:meterkit:problem:payment-method-missing"
+
+
+def sell_in_euros(emulator: StripeEmulator, _: object = None) -> None:
+    """Base prices of the plans, and a metered price of each."""
+    meter = emulator.add_meter("ai_tokens")
+    for plan in ("open", "payg", "low", "tried"):
+        product = emulator.add_product(plan, product_id=f"prod_{plan}")
+        emulator.add_price(0, price_id=f"price_{plan}", product=product, currency="eur")
+        emulator.add_price(9, price_id=f"price_{plan}_t", product=product, currency="eur", meter=meter)
+
+
+@asynccontextmanager
+async def selling(store_url: str, plans: str = PLANS) -> AsyncGenerator[Shop]:
+    async with shop(store_url, catalog=loads(plans), selling=sell_in_euros) as at:
+        yield at
+
+
+async def in_force(at: Shop | Hooked) -> tuple[str | None, bool]:
+    """The plan that decides, and whether 100 tokens, which it would bill, are admitted."""
+    decision = await at.kit.check("acme", "tokens", 100)
+    return decision.plan, decision.allowed
+
+
+@asynccontextmanager
+async def browser(at: Shop) -> AsyncGenerator[httpx.AsyncClient]:
+    """The browser of customer acme, as it reaches the billing routes."""
+    routes = billing_routes(at.kit, customer=lambda _: "acme", origins=["https://app.example"])
+    transport = httpx.ASGITransport(app=Starlette(routes=routes))
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        yield client
+
+
+FREE, PAYG = ("free", False), ("payg", True)
+
+
+async def waiting(at: Shop, plan: str = "payg") -> NewSubscription:
+    made = await at.kit.subscriptions.create("acme", plan)
+    assert (made.subscription.status, made.missing) == ("incomplete", "payment_method")
+    assert made.client_secret is not None
+    assert await in_force(at) == FREE
+    return made
+
+
+async def test_a_plan_of_price_0_that_bills_usage_waits_for_a_card(store_url: str) -> None:
+    async with selling(store_url) as at:
+        made = await waiting(at)
+        assert made.subscription.access == "full"  # Of the plan before.
+        assert (await at.kit.customers.get("acme")).plan == "free"
+        assert made.client_secret is not None
+        at.emulator.confirm_setup(made.client_secret, card="pm_card_visa")
+        found = await at.kit.subscriptions.sync("acme")
+        assert found is not None
+        assert (found.id, found.status, found.plan) == (made.subscription.id, "active", "payg")
+        assert await in_force(at) == PAYG
+        at_stripe = await at.stripe_subscription(found.id)
+        assert at_stripe["default_payment_method"] is not None  # So the usage can be charged.
+
+
+async def test_the_billing_routes_say_what_is_missing(store_url: str) -> None:
+    async with selling(store_url) as at, browser(at) as client:
+        made = await client.post("/subscription", json={"plan": "payg"})
+        assert made.status_code == 201
+        body = made.json()
+        assert set(body) == {"subscription", "client_secret", "missing"}
+        assert (body["subscription"]["status"], body["missing"]) == ("incomplete", "payment_method")
+        again = await client.post("/subscription", json={"plan": "payg"})
+        assert (again.status_code, again.json()) == (201, body)
+        assert (await client.get("/subscription")).json()["status"] == "incomplete"
+        refused = await client.put("/subscription/plan", json={"plan": "open"})
+        assert (refused.status_code, refused.json()["type"]) == (402, METHOD_MISSING)
+        assert refused.json()["url"].startswith("http")
+        at.emulator.confirm_setup(body["client_secret"])
+        await at.kit.subscriptions.sync("acme")
+        assert (await client.post("/subscription", json={"plan": "payg"})).status_code == 409
+        assert (await client.get("/subscription")).json()["status"] == "active"
+
+
+async def test_a_card_that_is_saved_already_puts_the_plan_in_force_at_once(store_url: str) -> None:
+    async with selling(store_url) as at:
+        linked = at.emulator.add_customer("cus_acme")
+        at.emulator.add_payment_method(linked)
+        await at.kit.customers.link("acme", linked)
+        made = await at.kit.subscriptions.create("acme", "payg")
+        assert (made.subscription.status, made.missing, made.client_secret) == ("active", None, None)
+        assert await in_force(at) == PAYG
+
+
+async def test_a_card_that_is_attached_and_no_default_is_charged_from_now_on(store_url: str) -> None:
+    async with selling(store_url) as at:
+        linked = at.emulator.add_customer("cus_acme")
+        await at.stripe_change("/v1/payment_methods/pm_card_visa/attach", customer=linked)
+        await at.kit.customers.link("acme", linked)
+        made = await at.kit.subscriptions.create("acme", "payg")
+        assert (made.subscription.status, made.missing, made.client_secret) == ("active", None, None)
+        assert (await at.stripe_subscription(made.subscription.id))["default_payment_method"] is not None
+
+
+async def test_optional_asks_for_no_card(store_url: str) -> None:
+    async with selling(store_url) as at:
+        made = await at.kit.subscriptions.create("acme", "open")
+        assert (made.subscription.status, made.missing) == ("active", None)
+        assert await in_force(at) == ("open", True)
+
+
+async def set_by_hand(at: Shop) -> tuple[str, object]:
+    usage = await at.kit.usage("acme")
+    return usage["plan"], usage["meters"]["requests"]["included"]
+
+
+async def test_what_was_set_by_hand_stays_while_a_card_is_awaited(store_url: str) -> None:
+    async with selling(store_url) as at:
+        await at.kit.customers.set_plan("acme", "open")
+        await at.kit.customers.override("acme", {"requests": {"included": 7}})
+        made = await at.kit.subscriptions.create("acme", "payg")
+        assert made.subscription.status == "incomplete"
+        assert await set_by_hand(at) == ("open", 7)
+        assert (await at.kit.subscriptions.cancel("acme")).status == "canceled"
+        assert await set_by_hand(at) == ("open", 7)
+
+
+@pytest.mark.parametrize("how", ["declined", "canceled", "confirmed"])
+async def test_a_setup_that_fails_or_is_canceled_can_be_tried_again(store_url: str, how: str) -> None:
+    async with selling(store_url) as at:
+        made = await waiting(at)
+        secret = made.client_secret or ""
+        if how == "declined":
+            with pytest.raises(ValueError, match="declined"):
+                at.emulator.confirm_setup(secret, card="pm_card_chargeDeclined")
+        elif how == "canceled":
+            at.emulator.cancel_setup(secret)
+        await at.kit.subscriptions.sync("acme")
+        if how != "confirmed":
+            assert await in_force(at) == FREE
+            again = await at.kit.subscriptions.create("acme", "payg")
+            assert again.subscription.id == made.subscription.id
+            assert (again.client_secret == secret) is (how == "declined")
+            secret = again.client_secret or ""
+            assert (await at.kit.subscriptions.create("acme", "payg")).client_secret == secret
+        at.emulator.confirm_setup(secret, card="pm_card_visa")
+        with pytest.raises(SubscriptionExistsError):  # The look at Stripe finds the card, before any webhook.
+            await at.kit.subscriptions.create("acme", "payg")
+        await at.kit.subscriptions.sync("acme")
+        assert await in_force(at) == PAYG
+
+
+async def test_another_sign_up_replaces_the_one_that_waits(store_url: str) -> None:
+    async with selling(store_url) as at:
+        first = await waiting(at)
+        second = await waiting(at, "low")
+        assert second.subscription.id != first.subscription.id
+        with pytest.raises(ValueError, match="canceled"):
+            at.emulator.confirm_setup(first.client_secret or "")
+        live = [one for one in await at.stripe_list("/v1/subscriptions") if one["status"] != "canceled"]
+        assert [one["id"] for one in live] == [second.subscription.id]
+        assert [one["status"] for one in await at.stripe_list("/v1/subscriptions", status="all")] == [
+            *("active", "canceled")
+        ]
+        page = await at.kit.subscriptions.checkout("acme", "payg", success_url=PAGE, cancel_url=PAGE)
+        at.emulator.complete_checkout(page.id)
+        await at.kit.subscriptions.sync("acme")
+        assert await in_force(at) == PAYG
+        assert len(await at.stripe_list("/v1/subscriptions")) == 1
+
+
+async def test_a_page_of_checkout_asks_for_the_card_whatever_its_options_say(store_url: str) -> None:
+    async with selling(store_url) as at:
+        options = {"payment_method_collection": "if_required"}
+        page = await at.kit.subscriptions.checkout(
+            "acme", "payg", success_url=PAGE, cancel_url=PAGE, options=options
+        )
+        (asked,) = await at.stripe_list("/v1/checkout/sessions")
+        assert (asked["id"], asked["payment_method_collection"]) == (page.id, "always")
+
+
+async def test_a_sign_up_without_a_card_ends_after_a_day(store_url: str) -> None:
+    async with selling(store_url) as at:
+        made = await waiting(at)
+        at.clock.advance(timedelta(hours=22))
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.stripe_subscription(made.subscription.id))["status"] == "active"
+        at.clock.advance(timedelta(hours=1))
+        ended = await at.kit.subscriptions.sync("acme")
+        assert ended is not None
+        assert (ended.status, await in_force(at)) == ("canceled", FREE)
+        assert (await at.stripe_subscription(made.subscription.id))["status"] == "canceled"
+        await at.kit.customers.set_plan("acme", "open")
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.customers.get("acme")).plan == "open"
+
+
+async def test_the_end_of_a_sign_up_at_stripe_keeps_what_was_set_by_hand(store_url: str) -> None:
+    async with selling(store_url) as at:
+        await at.kit.customers.set_plan("acme", "open")
+        made = await at.kit.subscriptions.create("acme", "payg")
+        await at.stripe_delete(f"/v1/subscriptions/{made.subscription.id}")
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.customers.get("acme")).plan == "open"
+
+
+async def test_a_sign_up_without_a_card_leaves_the_trial(store_url: str) -> None:
+    async with selling(store_url, PLANS + TRIED) as at:
+        await waiting(at)
+        tried = await at.kit.subscriptions.create("acme", "tried")
+        assert (tried.subscription.status, tried.missing) == ("trialing", None)
+
+
+async def test_a_card_that_is_removed_later_changes_nothing(store_url: str) -> None:
+    async with selling(store_url) as at:
+        linked = at.emulator.add_customer("cus_acme")
+        card = at.emulator.add_payment_method(linked)
+        await at.kit.customers.link("acme", linked)
+        await at.kit.subscriptions.create("acme", "payg")
+        await at.stripe_change(f"/v1/payment_methods/{card}/detach")
+        assert await at.stripe_list("/v1/payment_methods", customer=linked) == []
+        await at.kit.subscriptions.sync("acme")
+        assert await in_force(at) == PAYG
+        # A downgrade costs no more than what is in force, so it asks for no card either.
+        changed = (await at.kit.subscriptions.change_plan("acme", "low")).subscription
+        assert changed.pending_change is not None
+        assert changed.pending_change.plan == "low"
+
+
+async def test_present_subscribers_keep_a_plan_that_requires_a_card_from_now_on(store_url: str) -> None:
+    async with selling(store_url, OPTIONAL) as at:
+        await at.kit.subscriptions.create("acme", "payg")
+        assert await in_force(at) == PAYG
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(PLANS)) as kit:
+            for _ in range(2):
+                found = await kit.subscriptions.sync("acme")
+                assert found is not None
+                assert (found.status, (await kit.check("acme", "tokens", 100)).plan) == ("active", "payg")
+                assert (await kit.subscriptions.import_from_stripe()).misfits == ()
+
+
+@pytest.mark.parametrize("plan", ["payg", "low"])
+async def test_a_change_to_a_plan_that_requires_a_card_is_refused_without_one(
+    store_url: str, plan: str
+) -> None:
+    async with selling(store_url) as at, browser(at) as client:
+        await at.kit.subscriptions.create("acme", "open")
+        refused = await client.put("/subscription/plan", json={"plan": plan})
+        assert (refused.status_code, refused.json()["type"]) == (402, METHOD_MISSING)
+        with pytest.raises(PaymentMethodMissingError, match=f"plan '{plan}' requires a payment method"):
+            await at.kit.subscriptions.change_plan("acme", plan)
+        assert await in_force(at) == ("open", True)
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        at.emulator.add_payment_method(linked or "")
+        changed = (await at.kit.subscriptions.change_plan("acme", plan)).subscription
+        assert plan in {changed.plan, changed.pending_change and changed.pending_change.plan}
+
+
+async def test_a_trial_without_a_card_that_goes_on_for_nothing_is_out_of_force_at_its_second(
+    store_url: str,
+) -> None:
+    async with selling(store_url, PLANS + TRIED) as at:
+        made = await at.kit.subscriptions.create("acme", "tried")
+        assert (made.subscription.status, made.missing) == ("trialing", None)
+        assert await in_force(at) == ("tried", True)
+        at.clock.set(START + timedelta(days=14))
+        for _ in range(2):  # By the clock, and as Stripe shows it.
+            customer = await at.kit.customers.get("acme")
+            assert (customer.status, customer.access, customer.plan) == ("incomplete", "full", "free")
+            assert await in_force(at) == FREE
+            await at.kit.subscriptions.sync("acme")
+        again = await at.kit.subscriptions.create("acme", "tried")
+        assert (again.subscription.id, again.missing) == (made.subscription.id, "payment_method")
+        at.emulator.confirm_setup(again.client_secret or "", card="pm_card_visa")
+        await at.kit.subscriptions.sync("acme")
+        assert await in_force(at) == ("tried", True)
+
+
+async def test_a_trial_that_ended_without_a_card_is_not_given_again(store_url: str) -> None:
+    async with selling(store_url, PLANS + TRIED) as at:
+        await at.kit.subscriptions.create("acme", "tried")
+        at.clock.advance(timedelta(days=14))
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.subscriptions.create("acme", "low")).missing == "payment_method"
+        again = await at.kit.subscriptions.create("acme", "tried")
+        assert (again.subscription.status, again.missing) == ("incomplete", "payment_method")
+
+
+async def test_a_card_of_the_trial_is_charged_after_it(store_url: str) -> None:
+    async with selling(store_url, PLANS + TRIED.replace("invoice", "cancel")) as at:
+        made = await at.kit.subscriptions.create("acme", "tried")
+        at.emulator.confirm_setup(made.client_secret or "")
+        await at.kit.subscriptions.sync("acme")
+        at.clock.advance(timedelta(days=14))
+        found = await at.kit.subscriptions.sync("acme")
+        assert found is not None
+        assert (found.status, found.plan) == ("active", "tried")
+
+
+def at_euros(clock: Clock) -> StripeEmulator:
+    emulator = StripeEmulator(clock=clock, automatic_webhooks=False)
+    sell_in_euros(emulator)
+    return emulator
+
+
+@asynccontextmanager
+async def told_by_webhooks(store_url: str, plans: str = PLANS) -> AsyncGenerator[Hooked]:
+    clock = Clock(HOOKED_AT)
+    async with hooked(store_url, clock=clock, emulator=at_euros(clock), catalog=loads(plans)) as at:
+        yield at
+
+
+@pytest.mark.parametrize("how", ["setup", "attached", "default"])
+async def test_a_saved_card_is_told_by_a_webhook(store_url: str, how: str) -> None:
+    async with told_by_webhooks(store_url) as at:
+        made = await at.kit.subscriptions.create("acme", "payg")
+        await at.settle()
+        assert await in_force(at) == FREE
+        linked = (await at.state()).stripe_customer or ""
+        if how == "setup":
+            at.emulator.confirm_setup(made.client_secret or "")
+        else:
+            card = await at.client.v1.payment_methods.attach_async("pm_card_visa", {"customer": linked})
+            if how == "default":
+                default: Any = {"invoice_settings": {"default_payment_method": card.id}}
+                await at.client.v1.customers.update_async(linked, default)
+        await at.settle()
+        assert await in_force(at) == PAYG
+
+
+async def test_a_subscription_that_others_made_without_a_card_waits_and_is_not_ended(store_url: str) -> None:
+    async with told_by_webhooks(store_url) as at:
+        at.customer(card=None)
+        made = await at.subscribe(price="price_payg")
+        await at.settle()
+        found = (await at.state()).subscription
+        assert found is not None
+        assert (found.id, found.status, found.awaits_payment_method) == (made, "incomplete", True)
+        at.clock.advance(2 * DAY)
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.client.v1.subscriptions.retrieve_async(made)).status == "active"
+        at.emulator.add_payment_method("cus_acme")
+        await at.kit.subscriptions.sync("acme")
+        assert await in_force(at) == PAYG
+
+
+async def test_a_subscription_whose_invoices_are_sent_needs_no_card(store_url: str) -> None:
+    async with told_by_webhooks(store_url) as at:
+        at.customer(card=None)
+        await at.subscribe(price="price_payg", collection_method="send_invoice", days_until_due=30)
+        await at.settle()
+        assert await in_force(at) == PAYG
+
+
+async def test_an_import_names_who_has_no_card_and_leaves_the_plan_out_of_force(store_url: str) -> None:
+    async with told_by_webhooks(store_url) as at:
+        for customer, card in (("acme", None), ("beta", "pm_card_visa"), ("gamma", None)):
+            at.customer(customer, card=card)
+            items = [{"price": "price_payg"}, {"price": "price_payg_t"}]
+            await at.subscribe(customer, items=items)
+        await at.client.v1.payment_methods.attach_async("pm_card_visa", {"customer": "cus_gamma"})
+        tried = await at.kit.subscriptions.import_from_stripe(dry_run=True)
+        assert {one.customer for one in tried.misfits} == {"acme", "gamma"}  # The lists show no more.
+        for _ in range(2):
+            done = await at.kit.subscriptions.import_from_stripe()
+            (misfit,) = done.misfits
+            assert (misfit.customer, misfit.kind, misfit.linked) == ("acme", "no_payment_method", True)
+            assert "payment_method: optional" in misfit.message
+        assert await in_force(at) == FREE
+        for customer in ("beta", "gamma"):
+            assert (await at.kit.customers.get(customer)).plan == "payg"
+
+
+def test_a_plan_asks_for_a_card_where_it_can_cost_anything() -> None:
+    head = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  tokens:   {unit: token, stripe: {event_name: ai_tokens}}
+  told:     {unit: token, stripe: {event_name: ai_told, report: none}}
+  seats:    {unit: seat, kind: gauge}
+plans:
+"""
+    price = "price: {amount_cents: 0, interval: month}"
+    plans = {
+        "free": f"{price}, meters: {{tokens: {{included: 9}}, told: {{included: 9}}}}",
+        "priced": "extends: free, price: {amount_cents: 1, interval: month}",
+        "seated": "extends: free, seat_price: {amount_cents: 900}",
+        "billed": "extends: free, meters: {tokens: {overage: bill}}",
+        "capped": "extends: free, meters: {tokens: {overage: {bill: {cap: 1, per: 1, amount_cents: 1}}}}",
+        "left_out": price,
+        "told_only": "extends: free, meters: {told: {overage: bill}}",
+        "endless": "extends: billed, meters: {tokens: {included: unlimited}}",
+        "opted": "extends: priced, payment_method: optional",
+        "asked": "extends: free, payment_method: required",
+    }
+    catalog = loads(head + "".join(f"  {name}: {{{plan}}}\n" for name, plan in plans.items()))
+    required = {plan.key for plan in catalog.plans.values() if plan.payment_method == "required"}
+    assert required == {"priced", "seated", "billed", "capped", "left_out", "asked"}
