@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from delivering import kit_for
 from hooking import DAY, hooked
 from hooking import NOW as HOOKED_AT
-from meterkit import PaymentMethodMissingError, SubscriptionExistsError
+from meterkit import PaymentMethodMissingError, StripeUnavailableError, SubscriptionExistsError
 from meterkit.catalog import loads
 from meterkit.starlette import billing_routes
 from meterkit.testing import Clock, StripeEmulator
@@ -463,3 +463,66 @@ plans:
     catalog = loads(head + "".join(f"  {name}: {{{plan}}}\n" for name, plan in plans.items()))
     required = {plan.key for plan in catalog.plans.values() if plan.payment_method == "required"}
     assert required == {"priced", "seated", "billed", "capped", "left_out", "asked"}
+
+
+async def test_usage_after_the_card_was_saved_is_charged_to_it(store_url: str) -> None:
+    async with selling(store_url) as at:
+        made = await waiting(at)
+        at.emulator.confirm_setup(made.client_secret or "")
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.record("acme", "tokens", 110)
+        await at.kit.flush(everything=True)
+        at.clock.advance(timedelta(days=32))
+        at.emulator.advance()
+        assert [(one["status"], one["total"]) for one in await at.invoices()] == [("paid", 0), ("paid", 900)]
+
+
+PAID = """
+  paid:
+    rank: 20
+    price: {amount_cents: 2900, interval: month, stripe_price: price_paid}
+    meters: {tokens: {included: 10, overage: deny}}
+"""
+
+
+async def test_a_coupon_that_pays_the_first_month_gives_no_grace_after_it(store_url: str) -> None:
+    async with told_by_webhooks(store_url, PLANS + PAID) as at:
+        at.emulator.add_price(2900, price_id="price_paid", currency="eur")
+        at.customer(card=None)
+        coupon = await at.client.v1.coupons.create_async({"percent_off": 100, "duration": "once"})
+        made = await at.subscribe(price="price_paid", discounts=[{"coupon": coupon.id}])
+        await at.settle()
+        assert (await at.kit.customers.get("acme")).plan == "free"
+        at.clock.advance(31 * DAY + timedelta(hours=2))
+        at.emulator.advance()
+        await at.settle()
+        assert (await at.client.v1.subscriptions.retrieve_async(made)).status == "past_due"
+        found = await at.kit.customers.get("acme")
+        assert (found.plan, found.access, found.status) == ("free", "full", "incomplete")
+
+
+async def test_no_subscription_that_was_in_force_is_ended_where_the_store_forgot_it(store_url: str) -> None:
+    async with selling(store_url, OPTIONAL) as at:
+        await at.kit.subscriptions.create("acme", "payg")
+        linked = (await at.kit.customers.get("acme")).stripe_customer or ""
+        await at.kit.customers.unlink("acme")
+        at.clock.advance(3 * DAY)
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(PLANS)) as kit:
+            await kit.customers.link("acme", linked)
+            for _ in range(2):
+                found = await kit.subscriptions.sync("acme")
+                assert found is not None
+                assert found.status == "incomplete"
+        assert [one["status"] for one in await at.stripe_list("/v1/subscriptions")] == ["active"]
+
+
+async def test_a_lost_answer_leaves_one_sign_up(store_url: str) -> None:
+    async with selling(store_url) as at:
+        await waiting(at)
+        for when in ("before", "after"):
+            for plan in ("low", "payg"):
+                at.emulator.fail_next("drop", when=when, path="/v1/subscriptions")
+                with suppress(StripeUnavailableError):
+                    await at.kit.subscriptions.create("acme", plan)
+                await waiting(at, plan)
+        assert len(await at.stripe_list("/v1/subscriptions")) == 1

@@ -22,6 +22,7 @@ from meterkit.subscriptions.stripe_objects import (
     id_in,
     is_charged,
     key_of,
+    key_prefix,
     mark_of,
     part_of,
     text_in,
@@ -46,8 +47,8 @@ _RUNNING: Final = frozenset({"active", "past_due", "unpaid", "paused"})
 # As long as Stripe waits for a first payment
 # (https://docs.stripe.com/billing/subscriptions/overview#subscription-statuses).
 _WAITS_S: Final = 23 * 3_600
-_MADE_HERE: Final = "meterkit-create-"
-"""Begins the mark of a subscription that nothing has changed since ``create`` made it."""
+SIGN_UP: Final = "sign-up"
+"""Begins the mark of a subscription that was made here on a plan that requires a payment method."""
 _INTENTS: Final = "/v1/setup_intents"
 # https://docs.stripe.com/payments/paymentintents/lifecycle
 _INTENT_ENDED: Final = frozenset({"canceled", "succeeded"})
@@ -105,11 +106,12 @@ def never_in_force(found: Mapping[str, Any], known: SubscriptionState | None) ->
 def is_abandoned(found: Mapping[str, Any], now_s: float) -> bool:
     """Whether a sign-up that meterkit made has waited for a payment method too long.
 
-    What a person or another program made at Stripe is never ended by itself.
+    What a person or another program made or changed at Stripe is never ended, nor is a subscription whose
+    SetupIntent has succeeded: it may have been in force, and the store may have lost that.
     """
     since_s = max(int(found.get("created") or 0), int(found.get("trial_end") or 0))
-    is_ours = found.get(AWAITS_METHOD) is True and mark_of(found).startswith(_MADE_HERE)
-    return is_ours and now_s >= since_s + _WAITS_S
+    is_ours = mark_of(found).startswith(key_prefix(SIGN_UP)) and bool(id_in(found, "pending_setup_intent"))
+    return found.get(AWAITS_METHOD) is True and is_ours and now_s >= since_s + _WAITS_S
 
 
 class GatedSubscriptions(NamedTuple):

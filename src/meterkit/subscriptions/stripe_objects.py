@@ -141,7 +141,12 @@ def key_of(what: str, *asked: object) -> str:
         asked: the requested values and the values before; JSON.
     """
     told = json.dumps([what, *asked], separators=(",", ":"), sort_keys=True)
-    return f"meterkit-{what}-{blake2b(told.encode(), digest_size=16).hexdigest()}"
+    return f"{key_prefix(what)}{blake2b(told.encode(), digest_size=16).hexdigest()}"
+
+
+def key_prefix(what: str) -> str:
+    """The beginning of the idempotency keys of a change."""
+    return f"meterkit-{what}-"
 
 
 def mark_of(found: Mapping[str, Any]) -> str:

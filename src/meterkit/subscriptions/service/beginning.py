@@ -10,7 +10,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import InvoiceOpenError, SubscriptionExistsError
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items
 from meterkit.subscriptions.live_subscription import FLEXIBLE, give_up, whole
-from meterkit.subscriptions.payment_gate import PaymentGate
+from meterkit.subscriptions.payment_gate import SIGN_UP, PaymentGate
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
 from meterkit.subscriptions.service.results import Checkout
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
@@ -126,7 +126,8 @@ class Beginning:
             found = await self._list_subscriptions(customer, linked)
             first = found if first is None else first
             params = _params(linked, plan, items, first)
-            key = key_of("create", params, sorted(one["id"] for one in first))
+            what = SIGN_UP if plan.payment_method == "required" else "create"
+            key = key_of(what, params, sorted(one["id"] for one in first))
             mine = next((one for one in found if mark_of(one) == key and one["status"] not in ENDED), None)
             if mine is not None:
                 return mine
