@@ -383,6 +383,10 @@ async def test_a_saved_card_is_told_by_a_webhook(store_url: str, how: str) -> No
         linked = (await at.state()).stripe_customer or ""
         if how == "setup":
             at.emulator.confirm_setup(made.client_secret or "")
+            (told,) = (one for one in at.emulator.webhook_events if one.type == "setup_intent.succeeded")
+            await at.bring(told)
+            await at.kit.webhooks.work_off()
+            assert await in_force(at) == PAYG
         else:
             card = await at.client.v1.payment_methods.attach_async("pm_card_visa", {"customer": linked})
             if how == "default":

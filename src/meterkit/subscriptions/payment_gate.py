@@ -206,7 +206,16 @@ class PaymentGate:
 
     async def end_abandoned(self, found: Sequence[dict[str, Any]], now_s: float) -> list[dict[str, Any]]:
         """End the sign-ups that had no payment method within 23 hours, as Stripe ends unpaid ones."""
-        return [await give_up(self._api(), one) if is_abandoned(one, now_s) else one for one in found]
+        return [await self._end(one) if is_abandoned(one, now_s) else one for one in found]
+
+    async def _end(self, found: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await give_up(self._api(), found)
+        except StripeUnavailableError:
+            raise
+        except StripeError as error:
+            _logger.warning("subscription %s of no payment method is not ended: %s", found["id"], error)
+            return found
 
     async def _saved(self, linked: str) -> str | None:
         """The payment method that was attached to a Stripe customer last; None: there is none."""
