@@ -144,7 +144,7 @@ class Drawn:
         ) as kit:
             for customer in self.customers:
                 self.emulator.add_customer(f"cus_{customer}")
-                await kit.customers.link(customer, f"cus_{customer}")
+                await kit.customers.link(customer, f"cus_{customer}", force=True)
             yield kit
 
     async def end(self, kit: MeterKit) -> Ended:

@@ -99,7 +99,7 @@ class Desk:
         """Link customers to Stripe customers of the same name."""
         for customer in customers:
             self.emulator.add_customer(f"cus_{customer}")
-            await self.kit.customers.link(customer, f"cus_{customer}")
+            await self.kit.customers.link(customer, f"cus_{customer}", force=True)
 
     def accepted(self, customer: str, event_name: str = "api_requests") -> int:
         """What Stripe has counted for a customer."""

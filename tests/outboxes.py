@@ -31,6 +31,6 @@ async def recorded(
         async with MeterKit(
             plans, redis_url=store_url, flush=False, stripe_api_key=key, stripe_api_base=url
         ) as kit:
-            await kit.customers.link("acme", "cus_acme")
+            await kit.customers.link("acme", "cus_acme", force=True)
             await kit.record("acme", "tokens", 25)
             yield kit, emulator

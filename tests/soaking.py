@@ -120,7 +120,7 @@ class Soak:
             }
             async with kit_of(self.place, self.clock) as kit:
                 for customer in CUSTOMERS:
-                    await kit.customers.link(customer, f"cus_{customer}")
+                    await kit.customers.link(customer, f"cus_{customer}", force=True)
                 await kit.flush()
             stack.callback(self._kill_all)
             self.apps = [self._start(serve, port) for port in self.ports]

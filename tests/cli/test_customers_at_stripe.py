@@ -44,12 +44,34 @@ def test_a_link_reads_the_subscription(directory: Path, store_url: str) -> None:
         assert shell.run("customers", "show", "bob", "--json").json["plan"] == "pro"
 
 
-def test_while_stripe_is_away_links_are_made_and_a_note_says_so(directory: Path, store_url: str) -> None:
+def test_a_link_to_a_stripe_customer_that_does_not_exist_is_refused(directory: Path, store_url: str) -> None:
+    """F-206: each line of a file is named, and the rest is linked."""
+    with business(directory, store_url) as (shell, _):
+        refused = shell.run("customers", "link", "carol", "cus_typo")
+        assert (refused.code, refused.out) == (1, "")
+        assert "customer 'carol' is not linked to Stripe customer cus_typo: Stripe has no such" in refused.err
+        assert "--force" in refused.err
+        (directory / "links.csv").write_text("carol,cus_typo\nbob,cus_bob\n")
+        done = shell.run("customers", "link", "--csv", "links.csv", "--json")
+        assert (done.code, done.json["linked"]) == (1, 1)
+        assert [one["line"] for one in done.json["refused"]] == ["links.csv:1"]
+        forced = shell.run("customers", "link", "carol", "cus_typo", "--force", "--json")
+        assert (forced.code, forced.json["stripe_customer"]) == (0, "cus_typo")
+        found = shell.run("doctor", "--json")
+        assert "Stripe does not have the customers that these are linked to: carol (cus_typo)" in found.out
+
+
+def test_during_an_outage_links_are_made_with_force_only(directory: Path, store_url: str) -> None:
     """A file asks Stripe once: the looks of all further lines are queued."""
     with business(directory, store_url) as (shell, emulator):
         emulator.fail_next("error", status=503, path="*", times=None)
         (directory / "links.csv").write_text("ada,cus_ada\nbob,cus_bob\n")
-        done = shell.run("customers", "link", "--csv", "links.csv")
+        refused = shell.run("customers", "link", "--csv", "links.csv")
+        assert (refused.code, refused.out) == (1, "linked 0, refused 2\n")
+        assert "links.csv:1: not linked: 'ada', 'cus_ada': " in refused.err
+        assert "links.csv:2: not linked: 'bob', 'cus_bob': Stripe does not answer" in refused.err
+        assert refused.err.count("--force") == 2
+        done = shell.run("customers", "link", "--csv", "links.csv", "--force")
         assert (done.code, done.out) == (0, "linked 2, refused 0, not read yet 2\n")
         assert "customer 'ada' is linked to Stripe customer cus_ada, but its subscription" in done.err
         assert not any("cus_bob" in str(one.path) for one in emulator.requests[4:])

@@ -243,7 +243,7 @@ async def test_the_flusher_runs_by_itself_from_start_to_stop_whatever_fails(
     emulator.add_customer("cus_acme")
     async with emulator.serve() as url:
         async with kit_for(store_url, url, clock=clock, flush=None, flush_interval=0.05) as kit:
-            await kit.customers.link("acme", "cus_acme")
+            await kit.customers.link("acme", "cus_acme", force=True)
             await kit.record("acme", "requests", 3)
             await until(lambda: bool(emulator.events))
             assert [task for task in asyncio.all_tasks() if task.get_name() == "meterkit flush"]
@@ -265,7 +265,7 @@ async def test_stopping_in_the_middle_of_a_delivery_loses_nothing(store_url: str
     async with emulator.serve() as url:
         emulator.fail_next("delay", when="after", delay_s=0.5)
         async with kit_for(store_url, url, clock=clock, flush=None, flush_interval=0.05) as kit:
-            await kit.customers.link("acme", "cus_acme")
+            await kit.customers.link("acme", "cus_acme", force=True)
             await kit.record("acme", "requests", 3)
             await until(lambda: bool(emulator.events))
         async with kit_for(store_url, url, clock=clock) as kit:
@@ -291,7 +291,7 @@ async def test_a_customer_who_is_deleted_and_linked_again_has_minutes_of_its_own
             await at.kit.record("acme", "requests", 6)
             assert (await at.flush(everything=True)).delivered == 1
             await at.kit.customers.delete("acme")
-            await at.kit.customers.link("acme", "cus_acme")
+            await at.kit.customers.link("acme", "cus_acme", force=True)
         assert len(set(minutes(at.emulator))) == 2
         # Where the intents are is kept, and not whose they were.
         admin, key = await at.kit.store.admin(), at.kit.store.keys.formers("cus_acme")

@@ -116,7 +116,7 @@ async def test_an_inactive_meter_keeps_its_usage_until_it_is_active(store_url: s
     emulator = StripeEmulator(clock=clock)
     emulator.add_customer("cus_acme")
     async with emulator.serve() as url, kit_for(store_url, url, clock=clock) as kit:
-        await kit.customers.link("acme", "cus_acme")
+        await kit.customers.link("acme", "cus_acme", force=True)
         await kit.record("acme", "requests", 6)
         report = await kit.flush(everything=True, timeout_s=0)
         assert (report.retried, report.dead) == (1, 0)
@@ -129,7 +129,7 @@ async def test_an_inactive_meter_keeps_its_usage_until_it_is_active(store_url: s
 
 async def test_what_stripe_will_never_accept_is_dead_with_its_reason(store_url: str) -> None:
     async with desk(store_url) as at:
-        await at.kit.customers.link("acme", "cus_unknown")
+        await at.kit.customers.link("acme", "cus_unknown", force=True)
         await at.kit.record("acme", "requests", 6)
         report = await at.flush(everything=True)
         assert (report.dead, report.left) == (1, 0)
@@ -254,7 +254,7 @@ async def test_with_clocks_apart_delivery_waits_and_nothing_dies_of_its_timestam
     async with emulator.serve() as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
         for customer in ("acme", "zeta"):
             emulator.add_customer(f"cus_{customer}")
-            await kit.customers.link(customer, f"cus_{customer}")
+            await kit.customers.link(customer, f"cus_{customer}", force=True)
             await kit.record(customer, "requests", 6)
         report = await kit.flush(everything=True, timeout_s=0)
         # One was sent to see, and is kept as it was; the other waits.
@@ -287,7 +287,7 @@ async def test_no_unit_dies_of_a_clock_that_is_ahead(store_url: str, apart_s: in
     emulator.add_meter("api_requests")
     emulator.add_customer("cus_acme")
     async with emulator.serve() as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
-        await kit.customers.link("acme", "cus_acme")
+        await kit.customers.link("acme", "cus_acme", force=True)
         for _ in range(8):
             await kit.record("acme", "requests", 10)
             await kit.flush(everything=True, timeout_s=0)
@@ -329,7 +329,7 @@ async def test_a_meter_with_other_payload_keys_parks_what_is_sent_and_is_named_o
             assert (await http.post("/v1/billing/meters", data=form)).status_code == 200
         for customer in ("acme", "zeta", "yara"):
             emulator.add_customer(f"cus_{customer}")
-            await kit.customers.link(customer, f"cus_{customer}")
+            await kit.customers.link(customer, f"cus_{customer}", force=True)
             await kit.record(customer, "requests", 6)
         report = await kit.flush(everything=True, timeout_s=0)
         assert (report.parked, report.dead, report.left, report.is_complete) == (3, 0, 0, False)
@@ -414,7 +414,7 @@ async def test_a_meter_that_is_not_at_stripe_does_not_hold_up_the_others(
     ):
         for number in range(30):
             emulator.add_customer(f"cus_c{number}")
-            await kit.customers.link(f"c{number}", f"cus_c{number}")
+            await kit.customers.link(f"c{number}", f"cus_c{number}", force=True)
             await kit.record(f"c{number}", "requests", 6)
             await kit.record(f"c{number}", "tokens", 101)
         reports = [await flusher.flush(everything=True, timeout_s=0) for _ in range(3)]

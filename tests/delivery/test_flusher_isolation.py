@@ -119,7 +119,7 @@ async def test_usage_without_any_event_name_is_named_with_customer_and_quantity(
 async def test_what_is_dead_or_parked_is_named_until_it_is_dealt_with(store_url: str) -> None:
     # F-54: the next flush exited 0, and the customer could be deleted.
     async with desk(store_url) as at:
-        await at.kit.customers.link("acme", "cus_unknown")
+        await at.kit.customers.link("acme", "cus_unknown", force=True)
         await at.kit.record("acme", "requests", 6)
         assert (await at.flush(everything=True)).dead == 1
         again = await at.flush(everything=True)
@@ -138,7 +138,7 @@ async def test_a_plain_flush_delivers_what_it_seals(store_url: str) -> None:
     emulator.add_meter("api_requests")
     emulator.add_customer("cus_acme")
     async with emulator.serve() as url, kit_for(store_url, url, clock=clock, flush_interval=0.05) as kit:
-        await kit.customers.link("acme", "cus_acme")
+        await kit.customers.link("acme", "cus_acme", force=True)
         await kit.record("acme", "requests", 3)
         await asyncio.sleep(0.06)
         report = await kit.flush()
@@ -223,7 +223,7 @@ async def test_told_to_stop_it_waits_for_one_call_and_no_more(store_url: str) ->
     async with emulator.serve() as url, kit_for(store_url, url, clock=clock, shards=1) as kit:
         for number in range(40):
             emulator.add_customer(f"cus_c{number}")
-            await kit.customers.link(f"c{number}", f"cus_c{number}")
+            await kit.customers.link(f"c{number}", f"cus_c{number}", force=True)
             await kit.record(f"c{number}", "requests", 2)
         emulator.fail_next("hang", when="after", skip=1, times=None)
         async with aclosing_transport(url, timeout_s=1.0) as transport:
@@ -259,7 +259,7 @@ async def test_a_wrong_link_is_corrected_and_unsent_usage_goes_to_the_right_one(
         assert (usage["unlinked"], usage["queued"], usage["pending"]) == (7, 0, 0)
         assert (await at.flush(everything=True, timeout_s=0)).unlinked == ["acme"]
         await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("acme", "cus_right")
+        await at.kit.customers.link("acme", "cus_right", force=True)
         at.clock.advance(timedelta(minutes=2))
         assert (await at.flush(everything=True)).is_complete
     assert at.emulator.accepted("cus_right", "api_requests") == 7
@@ -274,7 +274,7 @@ async def test_usage_taken_back_after_its_counters_are_gone_goes_to_the_right_on
         await seal_for_the_wrong_one(at, "error", status=401)  # Certainly refused.
         valkey.command("DEL", at.kit.store.keys.customer("acme").counters)
         await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("acme", "cus_right")
+        await at.kit.customers.link("acme", "cus_right", force=True)
         at.clock.advance(timedelta(minutes=2))
         report = await at.flush(everything=True)
         assert (report.delivered, report.is_complete) == (1, True)
@@ -286,7 +286,7 @@ async def test_what_was_sent_already_stays_with_whom_it_was_addressed_to(store_u
     async with desk(store_url) as at:
         await seal_for_the_wrong_one(at, "drop", when="after")
         await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("acme", "cus_right")
+        await at.kit.customers.link("acme", "cus_right", force=True)
         at.clock.advance(timedelta(minutes=2))
         await at.kit.record("acme", "requests", 2)
         assert (await at.flush(everything=True)).is_complete
@@ -308,7 +308,7 @@ async def test_no_minute_of_a_stripe_customer_names_two_intents_whoever_they_are
         await at.kit.record("old", "requests", 1)
         await at.flush(everything=True, timeout_s=0)
         await at.kit.customers.unlink("old")
-        await at.kit.customers.link("new", "cus_old")
+        await at.kit.customers.link("new", "cus_old", force=True)
         assert (await at.flush(everything=True, timeout_s=120)).is_complete
     stamps = [event.timestamp for event in at.emulator.events]
     assert len(stamps) == len(set(stamps)) == 7

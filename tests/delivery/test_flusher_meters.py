@@ -25,7 +25,7 @@ async def test_after_its_pause_a_missing_meter_costs_one_call_and_then_all_of_it
     ):
         for customer in customers:
             emulator.add_customer(f"cus_{customer}")
-            await kit.customers.link(customer, f"cus_{customer}")
+            await kit.customers.link(customer, f"cus_{customer}", force=True)
         await kit.record("c0", "tokens", 101)
         assert (
             await flusher.flush(everything=True)

@@ -61,7 +61,7 @@ async def bench(store_url: str) -> AsyncGenerator[Bench]:
     clock = Clock(NOW)
     async with MeterKit(CATALOG, clock=clock, redis_url=store_url, shards=1, store_timeout=10.0) as kit:
         for customer in CUSTOMERS:
-            await kit.customers.link(customer, f"cus_{customer}")
+            await kit.customers.link(customer, f"cus_{customer}", force=True)
         admin = await kit.store.admin()
         yield Bench(kit, clock, Outbox(kit.store, admin), Outbox(kit.store, admin))
 
@@ -249,7 +249,7 @@ async def test_a_customer_without_a_link_is_not_sealed(store_url: str, valkey: S
 
 async def test_hosts_whose_clocks_differ_do_not_seal(store_url: str, valkey: Server) -> None:
     async with MeterKit(CATALOG, redis_url=store_url, shards=1, store_timeout=10.0) as kit:
-        await kit.customers.link("acme", "cus_acme")
+        await kit.customers.link("acme", "cus_acme", force=True)
         await kit.record("acme", "requests", 1)
         counters = kit.store.keys.customer("acme").counters
         seen = int(shown(valkey, "acme")["t"])
@@ -284,7 +284,7 @@ async def test_who_is_linked_to_a_former_customers_stripe_customer_has_minutes_o
         # Longer than any delivery: usage of a closed period waits for a link for 35 days.
         kept_ms = valkey.command("PTTL", at.kit.store.keys.formers("cus_acme"))
         assert 36 * 86_400_000 < kept_ms <= 40 * 86_400_000
-        await at.kit.customers.link("next", "cus_acme")
+        await at.kit.customers.link("next", "cus_acme", force=True)
         await at.kit.record("next", "requests", 3)
         assert (await at.ours.seal(0, due_ms=None, most=50)).made == 1
         (sealed,) = (one for one in await at.ours.due(0, due_ms=None, most=10) if one.customer == "next")

@@ -76,7 +76,7 @@ async def test_what_is_refused_later_is_taken_off_the_journal(
         journal = audit_database_of(at.kit.settings)
         assert journal is not None
         await at.link("acme")
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         for customer in ("acme", "lost"):
             await at.kit.record(customer, "requests", 7)
         await at.kit.flush(everything=True)
@@ -93,7 +93,7 @@ async def test_what_is_refused_later_is_taken_off_the_journal(
 async def test_usage_of_nobody_at_stripe_is_dead_once_its_report_is_taken(any_store_url: str) -> None:
     async with streaming(any_store_url) as (at, api):
         await at.link("acme")
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         for customer in ("acme", "lost"):
             await at.kit.record(customer, "requests", 7)
         report = await at.flush(everything=True)
@@ -123,7 +123,7 @@ async def test_a_report_that_comes_twice_or_weeks_later_is_taken_once(
     store_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with streaming(store_url) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         await at.kit.record("lost", "requests", 7)
         await at.flush(everything=True)
         at.clock.advance(timedelta(days=29))
@@ -159,7 +159,7 @@ async def test_what_was_dropped_and_billed_by_hand_does_not_come_back(store_url:
 
 async def test_what_nobody_at_stripe_had_stays_addressed_to_nobody_after_another_link(store_url: str) -> None:
     async with streaming(store_url) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         await at.kit.record("lost", "requests", 7)
         await at.flush(everything=True)
         await take_all(at, api)
@@ -180,7 +180,7 @@ async def test_what_nobody_at_stripe_had_stays_addressed_to_nobody_after_another
 
 async def test_what_was_refused_has_another_identifier_and_is_left_alone_by_flushes(store_url: str) -> None:
     async with streaming(store_url, shards=1) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         await at.kit.record("lost", "requests", 7)
         await at.flush(everything=True)
         await take_all(at, api)
@@ -239,7 +239,7 @@ async def test_the_meters_are_asked_for_once_however_many_a_report_names(
 ) -> None:
     async with streaming(store_url, shards=1) as (at, api):
         for customer in ("lost", "gone", "none"):
-            await at.kit.customers.link(customer, f"cus_{customer}")
+            await at.kit.customers.link(customer, f"cus_{customer}", force=True)
             await at.kit.record(customer, "requests", 7)
         await at.flush(everything=True)
         first, others = at.emulator.thin_events  # The first call of a flusher is alone.
@@ -266,7 +266,7 @@ async def test_of_a_batch_that_a_report_names_those_of_nobody_at_stripe_are_dead
     async with streaming(store_url, shards=1) as (at, api):
         await at.link("acme", "beta", "zeta")
         for name in ("lost", "gone"):
-            await at.kit.customers.link(name, f"cus_{name}")
+            await at.kit.customers.link(name, f"cus_{name}", force=True)
         await by_key(at, "acme", "beta", "gone", "lost", "zeta")
         await take_all(at, api)
         found = {name: await places(at, name) for name in ("acme", "beta", "gone", "lost", "zeta")}
@@ -307,7 +307,7 @@ async def test_a_batch_whose_reply_was_lost_is_known_by_its_key_and_forgotten_in
     async with streaming(store_url, shards=1) as (at, api):
         await at.link("acme")
         for name in ("gone", "lost"):
-            await at.kit.customers.link(name, f"cus_{name}")
+            await at.kit.customers.link(name, f"cus_{name}", force=True)
         await at.kit.record("acme", "requests", 7)
         await at.flush(everything=True)
         at.emulator.reports_name = "idempotency_key"
@@ -326,7 +326,7 @@ async def test_one_event_by_itself_is_known_by_its_idempotency_key(store_url: st
     async with desk(store_url) as at:
         at.emulator.reports_name = "idempotency_key"
         at.emulator.refuse_unknown_customers = False
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         await at.kit.record("lost", "requests", 7)
         await at.flush(everything=True)
         api = StripeApi(at.kit.settings)
@@ -337,7 +337,7 @@ async def test_one_event_by_itself_is_known_by_its_idempotency_key(store_url: st
 
 async def test_it_is_taken_off_the_period_that_it_was_of(store_url: str) -> None:
     async with streaming(store_url) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         for quantity, month, day in ((7, 6, 28), (9, 7, 5), (11, 7, 9)):
             at.clock.set(datetime(2031, month, day, tzinfo=UTC))
             await at.kit.record("lost", "requests", quantity)
@@ -355,7 +355,7 @@ async def test_it_is_taken_off_the_period_that_it_was_of(store_url: str) -> None
 
 async def test_one_whose_reply_was_lost_is_found_where_it_waits(store_url: str, valkey: Server) -> None:
     async with streaming(store_url, shards=1) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         await at.kit.record("lost", "requests", 7)
         at.emulator.fail_next("drop", when="after")
         await at.flush(everything=True, timeout_s=0)
@@ -369,7 +369,7 @@ async def test_one_whose_reply_was_lost_is_found_where_it_waits(store_url: str, 
 
 async def test_one_that_is_being_sent_is_looked_at_again(store_url: str, valkey: Server) -> None:
     async with streaming(store_url, shards=1) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         await at.kit.record("lost", "requests", 7)
         at.emulator.fail_next("drop", when="after")
         await at.flush(everything=True, timeout_s=0)
@@ -385,7 +385,7 @@ async def test_totals_that_cannot_be_counted_in_are_left_and_said(
     store_url: str, valkey: Server, caplog: pytest.LogCaptureFixture, damaged: str
 ) -> None:
     async with streaming(store_url, shards=1) as (at, api):
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         await at.kit.record("lost", "requests", 7)
         await at.flush(everything=True)
         totals = at.kit.store.keys.customer("lost").totals
@@ -415,7 +415,7 @@ async def test_a_thin_event_at_the_endpoint_does_all_of_it(store_url: str) -> No
     async with desk(store_url, stripe_transport="v2-stream", stripe_webhook_secret=SECRET) as at:
         at.emulator.automatic_webhooks = False
         at.emulator.add_endpoint("http://app/hooks", secret=SECRET, app=stripe_webhook(at.kit), thin=True)
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         await at.kit.record("lost", "requests", 7)
         await at.flush(everything=True)
         assert [made.status for made in await at.emulator.deliver()] == [200]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delivering import kit_for
-from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.errors import CustomerError, StripeError, StripeUnavailableError
 from shopping import shop
 
 if TYPE_CHECKING:
@@ -42,12 +42,45 @@ async def test_a_repeated_link_reads_the_subscription_again(store_url: str) -> N
         assert (await at.kit.customers.link("acme", linked)).plan == "team"
 
 
-async def test_while_stripe_is_away_the_link_is_made_and_the_look_is_queued(store_url: str) -> None:
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_a_stripe_customer_that_does_not_exist_is_not_linked(store_url: str, deleted: bool) -> None:
+    """F-206."""
+    async with shop(store_url) as at:
+        if deleted:
+            at.emulator.add_customer("cus_typo")
+            await at.stripe_delete("/v1/customers/cus_typo")
+        why = "has deleted this customer" if deleted else "has no such customer"
+        with pytest.raises(CustomerError, match=f"'carol' is not linked .*cus_typo.*{why}.*--force"):
+            await at.kit.customers.link("carol", "cus_typo")
+        assert (await at.kit.customers.get("carol")).stripe_customer is None
+        at.emulator.add_customer("cus_carol")
+        assert (await at.kit.customers.link("carol", "cus_carol")).stripe_customer == "cus_carol"
+
+
+async def test_a_forced_link_is_made_without_asking(store_url: str) -> None:
+    async with shop(store_url) as at:
+        asked = len(at.emulator.requests)
+        found = await at.kit.customers.link("carol", "cus_typo", force=True, look=False)
+        assert (found.stripe_customer, len(at.emulator.requests)) == ("cus_typo", asked)
+
+
+async def test_a_link_that_stands_is_repeated_though_stripe_has_deleted_the_customer(store_url: str) -> None:
+    async with shop(store_url) as at:
+        linked = await subscribed_at_stripe(at)
+        await at.kit.customers.link("acme", linked)
+        await at.stripe_delete(f"/v1/customers/{linked}")
+        assert (await at.kit.customers.link("acme", linked)).stripe_customer == linked
+
+
+async def test_during_an_outage_only_a_forced_link_is_made_and_its_look_is_queued(store_url: str) -> None:
     async with shop(store_url) as at:
         linked = await subscribed_at_stripe(at)
         at.emulator.fail_next("error", status=503, path="*", times=None)
-        with pytest.raises(StripeUnavailableError, match="tried again in the background"):
+        with pytest.raises(StripeUnavailableError, match=r"'acme' is not linked: .* try again, or .*--force"):
             await at.kit.customers.link("acme", linked)
+        assert (await at.kit.customers.get("acme")).stripe_customer is None
+        with pytest.raises(StripeUnavailableError, match="tried again in the background"):
+            await at.kit.customers.link("acme", linked, force=True)
         assert (await at.kit.customers.get("acme")).stripe_customer == linked
         assert (await at.kit.webhooks.backlog()).entries == 1
         at.emulator.clear_faults()
@@ -56,19 +89,20 @@ async def test_while_stripe_is_away_the_link_is_made_and_the_look_is_queued(stor
         assert (await at.kit.customers.get("acme")).plan == "pro"
 
 
-async def test_what_stripe_refuses_to_show_is_told_and_the_link_is_made(store_url: str) -> None:
+async def test_what_stripe_refuses_to_show_is_told_and_the_forced_link_is_made(store_url: str) -> None:
     async with shop(store_url) as at:
         with pytest.raises(StripeError, match="is linked to Stripe customer cus_other"):
-            await at.kit.customers.link("acme", "cus_other")
+            await at.kit.customers.link("acme", "cus_other", force=True)
         assert (await at.kit.customers.get("acme")).stripe_customer == "cus_other"
 
 
-async def test_a_look_in_the_background_asks_stripe_nothing_before_the_link_returns(store_url: str) -> None:
+async def test_a_look_in_the_background_reads_no_subscription_before_the_link_returns(store_url: str) -> None:
     async with shop(store_url) as at:
         linked = await subscribed_at_stripe(at)
         asked = len(at.emulator.requests)
         found = await at.kit.customers.link("acme", linked, look=False)
-        assert (found.plan, len(at.emulator.requests)) == ("free", asked)
+        paths = [request.path for request in at.emulator.requests[asked:]]
+        assert (found.plan, paths) == ("free", [f"/v1/customers/{linked}"])
         await at.kit.webhooks.work_off()
         assert (await at.kit.customers.get("acme")).plan == "pro"
 

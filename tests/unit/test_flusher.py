@@ -62,7 +62,7 @@ SUBSCRIBED: Final = subscription(plan=None, metered="mtr_1=price_1")
 @asynccontextmanager
 async def flushing() -> AsyncGenerator[tuple[MeterKit, Flusher]]:
     async with kit_alone() as kit:
-        await kit.customers.link("acme", "cus_acme")
+        await kit.customers.link("acme", "cus_acme", force=True)
         yield kit, Flusher(kit.store, Takes(), summaries=Counted({}))
 
 

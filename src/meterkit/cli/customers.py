@@ -13,6 +13,7 @@ import yaml
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.importing import read_links
+from meterkit.cli.linking import link_all, link_one
 from meterkit.cli.options import WHEN, CustomerArgument, PlanArgument, completion, date_or_instant
 from meterkit.cli.output import JsonArray, cell_text, echo, print_note, print_records
 from meterkit.cli.progress import shown_steps
@@ -21,13 +22,11 @@ from meterkit.cli.subject_overrides import parse_entitlement, subject_override
 from meterkit.cli.unknown_customers import check_known, hint_of_new, note_missing_plan, note_unknown
 from meterkit.customers.sorting import customers_by_id
 from meterkit.decisions.subscription import Status
-from meterkit.errors import CustomerError, MeterkitError, StripeError, StripeUnavailableError
+from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from meterkit.cli.importing import CsvLink
-    from meterkit.cli.progress import Steps
     from meterkit.customers.customers import Customer, Customers
     from meterkit.customers.history import HistoryEntry
     from meterkit.kit import MeterKit
@@ -106,17 +105,21 @@ async def link(
             " skipped. - reads stdin.",
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Do not ask Stripe whether it has the Stripe customers.")
+    ] = False,
 ) -> None:
     """Link customers to Stripe customers.
 
     From now on their usage is delivered, and their subscriptions are read at once. Repeated, it changes
-    nothing. Where Stripe does not answer, the links are made and the subscriptions are read later.
+    nothing. A Stripe customer that Stripe does not have is refused, if a Stripe key is set. With --force the
+    links are made in any case, and what cannot be read is read later.
     """
     if csv is not None and customer is None:
         links = read_links(csv)
         async with session.kit() as kit:
             with shown_steps() as steps:
-                linked, refused, unread = await _link_all(kit.customers, links, steps)
+                linked, refused, unread = await link_all(kit.customers, links, steps, force=force)
         session.show(
             {"linked": linked, "refused": refused, "unread": unread},
             lambda: echo(
@@ -126,7 +129,9 @@ async def link(
         raise typer.Exit(int(bool(refused)))
     if csv is not None or customer is None or stripe_customer is None:
         raise typer.BadParameter("give CUSTOMER and STRIPE_CUSTOMER, or --csv FILE")
-    await _change(session, customer, lambda customers: _link(customers, customer, stripe_customer))
+    await _change(
+        session, customer, lambda customers: link_one(customers, customer, stripe_customer, force=force)
+    )
 
 
 @command(commands)
@@ -302,38 +307,6 @@ async def _change(
         if hint:
             print_note(hint)
         _show(session, kit, changed)
-
-
-async def _link(customers: Customers, customer: str, stripe_customer: str) -> Customer:
-    """Link a customer; one whose subscription cannot be read is linked, with a note."""
-    try:
-        return await customers.link(customer, stripe_customer)
-    except StripeError as error:
-        print_note(str(error))
-        return await customers.get(customer)
-
-
-async def _link_all(
-    customers: Customers, links: Sequence[CsvLink], steps: Steps
-) -> tuple[int, list[dict[str, str]], int]:
-    """Link what can be linked: how many were, what was refused and why, how many are read later."""
-    linked, refused, unread, is_away = 0, list[dict[str, str]](), 0, False
-    for done, (where, customer, stripe_customer) in enumerate(links):
-        steps.update("linking customers", done, len(links))
-        try:
-            await customers.link(customer, stripe_customer, look=not is_away)
-            unread += is_away
-        except StripeError as error:
-            print_note(f"{where}: {error}")
-            linked, unread = linked + 1, unread + 1
-            is_away = is_away or isinstance(error, StripeUnavailableError)
-        except CustomerError as error:
-            print_note(f"{where}: not linked: {customer!r:.80}, {stripe_customer!r:.80}: {error}")
-            told = {"customer": customer, "stripe_customer": stripe_customer, "message": str(error)}
-            refused.append({"line": where, **told})
-        else:
-            linked += 1
-    return linked, refused, unread
 
 
 def _erased(counts: Mapping[str, int]) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from meterkit.catalog import override as lay_over
 from meterkit.catalog.argument_checks import check_feature
 from meterkit.catalog.models import SPEND
 from meterkit.customers.deletion import delete
 from meterkit.customers.history import history_of
-from meterkit.customers.links import Links
+from meterkit.customers.links import Links, check_stripe_customer
 from meterkit.customers.states import States
 from meterkit.customers.subjects import CustomerSubject
 from meterkit.decisions.customer_overrides import overrides_at, with_overrides
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from meterkit.catalog import Catalog
     from meterkit.customers.deletion import Deleted
     from meterkit.customers.history import HistoryEntry
+    from meterkit.customers.links import AtStripe
     from meterkit.customers.states import Found
     from meterkit.decisions.customer_overrides import Stored
     from meterkit.decisions.customer_state import CustomerState
@@ -126,18 +127,6 @@ def _instant(at_ms: int | None) -> datetime | None:
 
 _SHARDS_AT_ONCE: Final = 16
 _LISTED_AT_ONCE: Final = 100
-
-
-class AtStripe(Protocol):
-    """What belongs to a change of a customer at Stripe."""
-
-    async def linked(self, customer: str, *, now: bool) -> None:
-        """Read the subscription of a customer who was linked."""
-        ...
-
-    async def leaving(self, customer: str, *, cancel: bool) -> None:
-        """See that Stripe goes on charging nothing for a customer who is to be deleted."""
-        ...
 
 
 async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
@@ -343,21 +332,30 @@ class Customers:
 
         return await self._change(customer, change)
 
-    async def link(self, customer: str, stripe_customer: str, *, look: bool = True) -> Customer:
+    async def link(
+        self, customer: str, stripe_customer: str, *, look: bool = True, force: bool = False
+    ) -> Customer:
         """Link a customer to a Stripe customer: from now on its usage is delivered. Repeated: a no-op.
 
-        Its subscription is read from Stripe before this returns, if the kit has a Stripe key.
+        If the kit has a Stripe key, Stripe is asked for the Stripe customer first, and the subscription is
+        read before this returns.
 
         Args:
             customer: the app's own id.
             stripe_customer: ``cus_…``.
             look: False: the subscription is read in the background.
+            force: True: Stripe is not asked whether it has the Stripe customer.
 
         Raises:
-            CustomerError: the customer is linked to another Stripe customer, or that one to another customer.
-            StripeError: the link is made, but Stripe refuses to show the subscription, or does not answer; it
-                is asked again in the background.
+            CustomerError: Stripe has no such customer, or has deleted it; or the customer is linked to
+                another Stripe customer, or that one to another customer.
+            StripeError: Stripe refuses, or does not answer. The message says whether the link is made: it is
+                where only the subscription could not be read, which is tried again in the background.
         """
+        check_stripe_customer(stripe_customer)
+        asked = None if force else self._at_stripe
+        if asked is not None and (await self.get(customer)).stripe_customer != stripe_customer:
+            await asked.linking(customer, stripe_customer)
         await self._links.make(customer, stripe_customer)
         if self._at_stripe is not None:
             await self._at_stripe.linked(customer, now=look)

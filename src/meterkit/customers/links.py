@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import replace
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import with_subscription
@@ -31,6 +31,22 @@ _DAY_MS: Final = 86_400_000
 _DAYS_KEPT: Final = 37
 _DROPPED: Final = b"dropped|"
 """Begins the name of what was dropped, which only keeps its minute; see change_state.lua."""
+
+
+class AtStripe(Protocol):
+    """What belongs to a change of a customer at Stripe."""
+
+    async def linking(self, customer: str, stripe_customer: str) -> None:
+        """Refuse a link to a Stripe customer that does not exist."""
+        ...
+
+    async def linked(self, customer: str, *, now: bool) -> None:
+        """Read the subscription of a customer who was linked."""
+        ...
+
+    async def leaving(self, customer: str, *, cancel: bool) -> None:
+        """See that Stripe goes on charging nothing for a customer who is to be deleted."""
+        ...
 
 
 class Delivered(NamedTuple):
@@ -148,6 +164,12 @@ _TOMBSTONE: Final = f"\n{_RETIRED}"
 _STRIPE_CUSTOMER: Final = re.compile(r"cus_[A-Za-z0-9_]{1,200}")
 
 
+def check_stripe_customer(stripe_customer: str) -> None:
+    """Refuse what cannot be the id of a Stripe customer. Raises CustomerError."""
+    if not is_text(stripe_customer) or not _STRIPE_CUSTOMER.fullmatch(stripe_customer):
+        raise CustomerError(f"Stripe customer: found {shown(stripe_customer)}; allowed is an id like cus_123")
+
+
 class Links:
     """Makes links and undoes them; see :class:`meterkit.Customers`."""
 
@@ -162,10 +184,7 @@ class Links:
             CustomerError: the customer is linked to another Stripe customer, or that one to another customer.
         """
         check_customer(customer)
-        if not is_text(stripe_customer) or not _STRIPE_CUSTOMER.fullmatch(stripe_customer):
-            raise CustomerError(
-                f"Stripe customer: found {shown(stripe_customer)}; allowed is an id like cus_123"
-            )
+        check_stripe_customer(stripe_customer)
         admin, claim = await self._store.admin(), self._store.keys.link(stripe_customer)
         taken = await self._minutes_taken(admin, customer, stripe_customer)
         await ServerLives(self._store).doubt_link(customer)

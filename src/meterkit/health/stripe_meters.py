@@ -11,6 +11,7 @@ from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.health.findings import Finding, named, single
 from meterkit.health.health import UnseenError
+from meterkit.health.linked_customers import links_to_nobody
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meters import meter_differences
 from meterkit.subscriptions.change_rules import billed_meters
@@ -156,6 +157,7 @@ async def look_at_meters(parts: Parts) -> tuple[str, list[Finding]]:
         meters = await api.list("/v1/billing/meters")
         unsold = await _top_ups_without_price(api, parts.store.catalog)
         unsold += await _prices_of_plans(api, parts.store.catalog, meters)
+        unsold += await links_to_nobody(api, parts.customers)
     except StripeError as error:
         refused = refused_by_stripe(error)
         if isinstance(refused, str):

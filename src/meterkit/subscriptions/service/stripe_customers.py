@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -132,12 +133,24 @@ class StripeCustomers:
         return (await self._api().get(f"{_PATH}/{linked}")).get("deleted") is True
 
 
+def _same_error(error: StripeError, message: str) -> StripeError:
+    """The same error with another message."""
+    return type(error)(
+        message,
+        status=error.status,
+        type=error.type,
+        code=error.code,
+        param=error.param,
+        request_id=error.request_id,
+    )
+
+
 _SUBSCRIPTIONS_MAX: Final = 8
 
 
 @dataclass(eq=False)
 class CustomerHooks:
-    """Implements :class:`meterkit.customers.customers.AtStripe`.
+    """Implements :class:`meterkit.customers.links.AtStripe`.
 
     Args:
         store: where customers are kept.
@@ -152,6 +165,34 @@ class CustomerHooks:
     fetch: Callable[[str], Awaitable[object]]
     end: Callable[[str], Awaitable[object]]
     later: Callable[[str], Awaitable[object]]
+
+    async def linking(self, customer: str, stripe_customer: str) -> None:
+        """Refuse a link to a Stripe customer that does not exist.
+
+        Raises:
+            CustomerError: Stripe has no such customer, or has deleted it.
+            StripeError: Stripe refuses, or does not answer.
+        """
+        if self.api is None:
+            return
+        why = "Stripe has deleted this customer"
+        try:
+            found = await self.api().get(f"{_PATH}/{stripe_customer}")
+        except StripeError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise _same_error(
+                    error,
+                    f"customer {customer!r} is not linked: Stripe cannot be asked whether it has"
+                    f" {stripe_customer}; try again, or link without asking (force=True, --force): {error}",
+                ) from error
+            why = "Stripe has no such customer in the account and mode of the key"
+        else:
+            if found.get("deleted") is not True:
+                return
+        raise CustomerError(
+            f"customer {customer!r} is not linked to Stripe customer {stripe_customer}: {why}; correct the"
+            " id, or link without asking Stripe (force=True, --force)"
+        )
 
     async def linked(self, customer: str, *, now: bool) -> None:
         """Read the subscription of a customer who was linked."""
@@ -170,14 +211,7 @@ class CustomerHooks:
             )
             if not isinstance(error, StripeError):
                 raise StripeError(message) from error
-            raise type(error)(
-                message,
-                status=error.status,
-                type=error.type,
-                code=error.code,
-                param=error.param,
-                request_id=error.request_id,
-            ) from error
+            raise _same_error(error, message) from error
 
     async def leaving(self, customer: str, *, cancel: bool) -> None:
         """See that Stripe goes on charging nothing for a customer who is to be deleted."""
