@@ -80,5 +80,5 @@ class House:
 async def linked(kit: MeterKit) -> None:
     """Link all customers, and have the store be delivered from."""
     for customer in CUSTOMERS:
-        await kit.customers.link(customer, f"cus_{customer}")
+        await kit.customers.link(customer, f"cus_{customer}", force=True)
     await kit.flush()

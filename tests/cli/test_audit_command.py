@@ -87,7 +87,7 @@ async def test_a_rebuild_that_ends_early_shows_what_was_done(
         admin: Any = await kit.store.admin()
         await admin.client.flushall()
         kit.store.use(kit.catalog)
-        await kit.customers.link("zeta", "cus_zeta")
+        await kit.customers.link("zeta", "cus_zeta", force=True)
     emulator.fail_next("error", status=401, path="*", times=None)
     with emulator.running() as stripe:
         stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_1", "METERKIT_STRIPE_API_BASE": stripe}

@@ -26,7 +26,7 @@ async def test_flush_exits_1_as_long_as_something_is_dead(
     emulator.add_customer("cus_zeta")
     async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
         for customer, quantity in {"acme": 25, "zeta": 7}.items():
-            await kit.customers.link(customer, f"cus_{customer}")  # Stripe has no cus_acme.
+            await kit.customers.link(customer, f"cus_{customer}", force=True)  # Stripe has no cus_acme.
             await kit.record(customer, "tokens", quantity)
     with emulator.running() as url:
         stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_1", "METERKIT_STRIPE_API_BASE": url}

@@ -65,7 +65,7 @@ async def test_what_flush_reports_is_not_logged_besides(
     emulator.add_customer("cus_beta")
     emulator.fail_next("drop", times=None)
     async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
-        await kit.customers.link("beta", "cus_beta")
+        await kit.customers.link("beta", "cus_beta", force=True)
         await kit.record("beta", "tokens", 5)
     with emulator.running() as url:
         stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_1", "METERKIT_STRIPE_API_BASE": url}
@@ -79,7 +79,7 @@ async def test_what_is_dead_is_told_once(stored: Shell, directory: Path, store_u
     emulator = StripeEmulator()
     emulator.add_meter("ai_tokens")
     async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
-        await kit.customers.link("beta", "cus_beta")
+        await kit.customers.link("beta", "cus_beta", force=True)
         await kit.record("beta", "tokens", 5)
     with emulator.running() as url:
         stored.environment |= {"METERKIT_STRIPE_API_KEY": "sk_test_1", "METERKIT_STRIPE_API_BASE": url}

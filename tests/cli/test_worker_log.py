@@ -28,7 +28,7 @@ async def test_every_line_of_a_workers_log_is_an_object(directory: Path, store_u
     async with MeterKit(
         directory / "plans.yaml", redis_url=store_url, flush=False, flush_interval=0.1
     ) as kit:
-        await kit.customers.link("acme", "cus_1")
+        await kit.customers.link("acme", "cus_1", force=True)
         await kit.record("acme", "tokens", 7)
     with emulator.running() as stripe:
         shell = Shell(

@@ -46,7 +46,7 @@ async def record(directory: Path, store_url: str, quantity: int) -> None:
     async with MeterKit(
         directory / "plans.yaml", redis_url=store_url, flush=False, flush_interval=0.1, store_timeout=10.0
     ) as kit:
-        await kit.customers.link("acme", "cus_1")
+        await kit.customers.link("acme", "cus_1", force=True)
         await kit.record("acme", "tokens", quantity)
 
 

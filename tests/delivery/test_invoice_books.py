@@ -182,7 +182,7 @@ async def test_usage_of_a_trial_costs_nothing_and_is_no_difference(any_store_url
 async def test_without_a_subscription_no_invoice_is_asked_for(any_store_url: str) -> None:
     async with ending(any_store_url) as at:
         at.stripe.add_customer("cus_zeta")
-        await at.kit.customers.link("zeta", "cus_zeta")
+        await at.kit.customers.link("zeta", "cus_zeta", force=True)
         await at.kit.customers.set_plan("zeta", "pro")
         await at.kit.record("zeta", "requests", 110)
         await at.flush()

@@ -186,7 +186,7 @@ async def test_somebody_elses_events_and_another_link_are_told_apart(store_url: 
         await at.flush(everything=True)
         at.emulator.add_customer("cus_other")
         await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("acme", "cus_other")
+        await at.kit.customers.link("acme", "cus_other", force=True)
         found = await of_acme(at)
         assert (found.difference, "the link has changed" in found.advice) == (-7, True)
         await at.kit.customers.unlink("acme")

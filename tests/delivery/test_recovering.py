@@ -276,6 +276,6 @@ async def test_i6_an_intent_that_cannot_be_read_is_named_once_and_holds_up_no_ot
         with pytest.raises(MeterkitError, match="intent bad-1 of shard 0 cannot be read"):
             await at.kit.outbox.drop("bad-1", reason="damaged")
         await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("acme", "cus_acme")  # It asks which minutes are taken.
+        await at.kit.customers.link("acme", "cus_acme", force=True)  # It asks which minutes are taken.
         told = [one.getMessage() for one in caplog.records if "bad-1" in one.getMessage()]
         assert told == ["intent bad-1 of shard 0 cannot be read and is left; all others are delivered"]

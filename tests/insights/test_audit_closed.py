@@ -36,7 +36,7 @@ async def lost(at: Audited, *, pending: int = 0) -> None:
     await at.kit.record("acme", "rows", 2)
     await at.drainer.drain()
     await lose_all(at)
-    await at.kit.customers.link("acme", "cus_acme")
+    await at.kit.customers.link("acme", "cus_acme", force=True)
 
 
 async def told(at: Audited, **more: Any) -> dict[tuple[str, datetime | None], Rebuilt]:

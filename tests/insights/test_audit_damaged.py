@@ -138,8 +138,8 @@ async def test_a_customer_whom_stripe_does_not_have_is_named(store_url: str, tmp
             await at.kit.record(name, "tokens", 130)
         await at.drainer.drain()
         await lose_all(at)
-        await at.kit.customers.link("gone", "cus_gone")
-        await at.kit.customers.link("acme", "cus_acme")
+        await at.kit.customers.link("gone", "cus_gone", force=True)
+        await at.kit.customers.link("acme", "cus_acme", force=True)
         # The meters and what it has of acme are told; of the other Stripe knows nobody.
         at.desk.emulator.fail_next("error", status=404, path="*", skip=2)
         found = {one.customer: one for one in await rebuild(at)}
@@ -153,7 +153,7 @@ async def test_what_concerns_all_customers_ends_it(store_url: str, tmp_path: Pat
         await at.desk.link("acme")
         await at.kit.record("acme", "tokens", 130)
         client = await used_by(at, "beta")
-        await at.kit.customers.link("acme", "cus_acme")
+        await at.kit.customers.link("acme", "cus_acme", force=True)
         at.desk.emulator.fail_next("error", status=401, path="/v1/billing/meters", code="api_key_expired")
         with pytest.raises(StripeError):
             await rebuild(at)
@@ -174,7 +174,7 @@ async def test_meters_are_asked_for_once_however_many_customers_there_are(
             await at.kit.record(name, "tokens", 130)
         await used_by(at)
         for name in ("acme", "beta", "zeta"):
-            await at.kit.customers.link(name, f"cus_{name}")
+            await at.kit.customers.link(name, f"cus_{name}", force=True)
         before = len(at.desk.emulator.requests)
         assert [one.parked for one in await rebuild(at)] == [30, 30, 30]
         asked = [one.path for one in at.desk.emulator.requests[before:]]

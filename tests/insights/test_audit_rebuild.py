@@ -50,7 +50,7 @@ async def test_what_was_lost_is_raised_and_what_stripe_has_is_delivered(
         await at.kit.record("acme", "tokens", 7)
         await at.drainer.drain()
         await lose_all(at)
-        await at.kit.customers.link("acme", "cus_acme")
+        await at.kit.customers.link("acme", "cus_acme", force=True)
         await at.kit.record("acme", "tokens", 2)
         would = {one.meter: one for one in await rebuild(at, dry_run=True)}
         assert (await tokens(at))["recorded"] == 2
@@ -85,7 +85,7 @@ async def test_what_stripe_counts_later_is_not_sent_again(store_url: str, tmp_pa
         await at.drainer.drain()
         await lose_all(at)
         at.desk.clock.advance(timedelta(minutes=2))
-        await at.kit.customers.link("acme", "cus_acme")
+        await at.kit.customers.link("acme", "cus_acme", force=True)
         (done,) = await rebuild(at, asks_stripe=False)
         assert (done.delivered, done.parked, done.is_done) == (0, 50, True)
         # Of the period before.

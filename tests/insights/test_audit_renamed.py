@@ -49,7 +49,7 @@ async def lose(at: Audited, renamed: MeterKit) -> None:
     store = renamed.store
     await remember_meters(await store.admin(), store.keys, store.catalog)
     at.desk.clock.advance(timedelta(minutes=2))
-    await at.kit.customers.link("acme", "cus_acme")
+    await at.kit.customers.link("acme", "cus_acme", force=True)
 
 
 async def settle_what_is_parked(at: Audited) -> None:

@@ -88,7 +88,7 @@ async def test_requests_are_told_by_plan_outcome_and_reason_and_no_label_names_a
     kit = MeterKit(loads(PLANS), redis_url=any_store_url, flush=False, store_timeout=10.0)
     async with kit, client_of(app_of(kit)) as client:
         await kit.customers.set_plan("secret-bob", "pro")
-        await kit.customers.link("secret-bob", "cus_1")
+        await kit.customers.link("secret-bob", "cus_1", force=True)
         for customer in customers:
             for status in ("200", "404", "500"):
                 await client.get(f"/x?status={status}", headers={"x-customer-id": customer})

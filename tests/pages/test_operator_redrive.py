@@ -72,7 +72,7 @@ async def test_dead_webhooks_and_messages_are_redriven_by_name(
 ) -> None:
     caplog.set_level(logging.INFO, "meterkit.pages")
     async with selling(store_url, None) as kit, pages_of(kit) as client:
-        await kit.customers.link("acme", "cus_acme")
+        await kit.customers.link("acme", "cus_acme", force=True)
         for stripe_customer in ("cus_acme", "cus_other"):
             await kill_webhook(kit, stripe_customer)
         await kill_message(kit, "msg_1", "acme")

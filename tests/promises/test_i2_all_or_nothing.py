@@ -87,7 +87,7 @@ async def test_i7_every_key_has_a_ttl_or_is_on_the_list_of_those_without(any_sto
             await kit.record(customer, "output_tokens", 300, event_id=customer)
             await kit.consume(customer, "requests")
         await kit.grants.add("zeta", {"ai": 1}, grant_id="g1", expires_at=NOW + timedelta(days=400))
-        await kit.customers.link("zeta", "cus_zeta")
+        await kit.customers.link("zeta", "cus_zeta", force=True)
         await kit.record("zeta", "output_tokens", 300)
         admin = await kit.store.admin()
         client: Any = admin.client

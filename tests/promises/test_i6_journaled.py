@@ -88,7 +88,7 @@ async def test_i6_a_customer_who_was_billed_by_two_stripe_customers(
         await flushed(house, kit)
         await kit.customers.unlink("acme")
         house.emulator.add_customer("cus_new")
-        await kit.customers.link("acme", "cus_new")
+        await kit.customers.link("acme", "cus_new", force=True)
         await kit.record("acme", "requests", 20)
         await flushed(house, kit)
         await kit.record("acme", "requests", 3)
@@ -97,7 +97,7 @@ async def test_i6_a_customer_who_was_billed_by_two_stripe_customers(
             lose_journal(tmp_path)
         server.ask("FLUSHALL")
         house.clock.advance(timedelta(minutes=5))
-        await kit.customers.link("acme", "cus_new")
+        await kit.customers.link("acme", "cus_new", force=True)
         await recover(kit)
         await hours_later(house, kit)
         # Stripe's sums are of one Stripe customer: of the other's 100 units it has nothing.

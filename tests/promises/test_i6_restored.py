@@ -147,7 +147,7 @@ async def test_i6_a_customer_of_whom_stripe_says_nothing_holds_up_nobody_else(ho
         for customer in CUSTOMERS:
             await kit.record(customer, "requests", 5)
     async with house.open() as (kit, server):
-        await kit.customers.link("zeno", "cus_zeno")
+        await kit.customers.link("zeno", "cus_zeno", force=True)
         await kit.record("zeno", "requests", 5)
         server.ask("HSET", kit.store.keys.customer("zeno").totals, "damaged|e", "x")
         await kit.flush()

@@ -59,7 +59,7 @@ async def sent_for_good(at: Desk, meter: str, quantity: int) -> None:
     await at.flush(everything=True)
     at.emulator.add_customer("cus_other")
     await at.kit.customers.unlink("acme")
-    await at.kit.customers.link("acme", "cus_other")
+    await at.kit.customers.link("acme", "cus_other", force=True)
 
 
 async def tokens(kit: MeterKit) -> Mapping[str, Any]:

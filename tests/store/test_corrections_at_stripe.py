@@ -178,7 +178,7 @@ async def test_what_takes_back_stays_addressed_to_whom_it_was_delivered(store_ur
         await correct(at, 20)
         await at.kit.customers.unlink("acme")
         at.emulator.add_customer("cus_other")
-        await at.kit.customers.link("acme", "cus_other")
+        await at.kit.customers.link("acme", "cus_other", force=True)
         await at.flush(everything=True)
         assert at.accepted("acme", "ai_tokens") == 10
         assert int(at.emulator.accepted("cus_other", "ai_tokens")) == 0

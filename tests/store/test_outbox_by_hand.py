@@ -175,7 +175,7 @@ async def test_the_minute_of_what_was_dropped_is_not_given_to_another_customer(s
     async with sealed(store_url, status=500, when="after") as (at, intent):
         await at.kit.outbox.drop(intent.identifier, reason="by hand")
         await at.kit.customers.unlink("acme")
-        await at.kit.customers.link("zeta", "cus_acme")
+        await at.kit.customers.link("zeta", "cus_acme", force=True)
         await at.kit.record("zeta", "requests", 1)
         at.clock.advance(timedelta(seconds=20))
         await at.flush(everything=True, timeout_s=0)

@@ -219,7 +219,7 @@ async def test_of_several_stripe_customers_of_one_id_who_pay_nothing_none_is_lin
     async with hooked(store_url) as at:
         at_stripe(at, "one", "two", meterkit_customer="acme")
         assert counts(await at.kit.subscriptions.import_from_stripe()) == (0, 0, 2, 0)
-        await at.kit.customers.link("acme", "cus_two")
+        await at.kit.customers.link("acme", "cus_two", force=True)
         assert counts(await at.kit.subscriptions.import_from_stripe()) == (0, 1, 1, 0)
 
 
@@ -236,8 +236,8 @@ async def test_a_link_that_stands_is_never_replaced(store_url: str) -> None:
         await paying(at, "acme")
         await paying(at, "beta")
         at.customer("else")
-        await at.kit.customers.link("acme", "cus_else")
-        await at.kit.customers.link("gamma", "cus_beta")
+        await at.kit.customers.link("acme", "cus_else", force=True)
+        await at.kit.customers.link("gamma", "cus_beta", force=True)
         done = await at.kit.subscriptions.import_from_stripe()
         assert why(done) == {"cus_acme": "linked_elsewhere", "cus_beta": "linked_elsewhere"}
         assert (await at.kit.customers.get("acme")).stripe_customer == "cus_else"

@@ -149,7 +149,7 @@ async def test_every_linked_customer_is_looked_at_each_night_spread_over_it(stor
     async with hooked(store_url, clock=clock) as at:
         for number in range(12):
             at.customer(f"c{number}")
-            await at.kit.customers.link(f"c{number}", f"cus_c{number}")
+            await at.kit.customers.link(f"c{number}", f"cus_c{number}", force=True)
             await at.subscribe(f"c{number}", metadata={})
         await at.kit.customers.set_plan("unlinked", "pro")
         one = sweeper(at.kit)
@@ -175,7 +175,7 @@ async def test_a_night_that_is_made_up_for_by_day_leaves_room_for_events(store_u
     async with hooked(store_url, shards=128) as at:
         for number in range(60):
             at.emulator.add_customer(f"cus_c{number}")
-            await at.kit.customers.link(f"c{number}", f"cus_c{number}")
+            await at.kit.customers.link(f"c{number}", f"cus_c{number}", force=True)
         await sweeper(at.kit).turn()
         assert (await at.kit.webhooks.backlog()).entries == 60
         before = at.asked()

@@ -333,7 +333,7 @@ async def test_a_link_that_stands_is_never_replaced(store_url: str, caplog: pyte
     async with hooked(store_url) as at:
         at.customer()
         at.emulator.add_customer("cus_before")
-        await at.kit.customers.link("acme", "cus_before")
+        await at.kit.customers.link("acme", "cus_before", force=True)
         await at.subscribe()
         await at.settle()
         (dead,) = await at.kit.webhooks.dead()
@@ -350,7 +350,7 @@ async def test_a_link_that_stands_is_never_replaced(store_url: str, caplog: pyte
 async def test_who_is_linked_here_stays_so_whatever_stripe_names(store_url: str) -> None:
     async with hooked(store_url) as at:
         at.customer()
-        await at.kit.customers.link("zeta", "cus_acme")
+        await at.kit.customers.link("zeta", "cus_acme", force=True)
         await at.subscribe()
         await at.settle()
         assert (await at.kit.customers.get("zeta")).plan == "pro"
