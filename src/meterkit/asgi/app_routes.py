@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from sys import modules
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 from starlette.convertors import CONVERTOR_TYPES
-from starlette.routing import PARAM_REGEX, Host, Mount, WebSocketRoute, compile_path
+from starlette.routing import PARAM_REGEX
 from starlette.staticfiles import StaticFiles
 
+from meterkit.asgi.app_walk import ANY_METHOD, WEBSOCKET, Way, path_pattern, unwrap, walk
+from meterkit.asgi.loose_paths import app_reading
 from meterkit.asgi.middleware import MeterMiddleware
 from meterkit.asgi.routing import Router, own_root_path
-from meterkit.catalog.match_lines import WEBSOCKET
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from meterkit.asgi.app_walk import Place
+    from meterkit.asgi.compiled_lines import PathLine
+    from meterkit.asgi.loose_paths import Paths
     from meterkit.catalog import Catalog, Route
 
-_WRAPPERS_MAX: Final = 100
-ANY_METHOD: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
-"""What stands for all methods where an app does not say which it takes."""
 _READING: Final = ("GET", "HEAD")
-_ALL_METHODS: Final = (*ANY_METHOD, "HEAD", "OPTIONS")
 _EXAMPLES: Final = {
     "str": "~",
     "path": "~/~",
@@ -35,7 +35,6 @@ _EXAMPLES: Final = {
 }
 """What a parameter stands for where a path is made of a template: no line is written for just that."""
 _FURTHER_EXAMPLES: Final = (*_EXAMPLES.values(), "a", "aa", "aaa", "2031-06-10", "2031-06-10T12:00:00")
-_GROUP: Final = re.compile(r"\(\?P<\w+>")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +45,15 @@ class Decider:
         catalog: its kit's.
         root_path: what the app that it wraps takes for its root path, whatever the server says.
         mount: an example of the path at which it is mounted; empty where it is not.
+        app: the app that it wraps.
+        paths: how it is told to read paths.
     """
 
     catalog: Catalog
     root_path: str
     mount: str = ""
+    app: object = None
+    paths: Paths | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +79,7 @@ class AppRoute:
 
     def pattern(self) -> re.Pattern[str]:
         """What matches its paths, by Starlette's own patterns. Mounts may repeat the name of a parameter."""
-        bodies = [compile_path(piece)[0].pattern[1:-1] for piece in self.pieces if piece]
-        return re.compile(_GROUP.sub("(?:", "".join(bodies)))
+        return path_pattern(self.pieces)
 
 
 def example_path(template: str) -> str:
@@ -93,98 +95,50 @@ def _example(convertor: str) -> str:
     return next((text for text in _FURTHER_EXAMPLES if re.fullmatch(pattern, text)), _EXAMPLES["str"])
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    pieces: tuple[str, ...] = ()
-    host: str | None = None
-    decider: Decider | None = None
-
-
 def routes_of(app: object) -> list[AppRoute]:
     """All routes of an app, in the order in which it tries them; looked through what wraps it.
 
     Raises:
         MeterkitError: the app does not tell its routes.
     """
-    inner, place = _unwrapped(app, _Place())
+    inner = unwrap(app, Way())[0]
     if not hasattr(inner, "routes"):
         raise MeterkitError(
             f"the app does not tell its routes: found a value of type {type(inner).__name__}; allowed is an"
             " app of Starlette or FastAPI, or what wraps one and has it as `.app`"
         )
-    return list(_walk(inner, place))
+    known: dict[int, Decider] = {}
+    return [_app_route(place, known) for place in walk(app) if place.is_listed]
 
 
-def _unwrapped(app: Any, place: _Place) -> tuple[Any, _Place]:
-    """The innermost wrapped app, and the outermost MeterMiddleware, which decides its requests."""
-    for _ in range(_WRAPPERS_MAX):
+def deciders_of(app: object) -> list[Decider]:
+    """The MeterMiddlewares of an app that decide, each once."""
+    known: dict[int, Decider] = {}
+    return list(dict.fromkeys(filter(None, (_decider(place.way, known) for place in walk(app)))))
+
+
+def _app_route(place: Place, known: dict[int, Decider]) -> AppRoute:
+    methods = place.methods or (_READING if isinstance(place.app, StaticFiles) else ANY_METHOD)
+    decider = _decider(place.way, known)
+    return AppRoute(methods=methods, pieces=place.pieces, host=place.way.host, decider=decider)
+
+
+def _decider(way: Way, known: dict[int, Decider]) -> Decider | None:
+    """The outermost MeterMiddleware on the way, which decides."""
+    for app, pieces in way.wrappers:
         if isinstance(app, MeterMiddleware):
-            place = _decided(place, app.catalog, app.app)
+            return known.setdefault(id(app), _decider_of(app.catalog, app.app, app.paths, pieces))
+        added: Any
         for added in getattr(app, "user_middleware", ()):
             if isinstance(added.cls, type) and issubclass(added.cls, MeterMiddleware):
-                place = _decided(place, added.kwargs["kit"].store.catalog, app)
-        if hasattr(app, "routes"):
-            stack = getattr(app, "middleware_stack", None)  # A router's own.
-            return app, place if stack is None else _unwrapped(stack, place)[1]
-        inner = getattr(app, "app", None)
-        if inner is None:
-            break
-        app = inner
-    return app, place
+                catalog, paths = added.kwargs["kit"].store.catalog, added.kwargs.get("paths")
+                return known.setdefault(id(app), _decider_of(catalog, app, paths, pieces))
+    return None
 
 
-def _decided(place: _Place, catalog: Catalog, app: object) -> _Place:
-    if place.decider is not None:
-        return place
-    mount = example_path("".join(place.pieces))
-    return replace(place, decider=Decider(catalog, own_root_path(app), mount))
-
-
-def _walk(app: Any, place: _Place) -> Iterator[AppRoute]:
-    for told in _told(app):
-        kind = getattr(told, "original_route", told)
-        # Where FastAPI made one anew, with the prefix; its first releases that do so do not look there.
-        route = getattr(told, "starlette_route", None) or told
-        if isinstance(kind, Host):
-            yield from _below(route.app, replace(place, host=route.host))
-        elif isinstance(kind, Mount):
-            yield from _below(route.app, replace(place, pieces=(*place.pieces, route.path)))
-        elif isinstance(getattr(route, "path", None), str):
-            yield AppRoute(
-                methods=(WEBSOCKET,) if isinstance(kind, WebSocketRoute) else _methods(route),
-                pieces=(*place.pieces, route.path),
-                host=place.host,
-                decider=_unwrapped(getattr(route, "app", None), place)[1].decider,
-            )
-
-
-def _told(app: Any) -> Iterable[Any]:
-    # FastAPI keeps the routers that an app includes, and tells what their routes come to there.
-    resolve: Callable[[Any], Iterable[Any]] = getattr(
-        modules.get("fastapi.routing"), "iter_route_contexts", iter
-    )
-    return resolve(app.routes)
-
-
-def _below(app: Any, place: _Place) -> Iterator[AppRoute]:
-    inner, place = _unwrapped(app, place)
-    if hasattr(inner, "routes"):
-        yield from _walk(inner, place)
-        return
-    yield AppRoute(
-        methods=_READING if isinstance(inner, StaticFiles) else ANY_METHOD,
-        pieces=(*place.pieces, "/{path:path}"),
-        host=place.host,
-        decider=place.decider,
-    )
-
-
-def _methods(route: Any) -> tuple[str, ...]:
-    told: Sequence[str] = sorted(route.methods or ())
-    if not told:  # A class of Starlette's has them as functions; any other app takes what it likes.
-        endpoint = getattr(route, "endpoint", None)
-        told = [name for name in _ALL_METHODS if hasattr(endpoint, name.lower())]
-    return tuple(told) or ANY_METHOD
+def _decider_of(catalog: Catalog, app: object, paths: Paths | None, pieces: tuple[str, ...]) -> Decider:
+    mount = example_path("".join(pieces))
+    return Decider(catalog, own_root_path(app), mount, app, paths)
 
 
 _REST: Final = ":path}"
@@ -301,12 +255,13 @@ def _is_behind(line: Route, catalog: Catalog, reached: Sequence[_Reached]) -> bo
 
 
 def _ask(router: Router, decider: Decider, method: str, path: str) -> Route | None:
+    scope = _scope(decider, method, path)
+    return router.match_websocket(scope) if method == WEBSOCKET else router.match_http(scope)
+
+
+def _scope(decider: Decider, method: str, path: str) -> dict[str, Any]:
     scope = {"type": "http", "method": method, "path": path}
-    if decider.mount:
-        scope |= {"root_path": decider.mount, "app_root_path": ""}
-    if method == WEBSOCKET:
-        return router.match_websocket(scope)
-    return router.match_http(scope)
+    return scope | {"root_path": decider.mount, "app_root_path": ""} if decider.mount else scope
 
 
 def _taken(one: _Reached, before: Sequence[_Reached], lines: _Lines) -> list[Taken]:
@@ -368,6 +323,21 @@ def _met(one: Sequence[str], other: Sequence[str]) -> list[str]:
         example_path(right if "{" in left and "{" not in right else left)
         for left, right in zip(one, other, strict=False)
     ]
+
+
+def path_lines(decider: Decider, method: str, path: str) -> list[PathLine]:
+    """List the readings of a path, as a client writes it, with their lines; the strictest comes first.
+
+    Args:
+        decider: says which app reads the path, and whose lines take it.
+        method: ``WS`` for a websocket.
+        path: still encoded.
+    """
+    reading = app_reading(decider.app, decider.paths)
+    lines = [line for line in decider.catalog.routes if line.mcp is None]
+    raw = path.partition("?")[0].encode()
+    scope = {**_scope(decider, method, unquote(raw)), "raw_path": raw}
+    return Router(lines, root_path=decider.root_path, reading=reading).readings(scope)
 
 
 def described(line: Route) -> str:

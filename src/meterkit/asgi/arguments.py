@@ -5,21 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol, Self, cast
 
 from meterkit.asgi.headers import LimitFields
 from meterkit.asgi.identify import client_ip
+from meterkit.asgi.loose_paths import app_reading
 from meterkit.asgi.mcp_requests import McpLines
+from meterkit.asgi.preflights import Preflights
+from meterkit.asgi.routing import Router, own_root_path
 from meterkit.asgi.without_store import PolicyFields
 from meterkit.catalog.additions import is_fetched
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from starlette.types import Scope
+    from starlette.types import ASGIApp, Scope
 
-    from meterkit.asgi.routing import Router
+    from meterkit.asgi.logs import TroubleLog
+    from meterkit.asgi.loose_paths import Paths
     from meterkit.catalog import Route
     from meterkit.decisions.program import Program
     from meterkit.store.store import Store
@@ -57,8 +62,11 @@ class Kit(Protocol):
 class PlansInForce:
     """A plans file as the edge asks it; a request is decided by one, whichever is in force when it ends."""
 
-    def __init__(self, cache: CustomerCache, router_of: _RouterOf, mcp_router_of: _RouterOf) -> None:
+    def __init__(
+        self, cache: CustomerCache, router_of: _RouterOf, mcp_router_of: _RouterOf, preflights: Preflights
+    ) -> None:
         self.cache = cache
+        self.preflights = preflights
         self._router_of = mcp_router_of
         self._polls: dict[int, Route] = {}
         self._former: list[object] = []  # The identity of a route stands for it as long as it lives.
@@ -70,6 +78,21 @@ class PlansInForce:
         self.policy_fields: dict[Program, PolicyFields] = {}
         anonymous = cache.catalog.anonymous
         self.by_ip = None if anonymous is None else client_ip(trusted_proxies=anonymous.trusted_proxies)
+
+    @classmethod
+    def adopt(
+        cls,
+        cache: CustomerCache,
+        app: ASGIApp,
+        paths: Paths | None,
+        cors: Collection[str],
+        troubles: TroubleLog,
+    ) -> Self:
+        """Take a plans file for an app, whose routes are walked once."""
+        router_of = partial(Router, root_path=own_root_path(app), reading=app_reading(app, paths))
+        without_mount = partial(troubles.without_mount, cache.catalog.source)
+        preflights = Preflights(app, cors, troubles)
+        return cls(cache, partial(router_of, without_mount=without_mount), router_of, preflights)
 
     def _use_learned(self) -> None:
         """Decide by the routes with what has been recorded on them."""

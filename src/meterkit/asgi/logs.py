@@ -86,6 +86,7 @@ class TroubleLog:
         self._others = Sampler(1, _SPAN_S, partial(_count_more, "met such an error"))
         self._wrong_types: set[type] = set()
         self._is_inner = False
+        self._preflights = Throttle(MINUTE_S)
 
     def undecided(self, error: Exception | None, route: Route, lane: Lane | None = None) -> None:
         """The customer is known, but not whether the request may be served.
@@ -145,6 +146,19 @@ class TroubleLog:
             ' do are not logged; a last line with match: "*" is about all that is left',
             f"{scope.get('method', 'WS')} {scope['path']}"[:_SHOWN_MAX],
             source,
+        )
+
+    def preflight(self, route: Route, scope: Scope) -> None:
+        """A CORS preflight that browsers take for a no; at most once a minute for a route."""
+        if not self._preflights.is_due(route.match):
+            return
+        _logger.warning(
+            "%s: meterkit has answered the CORS preflight OPTIONS %a itself, as no CORS layer within the"
+            " wrapped app is known to answer it before a handler runs; browsers will not send the request."
+            " Put the CORS middleware outside of MeterMiddleware or right behind it, or name origins in"
+            ' `cors=`, or, where handlers answer preflights, add a line {match: "OPTIONS /…", exempt: true}',
+            route.match,
+            scope["path"][:_SHOWN_MAX],
         )
 
     def without_mount(self, source: str, line: Route, found: Route | None, mount: str) -> None:

@@ -1,31 +1,62 @@
-"""How an app's router reads a path: exactly as it is written, or loosely, as many other frameworks do."""
+"""How an app's routers and file servers read a path: exactly as it is written, or in further ways."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from types import FunctionType
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import unquote
 
-from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+from meterkit.asgi.app_walk import STARLETTE, Way, lists_routes, packages_of, unwrap, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from starlette.types import Scope
 
+    from meterkit.asgi.app_walk import Place
+
 Paths: TypeAlias = Literal["exact", "loose"]
 
-_WRAPPERS_MAX: Final = 100
-_EXACT: Final = frozenset({"starlette", "fastapi", "meterkit", "prometheus_client"})
+_PLAIN: Final = frozenset({"meterkit", "prometheus_client"})
+"""Packages whose apps do not dispatch, or serve fixed paths only."""
+_EXACT: Final = STARLETTE | _PLAIN
 """Packages whose apps dispatch a path as Starlette does, or do not dispatch at all."""
-_ANY_METHOD: Final = "django"
+_DJANGO: Final = "django"
 """Exact about paths; its views take every method unless they say otherwise."""
-_TARGET: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _NO_SLASH: Final = "\N{FRACTION SLASH}"
 _SLASHES: Final = re.compile("/{2,}")
 _PARAMETER: Final = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*(?P<convertor>:[A-Za-z_][A-Za-z0-9_]*)?\}")
+
+
+@dataclass(frozen=True, slots=True)
+class PathReader:
+    """A handler, file server or other app within the app that reads paths in further ways.
+
+    Attributes:
+        place: where it stands.
+        is_loose: whether it reads loosely; otherwise it resolves dot segments and the like below its place.
+        earlier: places that the app tries before it.
+    """
+
+    place: Place
+    is_loose: bool
+    earlier: Sequence[Place]
+
+    def reads(self, method: str, path: str) -> bool:
+        """Whether Starlette hands a path to it, or may."""
+        return self.place.accepts(method) and self.place.matches(path)
+
+    def serves(self, method: str, path: str) -> bool:
+        """Whether a path, as it was written for Starlette, is for this reader and no earlier place."""
+        if not self.reads(method, path):
+            return False
+        return self.is_loose or not any(
+            place.way.host in {None, self.place.way.host} and place.accepts(method) and place.matches(path)
+            for place in self.earlier
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +65,50 @@ class Reading:
 
     Attributes:
         is_loose: whether all paths are read loosely.
-        mounts: paths below which another router than the app's reads loosely.
         any_method: whether handlers may take methods that no line names, such as BREW.
         every_method: whether a handler takes every method unless it says otherwise, GET and PUT among them.
+        readers: what reads paths in further ways than the app's exact router.
+        resolves: whether whatever lies behind the router may resolve dot segments and the like.
+        drops_slash: whether it may ignore a slash at the end.
     """
 
     is_loose: bool = False
-    mounts: tuple[re.Pattern[str], ...] = ()
     any_method: bool = False
     every_method: bool = False
+    readers: tuple[PathReader, ...] = ()
+    resolves: bool = False
+    drops_slash: bool = False
 
-    def reads_loosely(self, paths: Iterable[str]) -> bool:
-        """Whether one of the paths that a client may have written is read loosely."""
-        return self.is_loose or any(mount.match(path) for path in paths for mount in self.mounts)
+    @property
+    def is_raw(self) -> bool:
+        """Whether a router may go by the path as the client has encoded it."""
+        return self.is_loose or any(reader.is_loose for reader in self.readers)
 
 
 EXACT: Final = Reading()
 LOOSE: Final = Reading(is_loose=True, any_method=True)
 
 
-def reading_of(app: Any, paths: Paths | None = None) -> Reading:
+def app_reading(app: object, paths: Paths | None = None) -> Reading:
+    """How an app reads paths: its router, and all that its router hands a request to.
+
+    Args:
+        app: what is wrapped.
+        paths: overrules how its router reads.
+    """
+    reading = reading_of(app, paths)
+    inner = unwrap(app, Way())[0]
+    if lists_routes(inner):
+        if paths == "loose":
+            return replace(reading, resolves=True)
+        return reading if paths is None else _starlette_reading(app, is_exact=True)
+    packages = packages_of(inner)
+    if _DJANGO in packages or isinstance(inner, StaticFiles):
+        return replace(reading, resolves=True, drops_slash=paths is None)
+    return reading if not packages.isdisjoint(_EXACT) else replace(reading, resolves=True)
+
+
+def reading_of(app: object, paths: Paths | None = None) -> Reading:
     """How the router of an app reads paths, by the class of the innermost app; loose where it is unknown.
 
     Args:
@@ -62,34 +117,37 @@ def reading_of(app: Any, paths: Paths | None = None) -> Reading:
     """
     if paths is not None:
         return EXACT if paths == "exact" else LOOSE
-    for _ in range(_WRAPPERS_MAX):
-        inner = getattr(app, "app", None)
-        if inner is None:
-            break
-        app = inner
-    app = getattr(app, "__self__", app)  # Of `app.asgi_app`, which is a method.
-    kinds = (app,) if isinstance(app, FunctionType) else type(app).__mro__
-    packages = {kind.__module__.partition(".")[0] for kind in kinds}
-    if _ANY_METHOD in packages:
+    inner = unwrap(app, Way())[0]
+    packages = packages_of(inner)
+    if _DJANGO in packages:
         return Reading(any_method=True, every_method=True)
     if packages.isdisjoint(_EXACT):
         return LOOSE
-    mounts = tuple(_loose_mounts(app))
-    return Reading(mounts=mounts, any_method=bool(mounts)) if mounts else EXACT
+    return _starlette_reading(app) if lists_routes(inner) else EXACT
 
 
-def _loose_mounts(app: Any) -> Iterator[re.Pattern[str]]:
-    for route in getattr(app, "routes", None) or ():
-        if not isinstance(route, Mount):
+def _starlette_reading(app: object, *, is_exact: bool = False) -> Reading:
+    readers = tuple(_readers(app, Way()))
+    if is_exact:
+        readers = tuple(replace(reader, is_loose=False) for reader in readers)
+    if not readers:
+        return EXACT
+    return Reading(readers=readers, any_method=any(reader.is_loose for reader in readers))
+
+
+def _readers(app: object, way: Way) -> Iterator[PathReader]:
+    places = list(walk(app, way))
+    for nth, place in enumerate(places):
+        if (
+            lists_routes(place.app) and not place.matches_its_own_way
+        ):  # In a route, which leaves the path as it is.
+            yield from _readers(place.app, place.way)
             continue
-        found = reading_of(route.app)
-        if found.is_loose or found.every_method:
-            yield re.compile(route.path_regex.pattern, re.DOTALL)
-        elif found.mounts:
-            prefix = route.path_regex.pattern.removesuffix("/(?P<path>.*)$")
-            for mount in found.mounts:
-                below = re.sub(r"\?P<\w+>", "?:", mount.pattern.removeprefix("^"))
-                yield re.compile(prefix + below, re.DOTALL)
+        reading = LOOSE if place.matches_its_own_way else reading_of(place.app)
+        if reading.is_loose or reading.every_method:
+            yield PathReader(place, is_loose=True, earlier=())
+        elif place.takes_slashes and packages_of(place.app).isdisjoint(_PLAIN):
+            yield PathReader(place, is_loose=False, earlier=places[:nth])
 
 
 def loose_pattern(template: str) -> re.Pattern[str]:
@@ -105,26 +163,20 @@ def loose_pattern(template: str) -> re.Pattern[str]:
     return re.compile("".join(parts) + r"\Z", re.DOTALL | re.IGNORECASE)
 
 
-def loose_paths(scope: Scope, server_root: str) -> list[str]:
-    """What a loose router may take the path of a request for, slashes and capitals aside.
+def path_spellings(scope: Scope, *, is_raw: bool) -> list[str]:
+    """List the decoded path, and the one in which an encoded slash is a part of a segment.
 
-    A target in absolute form loses scheme and host, a fragment is cut off, and some routers cut the raw path
-    at its slashes: there an encoded one is a part of a segment.
+    Some routers cut the raw path at its slashes.
 
     Args:
         scope: a request's or a websocket's.
-        server_root: the root path of the server, which it may have put before the target.
+        is_raw: whether there may be such a router.
     """
     found: list[str] = [scope["path"]]
-    if has_encoded_slash(scope):
+    if is_raw and has_encoded_slash(scope):
         segments = scope["raw_path"].decode("latin-1").split("/")
         found.append("/".join(unquote(segment).replace("/", _NO_SLASH) for segment in segments))
-    for path in tuple(found):
-        root = server_root if path.startswith(server_root) else ""
-        target = _TARGET.match(path, len(root))
-        if target is not None:
-            found.append(root + path[target.end() :])
-    return found + [path.partition("#")[0] for path in found if "#" in path]
+    return found
 
 
 def has_encoded_slash(scope: Scope) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from dataclasses import replace
-from functools import partial
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +19,6 @@ from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.polls import polls_own_job
 from meterkit.asgi.refuser import Refuser
 from meterkit.asgi.reservation import UnservedError, reserving
-from meterkit.asgi.routing import Router, is_preflight
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.asgi.without_store import decide_in_process
@@ -91,9 +89,10 @@ class MeterMiddleware:
         self._identify = identify
         self._log = RefusalLog()
         self._refuser = Refuser(on_denied, cors, kit.store, self._log)
+        self._cors = cors
         self._troubles = TroubleLog()
         self._mark = f"meterkit.{id(kit):x}"
-        self._paths: Paths | None = paths
+        self.paths: Paths | None = paths
         self._has_warned_unmatched = False
         self._plans: PlansInForce | None = None  # Until its first request an app may get more routes.
 
@@ -150,13 +149,15 @@ class MeterMiddleware:
                 return None
             route, receive = read.route, read.receive
             refuser = refuser if read.message is None else refuser.answering(read.message)
-        if route is None or route.exempt or (scope.get("method") == "OPTIONS" and is_preflight(scope)):
-            if route is not None and route.exempt:
+        if route is None or route.exempt:
+            if route is not None:
                 scope[EXEMPT] = True
-            elif route is None and not self._has_warned_unmatched:
+            elif not self._has_warned_unmatched:
                 self._has_warned_unmatched = True
                 self._troubles.unmatched(plans.cache.catalog.source, scope)
             await self.app(scope, receive, send)
+            return None
+        if scope.get("method") == "OPTIONS" and await plans.preflights.serve(route, scope, receive, send):
             return None
         route = plans.polled(route, scope) if is_http else route
         body = None
@@ -376,9 +377,7 @@ class MeterMiddleware:
 
     def _adopt(self, cache: CustomerCache) -> PlansInForce:
         self._has_warned_unmatched = not cache.catalog.routes  # Of a file without routes the kit has told.
-        without_mount = partial(self._troubles.without_mount, cache.catalog.source)
-        router_of = partial(Router.of, self.app, paths=self._paths)
-        return PlansInForce(cache, partial(router_of, without_mount=without_mount), router_of)
+        return PlansInForce.adopt(cache, self.app, self.paths, self._cors, self._troubles)
 
 
 def _preparing(route: Route) -> Prepare:

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from sys import modules
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
-from starlette.routing import compile_path
-
+from meterkit.asgi.compiled_lines import (
+    AskedLines,
+    PathLine,
+    first_line,
+    methods_of,
+    pattern_of,
+    strictness,
+)
 from meterkit.asgi.loose_paths import (
     EXACT,
     Reading,
     has_encoded_slash,
-    loose_paths,
     loose_pattern,
     loose_spellings,
-    reading_of,
+    path_spellings,
+)
+from meterkit.asgi.path_readings import (
+    AS_WRITTEN,
+    PathReading,
+    is_uneven,
+    may_lead_to,
+    path_readings,
+    segments_of,
 )
 from meterkit.catalog.models import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from starlette.types import Scope
 
-    from meterkit.asgi.loose_paths import Paths
+    from meterkit.asgi.compiled_lines import CompiledLine
+    from meterkit.asgi.loose_paths import PathReader
 
 CACHE_ENTRIES_MAX: Final = 4096
 CACHED_PATH_CHARS_MAX: Final = 512
@@ -34,6 +47,7 @@ CACHED_METHOD_CHARS_MAX: Final = 16
 _WRAPPERS_MAX: Final = 100
 _PREFLIGHT: Final = frozenset({b"origin", b"access-control-request-method"})
 _NO_PREFLIGHT: Final = frozenset({b"authorization", b"cookie", b"transfer-encoding"})
+TOO_MANY: Final = "too many readings: any line whose fixed segments stand in it, in that order"
 _ORDINARY: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WS"})
 """What lines need not name: handlers have these methods for a purpose."""
 
@@ -46,9 +60,11 @@ class Router:
     ``{key:path}`` takes line breaks too, as Starlette's ``{name}`` does: a line covers what stands below it.
     Only lines that ask for less, ``exempt`` and ``always``, take no more than Starlette's pattern.
 
-    Where the app's router reads loosely, a request falls under a line that any of its readings leads to: one
-    with a feature, or else the first. A path that is written exactly as a line without parameters is that
-    line's.
+    Where something behind may read the path in another way, a request falls under the strictest line that
+    any reading leads to: one with a feature, then one that counts, then another, then `exempt` and `always`.
+    These two never take a path with dot segments, empty segments, backslashes or encoded slashes that
+    something behind may read in another way. For loose routers, a path that is written exactly as a line
+    without parameters is that line's.
 
     Args:
         routes: in the order of the plans file.
@@ -71,7 +87,7 @@ class Router:
         without_mount: _WithoutMount | None = None,
         reading: Reading = EXACT,
     ) -> None:
-        lines = [(route, _methods(route), _pattern(route)) for route in routes]
+        lines = [(route, methods_of(route), pattern_of(route)) for route in routes]
         self._lines = [line for line in lines if line[0].method != "WS"]
         # A line with a path is about requests, unless it says WS.
         self._websocket_lines = [line for line in lines if line[0].method == "WS" or line[0].path is None]
@@ -84,23 +100,11 @@ class Router:
             for route in routes
             if route.path is not None and reading is not EXACT
         }
-        self._has_long_keys = bool(root_path) or reading is not EXACT
+        self._is_raw = reading.is_raw
+        self._has_long_keys = bool(root_path) or self._is_raw
         self._root_path = root_path
         self._without_mount = without_mount
         self._found: dict[_Key, Route | None] = {}
-
-    @classmethod
-    def of(
-        cls,
-        app: object,
-        routes: Sequence[Route],
-        *,
-        paths: Paths | None,
-        without_mount: _WithoutMount | None = None,
-    ) -> Self:
-        """Reads paths as the router of an app does; ``paths`` overrules what its class says."""
-        root_path, reading = own_root_path(app), reading_of(app, paths)
-        return cls(routes, root_path=root_path, without_mount=without_mount, reading=reading)
 
     def match_http(self, scope: Scope) -> Route | None:
         """The route of an HTTP request, or None where no line matches."""
@@ -132,39 +136,117 @@ class Router:
     def _key(self, method: str | None, scope: Scope) -> _Key:
         """All that an answer depends on."""
         root_path = scope.get("root_path")
-        if self._reading is not EXACT and has_encoded_slash(scope):
+        if self._is_raw and has_encoded_slash(scope):
             raw: bytes = scope["raw_path"]
             return method, scope["path"], root_path, scope.get("app_root_path"), raw.decode("latin-1")
         return method, scope["path"], root_path, scope.get("app_root_path")
 
-    def _find(self, lines: Sequence[_Line], method: str, scope: Scope) -> Route | None:
+    def readings(self, scope: Scope) -> list[PathLine]:
+        """List the readings of a path with their lines; the strictest comes first."""
+        method: str = scope.get("method", "WS").upper()
+        lines = self._websocket_lines if method == "WS" else self._lines
+        return sorted(self._readings(lines, method, scope), key=self._leniency)
+
+    def _find(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> Route | None:
+        return min(self._readings(lines, method, scope), key=self._leniency).line
+
+    def _readings(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
+        """The line of the path as written, and those of other readings that something behind may take."""
+        reading, path = self._reading, scope["path"]
         paths = client_paths(scope, root_path=self._root_path)
-        reading = self._reading
-        is_odd = reading.any_method and method not in self._methods
-        found = _first(lines, method, paths, is_odd=is_odd)
-        if reading.every_method:
-            return self._gated(found, lines, method, paths)
-        if reading is EXACT or not reading.reads_loosely(paths):
-            return found
-        encoded = has_encoded_slash(scope)
-        if found is not None and found.path is not None and "{" not in found.path and not encoded:
-            return found
-        # What asks for less is matched exactly, or not at all.
-        loose = [
-            (route, methods, self._loose.get(id(route)))
-            for route, methods, _ in lines
-            if route is found or not (route.exempt or route.always)
-        ]
-        readings = [found]
-        for path in loose_paths(scope, _mounted_at(scope, self._root_path)[0]):
-            written = client_paths({**scope, "path": path}, root_path=self._root_path)
-            spellings = [spelt for one in written for spelt in loose_spellings(one)]
-            readings.append(_first(loose, method, spellings, is_odd=is_odd))
-        several = [line for line in readings if line is not None]
-        return min(several, key=self._rank, default=None)
+        written = PathReading(path, AS_WRITTEN)
+        asked = AskedLines(lines, method, is_odd=reading.any_method and method not in self._methods)
+        found = self._line(asked, paths)
+        if reading is EXACT:
+            return [PathLine(written, found)]
+        routed = routed_paths(scope, path, self._root_path)
+        readers = [one for one in reading.readers if any(one.reads(method, each) for each in routed)]
+        is_loose = reading.is_loose or any(reader.is_loose for reader in readers)
+        if not (is_loose or reading.resolves or readers):
+            return [PathLine(written, found)]
+        is_encoded = is_loose and has_encoded_slash(scope)
+        if is_encoded or is_uneven(path):
+            asked = asked.only(line for line in lines if not (line[0].exempt or line[0].always))
+            found = self._line(asked, paths)
+        elif is_loose and found is not None and found.path is not None and "{" not in found.path:
+            return [PathLine(written, found)]
+        others = self._other_readings(asked, scope, found, readers, is_loose=is_loose)
+        return [PathLine(written, found), *others]
+
+    def _other_readings(
+        self,
+        asked: AskedLines,
+        scope: Scope,
+        found: Route | None,
+        readers: Sequence[PathReader],
+        *,
+        is_loose: bool,
+    ) -> Iterator[PathLine]:
+        server = _mounted_at(scope, self._root_path)[0]
+        resolves = self._reading.resolves or bool(readers)
+        for spelling in path_spellings(scope, is_raw=is_loose):
+            several = path_readings(spelling, server, resolves=resolves)
+            if several is None:
+                yield PathLine(PathReading(spelling, TOO_MANY), self._upper_bound(asked, spelling))
+            for one in several or ():
+                yield from self._lines_of(one, asked, scope, found, readers)
+
+    def _lines_of(
+        self,
+        one: PathReading,
+        asked: AskedLines,
+        scope: Scope,
+        found: Route | None,
+        readers: Sequence[PathReader],
+    ) -> Iterator[PathLine]:
+        """The lines of one reading: as loose routers read it, and as exact routers and file servers do."""
+        method, reading = asked.method, self._reading
+        spellings = self._client_paths(scope, one.path)
+        routed = routed_paths(scope, one.path, self._root_path)
+        if reading.is_loose or any(
+            each.is_loose and each.reads(method, path) for each in readers for path in routed
+        ):
+            # What asks for less is matched exactly, or not at all.
+            loose = asked.only(
+                (route, methods, self._loose.get(id(route)))
+                for route, methods, _ in asked.lines
+                if route is found or not (route.exempt or route.always)
+            )
+            yield PathLine(
+                one, self._line(loose, [spelt for each in spellings for spelt in loose_spellings(each)])
+            )
+        if not reading.is_loose and one.steps != AS_WRITTEN:
+            line = self._line(asked, spellings)
+            if line is found or reading.resolves or _is_served(readers, method, routed):
+                yield PathLine(one, line)
+        short = one.path.rstrip("/")
+        if short == one.path or reading.is_loose:
+            return
+        if reading.drops_slash or _is_served(readers, method, routed_paths(scope, short, self._root_path)):
+            both = [*spellings, *self._client_paths(scope, short)]
+            yield PathLine(one.then(short, "without the slash at the end"), self._line(asked, both))
+
+    def _client_paths(self, scope: Scope, path: str) -> list[str]:
+        return client_paths({**scope, "path": path}, root_path=self._root_path)
+
+    def _upper_bound(self, asked: AskedLines, path: str) -> Route | None:
+        """The strictest line that any reading of a path might lead to."""
+        spellings = segments_of(path)
+        several = [each for each in asked.lines if may_lead_to(each[0].path or "", spellings)]
+        accepted = [route for route, methods, _ in several if asked.accepts(route, methods)]
+        found = min(accepted, key=self._strictness, default=None)
+        if self._reading.every_method and (found is None or found.feature is None):
+            gates = (route for route, *_ in several if route.feature is not None and route.method != "WS")
+            return self._gate_of(found, next(gates, None))
+        return found
+
+    def _line(self, asked: AskedLines, paths: Sequence[str]) -> Route | None:
+        """The first line that takes one of the paths."""
+        found = first_line(asked, paths)
+        return self._gated(found, asked.lines, asked.method, paths) if self._reading.every_method else found
 
     def _gated(
-        self, found: Route | None, lines: Sequence[_Line], method: str, paths: Sequence[str]
+        self, found: Route | None, lines: Sequence[CompiledLine], method: str, paths: Sequence[str]
     ) -> Route | None:
         """The line of a request whose handler takes every method: a gate of its path holds for all of them.
 
@@ -179,14 +261,24 @@ class Router:
             if methods is None or route.feature is None or method == "WS" or pattern is None:
                 continue
             if any(map(pattern.match, paths)):
-                line = found or Route(match=route.match, method=None, path=route.path)
-                return self._gates.setdefault(
-                    (id(found), id(route)), replace(line, feature=route.feature, always=False)
-                )
+                return self._gate_of(found, route)
         return found
 
-    def _rank(self, line: Route) -> tuple[bool, int]:
-        return line.feature is None, self._order[id(line)]
+    def _gate_of(self, found: Route | None, gate: Route | None) -> Route | None:
+        """Add the feature of a gated line to the line that takes a request."""
+        if gate is None:
+            return found
+        line = found or Route(match=gate.match, method=None, path=gate.path)
+        return self._gates.setdefault(
+            (id(found), id(gate)), replace(line, feature=gate.feature, always=False)
+        )
+
+    def _strictness(self, line: Route | None) -> tuple[int, int]:
+        """Sort key of lines, the strictest first."""
+        return strictness(line), self._order.get(id(line), 0)
+
+    def _leniency(self, one: PathLine) -> tuple[int, int]:
+        return self._strictness(one.line)
 
     def _tell_without_mount(self, method: str, scope: Scope, found: Route | None) -> None:
         server, mount = _mounted_at(scope, self._root_path)
@@ -194,7 +286,7 @@ class Router:
             return
         if found is not None and found.path is not None and found.path.startswith(mount):
             return  # It is written as it should be.
-        line = _first(self._lines, method, [_cut(_cut(scope["path"], server), mount)])
+        line = first_line(AskedLines(self._lines, method), [_cut(_cut(scope["path"], server), mount)])
         if line is not None and line is not found and line.path is not None:
             tell, self._without_mount = self._without_mount, None
             tell(line, found, mount)
@@ -228,6 +320,12 @@ def client_paths(scope: Scope, *, root_path: str = "") -> list[str]:
     if prefix:
         found += [f"/{prefix}{below}" for below in found]
     return list(dict.fromkeys(found))
+
+
+def routed_paths(scope: Scope, path: str, root_path: str) -> list[str]:
+    """List what Starlette's router may match for a path: without root path and mounts, and as it is."""
+    server, mount = _mounted_at(scope, root_path)
+    return list(dict.fromkeys((_cut(path, server + mount), _cut(path, mount), _cut(path, server), path)))
 
 
 def _mounted_at(scope: Scope, root_path: str) -> tuple[str, str]:
@@ -280,35 +378,7 @@ def is_preflight(scope: Scope) -> bool:
 _Key = tuple[str | None, ...]
 """Method and path, and the root paths where there are any."""
 _WithoutMount = Callable[["Route", "Route | None", str], None]
-_Line = tuple["Route", "frozenset[str] | None", "re.Pattern[str] | None"]
 
 
-def _first(
-    lines: Sequence[_Line], method: str, paths: Sequence[str], *, is_odd: bool = False
-) -> Route | None:
-    """The first line that matches; an odd method is taken for that of any line that decides."""
-    for route, methods, pattern in lines:
-        if methods is not None and method not in methods and not (is_odd and not route.exempt):
-            continue
-        if pattern is None or any(map(pattern.match, paths)):
-            return route
-    return None
-
-
-def _methods(route: Route) -> frozenset[str] | None:
-    if route.method is None:
-        return None
-    return frozenset({"GET", "HEAD"}) if route.method == "GET" else frozenset({route.method})
-
-
-def _pattern(route: Route) -> re.Pattern[str] | None:
-    if route.path is None:
-        return None
-    try:
-        pattern = compile_path(route.path)[0]
-        return pattern if route.exempt or route.always else re.compile(pattern.pattern, re.DOTALL)
-    except (AssertionError, KeyError, ValueError, re.error) as error:
-        raise ValueError(
-            f"route {route.match!r}: {error}; a path is written as in Starlette, "
-            "for example /files/{key:path}"
-        ) from error
+def _is_served(readers: Sequence[PathReader], method: str, routed: Sequence[str]) -> bool:
+    return any(reader.serves(method, path) for reader in readers for path in routed)

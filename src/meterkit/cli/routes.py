@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meterkit.asgi.app_routes import ANY_METHOD, Decider, described, routes_of, take
+from meterkit.asgi.app_routes import Decider, deciders_of, described, path_lines, routes_of, take
+from meterkit.asgi.app_walk import ANY_METHOD
 from meterkit.asgi.routing import own_root_path
 from meterkit.catalog import load
 from meterkit.catalog.additions import additions_of
@@ -18,7 +19,7 @@ from meterkit.cli.output import echo, print_note, print_records
 from meterkit.cli.session import Session, command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from meterkit.asgi.app_routes import Idle, Taken
     from meterkit.catalog import Route
@@ -34,6 +35,13 @@ def routes(
     factory: Annotated[
         bool, typer.Option("--factory", help="APP is a function without arguments that makes the app.")
     ] = False,
+    readings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Show each reading of a path and its line: '/files/a/../b' or 'POST /v1/chat/'.",
+        ),
+    ] = None,
 ) -> None:
     """Show which line of the plans file takes each route.
 
@@ -43,14 +51,18 @@ def routes(
     # The app's kit logs about its store, which does not matter here.
     logging.getLogger("meterkit").setLevel(logging.ERROR)
     imported = import_app(app, is_factory=factory)
-    found = routes_of(imported)
+    found = routes_of(imported) if readings is None else []
+    deciders = deciders_of(imported)
     otherwise = None
-    if not any(route.decider for route in found):
+    if not deciders:
         path = plans_path(session.plans)
-        otherwise = Decider(load(path), own_root_path(imported))
+        otherwise = Decider(load(path), own_root_path(imported), app=imported)
         print_note(f"{app} has no MeterMiddleware: these are the lines of {path} that its routes would match")
     elif session.plans is not None:
         print_note("--plans is not read: the app's MeterMiddleware has a plans file")
+    if readings is not None:
+        _show_readings(session, otherwise or deciders[0], readings)
+        return
     taken, idle = take(found, otherwise)
     deciders = (otherwise, *(route.decider for route in found))
     catalogs = {id(one.catalog): one.catalog for one in deciders if one is not None}
@@ -62,6 +74,38 @@ def routes(
     }
     session.show(shown, lambda: _tell(taken, idle, unasked))
     raise typer.Exit(int(bool(idle) or any(one.line is None for one in taken)))
+
+
+def _show_readings(session: Session, decider: Decider, request: str) -> None:
+    """Print the readings of a path; the line of the first one is in force."""
+    method, _, path = request.strip().rpartition(" ")
+    method = method.strip().upper() or "GET"
+    found = path_lines(decider, method, path)
+    rows = [
+        {
+            # A path may decode to what would move a terminal's cursor.
+            "path": ascii(one.reading.path)[1:-1],
+            "steps": one.reading.steps,
+            "line": None if one.line is None else one.line.match,
+            "metered": "passes undecided" if one.line is None else described(one.line),
+        }
+        for one in found
+    ]
+    wins = rows[0]
+    shown = {
+        "method": method,
+        "path": path,
+        "line": wins["line"],
+        "metered": wins["metered"],
+        "readings": rows,
+    }
+    session.show(shown, lambda: _print_readings(rows))
+
+
+def _print_readings(rows: Sequence[Mapping[str, object]]) -> None:
+    print_records([{**row, "line": row["line"] or ""} for row in rows], empty="")
+    line = rows[0]["line"]
+    typer.echo(f"the strictest one decides: {line}" if line else "no line takes it: it passes undecided")
 
 
 def _record(taken: Taken) -> dict[str, object]:

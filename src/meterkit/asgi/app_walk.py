@@ -1,0 +1,199 @@
+"""Walk over an app: each handler and app that may take a request, in the order in which they are tried."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from inspect import isclass, ismethod
+from sys import modules
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from starlette.routing import Host, Mount, WebSocketRoute, compile_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+WEBSOCKET: Final = "WS"
+ANY_METHOD: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
+"""Stands for all methods where an app does not list them."""
+STARLETTE: Final = frozenset({"starlette", "fastapi"})
+_ALL_METHODS: Final = (*ANY_METHOD, "HEAD", "OPTIONS")
+_BELOW: Final = "/{path:path}"
+_WRAPPERS_MAX: Final = 100
+_VISITS_MAX: Final = 2
+_GROUP: Final = re.compile(r"\(\?P<\w+>")
+_LOW_PRIORITY: Final = "_iter_low_priority_routes"
+"""FastAPI's iterator over the routes of `app.frontend(…)`, which are tried last."""
+
+
+class Wrapper(NamedTuple):
+    """An app that a request passes on its way, and the path template at which it stands."""
+
+    app: object
+    pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Mounts, host and wrappers that a request has passed."""
+
+    pieces: tuple[str, ...] = ()
+    host: str | None = None
+    wrappers: tuple[Wrapper, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A handler, or an app that a request is handed to.
+
+    Attributes:
+        way: mounts, host and wrappers before it; the wrappers of its own route included.
+        pieces: the path template, cut where mounts end.
+        methods: ``("WS",)`` for a websocket; empty where it takes what it likes.
+        app: the innermost app; for a handler, Starlette's own function around it.
+        takes_slashes: whether a parameter of the path may have a slash in it.
+        is_listed: whether it is a route, a mount or a file server of Starlette's or FastAPI's own classes.
+        matches_its_own_way: whether its class or its pattern matches in another way than Starlette's.
+    """
+
+    way: Way
+    pieces: tuple[str, ...]
+    methods: tuple[str, ...]
+    app: object
+    takes_slashes: bool = False
+    is_listed: bool = True
+    matches_its_own_way: bool = False
+
+    def accepts(self, method: str) -> bool:
+        """Whether it may run for a method; Starlette's classes take HEAD where they have GET."""
+        return not self.methods or method in self.methods or (method == "HEAD" and "GET" in self.methods)
+
+    def matches(self, path: str) -> bool:
+        """Whether Starlette hands a path to it, or may."""
+        return path_pattern(self.pieces).fullmatch(path) is not None
+
+
+@lru_cache(maxsize=4096)
+def path_pattern(pieces: tuple[str, ...]) -> re.Pattern[str]:
+    """Compile Starlette's own patterns of path templates; mounts may repeat the name of a parameter."""
+    bodies = [compile_path(piece)[0].pattern[1:-1] for piece in pieces if piece]
+    return re.compile(_GROUP.sub("(?:", "".join(bodies)), re.DOTALL)
+
+
+def packages_of(app: object) -> set[str]:
+    """Names of the packages in which the classes of an app are defined."""
+    if isclass(app):
+        kinds: Sequence[Any] = app.__mro__
+    else:
+        kinds = (app,) if isinstance(app, FunctionType) else type(app).__mro__
+    return {str(kind.__module__).partition(".")[0] for kind in kinds}
+
+
+def lists_routes(app: object) -> bool:
+    """Whether an app is a router of Starlette or FastAPI."""
+    return hasattr(app, "routes") and not packages_of(app).isdisjoint(STARLETTE)
+
+
+def unwrap(app: Any, way: Way) -> tuple[Any, Way]:
+    """Find the innermost app; the way passes whatever wraps it."""
+    for _ in range(_WRAPPERS_MAX):
+        if ismethod(app):  # `app.asgi_app`, `app.__call__`.
+            if any(passed.app is app.__self__ for passed in way.wrappers):
+                break
+            app = app.__self__
+        way = replace(way, wrappers=(*way.wrappers, Wrapper(app, way.pieces)))
+        if hasattr(app, "routes"):
+            stack = getattr(app, "middleware_stack", None)  # A router's own.
+            return app, way if stack is None else unwrap(stack, way)[1]
+        inner = getattr(app, "app", None) or getattr(app, "wsgi_application", None)
+        if inner is None:
+            break
+        app = inner
+    return app, way
+
+
+def walk(app: Any, way: Way | None = None) -> Iterator[Place]:
+    """List every place to which an app may hand a request.
+
+    Args:
+        app: looked through what wraps it.
+        way: what a request has passed before it.
+    """
+    inner, way = unwrap(app, way or Way())
+    if not lists_routes(inner):
+        yield Place(way=way, pieces=(*way.pieces, _BELOW), methods=(), app=inner, takes_slashes=True)
+        return
+    if sum(passed.app is inner for passed in way.wrappers) > _VISITS_MAX:
+        yield _unlisted(inner, way)  # It is mounted in itself.
+        return
+    for listed in _listed(inner):
+        kind = getattr(listed, "original_route", listed)
+        # Where FastAPI made one anew, with the prefix; its first releases that do so do not look there.
+        route = getattr(listed, "starlette_route", None) or listed
+        path = getattr(route, "path", None)
+        if _matches_its_own_way(kind, route):
+            yield _unlisted(kind, way)
+        if isinstance(kind, Host):
+            yield from walk(route.app, replace(way, host=route.host))
+        elif isinstance(kind, Mount):
+            yield from walk(route.app, replace(way, pieces=(*way.pieces, route.path)))
+        elif isinstance(path, str):
+            yield _place(kind, route, way)
+    yield from _tried_last(inner, way)
+
+
+def _unlisted(app: object, way: Way) -> Place:
+    pieces = (*way.pieces, _BELOW)
+    return Place(way=way, pieces=pieces, methods=(), app=app, is_listed=False, matches_its_own_way=True)
+
+
+def _place(kind: object, route: Any, way: Way) -> Place:
+    app, way = unwrap(getattr(route, "app", None), way)
+    convertors: dict[str, Any] = getattr(route, "param_convertors", None) or compile_path(route.path)[2]
+    return Place(
+        way=way,
+        pieces=(*way.pieces, route.path),
+        methods=(WEBSOCKET,) if isinstance(kind, WebSocketRoute) else _methods(route),
+        app=app,
+        takes_slashes=any(re.fullmatch(each.regex, "a/b") for each in convertors.values()),
+    )
+
+
+def _tried_last(router: Any, way: Way) -> Iterator[Place]:
+    """Places that a router tries where none of its routes matches."""
+    router = getattr(router, "router", router)
+    for candidate in getattr(router, _LOW_PRIORITY, tuple[Any, ...])():
+        group = getattr(candidate, "original_route", candidate)
+        prefix: str = getattr(candidate, "frontend_prefix", "")
+        for front in getattr(group, "routes", ()):
+            template = f"{prefix}{front.path}".rstrip("/")
+            pieces = (*way.pieces, template, _BELOW)
+            yield Place(way=way, pieces=pieces, methods=("GET", "HEAD"), app=front.app, takes_slashes=True)
+    default = getattr(router, "default", None)
+    if default is not None and getattr(default, "__self__", None) is not router:
+        yield from walk(default, way)
+
+
+def _listed(app: Any) -> Iterable[Any]:
+    # FastAPI keeps the routers that an app includes, and tells what their routes come to there.
+    resolve: Callable[[Any], Iterable[Any]] = getattr(
+        modules.get("fastapi.routing"), "iter_route_contexts", iter
+    )
+    return resolve(app.routes)
+
+
+def _matches_its_own_way(kind: Any, route: Any) -> bool:
+    matches = getattr(type(kind), "matches", None)
+    package = str(getattr(matches, "__module__", "")).partition(".")[0]
+    flags = getattr(getattr(route, "path_regex", None), "flags", 0)
+    return package not in STARLETTE or bool(flags & re.IGNORECASE)
+
+
+def _methods(route: Any) -> tuple[str, ...]:
+    told: Sequence[str] = sorted(route.methods or ())
+    if not told:  # A class of Starlette's has them as functions; any other app takes what it likes.
+        endpoint = getattr(route, "endpoint", None)
+        told = [name for name in _ALL_METHODS if hasattr(endpoint, name.lower())]
+    return tuple(told)
