@@ -133,6 +133,50 @@ def test_the_plans_file_of_the_apps_kit_is_the_one_that_counts(api: Shell) -> No
     assert "--plans is not read: the app's MeterMiddleware has a plans file" in done.err
 
 
+FILES = """\
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+from meterkit import MeterKit, MeterMiddleware, identify
+
+app = Starlette(routes=[Mount("/files", StaticFiles(directory="."))])
+kit = MeterKit("plans.yaml", redis_url="redis://127.0.0.1:1")
+wrapped = MeterMiddleware(app, kit=kit, identify=identify.header("x-customer-id"))
+"""
+GATED = """\
+routes:
+  - {match: "GET /files/reports/{path:path}", feature: full_ai}
+  - {match: "GET /files/{path:path}", exempt: true}
+"""
+
+
+def test_each_reading_of_a_path_is_shown_with_its_line(api: Shell, directory: Path) -> None:
+    (directory / "shop" / "files.py").write_text(FILES)
+    (directory / "plans.yaml").write_text(PLANS.replace("routes:\n", GATED))
+    done = api.run("routes", "shop.files:wrapped", "--readings", "/files/public/..%2freports/a.pdf", "--json")
+    assert done.code == 0
+    assert (done.json["method"], done.json["line"]) == ("GET", "GET /files/reports/{path:path}")
+    first, *others = done.json["readings"]
+    assert first == {
+        "path": "/files/reports/a.pdf",
+        "steps": "dots resolved",
+        "line": "GET /files/reports/{path:path}",
+        "metered": "feature full_ai",
+    }
+    # The exempt line takes no path that has a second reading.
+    written = {"path": "/files/public/../reports/a.pdf", "steps": "as written", "line": None}
+    assert {**written, "metered": "passes undecided"} in others
+
+    shown = api.run("routes", "shop.files:app", "--readings", "GET /files/a.pdf")
+    assert shown.code == 0
+    assert "GET /files/{path:path}" in shown.out
+    assert shown.out.endswith("the strictest one decides: GET /files/{path:path}\n")
+    shown = api.run("routes", "shop.files:wrapped", "--readings", "PUT /files/a%1b.pdf")
+    assert "/files/a\\x1b.pdf" in shown.out
+    assert shown.out.endswith("no line takes it: it passes undecided\n")
+
+
 def test_a_plans_file_can_be_named_for_an_app_without_a_middleware(api: Shell) -> None:
     assert api.run("routes", "shop.api:app", "--plans", "app.yaml").code == 0
     api.environment["METERKIT_PLANS"] = "app.yaml"

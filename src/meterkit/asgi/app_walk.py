@@ -54,6 +54,7 @@ class Place:
         methods: ``("WS",)`` for a websocket; empty where it takes what it likes.
         app: the innermost app; for a handler, Starlette's own function around it.
         takes_slashes: whether a parameter of the path may have a slash in it.
+        is_whole: whether it is an app in a route, which gets the whole path and may read it anew.
         is_listed: whether it is a route, a mount or a file server of Starlette's or FastAPI's own classes.
         matches_its_own_way: whether its class or its pattern matches in another way than Starlette's.
     """
@@ -63,6 +64,7 @@ class Place:
     methods: tuple[str, ...]
     app: object
     takes_slashes: bool = False
+    is_whole: bool = False
     is_listed: bool = True
     matches_its_own_way: bool = False
 
@@ -158,6 +160,7 @@ def _place(kind: object, route: Any, way: Way) -> Place:
         methods=(WEBSOCKET,) if isinstance(kind, WebSocketRoute) else _methods(route),
         app=app,
         takes_slashes=any(re.fullmatch(each.regex, "a/b") for each in convertors.values()),
+        is_whole=not isclass(app) and not isinstance(app, FunctionType),
     )
 
 

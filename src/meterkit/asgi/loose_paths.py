@@ -45,14 +45,18 @@ class PathReader:
     is_loose: bool
     earlier: Sequence[Place]
 
-    def reads(self, method: str, path: str) -> bool:
+    def gets(self, method: str, path: str) -> bool:
         """Whether Starlette hands a path to it, or may."""
         return self.place.accepts(method) and self.place.matches(path)
 
+    def reads(self, method: str, path: str) -> bool:
+        """Whether it may take what it gets for a path."""
+        return self.place.is_whole or self.gets(method, path)
+
     def serves(self, method: str, path: str) -> bool:
-        """Whether a path, as it was written for Starlette, is for this reader and no earlier place."""
-        if not self.reads(method, path):
-            return False
+        """Whether it may take what it gets for a path that no earlier place serves."""
+        if self.place.is_whole or not self.gets(method, path):
+            return self.place.is_whole
         return self.is_loose or not any(
             place.way.host in {None, self.place.way.host} and place.accepts(method) and place.matches(path)
             for place in self.earlier

@@ -24,7 +24,6 @@ _UNEVEN: Final = re.compile(r"(?:^|/)\.{1,2}(?:/|\Z)|//|\\")
 _TARGET: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _SLASHES: Final = re.compile("/{2,}")
 _PARAMETERS: Final = re.compile(";[^/]*")
-_LAST_PARAMETERS: Final = re.compile(r";[^/]*\Z")
 _SEPARATORS: Final = re.compile(r"[/\\]")
 _ENDS: Final = re.compile(r"[;?#\x00].*", re.DOTALL)
 
@@ -142,7 +141,8 @@ def _cut_query(reading: PathReading, _: str) -> Iterator[PathReading]:
 def _cut_parameters(reading: PathReading, _: str) -> Iterator[PathReading]:
     if ";" in reading.path:
         yield reading.then(_PARAMETERS.sub("", reading.path), "without ;parameters")
-        yield reading.then(_LAST_PARAMETERS.sub("", reading.path), "without the last ;parameters")
+        before, slash, last = reading.path.rpartition("/")
+        yield reading.then(f"{before}{slash}{last.partition(';')[0]}", "without the last ;parameters")
 
 
 def _turn_backslashes(reading: PathReading, _: str) -> Iterator[PathReading]:
@@ -214,4 +214,7 @@ def _below_root(names: Sequence[str], *, is_open: bool) -> list[str] | None:
 
 
 _ROUTER_STEPS: Final = (_cut_host, _cut_root, _cut_fragment)
-_STEPS: Final = (_decode, *_ROUTER_STEPS, _cut_query, _cut_parameters, _turn_backslashes, _resolve, _merge)
+_STEPS: Final = (
+    *(_decode, *_ROUTER_STEPS, _cut_query, _cut_parameters, _turn_backslashes, _resolve, _merge),
+    *(_decode, _turn_backslashes),  # A router resolves dots, and what lies behind it decodes.
+)

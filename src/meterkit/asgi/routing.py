@@ -160,7 +160,7 @@ class Router:
         if reading is EXACT:
             return [PathLine(written, found)]
         routed = routed_paths(scope, path, self._root_path)
-        readers = [one for one in reading.readers if any(one.reads(method, each) for each in routed)]
+        readers = [one for one in reading.readers if any(one.gets(method, each) for each in routed)]
         is_loose = reading.is_loose or any(reader.is_loose for reader in readers)
         if not (is_loose or reading.resolves or readers):
             return [PathLine(written, found)]

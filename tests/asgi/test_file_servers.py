@@ -1,0 +1,299 @@
+"""File servers, hosts and routes to apps behind exact routers: no spelling of a path gets around a gate. F-201."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import product
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse
+from starlette.routing import Host, Mount, Route, Router
+from starlette.staticfiles import StaticFiles
+
+from faults import http_scope
+from metering import served
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+SECRET = b"what the report says"
+PUBLIC = b"what all may read"
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+features: [reports]
+routes:
+  - {match: "/files/reports/{path:path}", feature: reports}
+  - {match: "/files/report.txt", feature: reports}
+  - {match: "/files/public/{path:path}", exempt: true}
+  - {match: "/files/{path:path}", always: true}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro: {rank: 10, price: {amount_cents: 2900, interval: month}, features: [reports]}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `data` with a gated folder, a gated file and a public folder."""
+    folder = tmp_path_factory.mktemp("served") / "data"
+    for name, content in (
+        *(("reports/a.txt", SECRET), ("report.txt", SECRET), ("public/a.txt", PUBLIC)),
+        *(("public/App-3F.js", PUBLIC), ("public/guide/index.html", PUBLIC)),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def static(folder: Path) -> StaticFiles:
+    return StaticFiles(directory=folder, html=True)
+
+
+def by_hand(folder: Path) -> Callable[[Request], Any]:
+    """A handler that serves files as many apps do."""
+
+    async def read(request: Request) -> FileResponse | PlainTextResponse:
+        path = (folder / request.path_params["path"].lstrip("/")).resolve()
+        if path.is_dir():
+            path /= "index.html"
+        if path.is_relative_to(folder) and path.is_file():
+            return FileResponse(path)
+        return PlainTextResponse("none", status_code=404)
+
+    return read
+
+
+class Endpoint(HTTPEndpoint):
+    """A class with the handler above."""
+
+    folder: Path
+
+    async def get(self, request: Request) -> Any:
+        return await by_hand(self.folder)(request)
+
+
+class OtherRouter:
+    """An app of an unknown framework, whose file server resolves dots after the router has merged slashes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = static(folder)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what is below /files, in any case."""
+        first, *segments = [segment for segment in scope["path"].split("/") if segment]
+        if first.lower() == "files":
+            path = f"/files/{'/'.join(segments)}"
+            await self._files({**scope, "path": path, "root_path": "/files"}, receive, send)
+        else:
+            await PlainTextResponse("none", status_code=404)(scope, receive, send)
+
+
+def front(folder: Path) -> FastAPI:
+    app = FastAPI(openapi_url=None)
+    router = APIRouter(prefix="/files")
+    router.frontend("/", directory=folder)  # type: ignore[attr-defined,unused-ignore]
+    app.include_router(router)
+    return app
+
+
+def within(app: FastAPI, path: str, inner: ASGIApp) -> FastAPI:
+    app.mount(path, inner)
+    return app
+
+
+def star(folder: Path) -> FastAPI:
+    """FastAPI with a router that is included, and a handler with a path for a parameter."""
+    app, router, read = FastAPI(openapi_url=None), APIRouter(prefix="/files"), by_hand(folder)
+
+    @router.api_route("/{path:path}", methods=["GET", "HEAD"])
+    async def file(request: Request) -> Any:
+        return await read(request)
+
+    app.include_router(router)
+    return app
+
+
+def endpoint(folder: Path) -> type[HTTPEndpoint]:
+    return type("Files", (Endpoint,), {"folder": folder})
+
+
+APPS: dict[str, Callable[[Path], ASGIApp]] = {
+    "mount": lambda folder: Starlette(routes=[Mount("/files", static(folder))]),
+    "FastAPI's mount": lambda folder: within(FastAPI(openapi_url=None), "/files", static(folder)),
+    "mount at the root": lambda folder: Starlette(
+        routes=[Mount("/", Router([Mount("/files", static(folder))]))]
+    ),
+    "mount in a mount": lambda folder: Starlette(
+        routes=[Mount("", routes=[Mount("/files", static(folder))])]
+    ),
+    "host": lambda folder: Starlette(routes=[Host("a", app=Router([Mount("/files", static(folder))]))]),
+    "host in a host": lambda folder: Starlette(
+        routes=[Host("{name}", app=Router([Host("a", app=Router([Mount("/files", static(folder))]))]))]
+    ),
+    "mount in a host in a mount": lambda folder: Starlette(
+        routes=[Mount("/files", routes=[Host("a", app=Router([Mount("", static(folder))]))])]
+    ),
+    "route to an app": lambda folder: Starlette(routes=[Route("/{path:path}", OtherRouter(folder))]),
+    "route to a router": lambda folder: Starlette(
+        routes=[Route("/files/{path:path}", Starlette(routes=[Mount("/files", static(folder))]))]
+    ),
+    "app behind a host": lambda folder: Starlette(routes=[Host("a", app=OtherRouter(folder))]),
+    "default of a router": lambda folder: Router(default=Router([Mount("/files", static(folder))])),
+    "default that is unknown": lambda folder: Router(
+        [Route("/x", endpoint(folder))], default=OtherRouter(folder)
+    ),
+    "handler": lambda folder: Starlette(routes=[Route("/files/{path:path}", by_hand(folder))]),
+    "FastAPI's handler": star,
+    "class": lambda folder: Starlette(routes=[Route("/files/{path:path}", endpoint(folder))]),
+    "frontend": front,
+    "unknown app": OtherRouter,
+}
+
+
+def spellings(name: str) -> Iterator[str]:
+    """A gated path as clients may write it, some by way of the folder that is exempt."""
+    for dot, before, after in product(("..", "%2e%2E"), ("/", "%2f", "//"), ("/", "%2F", "/./")):
+        yield f"/files/public{before}{dot}{after}{name}"
+    for climb in (
+        "x/../..",
+        "x//..//..",
+        "x/y/../../..",
+        ".././public/..",
+        "guide/../..",
+        "../../files/..//files",
+    ):
+        yield f"/files/public/{climb}/{name}"
+    yield from (
+        f"/files//{name}",
+        f"/files/./{name}",
+        f"/files/{name}/",
+        f"/files/{name}/.",
+        f"/files/%2F{name}",
+    )
+    yield from (
+        f"/files/{name}//",
+        f"/files/x/../{name}",
+        f"/files/../data/{name}",
+        f"/files/../files/{name}",
+    )
+    yield from (
+        f"/files/public/../../data/{name}",
+        f"/files/{name}%2f",
+        f"//files/{name}",
+        f"/./files/{name}",
+    )
+    yield f"/files/public/{'x/../' * 5_000}../{name}"
+
+
+SPELLINGS = [
+    *spellings("reports/a.txt"),
+    "/files/report.txt/",
+    "/files//report.txt",
+    "/files/public/../report.txt/.",
+]
+# Below an exempt line, and as browsers ask for them.
+OPEN = (
+    "/files/public/a.txt",
+    "/files/public/App-3F.js",
+    "/files/public/guide/",
+    "/files/public/guide/index.html",
+)
+
+
+async def answer(app: ASGIApp, target: str, *, method: str = "GET", customer: str = "") -> tuple[int, bytes]:
+    """Ask an app directly: clients and servers would tidy the path."""
+    sent: list[Message] = []
+
+    bodies: list[Message] = [{"type": "http.request", "body": b""}]
+
+    async def receive() -> Message:
+        if bodies:
+            return bodies.pop()
+        await asyncio.Event().wait()  # A client that stays.
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = http_scope(customer, unquote(target))
+    scope |= {"method": method, "raw_path": target.encode()}
+    scope["headers"].append((b"host", b"a"))
+    try:
+        await app(scope, receive, send)
+    except HTTPException as error:  # A router without an app around it.
+        return error.status_code, b""
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+@pytest.mark.parametrize("name", APPS)
+async def test_no_spelling_of_a_file_gets_around_a_gate(name: str, folder: Path) -> None:
+    """F-201, F-202: dots, slashes and encoded ones led past a gate through an exempt line."""
+    bare = APPS[name](folder)
+    served_bare = [target for target in SPELLINGS if (await answer(bare, target))[1] == SECRET]
+    assert len(served_bare) >= 35
+    async with served(APPS[name](folder), plans=PLANS) as at:
+        await at.kit.customers.set_plan("pro", "pro")
+        for target in served_bare:
+            shown = target[:80]
+            assert (await answer(at.app, target))[0] == 401, shown
+            assert (await answer(at.app, target, customer="acme"))[0] == 403, shown
+        assert (await answer(at.app, served_bare[-1], customer="pro")) == (200, SECRET)
+        for target in OPEN:
+            assert (await answer(at.app, target)) == (await answer(bare, target)), target
+        assert (await answer(at.app, "/files/reports/a.txt", customer="pro")) == (200, SECRET)
+
+
+async def test_a_path_that_no_gated_handler_reads_keeps_its_line(folder: Path) -> None:
+    """A file server at the root has other files than the handlers that the app tries before it."""
+
+    async def item(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("an item")
+
+    (folder / "pricing").mkdir(exist_ok=True)
+    (folder / "pricing" / "index.html").write_bytes(PUBLIC)
+    plans = PLANS.replace('"/files/reports/{path:path}"', '"/pricing"').replace(
+        '"/files/{path:path}", always', '"*", exempt'
+    )
+    app = Starlette(routes=[Route("/pricing", item), Mount("/", static(folder))])
+    async with served(app, plans=plans) as at:
+        assert (await answer(at.app, "/pricing", customer="acme"))[0] == 403
+        assert (await answer(at.app, "/pricing/", customer="acme")) == (200, PUBLIC)
+
+
+async def test_a_line_that_asks_for_less_takes_no_path_with_a_second_reading(folder: Path) -> None:
+    plans = PLANS.replace(
+        '  - {match: "/files/{path:path}", always: true}\n', '  - {match: "*", consume: {requests: 1}}\n'
+    )
+    app = Starlette(routes=[Mount("/files", static(folder)), Route("/plain/{name}", by_hand(folder))])
+    async with served(app, plans=plans) as at:
+        for target in ("/files/public//a.txt", "/files/public/./a.txt", "/files/public/x/../a.txt"):
+            assert (await answer(at.app, target))[0] == 401
+            assert (await answer(at.app, target, customer="acme")) == (200, PUBLIC)
+        assert await at.counted() == (3, 0)
+
+
+@pytest.mark.parametrize("fold", ["x/../", "./", "/", "%2e%2e/", "..;/", "%5c", "a/"])
+async def test_a_path_of_ten_thousand_segments_takes_the_strictest_line(fold: str, folder: Path) -> None:
+    targets = [
+        f"/files/public/{fold * 10_000}..%2freports/a.txt",
+        f"/files/{fold * 10_000}public/../reports/a.txt",
+    ]
+    for app in (APPS["mount"](folder), APPS["unknown app"](folder)):
+        async with served(app, plans=PLANS) as at:
+            for target in targets:
+                assert (await answer(at.app, target, customer="acme"))[0] == 403

@@ -1,0 +1,166 @@
+"""CORS preflights: a CORS layer of the app answers them, and no handler of a line that decides runs. F-20a."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Host, Mount, Route, Router
+
+from metering import hello, served
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+ORIGIN = "https://app.example"
+ASKS = {
+    "x-customer-id": "",
+    "origin": ORIGIN,
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "x-one, x-two",
+}
+RAN = (200, b"hello")
+
+
+class PassingOn(CORSMiddleware):
+    """A CORS layer that leaves some preflights to the app."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer none of them."""
+        await self.app(scope, receive, send)
+
+
+async def item(_: Request) -> PlainTextResponse:
+    return PlainTextResponse("hello")
+
+
+def cors(kind: type[CORSMiddleware] = CORSMiddleware) -> Middleware:
+    return Middleware(kind, allow_origins=[ORIGIN], allow_methods=["POST"], allow_headers=["x-one", "x-two"])
+
+
+def app_with(*middleware: Middleware, path: str = "/v1/{path:path}") -> Starlette:
+    return Starlette(routes=[Route(path, Raw())], middleware=middleware)
+
+
+class Raw:
+    """An app in a route, which takes every method."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 200."""
+        await hello(scope, receive, send)
+
+
+def fast() -> FastAPI:
+    app = FastAPI(openapi_url=None)
+    app.mount("/v1", Raw())
+    app.add_middleware(CORSMiddleware, allow_origins=[ORIGIN], allow_methods=["POST"], allow_headers=["*"])
+    return app
+
+
+ANSWERING: dict[str, Callable[[], ASGIApp]] = {
+    "of the app": lambda: app_with(cors()),
+    "of the app, behind another middleware": lambda: app_with(Middleware(GZipMiddleware), cors()),
+    "around the app": lambda: CORSMiddleware(
+        Raw(), allow_origins=[ORIGIN], allow_methods=["POST"], allow_headers=["x-one", "x-two"]
+    ),
+    "of FastAPI": fast,
+    "of a mount": lambda: Starlette(routes=[Mount("/v1", Raw(), middleware=[cors()])]),
+    "of a mounted app": lambda: Starlette(routes=[Mount("/v1", app_with(cors(), path="/{path:path}"))]),
+    "of a host": lambda: Starlette(routes=[Host("app", app=app_with(cors()))]),
+    "of a route": lambda: Starlette(routes=[Route("/v1/{path:path}", Raw(), middleware=[cors()])]),
+    "of a router": lambda: Router([Mount("/v1", Raw())], middleware=[cors()]),
+}
+OPEN: dict[str, Callable[[], ASGIApp]] = {
+    "none": Raw,
+    "none, in a route": app_with,
+    "of another mount": lambda: Starlette(routes=[Mount("/v2", app_with(cors())), Mount("/v1", Raw())]),
+    "of another host": lambda: Starlette(
+        routes=[Host("other", app=app_with(cors())), Host("app", app=app_with())]
+    ),
+    "that passes them on": lambda: app_with(cors(PassingOn)),
+    "of a mount behind the route": lambda: Starlette(
+        routes=[Route("/v1/x", Raw()), Mount("/v1", Raw(), middleware=[cors()])]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+async def test_a_cors_layer_within_the_app_answers(name: str) -> None:
+    async with served(ANSWERING[name]()) as at:
+        answer = await at.client.options("/v1/x", headers=ASKS)
+        assert (answer.status_code, answer.text) == (200, "OK")
+        assert answer.headers["access-control-allow-origin"] == ORIGIN
+        assert await at.counted() == (0, 0)
+
+
+@pytest.mark.parametrize("name", OPEN)
+async def test_where_no_layer_answers_no_handler_runs(name: str) -> None:
+    async with served(OPEN[name]()) as at:
+        answer = await at.client.options("/v1/x", headers=ASKS)
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert "access-control-allow-origin" not in answer.headers
+        # A line that exempts them leaves them to the app, and a line in shadow refuses nothing.
+        assert (await at.client.options("/shadow", headers=ASKS)).status_code != 204
+
+
+async def test_starlette_answers_where_no_handler_takes_options() -> None:
+    app = Starlette(routes=[Route("/v1/x", item, methods=["GET", "POST"])])
+    async with served(app) as at:
+        assert (await at.client.options("/v1/x", headers=ASKS)).status_code == 405
+        assert (await at.client.options("/v1/y", headers=ASKS)).status_code == 404
+    async with served(Starlette(routes=[Route("/v1/x", item, methods=["GET", "OPTIONS"])])) as at:
+        assert (await at.client.options("/v1/x", headers=ASKS)).status_code == 204
+
+
+async def test_the_origins_of_the_middleware_may_send_the_request() -> None:
+    async with served(hello, cors=[ORIGIN]) as at:
+        answer = await at.client.options("/v1/x", headers=ASKS)
+        assert answer.status_code == 204
+        assert answer.headers["access-control-allow-origin"] == ORIGIN
+        assert answer.headers["access-control-allow-methods"] == "POST"
+        assert answer.headers["access-control-allow-headers"] == "x-one, x-two"
+        other = await at.client.options("/v1/x", headers={**ASKS, "origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+    async with served(hello, cors=["*"]) as at:
+        assert (await at.client.options("/v1/x", headers=ASKS)).headers["access-control-allow-origin"] == "*"
+
+
+async def test_a_preflight_that_browsers_take_for_a_no_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with served(hello) as at:
+        with caplog.at_level(logging.WARNING, logger="meterkit.asgi"):
+            for _ in range(3):
+                await at.client.options("/v1/x", headers=ASKS)
+    (said,) = [record.getMessage() for record in caplog.records if "preflight" in record.getMessage()]
+    assert "OPTIONS '/v1/x'" in said
+    assert "`cors=`" in said
+
+
+async def test_an_exempt_line_leaves_preflights_to_the_app() -> None:
+    plans = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+routes:
+  - {match: "OPTIONS /v1/{path:path}", exempt: true}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+    async with served(hello, plans=plans) as at:
+        answer: Any = await at.client.options("/v1/x", headers=ASKS)
+        assert (answer.status_code, answer.content) == RAN
