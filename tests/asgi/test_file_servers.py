@@ -1,4 +1,4 @@
-"""File servers, hosts and routes to apps behind exact routers: no spelling of a path gets around a gate. F-201."""
+"""File servers, hosts and routes to apps: no spelling of a path gets around a gate. F-201, F-202."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import Request  # noqa: TC002 - FastAPI reads the annotations of handlers
 from starlette.responses import FileResponse, PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
@@ -231,8 +231,7 @@ async def answer(app: ASGIApp, target: str, *, method: str = "GET", customer: st
         sent.append(message)
 
     scope = http_scope(customer, unquote(target))
-    scope |= {"method": method, "raw_path": target.encode()}
-    scope["headers"].append((b"host", b"a"))
+    scope.update(method=method, raw_path=target.encode(), headers=[*scope["headers"], (b"host", b"a")])
     try:
         await app(scope, receive, send)
     except HTTPException as error:  # A router without an app around it.
@@ -285,6 +284,33 @@ async def test_a_line_that_asks_for_less_takes_no_path_with_a_second_reading(fol
             assert (await answer(at.app, target))[0] == 401
             assert (await answer(at.app, target, customer="acme")) == (200, PUBLIC)
         assert await at.counted() == (3, 0)
+
+
+async def test_an_app_that_ignores_a_slash_at_the_end_gets_no_gated_path_with_one(folder: Path) -> None:
+    plans = PLANS.replace("/files/reports/{path:path}", "/files/public/{path:path}").replace(
+        '{match: "/files/public/{path:path}", exempt: true}', '{match: "/files/public", feature: reports}'
+    )
+    plans = plans.replace(
+        '"/files/public/{path:path}", feature: reports', '"/files/public/{path:path}", always: true', 1
+    )
+    async with served(APPS["unknown app"](folder), plans=plans) as at:
+        assert (await answer(at.app, "/files/public/", customer="acme"))[0] == 403
+        assert (await answer(at.app, "/files/public/a.txt", customer="acme")) == (200, PUBLIC)
+
+
+@pytest.mark.parametrize(
+    "target", ["files/reports/a.txt", "http://a/files/reports/a.txt", "//a/files/reports/a.txt"]
+)
+async def test_a_target_without_a_slash_at_its_begin_is_read_by_an_app_behind_a_host(target: str) -> None:
+    seen: list[str] = []
+
+    async def other(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["path"])
+        await PlainTextResponse("ran")(scope, receive, send)
+
+    async with served(Starlette(routes=[Host("a", app=other)]), plans=PLANS) as at:
+        assert (await answer(at.app, target, customer="acme"))[0] == 403
+    assert seen == []
 
 
 @pytest.mark.parametrize("fold", ["x/../", "./", "/", "%2e%2e/", "..;/", "%5c", "a/"])

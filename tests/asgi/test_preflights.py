@@ -1,4 +1,4 @@
-"""CORS preflights: a CORS layer of the app answers them, and no handler of a line that decides runs. F-20a."""
+"""CORS preflights: the app's CORS layer answers them, or no handler of a line that decides runs. F-20a."""
 
 from __future__ import annotations
 

@@ -42,11 +42,18 @@ def fastapi(folder: Path) -> Any:
     return app
 
 
+def found_in(folder: Path, name: str) -> Path | None:
+    path = (folder / name.lstrip("/")).resolve()
+    return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
+
+
 def by_hand(folder: Path) -> Any:
+    """A handler that serves files as many apps do."""
+
     async def read(request: Request) -> FileResponse | PlainTextResponse:
         try:
-            path = (folder / request.path_params["path"].lstrip("/")).resolve()
-            if path.is_relative_to(folder.resolve()) and path.is_file():
+            path = found_in(folder, request.path_params["path"])
+            if path is not None:
                 return FileResponse(path)
         except (OSError, ValueError):
             pass  # Too long, or with a NUL.

@@ -46,7 +46,7 @@ class Decider:
         root_path: what the app that it wraps takes for its root path, whatever the server says.
         mount: an example of the path at which it is mounted; empty where it is not.
         app: the app that it wraps.
-        paths: how it is told to read paths.
+        paths: its argument `paths`.
     """
 
     catalog: Catalog

@@ -56,7 +56,7 @@ class Place:
         takes_slashes: whether a parameter of the path may have a slash in it.
         is_whole: whether it is an app in a route, which gets the whole path and may read it anew.
         is_listed: whether it is a route, a mount or a file server of Starlette's or FastAPI's own classes.
-        matches_its_own_way: whether its class or its pattern matches in another way than Starlette's.
+        has_custom_match: whether its class or its pattern matches in another way than Starlette's.
     """
 
     way: Way
@@ -66,15 +66,15 @@ class Place:
     takes_slashes: bool = False
     is_whole: bool = False
     is_listed: bool = True
-    matches_its_own_way: bool = False
+    has_custom_match: bool = False
 
     def accepts(self, method: str) -> bool:
         """Whether it may run for a method; Starlette's classes take HEAD where they have GET."""
         return not self.methods or method in self.methods or (method == "HEAD" and "GET" in self.methods)
 
     def matches(self, path: str) -> bool:
-        """Whether Starlette hands a path to it, or may."""
-        return path_pattern(self.pieces).fullmatch(path) is not None
+        """Whether Starlette hands a path to it, or may; a target may lack the slash at its begin."""
+        return "".join(self.pieces) == _BELOW or path_pattern(self.pieces).fullmatch(path) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -135,7 +135,7 @@ def walk(app: Any, way: Way | None = None) -> Iterator[Place]:
         # Where FastAPI made one anew, with the prefix; its first releases that do so do not look there.
         route = getattr(listed, "starlette_route", None) or listed
         path = getattr(route, "path", None)
-        if _matches_its_own_way(kind, route):
+        if _has_custom_match(kind, route):
             yield _unlisted(kind, way)
         if isinstance(kind, Host):
             yield from walk(route.app, replace(way, host=route.host))
@@ -148,7 +148,7 @@ def walk(app: Any, way: Way | None = None) -> Iterator[Place]:
 
 def _unlisted(app: object, way: Way) -> Place:
     pieces = (*way.pieces, _BELOW)
-    return Place(way=way, pieces=pieces, methods=(), app=app, is_listed=False, matches_its_own_way=True)
+    return Place(way=way, pieces=pieces, methods=(), app=app, is_listed=False, has_custom_match=True)
 
 
 def _place(kind: object, route: Any, way: Way) -> Place:
@@ -187,16 +187,16 @@ def _listed(app: Any) -> Iterable[Any]:
     return resolve(app.routes)
 
 
-def _matches_its_own_way(kind: Any, route: Any) -> bool:
-    matches = getattr(type(kind), "matches", None)
+def _has_custom_match(kind: Any, route: Any) -> bool:
+    matches = getattr(kind, "matches", None)
     package = str(getattr(matches, "__module__", "")).partition(".")[0]
     flags = getattr(getattr(route, "path_regex", None), "flags", 0)
     return package not in STARLETTE or bool(flags & re.IGNORECASE)
 
 
 def _methods(route: Any) -> tuple[str, ...]:
-    told: Sequence[str] = sorted(route.methods or ())
-    if not told:  # A class of Starlette's has them as functions; any other app takes what it likes.
+    methods: Sequence[str] = sorted(route.methods or ())
+    if not methods:  # A class of Starlette's has them as functions; any other app takes what it likes.
         endpoint = getattr(route, "endpoint", None)
-        told = [name for name in _ALL_METHODS if hasattr(endpoint, name.lower())]
-    return tuple(told)
+        methods = [name for name in _ALL_METHODS if hasattr(endpoint, name.lower())]
+    return tuple(methods)

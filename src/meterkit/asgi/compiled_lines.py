@@ -37,7 +37,7 @@ class PathLine(NamedTuple):
 
 
 class AskedLines(NamedTuple):
-    """A request that is asked for its line.
+    """Lines to search for the one that takes a request.
 
     Attributes:
         is_odd: whether its method is taken for that of any line that decides.

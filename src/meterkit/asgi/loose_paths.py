@@ -94,7 +94,7 @@ LOOSE: Final = Reading(is_loose=True, any_method=True)
 
 
 def app_reading(app: object, paths: Paths | None = None) -> Reading:
-    """How an app reads paths: its router, and all that its router hands a request to.
+    """Reading of an app: its router, and everything that its router hands a request to.
 
     Args:
         app: what is wrapped.
@@ -113,7 +113,7 @@ def app_reading(app: object, paths: Paths | None = None) -> Reading:
 
 
 def reading_of(app: object, paths: Paths | None = None) -> Reading:
-    """How the router of an app reads paths, by the class of the innermost app; loose where it is unknown.
+    """Reading of an app's router, by the class of the innermost app; loose where it is unknown.
 
     Args:
         app: what is wrapped; looked through what wraps it in turn.
@@ -143,11 +143,11 @@ def _readers(app: object, way: Way) -> Iterator[PathReader]:
     places = list(walk(app, way))
     for nth, place in enumerate(places):
         if (
-            lists_routes(place.app) and not place.matches_its_own_way
+            lists_routes(place.app) and not place.has_custom_match
         ):  # In a route, which leaves the path as it is.
             yield from _readers(place.app, place.way)
             continue
-        reading = LOOSE if place.matches_its_own_way else reading_of(place.app)
+        reading = LOOSE if place.has_custom_match else reading_of(place.app)
         if reading.is_loose or reading.every_method:
             yield PathReader(place, is_loose=True, earlier=())
         elif place.takes_slashes and packages_of(place.app).isdisjoint(_PLAIN):

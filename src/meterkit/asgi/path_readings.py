@@ -119,6 +119,12 @@ def _cut_host(reading: PathReading, server_root: str) -> Iterator[PathReading]:
         yield reading.then(root + path[target.end() :], "without scheme and host")
 
 
+def _cut_authority(reading: PathReading, _: str) -> Iterator[PathReading]:
+    """Take what follows two slashes for a host, as parsers of addresses do."""
+    if reading.path.startswith("//"):
+        yield reading.then(f"/{reading.path[2:].partition('/')[2]}", "without host")
+
+
 def _cut_root(reading: PathReading, server_root: str) -> Iterator[PathReading]:
     """Drop what stands before the root path, as Litestar does."""
     before, root, below = reading.path.partition(server_root) if server_root else ("", "", "")
@@ -145,7 +151,7 @@ def _cut_parameters(reading: PathReading, _: str) -> Iterator[PathReading]:
         yield reading.then(f"{before}{slash}{last.partition(';')[0]}", "without the last ;parameters")
 
 
-def _turn_backslashes(reading: PathReading, _: str) -> Iterator[PathReading]:
+def _convert_backslashes(reading: PathReading, _: str) -> Iterator[PathReading]:
     if "\\" in reading.path:
         yield reading.then(reading.path.replace("\\", "/"), "backslashes as slashes")
 
@@ -215,6 +221,15 @@ def _below_root(names: Sequence[str], *, is_open: bool) -> list[str] | None:
 
 _ROUTER_STEPS: Final = (_cut_host, _cut_root, _cut_fragment)
 _STEPS: Final = (
-    *(_decode, *_ROUTER_STEPS, _cut_query, _cut_parameters, _turn_backslashes, _resolve, _merge),
-    *(_decode, _turn_backslashes),  # A router resolves dots, and what lies behind it decodes.
+    *(
+        _decode,
+        _cut_authority,
+        *_ROUTER_STEPS,
+        _cut_query,
+        _cut_parameters,
+        _convert_backslashes,
+        _resolve,
+        _merge,
+    ),
+    *(_decode, _convert_backslashes),  # A router resolves dots, and what lies behind it decodes.
 )

@@ -96,13 +96,13 @@ def _below(place: Place, path: str) -> str:
 
 
 def _is_cors_layer(wrapper: Any) -> bool:
-    added: list[Any] = [each.cls for each in getattr(wrapper, "user_middleware", ())]
+    kinds: list[Any] = [type(wrapper), *(each.cls for each in getattr(wrapper, "user_middleware", ()))]
     return any(
         # A subclass may pass preflights on.
         isinstance(kind, type)
         and issubclass(kind, CORSMiddleware)
         and kind.__call__ is CORSMiddleware.__call__
-        for kind in (type(wrapper), *added)
+        for kind in kinds
     )
 
 

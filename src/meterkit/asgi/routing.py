@@ -119,7 +119,7 @@ class Router:
         except KeyError:
             # Frameworks other than Starlette run the handler of GET for "get" too.
             method = method.upper()
-            route = self._find(self._lines, method, scope)
+            route = self._strictest_line(self._lines, method, scope)
             if self._without_mount is not None:
                 self._tell_without_mount(method, scope, route)
             return self._remember(key, route)
@@ -131,7 +131,7 @@ class Router:
         try:
             return self._found[key]
         except KeyError:
-            return self._remember(key, self._find(self._websocket_lines, "WS", scope))
+            return self._remember(key, self._strictest_line(self._websocket_lines, "WS", scope))
 
     def _key(self, method: str | None, scope: Scope) -> _Key:
         """All that an answer depends on."""
@@ -145,18 +145,18 @@ class Router:
         """List the readings of a path with their lines; the strictest comes first."""
         method: str = scope.get("method", "WS").upper()
         lines = self._websocket_lines if method == "WS" else self._lines
-        return sorted(self._readings(lines, method, scope), key=self._leniency)
+        return sorted(self._read_path(lines, method, scope), key=self._leniency)
 
-    def _find(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> Route | None:
-        return min(self._readings(lines, method, scope), key=self._leniency).line
+    def _strictest_line(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> Route | None:
+        return min(self._read_path(lines, method, scope), key=self._leniency).line
 
-    def _readings(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
+    def _read_path(self, lines: Sequence[CompiledLine], method: str, scope: Scope) -> list[PathLine]:
         """The line of the path as written, and those of other readings that something behind may take."""
         reading, path = self._reading, scope["path"]
         paths = client_paths(scope, root_path=self._root_path)
         written = PathReading(path, AS_WRITTEN)
         asked = AskedLines(lines, method, is_odd=reading.any_method and method not in self._methods)
-        found = self._line(asked, paths)
+        found = self._first_line(asked, paths)
         if reading is EXACT:
             return [PathLine(written, found)]
         routed = routed_paths(scope, path, self._root_path)
@@ -167,7 +167,7 @@ class Router:
         is_encoded = is_loose and has_encoded_slash(scope)
         if is_encoded or is_uneven(path):
             asked = asked.only(line for line in lines if not (line[0].exempt or line[0].always))
-            found = self._line(asked, paths)
+            found = self._first_line(asked, paths)
         elif is_loose and found is not None and found.path is not None and "{" not in found.path:
             return [PathLine(written, found)]
         others = self._other_readings(asked, scope, found, readers, is_loose=is_loose)
@@ -212,19 +212,32 @@ class Router:
                 for route, methods, _ in asked.lines
                 if route is found or not (route.exempt or route.always)
             )
-            yield PathLine(
-                one, self._line(loose, [spelt for each in spellings for spelt in loose_spellings(each)])
-            )
+            pairs = [loose_spellings(each) for each in spellings]
+            yield from self._both_lines(one, loose, [each[1] for each in pairs], [each[0] for each in pairs])
         if not reading.is_loose and one.steps != AS_WRITTEN:
-            line = self._line(asked, spellings)
+            line = self._first_line(asked, spellings)
             if line is found or reading.resolves or _is_served(readers, method, routed):
                 yield PathLine(one, line)
         short = one.path.rstrip("/")
         if short == one.path or reading.is_loose:
             return
         if reading.drops_slash or _is_served(readers, method, routed_paths(scope, short, self._root_path)):
-            both = [*spellings, *self._client_paths(scope, short)]
-            yield PathLine(one.then(short, "without the slash at the end"), self._line(asked, both))
+            without = one.then(short, "without the slash at the end")
+            yield from self._both_lines(without, asked, spellings, self._client_paths(scope, short))
+
+    def _both_lines(
+        self, one: PathReading, asked: AskedLines, with_slash: Sequence[str], without: Sequence[str]
+    ) -> Iterator[PathLine]:
+        """The line of a path to which a slash at its end means nothing: the first one, or a gate.
+
+        A gate that would take the path with a slash as well stands below the other line on purpose.
+        """
+        yield PathLine(one, self._first_line(asked, [*without, *with_slash]))
+        gate = self._first_line(asked, without)
+        if gate is not None and gate.feature is not None:
+            alone = asked.only(line for line in asked.lines if line[0] is gate)
+            if first_line(alone, with_slash) is None:
+                yield PathLine(one, gate)
 
     def _client_paths(self, scope: Scope, path: str) -> list[str]:
         return client_paths({**scope, "path": path}, root_path=self._root_path)
@@ -240,7 +253,7 @@ class Router:
             return self._gate_of(found, next(gates, None))
         return found
 
-    def _line(self, asked: AskedLines, paths: Sequence[str]) -> Route | None:
+    def _first_line(self, asked: AskedLines, paths: Sequence[str]) -> Route | None:
         """The first line that takes one of the paths."""
         found = first_line(asked, paths)
         return self._gated(found, asked.lines, asked.method, paths) if self._reading.every_method else found
