@@ -36,8 +36,8 @@ def static(folder: Path) -> StaticFiles:
 
 
 def fastapi(folder: Path) -> Any:
-    """FastAPI, told its root path: https://fastapi.tiangolo.com/tutorial/static-files/"""
-    app = FastAPI(openapi_url=None, root_path="/api")
+    """FastAPI: https://fastapi.tiangolo.com/tutorial/static-files/"""
+    app = FastAPI(openapi_url=None)
     app.mount("/files", static(folder))
     return app
 
@@ -132,7 +132,9 @@ def flask_a2wsgi(folder: Path) -> Any:
 
 APPS: Final[dict[str, Callable[[Path], ASGIApp]]] = {
     "starlette": starlette,
-    "fastapi with a root path": fastapi,
+    "fastapi": fastapi,
+    "fastapi behind a root path": fastapi,
+    "litestar behind a root path": litestar,
     "handler with a path": by_hand,
     "mount in a mount": lambda folder: Starlette(
         routes=[Mount("", routes=[Mount("/files", static(folder))])]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
     from pathlib import Path
 
-    from starlette.types import ASGIApp
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     from field.matrix import Matrix
 
@@ -113,12 +113,24 @@ async def _hypercorn(app: ASGIApp) -> AsyncGenerator[int]:
         await serving
 
 
+def _behind_root_path(app: ASGIApp) -> ASGIApp:
+    """Put a root path before each path, as uvicorn does."""
+
+    async def rooted(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            raw = b"/api" + scope["raw_path"]
+            scope = {**scope, "root_path": "/api", "path": f"/api{scope['path']}", "raw_path": raw}
+        await app(scope, receive, send)
+
+    return rooted
+
+
 @asynccontextmanager
 async def _granian(app: ASGIApp) -> AsyncGenerator[int]:
     embed: Any = pytest.importorskip("granian.server.embed")
     interfaces: Any = pytest.importorskip("granian.constants").Interfaces
     port = free_port()
-    server = embed.Server(app, port=port, interface=interfaces.ASGINL, log_enabled=False)
+    server = embed.Server(app, port=port, interface=interfaces.ASGI, log_enabled=False)
     serving = asyncio.create_task(server.serve())
     try:
         await _opened(port)
@@ -141,7 +153,8 @@ async def _opened(port: int) -> None:
 
 
 @asynccontextmanager
-async def _serving(app: ASGIApp, server: Any) -> AsyncGenerator[int]:
+async def _serving(app: ASGIApp, name: str, server: Any) -> AsyncGenerator[int]:
+    app = _behind_root_path(app) if name.endswith("root path") else app
     if server == "hypercorn":
         context = _hypercorn(app)
     elif server == "granian":
@@ -190,11 +203,11 @@ async def test_no_spelling_of_a_file_gets_around_a_gate(
 ) -> None:
     """F-201, F-202: dots and slashes led to gated files through an exempt line."""
     assert len(SPELLINGS) >= SPELLINGS_LEAST
-    async with _serving(APPS[name](folder), server) as port:
+    async with _serving(APPS[name](folder), name, server) as port:
         bare = await _answers(port, [GATED, *SPELLINGS, *OPEN], "acme")
     assert SECRET in bare[GATED]
     read = [target for target in SPELLINGS if SECRET in bare[target]]
-    async with served(APPS[name](folder), plans=PLANS) as at, _serving(at.app, server) as port:
+    async with served(APPS[name](folder), plans=PLANS) as at, _serving(at.app, name, server) as port:
         await at.kit.customers.set_plan("pro", "pro")
         for customer in ("acme", ""):
             found = await _answers(port, [GATED, *SPELLINGS], customer)
