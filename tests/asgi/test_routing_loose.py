@@ -87,6 +87,9 @@ def test_behind_a_root_path_the_target_may_stand_behind_it() -> None:
     for written in ("/api/v1/chat/", "/apihttp://h/v1/chat", "/api//v1/chat", "/v1/chat/"):
         assert found(lines(GATE, root_path="/api"), written) == GATE
         assert found(lines("POST /api/v1/chat", root_path="/api"), written) == "POST /api/v1/chat"
+    # Litestar takes what stands behind the root path, wherever that is.
+    for written in ("/apiv1/chat", "/x/api/v1/chat"):
+        assert found(lines(GATE, root_path="/api"), written) == GATE
 
 
 def test_a_parameter_of_any_type_is_a_segment() -> None:

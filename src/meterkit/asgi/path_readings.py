@@ -126,10 +126,10 @@ def _cut_authority(reading: PathReading, _: str) -> Iterator[PathReading]:
 
 
 def _cut_root(reading: PathReading, server_root: str) -> Iterator[PathReading]:
-    """Drop what stands before the root path, as Litestar does."""
+    """Drop the root path, wherever it stands, and what stands before it, as Litestar does."""
     before, root, below = reading.path.partition(server_root) if server_root else ("", "", "")
-    if before and root:
-        yield reading.then(below, "without what stands before the root path")
+    if root and (before or not below.startswith("/")):
+        yield reading.then(below, "without the root path and what stands before it")
 
 
 def _cut_fragment(reading: PathReading, _: str) -> Iterator[PathReading]:
