@@ -64,8 +64,8 @@ def routes(
         _show_readings(session, otherwise or deciders[0], readings)
         return
     taken, idle = take(found, otherwise)
-    deciders = (otherwise, *(route.decider for route in found))
-    catalogs = {id(one.catalog): one.catalog for one in deciders if one is not None}
+    used = deciders if otherwise is None else [otherwise]
+    catalogs = {id(one.catalog): one.catalog for one in used}
     unasked = [str(note) for catalog in catalogs.values() for note in unasked_limits_of(catalog)]
     shown = {
         "routes": [_record(one) for one in taken],
