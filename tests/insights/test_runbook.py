@@ -84,6 +84,7 @@ PASSED_ON: Final = {
     ),
 }
 WRITERS: Final = {
+    "asgi/admitted.py",
     "asgi/exchange.py",
     "redis/admin.py",
     "redis/cluster_lane.py",
