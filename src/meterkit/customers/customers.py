@@ -337,8 +337,8 @@ class Customers:
     ) -> Customer:
         """Link a customer to a Stripe customer: from now on its usage is delivered. Repeated: a no-op.
 
-        If the kit has a Stripe key, Stripe is asked for the Stripe customer first, and the subscription is
-        read before this returns.
+        If the kit has a Stripe key, this asks Stripe for the Stripe customer first, and reads its
+        subscription before it returns.
 
         Args:
             customer: the app's own id.

@@ -34,7 +34,7 @@ _DROPPED: Final = b"dropped|"
 
 
 class AtStripe(Protocol):
-    """What belongs to a change of a customer at Stripe."""
+    """Calls to Stripe that belong to a change of a customer."""
 
     async def linking(self, customer: str, stripe_customer: str) -> None:
         """Refuse a link to a Stripe customer that does not exist."""
@@ -45,7 +45,7 @@ class AtStripe(Protocol):
         ...
 
     async def leaving(self, customer: str, *, cancel: bool) -> None:
-        """See that Stripe goes on charging nothing for a customer who is to be deleted."""
+        """Refuse or end a subscription before its customer is deleted."""
         ...
 
 

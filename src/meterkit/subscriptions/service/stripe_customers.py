@@ -134,7 +134,7 @@ class StripeCustomers:
 
 
 def _same_error(error: StripeError, message: str) -> StripeError:
-    """The same error with another message."""
+    """Copy an error with another message."""
     return type(error)(
         message,
         status=error.status,
