@@ -296,9 +296,10 @@ async def test_usage_of_nobody_at_stripe(directory: Path, sound: Server) -> None
 async def test_more_events_than_are_sent(
     directory: Path, sound: Server, emulator: StripeEmulator, stripe_url: str
 ) -> None:
-    for number in range(41):
-        emulator.add_customer(f"cus_{number}")
-    await record(directory, sound.url, *map(str, range(41)))
+    customers = [f"c{number}" for number in range(41)]
+    for customer in customers:
+        emulator.add_customer(f"cus_{customer}")
+    await record(directory, sound.url, *customers)
     settings = {"stripe_api_key": "sk_test_1", "stripe_api_base": stripe_url}
     assert (await examined(directory, sound.url, **settings)).findings == []
     finding = await the_finding(directory, sound.url, **settings, flush_interval=0.05)
