@@ -131,7 +131,7 @@ async def test_and_for_streams_refusals_and_what_is_done_by_hand(server: Server)
     server.command("ACL", "LOG", "RESET")
     async with desk(url_of_user(server), stripe_transport="v2-stream") as at:
         api = StripeApi(at.kit.settings)
-        await at.kit.customers.link("lost", "cus_unknown")
+        await at.kit.customers.link("lost", "cus_unknown", force=True)
         for customer in ("lost", "stranger"):
             await at.kit.record(customer, "requests", 7)
         # A server without WAITAOF (before Redis 7.2): what is sent has been on its disk for two seconds.
