@@ -51,7 +51,7 @@ plans:
         included: 2000
         overage: bill
       plain: {rate: 30/5 minutes}
-      large: {included: 1000, overage: {bill: {cap: 900}}}
+      large: {included: 100, overage: {bill: {cap: 90}}}
       notes:
         rate:
           - {limit: 7/3 seconds, algorithm: token-bucket, burst: 101}
@@ -134,6 +134,7 @@ plans:
     meters:
       calls: {included: 2}
       pages: {included: 0}
+      words: {overage: {bill: {cap: 20}}}
       large: {rate: 400/minute, included: 90, overage: deny}
     grants:
       - {credit: ai, quantity: 6, every: period, priority: 20}
