@@ -389,8 +389,7 @@ def _prepared(
         rates_only=route.always,
         prepaid=view.prepaid,
     )
-    subjects = view.subjects
-    if subjects is not None:
+    if (subjects := view.subjects) is not None:
         subjects = subjects.without_rates() if mode == "c" else subjects
         program = subjects.extend(program, demands, in_flight=False, rates_only=route.always)
     return PreparedDecision(view, program, mode, route=route)
