@@ -8,7 +8,7 @@ and takes the chunk out again for clients that do not expect it.
 from __future__ import annotations
 
 import re
-from asyncio import FIRST_COMPLETED, create_task, ensure_future, gather, wait
+from asyncio import FIRST_COMPLETED, gather, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from meterkit.asgi.context import exchange_of, tap
 from meterkit.asgi.llm_calls import LlmCalls
+from meterkit.cancellation import start_task
 from meterkit.tokens.json_values import load, table
 from meterkit.tokens.plain_values import held_by, is_body
 
@@ -106,8 +107,7 @@ async def stop_on_disconnect(receive: Receive, call: Awaitable[T]) -> T:
         MeterkitError: outside of a request that MeterMiddleware has decided.
     """
     found = exchange_of("stop_on_disconnect()")
-    working = ensure_future(call)
-    leaving = create_task(_read_disconnect(receive))
+    working, leaving = start_task(_result_of(call)), start_task(_read_disconnect(receive))
     try:
         await wait((working, leaving), return_when=FIRST_COMPLETED)
     finally:
@@ -119,6 +119,10 @@ async def stop_on_disconnect(receive: Receive, call: Awaitable[T]) -> T:
     if working.cancelled():
         raise ClientDisconnect
     return working.result()
+
+
+async def _result_of(call: Awaitable[T]) -> T:
+    return await call
 
 
 async def _read_disconnect(receive: Receive) -> None:
