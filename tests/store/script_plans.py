@@ -25,7 +25,7 @@ meters:
   jobs: {unit: job, stripe: {event_name: jobs, report: none}}
   plain: {unit: item}
   notes: {unit: note}
-  large: {unit: token, from: tokens, where: {size: "l*"}, stripe: {event_name: large}}
+  large: {unit: token, from: tokens, where: {size: "l*"}, stripe: {event_name: large, report: usage}}
   coded: {unit: token, from: tokens, where: {size: "*", code: "yes"}}
 plans:
   free:
@@ -150,7 +150,7 @@ plans:
     grants:
       - {credit: ai, quantity: 9, every: period, priority: 20}
       - {meter: words, quantity: 30, every: period}
-    meters: {large: {included: 30, overage: {bill: {cap: 50}}}}
+    meters: {large: {included: 30, overage: {bill: {cap: 90}}}}
   bare:
     extends: gift
     rank: 3
