@@ -53,10 +53,7 @@ class Exchange(ClientWatch):
         is_counted: whether what its decision counts is counted, or may be, without a word of the store.
     """
 
-    __slots__ = (
-        *("_ending", "_llm", "_nothing_to_settle", "_reading", "_recorded", "_status", "_trailers"),
-        "is_counted",
-    )
+    __slots__ = (*("_ending", "_llm", "_reading", "_recorded", "_status", "_trailers", "is_counted"),)
 
     def __init__(
         self,
@@ -89,7 +86,6 @@ class Exchange(ClientWatch):
         self._slot = self._status = 0
         self._ending = self._trailers = False
         self._begun = self._complete = self._failed = self._gone = False
-        self._has_request = self._left_early = self._left_within = False
         if decided is not None:
             self._decided_ms = reply[1]
             self._slot = reply[1] // HOLD_SLOT_MS
@@ -108,7 +104,7 @@ class Exchange(ClientWatch):
         """
         if body is not None:
             self.server_receive = body.receive
-            self._gone = self._left_early = self._left_within = body.gone
+            self._gone = self._early = self._within = body.gone
         usage = self._route.usage
         is_fetched = usage == "auto" and self._scope["method"].upper() != "POST"  # h11 hands on "post".
         if usage != "none":
@@ -124,7 +120,7 @@ class Exchange(ClientWatch):
             if not (self._ending or self._complete):
                 self._note_disconnect()
         else:
-            self._note_request(message)
+            self._has_request = not message.get("more_body", False)
             if self._reading is not None:
                 self._reading.keep_request(message)
         return message
@@ -135,7 +131,7 @@ class Exchange(ClientWatch):
         kind = message["type"]
         if kind == "http.response.body":
             if not message.get("more_body", False) and not self._trailers:
-                if self._nothing_to_settle and not self._gone:
+                if self._nothing_to_settle:
                     self._complete = True
                     return self._send(message)
                 return self._pass_on(message, last=True)
@@ -181,10 +177,12 @@ class Exchange(ClientWatch):
             if reading is not None and reading.read(body) and not isinstance(error, GeneratorExit):
                 await reading.catch_up()
             raise
-        if last:
-            self._complete = True
-        if not last or self._gone:
+        if not last:
             self._begun = self._begun or bool(message.get("body"))
+        else:
+            self._complete = True
+            if self._gone:
+                self._begun = self._begun or bool(message.get("body"))
         if reading is not None and (reading.read(body) or last):
             await reading.catch_up(complete=last)
         if last:
@@ -209,7 +207,7 @@ class Exchange(ClientWatch):
         if lane is None:
             return
         outcome = self._outcome()
-        billed, due = outcome in self._charge_on, self._is_due(outcome)
+        billed = outcome in self._charge_on
         recorded = recorded or _NOTHING
         # What the app has recorded of a request with an idempotency key goes with its mark, or not at all.
         is_whole = decided is None or decided.reserved or (recorded and decided.digest)
@@ -227,7 +225,7 @@ class Exchange(ClientWatch):
             self._view.cache.routes.learn(self._route, meters_of((beside, *parts)))
             late = {} if self._llm is None else self._llm.outliving()
             settle_outliving(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
-            self._settle_parts(lane, parts, beside, billed=billed, due=due)
+            self._settle_parts(lane, parts, beside, billed=billed, due=self._is_due(outcome))
             return
         if decided is not None and (decided.program.settles or decided.digest):
             lane.live.discard(self)
@@ -243,7 +241,7 @@ class Exchange(ClientWatch):
             together = lane.allotments if decided.is_allotted else None
             (together or lane).settle(settlement)
         if recorded:
-            used = Used(recorded if due else _NOTHING, recorded)
+            used = Used(recorded if self._is_due(outcome) else _NOTHING, recorded)
             self._view.cache.routes.learn(self._route, meters_of((used,)))
             self._store.settle(lane, Settlement(self._view, used=used))
 
