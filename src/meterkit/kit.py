@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
 from meterkit.asgi.llm_calls import captured, record_calls
 from meterkit.catalog import Catalog, enforced
-from meterkit.catalog.argument_checks import check_quantities, check_quantity
+from meterkit.catalog.argument_checks import check_quantities, check_quantity, quantities_given
 from meterkit.catalog.notes import log_notes
 from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.asked import Demand
@@ -177,8 +177,8 @@ class MeterKit(Served):
     async def record(
         self,
         customer: str,
-        meter: str,
-        quantity: int,
+        meter: str | Mapping[str, int],
+        quantity: int | None = None,
         *,
         event_id: str | None = None,
         occurred_at: datetime | None = None,
@@ -192,26 +192,25 @@ class MeterKit(Served):
 
         Args:
             customer: the customer's id.
-            meter: a counter of the plans file.
-            quantity: an integer from 0 to 10^15 - 1, in the meter's unit.
-            event_id: the app's own name of this usage; the same one counts once in 35 days, whatever the
-                meter: a call that is recorded on two meters needs two ids.
+            meter: a counter of the plans file, or a mapping of counters to quantities: one event.
+            quantity: an integer from 0 to 10^15 - 1, in the meter's unit; left out with a mapping.
+            event_id: the app's own id of this event. The same id counts once for each meter (35 days).
             occurred_at: when it happened (aware); default: now. Usage of a billing period that is closed goes
                 by ``billing.late_usage`` of the plans file, and is logged.
             subjects: kind to id of the customer's user, team or the like; see :class:`meterkit.Caller`.
 
         Raises:
             CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
-            MeterkitError: ``event_id`` is not a text of 1 to 256 bytes; ``occurred_at`` is naive, or more
-                than a minute in the future.
+            MeterkitError: ``event_id`` is not a text of 1 to 256 bytes, or has counted another quantity of a
+                meter: nothing of this call counts; ``occurred_at`` is naive, or over a minute ahead.
         """
-        demands = self._demands(meter, quantity)
+        quantities = quantities_given(meter, quantity, self.catalog.meters)
         view = self._view(customer, subjects)
         if event_id is not None:
             check_event_id(event_id)
         await self.store.record(
             view,
-            Used.of({name: demand.taken for name, demand in demands.items()}),
+            Used.of(quantities),
             event_id=event_id,
             occurred_ms=None if occurred_at is None else occurred_ms(occurred_at, self.store.now_ms()),
         )
@@ -238,7 +237,7 @@ class MeterKit(Served):
             The counted usage; None, and a warning is logged, if there is no usage or no known customer.
 
         Raises:
-            CustomerError, MeterkitError: an argument cannot be used, or no meter that counts tokens is there.
+            CustomerError, MeterkitError: an argument cannot be used, or no meter counts tokens.
             StoreError: a job was given and the store does not answer; give it again.
         """
         view = None if customer is None else self._view(customer, subjects)

@@ -86,8 +86,8 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
     async def record(
         self,
         customer: str,
-        meter: str,
-        quantity: int,
+        meter: str | Mapping[str, int],
+        quantity: int | None = None,
         *,
         event_id: str | None = None,
         occurred_at: datetime | None = None,

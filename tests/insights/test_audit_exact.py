@@ -125,8 +125,9 @@ class Life:
     async def record(self, name: str) -> None:
         kit, now = self.at.kit, self.at.desk.clock.now()
         late = now - timedelta(days=self.random.choice((0, 0, 3)))
-        event_id = f"e{self.random.randrange(30)}" if self.random.random() < 0.3 else None
-        quantity = self.random.randrange(60)
+        nth = self.random.randrange(30) if self.random.random() < 0.3 else None
+        event_id, quantity = None if nth is None else f"e{nth}", self.random.randrange(60)
+        quantity = quantity if nth is None else 2 * nth
         await kit.record(name, "tokens", quantity, event_id=event_id, occurred_at=late)
 
     async def consume(self, name: str) -> None:

@@ -111,6 +111,21 @@ async def test_the_users_and_teams_of_usage_are_known(any_store_url: str, tmp_pa
         assert [one.is_right async for one in verify(Database(at.url))] == [True]
 
 
+async def test_the_event_id_of_usage_is_known(any_store_url: str, tmp_path: Path) -> None:
+    """F-22a: one event is a row for each meter."""
+    async with audited(any_store_url, sqlite_in(tmp_path), catalog=WITH_USERS) as at:
+        odd = 'line\n"ä"\\'
+        for _ in range(2):
+            await at.kit.record("acme", {"tokens": 1, "rows": 2}, event_id="job-7")
+            await at.kit.record("acme", "tokens", 4, event_id=odd, subjects={"team": "red"})
+        await at.kit.record("acme", "tokens", 8)
+        rows = sorted(await at.rows(), key=lambda row: row["quantity"])
+        told = [(row["meter"], row["event_id"]) for row in rows]
+        assert told == [("tokens", "job-7"), ("rows", "job-7"), ("tokens", odd), ("tokens", None)]
+        assert (rows[0]["event"], rows[2]["subjects"]) == (rows[1]["event"], '{"team":"red"}')
+        assert [one.is_right async for one in verify(Database(at.url))] == [True]
+
+
 async def test_corrections_and_drops_are_entered(any_store_url: str, tmp_path: Path) -> None:
     async with audited(any_store_url, sqlite_in(tmp_path)) as at:
         await at.desk.link("acme")

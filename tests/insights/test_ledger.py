@@ -293,13 +293,15 @@ def test_names_of_models_do_not_grow_without_bound() -> None:
 
 def test_lines_that_a_later_release_adds_are_ignored_and_missing_ones_are_not_needed() -> None:
     prices = f"plans/1,t/2 {meter_token('requests')}:7:o40/3"
-    found = [_read(told) for told in ("", "5\nm\np", f"5\nm\np\n{prices}", f"5\nm\np\n{prices}\nuser=u_7\nx")]
+    later = f'5\nm\np\n{prices}\nuser=u_7\n"job-7"\nx'
+    found = [_read(told) for told in ("", "5\nm\np", f"5\nm\np\n{prices}", later)]
     assert [(row.model, row.cost_micros, row.priced, row.price_version) for row in found] == [
         (None, None, None, None),
         ("m", None, None, None),
         ("m", 7, 4, "plans/1,t/2"),
         ("m", 7, 4, "plans/1,t/2"),
     ]
+    assert [row.event_id for row in found] == [None, None, None, "job-7"]
     assert [row.revenue for row in found] == [0, 0, Fraction(160, 3), Fraction(160, 3)]
 
 

@@ -148,12 +148,14 @@ async def test_memory_of_a_csv_does_not_grow_with_its_events(
     assert of_many < 2 * of_few  # Five times as much, if all were held.
 
 
-async def test_an_event_names_its_users(store_url: str, tmp_path: Path) -> None:
+async def test_an_event_names_its_users_and_the_id_that_the_app_gave_it(
+    store_url: str, tmp_path: Path
+) -> None:
     url, clock = sqlite_in(tmp_path), Clock(START)
     async with MeterKit(loads(OF_USERS), redis_url=store_url, clock=clock, audit_url=url, flush=False) as kit:
         await kit.record("acme", "tokens", 4, subjects={"user": FORMULA, "team": "red"})
         clock.advance(timedelta(seconds=1))
-        await kit.record("acme", "tokens", 5)
+        await kit.record("acme", "tokens", 5, event_id="job-7")
         await Drainer(kit.store, Database(url), least_age_ms=0).drain()
         async with page_of(kit) as client:
             answer = await client.get("/statement.csv")
@@ -165,6 +167,8 @@ async def test_an_event_names_its_users(store_url: str, tmp_path: Path) -> None:
     assert [row["subjects"] for row in rows] == [f"user:{FORMULA} team:red", ""]
     told = [event["subjects"] for line in figures["lines"] for event in line["events"]]
     assert told == [{"user": FORMULA, "team": "red"}, {}]
+    of_app = [event["event_id"] for line in figures["lines"] for event in line["events"]]
+    assert (of_app, [row["event_id"] for row in rows]) == ([None, "job-7"], ["", "job-7"])
 
 
 def table_of(html: str, line: str) -> list[list[str]]:

@@ -10,8 +10,9 @@ from counters import pack_field
 from meterkit.catalog import loads
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.customer_state import NO_STATE, CustomerState
+from meterkit.decisions.event_marks import read_gauge_mark
 from meterkit.decisions.gauges import GaugeLimit
-from meterkit.decisions.keys import FORMAT, Keys
+from meterkit.decisions.keys import FORMAT, Keys, meter_token
 from meterkit.decisions.packed import unpack_field
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.decisions.verdict import refused
@@ -137,7 +138,7 @@ class GaugeWorld:
         self.is_restricted = False
         self.gauges = {name: Gauge() for name in GAUGES}
         self.open: list[tuple[PreparedDecision, int]] = []
-        self.events: set[str] = set()
+        self.events: dict[tuple[str, str], str] = {}
         self.seen: set[str] = set()
 
     def step(self) -> None:
@@ -263,6 +264,9 @@ class GaugeWorld:
                 (-gauge.level, -gauge.level - 1, quantity - gauge.level, MOST - gauge.level + 1, 1, -1, 0)
             )
         event = self.random.choice((None, None, f"e{self.random.randrange(40)}"))
+        counted = None if event is None else self.events.get((event, name))
+        if counted is not None and self.random.random() < 0.5:
+            how, quantity = counted.split(" ")[0], int(counted.split(" ")[1])
         known = self._view
         keys = [self._keys.levels, self._keys.state, self._keys.notices]
         keys += [] if event is None else [f"mk:{{0}}:e:{event}"]
@@ -275,24 +279,28 @@ class GaugeWorld:
             argv = (
                 *(known.rev, bounds.next_end_ms, bounds.start_ms, bounds.end_ms, bounds.next_end_ms, name),
                 *(-1 if given.included is None else given.included, how, quantity, "ada", thresholds),
-                self.wall,
+                *(meter_token(name), self.wall),
             )
             reply = self.wire(pack("EVALSHA", self.scripts["level"].sha, len(keys), *keys, *argv))
             is_known = known.rev == self.rev and bounds.start_ms <= self.wall < bounds.next_end_ms
             self.compare("whether it is stale", not is_known, reply[0] == 2)
         changed = quantity if how == "set" else gauge.level + quantity
-        code = 1 if event in self.events else 0 if 0 <= changed <= MOST else 4
+        code = 0 if 0 <= changed <= MOST else 4
+        if counted is not None:
+            code = 1 if counted == f"{how} {quantity}" else 5
         notices: list[str] = []
         if code == 0:
             notices = self._crossed(known, name, gauge.level, changed)
             gauge.look(limit, self.wall)
             gauge.level = changed
             gauge.look(limit, self.wall)
-            self.events |= {event} if event else set()
             if event:
+                self.events[event, name] = f"{how} {quantity}"
                 lives = self.wire(pack("PTTL", keys[-1]))
                 self.compare("life of an event", True, 34 * DAY_MS < lives <= 35 * DAY_MS)
         self.seen.add(f"level {code}")
+        if counted is not None and code == 5:
+            self.compare("what an event id has changed", counted, read_gauge_mark(reply.pop(), name))
         answer = [code, self.wall, gauge.level, *([b"notice"] if notices else [])]
         self.compare(f"{how} {name} {quantity} {event}", answer, reply)
         self._check_notices(name, notices)
@@ -362,7 +370,18 @@ class GaugeWorld:
         """What cannot be a level is told, and stays as it is."""
         del name
         keys, known = self.keys.customer("ida"), self.processes[0].get("ida")
-        argv = (known.rev, *(9 * 10**15, 0, *(9 * 10**15,) * 2), "storage", 5, "set", 1, "ida", "", self.wall)
+        argv = (
+            known.rev,
+            *(9 * 10**15, 0, *(9 * 10**15,) * 2),
+            "storage",
+            5,
+            "set",
+            1,
+            "ida",
+            "",
+            "t",
+            self.wall,
+        )
         names = (keys.levels, keys.state, keys.notices)
         level = pack("EVALSHA", self.scripts["level"].sha, len(names), *names, *argv)
         packed = b"".join(known.prepare_asking({"storage": Demand.of(1)}, "f").packed)

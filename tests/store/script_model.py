@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.decisions.binding import derived_from
 from meterkit.decisions.customer_state import NO_STATE
+from meterkit.decisions.event_marks import UNCOMPARED
 from meterkit.decisions.keys import meter_field, meter_token, rate_field, rate_token
+from meterkit.redis.settling import CONFLICT, PARTLY
 from store.script_counts import DAY_MS, MINUTE_MS, MOST, QUARTER_HOUR_MS, Bucket, Slots, Windows
 from store.script_purse import Means, Part, Purse, credit_of, lowered
 from store.script_weighing import Asked, Ceilings, span_ms, take, weigh
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Rate
     from meterkit.decisions.asked import Demand
+    from meterkit.decisions.event_marks import EventMark
 
 NEVER_MS: Final = 9 * 10**15
 NO_REV: Final = NO_STATE
@@ -67,7 +70,7 @@ class Use:
     recorded: Mapping[str, int]
     rated: Mapping[str, int]
     slot: int
-    event: str | None = None
+    event: EventMark | None = None
     occurred: int | None = None
     reserved: Mapping[str, int] = field(default_factory=dict[str, int])
     decided: frozenset[str] = frozenset()
@@ -263,7 +266,7 @@ class Model:
         self.catalog = catalog
         self.customers: defaultdict[str, Customer] = defaultdict(Customer)
         self.writers: defaultdict[str, Writer] = defaultdict(Writer)
-        self.events: set[str] = set()
+        self.events: dict[str, dict[str, int]] = {}
         self.dirty: dict[str, int] = {}
         self.unlinked: dict[str, int] = {}
         self.notices: list[tuple[str, str, str, str]] = []
@@ -328,12 +331,9 @@ class Model:
         now, ending = _stand(customer, view, times, forced=False)
         if ending:
             return [{2: 4, 3: 5}[int(ending[0])], *ending[1:]]
-        numbered = self.writers[writer]
-        if numbered.fenced:
-            return [3, numbered.last]
-        if number != numbered.last + 1:
-            return [1, now] if number <= numbered.last else [2, numbered.last]
-        numbered.last = number
+        answer = self._number(writer, number, now, None if use.event is None else self._counted(use.event))
+        if answer:
+            return answer
         customer.roll(now, view)
         late = None if use.occurred is None else customer.overdue(use.occurred, view, now)
         before = customer.means(now, view) if any(use.recorded.values()) else None
@@ -347,9 +347,7 @@ class Model:
         ]
         refused = [meter_field(part.meter).encode() for part in parts if part.is_too_much]
         if use.event is not None:
-            if use.event in self.events:
-                return [0, now]
-            self.events.add(use.event)
+            self.events.setdefault(use.event.key, {}).update(use.event.quantities)
         for meter, quantity in use.held.items():
             customer.holds[meter].give_back(now, use.slot, quantity)
         for meter, cost in use.held_costs.items():
@@ -373,6 +371,30 @@ class Model:
         if self.notices:
             words.append(b"notice")
         return [6, refused[0]] if refused else [0, now, *words]
+
+    def _number(self, writer: str, number: int, now: int, counted: int | None) -> Answer | None:
+        """The reply that ends a settlement by its number, or by its event id."""
+        numbered = self.writers[writer]
+        if counted == PARTLY:
+            return [PARTLY, now]
+        if numbered.fenced:
+            return [3, numbered.last]
+        if number != numbered.last + 1:
+            return [1, now] if number <= numbered.last else [2, numbered.last]
+        numbered.last = number
+        return None if counted is None else [counted, now]
+
+    def _counted(self, event: EventMark) -> int | None:
+        """The reply where an event id has counted meters among these; None: it has counted none."""
+        if event.key not in self.events:
+            return None
+        known = self.events[event.key]
+        both = [(known[meter], quantity) for meter, quantity in event.quantities.items() if meter in known]
+        if any(before != now and UNCOMPARED not in {before, now} for before, now in both):
+            return CONFLICT
+        if not known or len(both) == len(event.quantities):
+            return 0
+        return PARTLY if both else None
 
     def _cross(self, name: str, customer: Customer, given: Entitlement, part: Part, now: int) -> None:
         """Notice the shares of what is included that these units have reached."""

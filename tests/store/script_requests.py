@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.at_model import AtModel
 from meterkit.decisions.binding import derived_from
+from meterkit.decisions.event_marks import UNCOMPARED, EventMark, read_mark
+from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import bounds_at
 from meterkit.decisions.program import compile_program
-from meterkit.redis.connection import pack_each
+from meterkit.redis.connection import pack, pack_each
 from meterkit.redis.producer import pack_sequence
+from meterkit.redis.settling import CONFLICT, PARTLY
 from meterkit.store.hold import Correction, Held, Used
 from meterkit.store.settlement import Settlement
 from meterkit.store.views import CustomerCache
@@ -202,20 +205,31 @@ class Requests(Checks):
         known = self._customer(name)
         meters = self.random.sample(self.sales.meters, self.random.choice((1, 1, 2)))
         recorded = {meter: self._quantity(known, meter) for meter in meters}
-        event = None
-        if self.random.random() < 0.15:
-            event = self.keys.event(0, name, str(self.random.randrange(60)))
+        event = self._event(name, recorded) if self.random.random() < 0.15 else None
         recorded, rated = self.random.choice(((recorded, recorded), (recorded, {}), ({}, recorded)))
         dimensions = self.random.choice(_DIMENSIONS)
         self._settle(
             Settlement(
                 known,
                 used=Used(recorded, rated, dimensions, self._measured(recorded or rated)),
-                event_key=event,
+                event=event,
                 occurred_ms=self._occurred(name) if self.random.random() < 0.12 else None,
                 tells_revenue=self.random.random() < 0.12,
             )
         )
+
+    def _event(self, name: str, quantities: Mapping[str, int]) -> EventMark:
+        """An event id; where it has counted these meters, mostly as before."""
+        key = self.keys.event(0, name, str(self.random.randrange(60)))
+        known = self.model.events.get(key, {})
+        chance = self.random.random()
+        if chance < 0.1:
+            return EventMark(key)
+        given = {
+            **quantities,
+            **{meter: known[meter] for meter in quantities if meter in known and chance < 0.8},
+        }
+        return EventMark(key, "id", given | dict.fromkeys(given, UNCOMPARED) if chance > 0.95 else given)
 
     # What deeds are made of.
 
@@ -259,7 +273,7 @@ class Requests(Checks):
             recorded=used.recorded,
             rated=used.rated,
             slot=settlement.slot,
-            event=settlement.event_key,
+            event=settlement.event,
             occurred=settlement.occurred_ms,
             reserved=correction.reserved,
             decided=correction.rates,
@@ -277,15 +291,31 @@ class Requests(Checks):
         self.numbers[writer] = self.model.writers[writer].last
         reply = self.wire(request)
         code = int(expected[0])
+        kept = reply.pop() if code in {CONFLICT, PARTLY} else None
+        if kept is not None:
+            self._check_mark(settlement.event, kept)
         self.compare(f"settle {name} {use} {writer} {number} {times}", expected, reply)
         self._check_notices()
         self.seen[f"settle {code}"] += 1
+        if code in {0, 6} and settlement.event is not None:
+            self._check_mark(settlement.event, self.wire(pack("GET", settlement.event.key)))
         if code == 4:
             known.cache.learn(known, reply)
+        if code == PARTLY:
+            assert isinstance(kept, bytes)
+            self._settle(settlement.uncounted(kept))
         if code == 3 and self.random.random() < 0.5:
             self.writers[self.writers.index(writer)] = f"w{self.random.randrange(10**9)}"
         if code in {2, 3, 4, 5} and self.random.random() < 0.8:
             self._settle(settlement)
+
+    def _check_mark(self, event: EventMark | None, kept: bytes) -> None:
+        """What an event id has counted; it is known for 35 days."""
+        assert event is not None
+        counted = {meter_token(meter): units for meter, units in self.model.events[event.key].items()}
+        self.compare("what an event id has counted", counted, read_mark(kept))
+        lives = self.wire(pack("PTTL", event.key))
+        self.compare("life of an event id", True, 34 * DAY_MS < lives <= 35 * DAY_MS)
 
     def _check_notices(self) -> None:
         """What was told of since, and nothing else; then it is forgotten."""

@@ -91,10 +91,10 @@ async def test_an_event_counts_once(kit: MeterKit) -> None:
     assert await gauges.set("acme", "storage", 9, event_id="f") == 5
     # Whose it is matters.
     assert await gauges.adjust("ida", "storage", 7, event_id="e") == 7
-    # Which gauge it is does not, nor whether it is usage.
-    assert await gauges.adjust("acme", "seats", 1, event_id="e") == 0
+    # So does which gauge it is, or which meter.
+    assert await gauges.adjust("acme", "seats", 1, event_id="e") == 1
     await kit.record("acme", "requests", 1, event_id="e")
-    assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 0
+    assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
 
 
 @pytest.mark.parametrize("quantity", [-1, MOST + 1, 1.0, True, "1", None])

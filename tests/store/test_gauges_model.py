@@ -47,7 +47,7 @@ SHARES: Final = 2  # Tests, so that several processes may share them.
 SEEN: Final = frozenset(
     {
         *("d 0", "d 1", "c 0", "c 1", "s 0", "s 5", "f 0", "f 1"),
-        *("level 0", "level 1", "level 4", "notice", "amend", "presign"),
+        *("level 0", "level 1", "level 4", "level 5", "notice", "amend", "presign"),
     }
 )
 KINDS: Final[Mapping[type[GaugeWorld], AbstractSet[str]]] = {

@@ -46,7 +46,7 @@ SAID = (
         f"decide {what}"
         for what in ("d 0", "d 1", "d 2", "d 3", "c 0", "c 1", "f 0", "f 1", "h 0", "s 0", "s 5", "v 4")
     }
-    | {f"settle {code}" for code in range(7)}
+    | {f"settle {code}" for code in (*range(7), 8, 9)}
     | {"late", "paid", "usage.threshold"}
 )
 

@@ -48,7 +48,7 @@ COUNTING: Final = (
     *("confirm_view", "head_of", "window_of", "meter_of", "besides_of", "live_holds", "give_back"),
     *("advance", "correct", "take_number", "expire_at", "overdue", "count_late", "crossed", "notify"),
     *("close_period", "read_counters", "open_meter", "are_whole", "pack_meter", "await_seal"),
-    *("keep_counters", "count_recorded"),
+    *("keep_counters", "count_recorded", "weigh_event", "correct_rates"),
 )
 SPENT: Final = ("weigh_spend", "price_of", "count_spend")
 # The lives that meet what a file says, the likeliest first.

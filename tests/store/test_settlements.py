@@ -34,7 +34,7 @@ from faults import (
     used,
 )
 from meterkit.decisions.keys import Keys
-from meterkit.errors import QuantityError, StoreError
+from meterkit.errors import MeterkitError, QuantityError, StoreError
 from meterkit.redis import producer
 from meterkit.redis.producer import SettlementQueue, pack_sequence
 from meterkit.store.hold import Used
@@ -275,6 +275,16 @@ class Paper:
     def on_damaged(self, field: bytes) -> None:
         self.told.append(field)
 
+    def on_conflict(self, kept: bytes) -> Exception:
+        self.told.append(kept)
+        return MeterkitError("used otherwise")
+
+    def uncounted(self, kept: bytes) -> Paper:
+        self.told.append(kept)
+        rest = Paper()
+        rest.waiter = self.waiter
+        return rest
+
     def on_notices(self, notices: list[bytes]) -> None:
         self.told += notices
 
@@ -433,6 +443,28 @@ async def test_i11_what_the_store_refused_after_it_lost_its_record_is_sent_again
     await desk.recover(-1)
     assert desk.queue.lost == 1
     assert desk.line.numbers() == [1, 2]
+
+
+async def test_what_an_event_id_has_counted_otherwise_is_refused_and_stops_no_other() -> None:
+    desk = Desk()
+    desk.producer.received([8, 1, b"kept"])
+    desk.producer.received([0, 1])
+    first, second, third = desk.papers
+    assert ([first.told, second.done, third.done], desk.queue.unsettled) == ([[b"kept"], True, False], 1)
+    assert first.waiter is not None
+    with pytest.raises(MeterkitError, match="used otherwise"):
+        await first.waiter
+
+
+async def test_of_what_an_event_id_has_counted_in_part_the_rest_is_sent_in_its_place() -> None:
+    desk = Desk()
+    desk.producer.received([9, 1, b"kept"])
+    desk.producer.received([2, 0])
+    desk.producer.received([2, 0])
+    await desk.recover(0)
+    assert desk.papers[0].told == [b"kept"]
+    assert desk.papers[0] not in desk.queue.producer.inflight
+    assert (desk.queue.unsettled, desk.line.numbers(), desk.queue.lost) == (3, [1, 2, 3], 0)
 
 
 async def test_a_producer_of_which_there_is_no_record_and_nothing_was_heard_has_applied_nothing() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from faults import catalog
+from meterkit.decisions.event_marks import EventMark
 from meterkit.redis.settling import Sent
 from meterkit.redis.url import parse_redis_url
 from meterkit.store.hold import Correction, Held, Mark, Used
@@ -28,7 +29,7 @@ def cache() -> CustomerCache:
 
 def said(settlement: Settlement) -> dict[str, Any]:
     """All that is applied of a settlement, but for when."""
-    names = ("customer", "held", "slot", "used", "correction", "event_key", "mark")
+    names = ("customer", "held", "slot", "used", "correction", "event", "mark")
     return {name: getattr(settlement, name) for name in names} | {"anonymous": settlement.view.anonymous}
 
 
@@ -48,7 +49,8 @@ def said(settlement: Settlement) -> dict[str, Any]:
             "held": Held({"tokens": 9}, (), 6_000_000),
             "correction": Correction({"tokens": 9}, frozenset({"a", "b"}), AT_MS - 5),
         },
-        {"used": Used.of({"requests": 1}), "event_key": "mk:{3}:e:acme:order-1"},
+        {"used": Used.of({"requests": 1}), "event": EventMark("mk:{3}:e:0a", "order-1", {"requests": 1})},
+        {"used": Used.of({"requests": 1}), "event": EventMark("mk:{3}:e:0b")},
         {"used": Used.of({"requests": 1}), "mark": Mark("0a" * 16, billed=True)},
         {"used": Used.of({"requests": 1}), "mark": Mark("0a" * 16, billed=False)},
     ],
@@ -76,7 +78,7 @@ def test_i12_a_record_of_the_release_before_is_read(cache: CustomerCache) -> Non
         b'{"n":4,"c":"acme","at":1800000000000,"anonymous":true,"sent":["mk:{3}:w:abc",7,5],'
         b'"recorded":{"tokens":3},"rated":{"tokens":4},"measured":{},"dimensions":{"model":"m"},'
         b'"held":[{"tokens":9},["requests"],6000000],"correction":[{"tokens":9},["a","b"],5],'
-        b'"mark":["0a",true]}'
+        b'"event":"mk:{3}:e:0a","mark":["0a",true]}'
     )
     number, settlement, sent = read(record, cache)
     assert (number, sent, settlement.rated_ms) == (4, SENT, AT_MS)
@@ -87,6 +89,6 @@ def test_i12_a_record_of_the_release_before_is_read(cache: CustomerCache) -> Non
         "slot": 6_000_000,
         "used": Used({"tokens": 3}, {"tokens": 4}, {"model": "m"}, {}),
         "correction": Correction({"tokens": 9}, frozenset({"a", "b"}), 5),
-        "event_key": None,
+        "event": EventMark("mk:{3}:e:0a"),
         "mark": Mark("0a", billed=True),
     }

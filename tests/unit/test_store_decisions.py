@@ -34,7 +34,7 @@ from meterkit.store.arguments import check_customer, check_event_id
 from meterkit.store.compiled import Alarms
 from meterkit.store.customer_usage import usage_of
 from meterkit.store.fallback import Fallback
-from meterkit.store.hold import Mark, Used, told_of
+from meterkit.store.hold import Mark, Used, audit_lines
 from meterkit.store.holds import HoldOwner
 from meterkit.store.idempotency import MarkedDecision
 from meterkit.store.reserving import prepare_reserving
@@ -110,7 +110,7 @@ def test_a_claim_names_its_customer() -> None:
 def test_the_audit_log_has_when_usage_occurred_its_model_and_its_price(
     used: Used, occurred_ms: int | None, priced: str, expected: bytes
 ) -> None:
-    assert told_of(used, occurred_ms, priced) == expected
+    assert audit_lines(used, occurred_ms, priced) == expected
 
 
 def test_a_customer_id_has_up_to_256_bytes() -> None:

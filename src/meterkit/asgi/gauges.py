@@ -49,14 +49,14 @@ class Gauges:
             customer: the customer's id.
             meter: a gauge of the plans file.
             quantity: an integer from 0 to 10^15 - 1, in the meter's unit.
-            event_id: the app's own name of this change; the same one counts once in 35 days, whatever the
-                gauge, and also where :meth:`meterkit.MeterKit.record` had it.
+            event_id: the app's own id of this change. The same id counts once for each gauge (35 days).
 
         Returns:
             The level by now; with an ``event_id`` that has counted before, as it is.
 
         Raises:
-            CustomerError, QuantityError, UnknownMeterError, MeterkitError: an argument cannot be used.
+            CustomerError, QuantityError, UnknownMeterError, MeterkitError: an argument cannot be used, or
+                ``event_id`` has changed the gauge otherwise.
             StoreError: the store does not answer; whether the level was set is not known.
         """
         return await self._change(customer, meter, check_quantity(quantity), how="set", event_id=event_id)
@@ -70,15 +70,15 @@ class Gauges:
             customer: the customer's id.
             meter: a gauge of the plans file.
             quantity: an integer of at most 15 digits, in the meter's unit.
-            event_id: the app's own name of this change; the same one counts once in 35 days, whatever the
-                gauge, and also where :meth:`meterkit.MeterKit.record` had it.
+            event_id: the app's own id of this change. The same id counts once for each gauge (35 days).
 
         Returns:
             The level by now; with an ``event_id`` that has counted before, as it is.
 
         Raises:
             QuantityError: the level would be below 0 or above 10^15 - 1, and stays as it is.
-            CustomerError, UnknownMeterError, MeterkitError: an argument cannot be used.
+            CustomerError, UnknownMeterError, MeterkitError: an argument cannot be used, or ``event_id`` has
+                changed the gauge otherwise.
             StoreError: the store does not answer; whether the level was changed is not known.
         """
         return await self._change(customer, meter, check_change(quantity), how="adjust", event_id=event_id)

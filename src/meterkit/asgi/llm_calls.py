@@ -221,7 +221,7 @@ async def _count_job(
         )
         return None
     return [
-        await store.record(owner, part, event_id=call_name(call), tells_revenue=True)
+        await store.record(owner, part, event_id=call_name(call), counts_once=True, tells_revenue=True)
         for part in (parts if counts else ())
     ]
 

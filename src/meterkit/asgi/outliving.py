@@ -6,6 +6,7 @@ from asyncio import get_running_loop, sleep
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 from meterkit.asgi.llm_calls import used_by_model
+from meterkit.decisions.event_marks import EventMark
 from meterkit.errors import StoreError
 from meterkit.store.jobs import Claim, claim_job, end_work, keep_hold, remember_job
 from meterkit.store.settlement import Settlement
@@ -82,7 +83,7 @@ async def _count(
         owner, counts = claim
         if owner is not None and used is not None and counts:
             key = store.keys.event(owner.shard, owner.customer, name)
-            store.settle(lane, Settlement(owner, used=used, event_key=key))
+            store.settle(lane, Settlement(owner, used=used, event=EventMark(key)))
 
     try:
         settle(await claim_job(store, job_id, view, route, by=by))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.errors import QuantityError, UnknownFeatureError, UnknownMeterError
+from meterkit.errors import MeterkitError, QuantityError, UnknownFeatureError, UnknownMeterError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from meterkit.catalog.models import Meter
 
@@ -63,6 +64,29 @@ def check_quantities(quantities: Mapping[str, int], meters: Mapping[str, Meter])
     for name, quantity in quantities.items():
         check_counter(name, meters)
         check_quantity(quantity)
+
+
+def quantities_given(
+    meter: str | Mapping[str, int], quantity: int | None, meters: Mapping[str, Meter]
+) -> dict[str, int]:
+    """Return quantities by meter, from a meter with its quantity or from a mapping.
+
+    Raises:
+        MeterkitError: a mapping is empty, or comes with a quantity.
+        UnknownMeterError, QuantityError: as of :func:`check_quantities`.
+    """
+    if not isinstance(meter, Mapping):
+        given = {meter: check_quantity(quantity)}
+    elif quantity is not None:
+        raise MeterkitError(
+            f"quantity: found {quantity!r:.40} beside a mapping of meters to quantities; leave it out"
+        )
+    elif not meter:
+        raise MeterkitError("quantities: found none; name one meter at least")
+    else:
+        given = dict(meter)
+    check_quantities(given, meters)
+    return given
 
 
 def check_counter(name: str, meters: Mapping[str, Meter]) -> None:

@@ -3,21 +3,23 @@
 --
 -- KEYS[1] hash  levels: a gauge to its level and how that stands to what is included, packed (see level_of)
 -- KEYS[2] hash  state
--- KEYS[3] stream  notices    KEYS[4] string  optional: remembers an event id of the app, which counts once in 35 days
+-- KEYS[3] stream  notices
+-- KEYS[4] string  optional: remembers for 35 days what an event id of the app has counted, see weigh_event
 -- ARGV  1 rev    2 until when the caller's view of that holds    3 start and 4 end of the period, 5 end of the next (ms)
 --       6 the gauge    7 included in its unit (-1: unlimited)    8 `set` or `adjust`    9 the level, or by how much
 --       10 the customer    11 thresholds: a level and the percentage that it is, each
---       last: the caller's clock (ms)
+--       12 the gauge's token    last: the caller's clock (ms)
 -- Reply {0, now, level, 'notice' where there is one} done    {1, now, level} the event id has counted before: nothing is done
 --       {2, now, rev, state} stale    {3, now} clock
 --       {4, now, level} the level would be below 0 or above 10^15 - 1: nothing is done
+--       {5, now, level, what is kept of the event id} it has changed this gauge otherwise: nothing is done
 --       the error DAMAGED        the level is not what it must be: nothing is done
 --include confirm_view
 --include level_of
 --include standing_of
 --include notify
 local levels_key, state_key, notices_key, event_key = unpack(KEYS)
-local rev, till, from, ends, next_end, gauge, included, change, quantity, customer, thresholds, caller = unpack(ARGV)
+local rev, till, from, ends, next_end, gauge, included, change, quantity, customer, thresholds, token, caller = unpack(ARGV)
 local call, most, caller_ms = redis.call, tonumber(included), tonumber(caller)
 -- Of the counters nothing is known here.
 local now, starts_ms, ends_ms, verdict = confirm_view(state_key, rev, tonumber(till), tonumber(from), tonumber(ends),
@@ -26,8 +28,13 @@ if verdict then
   return verdict
 end
 local level, over_ms, fitted = level_of(call('HGET', levels_key, gauge), gauge)
-if event_key and call('EXISTS', event_key) == 1 then
-  return {1, now, level}
+local keep, counted, _
+if event_key then -- Others do not pay for making this function.
+--include weigh_event
+  keep, _, counted = weigh_event(event_key, {token, change .. ' ' .. quantity}, now)
+end
+if counted then
+  return counted[1] == EVENT_CONFLICT and {5, now, level, counted[3]} or {1, now, level}
 end
 local changed = change == 'set' and tonumber(quantity) or level + quantity
 if changed < 0 or changed > VALUE_MOST then
@@ -39,8 +46,8 @@ if changed == 0 then
 else
   call('HSET', levels_key, gauge, cmsgpack.pack(FORM, changed, standing_of(changed, most, over_ms, fitted, now)))
 end
-if event_key then
-  call('SET', event_key, 1, 'PX', THIRTY_FIVE_DAYS_MS)
+if keep then
+  keep()
 end
 local notices = {}
 for threshold, percent in string.gmatch(thresholds, '(%d+) (%d+)') do

@@ -6,14 +6,15 @@
 -- KEYS[4] zset  customers with pending usage: `dirty` if linked, else `unlinked`
 -- KEYS[5] string  the producer: the last number applied, or c<number> once it is fenced
 -- KEYS[6] hash  optional: grants    KEYS[7] hash  with grants: their ledger    KEYS[8] stream  with grants: notices
--- the last of KEYS  optional: string, remembers an event id of the app, which counts once in 35 days;
+-- the last of KEYS  optional: string, remembers for 35 days what an event id of the app has counted (see weigh_event);
 --       or zset: idempotency keys (see first_of)
 --       where there is an audit log, behind that: stream of the audit log
 --       with subjects behind these: zset  their index, then a hash each, counters of its own
 -- ARGV  1 rev   2 terms   3 the customer, as a member of KEYS[4]
 --       4 empty, or (JSON) an object of what grants pay (see burn), and of when the usage occurred: at (ms), own: the
 --       first instant of the period that this was, dead: 1 where late usage is not recorded; and of an idempotency
---       key: digest, billed: 1 where it is remembered from now on; tells: 1 where the reply says what is paid for
+--       key: digest, billed: 1 where it is remembered from now on; event: what an event id is given with, see weigh_event;
+--       tells: 1 where the reply says what is paid for
 --       then the fields: METERm a meter; METERn a concurrency limit; RATEr a rate; where there is an audit
 --       log: what else is known of the usage
 --       with subjects: their words and terms, see settle_subjects
@@ -31,7 +32,9 @@
 --       'notice' where there is one, 'subjects' where one found no room} ok
 --       {1, now} duplicate    {2, last} gap    {3, last} fenced    {4, now, rev, state} stale   {5, now} clock   {6, field} applied except for a meter whose total
 --       would pass 9 * 10^15    {7, field} numbered and not applied: a field is not what it must be, here or of a
---       period that is over; the next settlements need not wait for its repair
+--       period that is over; the next settlements need not wait for its repair    {8, now, what is kept of the event id}
+--       numbered and not applied: the id has counted another quantity    {9, now, the same} not applied: it has counted
+--       some of these meters
 --include confirm_view
 --include head_of
 --include meter_of
@@ -57,7 +60,13 @@ local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 local now, starts_ms, finishes_ms, verdict =
   confirm_view(state_key, rev, until_ms, starts, ends, next_end_ms, caller_ms, known_rev, seen_ms, ends_ms, false)
-verdict = verdict and {verdict[1] + 2, unpack(verdict, 2)} or take_number(producer_key, number, now)
+local once_key, details = KEYS[notices_key and 9 or 6], further ~= '' and cjson.decode(further)
+local keep_event, partly, counted
+if details and details.event then -- As above.
+--include weigh_event
+  keep_event, partly, counted = weigh_event(once_key, details.event, now)
+end
+verdict = verdict and {verdict[1] + 2, unpack(verdict, 2)} or partly or take_number(producer_key, number, now) or counted
 if verdict then
   return verdict
 end
@@ -73,10 +82,9 @@ elseif ends_ms ~= finishes_ms then -- As above.
   seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
 end
 local words, late, is_dead, pay, keep_grants, is_repeat, keep_mark, spend, windows, tells, spent, refused = {}
-local has_further = further ~= ''
-if has_further then -- As above.
+if details then -- As above.
 --include open_further
-  late, is_dead, pay, keep_grants, is_repeat, keep_mark, tells = open_further(further, KEYS, rev, now,
+  late, is_dead, pay, keep_grants, is_repeat, keep_mark, tells = open_further(details, KEYS, rev, now,
     starts_ms, finishes_ms, begins_ms, hold_slot)
 end
 if priced_meters > 0 then -- As above.
@@ -116,24 +124,18 @@ for place = 2, meters + 1 do
     included, overage, pending = included + within, overage + beyond, pending + reported
     --audited noted[n + 1], noted[n + 2], noted[n + 3], noted[n + 4] = name, within, by_grants, by_credits
     --audited noted[n + 5], noted[n + 6], noted[n + 7], n = beyond, over, reported, n + 7
-    besides = (has_further or over > 0)
+    besides = (details or over > 0)
       and pack(granted + by_grants, credited + by_credits, occurred_before, stamped_ms, over_cap + over) or besides
   end
   write[w + 1], write[w + 2], w = name, pack(FORM, included, overage, pending, current_slot, held, held_before, besides), w + 2
 end
 if rates > 0 then -- As above.
---include correct
-  for place = meters + 2, meters + rates + 1 do
-    local kind, window, refill, quantity, counted_ms = read('<ddddd', terms, at + 16 * meters + 40 * (place - 2))
-    quantity = windows and place > meters + rates + 1 - windows and spent or quantity
-    local packed, matters_ms = correct(fields[place], ARGV[names + place], kind, window, refill, quantity, counted_ms, now)
-    lasts_ms = math.max(lasts_ms, QUARTER_HOUR_MS + matters_ms)
-    write[w + 1], write[w + 2], w = ARGV[names + place], packed, w + 2
-  end
+--include correct_rates
+  w, lasts_ms = correct_rates(terms, at + 56 * meters, rates, windows, spent, fields, ARGV, names, meters + 2, write, w, now)
 end
-local once_key = KEYS[notices_key and 9 or 6]
-if once_key and not (keep_mark and keep_mark() or call('SET', once_key, 1, 'NX', 'PX', THIRTY_FIVE_DAYS_MS)) then
-  return {0, now}
+local keep = keep_event or keep_mark
+if keep then
+  keep()
 end
 if late then
   words[#words + 1] = 'late ' .. late

@@ -29,7 +29,7 @@ _OF_LINE: Final = (
 _OF_EVENT: Final = (
     *("event", "recorded_at", "occurred_at", "included", "granted", "credited", "overage", "over_cap"),
     *("billed", "late"),
-    *("price_micros", "price_per", "model", "provider", "why", "subjects"),
+    *("price_micros", "price_per", "model", "provider", "why", "subjects", "event_id"),
 )
 COLUMNS: Final = ("row", "line", *_OF_LINE, *_OF_EVENT)
 _EMPTY: Final = dict.fromkeys(COLUMNS)

@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import QuantityError, StoreError
 from meterkit.redis.connection import ReplyError, pack_each, pack_numbers
-from meterkit.redis.settling import DAMAGED, DUPLICATE, NEVER_SENT, OK, REFUSED, STALE, Sent, resolve
+from meterkit.redis.settling import (
+    CONFLICT,
+    DAMAGED,
+    DUPLICATE,
+    NEVER_SENT,
+    OK,
+    PARTLY,
+    REFUSED,
+    STALE,
+    Sent,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from meterkit.decisions.keys import Keys
@@ -28,6 +39,7 @@ _log = logging.getLogger("meterkit.store")
 
 _ERROR: Final = -1
 _OK_LENGTH: Final = 2
+_NUMBERED: Final = frozenset({OK, DUPLICATE, REFUSED, DAMAGED, CONFLICT})
 
 _WAITING_MAX: Final = 10_000
 _SPILL_AFTER_S: Final = 1.0
@@ -86,12 +98,13 @@ class Producer:
             self.acknowledged += 1
             self.queue.pause_s = 0.0
             return
-        if self.unapplied or code not in {OK, DUPLICATE, REFUSED, DAMAGED}:
+        if self.unapplied or code not in _NUMBERED:
             if isinstance(reply, ReplyError) and reply.of_script:
                 self.failed[len(self.unapplied)] = str(reply)
             elif code == DAMAGED:
                 self.failed[len(self.unapplied)] = f"field {answer[1].decode()} is not a whole number"
-            self.unapplied.append(settlement)
+            # The meters that are left are sent again in its place.
+            self.unapplied.append(settlement.uncounted(answer[2]) if code == PARTLY else settlement)
             if code == STALE:
                 self.queue.take_state(settlement, answer)
             self.queue.restart(reply)
@@ -105,6 +118,8 @@ class Producer:
             why = f"not recorded: field {answer[1].decode()} in the store is not a whole number"
             resolve(settlement, StoreError(why, executed=False))
             settlement.on_damaged(answer[1])
+        elif code == CONFLICT:
+            resolve(settlement, settlement.on_conflict(answer[2]))
         resolve(settlement, None)
         if code == OK and len(answer) > _OK_LENGTH:
             settlement.on_notices(answer[_OK_LENGTH:])

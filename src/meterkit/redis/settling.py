@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,6 +16,10 @@ GAP: Final = 2
 STALE: Final = 4
 REFUSED: Final = 6
 DAMAGED: Final = 7
+CONFLICT: Final = 8
+"""The event id has counted another quantity."""
+PARTLY: Final = 9
+"""The event id has counted some of the meters."""
 
 
 NEVER_SENT: Final = 2**53 - 1
@@ -54,6 +58,14 @@ class Settlement(Protocol):
 
     def on_damaged(self, field: bytes) -> None:
         """Take word that the store cannot apply this: what it keeps of the customer is damaged."""
+
+    def on_conflict(self, kept: bytes) -> Exception:
+        """Log that the event id has counted another quantity, and make the error for the caller."""
+        ...
+
+    def uncounted(self, kept: bytes) -> Self:
+        """The part of it that the event id has not counted yet."""
+        ...
 
     def on_notices(self, notices: list[bytes]) -> None:
         """Take word of the credits whose balance has become low by it, and of its being late."""

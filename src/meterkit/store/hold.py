@@ -5,18 +5,22 @@ Pure.
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self, TypeVar
 
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.event_marks import UNCOMPARED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from fractions import Fraction
 
     from meterkit.decisions.subjects import SubjectHold
     from meterkit.redis.scripts import Script
     from meterkit.store.views import CustomerView, PreparedDecision
+
+_Quantity = TypeVar("_Quantity")
 
 _NOTHING: Final[dict[str, int]] = {}
 _NO_SUBJECTS: Final[dict[str, SubjectHold]] = {}
@@ -50,6 +54,23 @@ class Used(NamedTuple):
     def of(cls, quantities: Mapping[str, int], **dimensions: str) -> Self:
         """The dimensions that recording and rates go by."""
         return cls(quantities, quantities, dimensions)
+
+    def given(self) -> dict[str, int]:
+        """Quantities by meter, as the mark of an event id keeps them."""
+        return {**self.rated, **self.recorded, **dict.fromkeys(self.charged, UNCOMPARED)}
+
+    def only(self, meters: Collection[str]) -> Self:
+        """The part of it that is of these meters."""
+
+        def of_these(quantities: Mapping[str, _Quantity]) -> dict[str, _Quantity]:
+            return {meter: quantity for meter, quantity in quantities.items() if meter in meters}
+
+        return self._replace(
+            recorded=of_these(self.recorded),
+            rated=of_these(self.rated),
+            measured=None if self.measured is None else of_these(self.measured),
+            costs=of_these(self.costs),
+        )
 
 
 NOTHING_USED: Final = Used()
@@ -139,15 +160,18 @@ def audit_keys(view: CustomerView) -> Sequence[str]:
     return () if audited_by(view) is None else (view.cache.keys.audit(view.shard),)
 
 
-def told_of(used: Used, occurred_ms: int | None, priced: str, subjects: str = "") -> bytes:
-    """What else is known, a line each: when it occurred if not now (ms), model, provider, prices, subjects.
+def audit_lines(
+    used: Used, occurred_ms: int | None, priced: str, subjects: str = "", event_id: str = ""
+) -> bytes:
+    """Lines for the audit log: time if not now (ms), model, provider, prices, subjects, event id (JSON text).
 
     A reader takes the lines that it knows: it ignores further ones, and does without missing ones.
     """
     lines = [b"" if occurred_ms is None else b"%d" % occurred_ms]
     names = (used.dimensions.get(name, "").replace("\n", " ") for name in _TOLD)
     lines += [*(name.encode("utf-8", "replace")[:_NAME_MAX] for name in names), priced.encode()]
-    lines += [subjects.encode()] if subjects else []
+    rest = (subjects, json.dumps(event_id)) if event_id else (subjects,) if subjects else ()
+    lines += [text.encode() for text in rest]
     return b"\n".join(lines) if any(lines) else b""
 
 

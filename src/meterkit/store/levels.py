@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.decisions.event_marks import read_gauge_mark
 from meterkit.decisions.gauges import GaugeLimit, Level
-from meterkit.errors import QuantityError, StoreError
+from meterkit.decisions.keys import meter_token
+from meterkit.errors import MeterkitError, QuantityError, StoreError
 from meterkit.store import replies
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _DONE: Final = 0
 _COUNTED_BEFORE: Final = 1
+_CHANGED_OTHERWISE: Final = 5
 _TRIES: Final = 8
 _WITHOUT_NOTICE: Final = 3
 
@@ -49,6 +52,7 @@ async def change_level(
 
     Raises:
         QuantityError: it would be below 0, or above 10^15 - 1; nothing is done.
+        MeterkitError: the event id has changed this gauge otherwise; nothing is done.
         StoreError: the store does not answer; whether the level was changed is not known.
     """
     names = [view.keys.levels, view.keys.state, view.keys.notices]
@@ -56,9 +60,17 @@ async def change_level(
         # No customer id begins so: this separates an address from a customer with the same text as id.
         owner = f"\0{view.customer}" if view.anonymous else view.customer
         names.append(store.keys.event(view.shard, owner, event_id))
+    token = meter_token(meter)
     reply = await run_on_gauge(
-        store, "level", names, view, meter, lambda thresholds: (how, quantity, view.customer, thresholds)
+        *(store, "level", names, view, meter),
+        lambda thresholds: (how, quantity, view.customer, thresholds, token),
     )
+    if reply[0] == _CHANGED_OTHERWISE:
+        raise MeterkitError(
+            f"event_id {event_id!r} of customer {view.customer!r}: {meter} was changed under it by"
+            f" `{read_gauge_mark(reply[3], meter)}` before, now `{how} {quantity}` is given; the level stays"
+            f" {reply[2]}: give another change an event_id of its own, and repeat a call as it was"
+        )
     if reply[0] not in {_DONE, _COUNTED_BEFORE}:
         raise _out_of_bounds(meter, int(reply[2]), quantity)
     if len(reply) > _WITHOUT_NOTICE:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from meterkit.decisions.event_marks import EventMark
 from meterkit.decisions.keys import shard_of
 from meterkit.errors import StoreError
 from meterkit.redis import settling as replies
@@ -68,6 +69,7 @@ def size_of(settlement: Settlement) -> int:
 def _unnumbered(settlement: Settlement) -> bytes:
     """The end of a record: what is the same whenever the settlement happens. Most happen again and again."""
     held, used, correction, mark = settlement.held, settlement.used, settlement.correction, settlement.mark
+    event = settlement.event
     found: dict[str, Any] = {"c": settlement.customer}
     more: dict[str, Any] = {
         "anonymous": settlement.view.anonymous,
@@ -87,7 +89,9 @@ def _unnumbered(settlement: Settlement) -> bytes:
         "subjects": None if settlement.view.subjects is None else settlement.view.subjects.given,
         "spent": dict(settlement.spent or {}),
         "held_of_subjects": to_plain(held.subjects),
-        "event": settlement.event_key,
+        "event": None if event is None else event.key,
+        "event_id": None if event is None else event.event_id,
+        "given": None if event is None else dict(event.quantities),
         "mark": mark,
     }
     # Measured nothing is not the same as not told apart.
@@ -106,7 +110,9 @@ def read(record: bytes, cache: CustomerCache) -> Spooled:
     """
     from_json = cast("dict[str, Any]", json.loads(record))
     get = from_json.get
-    held, correction, mark, sent = get("held"), get("correction"), get("mark"), get("sent")
+    held, correction, mark, sent, key = (
+        get(name) for name in ("held", "correction", "mark", "sent", "event")
+    )
     settlement = Settlement(
         cache.get(
             from_json["c"],
@@ -127,7 +133,8 @@ def read(record: bytes, cache: CustomerCache) -> Spooled:
         correction=Correction()
         if correction is None
         else Correction(correction[0], frozenset(correction[1]), correction[2]),
-        event_key=get("event"),
+        # A record of an earlier release has the key alone: the id counts once, whatever it is given with.
+        event=None if key is None else EventMark(key, get("event_id", ""), get("given", {})),
         occurred_ms=get("occurred", from_json["at"]),
         rated_ms=from_json["at"],
         mark=None if mark is None else Mark(*mark),
@@ -296,6 +303,12 @@ class Replay:
                 settlement.on_damaged(answer[1])
             case replies.STALE:
                 settlement.on_stale(answer)
+                return [entry]
+            case replies.CONFLICT:
+                self._lose(1, f"that of {settlement.customer!r} is refused: its event_id was used otherwise")
+                settlement.on_conflict(answer[2])
+            case replies.PARTLY:
+                entry.settlement = settlement.uncounted(answer[2])
                 return [entry]
             case replies.GAP if not answer[1]:
                 # Its record of the file's producer is gone: what went before may be there, or not.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from meterkit.catalog.models import CREDITS_MAX, SPEND
 from meterkit.decisions.audit_terms import earned, price_line
@@ -15,6 +14,7 @@ from meterkit.decisions.customer_state import bounds_of
 from meterkit.decisions.grants import MICRO
 from meterkit.decisions.keys import concurrency_field, credit_hold_field, meter_field
 from meterkit.decisions.packed import joined
+from meterkit.errors import MeterkitError
 from meterkit.redis.connection import pack_each
 from meterkit.store.hold import (
     NOTHING_USED,
@@ -23,9 +23,9 @@ from meterkit.store.hold import (
     Mark,
     Used,
     audit_keys,
+    audit_lines,
     audited_by,
     nothing_kept,
-    told_of,
 )
 from meterkit.store.settlement_shape import (
     NO_CAP,
@@ -41,11 +41,14 @@ from meterkit.store.settlement_shape import (
 )
 from meterkit.store.subject_settlement import settled
 from meterkit.store.subjects import NOTHING_PACKED
+from meterkit.store.whole_units import in_whole_units
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Mapping
+    from fractions import Fraction
 
+    from meterkit.decisions.event_marks import EventMark
     from meterkit.store.subjects import Packed, Subjects
     from meterkit.store.views import CustomerView, PreparedDecision
 
@@ -72,7 +75,7 @@ class Settlement:
         held: what is given back.
         used: what is recorded and counted into rates.
         correction: what rates have counted of it before.
-        event_key: the key that remembers an event id of the app; else None.
+        event: the event id that it counts under; else None.
         occurred_ms: when it happened, if the app says so or it has waited in the spool; else None.
         rated_ms: when rates are to count it, if that is over; else 0.
         mark: of a request with an idempotency key; else None. It has no event id then.
@@ -92,7 +95,7 @@ class Settlement:
     held: Held = _NOTHING_HELD
     used: Used = NOTHING_USED
     correction: Correction = _NOTHING_TO_CORRECT
-    event_key: str | None = None
+    event: EventMark | None = None
     occurred_ms: int | None = None
     rated_ms: int = 0
     mark: Mark | None = None
@@ -108,29 +111,9 @@ class Settlement:
     def __post_init__(self) -> None:
         used = self.used
         if used.charged or used.costs:
-            self.used = self._in_whole_units(used)
+            self.used = in_whole_units(self.view, used)
         if self.spent is None and self.view.subjects is not None:
             self.spent = self._spent_by(self.view.subjects)
-
-    def _in_whole_units(self, used: Used) -> Used:
-        """The same, with whole units of charged amounts as recorded quantities."""
-        remainders, tallies = self.view.cache.remainders, self.view.cache.tallies
-        exact = [Fraction(cost) for cost in used.costs.values() if isinstance(cost, Fraction)]
-        if tallies is not None and (exact or used.charged):
-            named = used.dimensions.get("model"), used.dimensions.get("provider")
-            charged = sum(used.charged.values(), Fraction(0))
-            tallies.called(*named, cost=sum(exact, Fraction(0)), charged=charged)
-        units = {
-            meter: remainders.whole(self.customer, meter, amount) for meter, amount in used.charged.items()
-        }
-        costs: dict[str, Fraction | int] = {}
-        for meter, cost in used.costs.items() if used.recorded or units else ():
-            # Each model's costs add up for themselves.
-            of_model = f"{meter}\0{used.dimensions.get('model')}"
-            costs[meter] = cost if isinstance(cost, int) else remainders.whole(self.customer, of_model, cost)
-        return used._replace(
-            recorded={**used.recorded, **units}, rated={**used.rated, **units}, charged={}, costs=costs
-        )
 
     def _spent_by(self, subjects: Subjects) -> dict[str, int]:
         """What the recorded units cost, in whole micro-units for each subject with a budget."""
@@ -191,6 +174,17 @@ class Settlement:
             field.decode(),
         )
 
+    def on_conflict(self, kept: bytes) -> MeterkitError:
+        """Log that the event id has counted another quantity, and make the error for the caller."""
+        refusal = cast("EventMark", self.event).refusal(self.customer, kept)
+        _logger.error("not recorded: %s", refusal)
+        return MeterkitError(refusal)
+
+    def uncounted(self, kept: bytes) -> Self:
+        """The part of it that the event id has not counted yet."""
+        event = cast("EventMark", self.event).uncounted(kept)
+        return replace(self, used=self.used.only(event.quantities), event=event, spent=None)
+
     def on_notices(self, notices: list[bytes]) -> None:
         """Say that usage came late, and that there is something to tell the app's handlers."""
         cache = self.view.cache
@@ -242,18 +236,11 @@ class Settlement:
             else:
                 numbers += (*rate.terms, quantity, 0)
         numbers += shape.thresholds + shape.spending
-        event: tuple[str, ...] = () if self.event_key is None else (self.event_key,)
+        event: tuple[str, ...] = () if self.event is None else (self.event.key,)
         if self.mark is not None:
             event = (view.keys.marks,)
-        paying = shape.paying
-        if self.occurred_ms is not None:
-            paying = self._dated(view, paying, self.occurred_ms)
-        if self.tells_revenue:
-            paying = joined('{"tells":1}', paying)
-        if self.mark is not None:
-            marked = f'{{"digest":"{self.mark.digest}","billed":{int(self.mark.billed)}}}'
-            paying = joined(marked, paying)
-        own = pack_each((view.rev, view.terms(*numbers), self.customer, paying))
+        details = self._details_json(view, shape.paying)
+        own = pack_each((view.rev, view.terms(*numbers), self.customer, details))
         told = self._told(view, shape) if shape.audit else b""
         # The producer's key, the slot, the number and the clock come when it is sent.
         head = (
@@ -261,6 +248,19 @@ class Settlement:
         )
         keys = pack_each((*event,)), shape.audit, pack_each(others.keys)
         return head, b"".join((shape.names, *keys, own, shape.fields, told, others.arguments))
+
+    def _details_json(self, view: CustomerView, paying: str) -> str:
+        """Terms besides the numbers, as JSON; empty: there are none."""
+        if self.occurred_ms is not None:
+            paying = self._dated(view, paying, self.occurred_ms)
+        if self.event is not None:
+            paying = joined(self.event.terms(), paying)
+        if self.tells_revenue:
+            paying = joined('{"tells":1}', paying)
+        if self.mark is not None:
+            marked = f'{{"digest":"{self.mark.digest}","billed":{int(self.mark.billed)}}}'
+            paying = joined(marked, paying)
+        return paying
 
     def _of_subjects(self, view: CustomerView) -> Packed:
         """What the script gets of the customer's subjects."""
@@ -287,7 +287,8 @@ class Settlement:
         meters = {entry.meter for entry in shape.entries}
         priced = price_line(version, used.costs, shape.prices, meters=sorted(meters))
         subjects = "" if view.subjects is None else view.subjects.told()
-        return pack_each((told_of(used, self.occurred_ms, priced, subjects),))
+        event_id = "" if self.event is None else self.event.name
+        return pack_each((audit_lines(used, self.occurred_ms, priced, subjects, event_id),))
 
     def _dated(self, view: CustomerView, paying: str, occurred_ms: int) -> str:
         """Further terms besides the numbers: when the usage occurred, and what to do if that is late."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from meterkit.catalog.argument_checks import check_feature
 from meterkit.decisions.customer_state import refusal_without
+from meterkit.decisions.event_marks import EventMark
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import StoreError
@@ -273,19 +274,28 @@ class Store:
         used: Used,
         *,
         event_id: str | None,
+        counts_once: bool = False,
         occurred_ms: int | None = None,
         tells_revenue: bool = False,
     ) -> Fraction | None:
         """Count after the fact, never denied; returns once it is recorded, or kept until it can be.
 
+        With ``counts_once`` the event id counts once in all, and not once for each meter.
+
         Returns:
             The revenue in micro-units; None: not asked, or the store has not said it yet.
+
+        Raises:
+            MeterkitError: the event id has counted another quantity.
         """
         if self.is_off:
             return None
-        key = None if event_id is None else self.keys.event(view.shard, view.customer, event_id)
+        event = None
+        if event_id is not None:
+            key = self.keys.event(view.shard, view.customer, event_id)
+            event = EventMark(key) if counts_once else EventMark(key, event_id, used.given())
         settlement = Settlement(
-            view, used=used, event_key=key, occurred_ms=occurred_ms, tells_revenue=tells_revenue
+            view, used=used, event=event, occurred_ms=occurred_ms, tells_revenue=tells_revenue
         )
         await self.acknowledged([settlement])
         return settlement.revenue

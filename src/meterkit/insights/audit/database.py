@@ -61,8 +61,9 @@ _MAY_LACK: Final = (
     *_PRICED,
     "subjects",
     "over_cap",
+    "event_id",
 )
-_ALL_TEXTS: Final = (*_TEXTS, "model", "provider", "details", "price_version", "subjects")
+_ALL_TEXTS: Final = (*_TEXTS, "model", "provider", "details", "price_version", "subjects", "event_id")
 
 TABLE: Final = Table(
     "meterkit_audit",

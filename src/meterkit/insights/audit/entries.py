@@ -21,7 +21,7 @@ _SUMMED: Final = (*CLASSES, "cost_micros", "priced")  # By the numbers of fold.l
 _NOTED: Final = 7  # A meter's field, and all classes but the last.
 _BEFORE: Final = 7  # Producer, number, customer, now, period, late of, told.
 _FIELD_LETTER: Final = 1  # Behind the token of a meter's field.
-_LINES: Final = 5  # See told_of. Further lines come from a later release.
+_LINES: Final = 6  # See audit_lines. Further lines come from a later release.
 _NO_TERMS: Final = MeterTerms()
 
 
@@ -46,6 +46,7 @@ class Row(NamedTuple):
         subjects: kind to id of the customer's user, team or the like that used it, as JSON.
         over_cap: how many units were beyond the plan's cap, and are not billed; None: a release before wrote
             the row, which billed them as overage.
+        event_id: the app's own id of the event; None: it gave none.
     """
 
     event: str
@@ -73,6 +74,7 @@ class Row(NamedTuple):
     cost_micros: int | None = None
     subjects: str | None = None
     over_cap: int | None = 0
+    event_id: str | None = None
 
     @property
     def revenue(self) -> Fraction:
@@ -102,7 +104,7 @@ def rows_of(
 def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
     producer, number, customer, now_ms, period_ms, late, told = values[:_BEFORE]
     lines = told.decode("utf-8", "replace").replace("\0", "").split("\n")
-    at, model, provider, priced, subjects = (*lines, "", "", "", "")[:_LINES]
+    at, model, provider, priced, subjects, event_id = (*lines, "", "", "", "", "")[:_LINES]
     version, terms = read_price_line(priced)
     for place in range(_BEFORE, len(values), _NOTED):
         field, *counts = values[place : place + _NOTED]
@@ -124,6 +126,7 @@ def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
                 model=model or None,
                 provider=provider or None,
                 subjects=subjects or None,
+                event_id=json.loads(event_id) if event_id else None,
                 price_version=version or None if token in terms else None,
                 **terms.get(token, _NO_TERMS).columns(units),
             )

@@ -34,6 +34,7 @@ class StatementEvent:
         price_micros: of ``price_per`` units of overage then, in millionths of the currency; None: not known.
         why: in words, why it costs what it costs.
         subjects: kind to id of the customer's user, team or the like that used it; empty: none were named.
+        event_id: the app's own id of the event; None: it gave none.
     """
 
     event: str
@@ -55,6 +56,7 @@ class StatementEvent:
     provider: str | None
     why: str
     subjects: Mapping[str, str]
+    event_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,6 +352,7 @@ def event_of(row: Mapping[str, Any], reason: str) -> StatementEvent:
         provider=row["provider"],
         why=_why(row, reason),
         subjects=json.loads(row["subjects"] or "{}"),
+        event_id=row["event_id"],
     )
 
 

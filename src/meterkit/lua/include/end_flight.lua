@@ -1,7 +1,7 @@
 -- end_flight: what the end of a request with an idempotency key comes to.
 --   key: see first_of; slot: of holds, in which it was admitted: by that it knows its own mark
 -- Returns whether another one was billed meanwhile: then nothing of this one is recorded; and keep(): writes that this
--- one is not in flight any more, and remembers it where it is billed; true.
+-- one is not in flight any more, and remembers it where it is billed.
 --include remember
 local function end_flight(key, digest, is_billed, slot, now)
   local call, flight = redis.call, 'f' .. digest
@@ -14,7 +14,6 @@ local function end_flight(key, digest, is_billed, slot, now)
     if is_billed and not is_repeat then
       remember(key, digest, now + DAY_MS, now)
     end
-    return true
   end
   return is_repeat, keep
 end

@@ -1,10 +1,10 @@
 -- open_further: what a settlement has besides its numbers.
---   further: text; keys: of the script; hold_slot: of the holds; starts, finishes: of the period of `now`; begins: of the
+--   details: decoded; keys: of the script; hold_slot: of the holds; starts, finishes: of the period of `now`; begins: of the
 --   counters' (ms)
 -- Returns the period that it comes too late for, or nil; whether that is not recorded; pay and keep of burn, or nil;
 -- whether it is a repeat, and keep of end_flight; 1 where the reply says what is paid for, or nil.
-local function open_further(further, keys, rev, now, starts, finishes, begins, hold_slot)
-  local details, late, pay, keep_grants, is_repeat, keep_mark = cjson.decode(further)
+local function open_further(details, keys, rev, now, starts, finishes, begins, hold_slot)
+  local late, pay, keep_grants, is_repeat, keep_mark
   if details.at then -- Others do not pay for making these functions.
 --include overdue
     late = overdue(keys[3], details.at, details.own, begins)
