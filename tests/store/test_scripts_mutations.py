@@ -115,7 +115,7 @@ def is_caught(mutant: Mutant, wire: Wire, rightly: Rightly) -> bool:
         for lived in FILES[mutant.file]:
             try:
                 calls = live(wire, scripts, *lived)
-            except (MismatchError, TypeError, ValueError):  # Also what cannot be read at all.
+            except (MismatchError, TypeError, ValueError, IndexError):  # Also what cannot be read at all.
                 return True
             if calls != rightly.live(*lived):
                 return True

@@ -212,8 +212,10 @@ async def _count_job(
         What each of its parts has earned, as far as the store has said; None: the customer is not known.
     """
     parts = used_by_model([call], store.cache)
-    owner, counts = await claim_job(store, job_id, view, "", by=by if parts else None)
+    owner, counts, is_deleted = await claim_job(store, job_id, view, "", by=by if parts else None)
     end_work(store, job_id)
+    if is_deleted:
+        return None
     if owner is None:
         _logger.warning(
             "record_usage() was given a job without a customer, and no request that began it is known; "

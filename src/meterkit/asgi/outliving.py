@@ -80,7 +80,7 @@ async def _count(
     by: Counting | None = None if used is None else "whole"
 
     def settle(claim: Claim) -> None:
-        owner, counts = claim
+        owner, counts, _ = claim
         if owner is not None and used is not None and counts:
             key = store.keys.event(owner.shard, owner.customer, name)
             store.settle(lane, Settlement(owner, used=used, event=EventMark(key)))

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.drifts import Drifts
+from meterkit.customers.history import history_of
 from meterkit.customers.links import Links, remember_deleted
 from meterkit.customers.states import States
 from meterkit.decisions.periods import HOUR_MS
 from meterkit.errors import CustomerError, StoreError
 from meterkit.store.arguments import check_customer
+from meterkit.store.jobs import forget_jobs
 from meterkit.store.messages import forget_messages
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _TRIES: Final = 32
 _PAGE: Final = 256
+_DAY_MS: Final = 86_400_000
 _DONE: Final = 0
 _UNDELIVERED: Final = 2
 _PARKED_OR_DEAD: Final = 3
@@ -42,6 +45,7 @@ class Deleted:
         notices: events that were delivered to handlers or waited for it.
         subjects: users, teams and the like with live counters.
         corrections: what was asked and done by ``kit.correct``, of 400 days.
+        jobs: of a provider, that its requests began in the last 40 days.
     """
 
     customer: str
@@ -57,6 +61,7 @@ class Deleted:
     notices: int
     corrections: int
     subjects: int
+    jobs: int
 
 
 async def delete(store: Store, customer: str) -> Deleted:
@@ -70,6 +75,7 @@ async def delete(store: Store, customer: str) -> Deleted:
         *[store.keys.audit(keys.shard)] * store.is_audited,
     ]
     links = Links(store)
+    await _forget_former_links(store, customer)
     for _ in range(_TRIES):
         rev, state = await states.read(customer)
         if state.stripe_customer is not None:
@@ -83,7 +89,7 @@ async def delete(store: Store, customer: str) -> Deleted:
                 " `meterkit outbox list` names it and says why: redrive it, or drop it"
             )
         if reply[0] == _DONE:
-            await Drifts(store).forget(customer)
+            await _forget_in_lists(store, customer)
             await admin.ask(admin.client.delete(store.keys.unwanted(customer)))
             await forget_messages(store, customer)
             hour = store.now_ms() // HOUR_MS
@@ -109,8 +115,32 @@ async def delete(store: Store, customer: str) -> Deleted:
                 notices=await _forget_notices(store, customer),
                 corrections=await _forget_corrections(store, keys.shard, ids),
                 subjects=await _forget_subjects(store, customer),
+                jobs=await forget_jobs(store, customer),
             )
     raise StoreError(f"customer {customer!r} changed {_TRIES} times while it was deleted; try again")
+
+
+async def _forget_former_links(store: Store, customer: str) -> None:
+    """Replace the customer's id by its shard at the Stripe customers that it was linked to before."""
+    entries = await history_of(store, customer)
+    links = [(entry.before, entry.after) for entry in entries if entry.kind == "link"]
+    admin = await store.admin()
+    for stripe_customer in sorted({name for pair in links for name in pair if name}):
+        if await admin.ask(admin.client.hexists(store.keys.formers(stripe_customer), customer)):
+            await remember_deleted(admin, store.keys, stripe_customer, customer)
+
+
+async def _forget_in_lists(store: Store, customer: str) -> None:
+    """Erase the customer from lists that name many customers; `test_deletion_traces.py` has them all."""
+    admin, keys, now_ms = await store.admin(), store.keys, store.now_ms()
+    await Drifts(store).forget(customer)
+    for key in (keys.hooks("changes"), keys.relist(keys.customer(customer).shard)):
+        await admin.ask(admin.client.zrem(key, customer))
+    for key in (keys.spikes(now_ms), keys.spikes(now_ms - _DAY_MS)):
+        names: list[bytes] = await admin.ask(admin.client.hkeys(key))
+        own = [name for name in names if name.decode().partition(" ")[2] == customer]
+        if own:
+            await admin.ask(admin.client.hdel(key, *own))
 
 
 async def _forget_corrections(store: Store, shard: int, digests: Sequence[bytes]) -> int:

@@ -57,6 +57,11 @@ def shard_of(text: str, shards: int) -> int:
     return zlib.crc32(text.encode()) % shards
 
 
+def job_digest(job_id: str) -> str:
+    """Digest of a provider's id of a job, which stands for it in keys."""
+    return blake2b(job_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
 def meter_token(meter: str) -> str:
     """Four characters that stand for a meter in field names."""
     return _token(f"meter {meter}")
@@ -254,8 +259,15 @@ class Keys:
 
     def job(self, job_id: str) -> str:
         """Hash: by the provider's id of a job, who began it, and how its end was counted, for 40 days."""
-        digest = blake2b(job_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return self.job_of(job_digest(job_id))
+
+    def job_of(self, digest: str) -> str:
+        """The same by the digest of the id."""
         return self.shard(shard_of(digest, self.shards), f"o:{digest}")
+
+    def jobs(self, customer: str) -> str:
+        """Sorted set: digests of the ids of jobs that a customer began, by when they are forgotten (ms)."""
+        return self.shard(shard_of(customer, self.shards), f"z:{customer}")
 
     def correction(self, shard: int, digest: str) -> str:
         """String: what was asked and done under an id of the app's for a correction, for 400 days."""
@@ -327,6 +339,10 @@ class Keys:
     def unwanted(self, customer: str) -> str:
         """Set: the kinds of e-mails that a customer does not want."""
         return self.shard(shard_of(customer, self.shards), f"n:{customer}")
+
+    def spikes(self, at_ms: int) -> str:
+        """Hash: meter and customer of each spike of the day of an instant, for 2 days."""
+        return self.shard(HOOKS_SHARD, f"spikes:{at_ms // 86_400_000}")
 
     def watched(self, customer: str, digest: str) -> str:
         """String: what a watch has found of a customer: the event, then the time of telling it; 2 days."""

@@ -9,7 +9,6 @@ from math import exp, log
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
-from meterkit.decisions.keys import HOOKS_SHARD
 from meterkit.notify.watches import UNREADABLE, Lookout, digest_of, note_unreadable, tell_once
 
 if TYPE_CHECKING:
@@ -196,7 +195,7 @@ class SpikesToday:
         return sorted(found, key=lambda spike: (-spike.at_ms, spike.customer, spike.meter))
 
     def _key(self, at_ms: int) -> str:
-        return self._store.keys.shard(HOOKS_SHARD, f"spikes:{at_ms // _DAY_MS}")
+        return self._store.keys.spikes(at_ms)
 
 
 EVENT: Final = "usage.spike"

@@ -8,6 +8,7 @@ from asyncio import get_running_loop
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from meterkit.decisions.keys import job_digest
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.errors import MeterkitError
 from meterkit.redis.connection import ReplyError
@@ -25,20 +26,27 @@ if TYPE_CHECKING:
 
 Counting = Literal["whole", "lines"]
 """How a job is counted: by the figures of the whole, or line by line. A batch has both."""
+_PAGE: Final = 256
+_DELETED: Final = '["",true,""]'
+"""The owner of a job whose customer was deleted. Earlier releases take it for an address: never billed."""
 _KEPT_MS: Final = 40 * 86_400_000
 """Longer than event ids, so that no other customer pays for a job whose id still counts once."""
 
 
 class Claim(NamedTuple):
-    """Who pays for a job, None where no one is known, and whether it is counted in the way that was asked."""
+    """Customer who pays for a job, and whether the job is counted in the way that was asked.
+
+    The owner is None if no customer is known, or if the customer who began the job was deleted.
+    """
 
     owner: CustomerView | None
     counts: bool
+    is_deleted: bool = False
 
 
 async def remember_job(store: Store, job_id: str, view: CustomerView, route: str) -> None:
     """Remember whose request began a job, unless that is known. Raises StoreError."""
-    await _write(store, job_id, {"owner": _owner(view, route)})
+    await _write_owner(store, job_id, view, {"owner": _owner(view, route)})
 
 
 async def claim_job(
@@ -66,11 +74,14 @@ async def claim_job(
             return Claim(None, counts=False)
     elif by != "lines":
         fields["owner"] = _owner(view, route)
-    owner, counted_by = await _write(store, job_id, fields)
+    owner, counted_by = await _write_owner(store, job_id, view, fields)
     counts = by is not None and counted_by.decode() == by
     if owner is None:
         return Claim(view, counts)
     customer, anonymous, _, *subjects = json.loads(owner)
+    if not customer:
+        await _report_dropped(store, job_id)
+        return Claim(None, counts=False, is_deleted=True)
     given = tuple(subjects[0].items()) if subjects else ()
     return Claim(store.cache.get(customer, anonymous=anonymous, subjects=given), counts)
 
@@ -93,6 +104,68 @@ async def has_ended(store: Store, job_id: str) -> bool:
     """Whether the end of a job was seen. Raises StoreError."""
     admin = await store.admin()
     return await admin.ask(admin.client.hget(store.keys.job(job_id), "ended")) is not None
+
+
+async def forget_jobs(store: Store, customer: str) -> int:
+    """Erase a customer from the jobs that it began; return how many there were.
+
+    Such a job stays known until its time is over, so that no other customer pays for it. Raises StoreError.
+    """
+    admin, index = await store.admin(), store.keys.jobs(customer)
+    owners = store.outliving.owners
+    for job_id in [job_id for job_id, view in owners.items() if view.customer == customer]:
+        del owners[job_id]
+    erased = 0
+    while digests := await admin.ask(admin.client.zrange(index, 0, _PAGE - 1)):
+        keys = [store.keys.job_of(digest.decode()) for digest in digests]
+        pipe: Any = admin.client.pipeline(transaction=False)
+        for key in keys:
+            pipe.hget(key, "owner")
+        found = await admin.ask(pipe.execute())
+        own = [key for key, owner in zip(keys, found, strict=True) if _is_of(owner, customer)]
+        pipe = admin.client.pipeline(transaction=False)
+        for key in own:
+            pipe.hset(key, "owner", _DELETED)
+            pipe.pexpire(key, _KEPT_MS, nx=True)
+        pipe.zrem(index, *digests)
+        await admin.ask(pipe.execute())
+        erased += len(own)
+    return erased
+
+
+async def _write_owner(
+    store: Store, job_id: str, view: CustomerView | None, fields: Mapping[str, str]
+) -> tuple[Any, Any]:
+    """Write fields of a job, and index it under the customer that they name, so that a deletion finds it."""
+    if view is None or view.anonymous or "owner" not in fields:
+        return await _write(store, job_id, fields)  # No address is ever deleted: its jobs expire.
+    key, digest = store.keys.jobs(view.customer), job_digest(job_id)
+    admin = await (await store.admin()).at(key)
+    now_ms = admin.now_ms()
+    pipe: Any = admin.client.pipeline(transaction=True)
+    pipe.zadd(key, {digest: now_ms + _KEPT_MS})
+    pipe.zremrangebyscore(key, "-inf", now_ms)
+    pipe.pexpire(key, _KEPT_MS)
+    await admin.ask(pipe.execute())  # First: a crash between the two leaves nothing that a deletion misses.
+    written = await _write(store, job_id, fields)
+    if not _is_of(written[0], view.customer):
+        await admin.ask(admin.client.zrem(key, digest))
+    return written
+
+
+async def _report_dropped(store: Store, job_id: str) -> None:
+    """Log that usage of a deleted customer's job is dropped: once for each job, in all processes."""
+    admin = await store.admin()
+    if await admin.ask(admin.client.hsetnx(store.keys.job(job_id), "dropped", "1")):
+        _logger.warning(
+            "usage of the job %r is dropped: the customer whose request began it was deleted; where another "
+            "customer is to pay for it, record it by kit.record",
+            job_id,
+        )
+
+
+def _is_of(owner: bytes | None, customer: str) -> bool:
+    return owner is not None and json.loads(owner)[:2] == [customer, False]
 
 
 def _owner(view: CustomerView, route: str) -> str:

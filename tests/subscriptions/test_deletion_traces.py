@@ -1,0 +1,256 @@
+"""A deleted customer's id stays nowhere in the store, except where this list says so, with a reason. F-20l"""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import pytest
+
+from auditing import sqlite_in
+from hooking import NOW, Hooked, hooked
+from messaging import SECRET, contact, courier
+from metering import answering
+from meterkit import Caller, MeterMiddleware
+from meterkit.catalog import loads
+from meterkit.customers.drifts import Drift, Drifts
+from meterkit.decisions.periods import to_ms
+from meterkit.notify.spikes import FoundSpike, SpikesToday
+from storage.objects import Happened
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from starlette.types import Scope
+
+    from servers import Server
+
+pytestmark = pytest.mark.anyio
+
+WHO: Final = "zoe@example.org"
+PAGE: Final = Path(__file__).parents[2] / "docs" / "redis-keys.md"
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  words:    {unit: word}
+  input_tokens:  {unit: token}
+  output_tokens: {unit: token}
+  seats:    {unit: seat, kind: gauge}
+  bytes:    {unit: byte, kind: gauge}
+credits:
+  ai: {costs: {words: 1}, low_balance: 50%}
+storage: {gauge: bytes, objects: {bucket: uploads, key: "{customer}/{path:path}"}}
+notify:
+  webhook: {url: "http://127.0.0.1:9/hook", events: [usage.threshold, credits.low]}
+  email: {events: [usage.threshold], from: billing@example.com}
+billing: {idempotency_header: Idempotency-Key}
+routes:
+  - {match: "POST /webhooks/stripe", exempt: true}
+  - {match: "*", consume: {requests: 1}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  pro:
+    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
+    subjects: {user: {requests: {included: 50}}}
+    meters:
+      requests: {included: 2, overage: bill, warn_at: [50, 100]}
+      seats: {included: 3, overage: deny}
+      bytes: {included: 5MB}
+"""
+JOB: Final[dict[str, Any]] = {
+    "id": "resp_1",
+    "object": "response",
+    "background": True,
+    "status": "queued",
+    "usage": None,
+    "output": [],
+}
+DONE: Final = JOB | {
+    "status": "completed",
+    "usage": {"input_tokens": 600, "output_tokens": 400, "total_tokens": 1000},
+}
+
+LEFT: Final = {
+    "mk:{s}:closes": "a period of which it is still to be confirmed that Stripe has all of it",
+    "mk:{s}:unclosed": "the same, overdue",
+    "mk:{s}:delivered:DAY": "what Stripe accepted, to be compared with Stripe's books for 36 days",
+    "mk:{s}:audit": "entries on their way to the audit log, which keeps the customer",
+    "mk:{s}:audit:sums": "the same, added up",
+    "mk:{s}:x:DIGEST": "an event that was found and not queued before the process was killed; 2 days",
+    "mk:{s}:b:CUSTOMER": "a lock of a minute",
+}
+"""Keys that may still have the id after a deletion, and why."""
+REFUSED: Final = {
+    *("mk:{s}:intents", "mk:{s}:outbox", "mk:{s}:parked", "mk:{s}:dead", "mk:{s}:compare"),
+}
+"""Keys of usage on its way to Stripe: with any of it a deletion is refused."""
+WITHOUT_ID: Final = re.compile(
+    r"mk:(meta|events)|mk:\{[s0]\}:(e:|y:|w:|r:|batches:|storage$|life|hints:|hooks:(entries|dead|due|cursor|"
+    r"swept|night|sweep)|messages:CHANNEL:(due|dead|event|text)|period|overview|degraded|doctor|lease|closing|"
+    r"recover|audit:lease|revenue|usage.spike|storage|a:IP|av:|ai:)"
+)
+"""Keys of digests, Stripe customers, addresses and the store; further states of keys that are filled."""
+
+
+async def scan(server: Server, text: str = WHO) -> dict[str, str]:
+    """By key, the content of each key whose name or content has a text."""
+    found: dict[str, str] = {}
+    with server.client() as client:
+        each: Any = client
+        reads: Mapping[str, Any] = {
+            "string": each.get,
+            "hash": each.hgetall,
+            "list": lambda key: each.lrange(key, 0, -1),
+            "set": each.smembers,
+            "zset": lambda key: each.zrange(key, 0, -1),
+            "stream": each.xrange,
+        }
+        for key in each.keys("*"):
+            content = repr(reads[each.type(key).decode()](key))
+            if text in key.decode() or text in content:
+                found[key.decode()] = content
+    return found
+
+
+def pattern_of(name: str) -> re.Pattern[str]:
+    """A key of the page as a pattern of keys."""
+    return re.compile(re.sub(r"[A-Z_]{2,}", ".+", re.escape(name).replace(r"\{s\}", r"\{\d+\}")) + "$")
+
+
+def keys_of_the_page() -> list[str]:
+    rows = re.findall(r"^\| (`mk:[^|]+`) \|", PAGE.read_text("utf-8"), re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+@asynccontextmanager
+async def at_work(store_url: str, directory: Path) -> AsyncGenerator[Hooked]:
+    async with hooked(
+        store_url,
+        catalog=loads(PLANS),
+        notify_secret=SECRET,
+        smtp_url="smtp://127.0.0.1:9",
+        contact=contact,
+        audit_url=sqlite_in(directory),
+        storage_endpoint="http://127.0.0.1:9",
+    ) as at:
+        at.emulator.add_meter("requests")
+        yield at
+
+
+async def live(at: Hooked) -> None:
+    """Do everything for a customer that leaves something in the store."""
+    kit, store = at.kit, at.kit.store
+    at.emulator.add_customer("cus_former")
+    await kit.customers.link(WHO, "cus_former")
+    await kit.customers.unlink(WHO)
+    linked = at.emulator.add_customer("cus_zoe")
+    at.emulator.add_payment_method(linked)
+    asked: Any = {
+        "customer": linked,
+        "items": [{"price": "price_pro"}],
+        "metadata": {"meterkit_customer": WHO},
+    }
+    await at.client.v1.subscriptions.create_async(asked)
+    await at.settle()
+    app = MeterMiddleware(answering(200), kit=kit, identify=who)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+        for nth in range(6):
+            assert (await client.get("/", headers={"Idempotency-Key": f"k{nth}"})).status_code == 200
+    await kit.grants.add(WHO, {"ai": 5}, grant_id="gift")
+    for nth in range(3):
+        await kit.record(WHO, {"words": 2}, event_id=f"job-{nth}")
+    await kit.gauges.set(WHO, "seats", 1, event_id="job-1")
+    until = at.clock.now() + timedelta(days=9)
+    await kit.customers.override(WHO, {"words": {"included": 1}}, until=until)
+    await kit.correct(WHO, {"words": 1}, reason="broken", correction_id="ticket-1")
+    await kit.record_usage(WHO, JOB)
+    await kit.notify.preferences(WHO, {"credits.low": False})
+    await kit.storage.presign(WHO, f"{WHO}/a", 700)
+    stored = Happened("ObjectCreated:Put", f"{WHO}/b", 5, None, to_ms(NOW), 5, 5)
+    await kit.storage.count(stored.as_body("s3", "uploads").decode())
+    for channel in ("webhook", "email"):
+        await courier(kit, channel).collect()
+    await kit.webhooks.look_later(linked)
+    # What a night finds.
+    await Drifts(store).put(WHO, [Drift(subscription="sub_1", kind="other_price", message="another price")])
+    await SpikesToday(store).note(FoundSpike(WHO, "words", store.now_ms(), "day", 900, 9))
+    admin, shard = await store.admin(), store.keys.customer(WHO).shard
+    for key in (store.keys.hooks("changes"), store.keys.relist(shard), store.keys.shard(shard, "unclosed")):
+        await admin.ask(admin.client.zadd(key, {WHO: store.now_ms()}))
+        await admin.ask(admin.client.pexpire(key, 9_000))
+    await admin.ask(admin.client.set(store.keys.watched(WHO, "0a"), f'{{"customer":"{WHO}"}}', px=9_000))
+    await admin.ask(admin.client.set(store.keys.beginning(WHO), "process", px=9_000))
+    await admin.ask(admin.client.hset(store.keys.audit_sums(shard), f"7|{WHO}", 1))
+
+
+def who(_scope: Scope) -> Caller:
+    return Caller(WHO, {"user": "u_7"})
+
+
+@pytest.fixture(autouse=True)
+def signing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+async def test_a_deleted_customer_leaves_its_id_only_where_the_list_says_so(
+    valkey: Server, store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with at_work(store_url, tmp_path) as at:
+        await at.kit.record(WHO, "requests", 1)
+        filled = {*await scan(valkey)}  # Not linked yet.
+        await live(at)
+        filled |= {*await scan(valkey)}
+        at.clock.advance(timedelta(minutes=6))
+        await at.kit.flush(everything=True)
+        filled |= {*await scan(valkey)}
+        page = keys_of_the_page()
+        # Every kind of key that may name a customer is tried: a new one fails here until it is.
+        kinds = [name for name in page if not (WITHOUT_ID.match(name) or name in REFUSED)]
+        empty = [name for name in kinds if not any(pattern_of(name).match(key) for key in filled)]
+        assert empty == []
+        deleted = await at.kit.customers.delete(WHO, cancel=True)
+        assert (deleted.state, deleted.link, deleted.jobs, deleted.subjects) == (1, 1, 1, 1)
+        await at.settle()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "meterkit"):
+            for customer in (None, None, "yan"):
+                assert await at.kit.record_usage(customer, DONE) is None
+            await at.kit.record_usage(None, JOB | {"status": "in_progress"})
+        told = [line.getMessage() for line in caplog.records if "'resp_1' is dropped" in line.getMessage()]
+        assert len(told) == 1
+        assert WHO not in told[0]
+        assert (await at.kit.usage("yan"))["meters"]["input_tokens"]["recorded"] == 0
+        assert not await at.kit.customers.known(WHO)
+        left = await scan(valkey)
+        allowed = [pattern_of(name) for name in LEFT]
+        assert [key for key in left if not any(one.match(key) for one in allowed)] == []
+        told_by_page = PAGE.read_text("utf-8").partition("## Customers")[0]
+        assert [name for name in LEFT if f"`{name.partition('}:')[2]}`" not in told_by_page] == []
+
+
+async def test_a_job_of_a_deleted_customer_is_no_other_customers(any_store_url: str, tmp_path: Path) -> None:
+    async with at_work(any_store_url, tmp_path) as at:
+        for name in ("resp_1", "resp_2"):
+            await at.kit.record_usage(WHO, JOB | {"id": name})
+        await at.kit.record_usage("yan", JOB | {"id": "resp_3"})
+        assert (await at.kit.customers.delete(WHO)).jobs == 2
+        assert (await at.kit.customers.delete(WHO)).jobs == 0
+        for name in ("resp_1", "resp_2", "resp_3"):
+            await at.kit.record_usage(WHO, DONE | {"id": name})
+        for customer, used in ((WHO, 0), ("yan", 600)):
+            assert (await at.kit.usage(customer))["meters"]["input_tokens"]["recorded"] == used
+        # Who comes back begins anew.
+        await at.kit.record_usage(WHO, JOB | {"id": "resp_4"})
+        await at.kit.record_usage(None, DONE | {"id": "resp_4"})
+        assert (await at.kit.usage(WHO))["meters"]["input_tokens"]["recorded"] == 600
+        assert (await at.kit.customers.delete(WHO)).jobs == 1
