@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from meterkit.catalog import loads
 from meterkit.catalog.match_lines import covers, parse_match
 from meterkit.catalog.model_prices import has_all_of
 from meterkit.catalog.notes import COMPARED_MAX, summary
+from shown_blocks import shown
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -413,3 +415,74 @@ def test_a_limit_of_several_plans_is_named_once() -> None:
     more = "  pro: {extends: free}\n"
     (note,) = unasked(ALL, more=more)
     assert "by this limit of free, pro; write" in note
+
+
+PAID = """\
+schema: 1
+currency: usd
+meters:
+  requests: {unit: request, stripe: {event_name: r}}
+  silent: {unit: call, stripe: {event_name: s, report: none}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 5}}}
+  plain: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 9}}, rank: 1}
+  pro:
+    price: {amount_cents: 49_000, interval: year}
+    meters: {requests: {included: 5}}
+  seats: {extends: free, seat_price: {amount_cents: 900}}
+  metered: {extends: free, meters: {requests: {included: 5, overage: bill}}}
+  atstripe: {extends: free, price: {amount_cents: 0, interval: month, stripe_price: price_1}}
+default_plan: """
+_FOLLOWS = (
+    "customers never seen before and customers whose subscription has ended are on this plan without a"
+    " subscription, so no invoice bills "
+)
+
+
+def of_the_default(text: str) -> list[str]:
+    return [str(note) for note in loads(text).notes if note.path == "default_plan"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "unpaid"),
+    [
+        ("pro", "its price of USD 490.00 a year"),
+        ("seats", "its seats"),
+        ("metered", "its overage of requests"),
+        ("atstripe", "its price of USD 0.00 a month"),
+    ],
+)
+def test_a_default_plan_that_costs_something_is_named_with_the_cure(plan: str, unpaid: str) -> None:
+    """F-20g: everybody unseen, and everybody whose subscription had ended, had the paid plan."""
+    (note,) = of_the_default(PAID + plan)
+    assert note == (
+        f"plans.yaml:15:1 default_plan: {_FOLLOWS}{unpaid}; write `default_plan: free`, and give {plan!r} by"
+        " a subscription or by `set_plan`"
+    )
+
+
+def test_a_default_plan_that_costs_nothing_is_not_named() -> None:
+    assert [of_the_default(PAID + plan) for plan in ("free", "plain")] == [[], []]
+
+
+def test_where_every_plan_costs_something_a_plan_is_to_be_added() -> None:
+    def only(name: str) -> str:
+        return (
+            f"schema: 1\ncurrency: usd\ndefault_plan: {name}\nmeters: {{requests: {{unit: request}}}}\n"
+            f"plans: {{{name}: {{price: {{amount_cents: 100, interval: month}}}}}}\n"
+        )
+
+    for name, other in (("pro", "free"), ("free", "without_price")):
+        (note,) = of_the_default(only(name))
+        added = f"`{other}: {{price: {{amount_cents: 0, interval: month}}}}`"
+        assert f"write `default_plan: {other}` and add a plan that costs nothing, {added}, and give" in note
+
+
+def test_no_page_shows_a_default_plan_with_a_price() -> None:
+    """F-20g: a recipe did, and was merged as it stood."""
+    named = [block for block in shown() if block.language == "yaml" and "default_plan:" in block.text]
+    assert len(named) > 30
+    for block in named:
+        written: Any = yaml.safe_load(block.text)
+        price = written["plans"][written["default_plan"]]["price"]
+        assert price["amount_cents"] == 0, block.page

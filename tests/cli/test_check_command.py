@@ -137,10 +137,11 @@ def test_what_may_surprise_is_noted_with_its_line_and_the_file_is_right(
     first, *notes = done.out.splitlines()
     assert first == "plans.yaml: valid (2 meters, 2 plans, 1 route)"
     assert [" ".join(line.split()[:3]) for line in notes] == [
+        "note: plans.yaml:3:1 default_plan:",
         "note: plans.yaml:16:3 plans.pro:",
     ]
     found = shell.run("check", "--json").json["notes"]
-    assert [16] == [note["line"] for note in found]
+    assert [3, 16] == [note["line"] for note in found]
     assert {"file", "line", "column", "path", "kind", "message"} == set(found[0])
 
 
@@ -148,8 +149,8 @@ def test_many_notes_are_cut_and_counted(shell: Shell, directory: Path) -> None:
     plans = "".join(f"  p{nth}: {{price: {{amount_cents: 5, interval: month}}}}\n" for nth in range(60))
     (directory / "plans.yaml").write_text((directory / "plans.yaml").read_text() + plans)
     out = shell.run("check").out.splitlines()
-    assert (52, "and 11 more notes; --json shows all") == (len(out), out[-1])
-    assert len(shell.run("check", "--json").json["notes"]) == 61
+    assert (52, "and 12 more notes; --json shows all") == (len(out), out[-1])
+    assert len(shell.run("check", "--json").json["notes"]) == 62
 
 
 def test_a_report_of_many_problems_is_cut_and_counted(shell: Shell, directory: Path) -> None:

@@ -112,7 +112,7 @@ async def test_another_quantity_is_refused_in_words_and_nothing_of_the_call_coun
     await kit.record("ada", {"pages": 12, "input_tokens": 3}, event_id="report-1")
     with pytest.raises(MeterkitError) as refused:
         await kit.record("ada", *given, event_id="report-1")
-    quantity = given[0]["pages"] if isinstance(given[0], dict) else given[1]
+    quantity = given[-1] if isinstance(given[-1], int) else given[-1]["pages"]
     assert str(refused.value).startswith(
         f"event_id 'report-1' of customer 'ada': 12 of pages were recorded under it before, now {quantity}"
         " are given; nothing of this call is recorded: "

@@ -6,6 +6,7 @@ import logging
 import re
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -108,9 +109,9 @@ async def scan(server: Server, text: str = WHO) -> dict[str, str]:
         reads: Mapping[str, Any] = {
             "string": each.get,
             "hash": each.hgetall,
-            "list": lambda key: each.lrange(key, 0, -1),
+            "list": partial(each.lrange, start=0, end=-1),
             "set": each.smembers,
-            "zset": lambda key: each.zrange(key, 0, -1),
+            "zset": partial(each.zrange, start=0, end=-1),
             "stream": each.xrange,
         }
         for key in each.keys("*"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.amount_texts import money
 from meterkit.catalog.match_lines import takes_all
 from meterkit.catalog.model_prices import has_all_of
 
@@ -92,6 +93,65 @@ def note_trial(
             f"Stripe bills no usage of a trial, so {', '.join(endless)} can be used in it without end and"
             " without payment; write a ceiling, `overage: {bill: {cap: N}}`, if that is too much",
         )
+
+
+def note_default_plan(
+    key: str,
+    plans: Mapping[str, Plan],
+    meters: Mapping[str, Meter],
+    problems: Problems,
+    *,
+    currency: str,
+    place: Place,
+) -> None:
+    """Say so where customers without a subscription get for nothing what others pay for.
+
+    Args:
+        key: of the default plan.
+        plans: all plans of the file.
+        meters: of the file.
+        problems: the list to add to.
+        currency: of the file.
+        place: where the default plan is named.
+    """
+    unpaid = _unpaid(plans[key], meters, currency) if key in plans else []
+    if not unpaid:
+        return
+    free = next((plan.key for plan in plans.values() if not _unpaid(plan, meters, currency)), None)
+    name = free or ("free" if key != "free" else "without_price")
+    cure = f"write `default_plan: {name}`"
+    if free is None:
+        cure += (
+            f" and add a plan that costs nothing, `{name}: {{price: {{amount_cents: 0, interval: month}}}}`"
+        )
+    problems.note(
+        place,
+        "informs",
+        "customers never seen before and customers whose subscription has ended are on this plan without a"
+        f" subscription, so no invoice bills {' or '.join(unpaid)}; {cure}, and give {key!r} by a"
+        " subscription or by `set_plan`",
+    )
+
+
+def _unpaid(plan: Plan, meters: Mapping[str, Meter], currency: str) -> list[str]:
+    """Amounts of a plan that only a subscription bills, in words."""
+    found: list[str] = []
+    if plan.price.amount_cents or plan.price.stripe_price is not None:
+        amount = money(plan.price.amount_cents, currency) if currency else str(plan.price.amount_cents)
+        found.append(f"its price of {amount} a {plan.price.interval}")
+    if plan.seat_price is not None:
+        found.append("its seats")
+    billed = [
+        name
+        for name, given in plan.entitlements.items()
+        if given.overage.mode == "bill" and _is_reported(meters[name])
+    ]
+    shown = ", ".join(billed[:_SHOWN_MAX])
+    return [*found, f"its overage of {shown}"] if billed else found
+
+
+def _is_reported(meter: Meter) -> bool:
+    return meter.source is None and meter.stripe is not None and meter.stripe.report != "none"
 
 
 def note_unreachable(matches: Sequence[tuple[str, Place]], problems: Problems) -> None:
