@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from faults import eventually
 from llm_apps import answering
 from metering import served
 from meterkit import Caller
+from meterkit.store.jobs import owners_of
 from tokens.recordings import JSON_TYPE, compact
 
 if TYPE_CHECKING:
@@ -370,4 +372,9 @@ async def test_another_process_knows_whose_job_it_is(store_url: str) -> None:
     async with served(job_app, plans=JOBS, redis_url=store_url) as at:
         await job_begun(at)
         at.kit.store.outliving.owners.clear()  # As in a process that has not seen its begin.
+        await eventually(partial(_is_known, at))
         assert (await at.client.get("/v2/responses/resp_1")).status_code == 200
+
+
+async def _is_known(at: Served) -> bool:
+    return await owners_of(at.kit.store, ["resp_1"]) != set()
