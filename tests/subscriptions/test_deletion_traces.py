@@ -20,6 +20,7 @@ from metering import answering
 from meterkit import Caller, MeterMiddleware
 from meterkit.catalog import loads
 from meterkit.customers.drifts import Drift, Drifts
+from meterkit.decisions.keys import job_digest
 from meterkit.decisions.periods import to_ms
 from meterkit.notify.spikes import FoundSpike, SpikesToday
 from storage.objects import Happened
@@ -255,3 +256,14 @@ async def test_a_job_of_a_deleted_customer_is_no_other_customers(any_store_url: 
         await at.kit.record_usage(None, DONE | {"id": "resp_4"})
         assert (await at.kit.usage(WHO))["meters"]["input_tokens"]["recorded"] == 600
         assert (await at.kit.customers.delete(WHO)).jobs == 1
+
+
+async def test_jobs_that_are_over_leave_the_index_of_their_customer(store_url: str, tmp_path: Path) -> None:
+    async with at_work(store_url, tmp_path) as at:
+        await at.kit.record_usage(WHO, JOB)
+        at.clock.advance(timedelta(days=41))
+        await at.kit.record_usage(WHO, JOB | {"id": "resp_2"})
+        admin = await at.kit.store.admin()
+        assert await admin.ask(admin.client.zrange(at.kit.store.keys.jobs(WHO), 0, -1)) == [
+            job_digest("resp_2").encode()
+        ]

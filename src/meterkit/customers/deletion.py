@@ -126,7 +126,7 @@ async def _forget_former_links(store: Store, customer: str) -> None:
     links = [(entry.before, entry.after) for entry in entries if entry.kind == "link"]
     admin = await store.admin()
     for stripe_customer in sorted({name for pair in links for name in pair if name}):
-        if await admin.ask(admin.client.hexists(store.keys.formers(stripe_customer), customer)):
+        if await admin.ask(admin.client.hget(store.keys.formers(stripe_customer), customer)):
             await remember_deleted(admin, store.keys, stripe_customer, customer)
 
 

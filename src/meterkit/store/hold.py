@@ -78,7 +78,6 @@ NOTHING_USED: Final = Used()
 
 def meters_of(parts: Iterable[Used]) -> set[str]:
     """The meters that were used or charged; a quantity of 0 is no use."""
-    """Meters that were used or charged."""
     used = [name for part in parts for name, quantity in part.rated.items() if quantity]
     return {*used, *(name for part in parts for name, amount in part.charged.items() if amount > 0)}
 

@@ -144,12 +144,15 @@ async def _write_owner(
     now_ms = admin.now_ms()
     pipe: Any = admin.client.pipeline(transaction=True)
     pipe.zadd(key, {digest: now_ms + _KEPT_MS})
-    pipe.zremrangebyscore(key, "-inf", now_ms)
     pipe.pexpire(key, _KEPT_MS)
-    await admin.ask(pipe.execute())  # First: a crash between the two leaves nothing that a deletion misses.
+    pipe.zrangebyscore(key, "-inf", now_ms, start=0, num=_PAGE)
+    # First: a crash between the two leaves nothing that a deletion misses.
+    *_, gone = await admin.ask(pipe.execute())
     written = await _write(store, job_id, fields)
     if not _is_of(written[0], view.customer):
-        await admin.ask(admin.client.zrem(key, digest))
+        gone.append(digest)
+    if gone:
+        await admin.ask(admin.client.zrem(key, *gone))
     return written
 
 
