@@ -71,7 +71,8 @@ async def test_it_gets_every_field_of_ours_that_it_lacks(on_denied: Callable[...
     added = {name: value for name, value in ours.headers.items() if name not in of_the_body}
     assert set(added) == {
         *("ratelimit", "ratelimit-policy", "retry-after", "cache-control", "x-should-retry"),
-        *("access-control-allow-origin", "access-control-expose-headers", "vary"),
+        *("access-control-allow-origin", "access-control-allow-credentials", "access-control-expose-headers"),
+        "vary",
     }
     assert {name: theirs.headers[name] for name in added} == added
 

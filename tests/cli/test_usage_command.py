@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 COUNTS = {
     *("used", "included", "granted", "held", "remaining", "overage", "overage_cents", "recorded", "pending"),
-    *("unlinked", "queued", "leased", "parked", "delivered", "late", "dead"),
+    *("unlinked", "queued", "leased", "parked", "delivered", "late", "dead", "over_cap"),
 }
 
 SOLD = """\

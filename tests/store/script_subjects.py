@@ -539,7 +539,7 @@ class SubjectWorld:
             return
         key = self.keys.subject("ada", *of)
         head = self.wire(pack("HGET", key, "h"))
-        wrong = self.random.choice((head[:1], head + b"\0", b"\xfd" + head[1:]))
+        wrong = self.random.choice((head[:1], head + b"\0", b"\xfc" + head[1:]))
         decision = self._view((of,)).prepare_asking({"calls": Demand(needed=0, taken=0)}, "s")
         self.wire(pack("HSET", key, "h", wrong))
         reply: list[Any] | Exception = self.wire(b"".join(decision.packed) + pack_each([self.wall]))

@@ -51,7 +51,7 @@ LIVES: Final[Mapping[str, Mapping[int, type[Delivery]]]] = {
     "include/overtake.lua": {5: Overtaking},
     "withdraw.lua": {5: Overtaking},
     "restore.lua": {**COMMON, 4: Restoring, 7: Repricing},
-    **{file: {7: Repricing, 4: Restoring} for file in CORRECTED},
+    **{file: {7: Repricing, 4: Restoring, 8: Repricing} for file in CORRECTED},
     "include/give_units_back.lua": {4: Restoring},
     "strand.lua": {6: Stranding},
     "include/mark_prices.lua": {**COMMON, 6: Stranding},
