@@ -41,7 +41,7 @@ def _wrongs(packed: bytes) -> tuple[bytes, ...]:
     """What cannot be the field: texts, nothing, one number less or more, and one that is not whole."""
     first, *others = unpack_field(packed)
     assert isinstance(first, int)
-    half = b"\xcb" + struct.pack(">d", first + 0.5)
+    half = b"\xcb" + struct.pack(">d", 0.5)  # Beyond 2^52 `first + 0.5` is whole.
     return (
         *(b"1x", b"", b"7", pack_field(first), pack_field(first, *others, 0)),
         pack_field()[:1] + half + b"".join(pack_field(value)[1:] for value in others),
