@@ -240,6 +240,9 @@ def test_what_is_shown_to_type_does_what_it_says(page: str, typist: Typist) -> N
     with_the_rest(typist)
     stripe = StripeEmulator()
     stripe.add_meters(loads((typist.directory / "plans.yaml").read_text()))
+    shown = "".join(block.text for block in blocks)
+    for customer in {"cus_eve", *re.findall(r"\bcus_\w+", shown)}:
+        stripe.add_customer(customer)
     # The quickstart is typed as it stands; here most of the time would be the start of Python, fifty times.
     with stripe.running() as url, forked_program(typist.directory, timeout_s=TIMEOUT_S) as typist.programs:
         typist.environment |= {"METERKIT_STRIPE_API_BASE": url, "METERKIT_STRIPE_API_KEY": "sk_test_emulator"}
