@@ -262,7 +262,7 @@ def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
 
 
 def demands_of(route: Route, catalog: Catalog, models: Sequence[str] = ()) -> dict[str, Demand]:
-    """What a route asks of each meter before the app runs.
+    """Demands of a route on each meter before the app runs.
 
     Of what its requests add to by a quantity that is not known yet, something must be left.
 

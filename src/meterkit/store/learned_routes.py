@@ -47,7 +47,7 @@ class LearnedRoutes:
         self._listeners: list[WeakMethod[Callable[[], None]]] = []
         self._lock = Lock()
         for match, names in learned.items():
-            self._add(match, [name for name in names if name in catalog.meters])
+            self._extend(match, [name for name in names if name in catalog.meters])
 
     def newest(self, match: str) -> Route | None:
         """The route with this line of the file; None: the file has none."""
@@ -60,7 +60,7 @@ class LearnedRoutes:
             self._listeners.append(WeakMethod(listener))
 
     def learn(self, route: Route, meters: AbstractSet[str]) -> None:
-        """Have a route ask from now on for meters that a request of it has used.
+        """Add meters that a request has used to those that its route asks for.
 
         Args:
             route: a route of the file, or one made of it.
@@ -68,7 +68,7 @@ class LearnedRoutes:
         """
         if meters <= self._known.get(route.match, _NONE):
             return
-        new = self._add(route.match, meters)
+        new = self._extend(route.match, meters)
         for listener in self._listeners:
             if (call := listener()) is not None:
                 call()
@@ -84,8 +84,8 @@ class LearnedRoutes:
                 ", ".join(self._newest[route.match].records),
             )
 
-    def _add(self, match: str, meters: Iterable[str]) -> list[str]:
-        """Have a route ask for more meters; those that it did not ask for before."""
+    def _extend(self, match: str, meters: Iterable[str]) -> list[str]:
+        """Replace a route by one that asks for more meters; return the new ones."""
         with self._lock:
             found = self._newest.get(match)
             if found is None or found.always:  # An `always` route is served whatever was used.
