@@ -1,0 +1,139 @@
+"""Sentences of the first pages, tried in configurations that the pages do not show."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import yaml
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import PlainTextResponse
+
+import meterkit
+from metering import hello, served
+from meterkit.fastapi import requires
+from test_readme import NAMES, ROOT, blocks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.types import Receive, Scope, Send
+
+RECIPES: Final = ROOT / "docs/recipes.md"
+
+
+def merged(base: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """A plans file with the keys of a recipe: maps are merged, other values replaced."""
+    both = {key for key in base.keys() & part if isinstance(base[key], dict) and isinstance(part[key], dict)}
+    return base | part | {key: merged(base[key], part[key]) for key in both}
+
+
+def recipe(having: str) -> str:
+    """The plans file of the recipes page, with the one recipe that contains a text."""
+    base, *parts = blocks(RECIPES, "yaml")
+    (part,) = (text for text in parts if having in text)
+    return str(yaml.safe_dump(merged(yaml.safe_load(base), yaml.safe_load(part)), sort_keys=False))
+
+
+def answer_of(model: str) -> dict[str, Any]:
+    usage = {"prompt_tokens": 0, "completion_tokens": 10_000, "total_tokens": 10_000}
+    return {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+
+
+def test_each_model_pattern_that_is_shown_matches_dated_names() -> None:
+    found = {
+        (name, pattern)
+        for name in NAMES
+        for text in blocks(ROOT / name, "yaml")
+        for line in text.splitlines()
+        if "models:" in line or "where:" in line
+        for pattern in re.findall(r'"([^"]*[*][^"]*)"', line)
+    }
+    assert len(found) > 5
+    # A provider answers `gpt-4o-mini` with `gpt-4o-mini-2024-07-18`, which `gpt-*-mini` does not match.
+    assert [(name, pattern) for name, pattern in found if not pattern.endswith("*")] == []
+
+
+@pytest.mark.anyio
+async def test_the_recipe_of_model_prices_charges_a_dated_name_as_its_model() -> None:
+    async with served(hello, plans=recipe("prices.output")) as app:
+        await app.kit.record("ada", "output_tokens", 100_000)  # What the plan includes.
+        await app.kit.grants.add("ada", {"ai": 100}, grant_id="payment")
+        for left, model in ((90, "gpt-4o-mini"), (80, "gpt-4o-mini-2024-07-18"), (40, "gpt-4o-2024-08-06")):
+            await app.kit.record_usage("ada", answer_of(model))
+            assert (await app.kit.usage("ada"))["balance"] == {"ai": left}
+
+
+@pytest.mark.anyio
+async def test_the_recipe_of_large_models_refuses_requests_that_name_one_or_no_model() -> None:
+    async def call_model(scope: Scope, receive: Receive, send: Send) -> None:
+        meterkit.record_usage(answer_of("our-large-2"))
+        await hello(scope, receive, send)
+
+    async with served(call_model, plans=recipe("large_output")) as app:
+        codes = [
+            (await app.client.request(method, "/v1/ask", json=body)).status_code
+            for method, body in (
+                ("POST", {"model": "our-large-2"}),
+                ("POST", {"model": "our-large-2"}),
+                ("POST", {"text": "hi"}),
+                ("GET", None),
+                ("POST", {"model": "our-small"}),
+            )
+        ]
+    assert codes == [200, 429, 429, 429, 200]
+
+
+@pytest.mark.anyio
+async def test_of_refusals_only_those_that_come_while_the_app_runs_count_in_rates() -> None:
+    app = FastAPI()
+
+    @app.get("/report", dependencies=[Depends(requires("export"))])
+    async def report() -> None: ...
+
+    @app.put("/files/a")
+    async def store(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(await request.body())
+
+    async def pieces() -> AsyncGenerator[bytes]:
+        for _ in range(3):
+            yield b"1234"
+
+    plans = """
+        schema: 1
+        currency: usd
+        default_plan: free
+        meters: {requests: {unit: request}, storage: {unit: byte, kind: gauge}}
+        features: [export]
+        routes:
+          - {match: "GET /export", feature: export, consume: {requests: 1}}
+          - {match: "PUT /files/{key:path}", storage: content-length, consume: {requests: 1}}
+          - {match: "*", consume: {requests: 1}}
+        plans:
+          free:
+            price: {amount_cents: 0, interval: month}
+            meters: {requests: {rate: 100/hour, included: 100}, storage: {included: 10}}
+    """
+    async with served(app, plans=plans) as at:
+        for method, path, content, status, counted in (
+            ("GET", "/export", None, 403, 0),
+            ("PUT", "/files/a", b"x" * 11, 413, 0),
+            ("GET", "/report", None, 403, 1),
+            ("PUT", "/files/a", pieces(), 413, 2),
+        ):
+            assert (await at.client.request(method, path, content=content)).status_code == status
+            (rate,) = await at.kit.rates("acme")
+            assert (rate["used"], await at.counted()) == (counted, (0, 0)), path
+
+
+@pytest.mark.anyio
+async def test_an_override_replaces_what_the_next_plan_includes_and_a_grant_adds_to_it() -> None:
+    async with served(hello, plans=blocks(RECIPES, "yaml")[0]) as at:
+        await at.kit.customers.override("ada", {"requests": {"included": 5_000}})
+        await at.kit.grants.add("ada", {"requests": 4_000}, grant_id="two weeks")
+        await at.kit.customers.set_plan("ada", "pro")
+        assert (await at.kit.usage("ada"))["meters"]["requests"]["included"] == 5_000
+        await at.kit.customers.override("ada", {"requests": {}})
+        requests = (await at.kit.usage("ada"))["meters"]["requests"]
+        assert (requests["included"], requests["granted"]) == (100_000, 4_000)
