@@ -376,5 +376,62 @@ async def test_another_process_knows_whose_job_it_is(store_url: str) -> None:
         assert (await at.client.get("/v2/responses/resp_1")).status_code == 200
 
 
+<<<<<<< HEAD
 async def _is_known(at: Served) -> bool:
     return await owners_of(at.kit.store, ["resp_1"]) != set()
+=======
+POLLS = JOBS.replace(
+    "routes:\n",
+    """routes:
+  - {match: "GET /jobs/{id}", consume: {requests: 1}, records: [output_tokens]}
+  - {match: "/mixed/{path:path}", usage: auto, records: [output_tokens]}
+""",
+)
+
+
+@pytest.mark.parametrize("prefix", ["/jobs", "/mixed/jobs"])
+async def test_a_poll_on_a_route_that_records_tokens_is_not_refused_by_the_hold_of_its_job(
+    prefix: str, store_url: str
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET":
+            meterkit.record_usage({**JOB, "status": "completed", "usage": USED})
+            await answering([b"{}"], JSON_TYPE)(scope, receive, send)
+        else:
+            await job_app(scope, receive, send)
+
+    async with served(app, plans=POLLS, redis_url=store_url) as at:
+        await job_begun(at)
+        others = await at.client.get(f"{prefix}/resp_2")
+        assert (await at.client.get(f"{prefix}/resp_1")).status_code == 200
+        await counts(at, recorded=400, held=0)
+        # The route may record more each time: an ended job, which holds nothing, lets nothing through.
+        await at.kit.record("acme", "output_tokens", 600)
+        ended = await at.client.get(f"{prefix}/resp_1")
+        assert (others.status_code, ended.status_code) == (429, 429)
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/v2"])
+async def test_a_poll_is_not_refused_by_a_budget_that_its_job_holds(prefix: str, store_url: str) -> None:
+    plans = f"""{JOBS}  spending:
+    price: {{amount_cents: 0, interval: month}}
+    budget: {{amount_cents: 10}}
+    meters: {{output_tokens: {{included: 0, overage: {{bill: {{per: 100, amount_cents: 1}}}}}}}}
+""".replace("output_tokens: {unit: token}", "output_tokens: {unit: token, stripe: {event_name: output}}")
+    async with served(job_app, plans=plans, redis_url=store_url) as at:
+        await at.kit.customers.set_plan("acme", "spending")
+        await job_begun(at)
+        assert await statuses(at, "/v1/responses", "/v2/chat") == [402, 402]
+        assert (await at.client.get(f"{prefix}/responses/resp_1")).status_code == 200
+        await counts(at, recorded=400, held=0)
+
+
+async def test_a_get_that_reports_a_call_itself_asks_for_tokens_from_then_on(store_url: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        meterkit.record_usage({**CHAT, "usage": {**CHAT["usage"], "completion_tokens": 1_000}})
+        await answering([b"{}"], JSON_TYPE)(scope, receive, send)
+
+    async with served(app, plans=JOBS, redis_url=store_url) as at:
+        # `usage: auto` reads no tokens off the response to a GET, so it asks for none of itself.
+        assert [(await at.client.get("/v1/summary")).status_code for _ in range(3)] == [200, 429, 429]
+>>>>>>> 6fa4ac61 (Serve polls that a budget or recorded tokens refused)

@@ -15,7 +15,7 @@ from meterkit.asgi.mcp_requests import McpLines
 from meterkit.asgi.preflights import Preflights
 from meterkit.asgi.routing import Router, own_root_path
 from meterkit.asgi.without_store import PolicyFields
-from meterkit.catalog.additions import is_fetched
+from meterkit.catalog.additions import charging_meters, is_fetched
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class PlansInForce:
         self.cache = cache
         self.preflights = preflights
         self._router_of = mcp_router_of
-        self._polls: dict[int, Route] = {}
+        self._polls: dict[tuple[int, tuple[str, ...]], Route] = {}
         self._former: list[object] = []  # The identity of a route stands for it as long as it lives.
         cache.routes.notify(self._use_learned)
         routes = cache.routes.current
@@ -102,9 +102,19 @@ class PlansInForce:
 
     def poll_of(self, route: Route) -> Route:
         """The route for requests that only fetch work: they ask for no tokens, and reserve none."""
-        found = self._polls.get(id(route))
+        return self._poll(route, route.records)
+
+    def own_poll_of(self, route: Route) -> Route:
+        """The same for a request that fetches its customer's job: it asks for no recorded tokens either."""
+        tokens = charging_meters(self.cache.catalog.meters)
+        return self._poll(route, tuple(name for name in route.records if name not in tokens))
+
+    def _poll(self, route: Route, records: tuple[str, ...]) -> Route:
+        key = id(route), records
+        found = self._polls.get(key)
         if found is None:
-            found = self._polls[id(route)] = replace(route, is_poll=True, reserve=(), reads_model=False)
+            found = replace(route, is_poll=True, reserve=(), reads_model=False, records=records)
+            self._polls[key] = found
             self._former.append(route)
         return found
 

@@ -299,7 +299,7 @@ class MeterMiddleware:
             passed.take(replace(decision, allowed=True, shadow=True))
             return passed
         if view is not None and await polls_own_job(self._kit.store, view, route, decision, scope):
-            return await self._admit(plans, plans.poll_of(route), scope, receive, send, None, refuser)
+            return await self._admit(plans, plans.own_poll_of(route), scope, receive, send, None, refuser)
         await refuser.refuse(decision, route, decided, view, scope, receive, send)
         return None
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
-from meterkit.catalog.additions import reads_tokens
+from meterkit.catalog.additions import additions_of, charging_meters
 from meterkit.errors import StoreError
 from meterkit.store.jobs import owners_of
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
-_REASONS: Final = frozenset({"rate", "included", "cap", "credits"})
+_REASONS: Final = frozenset({"rate", "included", "cap", "credits", "spend"})
 _METHODS: Final = frozenset({"GET", "HEAD", "DELETE"})
 _CANCEL: Final = "/cancel"
 _SEGMENTS_MAX: Final = 4
@@ -39,13 +39,20 @@ async def polls_own_job(
         decision: the refusal.
         scope: of the request.
     """
-    if decision.degraded or decision.reason not in _REASONS or not reads_tokens(route):
+    if decision.degraded or decision.reason not in _REASONS:
         return False
     path: str = scope["path"]
     if scope.get("method", "").upper() not in _METHODS and not path.endswith(_CANCEL):
         return False
+    meters = view.cache.catalog.meters
+    tokens = charging_meters(meters)
+    if tokens.isdisjoint(additions_of(route, meters)):
+        return False
     names = [unquote(name) for name in path.split("/")[-_SEGMENTS_MAX:] if name]
     known = [name for name in names if len(name) <= _JOB_ID_CHARS_MAX]
+    # A route that records tokens of its own could add more of them each time that an ended job is fetched.
+    serves_ended = tokens.isdisjoint(route.records)
     with suppress(StoreError):
-        return (view.customer, view.anonymous) in await owners_of(store, known)
+        owners = await owners_of(store, known, with_ended=serves_ended)
+        return (view.customer, view.anonymous) in owners
     return False

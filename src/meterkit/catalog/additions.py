@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog.models import Meter, Route
 
@@ -54,6 +54,11 @@ def additions_of(
     return found
 
 
+def charging_meters(meters: Mapping[str, Meter]) -> frozenset[str]:
+    """The meters that a call of a language model adds to: tokens, and what calls are charged."""
+    return frozenset((*TOKEN_METERS, *_charged(meters)))
+
+
 def reads_tokens(route: Route) -> bool:
     """Whether responses of a route are read for the token usage of calls that they answer."""
     return route.usage not in {"none", "fields"} and not route.is_poll
@@ -65,14 +70,17 @@ def is_fetched(usage: str, method: str) -> bool:
 
 
 def _named(route: Route, meters: Mapping[str, Meter]) -> dict[AdditionKey, Iterable[str]]:
-    charged = (name for name, meter in meters.items() if meter.charges is not None)
     return {
         "per_message": route.per_message,
         "usage_fields": route.usage_fields,
-        "usage": (*TOKEN_METERS, *charged) if reads_tokens(route) else (),
+        "usage": (*TOKEN_METERS, *_charged(meters)) if reads_tokens(route) else (),
         "records": route.records,
         "consume": route.consume,
     }
+
+
+def _charged(meters: Mapping[str, Meter]) -> Iterator[str]:
+    return (name for name, meter in meters.items() if meter.charges is not None)
 
 
 def _is_counter(name: str, meters: Mapping[str, Meter]) -> bool:

@@ -86,15 +86,20 @@ async def claim_job(
     return Claim(store.cache.get(customer, anonymous=anonymous, subjects=given), counts)
 
 
-async def owners_of(store: Store, job_ids: Sequence[str]) -> set[tuple[str, bool]]:
-    """The customers who began some jobs, each with whether they are anonymous. Raises StoreError."""
-    found = {
-        (view.customer, view.anonymous) for name in job_ids if (view := store.outliving.owners.get(name))
-    }
+async def owners_of(store: Store, job_ids: Sequence[str], *, with_ended: bool) -> set[tuple[str, bool]]:
+    """The customers who began some jobs, each with whether they are anonymous. Raises StoreError.
+
+    Args:
+        store: where jobs are remembered.
+        job_ids: what may be a provider's id of one.
+        with_ended: also of jobs whose end was seen.
+    """
+    known = store.outliving.owners if with_ended else {}
+    found = {(view.customer, view.anonymous) for name in job_ids if (view := known.get(name))}
     admin = await store.admin()
     for name in job_ids if not found else ():
-        owner = await admin.ask(admin.client.hget(store.keys.job(name), "owner"))
-        if owner is not None:
+        owner, ended = await admin.ask(admin.client.hmget(store.keys.job(name), ["owner", "ended"]))
+        if owner is not None and (with_ended or ended is None):
             customer, anonymous, *_ = json.loads(owner)
             found.add((customer, anonymous))
     return found

@@ -43,11 +43,13 @@ class LearnedRoutes:
         self._catalog = catalog
         self._newest = {route.match: route for route in reversed(self.current)}
         self._known = {match: self._asked_by(route) for match, route in self._newest.items()}
+        # A request that may be a poll asks for nothing by `usage`, but for what the app records.
+        self._known_of_polls = {match: self._asked_by(_poll(route)) for match, route in self._newest.items()}
         self._former: list[Route] = []  # The identity of a route stands for it as long as it lives.
         self._listeners: list[WeakMethod[Callable[[], None]]] = []
         self._lock = Lock()
         for match, names in learned.items():
-            self._extend(match, [name for name in names if name in catalog.meters])
+            self._extend(match, [name for name in names if name in catalog.meters], is_poll=True)
 
     def newest(self, match: str) -> Route | None:
         """The route with this line of the file; None: the file has none."""
@@ -66,9 +68,10 @@ class LearnedRoutes:
             route: a route of the file, or one made of it.
             meters: those that were used.
         """
-        if meters <= self._known.get(route.match, _NONE):
+        known = self._known_of_polls if route.is_poll else self._known
+        if meters <= known.get(route.match, _NONE):
             return
-        new = self._extend(route.match, meters)
+        new = self._extend(route.match, meters, is_poll=route.is_poll)
         for listener in self._listeners:
             if (call := listener()) is not None:
                 call()
@@ -84,21 +87,27 @@ class LearnedRoutes:
                 ", ".join(self._newest[route.match].records),
             )
 
-    def _extend(self, match: str, meters: Iterable[str]) -> list[str]:
+    def _extend(self, match: str, meters: Iterable[str], *, is_poll: bool) -> list[str]:
         """Replace a route by one that asks for more meters; return the new ones."""
         with self._lock:
             found = self._newest.get(match)
             if found is None or found.always:  # An `always` route is served whatever was used.
                 return []
-            new = sorted(set(meters) - self._known[match])
+            known = self._known_of_polls if is_poll else self._known
+            new = sorted(set(meters) - known[match])
             if new:
                 newest = replace(found, records=(*found.records, *new))
                 self.current = tuple(newest if route is found else route for route in self.current)
                 self.learned[match] = (*self.learned.get(match, ()), *new)
                 self._newest[match] = newest
                 self._known[match] = self._asked_by(newest)
+                self._known_of_polls[match] = self._asked_by(_poll(newest))
                 self._former.append(found)
             return new
 
     def _asked_by(self, route: Route) -> frozenset[str]:
         return frozenset(additions_of(route, self._catalog.meters))
+
+
+def _poll(route: Route) -> Route:
+    return replace(route, is_poll=True)
