@@ -43,8 +43,8 @@ class LearnedRoutes:
         self._catalog = catalog
         self._newest = {route.match: route for route in reversed(self.current)}
         self._known = {match: self._asked_by(route) for match, route in self._newest.items()}
-        # A request that may be a poll asks for nothing by `usage`, but for what the app records.
-        self._known_of_polls = {match: self._asked_by(_poll(route)) for match, route in self._newest.items()}
+        # A request that may be a poll asks for no tokens of `usage`, only for what the app records.
+        self._known_of_polls = {match: self._asked_by(_as_poll(route)) for match, route in self._newest.items()}
         self._former: list[Route] = []  # The identity of a route stands for it as long as it lives.
         self._listeners: list[WeakMethod[Callable[[], None]]] = []
         self._lock = Lock()
@@ -101,7 +101,7 @@ class LearnedRoutes:
                 self.learned[match] = (*self.learned.get(match, ()), *new)
                 self._newest[match] = newest
                 self._known[match] = self._asked_by(newest)
-                self._known_of_polls[match] = self._asked_by(_poll(newest))
+                self._known_of_polls[match] = self._asked_by(_as_poll(newest))
                 self._former.append(found)
             return new
 
@@ -109,5 +109,5 @@ class LearnedRoutes:
         return frozenset(additions_of(route, self._catalog.meters))
 
 
-def _poll(route: Route) -> Route:
+def _as_poll(route: Route) -> Route:
     return replace(route, is_poll=True)
