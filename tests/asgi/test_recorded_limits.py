@@ -376,10 +376,7 @@ async def test_another_process_knows_whose_job_it_is(store_url: str) -> None:
         assert (await at.client.get("/v2/responses/resp_1")).status_code == 200
 
 
-<<<<<<< HEAD
-async def _is_known(at: Served) -> bool:
-    return await owners_of(at.kit.store, ["resp_1"]) != set()
-=======
+<<<<<<< /tmp/theirs.py
 POLLS = JOBS.replace(
     "routes:\n",
     """routes:
@@ -434,4 +431,32 @@ async def test_a_get_that_reports_a_call_itself_asks_for_tokens_from_then_on(sto
     async with served(app, plans=JOBS, redis_url=store_url) as at:
         # `usage: auto` reads no tokens off the response to a GET, so it asks for none of itself.
         assert [(await at.client.get("/v1/summary")).status_code for _ in range(3)] == [200, 429, 429]
->>>>>>> 6fa4ac61 (Serve polls that a budget or recorded tokens refused)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_alias_asks_for_the_limit_of_the_model_that_answered_it(
+    streamed: bool, tmp_path: Path, store_url: str
+) -> None:
+    pieces = (
+        [b"data: " + compact({**CHAT, "object": "chat.completion.chunk"}) + b"\n\n", b"data: [DONE]\n\n"]
+        if streamed
+        else [compact(CHAT)]
+    )
+    kind = "text/event-stream" if streamed else JSON_TYPE
+    file = tmp_path / "plans.yaml"
+    file.write_text(PLANS)
+    async with served(answering(pieces, kind), plans=file, redis_url=store_url) as at:
+
+        async def ask(model: str) -> int:
+            return (await at.client.post("/chat", content=compact({"model": model}))).status_code
+
+        # The provider answers an alias, such as the name of a deployment, with the name of its model.
+        assert [await ask("fast"), await ask("fast"), await ask("other")] == [200, 429, 200]
+        file.write_text(PLANS.replace("rate: 10000/hour", "rate: 20000/hour"))
+        assert await at.kit.reload()
+        assert [await ask("fast"), await ask("other"), await ask("third")] == [429, 429, 200]
+        assert await at.counted(meter="large_output") == (300, 0)
+=======
+async def _is_known(at: Served) -> bool:
+    return await owners_of(at.kit.store, ["resp_1"]) != set()
+>>>>>>> /tmp/ours.py

@@ -255,7 +255,12 @@ class Exchange(ClientWatch):
         if self._complete:
             self.warn_of_lost(calls)
         with _recording:
-            return self._llm.uncounted(self._view.cache)
+            parts = self._llm.uncounted(self._view.cache)
+        reading = self._llm.reading
+        if reading is not None and self._route.reads_model:
+            for model in {part.dimensions["model"] for part in parts if "model" in part.dimensions}:
+                self._view.cache.routes.learn_alias(self._route, model, reading.requested_model)
+        return parts
 
     def _settle_parts(
         self, lane: Lane, parts: Sequence[Used], beside: Used, *, billed: bool, due: bool

@@ -12,13 +12,15 @@ from meterkit.catalog.additions import additions_of
 from meterkit.catalog.asked_limits import is_limited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from meterkit.catalog import Catalog, Route
 
 _logger = logging.getLogger("meterkit")
 _NONE: Final = frozenset[str]()
+_ALIASES_MAX: Final = 1_000
+_ANSWERS_MAX: Final = 20
 
 
 class LearnedRoutes:
@@ -35,16 +37,20 @@ class LearnedRoutes:
     Attributes:
         current: in the order of the file; replaced as a whole when something is learned.
         learned: the line of a route to the meters that this process has learned.
+        aliases: the line of a route, and a model that its requests name, to the models that answered.
     """
 
     def __init__(self, catalog: Catalog, learned: Mapping[str, Iterable[str]]) -> None:
         self.current = catalog.routes
         self.learned: dict[str, tuple[str, ...]] = {}
+        self.aliases: dict[tuple[str, str], tuple[str, ...]] = {}
         self._catalog = catalog
         self._newest = {route.match: route for route in reversed(self.current)}
         self._known = {match: self._asked_by(route) for match, route in self._newest.items()}
         # A request that may be a poll asks for no tokens of `usage`, only for what the app records.
-        self._known_of_polls = {match: self._asked_by(_as_poll(route)) for match, route in self._newest.items()}
+        self._known_of_polls = {
+            match: self._asked_by(_as_poll(route)) for match, route in self._newest.items()
+        }
         self._former: list[Route] = []  # The identity of a route stands for it as long as it lives.
         self._listeners: list[WeakMethod[Callable[[], None]]] = []
         self._lock = Lock()
@@ -86,6 +92,38 @@ class LearnedRoutes:
                 ", ".join(limited),
                 ", ".join(self._newest[route.match].records),
             )
+
+    def learn_alias(self, route: Route, answered: str, requested_model: Callable[[], str | None]) -> None:
+        """Have requests for a model ask for the limits of the model that answered one, from now on.
+
+        Only where that matters: most providers answer with a longer name of the same model.
+
+        Args:
+            route: of the request.
+            answered: the model that the response names.
+            requested_model: reads the model that the request names; None: none, or several.
+        """
+        meters = self._catalog.meters
+        limits = {name for name, key in additions_of(route, meters, (answered,)).items() if key == "from"}
+        requested = requested_model() if limits else None
+        if requested is None or requested == answered:
+            return
+        key = (route.match, requested)
+        known = self.aliases.get(key, ())
+        asked = additions_of(route, meters, (requested, *known))
+        if len(known) >= _ANSWERS_MAX or limits <= asked.keys():
+            return
+        with self._lock:
+            if len(self.aliases) >= _ALIASES_MAX:
+                del self.aliases[next(iter(self.aliases))]
+            self.aliases[key] = (*known, answered)
+
+    def models_of(self, route: Route, requested: Sequence[str]) -> Sequence[str]:
+        """The models that may answer a request which names some; none: any may."""
+        aliases = self.aliases
+        if not aliases:
+            return requested
+        return (*requested, *(name for model in requested for name in aliases.get((route.match, model), ())))
 
     def _extend(self, match: str, meters: Iterable[str], *, is_poll: bool) -> list[str]:
         """Replace a route by one that asks for more meters; return the new ones."""

@@ -108,12 +108,14 @@ def prepare_reserving(
             credits are held at the price of the model, at the highest where there is none or several.
     """
     reserved: dict[str, int] = dict(quantities)
+    limited = models
     if view.cache.derives:
-        reserved = with_derived(view.cache.catalog.meters, quantities, models)
+        limited = view.cache.routes.models_of(route, models)
+        reserved = with_derived(view.cache.catalog.meters, quantities, limited)
     rows = view.cache.holds_rows
     at = held_at(models, view.prepaid, quantities, view.entitlements, holds_rows=rows)
     reserved |= {row: quantities[name] + route.consume.get(name, 0) for name, row in at.rows.items()}
-    asked = demands_of(route, view.cache.catalog, models) if view.cache.derives else ()
+    asked = demands_of(route, view.cache.catalog, limited) if view.cache.derives else ()
     key = ("reserve", id(route), *asked, "", *reserved, *at.key)
-    prepared = view.once(key, lambda: PreparedReservation(view, route, reserved, at, models))
+    prepared = view.once(key, lambda: PreparedReservation(view, route, reserved, at, limited))
     return prepared.bind(reserved, mode)

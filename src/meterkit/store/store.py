@@ -164,6 +164,8 @@ class Store:
             allot=self.scripts["allot"],
             learned={} if former is None else former.routes.learned,
         )
+        if former is not None:
+            self.cache.routes.aliases |= former.routes.aliases
         self.cache.tallies = self.tallies
 
     @property
