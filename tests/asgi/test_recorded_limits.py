@@ -376,7 +376,10 @@ async def test_another_process_knows_whose_job_it_is(store_url: str) -> None:
         assert (await at.client.get("/v2/responses/resp_1")).status_code == 200
 
 
-<<<<<<< /tmp/theirs.py
+async def _is_known(at: Served) -> bool:
+    return await owners_of(at.kit.store, ["resp_1"]) != set()
+
+
 POLLS = JOBS.replace(
     "routes:\n",
     """routes:
@@ -456,7 +459,3 @@ async def test_an_alias_asks_for_the_limit_of_the_model_that_answered_it(
         assert await at.kit.reload()
         assert [await ask("fast"), await ask("other"), await ask("third")] == [429, 429, 200]
         assert await at.counted(meter="large_output") == (300, 0)
-=======
-async def _is_known(at: Served) -> bool:
-    return await owners_of(at.kit.store, ["resp_1"]) != set()
->>>>>>> /tmp/ours.py
