@@ -274,6 +274,21 @@ async def test_a_path_that_no_gated_handler_reads_keeps_its_line(folder: Path) -
         assert (await answer(at.app, "/pricing/", customer="acme")) == (200, PUBLIC)
 
 
+async def test_a_file_server_at_the_root_does_not_lead_around_a_mount_before_it(folder: Path) -> None:
+    """Both have the gated files: the gate is written for the first one."""
+    app = Starlette(routes=[Mount("/reports", static(folder / "reports")), Mount("/", static(folder))])
+    plans = PLANS.replace("/files/", "/").replace('"/{path:path}", always', '"*", exempt')
+    async with served(app, plans=plans) as at:
+        for target in (
+            "/reports/a.txt",
+            "/public/../reports/a.txt",
+            "//reports/a.txt",
+            "/x/..%2freports/a.txt",
+        ):
+            assert (await answer(at.app, target, customer="acme"))[0] == 403, target
+        assert (await answer(at.app, "/public/a.txt")) == (200, PUBLIC)
+
+
 async def test_a_line_that_asks_for_less_takes_no_path_with_a_second_reading(folder: Path) -> None:
     plans = PLANS.replace(
         '  - {match: "/files/{path:path}", always: true}\n', '  - {match: "*", consume: {requests: 1}}\n'

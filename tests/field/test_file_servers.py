@@ -138,6 +138,10 @@ async def _granian(app: ASGIApp) -> AsyncGenerator[int]:
     finally:
         server.stop()
         await serving
+        for task in asyncio.all_tasks():  # It leaves those of requests whose client has left.
+            if "future_watcher" in repr(task.get_coro()):
+                task.cancel()
+                await asyncio.wait([task])
 
 
 async def _opened(port: int) -> None:

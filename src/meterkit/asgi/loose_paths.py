@@ -38,7 +38,7 @@ class PathReader:
     Attributes:
         place: where it stands.
         is_loose: whether it reads loosely; otherwise it resolves dot segments and the like below its place.
-        earlier: places that the app tries before it.
+        earlier: places that the app tries before it; none where it gets whole paths.
     """
 
     place: Place
@@ -53,11 +53,17 @@ class PathReader:
         """Whether it may take what it gets for a path."""
         return self.place.is_whole or self.gets(method, path)
 
-    def serves(self, method: str, path: str) -> bool:
-        """Whether it may take what it gets for a path that no earlier place serves."""
-        if self.place.is_whole or not self.gets(method, path):
-            return self.place.is_whole
-        return self.is_loose or not any(
+    def ignores_slash(self, method: str, path: str) -> bool:
+        """Whether it may take a path with a slash at the end for the same path without.
+
+        Where an earlier place gets the latter, that is another thing: the folder of a file server at the root
+        may be called as a handler is.
+
+        Args:
+            method: of the request.
+            path: without the slash.
+        """
+        return self.reads(method, path) and not any(
             place.way.host in {None, self.place.way.host} and place.accepts(method) and place.matches(path)
             for place in self.earlier
         )
@@ -151,7 +157,7 @@ def _readers(app: object, way: Way) -> Iterator[PathReader]:
         if reading.is_loose or reading.every_method:
             yield PathReader(place, is_loose=True, earlier=())
         elif place.takes_slashes and packages_of(place.app).isdisjoint(_PLAIN):
-            yield PathReader(place, is_loose=False, earlier=places[:nth])
+            yield PathReader(place, is_loose=False, earlier=() if place.is_whole else places[:nth])
 
 
 def loose_pattern(template: str) -> re.Pattern[str]:

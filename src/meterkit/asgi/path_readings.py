@@ -9,6 +9,7 @@ other.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -44,12 +45,13 @@ def is_uneven(path: str) -> bool:
     return any(_UNEVEN.search(decoded) for decoded in decodings(path))
 
 
-def decodings(path: str) -> list[str]:
+@lru_cache(maxsize=16)  # Each is asked for by several steps, and decoding 60 kB takes milliseconds.
+def decodings(path: str) -> tuple[str, ...]:
     """List a path and what it is decoded to further times."""
     found = [path]
     while len(found) <= _DECODED_MAX and _ENCODED.search(found[-1]):
         found.append(unquote(found[-1]))
-    return found
+    return tuple(found)
 
 
 def path_readings(path: str, server_root: str = "", *, resolves: bool = True) -> list[PathReading] | None:
@@ -67,8 +69,8 @@ def path_readings(path: str, server_root: str = "", *, resolves: bool = True) ->
                 return None
             for new in step(reading, server_root):
                 found.setdefault(new.path, new)
-            if len(found) > READINGS_MAX:
-                return None
+                if len(found) > READINGS_MAX:
+                    return None
     return list(found.values())
 
 
@@ -221,15 +223,8 @@ def _below_root(names: Sequence[str], *, is_open: bool) -> list[str] | None:
 
 _ROUTER_STEPS: Final = (_cut_host, _cut_root, _cut_fragment)
 _STEPS: Final = (
-    *(
-        _decode,
-        _cut_authority,
-        *_ROUTER_STEPS,
-        _cut_query,
-        _cut_parameters,
-        _convert_backslashes,
-        _resolve,
-        _merge,
-    ),
-    *(_decode, _convert_backslashes),  # A router resolves dots, and what lies behind it decodes.
+    *(_decode, _cut_authority, *_ROUTER_STEPS, _convert_backslashes, _cut_query, _cut_parameters),
+    *(_convert_backslashes, _resolve, _merge),
+    # A router resolves dots, and what lies behind it decodes or cuts.
+    *(_decode, _convert_backslashes, _cut_fragment, _cut_query, _cut_parameters),
 )

@@ -214,14 +214,18 @@ class Router:
             )
             pairs = [loose_spellings(each) for each in spellings]
             yield from self._both_lines(one, loose, [each[1] for each in pairs], [each[0] for each in pairs])
-        if not reading.is_loose and one.steps != AS_WRITTEN:
-            line = self._first_line(asked, spellings)
-            if line is found or reading.resolves or _is_served(readers, method, routed):
-                yield PathLine(one, line)
+        reads_all = reading.is_loose or reading.resolves
+        if one.steps != AS_WRITTEN and (
+            reads_all or any(each.reads(method, path) for each in readers for path in routed)
+        ):
+            yield PathLine(one, self._first_line(asked, spellings))
         short = one.path.rstrip("/")
         if short == one.path or reading.is_loose:
             return
-        if reading.drops_slash or _is_served(readers, method, routed_paths(scope, short, self._root_path)):
+        routed = routed_paths(scope, short, self._root_path)
+        if reading.drops_slash or any(
+            each.ignores_slash(method, path) for each in readers for path in routed
+        ):
             without = one.then(short, "without the slash at the end")
             yield from self._both_lines(without, asked, spellings, self._client_paths(scope, short))
 
@@ -391,7 +395,3 @@ def is_preflight(scope: Scope) -> bool:
 _Key = tuple[str | None, ...]
 """Method and path, and the root paths where there are any."""
 _WithoutMount = Callable[["Route", "Route | None", str], None]
-
-
-def _is_served(readers: Sequence[PathReader], method: str, routed: Sequence[str]) -> bool:
-    return any(reader.serves(method, path) for reader in readers for path in routed)
