@@ -377,7 +377,7 @@ async def test_another_process_knows_whose_job_it_is(store_url: str) -> None:
 
 
 async def _is_known(at: Served) -> bool:
-    return await owners_of(at.kit.store, ["resp_1"]) != set()
+    return await owners_of(at.kit.store, ["resp_1"], with_ended=True) != set()
 
 
 POLLS = JOBS.replace(
@@ -459,3 +459,14 @@ async def test_an_alias_asks_for_the_limit_of_the_model_that_answered_it(
         assert await at.kit.reload()
         assert [await ask("fast"), await ask("other"), await ask("third")] == [429, 429, 200]
         assert await at.counted(meter="large_output") == (300, 0)
+
+
+async def test_a_job_of_a_deleted_customer_makes_no_request_a_poll(store_url: str) -> None:
+    async with served(job_app, plans=JOBS, redis_url=store_url) as at:
+        await job_begun(at)
+        await eventually(partial(_is_known, at))
+        await at.kit.customers.delete("acme")
+        await at.kit.record("bob", "output_tokens", 1_000)
+        assert (
+            await at.client.get("/v2/responses/resp_1", headers={"x-customer-id": "bob"})
+        ).status_code == 429

@@ -45,7 +45,7 @@ def is_uneven(path: str) -> bool:
     return any(_UNEVEN.search(decoded) for decoded in decodings(path))
 
 
-@lru_cache(maxsize=16)  # Each is asked for by several steps, and decoding 60 kB takes milliseconds.
+@lru_cache(maxsize=16)  # Several steps ask for each, and decoding 60 kB takes milliseconds.
 def decodings(path: str) -> tuple[str, ...]:
     """List a path and what it is decoded to further times."""
     found = [path]

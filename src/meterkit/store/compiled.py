@@ -39,7 +39,6 @@ _T = TypeVar("_T")
 _logger = logging.getLogger("meterkit")
 _TOLD_MAX: Final = 10_000
 _SHARED_MAX: Final = 1024
-_NOTHING_LEARNED: Final[dict[str, tuple[str, ...]]] = {}
 CUSTOMERS_KEPT: Final = 10_000
 """How many customers a process knows at once, unless ``customers_kept`` says otherwise."""
 
@@ -128,7 +127,7 @@ class CompiledCatalog:
         on_notice: called with a shard that has a new notice for the app's handlers.
         customers_kept: how many customers the process knows at once; as many anonymous ones besides.
         allot: the script that decides for many requests at once; None: each is decided by itself.
-        learned: the line of a route to the meters that this process has learned of it.
+        former_routes: those of the plans file before; None: there was none.
 
     Attributes:
         prepaid: what the customers of a plan may have prepaid, by the plan's key.
@@ -159,7 +158,7 @@ class CompiledCatalog:
         settle_audited: Script | None = None,
         customers_kept: int = CUSTOMERS_KEPT,
         allot: Script | None = None,
-        learned: Mapping[str, tuple[str, ...]] = _NOTHING_LEARNED,
+        former_routes: LearnedRoutes | None = None,
     ) -> None:
         self.catalog = catalog
         self.keys = keys
@@ -183,7 +182,7 @@ class CompiledCatalog:
         self._asked: dict[tuple[object, ...], Program] = {}
         self.prepaid = prepaid_by_plan(catalog)
         self.alarms = Alarms(catalog)
-        self.routes = LearnedRoutes(catalog, learned)
+        self.routes = LearnedRoutes(catalog, former_routes)
         self.counters = counters_of(catalog.meters)
         self.derives = any(meter.source is not None and not meter.is_row for meter in catalog.meters.values())
         self.has_rows = any(meter.is_row for meter in catalog.meters.values())

@@ -99,7 +99,7 @@ async def owners_of(store: Store, job_ids: Sequence[str], *, with_ended: bool) -
     admin = await store.admin()
     for name in job_ids if not found else ():
         owner, ended = await admin.ask(admin.client.hmget(store.keys.job(name), ["owner", "ended"]))
-        if owner is not None and (with_ended or ended is None):
+        if owner and (with_ended or ended is None):  # Of a deleted customer's job the owner is empty.
             customer, anonymous, *_ = json.loads(owner)
             found.add((customer, anonymous))
     return found

@@ -12,7 +12,7 @@ from meterkit.catalog.additions import additions_of
 from meterkit.catalog.asked_limits import is_limited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from collections.abc import Set as AbstractSet
 
     from meterkit.catalog import Catalog, Route
@@ -32,7 +32,7 @@ class LearnedRoutes:
 
     Args:
         catalog: what is sold.
-        learned: the line of a route to the meters that this process has learned by an earlier file.
+        former: those of the file before; what this process has learned of them stays. None: there was none.
 
     Attributes:
         current: in the order of the file; replaced as a whole when something is learned.
@@ -40,7 +40,7 @@ class LearnedRoutes:
         aliases: the line of a route, and a model that its requests name, to the models that answered.
     """
 
-    def __init__(self, catalog: Catalog, learned: Mapping[str, Iterable[str]]) -> None:
+    def __init__(self, catalog: Catalog, former: LearnedRoutes | None = None) -> None:
         self.current = catalog.routes
         self.learned: dict[str, tuple[str, ...]] = {}
         self.aliases: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -54,8 +54,10 @@ class LearnedRoutes:
         self._former: list[Route] = []  # The identity of a route stands for it as long as it lives.
         self._listeners: list[WeakMethod[Callable[[], None]]] = []
         self._lock = Lock()
-        for match, names in learned.items():
-            self._extend(match, [name for name in names if name in catalog.meters], is_poll=True)
+        if former is not None:
+            self.aliases |= former.aliases
+            for match, names in former.learned.items():
+                self._extend(match, [name for name in names if name in catalog.meters], is_poll=True)
 
     def newest(self, match: str) -> Route | None:
         """The route with this line of the file; None: the file has none."""

@@ -162,10 +162,8 @@ class Store:
             settle_audited=self.scripts.get("settle audited"),
             customers_kept=self._customers_kept,
             allot=self.scripts["allot"],
-            learned={} if former is None else former.routes.learned,
+            former_routes=None if former is None else former.routes,
         )
-        if former is not None:
-            self.cache.routes.aliases |= former.routes.aliases
         self.cache.tallies = self.tallies
 
     @property
