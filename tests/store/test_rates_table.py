@@ -199,3 +199,16 @@ def test_a_sliding_window_admits_less_than_twice_its_limit_in_any_hour(advance: 
     now_ms = 2 * HOUR_MS - 2
     *_, used = advance(SLIDING, HOUR_MS, 0, now_ms, slot, limit, 0)
     assert limit + (limit - used) == 199
+
+
+@pytest.mark.parametrize(("limit", "admitted"), [(100, 99), (10, 9), (2, 1)])
+def test_a_sliding_window_admits_even_traffic_one_short_of_its_limit(limit: int, admitted: int) -> None:
+    """As the documentation says: the estimate is rounded up."""
+    state, found = (0, 0, 0), 0
+    for number in range(10 * limit):
+        now_ms = DAY_MS + number * HOUR_MS // limit
+        (slot, counted, before), used = in_process.advance(SLIDING, HOUR_MS, 0, state, now_ms)
+        state = slot, counted + (used < limit), before
+        if used < limit:
+            found += number >= 2 * limit
+    assert found == 8 * admitted
