@@ -94,14 +94,21 @@ async def owners_of(store: Store, job_ids: Sequence[str], *, with_ended: bool) -
         job_ids: what may be a provider's id of one.
         with_ended: also of jobs whose end was seen.
     """
-    known = store.outliving.owners if with_ended else {}
-    found = {(view.customer, view.anonymous) for name in job_ids if (view := known.get(name))}
+    known = {name: view for name in job_ids if (view := store.outliving.owners.get(name))}
+    found = {(view.customer, view.anonymous) for view in known.values()}
+    if found and with_ended:
+        return found
+    found.clear()
     admin = await store.admin()
-    for name in job_ids if not found else ():
+    for name in job_ids:
         owner, ended = await admin.ask(admin.client.hmget(store.keys.job(name), ["owner", "ended"]))
-        if owner and (with_ended or ended is None):  # Of a deleted customer's job the owner is empty.
+        if ended is not None and not with_ended:
+            continue
+        if owner:  # It is empty where its customer was deleted.
             customer, anonymous, *_ = json.loads(owner)
             found.add((customer, anonymous))
+        elif owner is None and name in known:  # The store is about to hear of it.
+            found.add((known[name].customer, known[name].anonymous))
     return found
 
 
