@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from asyncio import gather
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -36,8 +37,8 @@ def recipe(having: str) -> str:
     return str(yaml.safe_dump(merged(yaml.safe_load(base), yaml.safe_load(part)), sort_keys=False))
 
 
-def answer_of(model: str) -> dict[str, Any]:
-    usage = {"prompt_tokens": 0, "completion_tokens": 10_000, "total_tokens": 10_000}
+def answer_of(model: str, tokens: int = 10_000) -> dict[str, Any]:
+    usage = {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
     return {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
 
 
@@ -83,6 +84,33 @@ async def test_the_recipe_of_large_models_refuses_requests_that_name_one_or_no_m
             )
         ]
     assert codes == [200, 429, 429, 429, 200]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "asked", [{}, {"n": 3}, {"n": 50}, {"max_tokens": None}, {"n": None}, {"max_tokens": 70}]
+)
+async def test_answers_stay_within_the_quota_if_the_model_gets_the_limit_that_is_held(
+    asked: dict[str, Any],
+) -> None:
+    (shown,) = (text for text in blocks(ROOT / "docs/llm.md", "python") if "def limit_output" in text)
+    names: dict[str, Any] = {"__name__": "shown"}
+    exec(compile(shown, "llm.md", "exec", dont_inherit=True), names)  # noqa: S102 - It is our own documentation.
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    async def complete(request: Request) -> dict[str, Any]:
+        body = names["limit_output"](await request.json())
+        return answer_of("m", body["max_tokens"] * (body.get("n") or 1))
+
+    async with served(app, plans=recipe("reserve: {output_tokens")) as at:
+        await at.kit.record("acme", "output_tokens", 98_500)
+        responses = await gather(*(at.client.post("/v1/chat/completions", json=asked) for _ in range(3)))
+        used = sum(
+            response.json()["usage"]["completion_tokens"] for response in responses if response.is_success
+        )
+        assert (await at.counted(meter="output_tokens")) == (98_500 + used, 0)
+        assert used <= 1_500
 
 
 @pytest.mark.anyio

@@ -253,9 +253,12 @@ async def test_a_request_above_the_ceiling_is_refused_before_the_provider_is_ask
                 assert told == ("invalid_request_error", "request-above-ceiling", next(iter(limit)))
             answer = await create(**asking("Tell 9 words", max_tokens=4_096))
             assert 9 == answer.usage.completion_tokens
+            # Without a limit the model gets the one that is held, and writes no more.
+            answer = await create(**{**asking("Tell 900 words"), "max_tokens": None})
+            assert 256 == answer.usage.completion_tokens
 
         async def counted() -> bool:
-            return (1, 9) == await tokens(kit, "ada", "requests", "output_tokens")
+            return (2, 265) == await tokens(kit, "ada", "requests", "output_tokens")
 
         await eventually(counted)
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from meterkit import Caller, Decision, MeterKit, MeterMiddleware, identify
+from meterkit import Caller, Decision, MeterKit, MeterMiddleware, current, identify
 from meterkit.fastapi import Current, billing_router
 from meterkit.llm import Restore, ask_for_usage, stop_on_disconnect
 
@@ -84,11 +84,19 @@ async def healthz() -> dict[str, bool]:
     return {"ok": True}
 
 
+def limit_output(body: dict[str, Any]) -> dict[str, Any]:
+    """Add the limit that is held to a request without one: its answer could be longer otherwise."""
+    if body.get("max_completion_tokens") is not None or body.get("max_tokens") is not None:
+        return body
+    held = current().reserved.get("output_tokens", 256)  # All answers together. Nothing is held in an outage.
+    return {**body, "max_tokens": max(1, held // int(body.get("n") or 1))}
+
+
 @app.post("/v1/chat/completions")
 async def complete(request: Request) -> Response:
     """Ask the provider, for its usage too, and pass on what it says; stop it when the client leaves."""
     provider: httpx.AsyncClient = request.app.state.provider
-    body, restore = ask_for_usage(await request.json())
+    body, restore = ask_for_usage(limit_output(await request.json()))
     asked = provider.build_request("POST", "chat/completions", json=body)
     answer = await stop_on_disconnect(request.receive, provider.send(asked, stream=True))
     headers = {

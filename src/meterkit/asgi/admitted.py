@@ -42,12 +42,15 @@ class Current:
         plan: the key of the plan in force.
         decision: what was decided about this request.
         subjects: kind to id of the customer's user, team or the like, as `Caller` named them.
+        reserved: meter to the quantity that `reserve` of the route has set aside, all answers together. Empty
+            where nothing is held: no `reserve`, enforcement `off`, or no store.
     """
 
     customer: str
     plan: str
     decision: Decision
     subjects: Mapping[str, str] = field(default_factory=dict[str, str])
+    reserved: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class Admitted(HoldOwner):
@@ -162,7 +165,12 @@ class Admitted(HoldOwner):
             plan=self._view.effective.plan.key,
             decision=self.decision or Decision(allowed=True),
             subjects={} if self._view.subjects is None else dict(self._view.subjects.given),
+            reserved={} if self._decided is None else self._reserved(self._decided.reserved),
         )
+
+    def _reserved(self, held: Mapping[str, int]) -> dict[str, int]:
+        """Select the meters that the route reserves: not those derived from them, nor estimated input."""
+        return {one.meter: held[one.meter] for one in self._route.reserve if one.meter in held}
 
     def refusal_without(self, feature: str) -> Decision | None:
         """The refusal of a customer who lacks a feature by the state that decided the request.
