@@ -13,7 +13,15 @@ from meterkit.customers.sorting import customers_with_counts
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
-from meterkit.decisions.price_segments import label_of, overage_price, segments_of
+from meterkit.decisions.price_segments import (
+    is_split,
+    label_of,
+    overage_price,
+    segments_of,
+    sent_label,
+    sent_segments,
+)
+from meterkit.store.customer_usage import to_stripe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -88,12 +96,18 @@ async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerStat
     Raises:
         StoreError: the store does not answer.
     """
-    used = [name for name, counts in usage["meters"].items() if counts["overage"]]
+    used = [name for name, counts in usage["meters"].items() if counts["overage"] or to_stripe(counts)]
     recorded = await _recorded_at(store, usage, state, used) if used else {}
     total = Fraction(0)
     for name, at in recorded.items():
-        overage = usage["meters"][name]["overage"] - at.stranded
-        total += overage_price(segments_of(at.marks, label=at.label, sealed=0, overage=overage)) or 0
+        counts = usage["meters"][name]
+        if is_split(name, store.catalog.meters):
+            sent = to_stripe(counts) - at.stranded
+            segments = sent_segments(at.marks, label=at.sent_label, sent=sent)
+        else:
+            overage = counts["overage"] - at.stranded
+            segments = segments_of(at.marks, label=at.label, sealed=0, overage=overage)
+        total += overage_price(segments) or 0
     return total
 
 
@@ -103,11 +117,13 @@ class _RecordedAt(NamedTuple):
     Attributes:
         marks: of the segments that ended before it did.
         label: of the last one's price.
+        sent_label: the price of what was sent under the meter's event: its own, else that of its source.
         stranded: units that others made late: they are recorded twice.
     """
 
     marks: str
     label: str
+    sent_label: str
     stranded: int
 
 
@@ -127,7 +143,12 @@ async def _recorded_at(
     admin, totals = await store.admin(), store.keys.customer(usage["customer"]).totals
     kept = iter(await admin.ask(admin.client.hmget(totals, fields)))
     return {
-        name: _RecordedAt((next(kept) or b"").decode(), label_of(given[name]), int(next(kept) or 0))
+        name: _RecordedAt(
+            marks=(next(kept) or b"").decode(),
+            label=label_of(given[name]),
+            sent_label=sent_label(name, given, catalog.meters),
+            stranded=int(next(kept) or 0),
+        )
         for name in names
     }
 

@@ -14,9 +14,9 @@ from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from meterkit.catalog import Catalog, Entitlement, Plan
+    from meterkit.catalog import Catalog, Entitlement, Meter, Plan
     from meterkit.decisions.customer_state import CustomerState
 
 _NO_PRICE: Final = "-"
@@ -56,6 +56,30 @@ def label_of(entitlement: Entitlement) -> str:
         return _NO_PRICE
     by_model = "" if overage.rows is None else _BY_MODEL
     return f"{overage.per or 1}/{overage.amount_cents}{by_model}"
+
+
+def is_split(meter: str, meters: Mapping[str, Meter]) -> bool:
+    """Whether only a part of a meter's overage is sent under its own event: it is derived, or a source.
+
+    Stripe gets a unit of both under the event of the derived meter only, if its source bills it.
+    """
+    own = meters[meter]
+    if own.stripe is None or own.stripe.report != "overage" or own.is_row:
+        return False
+    parts = (other for other in meters.values() if other.source == meter and not other.is_row)
+    return own.source is not None or any(part.stripe is not None for part in parts)
+
+
+def sent_label(meter: str, entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter]) -> str:
+    """The label of the price of what is sent under a meter's event: its own, else that of its source."""
+    own, source = label_of(entitlements[meter]), meters[meter].source
+    return own if own != _NO_PRICE or source is None else label_of(entitlements[source])
+
+
+def sent_segments(marks: str, *, label: str, sent: int) -> list[Segment]:
+    """The segments of what is sent under a meter's event, priced unit by unit like overage."""
+    found = segments_of(marks, label=label, sealed=sent, overage=0)
+    return [Segment(one.label, 0, one.sealed) for one in found]
 
 
 def ended_labels(

@@ -14,7 +14,14 @@ from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import bounds_at, from_ms
 from meterkit.decisions.policies import ceiling_of
-from meterkit.decisions.price_segments import label_of, overage_cents, segments_of
+from meterkit.decisions.price_segments import (
+    is_split,
+    label_of,
+    overage_cents,
+    segments_of,
+    sent_label,
+    sent_segments,
+)
 from meterkit.decisions.subscription_periods import is_provisional
 
 if TYPE_CHECKING:
@@ -75,7 +82,8 @@ class MeterUsage(Deliveries):
 
     ``used`` is recorded + held; a gauge records its level; ``granted`` is the part that grants of the
     meter have paid for and have left; ``overage_cents`` is the cost of the overage so far, each unit by the
-    price in the plans file when it was recorded, rounded once, half to even, None where the file gives none;
+    price in the plans file when it was recorded, rounded once, half to even, None where the file gives none
+    (of a derived meter and its source the cost of what Stripe gets under the event of each);
     ``over_cap`` are units beyond the plan's cap, which are recorded, are no overage, and are not billed;
     ``types`` is there for the gauge of ``storage:`` alone: its bytes by type;
     the parts from ``pending`` on add up to what was recorded and goes to Stripe.
@@ -91,6 +99,12 @@ class MeterUsage(Deliveries):
     over_cap: int
     recorded: int
     types: NotRequired[dict[str, int]]
+
+
+def to_stripe(counts: Deliveries) -> int:
+    """The units of a meter that were recorded and go to Stripe."""
+    on_their_way = counts["pending"] + counts["unlinked"] + counts["queued"] + counts["leased"]
+    return on_their_way + counts["parked"] + counts["delivered"] + counts["late"] + counts["dead"]
 
 
 class CustomerUsage(TypedDict):
@@ -265,7 +279,11 @@ def _meter(
 ) -> MeterUsage:
     entitlement, token = entitlements[name], meter_token(name)
     counts, held = view.counted(token), view.held(token)
-    segments = _segments(entitlement, view, view.delivery(token, "t"))
+    where, stranded = _counts_of(token, view, linked=linked), view.delivery(token, "t")
+    segments = _segments(entitlement, view, stranded)
+    if is_split(name, meters):
+        label = sent_label(name, entitlements, meters)
+        segments = sent_segments(view.marks(token), label=label, sent=to_stripe(where) - stranded)
     more = view.balance.more(
         name,
         entitlements,
@@ -274,7 +292,7 @@ def _meter(
         held_credit=view.held_credit,
     )
     return {
-        **_counts_of(token, view, linked=linked),
+        **where,
         "included": "unlimited" if entitlement.included is None else entitlement.included,
         "granted": counts.granted + view.balance.of(target_of("meter", name)),
         "remaining": _remaining(entitlement, counts.included, counts.overage, held, more),

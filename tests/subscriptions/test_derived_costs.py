@@ -1,0 +1,105 @@
+"""Usage shows for a derived meter and its source what the invoice charges for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from meterkit.catalog import loads
+from meterkit.customers.usage import overage_charge
+from meterkit.decisions.customer_state import CustomerState
+from priced_shop import renewed
+from shopping import HALF, Shop, shop
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog
+    from meterkit.testing import StripeEmulator
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  output_tokens: {unit: token, stripe: {event_name: output}}
+  large_output:  {unit: token, from: output_tokens, where: {model: "*-large"}, stripe: {event_name: large}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      output_tokens: {included: 0, overage: deny}
+      large_output:  {included: 0, overage: deny}
+  pro:
+    rank: 10
+    price: {amount_cents: 1900, interval: month}
+    meters:
+      output_tokens: {included: 10_000, overage: {bill: {per: 1000, amount_cents: 2}}}
+      large_output:  LARGE
+  more:
+    rank: 20
+    price: {amount_cents: 2900, interval: month}
+    meters:
+      output_tokens: {included: 10_000, overage: {bill: {per: 1000, amount_cents: 1}}}
+      large_output:  {included: unlimited, overage: {bill: {per: 1000, amount_cents: 4}}}
+"""
+
+
+def sell_nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
+    """The kit makes the prices."""
+
+
+def answer_of(model: str, tokens: int) -> dict[str, Any]:
+    usage = {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
+    return {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+
+
+async def charged_cents(at: Shop) -> int:
+    """The sum of all lines of usage on all invoices."""
+    metered = {price["id"] for price in await at.stripe_list("/v1/prices") if price["recurring"].get("meter")}
+    return sum(
+        line["amount"]
+        for invoice in await at.invoices()
+        for line in invoice["lines"]["data"]
+        if line["pricing"]["price_details"]["price"] in metered
+    )
+
+
+@pytest.mark.parametrize(
+    ("large", "then", "granted", "cents"),
+    [
+        # 10,000 included, then 90,000 at 2 cents a thousand and 100,000 of the large model at 6.
+        ("{overage: {bill: {per: 1000, amount_cents: 6}}}", None, 0, 180 + 600),
+        ("{included: unlimited}", None, 0, 180 + 200),  # Stripe has the source's price for both.
+        ("{overage: {bill: {per: 1000, amount_cents: 6}}}", None, 50_000, 80 + 600),
+        # The same again on another plan, at 1 and 4 cents.
+        ("{overage: {bill: {per: 1000, amount_cents: 6}}}", "more", 0, 180 + 600 + 100 + 400),
+    ],
+    ids=["own price", "price of the source", "grant", "change of plan"],
+)
+async def test_costs_that_are_shown_are_those_of_the_invoice(
+    large: str, then: str | None, granted: int, cents: int
+) -> None:
+    catalog = loads(PLANS.replace("LARGE", large))
+    async with shop("memory://", catalog=catalog, selling=sell_nothing, key_prefix=f"{cents}") as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        if granted:
+            await at.kit.grants.add("acme", {"output_tokens": granted}, grant_id="sorry")
+        for plan in filter(None, ("pro", then)):
+            if plan == then:
+                await at.kit.subscriptions.change_plan("acme", plan)
+            await at.kit.record_usage("acme", answer_of("our-small", 100_000))
+            await at.kit.record_usage("acme", answer_of("our-large", 100_000))
+        meters = (await at.kit.usage("acme"))["meters"]
+        assert sum(meters[name]["overage_cents"] or 0 for name in catalog.meters) == cents
+        period = (await at.kit.usage("acme"))["period"]
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        assert await charged_cents(at) == cents
+        ended = await at.kit.usage("acme", period=period["start"])
+        admin = await at.kit.store.admin()
+        state = await admin.client.hget(at.kit.store.keys.customer("acme").state, "data")
+        assert await overage_charge(at.kit.store, ended, CustomerState.parse(state)) == cents
