@@ -470,3 +470,15 @@ async def test_a_job_of_a_deleted_customer_makes_no_request_a_poll(store_url: st
         assert (
             await at.client.get("/v2/responses/resp_1", headers={"x-customer-id": "bob"})
         ).status_code == 429
+
+
+async def test_a_meter_that_a_route_reserves_is_named_and_brings_no_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    line = '  - {match: "PUT /hold", reserve: {pages: {from: pages, default: 2, ceiling: 5}}}\n'
+    async with served(APP, plans=PLANS.replace("routes:\n", f"routes:\n{line}")) as at:
+        # What the app records takes the place of what the route has set aside.
+        asked = [await at.client.put("/hold?pages=3", content=b'{"pages": 2}') for _ in range(4)]
+        assert [one.status_code for one in asked] == [200, 200, 200, 429]
+        assert await at.counted(meter="pages") == (9, 0)
+    assert [one for one in caplog.records if one.name == "meterkit"] == []

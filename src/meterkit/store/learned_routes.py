@@ -146,7 +146,8 @@ class LearnedRoutes:
             return new
 
     def _asked_by(self, route: Route) -> frozenset[str]:
-        return frozenset(additions_of(route, self._catalog.meters))
+        held = () if route.is_poll else (reserve.meter for reserve in route.reserve)
+        return frozenset((*additions_of(route, self._catalog.meters), *held))
 
 
 def _as_poll(route: Route) -> Route:
