@@ -289,6 +289,19 @@ async def test_a_file_server_at_the_root_does_not_lead_around_a_mount_before_it(
         assert (await answer(at.app, "/public/a.txt")) == (200, PUBLIC)
 
 
+async def test_an_app_in_a_route_resolves_the_whole_path(folder: Path) -> None:
+    """A route leaves the path as it is, so that the app may go to what is not below the route."""
+    app = Starlette(
+        routes=[Route("/public/{path:path}", static(folder)), Route("/reports/{path:path}", static(folder))]
+    )
+    plans = PLANS.replace("/files/", "/").replace('"/{path:path}", always', '"*", exempt')
+    target = "/public/../reports/a.txt"
+    assert (await answer(app, target)) == (200, SECRET)
+    async with served(app, plans=plans) as at:
+        assert (await answer(at.app, target, customer="acme"))[0] == 403
+        assert (await answer(at.app, "/public/a.txt")) == (200, PUBLIC)
+
+
 async def test_a_line_that_asks_for_less_takes_no_path_with_a_second_reading(folder: Path) -> None:
     plans = PLANS.replace(
         '  - {match: "/files/{path:path}", always: true}\n', '  - {match: "*", consume: {requests: 1}}\n'
