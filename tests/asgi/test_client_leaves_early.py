@@ -159,6 +159,15 @@ async def silent(scope: Any, receive: Any, send: Any) -> None:
         pass
 
 
+async def begun_too_late(scope: Any, receive: Any, send: Any) -> None:
+    """Begin an answer once the client has left, and be cancelled in the midst of it."""
+    await silent(scope, receive, send)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"piece", "more_body": True})
+    raise asyncio.CancelledError
+
+
+RAW: Final = (silent, begun_too_late)
 CASES: Final = {
     # The app finished its work: an answer that no client takes is an answer.
     "a document by an app that looks": (answers(a_document), False, "success"),
@@ -173,6 +182,7 @@ CASES: Final = {
     "an app that raises": (raising, False, "server_error"),
     "an app that is cancelled": (cancelled, False, "server_error"),
     "an app without an answer": (silent, False, "server_error"),
+    "a stream that begins when nobody listens": (begun_too_late, False, "server_error"),
     "a stream that is cancelled": (answers(a_stream, looks=False), False, "server_error"),
     "a stream whose first piece cannot be sent": (answers(pieces_at_once), True, "server_error"),
 }
@@ -183,7 +193,7 @@ async def test_f20e_an_app_that_answers_has_succeeded_and_one_that_was_stopped_h
     case: str, store_url: str
 ) -> None:
     endpoint, raises, expected = CASES[case]
-    app: ASGIApp = silent if endpoint is silent else app_of(endpoint)
+    app: ASGIApp = endpoint if endpoint in RAW else app_of(endpoint)
     async with metered(app, store_url, plans=PLANS) as at:
         billed: list[str] = []
         for name in OUTCOMES:

@@ -142,6 +142,12 @@ APPS: dict[str, Callable[[Path], ASGIApp]] = {
         routes=[Mount("", routes=[Mount("/files", static(folder))])]
     ),
     "host": lambda folder: Starlette(routes=[Host("a", app=Router([Mount("/files", static(folder))]))]),
+    "mount beside a host": lambda folder: Starlette(
+        routes=[
+            Host("b", app=Router([Route("/files/{name}", endpoint(folder))])),
+            Mount("/files", static(folder)),
+        ]
+    ),
     "host in a host": lambda folder: Starlette(
         routes=[Host("{name}", app=Router([Host("a", app=Router([Mount("/files", static(folder))]))]))]
     ),

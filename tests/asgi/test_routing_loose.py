@@ -14,14 +14,14 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Mount
 
 from asgi.test_routing import http, line
-from metering import hello, served
+from metering import hello, http_scope, no_more, served
 from meterkit.asgi.loose_paths import EXACT, LOOSE, Reading, reading_of
 from meterkit.asgi.routing import Router, is_preflight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from starlette.types import Scope
+    from starlette.types import ASGIApp, Message, Scope
 
 GATE = "POST /v1/chat"
 DJANGO = Reading(any_method=True, every_method=True)
@@ -163,6 +163,36 @@ def test_what_a_gate_adds_to_other_methods_is_the_feature_alone() -> None:
         assert route is not None
         assert ("full", {}) == (route.feature, route.consume)
         assert (router.match_http(target("/v1/other", "PUT")) is None) is (router is alone)
+
+
+@pytest.mark.anyio
+async def test_behind_django_a_gate_stands_above_lines_that_ask_for_less_or_for_something_else() -> None:
+    class Handler:
+        __module__ = "django.core.handlers.asgi"
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await hello(scope, receive, send)
+
+    folded = f"/v1/{'x/../' * 300}chat"
+    for other in ("always: true", "consume: {requests: 1}"):
+        more = f'consume: {{requests: 1}}}}\n  - {{match: "/v1/{{path:path}}", {other}}}\n'
+        async with served(Handler(), plans=PLANS.replace("consume: {requests: 1}}\n", more)) as at:
+            for path in ("/v1/chat", folded):
+                scope = http_scope(path, method="PUT")
+                assert await status_of(at.app, scope) == 403
+            assert await status_of(at.app, http_scope("/v1/other", method="PUT")) == 200
+
+
+async def status_of(app: ASGIApp, scope: Scope) -> int:
+    """Ask an app directly: a client would tidy the path."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope, no_more, send)
+    status: int = sent[0]["status"]
+    return status
 
 
 def test_below_a_mount_of_django_odd_methods_fall_under_the_paths_line() -> None:

@@ -335,12 +335,13 @@ currency: usd
 default_plan: free
 meters:
   requests: {{unit: request}}
-  words: {{unit: word}}
+  words: {{unit: word, stripe: {{event_name: w}}}}
   input_tokens: {{unit: token}}
   output_tokens: {{unit: token}}
   large_output: {{unit: token, from: output_tokens, where: {{model: "*-large*"}}}}
   seats: {{unit: seat, kind: gauge}}
   space: {{unit: byte, kind: gauge}}
+  newest_output: {{unit: token, from: large_output, where: {{model: "*-large-9"}}}}
 plans:
   free:
     price: {{amount_cents: 0, interval: month}}
@@ -371,7 +372,7 @@ def test_a_limit_that_no_route_asks_for_is_named_with_what_to_write(limit: str, 
     """F-200."""
     (note,) = unasked(ALL, meters=limit)
     meter = limit.partition(":")[0]
-    assert note.startswith(f"plans.yaml:15:14 plans.free.meters.{meter}: no route asks for {meter}, so no")
+    assert note.startswith(f"plans.yaml:16:14 plans.free.meters.{meter}: no route asks for {meter}, so no")
     assert cure in note
 
 
@@ -386,6 +387,8 @@ def test_a_limit_that_no_route_asks_for_is_named_with_what_to_write(limit: str, 
         ("large_output: {included: 5}", 'match: "POST /a", usage: openai'),
         ("large_output: {included: 5}", 'match: "POST /a", records: [output_tokens]'),
         ("large_output: {included: 5}", 'match: "POST /a", usage: openai, model: gpt-large'),
+        ("newest_output: {included: 5}", 'match: "POST /a", usage: openai'),
+        ("output_tokens: {included: 5}", 'match: "WS /a", usage: auto'),
         ("seats: {included: 3}", 'match: "/a", grow: {seats: 1}'),
         ("space: {included: 3MB}", 'match: "/a", storage: content-length'),
         ("words: {}", 'match: "/a"'),
@@ -405,7 +408,12 @@ def test_a_poll_and_another_model_ask_for_nothing() -> None:
 def test_limits_of_users_budgets_and_credits_are_named_too() -> None:
     """F-200."""
     (of_user,) = unasked(ALL, meters="", more="    subjects: {user: {words: {included: 5}}}\n")
-    assert of_user.startswith("plans.yaml:16:23 plans.free.subjects.user.words: no route asks for words")
+    assert of_user.startswith("plans.yaml:17:23 plans.free.subjects.user.words: no route asks for words")
+    priced = "words: {included: 1_000, overage: {bill: {per: 100, amount_cents: 10}}}"
+    assert unasked(ALL, meters=priced) == []
+    of_budget = "    subjects: {user: {budget: {amount_cents: 30}}}\n"
+    (of_user,) = unasked(ALL, meters=priced, more=of_budget)
+    assert of_user.startswith("plans.yaml:16:14 plans.free.meters.words: no route asks for words")
     credits_ = "credits: {usd: {unit: money, costs: {tokens: provider_prices}}}\n"
     (of_credit,) = unasked(ALL, meters="", more=credits_)
     assert "credits.usd: no route reads the token usage that it pays" in of_credit

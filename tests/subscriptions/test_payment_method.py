@@ -268,6 +268,35 @@ async def test_the_end_of_a_sign_up_at_stripe_keeps_what_was_set_by_hand(store_u
         assert (await at.kit.customers.get("acme")).plan == "open"
 
 
+async def test_a_sign_up_that_ended_with_a_card_was_in_force(store_url: str) -> None:
+    """No event has told of the card: that the plan was in force follows from the subscription alone."""
+    async with selling(store_url) as at:
+        await at.kit.customers.set_plan("acme", "open")
+        made = await at.kit.subscriptions.create("acme", "payg")
+        linked = (await at.kit.customers.get("acme")).stripe_customer or ""
+        card = at.emulator.add_payment_method(linked)
+        path = f"/v1/subscriptions/{made.subscription.id}"
+        await at.stripe_change(path, default_payment_method=card)
+        await at.stripe_delete(path)
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.customers.get("acme")).plan == "free"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_key_that_may_not_list_payment_methods_waits_for_a_default(
+    status: int, store_url: str
+) -> None:
+    async with selling(store_url) as at:
+        at.emulator.add_customer("cus_acme")
+        await at.kit.customers.link("acme", "cus_acme")
+        listed = "/v1/customers/cus_acme/payment_methods"
+        at.emulator.fail_next("error", status=status, path=listed, times=20)
+        await waiting(at)
+        at.emulator.add_payment_method("cus_acme")
+        await at.kit.subscriptions.sync("acme")
+        assert await in_force(at) == PAYG
+
+
 async def test_a_sign_up_without_a_card_leaves_the_trial(store_url: str) -> None:
     async with selling(store_url, PLANS + TRIED) as at:
         await waiting(at)
