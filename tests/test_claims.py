@@ -165,3 +165,14 @@ async def test_an_override_replaces_what_the_next_plan_includes_and_a_grant_adds
         await at.kit.customers.override("ada", {"requests": {}})
         requests = (await at.kit.usage("ada"))["meters"]["requests"]
         assert (requests["included"], requests["granted"]) == (100_000, 4_000)
+
+
+@pytest.mark.anyio
+async def test_overage_is_due_in_shadow_too() -> None:
+    plans = "enforcement: shadow\n" + blocks(RECIPES, "yaml")[0]
+    async with served(hello, plans=plans) as at:
+        await at.kit.customers.set_plan("acme", "pro")
+        await at.kit.record("acme", "requests", 100_000)
+        assert (await at.client.get("/v1/ask")).status_code == 200
+        requests = (await at.kit.usage("acme"))["meters"]["requests"]
+        assert (requests["overage"], requests["unlinked"]) == (1, 1)
