@@ -135,6 +135,19 @@ async def test_a_reloaded_file_keeps_what_the_process_has_learned(tmp_path: Path
         assert await statuses(at, "/x", "/other") == [429, 200]
 
 
+async def test_a_reloaded_file_keeps_what_was_learned_one_after_the_other(tmp_path: Path) -> None:
+    file = tmp_path / "plans.yaml"
+    file.write_text(PLANS)
+    async with served(APP, plans=file) as at:
+        assert await statuses(at, "/x?words=1", "/x?pages=1") == [200, 200]
+        file.write_text(PLANS.replace("rate: 10000/hour", "rate: 20000/hour"))
+        assert await at.kit.reload()
+        for customer, meter, quantity in (("acme", "words", 999), ("bob", "pages", 10)):
+            await at.kit.record(customer, meter, quantity)
+        asked = [await at.client.post("/x", headers={"x-customer-id": who}) for who in ("acme", "bob", "cy")]
+        assert [one.status_code for one in asked] == [429, 429, 200]
+
+
 async def test_nothing_is_learned_of_a_quantity_of_0() -> None:
     async with served(APP, plans=PLANS) as at:
         await at.kit.record("acme", "words", 1_000)
@@ -271,6 +284,25 @@ async def test_a_derived_limit_refuses_the_models_that_it_is_about(store_url: st
         assert [await ask(b"{}"), await ask(b"\xff"), await ask(large, "/small")] == [429, 429, 200]
 
 
+async def test_a_limit_derived_from_a_derived_meter_refuses_the_models_that_it_is_about() -> None:
+    newest = '  newest_output: {unit: token, from: large_output, where: {model: "*-large-1"}}\ncredits:\n'
+    plans = PLANS.replace("credits:\n", newest).replace(
+        "large_output: {included: 100, overage: deny}", "newest_output: {included: 100, overage: deny}"
+    )
+    async with served(answering([compact(CHAT)], JSON_TYPE), plans=plans) as at:
+        bodies = (b'{"model": "gpt-large-1"}', b'{"model": "gpt-large-1"}', b'{"model": "gpt-large-2"}')
+        asked = [await at.client.post("/chat", content=body) for body in bodies]
+        assert [one.status_code for one in asked] == [200, 429, 200]
+
+
+async def test_a_websocket_that_brings_tokens_of_any_provider_is_refused_by_them() -> None:
+    plans = PLANS.replace(", per_message: {requests: 1}", ", usage: auto")
+    async with served(socket_app, plans=plans) as at:
+        await at.kit.record("acme", "output_tokens", 1_000)
+        async with opened(at) as socket:
+            assert socket.kinds() == ["websocket.close"]
+
+
 async def test_usage_fields_ask_for_their_meters_and_for_no_tokens() -> None:
     async with served(answering([b'{"meta": {"units": 10}}'], JSON_TYPE), plans=PLANS) as at:
         await at.kit.record("acme", "output_tokens", 1_000)
@@ -359,6 +391,17 @@ async def test_only_the_customers_own_job_makes_a_request_a_poll(store_url: str)
             await at.client.post("/v2/chat/resp_1"),
         ]
         assert [one.status_code for one in refused] == [429] * 4
+
+
+async def test_the_job_of_an_address_is_no_job_of_a_customer_with_that_name(store_url: str) -> None:
+    plans = JOBS.replace("meters:\n", "anonymous: {plan: free, by: ip}\nmeters:\n", 1)
+    async with served(job_app, plans=plans, redis_url=store_url) as at:
+        nobody, named = {"x-customer-id": ""}, {"x-customer-id": "127.0.0.1"}
+        assert (await at.client.post("/v1/responses", headers=nobody)).status_code == 200
+        await at.kit.record("127.0.0.1", "output_tokens", 1_000)
+        for headers, expected in ((named, 429), (nobody, 200)):
+            polled = await at.client.get("/v2/responses/resp_1", headers=headers)
+            assert polled.status_code == expected
 
 
 async def test_a_fetch_reserves_nothing_and_takes_no_token_of_a_rate(store_url: str) -> None:

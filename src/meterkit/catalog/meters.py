@@ -228,6 +228,12 @@ def _check_source(name: str, values: MeterTable, read: Mapping[str, MeterTable |
     units = {meter.unit for meter in (values, whole) if meter is not None} - {None}
     if len(units) > 1:
         values.refuse("unit", f"a part has the unit of its whole; {line[1]} counts {whole and whole.unit}")
+    if values.has("stripe") and whole is not None and whole.source is not None:
+        message = (
+            f"{line[1]} is itself a part of {whole.source}, and a part of a part has no Stripe event; remove"
+            f" `stripe`, or write `from: {whole.source}` with all of `where`"
+        )
+        values.refuse("stripe", message)
 
 
 def check_features(items: Iterable[Text], problems: Problems) -> None:

@@ -68,16 +68,18 @@ def with_derived(
 def derived_from(
     meters: Mapping[str, Meter], source: str, dimensions: Mapping[str, str]
 ) -> tuple[Meter, ...]:
-    """The meters that are derived from another and match some dimensions, in the file's order."""
+    """The meters that are derived from another and match some dimensions, each followed by its own parts."""
     if not dimensions:
         return ()
-    return tuple(
-        meter
-        for meter in meters.values()
-        if meter.source == source
-        and not meter.is_row
-        and all(
-            dimensions.get(name) and fnmatchcase(dimensions[name], pattern)
-            for name, pattern in meter.where.items()
-        )
+    found: list[Meter] = []
+    for meter in meters.values():
+        if meter.source == source and not meter.is_row and _matches(meter, dimensions):
+            found += (meter, *derived_from(meters, meter.name, dimensions))
+    return tuple(found)
+
+
+def _matches(derived: Meter, dimensions: Mapping[str, str]) -> bool:
+    return all(
+        dimensions.get(name) and fnmatchcase(dimensions[name], pattern)
+        for name, pattern in derived.where.items()
     )
