@@ -9,13 +9,15 @@ import pytest
 
 from auditing import sqlite_in
 from delivering import desk
+from meterkit import MeterKit
+from meterkit.catalog import loads
 from meterkit.decisions.periods import to_ms
 from meterkit.insights.overview.overview import Overview
 from meterkit.notify.spikes import FoundSpike, SpikesToday
 from meterkit.outbox.closes import Close, Closes
 from meterkit.store.degraded_minutes import DegradedMinutes
 from meterkit.testing import Clock
-from operating import JSON, figures_on, pages_of, selling
+from operating import JSON, PLANS, figures_on, pages_of, selling
 from shopping import START
 
 if TYPE_CHECKING:
@@ -88,13 +90,26 @@ async def test_spikes_of_today_are_counted_once_for_each_customer_and_meter(stor
         (row,) = await rows_of(client, "spiking")
         assert (row["customer"], row["used"], row["usual"]) == ("a b", 1000, 10)
         assert "list usage.spike under notify" in (await client.get("/")).text
+    by_mail = f"{PLANS}notify: {{email: {{events: [usage.spike], from: a@app.example}}}}\n"
+    async with MeterKit(loads(by_mail), redis_url="memory://", flush=False) as kit, pages_of(kit) as client:
+        assert "list usage.spike under notify" not in (await client.get("/")).text
+
+
+@pytest.mark.parametrize(("number", "after"), [(99, ""), (100, ""), (101, "100")])
+async def test_a_full_page_that_is_the_last_one_leads_to_none(number: int, after: str) -> None:
+    async with selling("memory://", None) as kit, pages_of(kit) as client:
+        spikes = SpikesToday(kit.store)
+        for nth in range(number):
+            await spikes.note(FoundSpike(f"c{nth:03}", "requests", to_ms(START), "hour", 900, 10))
+        first = (await client.get("/spiking", headers=JSON)).json()
+        assert (len(first["rows"]), first["after"]) == (min(number, 100), after)
 
 
 async def test_degraded_minutes_are_counted_and_sent_once_the_store_is_back(store_url: str) -> None:
     async with selling(store_url, None) as kit, pages_of(kit) as client:
         store, clock = kit.store, Clock(START)
         noted = DegradedMinutes(store.keys, store.admin, lambda: int(clock() * 1000))
-        for before in (timedelta(0), timedelta(seconds=30), timedelta(hours=23), timedelta(days=3)):
+        for before in (timedelta(0), timedelta(seconds=30), timedelta(hours=23), timedelta(hours=25)):
             clock.set(START - before)
             noted.note()
         await noted.send()

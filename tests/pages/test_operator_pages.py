@@ -9,6 +9,7 @@ from asyncio import gather
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -155,6 +156,16 @@ async def test_only_operators_see_the_pages(store_url: str, tmp_path: Path) -> N
         nobody: Any = None
         with pytest.raises(MeterkitError, match="allowed: found None"):
             operator_pages(kit, allowed=nobody)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 257, 7])
+async def test_what_cannot_stand_in_a_ledger_is_no_operator(name: Any) -> None:
+    async with selling("memory://", None) as kit:
+        transport = httpx.ASGITransport(app=operator_pages(kit, allowed=lambda _: name))
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            answer = await client.get("/")
+    assert answer.status_code == 503
+    assert "an operator's name is a text of 1 to 256 bytes" in answer.json()["detail"]
 
 
 async def test_without_an_audit_log_the_page_names_the_cure(store_url: str) -> None:

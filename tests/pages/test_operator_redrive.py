@@ -82,10 +82,14 @@ async def test_dead_webhooks_and_messages_are_redriven_by_name(
         for queue, ids in (("webhooks", ["cus_acme", "cus_other"]), ("messages", ["msg_1", "msg_2"])):
             form = selected((await client.get(f"/{queue}")).text)
             assert (form["queue"], sorted(form["id"])) == ([queue], ids)
-            answer = await client.post("/redrive", data={**form, "id": [*ids, "none"]}, headers=JSON)
+            named = [*ids, *ids, "none", "none"]  # Pages of one list may overlap.
+            answer = await client.post("/redrive", data={**form, "id": named}, headers=JSON)
             assert answer.json() == {"redriven": ids, "refused": {"none": "it is not dead"}}
         found = await figures(client)
         assert (found["webhooks"], found["messages"]) == ({"dead": 0}, {"waiting": 2, "dead": 0})
+        waiting = {"queue": "messages", "id": "msg_1"}
+        answer = await client.post("/redrive", data=waiting, headers=JSON)
+        assert answer.json() == {"redriven": [], "refused": {"msg_1": "it is not dead"}}
         entries = await redrives(kit, "acme")
         assert [(one.kind, one.before, one.after) for one in entries] == [
             ("redrive", "dead: webhooks of cus_acme", "redriven"),

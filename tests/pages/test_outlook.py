@@ -72,6 +72,11 @@ def test_what_would_be_refused_is_not_expected() -> None:
     assert found["cost_cents"] == (1_000, 1_000, 1_000)
 
 
+def test_what_a_larger_plan_allowed_stays_used_on_a_smaller_one() -> None:
+    usage = {"tokens": counts(80, included=50)}
+    assert forecast_of({"tokens": [40, 40]}, usage, 10, SMALL[1])["meters"] == {"tokens": (80, 80, 80)}
+
+
 def test_other_plans_with_what_they_grant() -> None:
     # On `capped` credits pay for 30 tokens beyond 10, and a grant for 20 calls.
     within, beyond = {"calls": 140, "tokens": 40}, {"calls": 141, "tokens": 41}

@@ -26,7 +26,7 @@ from meterkit.insights.audit.database import Database
 from meterkit.insights.audit.draining import Drainer
 from meterkit.insights.statement import statements
 from meterkit.pages import usage_page
-from meterkit.pages.statement_csv import csv_of
+from meterkit.pages.statement_csv import COLUMNS, csv_of
 from meterkit.testing import Clock
 from shopping import START
 
@@ -102,6 +102,7 @@ async def test_csv_has_all_events_of_the_json(
         assert answer.headers["content-type"].startswith("text/csv")
         assert answer.headers["content-disposition"] == 'attachment; filename="statement.csv"'
     rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert {row["row"] for row in rows} == {"line", "event"}  # One head.
     lines = {row["line"]: row for row in rows if row["row"] == "line"}
     assert (
         list(lines) == [line["id"] for line in figures["lines"]] == ["plan", "usage/requests", "usage/tokens"]
@@ -114,6 +115,17 @@ async def test_csv_has_all_events_of_the_json(
         ]
         assert int(lines[line.id]["amount_cents"]) == line.amount_cents
     assert [row["why"] for row in rows if FORMULA in row["why"]] == [f"correction, -40 overage: {FORMULA}"]
+
+
+async def test_a_statement_without_lines_is_a_head(tmp_path: Path) -> None:
+    free = PLANS.replace("amount_cents: 2900", "amount_cents: 0")
+    url = sqlite_in(tmp_path)
+    async with (
+        MeterKit(loads(free), redis_url="memory://", clock=Clock(START), audit_url=url, flush=False) as kit,
+        page_of(kit) as client,
+    ):
+        assert (await client.get("/statement", headers=JSON)).json()["lines"] == []
+        assert (await client.get("/statement.csv")).text == ",".join(COLUMNS) + "\r\n"
 
 
 async def test_memory_of_a_csv_does_not_grow_with_its_events(

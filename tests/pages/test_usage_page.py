@@ -197,6 +197,52 @@ async def test_days_before_the_first_usage_are_not_in_the_forecast(store_url: st
         assert third["meters"]["priced"][0] == 40 + round(20 * (left - 1))
 
 
+async def test_a_day_that_began_before_its_period_is_not_in_the_forecast(
+    store_url: str, tmp_path: Path
+) -> None:
+    url = sqlite_in(tmp_path)
+    noon = START + timedelta(hours=12)
+    async with shop(store_url, start=noon, audit_url=url) as at, page_of(at.kit) as client:
+        await at.subscribed()
+        for units in (400, 20):
+            await at.kit.record("acme", "tokens", units)
+            at.clock.advance(timedelta(days=1))
+        await Drainer(at.kit.store, Database(url), least_age_ms=0).drain()
+        figures = (await client.get("/", headers=JSON)).json()
+    start, end = (datetime.fromisoformat(figures["usage"]["period"][name]) for name in ("start", "end"))
+    left = (end - at.clock.now()) / timedelta(days=1)
+    assert (start, figures["days"]["meters"]["tokens"]) == (noon, [400, 20, 0])
+    assert figures["forecast"]["meters"]["tokens"][0] == 420 + round(20 * left)
+
+
+async def test_what_has_ended_or_costs_nothing_is_not_shown(store_url: str) -> None:
+    clock = Clock(START)
+    async with selling(store_url, clock) as kit, page_of(kit) as client:
+        for name, days in (("over", 1), ("left", 9)):
+            await kit.grants.add(
+                "acme", {"requests": 5}, grant_id=name, expires_at=START + timedelta(days=days)
+            )
+        clock.advance(timedelta(days=2))
+        figures = (await client.get("/", headers=JSON)).json()
+    assert [grant["grant_id"] for grant in figures["grants"]] == ["left"]
+    assert figures["cost"]["unpriced"] == []
+
+
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        ("application/json", "application/json"),
+        ("text/html,application/json;q=0.9,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("*/*", "text/html; charset=utf-8"),
+    ],
+)
+async def test_a_browser_gets_the_page_although_it_takes_json_too(accept: str, media: str) -> None:
+    async with selling("memory://") as kit, page_of(kit) as client:
+        answer = await client.get("/", headers={"accept": accept})
+        assert answer.headers["content-type"] == media
+        assert ("1 Jun 2031 to 30 Jun 2031 (UTC)" in answer.text) is media.startswith("text/html")
+
+
 async def test_where_the_period_is_heading_and_the_one_before(store_url: str, tmp_path: Path) -> None:
     url, clock = sqlite_in(tmp_path), Clock(START)
     async with selling(store_url, clock, audit_url=url) as kit, page_of(kit) as client:
@@ -483,6 +529,14 @@ plans:
     budget: {amount_cents: 5000}
     meters: {output_tokens: {included: 1_000, overage: {bill: {price: prices.output}}}}
 """
+
+
+async def test_a_balance_is_topped_up_on_the_billing_page_where_it_has_no_page_of_its_own() -> None:
+    billing = f'billing: {{portal_url: "{PORTAL}"}}\nprices:\n'
+    plans = MONEY.replace(', url: "https://app.example/top-up?a=1&b=2"', "").replace("prices:\n", billing)
+    async with MeterKit(loads(plans), redis_url="memory://", clock=Clock(START)) as kit, page_of(kit) as at:
+        figures = (await at.get("/", headers=JSON)).json()
+    assert figures["top_up"] == {"credit": "usd", "url": PORTAL, "amounts_cents": [1000, 5000]}
 
 
 async def test_balances_and_budgets_are_money_and_prices_by_model_count_once(store_url: str) -> None:
