@@ -218,6 +218,14 @@ async def drained(http: Served) -> None:
         await lane.replies()
 
 
+async def test_what_was_read_of_a_body_counts_whatever_length_it_announced() -> None:
+    app = Reads()
+    async with served(app, plans=PLANS) as http:
+        call = await put(http, pieces(700, 301), ("content-length", "10"), path="/ask", method="POST")
+        assert (call.status, app.was_asked) == (413, False)
+        assert loads(call.body)["requested"] == 1001
+
+
 async def test_a_body_of_unknown_length_is_counted_as_it_comes_and_ends_with_413() -> None:
     app = Reads()
     async with served(app, plans=PLANS) as http:
@@ -230,6 +238,85 @@ async def test_a_body_of_unknown_length_is_counted_as_it_comes_and_ends_with_413
         assert await held_of(http) == (0, 0)
         assert (await put(http, pieces(500, 400, 100), ("transfer-encoding", "chunked"))).status == 200
         assert (await put(http, pieces(500, 400, 100))).status == 200
+
+
+async def test_bytes_that_the_app_has_stored_meanwhile_are_told_as_those_of_the_request() -> None:
+    async def app(_: Scope, receive: Receive, __: Send) -> None:
+        size = len((await receive())["body"])
+        await http.kit.gauges.set(current().customer, "storage", 100 + size)
+        await drained(http)
+        assert (await receive())["type"] == "http.disconnect"
+
+    async with served(app, plans=PLANS) as http:
+        await http.kit.gauges.set("acme", "storage", 100)
+        call = await put(http, pieces(700, 300), ("transfer-encoding", "chunked"))
+        told = loads(call.body)
+        assert (call.status, told["limit"], told["used"], told["requested"]) == (413, 1000, 100, 1000)
+
+
+async def test_where_nothing_is_refused_no_piece_asks_the_store(valkey: Server) -> None:
+    asked: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        valkey.command("CONFIG", "RESETSTAT")
+        while (await receive())["more_body"]:
+            asked.append("cmdstat_evalsha" in valkey.command("INFO", "commandstats"))
+        await hello(scope, receive, send)
+
+    plans = PLANS.replace("storage:  {included: 1000}", "storage:  {included: unlimited}")
+    async with served(app, plans=plans, redis_url=valkey.url) as http:
+        assert (await put(http, pieces(700, 700, 700))).status == 200
+    assert asked == [False] * 2
+
+
+async def test_a_piece_that_comes_as_the_request_ends_leaves_nothing_held() -> None:
+    late: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        late.append(create_task(receive()))
+        await sleep(0)  # It has come, and the store is asked whether it fits.
+        await hello(scope, receive, send)
+
+    async with served(app, plans=PLANS) as http:
+        assert (await put(http, pieces(700, ends=False))).status == 200
+        await late[0]
+        assert await held_of(http) == (0, 0)
+
+
+async def test_a_piece_that_comes_while_its_upload_is_renewed_stays_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, may_go_on, has_more, may_end = Event(), Event(), Event(), Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        entered.set()
+        await may_go_on.wait()
+        await receive()
+        has_more.set()
+        await may_end.wait()
+        await hello(scope, receive, send)
+
+    async with served(app, plans=PLANS) as http:
+        call = create_task(put(http, pieces(300, 400, 1)))
+        await entered.wait()
+        decide = http.kit.store.decide
+
+        async def late(*asked: Any) -> Any:
+            """The answer to the renewal is late: the piece comes first."""
+            monkeypatch.undo()
+            answer = await decide(*asked)
+            may_go_on.set()
+            await has_more.wait()
+            return answer
+
+        monkeypatch.setattr(http.kit.store, "decide", late)
+        http.clock.advance(timedelta(minutes=6))
+        await renew_holds(http.kit.store.lanes[get_running_loop()])
+        assert await held_of(http) == (700, 700)
+        may_end.set()
+        assert (await call).status == 200
+        assert await held_of(http) == (0, 0)
 
 
 async def test_an_upload_that_is_ended_is_counted_as_refused_not_as_an_error_of_the_app() -> None:

@@ -335,6 +335,31 @@ async def test_low_credits_are_told_once_a_crossing(any_store_url: str) -> None:
     assert told == [("acme", "ai")] * 2
 
 
+async def test_more_events_than_are_told_at_once_are_all_told() -> None:
+    async with told_on("memory://") as (kit, told):
+        for nth in range(70):
+            await kit.record(f"c{nth}", "words", 800)
+        await eventually(lambda: len(told) == 70)
+    assert shares(told) == sorted((f"c{nth}", 80, 800) for nth in range(70))
+
+
+@pytest.mark.usefixtures("quickly")
+async def test_an_event_that_one_of_two_handlers_did_not_take_is_told_to_both_again() -> None:
+    async with told_on("memory://") as (kit, told):
+        tries: list[Any] = []
+
+        @kit.on("usage.threshold")
+        def fails_once(event: UsageThreshold) -> None:
+            tries.append(event)
+            if len(tries) == 1:
+                raise LookupError("not yet")
+
+        await kit.record("acme", "words", 800)
+        await eventually(lambda: len(tries) == 2)
+        await eventually(lambda: len(told) == 2)
+    assert [event.id for event in tries] == [event.id for event in told]
+
+
 async def test_a_handler_that_hangs_does_not_keep_the_kit_from_stopping(
     any_store_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -30,6 +30,7 @@ from messaging import (
 from meterkit import Contact, MeterKit, MeterkitError
 from meterkit.catalog import loads
 from meterkit.health.backlogs import look_at_messages
+from meterkit.notify.messages import write_unwanted
 from meterkit.testing import Clock
 from told import told
 
@@ -183,6 +184,31 @@ async def test_a_receiver_says_when_to_try_again_and_when_never(store_url: str) 
         assert ["dead"] == [one.state for one in (await kit.notify.list())["webhook"]]
 
 
+async def test_a_receiver_that_asks_for_days_is_tried_again_after_one(store_url: str) -> None:
+    clock = Clock(NOW)
+    async with receiver() as hook, kit_of(store_url, clock, url=hook.url) as kit:
+        hook.status, hook.headers = 503, f"retry-after: {2 * 86_400}\r\n"
+        await kit.record("acme", "requests", 5)
+        await pass_over(kit, "webhook")
+        for seconds, posts in ((86_399, 1), (1, 2)):
+            clock.advance(timedelta(seconds=seconds))
+            await pass_over(kit, "webhook")
+            assert len(hook.posts) == posts
+
+
+async def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would look the receiver's name up again, and might find a private address."""
+    async with receiver() as proxy, receiver() as hook:
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url.removesuffix("/hook"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        async with kit_of("memory://", Clock(NOW), url=hook.url) as kit:
+            await kit.record("acme", "requests", 5)
+            await pass_over(kit, "webhook")
+        assert (len(hook.posts), len(proxy.posts)) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("refusal", "state"), [("550 no such user", "dead"), ("451 try again later", "waiting")]
 )
@@ -278,6 +304,14 @@ async def test_a_customer_chooses_what_is_mailed_but_for_dunning(store_url: str)
         await pass_over(kit, "email")
         assert ["bolt@example.org"] == [mail["To"].addresses[0].addr_spec for mail in box.mails]
         assert (await kit.notify.preferences("acme", {"usage.threshold": True}))["usage.threshold"]
+
+
+async def test_dunning_is_mailed_whatever_the_store_has_of_a_customers_wishes() -> None:
+    """It may be of a release in which another event could be switched off."""
+    async with kit_of("memory://", Clock(NOW)) as kit:
+        await write_unwanted(kit.store, "acme", {"payment.failed": False, "credits.low": False})
+        wanted = await kit.notify.preferences("acme")
+    assert (wanted["payment.failed"], wanted["credits.low"]) == (True, False)
 
 
 async def test_an_old_event_is_not_sent(store_url: str, caplog: pytest.LogCaptureFixture) -> None:

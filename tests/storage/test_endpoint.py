@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
+from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as generate_curve_key
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256
@@ -73,7 +75,9 @@ async def test_a_post_of_eventbridge_counts(kit: MeterKit, client: httpx.AsyncCl
 
 async def test_what_nobody_has_signed_is_refused(kit: MeterKit, client: httpx.AsyncClient) -> None:
     body = PUT.as_body("minio", "uploads")
-    for headers in ({}, {"authorization": SECRET}, {"authorization": "Bearer another"}):
+    another = {"authorization": "Bearer another"}
+    twice = [*BEARER.items(), *another.items()]
+    for headers in ({}, {"authorization": SECRET}, another, twice, twice[::-1]):
         answer = await client.post("/", content=body, headers=headers)
         assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
     assert (await client.post("/", content=b"{}", headers=BEARER)).status_code == 400
@@ -192,6 +196,30 @@ def fetched(kit: MeterKit, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(kit.storage, "fetch", fetch)
     return found
+
+
+async def test_a_subject_is_signed_although_it_is_empty(
+    kit: MeterKit, client: httpx.AsyncClient, fetched: list[str]
+) -> None:
+    for subject in ("", "of the day"):
+        assert (await client.post("/", content=json.dumps(signed(Subject=subject)))).status_code == 200
+    assert (fetched, await kit.gauges.get("ada", "storage")) == ([CERTIFICATE] * 2, 900)
+
+
+async def test_a_certificate_of_another_kind_of_key_signs_nothing(
+    kit: MeterKit, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, name = generate_curve_key(SECP256R1()), x509.Name([])
+    built = x509.CertificateBuilder(name, name, key.public_key(), 1, START, START + timedelta(days=9999))
+    pem = built.sign(key, SHA256()).public_bytes(Encoding.PEM)
+
+    async def fetch(url: str) -> bytes:
+        assert url == CERTIFICATE
+        return pem
+
+    monkeypatch.setattr(kit.storage, "fetch", fetch)
+    answer = await client.post("/", content=json.dumps(signed()))
+    assert (answer.status_code, answer.json()["detail"]) == (400, "its signature is wrong")
 
 
 async def test_sns_that_cannot_be_asked_has_the_message_sent_again(

@@ -13,7 +13,7 @@ import pytest
 from delivering import NOW
 from meterkit import MeterKit
 from meterkit.catalog import loads
-from meterkit.errors import MeterkitError
+from meterkit.errors import MeterkitError, StoreError
 from meterkit.storage.aws import Page, Version
 from meterkit.storage.recalculation import Difference, Listed, Listing, differences
 from meterkit.storage.shelf import Known
@@ -132,6 +132,46 @@ async def test_objects_of_a_bucket_that_is_named_no_more_are_taken_out(store_url
         assert await kit.gauges.get("bob", "storage") == 0
 
 
+class Small:
+    """A bucket of some objects with their sizes."""
+
+    def __init__(self, objects: Mapping[str, int]) -> None:
+        self._objects = objects
+
+    async def pages(self, bucket: str, prefix: str) -> AsyncGenerator[Page]:
+        del bucket
+        found = [(key, size) for key, size in self._objects.items() if key.startswith(prefix)]
+        yield Page([Version(key, "null", size) for key, size in found], None)
+
+
+async def test_a_key_is_listed_once_although_two_patterns_begin_like_it() -> None:
+    objects = (
+        'objects: [{bucket: uploads, key: "shared/{customer}/{path:path}"},'
+        ' {bucket: uploads, key: "{customer}/{type}/{path:path}"}]'
+    )
+    plans = PLANS.replace('objects: {bucket: uploads, key: "{customer}/{type}/{path:path}"}', objects)
+    small = Small({"shared/ada/a": 5, "ada/images/a": 7, "bob/images/a": 9})
+    async with MeterKit(loads(plans), clock=Clock(NOW), redis_url="memory://", flush=False) as kit:
+        assert await kit.storage.recalculate(dry_run=True, lister=small) == {"ada": 12, "bob": 9}
+        assert await kit.storage.recalculate(lister=small) == {"ada": 12, "bob": 9}
+        assert await kit.storage.recalculate(lister=small) == {}
+
+
+async def test_many_damaged_customers_among_others_hinder_none_of_those() -> None:
+    """Ten in a row are a store that is away."""
+    names = [f"c{number:02}" for number in range(36)]
+    damaged = [name for number, name in enumerate(names) if number % 3]
+    small = Small({f"{name}/images/a": 7 for name in names})
+    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url="memory://", flush=False) as kit:
+        client = (await kit.store.admin()).client
+        for name in damaged:
+            await client.set(kit.store.keys.customer(name).objects, "no hash")
+        with pytest.raises(StoreError, match=r"of 24 customers are not recalculated, 'c01' first"):
+            await kit.storage.recalculate(lister=small)
+        whole = sorted({*names} - {*damaged})
+        assert [await kit.gauges.get(name, "storage") for name in whole] == [7] * 12
+
+
 async def test_memory_does_not_grow_with_the_bucket() -> None:
     async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url="memory://", flush=False) as kit:
         await kit.storage.recalculate(dry_run=True, lister=Large(1))
@@ -234,6 +274,18 @@ async def test_an_event_from_before_a_listing_changes_nothing_after_it(store_url
         assert await kit.storage.unclear() == {}
         await told(kit, stored(A, 900, 40, 2))  # It was stored anew.
         assert await kit.gauges.get("ada", "storage") == 905
+
+
+async def test_a_rule_that_removes_all_versions_asks_for_a_listing(store_url: str) -> None:
+    """Of those versions the event names one, and no other event comes with it."""
+    removed = Happened("ObjectRemoved:DeleteAllVersions", A, None, "v1", NOW_MS, 2, 1)
+    async with MeterKit(loads(PLANS), clock=Clock(NOW), redis_url=store_url, flush=False) as kit:
+        await told(kit, stored(A, 900, 0, 1))
+        assert await kit.storage.unclear() == {}
+        await kit.storage.count(removed.as_body("minio", "uploads"))
+        assert list(await kit.storage.unclear()) == ["ada"]
+        assert await kit.storage.recalculate("ada", lister=Racing(kit, (30, {}, []))) == {"ada": -900}
+        assert await kit.storage.unclear() == {}
 
 
 async def test_what_is_stored_between_two_pages_of_a_listing_is_kept(store_url: str) -> None:
