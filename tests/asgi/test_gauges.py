@@ -273,7 +273,7 @@ async def test_a_piece_that_comes_as_the_request_ends_leaves_nothing_held() -> N
     late: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        late.append(create_task(receive()))
+        late.append(ensure_future(receive()))
         await sleep(0)  # It has come, and the store is asked whether it fits.
         await hello(scope, receive, send)
 
