@@ -168,7 +168,7 @@ async def begun_too_late(scope: Any, receive: Any, send: Any) -> None:
 
 
 RAW: Final = (silent, begun_too_late)
-CASES: Final = {
+CASES: Final[dict[str, tuple[Any, bool, str]]] = {
     # The app finished its work: an answer that no client takes is an answer.
     "a document by an app that looks": (answers(a_document), False, "success"),
     "a document by an app that does not look": (answers(a_document, looks=False), False, "success"),

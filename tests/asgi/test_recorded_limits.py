@@ -285,14 +285,14 @@ async def test_a_derived_limit_refuses_the_models_that_it_is_about(store_url: st
 
 
 async def test_a_limit_derived_from_a_derived_meter_refuses_the_models_that_it_is_about() -> None:
-    newest = '  newest_output: {unit: token, from: large_output, where: {model: "*-large-1"}}\ncredits:\n'
+    newest = '  newest_output: {unit: token, from: large_output, where: {model: "*-1"}}\ncredits:\n'
     plans = PLANS.replace("credits:\n", newest).replace(
         "large_output: {included: 100, overage: deny}", "newest_output: {included: 100, overage: deny}"
     )
     async with served(answering([compact(CHAT)], JSON_TYPE), plans=plans) as at:
-        bodies = (b'{"model": "gpt-large-1"}', b'{"model": "gpt-large-1"}', b'{"model": "gpt-large-2"}')
-        asked = [await at.client.post("/chat", content=body) for body in bodies]
-        assert [one.status_code for one in asked] == [200, 429, 200]
+        models = ("gpt-large-1", "gpt-large-1", "gpt-large-2", "gpt-small-1")
+        asked = [await at.client.post("/chat", json={"model": model}) for model in models]
+        assert [one.status_code for one in asked] == [200, 429, 200, 200]
 
 
 async def test_a_websocket_that_brings_tokens_of_any_provider_is_refused_by_them() -> None:

@@ -364,6 +364,7 @@ ALL = 'match: "*", consume: {requests: 1}'
             "large_output: {included: 5}",
             "`usage: auto` on the routes that call a model, or `records: [output_",
         ),
+        ("newest_output: {included: 5}", "or `records: [output_tokens]`"),
         ("seats: {included: 3}", "`grow: {seats: 1}` on the routes that raise it"),
         ("space: {included: 3MB}", "`storage: content-length` on the routes that raise it"),
     ],

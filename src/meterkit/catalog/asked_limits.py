@@ -93,8 +93,8 @@ def note_unasked_limits(
             place = _place_of(name, written[limiting[0]])
             message = (
                 f"no route asks for {name}, so no request is refused by this limit of"
-                f" {', '.join(limiting)}; write {_cure(meter)}; leave it as it is where only calls such as"
-                " kit.consume() count it"
+                f" {', '.join(limiting)}; write {_cure(meter, meters)}; leave it as it is where only calls"
+                " such as kit.consume() count it"
             )
             problems.note(place, "never_asked", message)
 
@@ -117,12 +117,15 @@ def _place_of(meter: str, written: PlanTable) -> Place:
     return next((found[meter] for found in places if meter in found), written.node.place)
 
 
-def _cure(meter: Meter) -> str:
+def _cure(meter: Meter, meters: Mapping[str, Meter]) -> str:
     name = meter.name
     if meter.kind == "gauge":
         way = "`storage: content-length`" if counts_bytes(meter) else f"`grow: {{{name}: 1}}`"
         return f"{way} on the routes that raise it"
     if meter.source is not None:
-        return f"`usage: auto` on the routes that call a model, or `records: [{meter.source}]`"
+        whole = meters[meter.source]
+        while whole.source is not None:
+            whole = meters[whole.source]
+        return f"`usage: auto` on the routes that call a model, or `records: [{whole.name}]`"
     usage = "`usage: auto` on the routes that call a model, or " if name in TOKEN_METERS else ""
     return f"{usage}`records: [{name}]` on the routes in which the app records it"
