@@ -14,6 +14,7 @@ from meterkit.asgi.outcome import BAD_REQUEST, is_stopped, outcome_of
 from meterkit.asgi.outliving import on_loop_of, settle_outliving
 from meterkit.asgi.reading import Reading
 from meterkit.asgi.without_store import count_in_process, undecided_usage
+from meterkit.catalog.additions import is_fetched
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.hold import Mark, Used, add, meters_of
@@ -106,10 +107,10 @@ class Exchange(ClientWatch):
             self.server_receive = body.receive
             self._gone = self._early = self._within = body.gone
         usage = self._route.usage
-        is_fetched = usage == "auto" and self._scope["method"].upper() != "POST"  # h11 hands on "post".
         if usage != "none":
             self._reading = Reading(self._route, complain=self.warn, body=body, estimate=estimate)
-            self._llm = LlmCalls(self._reading, is_fetched=is_fetched)
+            method = self._scope["method"].upper()  # h11 hands on "post".
+            self._llm = LlmCalls(self._reading, is_fetched=is_fetched(usage, method))
             self._nothing_to_settle = False
 
     async def receive(self) -> Message:
