@@ -105,7 +105,7 @@ class PlansInForce:
         return self._poll(route, route.records)
 
     def own_poll_of(self, route: Route) -> Route:
-        """The same for a request that fetches its customer's job: it asks for no recorded tokens either."""
+        """Route for a request that fetches its customer's job: it asks for no recorded tokens either."""
         tokens = charging_meters(self.cache.catalog.meters)
         return self._poll(route, tuple(name for name in route.records if name not in tokens))
 

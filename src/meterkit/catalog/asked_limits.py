@@ -111,7 +111,7 @@ def _has_budget(plan: Plan) -> bool:
 
 
 def _place_of(meter: str, written: PlanTable) -> Place:
-    """Where a plan says something of a meter: in its `meters`, or else in its `subjects`."""
+    """Place of a meter in a plan: in its `meters`, or else in its `subjects`."""
     subjects = (subject.node.places for subject in kept(written.subjects).values())
     places = (written.places("meters"), *subjects)
     return next((found[meter] for found in places if meter in found), written.node.place)
