@@ -225,6 +225,19 @@ async def test_older_entries_of_customers_that_wait_for_a_retry_hold_up_no_other
         assert names(await queue.take(1000)) == sorted(waiting)
 
 
+async def test_workers_that_race_beside_an_older_release_take_each_hint_once(store_url: str) -> None:
+    async with kit_of(store_url) as kit:
+        queues = [HookQueue(kit.store) for _ in range(8)]
+        for turn in range(5):
+            await queues[0].add(hint(f"evt_{turn}", "cus_1"))
+            raced = await asyncio.gather(*(taken(queue, passes=3) for queue in queues))
+            ((queue, entry),) = [
+                (queue, entry) for queue, found in zip(queues, raced, strict=True) for entry in found
+            ]
+            assert await queue.done(entry)
+            assert (await queue.waiting()).entries == 0
+
+
 async def older_entry(older: Older, customer: str) -> Entry:
     (entry,) = await older.scripts.take(older.place, stripe_customer=customer)
     assert entry is not None

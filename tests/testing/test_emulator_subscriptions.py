@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import pytest
 import stripe
 
 from emulated import account
+from meterkit.testing import StripeEmulator
 from subscribing import DAY, HOUR, MAY, SECOND, invoice_of, item_of, refusal, shop, subscribe, told
 
 pytestmark = pytest.mark.anyio
@@ -385,3 +387,15 @@ async def test_what_costs_nothing_needs_no_card_and_no_payment() -> None:
         secret: Any = {"expand": ["confirmation_secret"]}
         shown = await client.v1.invoices.retrieve_async(invoice_of(made).id, secret)
         assert shown.confirmation_secret is None
+
+
+async def test_all_that_a_call_makes_is_made_at_one_instant() -> None:
+    """A second that begins in the middle of a call moves no period, and charges no part of one."""
+    ticks = count(SECOND)
+    emulator = StripeEmulator(clock=lambda: next(ticks), automatic_webhooks=False)
+    emulator.add_customer("cus_1")
+    emulator.add_price(1000, price_id="price_10")
+    async with account(emulator) as client:
+        made = await subscribe(client, payment_behavior="default_incomplete")
+        assert made.billing_cycle_anchor == item_of(made).current_period_start
+        assert (made.status, invoice_of(made).amount_due) == ("incomplete", 1000)

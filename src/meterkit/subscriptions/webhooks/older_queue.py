@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from meterkit.subscriptions.webhooks.hint_scripts import older_place
+from meterkit.subscriptions.webhooks.hint_scripts import LEASE_MS, older_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +85,8 @@ class OlderQueue:
 
     async def lock(self, stripe_customer: str, cause: str) -> Entry | None:
         """Take the entry of a Stripe customer, made where there is none; None: another worker has it."""
-        await self._scripts.hint(self.place, stripe_customer, cause)
+        # Not due until it is taken: a worker that looks meanwhile would announce it.
+        await self._scripts.hint(self.place, stripe_customer, cause, delay_ms=LEASE_MS)
         found = await self._scripts.take(self.place, stripe_customer=stripe_customer)
         return found[0] if found else None
 

@@ -50,6 +50,7 @@ class Account:
         self.lock = threading.RLock()
         self.wakers: list[Callable[[], object]] = []
         self._call: Call | None = None
+        self._called_at: float | None = None
         self._instant: int | None = None
         self._in_clock = False
         self.reset()
@@ -57,7 +58,11 @@ class Account:
     @property
     def now(self) -> int:
         """Unix seconds: the present, or the instant in the past that is being made up for."""
-        return int(self.behaviour.clock()) if self._instant is None else self._instant
+        return int(self._present()) if self._instant is None else self._instant
+
+    def _present(self) -> float:
+        """Unix seconds. They stand still during a call: what it makes is made at one instant."""
+        return self.behaviour.clock() if self._called_at is None else self._called_at
 
     def reset(self) -> None:
         """Forget everything."""
@@ -156,7 +161,7 @@ class Account:
 
     def time_of(self, customer_id: str) -> float:
         """Return the time that a customer lives in: its test clock's, or the emulator's own."""
-        return self.customers.now_of(customer_id, now=self.behaviour.clock())
+        return self.customers.now_of(customer_id, now=self._present())
 
     def in_time_of(self, customer_id: str, *, at: int | None = None) -> AbstractContextManager[None]:
         """Have what happens within happen in a customer's time: ``at`` an instant of it, or at its now."""
@@ -169,11 +174,12 @@ class Account:
     def during(self, call: Call) -> Generator[None]:
         """Hold the lock, and put down to this request what happens within."""
         with self.lock:
-            before, self._call = self._call, call
+            before = self._call, self._called_at
+            self._call, self._called_at = call, self.behaviour.clock()
             try:
                 yield
             finally:
-                self._call = before
+                self._call, self._called_at = before
 
     def limit_rate(self, *, now: float) -> None:
         """Count one call. Raises ApiError, 429, if the second has had its share."""
