@@ -124,7 +124,8 @@ async def test_without_a_balance_nothing_is_served(store_url: str) -> None:
         # A dollar is 100,000 tokens at ten dollars a million, and 30 % more.
         assert await ask(at, 1, model="gpt-4o", at_most=77_000) == 402
         assert await ask(at, 1, model="gpt-4o", said="gpt-4o", at_most=76_000) == 200
-        assert await ask(at, 1, model="of-no-provider", at_most=76_000) == 402
+        # What has no known price costs nothing.
+        assert await ask(at, 1, model="of-no-provider", at_most=76_000) == 200
 
 
 async def test_what_is_not_billed_is_not_charged(store_url: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,6 +15,8 @@ from genai_prices import Usage, calc_price
 from genai_prices.data_snapshot import get_snapshot
 
 from meterkit import CallUsage, usage_of
+from meterkit.catalog.units import UNITS
+from meterkit.tokens.provider_prices import list_prices, unit_dimensions
 
 NOW: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
 MICRO: Final = 1_000_000
@@ -101,44 +102,83 @@ def test_providers_are_found_by_the_names_that_answers_have(
     assert found
 
 
-def test_a_model_without_a_price_costs_the_highest_and_that_is_logged_once(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.WARNING, "meterkit.tokens")
-    unknown = call("gpt-unheard-of", input_tokens=1000, output_tokens=1000)
-    (openai,) = (provider for provider in get_snapshot().providers if provider.id == "openai")
-    found = unknown.cost(NOW)
-    assert found is not None
-    known = [
-        call(model.id, input_tokens=1000, output_tokens=1000).cost(NOW)
-        for model in openai.models
-        if openai.find_model(model.id) is not None
-    ]
-    assert found >= max(cost for cost in known if cost is not None)
-    assert [unknown.cost(NOW), call("gpt-unheard-of").cost(NOW)] == [found, 0]
-    assert [record.getMessage() for record in caplog.records] == [
-        "no price of model 'gpt-unheard-of' of openai is known: it costs the highest prices of its provider"
-    ]
-
-
-def test_names_of_any_length_are_looked_up_and_few_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    for nth in range(200):
-        assert call(f"{nth}-" + "x\n" * 5000, input_tokens=1).cost(NOW)
-    assert len(caplog.records) <= 100
-    assert max(len(record.getMessage()) for record in caplog.records) < 700
-
-
 @pytest.mark.parametrize(
     "unknown",
     [
         call(None, input_tokens=1),
         call("llama3", "ollama", input_tokens=1),
+        call("gpt-unheard-of", input_tokens=1),
+        call("x\n" * 5000, input_tokens=1),
         CallUsage(input_tokens=1, model="gpt-4o", provider="openai", source="partial"),
         CallUsage(model="gpt-4o", provider="openai", source="missing"),
     ],
 )
 def test_what_is_not_known_has_no_cost(unknown: CallUsage) -> None:
     assert unknown.cost(NOW) is None
+
+
+MEASURED: Final = {
+    "input_tokens": 10_000,
+    "cache_read_tokens": 3_000,
+    "cache_write_tokens": 2_000,
+    "cache_write_1h_tokens": 700,
+    "input_audio_tokens": 1_500,
+    "cache_audio_read_tokens": 600,
+    "input_image_tokens": 1_200,
+    "cache_image_read_tokens": 300,
+    "output_tokens": 4_000,
+    "output_audio_tokens": 900,
+    "output_image_tokens": 800,
+    "output_reasoning_tokens": 1_000,
+    "audio_seconds": 90,
+    "input_audio_seconds": 90,
+    "web_searches": 3,
+    "storage_searches": 2,
+    "input_document_pages": 5,
+}
+
+
+@pytest.mark.parametrize(
+    "context", [(), (("service_tier", "priority"),), (("processing", "batch"),), (("speed", "fast"),)]
+)
+def test_f_212_every_unit_of_every_model_costs_what_the_table_says(
+    context: tuple[tuple[str, str], ...],
+) -> None:
+    """Parts within wholes: sound that was read from a cache costs that, and is no other sound nor input."""
+    compared = 0
+    for provider in get_snapshot().providers:
+        for model in provider.models:
+            if provider.find_model(model.id) is None or model.id.startswith("whisper-large"):
+                continue  # Groq bills ten seconds at least.
+            found = list_prices(provider.id, model.id, NOW, context)
+            assert found is not None
+            with localcontext(prec=100):
+                table = calc_price(
+                    Usage(**MEASURED),
+                    model.id,
+                    provider_id=provider.id,
+                    genai_request_timestamp=NOW,
+                    price_context=dict(context) or None,
+                )
+            assert found.cost(MEASURED) == Fraction(table.total_price) * MICRO, (provider.id, model.id)
+            assert sum(found.costs(MEASURED).values()) == found.cost(MEASURED)
+            compared += 1
+    assert compared > 2000
+
+
+def test_f_218_parts_that_are_more_than_their_whole_cost_no_more_than_it() -> None:
+    prices = list_prices("openai", "gpt-4o", NOW)
+    assert prices is not None
+    # Ten tokens went in: eight of them from a cache at most, in doubt all.
+    assert prices.cost({"input_tokens": 10, "cache_read_tokens": 10**9}) == 10 * Fraction(5, 4)
+    realtime = list_prices("openai", "gpt-realtime", NOW)
+    assert realtime is not None
+    said = {"input_tokens": 10, "input_audio_tokens": 8, "cache_read_tokens": 8}
+    assert realtime.cost(said) == 8 * Fraction(4, 10) + 2 * 32  # The dearest are not billed twice.
+
+
+def test_each_unit_of_the_table_may_be_a_meter() -> None:
+    assert unit_dimensions().keys() - UNITS == {"requests"}
 
 
 def test_what_the_provider_bills_is_what_costs() -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from meterkit.catalog.additions import TOKEN_METERS
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
 from meterkit.store.arguments import check_event_id
@@ -292,7 +292,7 @@ def _used_of(
     """
     if not calls:
         return None
-    if compiled.counters.isdisjoint(TOKEN_METERS):
+    if compiled.counters.isdisjoint(USAGE_METERS) and not compiled.charges:
         names = ", ".join(TOKEN_METERS)
         raise MeterkitError(
             f"{compiled.catalog.source}: found no meter that counts tokens; declare any of {names}"
@@ -301,7 +301,7 @@ def _used_of(
         replace(call, model=model or call.model, provider=provider or call.provider) for call in calls
     )
     found = used_by_model(calls, compiled)
-    others = {meter: quantity for meter, quantity in (beside or {}).items() if meter not in TOKEN_METERS}
+    others = {meter: quantity for meter, quantity in (beside or {}).items() if meter not in USAGE_METERS}
     first = found[0] if found else NOTHING_USED
     return [
         first._replace(recorded={**first.recorded, **others}, rated={**first.rated, **others}),

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from meterkit.catalog.units import USAGE_METERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog.models import Meter, Route
-
-TOKEN_METERS: Final = (
-    "input_tokens",
-    "output_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "reasoning_tokens",
-    "total_tokens",
-)
-"""The meters that `usage:` and reports of token usage feed, where the file declares them."""
 
 AdditionKey: TypeAlias = Literal["consume", "per_message", "usage_fields", "usage", "records", "from"]
 """The key of the route, or of the meter (`from`), that says so."""
@@ -45,7 +37,7 @@ def additions_of(
         found.setdefault(name, key)
     models = models or route.models(())
     # Token usage has a model, so it may count for derived meters; other quantities have none.
-    sources = [name for key, name in named if key in {"usage", "records"} and name in TOKEN_METERS]
+    sources = [name for key, name in named if key in {"usage", "records"} and name in USAGE_METERS]
     for name in sources:  # It grows: a derived meter may have parts of its own.
         for part in meters.values():
             if part.source == name and not part.is_row and _may_match(part, models):
@@ -56,7 +48,7 @@ def additions_of(
 
 def charging_meters(meters: Mapping[str, Meter]) -> frozenset[str]:
     """The meters that a call of a language model adds to: tokens, and what calls are charged."""
-    return frozenset((*TOKEN_METERS, *_charged(meters)))
+    return USAGE_METERS.union(_charged(meters))
 
 
 def reads_tokens(route: Route) -> bool:
@@ -73,10 +65,14 @@ def _named(route: Route, meters: Mapping[str, Meter]) -> dict[AdditionKey, Itera
     return {
         "per_message": route.per_message,
         "usage_fields": route.usage_fields,
-        "usage": (*TOKEN_METERS, *_charged(meters)) if reads_tokens(route) else (),
+        "usage": [name for name in meters if _is_of_calls(name, meters)] if reads_tokens(route) else (),
         "records": route.records,
         "consume": route.consume,
     }
+
+
+def _is_of_calls(name: str, meters: Mapping[str, Meter]) -> bool:
+    return name in USAGE_METERS or meters[name].charges is not None
 
 
 def _charged(meters: Mapping[str, Meter]) -> Iterator[str]:

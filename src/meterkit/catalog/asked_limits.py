@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.additions import TOKEN_METERS, additions_of
+from meterkit.catalog.additions import additions_of
 from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.meters import CHARGED, counts_bytes
 from meterkit.catalog.models import SPEND
 from meterkit.catalog.shapes import kept
+from meterkit.catalog.units import USAGE_METERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,5 +128,5 @@ def _cure(meter: Meter, meters: Mapping[str, Meter]) -> str:
         while whole.source is not None:
             whole = meters[whole.source]
         return f"`usage: auto` on the routes that call a model, or `records: [{whole.name}]`"
-    usage = "`usage: auto` on the routes that call a model, or " if name in TOKEN_METERS else ""
+    usage = "`usage: auto` on the routes that call a model, or " if name in USAGE_METERS else ""
     return f"{usage}`records: [{name}]` on the routes in which the app records it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.additions import TOKEN_METERS, is_fetched
+from meterkit.catalog.additions import is_fetched
 from meterkit.catalog.billing import (
     ALLOTMENTS,
     CHARGE_ON_SHAPE,
@@ -22,6 +22,7 @@ from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
 from meterkit.catalog.rates import Rates
 from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Nullable, Table, kept
+from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 
 if TYPE_CHECKING:
@@ -140,8 +141,11 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
     feature = values.feature
     if feature is not None and feature not in declared.features:
         values.refuse("feature", unknown("feature", feature, declared.features))
-    if values.usage not in {None, "none"} and not any(name in declared.meters for name in TOKEN_METERS):
-        message = f"token figures go to the meters {', '.join(TOKEN_METERS)}; declare at least one of them"
+    if values.usage not in {None, "none"} and USAGE_METERS.isdisjoint(declared.meters):
+        message = (
+            f"token figures go to the meters {', '.join(TOKEN_METERS)}, and to those that bear the name of a"
+            " unit, such as web_searches; declare at least one of them"
+        )
         values.refuse("usage", message)
     if values.rates and ROUTE in declared.meters:
         message = f"policies of a line's rates and of the meter {ROUTE} would have one name; rename the meter"
@@ -170,7 +174,7 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
 
 def _usage(values: RouteTable, method: str | None) -> dict[str, Any]:
     fields, word = kept(values.usage_fields), values.usage or "none"
-    if word != "none" and (twice := [name for name in TOKEN_METERS if name in fields]):
+    if word != "none" and (twice := [name for name in fields if name in USAGE_METERS]):
         message = f"`usage: {word}` feeds {twice[0]} as well; name it in one of the two"
         values.refuse("usage_fields", message)
     return {

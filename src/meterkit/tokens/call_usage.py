@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.provider_prices import prices_of
+from meterkit.catalog.units import UNIT_OF, whole_of
+from meterkit.tokens.provider_prices import list_prices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from meterkit.tokens.provider_prices import TokenPrices
+    from meterkit.tokens.provider_prices import Context
 
 Source = Literal["reported", "partial", "estimated", "missing"]
 Note = Literal[
+    "beyond_whole",  # a part was larger than what it is a part of, and counts as all of it
     "corrupt",  # a frame failed its checksum
     "encoding",  # the response is in a content coding that is not decoded here
     "ended_early",  # the response ended before any figure came
@@ -42,6 +45,11 @@ class CallUsage:
         reasoning_tokens: the part of the output that was reasoning.
         billed_input_tokens: what the provider says it bills, where that is a measure of its own (Cohere).
         billed_output_tokens: likewise for the output.
+        details: further counters by the price table's unit: parts of the input or output, such as
+            ``input_audio_tokens``, and others, such as ``web_searches``.
+        context: how the provider processed the call, where that has a price: sorted pairs such as
+            ``("service_tier", "priority")``.
+        reported_cost_micros: what the provider says that it charges, in micro-units of US dollars.
         notes: what was odd about the figures, sorted.
         model: as the response names it; None where it does not.
         provider: as OpenTelemetry names it (``openai``, ``aws.bedrock``), as far as the response shows it.
@@ -67,6 +75,9 @@ class CallUsage:
     reasoning_tokens: int | None = None
     billed_input_tokens: int | None = None
     billed_output_tokens: int | None = None
+    details: Mapping[str, int] = field(default_factory=dict[str, int], hash=False)
+    context: Context = ()
+    reported_cost_micros: Fraction | None = None
     notes: tuple[Note, ...] = ()
     model: str | None = None
     provider: str | None = None
@@ -86,60 +97,63 @@ class CallUsage:
         total = self.input_tokens + self.output_tokens
         return total if total <= QUANTITY_MAX else None
 
+    @property
+    def units(self) -> dict[str, int]:
+        """Every counter that is known, by the price table's unit: each part within its whole."""
+        named = {UNIT_OF.get(name, name): getattr(self, name) for name in _FIGURES}
+        return {unit: count for unit, count in named.items() if count is not None} | {**self.details}
+
     def cost(self, at: datetime) -> Fraction | None:
         """What the provider charges for the call by its list prices, in micro-units of US dollars; exact.
-
-        It is that of the tokens and of the request: searches, pages, seconds and discounts are not in it. A
-        model without a known price costs the highest prices of its provider, which is logged once.
 
         Args:
             at: when the model was called (aware): prices have dates.
 
         Returns:
-            None where a figure, the model, or the provider's prices are not known.
+            None where the tokens of only one direction are known, no figure at all, or no price of the model.
 
         Raises:
             MeterkitError: the extra ``prices`` is not installed.
         """
-        if None in charged_tokens(self) or self.model is None:
+        units = billed_units(self)
+        if self.model is None or not units or ("input_tokens" in units) != ("output_tokens" in units):
             return None
-        prices = prices_of(self.provider, self.model, at)
-        return None if prices is None else cost_at(prices, self)
+        prices = list_prices(self.provider, self.model, at, self.context)
+        return None if prices is None else prices.cost(units)
 
     def quantities(self) -> dict[str, int]:
         """The figures that are known, under the names of the meters they feed."""
-        named = {name: getattr(self, name) for name in _METERS}
-        return {name: value for name, value in named.items() if value is not None}
+        named = {name: getattr(self, name) for name in (*_FIGURES, "total_tokens")}
+        return {**self.units, **{name: value for name, value in named.items() if value is not None}}
 
 
-def charged_tokens(call: CallUsage) -> tuple[int | None, int | None]:
-    """The tokens of the input and of the output that a provider charges for; None: not known."""
-    entered, left = call.billed_input_tokens, call.billed_output_tokens
-    return call.input_tokens if entered is None else entered, call.output_tokens if left is None else left
+def billed_units(call: CallUsage) -> dict[str, int]:
+    """The counters that a provider charges for: its own measure of tokens where it has one."""
+    units = call.units
+    for unit, billed in (
+        ("input_tokens", call.billed_input_tokens),
+        ("output_tokens", call.billed_output_tokens),
+    ):
+        if billed is not None:
+            units[unit] = billed
+    return units
 
 
-def cost_at(prices: TokenPrices, call: CallUsage) -> Fraction:
-    """What a call costs at some prices, in micro-units; figures that are not known count as 0."""
-    return sum(costs_at(prices, call).values(), Fraction(0))
-
-
-def costs_at(prices: TokenPrices, call: CallUsage) -> dict[str, Fraction]:
-    """The same by kind of token."""
-    entered, left = charged_tokens(call)
-    return prices.costs(
-        entered=entered or 0,
-        left=left or 0,
-        cached=call.cached_input_tokens or 0,
-        written=call.cache_write_tokens or 0,
-        reasoning=call.reasoning_tokens or 0,
-    )
+def within_wholes(figures: Mapping[str, int]) -> dict[str, int]:
+    """The figures by meterkit's names or units; a part that is larger than its whole is as large as that."""
+    found = dict(figures)
+    for name, count in figures.items():
+        whole = figures.get(whole_of(UNIT_OF.get(name, name)) or "")
+        if whole is not None and count > whole:
+            found[name] = whole
+    return found
 
 
 RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 1, "missing": 0}
 """How good a source is."""
 _PARTS: Final = ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
-_METERS: Final = ("input_tokens", "output_tokens", *_PARTS, "total_tokens")
-COUNTED: Final = ("input_tokens", "output_tokens", *_PARTS, "billed_input_tokens", "billed_output_tokens")
+_FIGURES: Final = ("input_tokens", "output_tokens", *_PARTS)
+COUNTED: Final = (*_FIGURES, "billed_input_tokens", "billed_output_tokens")
 
 
 def figure(value: object) -> int | None:
@@ -152,7 +166,7 @@ def figure(value: object) -> int | None:
 def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
     """Several calls as one: what only some of them know is not known of it, and so with names that differ.
 
-    Its source is the worst of theirs.
+    Its source is the worst of theirs. Of further units it has what is known.
 
     Args:
         calls: one at least.
@@ -161,13 +175,21 @@ def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
     for name in COUNTED:
         values: list[int | None] = [getattr(call, name) for call in calls]
         figures[name] = None if None in values else min(sum(value or 0 for value in values), QUANTITY_MAX)
-    shared: dict[str, Any] = {}
+    details = Counter[str]()
+    for call in calls:
+        details.update(call.details)
+    shared: dict[str, Any] = {
+        "context": calls[0].context if len({call.context for call in calls}) == 1 else ()
+    }
     for name in ("model", "provider", "response_id"):
         names: set[str | None] = {getattr(call, name) for call in calls}
         shared[name] = names.pop() if len(names) == 1 else None
+    reported = [call.reported_cost_micros for call in calls if call.reported_cost_micros is not None]
+    shared["reported_cost_micros"] = sum(reported, Fraction(0)) if len(reported) == len(calls) else None
     sources: list[Source] = [call.source for call in calls]
     worst = min(sources, key=RANKS.__getitem__)
     notes = tuple(sorted({note for call in calls for note in call.notes}))
+    figures["details"] = {unit: min(count, QUANTITY_MAX) for unit, count in details.items()}
     return replace(calls[0], **figures, **shared, source=worst, notes=notes, snapshot=None)
 
 

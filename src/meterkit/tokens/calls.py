@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.call_usage import COUNTED, CallUsage
+from meterkit.catalog.units import UNITS
+from meterkit.tokens.call_usage import COUNTED, CallUsage, within_wholes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from fractions import Fraction
 
     from meterkit.tokens.call_usage import Note, Source
     from meterkit.tokens.json_values import Counts
@@ -22,7 +24,8 @@ class EventUsage:
     """What one event of a response says about usage.
 
     Attributes:
-        counts: the API's own figures; what :attr:`settle` makes the normalised ones of.
+        counts: the API's own figures; what :attr:`settle` makes the normalised ones of: by meterkit's names,
+            others by the price table's unit.
         refused: whether a figure was ignored because it cannot be one.
         settle: normalises the merged counts of a call.
         call_id: the provider's id of the call; None where the event has none.
@@ -31,6 +34,9 @@ class EventUsage:
         alone: whether the event carries nothing but the figures.
         outlives: see :class:`meterkit.tokens.call_usage.CallUsage`.
         adds: whether the counts come on top of those of earlier events of the call, not in their place.
+        context: as what the call was processed; see :class:`meterkit.tokens.call_usage.CallUsage`.
+        cost_micros: what the provider says that the call costs, likewise.
+        others: calls of other models inside this one; their ``call_id`` tells them apart within it.
     """
 
     counts: Counts
@@ -44,18 +50,37 @@ class EventUsage:
     alone: bool = False
     adds: bool = False
     outlives: bool = False
+    context: Mapping[str, str] = field(default_factory=dict[str, str])
+    cost_micros: Fraction | None = None
+    others: Sequence[EventUsage] = ()
 
 
 class _Call:
     """The reports of one call so far."""
 
-    __slots__ = ("alone", "call_id", "counts", "ended", "final", "first", "model", "outlives", "refused")
+    __slots__ = (
+        "alone",
+        "call_id",
+        "context",
+        "cost_micros",
+        "counts",
+        "ended",
+        "final",
+        "first",
+        "model",
+        "others",
+        "outlives",
+        "refused",
+    )
 
     def __init__(self, first: EventUsage) -> None:
         self.first = first
         self.call_id = first.call_id
         self.model: str | None = None
         self.counts: dict[str, int] = {}
+        self.context: dict[str, str] = {}
+        self.cost_micros: Fraction | None = None
+        self.others: dict[str | None, _Call] = {}
         self.refused = self.final = self.alone = self.ended = self.outlives = False
 
     def merge(self, said: EventUsage) -> None:
@@ -66,10 +91,15 @@ class _Call:
             self.counts[name] = count + (self.counts.get(name, 0) if said.adds else 0)
         self.call_id = self.call_id or said.call_id
         self.model = said.model or self.model
+        self.context.update(said.context)
+        if said.cost_micros is not None:
+            self.cost_micros = said.cost_micros
         self.refused |= said.refused
         self.final |= said.final
         self.outlives |= said.outlives
         self.alone |= said.alone
+        for other in said.others:
+            self.others.setdefault(other.call_id, _Call(other)).merge(other)
 
     def is_continued_by(self, said: EventUsage, *, spoken: bool) -> bool:
         """Whether an event of unknown id belongs to this call.
@@ -88,18 +118,38 @@ class _Call:
         repeats = said.alone and not self.alone and not spoken
         return repeats and self.counts == said.counts
 
+    def usages(self, *, complete: bool) -> Iterator[CallUsage | None]:
+        """Yield the usage of this call, and of those of other models inside it."""
+        yield self.usage(complete=complete)
+        for name, other in self.others.items():
+            usage = other.usage(complete=complete or self.final)
+            if usage is not None:
+                own_id = None if self.call_id is None else f"{self.call_id}/{name}"
+                yield replace(usage, response_id=own_id, outlives=self.outlives)
+
     def usage(self, *, complete: bool) -> CallUsage | None:
         if not self.counts and not self.refused:
             return None
         settled = self.first.settle(self.counts)
-        figures = {name: count for name in COUNTED if (count := settled.get(name)) is not None}
-        fitting: dict[str, Any] = {name: count for name, count in figures.items() if count <= QUANTITY_MAX}
-        notes: list[Note] = ["refused"] if self.refused or len(fitting) < len(figures) else []
+        known = {
+            name: count
+            for name in (*COUNTED, *UNITS & settled.keys())
+            if (count := settled.get(name)) is not None
+        }
+        fitting = {name: count for name, count in known.items() if count <= QUANTITY_MAX}
+        bounded = within_wholes(fitting)
+        notes: list[Note] = ["beyond_whole"] if bounded != fitting else []
+        if self.refused or len(fitting) < len(known):
+            notes.append("refused")
         if "residual" in settled:
             notes.append("residual")
         source: Source = "reported" if complete or self.final else "partial"
+        figures: dict[str, Any] = {name: bounded.pop(name) for name in COUNTED if name in bounded}
         return CallUsage(
-            **fitting,
+            **figures,
+            details=bounded,
+            context=tuple(sorted(self.context.items())),
+            reported_cost_micros=self.cost_micros,
             notes=tuple(notes),
             model=self.model,
             provider=self.first.provider,
@@ -156,7 +206,7 @@ class Ledger:
         Args:
             complete: whether nothing more would have come; else figures that were not the last are partial.
         """
-        found = (call.usage(complete=complete) for call in self._calls)
+        found = (usage for call in self._calls for usage in call.usages(complete=complete))
         return tuple(usage for usage in found if usage is not None)
 
     def __len__(self) -> int:

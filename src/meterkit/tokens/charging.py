@@ -10,8 +10,16 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.tokens.call_usage import charged_tokens, cost_at
-from meterkit.tokens.provider_prices import TokenPrices, highest_prices, is_installed, prices_of
+from meterkit.catalog.units import UNIT_OF
+from meterkit.tokens.call_usage import billed_units
+from meterkit.tokens.provider_prices import (
+    STANDARD,
+    UnitPrices,
+    at_any_length,
+    dearest_prices,
+    is_installed,
+    list_prices,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,20 +27,27 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.model_prices import ProviderPrices
     from meterkit.tokens.call_usage import CallUsage
+    from meterkit.tokens.provider_prices import Context, Tiers
 
 _logger = logging.getLogger("meterkit.tokens")
 _NAME_MAX: Final = 256
 _NAMES_LOGGED: Final = 100
 _CARRIED_MOST: Final = 100_000
-_PROVIDERS: Final = {
+_SHAPES: Final = {
     "openai": "openai",
     "anthropic": "anthropic",
     "gemini": "google",
     "bedrock": "aws",
     "cohere": "cohere",
     "mistral": "mistral",
+    "ollama": "ollama",
 }
-"""The words of ``usage:`` for answers of one provider, and what its prices are found under."""
+"""The words of ``usage:``, each with the provider whose API has that shape."""
+
+_SHAPE_PROVIDERS: Final = frozenset(
+    {None, "openai", "anthropic", "gcp.gemini", "aws.bedrock", "cohere", "mistral_ai", "ollama"}
+)
+"""What the shape of a response alone says of its provider. None of these reports amounts of money."""
 
 
 class Charges:
@@ -48,60 +63,120 @@ class Charges:
     def __init__(self, prices: ProviderPrices) -> None:
         is_installed()
         self._factor = Fraction(100 + prices.markup_percent, 100)
-        self._own = tuple((pattern, TokenPrices.of(own)) for pattern, own in prices.models)
+        self._own = tuple(prices.models)
+        self._overlaid: dict[tuple[str, UnitPrices | None], UnitPrices] = {}
         self._unpriced: set[str] = set()
 
     def of(self, call: CallUsage, at: datetime) -> Fraction:
-        """What a call that has been made is charged, exactly; 0 where nothing says what it costs.
+        """What a call that has been made is charged, exactly; 0 where no price of its model is known.
 
-        That is logged once for each model: a provider's name is needed where the model is not known, too.
+        That is logged once for each model.
         """
-        if charged_tokens(call) == (None, None):
-            return Fraction(0)
-        prices = self.list_prices(call, at)
-        if prices is None:
-            self._say_unpriced((call.model or "")[:_NAME_MAX])
-            return Fraction(0)
-        return self._factor * cost_at(prices, call)
+        cost = sum(self.costs(call, at).values(), Fraction(0))
+        return self._factor * cost
 
-    def list_prices(self: Charges | None, call: CallUsage, at: datetime) -> TokenPrices | None:
-        """The prices of a call without markup: the seller's own, else those of its provider."""
-        model = (call.model or "")[:_NAME_MAX]
-        own = None if self is None else self._own_of(model)
-        return own or prices_of(call.provider, model, at)
+    def costs(self, call: CallUsage, at: datetime) -> dict[str, Fraction]:
+        """The cost of a call by unit, without markup; see :func:`costs_of`."""
+        units = billed_units(call)
+        found = costs_of(call, units, at, self)
+        if found is None:
+            if units:
+                self._say_unpriced((call.model or "")[:_NAME_MAX])
+            return {}
+        return found
 
-    def held(self, models: Sequence[str], usage: str, *, entered: int, left: int, at: datetime) -> int:
+    def prices(self, model: str, provider: str | None, at: datetime, context: Context) -> UnitPrices | None:
+        """The prices of a model: the seller's own over those of its provider; None: neither is known."""
+        listed = list_prices(provider, model, at, context)
+        own = self.own_prices(model)
+        if own is None:
+            return listed
+        pattern, given = own
+        found = self._overlaid.get((pattern, listed))
+        if found is None:
+            known: Mapping[str, Tiers] = {} if listed is None else listed.prices
+            merged = {
+                **known,
+                **{UNIT_OF.get(unit, unit): at_any_length(price) for unit, price in given.items()},
+            }
+            if len(self._overlaid) >= _CARRIED_MOST:
+                self._overlaid.clear()
+            found = self._overlaid[pattern, listed] = UnitPrices(merged)
+        return found
+
+    def own_prices(self, model: str) -> tuple[str, Mapping[str, Fraction]] | None:
+        """The first pattern of the plans file that matches a model, and its prices."""
+        name = model[:_NAME_MAX]
+        return next((own for own in self._own if fnmatchcase(name, own[0])), None)
+
+    def held(
+        self,
+        models: Sequence[str],
+        usage: str,
+        *,
+        entered: int,
+        left: int,
+        at: datetime,
+        provider: str | None = None,
+        has_media: bool = True,
+    ) -> int:
         """What a call may be charged at most that is about to be made, rounded up.
 
         Args:
-            models: that the request may be of; of several the dearest counts, and where there is none, or one
-                without a known price, the highest prices of the provider, or of all.
-            usage: the route's word for whose answers it gives.
+            models: that the request may be of; of several the dearest counts. Where there is none, it is the
+                dearest of the provider. One without a known price costs nothing, as when it is charged.
+            usage: the route's word for the shape of its responses.
             entered: tokens that go in.
             left: tokens that come out.
             at: when (aware): prices have dates.
+            provider: whose models the route calls, as the table names it; None: not said.
+            has_media: whether sound, images or video may go in.
         """
-        provider = _PROVIDERS.get(usage)
-        found = [self._own_of(model) or prices_of(provider, model, at) for model in models or ("",)]
-        costs = [
-            (highest_prices(at) if prices is None else prices).most(entered=entered, left=left)
-            for prices in found
-        ]
-        return min(ceil(self._factor * max(costs)), QUANTITY_MAX)
-
-    def _own_of(self, model: str) -> TokenPrices | None:
-        return next(
-            (prices for pattern, prices in self._own if fnmatchcase(model[:_NAME_MAX], pattern)), None
+        if models:
+            found = [self.prices(model, provider or _SHAPES.get(usage), at, STANDARD) for model in models]
+        else:
+            found = [dearest_prices(provider or _SHAPES.get(usage), at)]
+        costs = (
+            one.most(entered=entered, left=left, has_media=has_media) for one in found if one is not None
         )
+        return min(ceil(self._factor * max(costs, default=Fraction(0))), QUANTITY_MAX)
 
     def _say_unpriced(self, model: str) -> None:
         if model not in self._unpriced and len(self._unpriced) < _NAMES_LOGGED:
             self._unpriced.add(model)
             _logger.error(
-                "nothing is charged for calls of model %r: no provider is known of it; give its prices in the"
-                " plans file, under `models` of the credit",
+                "nothing is charged for calls of model %r: no price of it is known; give its prices in the"
+                " plans file, under `models` of the credit, or name the `provider` of the route",
                 model,
             )
+
+
+def costs_of(
+    call: CallUsage, units: Mapping[str, int], at: datetime, charges: Charges | None
+) -> dict[str, Fraction] | None:
+    """The cost of a call by unit; None: nothing says what its model costs.
+
+    The seller's own prices come first, then the amount that the provider reports, then list prices. The
+    provider's amount stands under ``requests``.
+
+    Args:
+        call: the call.
+        units: of it, as they are billed.
+        at: when it was made (aware).
+        charges: knows the seller's own prices; None: there are none.
+    """
+    model = call.model or ""
+    is_reported = call.reported_cost_micros is not None and call.provider not in _SHAPE_PROVIDERS
+    if is_reported and (charges is None or charges.own_prices(model) is None):
+        return {"requests": call.reported_cost_micros or Fraction(0)}
+    if not units:
+        return None
+    found = (
+        list_prices(call.provider, model, at, call.context)
+        if charges is None
+        else charges.prices(model, call.provider, at, call.context)
+    )
+    return None if found is None else found.costs(units)
 
 
 class Remainders:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.call_usage import charged_tokens, costs_at
-from meterkit.tokens.charging import Charges
-from meterkit.tokens.provider_prices import is_installed, table_version
+from meterkit.catalog.units import UNIT_OF
+from meterkit.tokens.call_usage import billed_units
+from meterkit.tokens.charging import costs_of
+from meterkit.tokens.provider_prices import is_installed, table_version, unit_dimensions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -15,16 +17,24 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
     from meterkit.tokens.call_usage import CallUsage
+    from meterkit.tokens.charging import Charges
 
-_COUNTED_BY: Final[Mapping[str, tuple[str, ...]]] = {
-    "input": ("input_tokens", "total_tokens"),
-    "cache_read": ("cached_input_tokens", "input_tokens", "total_tokens"),
-    "cache_write": ("cache_write_tokens", "input_tokens", "total_tokens"),
-    "output": ("output_tokens", "total_tokens"),
-    "reasoning": ("reasoning_tokens", "output_tokens", "total_tokens"),
-    "request": ("input_tokens", "output_tokens", "total_tokens"),
-}
-"""The meters that may show a kind's cost: the first one that counts tokens of the call does."""
+_CALLED: Final = {unit: name for name, unit in UNIT_OF.items()}
+
+
+@cache
+def _counted_by(unit: str) -> tuple[str, ...]:
+    """The meters that may show a unit's cost: the first one that counts the unit, or a whole of it, does."""
+    if unit == "requests":
+        return "input_tokens", "output_tokens", "total_tokens"
+    dimensions = unit_dimensions()
+    own = dimensions[unit]
+    wholes = sorted(
+        (other for other, known in dimensions.items() if known <= own),
+        key=lambda other: -len(dimensions[other]),
+    )
+    named = [name for whole in wholes for name in (whole, _CALLED.get(whole)) if name is not None]
+    return *named, "total_tokens"
 
 
 class CallCosts:
@@ -49,15 +59,13 @@ class CallCosts:
 
     def of(self, call: CallUsage, at: datetime) -> dict[str, Fraction]:
         """The cost by meter, without markup; empty: no provider's price is known, or nothing was used."""
-        if charged_tokens(call) == (None, None):
-            return {}
-        prices = Charges.list_prices(self._charges, call, at)
-        if prices is None:
+        costs = costs_of(call, billed_units(call), at, self._charges)
+        if costs is None:
             return {}
         counted = {name for name, quantity in call.quantities().items() if quantity} & {*self._counters}
         found: dict[str, Fraction] = {}
-        for kind, cost in costs_at(prices, call).items():
-            meter = next((name for name in _COUNTED_BY[kind] if name in counted), None)
+        for unit, cost in costs.items():
+            meter = next((name for name in _counted_by(unit) if name in counted), None)
             name = meter or self._meter or next(iter(sorted(counted)), "")
             found[name] = found.get(name, 0) + cost
         return found

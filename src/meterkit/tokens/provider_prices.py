@@ -1,158 +1,230 @@
-"""What a provider charges for a call by its list prices, which the package ``genai-prices`` keeps.
+"""List prices of model providers, which the package ``genai-prices`` keeps, compiled for exact arithmetic.
 
 https://github.com/pydantic/genai-prices
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from math import lcm
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meterkit.catalog.units import whole_of
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-_logger = logging.getLogger("meterkit.tokens")
 _PROVIDERS: Final[Mapping[str, str]] = {
     "aws.bedrock": "aws",
     "azure.ai.openai": "azure",
     "gcp.gemini": "google",
+    "gcp.vertex_ai": "google",
     "mistral_ai": "mistral",
+    "x_ai": "x-ai",
 }
 """OpenTelemetry's names of providers that the table has other names for."""
-_KINDS: Final[Mapping[str, tuple[str, int]]] = {
-    "input": ("input_mtok", 1),
-    "output": ("output_mtok", 1),
-    "cache_read": ("cache_read_mtok", 1),
-    "cache_write": ("cache_write_mtok", 1),
-    "reasoning": ("output_reasoning_mtok", 1),
-    "request": ("requests_kcount", 1000),
-}
-"""What the table calls prices: dollars of a million or of a thousand, and so many micro-units of one."""
-_FIELDS: Final[Mapping[str, str]] = {
-    "input_tokens": "input",
-    "output_tokens": "output",
-    "cached_input_tokens": "cache_read",
-    "cache_write_tokens": "cache_write",
-    "reasoning_tokens": "reasoning",
-    "requests": "request",
-}
+_OWN_SERVERS: Final = frozenset({"ollama"})
+"""Servers that people run themselves: a model of theirs has no list price, whatever it is called."""
+_REQUESTS: Final = "requests"
+_MICROS: Final = 10**6
 _KEPT: Final = 4096
 _NAME_MAX: Final = 256
-_NAMES_LOGGED: Final = 100
 _ALWAYS: Final = -1
-_prices: Final[dict[int, TokenPrices]] = {}
-_unknown: Final[set[tuple[str, str]]] = set()
+_ARN: Final = "arn:"
 
-
+Context = tuple[tuple[str, str], ...]
+"""What a call was processed as, beyond its model: ``service_tier``, ``speed``, ``processing``, …; sorted."""
 Tiers = tuple[tuple[int, Fraction], ...]
-"""Prices of a token, each with the input tokens from beyond which all tokens of a call cost it."""
+"""Prices of a unit, each with the input tokens from beyond which all units of a call cost it."""
+STANDARD: Final[Context] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenPrices:
-    """What one token of a kind costs, in micro-units of US dollars; empty: it has no price of its own.
-
-    ``request``: the price of a request, in addition.
-    """
-
-    input: Tiers = ()
-    output: Tiers = ()
-    cache_read: Tiers = ()
-    cache_write: Tiers = ()
-    reasoning: Tiers = ()
-    request: Tiers = ()
-
-    @classmethod
-    def of(cls, prices: Mapping[str, Fraction]) -> TokenPrices:
-        """The same for any length of the input; by meter of tokens, ``requests``: of a call."""
-        return cls(**{_FIELDS[name]: ((_ALWAYS, price),) for name, price in prices.items()})
-
-    def most(self, *, entered: int, left: int) -> Fraction:
-        """What a call of so many tokens costs at most, whatever kind they are of."""
-        return max(
-            self.cost(entered=entered, left=left, cached=cached, written=written, reasoning=reasoning)
-            for cached, written in ((0, 0), (entered, 0), (0, entered))
-            for reasoning in (0, left)
-        )
-
-    def cost(self, *, entered: int, left: int, cached: int, written: int, reasoning: int) -> Fraction:
-        """What a call costs; a kind without a price of its own costs what the tokens around it do.
-
-        Args:
-            entered: all tokens that went in.
-            left: all tokens that came out.
-            cached: those of the input that were read from a cache.
-            written: those of the input that were written to one.
-            reasoning: those of the output that were reasoning.
-        """
-        parts = self.costs(entered=entered, left=left, cached=cached, written=written, reasoning=reasoning)
-        return sum(parts.values(), Fraction(0))
-
-    def costs(
-        self, *, entered: int, left: int, cached: int, written: int, reasoning: int
-    ) -> dict[str, Fraction]:
-        """The same by kind: what costs nothing is left out."""
-        read = cached if self.cache_read else 0
-        put = written if self.cache_write else 0
-        thought = reasoning if self.reasoning else 0
-        parts = (
-            ("input", self.input, max(0, entered - read - put)),
-            ("cache_read", self.cache_read, read),
-            ("cache_write", self.cache_write, put),
-            ("output", self.output, max(0, left - thought)),
-            ("reasoning", self.reasoning, thought),
-            ("request", self.request, 1),
-        )
-        return {kind: cost for kind, tiers, count in parts if (cost := count * _price_at(tiers, entered))}
+class _Row(NamedTuple):
+    unit: str
+    tiers: tuple[tuple[int, int], ...]
+    parts: tuple[int, ...]
 
 
-def _price_at(tiers: Tiers, input_tokens: int) -> Fraction:
-    # A tier is for the whole call: with one token more, all of them cost its price.
-    return next((price for start, price in reversed(tiers) if input_tokens > start), Fraction(0))
-
-
-def prices_of(provider: str | None, model: str, at: datetime) -> TokenPrices | None:
-    """What a model's tokens cost at an instant; None: the table has no provider of that name.
-
-    A model that the provider has no price of costs the highest prices of all its models; that is logged once.
+class UnitPrices:
+    """Prices by unit, in micro-units of US dollars. A part without a price costs what its whole does.
 
     Args:
-        provider: as OpenTelemetry names it; None: the one whose models have such names.
-        model: as the answer names it.
+        prices: by unit of the table.
+    """
+
+    __slots__ = ("_divisor", "_request", "_rows", "_tiered", "prices")
+
+    def __init__(self, prices: Mapping[str, Tiers]) -> None:
+        dimensions = unit_dimensions()
+        self.prices: Mapping[str, Tiers] = {unit: tiers for unit, tiers in prices.items() if tiers}
+        self._divisor = lcm(*(price.denominator for tiers in prices.values() for _, price in tiers))
+        ordered = sorted(
+            (unit for unit in self.prices if unit != _REQUESTS),
+            key=lambda unit: (-len(dimensions[unit]), unit),
+        )
+        self._rows = tuple(
+            _Row(
+                unit,
+                self._whole(self.prices[unit]),
+                tuple(
+                    at
+                    for at, other in enumerate(ordered)
+                    if other != unit and dimensions[unit] <= dimensions[other]
+                ),
+            )
+            for unit in ordered
+        )
+        self._request = self._whole(self.prices.get(_REQUESTS, ()))
+        self._tiered = any(len(tiers) > 1 for tiers in self.prices.values())
+
+    def _whole(self, tiers: Tiers) -> tuple[tuple[int, int], ...]:
+        return tuple((start, int(price * self._divisor)) for start, price in tiers)
+
+    def cost(self, units: Mapping[str, int]) -> Fraction:
+        """What a call costs that used so many units. Tiers go by its input tokens."""
+        entered = units.get("input_tokens", 0) if self._tiered else 0
+        amount = sum(
+            count * _price_at(row.tiers, entered)
+            for row, count in zip(self._rows, self._split(units), strict=True)
+        )
+        return Fraction(amount + _price_at(self._request, entered), self._divisor)
+
+    def costs(self, units: Mapping[str, int]) -> dict[str, Fraction]:
+        """The same by unit: each unit's without that of its priced parts; what costs nothing is left out."""
+        entered = units.get("input_tokens", 0)
+        amounts = {
+            row.unit: count * _price_at(row.tiers, entered)
+            for row, count in zip(self._rows, self._split(units), strict=True)
+        }
+        amounts[_REQUESTS] = _price_at(self._request, entered)
+        return {unit: Fraction(amount, self._divisor) for unit, amount in amounts.items() if amount}
+
+    def most(self, *, entered: int, left: int, has_media: bool) -> Fraction:
+        """What a call of so many tokens costs at most, whatever kind they are of.
+
+        Args:
+            entered: tokens that go in.
+            left: tokens that come out.
+            has_media: whether sound, images or video may be among those that go in.
+        """
+        found = {"input_tokens": 0, "output_tokens": 0}
+        dimensions = unit_dimensions()
+        for row in self._rows:
+            whole = whole_of(row.unit) or row.unit
+            modality = dict(dimensions[row.unit]).get("modality", "text")
+            if whole in found and (has_media or modality == "text" or whole == "output_tokens"):
+                found[whole] = max(found[whole], _price_at(row.tiers, entered))
+        amount = entered * found["input_tokens"] + left * found["output_tokens"]
+        return Fraction(amount + _price_at(self._request, entered), self._divisor)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing has a price above 0."""
+        return not any(price for tiers in self.prices.values() for _, price in tiers)
+
+    def _split(self, units: Mapping[str, int]) -> list[int]:
+        """How many units of each row have no priced part: all rows together count each token once."""
+        counts = list[int]()
+        for row in self._rows:
+            count = units.get(row.unit, 0)
+            if count and row.parts:
+                count = max(0, count - sum(counts[part] for part in row.parts))
+            counts.append(count)
+        for whole in ("input_tokens", "output_tokens"):
+            if (most := units.get(whole)) is not None:
+                self._bound(counts, whole, most, units)
+        return counts
+
+    def _bound(self, counts: list[int], whole: str, most: int, units: Mapping[str, int]) -> None:
+        """Count no more tokens of a direction than there are: in doubt the dearest are not billed."""
+        within = [at for at, row in enumerate(self._rows) if (whole_of(row.unit) or row.unit) == whole]
+        if sum(counts[at] for at in within) <= most:
+            return
+        entered = units.get("input_tokens", 0)
+        for at in sorted(within, key=lambda at: _price_at(self._rows[at].tiers, entered)):
+            counts[at] = min(counts[at], most)
+            most -= counts[at]
+
+
+def _price_at(tiers: tuple[tuple[int, int], ...], input_tokens: int) -> int:
+    # A tier is for the whole call: with one token more, all of them cost its price.
+    for start, price in reversed(tiers):
+        if input_tokens > start:
+            return price
+    return 0
+
+
+def at_any_length(price: Fraction) -> Tiers:
+    """A price that does not depend on how long the input is."""
+    return ((_ALWAYS, price),)
+
+
+def list_prices(
+    provider: str | None, model: str, at: datetime, context: Context = STANDARD
+) -> UnitPrices | None:
+    """The list prices of a model at an instant; None: the table has no such model.
+
+    The provider's prices come first. If that has no such model, the provider whose models have such names is
+    asked: a server may answer in another provider's format.
+
+    Args:
+        provider: as OpenTelemetry or the table names it; None: not known.
+        model: as the response or the request names it.
         at: when it was called (aware): prices have dates.
+        context: as what it was processed.
 
     Raises:
         MeterkitError: the package ``genai-prices`` is not installed.
     """
-    known, info = _look_up(provider, model[:_NAME_MAX])
-    if known is None:
+    found = _look_up(provider, model[:_NAME_MAX])
+    if found is None:
         return None
-    if info is None:
-        return _highest(known.id, at.replace(minute=0, second=0, microsecond=0))
-    return _read(info.get_prices(at))
+    info, has_variants = found
+    standard = info.get_prices(at)
+    variants = tuple(_active(info.price_variants, at, context)) if context and has_variants else ()
+    key = (id(standard), *map(id, variants))  # The table keeps each of them for good.
+    prices = _compiled.get(key)
+    if prices is None:
+        merged = _read(standard)
+        for variant in reversed(variants):  # Of several, the first counts.
+            merged |= _read(variant.prices)
+        prices = _compiled[key] = UnitPrices(merged)
+    return prices
+
+
+_compiled: Final[dict[tuple[int, ...], UnitPrices]] = {}
 
 
 @lru_cache(_KEPT)
-def _look_up(provider: str | None, model: str) -> tuple[Any, Any]:
-    """The provider and the model, as the table has them; None for what it does not have."""
-    table, name = _table(), None if provider is None else _PROVIDERS.get(provider, provider)
-    try:
-        known = table.find_provider(model.lower(), name, None)
-    except LookupError:
-        return None, None
-    info = known.find_model(model, all_providers=table.providers)
-    if info is None and len(_unknown) < _NAMES_LOGGED and (known.id, model) not in _unknown:
-        _unknown.add((known.id, model))
-        message = "no price of model %r of %s is known: it costs the highest prices of its provider"
-        _logger.warning(message, model, known.id)
-    return known, info
+def _look_up(provider: str | None, model: str) -> tuple[Any, bool] | None:
+    """The model as the table has it, and whether its prices by context count."""
+    if not model or provider in _OWN_SERVERS:
+        return None
+    table, name = _table(), model.lower()
+    if name.startswith(_ARN):
+        name = name.rpartition("/")[2]
+    asked = [] if provider is None else [(None, _PROVIDERS.get(provider, provider))]
+    for named, known_as in (*asked, (name, None)):
+        try:
+            known = table.find_provider(named, known_as, None)
+        except LookupError:
+            continue
+        info = known.find_model(name, all_providers=table.providers)
+        if info is not None:
+            return info, bool(info.price_variants) and any(info is own for own in known.models)
+    return None
+
+
+def _active(variants: Iterable[Any], at: datetime, context: Context) -> Iterable[Any]:
+    known = dict(context)
+    for variant in variants:
+        is_active = variant.constraint is None or variant.constraint.active(at)
+        if is_active and all(known.get(key) == value for key, value in variant.when.items()):
+            yield variant
 
 
 @cache
@@ -162,6 +234,23 @@ def _table() -> Any:
     except ImportError:
         message = "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
         raise MeterkitError(message) from None
+
+
+@cache
+def _units() -> dict[str, dict[str, Any]]:
+    _table()
+    found: dict[str, dict[str, Any]] = import_module("genai_prices.data_units").unit_data
+    return found
+
+
+@cache
+def unit_dimensions() -> Mapping[str, frozenset[tuple[str, str]]]:
+    """Unit to its dimensions: a unit with more of them is a part of those with fewer.
+
+    Raises:
+        MeterkitError: the package ``genai-prices`` is not installed.
+    """
+    return {unit: frozenset(known["dimensions"].items()) for unit, known in _units().items()}
 
 
 @cache
@@ -184,34 +273,33 @@ def is_installed() -> None:
     _table()
 
 
-def highest_prices(at: datetime) -> TokenPrices:
-    """The highest prices of all providers at an instant (aware)."""
-    return _highest(None, at.replace(minute=0, second=0, microsecond=0))
+def dearest_prices(provider: str | None, at: datetime) -> UnitPrices:
+    """The highest price of each unit among the models of a provider; of all where it is None or not known."""
+    return _dearest(provider, at.replace(minute=0, second=0, microsecond=0))
 
 
-@lru_cache(_KEPT)
-def _highest(provider: str | None, at: datetime) -> TokenPrices:
+@lru_cache(64)
+def _dearest(provider: str | None, at: datetime) -> UnitPrices:
     table = _table()
-    providers = table.providers if provider is None else [table.find_provider(None, provider, None)]
-    every = [_read(model.get_prices(at)) for one in providers for model in one.models]
-    return TokenPrices(**{kind: _highest_of(getattr(one, kind) for one in every) for kind in _KINDS})
+    try:
+        known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
+    except LookupError:
+        known = table.providers
+    found: dict[str, Fraction] = {}
+    for one in known:
+        for model in one.models:
+            for unit, tiers in _read(model.get_prices(at)).items():
+                found[unit] = max(found.get(unit, Fraction(0)), *(price for _, price in tiers))
+    return UnitPrices({unit: at_any_length(price) for unit, price in found.items()})
 
 
-def _highest_of(tiers: Iterable[Tiers]) -> Tiers:
-    prices = [price for one in tiers for _, price in one]
-    return ((_ALWAYS, max(prices)),) if prices else ()
-
-
-def _read(prices: Any) -> TokenPrices:
-    found = _prices.get(id(prices))  # The table keeps each of them for good.
-    if found is None:
-        tiers = {kind: _tiers(getattr(prices, key), factor) for kind, (key, factor) in _KINDS.items()}
-        found = _prices[id(prices)] = TokenPrices(**tiers)
+def _read(prices: Any) -> dict[str, Tiers]:
+    found: dict[str, Tiers] = {}
+    for unit, known in _units().items():
+        price = prices.__dict__.get(known["price_key"])
+        if price is not None:
+            factor = Fraction(_MICROS, known["per"])
+            base = (_ALWAYS, factor * Fraction(getattr(price, "base", price)))
+            tiers = ((one.start, factor * Fraction(one.price)) for one in getattr(price, "tiers", ()))
+            found[unit] = (base, *tiers)
     return found
-
-
-def _tiers(price: Any, factor: int) -> Tiers:
-    if price is None:
-        return ()
-    base = ((_ALWAYS, factor * Fraction(getattr(price, "base", price))),)
-    return (*base, *((one.start, factor * Fraction(one.price)) for one in getattr(price, "tiers", ())))
