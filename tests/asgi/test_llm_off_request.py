@@ -58,7 +58,14 @@ def test_what_an_answer_used_can_be_read_anywhere() -> None:
     )
     assert usage is not None
     assert 7 == usage.total_tokens
-    assert {*METERS} - {"cache_write_tokens"} == usage.quantities().keys()
+    units = {"cache_read_tokens", "output_reasoning_tokens"}
+    assert usage.quantities().keys() == {*METERS, *units} - {"cache_write_tokens"}
+    assert usage.units == {
+        "input_tokens": 3,
+        "output_tokens": 4,
+        "cache_read_tokens": 2,
+        "output_reasoning_tokens": 1,
+    }
     assert usage == usage_of(usage)
     assert usage_of({"usage": None}) is None
 

@@ -264,6 +264,7 @@ _CAUSES: Final[Mapping[Note, str]] = {
     "corrupt": "it is damaged, or compressed in another way than it says",
     "refused": "a figure in it is no integer from 0 to 10^15 - 1",
     "unreadable": "it is no JSON where there should be some",
+    "beyond_whole": "a part of the tokens in it is larger than all of them",
     "too_many_calls": "it holds more calls than meterkit distinguishes",
     "not_asked": (
         "it ended without usage figures: a stream of OpenAI's Chat Completions, or of a server that speaks "
@@ -272,7 +273,7 @@ _CAUSES: Final[Mapping[Note, str]] = {
 }
 _NO_USAGE: Final = "it ended without usage figures"
 # These mean that something was not counted although other figures of the call were.
-_IN_PART: Final[tuple[Note, ...]] = ("refused", "too_many_calls")
+_IN_PART: Final[tuple[Note, ...]] = ("beyond_whole", "refused", "too_many_calls")
 _warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 
 
