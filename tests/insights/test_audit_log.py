@@ -34,6 +34,9 @@ LIMITS = "subjects: {user: {requests: {included: 5}}, team: {requests: {included
 WITH_USERS = loads(f"{PLANS}    {LIMITS}\n")
 WITH_CREDITS = loads(PLANS.replace("routes:", "credits:\n  ai: {costs: {tokens: 2}}\nroutes:"))
 
+UNITS = "  input_tokens: {unit: token}\n  cache_read_tokens: {unit: token}\n"
+WITH_UNITS = loads(PLANS.replace("meters:\n", f"meters:\n{UNITS}", 1))
+
 
 async def agrees(at: Audited, *customers: str) -> None:
     """The sums of the log are what the counters say, meter by meter."""
@@ -89,6 +92,26 @@ async def test_model_and_time_of_use_are_known(any_store_url: str, tmp_path: Pat
         first, second = sorted(await at.rows(), key=lambda row: row["quantity"])
     assert (first["occurred_at_ms"], first["model"]) == (to_ms(begun) - 3_600_000, None)
     assert (second["model"], second["provider"], second["occurred_at_ms"]) == ("small ?", "openai", None)
+
+
+async def test_the_units_that_a_call_used_are_known(any_store_url: str, tmp_path: Path) -> None:
+    answer = {
+        "object": "chat.completion",
+        "model": "gpt-4o",
+        "choices": [],
+        "usage": {
+            "prompt_tokens": 1200,
+            "completion_tokens": 30,
+            "prompt_tokens_details": {"cached_tokens": 1000},
+        },
+    }
+    async with audited(any_store_url, sqlite_in(tmp_path), catalog=WITH_UNITS) as at:
+        await at.kit.record_usage("acme", answer, event_id="chat 1")
+        rows = await at.rows()
+        assert sorted(row["meter"] for row in rows) == ["cache_read_tokens", "input_tokens"]
+    (told,) = [json.loads(row["units"]) for row in rows if row["units"] is not None]
+    assert told == {"input_tokens": 1200, "output_tokens": 30, "cache_read_tokens": 1000}
+    assert {row["model"] for row in rows} == {"gpt-4o"}
 
 
 async def test_the_users_and_teams_of_usage_are_known(any_store_url: str, tmp_path: Path) -> None:

@@ -6,9 +6,17 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.asgi.call_amounts import (
+    ALL_CALLS,
+    Amounts,
+    amounts_beyond,
+    amounts_of,
+    dimensions_of,
+    used_by_model,
+    used_of,
+)
 from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
@@ -23,7 +31,7 @@ from meterkit.tokens.objects import Reports, calls_of, pending_jobs, usage_of
 from meterkit.tokens.plain_values import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from meterkit.asgi.reading import Reading
     from meterkit.store.compiled import CompiledCatalog
@@ -33,15 +41,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.jobs import BatchLine
 
 _logger = logging.getLogger("meterkit.asgi")
-
-_Key: TypeAlias = tuple[str | None, str | None]
-"""Model and provider; both None for usage that is counted whatever it is of."""
-_Amounts: TypeAlias = dict[tuple[_Key, bool, str], int | Fraction]
-"""Quantities by key, whether they are billed (else rated), and meter; what is charged is exact."""
-
-_ALL: Final[_Key] = (None, None)
-_COST_OF: Final = "cost of "
-"""Marks a cost: it stands before the name of the meter whose tokens cost it. No meter has such a name."""
 
 
 class LlmCalls:
@@ -60,7 +59,7 @@ class LlmCalls:
         self.reports = Reports()
         self._taps: list[CallUsage] = []
         self._body: tuple[CallUsage, ...] = ()
-        self._counted: _Amounts = {}
+        self._counted: Amounts = {}
         self._fields: Mapping[str, int] = {}
 
     def input_tokens(self) -> int:
@@ -104,15 +103,15 @@ class LlmCalls:
         Late usage is counted on top. Nothing is taken back: where a later report
         amounts to less, it counts nothing.
         """
-        more = _amounts((call for call in self._each() if call_name(call) is None), compiled)
+        more = amounts_of((call for call in self._each() if call_name(call) is None), compiled)
         for meter, quantity in self._fields.items():
             if quantity and meter in compiled.counters:
-                more[_ALL, True, meter] = more[_ALL, False, meter] = quantity
+                more[ALL_CALLS, True, meter] = more[ALL_CALLS, False, meter] = quantity
         if self._counted:
-            more = _beyond(self._counted, more)
+            more = amounts_beyond(self._counted, more)
         for place, amount in more.items():
             self._counted[place] = self._counted.get(place, 0) + amount
-        return _used(more, compiled)
+        return used_of(more, compiled)
 
     def outliving(self) -> dict[str, CallUsage]:
         """The calls that outlive their request, by the event ids under which they are counted."""
@@ -264,7 +263,7 @@ def captured(
             )
     quantities = given or {}
     check(quantities)
-    return [Used.of(quantities, **_dimensions_of(model or requested, provider or None))]
+    return [Used.of(quantities, **dimensions_of(model or requested, provider or None))]
 
 
 def _used_of(
@@ -307,72 +306,3 @@ def _used_of(
         first._replace(recorded={**first.recorded, **others}, rated={**first.rated, **others}),
         *found[1:],
     ]
-
-
-def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[Used]:
-    """What calls come to: by model and provider where meters ask for them."""
-    return _used(_amounts(calls, compiled), compiled)
-
-
-def _dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
-    """What meters that are derived from others look at."""
-    return {name: value for name, value in (("model", model), ("provider", provider)) if value is not None}
-
-
-def _used(amounts: _Amounts, compiled: CompiledCatalog) -> list[Used]:
-    found: dict[_Key, tuple[dict[str, int], dict[str, int], dict[str, Fraction], dict[str, Fraction]]] = {}
-    for (key, billed, meter), quantity in amounts.items():
-        recorded, rated, charged, costs = found.setdefault(key, ({}, {}, {}, {}))
-        if meter.startswith(_COST_OF):
-            costs[meter.removeprefix(_COST_OF)] = Fraction(quantity)
-        elif meter in compiled.charges:
-            charged[meter] = Fraction(quantity)
-        else:
-            (recorded if billed else rated)[meter] = int(quantity)
-    known = compiled.costs()
-    version = "" if known is None else known.version
-    return [
-        Used(recorded, rated, _dimensions_of(*key), charged=charged, costs=costs, version=version)
-        for key, (recorded, rated, charged, costs) in found.items()
-    ]
-
-
-def _amounts(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> _Amounts:
-    """What calls amount to, on the meters that are declared as plain counters."""
-    plain, by_model, sources = compiled.counters, compiled.by_model, compiled.catalog.billing.sources
-    # What no model's price is known of costs the highest: a client may have seen to that.
-    unknown = "" if compiled.has_model_prices else None
-    costs, at = compiled.costs(), from_ms(compiled.now_ms())
-    found: _Amounts = {}
-    for call in calls:
-        key = (call.model or unknown, call.provider or None) if by_model else _ALL
-        reports = (call, call.snapshot) if call.snapshot is not None else (call,)
-        counted = next((report for report in reports if report.source in sources), None)
-        for billed, report in ((True, counted), (False, call)):
-            for meter, quantity in report.quantities().items() if report is not None else ():
-                if quantity and meter in plain:
-                    place = (key, billed, meter)
-                    found[place] = min(found.get(place, 0) + quantity, QUANTITY_MAX)
-        if compiled.charges and counted is not None:
-            for meter, amount in charged_of(compiled.charges, counted, at).items():
-                found[key, True, meter] = found.get((key, True, meter), 0) + amount
-        for meter, cost in costs.of(counted or call, at).items() if costs is not None else ():
-            place = (key, True, _COST_OF + meter)
-            found[place] = found.get(place, 0) + cost
-    return found
-
-
-def _beyond(counted: _Amounts, found: _Amounts) -> _Amounts:
-    """Usage found beyond the usage counted: by key, and never more than over all keys together."""
-    left: dict[tuple[bool, str], int | Fraction] = {}
-    for amounts, sign in ((found, 1), (counted, -1)):
-        for (_, billed, meter), quantity in amounts.items():
-            left[billed, meter] = left.get((billed, meter), 0) + sign * quantity
-    more: _Amounts = {}
-    for (key, billed, meter), quantity in found.items():
-        place = (key, billed, meter)
-        added = min(quantity - counted.get(place, 0), left[billed, meter])
-        if added > 0:
-            more[place] = added
-            left[billed, meter] -= added
-    return more

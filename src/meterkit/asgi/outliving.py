@@ -5,7 +5,7 @@ from __future__ import annotations
 from asyncio import get_running_loop, sleep
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
-from meterkit.asgi.llm_calls import used_by_model
+from meterkit.asgi.call_amounts import used_by_model
 from meterkit.decisions.event_marks import EventMark
 from meterkit.errors import StoreError
 from meterkit.store.jobs import Claim, claim_job, end_work, keep_hold, remember_job

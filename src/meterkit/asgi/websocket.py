@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
+from meterkit.asgi.call_amounts import used_by_model
 from meterkit.asgi.exchange import Exchange
-from meterkit.asgi.llm_calls import used_by_model
 from meterkit.asgi.logs import Contained
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.problems import POLICY_VIOLATION

@@ -40,6 +40,7 @@ class Used(NamedTuple):
         charged: meter to the amount that it is charged, exactly; whole units are recorded with the rest.
         costs: meter to what providers charge for it, in micro-units of US dollars: exact, then whole ones.
         version: of the prices that the costs are by.
+        units: counters of model calls by the price table's unit, for the audit log.
     """
 
     recorded: Mapping[str, int] = _NOTHING
@@ -49,6 +50,7 @@ class Used(NamedTuple):
     charged: Mapping[str, Fraction] = _NOTHING_CHARGED
     costs: Mapping[str, Fraction | int] = _NOTHING_COST
     version: str = ""
+    units: Mapping[str, int] = _NOTHING
 
     @classmethod
     def of(cls, quantities: Mapping[str, int], **dimensions: str) -> Self:
@@ -70,6 +72,7 @@ class Used(NamedTuple):
             rated=of_these(self.rated),
             measured=None if self.measured is None else of_these(self.measured),
             costs=of_these(self.costs),
+            units=_NOTHING,  # The rows of the other meters have them.
         )
 
 
@@ -163,14 +166,18 @@ def audit_keys(view: CustomerView) -> Sequence[str]:
 def audit_lines(
     used: Used, occurred_ms: int | None, priced: str, subjects: str = "", event_id: str = ""
 ) -> bytes:
-    """Lines for the audit log: time if not now (ms), model, provider, prices, subjects, event id (JSON text).
+    """Lines for the audit log: time if not now (ms), model, provider, prices, subjects, event id, units.
+
+    The last two are JSON.
 
     A reader takes the lines that it knows: it ignores further ones, and does without missing ones.
     """
     lines = [b"" if occurred_ms is None else b"%d" % occurred_ms]
     names = (used.dimensions.get(name, "").replace("\n", " ") for name in _TOLD)
     lines += [*(name.encode("utf-8", "replace")[:_NAME_MAX] for name in names), priced.encode()]
-    rest = (subjects, json.dumps(event_id)) if event_id else (subjects,) if subjects else ()
+    rest = [subjects, json.dumps(event_id) if event_id else "", json.dumps(used.units) if used.units else ""]
+    while rest and not rest[-1]:
+        rest.pop()
     lines += [text.encode() for text in rest]
     return b"\n".join(lines) if any(lines) else b""
 

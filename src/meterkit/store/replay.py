@@ -80,6 +80,7 @@ def _unnumbered(settlement: Settlement) -> bytes:
         "dimensions": dict(used.dimensions),
         "costs": dict(used.costs),
         "version": used.version if used.costs else "",
+        "units": dict(used.units),
         "held": [dict(held.quantities), held.concurrency, held.slot, dict(held.costs)]
         if held != Held()
         else None,
@@ -128,6 +129,7 @@ def read(record: bytes, cache: CustomerCache) -> Spooled:
         used=Used(
             *(get("recorded", {}), get("rated", {}), get("dimensions", {}), get("measured")),
             costs=get("costs", {}),
+            units=get("units", {}),
             version=get("version", ""),
         ),
         correction=Correction()

@@ -62,8 +62,11 @@ _MAY_LACK: Final = (
     "subjects",
     "over_cap",
     "event_id",
+    "units",
 )
-_ALL_TEXTS: Final = (*_TEXTS, "model", "provider", "details", "price_version", "subjects", "event_id")
+_ALL_TEXTS: Final = frozenset(
+    (*_TEXTS, "model", "provider", "details", "price_version", "subjects", "event_id", "units")
+)
 
 TABLE: Final = Table(
     "meterkit_audit",

@@ -21,7 +21,7 @@ _SUMMED: Final = (*CLASSES, "cost_micros", "priced")  # By the numbers of fold.l
 _NOTED: Final = 7  # A meter's field, and all classes but the last.
 _BEFORE: Final = 7  # Producer, number, customer, now, period, late of, told.
 _FIELD_LETTER: Final = 1  # Behind the token of a meter's field.
-_LINES: Final = 6  # See audit_lines. Further lines come from a later release.
+_LINES: Final = 7  # See audit_lines. Further lines come from a later release.
 _NO_TERMS: Final = MeterTerms()
 
 
@@ -47,6 +47,8 @@ class Row(NamedTuple):
         over_cap: how many units were beyond the plan's cap, and are not billed; None: a release before wrote
             the row, which billed them as overage.
         event_id: the app's own id of the event; None: it gave none.
+        units: counters of the model calls by the price table's unit, as JSON; only the event's first row has
+            them.
     """
 
     event: str
@@ -75,6 +77,7 @@ class Row(NamedTuple):
     subjects: str | None = None
     over_cap: int | None = 0
     event_id: str | None = None
+    units: str | None = None
 
     @property
     def revenue(self) -> Fraction:
@@ -104,11 +107,11 @@ def rows_of(
 def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
     producer, number, customer, now_ms, period_ms, late, told = values[:_BEFORE]
     lines = told.decode("utf-8", "replace").replace("\0", "").split("\n")
-    at, model, provider, priced, subjects, event_id = (*lines, "", "", "", "", "")[:_LINES]
+    at, model, provider, priced, subjects, event_id, units = (*lines, *[""] * _LINES)[:_LINES]
     version, terms = read_price_line(priced)
     for place in range(_BEFORE, len(values), _NOTED):
         field, *counts = values[place : place + _NOTED]
-        units: dict[str, Any] = dict(zip(CLASSES[:-1], counts, strict=True))
+        classes: dict[str, Any] = dict(zip(CLASSES[:-1], counts, strict=True))
         quantity, token = sum(counts[: len(RECORDED)]), field.decode()[:-_FIELD_LETTER]
         if quantity:
             yield Row(
@@ -119,7 +122,7 @@ def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
                 period_start_ms=period_ms,
                 recorded_at_ms=now_ms,
                 quantity=quantity,
-                **units,
+                **classes,
                 late=quantity if late else 0,
                 occurred_at_ms=int(at) if at else None,
                 late_of_ms=int(late) if late else None,
@@ -128,8 +131,10 @@ def _recorded(shard: int, values: list[Any]) -> Iterator[Row]:
                 subjects=subjects or None,
                 event_id=json.loads(event_id) if event_id else None,
                 price_version=version or None if token in terms else None,
-                **terms.get(token, _NO_TERMS).columns(units),
+                units=units or None,
+                **terms.get(token, _NO_TERMS).columns(classes),
             )
+            units = ""
 
 
 def _other(event: str, fields: Mapping[bytes, bytes]) -> Iterator[Row]:
