@@ -62,8 +62,13 @@ USAGE_METERS: Final = frozenset((*TOKEN_METERS, *UNITS))
 """The meters that `usage:` and reports of model calls feed, where the file declares them."""
 
 
-def whole_of(unit: str) -> str | None:
-    """The unit of all tokens of a direction that a unit is a part of; None: it is a whole itself."""
+def _whole_of(unit: str) -> str | None:
     if not unit.endswith("_tokens") or unit in {"input_tokens", "output_tokens"}:
         return None
     return "output_tokens" if unit.startswith("output_") else "input_tokens"
+
+
+WHOLE_OF: Final[Mapping[str, str]] = {
+    name: whole for name in (*UNITS, *UNIT_OF) if (whole := _whole_of(UNIT_OF.get(name, name))) is not None
+}
+"""Units and meters of some tokens, each with that of all tokens of its direction."""

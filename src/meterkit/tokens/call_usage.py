@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.units import UNIT_OF, whole_of
+from meterkit.catalog.units import UNIT_OF, WHOLE_OF
 from meterkit.tokens.provider_prices import list_prices
 
 if TYPE_CHECKING:
@@ -143,9 +143,9 @@ def within_wholes(figures: Mapping[str, int]) -> dict[str, int]:
     """The figures by meterkit's names or units; a part that is larger than its whole is as large as that."""
     found = dict(figures)
     for name, count in figures.items():
-        whole = figures.get(whole_of(UNIT_OF.get(name, name)) or "")
-        if whole is not None and count > whole:
-            found[name] = whole
+        whole = WHOLE_OF.get(name)
+        if whole in figures and count > figures[whole]:
+            found[name] = figures[whole]
     return found
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts
 
 CALLS_MAX: Final = 1_000
+_FIGURES: Final = frozenset(COUNTED)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,24 +132,20 @@ class _Call:
         if not self.counts and not self.refused:
             return None
         settled = self.first.settle(self.counts)
-        known = {
-            name: count
-            for name in (*COUNTED, *UNITS & settled.keys())
-            if (count := settled.get(name)) is not None
-        }
+        known = {name: count for name, count in settled.items() if name in _FIGURES or name in UNITS}
         fitting = {name: count for name, count in known.items() if count <= QUANTITY_MAX}
         bounded = within_wholes(fitting)
-        notes: list[Note] = ["beyond_whole"] if bounded != fitting else []
+        notes: list[Note] = [] if bounded == fitting else ["beyond_whole"]
         if self.refused or len(fitting) < len(known):
             notes.append("refused")
         if "residual" in settled:
             notes.append("residual")
         source: Source = "reported" if complete or self.final else "partial"
-        figures: dict[str, Any] = {name: bounded.pop(name) for name in COUNTED if name in bounded}
+        figures: dict[str, Any] = {name: count for name, count in bounded.items() if name in _FIGURES}
         return CallUsage(
             **figures,
-            details=bounded,
-            context=tuple(sorted(self.context.items())),
+            details={name: count for name, count in bounded.items() if name not in figures},
+            context=tuple(sorted(self.context.items())) if self.context else (),
             reported_cost_micros=self.cost_micros,
             notes=tuple(notes),
             model=self.model,

@@ -11,7 +11,7 @@ from importlib import import_module
 from math import lcm
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.catalog.units import whole_of
+from meterkit.catalog.units import WHOLE_OF
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class UnitPrices:
         found = {"input_tokens": 0, "output_tokens": 0}
         dimensions = unit_dimensions()
         for row in self._rows:
-            whole = whole_of(row.unit) or row.unit
+            whole = WHOLE_OF.get(row.unit, row.unit)
             modality = dict(dimensions[row.unit]).get("modality", "text")
             if whole in found and (has_media or modality == "text" or whole == "output_tokens"):
                 found[whole] = max(found[whole], _price_at(row.tiers, entered))
@@ -141,7 +141,7 @@ class UnitPrices:
 
     def _bound(self, counts: list[int], whole: str, most: int, units: Mapping[str, int]) -> None:
         """Count no more tokens of a direction than there are: in doubt the dearest are not billed."""
-        within = [at for at, row in enumerate(self._rows) if (whole_of(row.unit) or row.unit) == whole]
+        within = [at for at, row in enumerate(self._rows) if WHOLE_OF.get(row.unit, row.unit) == whole]
         if sum(counts[at] for at in within) <= most:
             return
         entered = units.get("input_tokens", 0)
