@@ -143,9 +143,9 @@ def within_wholes(figures: Mapping[str, int]) -> dict[str, int]:
     """The figures by meterkit's names or units; a part that is larger than its whole is as large as that."""
     found = dict(figures)
     for name, count in figures.items():
-        whole = WHOLE_OF.get(name)
-        if whole in figures and count > figures[whole]:
-            found[name] = figures[whole]
+        most = figures.get(WHOLE_OF.get(name, name), count)
+        if count > most:
+            found[name] = most
     return found
 
 
