@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from gzip import compress
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from asgi.test_llm_estimates import ask
 from llm_apps import PLANS, answering, metered, tokens
 from meterkit import PlansError
 from meterkit.catalog import loads
+from tokens.packing import pack
 from tokens.recordings import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, chat, compact, sse
 
 if TYPE_CHECKING:
@@ -58,12 +60,117 @@ async def test_what_is_no_figure_counts_nothing_and_is_told(
     assert "a response has no figure for usage_fields searches" in caplog.text
 
 
-async def test_failures_and_bodies_without_end_count_nothing(
-    store_url: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_failures_count_nothing(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
     assert await counted(store_url, [compact(ranking(3))], status=500) == 0
     assert caplog.records == []
-    assert await counted(store_url, [b'{"a": "' + b"x" * (1 << 20), b'",' + compact(ranking(3))[1:]]) == 0
+
+
+async def test_a_large_document_or_event_is_read_to_its_end(store_url: str) -> None:
+    large = [b'{"a": "' + b"x" * (1 << 20), b'",' + compact(ranking(3))[1:]]
+    assert await counted(store_url, large) == 3
+    assert await counted(store_url, [b"data: ", *large, b"\r\r"], SSE_TYPE) == 3
+    assert await counted(store_url, [*large, b"\n", compact(ranking(2))], NDJSON_TYPE) == 2
+    dense = {**ranking(3), "results": [[{}]] * 2_000}
+    assert await counted(store_url, [compact(dense)]) == 3
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(sse(ranking(1), end=b"\r") + sse(ranking(4), end=b"\r"), id="cr"),
+        pytest.param(sse(ranking(1), end=b"\r\n") + sse(ranking(4), end=b"\r\n"), id="crlf"),
+        pytest.param(BOM + sse(ranking(4)), id="bom"),
+        pytest.param(sse(ranking(4)).rstrip(), id="no-last-blank-line"),
+        pytest.param(sse(ranking(4), end=b"\r").rstrip(), id="no-last-blank-line-cr"),
+        pytest.param(b'data: {"meta":\ndata: {"billed_units":\ndata:{"search_units": 4}}}\n\n', id="lines"),
+        pytest.param(
+            b'data: {"meta":\rdata: {"billed_units":\rdata:{"search_units": 4}}}\r\r', id="lines-cr"
+        ),
+        pytest.param(b": ping\n\nevent: done\nid: 3\n" + sse(ranking(4)) + b"data: [DONE]\n\n", id="names"),
+        pytest.param(sse(ranking(1)) + b"data: {torn\n\n" + sse(ranking(4)), id="torn"),
+    ],
+)
+async def test_every_form_of_an_event_stream_is_read(body: bytes, store_url: str) -> None:
+    for chunks in ([body], [body[at : at + 1] for at in range(len(body))]):
+        assert await counted(store_url, chunks, SSE_TYPE) == 4
+    for kind in ("text/plain", ""):  # The first bytes tell.
+        assert await counted(store_url, [body], kind) == 4
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip", "deflate"])
+async def test_every_content_coding_is_undone(coding: str, store_url: str) -> None:
+    body, _ = pack(b"".join([sse({"text": "x"}), sse(ranking(4))]), coding)
+    assert await counted(store_url, [body[:9], body[9:]], SSE_TYPE, coding=coding) == 4
+
+
+async def test_a_coding_that_cannot_be_undone_is_told(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await counted(store_url, [b"x"], coding="compress") == 0
+    assert "no figure for usage_fields searches: its content coding is not decoded here" in caplog.text
+
+
+def call(name: str | None, units: int) -> dict[str, Any]:
+    return {**ranking(units), "id": name}
+
+
+@pytest.mark.parametrize(
+    ("events", "units"),
+    [
+        pytest.param([call("a", 3), call("b", 5)], 8, id="two calls"),
+        pytest.param([call("a", 3), call("b", 1), call("a", 4), call("b", 5)], 9, id="calls that interleave"),
+        pytest.param([call("a", 3), call("a", 2)], 2, id="the last figure of a call"),
+        pytest.param([call(None, 3), call(None, 5)], 5, id="events without an id"),
+        pytest.param([call(None, 3), "[DONE]", call(None, 5), "[DONE]"], 8, id="streams that end"),
+        pytest.param([call("a", 3), "[DONE]", call("a", 4)], 4, id="one call that is told twice"),
+        pytest.param([call("a", 3), call(None, 5), call("b", 1)], 6, id="an event of the call before it"),
+        pytest.param([call(None, 3), call("a", 5)], 5, id="a call that tells its id later"),
+    ],
+)
+async def test_the_last_figure_of_each_call_counts(events: list[Any], units: int, store_url: str) -> None:
+    texts = [b"[DONE]" if event == "[DONE]" else compact(event) for event in events]
+    stream = b"".join(b"data: " + text + b"\n\n" for text in texts)
+    assert await counted(store_url, [stream], SSE_TYPE) == units
+    assert await counted(store_url, [b"\n".join(texts)], NDJSON_TYPE) == units
+    if "[DONE]" not in events:
+        assert await counted(store_url, [b"[" + b",".join(texts) + b"]"]) == units
+
+
+async def test_calls_beyond_the_bound_are_told(store_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    events = [sse(call(f"c{number}", 1)) for number in range(1_001)]
+    assert await counted(store_url, [b"".join(events)], SSE_TYPE) == 1_000
+    assert "a response holds more calls than meterkit distinguishes" in caplog.text
+
+
+async def test_a_field_may_name_a_path_for_the_document_and_another_for_the_stream(store_url: str) -> None:
+    line = "usage_fields: {searches: [meta.billed_units.search_units, response.used]}"
+    assert await counted(store_url, [compact(ranking(3))], line=line) == 3
+    assert await counted(store_url, [sse({"response": {"used": 4}})], SSE_TYPE, line=line) == 4
+    both = {**ranking(3), "response": {"used": 4}}
+    assert await counted(store_url, [compact(both)], line=line) == 3  # The first that has a figure.
+
+
+async def test_other_requests_run_while_a_large_document_is_read(store_url: str) -> None:
+    body = compact({"results": [{"text": "x" * 40} for _ in range(40_000)], **ranking(3)})
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with metered(answering([body], JSON_TYPE), store_url, plans=plans()) as at:
+        await ask(at, "/x")
+        other = asyncio.create_task(count_turns())
+        before = turns
+        await ask(at, "/x")
+        other.cancel()
+        assert turns - before > 20
+        assert (6,) == await tokens(at.kit, "searches")
 
 
 async def test_a_stored_answer_that_is_fetched_again_counts_no_figure_on_auto(store_url: str) -> None:
@@ -92,6 +199,9 @@ async def test_beside_usage_both_are_counted(store_url: str) -> None:
         ("usage_fields: {serches: a}", "searches"),
         ("usage: auto, usage_fields: {input_tokens: a}", "name it in one of the two"),
         ("usage_fields: {searches: 'a b'}", "a path in the JSON response"),
+        ("usage_fields: {searches: [a, 'b c']}", "a path in the JSON response"),
+        ("usage_fields: {searches: []}", "found an empty list"),
+        ("usage_fields: {searches: {a: b}}", "a path in the JSON response, or a list of paths"),
         ("exempt: true, usage_fields: {searches: a}", "has no effect"),
     ],
 )

@@ -108,9 +108,11 @@ class Exchange(ClientWatch):
             self._gone = self._early = self._within = body.gone
         usage = self._route.usage
         if usage != "none":
-            self._reading = Reading(self._route, complain=self.warn, body=body, estimate=estimate)
-            method = self._scope["method"].upper()  # h11 hands on "post".
-            self._llm = LlmCalls(self._reading, is_fetched=is_fetched(usage, method))
+            fetched = is_fetched(usage, self._scope["method"].upper())  # h11 hands on "post".
+            self._reading = Reading(
+                self._route, complain=self.warn, body=body, estimate=estimate, is_fetched=fetched
+            )
+            self._llm = LlmCalls(self._reading, is_fetched=fetched)
             self._nothing_to_settle = False
 
     async def receive(self) -> Message:

@@ -89,8 +89,8 @@ class LlmCalls:
             The usage read from it, completed by the app's own reports.
         """
         if self.reading is not None:
-            self._fields = {} if self._is_fetched else self.reading.fields()
             self._body = self.reading.close(complete=complete, gone=gone)
+            self._fields = self.reading.figures
             if self._is_fetched:
                 self._body = tuple(call for call in self._body if call.outlives)
         if any(call.source == "reported" for call in (*self.reports.usages(), *self._taps)):

@@ -255,7 +255,7 @@ def _suppressed(number: int) -> None:
 
 _logger = logging.getLogger("meterkit.asgi")
 
-_CAUSES: Final[Mapping[Note, str]] = {
+CAUSES: Final[Mapping[Note, str]] = {
     "encoding": (
         "its content coding is not decoded here: compress outside of MeterMiddleware, or install what "
         "undoes it (brotli, zstandard)"
@@ -271,6 +271,7 @@ _CAUSES: Final[Mapping[Note, str]] = {
         'like it, has them only if the request has stream_options={"include_usage": true}'
     ),
 }
+"""Why figures of a response are not known."""
 _NO_USAGE: Final = "it ended without usage figures"
 # These mean that something was not counted although other figures of the call were.
 _IN_PART: Final[tuple[Note, ...]] = ("beyond_whole", "refused", "too_many_calls")
@@ -311,7 +312,7 @@ def warn_of_lost(store: Store, route: str, calls: Iterable[CallUsage]) -> None:
     for call in calls:
         if call.outlives or "ended_early" in call.notes:
             continue  # The caller that broke it off knows why.
-        cause = next((_CAUSES[note] for note in _CAUSES if note in call.notes), _NO_USAGE)
+        cause = next((CAUSES[note] for note in CAUSES if note in call.notes), _NO_USAGE)
         if call.source == "missing":
             warn(store, route, f"token usage of a response is missing, and counts nothing: {cause}")
         elif call.source == "estimated":
@@ -319,7 +320,7 @@ def warn_of_lost(store: Store, route: str, calls: Iterable[CallUsage]) -> None:
         else:
             for note in _IN_PART:
                 if note in call.notes:
-                    warn(store, route, f"token usage of a response was read in part: {_CAUSES[note]}")
+                    warn(store, route, f"token usage of a response was read in part: {CAUSES[note]}")
 
 
 def warn(store: Store, route: str, message: str) -> None:

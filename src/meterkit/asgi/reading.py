@@ -5,10 +5,11 @@ from __future__ import annotations
 from asyncio import CancelledError, sleep
 from collections import deque
 from dataclasses import replace
+from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.logs import Contained, described
+from meterkit.asgi.logs import CAUSES, Contained, described
 from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.estimate import (
     BILLED_BYTES_PER_TOKEN,
@@ -18,8 +19,9 @@ from meterkit.tokens.estimate import (
     estimate_request,
 )
 from meterkit.tokens.fields import FieldsReader
+from meterkit.tokens.framing.content import PIECE_BYTES
 from meterkit.tokens.request import read_request
-from meterkit.tokens.response import PIECE_BYTES, ResponseReader
+from meterkit.tokens.response import ResponseReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,12 +53,15 @@ class Reading:
         complain: takes what went wrong within the reader; the app never hears of it.
         body: the request's, where it was read before.
         estimate: what measures the input where no usage is reported; the default counts less for a bill.
+        is_fetched: whether the response is a stored one, whose figures were counted before.
+
+    Attributes:
+        figures: the quantities found at the paths of ``usage_fields``, by meter, once it is closed.
     """
 
     __slots__ = (
         *("_at", "_backlog", "_body", "_broken", "_buffered", "_complain", "_estimate", "_fields"),
-        *("_input_tokens",),
-        *("_piece_bytes", "_reader", "_route", "_size", "_work"),
+        *("_input_tokens", "_is_fetched", "_piece_bytes", "_reader", "_route", "_size", "_work", "figures"),
     )
 
     def __init__(
@@ -66,9 +71,12 @@ class Reading:
         complain: Callable[[str], None],
         body: BufferedBody | None = None,
         estimate: InputEstimator = estimate_input,
+        is_fetched: bool = False,
     ) -> None:
         self._route = route
-        self._fields = FieldsReader(route.usage_fields) if route.usage_fields else None
+        self._is_fetched = is_fetched
+        self._fields: FieldsReader | None = None
+        self.figures: Mapping[str, int] = {}
         self._complain = complain
         self._reader: ResponseReader | None = None
         self._backlog: deque[bytes] = deque()
@@ -91,12 +99,11 @@ class Reading:
 
     def begin(self, message: Message) -> None:
         """Look at the head of the response."""
+        status, headers, fields = message["status"], message.get("headers", ()), self._route.usage_fields
         with self._contained():
-            if self._fields is not None:
-                self._fields.begin(message["status"], message.get("headers", ()))
-            self._reader = ResponseReader.open(
-                self._route.usage, status=message["status"], headers=message.get("headers", ())
-            )
+            if fields and not self._is_fetched:
+                self._fields = FieldsReader.open(fields, status=status, headers=headers)
+            self._reader = ResponseReader.open(self._route.usage, status=status, headers=headers)
 
     def read(self, body: bytes) -> bool:
         """Read a piece of the response's body.
@@ -104,17 +111,13 @@ class Reading:
         Returns:
             Whether some of it is left to :meth:`catch_up`: it is too much to be read at once.
         """
-        reader = self._reader
-        if self._fields is not None and body:
-            with self._contained():
-                self._fields.feed(body)
-        if reader is None or not body:
+        if not body or (self._reader is None and self._fields is None):
             return False
         if len(body) > PIECE_BYTES or self._work is not None or self._backlog:
             self._backlog.append(body)
             return True
         try:
-            work = reader.read(body)
+            work = self._begin_piece(body)
         except Exception as error:  # noqa: BLE001 - Whatever goes wrong here, the app never hears of it.
             self._break(described(error))
             return False
@@ -122,6 +125,15 @@ class Reading:
             return False
         self._work, self._piece_bytes = work, len(body)
         return True
+
+    def _begin_piece(self, piece: bytes) -> Work | None:
+        """Have a piece read; what takes time is left to do."""
+        reader, fields = self._reader, self._fields
+        work = None if reader is None else reader.read(piece)
+        if fields is None:
+            return work
+        more = fields.read(piece)
+        return chain(work, more) if work is not None and more is not None else work or more
 
     async def catch_up(self, *, complete: bool = False) -> None:
         """Read the rest, letting other tasks run in between. A cancelling task waits for that, but not long.
@@ -146,20 +158,23 @@ class Reading:
     def _read_on(self, *, complete: bool = False) -> bool:
         """Do a piece of the work that is left; whether there was any."""
         with self._contained():
-            while self._reader is not None:
+            while self._reader is not None or self._fields is not None:
                 for _ in self._work or ():
                     return True
                 self._work = None
                 if self._backlog:
-                    self._work = self._next(self._reader)
+                    self._work = self._next()
                     return True
                 if not complete:
                     break
                 complete = False
-                self._work = self._reader.finish(complete=True)
+                self._work = chain(
+                    () if self._reader is None else self._reader.finish(complete=True),
+                    () if self._fields is None else self._fields.finish(),
+                )
         return False
 
-    def _next(self, reader: ResponseReader) -> Work | None:
+    def _next(self) -> Work | None:
         """Begin to read the next piece of what was left."""
         body, at = self._backlog[0], self._at
         piece = body[at : at + PIECE_BYTES]
@@ -168,7 +183,7 @@ class Reading:
         if self._at == len(body):
             self._backlog.popleft()
             self._at = 0
-        return reader.read(piece)
+        return self._begin_piece(piece)
 
     def _unread_bytes(self) -> int:
         begun = 0 if self._work is None else self._piece_bytes
@@ -193,16 +208,6 @@ class Reading:
                 self._input_tokens = max(1, found)
         return self._input_tokens
 
-    def fields(self) -> Mapping[str, int]:
-        """The figures that were found at their paths, by meter."""
-        found: Mapping[str, int] = {}
-        if self._fields is not None:
-            with self._contained():
-                found = self._fields.close()
-                if self._fields.missing:
-                    self._complain(f"a response has no figure for usage_fields {self._fields.missing[0]}")
-        return found
-
     def close(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
         """The usage of the calls in the response; calls without figures are estimated, except failed ones.
 
@@ -213,6 +218,7 @@ class Reading:
         unread_tokens = self._end()
         is_cut = gone or self._unread_bytes() > 0
         reader, self._reader = self._reader, None
+        self._close_fields(complete=complete and not is_cut)
         calls: tuple[CallUsage, ...] = ()
         output_tokens = 0
         if reader is not None:
@@ -233,12 +239,27 @@ class Reading:
         self._complain = _ignore
         return calls
 
+    def _close_fields(self, *, complete: bool) -> None:
+        fields, self._fields = self._fields, None
+        if fields is None:
+            return
+        with self._contained():
+            self.figures = fields.close()
+            if fields.overflowed:
+                self._complain(
+                    "a response holds more calls than meterkit distinguishes; usage_fields count the first"
+                )
+            missing = fields.missing()
+            if missing and complete:
+                why = f": {CAUSES['encoding']}" if fields.is_coded else ""
+                self._complain(f"a response has no figure for usage_fields {missing[0]}{why}")
+
     def _end(self) -> int:
         """Read some more of what is left, without a pause; tokens of text of the rest, if it is like that."""
         reader, left = self._reader, self._unread_bytes()
-        if reader is None or not left:
+        if not left:
             return 0
-        before = reader.output_bytes_seen
+        before = 0 if reader is None else reader.output_bytes_seen
         unread = left
         for step in range(2 * _LAST_STEPS_MAX):
             if not self._read_on():
@@ -248,6 +269,8 @@ class Reading:
             if step >= _LAST_STEPS_MAX and unread < last:
                 break
         unread = self._unread_bytes()
+        if reader is None:
+            return 0
         said = reader.output_bytes_seen - before
         return said * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
 
@@ -276,7 +299,7 @@ class Reading:
         return Contained(self._break)
 
     def _break(self, error: str) -> None:
-        self._reader = None
+        self._reader = self._fields = None
         self._backlog.clear()
         self._work, self._at = None, 0
         self._broken = True

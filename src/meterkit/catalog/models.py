@@ -263,7 +263,7 @@ class Route:
         storage: where the size of what is stored stands (``content-length``), or None.
         storage_meter: the gauge that a ``storage`` route fills, or None.
         usage: whose token figures are read; ``fields`` where only ``usage_fields`` are.
-        usage_fields: meter to the dotted path of its figure in the JSON of the response.
+        usage_fields: meter to the dotted paths of its figure in the JSON of the response.
         records: meters that the app records in requests of the route.
         reads_model: whether which limits hold depends on the model that the request's body names.
         is_poll: whether it only fetches work that an earlier request began, and holds tokens for.
@@ -288,7 +288,7 @@ class Route:
     storage: str | None = None
     storage_meter: str | None = None
     usage: str = "none"
-    usage_fields: Mapping[str, str] = field(default_factory=dict[str, str])
+    usage_fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     records: tuple[str, ...] = ()
     reads_model: bool = False
     is_poll: bool = False

@@ -21,7 +21,7 @@ from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
 from meterkit.catalog.rates import Rates
-from meterkit.catalog.shapes import Choice, Key, ListOf, MapOf, Nullable, Table, kept
+from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table, kept
 from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
 
@@ -58,6 +58,11 @@ _FIELD: Final = text(
     pattern=r"[A-Za-z0-9_.-]+",
     allowed="a path in the JSON response, such as meta.billed_units.search_units",
 )
+_PATHS: Final[Shape[tuple[str, ...]]] = Forms(
+    "a path in the JSON response, or a list of paths",
+    scalar=Built(_FIELD, lambda path: (path,)),
+    items=ListOf(_FIELD, "paths", 1),
+)
 _OF_MCP: Final[dict[str, Any]] = {"idempotency_header": None}
 """A key of one call would stand for calls of other tools at the same path."""
 _VERBS: Final = ("consume", "per_message", "grow", "reserve")
@@ -88,8 +93,8 @@ class RouteTable(Table, what="a route"):
     )
     usage = Key(Choice(_USAGE), "Whose token figures are read off the response: none (default), auto, …")
     usage_fields = Key(
-        MapOf(NAME, _FIELD, "meters and fields", 1),
-        "Meter to the path of its figure in the JSON of the response.",
+        MapOf(NAME, _PATHS, "meters and fields", 1),
+        "Meter to the path of its figure in the JSON of the response, or to a list of paths.",
     )
     records = Key(
         ListOf(NAME, "meters", 1),

@@ -2,84 +2,188 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
+from collections import Counter
 from math import floor, isfinite
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.tokens.calls import CALLS_MAX
+from meterkit.tokens.framing.content import (
+    IDENTITY,
+    PIECE_BYTES,
+    SSE,
+    content_of,
+    has_answer,
+    is_json,
+    is_lines,
+    read_pieces,
+)
 from meterkit.tokens.framing.decoding import decoding_of
-from meterkit.tokens.json_values import dig, load
+from meterkit.tokens.framing.incremental import drain, whole_of
+from meterkit.tokens.framing.json import Document
+from meterkit.tokens.framing.large_json import LargeJson
+from meterkit.tokens.framing.sse import Ndjson, Sse, Takers
+from meterkit.tokens.json_values import dig, load_sparse
+from meterkit.tokens.layout import CALL_ID, Place, first_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-_BYTES_MAX: Final = 1 << 20
-_IDENTITY: Final = (b"", b"identity")
-_OK: Final = range(200, 300)
-_DATA: Final = b"data:"
+    from meterkit.tokens.framing.incremental import Incremental, Work
+
+_BLANK: Final = b" \t\r\n" + BOM_UTF8
+_DONE: Final = b"[DONE]"
 
 
 class FieldsReader:
-    """Reads figures at paths of a JSON document, or of a stream's events or lines: there the last counts.
+    """Reads figures at paths of a JSON document, or of the events of a stream; make one with :meth:`open`.
+
+    Of the events of one call the last figure counts, and calls add up. A call has one id; ``[DONE]`` ends it.
+    Kept are 64 KiB at most, however long the response is.
 
     Args:
-        fields: meter to dotted path.
+        fields: meter to the dotted paths where its figure may stand; the first that has one counts.
+        kind: the content type.
+        coding: the content coding.
 
     Attributes:
-        missing: the meters without a figure; empty where nothing was to be read.
+        overflowed: whether the response has more calls than are distinguished.
+        is_coded: whether it is in a content coding that cannot be undone.
     """
 
-    __slots__ = ("_buffer", "_decoding", "_found", "_paths", "_reads", "_streams", "missing")
+    __slots__ = (
+        *("_call", "_calls", "_decoding", "_ended", "_framing", "_needles", "_paths", "_place"),
+        *("is_coded", "overflowed"),
+    )
 
-    def __init__(self, fields: Mapping[str, str]) -> None:
-        self._paths = {meter: path.split(".") for meter, path in fields.items()}
-        self._found: dict[str, int] = {}
-        self._buffer = bytearray()
-        self._reads = self._streams = False
-        self.missing: tuple[str, ...] = ()
+    def __init__(self, fields: Mapping[str, Sequence[str]], kind: bytes, coding: bytes) -> None:
+        self._paths = {meter: [path.split(".") for path in paths] for meter, paths in fields.items()}
+        paths = [path for alternatives in self._paths.values() for path in alternatives]
+        self._needles = [_DONE, *{path[-1].encode() for path in paths}]
+        self._place = _place_of([*paths, *CALL_ID])
+        self._decoding = None if coding in IDENTITY else decoding_of(coding)
+        self.is_coded = coding not in IDENTITY and self._decoding is None
+        # Calls without an id are named by how many have ended before.
+        self._call: str | int = 0
+        self._ended = 0
+        self._calls: dict[str | int, dict[str, int]] = {}
+        self.overflowed = False
+        self._framing = self._framing_of(kind)
 
-    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Look at the head of the response; only answers of 2xx are read."""
-        named = {name.lower(): value.strip().lower() for name, value in headers}
-        kind = named.get(b"content-type", b"").partition(b";")[0].strip()
-        coding = named.get(b"content-encoding", b"")
-        self._decoding = None if coding in _IDENTITY else decoding_of(coding)
-        self._streams = kind == b"text/event-stream" or b"ndjson" in kind or b"jsonl" in kind
-        self._reads = status in _OK and (coding in _IDENTITY or self._decoding is not None)
+    @classmethod
+    def open(
+        cls, fields: Mapping[str, Sequence[str]], *, status: int, headers: Iterable[tuple[bytes, bytes]]
+    ) -> FieldsReader | None:
+        """A reader for a response that begins; None where its status has no answer to read."""
+        return cls(fields, *content_of(headers)) if has_answer(status) else None
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the body."""
-        if not self._reads:
-            return
-        for piece in (chunk,) if self._decoding is None else self._decoding.feed(chunk):
-            self._buffer += piece
-            if self._streams and b"\n" in piece:
-                *lines, rest = self._buffer.split(b"\n")
-                self._buffer = bytearray(rest)
-                for line in lines:
-                    self._read(line)
-            if len(self._buffer) > _BYTES_MAX:
-                self._buffer.clear()
-                self._reads = self._streams  # A line of a stream is passed over, a document is not read.
+    def read(self, chunk: bytes) -> Work | None:
+        """Take the next bytes of the body; what takes time is left to do, before anything else is read."""
+        if self.is_coded:
+            return None
+        if self._decoding is None and len(chunk) <= PIECE_BYTES:
+            return self._take(chunk)
+        return read_pieces(chunk, self._decoding, self._take)
+
+    def finish(self) -> Work:
+        """The work at the body's end, before :meth:`close`, which otherwise does it without a pause."""
+        if self._framing is not None:
+            yield from self._framing.close()
 
     def close(self) -> dict[str, int]:
-        """Meter to the figure found, rounded down. Idempotent."""
-        if self._buffer:
-            data, self._buffer = self._buffer, bytearray()
-            self._read(data)
-        self.missing = tuple(meter for meter in self._paths if meter not in self._found and self._reads)
-        return self._found
+        """Meter to its figures of all calls, rounded down each. Idempotent."""
+        drain(self.finish())
+        # It holds this reader: let go of, that is gone without the help of the garbage collector.
+        self._framing = None
+        total = Counter[str]()
+        for figures in self._calls.values():
+            total.update(figures)
+        return {meter: min(quantity, QUANTITY_MAX) for meter, quantity in total.items()}
 
-    def _read(self, data: bytearray) -> None:
-        if self._streams:
-            data = data.strip().removeprefix(_DATA)
-        # Most events have none of the figures.
-        if not any(path[-1].encode() in data for path in self._paths.values()):
-            return
+    def missing(self) -> tuple[str, ...]:
+        """The meters without a figure."""
+        return tuple(
+            meter for meter in self._paths if not any(meter in found for found in self._calls.values())
+        )
+
+    def _framing_of(self, kind: bytes) -> Incremental | None:
+        """How the body is cut; None where its first byte has to tell."""
+        if kind == SSE:
+            return Sse(self._takers())
+        if is_lines(kind):
+            return Ndjson(self._takers())
+        return Document(self._takers(), unseen=True) if is_json(kind) else None
+
+    def _takers(self) -> Takers:
+        return Takers(self._read_event, self._wants, self._open_large)
+
+    def _take(self, data: bytes) -> Work | None:
+        if self._framing is None:
+            data = data.lstrip(_BLANK)
+            if not data:
+                return None
+            is_json_value = data.startswith((b"{", b"["))
+            self._framing = Document(self._takers(), unseen=True) if is_json_value else Sse(self._takers())
+        return self._framing.feed(data)
+
+    def _wants(self, data: bytes) -> bool:
+        """Whether an event is read: most have none of the figures."""
+        return any(needle in data for needle in self._needles)
+
+    def _open_large(self) -> LargeJson:
+        """A reader of an event that is too large to be kept, or is not well-formed."""
+        return LargeJson(lambda event, _: self._take_event(event), lambda: None, self._place)
+
+    def _read_event(self, data: bytes) -> Work | None:
+        if data.strip() == _DONE:
+            self._ended += 1
+            self._call = self._ended
+            return None
         try:
-            said = load(data)
+            event = load_sparse(data)
         except ValueError:
+            return whole_of(self._open_large(), data)
+        self._take_event(event)
+        return None
+
+    def _take_event(self, event: object) -> None:
+        self._begin_call(first_text(event, CALL_ID))
+        found: dict[str, int] = {}
+        for meter, paths in self._paths.items():
+            figures = [figure for path in paths if (figure := _figure(dig(event, path))) is not None]
+            if figures:
+                found[meter] = figures[0]
+        if not found:
             return
-        for meter, path in self._paths.items():
-            figure = dig(said, path)
-            if type(figure) in (int, float) and isfinite(figure) and 0 <= figure <= QUANTITY_MAX:
-                self._found[meter] = floor(figure)
+        if self._call not in self._calls and len(self._calls) == CALLS_MAX:
+            self.overflowed = True
+            return
+        self._calls.setdefault(self._call, {}).update(found)
+
+    def _begin_call(self, call_id: str | None) -> None:
+        """Note whose events follow; a call may tell its id after its first figures."""
+        if call_id is None or call_id == self._call:
+            return
+        unnamed = self._calls.pop(self._call, None) if isinstance(self._call, int) else None
+        if unnamed is not None:
+            self._calls[call_id] = {**unnamed, **self._calls.get(call_id, {})}
+        self._call = call_id
+
+
+def _figure(value: object) -> int | None:
+    """A number from 0 to 10^15 - 1, rounded down; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return floor(value) if isfinite(value) and 0 <= value <= QUANTITY_MAX else None
+
+
+def _place_of(paths: Iterable[Sequence[str]]) -> Place:
+    """The place of an event of which only the values at some paths are read."""
+    root = Place()
+    for path in paths:
+        place = root
+        for name in path:
+            place.entered = True
+            place = place.names.setdefault(name, Place())
+    return root

@@ -16,6 +16,9 @@ Paths: TypeAlias = "Mapping[str, Sequence[Sequence[str]]]"
 Counts: TypeAlias = "Mapping[str, int]"
 
 _TEXT_CHARS_MAX: Final = 256
+# A smaller or less nested event is parsed within a millisecond.
+_DENSE_BYTES_MIN: Final = 1 << 10
+_BRACKETS_MAX: Final = 256
 _decode: Final[Callable[[str], object]] = json.JSONDecoder().decode
 
 
@@ -29,6 +32,22 @@ def load(data: bytes | bytearray) -> object:
         return _decode(data.removeprefix(BOM_UTF8).decode("utf-8", "replace"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def load_sparse(data: bytes) -> object:
+    """The JSON value.
+
+    Raises:
+        ValueError: it is not JSON, or would take long to parse.
+    """
+    if is_dense(data):
+        raise ValueError("too many brackets")
+    return load(data)
+
+
+def is_dense(data: bytes) -> bool:
+    """Whether an event is so full of brackets that it would take long to parse."""
+    return len(data) > _DENSE_BYTES_MIN and data.count(b"{") + data.count(b"[") > _BRACKETS_MAX
 
 
 def table(value: object) -> Table | None:

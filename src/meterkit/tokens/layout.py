@@ -5,8 +5,21 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from meterkit.tokens.json_values import dig, paths, text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NAMES: Final = paths(
+    id="id message.id response.id responseId response_id",
+    model="model message.model response.model modelVersion model_version",
+)
+CALL_ID: Final = _NAMES["id"]
+"""Where an event names its call."""
+CALL_MODEL: Final = _NAMES["model"]
+"""Where an event names its model."""
 _MARKS: Final = b'{}[]:,"\\ \t\r\n'
 # A quotation mark within a JSON text is escaped, so that what a model says cannot look like these.
 _ANSWERS: Final = (b'"choices"', b'"candidates"', b'"content"', b'"output"', b'"message"', b'"response"')
@@ -58,6 +71,12 @@ def may_report(data: bytes) -> bool:
     if _USAGE in data and _USAGE_OBJECT.search(data) is not None:
         return True
     return _COUNT in data or b'"error"' in data or b"[DONE]" in data or _BILLED in data
+
+
+def first_text(event: object, alternatives: Sequence[Sequence[str]]) -> str | None:
+    """The first name or id that stands at one of some paths."""
+    found = (text(dig(event, path)) for path in alternatives)
+    return next((value for value in found if value is not None), None)
 
 
 def utf8_bytes(value: str) -> int:

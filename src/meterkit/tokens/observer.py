@@ -9,8 +9,8 @@ from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.calls import Ledger
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.jobs import outliving_state
-from meterkit.tokens.json_values import dig, paths, rows, table, text
-from meterkit.tokens.layout import ROOT, text_bytes
+from meterkit.tokens.json_values import dig, rows, table
+from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, first_text, text_bytes
 from meterkit.tokens.providers import AUTO
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ _COUNTS: Final = (
 )
 # Encoded sound stands where other events have text.
 _SOUND: Final = "audio.delta"
-_NAMES: Final = paths(
-    id="id message.id response.id responseId response_id",
-    model="model message.model response.model modelVersion model_version",
-)
 
 
 class Observer:
@@ -197,16 +193,11 @@ class Observer:
         if self._api is None:
             self._api = next((api for api in self._apis if api.recognises(event)), None)
         if self._api is not None:
-            self._response_id = self._response_id or _first(event, _NAMES["id"])
-            self._response_model = self._response_model or _first(event, _NAMES["model"])
+            self._response_id = self._response_id or first_text(event, CALL_ID)
+            self._response_model = self._response_model or first_text(event, CALL_MODEL)
         if self._api is not None:
             self._outlives = outliving_state(event) or self._outlives
         self._only_counted = any(name in event and event.keys() <= names for name, names in _COUNTS)
-
-
-def _first(event: Table, alternatives: Sequence[Sequence[str]]) -> str | None:
-    found = (text(dig(event, path)) for path in alternatives)
-    return next((value for value in found if value is not None), None)
 
 
 def observed(event: Table) -> tuple[CallUsage, ...]:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final
 
+from meterkit.tokens.framing.content import (
+    EVENT_STREAM,
+    IDENTITY,
+    PIECE_BYTES,
+    PLAIN,
+    SSE,
+    content_of,
+    has_answer,
+    is_json,
+    is_lines,
+    read_pieces,
+)
 from meterkit.tokens.framing.decoding import Decoding, decoding_of
 from meterkit.tokens.framing.eventstream import EventStream
 from meterkit.tokens.framing.incremental import Incremental, drain, whole_of
 from meterkit.tokens.framing.json import Document
 from meterkit.tokens.framing.large_json import UNKNOWN, Encoded, LargeJson
 from meterkit.tokens.framing.sse import Ndjson, Sse, Takers
-from meterkit.tokens.json_values import dig, load, table
+from meterkit.tokens.json_values import dig, is_dense, load, load_sparse, table
 from meterkit.tokens.layout import ROOT, may_report
 from meterkit.tokens.observer import Observer
 from meterkit.tokens.providers import BY_NAME
@@ -26,15 +37,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.framing.incremental import Large, Steps, Work
     from meterkit.tokens.json_values import Table
 
-PIECE_BYTES: Final = 16 << 10
-"""How much is read without a pause, unless it is slow to read."""
-
-# A smaller or less nested event is parsed within a millisecond.
-_DENSE_BYTES_MIN: Final = 1 << 10
-_BRACKETS_MAX: Final = 256
-_NDJSON: Final = re.compile(rb"application/(?:(?:x-)?ndjson|jsonl|(?:x-)?jsonlines|stream\+json)")
-_EVENT_STREAM: Final = b"application/vnd.amazon.eventstream"
-_PLAIN: Final = (b"", b"text/plain", b"application/octet-stream")
 _SSE_NAMES: Final = (b":", b"data:", b"event:", b"id:", b"retry:")
 _SSE_NAME_BYTES_MAX: Final = max(map(len, _SSE_NAMES))
 # With br and zstd a token of a text takes 2 bytes, as an event of its own 6 to 20: these are on the safe side
@@ -43,11 +45,8 @@ _CODED_BYTES_PER_TOKEN: Final = 4
 _CODED_EVENT_BYTES_PER_TOKEN: Final = 32
 # It may be no text at all, but vectors or an image.
 _CODED_TOKENS_MAX: Final = 4_096
-_IDENTITY: Final = (b"", b"identity")
 _DONE: Final = b"[DONE]"
 _DONE_BYTES_MAX: Final = 16
-_BODILESS: Final = (204, 205)
-_OK: Final = range(200, 300)
 
 
 class _Foreign(Incremental):
@@ -72,13 +71,13 @@ class ResponseReader:
 
     def __init__(self, usage: str, kind: bytes, coding: bytes) -> None:
         # Amazon's event stream is Bedrock's, for any request.
-        apis = (BEDROCK,) if kind == _EVENT_STREAM else BY_NAME[usage]
-        self._declared = usage != "auto" or kind == _EVENT_STREAM
+        apis = (BEDROCK,) if kind == EVENT_STREAM else BY_NAME[usage]
+        self._declared = usage != "auto" or kind == EVENT_STREAM
         self._observer = Observer(apis, declared=self._declared)
         self._repeats = Repeats()
-        self._decoding: Decoding | None = None if coding in _IDENTITY else decoding_of(coding)
+        self._decoding: Decoding | None = None if coding in IDENTITY else decoding_of(coding)
         # Whether it is in a content coding that cannot be undone.
-        self._is_coded = coding not in _IDENTITY and self._decoding is None
+        self._is_coded = coding not in IDENTITY and self._decoding is None
         self._unread_bytes = 0
         self._coded_bytes_per_token = (
             _CODED_BYTES_PER_TOKEN if kind.endswith(b"json") else _CODED_EVENT_BYTES_PER_TOKEN
@@ -104,15 +103,9 @@ class ResponseReader:
         Returns:
             None where nothing can be read here: the status is not 2xx, or the content is of another type.
         """
-        if usage in ("none", "fields") or status not in _OK or status in _BODILESS:
+        if usage in ("none", "fields") or not has_answer(status):
             return None
-        kind = coding = b""
-        for name, value in headers:
-            lowered = name.lower()
-            if lowered == b"content-type":
-                kind = value.partition(b";")[0].strip().lower()
-            elif lowered == b"content-encoding":
-                coding = value.strip().lower()
+        kind, coding = content_of(headers)
         if not _is_readable(kind):
             return None
         return cls(usage, kind, coding)
@@ -149,12 +142,7 @@ class ResponseReader:
 
     def _read_pieces(self, chunk: bytes) -> Work:
         self._fed = self._fed or bool(chunk)
-        for decoded in (chunk,) if self._decoding is None else self._decoding.feed(chunk):
-            for at in range(0, len(decoded), PIECE_BYTES):
-                work = self._take(decoded[at : at + PIECE_BYTES])
-                if work is not None:
-                    yield from work
-            yield
+        yield from read_pieces(chunk, self._decoding, self._take)
 
     def finish(self, *, complete: bool) -> Work:
         """The work at the body's end, before :meth:`close`, which else does it without a pause.
@@ -222,13 +210,13 @@ class ResponseReader:
 
     def _framing_of(self, kind: bytes) -> Incremental | None:
         """How the body is cut; None where its first byte has to tell."""
-        if kind == b"text/event-stream":
+        if kind == SSE:
             return self._open_sse()
-        if _NDJSON.fullmatch(kind):
+        if is_lines(kind):
             return Ndjson(self._takers())
-        if kind == _EVENT_STREAM:
+        if kind == EVENT_STREAM:
             return EventStream(self._frame, self._large_frame)
-        return None if kind in _PLAIN else self._open_json()
+        return None if kind in PLAIN else self._open_json()
 
     def _open_sse(self) -> Sse:
         sse = Sse(self._takers())
@@ -289,7 +277,7 @@ class ResponseReader:
             return None
         name = headers.get(":event-type", "")
         if name == "chunk":
-            if _is_dense(payload):
+            if is_dense(payload):
                 return whole_of(Encoded(self._large()), payload)
             try:
                 inner = dig(load(payload), ("bytes",))
@@ -310,7 +298,7 @@ class ResponseReader:
             return None
         observer = self._observer
         try:
-            said = table(_parsed(data))
+            said = table(load_sparse(data))
         except ValueError:
             # Torn, or several values in place of one: the readable part is read.
             return whole_of(self._large(name or None), data)
@@ -333,22 +321,5 @@ class ResponseReader:
                 self._framing.stopped = True
 
 
-def _parsed(data: bytes) -> object:
-    """The JSON value.
-
-    Raises:
-        ValueError: it is not JSON, or would take long to parse.
-    """
-    if _is_dense(data):
-        raise ValueError("too many brackets")
-    return load(data)
-
-
-def _is_dense(data: bytes) -> bool:
-    """Whether an event is so full of brackets that it would take long to parse."""
-    return len(data) > _DENSE_BYTES_MIN and data.count(b"{") + data.count(b"[") > _BRACKETS_MAX
-
-
 def _is_readable(kind: bytes) -> bool:
-    known = (b"text/event-stream", b"application/json", _EVENT_STREAM, *_PLAIN)
-    return kind in known or kind.endswith(b"+json") or _NDJSON.fullmatch(kind) is not None
+    return kind in (SSE, EVENT_STREAM, *PLAIN) or is_json(kind) or is_lines(kind)
