@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from gzip import compress
 from typing import TYPE_CHECKING, Any
 
@@ -151,26 +150,6 @@ async def test_a_field_may_name_a_path_for_the_document_and_another_for_the_stre
     assert await counted(store_url, [sse({"response": {"used": 4}})], SSE_TYPE, line=line) == 4
     both = {**ranking(3), "response": {"used": 4}}
     assert await counted(store_url, [compact(both)], line=line) == 3  # The first that has a figure.
-
-
-async def test_other_requests_run_while_a_large_document_is_read(store_url: str) -> None:
-    body = compact({"results": [{"text": "x" * 40} for _ in range(40_000)], **ranking(3)})
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    async with metered(answering([body], JSON_TYPE), store_url, plans=plans()) as at:
-        await ask(at, "/x")
-        other = asyncio.create_task(count_turns())
-        before = turns
-        await ask(at, "/x")
-        other.cancel()
-        assert turns - before > 20
-        assert (6,) == await tokens(at.kit, "searches")
 
 
 async def test_a_stored_answer_that_is_fetched_again_counts_no_figure_on_auto(store_url: str) -> None:

@@ -129,9 +129,20 @@ def next_of(coroutine: Any) -> bool:
     return True
 
 
-def opened(kind: str, coding: bytes) -> Reading:
+USAGE = Route(match="*", method=None, path=None, usage="auto")
+# Its last names are in nearly every event above.
+FIELDS = Route(
+    match="*",
+    method=None,
+    path=None,
+    usage="fields",
+    usage_fields={"words": ("a", "choices.text", "x.content")},
+)
+
+
+def opened(kind: str, coding: bytes, route: Route = USAGE) -> Reading:
     broken: list[str] = []
-    reading = Reading(Route(match="*", method=None, path=None, usage="auto"), complain=broken.append)
+    reading = Reading(route, complain=broken.append)
     headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
     reading.begin({"type": "http.response.start", "status": 200, "headers": headers})
     return reading
@@ -162,13 +173,14 @@ CASES = {**{name: (*case, b"") for name, case in BODIES.items()}, **CODED}
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("piece_bytes", [PIECE_BYTES_MAX, 1 << 20])
 @pytest.mark.parametrize("name", CASES)
-def test_whatever_an_answer_is_made_of_no_step_is_long(name: str, piece_bytes: int) -> None:
+@pytest.mark.parametrize("route", [USAGE, FIELDS], ids=["usage", "fields"])
+def test_whatever_an_answer_is_made_of_no_step_is_long(route: Route, name: str, piece_bytes: int) -> None:
     """By the number of functions that are called, which no other load on the machine changes."""
     kind, body, coding = CASES[name]
     measure, end = calls_of_functions()
     steps = Steps(measure)
     try:
-        steps.read(opened(kind, coding), body, piece_bytes)
+        steps.read(opened(kind, coding, route), body, piece_bytes)
     finally:
         end()
     assert 0 < steps.most <= CALLS_MAX
