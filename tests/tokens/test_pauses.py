@@ -79,6 +79,15 @@ BODIES: dict[str, tuple[str, bytes]] = {
             + b"]}}\n\n"
         ),
     ),
+    "token figures": (
+        JSON_TYPE,
+        items(b'{"a_tokens":0,"max_tokens":1}', EVENT_BYTES // 2).join((b'{"x":[', b"]}")),
+    ),
+    "one token figure": (JSON_TYPE, b'{"x":[' + items(b"1", EVENT_BYTES) + b'],"max_tokens":1}'),
+    "names of tokens": (SSE_TYPE, events(b'"oken_tokens"')),
+    "a name of tokens": (JSON_TYPE, b'{"x":"' + many(b"oken", EVENT_BYTES) + b'","max_tokens":1}'),
+    "large token figures": (JSON_TYPE, b'{"x":[' + items(b'{"a_tokens":1}') + b"]}"),
+    "large limits": (JSON_TYPE, b"{" + items(b'"max_tokens":1') + b"}"),
     "frames": (EVENTSTREAM_TYPE, many(frame(b"{}", event_type="x", message_type="event"))),
     "a large frame": (EVENTSTREAM_TYPE, invoked({"content": [{"text": "a"}] * (BODY_BYTES // 14)})),
 }

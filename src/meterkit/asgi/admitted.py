@@ -6,14 +6,16 @@ from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.asgi.logs import warn, warn_of_lost
+from meterkit.asgi.logs import warn, warn_of_lost, warn_of_unread
 from meterkit.asgi.problems import type_of
 from meterkit.asgi.refuser import LateRefusal
 from meterkit.catalog.argument_checks import check_feature, check_quantities
+from meterkit.catalog.units import USAGE_METERS
 from meterkit.decisions.customer_state import refusal_without
 from meterkit.decisions.decision import Decision
 from meterkit.store.holds import HoldOwner
 from meterkit.store.read_reply import decision_of, decision_on_limits
+from meterkit.tokens.unread_figures import is_counting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from meterkit.asgi.headers import LimitFields, ShadowFields
+    from meterkit.asgi.llm_calls import LlmCalls
     from meterkit.asgi.refuser import Refuser
     from meterkit.asgi.without_store import PolicyFields
     from meterkit.catalog import Outcome, Route
@@ -136,6 +139,25 @@ class Admitted(HoldOwner):
     def warn_of_lost(self, calls: Iterable[CallUsage]) -> None:
         """Warn of calls whose figures are missing, once in a while."""
         warn_of_lost(self._store, self._route.match, calls)
+
+    def warn_of_uncounted(
+        self, calls: Iterable[CallUsage], llm: LlmCalls, recorded: Mapping[str, int] | None
+    ) -> None:
+        """Warn of calls whose figures are missing, and of token figures of the response that are not read.
+
+        Args:
+            calls: those read off the response.
+            llm: knows which figures are not read.
+            recorded: what the app has recorded itself.
+        """
+        route, scope = self._route, self._scope
+        if is_counting(scope["path"]):
+            return
+        self.warn_of_lost(calls)
+        path = llm.unread_figure
+        is_known = route.usage_fields or not USAGE_METERS.isdisjoint(recorded or ())
+        if path is not None and scope["method"].upper() == "POST" and not is_known:
+            warn_of_unread(self._store, route, path)
 
     def check_meters(self, quantities: dict[str, int]) -> None:
         """Refuse quantities that cannot be recorded.

@@ -256,7 +256,7 @@ class Exchange(ClientWatch):
         is_cut = outcome == "client_gone" or (is_stopped_early and self._llm.has_text)
         calls = self._llm.end(complete=self._complete and not is_cut, gone=is_cut)
         if self._complete:
-            self.warn_of_lost(calls)
+            self.warn_of_uncounted(calls, self._llm, self._recorded)
         with _recording:
             parts = self._llm.uncounted(self._view.cache)
         reading = self._llm.reading

@@ -71,6 +71,13 @@ class LlmCalls:
         """Whether a model's text was seen in the response."""
         return self.reading is not None and self.reading.has_text
 
+    @property
+    def unread_figure(self) -> str | None:
+        """The path of a token figure in the response that is not read; None if the app reported usage."""
+        if self.reading is None or self._is_fetched or self._taps or self.reports.usages():
+            return None
+        return self.reading.unread_figure
+
     def take_tap(self, calls: tuple[CallUsage, ...]) -> None:
         """Take what a tap has seen; see :class:`meterkit.tokens.tap.StreamTap`."""
         self._taps += calls

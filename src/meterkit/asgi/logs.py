@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from asyncio import get_running_loop
 from functools import partial
+from math import inf
 from time import monotonic
 from traceback import format_tb
 from typing import TYPE_CHECKING, Final
@@ -276,6 +277,7 @@ _NO_USAGE: Final = "it ended without usage figures"
 # These mean that something was not counted although other figures of the call were.
 _IN_PART: Final[tuple[Note, ...]] = ("beyond_whole", "refused", "too_many_calls")
 _warned: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
+_warned_of_unread: Final[WeakKeyDictionary[Store, Throttle]] = WeakKeyDictionary()
 
 
 class Contained:
@@ -321,6 +323,19 @@ def warn_of_lost(store: Store, route: str, calls: Iterable[CallUsage]) -> None:
             for note in _IN_PART:
                 if note in call.notes:
                     warn(store, route, f"token usage of a response was read in part: {CAUSES[note]}")
+
+
+def warn_of_unread(store: Store, route: Route, path: str) -> None:
+    """Warn of token figures that count nothing; once a route."""
+    if _warned_of_unread.setdefault(store, Throttle(inf)).is_due(route.match):
+        _logger.warning(
+            "%s: a response has a token figure at %a that `usage: %s` does not read: it counts nothing. Name"
+            " the API by `usage: NAME`, or the path in `usage_fields`, or give the provider's response to"
+            " meterkit.record_usage(); logged once for this route",
+            route.match,
+            path,
+            route.usage,
+        )
 
 
 def warn(store: Store, route: str, message: str) -> None:

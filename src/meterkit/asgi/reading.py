@@ -57,11 +57,13 @@ class Reading:
 
     Attributes:
         figures: the quantities found at the paths of ``usage_fields``, by meter, once it is closed.
+        unread_figure: the path of a token figure that ``usage`` does not read, once it is closed.
     """
 
     __slots__ = (
         *("_at", "_backlog", "_body", "_broken", "_buffered", "_complain", "_estimate", "_fields"),
-        *("_input_tokens", "_is_fetched", "_piece_bytes", "_reader", "_route", "_size", "_work", "figures"),
+        *("_input_tokens", "_is_fetched", "_piece_bytes", "_reader", "_route", "_size", "_work"),
+        *("figures", "unread_figure"),
     )
 
     def __init__(
@@ -77,6 +79,7 @@ class Reading:
         self._is_fetched = is_fetched
         self._fields: FieldsReader | None = None
         self.figures: Mapping[str, int] = {}
+        self.unread_figure: str | None = None
         self._complain = complain
         self._reader: ResponseReader | None = None
         self._backlog: deque[bytes] = deque()
@@ -225,6 +228,7 @@ class Reading:
             with self._contained():
                 calls = reader.close(complete=complete and not is_cut, asked=self._asked)
                 output_tokens = reader.estimated_output_tokens + unread_tokens
+                self.unread_figure = reader.unread_figure
         if self._broken:
             calls = (_UNREADABLE,) if gone else ()
         if gone or complete:

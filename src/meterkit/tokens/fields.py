@@ -24,7 +24,7 @@ from meterkit.tokens.framing.incremental import drain, whole_of
 from meterkit.tokens.framing.json import Document
 from meterkit.tokens.framing.large_json import LargeJson
 from meterkit.tokens.framing.sse import Ndjson, Sse, Takers
-from meterkit.tokens.json_values import dig, load_sparse
+from meterkit.tokens.json_values import dig, is_dense, load
 from meterkit.tokens.layout import CALL_ID, Place, first_text
 
 if TYPE_CHECKING:
@@ -140,8 +140,10 @@ class FieldsReader:
             self._ended += 1
             self._call = self._ended
             return None
+        if is_dense(data):
+            return whole_of(self._open_large(), data)
         try:
-            event = load_sparse(data)
+            event = load(data)
         except ValueError:
             return whole_of(self._open_large(), data)
         self._take_event(event)

@@ -34,17 +34,6 @@ def load(data: bytes | bytearray) -> object:
         raise ValueError("nested too deeply") from None
 
 
-def load_sparse(data: bytes) -> object:
-    """The JSON value.
-
-    Raises:
-        ValueError: it is not JSON, or would take long to parse.
-    """
-    if is_dense(data):
-        raise ValueError("too many brackets")
-    return load(data)
-
-
 def is_dense(data: bytes) -> bool:
     """Whether an event is so full of brackets that it would take long to parse."""
     return len(data) > _DENSE_BYTES_MIN and data.count(b"{") + data.count(b"[") > _BRACKETS_MAX

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.tokens.json_values import dig, paths, text
+from meterkit.tokens.unread_figures import may_have_figures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,14 +64,18 @@ class Place:
 
 def may_answer(data: bytes) -> bool:
     """Whether JSON may hold usage figures, or be an answer that lacks them."""
-    return _USAGE in data or _COUNT in data or _BILLED in data or any(needle in data for needle in _ANSWERS)
+    if _USAGE in data or _COUNT in data or _BILLED in data or any(needle in data for needle in _ANSWERS):
+        return True
+    return may_have_figures(data)
 
 
 def may_report(data: bytes) -> bool:
     """Whether an event, or one among several, may hold usage figures, an error or the end of a stream."""
     if _USAGE in data and _USAGE_OBJECT.search(data) is not None:
         return True
-    return _COUNT in data or b'"error"' in data or b"[DONE]" in data or _BILLED in data
+    if _COUNT in data or b'"error"' in data or b"[DONE]" in data or _BILLED in data:
+        return True
+    return may_have_figures(data)
 
 
 def first_text(event: object, alternatives: Sequence[Sequence[str]]) -> str | None:

@@ -12,6 +12,7 @@ from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, rows, table
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, first_text, text_bytes
 from meterkit.tokens.providers import AUTO
+from meterkit.tokens.unread_figures import figure_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,12 +24,21 @@ if TYPE_CHECKING:
 _EVENTS_TO_RECOGNISE: Final = 8
 # Answers of the endpoints that count tokens: nothing was generated, nothing is billed.
 _COUNTS: Final = (
-    ("input_tokens", frozenset({"input_tokens", "context_management"})),
+    ("input_tokens", frozenset({"input_tokens", "context_management", "object"})),
+    ("inputTokens", frozenset({"inputTokens"})),
     (
         "totalTokens",
-        frozenset({"totalTokens", "cachedContentTokenCount", "promptTokensDetails", "cacheTokensDetails"}),
+        frozenset(
+            (
+                *("totalTokens", "cachedContentTokenCount", "promptTokensDetails", "cacheTokensDetails"),
+                "totalBillableCharacters",
+            )
+        ),
     ),
+    ("tokens", frozenset({"tokens", "count", "max_model_len", "token_strs", "token_strings", "meta"})),
 )
+# The usage of a step is part of its run's.
+_STEP: Final = "thread.run.step"
 # Encoded sound stands where other events have text.
 _SOUND: Final = "audio.delta"
 
@@ -48,7 +58,15 @@ class Observer:
 
     __slots__ = (
         *("_api", "_apis", "_asks", "_declared", "_ledger", "_looked", "_only_counted", "_outlives"),
-        *("_response_id", "_response_model", "_unreported_bytes", "is_broken", "is_strange", "text_bytes"),
+        *(
+            "_figures",
+            "_response_id",
+            "_response_model",
+            "_unreported_bytes",
+            "is_broken",
+            "is_strange",
+            "text_bytes",
+        ),
     )
 
     def __init__(self, apis: Sequence[Api], *, declared: bool) -> None:
@@ -57,6 +75,8 @@ class Observer:
         self._api: Api | None = apis[0] if declared and len(apis) == 1 else None
         self._ledger = Ledger()
         self._looked = 0
+        # Paths of figures that no API has read, by whether the event is one of an API.
+        self._figures: dict[bool, str] = {}
         self.is_broken = self.is_strange = self._only_counted = self._asks = False
         self._outlives: Literal["pending", "ended"] | None = None
         self._response_id: str | None = None
@@ -126,7 +146,31 @@ class Observer:
         if event.get("type") == "error" or isinstance(event.get("error"), dict | str):
             self.is_broken = True
             return True
+        self.note_figure(event)
         return False
+
+    @property
+    def unread_figure(self) -> str | None:
+        """The path of a token figure that came, and that no API reads; None: there is none.
+
+        Events of an API may tell figures before they are final: these are unread if no call was read.
+        """
+        if self._only_counted:
+            return None
+        return self._figures.get(False) or (None if len(self._ledger) else self._figures.get(True))
+
+    def note_figure(self, event: Table, name: str | None = None) -> None:
+        """Note where an event that no API has read has a token figure.
+
+        Args:
+            event: what is known of it.
+            name: of a figure in the rest of it.
+        """
+        if False in self._figures or outliving_state(event) == "pending":
+            return
+        path = figure_path(event) or name
+        if path is not None and not str(event.get("object")).startswith(_STEP):
+            self._figures.setdefault(any(api.recognises(event) for api in self._apis), path)
 
     def _measure(self, event: Table, measured: int | None) -> None:
         kind = event.get("type")

@@ -23,12 +23,13 @@ from meterkit.tokens.framing.incremental import Incremental, drain, whole_of
 from meterkit.tokens.framing.json import Document
 from meterkit.tokens.framing.large_json import UNKNOWN, Encoded, LargeJson
 from meterkit.tokens.framing.sse import Ndjson, Sse, Takers
-from meterkit.tokens.json_values import dig, is_dense, load, load_sparse, table
+from meterkit.tokens.json_values import dig, is_dense, load, table
 from meterkit.tokens.layout import ROOT, may_report
 from meterkit.tokens.observer import Observer
 from meterkit.tokens.providers import BY_NAME
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.repeated_events import Repeats
+from meterkit.tokens.unread_figures import FigureWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -65,7 +66,16 @@ class ResponseReader:
 
     __slots__ = (
         *("_calls", "_coded_bytes_per_token", "_declared", "_decoding", "_fed", "_framing", "_head"),
-        *("_is_coded", "_is_cut", "_large_json", "_observer", "_repeats", "_selects", "_sse"),
+        *(
+            "_is_coded",
+            "_is_cut",
+            "_large_figure",
+            "_large_json",
+            "_observer",
+            "_repeats",
+            "_selects",
+            "_sse",
+        ),
         *("_unread_bytes", "_unreadable"),
     )
 
@@ -85,6 +95,7 @@ class ResponseReader:
         self._fed = self._is_cut = self._unreadable = self._selects = False
         self._sse: Sse | None = None
         self._large_json: LargeJson | None = None
+        self._large_figure: str | None = None
         self._head = b""
         self._framing = self._framing_of(kind)
         self._calls: tuple[CallUsage, ...] | None = None
@@ -121,6 +132,11 @@ class ResponseReader:
         if self._is_coded:
             return min(max(1, self._unread_bytes // self._coded_bytes_per_token), _CODED_TOKENS_MAX)
         return self._observer.estimated_output_tokens
+
+    @property
+    def unread_figure(self) -> str | None:
+        """The path of a token figure that came, and that is not read; None: there is none."""
+        return self._observer.unread_figure
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the body; never raises."""
@@ -234,20 +250,26 @@ class ResponseReader:
         """Whether an event, or something among several events, is read."""
         return not self._selects or may_report(data)
 
-    def _large(self, name: str | None = None) -> LargeJson:
+    def _large(self, name: str | None = None) -> Large:
         """A reader of an event that is too large to be kept, and its name, where that stands beside it."""
 
         def observe(event: Table, measured: int) -> None:
             self._observe_large(event if name is None else {name: event}, measured)
 
         self._large_json = LargeJson(observe, self._spoil, ROOT.names.get(name or "", ROOT))
-        return self._large_json
+        self._large_figure = None
+        return FigureWatch(self._large_json, self._note_figure)
+
+    def _note_figure(self, name: str) -> None:
+        self._large_figure = self._large_figure or name
 
     def _observe_large(self, event: Table, measured: int) -> None:
         """The kept part of an event that is too large, or not well-formed."""
         if self._is_cut and not self._observer.knows(event) and UNKNOWN not in event:
             return  # Torn before it could say what it is.
-        self._observer.observe(event, measured)
+        figure, self._large_figure = self._large_figure, None
+        if not self._observer.observe(event, measured) and figure is not None:
+            self._observer.note_figure(event, figure)
         self._settle()
 
     def _spoil(self) -> None:
@@ -297,8 +319,10 @@ class ResponseReader:
         if not name and self._take_repeats(data):
             return None
         observer = self._observer
+        if is_dense(data):
+            return whole_of(self._large(name or None), data)
         try:
-            said = table(load_sparse(data))
+            said = table(load(data))
         except ValueError:
             # Torn, or several values in place of one: the readable part is read.
             return whole_of(self._large(name or None), data)

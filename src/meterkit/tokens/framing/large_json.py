@@ -16,7 +16,7 @@ from meterkit.tokens.layout import ROOT, handed_bytes, utf8_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meterkit.tokens.framing.incremental import Steps, Work
+    from meterkit.tokens.framing.incremental import Large, Steps, Work
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.layout import Place
 
@@ -331,7 +331,7 @@ class Encoded:
 
     __slots__ = ("_data", "_head", "_rest")
 
-    def __init__(self, data: LargeJson) -> None:
+    def __init__(self, data: Large) -> None:
         self._data = data
         self._head: bytes | None = b""
         self._rest = b""
