@@ -42,7 +42,7 @@ ROUTES = """
 async def warnings(
     url: str, caplog: pytest.LogCaptureFixture, app: ASGIApp, *paths: str, method: str = "POST"
 ) -> list[str]:
-    """What is logged when these paths are asked for."""
+    """The lines that requests for these paths log."""
     plans = PLANS.replace("routes:\n", "routes:" + ROUTES, 1)
     async with metered(app, url, plans=plans) as at:
         for path in paths or ("/auto",):

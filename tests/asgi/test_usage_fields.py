@@ -124,7 +124,7 @@ def call(name: str | None, units: int) -> dict[str, Any]:
         pytest.param([call("a", 3), call("a", 2)], 2, id="the last figure of a call"),
         pytest.param([call(None, 3), call(None, 5)], 5, id="events without an id"),
         pytest.param([call(None, 3), "[DONE]", call(None, 5), "[DONE]"], 8, id="streams that end"),
-        pytest.param([call("a", 3), "[DONE]", call("a", 4)], 4, id="one call that is told twice"),
+        pytest.param([call("a", 3), "[DONE]", call("a", 4)], 4, id="one call in two streams"),
         pytest.param([call("a", 3), call(None, 5), call("b", 1)], 6, id="an event of the call before it"),
         pytest.param([call(None, 3), call("a", 5)], 5, id="a call that tells its id later"),
     ],

@@ -130,7 +130,7 @@ class Reading:
         return True
 
     def _begin_piece(self, piece: bytes) -> Work | None:
-        """Have a piece read; what takes time is left to do."""
+        """Read a piece of the body; return the work that takes time."""
         reader, fields = self._reader, self._fields
         work = None if reader is None else reader.read(piece)
         if fields is None:

@@ -108,7 +108,7 @@ class FieldsReader:
         )
 
     def _framing_of(self, kind: bytes) -> Incremental | None:
-        """How the body is cut; None where its first byte has to tell."""
+        """Choose the framing by the content type; None if the first byte has to decide."""
         if kind == SSE:
             return Sse(self._takers())
         if is_lines(kind):
@@ -181,7 +181,7 @@ def _figure(value: object) -> int | None:
 
 
 def _place_of(paths: Iterable[Sequence[str]]) -> Place:
-    """The place of an event of which only the values at some paths are read."""
+    """Layout of an event with nothing but the values at some paths."""
     root = Place()
     for path in paths:
         place = root

@@ -19,7 +19,7 @@ _TOKEN_NAME: Final = _TOKEN.decode()
 # A quotation mark within a JSON text is escaped, so that what a model says cannot look like this.
 _FIGURE: Final = re.compile(rb'oken[A-Za-z_]{0,40}"\s*:\s*[1-9]')
 _FIGURE_BYTES_MAX: Final = 128
-# How many are looked at in each piece of a large event.
+# The most names that are checked in each piece of a large event.
 _FIGURES_MAX: Final = 16
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 # Names of limits, prices and credentials are no usage.
@@ -42,7 +42,7 @@ _OTHERS: Final = frozenset(
         ),
     )
 )
-# Neither is what stands within these.
+# Nor are the members of these.
 _OTHER_PARENTS: Final = _OTHERS | {"config", "parameters", "params", "options", "settings", "capabilities"}
 _USED: Final = frozenset({"usage", "meta", "metadata"})
 _SHOWN: Final = re.compile(r"[A-Za-z_-]{1,40}")
@@ -59,7 +59,7 @@ def may_have_figures(data: bytes) -> bool:
 
 def figure_path(event: Table) -> str | None:
     """The path of the first token figure above 0 that is no limit; names that may be data are hidden."""
-    # It grows: members are looked at level by level.
+    # It grows by one level of members after the other.
     places: list[tuple[Table, tuple[str, ...]]] = [(event, ())]
     for value, path in places:
         for name, inner in value.items():
@@ -133,5 +133,5 @@ def _is_figure(name: str, path: tuple[str, ...]) -> bool:
 
 
 def _shown(name: str) -> str:
-    """The name, unless it may be somebody's data, such as an id."""
+    """The name, or `*` if it may be data, such as an id."""
     return name if name == _ITEM or _SHOWN.fullmatch(name) else "*"
