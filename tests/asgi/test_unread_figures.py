@@ -124,7 +124,7 @@ async def test_figures_are_found_in_compressed_large_and_dense_answers(
     for event, path in (
         ({**LARGE, **OWN}, "usage.read_tokens"),
         ({**LARGE, "info": {"spent_tokens": 5}}, "spent_tokens"),
-        ({"info": {"spent_tokens": 5}, "x": [[]] * 400}, "spent_tokens"),
+        ({"info": {"spent_tokens": 5}, "x": [[0]] * 400}, "spent_tokens"),
     ):
         body = compact(event)
         for chunks, kind in (

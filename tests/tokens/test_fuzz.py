@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.call_usage import CallUsage, figure
 from meterkit.tokens.estimate import estimate_input
+from meterkit.tokens.fields import FieldsReader
+from meterkit.tokens.framing.incremental import drain
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.request import read_request
 from meterkit.tokens.response import ResponseReader
@@ -216,3 +218,41 @@ def test_a_figure_is_a_whole_number_within_bounds(value: Any) -> None:
     whole = not isinstance(value, bool) and isinstance(value, int | float) and value == value // 1
     expected = int(value) if whole and 0 <= value <= QUANTITY_MAX else None
     assert expected == figure(value)
+
+
+def read_fields(kind: str, chunks: list[bytes], coding: bytes = b"") -> dict[str, int]:
+    headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
+    fields = {"words": ("usage.input_tokens", "model"), "more": ("tokens",)}
+    reader = FieldsReader.open(fields, status=200, headers=headers)
+    assert reader is not None
+    for chunk in chunks:
+        drain(reader.read(chunk))
+    found = reader.close()
+    assert found.keys() | {*reader.missing()} == fields.keys()
+    assert all(0 <= figure <= QUANTITY_MAX for figure in found.values())
+    return found
+
+
+@quietly
+@given(
+    kind=st.sampled_from(KINDS),
+    body=st.binary(max_size=300),
+    cuts=st.lists(st.integers(min_value=0, max_value=300), max_size=4),
+)
+def test_no_bytes_make_fields_raise_nor_do_cuts_matter(kind: str, body: bytes, cuts: list[int]) -> None:
+    assert read_fields(kind, [body]) == read_fields(kind, chunks_of(body, cuts))
+
+
+@quietly
+@given(
+    kind=st.sampled_from([SSE_TYPE, NDJSON_TYPE, JSON_TYPE]),
+    events=st.lists(EVENTS, min_size=1, max_size=12),
+    cuts=st.lists(st.integers(min_value=0, max_value=5_000), max_size=4),
+    end=st.sampled_from([b"\n", b"\r\n", b"\r"]),
+)
+def test_line_ends_and_cuts_do_not_change_fields(
+    kind: str, events: list[Any], cuts: list[int], end: bytes
+) -> None:
+    body = body_of(kind, events)
+    other = body.replace(b"\n", end) if kind == SSE_TYPE else body
+    assert read_fields(kind, [body]) == read_fields(kind, chunks_of(other, cuts))

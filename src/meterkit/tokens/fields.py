@@ -53,8 +53,16 @@ class FieldsReader:
     """
 
     __slots__ = (
-        *("_call", "_calls", "_decoding", "_ended", "_framing", "_needles", "_paths", "_place"),
-        *("is_coded", "overflowed"),
+        "_call",
+        "_calls",
+        "_decoding",
+        "_ended",
+        "_framing",
+        "_needles",
+        "_paths",
+        "_place",
+        "is_coded",
+        "overflowed",
     )
 
     def __init__(self, fields: Mapping[str, Sequence[str]], kind: bytes, coding: bytes) -> None:

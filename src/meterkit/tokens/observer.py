@@ -29,10 +29,13 @@ _COUNTS: Final = (
     (
         "totalTokens",
         frozenset(
-            (
-                *("totalTokens", "cachedContentTokenCount", "promptTokensDetails", "cacheTokensDetails"),
+            {
+                "totalTokens",
                 "totalBillableCharacters",
-            )
+                "cachedContentTokenCount",
+                "promptTokensDetails",
+                "cacheTokensDetails",
+            }
         ),
     ),
     ("tokens", frozenset({"tokens", "count", "max_model_len", "token_strs", "token_strings", "meta"})),

@@ -22,26 +22,16 @@ _FIGURE_BYTES_MAX: Final = 128
 # The most names that are checked in each piece of a large event.
 _FIGURES_MAX: Final = 16
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-# Names of limits, prices and credentials are no usage.
-_OTHERS: Final = frozenset(
-    (
-        *("max", "maximum", "min", "minimum", "limit", "limits", "remaining", "left", "available", "allowed"),
-        *("budget", "quota", "reserved", "window", "context", "default", "defaults", "rate", "rates", "per"),
-        *(
-            "price",
-            "prices",
-            "pricing",
-            "cost",
-            "costs",
-            "access",
-            "refresh",
-            "auth",
-            "api",
-            "device",
-            "session",
-        ),
-    )
+_LIMITS: Final = frozenset(
+    {"max", "maximum", "min", "minimum", "limit", "limits", "remaining", "left", "available"}
 )
+_SETTINGS: Final = frozenset(
+    {"allowed", "budget", "quota", "reserved", "window", "context", "default", "defaults"}
+)
+_PRICES: Final = frozenset({"rate", "rates", "per", "price", "prices", "pricing", "cost", "costs"})
+_CREDENTIALS: Final = frozenset({"access", "refresh", "auth", "api", "device", "session"})
+# A name with one of these words is no usage.
+_OTHERS: Final = _LIMITS | _SETTINGS | _PRICES | _CREDENTIALS
 # Nor are the members of these.
 _OTHER_PARENTS: Final = _OTHERS | {"config", "parameters", "params", "options", "settings", "capabilities"}
 _USED: Final = frozenset({"usage", "meta", "metadata"})
