@@ -10,7 +10,8 @@ import pytest
 from asgi.test_llm_estimates import ask
 from llm_apps import PLANS, answering, metered, tokens
 from meterkit import PlansError
-from meterkit.catalog import loads
+from meterkit.asgi.reading import Reading
+from meterkit.catalog import Route, loads
 from tokens.packing import pack
 from tokens.recordings import JSON_TYPE, NDJSON_TYPE, SSE_TYPE, chat, compact, sse
 
@@ -97,6 +98,23 @@ async def test_every_form_of_an_event_stream_is_read(body: bytes, store_url: str
         assert await counted(store_url, chunks, SSE_TYPE) == 4
     for kind in ("text/plain", ""):  # The first bytes tell.
         assert await counted(store_url, [body], kind) == 4
+
+
+async def test_the_first_bytes_tell_a_document_from_a_stream(store_url: str) -> None:
+    for body in (b"\n " + compact(ranking(4)), BOM + compact(ranking(4))):
+        for kind in ("text/plain", "application/octet-stream", "", "text/html"):
+            assert await counted(store_url, [body[:1], body[1:2], body[2:]], kind) == 4
+
+
+def test_an_answer_that_was_cut_is_not_told_to_lack_a_figure() -> None:
+    told: list[str] = []
+    route = Route(match="*", method=None, path=None, usage="fields", usage_fields={"searches": ("used",)})
+    for gone, complete in ((True, False), (False, False), (False, True)):
+        reading = Reading(route, complain=told.append)
+        reading.begin({"type": "http.response.start", "status": 200, "headers": []})
+        assert not reading.read(b'{"text": ')
+        reading.close(complete=complete, gone=gone)
+        assert len(told) == complete
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip", "deflate"])
