@@ -130,6 +130,7 @@ async def test_figures_are_found_in_compressed_large_and_dense_answers(
         for chunks, kind in (
             ([body], JSON_TYPE),
             ([body[at : at + 997] for at in range(0, len(body), 997)], JSON_TYPE),
+            (body.partition(b"_tok"), JSON_TYPE),
             ([b"data: {}\n\n" * 9, b"data: ", body, b"\n\n"], SSE_TYPE),
         ):
             caplog.clear()
@@ -204,6 +205,10 @@ SILENT: dict[str, tuple[Any, str]] = {
     "tokens elsewhere": ({"game": {"tokens": 5}}, JSON_TYPE),
     "an error": ({"error": {"message": "too long", "prompt_tokens": 9000}}, SSE_TYPE),
     "a call that is read": ({**chat(None), "usage": chat_usage(7, 2), "spent_tokens": 5}, JSON_TYPE),
+    "a large call that is read": (
+        {**chat(None), **LARGE, "usage": chat_usage(7, 2), "spent_tokens": 5},
+        JSON_TYPE,
+    ),
     "a run's step": (
         {"id": "s", "object": "thread.run.step", "usage": chat_usage(7, 2)},
         SSE_TYPE,
