@@ -205,8 +205,12 @@ SILENT: dict[str, tuple[Any, str]] = {
     "tokens elsewhere": ({"game": {"tokens": 5}}, JSON_TYPE),
     "an error": ({"error": {"message": "too long", "prompt_tokens": 9000}}, SSE_TYPE),
     "a call that is read": ({**chat(None), "usage": chat_usage(7, 2), "spent_tokens": 5}, JSON_TYPE),
-    "a large call that is read": (
-        {**chat(None), **LARGE, "usage": chat_usage(7, 2), "spent_tokens": 5},
+    "large images": (
+        {
+            "created": 1,
+            "data": [{"b64_json": "A" * 30_000}],
+            "usage": {"input_tokens": 7, "output_tokens": 2, "total_tokens": 9},
+        },
         JSON_TYPE,
     ),
     "a run's step": (
