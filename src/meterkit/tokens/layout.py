@@ -73,9 +73,7 @@ def may_report(data: bytes) -> bool:
     """Whether an event, or one among several, may hold usage figures, an error or the end of a stream."""
     if _USAGE in data and _USAGE_OBJECT.search(data) is not None:
         return True
-    if _COUNT in data or b'"error"' in data or b"[DONE]" in data or _BILLED in data:
-        return True
-    return may_have_figures(data)
+    return _COUNT in data or b'"error"' in data or b"[DONE]" in data or _BILLED in data
 
 
 def first_text(event: object, alternatives: Sequence[Sequence[str]]) -> str | None:

@@ -29,7 +29,7 @@ from meterkit.tokens.observer import Observer
 from meterkit.tokens.providers import BY_NAME
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.repeated_events import Repeats
-from meterkit.tokens.unread_figures import FigureWatch
+from meterkit.tokens.unread_figures import FigureWatch, may_have_figures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -248,7 +248,7 @@ class ResponseReader:
 
     def _wants(self, data: bytes) -> bool:
         """Whether an event, or something among several events, is read."""
-        return not self._selects or may_report(data)
+        return not self._selects or _may_report_tokens(data)
 
     def _large(self, name: str | None = None) -> Large:
         """A reader of an event that is too large to be kept, and its name, where that stands beside it."""
@@ -330,7 +330,7 @@ class ResponseReader:
             observer.is_strange = True
             return None
         before = observer.text_bytes
-        reported = observer.observe({name: said} if name else said, reports=may_report(data))
+        reported = observer.observe({name: said} if name else said, reports=_may_report_tokens(data))
         self._settle()
         if not (reported or name) and observer.is_known and observer.text_bytes > before:
             self._repeats.learn(data, observer.text_bytes - before)
@@ -343,6 +343,11 @@ class ResponseReader:
             self._selects = True
             if isinstance(self._framing, Document):
                 self._framing.stopped = True
+
+
+def _may_report_tokens(data: bytes) -> bool:
+    """Whether an event may hold usage figures, an error, or token figures that are not read."""
+    return may_report(data) or may_have_figures(data)
 
 
 def _is_readable(kind: bytes) -> bool:
