@@ -153,7 +153,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "billing": (LOADER, "values.billing"),
     "billing.charge_on": (LOADER, "charge_on=money.charge_on"),
     "billing.idempotency_header": (LOADER, "idempotency_header"),
-    "billing.sources": ("asgi/llm_calls.py", "catalog.billing.sources"),
+    "billing.sources": ("asgi/call_amounts.py", "catalog.billing.sources"),
     "billing.portal_url": ("asgi/refuser.py", "catalog.billing.portal_url"),
     "billing.changes": ("subscriptions/service/changing.py", "billing.changes"),
     "billing.changes.upgrade": ("subscriptions/change_rules.py", "changes.upgrade"),
