@@ -17,7 +17,7 @@ from llm_apps import PLANS as LLM_PLANS
 from llm_apps import PROMPT, PROMPT_TOKENS, metered, openai_stream, tokens
 from metering import PLANS, hello, http_scope, no_more, served
 from meterkit import record
-from meterkit.asgi import exchange, reading
+from meterkit.asgi import exchange, kept_request
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.tokens.response import ResponseReader
 
@@ -214,4 +214,4 @@ async def test_of_a_large_request_a_part_is_kept(store_url: str) -> None:
 
     async with metered(app, store_url) as at:
         await at.app(http_scope("/auto", method="POST"), receive, ignore)
-    assert reading.BODY_BYTES_MAX <= kept[0] < 1.3 * reading.BODY_BYTES_MAX
+    assert kept_request.BODY_BYTES_MAX <= kept[0] < 1.3 * kept_request.BODY_BYTES_MAX

@@ -427,7 +427,7 @@ def test_a_call_whose_model_is_told_late_counts_nothing_twice() -> None:
 
     def uncounted(**more: Any) -> list[tuple[str | None, int]]:
         calls.reports.take(report_of({**WHOLE, **more}))
-        found = calls.uncounted(compiled)
+        found = calls.uncounted(compiled, list)
         return [(used.dimensions.get("model"), used.rated["output_tokens"]) for used in found]
 
     assert [(None, 4)] == uncounted(model=None)

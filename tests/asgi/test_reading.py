@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from metering import http_scope, no_more
+from meterkit.asgi.kept_request import KeptRequest
 from meterkit.asgi.reading import Reading
 from meterkit.catalog import Route
 from tokens.recordings import JSON_TYPE, SSE_TYPE, chat, chat_usage, compact, figures, sse
@@ -23,7 +25,11 @@ SAID = "some words "
 
 
 def opened(kind: str, *more: tuple[bytes, bytes]) -> Reading:
-    reading = Reading(Route(match="*", method=None, path=None, usage="openai"), complain=pytest.fail)
+    reading = Reading(
+        Route(match="*", method=None, path=None, usage="openai"),
+        KeptRequest(http_scope("/"), no_more),
+        complain=pytest.fail,
+    )
     headers = [(b"content-type", kind.encode()), *more]
     reading.begin({"type": "http.response.start", "status": 200, "headers": headers})
     return reading

@@ -9,7 +9,7 @@ import pytest
 
 from faults import settled
 from llm_apps import PLANS, metered, tokens
-from meterkit.asgi.websocket import SocketUsage
+from meterkit.asgi.socket_usage import SocketUsage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

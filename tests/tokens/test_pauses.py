@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from metering import http_scope, no_more
+from meterkit.asgi.kept_request import KeptRequest
 from meterkit.asgi.reading import Reading
 from meterkit.catalog import Route
 from tokens.recordings import EVENTSTREAM_TYPE, JSON_TYPE, NDJSON_TYPE, SSE_TYPE, frame, invoked
@@ -151,7 +153,7 @@ FIELDS = Route(
 
 def opened(kind: str, coding: bytes, route: Route = USAGE) -> Reading:
     broken: list[str] = []
-    reading = Reading(route, complain=broken.append)
+    reading = Reading(route, KeptRequest(http_scope("/"), no_more), complain=broken.append)
     headers = [(b"content-type", kind.encode()), (b"content-encoding", coding)]
     reading.begin({"type": "http.response.start", "status": 200, "headers": headers})
     return reading

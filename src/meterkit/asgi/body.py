@@ -74,17 +74,8 @@ class BufferedBody:
         return max(len(self.head), int(said) if said.isdigit() else 0)
 
     def content(self) -> tuple[bytes, int, bool]:
-        """The part read, without its content coding; the size of the whole; whether it was read to its end.
-
-        Of what cannot be decoded within bounds nothing is read, and each coded byte is taken for three.
-        """
-        codings = b",".join(self.header(b"content-encoding")).strip().lower()
-        if codings in {b"", b"identity"}:
-            return self.head, self.size, self.ended
-        decoded = _inflated(self.head) if self.ended and codings in _INFLATED else None
-        if decoded is None:
-            return b"", self.size * _CODED_TEXT_RATIO, False
-        return decoded, len(decoded), True
+        """See :func:`decoded`."""
+        return decoded(self.scope, self.head, self.size, ended=self.ended)
 
     async def receive(self) -> Message:
         """The messages that were read, as they are, and then the server's."""
@@ -92,7 +83,32 @@ class BufferedBody:
 
     def header(self, name: bytes) -> list[bytes]:
         """The values of a header."""
-        return [value for key, value in self.scope["headers"] if key.lower() == name]
+        return header_of(self.scope, name)
+
+
+def header_of(scope: Scope, name: bytes) -> list[bytes]:
+    """The values of a request's header."""
+    return [value for key, value in scope["headers"] if key.lower() == name]
+
+
+def decoded(scope: Scope, head: bytes, size: int, *, ended: bool) -> tuple[bytes, int, bool]:
+    """A body without its content coding; the size of the whole; whether it is known to its end.
+
+    Of what cannot be decoded within bounds nothing is read, and each coded byte is taken for three.
+
+    Args:
+        scope: of the request.
+        head: the first bytes of its body.
+        size: bytes of the whole of it.
+        ended: whether the head is all of it.
+    """
+    codings = b",".join(header_of(scope, b"content-encoding")).strip().lower()
+    if codings in {b"", b"identity"}:
+        return head, size, ended
+    plain = _inflated(head) if ended and codings in _INFLATED else None
+    if plain is None:
+        return b"", size * _CODED_TEXT_RATIO, False
+    return plain, len(plain), True
 
 
 def has_body(scope: Scope) -> bool:

@@ -7,14 +7,12 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from meterkit.asgi.client_watch import ClientWatch
 from meterkit.asgi.coroutine_mark import returns_awaitable
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.outcome import BAD_REQUEST, is_stopped, outcome_of
 from meterkit.asgi.outliving import on_loop_of, settle_outliving
-from meterkit.asgi.reading import Reading
+from meterkit.asgi.usage_watch import UsageWatch
 from meterkit.asgi.without_store import count_in_process, undecided_usage
-from meterkit.catalog.additions import is_fetched
 from meterkit.catalog.argument_checks import check_quantity
 from meterkit.decisions.periods import HOLD_SLOT_MS
 from meterkit.store.hold import Mark, Used, add, meters_of
@@ -27,14 +25,12 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Scope, Send
 
-    from meterkit.asgi.body import BufferedBody
     from meterkit.catalog import Outcome, Route
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.fallback import Weighed
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView, PreparedDecision
-    from meterkit.tokens.estimate import InputEstimator
 
 T = TypeVar("T")
 
@@ -45,7 +41,7 @@ _recording: Final = RLock()
 a stream that is collected reports wherever the garbage collector runs, even within another report."""
 
 
-class Exchange(ClientWatch):
+class Exchange(UsageWatch):
     """A request that was admitted: :meth:`receive` and :meth:`send` stand between the app and the server.
 
     What it comes to is settled right after the last byte of its response, or when the app ends without one.
@@ -54,7 +50,7 @@ class Exchange(ClientWatch):
         is_counted: whether what its decision counts is counted, or may be, without a word of the store.
     """
 
-    __slots__ = (*("_ending", "_llm", "_reading", "_recorded", "_status", "_trailers", "is_counted"),)
+    __slots__ = (*("_ending", "_recorded", "_status", "_trailers", "is_counted"),)
 
     def __init__(
         self,
@@ -81,8 +77,8 @@ class Exchange(ClientWatch):
         self._weighed: Weighed | None = None
         self.is_counted = self._nothing_to_settle = self._settled = False
         self._recorded: dict[str, int] | None = None
-        self._llm: LlmCalls | None = None
-        self._reading: Reading | None = None
+        self._llm = None
+        self._reading = None
         self._renewed: PreparedDecision | None = None
         self._slot = self._status = 0
         self._ending = self._trailers = False
@@ -96,25 +92,6 @@ class Exchange(ClientWatch):
         if store.mark_span is not None:
             store.mark_span(view.effective.plan.key, None, False)
 
-    def read_usage(self, body: BufferedBody | None, estimate: InputEstimator) -> None:
-        """Read the response's token usage as it is sent, where the route says so.
-
-        Args:
-            body: the request's, where it was read before.
-            estimate: what measures the input where the client does not wait for the usage.
-        """
-        if body is not None:
-            self.server_receive = body.receive
-            self._gone = self._early = self._within = body.gone
-        usage = self._route.usage
-        if usage != "none":
-            fetched = is_fetched(usage, self._scope["method"].upper())  # h11 hands on "post".
-            self._reading = Reading(
-                self._route, complain=self.warn, body=body, estimate=estimate, is_fetched=fetched
-            )
-            self._llm = LlmCalls(self._reading, is_fetched=fetched)
-            self._nothing_to_settle = False
-
     async def receive(self) -> Message:
         """The server's next message; so it is known when the client leaves."""
         message = await self.server_receive()
@@ -124,8 +101,6 @@ class Exchange(ClientWatch):
                 self._note_disconnect()
         else:
             self._has_request = not message.get("more_body", False)
-            if self._reading is not None:
-                self._reading.keep_request(message)
         return message
 
     @returns_awaitable
@@ -226,7 +201,7 @@ class Exchange(ClientWatch):
                 )
             parts = self._used_by_calls(outcome)
             self._view.cache.routes.learn(self._route, meters_of((beside, *parts)))
-            late = {} if self._llm is None else self._llm.outliving()
+            late = {} if self._llm is None else self._llm.outliving(self._name_calls)
             settle_outliving(self._store, lane, self._view, decided, late, route=self._route, billed=billed)
             self._settle_parts(lane, parts, beside, billed=billed, due=self._is_due(outcome))
             return
@@ -258,11 +233,12 @@ class Exchange(ClientWatch):
         if self._complete:
             self.warn_of_uncounted(calls, self._llm, self._recorded)
         with _recording:
-            parts = self._llm.uncounted(self._view.cache)
-        reading = self._llm.reading
-        if reading is not None and self._route.reads_model:
+            parts = self._llm.uncounted(self._view.cache, self._name_calls)
+        if self._route.reads_model:
             for model in {part.dimensions["model"] for part in parts if "model" in part.dimensions}:
-                self._view.cache.routes.learn_alias(self._route, model, reading.requested_model)
+                self._view.cache.routes.learn_alias(self._route, model, self._requested_models)
+        if self._reading is not None:
+            self._request.release()
         return parts
 
     def _settle_parts(
@@ -358,7 +334,8 @@ class Exchange(ClientWatch):
             # Looked at after that: in another thread the request may end meanwhile, and miss this.
             if lane is None or not (self._settled or self._complete):
                 return result
-            parts, outliving = llm.uncounted(self._view.cache), llm.outliving()
+            parts = llm.uncounted(self._view.cache, self._name_calls)
+            outliving = llm.outliving(self._name_calls)
         self._settle_late(lane, parts)
         settle = partial(settle_outliving, route=self._route, billed=self._outcome() in self._charge_on)
         on_loop_of(self._store, lane, settle, self._store, lane, self._view, None, outliving)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from meterkit.asgi.call_amounts import (
     ALL_CALLS,
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from meterkit.tokens.jobs import BatchLine
 
 _logger = logging.getLogger("meterkit.asgi")
+
+NameCalls: TypeAlias = "Callable[[Sequence[CallUsage]], Sequence[CallUsage]]"
+"""Gives calls the model and the provider that they lack; see :func:`meterkit.asgi.call_names.name_calls`."""
 
 
 class LlmCalls:
@@ -86,7 +89,7 @@ class LlmCalls:
         """Estimate the prompt of a call that was cancelled before it answered, unless usage is known."""
         if self.reading is None or self._taps or self.reports.usages():
             return
-        asked = CallUsage(model=self.reading.requested_model(), source="missing")
+        asked = CallUsage(source="missing")
         self._taps += filled((asked,), input_tokens=self.input_tokens, output_tokens=0, at_least=1)
 
     def end(self, *, complete: bool, gone: bool) -> tuple[CallUsage, ...]:
@@ -104,13 +107,18 @@ class LlmCalls:
             return tuple(call for call in self._body if call.source in ("reported", "partial"))
         return self._body
 
-    def uncounted(self, compiled: CompiledCatalog) -> list[Used]:
+    def uncounted(self, compiled: CompiledCatalog, name: NameCalls) -> list[Used]:
         """Usage to count now that was not counted before: by model and provider where meters filter by them.
 
         Late usage is counted on top. Nothing is taken back: where a later report
         amounts to less, it counts nothing.
+
+        Args:
+            compiled: knows the meters.
+            name: gives each call its model and provider, as the route and the request have them.
         """
-        more = amounts_of((call for call in self._each() if call_name(call) is None), compiled)
+        calls = name([call for call in self._each() if call_name(call) is None])
+        more = amounts_of(calls, compiled)
         for meter, quantity in self._fields.items():
             if quantity and meter in compiled.counters:
                 more[ALL_CALLS, True, meter] = more[ALL_CALLS, False, meter] = quantity
@@ -120,9 +128,10 @@ class LlmCalls:
             self._counted[place] = self._counted.get(place, 0) + amount
         return used_of(more, compiled)
 
-    def outliving(self) -> dict[str, CallUsage]:
+    def outliving(self, name: NameCalls) -> dict[str, CallUsage]:
         """The calls that outlive their request, by the event ids under which they are counted."""
-        named = {call_name(call): call for call in self._each() if call.outlives}
+        outliving = [call for call in self._each() if call.outlives]
+        named = {call_name(call): call for call in (name(outliving) if outliving else ())}
         return {name: call for name, call in named.items() if name is not None}
 
     def _each(self) -> Sequence[CallUsage]:
@@ -260,7 +269,10 @@ def captured(
     """
     given: Mapping[str, int] | None = used if issubclass(kind_of(used), Mapping) else None
     if given is None or not all(type(quantity) is int for quantity in given.values()):
-        found = _used_of(calls_of(used), compiled, beside=reserved, model=model, provider=provider)
+        calls = calls_of(used)
+        if requested is not None:
+            calls = tuple(replace(call, model=call.model or requested) for call in calls)
+        found = _used_of(calls, compiled, beside=reserved, model=model, provider=provider)
         if found is not None:
             return found
         if given is None:

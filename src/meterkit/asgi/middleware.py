@@ -175,7 +175,7 @@ class MeterMiddleware:
         passed.server_receive, passed.refuser = receive, refuser
         if isinstance(passed, WebSocketExchange):
             passed.begin(self._log, self._troubles)
-        elif body is not None or route.usage != "none":
+        elif body is not None or route.usage != "none" or route.keeps_request:
             passed.read_usage(body, self._kit.estimate_input)
         if isinstance(passed, Upload):
             passed.begin()

@@ -1,10 +1,9 @@
-"""The usage of language models, read off one response as it passes; its request kept for an estimate."""
+"""The usage of language models, read off one response as it passes."""
 
 from __future__ import annotations
 
 from asyncio import CancelledError, sleep
 from collections import deque
-from dataclasses import replace
 from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -20,7 +19,6 @@ from meterkit.tokens.estimate import (
 )
 from meterkit.tokens.fields import FieldsReader
 from meterkit.tokens.framing.content import PIECE_BYTES
-from meterkit.tokens.request import read_request
 from meterkit.tokens.response import ResponseReader
 
 if TYPE_CHECKING:
@@ -28,13 +26,10 @@ if TYPE_CHECKING:
 
     from starlette.types import Message
 
-    from meterkit.asgi.body import BufferedBody
+    from meterkit.asgi.kept_request import KeptRequest
     from meterkit.catalog import Route
     from meterkit.tokens.estimate import InputEstimator
     from meterkit.tokens.framing.incremental import Work
-
-BODY_BYTES_MAX: Final = 1 << 20
-"""How much of a request's body is kept."""
 
 # When others are let run while a message is read: a piece of work more may have been begun by then.
 _PAUSE_EVERY_S: Final = 0.000_5
@@ -46,12 +41,12 @@ _UNREADABLE: Final = CallUsage(source="missing", notes=("unreadable",))
 
 
 class Reading:
-    """Reads along what the app sends, and what it receives; neither is changed or delayed by it.
+    """Reads along what the app sends; it is neither changed nor delayed by it.
 
     Args:
-        route: says whose usage is read, at which paths, and which models may answer.
+        route: says whose usage is read, and at which paths.
+        request: what the app receives.
         complain: takes what went wrong within the reader; the app never hears of it.
-        body: the request's, where it was read before.
         estimate: what measures the input where no usage is reported; the default counts less for a bill.
         is_fetched: whether the response is a stored one, whose figures were counted before.
 
@@ -61,17 +56,17 @@ class Reading:
     """
 
     __slots__ = (
-        *("_at", "_backlog", "_body", "_broken", "_buffered", "_complain", "_estimate", "_fields"),
-        *("_input_tokens", "_is_fetched", "_piece_bytes", "_reader", "_route", "_size", "_work"),
+        *("_at", "_backlog", "_broken", "_complain", "_estimate", "_fields", "_input_tokens"),
+        *("_is_fetched", "_piece_bytes", "_reader", "_request", "_route", "_work"),
         *("figures", "unread_figure"),
     )
 
     def __init__(
         self,
         route: Route,
+        request: KeptRequest,
         *,
         complain: Callable[[str], None],
-        body: BufferedBody | None = None,
         estimate: InputEstimator = estimate_input,
         is_fetched: bool = False,
     ) -> None:
@@ -87,18 +82,8 @@ class Reading:
         self._work: Work | None = None
         self._broken = False
         self._estimate = estimate
-        self._buffered = body
-        self._body: bytearray | None = bytearray()
-        self._size = 0
+        self._request: KeptRequest | None = request
         self._input_tokens = 0
-
-    def keep_request(self, message: Message) -> None:
-        """Keep what the app is about to receive of the request's body, up to a bound."""
-        body = message.get("body")
-        if body and self._body is not None and self._buffered is None:
-            self._size += len(body)
-            if len(self._body) < BODY_BYTES_MAX:
-                self._body += body[: BODY_BYTES_MAX - len(self._body)]
 
     def begin(self, message: Message) -> None:
         """Look at the head of the response."""
@@ -199,9 +184,9 @@ class Reading:
 
     def input_tokens(self) -> int:
         """Estimated tokens of the request, at least 1; 0 if the response was over before."""
-        body, self._body = self._body, None
-        if body is not None:
-            head, size = self._request(body)
+        request, self._request = self._request, None
+        if request is not None:
+            head, size = request.head()
             with self._contained():
                 self._input_tokens = 1
                 if self._estimate is estimate_input:
@@ -235,10 +220,7 @@ class Reading:
             calls = filled(
                 calls, input_tokens=self.input_tokens, output_tokens=output_tokens, at_least=int(is_cut)
             )
-        if any(call.model is None for call in calls):
-            requested = self.requested_model()
-            calls = tuple(replace(call, model=call.model or requested) for call in calls)
-        self._body = None
+        self._request = None
         # It holds the request, which holds this: let go of, neither is left to the garbage collector.
         self._complain = _ignore
         return calls
@@ -278,26 +260,8 @@ class Reading:
         said = reader.output_bytes_seen - before
         return said * unread // max(left - unread, self._piece_bytes) // BILLED_BYTES_PER_TOKEN
 
-    def _request(self, body: bytearray) -> tuple[bytes, int]:
-        """The beginning of the request's body, and its size."""
-        known = self._buffered
-        return (bytes(body), self._size) if known is None else (known.head, known.size)
-
-    def requested_model(self) -> str | None:
-        """The model that was asked; None: none or several may be, or the request cannot be read."""
-        known = self._buffered
-        body = self._body if known is None else known.head
-        is_whole = body and (self._size if known is None else known.size) <= len(body)
-        try:
-            request = read_request(bytes(body)) if body and is_whole else None
-        except Exception as error:  # noqa: BLE001 - As above.
-            self._break(described(error))
-            return None
-        found = self._route.models(() if request is None else request.models)
-        return found[0] if len(found) == 1 else None
-
     def _asked(self) -> bool:
-        return self._body is not None and asks_model(self._request(self._body)[0])
+        return self._request is not None and asks_model(self._request.head()[0])
 
     def _contained(self) -> Contained:
         return Contained(self._break)

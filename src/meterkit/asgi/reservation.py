@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.asgi.kept_request import head_of
 from meterkit.asgi.request_problems import above_ceiling
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.models import QUANTITY_MAX
@@ -20,6 +21,7 @@ from meterkit.tokens.estimate import (
     unread_input,
 )
 from meterkit.tokens.request import LlmRequest, read_request
+from meterkit.tokens.requested_model import RequestHead, models_of_body, requested_models
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _OWN_BYTES_MAX: Final = 32 << 10
 """A body that is no JSON or too large goes to the app's own estimator only up to this size."""
 
+_NO_HEAD: Final = RequestHead()
 _NO_CHARGES: Final[Mapping[str, Charges]] = {}
 _STORE_FAILED: Final = Decision(allowed=False, reason="store", degraded=True)
 _PER_ANSWER: Final = frozenset({"output_tokens", "reasoning_tokens", "total_tokens"})
@@ -81,7 +84,7 @@ class RequestReservation(NamedTuple):
 
     Attributes:
         quantities: by meter.
-        models: that the body names; none where it names none, or cannot be read.
+        models: that the request names; none where it names none, or cannot be read.
         problem: refuses the request whatever its customer has left.
     """
 
@@ -121,6 +124,7 @@ async def reserving(
             estimate=estimate,
             charges=compiled.charges,
             at=from_ms(compiled.now_ms()) if compiled.charges else None,
+            head=head_of(body.scope),
         )
     quantities, models, problem = found
     if route.storage_meter is not None:
@@ -156,6 +160,7 @@ def reservation(
     ended: bool = True,
     charges: Mapping[str, Charges] = _NO_CHARGES,
     at: datetime | None = None,
+    head: RequestHead = _NO_HEAD,
 ) -> RequestReservation:
     """Meter to the quantity that a request of a route sets aside, and the models that it names.
 
@@ -174,12 +179,14 @@ def reservation(
         ended: whether the body was read to its end.
         charges: what calls are charged, by the meter that counts it.
         at: when (aware), where calls are charged: prices have dates.
+        head: the request's, which may name a model.
     """
     is_whole = ended and size <= len(body)
     asked = None
     if is_whole:
         asked = read_request(body) if body else LlmRequest()
-    models = route.models(() if asked is None else asked.models)
+    of_body = models_of_body(head, body, asked, is_whole=is_whole)
+    models = route.models(requested_models(head, of_body))
     if not route.reserve:
         return RequestReservation({}, models)
     held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from asyncio import Task, TimerHandle, get_running_loop, shield
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qs
 
 from meterkit.asgi.call_amounts import used_by_model
 from meterkit.asgi.exchange import Exchange
-from meterkit.asgi.logs import Contained
+from meterkit.asgi.kept_request import head_of
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.problems import POLICY_VIOLATION
+from meterkit.asgi.socket_usage import SocketUsage
 from meterkit.asgi.without_store import decide_in_process
 from meterkit.cancellation import start_task
 from meterkit.catalog.additions import additions_of
@@ -27,15 +26,10 @@ from meterkit.store.read_reply import decision_of
 from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement, settlement_of
 from meterkit.store.views import PreparedDecision
-from meterkit.tokens.call_usage import CallUsage, filled
-from meterkit.tokens.estimate import billed_input
-from meterkit.tokens.json_values import load, table
-from meterkit.tokens.layout import may_report
-from meterkit.tokens.observer import Observer
-from meterkit.tokens.providers import BY_NAME
+from meterkit.tokens.requested_model import names_of, requested_models
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
 
     from starlette.types import Message
 
@@ -44,112 +38,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.decision import Decision
     from meterkit.redis.lane import Lane
     from meterkit.store.views import CustomerView
-
-_BYTES_MAX: Final = 1 << 20
-_IDS_MAX: Final = 1_000
-# Encoded sound and images: nothing in them is read, and they come often.
-_MEDIA: Final = (b'audio.delta"', b'"audio"', b'"inlineData"', b'"mediaChunks"', b'"realtimeInput"')
-_LIVE: Final = frozenset({"setupComplete", "serverContent"})
-_SAYS: Final = (b'.delta"', b'"serverContent"')
-
-
-@dataclass(slots=True, eq=False)
-class SocketUsage:
-    """Reads along what an app sends: the events of OpenAI's Realtime API and of Gemini Live.
-
-    Each answer of the model is counted when its figures come. An answer that has begun when the websocket
-    closes is estimated by its text, and by the texts that the client has sent for it.
-
-    Args:
-        usage: the route's word.
-        count: takes the calls whose figures have come.
-        complain: takes what went wrong within; the app never hears of it.
-    """
-
-    usage: str
-    count: Callable[[Sequence[CallUsage]], None]
-    complain: Callable[[str], None]
-    _declared: bool = field(init=False)
-    _input_tokens: int = field(default=0, init=False)
-    _seen: dict[str, None] = field(default_factory=dict[str, None], init=False)
-    _observer: Observer | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._declared = self.usage != "auto"
-        self._observer = self._new_observer()
-
-    def _new_observer(self) -> Observer:
-        return Observer(BY_NAME[self.usage], declared=self._declared)
-
-    def sent(self, message: Message) -> None:
-        """Read a message of the app's."""
-        data = _data_of(message)
-        reports = may_report(data)
-        if not reports and not any(mark in data for mark in _SAYS):
-            return
-        if len(data) > _BYTES_MAX or (not reports and any(mark in data for mark in _MEDIA)):
-            return
-        with Contained(self._break):
-            self._read(data)
-
-    def _read(self, data: bytes) -> None:
-        try:
-            event = table(load(data))
-        except ValueError:
-            return  # No event of a model's.
-        observer = self._observer
-        if observer is None or event is None:
-            return
-        if not (self._declared or _LIVE.isdisjoint(event)):
-            # The figures of a turn come in a message that has nothing else.
-            self.usage, self._declared = "gemini", True
-            observer = self._observer = self._new_observer()
-        observer.observe(event)
-        calls = [call for call in observer.close(complete=False, notes=()) if call.source == "reported"]
-        if calls:
-            self._observer = self._new_observer()
-            self._input_tokens = 0
-            self.count([call for call in calls if self._is_new(call)])
-
-    def _is_new(self, call: CallUsage) -> bool:
-        """Whether an answer was not counted before: its last event may be sent more than once."""
-        name = call.response_id
-        if name is None or name in self._seen:
-            return name is None
-        if len(self._seen) >= _IDS_MAX:
-            del self._seen[next(iter(self._seen))]
-        self._seen[name] = None
-        return True
-
-    def received(self, message: Message) -> None:
-        """Measure the texts of a message of the client's, for an answer that may be cut off."""
-        data = _data_of(message)
-        if 0 < len(data) <= _BYTES_MAX and not any(mark in data for mark in _MEDIA):
-            with Contained(self._break):
-                self._input_tokens += billed_input(data, size=len(data))
-
-    def close(self) -> None:
-        """Estimate the answer that has begun and has not ended, if there is one."""
-        observer, self._observer = self._observer, None
-        if observer is None:
-            return
-        with Contained(self._break):
-            calls = observer.close(complete=False, notes=())
-            tokens = observer.estimated_output_tokens
-            if not calls and tokens:
-                calls = (CallUsage(source="missing"),)
-            if tokens or any(call.source == "partial" for call in calls):
-                self.count(filled(calls, input_tokens=lambda: self._input_tokens, output_tokens=tokens))
-
-    def _break(self, error: str) -> None:
-        self._observer = None
-        self.complain(f"reading token usage off a websocket failed, which counts nothing: {error}")
-
-
-def _data_of(message: Message) -> bytes:
-    text: str | None = message.get("text")
-    return text.encode("utf-8", "surrogatepass") if text is not None else message.get("bytes") or b""
-
+    from meterkit.tokens.call_usage import CallUsage
 
 _LOOK_EVERY_S: Final = 60.0
 _SWITCHING_PROTOCOLS: Final = 101
@@ -204,18 +93,18 @@ class WebSocketExchange(Exchange):
             self._usage.received(message)
         return message
 
-    def _count_calls(self, calls: Iterable[CallUsage]) -> None:
+    def _count_calls(self, calls: Sequence[CallUsage]) -> None:
         """Count answers of a model at once: an open websocket may last for days."""
         if self._lane is not None:
-            model = self._requested_model()
-            named = (call if call.model else replace(call, model=model) for call in calls)
-            self._settle_late(self._lane, used_by_model(named, self._view.cache))
+            self._settle_late(self._lane, used_by_model(self._name_calls(calls), self._view.cache))
 
-    def _requested_model(self) -> str | None:
-        """The model that the URL names, as of OpenAI's realtime API, or that the line has; None: unknown."""
-        named = parse_qs(self._scope.get("query_string", b"").decode("latin-1")).get("model", ())
-        found = self._route.models(tuple(dict.fromkeys(named)))
-        return found[0] if len(found) == 1 else None
+    def _requested_models(self) -> Sequence[str]:
+        """The model of the session now, as the server has it; else those that the client or the URL names."""
+        session = None if self._usage is None else self._usage.session
+        if session is not None and session.current is not None:
+            return (session.current,)
+        asked = () if session is None else session.asked
+        return self._route.models(names_of((*asked, *requested_models(head_of(self._scope), ()))))
 
     async def _decided_message(self) -> Message:
         message, lane = self._seen(await self.server_receive()), self._lane

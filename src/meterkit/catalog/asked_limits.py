@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog.errors import Place, Problems
+    from meterkit.catalog.model_prices import Credit
     from meterkit.catalog.models import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.catalog.note import Note
     from meterkit.catalog.plans import PlanTable
 
+_BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "WS"})
 CHECK: Final = "limits"
 """The name of the check of `meterkit doctor` that shows limits no route asks for."""
 
@@ -41,16 +43,30 @@ def is_limited(meter: str, plans: Iterable[Plan]) -> bool:
 
 
 def mark_model_readers(
-    routes: Iterable[Route], meters: Mapping[str, Meter], plans: Iterable[Plan]
+    routes: Iterable[Route],
+    meters: Mapping[str, Meter],
+    plans: Iterable[Plan],
+    credits_: Iterable[Credit],
 ) -> tuple[Route, ...]:
-    """The routes, each with whether which limits hold depends on the model that a request's body names."""
+    """The routes, each with what depends on the model that a request names: limits, and prices of usage."""
     by_model = {name for name, meter in meters.items() if "model" in meter.where and is_limited(name, plans)}
+    is_priced = any(credit.by_model for credit in credits_) or any(
+        "model" in meter.where or meter.is_row or meter.charges is not None for meter in meters.values()
+    )
     return tuple(
         replace(
-            route, reads_model=route.model is None and not by_model.isdisjoint(additions_of(route, meters))
+            route,
+            reads_model=route.model is None and not by_model.isdisjoint(additions_of(route, meters)),
+            keeps_request=is_priced and _may_report_calls(route),
         )
         for route in routes
     )
+
+
+def _may_report_calls(route: Route) -> bool:
+    """Whether the app may report a call of a model that the body of a request names."""
+    has_body = route.method not in _BODILESS and route.mcp is None and not route.storage
+    return has_body and route.usage == "none" and route.model is None and not route.exempt
 
 
 def unasked_limits_of(catalog: Catalog) -> Sequence[Note]:

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 # change nothing.
 _SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
     Catalog: ("source", "content_hash", "notes"),
-    Route: ("match", "is_plain", "is_buffered", "is_poll", "reads_model"),
+    Route: ("match", "is_plain", "is_buffered", "is_poll", "reads_model", "keeps_request"),
 }
 
 
@@ -319,7 +319,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     )
     plans = kept(built_plans)
     built_routes = build_routes(written_routes, declared, default, problems)
-    built_routes = mark_model_readers(built_routes, kept(known), plans.values())
+    built_routes = mark_model_readers(built_routes, kept(known), plans.values(), credits_.values())
     check_fit(
         zip(built_routes, written_routes, strict=True), built_plans, credits_=credits_, problems=problems
     )
@@ -384,7 +384,8 @@ def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:
     if enforcement is None:
         return catalog
     # Where nothing is counted, there is nothing to read, to set aside or to tell either.
-    nothing = {"usage": "none", "reserve": (), "reads_model": False, "headers": "none"}
+    unread = {"reads_model": False, "keeps_request": False}
+    nothing = {"usage": "none", "reserve": (), "headers": "none", **unread}
     off: dict[str, Any] = nothing if enforcement == "off" else {}
     routes = tuple(replace(route, enforcement=enforcement, **off) for route in catalog.routes)
     return replace(catalog, routes=routes, enforcement=enforcement)

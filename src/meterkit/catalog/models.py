@@ -265,9 +265,12 @@ class Route:
         usage: whose token figures are read; ``fields`` where only ``usage_fields`` are.
         usage_fields: meter to the dotted paths of its figure in the JSON of the response.
         records: meters that the app records in requests of the route.
-        reads_model: whether which limits hold depends on the model that the request's body names.
+        reads_model: whether which limits hold depends on the model that the request names.
+        keeps_request: whether the request's body is kept for the model that it names, as usage that the app
+            reports may cost the price of that model.
         is_poll: whether it only fetches work that an earlier request began, and holds tokens for.
         model: that the app calls, whatever the request names; see :meth:`models`.
+        provider: whose models the app calls, as the price table names it; None: the answer shows it.
         charge_on: the outcomes that are billed.
         mcp: which messages it takes of those that are posted to an MCP endpoint; None: it takes requests.
         allotment: how long requests may be admitted in advance; None: as the plan says.
@@ -291,6 +294,7 @@ class Route:
     usage_fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     records: tuple[str, ...] = ()
     reads_model: bool = False
+    keeps_request: bool = False
     is_poll: bool = False
     reserve: tuple[Reserve, ...] = ()
     charge_on: frozenset[Outcome] = BILLED_ON_SUCCESS
@@ -299,6 +303,7 @@ class Route:
     headers: Headers = "ietf"
     idempotency_header: str | None = None
     model: str | None = None
+    provider: str | None = None
     mcp: McpMatch | None = None
     allotment: Allotment | None = None
     is_plain: bool = field(init=False, repr=False, compare=False)
@@ -307,7 +312,7 @@ class Route:
     def __post_init__(self) -> None:
         """Work out what each request would ask for."""
         is_buffered = self.reserve or self.reads_model or self.storage_meter or self.idempotency_header
-        is_watched = is_buffered or self.mcp or self.usage != "none"
+        is_watched = is_buffered or self.mcp or self.usage != "none" or self.keeps_request
         is_plain = not (is_watched or self.exempt or self.enforcement == "off")
         object.__setattr__(self, "is_plain", is_plain)
         object.__setattr__(self, "is_buffered", bool(is_buffered))

@@ -21,6 +21,7 @@ from meterkit.catalog.meters import check_meter, counts_bytes
 from meterkit.catalog.models import ROUTE, Reserve, Route
 from meterkit.catalog.notes import note_unreachable
 from meterkit.catalog.rates import Rates
+from meterkit.catalog.route_providers import PROVIDER_SHAPE, unknown_provider
 from meterkit.catalog.shapes import Built, Choice, Forms, Key, ListOf, MapOf, Nullable, Shape, Table, kept
 from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.catalog.value_parsers import FLAG, NAME, quantity, text
@@ -105,6 +106,10 @@ class RouteTable(Table, what="a route"):
         text(256),
         "The model that the app calls, whatever the request names; any: the app chooses one.",
     )
+    provider = Key(
+        PROVIDER_SHAPE,
+        "Whose models the app calls on this line, as the price table genai-prices names the provider.",
+    )
     charge_on = Key(CHARGE_ON_SHAPE, "Outcomes that are billed: success, attempt or a list.")
     enforcement = Key(ENFORCEMENTS, "on or shadow.")
     on_store_failure = Key(STORE_FAILURES, "allow or deny.")
@@ -159,10 +164,12 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
         values.refuse(
             "model", "`model` says whose price `reserve` and `usage` go by; add one of them, or remove it"
         )
+    _check_provider(values)
     _check_meters(values, declared)
     return replace(
         default,
-        **values.given("match", "exempt", "always", "rates", "feature", "storage", "model", "charge_on"),
+        **values.given("match", "exempt", "always", "rates", "feature", "storage", "charge_on"),
+        **values.given("model", "provider"),
         **_usage(values, method),
         records=tuple(dict.fromkeys(values.records or ())),
         **values.given("enforcement", "on_store_failure", "headers", "allotment"),
@@ -209,6 +216,19 @@ def _refuse_contradictions(values: RouteTable, method: str | None, path: str | N
             values.problems.refuse(values.node.places[name], f"{why}, so `{name}` has no effect; remove it")
     if values.has("per_message") and method != WEBSOCKET and path is not None:
         values.refuse("per_message", f'only websockets have messages; did you mean "{WEBSOCKET} {path}"?')
+
+
+def _check_provider(values: RouteTable) -> None:
+    """Check that the price table has a provider, and that the route has token usage that it prices."""
+    name = values.provider
+    if name is None:
+        return
+    reports = not {*TOKEN_METERS}.isdisjoint(values.records or ())
+    if not (reports or values.has("reserve") or values.usage not in {None, "none"}):
+        message = "`provider` says whose prices token usage goes by; add `usage: auto`, or remove it"
+        values.refuse("provider", message)
+    elif (message := unknown_provider(name) or "") != "":
+        values.refuse("provider", message)
 
 
 def _check_meters(values: RouteTable, declared: Declared) -> None:

@@ -95,7 +95,7 @@ class LearnedRoutes:
                 ", ".join(self._newest[route.match].records),
             )
 
-    def learn_alias(self, route: Route, answered: str, requested_model: Callable[[], str | None]) -> None:
+    def learn_alias(self, route: Route, answered: str, requested_models: Callable[[], Sequence[str]]) -> None:
         """Have requests for a model ask for the limits of the model that answered one, from now on.
 
         Only where that matters: most providers answer with a longer name of the same model.
@@ -103,13 +103,14 @@ class LearnedRoutes:
         Args:
             route: of the request.
             answered: the model that the response names.
-            requested_model: reads the model that the request names; None: none, or several.
+            requested_models: reads the models that the request names.
         """
         meters = self._catalog.meters
         limits = {name for name, key in additions_of(route, meters, (answered,)).items() if key == "from"}
-        requested = requested_model() if limits else None
-        if requested is None or requested == answered:
+        named = requested_models() if limits else ()
+        if len(named) != 1 or answered in named:
             return
+        requested = named[0]
         key = (route.match, requested)
         known = self.aliases.get(key, ())
         asked = additions_of(route, meters, (requested, *known))

@@ -115,6 +115,14 @@ class LlmRequest:
         """The model that is named; the last one of several, as most readers of JSON take it."""
         return self.models[-1] if self.models else None
 
+    def texts(self, field: str) -> list[str]:
+        """All texts that a field may be to one parser or another.
+
+        Args:
+            field: a member's name, or a dotted path.
+        """
+        return [value for _, value in self._at(field) if isinstance(value, str) and value]
+
     def limit(self, field: str, *, default: int) -> int:
         """The most that an app may take a field for; never less than the default, unless it says so itself.
 
@@ -186,6 +194,11 @@ class LlmRequest:
                     return [(field, _UNREADABLE)]
             found = [*found, *level]
         return found if len(found) <= _ALIKE_MAX else [(field, _UNREADABLE)]
+
+
+def may_be_json(body: bytes) -> bool:
+    """Whether a body begins as an object or an array."""
+    return body.lstrip(_BLANK).startswith((b"{", b"["))
 
 
 def read_request(body: bytes) -> LlmRequest | None:

@@ -1,0 +1,70 @@
+"""Models and providers of calls whose answers do not name them, by the route and by the request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from meterkit.decisions.periods import from_ms
+from meterkit.tokens.charging import charged_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from fractions import Fraction
+
+    from meterkit.store.compiled import CompiledCatalog
+    from meterkit.tokens.call_usage import CallUsage
+
+
+def name_calls(
+    calls: Sequence[CallUsage],
+    requested: Callable[[], Sequence[str]],
+    provider: str | None,
+    compiled: CompiledCatalog,
+) -> Sequence[CallUsage]:
+    """Calls with the model that their request names, where the answer names none.
+
+    Args:
+        calls: of one request.
+        requested: the models that the request may be of; called only where a call has no model.
+        provider: that the route names, over what the shape of an answer suggests; None: it names none.
+        compiled: knows what models cost.
+    """
+    if provider is not None:
+        calls = [replace(call, provider=provider) for call in calls]
+    if all(call.model is not None for call in calls):
+        return calls
+    names = requested()
+    return [
+        call if call.model is not None else replace(call, model=dearest_name(call, names, compiled))
+        for call in calls
+    ]
+
+
+def dearest_name(call: CallUsage, names: Sequence[str], compiled: CompiledCatalog) -> str | None:
+    """The model of several at which a call costs the customer most: a client may name more than one.
+
+    Where their prices are equal or not known, it is one that derived meters count; else the first one. None:
+    no model is named, or credits and overage have prices by model, which then take their highest.
+    """
+    if len(names) <= 1:
+        return (names[0] or None) if names else None
+    if compiled.has_model_prices and not compiled.charges:
+        return None
+    at = from_ms(compiled.now_ms())
+    costs = compiled.costs()
+
+    def cost_at(name: str) -> tuple[Fraction | int, Fraction | int, int]:
+        named = replace(call, model=name)
+        charged = sum(charged_of(compiled.charges, named, at).values())
+        cost = 0 if costs is None else sum(costs.of(named, at).values())
+        return charged, cost, _derived_meters(name, compiled)
+
+    return max(names, key=cost_at)
+
+
+def _derived_meters(name: str, compiled: CompiledCatalog) -> int:
+    """How many derived meters count a model."""
+    patterns = (meter.where.get("model") for meter in compiled.catalog.meters.values())
+    return sum(pattern is not None and fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,277 @@
+"""Models that a request names: in its path, its query string, or its body (JSON, or a form). Pure.
+
+Each name that some app may read is found: of several the dearest counts, so a name too many never makes a
+request cheaper, and one too few could. Reading takes a bounded time, whatever a client sends.
+
+- https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_Converse.html
+- https://ai.google.dev/api/generate-content
+- https://learn.microsoft.com/azure/ai-foundry/openai/reference
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
+from urllib.parse import unquote, unquote_to_bytes
+
+from meterkit.tokens.request import MARKS_MAX, READ_BYTES_MAX, may_be_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from meterkit.tokens.request import LlmRequest
+
+T = TypeVar("T")
+
+NAME_CHARS_MAX: Final = 256
+
+_MODELS_MAX: Final = 16
+_WRITTEN_CHARS_MAX: Final = 2_048
+_ENCODINGS_MAX: Final = 3
+_PARTS_MAX: Final = 2_048
+_BOUNDARIES_MAX: Final = 4
+_PART_HEAD_BYTES: Final = 10 << 10
+_VALUE_BYTES_MAX: Final = 1 << 10
+
+_BEDROCK_VERB: Final = re.compile(r"converse|converse-stream|invoke|invoke-with-[a-z-]+|count-tokens")
+_IN_PATH: Final = re.compile(
+    r"/(?:models|tunedmodels)/+(?P<gemini>[^/:]+):[a-z]|/(?:deployments|engines)/+(?P<azure>[^/]+)/",
+    re.IGNORECASE,
+)
+_RESOURCE: Final = re.compile(
+    r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/[^/]+/)?models/(?P<google>[^/]+)"
+    r"|arn:[^/]+:(?:foundation-model|inference-profile)/(?P<aws>.+)"
+)
+"""Names of resources that end in a model's name. Other resources, such as a provisioned model, stay whole."""
+
+
+def _encoded(word: str) -> str:
+    """A pattern for a word, each letter of it percent-encoded or not."""
+    return "".join(f"(?:{letter}|%{ord(letter):02x})" for letter in word)
+
+
+_PAIR: Final = re.compile(
+    rf"(?:^|[&;?])(?:{_encoded('model')}|{_encoded('deployment')})=([^&;]*)".encode(), re.IGNORECASE
+)
+_IN_JSON: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.){1,1024})"')
+_JSON_EDGE_BYTES: Final = 1_100
+_BOUNDARY: Final = re.compile(rb"boundary\s*=\s*(?:\"([^\"]+)\"|([^;,\s\"]+))", re.IGNORECASE)
+_FIELD: Final = re.compile(rb"\bname\*?\s*=\s*(?:[\w-]*''|[\"'])?model(?![\w.-])", re.IGNORECASE)
+_FORMS: Final = (b"multipart/", b"x-www-form-urlencoded")
+
+
+def plain_name(written: str) -> str | None:
+    """A model's name as prices and patterns know it: without blanks around it, and without its resource."""
+    name = written[:_WRITTEN_CHARS_MAX]
+    if not name.isprintable():
+        name = "".join(letter for letter in name if letter.isprintable())
+    found = _RESOURCE.fullmatch(name.strip())
+    name = name.strip() if found is None else (found["google"] or found["aws"])
+    return name[:NAME_CHARS_MAX] or None
+
+
+def names_of(written: Iterable[str]) -> tuple[str, ...]:
+    """Each name once; of many the first and the last ones, which are those that readers of repeats take."""
+    found = (plain_name(text) for text in _ends(written))
+    return tuple(dict.fromkeys(name for name in found if name is not None))
+
+
+def _ends(written: Iterable[T]) -> Sequence[T]:
+    """Each once; of many the first and the last ones."""
+    found = list(dict.fromkeys(written))
+    half = _MODELS_MAX // 2
+    return found if len(found) <= _MODELS_MAX else (*found[:half], *found[-half:])
+
+
+def models_of_path(path: str) -> tuple[str, ...]:
+    """The models that a path names, below whatever it is mounted.
+
+    Args:
+        path: decoded once, as servers hand it on; a name that was encoded more often is decoded, too.
+    """
+    found = [match["gemini"] or match["azure"] for match in _IN_PATH.finditer(path)]
+    above, _, verb = path.rstrip("/").rpartition("/")
+    at = above.lower().rfind("/model/")
+    if at >= 0 and _BEDROCK_VERB.fullmatch(verb.lower()):
+        found.append(above[at + len("/model/") :].strip("/"))
+    return names_of(map(_decoded, _ends(found)))
+
+
+def _decoded(name: str) -> str:
+    name = name[:_WRITTEN_CHARS_MAX]
+    for _ in range(_ENCODINGS_MAX):
+        if "%" not in name:
+            break
+        name = unquote(name)
+    return name
+
+
+def models_of_query(query: bytes) -> tuple[str, ...]:
+    """The models that a query string names, or a form that is encoded like one."""
+    if query.count(b"&") > MARKS_MAX:
+        return ()
+    found: list[bytes] = _PAIR.findall(query)
+    return names_of(map(_value, _ends(found)))
+
+
+def _value(encoded: bytes) -> str:
+    plain = encoded[:_WRITTEN_CHARS_MAX].replace(b"+", b" ")
+    return unquote_to_bytes(plain).decode("utf-8", "replace")
+
+
+class RequestHead(NamedTuple):
+    """What the head of a request says of its model.
+
+    Attributes:
+        path: decoded once.
+        query: the query string.
+        content_type: of the body; several, joined, if the request names several.
+    """
+
+    path: str = ""
+    query: bytes = b""
+    content_type: bytes = b""
+
+
+class BodyModels(Protocol):
+    """Finds the models that a body names while it passes."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes."""
+
+    def models(self) -> tuple[str, ...]:
+        """The models that were found by now."""
+        ...
+
+
+class FormModels:
+    """Reads the field ``model`` of a multipart form, wherever in it it stands.
+
+    It keeps no file, and stops after 2,048 parts: the usual frameworks refuse more than 1,000.
+
+    Args:
+        boundary: as the head of the request names it.
+    """
+
+    def __init__(self, boundary: bytes) -> None:
+        self._delimiter = b"--" + boundary
+        self._parts_left = _PARTS_MAX
+        self._edge = b""
+        self._written: list[str] = []
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body."""
+        if self._parts_left <= 0:
+            return
+        window = self._edge + data
+        _, *parts = window.split(self._delimiter, self._parts_left)
+        if len(parts) == self._parts_left:
+            parts.pop()
+            self._parts_left, self._edge = 0, b""
+        elif parts and len(parts[-1]) < _PART_HEAD_BYTES:
+            self._edge = self._delimiter + parts.pop()
+        else:
+            self._edge = window[1 - len(self._delimiter) :]
+        self._parts_left -= len(parts)
+        self._written += self._values(parts)
+
+    def models(self) -> tuple[str, ...]:
+        """The models that were found by now, also in a part that has not ended."""
+        return names_of((*self._written, *self._values(self._edge.split(self._delimiter)[1:])))
+
+    @staticmethod
+    def _values(parts: Iterable[bytes]) -> Iterator[str]:
+        for part in parts:
+            head, blank, value = part[:_PART_HEAD_BYTES].replace(b"\r\n", b"\n").partition(b"\n\n")
+            if blank and _FIELD.search(head):
+                yield value[:_VALUE_BYTES_MAX].decode("utf-8", "replace")
+
+
+class JsonModels:
+    """Reads members called ``model`` in JSON that is too large or too dense to be parsed.
+
+    Quotation marks within a text are escaped, so no prompt can look like such a member.
+    """
+
+    def __init__(self) -> None:
+        self._edge = b""
+        self._written: list[str] = []
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body."""
+        window = self._edge + data
+        self._edge = window[-_JSON_EDGE_BYTES:]
+        if b'"model"' in window:
+            found: list[bytes] = _IN_JSON.findall(window)
+            texts = (text.decode("utf-8", "replace") for text in _ends(found))
+            self._written = list(names_of((*self._written, *texts)))
+
+    def models(self) -> tuple[str, ...]:
+        """The models that were found by now."""
+        return tuple(self._written)
+
+
+def is_form(content_type: bytes) -> bool:
+    """Whether apps read a body as a form."""
+    kind = content_type.lower()
+    return any(form in kind for form in _FORMS)
+
+
+def form_readers(content_type: bytes, body: bytes) -> list[FormModels]:
+    """Readers of a multipart form, one for each boundary that it may have.
+
+    Args:
+        content_type: of the request.
+        body: its first bytes, whose first line is the boundary if the head names none.
+    """
+    if b"multipart/" not in content_type.lower():
+        return []
+    found = dict.fromkeys(quoted or plain for quoted, plain in _BOUNDARY.findall(content_type))
+    first = body[:_PART_HEAD_BYTES].lstrip().partition(b"\n")[0].rstrip()
+    if not found and first.startswith(b"--") and first.strip(b"-"):
+        found = {first.removeprefix(b"--"): None}
+    return [FormModels(boundary) for boundary in list(found)[:_BOUNDARIES_MAX]]
+
+
+def models_of_form(content_type: bytes, body: bytes) -> tuple[str, ...]:
+    """The models that a form names in what is known of it."""
+    readers = form_readers(content_type, body)
+    for reader in readers:
+        reader.feed(body)
+    found = [name for reader in readers for name in reader.models()]
+    if b"x-www-form-urlencoded" in content_type.lower():
+        found += models_of_query(body[:READ_BYTES_MAX])
+    return names_of(found)
+
+
+def models_of_body(
+    head: RequestHead, body: bytes, asked: LlmRequest | None, *, is_whole: bool
+) -> tuple[str, ...] | None:
+    """The models that a body names; None: it cannot be read so far that it is certain.
+
+    Args:
+        head: of the request.
+        body: as much of it as was read.
+        asked: what its JSON says; None: it is none, or was not read to its end.
+        is_whole: whether it was read to its end.
+    """
+    of_json = () if asked is None else asked.models
+    if is_form(head.content_type):
+        found = names_of((*of_json, *models_of_form(head.content_type, body)))
+        return found if found or is_whole else None
+    is_known = asked is not None or (not may_be_json(body) and (bool(body) or is_whole))
+    return names_of(of_json) if is_known else None
+
+
+def requested_models(head: RequestHead, of_body: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The models that a request may be of; none: it names none, or it is not known which.
+
+    Args:
+        head: of the request.
+        of_body: what its body names; None: that is not known. Then the path's names alone count: a client may
+            add a query string that its app does not read, but no path.
+    """
+    of_path = models_of_path(head.path)
+    if of_body is None:
+        return of_path
+    return tuple(dict.fromkeys((*of_body, *of_path, *models_of_query(head.query))))
