@@ -21,6 +21,7 @@ from meterkit.tokens.providers.cohere import COHERE
 from meterkit.tokens.providers.frameworks import LANGCHAIN, PYDANTIC_AI, parts_of, run_of
 from meterkit.tokens.providers.gemini import GEMINI
 from meterkit.tokens.providers.openai import OPENAI
+from meterkit.tokens.stream_models import StreamModels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,10 +123,11 @@ def events_of(obj: object) -> tuple[Table, ...]:
 class Reports:
     """The calls that an app reports object by object: responses, chunks and usage objects."""
 
-    __slots__ = ("_calls", "_ledger")
+    __slots__ = ("_calls", "_ledger", "_models")
 
     def __init__(self) -> None:
         self._ledger = Ledger()
+        self._models = StreamModels()
         self._calls: list[CallUsage] = []
 
     def take(self, report: Report) -> bool:
@@ -143,7 +145,7 @@ class Reports:
         """What the calls used: figures of a stream that were not the last are partial."""
         if not (self._calls or len(self._ledger)):
             return ()  # As with most requests, whose usage is read off the response.
-        calls = (*self._calls, *self._ledger.usages(complete=False))
+        calls = (*self._calls, *self._models.name(self._ledger.usages(complete=False)))
         # An app may hand in a response, and the usage object of it as well.
         named = [call for call in calls if call.response_id]
         return tuple(join_reports(named, [call for call in calls if not call.response_id]))
@@ -156,6 +158,8 @@ class Reports:
             self._calls += observed(event)
             return True
         if said is None:
+            if _is_piece(event):
+                self._models.note(event)
             known = event.get("type") == "ping" or any(api.recognises(event) for api in OBJECT_APIS)
             return known and _is_piece(event)
         # A whole response is a call of its own, whatever was reported before and will be after.

@@ -12,6 +12,7 @@ from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, rows, table
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, first_text, text_bytes
 from meterkit.tokens.providers import AUTO
+from meterkit.tokens.stream_models import StreamModels
 from meterkit.tokens.unread_figures import figure_path
 
 if TYPE_CHECKING:
@@ -60,9 +61,10 @@ class Observer:
     """
 
     __slots__ = (
-        *("_api", "_apis", "_asks", "_declared", "_ledger", "_looked", "_only_counted", "_outlives"),
+        *("_api", "_apis", "_asks", "_declared", "_ledger", "_looked", "_models", "_only_counted"),
         *(
             "_figures",
+            "_outlives",
             "_response_id",
             "_response_model",
             "_unreported_bytes",
@@ -77,6 +79,7 @@ class Observer:
         self._declared = declared
         self._api: Api | None = apis[0] if declared and len(apis) == 1 else None
         self._ledger = Ledger()
+        self._models = StreamModels()
         self._looked = 0
         # Paths of figures that no API has read, by whether the event is one of an API.
         self._figures: dict[bool, str] = {}
@@ -134,6 +137,8 @@ class Observer:
         if not self.decided:
             self._recognise(event)
         spoken = self._unreported_bytes > 0
+        if "response_metadata" in event:  # Of LangChain: the chunk with the figures names no model.
+            self._models.note(event)
         if not self.foreign:
             self._measure(event, measured)
         if not reports:
@@ -201,7 +206,7 @@ class Observer:
         noted: set[Note] = set(notes)
         if self._ledger.overflowed:
             noted.add("too_many_calls")
-        calls = self._ledger.usages(complete=whole)
+        calls = self._models.name(self._ledger.usages(complete=whole), self._response_model)
         if self._outlives is not None and not any(call.outlives for call in calls):
             return (self._outliving(),)
         if calls:

@@ -63,7 +63,8 @@ def parts_of(event: Table) -> Sequence[Table]:
     """
     if isinstance(event.get("raw_responses"), list):  # The result of a run of agents.
         found = (table(item) for item in rows(event["raw_responses"]))
-        return [_response_of(item) for item in found if item is not None]
+        model = _model_of_agents(event)
+        return [{**_response_of(item), "model": model} for item in found if item is not None]
     if event.get("type") == _MESSAGE_CHUNK and "usage_metadata" in event:
         return [{**event, "delta": _text_of(event)}]
     if "snapshot" in event:
@@ -99,6 +100,15 @@ def run_of(obj: object) -> Table | None:
         "model_name": last.get("model_name"),
         "provider_name": last.get("provider_name"),
     }
+
+
+def _model_of_agents(run: Table) -> str | None:
+    """The model of a run of agents; None: it is not known, or they have several."""
+    agents = [run.get("last_agent"), run.get("current_agent")]
+    agents += [dig(item, ("agent",)) for item in rows(run.get("new_items"))]
+    models = [dig(agent, ("model",)) for agent in agents]
+    names = {text(model) or text(dig(model, ("model",))) for model in models if model is not None}
+    return names.pop() if len(names) == 1 else None
 
 
 def _response_of(response: Table) -> Table:

@@ -1,0 +1,62 @@
+"""Models that pieces of a stream name, for the piece with the figures, which may name none. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from meterkit.tokens.json_values import dig, paths, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from meterkit.tokens.call_usage import CallUsage
+    from meterkit.tokens.json_values import Table
+
+_PLACES: Final = paths(
+    id="response_metadata.id id message.id response.id responseId response_id",
+    model=(
+        "response_metadata.model_name response_metadata.model model message.model response.model"
+        " modelVersion model_version"
+    ),
+)
+_STREAMS_MAX: Final = 1_000
+
+
+class StreamModels:
+    """The models of one or several streams, by the ids of their pieces."""
+
+    __slots__ = ("_by_id", "_names")
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, str] = {}
+        self._names: dict[str, None] = {}
+
+    def note(self, piece: Table) -> None:
+        """Take a piece of a stream, which may name its model."""
+        model = next(iter(_texts(piece, "model")), None)
+        if model is None or len(self._by_id) >= _STREAMS_MAX:
+            return
+        self._names[model] = None
+        for name in _texts(piece, "id"):
+            self._by_id[name] = model
+
+    def name(self, calls: Sequence[CallUsage], default: str | None = None) -> tuple[CallUsage, ...]:
+        """The calls, each with the model that a piece of the same id names.
+
+        Args:
+            calls: of the streams.
+            default: the model of a call that no piece belongs to, where the pieces name none or several.
+        """
+        only = next(iter(self._names)) if len(self._names) == 1 else None
+        return tuple(
+            call
+            if call.model is not None
+            else replace(call, model=self._by_id.get(call.response_id or "") or only or default)
+            for call in calls
+        )
+
+
+def _texts(piece: Table, what: str) -> Iterable[str]:
+    found = (text(dig(piece, path)) for path in _PLACES[what])
+    return (value for value in found if value is not None)
