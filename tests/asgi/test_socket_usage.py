@@ -59,13 +59,16 @@ async def talk(
     path: str,
     events: Sequence[Any],
     *,
-    received: Sequence[dict[str, Any]] = (),
+    received: Sequence[dict[str, Any] | str] = (),
     as_bytes: bool = False,
     query: str = "",
 ) -> None:
     """Open a websocket whose app sends events, and close it from the client's side."""
     coming: list[Message] = [{"type": "websocket.connect"}]
-    coming += [{"type": "websocket.receive", "text": json.dumps(one)} for one in received]
+    coming += [
+        {"type": "websocket.receive", "text": one if isinstance(one, str) else json.dumps(one)}
+        for one in received
+    ]
     coming.append({"type": "websocket.disconnect", "code": 1000})
 
     async def receive() -> Message:
@@ -189,6 +192,7 @@ routes:
   - {match: "WS /live", usage: openai}
   - {match: "WS /own", usage: openai, model: mini}
   - {match: "WS /any", usage: openai, model: any}
+  - {match: "WS /auto", usage: auto}
 plans:
   free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
 """
@@ -215,3 +219,119 @@ async def test_answers_over_a_websocket_cost_the_price_of_the_model_that_its_url
         await talk(at, path, [done("r1", 40, 10)], query=query)
         spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]
         assert spent == [10 * each * 10**6]
+
+
+def created(model: str | None, kind: str = "session.created", **more: Any) -> dict[str, Any]:
+    """The server's word on its session."""
+    return {"type": kind, "event_id": "e", "session": {"type": "realtime", "model": model, **more}}
+
+
+def update(model: str, **more: Any) -> dict[str, Any]:
+    """What a client of the Realtime API asks of its session."""
+    return {"type": "session.update", "session": {"model": model, **more}}
+
+
+TRANSCRIBED = {
+    "type": "conversation.item.input_audio_transcription.completed",
+    "item_id": "i1",
+    "transcript": "four",
+    "usage": {"type": "tokens", "input_tokens": 5, "output_tokens": 10, "total_tokens": 15},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "received", "sent", "each"),
+    [
+        # OpenAI's Realtime API: the server has the last word, and the client may change the session.
+        ("/live", "", [update("mini")], [done("r1", 1, 10)], [1]),
+        ("/live", "", [], [created("mini"), done("r1", 1, 10)], [1]),
+        ("/live", "model=opus", [update("opus")], [created("mini"), done("r1", 1, 10)], [1]),
+        ("/live", "model=mini", [update("mini")], [created("opus"), done("r1", 1, 10)], [20]),
+        (
+            "/live",
+            "",
+            [],
+            [created("mini"), done("r1", 1, 10), created("opus", "session.updated"), done("r2", 1, 10)],
+            [1, 20],
+        ),
+        ("/live", "", [], [created("mini"), created(None, "session.updated"), done("r1", 1, 10)], [1]),
+        ("/live", "model=mini", [update("opus")], [done("r1", 1, 10)], [20]),
+        ("/live", "model=opus", [update("mini")], [done("r1", 1, 10)], [20]),
+        ("/own", "", [update("opus")], [done("r1", 1, 10)], [1]),
+        (
+            "/live",
+            "",
+            [],
+            [{"type": "response.text.delta", "delta": '"session.created"'}, done("r1", 1, 10)],
+            [20],
+        ),
+        # Gemini Live: the client's first message.
+        ("/auto", "", [{"setup": {"model": "models/mini"}}], [said("x"), turn(1, 10)], [1]),
+        (
+            "/auto",
+            "",
+            [{"setup": {"model": "publishers/google/models/mini", "systemInstruction": "x" * 100_000}}],
+            [said("x"), turn(1, 10)],
+            [1],
+        ),
+        (
+            "/auto",
+            "",
+            [{"setup": {"model": "models/mini"}}, {"setup": {"model": "opus"}}],
+            [said("x"), turn(1, 10)],
+            [20],
+        ),
+        # What cannot be read, or is no model.
+        ("/live", "", [update("mini" + "x" * 2_000_000)], [done("r1", 1, 10)], [20]),
+        (
+            "/live",
+            "",
+            [{"setup": None}, {"session": "x"}, {"setup": {"model": 7}}],
+            [done("r1", 1, 10)],
+            [20],
+        ),
+    ],
+)
+async def test_answers_over_a_websocket_cost_the_model_of_their_session(
+    path: str,
+    query: str,
+    received: Sequence[dict[str, Any]],
+    sent: Sequence[dict[str, Any]],
+    each: Sequence[int],
+    store_url: str,
+) -> None:
+    """F-211."""
+    async with metered(provider, store_url, plans=PRICED) as at:
+        await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
+        await talk(at, path, sent, received=received, query=query)
+        spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]
+        assert sum(spent) == sum(10 * one * 10**6 for one in each)
+
+
+async def test_a_member_that_is_spelled_with_escapes_names_the_model_too(store_url: str) -> None:
+    async with metered(provider, store_url, plans=PRICED) as at:
+        await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
+        escaped = '{"se\\u0074up": {"mod\\u0065l": "models/mini"}}'
+        await talk(at, "/auto", [said("x"), turn(1, 10)], received=[escaped])
+        spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]
+        assert spent == [10 * 10**6]
+
+
+@pytest.mark.parametrize(
+    "session",
+    [
+        {"audio": {"input": {"transcription": {"model": "mini"}}}},
+        {"input_audio_transcription": {"model": "mini"}},
+    ],
+)
+@pytest.mark.parametrize("is_server", [False, True])
+async def test_what_the_client_says_costs_the_model_that_transcribes_it(
+    session: dict[str, Any], store_url: str, *, is_server: bool
+) -> None:
+    received = [] if is_server else [update("opus", **session)]
+    sent = [created("opus", **session)] if is_server else []
+    async with metered(provider, store_url, plans=PRICED) as at:
+        await at.kit.grants.add("acme", {"ai": 1000}, grant_id="one")
+        await talk(at, "/live", [*sent, TRANSCRIBED], received=received)
+        spent = [-line.quantity for line in await at.kit.grants.ledger("acme") if line.entry == "burn"]
+        assert spent == [10 * 10**6]

@@ -156,7 +156,7 @@ class FormModels:
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"--" + boundary
         self._parts_left = _PARTS_MAX
-        self._edge = b""
+        self._edge: bytes = b""
         self._written: list[str] = []
 
     def feed(self, data: bytes) -> None:
@@ -167,7 +167,7 @@ class FormModels:
         _, *parts = window.split(self._delimiter, self._parts_left)
         if len(parts) == self._parts_left:
             parts.pop()
-            self._parts_left, self._edge = 0, b""
+            self._parts_left = 0
         elif parts and len(parts[-1]) < _PART_HEAD_BYTES:
             self._edge = self._delimiter + parts.pop()
         else:
@@ -194,7 +194,7 @@ class JsonModels:
     """
 
     def __init__(self) -> None:
-        self._edge = b""
+        self._edge: bytes = b""
         self._written: list[str] = []
 
     def feed(self, data: bytes) -> None:

@@ -1,0 +1,353 @@
+"""A call whose answer names no model costs the price of the model that its request names."""
+
+from __future__ import annotations
+
+import gzip
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+import meterkit
+from asgi.test_llm_model_prices import give, spent
+from delivering import until
+from llm_apps import metered, read_all, stream_of, tokens
+from meterkit.catalog import loads
+from meterkit.errors import PlansError
+from tokens.recordings import compact
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  output_tokens: {unit: token}
+prices:
+  output:
+    default: 4 per 1000
+    models: {"mini*": 1 per 1000, "*.mini*": 1 per 1000, "opus*": 20 per 1000}
+credits:
+  ai: {costs: {output_tokens: prices.output}}
+routes:
+  - {match: "POST /reported", records: [output_tokens]}
+  - {match: "POST /silent"}
+  - match: "POST /held/{rest:path}"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+  - {match: "*", usage: openai}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
+"""
+USAGE: Final = {"prompt_tokens": 1, "completion_tokens": 10, "total_tokens": 11}
+ANSWER: Final = compact({"id": "1", "object": "chat.completion", "choices": [], "usage": USAGE})
+MINI, HIGHEST = 10_000, 200_000
+DEFAULT: Final = 40_000
+JSON: Final = "application/json"
+FORM: Final = "multipart/form-data; boundary=B"
+ENCODED: Final = "application/x-www-form-urlencoded"
+
+
+async def answer_json(scope: Scope, receive: Receive, send: Send) -> None:
+    """An answer of ten tokens that names no model."""
+    await read_all(receive)
+    del scope
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": ANSWER})
+
+
+def reporting(report: Callable[[], Awaitable[None]]) -> ASGIApp:
+    """An app that reports what it used itself."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read_all(receive)
+        await report()
+        del scope
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    return app
+
+
+async def post(
+    at: Served, path: str, content: bytes | AsyncIterator[bytes] = b"{}", kind: str = JSON, **headers: str
+) -> int:
+    answer = await at.client.post(path, content=content, headers={"content-type": kind, **headers})
+    lanes = at.kit.store.lanes.values()
+    await until(lambda: not any(lane.unsettled for lane in lanes))
+    return answer.status_code
+
+
+def part(name: str, value: str | bytes, *, more: str = "") -> bytes:
+    content = value.encode() if isinstance(value, str) else value
+    return b'--B\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n' % (
+        name.encode(),
+        more.encode(),
+        content,
+    )
+
+
+FILE: Final = part("file", b"\x00\xff--\r\n" * 900, more='; filename="speech.wav"')
+END: Final = b"--B--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "each"),
+    [
+        ("/model/us.anthropic.mini-v1:0/converse", MINI),
+        ("/model/us.anthropic.mini-v1%3A0/converse-stream", MINI),
+        ("/model/us.anthropic.mini-v1%253A0/invoke", MINI),
+        ("/api/v2/model/anthropic.mini-v1:0/invoke-with-response-stream", MINI),
+        ("/model/arn:aws:bedrock:us-east-1:123:inference-profile/us.anthropic.mini-v1:0/converse", MINI),
+        ("/model/arn:aws:bedrock:us-east-1:123:inference-profile%2Fus.anthropic.mini-v1:0/converse", MINI),
+        ("/model/arn:aws:bedrock:us-east-1::foundation-model%2Fanthropic.mini-v1:0/invoke", MINI),
+        ("/model/arn:aws:bedrock:us-east-1:1:provisioned-model%2Fmini/invoke", DEFAULT),
+        ("/v1//Model//anthropic.mini//Converse/", MINI),
+        ("/v1beta/models/mini-flash:generateContent", MINI),
+        ("/v1beta/models/mini-flash:streamGenerateContent?alt=sse", MINI),
+        ("/v1beta/models/mini-flash%3AembedContent", MINI),
+        ("/v1/projects/p/locations/l/publishers/anthropic/models/mini@20250514:rawPredict", MINI),
+        ("/v1beta/tunedModels/mini-1:generateContent", MINI),
+        ("/openai/deployments/mini/chat/completions?api-version=2026-01-01", MINI),
+        ("/v1/engines/mini/completions", MINI),
+        ("/v1/realtime/sessions?model=mini", MINI),
+        ("/v1/chat?deployment=mini", MINI),
+        ("/v1/chat?m%6fdel=m%69ni", MINI),
+        ("/v1/chat?model=%20mini%00", MINI),
+        ("/v1/chat?model=models%2Fmini", MINI),
+        # Several, one of which the app calls, and none.
+        ("/openai/deployments/mini/chat/completions?model=opus", HIGHEST),
+        ("/v1/chat?model=mini&model=opus", HIGHEST),
+        ("/v1/models/mini", HIGHEST),
+        ("/v1/chat?supermodel=mini", HIGHEST),
+        ("/model/mini/other", HIGHEST),
+        ("/v1/chat?model=" + "x" * 10_000, DEFAULT),
+        ("/model/" + "x" * 10_000 + "/converse", DEFAULT),
+        ("/v1/chat?model=%ff%fe", DEFAULT),
+    ],
+)
+async def test_the_path_and_the_query_name_the_model(path: str, each: int, store_url: str) -> None:
+    """F-211."""
+    async with metered(answer_json, store_url, plans=PLANS) as at:
+        await give(at, 100)
+        assert await post(at, path) == 200
+        assert await spent(at) == each
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "each"),
+    [
+        (FORM, part("model", "mini") + FILE + END, MINI),
+        (FORM, FILE + part("model", "mini") + part("language", "de") + END, MINI),
+        ('Multipart/Form-Data; charset=utf-8; Boundary="B"', FILE + part("model", "mini") + END, MINI),
+        (FORM, part("model", "mini").replace(b"\r\n", b"\n") + END, MINI),
+        (FORM, part("model", "mini").replace(b'"model"', b"model") + END, MINI),
+        (FORM, part("model", "mini", more='; filename="m.txt"') + END, MINI),
+        ("multipart/form-data", part("model", "mini") + END, MINI),
+        (FORM, part("model", "mini"), MINI),
+        (ENCODED, b"prompt=a&model=mini", MINI),
+        (ENCODED, b"prompt=a&m%6Fdel=mini+", MINI),
+        (JSON, b'{"model": "models/mini"}', MINI),
+        # A form's field is none of the file's bytes, and of several the dearest counts.
+        (FORM, part("file", b'\r\nname="model"\r\n\r\nopus\r\n') + part("model", "mini") + END, MINI),
+        (FORM, part("model", "mini") + part("model", "opus") + END, HIGHEST),
+        (FORM, part("model", "mini") * 3_000 + END, MINI),
+        (FORM, part("super-model", "mini") + part("models", "mini") + END, HIGHEST),
+        (FORM + "; boundary=" + "C" * 10_000, part("model", "mini") + END, MINI),
+        ("multipart/form-data; boundary=", b"", HIGHEST),
+        (FORM, part("a", part("model", "mini").replace(b"--B", b"--inner")) + END, HIGHEST),
+        (FORM, part("model", b"\xff\xfe") + END, DEFAULT),
+        (FORM, part("model", "x" * 10_000) + END, DEFAULT),
+        (ENCODED, b"model=mini&model=opus", HIGHEST),
+        (ENCODED, b"model=mini&" * 40_000, HIGHEST),
+        ("text/plain", b"model=mini", HIGHEST),
+    ],
+)
+async def test_the_body_names_the_model(kind: str, body: bytes, each: int, store_url: str) -> None:
+    """F-211."""
+    async with metered(answer_json, store_url, plans=PLANS) as at:
+        await give(at, 100)
+        assert await post(at, "/v1/audio/transcriptions", body, kind) == 200
+        assert await spent(at) == each
+
+
+async def test_a_form_names_its_model_behind_a_file_of_any_size(store_url: str) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield part("file", b"", more='; filename="a"').removesuffix(b"\r\n")
+        for _ in range(40):
+            yield b"\x00" * (64 << 10)
+        last = b"\r\n" + part("model", "mini") + END
+        yield last[:30]
+        yield last[30:]
+
+    async with metered(answer_json, store_url, plans=PLANS) as at:
+        await give(at, 100)
+        assert await post(at, "/v1/audio/transcriptions", pieces(), FORM) == 200
+        assert await spent(at) == MINI
+
+
+async def test_a_compressed_body_names_its_model(store_url: str) -> None:
+    async with metered(answer_json, store_url, plans=PLANS) as at:
+        await give(at, 100)
+        body = gzip.compress(b'{"model": "mini"}')
+        assert await post(at, "/v1/chat", body, **{"content-encoding": "gzip"}) == 200
+        assert await spent(at) == MINI
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body", "status"),
+    [
+        ("/held/model/mini/converse", JSON, b"{}", 200),
+        ("/held/model/opus/converse", JSON, b"{}", 402),
+        ("/held/v1", FORM, part("model", "mini") + END, 402),  # A form sets the ceiling aside.
+        ("/held/model/mini/converse?model=opus", JSON, b"{}", 402),
+        ("/held/model/mini/converse", JSON, b'{"model": "opus"}', 402),
+        ("/held/v1?model=mini", JSON, b"{}", 200),
+        ("/held/v1?model=mini", JSON, b'{"model": "opus"}', 402),
+    ],
+)
+async def test_i3_a_request_is_held_at_the_dearest_model_that_it_names(
+    path: str, kind: str, body: bytes, status: int, store_url: str
+) -> None:
+    async with metered(answer_json, store_url, plans=PLANS) as at:
+        await give(at, 1)
+        assert await post(at, path, body, kind) == status
+
+
+CHUNK: Final[dict[str, Any]] = {
+    "type": "AIMessageChunk",
+    "content": "a",
+    "id": "run-1",
+    "usage_metadata": None,
+}
+LANGCHAIN: Final[list[dict[str, Any]]] = [
+    {**CHUNK, "response_metadata": {"model_provider": "openai"}},
+    {**CHUNK, "response_metadata": {"finish_reason": "stop", "model_name": "mini"}},
+    {
+        **CHUNK,
+        "content": "",
+        "usage_metadata": {"input_tokens": 1, "output_tokens": 10, "total_tokens": 11},
+        "response_metadata": {},
+        "chunk_position": "last",
+    },
+]
+RUN: Final[dict[str, Any]] = {
+    "raw_responses": [
+        {
+            "output": [],
+            "usage": {"input_tokens": 1, "output_tokens": 10, "total_tokens": 11},
+            "response_id": "resp_1",
+        }
+    ],
+    "new_items": [],
+}
+
+
+async def report_usage_object() -> None:
+    meterkit.record_usage(USAGE)
+
+
+async def report_langchain_chunks() -> None:
+    for chunk in LANGCHAIN:
+        meterkit.record_usage(chunk)
+
+
+async def tap_langchain_chunks() -> None:
+    async for _ in meterkit.tap(stream_of(LANGCHAIN)):
+        pass
+
+
+async def report_run_of_agents() -> None:
+    meterkit.record_usage(RUN)
+
+
+async def report_run_of_an_agent_with_a_model() -> None:
+    meterkit.record_usage({**RUN, "last_agent": {"name": "a", "model": {"model": "mini"}}})
+
+
+@pytest.mark.parametrize("path", ["/reported", "/silent", "/v1/chat"])
+@pytest.mark.parametrize(
+    ("report", "asked", "each"),
+    [
+        (report_usage_object, "mini", MINI),
+        (report_usage_object, None, HIGHEST),
+        (report_run_of_agents, "mini", MINI),
+        # What names its model itself goes by that.
+        (report_run_of_an_agent_with_a_model, "opus", MINI),
+        (report_langchain_chunks, "opus", MINI),
+        (tap_langchain_chunks, "opus", MINI),
+    ],
+)
+async def test_what_the_app_reports_costs_the_model_of_the_request(
+    report: Callable[[], Awaitable[None]], asked: str | None, each: int, path: str, store_url: str
+) -> None:
+    """F-211."""
+    async with metered(reporting(report), store_url, plans=PLANS) as at:
+        await give(at, 100)
+        body = compact({} if asked is None else {"model": asked})
+        assert await post(at, path, body) == 200
+        assert await spent(at) == each
+
+
+async def test_a_captured_usage_object_costs_the_model_of_the_reservation(store_url: str) -> None:
+    async with metered(answer_json, store_url, plans=PLANS) as at:
+        await give(at, 100)
+        async with at.kit.reserve("acme", {"output_tokens": 100}, model="mini") as held:
+            await held.capture({"object": "chat.completion", "choices": [], "usage": USAGE})
+        assert await spent(at) == MINI
+
+
+PROVIDERS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  output_tokens: {unit: token}
+  grok: {unit: token, from: output_tokens, where: {provider: x-ai}}
+routes:
+  - {match: "POST /read", usage: openai, provider: x-ai}
+  - {match: "POST /other", usage: openai}
+  - {match: "POST /reported", records: [output_tokens], provider: x-ai}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+
+
+@pytest.mark.parametrize(("path", "counted"), [("/read", 10), ("/other", 0)])
+async def test_calls_of_a_route_are_of_the_provider_that_it_names(
+    path: str, counted: int, store_url: str
+) -> None:
+    """F-210."""
+    async with metered(answer_json, store_url, plans=PROVIDERS) as at:
+        assert await post(at, path) == 200
+        assert (10, counted) == await tokens(at.kit, "output_tokens", "grok")
+
+
+async def test_calls_that_the_app_reports_are_of_the_provider_of_their_route(store_url: str) -> None:
+    async with metered(reporting(report_usage_object), store_url, plans=PROVIDERS) as at:
+        assert await post(at, "/reported") == 200
+        assert (10, 10) == await tokens(at.kit, "output_tokens", "grok")
+
+
+@pytest.mark.parametrize(
+    ("route", "message"),
+    [
+        ("usage: openai, provider: xai", "the price table has no provider 'xai'; it has: anthropic, arcee"),
+        ("usage: openai, provider: xai", "did you mean 'x-ai'?"),
+        ("usage: openai, provider: X-AI", "allowed: a provider as the price table names it"),
+        ("provider: x-ai", "add `usage: auto`, or remove it"),
+        ("exempt: true, provider: x-ai", "an exempt route is not decided, so `provider` has no effect"),
+    ],
+)
+def test_a_provider_that_no_price_can_go_by_is_refused(route: str, message: str) -> None:
+    with pytest.raises(PlansError) as caught:
+        loads(PROVIDERS.replace("usage: openai, provider: x-ai", route, 1))
+    assert message in str(caught.value)
