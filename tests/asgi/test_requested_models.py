@@ -123,7 +123,7 @@ END: Final = b"--B--\r\n"
         ("/v1/chat?m%6fdel=m%69ni", MINI),
         ("/v1/chat?model=%20mini%00", MINI),
         ("/v1/chat?model=models%2Fmini", MINI),
-        # Several, one of which the app calls, and none.
+        # Several names, and none.
         ("/openai/deployments/mini/chat/completions?model=opus", HIGHEST),
         ("/v1/chat?model=mini&model=opus", HIGHEST),
         ("/v1/models/mini", HIGHEST),

@@ -96,7 +96,7 @@ class LearnedRoutes:
             )
 
     def learn_alias(self, route: Route, answered: str, requested_models: Callable[[], Sequence[str]]) -> None:
-        """Have requests for a model ask for the limits of the model that answered one, from now on.
+        """Note the model that answered a request: requests like it ask for its limits from now on.
 
         Only where that matters: most providers answer with a longer name of the same model.
 

@@ -120,7 +120,7 @@ def _value(encoded: bytes) -> str:
 
 
 class RequestHead(NamedTuple):
-    """What the head of a request says of its model.
+    """The parts of a request's head that may name its model.
 
     Attributes:
         path: decoded once.
