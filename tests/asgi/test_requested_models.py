@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from genai_prices import Usage, calc_price
 
 import meterkit
 from asgi.test_llm_model_prices import give, spent
@@ -303,6 +305,77 @@ async def test_a_captured_usage_object_costs_the_model_of_the_reservation(store_
         async with at.kit.reserve("acme", {"output_tokens": 100}, model="mini") as held:
             await held.capture({"object": "chat.completion", "choices": [], "usage": USAGE})
         assert await spent(at) == MINI
+
+
+MONEY: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  output_tokens: {unit: token}
+credits:
+  usd: {unit: money, costs: {tokens: provider_prices}}
+routes:
+  - {match: "POST /v1/grok", usage: openai, provider: x-ai}
+  - {match: "POST /model/{rest:path}", usage: openai, provider: aws}
+  - match: "POST /held/{rest:path}"
+    usage: openai
+    provider: x-ai
+    reserve: {output_tokens: {from: max_tokens, default: 1_000_000, ceiling: 1_000_000}}
+  - {match: "*", usage: openai}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+
+
+def price_of(provider: str, model: str) -> int:
+    """What the package says that the answer costs, in whole micro-dollars."""
+    used = Usage(input_tokens=1, output_tokens=10)
+    found = calc_price(used, model, provider_id=provider, genai_request_timestamp=datetime.now(UTC))
+    return int(found.total_price * 10**6)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "provider", "model"),
+    [
+        ("/v1/grok", b'{"model": "grok-4-0709"}', "x-ai", "grok-4-0709"),
+        (
+            "/model/us.anthropic.claude-sonnet-4-20250514-v1:0/converse",
+            b"{}",
+            "aws",
+            "us.anthropic.claude-sonnet-4-20250514-v1:0",
+        ),
+        ("/v1/chat?model=gpt-4o-mini", b"{}", "openai", "gpt-4o-mini"),
+        # Of several the dearest one that has a price, in whatever order they stand.
+        ("/v1/chat?model=gpt-4o&model=gpt-4o-mini", b'{"model": "my-model"}', "openai", "gpt-4o"),
+        ("/v1/chat?model=gpt-4o-mini", b'{"model": "gpt-4o"}', "openai", "gpt-4o"),
+        ("/v1/chat?model=gpt-4o", b'{"model": "gpt-4o-mini"}', "openai", "gpt-4o"),
+        (
+            "/v1/chat",
+            b'{"model": "gpt-4o-mini", "x": "' + b"x" * 1_500_000 + b'", "model": "gpt-4o"}',
+            "openai",
+            "gpt-4o",
+        ),
+    ],
+)
+async def test_a_balance_in_money_pays_the_price_of_the_requested_model(
+    path: str, body: bytes, provider: str, model: str, store_url: str
+) -> None:
+    """F-210, F-211."""
+    async with metered(answer_json, store_url, plans=MONEY) as at:
+        await at.kit.grants.add("acme", {"usd": 1}, grant_id="one")
+        assert await post(at, path, body) == 200
+        assert await spent(at) == price_of(provider, model)
+
+
+@pytest.mark.parametrize(("dollars", "status"), [(1, 402), (30, 200)])
+async def test_money_is_held_at_the_price_of_the_provider_of_the_route(
+    dollars: int, status: int, store_url: str
+) -> None:
+    """F-210. A million tokens of Grok 4 cost 15 dollars."""
+    async with metered(answer_json, store_url, plans=MONEY) as at:
+        await at.kit.grants.add("acme", {"usd": dollars}, grant_id="one")
+        assert await post(at, "/held/v1", b'{"model": "grok-4-0709"}') == status
 
 
 PROVIDERS: Final = """

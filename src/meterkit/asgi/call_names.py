@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from meterkit.decisions.periods import from_ms
-from meterkit.tokens.charging import charged_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,11 +54,9 @@ def dearest_name(call: CallUsage, names: Sequence[str], compiled: CompiledCatalo
     at = from_ms(compiled.now_ms())
     costs = compiled.costs()
 
-    def cost_at(name: str) -> tuple[Fraction | int, Fraction | int, int]:
-        named = replace(call, model=name)
-        charged = sum(charged_of(compiled.charges, named, at).values())
-        cost = 0 if costs is None else sum(costs.of(named, at).values())
-        return charged, cost, _derived_meters(name, compiled)
+    def cost_at(name: str) -> tuple[Fraction | int, int]:
+        cost = 0 if costs is None else sum(costs.of(replace(call, model=name), at).values())
+        return cost, _derived_meters(name, compiled)
 
     return max(names, key=cost_at)
 

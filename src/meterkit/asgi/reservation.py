@@ -200,7 +200,9 @@ def reservation(
         held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
     if at is not None and (left := held.get("output_tokens")) is not None:
         for meter, one in charges.items():
-            held[meter] = one.held(models, route.usage, entered=entered, left=left, at=at)
+            held[meter] = one.held(
+                models, route.usage, entered=entered, left=left, at=at, provider=route.provider
+            )
     return RequestReservation(held, models, _problem(route, asked))
 
 
