@@ -231,6 +231,7 @@ def update(model: str, **more: Any) -> dict[str, Any]:
     return {"type": "session.update", "session": {"model": model, **more}}
 
 
+MANY = [f"{'_' * n}model" for n in range(1, 40)]
 TRANSCRIBED = {
     "type": "conversation.item.input_audio_transcription.completed",
     "item_id": "i1",
@@ -282,6 +283,20 @@ TRANSCRIBED = {
             [20],
         ),
         # What cannot be read, or is no model.
+        (
+            "/live",
+            "model=mini",
+            [{"setup": {"model": "models/mini"}, "x": [[0]] * 20_000}],
+            [done("r1", 1, 10)],
+            [20],
+        ),
+        (
+            "/live",
+            "",
+            [{"setup": {**dict.fromkeys(MANY, "mini"), "model": "mini"}}],
+            [done("r1", 1, 10)],
+            [1],
+        ),
         ("/live", "", [update("mini" + "x" * 2_000_000)], [done("r1", 1, 10)], [20]),
         (
             "/live",

@@ -26,7 +26,7 @@ from meterkit.store.read_reply import decision_of
 from meterkit.store.replies import ALLOWED
 from meterkit.store.settlement import Settlement, settlement_of
 from meterkit.store.views import PreparedDecision
-from meterkit.tokens.requested_model import names_of, requested_models
+from meterkit.tokens.requested_model import requested_models
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
@@ -104,7 +104,8 @@ class WebSocketExchange(Exchange):
         if session is not None and session.current is not None:
             return (session.current,)
         asked = () if session is None else session.asked
-        return self._route.models(names_of((*asked, *requested_models(head_of(self._scope), ()))))
+        of_url = requested_models(head_of(self._scope), ())
+        return self._route.models(tuple(dict.fromkeys((*asked, *of_url))))
 
     async def _decided_message(self) -> Message:
         message, lane = self._seen(await self.server_receive()), self._lane

@@ -121,7 +121,11 @@ class LlmRequest:
         Args:
             field: a member's name, or a dotted path.
         """
-        return [value for _, value in self._at(field) if isinstance(value, str) and value]
+        first, *path = map(_folded, field.split("."))
+        found = self._named.get(first, _NONE)
+        for name in path:
+            found = [inner for outer in found[:_ALIKE_MAX] for inner in _members(outer, name)]
+        return [value for _, value in found if isinstance(value, str) and value]
 
     def limit(self, field: str, *, default: int) -> int:
         """The most that an app may take a field for; never less than the default, unless it says so itself.

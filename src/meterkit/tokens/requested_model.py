@@ -67,7 +67,7 @@ def plain_name(written: str) -> str | None:
         name = "".join(letter for letter in name if letter.isprintable())
     found = _RESOURCE.fullmatch(name.strip())
     name = name.strip() if found is None else (found["google"] or found["aws"])
-    return name[:NAME_CHARS_MAX] or None
+    return name[:NAME_CHARS_MAX].strip() or None
 
 
 def names_of(written: Iterable[str]) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.json_values import dig, load, table, text
-from meterkit.tokens.request import READ_BYTES_MAX, read_request
-from meterkit.tokens.requested_model import names_of, plain_name
+from meterkit.tokens.request import READ_BYTES_MAX, may_be_json, read_request
+from meterkit.tokens.requested_model import JsonModels, names_of, plain_name
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
@@ -28,27 +28,33 @@ class SessionModels:
 
     Attributes:
         asked: the models of answers that the client has named so far. It may name several, and the server may
-            ignore each.
+            ignore each. One of them is the empty text where a message could only be searched.
         current: the model that the server has last named; None: it has named none.
     """
 
-    __slots__ = ("_asked_transcription", "_transcription", "asked", "current")
+    __slots__ = ("_asked_transcriptions", "_transcription", "asked", "current")
 
     def __init__(self) -> None:
         self.asked: tuple[str, ...] = ()
         self.current: str | None = None
-        self._asked_transcription: str | None = None
+        self._asked_transcriptions: frozenset[str] = frozenset()
         self._transcription: str | None = None
 
     def received(self, data: bytes) -> None:
         """Take a message of the client's."""
-        request = read_request(data) if any(mark in data for mark in _ASKS) else None
-        if request is None:
+        if not (any(mark in data for mark in _ASKS) and may_be_json(data)):
             return
-        self.asked = names_of((*self.asked, *(name for field in _ASKED for name in request.texts(field))))
-        for path in _TRANSCRIPTION:
-            for name in request.texts(".".join(("session", *path))):
-                self._asked_transcription = plain_name(name)
+        request = read_request(data)
+        if request is None:
+            search = JsonModels()
+            search.feed(data)
+            self.asked = (*names_of((*self.asked, *search.models())), "")
+            return
+        named = names_of((*self.asked, *(name for field in _ASKED for name in request.texts(field))))
+        self.asked = (*named, "") if "" in self.asked else named
+        if len(self._asked_transcriptions) <= 1:
+            fields = (".".join(("session", *path)) for path in _TRANSCRIPTION)
+            self._asked_transcriptions |= {name for field in fields for name in request.texts(field)}
 
     def sent(self, data: bytes) -> None:
         """Take a message of the server's."""
@@ -70,7 +76,8 @@ class SessionModels:
         kind = event.get("type")
         if not isinstance(kind, str) or _TRANSCRIBED not in kind:
             return None
-        return self._transcription or self._asked_transcription
+        asked = self._asked_transcriptions
+        return self._transcription or (plain_name(next(iter(asked))) if len(asked) == 1 else None)
 
 
 def _name(session: Table, path: tuple[str, ...]) -> str | None:
