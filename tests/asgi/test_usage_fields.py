@@ -9,7 +9,9 @@ import pytest
 
 from asgi.test_llm_estimates import ask
 from llm_apps import PLANS, answering, metered, tokens
+from metering import http_scope, no_more
 from meterkit import PlansError
+from meterkit.asgi.kept_request import KeptRequest
 from meterkit.asgi.reading import Reading
 from meterkit.catalog import Route, loads
 from tokens.packing import pack
@@ -110,7 +112,7 @@ async def test_an_answer_that_was_cut_is_not_told_to_lack_a_figure() -> None:
     told: list[str] = []
     route = Route(match="*", method=None, path=None, usage="fields", usage_fields={"searches": ("used",)})
     for gone, complete in ((True, False), (False, False), (False, True)):
-        reading = Reading(route, complain=told.append)
+        reading = Reading(route, KeptRequest(http_scope("/"), no_more), complain=told.append)
         reading.begin({"type": "http.response.start", "status": 200, "headers": []})
         reading.read(b'{"text": 1}')
         await reading.catch_up(complete=complete)

@@ -6,20 +6,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.json_values import dig, paths, text
+from meterkit.tokens.layout import CALL_ID, CALL_MODEL, first_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.json_values import Table
 
-_PLACES: Final = paths(
-    id="response_metadata.id id message.id response.id responseId response_id",
-    model=(
-        "response_metadata.model_name response_metadata.model model message.model response.model"
-        " modelVersion model_version"
-    ),
+_LANGCHAIN: Final = paths(
+    id="response_metadata.id", model="response_metadata.model_name response_metadata.model"
 )
+_IDS: Final = (*_LANGCHAIN["id"], *CALL_ID)
+_MODELS: Final = (*_LANGCHAIN["model"], *CALL_MODEL)
 _STREAMS_MAX: Final = 1_000
 
 
@@ -34,12 +33,13 @@ class StreamModels:
 
     def note(self, piece: Table) -> None:
         """Take a piece of a stream, which may name its model."""
-        model = next(iter(_texts(piece, "model")), None)
+        model = first_text(piece, _MODELS)
         if model is None or len(self._by_id) >= _STREAMS_MAX:
             return
         self._names[model] = None
-        for name in _texts(piece, "id"):
-            self._by_id[name] = model
+        for path in _IDS:
+            if (name := text(dig(piece, path))) is not None:
+                self._by_id[name] = model
 
     def name(self, calls: Sequence[CallUsage], default: str | None = None) -> tuple[CallUsage, ...]:
         """The calls, each with the model that a piece of the same id names.
@@ -55,8 +55,3 @@ class StreamModels:
             else replace(call, model=self._by_id.get(call.response_id or "") or only or default)
             for call in calls
         )
-
-
-def _texts(piece: Table, what: str) -> Iterable[str]:
-    found = (text(dig(piece, path)) for path in _PLACES[what])
-    return (value for value in found if value is not None)
