@@ -33,7 +33,7 @@ _LATE_BYTES_MAX: Final = 64 << 10
 
 
 def head_of(scope: Scope) -> RequestHead:
-    """What the head of a request says of its model."""
+    """The parts of a request's head that may name its model."""
     kinds = b",".join(header_of(scope, b"content-type"))
     return RequestHead(scope["path"], scope.get("query_string", b""), kinds)
 
@@ -111,10 +111,10 @@ class KeptRequest:
         is_whole = is_whole and size <= len(body)
         found = models_of_body(head, body, read_request(body) if is_whole else None, is_whole=is_whole)
         if found is None or self._rest:
-            found = self._searched(head, body, found or ())
+            found = self._search_models(head, body, found or ())
         return requested_models(head, found)
 
-    def _searched(self, head: RequestHead, body: bytes, known: Sequence[str]) -> tuple[str, ...]:
+    def _search_models(self, head: RequestHead, body: bytes, known: Sequence[str]) -> tuple[str, ...]:
         """The models that a search finds in a body that cannot be parsed, and those that are known."""
         readers = self._rest
         if not readers and not is_form(head.content_type):
@@ -130,5 +130,5 @@ class KeptRequest:
             head, kept = head_of(self._scope), self.head()[0]
             kind = head.content_type
             of_form = models_of_form(kind, kept) if is_form(kind) else ()
-            self._named = self._searched(head, kept, of_form)
+            self._named = self._search_models(head, kept, of_form)
             self._body, self._buffered, self._rest = None, None, ()
