@@ -169,12 +169,25 @@ async def test_an_error_within_is_not_heard_of_by_the_app(
     assert "reading token usage off a websocket failed" in caplog.text
 
 
+async def test_figures_that_nothing_reads_are_warned_of_once(
+    store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    unread = {"type": "turn.end", "stats": {"prompt_tokens": 9, "answer_tokens": 4}}
+    async with metered(provider, store_url, plans=SOCKETS) as at:
+        await talk(at, "/auto", [unread, done("r1", 40, 10)])
+        await talk(at, "/auto", [said("Hi"), turn(5, 4), unread])
+    warned = [line for line in caplog.messages if "does not read" in line]
+    assert len(warned) == 1
+    assert "WS /auto: a response has a token figure at 'stats.prompt_tokens'" in warned[0]
+
+
 def test_answers_that_were_counted_are_remembered_up_to_a_bound() -> None:
     counted: list[str | None] = []
     usage = SocketUsage(
         "openai",
         count=lambda calls: counted.extend(call.response_id for call in calls),
         complain=pytest.fail,
+        report_unread=pytest.fail,
     )
     for n in (*range(1_001), 1_000, 0):
         usage.sent({"type": "websocket.send", "text": json.dumps(done(f"r{n}", 1, 1))})

@@ -13,6 +13,7 @@ from meterkit.tokens.layout import may_report
 from meterkit.tokens.observer import Observer
 from meterkit.tokens.providers import BY_NAME
 from meterkit.tokens.session_models import SessionModels
+from meterkit.tokens.unread_figures import may_have_figures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ class SocketUsage:
         usage: the route's word.
         count: takes the calls whose figures have come.
         complain: takes what went wrong within; the app never hears of it.
+        report_unread: takes, at the end, the path of a token figure that was not read.
 
     Attributes:
         session: the models that the messages name.
@@ -46,9 +48,11 @@ class SocketUsage:
     usage: str
     count: Callable[[Sequence[CallUsage]], None]
     complain: Callable[[str], None]
+    report_unread: Callable[[str], None]
     session: SessionModels = field(default_factory=SessionModels, init=False)
     _declared: bool = field(init=False)
     _input_tokens: int = field(default=0, init=False)
+    _unread: str | None = field(default=None, init=False)
     _seen: dict[str, None] = field(default_factory=dict[str, None], init=False)
     _observer: Observer | None = field(init=False)
 
@@ -64,7 +68,7 @@ class SocketUsage:
         data = _data_of(message)
         with Contained(self._break):
             self.session.sent(data)
-        reports = may_report(data)
+        reports = may_report(data) or may_have_figures(data)
         if not reports and not any(mark in data for mark in _SAYS):
             return
         if len(data) > _BYTES_MAX or (not reports and any(mark in data for mark in _MEDIA)):
@@ -87,6 +91,7 @@ class SocketUsage:
         observer.observe(event)
         calls = [call for call in observer.close(complete=False, notes=()) if call.source == "reported"]
         if calls:
+            self._unread = self._unread or observer.unread_figure
             self._observer = self._new_observer()
             self._input_tokens = 0
             model = self.session.transcription_of(event)
@@ -117,6 +122,9 @@ class SocketUsage:
         if observer is None:
             return
         with Contained(self._break):
+            unread = self._unread or observer.unread_figure
+            if unread is not None:
+                self.report_unread(unread)
             calls = observer.close(complete=False, notes=())
             tokens = observer.estimated_output_tokens
             if not calls and tokens:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.asgi.call_amounts import used_by_model
 from meterkit.asgi.exchange import Exchange
 from meterkit.asgi.kept_request import head_of
+from meterkit.asgi.logs import warn_of_unread
 from meterkit.asgi.outcome import outcome_of
 from meterkit.asgi.problems import POLICY_VIOLATION
 from meterkit.asgi.socket_usage import SocketUsage
@@ -68,10 +69,14 @@ class WebSocketExchange(Exchange):
         self._has_closed = self._is_closed = False  # By the app, and here.
         self._timer: TimerHandle | None = None
         self._next: Task[Message] | None = None
-        usage = self._route.usage
-        self._usage = (
-            None if usage == "none" else SocketUsage(usage, count=self._count_calls, complain=self.warn)
-        )
+        self._usage = None
+        if self._route.usage != "none":
+            self._usage = SocketUsage(
+                self._route.usage,
+                count=self._count_calls,
+                complain=self.warn,
+                report_unread=partial(warn_of_unread, self._store, self._route),
+            )
         self._look_later()
 
     async def receive(self) -> Message:
