@@ -86,11 +86,13 @@ class RequestReservation(NamedTuple):
         quantities: by meter.
         models: that the request names; none where it names none, or cannot be read.
         problem: refuses the request whatever its customer has left.
+        free: money meters that the request certainly adds nothing to.
     """
 
     quantities: dict[str, int]
     models: Sequence[str] = ()
     problem: RequestProblem | None = None
+    free: frozenset[str] = frozenset()
 
 
 async def reserving(
@@ -126,7 +128,7 @@ async def reserving(
             at=from_ms(compiled.now_ms()) if compiled.charges else None,
             head=head_of(body.scope),
         )
-    quantities, models, problem = found
+    quantities, models, problem, free = found
     if route.storage_meter is not None:
         announced = announced_bytes(body)
         if announced is not None:
@@ -135,7 +137,7 @@ async def reserving(
     def prepare(view: CustomerView, mode: str) -> PreparedDecision:
         if not (quantities or route.reserve or route.reads_model):
             return view.prepare(route, mode)
-        decided = prepare_reserving(view, route, quantities, mode, models=models)
+        decided = prepare_reserving(view, route, quantities, mode, models=models, free=free)
         if problem is not None and decided.shadow and decided.waived is None:
             decided.waived = _refusal(view, problem)
         return decided
@@ -187,8 +189,15 @@ def reservation(
         asked = read_request(body) if body else LlmRequest()
     of_body = models_of_body(head, body, asked, is_whole=is_whole)
     models = route.models(requested_models(head, of_body))
+    free = frozenset[str]()
+    if at is not None:
+        free = frozenset(
+            name
+            for name, one in charges.items()
+            if one.is_free(models, route.usage, at, provider=route.provider)
+        )
     if not route.reserve:
-        return RequestReservation({}, models)
+        return RequestReservation({}, models, free=free)
     held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}
     wants_input = bool(charges) or "input_tokens" in counters or "total_tokens" in counters
     entered = held.get("input_tokens")
@@ -199,11 +208,11 @@ def reservation(
     if "total_tokens" in counters and "total_tokens" not in held:
         held["total_tokens"] = min(entered + held.get("output_tokens", 0), QUANTITY_MAX)
     if at is not None and (left := held.get("output_tokens")) is not None:
-        for meter, one in charges.items():
-            held[meter] = one.held(
+        for meter in charges.keys() - free:
+            held[meter] = charges[meter].held(
                 models, route.usage, entered=entered, left=left, at=at, provider=route.provider
             )
-    return RequestReservation(held, models, _problem(route, asked))
+    return RequestReservation(held, models, _problem(route, asked), free)
 
 
 def _problem(route: Route, asked: LlmRequest | None) -> RequestProblem | None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from fractions import Fraction
 
+_FREE_PERCENT: Final = -100
 _SPECIAL: Final = frozenset("?[")
 
 
@@ -87,6 +88,11 @@ class ProviderPrices:
 
     markup_percent: int = 0
     models: tuple[tuple[str, Mapping[str, Fraction]], ...] = ()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no call is charged anything, whatever its model."""
+        return self.markup_percent == _FREE_PERCENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from meterkit.decisions.policies import (
 from meterkit.decisions.spending import Spending
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Route
     from meterkit.decisions.at_model import AtModel
@@ -261,7 +261,9 @@ def reported_parts(entitlement: Entitlement, meter: Meter) -> tuple[int, int]:
     return int(stripe.report == "usage"), int(entitlement.overage.mode == "bill")
 
 
-def demands_of(route: Route, catalog: Catalog, models: Sequence[str] = ()) -> dict[str, Demand]:
+def demands_of(
+    route: Route, catalog: Catalog, models: Sequence[str] = (), free: Collection[str] = ()
+) -> dict[str, Demand]:
     """Demands of a route on each meter before the app runs.
 
     Of what its requests add to by a quantity that is not known yet, something must be left.
@@ -270,10 +272,13 @@ def demands_of(route: Route, catalog: Catalog, models: Sequence[str] = ()) -> di
         route: the route.
         catalog: what is sold.
         models: that the request names; none: any may answer it.
+        free: money meters that the request certainly adds nothing to.
     """
     demands = {name: Demand.of(taken) for name, taken in route.consume.items()}
     demands.update({name: Demand.of(growth) for name, growth in route.grow.items() if growth})
     for name, key in additions_of(route, catalog.meters, models).items():
-        if key != "per_message":  # Each message asks for these itself.
+        charges = catalog.meters[name].charges
+        is_free = name in free or (charges is not None and charges.is_free)
+        if key != "per_message" and not is_free:  # Each message asks for these itself.
             demands.setdefault(name, ASK_ONLY)
     return demands

@@ -12,7 +12,7 @@ from meterkit.redis.connection import pack_each
 from meterkit.store.views import PreparedDecision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Route
     from meterkit.decisions.at_model import AtModel
@@ -30,6 +30,7 @@ class PreparedReservation:
         meters: whose quantities are reserved.
         at: what follows from its model.
         models: that the request names.
+        free: money meters that the request certainly adds nothing to.
 
     Attributes:
         bound: what the program comes to with quantities.
@@ -44,8 +45,9 @@ class PreparedReservation:
         meters: Iterable[str],
         at: AtModel,
         models: Sequence[str],
+        free: Collection[str] = (),
     ) -> None:
-        self._demands = demands = demands_of(route, view.cache.catalog, models)
+        self._demands = demands = demands_of(route, view.cache.catalog, models, free)
         self._view = view
         self._route = route
         self._at = at
@@ -96,6 +98,7 @@ def prepare_reserving(
     mode: str = "d",
     *,
     models: Sequence[str] = (),
+    free: frozenset[str] = frozenset(),
 ) -> PreparedDecision:
     """The decision about a route that sets quantities aside until the true ones are known.
 
@@ -106,6 +109,7 @@ def prepare_reserving(
         mode: of the decision script.
         models: that the request names: meters derived from those and listed in the plan limit it, too;
             credits are held at the price of the model, at the highest where there is none or several.
+        free: money meters that the request certainly adds nothing to.
     """
     reserved: dict[str, int] = dict(quantities)
     limited = models
@@ -116,6 +120,6 @@ def prepare_reserving(
     at = held_at(models, view.prepaid, quantities, view.entitlements, holds_rows=rows)
     reserved |= {row: quantities[name] + route.consume.get(name, 0) for name, row in at.rows.items()}
     asked = demands_of(route, view.cache.catalog, limited) if view.cache.derives else ()
-    key = ("reserve", id(route), *asked, "", *reserved, *at.key)
-    prepared = view.once(key, lambda: PreparedReservation(view, route, reserved, at, limited))
+    key = ("reserve", id(route), free, *asked, "", *reserved, *at.key)
+    prepared = view.once(key, lambda: PreparedReservation(view, route, reserved, at, limited, free))
     return prepared.bind(reserved, mode)

@@ -141,6 +141,18 @@ class Charges:
         )
         return min(ceil(self._factor * max(costs, default=Fraction(0))), QUANTITY_MAX)
 
+    def is_free(
+        self, models: Sequence[str], usage: str, at: datetime, *, provider: str | None = None
+    ) -> bool:
+        """Whether a call certainly costs nothing, whichever of the models it is of; see :meth:`held`.
+
+        No model named, or one without a known price: the response may name one that has a price.
+        """
+        if not self._factor:
+            return True
+        found = [self.prices(model, provider or _SHAPES.get(usage), at, STANDARD) for model in models]
+        return bool(found) and all(one is not None and one.is_free for one in found)
+
     def _say_unpriced(self, model: str) -> None:
         if model not in self._unpriced and len(self._unpriced) < _NAMES_LOGGED:
             self._unpriced.add(model)
