@@ -3,7 +3,7 @@
 --
 -- KEYS[1] hash  the ledger of the customer's grants
 -- ARGV  1 the credit's target   2 what to do: begin, paid, failed, none, bought, on or off
---       3 the id of the event that asks for it; of bought the one that began it, empty: the customer did
+--       3 the id of the event that asks for it, with +N behind it for the Nth top-up; of bought the one that began it, empty: the customer did
 --       4 the month   5 how many there may be in it
 --       6 after how long another event takes one over that has begun and not ended (ms)   last: the caller's clock (ms)
 -- The field "auto TARGET" has: the state, the month, how many there were in it, when the last began (ms), by which event
@@ -33,7 +33,8 @@ if what == 'begin' then
     return (last == event or now - began >= patience_ms + 0) and {1, of, last} or {0}
   end
   local number = of == month and count + 1 or 1
-  if state ~= 'paid' or last == event or number > most + 0 then
+  local was_asked = last == event or last and string.match(last, '^(.*)%+%d+$') == event
+  if state ~= 'paid' or was_asked or number > most + 0 then
     return {0}
   end
   of, began, last = month, now, event

@@ -14,6 +14,7 @@ from meterkit.subscriptions.auto_state import step
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
+    from meterkit.catalog.model_prices import AutoTopUp
     from meterkit.store.store import Store
     from meterkit.subscriptions.auto_state import Step
     from meterkit.subscriptions.service.credits import Credits, TopUp
@@ -51,11 +52,16 @@ class AutoTopUps:
     async def look(self, customer: str) -> None:
         """Buy one if the balance is low: it may have been when a month, or a declined card, forbade it."""
         sold = sold_in(self._store.catalog.credits)
-        if sold is not None and sold[1].auto is not None:
-            usage = await self._store.usage(customer)
-            left = usage["balance_micros"].get(sold[0], 0)
-            if left < sold[1].auto.below_cents * (MICRO // 100):
-                await self._buy(customer, sold[0], f"night {from_ms(self._store.now_ms()):%Y-%m-%d}")
+        if (
+            sold is not None
+            and sold[1].auto is not None
+            and await self._is_low(customer, sold[0], sold[1].auto)
+        ):
+            await self._buy(customer, sold[0], f"night {from_ms(self._store.now_ms()):%Y-%m-%d}")
+
+    async def _is_low(self, customer: str, credit: str, auto: AutoTopUp) -> bool:
+        usage = await self._store.usage(customer)
+        return usage["balance_micros"].get(credit, 0) < auto.below_cents * (MICRO // 100)
 
     async def _buy(self, customer: str, credit: str, event: str) -> None:
         sold = self._store.catalog.credits.get(credit)
@@ -80,6 +86,10 @@ class AutoTopUps:
             if ended == "failed":
                 await self._tell_failed(customer, credit, bought)
         await step(self._store, customer, credit, ended, event=event)
+        if ended == "paid" and await self._is_low(customer, credit, auto):
+            # The first top-ups repay a debt. The script bounds how many there are.
+            first, _, number = event.partition("+")
+            await self._buy(customer, credit, f"{first}+{int(number or 1) + 1}")
 
     async def _tell_failed(self, customer: str, credit: str, bought: TopUp) -> None:
         reason = bought.declined or "no reason given"
