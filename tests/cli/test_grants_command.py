@@ -194,3 +194,23 @@ def test_a_plan_that_is_gone_is_told(granting: Shell, directory: Path) -> None:
     (directory / "plans.yaml").write_text(PLANS[: PLANS.index("  pro:")])
     told = "customer acme: plan `pro` is not in plans.yaml: served on `free`\n"
     assert f"{told}customer acme has no grants\n" == granting.run("grants", "list", "acme").err
+
+
+async def test_a_debt_and_its_repayment_are_shown(granting: Shell, directory: Path, store_url: str) -> None:
+    plans = directory / "plans.yaml"
+    money = "  usd: {unit: money, costs: {tokens: provider_prices}}\nroutes:"
+    other = PLANS.replace("{tokens: 1 per 8}", "{rows: 1 per 8}").replace("  tokens:", "  output_tokens:")
+    plans.write_text(other.replace("routes:", money))
+    granting.run("grants", "add", "acme", "usd=1", "--id", "g1")
+    async with MeterKit(plans, redis_url=store_url, flush=False) as kit:
+        await kit.record("acme", "usd_charged", 3_500_000)
+        assert "USD -2.50" in granting.run("usage", "acme").out
+        granting.run("grants", "add", "acme", "usd=2", "--id", "g2")
+        await kit.record("acme", "usd_charged", 1)
+    shown = granting.run("usage", "acme").out
+    assert "USD -0.51" in shown  # Rounded down.
+    ledger = granting.run("grants", "ledger", "acme").out
+    found = [line.split() for line in ledger.splitlines()]
+    assert [row[-5:-2] for row in found if "debt" in row] == [["debt", "-2.500001", "usd_charged"]]
+    assert ["usd", "repayment", "2"] in [row[:3] for row in found]
+    assert ["g2", "usd", "repayment", "-2"] in [row[:4] for row in found]

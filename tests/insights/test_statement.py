@@ -144,6 +144,31 @@ async def test_a_month_with_all_there_is(store_url: str, tmp_path: Path) -> None
         assert [line.quantity for line in usage_of(first, "words")] == [30]
 
 
+async def test_a_debt_and_its_repayment_stand_in_the_statements(store_url: str, tmp_path: Path) -> None:
+    async with month(store_url, sqlite_in(tmp_path)) as at:
+        await at.kit.grants.add("acme", {"usd": 1}, grant_id="first")
+        await at.kit.record("acme", "usd_charged", 3_000_000)
+        await at.reach(MAY + 2 * DAY)
+        await at.kit.grants.add("acme", {"usd": 5}, grant_id="second")
+        april, may = [
+            {(one.entry, one.grant_id, one.amount_micros) for one in found.balance}
+            for found in (
+                await at.kit.statement("acme", APRIL + DAY),
+                await at.kit.statement("acme", MAY + DAY),
+            )
+        ]
+        assert april == {
+            ("grant", "first", 1_000_000),
+            ("burn", "first", -1_000_000),
+            ("debt", "", -2_000_000),
+        }
+        assert may == {
+            ("grant", "second", 5_000_000),
+            ("repayment", "second", -2_000_000),
+            ("repayment", "", 2_000_000),
+        }
+
+
 async def test_a_credit_note_of_a_metered_line_stands_beside_the_total(
     store_url: str, tmp_path: Path
 ) -> None:

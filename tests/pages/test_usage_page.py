@@ -573,3 +573,13 @@ async def test_balances_and_budgets_are_money_and_prices_by_model_count_once(sto
     assert '<progress aria-labelledby="spend-1d" max="3000000" value="2182525"></progress>' in html
     for text in ("USD 10.237475", "USD 50.00", "USD 3.00", "Output tokens: claude-*", "tokens: (default)"):
         assert text in html
+
+
+async def test_a_balance_below_zero_is_shown_below_zero(store_url: str) -> None:
+    async with MeterKit(loads(MONEY), redis_url=store_url, clock=Clock(START)) as kit, page_of(kit) as client:
+        await kit.grants.add("acme", {"usd": 1}, grant_id="paid")
+        await kit.record("acme", "usd_charged", 36_400_001)
+        figures, html = (await client.get("/", headers=JSON)).json(), (await client.get("/")).text
+    assert figures["usage"]["balance_micros"] == {"usd": -35_400_001}
+    assert Tables(html).numbers["balance-usd"] == [-35_400_001]
+    assert "USD -35.400001" in html

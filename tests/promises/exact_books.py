@@ -232,8 +232,8 @@ class Account:
     def uses(self, process: int, model: str, entered: int, left: int, given: Mapping[str, str]) -> None:
         """A call is charged, and its output tokens are counted."""
         units = self._carried.whole(process, charged(model, entered, left))
-        self.paid += min(units, self.balance)
-        self.balance -= min(units, self.balance)
+        self.paid += units
+        self.balance -= units
         self.charged += units
         self._spend(units)
         self.uses_tokens(process, model, left, given, units)

@@ -230,28 +230,45 @@ class _Work:
         customer.included[spend] = max(0, customer.included[spend] - cost + beyond)
 
     def give_back(self, kind: str, meter: str, share: Fraction) -> int:
-        """Give back to grants a share of what they have paid, to those that pay last first; how much."""
+        """Give back a share of what was paid: to a debt, to grants that repaid it, then to grants that paid.
+
+        Among grants those that pay last are first. Returns how much was given back.
+        """
         grants, ledger = self.shard.grants.get(self.name, {}), self.shard.ledgers.get(self.name, {})
-        found: dict[str, tuple[list[str], str]] = {}
-        total = 0
+        known: dict[str, list[str]] = {}
+        repaid, burned, beyond, total = list[tuple[str, str]](), list[tuple[str, str]](), "", 0
         for line in ledger:
-            match = re.fullmatch(rf"burn (\S+) (\d+) (. {kind}:.+)", line)
-            if match and (match[1], int(match[2])) == (meter, self.start):
-                total += int(ledger[line])
-                text = grants.get(match[3]) or self._away(match[3], ledger)
+            match = re.fullmatch(rf"(burn|beyond) (\S+) (\d+) ((?:. )?{kind}:.+)", line)
+            is_of = match is not None and (match[2], int(match[3])) == (meter, self.start)
+            total += int(ledger[line]) if is_of else 0
+            name = match[4] if match and is_of else line.removeprefix("repay ")
+            if match and match[1] == "beyond":
+                beyond = line if is_of else beyond
+            elif is_of or re.fullmatch(rf"repay . {kind}:.+", line):
+                text = grants.get(name) or self._away(name, ledger)
                 if text and int(text.split()[5]) > self.now:
-                    found[match[3]] = text.split(), line
+                    known[name] = text.split()
+                    (burned if is_of else repaid).append((name, line))
         given, most = 0, ceil(total * share)
-        turns = sorted(found, key=lambda name: _turn(name, found[name][0]), reverse=True)
-        for name in turns:
-            fields, line = found[name]
-            part = min(most - given, int(ledger[line]), int(fields[2]))
-            if part:
-                fields[2] = str(int(fields[2]) - part)
-                grants[name], ledger[line] = " ".join(fields), str(int(ledger[line]) - part)
-                given += part
+        if beyond:
+            debt = f"d {beyond.split()[3]}"
+            owed, since = map(int, grants.pop(debt, "0 0").split())
+            given = min(most, int(ledger[beyond]), owed)
+            ledger[beyond] = str(int(ledger[beyond]) - given)
+            grants |= {debt: f"{owed - given} {since}"} if owed > given else {}
+        for payments in (repaid, burned):
+            for name, line in sorted(payments, key=lambda one: _turn(one[0], known[one[0]]), reverse=True):
+                fields, is_repayment = known[name], payments is repaid
+                rest = (int(ledger[beyond]) if beyond else 0) if is_repayment else most
+                part = min(most - given, int(ledger[line]), int(fields[2]), rest)
+                if part:
+                    fields[2] = str(int(fields[2]) - part)
+                    grants[name], ledger[line] = " ".join(fields), str(int(ledger[line]) - part)
+                    ledger |= {beyond: str(int(ledger[beyond]) - part)} if is_repayment else {}
+                    given += part
         if given:
             grants.pop("balance", None)
+        if grants:
             self.shard.grants[self.name] = grants
         return given
 

@@ -52,6 +52,20 @@ class Restoring(Delivery):
         for kind in "mc":
             for nth in range(random.choice((0, 1, 3))):
                 self._plant_grant(f"{random.choice('ap')} {kind}:{meter} {nth}", meter, period)
+        if random.random() < 0.4:
+            self._plant_debt(f"c:{meter}", meter, period)
+
+    def _plant_debt(self, target: str, meter: str, period: int) -> None:
+        """Use beyond a balance: it is owed, or a part of it; grants have repaid some of a debt."""
+        random = self.random
+        grants, ledger = self.shard.grants.setdefault(NAME, {}), self.shard.ledgers.setdefault(NAME, {})
+        at = random.choice((period, period, period, period - DAY_MS))
+        ledger[f"beyond {meter} {at} {target}"] = str(random.choice((1, 4, 2000)))
+        if random.random() < 0.6:
+            # No grant repays what arose then.
+            grants[f"d {target}"] = f"{random.choice((1, 3, 2000))} {NEVER_MS}"
+        for name in [name for name in grants if f" {target} " in name and random.random() < 0.6]:
+            ledger[f"repay {name}"] = str(random.choice((1, 3, 2000)))
 
     def _plant_grant(self, name: str, meter: str, period: int) -> None:
         """A grant that paid for a meter: in the list, or it has left that, all of it used, or was voided."""

@@ -119,6 +119,8 @@ class Checks:
             except ValueError as error:
                 raise MismatchError(f"balance of {name}: {error}") from error
             self.compare(f"{key}", expected, stored)
+            self.seen["owed"] += any(field.startswith("d ") for field in stored)
+            self.seen["repaid"] += any(field.startswith("repay ") for field in stored)
             expires = -2 if not stored else -1 if purse.lives == NEVER_MS else purse.lives
             self.compare(f"expiry of {key}", expires, self.ask("PEXPIRETIME", key))
             if key == keys.ledger:
@@ -131,7 +133,8 @@ class Checks:
             return
         customer = self.model.customers[name]
         head, *lines = text.splitlines()
-        since, turns, start, mark, is_due = head.split(" ")
+        since, turns, start, mark, is_due, form = head.split(" ")
+        self.compare(f"form of the balance of {name}", "2", form)
         now = max(self.wall, customer.seen)
         state = CustomerState.parse(customer.data)
         standing = effective_plan(state, self.catalog, now)
@@ -145,11 +148,14 @@ class Checks:
         for line in lines:
             target, left, had, last, first = line.split(" ", 4)
             found[target] = left, had, last, first
-        known = {grant.target for grant in (*means.grants.values(), *means.ended)} | set(means.left)
+        known = {grant.target for grant in (*means.grants.values(), *means.ended)} | {
+            *means.left,
+            *means.debts,
+        }
         expected: dict[str, tuple[str, ...]] = {}
         for target in known:
             paying = [g for g in means.in_order if g.target == target and g.pays_at(now) and g.left]
-            numbers = means.of(target), int(means.had((target,))), means.last(target)
+            numbers = means.of(target), int(means.had((target,))), means.last(target) or 0
             expected[target] = (*map(str, numbers), paying[0].name if paying else "")
         self.compare(f"balance that is kept of {name}", expected, found)
         is_written = means.grants == customer.purse.grants

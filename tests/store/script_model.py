@@ -134,7 +134,7 @@ class Customer:
         """What grants and credits there are; None for those who cannot have any."""
         if view.plan is None or not view.has_purse:
             return None
-        return Means(self.purse, view.plan, view.period_at(now), now)
+        return Means(self.purse, view.plan, view.period_at(now), now, is_named=view.billable)
 
     def roll(self, now: int, view: View) -> None:
         """Bring to `now` what is kept; nothing for a customer of whom nothing is."""
@@ -291,9 +291,11 @@ class Model:
             return [4, now]
         customer.roll(now, view)
         asked = Asked(self.catalog, view.entitlements, demands, costs=costs, rates_only=rates_only)
-        ceilings = Ceilings(
-            customer, asked, now, means=None if rates_only else customer.means(now, view), takes=mode != "c"
-        )
+        means = None if rates_only else customer.means(now, view)
+        if means and means.repaid and asked.reads_grants:
+            # A customer in debt is refused and records nothing, so the decision keeps what was repaid.
+            customer.purse.keep(means, has_state=view.rev != NO_REV)
+        ceilings = Ceilings(customer, asked, now, means=means, takes=mode != "c")
         refused, told = weigh(customer, asked, now, ceilings)
         numbers = [number for _, _, numbers in told for number in numbers]
         refusal = [now, customer.period[1] if customer.period else 0, *numbers, *ceilings.had]

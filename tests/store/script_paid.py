@@ -197,6 +197,7 @@ class PaidWorld(World):
 _GRANTED: Final = {
     "c:ai": (MICRO, MICRO, 2 * MICRO, 3 * MICRO, 20 * MICRO),
     "c:ink": (MICRO, 2 * MICRO, 9 * MICRO),
+    "c:usd": (MICRO, 2 * MICRO, 5 * MICRO),
     "m:calls": (1, 2, 5, 20),
     "m:words": (7, 64, 300),
     "m:images": (1, 3),

@@ -100,6 +100,7 @@ meters:
   images: {unit: image, stripe: {event_name: images}}
   pages: {unit: page}
   notes: {unit: note}
+  input_tokens: {unit: token}
   large: {unit: word, from: words, where: {size: "l*"}, stripe: {event_name: large, report: usage}}
   coded: {unit: word, from: words, where: {size: "*", code: "yes"}}
 prices:
@@ -109,6 +110,7 @@ credits:
   ai: {costs: {calls: 7 per 16, words: prices.words, images: prices.images}, low_balance: 20%}
   ink: {costs: {pages: 3 per 4}, low_balance: 50%}
   dust: {costs: {notes: 1 per 1_000_000}}
+  usd: {unit: money, costs: {tokens: provider_prices}, low_balance: 30%}
 plans:
   gift:
     price: {amount_cents: 0, interval: month}
@@ -122,6 +124,7 @@ plans:
       images: {included: 1, overage: {bill: {per: 4, amount_cents: 2}}}
       pages: {included: 3, overage: deny}
       notes: {included: 1, overage: deny}
+      usd_charged: {included: 900_000, warn_at: [50]}
     grants:
       - {credit: ai, quantity: 4, every: period, priority: 20}
       - {credit: ai, quantity: 2, every: period, priority: 5, expires: 45d}
@@ -142,6 +145,7 @@ plans:
       - {meter: calls, quantity: 4, every: period, priority: 20, expires: 9d}
       - {meter: pages, quantity: 5, every: period, priority: 50}
       - {credit: dust, quantity: 1, every: period}
+      - {credit: usd, quantity: 2, every: period, expires: 9d}
       - {meter: words, quantity: 25, every: period, id: start, expires: 40d, priority: 9}
   year:
     extends: gift
@@ -154,7 +158,7 @@ plans:
   bare:
     extends: gift
     rank: 3
-    meters: {images: {overage: deny}}
+    meters: {images: {overage: deny}, usd_charged: {included: 0}}
     grants: []
   vast:
     extends: bare
@@ -204,6 +208,7 @@ PAID: Final = Sales(
         "images": (1, 1, 1, 2),
         "pages": (1, 1, 2, 3),
         "notes": (1, 1, 250_000, 999_999),
+        "usd_charged": (1, 400_000, 1_000_000, 1_000_001, 3_500_000),
     },
     plans=("gift", "more", "more", "year", "bare", "vast"),
 )

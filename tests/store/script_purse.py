@@ -3,6 +3,7 @@
 A grant pays while it is in force, in an order; each line of the ledger says what became of how much of it.
 What the plan gives is there as soon as its period begins, and on file with the first that is recorded in it.
 With everything that is recorded, grants that pay no more leave.
+Use beyond a balance in money is a debt. Each grant first repays it, as soon as it is in force.
 """
 
 from __future__ import annotations
@@ -119,11 +120,21 @@ class Part(NamedTuple):
     is_too_much: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Debt:
+    """Micro-credits that are owed, and when the last of them were used."""
+
+    owed: int
+    since: int
+
+
 class Means:
     """All grants that a customer has at an instant: on file, and of the plan's what is due."""
 
-    def __init__(self, purse: Purse, plan: Plan, period: Period, now: int) -> None:
-        self.now, self.start = now, period[0]
+    def __init__(
+        self, purse: Purse, plan: Plan | None, period: Period, now: int, *, is_named: bool = True
+    ) -> None:
+        self.now, self.start, self.is_named = now, period[0], is_named
         self.ended = [grant for grant in purse.grants.values() if grant.stays <= now]
         self.grants = {grant.name: grant for grant in purse.grants.values() if grant.stays > now}
         self.left = dict(purse.left)
@@ -132,7 +143,7 @@ class Means:
         for grant in list(self.grants.values()):
             if grant.is_of(self.start):
                 self.grants[grant.name] = replace(grant, stays=max(grant.stays, period[1]))
-        gifts = due(plan, period)
+        gifts = due(plan, period) if plan else ()
         for new in gifts:
             of_target = [grant for grant in gifts if grant.target == new.target]
             given = [g for g in self.grants.values() if g.target == new.target and g.is_of(self.start)]
@@ -150,13 +161,17 @@ class Means:
                     stays=max(known.stays, longer),
                 )
         self.burned: Counter[str] = Counter()
+        self.repaid: Counter[str] = Counter()
+        self.debts = dict(purse.debts)
+        self._repay()
 
     @property
     def in_order(self) -> Sequence[Given]:
         return sorted(self.grants.values(), key=lambda g: (g.priority, g.expires, g.created, g.name))
 
     def of(self, target: str) -> int:
-        return sum(grant.left for grant in self.grants.values() if self._pays(grant, target))
+        left = sum(grant.left for grant in self.grants.values() if self._pays(grant, target))
+        return left - (self.debts[target].owed if target in self.debts else 0)
 
     def had(self, targets: Iterable[str]) -> bool:
         """Whether any grant of some targets stood behind them in this period, whatever it has left."""
@@ -164,6 +179,7 @@ class Means:
             any(g.target in targets and g.effective <= self.now for g in self.grants.values())
             or any(g.target in targets and g.stays > self.start for g in self.ended)
             or any(self.left.get(target, -1) >= self.start for target in targets)
+            or any(target in self.debts for target in targets)
         )
 
     def pay(self, meter: str, units: int, credit: Credit | None, model: str | None) -> tuple[int, int]:
@@ -171,7 +187,16 @@ class Means:
         granted = self._burn(meter, f"m:{meter}", units, 1)
         if credit is None:
             return granted, 0
-        return granted, self._burn(meter, f"c:{credit.name}", units - granted, cost_of(credit, meter, model))
+        target, cost = f"c:{credit.name}", cost_of(credit, meter, model)
+        credited = self._burn(meter, target, units - granted, cost)
+        beyond = units - granted - credited
+        if not (credit.is_money and self.is_named):
+            return granted, credited
+        if beyond:
+            before = self.debts[target].owed if target in self.debts else 0
+            self.debts[target] = Debt(before + beyond * cost, self.now)
+            self.burned[f"beyond {meter} {self.start} {target}"] += beyond * cost
+        return granted, credited + beyond
 
     def last(self, target: str) -> int | None:
         """The quantity of the youngest grant of a target that there ever was, but for those that are void."""
@@ -184,7 +209,7 @@ class Means:
         return max(known).quantity if known else None
 
     def _burn(self, meter: str, target: str, units: int, cost: int) -> int:
-        paid = min(units, self.of(target) // cost)
+        paid = min(units, max(0, self.of(target)) // cost)
         owed = paid * cost
         for grant in self.in_order:
             part = min(owed, grant.left) if self._pays(grant, target) else 0
@@ -194,6 +219,31 @@ class Means:
                 owed -= part
         assert owed == 0
         return paid
+
+    def _repay(self) -> None:
+        """Pay what is owed with what came into force since, the earliest first; it may have ended by now."""
+        paid: Counter[int] = Counter()
+        for target, debt in list(self.debts.items()):
+            owed, every = debt.owed, [*self.grants.values(), *self.ended]
+            able = [g for g in every if g.target == target and g.effective <= self.now < FOREVER_MS]
+            for grant in sorted(able, key=lambda g: (g.effective, g.priority, g.expires, g.created, g.name)):
+                part = min(owed, grant.left) if grant.expires > debt.since else 0
+                owed -= part
+                paid[id(grant)] += part
+                self.repaid[grant.name] += part
+            self.debts[target] = Debt(owed, debt.since)
+            if not owed:
+                del self.debts[target]
+
+        def after(grant: Given) -> Given:
+            return replace(grant, used=grant.used + paid[id(grant)])
+
+        self.grants, self.ended = (
+            {g.name: after(g) for g in self.grants.values()},
+            [after(g) for g in self.ended],
+        )
+        self.repaid = +self.repaid
+        self.burned += Counter({f"repay {name}": part for name, part in self.repaid.items()})
 
     def _pays(self, grant: Given, target: str) -> bool:
         return grant.target == target and grant.pays_at(self.now)
@@ -211,6 +261,7 @@ class Purse:
         self.ids: dict[str, tuple[tuple[str, int], ...]] = {}
         self.left: dict[str, int] = {}
         self.births: dict[str, Youngest] = {}
+        self.debts: dict[str, Debt] = {}
         self.lives = 0
 
     def add(self, grant_id: str, new: Sequence[Given], now: int, *, most: int) -> list[int | bytes]:
@@ -219,9 +270,11 @@ class Purse:
         if grant_id in self.ids:
             same = self.ids[grant_id] == asked
             return [0, now] if same else [1, _words(self.ids[grant_id]).encode()]
+        self.repay(now)
         stay = [grant for grant in self.grants.values() if grant.stays > now]
         for grant in new:
-            if sum(g.left for g in stay if g.target == grant.target) + grant.quantity > MOST:
+            owed = self.debts[grant.target].owed if grant.target in self.debts else 0
+            if sum(g.left for g in stay if g.target == grant.target) - owed + grant.quantity > MOST:
                 return [2, grant.target.encode()]
         live = [grant for grant in stay if grant.name.startswith("a ")]
         if len(live) + len(new) > most:
@@ -236,16 +289,30 @@ class Purse:
         return [0, now]
 
     def void(self, names: Sequence[str], now: int) -> int:
+        self.repay(now)
         found = [self.grants.pop(name) for name in names if name in self.grants]
         for grant in found:
             self.lines[f"void {grant.name}"] = (grant.left, now)
         return len(found)
 
+    def repay(self, now: int) -> None:
+        """Pay what is owed with the grants on file."""
+        means = Means(self, None, (now, FOREVER_MS), now)
+        for grant in (*means.grants.values(), *means.ended):
+            self.grants[grant.name] = replace(self.grants[grant.name], used=grant.used)
+            if grant.is_spent and means.repaid[grant.name] and grant.stays > now:
+                self._leave(self.grants[grant.name], now)
+        for line, part in means.burned.items():
+            self._add(line, part)
+        self.debts = means.debts
+
     def keep(self, means: Means, *, has_state: bool) -> None:
         """Keep what has been paid, what the plan gives, and nothing that pays no more."""
-        grew = False
+        grew = self.debts != means.debts
+        self.debts = means.debts
         before = {grant.name: grant.quantity for grant in self.grants.values() if grant.stays > means.now}
         for grant in means.ended:
+            self.grants[grant.name] = grant
             self._leave(grant, grant.stays - 1)
         for grant in means.grants.values():
             known = before.get(grant.name, 0)
@@ -262,14 +329,15 @@ class Purse:
         for line, part in means.burned.items():
             self._add(line, part)
         if grew:
-            last = max(grant.stays for grant in self.grants.values())
-            self.lives = FOREVER_MS if has_state else last + 40 * DAY_MS
+            last = max((grant.stays for grant in self.grants.values()), default=means.now)
+            self.lives = FOREVER_MS if has_state or self.debts else max(last, means.now) + 40 * DAY_MS
 
     def texts(self) -> dict[str, str]:
         """As the grants are stored."""
         kept = {grant.name: grant.text for grant in self.grants.values()}
         for target, at in self.left.items():
             kept[f"past {target}"] = f"{at} {self.births[target].quantity} {self.births[target].created}"
+        kept |= {f"d {target}": f"{debt.owed} {debt.since}" for target, debt in self.debts.items()}
         return kept
 
     def ledger(self) -> dict[str, str]:
@@ -298,7 +366,7 @@ def ledger_sums(lines: Mapping[str, str]) -> Counter[str]:
     sums: Counter[str] = Counter()
     for line, text in lines.items():
         what, _, rest = line.partition(" ")
-        if what == "id":
+        if what in {"id", "beyond"}:
             continue
         words = {"burn": 2, "raise": 1}.get(what, 0)
         name = rest.split(" ", words)[words]
@@ -306,10 +374,11 @@ def ledger_sums(lines: Mapping[str, str]) -> Counter[str]:
     return Counter({name: left for name, left in sums.items() if left})
 
 
-def may_have(rev: str, state: CustomerState, plan: Plan, catalog: Catalog) -> bool:
-    """Whether grants count: the app's, the plan's, or what an earlier plan gave, which stays."""
+def may_have(rev: str, state: CustomerState, plan: Plan, catalog: Catalog, *, is_named: bool = True) -> bool:
+    """Whether grants count: the app's, the plan's, or what an earlier plan gave, which stays; or debts."""
     plans = catalog.plans.values() if rev != NO_REV else (plan,)
-    return state.granted or any(plan.grants for plan in plans)
+    can_owe = is_named and any(credit.is_money for credit in catalog.credits.values())
+    return state.granted or can_owe or any(plan.grants for plan in plans)
 
 
 def credit_of(catalog: Catalog, meter: str) -> Credit | None:
@@ -372,8 +441,8 @@ def room(
             claim, uncovered, highest = claimed, beyond, most
         else:
             free -= claimed
-    free = max(0, free)
-    if claim > free:  # The credit does not pay all of them, but so many even at the highest price.
+    free = max(min(0, means.of(f"c:{credit.name}")), free)
+    if claim > max(0, free):  # The credit does not pay all of them, but so many even at the highest price.
         return units + min(uncovered, free // highest)
     units, free = units + uncovered, free - claim
     return units + free // (cost or credit.costs[meter])
@@ -385,8 +454,8 @@ def lowered(catalog: Catalog, before: Means, after: Means) -> list[tuple[str, in
     for credit in catalog.credits.values():
         target = f"c:{credit.name}"
         last = after.last(target)
-        if last is not None and credit.low_balance_percent is not None:
-            threshold = Fraction(last * credit.low_balance_percent, 100)
+        if credit.low_balance_percent is not None:
+            threshold = Fraction((last or 0) * credit.low_balance_percent, 100)
             if before.of(target) >= threshold > after.of(target):
                 low.append((target, after.of(target)))
     return low

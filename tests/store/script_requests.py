@@ -369,7 +369,8 @@ class Requests(Checks):
 
     def _quantity(self, known: CustomerView, meter: str) -> int:
         usual = self.sales.quantities[meter]
-        if known.effective.plan.key in {"big", "vast"} and self.random.random() < 0.4:
+        can_be_huge = meter != "usd_charged"  # A debt has no limit: some of these would pass 2^53.
+        if can_be_huge and known.effective.plan.key in {"big", "vast"} and self.random.random() < 0.4:
             return self.random.choice(HUGE)
         return self.random.choice((*usual, self.random.choice(usual) * self.random.randrange(2)))
 
@@ -400,7 +401,9 @@ def view_of(known: CustomerView) -> View:
         billable=not known.anonymous,
         plan=known.effective.plan,
         late_is_dead=known.cache.catalog.billing.late_usage == "dead_letter",
-        has_purse=may_have(known.rev, known.state, known.effective.plan, known.cache.catalog),
+        has_purse=may_have(
+            *(known.rev, known.state, known.effective.plan, known.cache.catalog), is_named=not known.anonymous
+        ),
     )
 
 

@@ -150,6 +150,7 @@ class SpendWorld:
         self.windows: dict[str, Counter[int]] = {span: Counter() for span in SPANS}
         self.open: list[tuple[PreparedDecision, int]] = []
         self.seen: set[str] = set()
+        self.owed = 0
         self._begin()
 
     @property
@@ -161,7 +162,7 @@ class SpendWorld:
         self.included, self.overage, self.over_cap = Counter[str](), Counter[str](), Counter[str]()
         self.left: dict[str, int] = {}
         if self.is_paid:
-            self.left = {"c:ai": 12 * MICRO, "c:usd": MICRO, "m:words": 9}
+            self.left = {"c:ai": 12 * MICRO, "c:usd": MICRO - self.owed, "m:words": 9}
 
     def step(self) -> None:
         """Let time pass or not, then something is done."""
@@ -203,6 +204,7 @@ class SpendWorld:
         mode, model = self.random.choice("dddcs"), self.random.choice(self.models)
         decision, reply = self._ask(demands, mode, model)
         self._roll()
+        self._keep_debt()
         ends = self.period[1] if self.period else 0
         refuses, told, shares = self._weigh(demands, mode, model)
         code = (5 if mode == "s" else 1) if refuses else 0
@@ -379,6 +381,10 @@ class SpendWorld:
                 rest -= self._pay(f"m:{name}", rest, 1)
                 cost = {"words": MICRO // 4, "images": COSTS[model], "usd_charged": 1}.get(name)
                 rest -= self._pay(f"c:{CREDIT[name]}", rest, cost) if cost else 0
+            if self.is_paid and name == "usd_charged":
+                self.left["c:usd"] -= rest
+                self.seen |= {"owed"} if rest else set()
+                rest = 0
             over_cap = max(0, rest - max(0, CAP - self.overage[name])) if name == "seconds" else 0
             rest -= over_cap
             if name == "usd_charged":
@@ -389,6 +395,8 @@ class SpendWorld:
             self.overage[name] += rest
             self.over_cap[name] += over_cap
             self.seen |= {"over the cap"} if over_cap else set()
+        if any(quantities.values()):
+            self._keep_debt()
         if not any(quantities.values()) or not any(name in self._priced for name in quantities):
             return
         before, most = self._spent_in_period, min(100, self.limits.get("period", 100)) * CENT
@@ -409,10 +417,14 @@ class SpendWorld:
         return _cost(name, self.overage[name] + rest) - _cost(name, self.overage[name])
 
     def _pay(self, target: str, units: int, cost: int) -> int:
-        paid = min(units, self.left.get(target, 0) // cost)
+        paid = min(units, max(0, self.left.get(target, 0)) // cost)
         if paid:
             self.left[target] -= paid * cost
         return paid
+
+    def _keep_debt(self) -> None:
+        """Write down the debt that this period's grant leaves."""
+        self.owed = max(0, -self.left.get("c:usd", 0))
 
     def _check_notices(self, expected: list[str]) -> None:
         key, token = self._keys.notices, meter_token("spend").encode()

@@ -44,6 +44,11 @@ class Asked:
             if ceiling_of(given) is None and given.included is not None and credit_of(catalog, given.meter)
         ]
 
+    @property
+    def reads_grants(self) -> bool:
+        """Whether grants may matter."""
+        return bool(self.capped) or any(demand.taken for _, demand in self.unbounded)
+
 
 class Ceilings:
     """What each ceiling leaves but for its holds, the holds, and whether anything stood behind it.

@@ -37,6 +37,7 @@ PRICES: Final = ("include/mark_prices.lua", "include/free_minute.lua", "include/
 FILES: Final = (
     *(f"{name}.lua" for name in NAMES),
     "include/give_units_back.lua",
+    "include/payer_of.lua",
     "include/overtake.lua",
     *PRICES,
     *CORRECTED,
@@ -53,6 +54,7 @@ LIVES: Final[Mapping[str, Mapping[int, type[Delivery]]]] = {
     "restore.lua": {**COMMON, 4: Restoring, 7: Repricing},
     **{file: {7: Repricing, 4: Restoring, 8: Repricing} for file in CORRECTED},
     "include/give_units_back.lua": {4: Restoring},
+    "include/payer_of.lua": {4: Restoring},
     "strand.lua": {6: Stranding},
     "include/mark_prices.lua": {**COMMON, 6: Stranding},
 }

@@ -42,7 +42,8 @@ SPENDING: Final[Lives] = ((PaidSpendWorld, 0), (SpendWorld, 0), (PaidSpendWorld,
 ROWS: Final[Lives] = tuple((kind, seed) for seed in (0, 1) for kind in (RowsSpendWorld, PaidRowsSpendWorld))
 PURSE: Final = (
     *("grant_of", "grants", "recur", "pays_before", "add_up", "balance", "balance_text", "backing_of"),
-    *("hold_backed", "spend_grants", "burn", "put_away", "write_grants"),
+    *("hold_backed", "spend_grants", "burn", "put_away", "write_grants", "repay", "repay_now", "debt_of"),
+    *("keep_debt", "grant_text", "keep_balance"),
 )
 COUNTING: Final = (
     *("confirm_view", "head_of", "window_of", "meter_of", "besides_of", "live_holds", "give_back"),

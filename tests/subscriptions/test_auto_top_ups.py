@@ -385,3 +385,18 @@ async def test_a_worker_apart_from_the_app_tops_up_beside_the_handlers_of_the_ap
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         await eventually(lambda: low == ["acme"])
+
+
+async def test_top_ups_go_on_until_a_debt_is_repaid(store_url: str) -> None:
+    async with selling(store_url) as at:
+        await spend(at, 30)
+        await has(at, 20)
+        assert await payments(at) == 3
+
+
+async def test_a_debt_is_topped_up_no_oftener_than_the_bound(store_url: str) -> None:
+    async with selling(store_url) as at:
+        await spend(at, 80)
+        await has(at, -30)
+        await night(at)
+        assert (await balance(at), await payments(at)) == (-30 * DOLLAR, 3)

@@ -219,7 +219,7 @@ async def test_nothing_is_taken_back_of_what_is_used_up(store_url: str) -> None:
         await at.kit.record("acme", "usd_charged", 12 * DOLLAR)
         await bought(at)
         await refund(at, str(made.invoice))
-        assert await balance(at) == 10 * DOLLAR
+        assert await balance(at) == 8 * DOLLAR
         await at.kit.stop()
         await at.kit.start()
         (event,) = told
@@ -430,3 +430,22 @@ async def test_a_frontend_opens_a_page(store_url: str) -> None:
             ]
             eve = {"amount_cents": 1000, **BACK, "success_url": "https://eve.example"}
             assert (await client.post("/top-up", json=eve)).json()["type"].endswith("url-not-allowed")
+
+
+async def test_a_top_up_repays_a_debt_and_a_refund_takes_back_what_it_has_left(store_url: str) -> None:
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        await bought(at)
+        await at.kit.record("acme", "usd_charged", 18 * DOLLAR)
+        assert await balance(at) == -8 * DOLLAR
+        made = await bought(at)
+        assert await balance(at) == 2 * DOLLAR
+        await refund(at, str(made.invoice))
+        assert await balance(at) == 0
+        lines = [
+            (one.entry, one.quantity)
+            for one in await at.kit.grants.ledger("acme")
+            if one.grant_id == made.invoice
+        ]
+        assert sorted(lines) == [("grant", 10 * DOLLAR), ("refund", -2 * DOLLAR), ("repayment", -8 * DOLLAR)]

@@ -205,7 +205,7 @@ def _row(grant: Grant) -> dict[str, object]:
 
 def _place(entry: LedgerEntry) -> tuple[str, str, int, str, str]:
     """Where a line stands: with its grant, in the order in which things happen to one."""
-    order = ("grant", "adjustment", "burn", "expire", "void", "refund")
+    order = ("grant", "adjustment", "burn", "debt", "repayment", "expire", "void", "refund")
     period = "" if entry.period_start is None else iso(entry.period_start)
     return entry.name, entry.grant_id, order.index(entry.entry), period, entry.meter or ""
 

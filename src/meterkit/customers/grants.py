@@ -13,14 +13,15 @@ from meterkit.catalog.models import CREDITS_MAX, QUANTITY_MAX
 from meterkit.customers.granting import put
 from meterkit.customers.states import States, ask_anew
 from meterkit.decisions.customer_state import effective_plan
-from meterkit.decisions.grants import MICRO, Holding, holdings_of, target_of
+from meterkit.decisions.debts import funds_of
+from meterkit.decisions.grants import MICRO, Holding, target_of
 from meterkit.decisions.periods import check_aware, from_ms, to_ms
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.arguments import CUSTOMER_BYTES_MAX, check_customer, is_customer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from meterkit.catalog import Catalog
     from meterkit.store.store import Store
@@ -59,19 +60,21 @@ class Grant:
     status: Literal["pending", "active", "used_up", "expired", "void", "refunded"]
 
 
-Entered = Literal["grant", "adjustment", "burn", "expire", "void", "refund"]
+Entered = Literal["grant", "adjustment", "burn", "debt", "repayment", "expire", "void", "refund"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One line of the ledger; the lines of a grant add up to what it has left.
+    """One line of the ledger. The lines of a grant add up to its rest, those of a credit to its balance.
 
     Attributes:
         entry: ``grant`` and ``adjustment`` (a plan that gives more by now) add, ``burn``, ``expire``,
-            ``void`` and ``refund`` take away.
+            ``void`` and ``refund`` take away. ``debt`` is use beyond a balance in money. A ``repayment``
+            takes from a grant; its second line reduces the debt.
+        grant_id: empty for lines of the debt.
         quantity: what it adds, or below 0 what it takes away: units of a meter, micro-credits of a credit.
-        meter: for ``burn``, the meter that was paid.
-        period_start: for ``burn``, the period in which; there is one line a meter and period.
+        meter: for ``burn`` and ``debt``, the meter that was used.
+        period_start: for these, the period in which; there is one line a meter and period.
     """
 
     entry: Entered
@@ -103,14 +106,15 @@ def grants_of(held: Sequence[Holding], ledger: Mapping[str, str], now_ms: int) -
 
 def ledger_of(held: Sequence[Holding], ledger: Mapping[str, str], now_ms: int) -> Sequence[LedgerEntry]:
     """The lines of all grants; see :func:`grants_of`."""
-    entries = [entry for name, text in ledger.items() if (entry := _entry(name, text)) is not None]
+    entries = [entry for name, text in ledger.items() for entry in _read_entries(name, text)]
     for holding in held:
         # What the plan gives is written down when it first pays for something.
         line = _line("grant", holding.name, holding.quantity)
         given = [entry for entry in entries if _is_of(entry, line)]
         more = holding.left - sum(entry.quantity for entry in given)
         if more:
-            entries.append(replace(line, entry="adjustment" if given else "grant", quantity=more))
+            has_line = any(entry.entry == "grant" for entry in given)
+            entries.append(replace(line, entry="adjustment" if has_line else "grant", quantity=more))
         if holding.expires_ms <= now_ms and holding.left:
             entries.append(_line("expire", holding.name, -holding.left))
     return entries
@@ -133,9 +137,11 @@ def is_grant_of_app(field: str, grant_id: str) -> bool:
 
 def _named(name: str) -> tuple[str, Kind, str]:
     """A grant's id, kind and meter or credit, from its name in the store."""
-    target = name.split(" ", 2)[1]
-    kind: Kind = "credit" if target.startswith("c:") else "meter"
-    return parts_of(name)[1], kind, target[2:]
+    return parts_of(name)[1], *_kind_and_name(name.split(" ", 2)[1])
+
+
+def _kind_and_name(target: str) -> tuple[Kind, str]:
+    return "credit" if target.startswith("c:") else "meter", target[2:]
 
 
 def _grant(holding: Holding, now_ms: int) -> Grant:
@@ -178,8 +184,25 @@ def _ended(name: str, text: str, ledger: Mapping[str, str]) -> Grant:
     return replace(_grant(given, 0), status=status, remaining=0)
 
 
-def _entry(field: str, text: str) -> LedgerEntry | None:
+def _read_entries(field: str, text: str) -> Iterator[LedgerEntry]:
     what, _, rest = field.partition(" ")
+    if what == "beyond":
+        meter, start_ms, target = rest.split(" ")
+        used = _debt_entry("debt", target, -int(text))
+        yield replace(used, meter=meter, period_start=from_ms(int(start_ms)))
+    elif what == "repay":
+        yield _line("repayment", rest, -int(text))
+        yield _debt_entry("repayment", rest.split(" ")[1], int(text))
+    elif (entry := _read_entry(what, rest, text)) is not None:
+        yield entry
+
+
+def _debt_entry(entry: Entered, target: str, quantity: int) -> LedgerEntry:
+    kind, name = _kind_and_name(target)
+    return LedgerEntry(entry=entry, grant_id="", kind=kind, name=name, quantity=quantity)
+
+
+def _read_entry(what: str, rest: str, text: str) -> LedgerEntry | None:
     if what == "burn":
         meter, start_ms, name = rest.split(" ", 2)
         burned = _line("burn", name, -int(text))
@@ -312,8 +335,10 @@ class Grants:
         now_ms = store.now_ms()
         effective = effective_plan(state, store.catalog, now_ms)
         prepaid = store.cache.prepaid[effective.plan.key]
-        held = holdings_of(_texts(fields), prepaid, effective.bounds, now_ms)
-        return held, _texts(ledger), now_ms
+        funds, lines = funds_of(_texts(fields), prepaid, effective.bounds, now_ms), _texts(ledger)
+        for name, part in funds.repaid.items():
+            lines[f"repay {name}"] = str(int(lines.get(f"repay {name}", 0)) + part)
+        return funds.held, lines, now_ms
 
     def _targets(self, quantities: object) -> Sequence[tuple[str, int]]:
         if not isinstance(quantities, Mapping) or not quantities:

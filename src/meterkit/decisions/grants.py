@@ -33,19 +33,25 @@ def prepaid_by_plan(catalog: Catalog) -> dict[str, Prepaid]:
     return {key: Prepaid.of(plan, catalog) for key, plan in catalog.plans.items()}
 
 
-def prepaid_of(rev: str, state: CustomerState, plan: Plan, by_plan: Mapping[str, Prepaid]) -> Prepaid | None:
+def prepaid_of(
+    rev: str, state: CustomerState, plan: Plan, by_plan: Mapping[str, Prepaid], *, anonymous: bool = False
+) -> Prepaid | None:
     """The grants and credits of a customer, or None where there are none to look for.
 
-    A customer with a state may have come from a plan with grants: what that gave stays.
+    A customer with a state may have come from a plan with grants: what that gave stays. A customer known by
+    name can owe money without a grant.
 
     Args:
         rev: of the state.
         state: of the customer.
         plan: in force.
         by_plan: of each plan of the catalog.
+        anonymous: whether the customer is one.
     """
     of_a_plan = any(prepaid.recurring for prepaid in by_plan.values()) if rev != NO_STATE else plan.grants
-    return by_plan[plan.key] if state.granted or of_a_plan else None
+    prepaid = by_plan[plan.key]
+    can_owe = prepaid.money and not anonymous
+    return prepaid if state.granted or of_a_plan or can_owe else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,7 @@ class Prepaid:
         low: the target of a credit to the share (%) of its last grant, and the micro-credits besides, below
             which it is low.
         by_model: the meters whose cost depends on the model.
+        money: the target of the credit in money, whose balance may end below zero; empty: there is none.
     """
 
     recurring: tuple[tuple[str, str, int, int, int], ...]
@@ -68,6 +75,7 @@ class Prepaid:
     paid_with: Mapping[str, tuple[str, int]]
     low: Mapping[str, tuple[int, int]]
     by_model: Mapping[str, ModelPrices]
+    money: str
 
     @classmethod
     def of(cls, plan: Plan, catalog: Catalog) -> Prepaid:
@@ -97,6 +105,7 @@ class Prepaid:
                 if (low := _low_of(credit)) is not None
             },
             by_model={meter: prices for credit in credits_ for meter, prices in credit.by_model.items()},
+            money=next((target_of("credit", credit.name) for credit in credits_ if credit.is_money), ""),
         )
 
     def costs_of(self, model: str | None) -> dict[str, int]:
@@ -160,12 +169,15 @@ class Prepaid:
         asked = [[target_of("meter", meter), at] for meter, at in asked_at.items()]
         return _json({**self._plans, "asked": asked, "backed": backed})
 
-    def paying(self, meters: Iterable[tuple[str, bool]], costs: Mapping[str, int]) -> str:
+    def paying(
+        self, meters: Iterable[tuple[str, bool]], costs: Mapping[str, int], *, owes: bool = True
+    ) -> str:
         """What the settlement script pays overage with, as JSON; see its terms.
 
         Args:
             meters: each that is recorded, and whether it is paid for: derived ones are by their source.
             costs: what a unit costs of those whose cost depends on the model.
+            owes: whether use beyond a balance in money is a debt.
         """
         paying: list[list[Any]] = []
         for meter, is_paid in meters:
@@ -174,7 +186,8 @@ class Prepaid:
             paying.append([meter, *line])
         credits_ = {pay[2] for pay in paying}
         low = {target: share for target, share in self.low.items() if target in credits_}
-        return _json({**self._plans, "paying": paying, "low": low})
+        money = self.money if owes else ""
+        return _json({**self._plans, "paying": paying, "low": low, "money": money})
 
     @property
     def _plans(self) -> dict[str, object]:
@@ -299,17 +312,23 @@ def _due(
 
 
 class Balance:
-    """What live grants have left, by target, and what held quantities claim of it."""
+    """What live grants have left, by target, less what is owed, and what held quantities claim of it."""
 
-    def __init__(self, holdings: Iterable[Holding], prepaid: Prepaid | None, now_ms: int) -> None:
+    def __init__(
+        self,
+        holdings: Iterable[Holding],
+        prepaid: Prepaid | None,
+        now_ms: int,
+        owed: Mapping[str, int] | None = None,
+    ) -> None:
         self._prepaid = prepaid
-        self._left: dict[str, int] = {}
+        self._left: dict[str, int] = {target: -micros for target, micros in (owed or {}).items()}
         for holding in holdings:
             if holding.is_live(now_ms):
                 self._left[holding.target] = self._left.get(holding.target, 0) + holding.left
 
     def of(self, target: str) -> int:
-        """Units of a meter, or micro-credits."""
+        """Units of a meter, or micro-credits; below 0 where it is owed."""
         return self._left.get(target, 0)
 
     def more(
@@ -348,7 +367,7 @@ class Balance:
                 claimed, uncovered = claim, beyond
             else:
                 free -= claim
-        free = max(0, free)
-        if claimed > free:  # It does not pay all of them, but no fewer than at the highest cost.
+        free = max(min(0, self.of(credit)), free)
+        if claimed > max(0, free):  # It does not pay all of them, but no fewer than at the highest cost.
             return units + min(uncovered, free // prepaid.by_model[meter].highest)
         return units + (free - claimed) // cost + uncovered

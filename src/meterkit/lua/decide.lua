@@ -3,8 +3,8 @@
 -- If all allow, everything is counted and held; if any refuses, nothing is.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods
--- KEYS[4] hash  optional: grants    KEYS[5] hash  optional: levels of gauges
--- KEYS[6] zset  optional: idempotency keys (see first_of)
+-- KEYS[4] hash  optional: grants    KEYS[5] hash  with grants: their ledger    KEYS[6] hash  optional: levels of gauges
+-- KEYS[7] zset  optional: idempotency keys (see first_of)
 --       with subjects behind these: zset  their index, then a hash each, counters of its own
 -- ARGV  1 rev   2 terms   3 mode: d decide, f decide whatever the rev, c check only, v confirm the rev only,
 --       h hold what is held already, whatever is left, s count and hold also what would be refused, and say so
@@ -54,7 +54,7 @@ if others > 0 then -- Others do not pay for making these functions.
 --include take_subjects
   subjects, own_words, own_terms = take_subjects(KEYS, ARGV, others, 1)
 end
-local counters_key, state_key, totals_key, grants_key, levels_key, marks_key = unpack(KEYS)
+local counters_key, state_key, totals_key, grants_key, ledger_key, levels_key, marks_key = unpack(KEYS)
 local names = grants_key and 3 or 2 -- Of fields[2] the name is ARGV[names + 2].
 local fields = call('HMGET', counters_key, 'h', unpack(ARGV, names + 2, #ARGV - 1))
 local seen_ms, begins_ms, ends_ms, expires_ms, known_rev = head_of(fields[1])
@@ -77,7 +77,7 @@ if further and further.asked then -- As above.
 --include backing_of
 --include hold_backed
   backs, hold = #further.asked, hold_backed -- As many of the ceilings, the first.
-  more, claim, tell_backed, covered = backing_of(grants_key, fields, further, now, starts_ms, finishes_ms)
+  more, claim, tell_backed, covered = backing_of(grants_key, fields, further, now, starts_ms, finishes_ms, ledger_key, rev)
 end
 local twin, unasked = 0, 0
 if marks_key and mode ~= 'h' then -- As above.

@@ -9,7 +9,7 @@
 -- Reply {0, now}   {1, what the id was used for: targets and quantities}   {2, target}: the balance would pass
 --       9 * 10^15   {3, how many there are}: it would be too many; except with the first, nothing was added
 --include server_ms
---include grants
+--include repay_now
 --include put_away
 local grants_key, ledger_key = KEYS[1], KEYS[2]
 local id, most, priority, effective_ms, expires_ms = unpack(ARGV, 1, 5)
@@ -20,12 +20,15 @@ local known = call('HGET', ledger_key, line)
 if known then
   return known == asked and {0, now} or {1, known}
 end
-local file, left, live = grants(grants_key, now), {}, 0
+local file, left, live = repay_now(grants_key, ledger_key, now), {}, 0
 for _, grant in ipairs(file.list) do
   left[grant.target] = (left[grant.target] or 0) + (grant.quantity - grant.used)
   if string.sub(grant.name, 1, 1) == 'a' then
     live = live + 1
   end
+end
+for target, debt in pairs(file.debts) do
+  left[target] = (left[target] or 0) - debt.owed
 end
 for i = first_target, #ARGV - 1, 2 do
   if (left[ARGV[i]] or 0) + ARGV[i + 1] > MOST then

@@ -7,6 +7,7 @@
 --       last: the caller's clock (ms)
 -- Reply {how much more was refunded than was known, how much of that was taken}
 --include server_ms
+--include repay_now
 local grants_key, ledger_key, name, refunded, in_all, caller_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2] + 0, ARGV[3], ARGV[#ARGV]
 local call, line = redis.call, 'refund ' .. name
 local known, taken = string.match(call('HGET', ledger_key, line) or '0 0', '^(%d+) (%d+)')
@@ -14,6 +15,8 @@ local more = refunded - known
 if more <= 0 then
   return {0, 0}
 end
+local now = server_ms(caller_ms)
+repay_now(grants_key, ledger_key, now)
 local value, part = call('HGET', grants_key, name), 0
 if value then
   local target, quantity, used, terms = string.match(value, '^(%S+) (%d+) (%d+) (.+)$')
@@ -24,7 +27,7 @@ if value then
     call('HSET', grants_key, name, string.format('%s %.0f %s %s', target, quantity - part, used, terms))
   end
 end
-call('HSET', ledger_key, line, string.format('%.0f %.0f %.0f', refunded, taken + part, server_ms(caller_ms)))
+call('HSET', ledger_key, line, string.format('%.0f %.0f %.0f', refunded, taken + part, now))
 call('HDEL', grants_key, 'balance')
 local auto = 'auto ' .. string.match(name, '^a (%S+)')
 local state, rest = string.match(call('HGET', ledger_key, auto) or '', '^(%l+) (.*)$')

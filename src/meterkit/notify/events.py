@@ -40,7 +40,7 @@ class CreditsLow(CustomerEvent):
         id: the same at each delivery; a text.
         customer: whose.
         credit: its name in the plans file.
-        balance: whole credits that were left then.
+        balance: whole credits that were left then, rounded down; a balance in money may be below 0.
         at: when that was (UTC).
     """
 

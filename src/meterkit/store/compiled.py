@@ -131,6 +131,7 @@ class CompiledCatalog:
 
     Attributes:
         prepaid: what the customers of a plan may have prepaid, by the plan's key.
+        owes: whether use beyond a balance in money is a debt; in shadow it is not: the call would be refused.
         routes: those of the plans file, with what the app has recorded on each.
         counters: the meters that can be counted on: no gauges, and none that follow another.
         derives: whether there are meters that follow another.
@@ -181,6 +182,7 @@ class CompiledCatalog:
         self._programs: dict[tuple[int, int, bool, bool, tuple[str, ...]], Program] = {}
         self._asked: dict[tuple[object, ...], Program] = {}
         self.prepaid = prepaid_by_plan(catalog)
+        self.owes = catalog.enforcement == "on"
         self.alarms = Alarms(catalog)
         self.routes = LearnedRoutes(catalog, former_routes)
         self.counters = counters_of(catalog.meters)
@@ -208,7 +210,9 @@ class CompiledCatalog:
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():
             for route in catalog.routes:
-                self.program(plan.entitlements, route, self.prepaid[plan.key] if plan.grants else None)
+                prepaid = self.prepaid[plan.key]
+                has_any = plan.grants or prepaid.money
+                self.program(plan.entitlements, route, prepaid if has_any else None)
 
     def costs(self) -> CallCosts | None:
         """What calls cost; None: nothing asks for it, or ``genai-prices`` is not installed."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
 from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
+from meterkit.decisions.debts import funds_of
 from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
-from meterkit.decisions.grants import MICRO, Balance, holdings_of, prepaid_by_plan, prepaid_of, target_of
+from meterkit.decisions.grants import MICRO, Balance, prepaid_by_plan, prepaid_of, target_of
 from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import bounds_at, from_ms
@@ -150,7 +151,8 @@ def usage_of(
     effective = effective_plan(state, catalog, now_ms)
     prepaid = prepaid_of(rev.decode(), state, effective.plan, prepaid_by_plan(catalog))
     known = {} if prepaid is None else _pairs(grants)
-    balance = Balance(holdings_of(known, prepaid, effective.bounds, now_ms), prepaid, now_ms)
+    funds = funds_of(known, prepaid, effective.bounds, now_ms)
+    balance = Balance(funds.held, prepaid, now_ms, funds.owed)
     view = _View(
         _fields(counters), _pairs(totals), now_ms, effective.bounds.start_ms, effective.bounds.end_ms, balance
     )

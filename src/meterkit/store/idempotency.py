@@ -102,7 +102,8 @@ class MarkedDecision(PreparedDecision):
         keys, ceilings = view.keys, sum(measure.kind == CEILING for measure in program.measures[:own])
         others = view.pack_subjects(program.subjects)
         further = joined(f'{{"digest":"{self.digest}","ceilings":{ceilings}}}', program.further)
-        names = (keys.counters, keys.state, keys.totals, keys.grants, keys.levels, keys.marks, *others.keys)
+        first = (keys.counters, keys.state, keys.totals, keys.grants, keys.ledger, keys.levels, keys.marks)
+        names = (*first, *others.keys)
         head: tuple[str | int, ...] = ("EVALSHA", view.cache.decide.sha, len(names), *names, view.rev)
         tail: tuple[str | bytes, ...] = (
             view.terms(program.keep_ms, *program.numbers),

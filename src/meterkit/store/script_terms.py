@@ -27,7 +27,7 @@ def pack_head(
     """The request of a decision up to the terms; ``others``: what it says of subjects."""
     names: list[str] = [keys.counters, keys.state, keys.totals]
     if program.further:
-        names += (keys.grants, keys.levels) if program.gauges else (keys.grants,)
+        names += (keys.grants, keys.ledger, *((keys.levels,) if program.gauges else ()))
     names += others.keys
     head: tuple[str | int, ...] = ("EVALSHA", sha, len(names), *names, rev)
     # Behind these: terms, what follows them, words and terms of subjects, clock.

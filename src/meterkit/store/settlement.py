@@ -354,7 +354,7 @@ class Settlement:
         paying = ""
         if prepaid is not None:
             meters = ((entry.meter, entry.quantity_of == entry.meter) for entry in entries)
-            paying = prepaid.paying(meters, costs)
+            paying = prepaid.paying(meters, costs, owes=view.cache.owes and not view.anonymous)
         return Shape(
             head=b"",
             names=b"",

@@ -122,7 +122,7 @@ class StatementInvoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BalanceEntry:
-    """What changed a balance in money: ``grant`` (a top-up), ``burn`` (usage), ``refund`` and the like."""
+    """A change of a balance in money: ``grant`` (a top-up), ``burn`` (usage), ``debt``, ``refund``."""
 
     credit: str
     entry: str

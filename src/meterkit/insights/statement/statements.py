@@ -152,11 +152,15 @@ class Statements:
         credits_, grants = self._store.catalog.credits, Grants(self._store)
         made = {one.grant_id: one.created_at for one in await grants.list(customer)}
         found: list[BalanceEntry] = []
+        is_of = False
         for one in await grants.ledger(customer):
             if one.kind != "credit" or one.name not in credits_ or not credits_[one.name].is_money:
                 continue
             at = made.get(one.grant_id)
-            is_of = one.period_start == start if one.entry == "burn" else at is not None and start <= at < end
+            if one.period_start is not None:
+                is_of = one.period_start == start
+            elif one.grant_id:  # The second line of a repayment names no grant: it goes with the first.
+                is_of = at is not None and start <= at < end
             if is_of:
                 found.append(
                     BalanceEntry(

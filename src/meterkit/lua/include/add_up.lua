@@ -1,4 +1,4 @@
--- add_up: what grants come to at `now`, by target: {left: of those that pay, was_there: 1 where one was there in the
+-- add_up: what grants come to at `now`, by target: {left: of those that pay, less what is owed, was_there: 1 where one was there in the
 -- period that began at `start`, else 0, last: quantity of the youngest, head: name of the one that pays first, or ''}.
 -- Returns that, and the next instant (ms) at which it changes by itself.
 --include pays_before
@@ -38,6 +38,12 @@ local function add_up(file, start, now)
       end
     else
       changes_at = math.min(changes_at, grant.until_ms)
+    end
+  end
+  for target, debt in pairs(file.debts) do
+    if debt.owed > 0 then
+      local sum = add(target, true, 0, 0)
+      sum.left = sum.left - debt.owed
     end
   end
   return sums, changes_at

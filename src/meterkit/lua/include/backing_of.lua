@@ -1,5 +1,6 @@
 -- backing_of: what grants and credits add to a customer's ceilings.
 --   key: hash, the grants; fields: the counters' that were read; starts, finishes: of the period of `now` (ms)
+--   ledger, rev: see keep_balance
 --   backing: {mark, recurring, asked, backed}; asked: a ceiling each, {the meter's target, its place in backed or 0};
 --   backed: each meter that shares a credit with an asked one, {the credit's target, cost (micro-credits a unit),
 --   included, the meter's target, the place of its field, quantity asked of it if it has no ceiling; where the cost
@@ -13,15 +14,13 @@
 -- its place in backed; when what is left changes by itself (ms). Puts into backing.taken by its place in backed what is
 -- asked of a meter.
 --include balance
---include balance_text
+--include keep_balance
 --include meter_of
 --include live_holds
 --include free_of
-local function backing_of(key, fields, backing, now, starts, finishes)
+local function backing_of(key, fields, backing, now, starts, finishes, ledger, rev)
   local kept, none, taken = balance(key, backing, starts, finishes, now, false), {left = 0, was_there = 0}, {}
-  if kept.file and kept.file.found then
-    redis.call('HSET', key, 'balance', balance_text(kept, backing, starts))
-  end
+  keep_balance(key, ledger, kept, backing, starts, now, rev)
   local function sum_of(target)
     return kept.sums[target] or none
   end

@@ -2,25 +2,31 @@
 -- until it changes, so that the grants need not be read.
 --   prepaid: {mark: names the plan's grants, recurring, ...}; start, finish: of the period
 --   The field is a line of: since when and until when it holds (ms), start, mark, 1 where something is due to be
---   written down, else 0; then a line a target: its name, left, was_there, last, head (see add_up).
--- Returns {sums, since (text), changes_at, due, file: all the grants, where they had to be read}.
+--   written down, else 0, BALANCE_FORM; then a line a target: its name, left, was_there, last, head (see add_up).
+-- Returns {sums, since (text), changes_at, due, debts: those that were read, file: all the grants, where they had to be
+-- read}.
 --include grants
 --include recur
+--include repay
 --include add_up
 local function balance(key, prepaid, start, finish, now, anew)
   local text = not anew and redis.call('HGET', key, 'balance')
   if text then
-    local since, changes_at, began, mark, due = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (%d)')
-    if mark == prepaid.mark and began + 0 == start and since + 0 <= now and now < changes_at + 0 then
+    local since, changes_at, began, mark, due, form = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (%d) ?(%d*)')
+    if form == BALANCE_FORM and mark == prepaid.mark and began + 0 == start and since + 0 <= now and now < changes_at + 0 then
       local sums = {}
-      for target, left, was_there, last, head in string.gmatch(text, '\n(%S+) (%d+) (%d) (%d+) ([^\n]*)') do
+      for target, left, was_there, last, head in string.gmatch(text, '\n(%S+) (-?%d+) (%d) (%d+) ([^\n]*)') do
         sums[target] = {left = left + 0, was_there = was_there + 0, last = last + 0, head = head}
       end
-      return {sums = sums, since = since, changes_at = changes_at, due = due == '1'}
+      return {sums = sums, since = since, changes_at = changes_at, due = due == '1', debts = {}}
     end
   end
   local file = grants(key, now)
   recur(file, prepaid.recurring, start, finish, now)
+  repay(file, now)
   local sums, changes_at = add_up(file, start, now)
-  return {sums = sums, since = string.format('%.0f', now), changes_at = changes_at, due = file.due, file = file}
+  return {
+    sums = sums, since = string.format('%.0f', now), changes_at = changes_at, due = file.due, debts = file.debts,
+    file = file,
+  }
 end

@@ -1,4 +1,4 @@
--- free_of: what a credit has left that other holds do not claim, in micro-credits.
+-- free_of: what a credit has left that other holds do not claim, in micro-credits; below 0 where it is owed.
 --   backed: see backing_of; place: of the meter that is to be paid; with_own: whether its own holds claim, too, where its
 --   cost depends on the model; left: of the credit; taken: what is asked of a meter; claim_of(meter, further): the claim of
 --   its holds and of further units, and how many of these nothing else covers
@@ -11,7 +11,7 @@ local function free_of(backed, place, with_own, left, taken, claim_of)
       free = free - claim_of(other, taken[i])
     end
   end
-  free = math.max(0, free)
+  free = math.max(math.min(0, left), free)
   if not with_own or not own[7] then
     return free, 0
   end

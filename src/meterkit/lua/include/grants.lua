@@ -5,12 +5,14 @@
 --     or it would be given again
 --     "past TARGET" to "at quantity created": until when (ms) grants paid that have left, the quantity of the
 --     youngest of those, and when that was created
+--     "d TARGET": a debt, see debt_of
 --     "balance": see balance
 -- Returns {found: whether there is anything at all, list: the grants, ended: those that are to leave, past: by
--- target, due: whether anything is to be written down}; in no order.
+-- target, debts: by target, repaid: see repay, due: whether anything is to be written down}; in no order.
 --include grant_of
+--include debt_of
 local function grants(key, now)
-  local list, ended, past = {}, {}, {}
+  local list, ended, past, debts = {}, {}, {}, {}
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
     local name = fields[i]
@@ -19,10 +21,12 @@ local function grants(key, now)
       local grant = grant_of(name, fields[i + 1])
       local into = grant.until_ms <= now and ended or list
       into[#into + 1] = grant
+    elseif kind == 'd ' then
+      debts[string.sub(name, 3)] = debt_of(fields[i + 1])
     elseif kind == 'pa' then
       local at, quantity, created = string.match(fields[i + 1], '^(%d+) (%d+) (%d+)$')
       past[string.sub(name, 6)] = {at = at + 0, quantity = quantity + 0, created = created + 0}
     end
   end
-  return {found = #fields > 0, list = list, ended = ended, past = past, due = #ended > 0}
+  return {found = #fields > 0, list = list, ended = ended, past = past, debts = debts, repaid = {}, due = #ended > 0}
 end

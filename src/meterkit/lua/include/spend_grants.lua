@@ -8,6 +8,7 @@ local function spend_grants(key, balances, start, now)
   local paying, burned, queues, is_over = {}, {}, {}, false
   local function read()
     balances.file, queues = grants(key, now), {}
+    balances.debts = balances.file.debts
     for i, grant in ipairs(balances.file.list) do
       balances.file.list[i] = paying[grant.name] or grant
     end

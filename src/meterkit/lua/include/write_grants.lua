@@ -2,15 +2,15 @@
 --   list, ledger: hashes; has_state: whether the customer has a record; balances: as `balance` returns it, less
 --   what was paid; paying: the grants that paid; burned: lines of the ledger to what was paid
 --include put_away
+--include grant_text
+--include keep_debt
 --include add_up
 --include balance_text
 local function write_grants(list, ledger, balances, paying, burned, prepaid, start, now, has_state)
   local call, file = redis.call, balances.file
-  local set, stay, last, grew = {list}, {}, 0, false
+  local set, stay, last, grew, owes = {list}, {}, now, false, false
   local function put(grant)
-    set[#set + 1] = grant.name
-    set[#set + 1] = string.format('%s %.0f %.0f %.0f %.0f %.0f %.0f %.0f', grant.target, grant.quantity, grant.used,
-      grant.priority, grant.effective, grant.expires, grant.created, grant.until_ms)
+    set[#set + 1], set[#set + 2] = grant.name, grant_text(grant)
   end
   for _, grant in ipairs(file and file.ended or {}) do
     put_away(list, ledger, file.past, grant, grant.until_ms - 1)
@@ -38,19 +38,25 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
   for _, grant in pairs(file and {} or paying) do
     put(grant)
   end
-  for line, quantity in pairs(burned) do
-    call('HINCRBY', ledger, line, string.format('%.0f', quantity))
+  for _, lines in ipairs({burned, file and file.repaid}) do
+    for line, quantity in pairs(lines) do
+      call('HINCRBY', ledger, line, string.format('%.0f', quantity))
+    end
+  end
+  for target, debt in pairs(balances.debts) do
+    keep_debt(list, target, debt)
+    grew, owes = grew or debt.changed, owes or debt.owed > 0
   end
   if file then
     file.list, file.ended, balances.due, balances.since = stay, {}, false, string.format('%.0f', now)
     balances.sums, balances.changes_at = add_up(file, start, now)
   end
-  if #set > 1 or file and file.found then
+  if #set > 1 or owes or file and file.found then
     set[#set + 1], set[#set + 2] = 'balance', balance_text(balances, prepaid, start)
     call('HSET', unpack(set))
   end
   for _, key in ipairs(grew and {list, ledger} or {}) do
-    if has_state then
+    if has_state or owes then
       call('PERSIST', key)
     else
       call('PEXPIREAT', key, last + FORTY_DAYS_MS)

@@ -1,5 +1,6 @@
 -- What the scripts call by name. Each name is replaced by its value when a script is read: that costs nothing there.
 local FORM = -3 -- The first number of a packed field: what is stored has this format. Below 0: no text begins so.
+local BALANCE_FORM = '2' -- Of the field "balance": 1 knew of no debts, and is read anew.
 local NO_STATE = '3:0' -- The rev of a customer without a state.
 local EMPTY_HEAD = '\253\000\000\000\000\160' -- Packed: FORM, four zeros, no rev.
 local EMPTY_METER = '\253\000\000\000\000\000\000\160' -- Packed: FORM, six zeros, nothing besides.
