@@ -9,17 +9,18 @@ from importlib import import_module
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast, overload
 
+from meterkit.asgi.given_usage import used_by_hand
 from meterkit.asgi.llm_calls import captured, record_calls
 from meterkit.catalog import Catalog, enforced
 from meterkit.catalog.argument_checks import check_quantities, check_quantity, quantities_given
 from meterkit.catalog.notes import log_notes
+from meterkit.catalog.units import USAGE_METERS
 from meterkit.catalog.watch import WatchedPlans
 from meterkit.decisions.asked import Demand
 from meterkit.decisions.periods import occurred_ms, period_ms
 from meterkit.errors import MeterkitError
 from meterkit.serving import Served, Serving, store_of
 from meterkit.store.arguments import check_customer, check_event_id, check_subjects
-from meterkit.store.hold import Used
 from meterkit.store.holds import Reservation
 from meterkit.tokens.estimate import estimate_input, guarded
 
@@ -172,7 +173,10 @@ class MeterKit(Served):
             StoreError: the store cannot decide.
         """
         demands = self._demands(meter, quantity)
-        return await self.store.consume(self._view(customer, subjects), demands)
+        view = self._view(customer, subjects)
+        if meter in USAGE_METERS and view.cache.charges:
+            view.cache.alarms.consumed_tokens(meter)
+        return await self.store.consume(view, demands)
 
     async def record(
         self,
@@ -208,12 +212,9 @@ class MeterKit(Served):
         view = self._view(customer, subjects)
         if event_id is not None:
             check_event_id(event_id)
-        await self.store.record(
-            view,
-            Used.of(quantities),
-            event_id=event_id,
-            occurred_ms=None if occurred_at is None else occurred_ms(occurred_at, self.store.now_ms()),
-        )
+        at_ms = None if occurred_at is None else occurred_ms(occurred_at, self.store.now_ms())
+        used = used_by_hand(quantities, view.cache, at_ms=at_ms)
+        await self.store.record(view, used, event_id=event_id, occurred_ms=at_ms)
 
     async def record_usage(
         self,

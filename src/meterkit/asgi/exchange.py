@@ -8,6 +8,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from meterkit.asgi.coroutine_mark import returns_awaitable
+from meterkit.asgi.given_usage import join_used, price_tokens
 from meterkit.asgi.llm_calls import LlmCalls
 from meterkit.asgi.outcome import BAD_REQUEST, is_stopped, outcome_of
 from meterkit.asgi.outliving import on_loop_of, settle_outliving
@@ -199,6 +200,7 @@ class Exchange(UsageWatch):
                 beside = undecided_usage(
                     self._view, self._route, recorded, is_counted=self.is_counted, billed=billed
                 )
+            beside = self._price_tokens(beside)
             parts = self._used_by_calls(outcome)
             self._view.cache.routes.learn(self._route, meters_of((beside, *parts)))
             late = {} if self._llm is None else self._llm.outliving(self._name_calls)
@@ -219,7 +221,7 @@ class Exchange(UsageWatch):
             together = lane.allotments if decided.is_allotted else None
             (together or lane).settle(settlement)
         if recorded:
-            used = Used(recorded if self._is_due(outcome) else _NOTHING, recorded)
+            used = self._price_tokens(Used(recorded, recorded), due=self._is_due(outcome))
             self._view.cache.routes.learn(self._route, meters_of((used,)))
             self._store.settle(lane, Settlement(self._view, used=used))
 
@@ -261,8 +263,7 @@ class Exchange(UsageWatch):
             beside = beside._replace(recorded=add(held.recorded if billed else _NOTHING, beside.recorded))
         if parts and (not parts[0].dimensions or beside.recorded.keys().isdisjoint(parts[0].recorded)):
             first, *parts = parts
-            total = add(beside.recorded, first.recorded), add(beside.rated, first.rated)
-            beside = first._replace(recorded=total[0], rated=total[1], measured=first.rated)
+            beside = join_used(first, beside)
         parts = [beside, *parts]
         if not due:
             parts = [part._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED) for part in parts]
@@ -317,7 +318,15 @@ class Exchange(UsageWatch):
                     return
                 # The request ended meanwhile, in another thread, and may have missed this.
                 self._recorded = before
-        self._settle_late(lane, [Used(quantities, quantities)])
+        self._settle_late(lane, [self._price_tokens(Used(quantities, quantities))])
+
+    def _price_tokens(self, used: Used, *, due: bool = True) -> Used:
+        priced = price_tokens(used, self._view.cache, self._request_model)
+        return priced if due else priced._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
+
+    def _request_model(self) -> str | None:
+        reading = None if self._llm is None else self._llm.reading
+        return None if reading is None else reading.requested_model()
 
     def report(self, change: Callable[[LlmCalls], T]) -> T:
         """Have something noted of calls of language models; what comes late is settled at once.

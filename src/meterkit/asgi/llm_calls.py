@@ -13,10 +13,10 @@ from meterkit.asgi.call_amounts import (
     Amounts,
     amounts_beyond,
     amounts_of,
-    dimensions_of,
     used_by_model,
     used_of,
 )
+from meterkit.asgi.given_usage import check_given, used_by_hand
 from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
@@ -281,8 +281,8 @@ def captured(
                 "captured: give the quantities by meter, or the response that the SDK returned"
             )
     quantities = given or {}
-    check(quantities)
-    return [Used.of(quantities, **dimensions_of(model or requested, provider or None))]
+    check_given(quantities, compiled, check)
+    return [used_by_hand(quantities, compiled, model=model or requested, provider=provider)]
 
 
 def _used_of(
@@ -319,7 +319,12 @@ def _used_of(
         replace(call, model=model or call.model, provider=provider or call.provider) for call in calls
     )
     found = used_by_model(calls, compiled)
-    others = {meter: quantity for meter, quantity in (beside or {}).items() if meter not in USAGE_METERS}
+    # The amount of money that was reserved is replaced by the charge, also where that is 0.
+    others = {
+        meter: quantity
+        for meter, quantity in (beside or {}).items()
+        if meter not in USAGE_METERS and meter not in compiled.charges
+    }
     first = found[0] if found else NOTHING_USED
     return [
         first._replace(recorded={**first.recorded, **others}, rated={**first.rated, **others}),

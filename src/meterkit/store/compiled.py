@@ -103,6 +103,23 @@ class Alarms:
                 self._catalog.billing.late_usage,
             )
 
+    def total_alone(self) -> None:
+        """Tokens came that cannot be priced: of input and output only the total is known."""
+        if self._is_new("total alone"):
+            _logger.error(
+                "nothing is charged for total_tokens alone: input and output have different prices; give"
+                " input_tokens and output_tokens; logged once"
+            )
+
+    def consumed_tokens(self, meter: str) -> None:
+        """An app has consumed tokens, which no model's price applies to."""
+        if self._is_new("consumed", meter):
+            _logger.error(
+                "consume() of %s charges no money: it has no model; reserve the money and capture the"
+                " response, or give the response to record_usage(); logged once for this meter",
+                meter,
+            )
+
     def _is_new(self, *what: str) -> bool:
         if what in self._told:
             return False

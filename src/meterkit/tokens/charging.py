@@ -33,6 +33,10 @@ _logger = logging.getLogger("meterkit.tokens")
 _NAME_MAX: Final = 256
 _NAMES_LOGGED: Final = 100
 _CARRIED_MOST: Final = 100_000
+_WITHOUT_MODEL: Final = (
+    "nothing is charged for tokens without a model: their price is not known; give the model's response to"
+    " record_usage(), or name the model: reservation.capture(…, model=…); logged once"
+)
 _SHAPES: Final = {
     "openai": "openai",
     "anthropic": "anthropic",
@@ -156,6 +160,9 @@ class Charges:
     def _say_unpriced(self, model: str) -> None:
         if model not in self._unpriced and len(self._unpriced) < _NAMES_LOGGED:
             self._unpriced.add(model)
+            if not model:
+                _logger.error(_WITHOUT_MODEL)
+                return
             _logger.error(
                 "nothing is charged for calls of model %r: no price of it is known; give its prices in the"
                 " plans file, under `models` of the credit, or name the `provider` of the route",
