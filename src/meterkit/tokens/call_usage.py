@@ -27,6 +27,7 @@ Note = Literal[
     "not_asked",  # likewise, as answers of its kind do that were not asked for figures
     "refused",  # a figure was no integer from 0 to 10^15 - 1 and was ignored
     "residual",  # the total named output tokens that the parts did not
+    "summed",  # the figures of several calls together: prices by input length are the lowest
     "too_large",  # the response was larger than the bound
     "too_many_calls",  # calls beyond the bound were not counted
     "unreadable",  # something that should be JSON was not
@@ -119,7 +120,7 @@ class CallUsage:
         if self.model is None or not units or ("input_tokens" in units) != ("output_tokens" in units):
             return None
         prices = list_prices(self.provider, self.model, at, self.context)
-        return None if prices is None else prices.cost(units)
+        return None if prices is None else prices.cost(units, is_sum="summed" in self.notes)
 
     def quantities(self) -> dict[str, int]:
         """The figures that are known, under the names of the meters they feed."""
@@ -188,7 +189,8 @@ def sum_of(calls: Sequence[CallUsage]) -> CallUsage:
     shared["reported_cost_micros"] = sum(reported, Fraction(0)) if len(reported) == len(calls) else None
     sources: list[Source] = [call.source for call in calls]
     worst = min(sources, key=RANKS.__getitem__)
-    notes = tuple(sorted({note for call in calls for note in call.notes}))
+    summed: tuple[Note, ...] = ("summed",) if len(calls) > 1 else ()
+    notes = tuple(sorted({note for call in calls for note in call.notes}.union(summed)))
     figures["details"] = {unit: min(count, QUANTITY_MAX) for unit, count in details.items()}
     return replace(calls[0], **figures, **shared, source=worst, notes=notes, snapshot=None)
 

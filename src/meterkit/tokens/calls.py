@@ -37,6 +37,7 @@ class EventUsage:
         adds: whether the counts come on top of those of earlier events of the call, not in their place.
         context: as what the call was processed; see :class:`meterkit.tokens.call_usage.CallUsage`.
         cost_micros: what the provider says that the call costs, likewise.
+        sums: whether the figures are those of several calls together.
         others: calls of other models inside this one; their ``call_id`` tells them apart within it.
     """
 
@@ -53,6 +54,7 @@ class EventUsage:
     outlives: bool = False
     context: Mapping[str, str] = field(default_factory=dict[str, str])
     cost_micros: Fraction | None = None
+    sums: bool = False
     others: Sequence[EventUsage] = ()
 
 
@@ -71,18 +73,21 @@ class _Call:
         "model",
         "others",
         "outlives",
+        "provider",
         "refused",
+        "sums",
     )
 
     def __init__(self, first: EventUsage) -> None:
         self.first = first
         self.call_id = first.call_id
         self.model: str | None = None
+        self.provider: str | None = None
         self.counts: dict[str, int] = {}
         self.context: dict[str, str] = {}
         self.cost_micros: Fraction | None = None
         self.others: dict[str | None, _Call] = {}
-        self.refused = self.final = self.alone = self.ended = self.outlives = False
+        self.refused = self.final = self.alone = self.ended = self.outlives = self.sums = False
 
     def merge(self, said: EventUsage) -> None:
         if not self.counts:
@@ -92,12 +97,14 @@ class _Call:
             self.counts[name] = count + (self.counts.get(name, 0) if said.adds else 0)
         self.call_id = self.call_id or said.call_id
         self.model = said.model or self.model
+        self.provider = self.provider or said.provider
         self.context.update(said.context)
         if said.cost_micros is not None:
             self.cost_micros = said.cost_micros
         self.refused |= said.refused
         self.final |= said.final
         self.outlives |= said.outlives
+        self.sums |= said.sums
         self.alone |= said.alone
         for other in said.others:
             self.others.setdefault(other.call_id, _Call(other)).merge(other)
@@ -111,6 +118,8 @@ class _Call:
         """
         if said.opens or self.ended:
             return False
+        if said.adds and None not in (said.call_id, self.call_id):
+            return False  # Messages of models that run at once.
         if said.call_id is None or not self.final:
             return True
         if self.call_id is None:
@@ -140,6 +149,8 @@ class _Call:
             notes.append("refused")
         if "residual" in settled:
             notes.append("residual")
+        if self.sums:
+            notes.append("summed")
         source: Source = "reported" if complete or self.final else "partial"
         figures: dict[str, Any] = {name: count for name, count in bounded.items() if name in _FIGURES}
         return CallUsage(
@@ -149,7 +160,7 @@ class _Call:
             reported_cost_micros=self.cost_micros,
             notes=tuple(notes),
             model=self.model,
-            provider=self.first.provider,
+            provider=self.first.provider or self.provider,
             response_id=self.call_id,
             outlives=self.outlives,
             source=source if self.counts else "missing",
@@ -207,4 +218,5 @@ class Ledger:
         return tuple(usage for usage in found if usage is not None)
 
     def __len__(self) -> int:
-        return len(self._calls)
+        """The number of calls, without those of which only the model's name is known."""
+        return sum(1 for call in self._calls if call.counts or call.refused or call.final)

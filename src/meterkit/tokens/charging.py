@@ -195,7 +195,7 @@ def costs_of(
         if charges is None
         else charges.prices(model, call.provider, at, call.context)
     )
-    return None if found is None else found.costs(units)
+    return None if found is None else found.costs(units, is_sum="summed" in call.notes)
 
 
 class Remainders:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard
 
 from meterkit.tokens.bodies import read_body
-from meterkit.tokens.call_usage import CallUsage, sum_of
+from meterkit.tokens.call_usage import CallUsage, figure, sum_of
 from meterkit.tokens.calls import Ledger
 from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, load, rows, table
@@ -15,10 +15,11 @@ from meterkit.tokens.merging import each_once, join_reports
 from meterkit.tokens.observer import observed
 from meterkit.tokens.plain_values import body_of, kind_of, table_of
 from meterkit.tokens.providers import AUTO
+from meterkit.tokens.providers.agent_runs import responses_of_run
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.providers.cohere import COHERE
-from meterkit.tokens.providers.frameworks import LANGCHAIN, PYDANTIC_AI, parts_of, run_of
+from meterkit.tokens.providers.frameworks import LANGCHAIN, PYDANTIC_AI, parts_of
 from meterkit.tokens.providers.gemini import GEMINI
 from meterkit.tokens.providers.openai import OPENAI
 from meterkit.tokens.stream_models import StreamModels
@@ -102,13 +103,15 @@ def events_of(obj: object) -> tuple[Table, ...]:
 
     Never raises.
     """
-    # LangGraph puts what it knows of a chunk beside it.
-    said: Any = obj
-    if issubclass(kind_of(said), tuple) and said:
-        said = said[0]
-    event = run_of(said) or table_of(said)
+    run = responses_of_run(obj)
+    if run is not None:
+        return tuple(part for event in run for part in parts_of(event))
+    said, beside = _unwrapped(obj)
+    event = table_of(said)
     if event is None:
         return ()
+    if beside is not None:
+        event = {**event, "beside": table_of(beside)}
     inner = dig(event, ("chunk", "bytes"))
     if isinstance(inner, bytes):
         # boto3's InvokeModelWithResponseStream
@@ -116,8 +119,20 @@ def events_of(obj: object) -> tuple[Table, ...]:
             event = table(load(inner))
         return () if event is None else (event,)
     # Mistral's stream has each chunk under `data`, and the agents of OpenAI theirs.
-    data = table(event.get("data"))
+    data = None if "event" in event else table(event.get("data"))
     return tuple(parts_of(event if data is None else data))
+
+
+def _unwrapped(obj: Any) -> tuple[Any, Any]:
+    """A chunk, and what LangGraph knows of it, out of the tuples of its streams: modes, namespaces."""
+    said, beside = obj, None
+    while issubclass(kind_of(said), tuple) and said:
+        *before, last = said
+        if before and issubclass(kind_of(last), dict) and not issubclass(kind_of(before[-1]), str | tuple):
+            said, beside = before[-1], last
+        else:
+            said = last
+    return said, beside
 
 
 class Reports:
@@ -194,5 +209,6 @@ def _bare_usage_in(usage: Table) -> EventUsage | None:
     for names, api, place in _BARE:
         if names <= usage.keys():
             said = api.usage_in({place: usage}, False)
-            return None if said is None else replace(said, final=True)
+            several = (figure(usage.get("requests")) or 0) > 1  # Counters of agents have them.
+            return None if said is None else replace(said, final=True, sums=said.sums or several)
     return None

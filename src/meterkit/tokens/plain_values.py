@@ -139,12 +139,12 @@ def _members(value: Any) -> Any:
         return None
     if issubclass(kind, Mapping):
         return value
+    shown = {name: inner for name, inner in held.items() if name[:1] != "_"}
     if is_dataclass(kind):
-        return {
-            name: _field(value, kind, held, name) for name in kind.__dataclass_fields__ if name[:1] != "_"
-        }
-    if held:
-        return {name: inner for name, inner in held.items() if name[:1] != "_"}
+        fields = (name for name in kind.__dataclass_fields__ if name[:1] != "_")
+        return {**shown, **{name: _field(value, kind, held, name) for name in fields}}
+    if shown:
+        return shown
     return _slots(value, kind)
 
 

@@ -84,18 +84,21 @@ class UnitPrices:
     def _whole(self, tiers: Tiers) -> tuple[tuple[int, int], ...]:
         return tuple((start, int(price * self._divisor)) for start, price in tiers)
 
-    def cost(self, units: Mapping[str, int]) -> Fraction:
-        """What a call costs that used so many units. Tiers go by its input tokens."""
-        entered = units.get("input_tokens", 0) if self._tiered else 0
+    def cost(self, units: Mapping[str, int], *, is_sum: bool = False) -> Fraction:
+        """What a call costs that used so many units.
+
+        Tiers go by its input tokens. Of a sum of several calls these are not known: the lowest tier counts.
+        """
+        entered = units.get("input_tokens", 0) if self._tiered and not is_sum else 0
         amount = sum(
             count * _price_at(row.tiers, entered)
             for row, count in zip(self._rows, self._split(units), strict=True)
         )
         return Fraction(amount + _price_at(self._request, entered), self._divisor)
 
-    def costs(self, units: Mapping[str, int]) -> dict[str, Fraction]:
+    def costs(self, units: Mapping[str, int], *, is_sum: bool = False) -> dict[str, Fraction]:
         """The same by unit: each unit's without that of its priced parts; what costs nothing is left out."""
-        entered = units.get("input_tokens", 0)
+        entered = 0 if is_sum else units.get("input_tokens", 0)
         amounts = {
             row.unit: count * _price_at(row.tiers, entered)
             for row, count in zip(self._rows, self._split(units), strict=True)

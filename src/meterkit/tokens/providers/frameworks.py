@@ -8,26 +8,45 @@ https://openai.github.io/openai-agents-python/usage/
 from __future__ import annotations
 
 from contextlib import suppress
-from inspect import ismethod
-from typing import TYPE_CHECKING, Any, Final
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.catalog.units import UNIT_OF, UNITS
+from meterkit.tokens.call_usage import figure
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
-from meterkit.tokens.plain_values import held_by, kind_of, table_of
 from meterkit.tokens.providers.api import Api
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meterkit.tokens.json_values import Table
+    from meterkit.tokens.json_values import Counts, Table
 
-# Both say what the providers' own words mean: parts are contained in input and output.
+# Both say what the providers' own words mean: parts are contained in input and output. ChatOpenAI writes the
+# service tier before the names of parts, where it is not the default.
+_TIERS: Final = ("priority", "flex")
+
+
+def _details(direction: str, name: str) -> str:
+    place = f"{direction}_token_details"
+    return " ".join(f"{place}.{prefix}{name}" for prefix in ("", *(f"{tier}_" for tier in _TIERS)))
+
+
 _LANGCHAIN_PATHS: Final = paths(
     input_tokens="input_tokens",
     output_tokens="output_tokens",
-    cached_input_tokens="input_token_details.cache_read",
-    cache_write_tokens="input_token_details.cache_creation",
-    reasoning_tokens="output_token_details.reasoning",
+    cached_input_tokens=_details("input", "cache_read"),
+    cache_write_tokens=_details("input", "cache_creation"),
+    cache_write_5m_tokens="input_token_details.ephemeral_5m_input_tokens",
+    cache_write_1h_tokens="input_token_details.ephemeral_1h_input_tokens",
+    reasoning_tokens=_details("output", "reasoning"),
+    **{
+        f"{direction}_{modality}_tokens": _details(direction, modality)
+        for direction in ("input", "output")
+        for modality in ("text", "audio", "image", "video")
+    },
 )
 _PYDANTIC_AI_PATHS: Final = paths(
     input_tokens="input_tokens",
@@ -36,22 +55,41 @@ _PYDANTIC_AI_PATHS: Final = paths(
     cache_write_tokens="cache_write_tokens",
     reasoning_tokens="output_reasoning_tokens details.reasoning_tokens",
 )
+_UNIT_PATHS: Final = paths(
+    **{unit: unit for unit in UNITS - {*_PYDANTIC_AI_PATHS, *UNIT_OF.values()}},
+)
+"""Further counters of pydantic-ai: attributes that have the names of the price table's units."""
 # OpenTelemetry's names of providers, each with what the frameworks call it.
 _ALIASES: Final = {
     "anthropic": "anthropic",
-    "aws.bedrock": "bedrock bedrock_converse",
-    "azure.ai.openai": "azure azure_openai",
+    "aws.bedrock": "bedrock bedrock_converse amazon_bedrock aws",
+    "azure.ai.openai": "azure azure_openai azure-openai",
+    "cerebras": "cerebras",
     "cohere": "cohere",
     "deepseek": "deepseek",
-    "gcp.gemini": "google google-gla google_genai",
+    "fireworks": "fireworks",
+    "gcp.gemini": "google google-gla google_genai google-genai",
     "gcp.vertex_ai": "google-cloud google-vertex google_vertexai",
     "groq": "groq",
     "mistral_ai": "mistral mistralai",
-    "openai": "openai",
-    "x_ai": "grok xai",
+    "ollama": "ollama",
+    "openai": "openai openai-chat openai-responses",
+    "openrouter": "openrouter",
+    "perplexity": "perplexity",
+    "together": "together",
+    "x_ai": "grok xai x-ai x_ai",
 }
 _PROVIDERS: Final = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
+_GATEWAYS: Final = ("openrouter",)
+_CONTEXT: Final = ("service_tier", "speed", "inference_geo")
+_SEARCH_PATHS: Final = paths(web_searches="server_tool_use.web_search_requests")
+_COMPARED: Final = ("input_tokens", "output_tokens")
+_MODEL_END: Final = "on_chat_model_end"
+_MODEL_EVENTS: Final = {"on_chat_model_stream": "chunk", _MODEL_END: "output"}
+"""Events of `astream_events` that models send, each with the member that has the message."""
+_HANDLER_MEMBERS: Final = 8
 _WHOLE_MESSAGE: Final = "ai"
+_WHOLE_RUN: Final = "ai of a run"
 _MESSAGE_CHUNK: Final = "AIMessageChunk"
 
 
@@ -61,59 +99,69 @@ def parts_of(event: Table) -> Sequence[Table]:
     Returns:
         The object itself where it stands for nothing else; nothing where it repeats what another one says.
     """
-    if isinstance(event.get("raw_responses"), list):  # The result of a run of agents.
-        found = (table(item) for item in rows(event["raw_responses"]))
-        model = _model_of_agents(event)
-        return [{**_response_of(item), "model": model} for item in found if item is not None]
-    if event.get("type") == _MESSAGE_CHUNK and "usage_metadata" in event:
-        return [{**event, "delta": _text_of(event)}]
+    for read in (_langchain_parts, _agents_parts):
+        found = read(event)
+        if found is not None:
+            return found
     if "snapshot" in event:
         # The helpers of OpenAI and Anthropic put events of their own beside those of the API.
         chunk = table(event.get("chunk"))
         return [] if chunk is None else [chunk]
-    if "response_id" in event and "output" in event and "usage" in event:
-        return [_response_of(event)]
     return [event]
 
 
-def run_of(obj: object) -> Table | None:
-    """What the result of a run of pydantic-ai says of its usage; None where it is anything else.
+def _langchain_parts(event: Table) -> Sequence[Table] | None:
+    """Messages in the events, results and counters of LangChain; None: it is none of these."""
+    named = event.get("event")
+    if isinstance(named, str) and named in _MODEL_EVENTS:
+        found = table(dig(event, ("data", _MODEL_EVENTS[named])))
+        if found is None:
+            return []
+        found = {**found, "beside": event.get("metadata")}
+        # At its end the chunks come once more as one, under the id that they have had.
+        return [{**found, "type": _WHOLE_RUN}] if named == _MODEL_END else parts_of(found)
+    if event.get("type") == _MESSAGE_CHUNK and "usage_metadata" in event:
+        return [{**event, "delta": _text_of(event)}]
+    if isinstance(event.get("generations"), list):
+        ranks = (rows(rank) or [rank] for rank in rows(event["generations"]))
+        messages = (table(dig(one, ("message",))) for rank in ranks for one in rank)
+        return [message for message in messages if message is not None]
+    by_model = table(event.get("usage_metadata")) if len(event) <= _HANDLER_MEMBERS else None
+    for counters in (by_model, event):
+        if counters and all("usage" not in name and _is_counter(usage) for name, usage in counters.items()):
+            return [
+                {
+                    "type": _WHOLE_MESSAGE,
+                    "usage_metadata": usage,
+                    "response_metadata": {"model_name": name},
+                    "is_sum": True,
+                }
+                for name, usage in counters.items()
+            ]
+    return None
 
-    A result keeps its usage where nothing but its own property finds it. Never raises.
-    """
-    if not str(kind_of(obj).__module__).startswith("pydantic_ai."):
-        return None
-    result: Any = obj if hasattr(kind_of(obj), "usage") else held_by(obj).get("result")  # The last event's.
-    if not (hasattr(kind_of(result), "usage") and hasattr(kind_of(result), "all_messages")):
-        return None
-    found: dict[str, Any] = {}
-    for name in ("usage", "run_id", "response"):
-        with suppress(Exception):
-            value = getattr(result, name)
-            found[name] = value() if ismethod(value) else value  # It was a method in the first release.
-    last = held_by(found.get("response"))
-    return {
-        "kind": "response",
-        "parts": [],
-        "usage": table_of(found.get("usage")),
-        "provider_response_id": found.get("run_id"),
-        "model_name": last.get("model_name"),
-        "provider_name": last.get("provider_name"),
-    }
+
+def _is_counter(usage: object) -> bool:
+    """Whether it is what UsageMetadataCallbackHandler has counted for a model."""
+    return {"input_tokens", "output_tokens", "total_tokens"} <= (table(usage) or {}).keys()
 
 
-def _model_of_agents(run: Table) -> str | None:
-    """The model of a run of agents; None: it is not known, or they have several."""
-    agents = [run.get("last_agent"), run.get("current_agent")]
-    agents += [dig(item, ("agent",)) for item in rows(run.get("new_items"))]
-    models = [dig(agent, ("model",)) for agent in agents]
-    names = {text(model) or text(dig(model, ("model",))) for model in models if model is not None}
-    return names.pop() if len(names) == 1 else None
+def _agents_parts(event: Table) -> Sequence[Table] | None:
+    """The calls of a result, a response or a counter of OpenAI's agents SDK; None: it is none of these."""
+    if isinstance(event.get("raw_responses"), list):  # The result of a run.
+        found = (table(item) for item in rows(event["raw_responses"]))
+        return [_response_of(item) for item in found if item is not None]
+    if "response_id" in event and "output" in event and "usage" in event:
+        return [_response_of(event)]
+    entries = [entry for item in rows(event.get("request_usage_entries")) if (entry := table(item))]
+    same = all(sum(entry.get(name) or 0 for entry in entries) == event.get(name) for name in _COMPARED)
+    return [{"object": "response", "usage": entry} for entry in entries] if entries and same else None
 
 
 def _response_of(response: Table) -> Table:
     """A response of the agents SDK, as the API has it."""
-    return {"object": "response", "id": response.get("response_id"), "usage": response.get("usage")}
+    named = {"id": response.get("response_id"), "model": response.get("model")}
+    return {"object": "response", "usage": response.get("usage"), **named}
 
 
 def _text_of(message: Table) -> str:
@@ -124,31 +172,80 @@ def _text_of(message: Table) -> str:
 
 
 def _provider_of(name: object) -> str | None:
-    return _PROVIDERS.get(name.partition(":")[0]) if isinstance(name, str) else None
+    return _PROVIDERS.get(name.partition(":")[0].lower()) if isinstance(name, str) else None
+
+
+def _first_text(*places: tuple[Table, str]) -> str | None:
+    return next((found for holder, name in places if (found := text(holder.get(name)))), None)
+
+
+def _settle_message(counts: Counts) -> Counts:
+    # Where writes are known by how long they are kept, ChatAnthropic has 0 for all of them.
+    kept = sum(counts.get(name, 0) for name in ("cache_write_5m_tokens", "cache_write_1h_tokens"))
+    written = counts.get("cache_write_tokens")
+    return counts if kept <= (written or 0) else {**counts, "cache_write_tokens": kept}
 
 
 def _message_usage(event: Table, strict: bool) -> EventUsage | None:
     usage = table(event.get("usage_metadata"))
-    kind = event.get("type")
-    if usage is None or "input_tokens" not in usage or (strict and not _is_message(event)):
+    is_chunk = event.get("type") == _MESSAGE_CHUNK
+    if usage is None:
+        # The model may stand in a chunk without figures: in the first one, or in that which ends the text.
+        usage = {"input_tokens": None} if is_chunk and _is_message(event) else {}
+    if "input_tokens" not in usage or (strict and not _is_message(event)):
         return None
     counts, refused = read_counts(usage, _LANGCHAIN_PATHS)
     told = table(event.get("response_metadata")) or {}
+    more = table(event.get("additional_kwargs")) or {}
+    beside = table(event.get("beside")) or {}
+    raw = table(told.get("usage")) or {}
+    names = [(holder, name) for holder in (told, more) for name in ("model_name", "model", "model_id")]
+    model = _first_text(*names, (beside, "ls_model_name"))
+    provider = _provider_of(told.get("model_provider")) or _provider_of(beside.get("ls_provider"))
+    if not (counts or refused or model or provider):
+        return None
+    # The run's own id, unless the provider's is known: that one is in the response's body, too. All chunks of
+    # a message have the id of the message.
+    ids = (text(told.get("id")), text(event.get("id")))
+    context = {name: _first_text((told, name), (raw, name)) for name in _CONTEXT}
+    context["service_tier"] = context["service_tier"] or _tier_of(usage)
     return EventUsage(
-        counts=counts,
-        provider=_provider_of(told.get("model_provider")),
+        counts={**counts, **_searches(raw)} if counts else {},
+        settle=_settle_message,
+        provider=provider,
         refused=refused,
-        # The run's own id, unless the provider's is known: that one is in the response's body, too.
-        call_id=text(told.get("id")) or text(event.get("id")),
-        model=text(told.get("model_name")) or text(told.get("model")),
-        final=kind != _MESSAGE_CHUNK or event.get("chunk_position") == "last",
+        call_id=(ids[0] or ids[1]) if event.get("type") == _WHOLE_MESSAGE else (ids[1] or ids[0]),
+        model=model,
+        final=bool(counts) and (not is_chunk or event.get("chunk_position") == "last"),
         # Chunks are made to be added up, figures included.
-        adds=kind == _MESSAGE_CHUNK,
+        adds=is_chunk,
+        context={name: value for name, value in context.items() if value is not None},
+        cost_micros=_reported_cost(provider, told.get("cost")),
+        sums=event.get("is_sum") is True,
     )
 
 
+def _tier_of(usage: Table) -> str | None:
+    details = table(usage.get("input_token_details")) or {}
+    return next((tier for tier in _TIERS if tier in details), None)
+
+
+def _searches(raw: Table) -> Counts:
+    return read_counts(raw, _SEARCH_PATHS)[0]
+
+
+def _reported_cost(provider: str | None, dollars: object) -> Fraction | None:
+    """The amount that a gateway says it charges, in micro-units; None: it is no gateway, or says none."""
+    if provider not in _GATEWAYS or not isinstance(dollars, int | float | Decimal | str):
+        return None
+    with suppress(ValueError, OverflowError):
+        cost = Fraction(str(dollars)) * 10**6
+        return cost if 0 <= cost <= QUANTITY_MAX else None
+    return None
+
+
 def _is_message(event: Table) -> bool:
-    return event.get("type") in (_WHOLE_MESSAGE, _MESSAGE_CHUNK) and "response_metadata" in event
+    return event.get("type") in (_WHOLE_MESSAGE, _MESSAGE_CHUNK, _WHOLE_RUN) and "response_metadata" in event
 
 
 def _response_usage(event: Table, strict: bool) -> EventUsage | None:
@@ -158,13 +255,21 @@ def _response_usage(event: Table, strict: bool) -> EventUsage | None:
     counts, refused = read_counts(usage, _PYDANTIC_AI_PATHS)
     if not counts and not refused:
         return None
+    further, _ = read_counts(usage, _UNIT_PATHS)
+    details = table(event.get("provider_details")) or {}
+    provider, tier = _provider_of(event.get("provider_name")), text(details.get("service_tier"))
     return EventUsage(
-        counts=counts,
-        provider=_provider_of(event.get("provider_name")),
+        counts={**counts, **{unit: count for unit, count in further.items() if count}},
+        provider=provider,
         refused=refused,
         call_id=text(event.get("provider_response_id")),
         model=text(event.get("model_name")),
+        # Responses without an id are told apart by this.
+        opens=event.get("provider_response_id") is None,
         final=True,
+        context={} if tier is None else {"service_tier": tier},
+        cost_micros=_reported_cost(provider, details.get("cost")),
+        sums=event.get("is_sum") is True or (figure(usage.get("requests")) or 0) > 1,
     )
 
 

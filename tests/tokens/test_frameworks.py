@@ -1,0 +1,419 @@
+"""Objects of frameworks: their models, each call by itself. F-211, F-214, F-215"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from meterkit.tokens.objects import Reports, calls_of, report_of, usage_of
+from meterkit.tokens.tap import StreamTap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit.tokens.call_usage import CallUsage
+
+AT: Final = datetime(2026, 9, 1, tzinfo=UTC)
+LONG: Final = (
+    "gemini-2.5-pro"  # 1.25 and 10 dollars a million up to 200,000 tokens of input, 2.50 and 15 beyond.
+)
+
+
+def chunk(
+    at: str = "lc_run--1", usage: Any = None, *, position: str | None = None, **told: Any
+) -> dict[str, Any]:
+    """A chunk of LangChain."""
+    return {
+        "type": "AIMessageChunk",
+        "id": at,
+        "content": "x",
+        "additional_kwargs": {},
+        "response_metadata": told,
+        "usage_metadata": usage,
+        "chunk_position": position,
+    }
+
+
+def counted(entered: int = 10, left: int = 6, **details: Any) -> dict[str, Any]:
+    return {"input_tokens": entered, "output_tokens": left, "total_tokens": entered + left, **details}
+
+
+def message(metadata: Any, /, **told: Any) -> dict[str, Any]:
+    return {"type": "ai", "id": "lc_1", "content": "x", "response_metadata": told, "usage_metadata": metadata}
+
+
+def tapped(chunks: Sequence[Any]) -> tuple[CallUsage, ...]:
+    seen: list[tuple[CallUsage, ...]] = []
+    assert list(StreamTap(chunks, report=seen.append)) == list(chunks)
+    return seen[0]
+
+
+def named(calls: Sequence[CallUsage]) -> list[tuple[str | None, str | None, int | None, int | None]]:
+    return [(call.model, call.provider, call.input_tokens, call.output_tokens) for call in calls]
+
+
+# LangChain.
+
+FIRST: Final = [chunk(model_name="claude-5", model_provider="anthropic"), chunk(usage=counted())]
+LAST: Final = [
+    chunk(model_provider="openai"),
+    chunk(model_provider="openai", model_name="gpt-4o", finish_reason="stop"),
+    chunk(usage=counted()),
+    chunk(position="last"),
+]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "model", "provider"),
+    [
+        (FIRST, "claude-5", "anthropic"),
+        (LAST, "gpt-4o", "openai"),
+        ([chunk(usage=counted()), chunk(model="grok-4", model_provider="xai")], "grok-4", "x_ai"),
+        ([chunk(usage=counted(), model_id="anthropic.claude-5-v1:0")], "anthropic.claude-5-v1:0", None),
+        ([{**chunk(usage=counted()), "additional_kwargs": {"model_id": "m"}}], "m", None),
+        (
+            [
+                (
+                    chunk(usage=counted()),
+                    {"langgraph_node": "n", "ls_model_name": "gpt-4o", "ls_provider": "azure"},
+                )
+            ],
+            *("gpt-4o", "azure.ai.openai"),
+        ),
+        ([("messages", (part, {"langgraph_node": "n"})) for part in LAST], "gpt-4o", "openai"),
+        ([(("outer:1",), (part, {"langgraph_node": "n"})) for part in FIRST], "claude-5", "anthropic"),
+        (
+            [(("outer:1",), "messages", (part, {"langgraph_node": "n"})) for part in FIRST],
+            "claude-5",
+            "anthropic",
+        ),
+    ],
+)
+def test_the_model_of_a_stream_is_found_in_whichever_chunk_has_it(
+    chunks: list[Any], model: str, provider: str | None
+) -> None:
+    assert named(tapped(chunks)) == [(model, provider, 10, 6)]
+    reports = Reports()
+    assert all(reports.take(report_of(part)) for part in chunks)
+    assert named(reports.usages()) == [(model, provider, 10, 6)]
+
+
+def test_messages_that_models_write_at_once_are_calls_of_their_own() -> None:
+    chunks = [
+        chunk("lc_run--1", model_name="gpt-4o", model_provider="openai"),
+        chunk("lc_run--2", model_name="claude-5", model_provider="anthropic"),
+        chunk("lc_run--1", usage=counted(10, 6)),
+        chunk("lc_run--2", usage=counted(3, 0)),
+        chunk("lc_run--2", usage=counted(0, 4)),
+    ]
+    assert named(tapped(chunks)) == [("gpt-4o", "openai", 10, 6), ("claude-5", "anthropic", 3, 4)]
+
+
+def test_a_stream_without_figures_is_still_missing_its_usage() -> None:
+    (call,) = tapped(LAST[:2])
+    assert (call.source, call.notes) == ("missing", ("no_usage",))
+    assert usage_of(LAST[0]) is None
+    assert usage_of(message(None, model_name="gpt-4o")) is None
+
+
+def test_events_of_a_run_count_a_message_once() -> None:
+    whole = {**chunk(usage=counted(), model_name="gpt-4o", id="resp_1")}
+    events = [
+        {"event": "on_chain_stream", "data": {"chunk": LAST[2]}, "metadata": {}},
+        *({"event": "on_chat_model_stream", "data": {"chunk": part}, "metadata": {}} for part in LAST),
+        {"event": "on_chat_model_end", "data": {"output": whole}, "metadata": {"ls_provider": "openai"}},
+        {"event": "on_chain_end", "data": {"output": {"messages": [whole]}}, "metadata": {}},
+    ]
+    assert named(tapped(events)) == [("gpt-4o", "openai", 10, 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("openai", "openai"),
+        ("anthropic", "anthropic"),
+        ("google_genai", "gcp.gemini"),
+        ("bedrock_converse", "aws.bedrock"),
+        ("xai", "x_ai"),
+        ("x-ai", "x_ai"),
+        ("Grok", "x_ai"),
+        ("groq", "groq"),
+        ("mistralai", "mistral_ai"),
+        ("deepseek", "deepseek"),
+        ("openrouter", "openrouter"),
+        ("my-own", None),
+    ],
+)
+def test_providers_have_their_own_names(name: str, expected: str | None) -> None:
+    (call,) = calls_of(message(counted(), model_name="m", model_provider=name))
+    assert call.provider == expected
+
+
+def test_details_are_counters_of_the_price_table() -> None:
+    details: dict[str, Any] = {
+        "input_token_details": {
+            "cache_read": 4,
+            "cache_creation": 0,
+            "audio": 1,
+            "image": 2,
+            "text": 7,
+            "ephemeral_5m_input_tokens": 1,
+            "ephemeral_1h_input_tokens": 2,
+        },
+        "output_token_details": {"reasoning": 2, "audio": 1, "image": 3},
+    }
+    for obj in (message(counted(**details), model_name="m"), counted(**details)):
+        (call,) = calls_of(obj)
+        assert call.units == {
+            "input_tokens": 10,
+            "output_tokens": 6,
+            "cache_read_tokens": 4,
+            "cache_write_tokens": 3,
+            "cache_write_5m_tokens": 1,
+            "cache_write_1h_tokens": 2,
+            "output_reasoning_tokens": 2,
+            "input_audio_tokens": 1,
+            "input_image_tokens": 2,
+            "input_text_tokens": 7,
+            "output_audio_tokens": 1,
+            "output_image_tokens": 3,
+        }
+
+
+def test_writes_that_are_kept_for_an_hour_cost_their_own_price() -> None:
+    def priced(**details: int) -> Fraction | None:
+        usage = counted(1000, 0, input_token_details=details)
+        (call,) = calls_of(message(usage, model_name="claude-sonnet-4-5", model_provider="anthropic"))
+        return call.cost(AT)
+
+    # 3 dollars a million: writes cost a quarter more, and twice as much where they are kept for an hour.
+    assert priced() == 3000
+    assert priced(cache_creation=1000) == 3750
+    assert priced(cache_creation=0, ephemeral_5m_input_tokens=1000) == 3750
+    assert priced(cache_creation=0, ephemeral_1h_input_tokens=1000) == 6000
+    parts = [counted(1000, 0, input_token_details={"ephemeral_1h_input_tokens": 1000}), counted(0, 0)]
+    (call,) = tapped([chunk(usage=part, model_name="claude-sonnet-4-5") for part in parts])
+    assert call.cost(AT) == 6000
+
+
+def test_the_service_tier_is_known() -> None:
+    (call,) = calls_of(message(counted(), model_name="m", service_tier="flex"))
+    assert call.context == (("service_tier", "flex"),)
+    usage = counted(input_token_details={"priority_cache_read": 4, "priority": 6})
+    (call,) = calls_of(message(usage, model_name="m"))
+    assert (call.context, call.cached_input_tokens) == ((("service_tier", "priority"),), 4)
+    raw = {"speed": "fast", "service_tier": "standard", "server_tool_use": {"web_search_requests": 2}}
+    (call,) = calls_of(message(counted(), model_name="m", usage=raw))
+    assert call.context == (("service_tier", "standard"), ("speed", "fast"))
+    assert call.units["web_searches"] == 2
+
+
+def test_a_gateway_says_what_it_charges() -> None:
+    for provider, expected in (("openrouter", Fraction(1250)), ("openai", None)):
+        (call,) = calls_of(message(counted(), model_name="m", model_provider=provider, cost=0.00125))
+        assert call.reported_cost_micros == expected
+
+
+def test_a_handler_has_the_sums_of_its_models() -> None:
+    sums = {"gpt-4o": counted(), LONG: counted(300_000, 10)}
+    for obj in (sums, SimpleNamespace(run_inline=False, usage_metadata=sums)):
+        calls = calls_of(obj)
+        assert named(calls) == [("gpt-4o", None, 10, 6), (LONG, None, 300_000, 10)]
+        assert [call.notes for call in calls] == [("summed",)] * 2
+        assert calls[1].cost(AT) == Fraction(300_000 * 125, 100) + 10 * 10
+    assert calls_of({"object": "response", "usage": counted()})[0].notes == ()
+
+
+def test_results_of_a_batch_of_prompts_are_read() -> None:
+    one = {"message": message(counted(), model_name="gpt-4o", id="a")}
+    other = {"message": message(counted(3, 4), model_name="gpt-4o", id="b")}
+    assert named(calls_of({"generations": [[one], [other]]})) == [
+        ("gpt-4o", None, 10, 6),
+        ("gpt-4o", None, 3, 4),
+    ]
+    assert named(calls_of({"generations": [one]})) == [("gpt-4o", None, 10, 6)]
+
+
+# pydantic-ai.
+
+
+@dataclass
+class RequestUsage:
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    input_audio_tokens: int = 0
+    cache_audio_read_tokens: int = 0
+    output_audio_tokens: int = 0
+    output_reasoning_tokens: int = 0
+    requests: int = 1
+    details: dict[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass
+class ModelResponse:
+    usage: RequestUsage
+    model_name: str | None = LONG
+    provider_name: str | None = "google-gla"
+    provider_response_id: str | None = None
+    provider_details: dict[str, Any] | None = None
+    parts: list[Any] = field(default_factory=list[Any])
+    kind: str = "response"
+
+
+class AgentRunResult:
+    """As the first releases had it, ``usage`` is a method."""
+
+    __module__ = "pydantic_ai.run"
+
+    def __init__(self, responses: list[ModelResponse], total: RequestUsage, earlier: int = 0) -> None:
+        self._messages: list[object] = [SimpleNamespace(kind="request"), *responses]
+        self._total = total
+        self._earlier = earlier
+        self.run_id = "run-1"
+
+    @property
+    def response(self) -> object:
+        return self._messages[-1]
+
+    def usage(self) -> RequestUsage:
+        return self._total
+
+    def all_messages(self) -> list[object]:
+        return self._messages
+
+    def new_messages(self) -> list[object]:
+        return self._messages[self._earlier :]
+
+
+EACH: Final = RequestUsage(150_000, 1000)
+
+
+def test_calls_of_a_run_have_the_tiers_of_their_own_length() -> None:
+    """F-214"""
+    for ids in ((None, None), ("r1", "r2")):
+        result = AgentRunResult(
+            [ModelResponse(EACH, provider_response_id=one) for one in ids],
+            RequestUsage(300_000, 2000, requests=2),
+        )
+        for calls in (calls_of(result), tapped([SimpleNamespace(kind="other"), result])):
+            assert named(calls) == [(LONG, "gcp.gemini", 150_000, 1000)] * 2
+            assert [call.cost(AT) for call in calls] == [Fraction(197_500)] * 2
+            assert [call.response_id for call in calls] == [
+                one or f"run-1/{at}" for at, one in enumerate(ids)
+            ]
+    assert usage_of(result).cost(AT) == 2 * 197_500  # type: ignore[union-attr]  # it has usage
+
+
+def test_a_run_counts_its_own_calls_not_those_of_its_history() -> None:
+    responses = [ModelResponse(EACH, provider_response_id=f"r{nth}") for nth in range(3)]
+    result = AgentRunResult(responses, RequestUsage(150_000, 1000), earlier=3)
+    assert [call.response_id for call in calls_of(result)] == ["r2"]
+
+
+def test_a_run_whose_calls_are_not_all_known_is_a_sum() -> None:
+    result = AgentRunResult([ModelResponse(EACH)], RequestUsage(300_000, 2000, requests=2))
+    (call,) = calls_of(result)
+    assert (call.input_tokens, call.model, call.response_id) == (300_000, LONG, "run-1")
+    assert call.notes == ("summed",)
+    assert call.cost(AT) == 2 * 197_500
+
+
+def test_calls_of_several_models_in_a_run_keep_their_models() -> None:
+    responses = [
+        ModelResponse(RequestUsage(10, 6), "gpt-4o", "openai", provider_details={"service_tier": "flex"}),
+        ModelResponse(RequestUsage(3, 4), "grok-4", "xai"),
+        ModelResponse(RequestUsage(1, 2), "x-ai/grok-4", "openrouter", provider_details={"cost": 0.5}),
+    ]
+    calls = calls_of(AgentRunResult(responses, RequestUsage(14, 12, requests=3)))
+    assert named(calls) == [
+        ("gpt-4o", "openai", 10, 6),
+        ("grok-4", "x_ai", 3, 4),
+        ("x-ai/grok-4", "openrouter", 1, 2),
+    ]
+    assert [call.context for call in calls] == [(("service_tier", "flex"),), (), ()]
+    assert [call.reported_cost_micros for call in calls] == [None, None, 500_000]
+
+
+def test_all_counters_of_a_response_are_read() -> None:
+    usage = RequestUsage(100, 60, 40, 10, 5, 7, 3, 2, 20)
+    expected = {
+        "input_tokens": 100,
+        "output_tokens": 60,
+        "cache_read_tokens": 40,
+        "cache_write_tokens": 10,
+        "cache_write_1h_tokens": 5,
+        "input_audio_tokens": 7,
+        "cache_audio_read_tokens": 3,
+        "output_audio_tokens": 2,
+        "output_reasoning_tokens": 20,
+    }
+    for obj in (usage, ModelResponse(usage), AgentRunResult([ModelResponse(usage)], usage)):
+        (call,) = calls_of(obj)
+        assert call.units == expected
+    usage.web_searches = 2  # type: ignore[attr-defined]  # units without a field of their own are attributes, too
+    (call,) = calls_of(ModelResponse(usage))
+    assert call.units == {**expected, "web_searches": 2}
+
+
+# OpenAI's agents.
+
+
+def agents_usage(entered: int, left: int, requests: int = 1, **more: Any) -> dict[str, Any]:
+    return {
+        **counted(entered, left),
+        "requests": requests,
+        "input_tokens_details": {"cached_tokens": 4},
+        **more,
+    }
+
+
+class Client:
+    """A model that is given as an object has its name in there."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+
+def run_of_agents(*models: object, shown: bool = True) -> SimpleNamespace:
+    agents = [SimpleNamespace(name="a", model=model) for model in models]
+    responses: list[SimpleNamespace] = []
+    items: list[SimpleNamespace] = []
+    for nth, agent in enumerate(agents):
+        said = SimpleNamespace(type="message", id=f"msg_{nth}")
+        usage = SimpleNamespace(**agents_usage(10 + nth, 6))
+        responses.append(SimpleNamespace(output=[said], usage=usage, response_id=f"r{nth}"))
+        items.append(SimpleNamespace(agent=agent, raw_item=said))
+    return SimpleNamespace(raw_responses=responses, new_items=items if shown else [], _last_agent=agents[-1])
+
+
+def test_a_run_of_agents_has_the_models_of_its_agents() -> None:
+    """F-211"""
+    calls = calls_of(run_of_agents("gpt-4o", Client("gpt-4o-mini"), "litellm/anthropic/claude-5", None))
+    assert named(calls) == [
+        ("gpt-4o", "openai", 10, 6),
+        ("gpt-4o-mini", "openai", 11, 6),
+        ("anthropic/claude-5", "openai", 12, 6),
+        (None, "openai", 13, 6),
+    ]
+    assert [call.response_id for call in calls] == ["r0", "r1", "r2", "r3"]
+    # Without its items the last agent is known.
+    assert [call.model for call in calls_of(run_of_agents("gpt-4o", "gpt-4o-mini", shown=False))] == [
+        "gpt-4o-mini"
+    ] * 2
+
+
+def test_a_counter_of_agents_is_read_request_by_request() -> None:
+    entries = [agents_usage(10, 6), agents_usage(3, 4)]
+    total = agents_usage(13, 10, 2, request_usage_entries=entries)
+    assert [call[2:] for call in named(calls_of(total))] == [(10, 6), (3, 4)]
+    # Entries that do not come to the total are not all of them.
+    (call,) = calls_of({**total, "request_usage_entries": entries[:1]})
+    assert (call.input_tokens, call.notes) == (13, ("summed",))
