@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pytest
 
@@ -417,3 +417,123 @@ def test_a_counter_of_agents_is_read_request_by_request() -> None:
     # Entries that do not come to the total are not all of them.
     (call,) = calls_of({**total, "request_usage_entries": entries[:1]})
     assert (call.input_tokens, call.notes) == (13, ("summed",))
+
+
+# Other SDKs.
+
+
+class RoutedResponse:
+    """As LiteLLM's: pydantic keeps what is private in a dictionary of its own."""
+
+    def __init__(self, provider: str, **members: Any) -> None:
+        self.__dict__.update(members)
+        self.__pydantic_private__ = {
+            "_hidden_params": {"custom_llm_provider": provider, "response_cost": 1.0}
+        }
+
+
+@pytest.mark.parametrize(
+    ("routed", "provider"),
+    [("vertex_ai", "gcp.vertex_ai"), ("xai", "x_ai"), ("openai", "openai"), ("hosted_vllm", None)],
+)
+def test_litellm_knows_which_provider_it_has_asked(routed: str, provider: str | None) -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 6, "total_tokens": 16}
+    whole = RoutedResponse(routed, id="c1", object="chat.completion", model="m", choices=[], usage=usage)
+    assert named(calls_of(whole)) == [("m", provider, 10, 6)]
+    piece = RoutedResponse(
+        routed, id="c1", object="chat.completion.chunk", model="m", choices=[], usage=usage
+    )
+    assert named(tapped([piece])) == [("m", provider, 10, 6)]
+
+
+SPOKEN: Final[dict[str, Any]] = {
+    **counted(20, 10),
+    "input_token_details": {"text_tokens": 5, "audio_tokens": 15, "cached_tokens": 4},
+    "output_token_details": {"text_tokens": 2, "audio_tokens": 8},
+}
+
+
+def test_responses_of_the_realtime_api_are_read_however_they_are_given() -> None:
+    """F-215"""
+    response = SimpleNamespace(object="realtime.response", id="resp_1", status="completed", usage=SPOKEN)
+    event = SimpleNamespace(type="response.done", event_id="e", response=response)
+    for obj in (event, response, SPOKEN):
+        (call,) = calls_of(obj)
+        assert (call.provider, call.input_tokens, call.output_tokens) == ("openai", 20, 10)
+        assert call.cached_input_tokens == 4
+    reports = Reports()
+    for obj in (response, event, response):
+        assert reports.take(report_of(obj))
+    assert len(reports.usages()) == 1
+
+
+@dataclass
+class SamplingUsage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    total_tokens: int = 0
+    prompt_text_tokens: int = 0
+    prompt_image_tokens: int = 0
+    cached_prompt_text_tokens: int = 0
+    cost_in_usd_ticks: int = 0
+
+    DESCRIPTOR: ClassVar = SimpleNamespace(full_name="xai_api.SamplingUsage")
+
+
+@dataclass
+class GetChatCompletionResponse:
+    usage: SamplingUsage
+    id: str = "x1"
+    model: str = "grok-4"
+
+    DESCRIPTOR: ClassVar = SimpleNamespace(full_name="xai_api.GetChatCompletionResponse")
+
+
+@dataclass
+class GetChatCompletionChunk:
+    usage: SamplingUsage
+    outputs: tuple[Any, ...] = (SimpleNamespace(delta=SimpleNamespace(content="Four.")),)
+    id: str = "x1"
+    model: str = "grok-4"
+
+    DESCRIPTOR: ClassVar = SimpleNamespace(full_name="xai_api.GetChatCompletionChunk")
+
+
+GROK: Final = SamplingUsage(100, 20, 30, 150, 90, 10, 40)
+
+
+def test_the_sdk_of_xai_is_read() -> None:
+    """F-215"""
+    whole = GetChatCompletionResponse(GROK)
+    for obj in (whole, SimpleNamespace(_proto=whole, _index=0)):
+        (call,) = calls_of(obj)
+        assert named([call]) == [("grok-4", "x_ai", 100, 50)]
+        assert call.units == {
+            "input_tokens": 100,
+            "output_tokens": 50,
+            "cache_read_tokens": 40,
+            "output_reasoning_tokens": 30,
+            "input_text_tokens": 90,
+            "input_image_tokens": 10,
+        }
+        assert (call.response_id, call.source) == ("x1", "reported")
+    assert named(calls_of(GROK)) == [(None, "x_ai", 100, 50)]
+    # The total tells whether the reasoning is in the completion.
+    (call,) = calls_of(SamplingUsage(100, 50, 30, 150))
+    assert call.output_tokens == 50
+    (call,) = calls_of(SamplingUsage(100, 50, 30))
+    assert call.output_tokens == 80
+    (call,) = calls_of(GetChatCompletionResponse(SamplingUsage(100, 50, cost_in_usd_ticks=12_345)))
+    assert call.reported_cost_micros == Fraction(12_345, 10_000)
+
+
+def test_streams_of_the_sdk_of_xai_are_read() -> None:
+    pieces = [GetChatCompletionChunk(usage) for usage in (SamplingUsage(), SamplingUsage(100, 10), GROK)]
+    so_far = SimpleNamespace(_proto=GetChatCompletionResponse(GROK))
+    chunks = [(so_far, SimpleNamespace(_proto=piece)) for piece in pieces]
+    assert named(tapped(chunks)) == [("grok-4", "x_ai", 100, 50)]
+    (call,) = calls_of(chunks[1])
+    assert call.source == "partial"
+    (call,) = tapped(chunks[:1])
+    assert (call.source, call.model) == ("missing", "grok-4")

@@ -141,6 +141,28 @@ def test_google_genai() -> None:
     assert figures(calls_of(response)) == [("reported", 10, 12, 2, None, 7)]
 
 
+def test_xai() -> None:
+    """F-215"""
+    chat_pb2: Any = pytest.importorskip("xai_sdk.proto").chat_pb2
+    usage_pb2: Any = pytest.importorskip("xai_sdk.proto").usage_pb2
+    sdk: Any = pytest.importorskip("xai_sdk.chat")
+    usage = usage_pb2.SamplingUsage(
+        prompt_tokens=100,
+        completion_tokens=20,
+        reasoning_tokens=30,
+        total_tokens=150,
+        cached_prompt_text_tokens=40,
+    )
+    whole = sdk.Response(chat_pb2.GetChatCompletionResponse(id="x1", model="grok-4", usage=usage), 0)
+    (call,) = calls_of(whole)
+    assert figures((call,)) == [("reported", 100, 50, 40, None, 30)]
+    assert (call.model, call.provider, call.response_id) == ("grok-4", "x_ai", "x1")
+    assert figures(calls_of(whole.usage)) == figures((call,))
+    output = chat_pb2.CompletionOutputChunk(delta=chat_pb2.Delta(content="Four."))
+    chunk = chat_pb2.GetChatCompletionChunk(id="x1", model="grok-4", usage=usage, outputs=[output])
+    assert tapped([(whole, sdk.Chunk(chunk, 0))]) == figures((call,))
+
+
 # Frameworks around the SDKs.
 
 
@@ -198,6 +220,17 @@ async def test_pydantic_ai() -> None:
     assert expected[0][1] > 0
     assert figures(calls_of(result)) == expected
     assert figures(calls_of(result.usage)) == expected
+    calling: Any = pydantic_ai.Agent(models.TestModel())
+
+    @calling.tool_plain  # type: ignore[untyped-decorator]  # it is known where it is installed
+    def look(page: int) -> str:
+        return f"page {page}"
+
+    twice = await calling.run("hello")
+    calls = calls_of(twice)
+    assert len(calls) == 2
+    assert sum(call.input_tokens or 0 for call in calls) == twice.usage.input_tokens
+    assert len(calls_of(await calling.run("more", message_history=twice.all_messages()))) == 1
     (call,) = calls_of(result.response)
     assert (call.model, call.output_tokens) == ("test", result.usage.output_tokens)
     async with agent.run_stream("hello") as streamed:

@@ -19,9 +19,10 @@ from meterkit.tokens.providers.agent_runs import responses_of_run
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.providers.cohere import COHERE
-from meterkit.tokens.providers.frameworks import LANGCHAIN, PYDANTIC_AI, parts_of
+from meterkit.tokens.providers.frameworks import LANGCHAIN, LITELLM, PYDANTIC_AI, parts_of, with_provider
 from meterkit.tokens.providers.gemini import GEMINI
 from meterkit.tokens.providers.openai import OPENAI
+from meterkit.tokens.providers.xai import XAI, xai_event
 from meterkit.tokens.stream_models import StreamModels
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
     from meterkit.tokens.providers.api import Api
 
-OBJECT_APIS: Final[tuple[Api, ...]] = (LANGCHAIN, PYDANTIC_AI, *AUTO)
+OBJECT_APIS: Final[tuple[Api, ...]] = (LANGCHAIN, PYDANTIC_AI, LITELLM, XAI, *AUTO)
 
 # A usage object on its own: the names that tell whose it is, and where its response has it.
 _BARE: Final[tuple[tuple[frozenset[str], Api, str], ...]] = (
@@ -48,6 +49,8 @@ _BARE: Final[tuple[tuple[frozenset[str], Api, str], ...]] = (
     (frozenset({"tokens", "billed_units"}), COHERE, "usage"),
 )
 
+_SPOKEN: Final = frozenset({"text_tokens", "audio_tokens", "cached_tokens"})
+"""Details of OpenAI's usage of speech, which LangChain has other names for."""
 
 Report: TypeAlias = "Sequence[Table | CallUsage]"
 """What an object says of usage: responses, chunks or usage objects; calls that were read off a body."""
@@ -107,9 +110,13 @@ def events_of(obj: object) -> tuple[Table, ...]:
     if run is not None:
         return tuple(part for event in run for part in parts_of(event))
     said, beside = _unwrapped(obj)
+    event = xai_event(said)
+    if event is not None:
+        return (event,)
     event = table_of(said)
     if event is None:
         return ()
+    event = with_provider(said, event)
     if beside is not None:
         event = {**event, "beside": table_of(beside)}
     inner = dig(event, ("chunk", "bytes"))
@@ -206,8 +213,9 @@ def _usage_in(event: Table) -> EventUsage | None:
 
 
 def _bare_usage_in(usage: Table) -> EventUsage | None:
+    spoken = not _SPOKEN.isdisjoint(table(usage.get("input_token_details")) or {})
     for names, api, place in _BARE:
-        if names <= usage.keys():
+        if names <= usage.keys() and not (spoken and api is LANGCHAIN):
             said = api.usage_in({place: usage}, False)
             several = (figure(usage.get("requests")) or 0) > 1  # Counters of agents have them.
             return None if said is None else replace(said, final=True, sums=said.sums or several)

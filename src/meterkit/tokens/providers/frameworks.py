@@ -1,4 +1,4 @@
-"""Usage as frameworks around the providers' SDKs report it: LangChain, pydantic-ai, the agents SDK of OpenAI.
+"""Usage as frameworks around SDKs report it: LangChain, pydantic-ai, LiteLLM, the agents SDK of OpenAI.
 
 https://docs.langchain.com/oss/python/langchain/messages
 https://ai.pydantic.dev/api/usage/
@@ -8,6 +8,7 @@ https://openai.github.io/openai-agents-python/usage/
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
@@ -17,7 +18,9 @@ from meterkit.catalog.units import UNIT_OF, UNITS
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.plain_values import held_by
 from meterkit.tokens.providers.api import Api
+from meterkit.tokens.providers.openai import OPENAI
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,20 +66,20 @@ _UNIT_PATHS: Final = paths(
 _ALIASES: Final = {
     "anthropic": "anthropic",
     "aws.bedrock": "bedrock bedrock_converse amazon_bedrock aws",
-    "azure.ai.openai": "azure azure_openai azure-openai",
+    "azure.ai.openai": "azure azure_openai azure-openai azure_ai",
     "cerebras": "cerebras",
     "cohere": "cohere",
     "deepseek": "deepseek",
-    "fireworks": "fireworks",
-    "gcp.gemini": "google google-gla google_genai google-genai",
-    "gcp.vertex_ai": "google-cloud google-vertex google_vertexai",
+    "fireworks": "fireworks fireworks_ai",
+    "gcp.gemini": "google google-gla google_genai google-genai gemini",
+    "gcp.vertex_ai": "google-cloud google-vertex google_vertexai vertex_ai",
     "groq": "groq",
     "mistral_ai": "mistral mistralai",
     "ollama": "ollama",
     "openai": "openai openai-chat openai-responses",
     "openrouter": "openrouter",
     "perplexity": "perplexity",
-    "together": "together",
+    "together": "together together_ai",
     "x_ai": "grok xai x-ai x_ai",
 }
 _PROVIDERS: Final = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
@@ -88,6 +91,8 @@ _MODEL_END: Final = "on_chat_model_end"
 _MODEL_EVENTS: Final = {"on_chat_model_stream": "chunk", _MODEL_END: "output"}
 """Events of `astream_events` that models send, each with the member that has the message."""
 _HANDLER_MEMBERS: Final = 8
+_SPOKEN: Final = "realtime.response"
+_ASKED: Final = "provider asked by LiteLLM"
 _WHOLE_MESSAGE: Final = "ai"
 _WHOLE_RUN: Final = "ai of a run"
 _MESSAGE_CHUNK: Final = "AIMessageChunk"
@@ -103,6 +108,8 @@ def parts_of(event: Table) -> Sequence[Table]:
         found = read(event)
         if found is not None:
             return found
+    if event.get("object") == _SPOKEN:
+        return [{"type": "response.done", "response": event}]
     if "snapshot" in event:
         # The helpers of OpenAI and Anthropic put events of their own beside those of the API.
         chunk = table(event.get("chunk"))
@@ -144,6 +151,33 @@ def _langchain_parts(event: Table) -> Sequence[Table] | None:
 def _is_counter(usage: object) -> bool:
     """Whether it is what UsageMetadataCallbackHandler has counted for a model."""
     return {"input_tokens", "output_tokens", "total_tokens"} <= (table(usage) or {}).keys()
+
+
+def with_provider(obj: object, event: Table) -> Table:
+    """Add the provider that LiteLLM has asked: it answers in the shape of OpenAI for all of them."""
+    private = _private(obj)
+    hidden = table(private.get("_hidden_params"))
+    asked = None if hidden is None else text(hidden.get("custom_llm_provider"))
+    return event if asked is None else {**event, _ASKED: asked}
+
+
+def _private(obj: object) -> Table:
+    try:
+        found = object.__getattribute__(obj, "__pydantic_private__")
+    except AttributeError:
+        return held_by(obj)
+    return table(found) or {}
+
+
+def _routed_usage(event: Table, strict: bool) -> EventUsage | None:
+    if _ASKED not in event:
+        return None
+    found = OPENAI.usage_in(event, strict)
+    return None if found is None else replace(found, provider=_provider_of(event[_ASKED]))
+
+
+def _is_routed(event: Table) -> bool:
+    return _ASKED in event and OPENAI.recognises(event)
 
 
 def _agents_parts(event: Table) -> Sequence[Table] | None:
@@ -277,5 +311,6 @@ def _is_response(event: Table) -> bool:
     return event.get("kind") == "response" and isinstance(event.get("parts"), list)
 
 
+LITELLM: Final = Api(name="litellm", provider=None, usage_in=_routed_usage, recognises=_is_routed)
 LANGCHAIN: Final = Api(name="langchain", provider=None, usage_in=_message_usage, recognises=_is_message)
 PYDANTIC_AI: Final = Api(name="pydantic-ai", provider=None, usage_in=_response_usage, recognises=_is_response)
