@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.call_usage import COUNTED, RANKS, CallUsage, sum_of
 
@@ -43,9 +43,8 @@ def join_reports(
             alone.append(call)
         else:
             pairs.append(_merged(left.pop(at), call))
-    if not pairs:
-        alone = _without_sum(alone, left, renamed=renamed)
-        left = _without_sum(left, alone, renamed=False)
+    alone = _without_sum(alone, known, renamed=renamed)
+    left = _without_sum(left, more, renamed=False)
     if renamed:
         alone = _without_estimates(alone, known)
     return left + pairs + alone
@@ -74,15 +73,21 @@ def _merged(first: CallUsage, second: CallUsage) -> CallUsage:
     The better one has the better source, the larger total, the known model; else it is the first one.
     """
     best, other = (first, second) if _worth(first) >= _worth(second) else (second, first)
-    names = ["model", "provider", "response_id"]
+    names = ["model", "provider", "response_id", "reported_cost_micros"]
+    more: dict[str, Any] = {}
     if best.source == other.source:
         names += COUNTED
-    lacking = {
+        if other.details.keys() - best.details.keys():
+            more["details"] = {**other.details, **best.details}
+    more |= {
         name: value
         for name in names
         if getattr(best, name) is None and (value := getattr(other, name)) is not None
     }
-    return replace(best, **lacking) if lacking else best
+    context = tuple(sorted({**dict(other.context), **dict(best.context)}.items()))
+    if context != best.context:
+        more["context"] = context
+    return replace(best, **more) if more else best
 
 
 def _may_be_one(call: CallUsage, other: CallUsage, *, renamed: bool) -> bool:
@@ -98,14 +103,16 @@ def _may_be_one(call: CallUsage, other: CallUsage, *, renamed: bool) -> bool:
 
 def _agree(call: CallUsage, other: CallUsage) -> bool:
     """Whether the figures that both know are the same; some that count must be among them."""
-    compared = 0
-    for name in COUNTED:
-        one, two = getattr(call, name), getattr(other, name)
-        if one is not None and two is not None:
-            if one != two:
-                return False
-            compared += name in ("input_tokens", "output_tokens")
-    return compared > 0 or call.quantities() == other.quantities()
+    one, two = _figures(call), _figures(other)
+    shared = one.keys() & two.keys()
+    if any(one[name] != two[name] for name in shared):
+        return False
+    return not shared.isdisjoint(("input_tokens", "output_tokens")) or call.quantities() == other.quantities()
+
+
+def _figures(call: CallUsage) -> dict[str, int]:
+    billed = {"billed_input": call.billed_input_tokens, "billed_output": call.billed_output_tokens}
+    return {**call.units, **{name: count for name, count in billed.items() if count is not None}}
 
 
 def _without_sum(calls: list[CallUsage], parts: Sequence[CallUsage], *, renamed: bool) -> list[CallUsage]:

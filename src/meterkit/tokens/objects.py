@@ -168,9 +168,12 @@ class Reports:
         if not (self._calls or len(self._ledger)):
             return ()  # As with most requests, whose usage is read off the response.
         calls = (*self._calls, *self._models.name(self._ledger.usages(complete=False)))
-        # An app may hand in a response, and the usage object of it as well.
+        # An app may hand in a response, and the usage object of it as well; or a run, and its counter.
         named = [call for call in calls if call.response_id]
-        return tuple(join_reports(named, [call for call in calls if not call.response_id]))
+        nameless = [call for call in calls if not call.response_id]
+        sums = [call for call in nameless if "summed" in call.notes]
+        single = [call for call in nameless if "summed" not in call.notes]
+        return tuple(join_reports(join_reports(named, single), sums))
 
     def _take(self, event: Table) -> bool:
         said, bare = _usage_in(event), False

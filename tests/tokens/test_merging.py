@@ -1,0 +1,96 @@
+"""Reports of one call from several sides: what only one of them knows is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any, Final
+
+from meterkit.tokens.call_usage import CallUsage, sum_of
+from meterkit.tokens.merging import each_once, join_reports
+from meterkit.tokens.objects import Reports, report_of
+
+PLAIN: Final = CallUsage(input_tokens=100, output_tokens=50, model="m", response_id="a", source="reported")
+RICH: Final = CallUsage(
+    input_tokens=100,
+    output_tokens=50,
+    details={"input_audio_tokens": 7},
+    context=(("service_tier", "flex"),),
+    reported_cost_micros=Fraction(3),
+    response_id="a",
+    source="reported",
+)
+
+
+def test_two_reports_of_a_call_have_all_that_either_knows() -> None:
+    expected = replace(RICH, model="m")
+    for first, second in ((PLAIN, RICH), (RICH, PLAIN)):
+        assert each_once([first, second]) == [expected]
+        assert join_reports([first], [second]) == [expected]
+        assert join_reports([replace(first, response_id=None)], [second]) == [expected]
+
+
+def test_of_what_both_know_the_better_report_counts() -> None:
+    better = replace(
+        RICH, output_tokens=60, details={"input_audio_tokens": 9}, reported_cost_micros=Fraction(4)
+    )
+    worse = replace(
+        RICH,
+        details={"input_audio_tokens": 7, "web_searches": 1},
+        context=(("service_tier", "priority"), ("speed", "fast")),
+    )
+    assert each_once([worse, better]) == [
+        replace(
+            better,
+            details={"input_audio_tokens": 9, "web_searches": 1},
+            context=(("service_tier", "flex"), ("speed", "fast")),
+        )
+    ]
+    estimated = replace(RICH, source="estimated", details={"input_image_tokens": 5})
+    (joined,) = each_once([estimated, PLAIN])
+    # Figures of an estimate are not mixed with reported ones.
+    assert (joined.details, joined.context, joined.source) == ({}, RICH.context, "reported")
+
+
+def test_reports_with_other_details_are_of_different_calls() -> None:
+    one = replace(RICH, response_id=None)
+    other = replace(one, details={"input_audio_tokens": 8})
+    assert join_reports([one], [other]) == [one, other]
+    assert join_reports([one], [replace(one, details={"web_searches": 1})]) == [
+        replace(one, details={"input_audio_tokens": 7, "web_searches": 1})
+    ]
+
+
+def test_a_call_inside_another_joins_by_its_own_id() -> None:
+    image = CallUsage(
+        input_tokens=5, output_tokens=9, model="gpt-image-1", response_id="a/image_gen", source="reported"
+    )
+    seen = replace(image, details={"output_image_tokens": 9})
+    assert join_reports([PLAIN, image], [RICH, seen]) == [replace(RICH, model="m"), seen]
+
+
+def test_a_sum_is_no_call_of_its_own_though_some_of_its_calls_were_seen() -> None:
+    one, two = PLAIN, replace(PLAIN, input_tokens=30, response_id="b", details={"input_audio_tokens": 2})
+    total = replace(sum_of([one, two]), response_id=None)
+    assert total.notes == ("summed",)
+    assert join_reports([one, two], [total]) == [one, two]
+    assert join_reports([total], [one, two]) == [one, two]
+    assert join_reports([one, two], [one, total]) == [two, one]
+    other = replace(total, details={"input_audio_tokens": 3})
+    assert join_reports([one, two], [other]) == [one, two, other]
+
+
+def test_a_run_and_its_counter_are_counted_once() -> None:
+    def usage(entered: int, left: int, requests: int = 1) -> dict[str, Any]:
+        return {
+            "input_tokens": entered,
+            "output_tokens": left,
+            "total_tokens": entered + left,
+            "requests": requests,
+        }
+
+    run: dict[str, Any] = {"raw_responses": [{"output": [], "usage": usage(10, 6), "response_id": None} for _ in range(2)]}
+    for objects in ((run, usage(20, 12, 2)), (usage(20, 12, 2), run)):
+        reports = Reports()
+        assert all(reports.take(report_of(obj)) for obj in objects)
+        assert [call.input_tokens for call in reports.usages()] == [10, 10]
