@@ -195,3 +195,18 @@ async def test_i3_racing_answers_spend_no_cent_twice(store_url: str) -> None:
         assert await spent(at) == floor(cost) <= MICRO
         row = (await at.kit.usage("acme"))["meters"]["usd_charged"]
         assert (row["overage"], row["held"], row["recorded"]) == (0, 0, floor(cost))
+
+
+async def test_each_line_of_a_batch_is_charged_by_itself_at_the_price_of_batches(store_url: str) -> None:
+    """F-214"""
+    usage = {"prompt_tokens": 150_000, "completion_tokens": 0, "total_tokens": 150_000}
+    body = {**SAID, "model": "gpt-5.4", "usage": usage}
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 10)
+        for name in ("a", "b"):
+            line = {"custom_id": name, "response": {"status_code": 200, "body": body}, "error": None}
+            found = await at.kit.record_usage("acme", line, call_id="batch_1")
+            # Half of 2.50 dollars a million; both together would be beyond 272,000 tokens, at twice as much.
+            assert found is not None
+            assert found.cost_micros == 150_000 * Fraction(5, 4)
+        assert await spent(at) == 2 * 150_000 * Fraction(5, 4) * MARKUP

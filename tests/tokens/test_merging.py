@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, Final
 
 from meterkit.tokens.call_usage import CallUsage, sum_of
+from meterkit.tokens.jobs import batch_line
 from meterkit.tokens.merging import each_once, join_reports
-from meterkit.tokens.objects import Reports, report_of
+from meterkit.tokens.objects import Reports, calls_of, report_of
 
+AT: Final = datetime(2026, 9, 1, tzinfo=UTC)
 PLAIN: Final = CallUsage(input_tokens=100, output_tokens=50, model="m", response_id="a", source="reported")
 RICH: Final = CallUsage(
     input_tokens=100,
@@ -89,8 +92,31 @@ def test_a_run_and_its_counter_are_counted_once() -> None:
             "requests": requests,
         }
 
-    run: dict[str, Any] = {"raw_responses": [{"output": [], "usage": usage(10, 6), "response_id": None} for _ in range(2)]}
+    run: dict[str, Any] = {
+        "raw_responses": [{"output": [], "usage": usage(10, 6), "response_id": None} for _ in range(2)]
+    }
     for objects in ((run, usage(20, 12, 2)), (usage(20, 12, 2), run)):
         reports = Reports()
         assert all(reports.take(report_of(obj)) for obj in objects)
         assert [call.input_tokens for call in reports.usages()] == [10, 10]
+
+
+def test_a_batch_with_one_usage_is_a_sum_and_each_line_a_call() -> None:
+    """F-214"""
+    usage = {"input_tokens": 300_000, "output_tokens": 2000, "total_tokens": 302_000}
+    batch = {"id": "batch_1", "object": "batch", "model": "gpt-5.4", "status": "completed", "usage": usage}
+    (call,) = calls_of(batch)
+    assert "summed" in call.notes
+    (alone,) = calls_of({**batch, "object": "response"})
+    priced, dearer = call.cost(AT), alone.cost(AT)
+    # 2.50 and 15 dollars a million up to 272,000 tokens of input, 5.00 and 22.50 beyond.
+    assert (priced, dearer) == (300_000 * Fraction(5, 2) + 2000 * 15, 300_000 * 5 + 2000 * Fraction(45, 2))
+    half = [replace(alone, input_tokens=150_000, output_tokens=1000, response_id=name) for name in "ab"]
+    assert sum_of(half).cost(AT) == sum(one.cost(AT) or 0 for one in half) == priced
+
+
+def test_a_response_inside_a_batch_job_of_google_is_a_line() -> None:
+    response = {"usage_metadata": {"prompt_token_count": 3, "total_token_count": 7}, "model_version": "g"}
+    line = batch_line({"metadata": {"key": "a"}, "response": response, "error": None})
+    assert line is not None
+    assert (line.name, line.answer) == ("a", response)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from meterkit.tokens.json_values import dig, load, table, text
@@ -62,6 +63,11 @@ _ANSWERS: Final = (
 _ENDS: Final = ("response", "result", "error")
 
 
+def batched(call: CallUsage) -> CallUsage:
+    """A call of a batch, for which providers have prices of their own."""
+    return replace(call, context=tuple(sorted({**dict(call.context), "processing": "batch"}.items())))
+
+
 class BatchLine(NamedTuple):
     """A line of a batch's output.
 
@@ -87,7 +93,9 @@ def batch_line(obj: object) -> BatchLine | None:
         return None
     if event is None:
         return None
-    name = text(event.get("custom_id")) or text(event.get("key"))
+    # Responses inside a batch job of Google's have the key beside them.
+    names = (event.get("custom_id"), event.get("key"), dig(event, ("metadata", "key")))
+    name = next(filter(None, map(text, names)), None)
     if name is None or not any(end in event for end in _ENDS):
         return None
     found = (table(dig(event, path)) for path in _ANSWERS)

@@ -146,6 +146,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         final=not rows(choices) or finished,
         alone=not rows(choices),
         outlives=state is not None,
+        sums=holder.get("object") == "batch",
     )
 
 
