@@ -125,7 +125,7 @@ def _call_of(figures: Mapping[str, int], model: str | None, provider: str | None
         units[unit] = max(count, units.get(unit, 0))
     total = units.pop(_TOTAL, None)
     for whole in ("input_tokens", "output_tokens"):
-        _add_whole(units, whole)
+        _add_direction_total(units, whole)
     for known, other in (("input_tokens", "output_tokens"), ("output_tokens", "input_tokens")):
         if total is not None and known in units and other not in units:
             units[other] = max(0, total - units[known])
@@ -134,7 +134,7 @@ def _call_of(figures: Mapping[str, int], model: str | None, provider: str | None
     return CallUsage(**fields, details=bounded, model=model, provider=provider, source="reported")
 
 
-def _add_whole(units: dict[str, int], whole: str) -> None:
+def _add_direction_total(units: dict[str, int], whole: str) -> None:
     """Add the tokens of a direction if only parts are given: the sum of modalities, or the largest part."""
     if whole in units:
         return

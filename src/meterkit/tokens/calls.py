@@ -218,5 +218,5 @@ class Ledger:
         return tuple(usage for usage in found if usage is not None)
 
     def __len__(self) -> int:
-        """The number of calls, without those of which only the model's name is known."""
+        """The number of calls with figures; events that only name a model do not count."""
         return sum(1 for call in self._calls if call.counts or call.refused or call.final)

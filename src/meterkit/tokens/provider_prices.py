@@ -85,7 +85,7 @@ class UnitPrices:
         return tuple((start, int(price * self._divisor)) for start, price in tiers)
 
     def cost(self, units: Mapping[str, int], *, is_sum: bool = False) -> Fraction:
-        """What a call costs that used so many units.
+        """Cost of a call that used so many units.
 
         Tiers go by its input tokens. Of a sum of several calls these are not known: the lowest tier counts.
         """
@@ -97,7 +97,7 @@ class UnitPrices:
         return Fraction(amount + _price_at(self._request, entered), self._divisor)
 
     def costs(self, units: Mapping[str, int], *, is_sum: bool = False) -> dict[str, Fraction]:
-        """The same by unit: each unit's without that of its priced parts; what costs nothing is left out."""
+        """Cost of a call by unit: each without its priced parts; units that cost nothing are left out."""
         entered = 0 if is_sum else units.get("input_tokens", 0)
         amounts = {
             row.unit: count * _price_at(row.tiers, entered)

@@ -149,7 +149,7 @@ def _langchain_parts(event: Table) -> Sequence[Table] | None:
 
 
 def _is_counter(usage: object) -> bool:
-    """Whether it is what UsageMetadataCallbackHandler has counted for a model."""
+    """Whether it has the figures that UsageMetadataCallbackHandler counts for a model."""
     return {"input_tokens", "output_tokens", "total_tokens"} <= (table(usage) or {}).keys()
 
 
@@ -298,7 +298,7 @@ def _response_usage(event: Table, strict: bool) -> EventUsage | None:
         refused=refused,
         call_id=text(event.get("provider_response_id")),
         model=text(event.get("model_name")),
-        # Responses without an id are told apart by this.
+        # Each response without an id is a call of its own.
         opens=event.get("provider_response_id") is None,
         final=True,
         context={} if tier is None else {"service_tier": tier},
