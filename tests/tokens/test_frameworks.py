@@ -117,6 +117,7 @@ def test_messages_that_models_write_at_once_are_calls_of_their_own() -> None:
 def test_a_stream_without_figures_is_still_missing_its_usage() -> None:
     (call,) = tapped(LAST[:2])
     assert (call.source, call.notes) == ("missing", ("no_usage",))
+    assert (call.model, call.provider, call.response_id) == ("gpt-4o", "openai", "lc_run--1")
     assert usage_of(LAST[0]) is None
     assert usage_of(message(None, model_name="gpt-4o")) is None
 
@@ -237,6 +238,29 @@ def test_results_of_a_batch_of_prompts_are_read() -> None:
         ("gpt-4o", None, 3, 4),
     ]
     assert named(calls_of({"generations": [one]})) == [("gpt-4o", None, 10, 6)]
+
+
+def test_a_stream_that_is_given_up_is_estimated_for_the_model_that_a_chunk_has_named() -> None:
+    seen: list[tuple[CallUsage, ...]] = []
+    tap = StreamTap(FIRST[:1], report=seen.append, input_tokens=lambda: 12)
+    next(tap)
+    tap.finish()
+    assert [(call.source, *names) for call, names in zip(seen[0], named(seen[0]), strict=True)] == [
+        ("estimated", "claude-5", "anthropic", 12, 1)
+    ]
+
+
+def test_a_pair_of_a_response_and_anything_else_is_the_response() -> None:
+    response = {"object": "response", "id": "r", "model": "m", "usage": counted()}
+    for beside in (0.25, None, object(), {"took_s": 1}):
+        assert named(calls_of((response, beside))) == [("m", "openai", 10, 6)]
+
+
+def test_events_of_assistants_have_their_run_as_data() -> None:
+    run = {"id": "run_1", "object": "thread.run", "model": "m", "status": "completed"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 6, "total_tokens": 16}
+    event = SimpleNamespace(event="thread.run.completed", data={**run, "usage": usage})
+    assert named(calls_of(event)) == [("m", "openai", 10, 6)]
 
 
 # pydantic-ai.

@@ -217,6 +217,14 @@ class Ledger:
         found = (usage for call in self._calls for usage in call.usages(complete=complete))
         return tuple(usage for usage in found if usage is not None)
 
+    @property
+    def unreported(self) -> EventUsage | None:
+        """The names of the last call without figures; None: every call has figures."""
+        call = next((call for call in reversed(self._calls) if not (call.counts or call.refused)), None)
+        if call is None:
+            return None
+        return EventUsage(counts={}, provider=call.provider, model=call.model, call_id=call.call_id)
+
     def __len__(self) -> int:
         """The number of calls with figures; events that only name a model do not count."""
         return sum(1 for call in self._calls if call.counts or call.refused or call.final)

@@ -19,7 +19,14 @@ from meterkit.tokens.providers.agent_runs import responses_of_run
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.providers.cohere import COHERE
-from meterkit.tokens.providers.frameworks import LANGCHAIN, LITELLM, PYDANTIC_AI, parts_of, with_provider
+from meterkit.tokens.providers.frameworks import (
+    LANGCHAIN,
+    LITELLM,
+    PYDANTIC_AI,
+    is_model_event,
+    parts_of,
+    with_provider,
+)
 from meterkit.tokens.providers.gemini import GEMINI
 from meterkit.tokens.providers.openai import OPENAI
 from meterkit.tokens.providers.xai import XAI, xai_event
@@ -126,19 +133,22 @@ def events_of(obj: object) -> tuple[Table, ...]:
             event = table(load(inner))
         return () if event is None else (event,)
     # Mistral's stream has each chunk under `data`, and the agents of OpenAI theirs.
-    data = None if "event" in event else table(event.get("data"))
+    data = None if is_model_event(event) else table(event.get("data"))
     return tuple(parts_of(event if data is None else data))
 
 
 def _unwrapped(obj: Any) -> tuple[Any, Any]:
-    """A chunk, and what LangGraph knows of it, out of the tuples of its streams: modes, namespaces."""
+    """The chunk in the tuples of a stream, and what LangGraph knows of it, after its mode and namespace.
+
+    Streams of xAI's SDK have the response so far before the chunk.
+    """
     said, beside = obj, None
     while issubclass(kind_of(said), tuple) and said:
-        *before, last = said
-        if before and issubclass(kind_of(last), dict) and not issubclass(kind_of(before[-1]), str | tuple):
-            said, beside = before[-1], last
-        else:
+        first, last = said[0], said[-1]
+        if issubclass(kind_of(first), str | tuple) or xai_event(last) is not None:
             said = last
+        else:
+            said, beside = first, last if issubclass(kind_of(last), dict) else None
     return said, beside
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.tokens.call_usage import CallUsage
-from meterkit.tokens.calls import Ledger
+from meterkit.tokens.calls import EventUsage, Ledger
 from meterkit.tokens.estimate import BILLED_BYTES_PER_TOKEN
 from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, rows, table
@@ -230,10 +230,11 @@ class Observer:
 
     def missing(self, notes: set[Note]) -> CallUsage:
         """A call without any known figures."""
+        named = self._ledger.unreported or EventUsage(counts={}, provider=None)
         return CallUsage(
-            model=self._response_model,
-            provider=None if self._api is None else self._api.provider,
-            response_id=self._response_id,
+            model=self._response_model or named.model,
+            provider=named.provider if self._api is None else self._api.provider or named.provider,
+            response_id=self._response_id or named.call_id,
             source="missing",
             notes=tuple(sorted(notes)),
         )

@@ -117,10 +117,16 @@ def parts_of(event: Table) -> Sequence[Table]:
     return [event]
 
 
+def is_model_event(event: Table) -> bool:
+    """Whether it is an event that a model of LangChain sends in a run."""
+    named = event.get("event")
+    return isinstance(named, str) and named in _MODEL_EVENTS
+
+
 def _langchain_parts(event: Table) -> Sequence[Table] | None:
     """Messages in the events, results and counters of LangChain; None: it is none of these."""
-    named = event.get("event")
-    if isinstance(named, str) and named in _MODEL_EVENTS:
+    if is_model_event(event):
+        named = event["event"]
         found = table(dig(event, ("data", _MODEL_EVENTS[named])))
         if found is None:
             return []
