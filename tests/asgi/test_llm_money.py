@@ -197,6 +197,17 @@ async def test_i3_racing_answers_spend_no_cent_twice(store_url: str) -> None:
         assert (row["overage"], row["held"], row["recorded"]) == (0, 0, floor(cost))
 
 
+async def test_a_sum_of_calls_is_charged_the_price_of_the_shortest_input(store_url: str) -> None:
+    """F-214"""
+    usage = {"input_tokens": 300_000, "output_tokens": 0, "total_tokens": 300_000}
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await give(at, 10)
+        await at.kit.record_usage("acme", {"gpt-5.4": usage})  # As LangChain's counter has it.
+        assert await spent(at) == 300_000 * Fraction(5, 2) * MARKUP
+        await at.kit.record_usage("acme", {"object": "response", "model": "gpt-5.4", "usage": usage})
+        assert await spent(at) == 300_000 * (Fraction(5, 2) + 5) * MARKUP
+
+
 async def test_each_line_of_a_batch_is_charged_by_itself_at_the_price_of_batches(store_url: str) -> None:
     """F-214"""
     usage = {"prompt_tokens": 150_000, "completion_tokens": 0, "total_tokens": 150_000}

@@ -114,6 +114,21 @@ async def test_the_units_that_a_call_used_are_known(any_store_url: str, tmp_path
     assert {row["model"] for row in rows} == {"gpt-4o"}
 
 
+async def test_captured_figures_of_a_model_are_known_like_those_of_its_response(
+    any_store_url: str, tmp_path: Path
+) -> None:
+    """F-217"""
+    async with audited(any_store_url, sqlite_in(tmp_path), catalog=WITH_UNITS) as at:
+        async with at.kit.reserve("acme", {"input_tokens": 1000}) as held:
+            await held.capture({"input_tokens": 1000, "cache_read_tokens": 1200}, model="gpt-4o")
+        rows = await at.rows()
+    (told,) = [json.loads(row["units"]) for row in rows if row["units"] is not None]
+    assert told == {"input_tokens": 1000, "cache_read_tokens": 1000}  # A part is within its whole.
+    assert {row["model"] for row in rows} == {"gpt-4o"}
+    # What was read from the cache costs half: 1.25 dollars a million.
+    assert sum(row["cost_micros"] or 0 for row in rows) == 1250
+
+
 async def test_the_users_and_teams_of_usage_are_known(any_store_url: str, tmp_path: Path) -> None:
     async with audited(any_store_url, sqlite_in(tmp_path), catalog=WITH_USERS) as at:
         ana = {"user": 'a"n,ä', "team": "red", "app": "x"}  # No plan declares apps.

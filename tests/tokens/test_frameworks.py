@@ -336,6 +336,13 @@ def test_calls_of_a_run_have_the_tiers_of_their_own_length() -> None:
     assert usage_of(result).cost(AT) == 2 * 197_500  # type: ignore[union-attr]  # it has usage
 
 
+def test_calls_of_a_run_without_any_ids_are_still_calls_of_their_own() -> None:
+    result = AgentRunResult([ModelResponse(EACH), ModelResponse(EACH)], RequestUsage(300_000, 2000))
+    result.run_id = ""
+    for calls in (calls_of(result), tapped([result])):
+        assert [(call.input_tokens, call.response_id) for call in calls] == [(150_000, None)] * 2
+
+
 def test_a_run_counts_its_own_calls_not_those_of_its_history() -> None:
     responses = [ModelResponse(EACH, provider_response_id=f"r{nth}") for nth in range(3)]
     result = AgentRunResult(responses, RequestUsage(150_000, 1000), earlier=3)

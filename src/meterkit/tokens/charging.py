@@ -34,8 +34,8 @@ _NAME_MAX: Final = 256
 _NAMES_LOGGED: Final = 100
 _CARRIED_MOST: Final = 100_000
 _WITHOUT_MODEL: Final = (
-    "nothing is charged for tokens without a model: their price is not known; give the model's response to"
-    " record_usage(), or name the model: reservation.capture(…, model=…); logged once"
+    "nothing is charged for tokens without a model: their price is not known; give record_usage() a response"
+    " that names its model, or name it yourself: reservation.capture(…, model=…); logged once"
 )
 _SHAPES: Final = {
     "openai": "openai",
