@@ -209,13 +209,15 @@ async def post(at: Served, path: str, model: str = "gpt-4o") -> int:
     return answer.status_code
 
 
-@pytest.mark.parametrize("path", ["/chat", "/own"])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("path", ["/chat", "/own", "/plain"])
 async def test_figures_recorded_in_a_request_are_charged_at_its_models_price(
-    path: str, store_url: str
+    path: str, late: object, store_url: str
 ) -> None:
-    async with metered(recording(FIGURES), store_url, plans=PLAIN) as at:
+    async with metered(recording(FIGURES, late=bool(late)), store_url, plans=PLAIN) as at:
         await give(at, 10)
-        assert await post(at, path, "gpt-4o" if path == "/chat" else "gpt-4o-mini") == 200
+        # The route `/own` has a model of its own, whatever its clients ask.
+        assert await post(at, path, "gpt-4o-mini" if path == "/own" else "gpt-4o") == 200
         assert await tokens(at.kit) == (1000, 500)
         assert await spent(at) == floor(price_of("gpt-4o", left=500, entered=1000))
 
@@ -247,7 +249,7 @@ async def test_figures_recorded_where_no_model_is_known_are_logged(
     async with metered(recording(FIGURES, late=bool(late)), store_url, plans=PLAIN) as at:
         await give(at, 10)
         for _ in range(2):
-            assert await post(at, "/plain") == 200
+            assert await post(at, "/plain", "") == 200
         assert (await spent(at), await tokens(at.kit)) == (0, (2000, 1000))
         logged = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert ["tokens without a model" in line for line in logged] == [True]

@@ -321,12 +321,8 @@ class Exchange(UsageWatch):
         self._settle_late(lane, [self._price_tokens(Used(quantities, quantities))])
 
     def _price_tokens(self, used: Used, *, due: bool = True) -> Used:
-        priced = price_tokens(used, self._view.cache, self._request_model)
+        priced = price_tokens(used, self._view.cache, self._name_calls)
         return priced if due else priced._replace(recorded=_NOTHING, charged=_NOTHING_CHARGED)
-
-    def _request_model(self) -> str | None:
-        reading = None if self._llm is None else self._llm.reading
-        return None if reading is None else reading.requested_model()
 
     def report(self, change: Callable[[LlmCalls], T]) -> T:
         """Have something noted of calls of language models; what comes late is settled at once.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,7 +15,7 @@ from meterkit.tokens.call_usage import CallUsage, billed_units, within_wholes
 from meterkit.tokens.charging import charged_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.store.compiled import CompiledCatalog
 
@@ -49,10 +50,27 @@ def used_by_hand(
     """
     recorded = {meter: count for meter, count in quantities.items() if meter in compiled.catalog.meters}
     used = Used.of(recorded, **dimensions_of(model or None, provider or None))
-    figures = {name: count for name, count in quantities.items() if name in USAGE_METERS and count}
-    if not figures or not compiled.charges.keys().isdisjoint(quantities):
+    call = _call_of(quantities, compiled)
+    if call is None:
         return used
-    call = _call_of(figures, model or None, provider or None)
+    return _priced(used, replace(call, model=model or None, provider=provider or None), compiled, at_ms)
+
+
+def price_tokens(
+    used: Used, compiled: CompiledCatalog, name: Callable[[Sequence[CallUsage]], Sequence[CallUsage]]
+) -> Used:
+    """Add the cost and the charge of the tokens among the quantities that an app records in a request.
+
+    Args:
+        used: the quantities.
+        compiled: knows the meters and prices.
+        name: gives calls the model and provider of the request.
+    """
+    call = _call_of(used.rated, compiled) if compiled.charges else None
+    return used if call is None else _priced(used, name([call])[0], compiled, None)
+
+
+def _priced(used: Used, call: CallUsage, compiled: CompiledCatalog, at_ms: int | None) -> Used:
     if compiled.charges and not billed_units(call):
         compiled.alarms.total_alone()
     at = from_ms(compiled.now_ms() if at_ms is None else at_ms)
@@ -62,22 +80,6 @@ def used_by_hand(
         costs={} if costs is None else costs.of(call, at),
         version="" if costs is None else costs.version,
         units=call.units if compiled.settle_audited is not None else {},
-    )
-
-
-def price_tokens(used: Used, compiled: CompiledCatalog, model: Callable[[], str | None]) -> Used:
-    """Add the cost and the charge of the tokens among the quantities that an app records in a request.
-
-    Args:
-        used: the quantities.
-        compiled: knows the meters and prices.
-        model: finds the model that the request names.
-    """
-    if not compiled.charges or USAGE_METERS.isdisjoint(used.rated):
-        return used
-    priced = used_by_hand(used.rated, compiled, model=model())
-    return used._replace(
-        charged=priced.charged, costs=priced.costs, version=priced.version, units=priced.units
     )
 
 
@@ -118,7 +120,11 @@ def _sum(first: Mapping[str, _Amount], second: Mapping[str, _Amount]) -> dict[st
     return found
 
 
-def _call_of(figures: Mapping[str, int], model: str | None, provider: str | None) -> CallUsage:
+def _call_of(quantities: Mapping[str, int], compiled: CompiledCatalog) -> CallUsage | None:
+    """One call with these figures; None: they are no tokens, or the app gives the amount of money itself."""
+    figures = {name: count for name, count in quantities.items() if name in USAGE_METERS and count}
+    if not figures or not compiled.charges.keys().isdisjoint(quantities):
+        return None
     units = dict[str, int]()
     for name, count in figures.items():
         unit = UNIT_OF.get(name, name)
@@ -131,7 +137,7 @@ def _call_of(figures: Mapping[str, int], model: str | None, provider: str | None
             units[other] = max(0, total - units[known])
     bounded = within_wholes(units)
     fields: dict[str, Any] = {_FIELDS[unit]: bounded.pop(unit) for unit in units if unit in _FIELDS}
-    return CallUsage(**fields, details=bounded, model=model, provider=provider, source="reported")
+    return CallUsage(**fields, details=bounded, source="reported")
 
 
 def _add_direction_total(units: dict[str, int], whole: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from inspect import ismethod
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.tokens.json_values import rows, text
+from meterkit.tokens.json_values import rows, table, text
 from meterkit.tokens.plain_values import held_by, kind_of, table_of
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
 
 _COMPARED: Final = ("input_tokens", "output_tokens")
+_LAST_AGENTS: Final = ("_last_agent", "last_agent", "current_agent")
 _ROUTED_BY: Final = ("litellm/", "any-llm/")
 """Prefixes by which the agents SDK chooses its client, not part of a model's name."""
 
@@ -32,8 +33,8 @@ def responses_of_run(obj: object) -> Sequence[Table] | None:
     with suppress(Exception):  # Foreign code.
         if module.startswith("pydantic_ai."):
             return _pydantic_ai_responses(obj)
-        if isinstance(held_by(obj).get("raw_responses"), list):
-            return _agents_responses(held_by(obj))
+        if isinstance(_members_of(obj).get("raw_responses"), list):
+            return _agents_responses(_members_of(obj))
     return None
 
 
@@ -82,16 +83,16 @@ def _figure(usage: Table, name: str) -> int:
 
 def _agents_responses(result: Mapping[str, Any]) -> Sequence[Table]:
     """Responses of a run of OpenAI's agents, each with the model of its agent: they name none themselves."""
-    last = _model_of(result.get("_last_agent") or result.get("current_agent"))
+    last = _model_of(next((result[name] for name in _LAST_AGENTS if result.get(name) is not None), None))
     models = {
-        id(held_by(item).get("raw_item")): _model_of(held_by(item).get("agent"))
+        id(_members_of(item).get("raw_item")): _model_of(_members_of(item).get("agent"))
         for item in rows(result.get("new_items"))
     }
     found: list[Table] = []
     for response in rows(result["raw_responses"]):
         event = table_of(response)
         if event is not None:
-            output = rows(held_by(response).get("output"))
+            output = rows(_members_of(response).get("output"))
             named = (models[id(item)] for item in output if id(item) in models)
             found.append({**event, "model": next(named, last)})
     return found
@@ -99,6 +100,10 @@ def _agents_responses(result: Mapping[str, Any]) -> Sequence[Table]:
 
 def _model_of(agent: object) -> str | None:
     """The model of an agent, as a name or as a client that holds one; None: the SDK's default."""
-    model = held_by(agent).get("model")
-    name = text(model) or text(held_by(model).get("model"))
+    model = _members_of(agent).get("model")
+    name = text(model) or text(_members_of(model).get("model"))
     return None if name is None else name.removeprefix(_ROUTED_BY[0]).removeprefix(_ROUTED_BY[1])
+
+
+def _members_of(value: object) -> Mapping[str, Any]:
+    return table(value) or held_by(value)

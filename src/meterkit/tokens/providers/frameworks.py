@@ -187,10 +187,7 @@ def _is_routed(event: Table) -> bool:
 
 
 def _agents_parts(event: Table) -> Sequence[Table] | None:
-    """The calls of a result, a response or a counter of OpenAI's agents SDK; None: it is none of these."""
-    if isinstance(event.get("raw_responses"), list):  # The result of a run.
-        found = (table(item) for item in rows(event["raw_responses"]))
-        return [_response_of(item) for item in found if item is not None]
+    """The calls of a response or a counter of OpenAI's agents SDK; None: it is none of these."""
     if "response_id" in event and "output" in event and "usage" in event:
         return [_response_of(event)]
     entries = [entry for item in rows(event.get("request_usage_entries")) if (entry := table(item))]
