@@ -12,7 +12,6 @@ from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, rows, table
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, ROOT, first_text, text_bytes
 from meterkit.tokens.providers import AUTO
-from meterkit.tokens.stream_models import StreamModels
 from meterkit.tokens.unread_figures import figure_path
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class Observer:
     """
 
     __slots__ = (
-        *("_api", "_apis", "_asks", "_declared", "_ledger", "_looked", "_models", "_only_counted"),
+        *("_api", "_apis", "_asks", "_declared", "_ledger", "_looked", "_only_counted"),
         *(
             "_figures",
             "_outlives",
@@ -79,7 +78,6 @@ class Observer:
         self._declared = declared
         self._api: Api | None = apis[0] if declared and len(apis) == 1 else None
         self._ledger = Ledger()
-        self._models = StreamModels()
         self._looked = 0
         # Paths of figures that no API has read, by whether the event is one of an API.
         self._figures: dict[bool, str] = {}
@@ -137,8 +135,6 @@ class Observer:
         if not self.decided:
             self._recognise(event)
         spoken = self._unreported_bytes > 0
-        if "response_metadata" in event:  # Of LangChain: the chunk with the figures names no model.
-            self._models.note(event)
         if not self.foreign:
             self._measure(event, measured)
         if not reports:
@@ -206,7 +202,7 @@ class Observer:
         noted: set[Note] = set(notes)
         if self._ledger.overflowed:
             noted.add("too_many_calls")
-        calls = self._models.name(self._ledger.usages(complete=whole), self._response_model)
+        calls = self._named(self._ledger.usages(complete=whole))
         if self._outlives is not None and not any(call.outlives for call in calls):
             return (self._outliving(),)
         if calls:
@@ -219,6 +215,11 @@ class Observer:
         if not noted:
             noted.add(("not_asked" if self._asks else "no_usage") if whole else "ended_early")
         return (self.missing(noted),)
+
+    def _named(self, calls: Sequence[CallUsage]) -> tuple[CallUsage, ...]:
+        """The calls, with the model that the stream has named before them where they name none."""
+        default = self._response_model
+        return tuple(replace(call, model=default) if call.model is None else call for call in calls)
 
     def _outliving(self) -> CallUsage:
         """Work without figures: it goes on, or has ended without any."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from meterkit.tokens.json_values import dig, paths, text
+from meterkit.tokens.json_values import dig, text
 from meterkit.tokens.layout import CALL_ID, CALL_MODEL, first_text
 
 if TYPE_CHECKING:
@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.json_values import Table
 
-_LANGCHAIN: Final = paths(
-    id="response_metadata.id", model="response_metadata.model_name response_metadata.model"
-)
-_IDS: Final = (*_LANGCHAIN["id"], *CALL_ID)
-_MODELS: Final = (*_LANGCHAIN["model"], *CALL_MODEL)
 _STREAMS_MAX: Final = 1_000
 
 
@@ -33,25 +28,20 @@ class StreamModels:
 
     def note(self, piece: Table) -> None:
         """Take a piece of a stream, which may name its model."""
-        model = first_text(piece, _MODELS)
+        model = first_text(piece, CALL_MODEL)
         if model is None or len(self._by_id) >= _STREAMS_MAX:
             return
         self._names[model] = None
-        for path in _IDS:
+        for path in CALL_ID:
             if (name := text(dig(piece, path))) is not None:
                 self._by_id[name] = model
 
-    def name(self, calls: Sequence[CallUsage], default: str | None = None) -> tuple[CallUsage, ...]:
-        """The calls, each with the model that a piece of the same id names.
-
-        Args:
-            calls: of the streams.
-            default: the model of a call that no piece belongs to, where the pieces name none or several.
-        """
+    def name(self, calls: Sequence[CallUsage]) -> tuple[CallUsage, ...]:
+        """The calls, each with the model that a piece of the same id names, or else that all pieces name."""
         only = next(iter(self._names)) if len(self._names) == 1 else None
         return tuple(
             call
             if call.model is not None
-            else replace(call, model=self._by_id.get(call.response_id or "") or only or default)
+            else replace(call, model=self._by_id.get(call.response_id or "") or only)
             for call in calls
         )
