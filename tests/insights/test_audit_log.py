@@ -95,7 +95,7 @@ async def test_model_and_time_of_use_are_known(any_store_url: str, tmp_path: Pat
 
 
 async def test_the_units_that_a_call_used_are_known(any_store_url: str, tmp_path: Path) -> None:
-    answer = {
+    answer: dict[str, Any] = {
         "object": "chat.completion",
         "model": "gpt-4o",
         "choices": [],
