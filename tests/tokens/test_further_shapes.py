@@ -153,7 +153,8 @@ def test_realtime_has_cached_tokens() -> None:
     assert [figures(call) for call in calls_of(done)] == [("reported", 40, 10, 24, None, None)]
 
 
-def test_a_ranking_that_is_billed_by_searches_misses_no_tokens() -> None:
+def test_a_ranking_counts_searches_and_misses_no_tokens() -> None:
     ranking = {"id": "r1", "results": RANKS, "meta": {"billed_units": {"search_units": 1}}}
     for word in ("cohere", "auto"):
-        assert read(compact(ranking), word) == ()
+        (call,) = read(compact(ranking), word)
+        assert (call.source, call.units) == ("reported", {"rerank_searches": 1})

@@ -26,6 +26,7 @@ _MARKS: Final = b'{}[]:,"\\ \t\r\n'
 _ANSWERS: Final = (b'"choices"', b'"candidates"', b'"content"', b'"output"', b'"message"', b'"response"')
 _COUNT: Final = b'ount"'  # promptTokenCount, prompt_token_count, eval_count
 _BILLED: Final = b'"billed_units"'
+_PAGES: Final = b'"pages_processed"'
 _USAGE: Final = b'"usage"'
 # OpenAI's chunks say `"usage": null` all along.
 _USAGE_OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')
@@ -66,14 +67,14 @@ def may_answer(data: bytes) -> bool:
     """Whether JSON may hold usage figures, or be an answer that lacks them."""
     if _USAGE in data or _COUNT in data or _BILLED in data or any(needle in data for needle in _ANSWERS):
         return True
-    return may_have_figures(data)
+    return _PAGES in data or may_have_figures(data)
 
 
 def may_report(data: bytes) -> bool:
     """Whether an event, or one among several, may hold usage figures, an error or the end of a stream."""
     if _USAGE in data and _USAGE_OBJECT.search(data) is not None:
         return True
-    return _COUNT in data or b'"error"' in data or b"[DONE]" in data or _BILLED in data
+    return any(needle in data for needle in (_COUNT, b'"error"', b"[DONE]", _BILLED, _PAGES))
 
 
 def first_text(event: object, alternatives: Sequence[Sequence[str]]) -> str | None:
@@ -157,9 +158,11 @@ _CHOICE: Final = Place(
     {"delta": _MESSAGE, "message": _MESSAGE, "text": _TEXT, "usage": _FIGURES, "finish_reason": _LEAF}
 )
 _OUTPUT: Final = Place({**_BLOCK.names, "content": _BLOCK, "summary": _BLOCK, "message": _MESSAGE})
+_META: Final = Place({**_members("billed_units tokens", _FIGURES), "cached_tokens": _LEAF})
 _RESPONSE: Final = Place(
     {
-        **_members("id model object error background status"),
+        **_members("id model object error background status service_tier generation_id"),
+        "meta": _META,
         "usage": _FIGURES,
         "output": _OUTPUT,
         "choices": _CHOICE,
@@ -167,33 +170,56 @@ _RESPONSE: Final = Place(
     },
     text=True,
 )
+_SPOKEN: Final = Place(_members("modelTurn model_turn outputTranscription output_transcription", _BLOCK))
+_VECTORS: Final = Place({"statistics": _FIGURES})
+_GROUNDING: Final = Place({**_members("webSearchQueries web_search_queries", _FIGURES)})
 _DELTA: Final = Place({**_BLOCK.names, "message": _MESSAGE, "usage": _FIGURES}, text=True)
 
 ROOT: Final = Place(
     {
         **_RESPONSE.names,
         **_members("type created created_at done text error data stopReason finish_reason stop_reason"),
-        **_members("prompt_eval_count eval_count prompt_eval_cached_count embeddings"),
+        **_members("prompt_eval_count eval_count prompt_eval_cached_count"),
+        **_members("prompt_token_count generation_token_count inputTextTokenCount totalOutputTextTokenCount"),
+        **_members("completionReason embeddingsByType event_type document_annotation"),
+        **_members("embeddings embedding", _VECTORS),
+        "predictions": Place({"embeddings": _VECTORS}),
         **_members("modelVersion model_version responseId response_id promptFeedback prompt_feedback"),
         **_members("messageStart messageStop contentBlockStart contentBlockStop"),
         **_members("input_tokens context_management"),
+        **_members("inputTokens totalBillableCharacters tokensInfo tokens token_strings"),
         **_members("totalTokens cachedContentTokenCount promptTokensDetails cacheTokensDetails"),
         **_members("usageMetadata usage_metadata amazon-bedrock-invocationMetrics", _FIGURES),
         **_members("thinking tool_plan completion generation outputText", _TEXT),
         "data": Place(_members("embedding relevance_score")),
-        "results": Place(_members("relevance_score")),
-        "meta": Place({"billed_units": _FIGURES}),
+        "results": Place({**_members("relevance_score tokenCount category_scores"), "outputText": _TEXT}),
+        "pages": Place({"images": Place(_members("image_annotation"))}),
+        "usage_info": _FIGURES,
+        "trace": Place({"promptRouter": _FIGURES}),
+        **_members("serviceTier performanceConfig", _FIGURES),
         "delta": _DELTA,
         "message": _MESSAGE,
         "content": _BLOCK,
         "response": _RESPONSE,
         "interaction": _RESPONSE,
-        "serverContent": Place({"modelTurn": _BLOCK, "outputTranscription": _BLOCK}),
+        **_members("serverContent server_content", _SPOKEN),
         **_members("outputs steps", _OUTPUT),
         "agent": _LEAF,
-        "candidates": Place({"content": _BLOCK, **_members("finishReason finish_reason")}),
+        "candidates": Place(
+            {
+                "content": _BLOCK,
+                **_members("finishReason finish_reason"),
+                **_members("groundingMetadata grounding_metadata", _GROUNDING),
+            }
+        ),
         "contentBlockDelta": Place({"delta": _BLOCK}),
-        "metadata": Place({"usage": _FIGURES}),
+        "metadata": Place(
+            {
+                **_members("usage serviceTier performanceConfig", _FIGURES),
+                "trace": Place({"promptRouter": _FIGURES}),
+                **_members("billableCharacterCount billable_character_count"),
+            }
+        ),
     }
 )
 """An event, or a whole answer, of any of the APIs."""

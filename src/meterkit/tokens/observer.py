@@ -38,6 +38,8 @@ _COUNTS: Final = (
             }
         ),
     ),
+    ("total_tokens", frozenset({"total_tokens", "cached_content_token_count", "sdk_http_response"})),
+    ("tokensInfo", frozenset({"tokensInfo"})),
     ("tokens", frozenset({"tokens", "count", "max_model_len", "token_strs", "token_strings", "meta"})),
 )
 # The usage of a step is part of its run's.

@@ -122,7 +122,11 @@ class _Copy:
             if type(value) in _EXACT:
                 copied[name] = value
             elif isinstance(name, str):
-                copied[name] = self._take(value, urgent=urgent or "usage" in name)
+                copied[name] = self._take(value, urgent=urgent or _has_figures(name))
+
+
+def _has_figures(name: str) -> bool:
+    return "usage" in name or name == "statistics"  # Of a vector, with Vertex AI.
 
 
 def _members(value: Any) -> Any:

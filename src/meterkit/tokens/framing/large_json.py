@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 
 _TOKEN_BYTES_MAX: Final = 256
 """A longer text is kept as an empty one; a longer number makes the value unreadable."""
-_ITEMS_MAX: Final = 32
-"""How many items of arrays are kept; of the others only the text is measured."""
-_FIGURES_MAX: Final = 256
+_BUDGETS: Final = {
+    "items": 32,  # Of arrays; of those that are not kept only the text is measured.
+    "figures": 256,  # Members of usage objects.
+    "rows": 512,  # Members of what is in arrays of usage objects; an item counts as eight of them.
+}
+_ROW_COST: Final = 8
 _DEPTH_MAX: Final = 64
 _SEPARATORS: Final = re.compile(rb"[ \t\r\n,]*+")
 _BETWEEN: Final = re.compile(rb"[\s,:]*+")
@@ -50,6 +53,7 @@ class _Container:
     place: Place
     key: str | None
     is_kept: bool
+    in_rows: bool = False  # Whether it is an array of a usage object, or within one.
     name: str | None = None  # Of the member whose value comes next, once it is read.
 
     def next_place(self) -> Place | None:
@@ -75,7 +79,7 @@ class LargeJson(Scanner):
     """
 
     __slots__ = (
-        *("_emit", "_figures_left", "_is_open", "_items_left", "_place", "_root", "_spoiled", "_stack"),
+        *("_emit", "_is_open", "_left", "_place", "_root", "_spoiled", "_stack"),
         "text_bytes",
     )
 
@@ -88,7 +92,8 @@ class LargeJson(Scanner):
         self._place = place
         self._root: dict[str, Any] = {}
         self._stack: list[_Container] = []
-        self._items_left = self._figures_left = self.text_bytes = 0
+        self._left = dict(_BUDGETS)
+        self.text_bytes = 0
         self._is_open = False
 
     def end(self) -> None:
@@ -128,7 +133,7 @@ class LargeJson(Scanner):
     def _read_object(self) -> Steps:
         self._root = {}
         self._stack = [_Container(self._root, self._place, None, is_kept=True)]
-        self._items_left, self._figures_left = _ITEMS_MAX, _FIGURES_MAX
+        self._left = dict(_BUDGETS)
         self.stopped = not self._data.startswith(b"{", self._at)
         self._at += 1
         steps = 0
@@ -143,7 +148,11 @@ class LargeJson(Scanner):
                 if self._is_over:
                     return
                 yield True
-            elif not self._items_left and isinstance(outer.value, list) and self._measure_items(outer.place):
+            elif (
+                isinstance(outer.value, list)
+                and self._left[_budget(outer)] <= 0
+                and self._measure_items(outer.place)
+            ):
                 yield False
             elif mark == b'"':
                 yield from self._take_text(outer)
@@ -211,21 +220,19 @@ class LargeJson(Scanner):
         name, outer.name = outer.name or UNKNOWN, None
         if not outer.is_kept:
             return False
-        if isinstance(kept, list):
-            if not self._items_left:
-                return False
-            self._items_left -= 1
-            kept.append(value)
-            return True
-        if place is None:
+        if place is None and not isinstance(kept, list):
             if kept is self._root:
                 kept.setdefault(UNKNOWN, None)
             return False
-        if outer.place.whole:
-            if not self._figures_left:
+        if isinstance(kept, list) or outer.place.whole:
+            budget = _budget(outer)
+            if self._left[budget] <= 0:
                 return False
-            self._figures_left -= 1
-        kept[name] = value
+            self._left[budget] -= _ROW_COST if budget == "rows" and isinstance(kept, list) else 1
+        if isinstance(kept, list):
+            kept.append(value)
+        else:
+            kept[name] = value
         return True
 
     def _open(self, outer: _Container, value: dict[str, Any] | list[Any]) -> Steps:
@@ -236,7 +243,8 @@ class LargeJson(Scanner):
                 self._measure_handed if place is not None and place.handed else _ignore
             )
         else:
-            self._stack.append(_Container(value, place, key, is_kept=is_kept))
+            in_rows = outer.in_rows or (place.whole and isinstance(value, list))
+            self._stack.append(_Container(value, place, key, is_kept=is_kept, in_rows=in_rows))
 
     def _measure(self, piece: bytes) -> None:
         self.text_bytes += len(piece) - (_escaping_bytes(piece) if b"\\" in piece else 0)
@@ -260,6 +268,13 @@ class LargeJson(Scanner):
                 return False
         self._at = end
         return True
+
+
+def _budget(outer: _Container) -> str:
+    """The budget that what is kept of a container counts against."""
+    if outer.in_rows:
+        return "rows"
+    return "figures" if outer.place.whole else "items"
 
 
 def _ignore(_: bytes) -> None:

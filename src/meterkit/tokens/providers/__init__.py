@@ -8,8 +8,9 @@ from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.bedrock import BEDROCK
 from meterkit.tokens.providers.cohere import COHERE
 from meterkit.tokens.providers.gemini import GEMINI
+from meterkit.tokens.providers.mistral import MISTRAL, MISTRAL_ALONE
 from meterkit.tokens.providers.ollama import OLLAMA
-from meterkit.tokens.providers.openai import MISTRAL, OPENAI
+from meterkit.tokens.providers.openai import OPENAI
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AUTO", "BY_NAME"]
 
-# Mistral answers in OpenAI's shape and is not told apart from it.
-AUTO: Final[tuple[Api, ...]] = (OPENAI, ANTHROPIC, GEMINI, BEDROCK, COHERE, OLLAMA)
+# Most of Mistral's responses have OpenAI's shape and are not told apart from it.
+AUTO: Final[tuple[Api, ...]] = (OPENAI, ANTHROPIC, GEMINI, BEDROCK, COHERE, OLLAMA, MISTRAL_ALONE)
 BY_NAME: Final[Mapping[str, tuple[Api, ...]]] = {
     "auto": AUTO,
     **{api.name: (api,) for api in (*AUTO, MISTRAL)},

@@ -5,14 +5,17 @@ https://docs.anthropic.com/en/api/messages-streaming
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
-from meterkit.tokens.providers.api import Api, cache_included
+from meterkit.tokens.providers.api import Api, cache_included, context_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from meterkit.tokens.json_values import Counts, Paths, Table
 
 _ITERATED: Final = paths(
@@ -21,10 +24,101 @@ _ITERATED: Final = paths(
     cached_input_tokens="cache_read_input_tokens",
     cache_write_tokens="cache_creation_input_tokens",
 )
-_PATHS: Final[Paths] = {**_ITERATED, **paths(reasoning_tokens="output_tokens_details.thinking_tokens")}
+_WRITES: Final = paths(
+    cache_write_5m_tokens="ephemeral_5m_input_tokens", cache_write_1h_tokens="ephemeral_1h_input_tokens"
+)
+_PATHS: Final[Paths] = {
+    **_ITERATED,
+    **paths(
+        reasoning_tokens="output_tokens_details.thinking_tokens",
+        web_searches="server_tool_use.web_search_requests",
+        code_executions="server_tool_use.code_execution_requests",
+    ),
+}
 _OF_ITERATIONS: Final = "iterated_"
+_ADVISOR: Final = "advisor_message"
+_FALLBACK: Final = "fallback_message"
+_DATE: Final = re.compile(r"[-@]\d{8}$")
 _STREAMED: Final = ("message_start", "message_delta", "message_stop")
 _TYPES: Final = (*_STREAMED, "content_block_start", "content_block_delta", "content_block_stop")
+
+
+class _Iterations:
+    """The entries of ``usage.iterations``: those of the response's own model, and those of others.
+
+    https://github.com/anthropics/anthropic-sdk-python (`BetaIterationsUsage`)
+
+    Args:
+        usage: of the response.
+        model: that the response names; None: its event names none.
+
+    Attributes:
+        model: that served the response: a fallback's, where one did.
+        own: sums over the entries of that model.
+        served: figures of a fallback's own attempt, which replace those of the attempt before it.
+        others: advisors, and attempts of models that declined.
+        refused: whether a figure was ignored.
+    """
+
+    def __init__(self, usage: Table, model: str | None, context: Mapping[str, str]) -> None:
+        entries = [entry for entry in map(table, rows(usage.get("iterations"))) if entry]
+        fallback = _fallback_in(entries)
+        named = (text(entry.get("model")) for entry in reversed(entries) if entry.get("type") != _ADVISOR)
+        self.model = text(fallback.get("model")) or model or next(filter(None, named), None)
+        self.own = Counter[str]()
+        self.served: dict[str, int] = {}
+        self.others: list[EventUsage] = []
+        self.refused = False
+        advisors = 0
+        for nth, entry in enumerate(entries, 1):
+            counts, odd = _read(entry, _ITERATED)
+            by = text(entry.get("model"))
+            if entry.get("type") == _ADVISOR:
+                advisors += 1
+                self._add_other(f"advisor/{advisors}", by, counts, context, refused=odd)
+            elif by is not None and _undated(by) != _undated(self.model):
+                if counts.get("output_tokens"):  # Anthropic does not charge an attempt without output.
+                    self._add_other(f"{by}/{nth}", by, counts, context, refused=odd)
+            else:
+                self.refused |= odd
+                self.own.update({_OF_ITERATIONS + name: count for name, count in counts.items()})
+                if entry is fallback:
+                    self.served = {"cache_write_5m_tokens": 0, "cache_write_1h_tokens": 0, **counts}
+
+    def _add_other(
+        self, call_id: str, model: str | None, counts: Counts, context: Mapping[str, str], *, refused: bool
+    ) -> None:
+        self.others.append(
+            EventUsage(
+                counts=counts,
+                settle=cache_included,
+                provider="anthropic",
+                refused=refused,
+                call_id=call_id,
+                model=model,
+                context={name: value for name, value in context.items() if name == "processing"},
+            )
+        )
+
+
+def _read(usage: Table, places: Paths) -> tuple[dict[str, int], bool]:
+    counts, refused = read_counts(usage, places)
+    written = table(usage.get("cache_creation"))
+    if written is not None:
+        by_time, odd = read_counts(written, _WRITES)
+        counts.update(by_time)
+        refused |= odd
+    return counts, refused
+
+
+def _fallback_in(entries: Sequence[Table]) -> Table:
+    """The attempt of a fallback that served the response; empty where none did."""
+    nothing: Table = {}
+    return next((entry for entry in entries if entry.get("type") == _FALLBACK), nothing)
+
+
+def _undated(model: str | None) -> str:
+    return _DATE.sub("", model or "")
 
 
 def _settle(counts: Counts) -> Counts:
@@ -34,16 +128,6 @@ def _settle(counts: Counts) -> Counts:
         name = key.removeprefix(_OF_ITERATIONS)
         largest[name] = max(count, largest.get(name, 0))
     return cache_included(largest)
-
-
-def _iterations(usage: Table) -> tuple[dict[str, int], bool]:
-    sums = Counter[str]()
-    refused = False
-    for entry in filter(None, map(table, rows(usage.get("iterations")))):
-        counts, odd = read_counts(entry, _ITERATED)
-        refused |= odd
-        sums.update({_OF_ITERATIONS + name: count for name, count in counts.items()})
-    return sums, refused
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
@@ -60,17 +144,20 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     is_delta = kind == "message_delta"
     if not (is_delta or "input_tokens" in usage):
         return None
-    counts, refused = read_counts(usage, _PATHS)
-    iterated, odd = _iterations(usage)
+    counts, refused = _read(usage, _PATHS)
+    context = context_of(**{name: usage.get(name) for name in ("service_tier", "speed", "inference_geo")})
+    iterations = _Iterations(usage, text(holder.get("model")), context)
     return EventUsage(
-        counts={**counts, **iterated},
+        counts={**(iterations.served if is_delta else {}), **counts, **iterations.own},
         settle=_settle,
         provider="anthropic",
-        refused=refused or odd,
+        refused=refused or iterations.refused,
         call_id=None if is_delta else text(holder.get("id")),
-        model=text(holder.get("model")),
+        model=iterations.model,
         opens=kind == "message_start",
         final=dig(event, ("delta", "stop_reason")) is not None if is_delta else kind != "message_start",
+        context=context,
+        others=iterations.others,
     )
 
 

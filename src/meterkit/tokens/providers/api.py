@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from meterkit.tokens.call_usage import figure
+from meterkit.tokens.json_values import rows, table, text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from meterkit.tokens.calls import EventUsage
     from meterkit.tokens.json_values import Counts, Table
+
+_SHORT: Final = "cache_write_5m_tokens"
+_LONG: Final = "cache_write_1h_tokens"
+_USUAL: Final = frozenset({"standard", "default", "auto", "on_demand", "global", "not_available"})
+_UNSPECIFIED: Final = "unspecified"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +40,57 @@ class Api:
 
 
 def cache_included(counts: Counts) -> Counts:
-    """The figures of an API whose input leaves out what was read from a cache or written to one."""
+    """Add cache reads and writes to the input of an API that leaves them out of it."""
+    counts = {**counts, **_cache_writes(counts)}
     if "input_tokens" not in counts:
         return counts
     parts = ("input_tokens", "cached_input_tokens", "cache_write_tokens")
     return {**counts, "input_tokens": sum(counts.get(part, 0) for part in parts)}
+
+
+def _cache_writes(counts: Counts) -> Counts:
+    """Cache writes and their parts by time to live.
+
+    Some servers name only the parts, and 0 as the whole. Parts beyond a larger whole are cut, the dearest
+    first.
+    """
+    short, long = counts.get(_SHORT, 0), counts.get(_LONG, 0)
+    if not short + long:
+        return {}
+    whole = counts.get("cache_write_tokens", 0) or short + long
+    short = min(short, whole)
+    return {"cache_write_tokens": whole, _SHORT: short, _LONG: min(long, whole - short)}
+
+
+def sum_rows(array: object, kind: str, count: str, units: Mapping[str, str]) -> tuple[dict[str, int], bool]:
+    """Sum the figures of an array by unit; and whether one was refused.
+
+    Args:
+        array: objects that have a kind and a figure.
+        kind: the member that names the kind.
+        count: the member that has the figure; alternatives are parted by blanks.
+        units: by kind, in lower case; other kinds are left out.
+    """
+    sums = Counter[str]()
+    refused = False
+    for row in filter(None, map(table, rows(array))):
+        unit = units.get((text(row.get(kind)) or "").lower())
+        found = next((row[name] for name in count.split() if row.get(name) is not None), None)
+        if unit is None or found is None:
+            continue
+        number = figure(found)
+        refused |= number is None
+        sums[unit] += number or 0
+    return sums, refused
+
+
+def context_of(**told: object) -> dict[str, str]:
+    """The context of a call in lower case, without what is the usual case.
+
+    Args:
+        told: what the response names: its service tier, its speed.
+    """
+    named = {name: value.lower() for name, found in told.items() if (value := text(found)) is not None}
+    if named.get("service_tier") == "batch":
+        named["processing"] = named.pop("service_tier")
+    return {name: v for name, v in named.items() if v not in _USUAL and not v.endswith(_UNSPECIFIED)}

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
-from meterkit.tokens.json_values import dig, paths, read_counts, table
+from meterkit.tokens.json_values import dig, paths, read_counts, table, text
 from meterkit.tokens.providers.anthropic import ANTHROPIC
-from meterkit.tokens.providers.api import Api, cache_included
+from meterkit.tokens.providers.api import Api, cache_included, context_of, sum_rows
 from meterkit.tokens.providers.cohere import COHERE
 from meterkit.tokens.providers.openai import OPENAI
 
@@ -25,12 +25,19 @@ _PATHS: Final = paths(
     cached_input_tokens="cacheReadInputTokens cacheReadInputTokenCount",
     cache_write_tokens="cacheWriteInputTokens cacheWriteInputTokenCount",
 )
+_WRITES: Final = {"5m": "cache_write_5m_tokens", "1h": "cache_write_1h_tokens"}
 # Names that no other API has: the figures of the answer inside go before these.
 _METRICS: Final = "metrics_"
 _METRIC_PATHS: Final[Paths] = {_METRICS + name: alternatives for name, alternatives in _PATHS.items()}
 _INVOKED: Final = "amazon-bedrock-invocationMetrics"
 _BLOCK_EVENTS: Final = ("contentBlockStart", "contentBlockDelta", "contentBlockStop")
 _STREAMED: Final = ("messageStart", *_BLOCK_EVENTS, "messageStop", "metadata")
+# Models with a shape of their own, by the member that tells; figures of their streams are cumulative.
+_LLAMA: Final = "generation"
+_TITAN: Final = "inputTextTokenCount"
+_LLAMA_PATHS: Final = paths(input_tokens="prompt_token_count", output_tokens="generation_token_count")
+_TITAN_PATHS: Final = paths(input_tokens=_TITAN, output_tokens="totalOutputTextTokenCount")
+_RESULT: Final = {"": "output_tokens"}  # Results are of one kind, which has no name.
 
 
 def _settle(counts: Counts) -> Counts:
@@ -40,34 +47,67 @@ def _settle(counts: Counts) -> Counts:
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
-    usage = table(dig(event, ("metadata", "usage")))
+    metadata = table(event.get("metadata")) or {}
+    holder, usage = metadata, table(metadata.get("usage"))
     if usage is None and (not strict or _is_document(event)):
-        usage = table(event.get("usage"))
+        holder, usage = event, table(event.get("usage"))
     if usage is not None and "inputTokens" in usage and "outputTokens" in usage:
-        # There are no ids, and every call has exactly one metadata event.
-        return _found(usage, _PATHS, opens=True)
+        return _converse_usage(usage, holder)
     if not strict:
         for api in (ANTHROPIC, OPENAI, COHERE):
             found = api.usage_in(event, True)
             if found is not None:
-                return replace(found, provider=_PROVIDER)
+                others = [replace(other, provider=_PROVIDER) for other in found.others]
+                return replace(found, provider=_PROVIDER, others=others)
+    own = _own_usage(event)
     metrics = table(event.get(_INVOKED))
-    return None if metrics is None else _found(metrics, _METRIC_PATHS, opens=False)
+    if metrics is None:
+        return own
+    found = _found(*read_counts(metrics, _METRIC_PATHS), final=True)
+    return found if own is None else replace(found, counts={**own.counts, **found.counts})
 
 
-def _found(usage: Table, places: Paths, *, opens: bool) -> EventUsage:
-    counts, refused = read_counts(usage, places)
-    return EventUsage(
-        counts=counts, settle=_settle, provider=_PROVIDER, refused=refused, opens=opens, final=True
-    )
+def _converse_usage(usage: Table, holder: Table) -> EventUsage:
+    """Usage of Converse: there are no ids, and each call has exactly one such object."""
+    counts, refused = read_counts(usage, _PATHS)
+    writes, odd = sum_rows(usage.get("cacheDetails"), "ttl", "inputTokens", _WRITES)
+    model = dig(holder, ("trace", "promptRouter", "invokedModelId"))
+    latency = dig(holder, ("performanceConfig", "latency"))
+    context = context_of(service_tier=dig(holder, ("serviceTier", "type")), speed=latency)
+    found = _found({**counts, **writes}, refused or odd, final=True)
+    return replace(found, opens=True, model=text(model), context=context)
+
+
+def _own_usage(event: Table) -> EventUsage | None:
+    """Usage of models that have no shape of another provider: Llama, and Amazon's Titan."""
+    if _LLAMA in event and not event.keys().isdisjoint({"prompt_token_count", "generation_token_count"}):
+        return _found(*read_counts(event, _LLAMA_PATHS), final=event.get("stop_reason") is not None)
+    if _TITAN not in event:
+        return None
+    counts, refused = read_counts(event, _TITAN_PATHS)
+    if "results" in event:
+        sums, odd = sum_rows(event["results"], "", "tokenCount", _RESULT)
+        return _found({**counts, **sums}, refused or odd, final=True)
+    if _is_embedding(event):
+        return _found({**counts, "output_tokens": 0}, refused, final=True)
+    is_chunk = "outputText" in event
+    return _found(counts, refused, final=event.get("completionReason") is not None) if is_chunk else None
+
+
+def _found(counts: Counts, refused: bool, *, final: bool) -> EventUsage:
+    return EventUsage(counts=counts, settle=_settle, provider=_PROVIDER, refused=refused, final=final)
 
 
 def _is_document(event: Table) -> bool:
     return "stopReason" in event and table(event.get("output")) is not None
 
 
+def _is_embedding(event: Table) -> bool:
+    return "embedding" in event or "embeddingsByType" in event
+
+
 def _recognises(event: Table) -> bool:
-    if _is_document(event) or _INVOKED in event:
+    if _is_document(event) or _INVOKED in event or _own_usage(event) is not None:
         return True
     return len(event) == 1 and any(table(event.get(name)) is not None for name in _STREAMED)
 

@@ -1,4 +1,4 @@
-"""Cohere's Chat API, version 2.
+"""Cohere's Chat API, its embeddings and rankings.
 
 https://docs.cohere.com/v2/reference/chat-stream
 """
@@ -12,16 +12,32 @@ from meterkit.tokens.json_values import dig, paths, read_counts, table, text
 from meterkit.tokens.providers.api import Api
 
 if TYPE_CHECKING:
-    from meterkit.tokens.json_values import Counts, Table
+    from meterkit.tokens.json_values import Counts, Paths, Table
 
-_PATHS: Final = paths(
-    input_tokens="tokens.input_tokens",
-    output_tokens="tokens.output_tokens",
-    cached_input_tokens="cached_tokens",
-    billed_input_tokens="billed_units.input_tokens",
-    billed_output_tokens="billed_units.output_tokens",
+_BILLED: Final = paths(
+    rerank_searches="billed_units.search_units",
+    input_image_tokens="billed_units.image_tokens",
+    input_text_tokens="billed_units.text_tokens",
+    input_document_pages="billed_units.pages",
 )
-_BILLED: Final = paths(input_tokens="input_tokens")
+_PATHS: Final[Paths] = {
+    **_BILLED,
+    **paths(
+        input_tokens="tokens.input_tokens",
+        output_tokens="tokens.output_tokens",
+        cached_input_tokens="cached_tokens",
+        billed_input_tokens="billed_units.input_tokens",
+        billed_output_tokens="billed_units.output_tokens",
+    ),
+}
+_META_PATHS: Final[Paths] = {
+    **_BILLED,
+    **paths(
+        input_tokens="billed_units.input_tokens",
+        output_tokens="billed_units.output_tokens",
+        cached_input_tokens="cached_tokens",
+    ),
+}
 _TYPES: Final = (
     *("message-start", "content-start", "content-delta", "content-end", "tool-plan-delta"),
     *("tool-call-start", "tool-call-delta", "tool-call-end", "citation-start", "citation-end"),
@@ -36,48 +52,48 @@ def _settle(counts: Counts) -> Counts:
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     holder = table(event.get("delta")) if event.get("type") == "message-end" else event
-    if "embeddings" in event or _is_ranking(event):
-        return _metered(event)
+    metered = _metered(event)
+    if metered is not None:
+        return metered
     usage = None if holder is None else table(holder.get("usage"))
     if usage is None or (strict and not _recognises(event)):
         return None
     if table(usage.get("tokens")) is None and table(usage.get("billed_units")) is None:
         return None
     counts, refused = read_counts(usage, _PATHS)
+    return _found(event, counts, refused)
+
+
+def _metered(event: Table) -> EventUsage | None:
+    """Usage in ``meta``: of embeddings, rankings, classifications, parsed documents and Chat v1."""
+    holder = table(event.get("response")) if event.get("event_type") == "stream-end" else event
+    meta = None if holder is None else table(holder.get("meta"))
+    if holder is None or meta is None or table(meta.get("billed_units")) is None:
+        return None
+    counts, refused = read_counts(meta, _META_PATHS)
+    parts = [counts[name] for name in ("input_text_tokens", "input_image_tokens") if name in counts]
+    if parts:
+        counts.setdefault("input_tokens", sum(parts))
+    if "input_tokens" in counts:
+        counts.setdefault("output_tokens", 0)
+    return _found(holder, counts, refused)
+
+
+def _found(holder: Table, counts: Counts, refused: bool) -> EventUsage:
     return EventUsage(
         counts=counts,
         settle=_settle,
         provider="cohere",
         refused=refused,
-        call_id=text(event.get("id")),
-        model=text(event.get("model")),
+        call_id=text(holder.get("id")) or text(holder.get("generation_id")),
+        model=text(holder.get("model")),
         opens=True,
         final=True,
     )
-
-
-def _metered(event: Table) -> EventUsage | None:
-    """Embeddings, and rankings, which are billed by searches and not by tokens."""
-    billed = table(dig(event, ("meta", "billed_units")))
-    if billed is None:
-        return None
-    counts, refused = read_counts(billed, _BILLED)
-    return EventUsage(
-        counts={**counts, "output_tokens": 0} if counts else {},
-        provider="cohere",
-        refused=refused,
-        call_id=text(event.get("id")),
-        opens=True,
-        final=True,
-    )
-
-
-def _is_ranking(event: Table) -> bool:
-    return "results" in event and table(event.get("meta")) is not None
 
 
 def _recognises(event: Table) -> bool:
-    if event.get("type") in _TYPES or table(dig(event, ("meta", "billed_units"))) is not None:
+    if event.get("type") in _TYPES or _metered(event) is not None:
         return True
     return isinstance(event.get("finish_reason"), str) and dig(event, ("message", "role")) == "assistant"
 

@@ -5,26 +5,61 @@ https://ai.google.dev/api/generate-content#UsageMetadata
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.jobs import interaction_of, outliving_state
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
-from meterkit.tokens.providers.api import Api
+from meterkit.tokens.providers.api import Api, context_of, sum_rows
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table
 
 # The wire is in camel case, the SDK's objects are not.
+_PROMPT: Final = "promptTokenCount prompt_token_count"
 _PATHS: Final = paths(
-    prompt="promptTokenCount prompt_token_count",
+    prompt=_PROMPT,
     tools="toolUsePromptTokenCount tool_use_prompt_token_count",
     answer="candidatesTokenCount candidates_token_count responseTokenCount response_token_count",
     reasoning_tokens="thoughtsTokenCount thoughts_token_count",
     total="totalTokenCount total_token_count",
     cached_input_tokens="cachedContentTokenCount cached_content_token_count",
 )
-
+_MODALITIES: Final = {
+    "text": "text",
+    "modality_unspecified": "text",
+    "audio": "audio",
+    "image": "image",
+    "document": "image",
+    "video": "video",
+}
+"""Modalities of the API, each with that of the price table: pages of a document are priced as images."""
+_OF_PROMPT: Final = "promptTokensDetails prompt_tokens_details promptTokenDetails input_tokens_by_modality"
+_OF_TOOLS: Final = "toolUsePromptTokensDetails tool_use_prompt_tokens_details tool_use_tokens_by_modality"
+_OF_CANDIDATES: Final = "candidatesTokensDetails candidates_tokens_details output_tokens_by_modality"
+_OF_TURN: Final = "responseTokensDetails response_tokens_details"
+_OF_CACHE: Final = "cacheTokensDetails cache_tokens_details cached_tokens_by_modality"
+_DETAILS: Final = [
+    (names.split(), {said: unit.format(known) for said, known in _MODALITIES.items()})
+    for names, unit in (
+        (_OF_PROMPT, "input_{}_tokens"),
+        (_OF_TOOLS, "input_{}_tokens"),
+        (_OF_TOOLS, "input_{}_tool_tokens"),
+        (f"{_OF_CANDIDATES} {_OF_TURN}", "output_{}_tokens"),
+        (_OF_CACHE, "cache_{}_read_tokens"),
+    )
+]
+"""Names of arrays of tokens by modality, and the unit that they count of each."""
+_EMBEDDED: Final = paths(input_tokens=_PROMPT)
+_STATISTICS: Final = {"": "input_tokens"}
+_CHARACTERS: Final = paths(
+    input_characters="metadata.billableCharacterCount metadata.billable_character_count"
+)
+_SEARCHES_OF_TYPE: Final = {"google_search": "web_searches"}
+_EACH_SEARCH_SINCE: Final = 3
+_VERSION: Final = re.compile(r"(?:.*/)?gemini-(\d+)")
 
 _INTERACTION: Final = paths(
     prompt="total_input_tokens",
@@ -50,8 +85,39 @@ def _settle(counts: Counts) -> Counts:
         # Some endpoints count thoughts among the candidates: then the total is reached without them. Gemini
         # Live leaves them out of both.
         output = answer + thoughts
-    known = {"input_tokens": entered, "output_tokens": output}
+    known = {"input_tokens": entered, "output_tokens": output, "input_tool_tokens": counts.get("tools")}
     return {**counts, **{name: count for name, count in known.items() if count is not None}}
+
+
+def _details(usage: Table) -> tuple[dict[str, int], bool]:
+    """Tokens by modality, as the price table's units; and whether a figure was refused."""
+    sums = Counter[str]()
+    refused = False
+    for names, units in _DETAILS:
+        array = next((usage[name] for name in names if usage.get(name)), None)
+        if array is not None:
+            counts, odd = sum_rows(array, "modality", "tokenCount token_count tokens", units)
+            sums.update(counts)
+            refused |= odd
+    return sums, refused
+
+
+def _searches(event: Table, model: str | None) -> dict[str, int]:
+    """Searches that Google charges: each different query since Gemini 3, before that one for each prompt.
+
+    https://ai.google.dev/gemini-api/docs/google-search
+    """
+    queries = set[str]()
+    for candidate in rows(event.get("candidates")):
+        grounding = dig(candidate, ("groundingMetadata",)) or dig(candidate, ("grounding_metadata",))
+        found = dig(grounding, ("webSearchQueries",)) or dig(grounding, ("web_search_queries",))
+        queries.update(query for query in rows(found) if isinstance(query, str) and query.strip())
+    return {"web_searches": _charged_searches(len(queries), model)} if queries else {}
+
+
+def _charged_searches(made: int, model: str | None) -> int:
+    version = _VERSION.match(model or "")
+    return made if version is not None and int(version[1]) >= _EACH_SEARCH_SINCE else min(made, 1)
 
 
 def _interaction_usage(event: Table) -> EventUsage | None:
@@ -63,21 +129,32 @@ def _interaction_usage(event: Table) -> EventUsage | None:
     counts, refused = read_counts(usage, _INTERACTION)
     if not refused and "prompt" not in counts:
         return None
+    details, odd = _details(usage)
+    searches, odd_searches = sum_rows(usage.get("grounding_tool_count"), "type", "count", _SEARCHES_OF_TYPE)
+    model = text(work.get("model")) or text(work.get("agent"))
     return EventUsage(
-        counts=counts,
+        counts={
+            **counts,
+            **details,
+            **{unit: _charged_searches(made, model) for unit, made in searches.items()},
+        },
         settle=_settle,
         provider="gcp.gemini",
-        refused=refused,
+        refused=refused or odd or odd_searches,
         call_id=text(work.get("id")),
-        model=text(work.get("model")) or text(work.get("agent")),
+        model=model,
         final=True,
         outlives=outliving_state(event) is not None,
+        context=context_of(service_tier=work.get("service_tier")),
     )
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if "usage" in event or "interaction" in event:
         return _interaction_usage(event)
+    embedded = _embedding_usage(event)
+    if embedded is not None:
+        return embedded
     usage = table(event.get("usageMetadata") or event.get("usage_metadata"))
     if usage is None or (strict and not _has_shape(event)):
         return None
@@ -85,23 +162,69 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if not refused and ("prompt" not in counts or not counts.keys() & {"total", "answer"}):
         return None
     candidates = rows(event.get("candidates"))
-    is_live = "responseTokenCount" in usage  # Of a turn.
+    is_live = _is_turn(usage)
+    details, odd = _details(usage)
+    model = text(event.get("modelVersion", event.get("model_version")))
     return EventUsage(
-        counts=counts,
+        counts={**counts, **details, **_searches(event, model)},
         settle=_settle,
         provider="gcp.gemini",
-        refused=refused,
+        refused=refused or odd,
         call_id=text(event.get("responseId", event.get("response_id"))),
-        model=text(event.get("modelVersion", event.get("model_version"))),
+        model=model,
         opens=is_live,
         final=is_live
         or _is_blocked(event)
         or any(_finish_reason(candidate) is not None for candidate in candidates),
         alone=not candidates,
+        context=_context(usage),
     )
 
 
+def _embedding_usage(event: Table) -> EventUsage | None:
+    """Usage of embeddings: of the Gemini API and its SDK, and of Vertex AI, which has it beside each vector.
+
+    https://ai.google.dev/api/embeddings
+    """
+    predictions = [table(dig(row, ("embeddings",))) for row in rows(event.get("predictions"))]
+    vectors = rows(event.get("embeddings")) or [event.get("embedding"), *filter(None, predictions)]
+    if not any(table(vector) is not None for vector in vectors):
+        return None
+    usage = table(event.get("usageMetadata") or event.get("usage_metadata")) or {}
+    counts, refused = read_counts(usage, _EMBEDDED)
+    details, odd = _details(usage)
+    statistics = [dig(vector, ("statistics",)) for vector in vectors]
+    sums, odd_sums = sum_rows(statistics, "", "tokenCount token_count", _STATISTICS)
+    characters, _ = read_counts(event, _CHARACTERS)
+    found = {**sums, **characters, **counts, **details}
+    if not found and not refused:
+        return None
+    return EventUsage(
+        counts={**found, "output_tokens": 0},
+        provider="gcp.gemini",
+        refused=refused or odd or odd_sums,
+        model=text(event.get("modelVersion", event.get("model_version"))),
+        opens=True,
+        final=True,
+        context=_context(usage),
+    )
+
+
+def _context(usage: Table) -> dict[str, str]:
+    """The tier that served a call: the Gemini API names it, and Vertex AI the kind of traffic."""
+    traffic = text(usage.get("trafficType") or usage.get("traffic_type")) or ""
+    tier = usage.get("serviceTier") or usage.get("service_tier")
+    return context_of(service_tier=tier or traffic.lower().removeprefix("on_demand_"))
+
+
+def _is_turn(usage: Table) -> bool:
+    """Whether it is the usage of a turn of Gemini Live."""
+    return "responseTokenCount" in usage or usage.get("response_token_count") is not None
+
+
 def _has_shape(event: Table) -> bool:
+    if _is_turn(table(event.get("usageMetadata") or event.get("usage_metadata")) or {}):
+        return True
     named = ("modelVersion", "model_version", "responseId", "response_id")
     return _recognises(event) or any(isinstance(event.get(name), str) for name in named)
 
@@ -118,7 +241,7 @@ def _finish_reason(candidate: object) -> Any:
 def _recognises(event: Table) -> bool:
     candidates = rows(event.get("candidates"))
     if not candidates:
-        is_live = table(event.get("serverContent")) is not None
+        is_live = table(event.get("serverContent") or event.get("server_content")) is not None
         return is_live or _is_blocked(event) or interaction_of(event) is not None
     finished = isinstance(_finish_reason(candidates[0]), str)
     return finished or isinstance(dig(candidates[0], ("content", "parts")), list)

@@ -1,0 +1,98 @@
+"""Mistral: OpenAI's shape, and endpoints with a shape of their own.
+
+https://docs.mistral.ai/api/
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from meterkit.tokens.calls import EventUsage
+from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.providers.api import Api
+from meterkit.tokens.providers.openai import OPENAI
+
+if TYPE_CHECKING:
+    from meterkit.tokens.json_values import Table
+
+_PROVIDER: Final = "mistral_ai"
+_PAGES: Final = paths(input_document_pages="usage_info.pages_processed")
+_SECONDS: Final = "prompt_audio_seconds"
+_TRANSCRIBED: Final = paths(
+    input_tokens="prompt_tokens", output_tokens="completion_tokens", input_audio_seconds=_SECONDS
+)
+
+
+def _usage_in(event: Table, strict: bool) -> EventUsage | None:
+    found = _own_usage_in(event, strict)
+    if found is not None:
+        return found
+    found = OPENAI.usage_in(event, strict)
+    return None if found is None else replace(found, provider=_PROVIDER)
+
+
+def _own_usage_in(event: Table, _: bool) -> EventUsage | None:
+    if _is_scan(event):
+        counts, refused = read_counts(event, _PAGES)
+        pages = counts.get("input_document_pages")
+        if pages is not None and _is_annotated(event):
+            counts["input_annotated_document_pages"] = pages
+        return _found(event, counts, refused=refused)
+    if not _is_own(event):
+        return None
+    counts, refused = read_counts(table(event.get("usage")) or {}, _TRANSCRIBED)
+    if not counts and not refused:
+        return None
+    if "input_tokens" in counts:
+        counts.setdefault("output_tokens", 0)
+    return _found(event, counts, refused=refused)
+
+
+def _found(event: Table, counts: dict[str, int], *, refused: bool) -> EventUsage:
+    return EventUsage(
+        counts=counts,
+        provider=_PROVIDER,
+        refused=refused,
+        call_id=text(event.get("id")),
+        model=text(event.get("model")),
+        opens=True,
+        final=True,
+    )
+
+
+def _is_scan(event: Table) -> bool:
+    """Whether it is the text of a scanned document."""
+    return dig(event, ("usage_info", "pages_processed")) is not None and "pages" in event
+
+
+def _is_annotated(event: Table) -> bool:
+    """Whether the document or an image in it is described, which has a price of its own."""
+    images = [image for page in rows(event.get("pages")) for image in rows(dig(page, ("images",)))]
+    described = [event.get("document_annotation"), *(dig(image, ("image_annotation",)) for image in images)]
+    return any(annotation is not None for annotation in described)
+
+
+def _is_own(event: Table) -> bool:
+    """Whether it is a transcription or a moderation of Mistral's."""
+    usage = table(event.get("usage")) or {}
+    if "prompt_tokens" not in usage and _SECONDS not in usage:
+        return False
+    moderated = rows(event.get("results"))
+    is_moderation = bool(moderated) and dig(moderated[0], ("category_scores",)) is not None
+    return is_moderation or (_SECONDS in usage and isinstance(event.get("text"), str))
+
+
+def _recognises(event: Table) -> bool:
+    return OPENAI.recognises(event) or _recognises_own(event)
+
+
+def _recognises_own(event: Table) -> bool:
+    return _is_scan(event) or _is_own(event)
+
+
+MISTRAL: Final = Api(name="mistral", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)
+MISTRAL_ALONE: Final = Api(
+    name="mistral", provider=_PROVIDER, usage_in=_own_usage_in, recognises=_recognises_own
+)
+"""Those endpoints of Mistral's that no other API has."""
