@@ -29,13 +29,20 @@ class PricedCall:
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """A document of an API, and the calls that it amounts to."""
+    """A document of an API, and the calls that it amounts to.
+
+    Attributes:
+        has_dated_price: whether the price changes at a date to come.
+        outlives: whether it tells of work that is counted once, whichever request sees its end.
+    """
 
     name: str
     usage: str
     provider: str
     value: dict[str, Any]
     calls: Sequence[PricedCall]
+    has_dated_price: bool = False
+    outlives: bool = False
 
 
 def message(model: str, usage: dict[str, Any]) -> dict[str, Any]:
@@ -581,6 +588,7 @@ GEMINI = (
     ),
     Payload(
         name="a tier of Vertex AI",
+        has_dated_price=True,
         usage="gemini",
         provider="gcp.gemini",
         value=generated(
@@ -603,6 +611,7 @@ GEMINI = (
     ),
     Payload(
         name="a tier of the Gemini API",
+        has_dated_price=True,
         usage="gemini",
         provider="gcp.gemini",
         value=generated(
@@ -755,6 +764,7 @@ GEMINI = (
     ),
     Payload(
         name="an interaction that searched",
+        outlives=True,
         usage="gemini",
         provider="gcp.gemini",
         value={

@@ -59,7 +59,8 @@ def _cache_writes(counts: Counts) -> Counts:
         return {}
     whole = counts.get("cache_write_tokens", 0) or short + long
     short = min(short, whole)
-    return {"cache_write_tokens": whole, _SHORT: short, _LONG: min(long, whole - short)}
+    parts = {_SHORT: short, _LONG: min(long, whole - short)}
+    return {"cache_write_tokens": whole, **{name: n for name, n in parts.items() if name in counts}}
 
 
 def sum_rows(array: object, kind: str, count: str, units: Mapping[str, str]) -> tuple[dict[str, int], bool]:
@@ -79,8 +80,10 @@ def sum_rows(array: object, kind: str, count: str, units: Mapping[str, str]) -> 
         if unit is None or found is None:
             continue
         number = figure(found)
-        refused |= number is None
-        sums[unit] += number or 0
+        if number is None:
+            refused = True
+        else:
+            sums[unit] += number
     return sums, refused
 
 
