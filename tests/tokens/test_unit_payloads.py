@@ -85,7 +85,7 @@ def test_a_large_document_amounts_to_the_same(payload: Payload, how: str) -> Non
     check(read(body, payload.usage if how == "declared" else "auto", size=16_000), payload)
 
 
-def event(value: dict[str, Any]) -> bytes:
+def event(value: Any) -> bytes:
     return sse(value, event=value["type"])
 
 
@@ -138,16 +138,16 @@ def test_an_advisor_in_a_stream_is_a_call_of_its_own_once(kind: str, complete: b
         iteration("message", 1, 5, model=HAIKU),
     ]
     start, last = begun(HAIKU), ended(output_tokens=9, iterations=iterations)
-    read_nothing = {"cache_read_tokens": 0, "cache_write_tokens": 0}
+    nothing_read = {"cache_read_tokens": 0, "cache_write_tokens": 0}
     assert streamed(start, last, last, STOP, kind=kind, complete=complete) == [
-        (HAIKU, {"input_tokens": 2, "output_tokens": 9, **read_nothing}),
-        (OPUS, {"input_tokens": 1000, "output_tokens": 100, **read_nothing}),
+        (HAIKU, {"input_tokens": 2, "output_tokens": 9, **nothing_read}),
+        (OPUS, {"input_tokens": 1000, "output_tokens": 100, **nothing_read}),
     ]
 
 
 @kinds
 def test_a_fallback_in_a_stream_replaces_the_attempt_before_it(kind: str) -> None:
-    declined = {"cache_creation_input_tokens": 500, "cache_creation": written(0, 500)}
+    declined: dict[str, Any] = {"cache_creation_input_tokens": 500, "cache_creation": written(0, 500)}
     last = ended(
         input_tokens=2,
         output_tokens=70,
@@ -224,7 +224,7 @@ STREAMS: dict[str, tuple[str, str, bytes, dict[str, int]]] = {
         "mistral",
         SSE_TYPE,
         b"".join(map(event, SPOKEN)),
-        {"input_audio_seconds": 4},
+        {"audio_seconds": 4, "input_audio_seconds": 4},
     ),
 }
 

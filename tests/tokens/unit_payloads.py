@@ -917,13 +917,18 @@ MISTRAL = (
                 "prompt_audio_seconds": 120,
                 "prompt_tokens": 3,
                 "completion_tokens": 2,
-                "total_tokens": 5,
+                "total_tokens": 752,
             },
         },
         calls=[
             PricedCall(
                 model="voxtral-mini-2602",
-                units={"input_tokens": 3, "output_tokens": 2, "input_audio_seconds": 120},
+                units={
+                    "input_tokens": 750,
+                    "output_tokens": 2,
+                    "audio_seconds": 120,
+                    "input_audio_seconds": 120,
+                },
                 micros=6000,  # 120 s of 0.18 an hour
             )
         ],

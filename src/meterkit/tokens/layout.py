@@ -26,7 +26,7 @@ _MARKS: Final = b'{}[]:,"\\ \t\r\n'
 _ANSWERS: Final = (b'"choices"', b'"candidates"', b'"content"', b'"output"', b'"message"', b'"response"')
 _COUNT: Final = b'ount"'  # promptTokenCount, prompt_token_count, eval_count
 _BILLED: Final = b'"billed_units"'
-_PAGES: Final = b'"pages_processed"'
+_PAGES: Final = b'"usage_info"'
 _USAGE: Final = b'"usage"'
 # OpenAI's chunks say `"usage": null` all along.
 _USAGE_OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')

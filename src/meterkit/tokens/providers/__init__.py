@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["AUTO", "BY_NAME"]
 
 # Most of Mistral's responses have OpenAI's shape and are not told apart from it.
-AUTO: Final[tuple[Api, ...]] = (OPENAI, ANTHROPIC, GEMINI, BEDROCK, COHERE, OLLAMA, MISTRAL_ALONE)
+AUTO: Final[tuple[Api, ...]] = (MISTRAL_ALONE, OPENAI, ANTHROPIC, GEMINI, BEDROCK, COHERE, OLLAMA)
 BY_NAME: Final[Mapping[str, tuple[Api, ...]]] = {
     "auto": AUTO,
     **{api.name: (api,) for api in (*AUTO, MISTRAL)},

@@ -5,13 +5,12 @@ https://docs.mistral.ai/api/
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.api import Api
-from meterkit.tokens.providers.openai import OPENAI
+from meterkit.tokens.providers.openai import MISTRAL as OPENAI_SHAPED
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
@@ -19,8 +18,12 @@ if TYPE_CHECKING:
 _PROVIDER: Final = "mistral_ai"
 _PAGES: Final = paths(input_document_pages="usage_info.pages_processed")
 _SECONDS: Final = "prompt_audio_seconds"
-_TRANSCRIBED: Final = paths(
-    input_tokens="prompt_tokens", output_tokens="completion_tokens", input_audio_seconds=_SECONDS
+_HEARD: Final = paths(
+    input_tokens="prompt_tokens",
+    output_tokens="completion_tokens",
+    total="total_tokens",
+    audio_seconds=_SECONDS,
+    input_audio_seconds=_SECONDS,
 )
 
 
@@ -28,8 +31,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     found = _own_usage_in(event, strict)
     if found is not None:
         return found
-    found = OPENAI.usage_in(event, strict)
-    return None if found is None else replace(found, provider=_PROVIDER)
+    return OPENAI_SHAPED.usage_in(event, strict)
 
 
 def _own_usage_in(event: Table, _: bool) -> EventUsage | None:
@@ -41,11 +43,14 @@ def _own_usage_in(event: Table, _: bool) -> EventUsage | None:
         return _found(event, counts, refused=refused)
     if not _is_own(event):
         return None
-    counts, refused = read_counts(table(event.get("usage")) or {}, _TRANSCRIBED)
+    usage = {name: said for name, said in (table(event.get("usage")) or {}).items() if table(said) is None}
+    counts, refused = read_counts(usage, _HEARD)  # Seconds are an empty object where there is no sound.
     if not counts and not refused:
         return None
     if "input_tokens" in counts:
         counts.setdefault("output_tokens", 0)
+        # What was heard went in, and only the total has it.
+        counts["input_tokens"] = max(counts["input_tokens"], counts.get("total", 0) - counts["output_tokens"])
     return _found(event, counts, refused=refused)
 
 
@@ -84,7 +89,7 @@ def _is_own(event: Table) -> bool:
 
 
 def _recognises(event: Table) -> bool:
-    return OPENAI.recognises(event) or _recognises_own(event)
+    return OPENAI_SHAPED.recognises(event) or _recognises_own(event)
 
 
 def _recognises_own(event: Table) -> bool:

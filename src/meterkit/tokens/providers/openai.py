@@ -5,6 +5,7 @@ https://platform.openai.com/docs/api-reference
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
@@ -23,10 +24,6 @@ _CHAT: Final = paths(
     cache_write_tokens="prompt_tokens_details.cache_write_tokens",
     reasoning_tokens="completion_tokens_details.reasoning_tokens",
     connector="connector_tokens",
-    # Mistral's.
-    input_audio_seconds="prompt_audio_seconds",
-    web_searches="connectors.web_search",
-    code_executions="connectors.code_interpreter",
 )
 _RESPONSES: Final = paths(
     input_tokens="input_tokens",
@@ -165,6 +162,11 @@ def _provider(holder: Table, usage: Table) -> str:
     return "deepseek" if "prompt_cache_hit_tokens" in usage else "openai"
 
 
+def _mistral_usage_in(event: Table, strict: bool) -> EventUsage | None:
+    found = _usage_in(event, strict)
+    return None if found is None else replace(found, provider=MISTRAL.provider)
+
+
 def _recognises(event: Table) -> bool:
     kind = event.get("type")
     if isinstance(kind, str) and kind.startswith("response."):
@@ -189,3 +191,6 @@ def _is_choice(choice: Table) -> bool:
 
 
 OPENAI: Final = Api(name="openai", provider="openai", usage_in=_usage_in, recognises=_recognises)
+MISTRAL: Final = Api(
+    name="mistral", provider="mistral_ai", usage_in=_mistral_usage_in, recognises=_recognises
+)
