@@ -139,7 +139,8 @@ def test_an_advisor_in_a_stream_is_a_call_of_its_own_once(kind: str, complete: b
     ]
     start, last = begun(HAIKU), ended(output_tokens=9, iterations=iterations)
     nothing_read = {"cache_read_tokens": 0, "cache_write_tokens": 0}
-    assert streamed(start, last, last, STOP, kind=kind, complete=complete) == [
+    found = streamed(start, last, last, STOP, kind=kind, complete=complete)
+    assert found == [
         (HAIKU, {"input_tokens": 2, "output_tokens": 9, **nothing_read}),
         (OPUS, {"input_tokens": 1000, "output_tokens": 100, **nothing_read}),
     ]
@@ -184,12 +185,12 @@ def test_a_fallback_in_a_stream_replaces_the_attempt_before_it(kind: str) -> Non
 
 
 METRICS = {"amazon-bedrock-invocationMetrics": {"inputTokenCount": 10, "outputTokenCount": 3}}
-LLAMA = [
+LLAMA: list[dict[str, Any]] = [
     {"generation": "a", "prompt_token_count": 10, "generation_token_count": 1, "stop_reason": None},
     {"generation": "b", "prompt_token_count": None, "generation_token_count": 2, "stop_reason": None},
     {"generation": "", "prompt_token_count": None, "generation_token_count": 3, "stop_reason": "stop"},
 ]
-TITAN = [
+TITAN: list[dict[str, Any]] = [
     {"outputText": "a", "index": 0, "completionReason": None, "inputTextTokenCount": 10},
     {
         "outputText": "b",
@@ -198,7 +199,7 @@ TITAN = [
         "inputTextTokenCount": None,
     },
 ]
-SPOKEN = [
+SPOKEN: list[dict[str, Any]] = [
     {"type": "transcription.text.delta", "text": "Four."},
     {
         "type": "transcription.done",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.models import QUANTITY_MAX
-from meterkit.catalog.units import UNIT_OF, UNITS, whole_of
+from meterkit.catalog.units import UNITS
 from meterkit.tokens.call_usage import COUNTED, CallUsage, within_wholes
 
 if TYPE_CHECKING:
@@ -142,12 +142,7 @@ class _Call:
             return None
         settled = self.first.settle(self.counts)
         known = {name: count for name, count in settled.items() if name in _FIGURES or name in UNITS}
-        refused = {name for name, count in known.items() if count > QUANTITY_MAX}
-        fitting = {
-            name: count
-            for name, count in known.items()
-            if refused.isdisjoint({name, whole_of(UNIT_OF.get(name, name))})
-        }
+        fitting = {name: count for name, count in known.items() if count <= QUANTITY_MAX}
         bounded = within_wholes(fitting)
         notes: list[Note] = [] if bounded == fitting else ["beyond_whole"]
         if self.refused or len(fitting) < len(known):

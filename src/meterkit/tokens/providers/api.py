@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.json_values import rows, table, text
 
@@ -60,6 +61,8 @@ def _cache_writes(counts: Counts) -> Counts:
     whole = counts.get("cache_write_tokens", 0) or short + long
     short = min(short, whole)
     parts = {_SHORT: short, _LONG: min(long, whole - short)}
+    if whole > QUANTITY_MAX:
+        parts = dict.fromkeys(parts, whole)  # They are refused with it.
     return {"cache_write_tokens": whole, **{name: n for name, n in parts.items() if name in counts}}
 
 
