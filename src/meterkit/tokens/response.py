@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64decode
 from typing import TYPE_CHECKING, Final
 
+from meterkit.tokens.calls import Ledger
 from meterkit.tokens.framing.content import (
     EVENT_STREAM,
     IDENTITY,
@@ -27,12 +28,12 @@ from meterkit.tokens.json_values import dig, is_dense, load, table
 from meterkit.tokens.layout import ROOT, may_report
 from meterkit.tokens.observer import Observer
 from meterkit.tokens.providers import BY_NAME
-from meterkit.tokens.providers.bedrock import BEDROCK
+from meterkit.tokens.providers.bedrock import BEDROCK, header_usage
 from meterkit.tokens.repeated_events import Repeats
 from meterkit.tokens.unread_figures import FigureWatch, may_have_figures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from meterkit.tokens.call_usage import CallUsage, Note
     from meterkit.tokens.framing.incremental import Large, Steps, Work
@@ -46,6 +47,7 @@ _CODED_BYTES_PER_TOKEN: Final = 4
 _CODED_EVENT_BYTES_PER_TOKEN: Final = 32
 # It may be no text at all, but vectors or an image.
 _CODED_TOKENS_MAX: Final = 4_096
+_AMAZON: Final = b"x-amzn-"
 _DONE: Final = b"[DONE]"
 _DONE_BYTES_MAX: Final = 16
 
@@ -67,6 +69,7 @@ class ResponseReader:
     __slots__ = (
         *("_calls", "_coded_bytes_per_token", "_declared", "_decoding", "_fed", "_framing", "_head"),
         *(
+            "_from_headers",
             "_is_coded",
             "_is_cut",
             "_large_figure",
@@ -99,6 +102,7 @@ class ResponseReader:
         self._head = b""
         self._framing = self._framing_of(kind)
         self._calls: tuple[CallUsage, ...] | None = None
+        self._from_headers: tuple[CallUsage, ...] = ()
 
     @classmethod
     def open(
@@ -116,10 +120,26 @@ class ResponseReader:
         """
         if usage in ("none", "fields") or not has_answer(status):
             return None
-        kind, coding = content_of(headers)
+        sent = tuple(headers)
+        kind, coding = content_of(sent)
         if not _is_readable(kind):
             return None
-        return cls(usage, kind, coding)
+        reader = cls(usage, kind, coding)
+        if BEDROCK in BY_NAME[usage]:
+            reader._take_headers(sent)
+        return reader
+
+    def _take_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Keep the figures of Bedrock's headers, which count where the body has none."""
+        said = header_usage(
+            (name.decode("latin-1").lower(), value.decode("latin-1"))
+            for name, value in headers
+            if name[: len(_AMAZON)].lower() == _AMAZON
+        )
+        if said is not None:
+            ledger = Ledger()
+            ledger.add(said)
+            self._from_headers = ledger.usages(complete=True)
 
     @property
     def output_bytes_seen(self) -> int:
@@ -129,6 +149,8 @@ class ResponseReader:
     @property
     def estimated_output_tokens(self) -> int:
         """Estimated tokens of the text that no figures cover."""
+        if self._from_headers:
+            return 0
         if self._is_coded:
             return min(max(1, self._unread_bytes // self._coded_bytes_per_token), _CODED_TOKENS_MAX)
         return self._observer.estimated_output_tokens
@@ -192,6 +214,11 @@ class ResponseReader:
         return self._calls
 
     def _result(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
+        calls = self._read_calls(complete=complete, asked=asked)
+        is_unread = self._fed and all(call.source == "missing" for call in calls)
+        return self._from_headers if is_unread and self._from_headers else calls
+
+    def _read_calls(self, *, complete: bool, asked: Callable[[], bool]) -> tuple[CallUsage, ...]:
         if not self._fed:
             return ()
         if self._is_coded:

@@ -16,6 +16,8 @@ from meterkit.tokens.providers.cohere import COHERE
 from meterkit.tokens.providers.openai import OPENAI
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from meterkit.tokens.json_values import Counts, Paths, Table
 
 _PROVIDER: Final = "aws.bedrock"
@@ -37,6 +39,14 @@ _LLAMA: Final = "generation"
 _TITAN: Final = "inputTextTokenCount"
 _LLAMA_PATHS: Final = paths(input_tokens="prompt_token_count", output_tokens="generation_token_count")
 _TITAN_PATHS: Final = paths(input_tokens=_TITAN, output_tokens="totalOutputTextTokenCount")
+# https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InvokeModel.html
+_HEADERS: Final = {
+    "x-amzn-bedrock-input-token-count": _METRICS + "input_tokens",
+    "x-amzn-bedrock-output-token-count": _METRICS + "output_tokens",
+    "x-amzn-bedrock-cache-read-input-token-count": _METRICS + "cached_input_tokens",
+    "x-amzn-bedrock-cache-write-input-token-count": _METRICS + "cache_write_tokens",
+}
+_DIGITS_MAX: Final = 15
 _RESULT: Final = {"": "output_tokens"}  # Results are of one kind, which has no name.
 
 
@@ -62,7 +72,8 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     own = _own_usage(event)
     metrics = table(event.get(_INVOKED))
     if metrics is None:
-        return own
+        sent = table(dig(event, ("ResponseMetadata", "HTTPHeaders")))  # boto3's
+        return header_usage(sent.items()) if own is None and sent is not None else own
     found = _found(*read_counts(metrics, _METRIC_PATHS), final=True)
     return found if own is None else replace(found, counts={**own.counts, **found.counts})
 
@@ -92,6 +103,19 @@ def _own_usage(event: Table) -> EventUsage | None:
         return _found({**counts, "output_tokens": 0}, refused, final=True)
     is_chunk = "outputText" in event
     return _found(counts, refused, final=event.get("completionReason") is not None) if is_chunk else None
+
+
+def header_usage(headers: Iterable[tuple[str, object]]) -> EventUsage | None:
+    """Usage in the headers of InvokeModel: of several models the body has none.
+
+    Args:
+        headers: their names in lower case.
+    """
+    told = {_HEADERS[name]: str(value).strip() for name, value in headers if name in _HEADERS}
+    if not told:
+        return None
+    readable = {name for name, n in told.items() if n.isascii() and n.isdigit() and len(n) <= _DIGITS_MAX}
+    return _found({name: int(told[name]) for name in readable}, len(readable) < len(told), final=True)
 
 
 def _found(counts: Counts, refused: bool, *, final: bool) -> EventUsage:
