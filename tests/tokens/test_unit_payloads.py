@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -352,3 +353,47 @@ def test_the_answer_of_boto3_has_the_headers_too() -> None:
     answer = {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": sent}, "body": object()}
     (call,) = calls_of(answer)
     assert call.units == {"input_tokens": 12, "output_tokens": 5}
+
+
+def answers(*prompts: int) -> list[dict[str, Any]]:
+    usages = [
+        {"promptTokenCount": prompt, "candidatesTokenCount": 10, "totalTokenCount": prompt + 10}
+        for prompt in prompts
+    ]
+    return [{"response": generated(FLASH, usage), "metadata": {"key": "k"}} for usage in usages]
+
+
+INLINED = [*answers(100, 300), {"error": {"code": 13, "message": "no"}}]
+BATCHES: dict[str, dict[str, Any]] = {
+    "operation": {
+        "name": "batches/b1",
+        "done": True,
+        "metadata": {"state": "BATCH_STATE_SUCCEEDED"},
+        "response": {"inlinedResponses": {"inlinedResponses": INLINED}},
+    },
+    "batch": {"name": "batches/b1", "output": {"inlinedResponses": {"inlinedResponses": INLINED}}},
+    "SDK": {"name": "batches/b1", "state": "JOB_STATE_SUCCEEDED", "dest": {"inlined_responses": INLINED}},
+}
+
+
+@pytest.mark.parametrize("how", ["gemini", "auto", "object"])
+@pytest.mark.parametrize("name", BATCHES)
+def test_each_response_of_a_batch_is_a_call_of_its_own_at_the_price_of_batches(name: str, how: str) -> None:
+    value = BATCHES[name]
+    calls = calls_of(value) if how == "object" else read(compact(value), how)
+    assert [(call.response_id, call.outlives) for call in calls] == [
+        ("batches/b1/0", True),
+        ("batches/b1/1", True),
+    ]
+    assert {call.context for call in calls} == {(("processing", "batch"),)}
+    # 100 and 300 of 0.15, and 10 of 1.25: half of 0.3 and 2.5.
+    assert [call.cost(AT) for call in calls] == [Fraction(275, 10), Fraction(575, 10)]
+
+
+def test_a_batch_of_embeddings_counts_their_tokens() -> None:
+    found = [{"response": {"embedding": {"values": [0.1]}, "token_count": count}} for count in (3, 4)]
+    calls = calls_of({"name": "batches/b1", "dest": {"inlined_embed_content_responses": found}})
+    assert [call.units for call in calls] == [
+        {"input_tokens": 3, "output_tokens": 0},
+        {"input_tokens": 4, "output_tokens": 0},
+    ]

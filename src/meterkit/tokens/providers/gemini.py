@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.calls import EventUsage
@@ -57,6 +58,21 @@ _STATISTICS: Final = {"": "input_tokens"}
 _CHARACTERS: Final = paths(
     input_characters="metadata.billableCharacterCount metadata.billable_character_count"
 )
+_COUNTED: Final = paths(input_tokens="tokenCount token_count")
+_BATCH: Final = "batches/"
+_RESPONSES: Final = [
+    path.split(".")
+    for path in (
+        "response.inlinedResponses.inlinedResponses",
+        "metadata.output.inlinedResponses.inlinedResponses",
+        "output.inlinedResponses.inlinedResponses",
+        "dest.inlined_responses",
+        "response.inlinedEmbedContentResponses.inlinedResponses",
+        "metadata.output.inlinedEmbedContentResponses.inlinedResponses",
+        "dest.inlined_embed_content_responses",
+    )
+]
+"""Places of the responses in a batch: of the API, and of the SDK's object."""
 _SEARCHES_OF_TYPE: Final = {"google_search": "web_searches"}
 _EACH_SEARCH_SINCE: Final = 3
 _VERSION: Final = re.compile(r"(?:.*/)?gemini-(\d+)")
@@ -152,9 +168,9 @@ def _interaction_usage(event: Table) -> EventUsage | None:
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if "usage" in event or "interaction" in event:
         return _interaction_usage(event)
-    embedded = _embedding_usage(event)
-    if embedded is not None:
-        return embedded
+    said = _batch_usage(event) or _embedding_usage(event)
+    if said is not None:
+        return said
     usage = table(event.get("usageMetadata") or event.get("usage_metadata"))
     if usage is None or (strict and not _has_shape(event)):
         return None
@@ -181,6 +197,29 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     )
 
 
+def _batch_usage(event: Table) -> EventUsage | None:
+    """Usage of a batch that has its responses in it: each is a call, and counts once.
+
+    https://ai.google.dev/gemini-api/docs/batch-api
+    """
+    name = text(event.get("name"))
+    if name is None or not name.startswith(_BATCH):
+        return None
+    found = next(filter(None, (rows(dig(event, path)) for path in _RESPONSES)), [])
+    answers = ((at, table(dig(row, ("response",)))) for at, row in enumerate(found))
+    said = [(at, _usage_in(answer, False)) for at, answer in answers if answer is not None]
+    calls = [
+        replace(usage, call_id=str(at), context={**usage.context, "processing": "batch"})
+        for at, usage in said
+        if usage is not None
+    ]
+    if not calls:
+        return None
+    return EventUsage(
+        counts={}, provider="gcp.gemini", call_id=name, opens=True, final=True, outlives=True, others=calls
+    )
+
+
 def _embedding_usage(event: Table) -> EventUsage | None:
     """Usage of embeddings: of the Gemini API and its SDK, and of Vertex AI, which has it beside each vector.
 
@@ -195,14 +234,15 @@ def _embedding_usage(event: Table) -> EventUsage | None:
     details, odd = _details(usage)
     statistics = [dig(vector, ("statistics",)) for vector in vectors]
     sums, odd_sums = sum_rows(statistics, "", "tokenCount token_count", _STATISTICS)
+    counted, odd_counted = read_counts(event, _COUNTED)
     characters, _ = read_counts(event, _CHARACTERS)
-    found = {**sums, **characters, **counts, **details}
+    found = {**counted, **sums, **characters, **counts, **details}
     if not found and not refused:
         return None
     return EventUsage(
         counts={**found, "output_tokens": 0},
         provider="gcp.gemini",
-        refused=refused or odd or odd_sums,
+        refused=refused or odd or odd_sums or odd_counted,
         model=text(event.get("modelVersion", event.get("model_version"))),
         opens=True,
         final=True,
