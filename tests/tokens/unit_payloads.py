@@ -867,6 +867,7 @@ COHERE = (
 )
 SCAN: dict[str, Any] = {
     "model": "mistral-ocr-2505",
+    "document_annotation": {},  # As the SDK has what is not set.
     "pages": [{"index": 0, "markdown": "Four.", "images": [{"id": "i1", "image_base64": "AAAA"}]}],
     "usage_info": {"pages_processed": 3, "doc_size_bytes": 1234},
 }

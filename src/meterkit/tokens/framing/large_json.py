@@ -79,7 +79,13 @@ class LargeJson(Scanner):
     """
 
     __slots__ = (
-        *("_emit", "_is_open", "_left", "_place", "_root", "_spoiled", "_stack"),
+        "_emit",
+        "_is_open",
+        "_left",
+        "_place",
+        "_root",
+        "_spoiled",
+        "_stack",
         "text_bytes",
     )
 

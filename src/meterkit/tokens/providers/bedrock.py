@@ -69,12 +69,12 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
             if found is not None:
                 others = [replace(other, provider=_PROVIDER) for other in found.others]
                 return replace(found, provider=_PROVIDER, others=others)
-    own = _own_usage(event)
+    own = _model_usage(event)
     metrics = table(event.get(_INVOKED))
     if metrics is None:
         sent = table(dig(event, ("ResponseMetadata", "HTTPHeaders")))  # boto3's
         return header_usage(sent.items()) if own is None and sent is not None else own
-    found = _found(*read_counts(metrics, _METRIC_PATHS), final=True)
+    found = _event_usage(*read_counts(metrics, _METRIC_PATHS), final=True)
     return found if own is None else replace(found, counts={**own.counts, **found.counts})
 
 
@@ -85,24 +85,26 @@ def _converse_usage(usage: Table, holder: Table) -> EventUsage:
     model = dig(holder, ("trace", "promptRouter", "invokedModelId"))
     latency = dig(holder, ("performanceConfig", "latency"))
     context = context_of(service_tier=dig(holder, ("serviceTier", "type")), speed=latency)
-    found = _found({**counts, **writes}, refused or odd, final=True)
+    found = _event_usage({**counts, **writes}, refused or odd, final=True)
     return replace(found, opens=True, model=text(model), context=context)
 
 
-def _own_usage(event: Table) -> EventUsage | None:
+def _model_usage(event: Table) -> EventUsage | None:
     """Usage of models that have no shape of another provider: Llama, and Amazon's Titan."""
     if _LLAMA in event and not event.keys().isdisjoint({"prompt_token_count", "generation_token_count"}):
-        return _found(*read_counts(event, _LLAMA_PATHS), final=event.get("stop_reason") is not None)
+        return _event_usage(*read_counts(event, _LLAMA_PATHS), final=event.get("stop_reason") is not None)
     if _TITAN not in event:
         return None
     counts, refused = read_counts(event, _TITAN_PATHS)
     if "results" in event:
         sums, odd = sum_rows(event["results"], "", "tokenCount", _RESULT)
-        return _found({**counts, **sums}, refused or odd, final=True)
+        return _event_usage({**counts, **sums}, refused or odd, final=True)
     if _is_embedding(event):
-        return _found({**counts, "output_tokens": 0}, refused, final=True)
+        return _event_usage({**counts, "output_tokens": 0}, refused, final=True)
     is_chunk = "outputText" in event
-    return _found(counts, refused, final=event.get("completionReason") is not None) if is_chunk else None
+    return (
+        _event_usage(counts, refused, final=event.get("completionReason") is not None) if is_chunk else None
+    )
 
 
 def header_usage(headers: Iterable[tuple[str, object]]) -> EventUsage | None:
@@ -115,10 +117,10 @@ def header_usage(headers: Iterable[tuple[str, object]]) -> EventUsage | None:
     if not told:
         return None
     readable = {name for name, n in told.items() if n.isascii() and n.isdigit() and len(n) <= _DIGITS_MAX}
-    return _found({name: int(told[name]) for name in readable}, len(readable) < len(told), final=True)
+    return _event_usage({name: int(told[name]) for name in readable}, len(readable) < len(told), final=True)
 
 
-def _found(counts: Counts, refused: bool, *, final: bool) -> EventUsage:
+def _event_usage(counts: Counts, refused: bool, *, final: bool) -> EventUsage:
     return EventUsage(counts=counts, settle=_settle, provider=_PROVIDER, refused=refused, final=final)
 
 
@@ -131,7 +133,7 @@ def _is_embedding(event: Table) -> bool:
 
 
 def _recognises(event: Table) -> bool:
-    if _is_document(event) or _INVOKED in event or _own_usage(event) is not None:
+    if _is_document(event) or _INVOKED in event or _model_usage(event) is not None:
         return True
     return len(event) == 1 and any(table(event.get(name)) is not None for name in _STREAMED)
 

@@ -61,7 +61,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if table(usage.get("tokens")) is None and table(usage.get("billed_units")) is None:
         return None
     counts, refused = read_counts(usage, _PATHS)
-    return _found(event, counts, refused)
+    return _event_usage(event, counts, refused)
 
 
 def _metered(event: Table) -> EventUsage | None:
@@ -76,10 +76,10 @@ def _metered(event: Table) -> EventUsage | None:
         counts.setdefault("input_tokens", sum(parts))
     if "input_tokens" in counts:
         counts.setdefault("output_tokens", 0)
-    return _found(holder, counts, refused)
+    return _event_usage(holder, counts, refused)
 
 
-def _found(holder: Table, counts: Counts, refused: bool) -> EventUsage:
+def _event_usage(holder: Table, counts: Counts, refused: bool) -> EventUsage:
     return EventUsage(
         counts=counts,
         settle=_settle,

@@ -178,7 +178,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if not refused and ("prompt" not in counts or not counts.keys() & {"total", "answer"}):
         return None
     candidates = rows(event.get("candidates"))
-    is_live = _is_turn(usage)
+    is_live = _has_live_usage(usage)
     details, odd = _details(usage)
     model = text(event.get("modelVersion", event.get("model_version")))
     return EventUsage(
@@ -257,13 +257,13 @@ def _context(usage: Table) -> dict[str, str]:
     return context_of(service_tier=tier or traffic.lower().removeprefix("on_demand_"))
 
 
-def _is_turn(usage: Table) -> bool:
+def _has_live_usage(usage: Table) -> bool:
     """Whether it is the usage of a turn of Gemini Live."""
     return "responseTokenCount" in usage or usage.get("response_token_count") is not None
 
 
 def _has_shape(event: Table) -> bool:
-    if _is_turn(table(event.get("usageMetadata") or event.get("usage_metadata")) or {}):
+    if _has_live_usage(table(event.get("usageMetadata") or event.get("usage_metadata")) or {}):
         return True
     named = ("modelVersion", "model_version", "responseId", "response_id")
     return _recognises(event) or any(isinstance(event.get(name), str) for name in named)

@@ -28,20 +28,20 @@ _HEARD: Final = paths(
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
-    found = _own_usage_in(event, strict)
+    found = _mistral_usage_in(event, strict)
     if found is not None:
         return found
     return OPENAI_SHAPED.usage_in(event, strict)
 
 
-def _own_usage_in(event: Table, _: bool) -> EventUsage | None:
+def _mistral_usage_in(event: Table, _: bool) -> EventUsage | None:
     if _is_scan(event):
         counts, refused = read_counts(event, _PAGES)
         pages = counts.get("input_document_pages")
         if pages is not None and _is_annotated(event):
             counts["input_annotated_document_pages"] = pages
-        return _found(event, counts, refused=refused)
-    if not _is_own(event):
+        return _event_usage(event, counts, refused=refused)
+    if not _is_heard_or_moderated(event):
         return None
     usage = {name: said for name, said in (table(event.get("usage")) or {}).items() if table(said) is None}
     counts, refused = read_counts(usage, _HEARD)  # Seconds are an empty object where there is no sound.
@@ -49,12 +49,12 @@ def _own_usage_in(event: Table, _: bool) -> EventUsage | None:
         return None
     if "input_tokens" in counts:
         counts.setdefault("output_tokens", 0)
-        # What was heard went in, and only the total has it.
+        # Sound is part of the input, and only the total counts it.
         counts["input_tokens"] = max(counts["input_tokens"], counts.get("total", 0) - counts["output_tokens"])
-    return _found(event, counts, refused=refused)
+    return _event_usage(event, counts, refused=refused)
 
 
-def _found(event: Table, counts: dict[str, int], *, refused: bool) -> EventUsage:
+def _event_usage(event: Table, counts: dict[str, int], *, refused: bool) -> EventUsage:
     return EventUsage(
         counts=counts,
         provider=_PROVIDER,
@@ -75,10 +75,10 @@ def _is_annotated(event: Table) -> bool:
     """Whether the document or an image in it is described, which has a price of its own."""
     images = [image for page in rows(event.get("pages")) for image in rows(dig(page, ("images",)))]
     described = [event.get("document_annotation"), *(dig(image, ("image_annotation",)) for image in images)]
-    return any(annotation is not None for annotation in described)
+    return any(isinstance(annotation, str) for annotation in described)
 
 
-def _is_own(event: Table) -> bool:
+def _is_heard_or_moderated(event: Table) -> bool:
     """Whether it is a transcription or a moderation of Mistral's."""
     usage = table(event.get("usage")) or {}
     if "prompt_tokens" not in usage and _SECONDS not in usage:
@@ -89,15 +89,15 @@ def _is_own(event: Table) -> bool:
 
 
 def _recognises(event: Table) -> bool:
-    return OPENAI_SHAPED.recognises(event) or _recognises_own(event)
+    return OPENAI_SHAPED.recognises(event) or _recognises_mistral(event)
 
 
-def _recognises_own(event: Table) -> bool:
-    return _is_scan(event) or _is_own(event)
+def _recognises_mistral(event: Table) -> bool:
+    return _is_scan(event) or _is_heard_or_moderated(event)
 
 
 MISTRAL: Final = Api(name="mistral", provider=_PROVIDER, usage_in=_usage_in, recognises=_recognises)
 MISTRAL_ALONE: Final = Api(
-    name="mistral", provider=_PROVIDER, usage_in=_own_usage_in, recognises=_recognises_own
+    name="mistral", provider=_PROVIDER, usage_in=_mistral_usage_in, recognises=_recognises_mistral
 )
 """Those endpoints of Mistral's that no other API has."""
