@@ -107,7 +107,8 @@ def streamed(
 ) -> list[tuple[str | None, dict[str, int]]]:
     body = b"".join(map(invoked if kind == EVENTSTREAM_TYPE else event, events))
     calls = read(body, "auto", kind, complete=complete)
-    assert {call.source for call in calls} == {"reported"}
+    provider = "aws.bedrock" if kind == EVENTSTREAM_TYPE else "anthropic"
+    assert {(call.source, call.provider) for call in calls} == {("reported", provider)}
     return [(call.model, call.units) for call in calls]
 
 
@@ -209,6 +210,17 @@ SPOKEN: list[dict[str, Any]] = [
         "usage": {"prompt_audio_seconds": 4, "prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
     },
 ]
+CHATTED = [
+    {"event_type": "text-generation", "text": "Four."},
+    {
+        "event_type": "stream-end",
+        "response": {
+            "generation_id": "g1",
+            "text": "Four.",
+            "meta": {"billed_units": {"input_tokens": 10.0, "output_tokens": 3.0}},
+        },
+    },
+]
 STREAMS: dict[str, tuple[str, str, bytes, dict[str, int]]] = {
     "Llama": ("bedrock", SSE_TYPE, b"".join(map(sse, LLAMA)), {}),
     "Llama in frames": (
@@ -222,6 +234,7 @@ STREAMS: dict[str, tuple[str, str, bytes, dict[str, int]]] = {
         b"".join(map(invoked, [TITAN[0], {**TITAN[1], **METRICS}])),
         {},
     ),
+    "Chat v1 of Cohere": ("cohere", "application/stream+json", b"\n".join(map(compact, CHATTED)), {}),
     "a transcription of Mistral's": (
         "mistral",
         SSE_TYPE,
@@ -309,52 +322,6 @@ def test_a_hundred_thousand_details_take_no_figures_away(how: str) -> None:
     assert (call.input_tokens, call.output_tokens) == (100_000, 2)
 
 
-HEADERS = [
-    (b"Content-Type", b"application/json"),
-    (b"X-Amzn-Bedrock-Input-Token-Count", b"12"),
-    (b"x-amzn-bedrock-output-token-count", b"5"),
-]
-DEEPSEEK = {"choices": [{"text": "Four.", "stop_reason": "stop"}]}
-OF_MISTRAL = {"outputs": [{"text": "Four.", "stop_reason": "stop"}]}
-
-
-def read_with(headers: list[tuple[bytes, bytes]], value: object, usage: str) -> tuple[CallUsage, ...]:
-    reader = ResponseReader.open(usage, status=200, headers=headers)
-    assert reader is not None
-    reader.feed(compact(value))
-    calls = reader.close(complete=True)
-    assert not any(call.source == "reported" for call in calls) or reader.estimated_output_tokens == 0
-    return calls
-
-
-@pytest.mark.parametrize("usage", ["bedrock", "auto"])
-@pytest.mark.parametrize("value", [DEEPSEEK, OF_MISTRAL, {"embeddings": [[0.1]]}])
-def test_headers_of_invoke_model_count_where_the_body_has_no_figures(value: object, usage: str) -> None:
-    (call,) = read_with(HEADERS, value, usage)
-    assert (call.source, call.provider) == ("reported", "aws.bedrock")
-    assert call.units == {"input_tokens": 12, "output_tokens": 5}
-
-
-@pytest.mark.parametrize("usage", ["bedrock", "auto"])
-def test_figures_of_the_body_count_before_those_of_headers(usage: str) -> None:
-    (call,) = read_with(HEADERS, message(HAIKU, {"input_tokens": 12, "output_tokens": 7}), usage)
-    assert call.units == {"input_tokens": 12, "output_tokens": 7}
-
-
-@pytest.mark.parametrize("bad", [b"-1", b"1.5", b"many", b"", b"1" * 16])
-def test_a_header_that_is_no_figure_counts_nothing(bad: bytes) -> None:
-    headers = [*HEADERS[:2], (b"x-amzn-bedrock-output-token-count", bad)]
-    (call,) = read_with(headers, DEEPSEEK, "bedrock")
-    assert (call.units, call.notes) == ({"input_tokens": 12}, ("refused",))
-
-
-def test_the_answer_of_boto3_has_the_headers_too() -> None:
-    sent = {name.decode().lower(): value.decode() for name, value in HEADERS}
-    answer = {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": sent}, "body": object()}
-    (call,) = calls_of(answer)
-    assert call.units == {"input_tokens": 12, "output_tokens": 5}
-
-
 def answers(*prompts: int) -> list[dict[str, Any]]:
     usages = [
         {"promptTokenCount": prompt, "candidatesTokenCount": 10, "totalTokenCount": prompt + 10}
@@ -397,3 +364,23 @@ def test_a_batch_of_embeddings_counts_their_tokens() -> None:
         {"input_tokens": 3, "output_tokens": 0},
         {"input_tokens": 4, "output_tokens": 0},
     ]
+
+
+def test_each_of_many_embeddings_of_the_sdk_is_counted() -> None:
+    vector = {"values": [0.1] * 768, "statistics": {"truncated": False, "token_count": 5.0}}
+    (call,) = calls_of(
+        {"embeddings": [dict(vector) for _ in range(60)], "metadata": None, "usage_metadata": None}
+    )
+    assert call.units == {"input_tokens": 300, "output_tokens": 0}
+
+
+def test_what_a_message_of_gemini_live_says_is_known_in_either_spelling() -> None:
+    for value in (
+        {"serverContent": {"modelTurn": {"parts": [{"text": "Four."}]}}},
+        {"server_content": {"model_turn": {"parts": [{"text": "Four."}]}}},
+    ):
+        reader = ResponseReader.open("auto", status=200, headers=[(b"content-type", SSE_TYPE.encode())])
+        assert reader is not None
+        reader.feed(sse(value))
+        (call,) = reader.close(complete=True)
+        assert (call.source, call.provider, reader.output_bytes_seen) == ("missing", "gcp.gemini", 5)

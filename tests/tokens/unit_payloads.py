@@ -143,7 +143,7 @@ ANTHROPIC = (
             {
                 "input_tokens": 1000,
                 "cache_creation_input_tokens": 100,
-                "cache_creation": written(80, 900),
+                "cache_creation": written(150, 900),
                 "output_tokens": 1,
             },
         ),
@@ -154,10 +154,10 @@ ANTHROPIC = (
                     "input_tokens": 1100,
                     "output_tokens": 1,
                     "cache_write_tokens": 100,
-                    "cache_write_5m_tokens": 80,
-                    "cache_write_1h_tokens": 20,
+                    "cache_write_5m_tokens": 100,
+                    "cache_write_1h_tokens": 0,
                 },
-                micros=1145,  # 1000 + 80 * 1.25 + 20 * 2 + 5
+                micros=1130,  # 1000 + 100 * 1.25 + 5
             )
         ],
     ),
@@ -213,8 +213,9 @@ ANTHROPIC = (
                     iteration(
                         "advisor_message", 2000, 10, wrote=100, cache_creation=written(0, 100), model=HAIKU
                     ),
-                    iteration("message", 5, 10, model=HAIKU),
+                    iteration("message", 5, 10, model=f"{HAIKU}-20251001"),
                 ],
+                "service_tier": "priority",
             },
         ),
         calls=[
@@ -226,6 +227,7 @@ ANTHROPIC = (
                     "cache_read_tokens": 0,
                     "cache_write_tokens": 0,
                 },
+                context={"service_tier": "priority"},
                 micros=110,
             ),
             PricedCall(

@@ -38,7 +38,10 @@ _COUNTS: Final = (
             }
         ),
     ),
-    ("total_tokens", frozenset({"total_tokens", "cached_content_token_count", "sdk_http_response"})),
+    (
+        "cached_content_token_count",
+        frozenset({"total_tokens", "cached_content_token_count", "sdk_http_response"}),
+    ),
     ("tokensInfo", frozenset({"tokensInfo"})),
     ("tokens", frozenset({"tokens", "count", "max_model_len", "token_strs", "token_strings", "meta"})),
 )
