@@ -205,7 +205,8 @@ def _batch_usage(event: Table) -> EventUsage | None:
     name = text(event.get("name"))
     if name is None or not name.startswith(_BATCH):
         return None
-    found: list[Any] = next(filter(None, (rows(dig(event, path)) for path in _RESPONSES)), [])
+    arrays = (rows(dig(event, path)) for path in _RESPONSES)
+    found = next(filter(None, arrays), None) or []
     answers = ((at, table(dig(row, ("response",)))) for at, row in enumerate(found))
     said = [(at, _usage_in(answer, False)) for at, answer in answers if answer is not None]
     calls = [
