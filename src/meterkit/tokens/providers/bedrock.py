@@ -129,7 +129,7 @@ def _is_document(event: Table) -> bool:
 
 
 def _is_embedding(event: Table) -> bool:
-    return "embedding" in event or "embeddingsByType" in event
+    return not event.keys().isdisjoint({"embedding", "embeddings", "embeddingsByType"})
 
 
 def _recognises(event: Table) -> bool:
