@@ -367,10 +367,10 @@ def test_a_batch_of_embeddings_counts_their_tokens() -> None:
 
 
 def test_each_of_many_embeddings_of_the_sdk_is_counted() -> None:
-    vector = {"values": [0.1] * 768, "statistics": {"truncated": False, "token_count": 5.0}}
-    (call,) = calls_of(
-        {"embeddings": [dict(vector) for _ in range(60)], "metadata": None, "usage_metadata": None}
-    )
+    vectors = [
+        {"values": [0.1] * 768, "statistics": {"truncated": False, "token_count": 5.0}} for _ in range(60)
+    ]
+    (call,) = calls_of({"embeddings": vectors, "metadata": None, "usage_metadata": None})
     assert call.units == {"input_tokens": 300, "output_tokens": 0}
 
 
