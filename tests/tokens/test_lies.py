@@ -138,8 +138,16 @@ def test_counting_tokens_is_not_using_them(name: str, body: bytes) -> None:
 
 def test_a_transcription_measured_in_seconds_has_no_tokens_to_miss() -> None:
     body = b'{"text": "hi", "usage": {"type": "duration", "seconds": 4}}'
-    assert [] == read(body, usage="openai")
-    assert [] == read(body)
+    for usage in ("openai", "auto"):
+        (call,) = read(body, usage=usage)
+        assert (call.source, call.notes, call.input_tokens, call.output_tokens) == (
+            "reported",
+            (),
+            None,
+            None,
+        )
+        assert call.details == {"audio_seconds": 4, "input_audio_seconds": 4}
+    assert [] == read(b'{"text": "hi", "usage": {"type": "duration"}}', usage="openai")
 
 
 def test_an_empty_answer_is_not_missing() -> None:

@@ -65,9 +65,8 @@ class Place:
 
 def may_answer(data: bytes) -> bool:
     """Whether JSON may hold usage figures, or be an answer that lacks them."""
-    if _USAGE in data or _COUNT in data or _BILLED in data or any(needle in data for needle in _ANSWERS):
-        return True
-    return _PAGES in data or may_have_figures(data)
+    figures = (_USAGE, _COUNT, _BILLED, _PAGES)
+    return any(needle in data for needle in (*figures, *_ANSWERS)) or may_have_figures(data)
 
 
 def may_report(data: bytes) -> bool:
@@ -157,13 +156,23 @@ _MESSAGE: Final = Place(
 _CHOICE: Final = Place(
     {"delta": _MESSAGE, "message": _MESSAGE, "text": _TEXT, "usage": _FIGURES, "finish_reason": _LEAF}
 )
-_OUTPUT: Final = Place({**_BLOCK.names, "content": _BLOCK, "summary": _BLOCK, "message": _MESSAGE})
+_OUTPUT: Final = Place(
+    {
+        **_BLOCK.names,
+        **_members("content summary", _BLOCK),
+        **_members("type status model"),
+        "message": _MESSAGE,
+        "action": Place(_members("type")),
+        "svg_usage": _FIGURES,
+    }
+)
 _META: Final = Place({**_members("billed_units tokens", _FIGURES), "cached_tokens": _LEAF})
 _RESPONSE: Final = Place(
     {
-        **_members("id model object error background status service_tier generation_id"),
+        **_members("id model object error background status service_tier provider generation_id"),
         "meta": _META,
-        "usage": _FIGURES,
+        **_members("usage tool_usage svg_usage", _FIGURES),
+        "tools": Place(_members("type model")),
         "output": _OUTPUT,
         "choices": _CHOICE,
         "x_groq": Place({"usage": _FIGURES}),
@@ -193,6 +202,9 @@ ROOT: Final = Place(
         **_members("thinking tool_plan completion generation outputText", _TEXT),
         "data": Place(_members("embedding relevance_score")),
         "results": Place({**_members("relevance_score tokenCount category_scores"), "outputText": _TEXT}),
+        "result": Place({"usage": _FIGURES, "model": _LEAF, "response": _TEXT}),
+        "answers": Place(_members("type")),
+        **_members("item_id success document_annotation"),
         "pages": Place({"images": Place(_members("image_annotation"))}),
         "usage_info": _FIGURES,
         "trace": Place({"promptRouter": _FIGURES}),

@@ -1,4 +1,4 @@
-"""OpenAI's Chat Completions, Completions, Responses, Embeddings, and the servers that speak like it.
+"""Answers of OpenAI's APIs, and of the servers that speak like it: which they are, and where their usage is.
 
 https://platform.openai.com/docs/api-reference
 """
@@ -10,56 +10,31 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.jobs import outliving_state
-from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.json_values import dig, rows, table, text
 from meterkit.tokens.providers.api import Api
+from meterkit.tokens.providers.openai_units import (
+    counts_of,
+    other_calls,
+    pages_of,
+    settle,
+    tool_calls,
+)
+from meterkit.tokens.providers.reported_cost import reported_cost
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table
 
-_CHAT: Final = paths(
-    input_tokens="prompt_tokens",
-    output_tokens="completion_tokens",
-    total="total_tokens",
-    cached_input_tokens="prompt_tokens_details.cached_tokens prompt_cache_hit_tokens cached_tokens",
-    cache_write_tokens="prompt_tokens_details.cache_write_tokens",
-    reasoning_tokens="completion_tokens_details.reasoning_tokens",
-    connector="connector_tokens",
-)
-_RESPONSES: Final = paths(
-    input_tokens="input_tokens",
-    output_tokens="output_tokens",
-    total="total_tokens",
-    # The Realtime API has the singular.
-    cached_input_tokens="input_tokens_details.cached_tokens input_token_details.cached_tokens",
-    cache_write_tokens="input_tokens_details.cache_write_tokens",
-    reasoning_tokens="output_tokens_details.reasoning_tokens output_token_details.reasoning_tokens",
-)
-# Embeddings and rankings of Voyage, Jina and vLLM.
-_TOTAL: Final = paths(input_tokens="total_tokens")
-_MEDIA_EVENTS: Final = (
-    *("transcript.text.done", "speech.audio.done"),
-    *("image_generation.completed", "image_edit.completed"),
-)
-_WHOLE: Final = ("response", "batch", "thread.run", "conversation.response")
+_OPENAI: Final = "openai"
+_IMAGE_EVENTS: Final = ("image_generation.completed", "image_edit.completed")
+_MEDIA_EVENTS: Final = ("transcript.text.done", "transcription.done", "speech.audio.done", *_IMAGE_EVENTS)
+_COMPACTION: Final = "response.compaction"
+_WHOLE: Final = ("response", _COMPACTION, "batch", "thread.run", "conversation.response")
 """Objects that have the usage of a call, or of several."""
 _CONVERSED: Final = "conversation.response.done"  # Mistral's; its figures stand in the event.
-
-
-def _settle(counts: Counts) -> Counts:
-    prompt, completion, total = map(counts.get, ("input_tokens", "output_tokens", "total"))
-    if prompt is None or total is None:
-        return counts
-    if "connector" in counts and completion is not None:
-        # Mistral's tools have read or found them: they went in, and the total has them once.
-        return {**counts, "input_tokens": max(prompt, total - completion)}
-    # Embeddings have no completion, and some servers leave hidden reasoning out of it: the total has it.
-    residual = max(0, total - prompt - (completion or 0))
-    if completion is None:
-        return {**counts, "output_tokens": residual}
-    if not residual:
-        return counts
-    more = {"output_tokens": completion + residual, "residual": residual}
-    return {"reasoning_tokens": residual, **counts, **more}
+_TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
+"""The Realtime API's event of another model's call, which transcribes what the user has said."""
+_DECISIONS: Final = frozenset({"predicate", "choice", "score", "refusal"})
+_STANDARD_TIERS: Final = frozenset({"auto", "default", "standard"})
 
 
 def _usage_of(holder: Table) -> Table | None:
@@ -81,14 +56,22 @@ def _holder(event: Table) -> Table | None:
     if (
         isinstance(event.get("choices"), list)
         or event.get("object") in _WHOLE
-        or kind in _MEDIA_EVENTS
-        or kind == _CONVERSED
+        or kind in (*_MEDIA_EVENTS, _CONVERSED, _TRANSCRIBED)
         or _is_embeddings(event)
         or _is_ranking(event)
-        or _is_media(event)
+        or _is_transcription(event)
+        or _is_images(event)
+        or _is_decision(event)
+        or _is_pages(event)
     ):
         return event
-    return None
+    return _inside(event)
+
+
+def _inside(event: Table) -> Table | None:
+    """The answer of a model that Cloudflare has inside an answer of its own."""
+    result = table(event.get("result")) if isinstance(event.get("success"), bool) else None
+    return None if dig(result, ("usage", "prompt_tokens")) is None else result
 
 
 def _is_embeddings(event: Table) -> bool:
@@ -101,13 +84,32 @@ def _is_ranking(event: Table) -> bool:
     return bool(found) and dig(found[0], ("relevance_score",)) is not None
 
 
-def _is_media(event: Table) -> bool:
-    """Whether it is a transcription or a list of images; only their usage tells them from other JSON."""
+def _is_transcription(event: Table) -> bool:
+    """Whether it is a transcription; only its usage tells it from other JSON."""
     usage = table(event.get("usage"))
-    if usage is None:
+    if usage is None or not isinstance(event.get("text"), str):
         return False
-    transcription = isinstance(event.get("text"), str) and usage.get("type") in ("tokens", "duration")
-    return transcription or (isinstance(event.get("data"), list) and "created" in event)
+    return usage.get("type") in ("tokens", "duration") or "prompt_audio_seconds" in usage
+
+
+def _is_images(event: Table) -> bool:
+    """Whether images have come, in a list or one in an event; only its usage tells a list from other JSON."""
+    if event.get("type") in _IMAGE_EVENTS:
+        return True
+    return (
+        table(event.get("usage")) is not None and "created" in event and isinstance(event.get("data"), list)
+    )
+
+
+def _is_decision(event: Table) -> bool:
+    answers = rows(event.get("answers"))
+    kind = dig(answers[0], ("type",)) if answers else None
+    return isinstance(kind, str) and kind in _DECISIONS
+
+
+def _is_pages(event: Table) -> bool:
+    """Whether it is text that Mistral has recognised in pages."""
+    return isinstance(event.get("pages"), list) and table(event.get("usage_info")) is not None
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
@@ -119,35 +121,52 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         if strict or state == "pending":
             return None
         holder = event
-    usage = _usage_of(holder)
-    if usage is None:
+    usage: Table = _usage_of(holder) or {}
+    found = _counts_in(event, usage)
+    if found is None:
         return None
-    if "prompt_tokens" in usage and ("completion_tokens" in usage or "total_tokens" in usage):
-        counts, refused = read_counts(usage, _CHAT)
-    elif "input_tokens" in usage and "output_tokens" in usage:
-        counts, refused = read_counts(usage, _RESPONSES)
-    elif "total_tokens" in usage and (_is_embeddings(event) or _is_ranking(event)):
-        counts, refused = read_counts(usage, _TOTAL)
-        counts = {"output_tokens": 0, **counts}
-    elif usage.get("type") == "duration":
-        # A transcription that is measured in seconds: there are no tokens to miss.
-        counts, refused = {}, False
-    else:
-        return None
+    counts, refused = found
+    if holder.get("object") != _COMPACTION:
+        counts = {**tool_calls(holder), **counts}
+    cost, has_refused_cost = reported_cost(usage)
+    provider = _provider(holder, usage)
     choices = holder.get("choices")
     finished = any(dig(choice, ("finish_reason",)) is not None for choice in rows(choices))
+    is_transcribed = event.get("type") == _TRANSCRIBED
     return EventUsage(
         counts=counts,
-        settle=_settle,
-        provider=_provider(holder, usage),
-        refused=refused,
-        call_id=text(holder.get("id")),
+        settle=settle,
+        provider=provider,
+        refused=refused or has_refused_cost,
+        call_id=text(holder.get("item_id" if is_transcribed else "id")),
         model=text(holder.get("model")),
+        opens=is_transcribed,
         final=not rows(choices) or finished,
         alone=not rows(choices),
         outlives=state is not None,
         sums=holder.get("object") == "batch",
+        context=_context(holder, usage),
+        cost_micros=cost,
+        others=tuple(other_calls(holder, provider)),
     )
+
+
+def _counts_in(event: Table, usage: Table) -> tuple[Counts, bool] | None:
+    if not usage:
+        return pages_of(event) if _is_pages(event) else None
+    has_only_total = _is_embeddings(event) or _is_ranking(event)
+    return counts_of(usage, has_only_total=has_only_total, makes_images=_is_images(event))
+
+
+def _context(holder: Table, usage: Table) -> dict[str, str]:
+    """As what a call was processed, where that may have a price of its own."""
+    found: dict[str, str] = {}
+    tier = text(holder.get("service_tier")) or text(usage.get("service_tier"))
+    if tier is not None and tier not in _STANDARD_TIERS:
+        found["service_tier"] = tier
+    if holder.get("object") == "batch":
+        found["processing"] = "batch"
+    return found
 
 
 def _is_part(event: Table) -> bool:
@@ -157,14 +176,20 @@ def _is_part(event: Table) -> bool:
 
 
 def _provider(holder: Table, usage: Table) -> str:
+    """The provider, where an answer shows that it is not OpenAI."""
+    if "cost" in usage and (text(holder.get("provider")) is not None or "cost_details" in usage):
+        return "openrouter"  # It names the provider that it has asked, and what that charges.
     if "x_groq" in holder:
         return "groq"
-    return "deepseek" if "prompt_cache_hit_tokens" in usage else "openai"
+    return "deepseek" if "prompt_cache_hit_tokens" in usage else _OPENAI
 
 
 def _mistral_usage_in(event: Table, strict: bool) -> EventUsage | None:
     found = _usage_in(event, strict)
-    return None if found is None else replace(found, provider=MISTRAL.provider)
+    if found is None or found.provider != _OPENAI:
+        return found
+    others = tuple(replace(other, provider=MISTRAL.provider) for other in found.others)
+    return replace(found, provider=MISTRAL.provider, others=others)
 
 
 def _recognises(event: Table) -> bool:
@@ -177,7 +202,7 @@ def _recognises(event: Table) -> bool:
         return known or _is_embeddings(event) or _is_ranking(event)
     choices = rows(event.get("choices"))
     first = table(choices[0]) if choices else None
-    if kind in _MEDIA_EVENTS or kind == _CONVERSED or _is_ranking(event):
+    if kind in (*_MEDIA_EVENTS, _CONVERSED, _TRANSCRIBED) or _is_ranking(event):
         return True
     return first is not None and _is_choice(first)
 
@@ -190,7 +215,7 @@ def _is_choice(choice: Table) -> bool:
     return "finish_reason" in choice and (message is not None or "text" in choice)
 
 
-OPENAI: Final = Api(name="openai", provider="openai", usage_in=_usage_in, recognises=_recognises)
+OPENAI: Final = Api(name="openai", provider=_OPENAI, usage_in=_usage_in, recognises=_recognises)
 MISTRAL: Final = Api(
     name="mistral", provider="mistral_ai", usage_in=_mistral_usage_in, recognises=_recognises
 )

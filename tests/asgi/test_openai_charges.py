@@ -1,0 +1,114 @@
+"""F-210, F-212, F-213, F-216: what OpenAI-shaped answers cost a balance in money, to the micro-dollar."""
+
+from __future__ import annotations
+
+import json
+from math import floor
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from faults import eventually, settled
+from llm_apps import metered, read_all
+from tokens.openai_payloads import PAYLOADS, answer, response
+from tokens.recordings import JSON_TYPE, SSE_TYPE
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from metering import Served
+    from tokens.openai_payloads import Payload
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  input_tokens: {unit: token}
+  output_tokens: {unit: token}
+  input_audio_tokens: {unit: token}
+  output_image_tokens: {unit: token}
+  web_searches: {unit: search}
+credits:
+  usd: {unit: money, costs: {tokens: provider_prices}}
+routes:
+  - {match: "POST /auto", usage: auto}
+  - {match: "POST /openai", usage: openai}
+  - {match: "POST /mistral", usage: mistral}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+PRICED: Final = {
+    name: payload for name, payload in PAYLOADS.items() if payload.micros is not None and name != "batch"
+}
+
+
+async def provider(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the payload that the request names, in two pieces."""
+    assert scope["type"] == "http"
+    payload = PAYLOADS[json.loads(await read_all(receive))["payload"]]
+    kind = SSE_TYPE if payload.is_stream else JSON_TYPE
+    head = {"status": 200, "headers": [(b"content-type", kind.encode())]}
+    await send({"type": "http.response.start", **head})
+    middle = len(payload.body) // 2
+    await send({"type": "http.response.body", "body": payload.body[:middle], "more_body": True})
+    await send({"type": "http.response.body", "body": payload.body[middle:]})
+
+
+async def spent(at: Served, customer: str) -> int:
+    """What a customer's balance has paid, in micro-dollars."""
+    return -sum(line.quantity for line in await at.kit.grants.ledger(customer) if line.entry == "burn")
+
+
+async def ask(at: Served, word: str, name: str, payload: Payload) -> int:
+    """Ask for a payload as a customer of its own; what that costs."""
+    customer = name.replace(" ", "-")
+    await at.kit.grants.add(customer, {"usd": 100}, grant_id="1")
+    asked = {"model": payload.asked, "payload": name}
+    sent = await at.client.post(f"/{word}", json=asked, headers={"x-customer-id": customer})
+    assert sent.content == payload.body
+    await settled(at.kit)
+    return await spent(at, customer)
+
+
+@pytest.mark.parametrize("word", ["auto", "openai", "mistral"])
+async def test_each_answer_costs_what_its_provider_asks(word: str, store_url: str) -> None:
+    async with metered(provider, store_url, plans=PLANS) as at:
+        found = {name: await ask(at, word, name, payload) for name, payload in PRICED.items()}
+        assert found == {name: floor(payload.micros or 0) for name, payload in PRICED.items()}
+        heard = (await at.kit.usage("chat-with-sound"))["meters"]
+        assert heard["input_audio_tokens"]["recorded"] == 800
+        drawn = (await at.kit.usage("image-tool"))["meters"]
+        assert (drawn["input_tokens"]["recorded"], drawn["output_image_tokens"]["recorded"]) == (1850, 7024)
+        assert (await at.kit.usage("searches"))["meters"]["web_searches"]["recorded"] == 2
+
+
+@pytest.mark.parametrize("word", ["auto", "openai"])
+async def test_a_batch_costs_what_batches_cost_once(word: str, store_url: str) -> None:
+    async with metered(provider, store_url, plans=PLANS) as at:
+
+        async def is_charged() -> bool:
+            return await spent(at, "batch") == 1_125
+
+        await ask(at, word, "batch", PAYLOADS["batch"])
+        await eventually(is_charged)
+        asked = {"model": "gpt-5", "payload": "batch"}
+        await at.client.post(f"/{word}", json=asked, headers={"x-customer-id": "batch"})
+        await settled(at.kit)
+        assert await is_charged()
+
+
+async def test_a_line_of_a_batch_costs_what_batches_cost(store_url: str) -> None:
+    bodies = {"a": answer("gpt-5", 1000, 100), "b": {**response(), "service_tier": "default"}}
+    async with metered(provider, store_url, plans=PLANS) as at:
+        await at.kit.grants.add("acme", {"usd": 100}, grant_id="1")
+        for name, body in bodies.items():
+            line: dict[str, Any] = {"custom_id": name, "response": {"status_code": 200, "body": body}}
+            found = await at.kit.record_usage("acme", line, call_id="batch_1")
+            assert found is not None
+            # Half of 1000 * 1.25 + 100 * 10
+            assert found.cost_micros == 1_125
+            assert found.charged_micros == 1_125
+        assert await spent(at, "acme") == 2_250

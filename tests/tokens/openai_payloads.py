@@ -1,0 +1,516 @@
+"""OpenAI-shaped answers with every unit that they report, and what each costs, worked out by hand.
+
+Prices are of genai-prices, in micro-dollars a unit: beside each payload stands the sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from tokens.recordings import chat, chat_usage, compact, sse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payload:
+    """An answer.
+
+    Attributes:
+        said: one document, or the events of a stream.
+        micros: what it costs; None: the table has no price of the model by its name alone.
+        units: the further counters of its calls, in their order.
+        asked: the model that the request names.
+        models: that the calls name.
+    """
+
+    said: dict[str, Any] | list[dict[str, Any]]
+    micros: Fraction | int | None
+    units: list[dict[str, int]] = field(default_factory=lambda: [dict[str, int]()])
+    asked: str = "gpt-5"
+    models: tuple[str | None, ...] = ("gpt-5",)
+    provider: str = "openai"
+
+    @property
+    def is_stream(self) -> bool:
+        return isinstance(self.said, list)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(map(sse, self.said)) if isinstance(self.said, list) else compact(self.said)
+
+
+def answer(
+    model: str, prompt: int, completion: int, *, total: int | None = None, **more: Any
+) -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}
+    usage = chat_usage(prompt, completion, total, **more)
+    return {"id": "c1", "object": "chat.completion", "model": model, "choices": [choice], "usage": usage}
+
+
+def response(model: str = "gpt-5", entered: int = 1000, left: int = 100, **more: Any) -> dict[str, Any]:
+    usage = {
+        "input_tokens": entered,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": left,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": entered + left,
+        **more.pop("usage", {}),
+    }
+    base: dict[str, Any] = {
+        "id": "resp_1",
+        "object": "response",
+        "status": "completed",
+        "model": model,
+        "output": [],
+    }
+    return {**base, **more, "usage": usage}
+
+
+def searched(action: str, status: str = "completed") -> dict[str, Any]:
+    return {"type": "web_search_call", "id": "ws", "status": status, "action": {"type": action, "query": "x"}}
+
+
+AUDIO = answer(
+    "gpt-audio",
+    *(1000, 300),
+    prompt_tokens_details={"cached_tokens": 0, "audio_tokens": 800, "text_tokens": 200, "image_tokens": 0},
+    completion_tokens_details={"reasoning_tokens": 0, "audio_tokens": 250, "text_tokens": 50},
+)
+AUDIO_UNITS = {
+    "input_text_tokens": 200,
+    "input_audio_tokens": 800,
+    "input_image_tokens": 0,
+    "output_text_tokens": 50,
+    "output_audio_tokens": 250,
+}
+SPOKEN = response(
+    "gpt-realtime-2",
+    *(1000, 200),
+    object="realtime.response",
+    usage={
+        "input_tokens_details": None,
+        "output_tokens_details": None,
+        "input_token_details": {
+            "text_tokens": 300,
+            "audio_tokens": 600,
+            "image_tokens": 100,
+            "cached_tokens": 250,
+            "cached_tokens_details": {"text_tokens": 100, "audio_tokens": 100, "image_tokens": 50},
+        },
+        "output_token_details": {"text_tokens": 50, "audio_tokens": 150},
+    },
+)
+SPOKEN_UNITS = {
+    "input_text_tokens": 300,
+    "input_audio_tokens": 600,
+    "input_image_tokens": 100,
+    "cache_text_read_tokens": 100,
+    "cache_audio_read_tokens": 100,
+    "cache_image_read_tokens": 50,
+    "output_text_tokens": 50,
+    "output_audio_tokens": 150,
+}
+DRAWN: dict[str, Any] = {
+    "input_tokens": 50,
+    "input_tokens_details": {"text_tokens": 20, "image_tokens": 30},
+    "output_tokens": 1100,
+    "total_tokens": 1150,
+}
+DRAWN_UNITS = {"input_text_tokens": 20, "input_image_tokens": 30}
+IMAGE_TOOL = {
+    "input_tokens": 30,
+    "input_tokens_details": {"text_tokens": 30, "image_tokens": 0},
+    "output_tokens": 7024,
+    "output_tokens_details": {"text_tokens": 0, "image_tokens": 7024},
+    "total_tokens": 7054,
+}
+IMAGE_TOOL_UNITS = {
+    "input_text_tokens": 30,
+    "input_image_tokens": 0,
+    "output_text_tokens": 0,
+    "output_image_tokens": 7024,
+}
+TOOLS = [{"type": "function", "name": "f"}, {"type": "image_generation", "model": "gpt-image-2"}]
+NO_SEARCH = {"web_search": {"num_requests": 0}}
+HEARD = {
+    "type": "tokens",
+    "input_tokens": 140,
+    "output_tokens": 20,
+    "total_tokens": 160,
+    "input_token_details": {"audio_tokens": 130, "text_tokens": 10},
+}
+HEARD_UNITS = {"input_audio_tokens": 130, "input_text_tokens": 10}
+DURATION_UNITS = {"audio_seconds": 30, "input_audio_seconds": 30}
+PERPLEXITY = answer(
+    "sonar-deep-research",
+    *(33, 7163),
+    citation_tokens=20_016,
+    num_search_queries=18,
+    reasoning_tokens=73_997,
+    cost={"input_tokens_cost": 0.0, "total_cost": 0.409393},
+)
+TRANSCRIBED = {
+    "type": "conversation.item.input_audio_transcription.completed",
+    "event_id": "e",
+    "item_id": "item_1",
+    "content_index": 0,
+    "transcript": "hello",
+    "usage": HEARD,
+}
+
+
+def _events(last: dict[str, Any], *, kind: str = "response.completed") -> list[dict[str, Any]]:
+    """A stream of the Responses API, with each item of the last event before it."""
+    begun: dict[str, Any] = {**last, "status": "in_progress", "usage": None, "output": []}
+    items = [
+        {"type": "response.output_item.done", "output_index": at, "item": item}
+        for at, item in enumerate(last["output"])
+    ]
+    return [
+        {"type": "response.created", "response": begun},
+        *items,
+        {"type": "response.output_text.delta", "item_id": "m", "delta": "Hi"},
+        {"type": kind, "response": last},
+    ]
+
+
+SEARCHES = response(
+    output=[
+        *(searched("search"), searched("search"), searched("open_page"), searched("find_in_page")),
+        searched("search", "failed"),
+        {"type": "web_search_call", "id": "ws_old", "status": "completed"},
+        {"type": "file_search_call", "id": "fs", "status": "completed", "queries": ["x"]},
+        {"type": "code_interpreter_call", "id": "ci", "status": "completed", "code": "1"},
+        {"type": "message", "status": "completed", "content": [{"type": "output_text", "text": "Hi"}]},
+    ],
+)
+SEARCH_UNITS = {"web_searches": 2, "storage_searches": 1, "code_executions": 1}
+PAINTED = response("gpt-5.5", 1820, 210, tools=TOOLS, tool_usage={"image_gen": IMAGE_TOOL, **NO_SEARCH})
+
+PAYLOADS: dict[str, Payload] = {
+    # 200 * 2.5 + 800 * 32 + 50 * 10 + 250 * 64
+    "chat with sound": Payload(
+        said=AUDIO, micros=42_600, units=[AUDIO_UNITS], asked="gpt-audio", models=("gpt-audio",)
+    ),
+    "chat stream with sound": Payload(
+        said=[
+            chat({"content": "Hi"}, usage=None),
+            {**chat(None, usage=AUDIO["usage"]), "model": "gpt-audio"},
+        ],
+        micros=42_600,
+        units=[AUDIO_UNITS],
+        models=("gpt-audio",),
+    ),
+    # 500 * 4 + 200 * 0.4 + 300 * 5 + 10 * 20
+    "cache writes": Payload(
+        said=answer(
+            *("gpt-5.6-sol", 1000, 10),
+            prompt_tokens_details={"cached_tokens": 200, "cache_write_tokens": 300},
+        ),
+        micros=3_780,
+        models=("gpt-5.6-sol",),
+    ),
+    # 1000 * 1.25 + 100 * 10: no more is cached than went in.
+    "cached beyond the prompt": Payload(
+        said=answer("gpt-4o", 1000, 100, prompt_tokens_details={"cached_tokens": 1_300_000_000}),
+        micros=2_250,
+        models=("gpt-4o",),
+    ),
+    # text 200 * 4 + 100 * 0.4; sound 500 * 32 + 100 * 0.4; images 50 * 5 + 50 * 0.5; 50 * 24 + 150 * 64
+    "realtime": Payload(
+        said=[{"type": "response.done", "response": SPOKEN}],
+        micros=27_955,
+        units=[SPOKEN_UNITS],
+        models=("gpt-realtime-2",),
+    ),
+    # 20 * 5 + 30 * 8 + 1100 * 32
+    "images": Payload(
+        said={"created": 1, "data": [{"b64_json": "AAAA"}], "usage": DRAWN},
+        micros=35_540,
+        units=[{**DRAWN_UNITS, "output_image_tokens": 1100}],
+        asked="gpt-image-1.5",
+        models=(None,),
+    ),
+    # 20 * 5 + 30 * 8 + 40 * 10 + 1060 * 32
+    "images with thoughts": Payload(
+        said={
+            "created": 1,
+            "data": [{"b64_json": "AAAA"}],
+            "usage": {**DRAWN, "output_tokens_details": {"text_tokens": 40, "image_tokens": 1060}},
+        },
+        micros=34_660,
+        units=[{**DRAWN_UNITS, "output_text_tokens": 40, "output_image_tokens": 1060}],
+        asked="gpt-image-1.5",
+        models=(None,),
+    ),
+    # 20 * 5 + 30 * 10 + 1100 * 40: its price of output is that of images.
+    "images of gpt-image-1": Payload(
+        said={"created": 1, "data": [{"b64_json": "AAAA"}], "usage": DRAWN},
+        micros=44_400,
+        units=[{**DRAWN_UNITS, "output_image_tokens": 1100}],
+        asked="gpt-image-1",
+        models=(None,),
+    ),
+    # 20 * 5 + 30 * 8 + 1100 * 32
+    "edited image": Payload(
+        said=[
+            {"type": "image_edit.partial_image", "b64_json": "AA", "partial_image_index": 0},
+            {"type": "image_edit.completed", "b64_json": "AA", "created_at": 1, "usage": DRAWN},
+        ],
+        micros=35_540,
+        units=[{**DRAWN_UNITS, "output_image_tokens": 1100}],
+        asked="gpt-image-1.5",
+        models=(None,),
+    ),
+    # 44,400 as above; and 100 * 1.25 + 400 * 10 of the model that draws the lines
+    "image as lines": Payload(
+        said={
+            "created": 1,
+            "data": [{"b64_json": "AAAA"}],
+            "usage": DRAWN,
+            "svg_usage": {
+                "input_tokens": 100,
+                "model": "gpt-5",
+                "output_tokens": 400,
+                "reasoning_tokens": 300,
+                "total_tokens": 500,
+            },
+        },
+        micros=48_525,
+        units=[{**DRAWN_UNITS, "output_image_tokens": 1100}, {}],
+        asked="gpt-image-1",
+        models=(None, "gpt-5"),
+    ),
+    # 130 * 6 + 10 * 2.5 + 20 * 10
+    "transcription": Payload(
+        said={"text": "hello", "usage": HEARD},
+        micros=1_005,
+        units=[HEARD_UNITS],
+        asked="gpt-4o-transcribe",
+        models=(None,),
+    ),
+    "transcription stream": Payload(
+        said=[
+            {"type": "transcript.text.delta", "delta": "hello"},
+            {"type": "transcript.text.done", "text": "hello", "usage": HEARD},
+        ],
+        micros=1_005,
+        units=[HEARD_UNITS],
+        asked="gpt-4o-transcribe",
+        models=(None,),
+    ),
+    # 30 seconds at 0.36 dollars an hour, once
+    "transcription by duration": Payload(
+        said={"text": "hello", "usage": {"type": "duration", "seconds": 30}},
+        micros=3_000,
+        units=[DURATION_UNITS],
+        asked="whisper-1",
+        models=(None,),
+    ),
+    "transcription by a fraction": Payload(
+        said={"task": "transcribe", "text": "hello", "usage": {"type": "duration", "seconds": 30.96}},
+        micros=3_000,
+        units=[DURATION_UNITS],
+        asked="whisper-1",
+        models=(None,),
+    ),
+    # 30 seconds at 0.18 dollars an hour; 4 tokens of prompt and 2,625 of sound went in.
+    "transcription of Mistral": Payload(
+        said={
+            "model": "voxtral-mini-2602",
+            "text": "hello",
+            "language": "en",
+            "segments": [],
+            "usage": chat_usage(4, 635, 3264, prompt_audio_seconds=30),
+        },
+        micros=1_500,
+        units=[DURATION_UNITS],
+        models=("voxtral-mini-2602",),
+    ),
+    # 1000 * 1.25 + 100 * 10; two searches at 10,000, one of files at 2,500
+    "searches": Payload(said=SEARCHES, micros=24_750, units=[SEARCH_UNITS]),
+    "searches in a stream": Payload(said=_events(SEARCHES), micros=24_750, units=[SEARCH_UNITS]),
+    # The response says that three are billed.
+    "billed searches": Payload(
+        said={**SEARCHES, "tool_usage": {"web_search": {"num_requests": 3}}},
+        micros=34_750,
+        units=[{**SEARCH_UNITS, "web_searches": 3}],
+    ),
+    # F-213: 1820 * 5 + 210 * 30, and 30 * 5 + 7024 * 30 of the image model
+    "image tool": Payload(
+        said=PAINTED,
+        micros=226_270,
+        units=[{"web_searches": 0}, IMAGE_TOOL_UNITS],
+        models=("gpt-5.5", "gpt-image-2"),
+    ),
+    "image tool in a stream": Payload(
+        said=_events({**PAINTED, "output": [{"type": "image_generation_call", "result": "A" * 70_000}]}),
+        micros=226_270,
+        units=[{"web_searches": 0}, IMAGE_TOOL_UNITS],
+        models=("gpt-5.5", "gpt-image-2"),
+    ),
+    # text 20 * 5 + 10 * 1.25; images 50 * 8 + 50 * 2; 100 * 30: of the model that is used if none is named
+    "image tool of no name": Payload(
+        said=response(
+            tool_usage={
+                "image_gen": {
+                    "input_tokens": 130,
+                    "input_tokens_details": {"text_tokens": 30, "image_tokens": 100},
+                    "cached_tokens": 60,
+                    "cached_tokens_details": {"cached_text_tokens": 10, "cached_image_tokens": 50},
+                    "output_tokens": 100,
+                    "total_tokens": 230,
+                }
+            }
+        ),
+        micros=2250 + Fraction(6125, 10) + 3000,
+        units=[
+            {},
+            {
+                "input_text_tokens": 30,
+                "input_image_tokens": 100,
+                "output_image_tokens": 100,
+                "cache_text_read_tokens": 10,
+                "cache_image_read_tokens": 50,
+            },
+        ],
+        models=("gpt-5", "gpt-image-2.5-sunburst"),
+    ),
+    "image tool that was not used": Payload(
+        said=response(
+            tool_usage={
+                "image_gen": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+                "web_search": {"num_requests": 0},
+            }
+        ),
+        micros=2_250,
+        units=[{"web_searches": 0}],
+    ),
+    # 2000 * 1.25 + 100 * 10; the items are those of earlier turns
+    "compaction": Payload(
+        said={**response(entered=2000), "object": "response.compaction", "output": [searched("search")]},
+        micros=3_500,
+    ),
+    "default tier": Payload(said={**response(), "service_tier": "default"}, micros=2_250),
+    "automatic tier": Payload(said={**answer("gpt-5", 1000, 100), "service_tier": "auto"}, micros=2_250),
+    "priority": Payload(said={**answer("gpt-5", 1000, 100), "service_tier": "priority"}, micros=4_500),
+    "flex in a stream": Payload(said=_events({**response(), "service_tier": "flex"}), micros=1_125),
+    "tier within the usage": Payload(said=answer("gpt-5", 1000, 100, service_tier="priority"), micros=4_500),
+    # Half of the list price.
+    "batch": Payload(
+        said={**response(), "id": "batch_1", "object": "batch", "endpoint": "/v1/responses"}, micros=1_125
+    ),
+    "gateway": Payload(
+        said={**answer("x/y", 10, 5, cost=0.00123, is_byok=False), "provider": "Google"},
+        micros=1_230,
+        models=("x/y",),
+        provider="openrouter",
+    ),
+    "gateway in a stream": Payload(
+        said=[
+            {**chat({"content": "Hi"}), "model": "x/y", "provider": "Google"},
+            {
+                **chat(None),
+                "model": "x/y",
+                "provider": "Google",
+                "usage": chat_usage(10, 5, cost=1.5e-05, cost_details={"upstream_inference_cost": None}),
+            },
+        ],
+        micros=15,
+        models=("x/y",),
+        provider="openrouter",
+    ),
+    # The fee, and what the model's provider asks.
+    "gateway with the app's own key": Payload(
+        said={
+            **answer(
+                *("openai/gpt-5", 10, 5),
+                cost=0.0001,
+                is_byok=True,
+                cost_details={"upstream_inference_cost": 0.002},
+            ),
+            "provider": "OpenAI",
+        },
+        micros=2_100,
+        models=("openai/gpt-5",),
+        provider="openrouter",
+    ),
+    # The same part as in `cost`, where the key is the gateway's.
+    "gateway that repeats its cost": Payload(
+        said=response(
+            "x/y", 10, 5, usage={"cost": 0.0001, "cost_details": {"upstream_inference_cost": 0.0001}}
+        ),
+        micros=100,
+        models=("x/y",),
+        provider="openrouter",
+    ),
+    "gateway that charges nothing": Payload(
+        said={**answer("gpt-5", 10, 5, cost=0), "provider": "Google"}, micros=0, provider="openrouter"
+    ),
+    # An amount that no gateway reports does not count: 10 * 1.25 + 5 * 10.
+    "cost of a plain server": Payload(said=answer("gpt-5", 10, 5, cost=0.5), micros=Fraction(125, 2)),
+    # 36 * 0.28 + 64 * 0.028 + 9 * 0.42
+    "DeepSeek": Payload(
+        said=answer("deepseek-chat", 100, 9, prompt_cache_hit_tokens=64, prompt_cache_miss_tokens=36),
+        micros=None,
+        models=("deepseek-chat",),
+        provider="deepseek",
+    ),
+    # 33 * 2 + 7163 * 8 + 73,997 * 3 + 20,016 * 2 + 18 * 5000 = 409,393, where the route names the provider
+    "Perplexity": Payload(
+        said=PERPLEXITY,
+        micros=None,
+        models=("sonar-deep-research",),
+        units=[{"output_citation_tokens": 20_016, "web_searches": 18}],
+    ),
+    # 10 * 3 + 25 * 15
+    "xAI with tools": Payload(
+        said=answer(
+            *("grok-4-0709", 10, 5),
+            total=35,
+            completion_tokens_details={"reasoning_tokens": 20},
+            num_sources_used=4,
+            server_side_tool_usage_details={"web_search_calls": 2, "x_search_calls": 1},
+        ),
+        micros=405,
+        units=[{"web_searches": 2, "social_searches": 1}],
+        models=("grok-4-0709",),
+    ),
+    # 10 * 1.25 + 5 * 10
+    "Cloudflare": Payload(
+        said={"success": True, "errors": [], "result": {"response": "Hi", "usage": chat_usage(10, 5)}},
+        micros=Fraction(125, 2),
+        models=(None,),
+    ),
+    # 1000 * 1.25 + 100 * 10
+    "decision": Payload(
+        said={
+            "answers": [{"type": "choice", "name": "q", "choice": "a"}],
+            **{name: value for name, value in response().items() if name in ("model", "usage")},
+        },
+        micros=2_250,
+    ),
+    # Three pages at 4,000 and 5,000
+    "pages": Payload(
+        said={"model": "mistral-ocr-latest", "pages": [{"index": 0}], "usage_info": {"pages_processed": 3}},
+        micros=12_000,
+        units=[{"input_document_pages": 3}],
+        models=("mistral-ocr-latest",),
+    ),
+    "annotated pages": Payload(
+        said={
+            "model": "mistral-ocr-latest",
+            "pages": [{"index": 0}],
+            "document_annotation": "{}",
+            "usage_info": {"pages_processed": 3},
+        },
+        micros=15_000,
+        units=[{"input_document_pages": 3, "input_annotated_document_pages": 3}],
+        models=("mistral-ocr-latest",),
+    ),
+    # 130 * 6 + 10 * 2.5 + 20 * 10 where the session names gpt-4o-transcribe
+    "what a user has said": Payload(
+        said=[TRANSCRIBED], micros=1_005, units=[HEARD_UNITS], asked="gpt-4o-transcribe", models=(None,)
+    ),
+}
