@@ -211,6 +211,27 @@ PAYLOADS: dict[str, Payload] = {
         micros=3_780,
         models=("gpt-5.6-sol",),
     ),
+    # 300 * 3 + 400 * 0.3 + 100 * 3.75 + 200 * 6 + 10 * 15
+    "cache writes by their time to live": Payload(
+        said=answer(
+            "claude-sonnet-4-5",
+            1000,
+            10,
+            cache_creation_input_tokens=300,
+            cache_read_input_tokens=400,
+            prompt_tokens_details={
+                "cached_tokens": 400,
+                "cache_creation_tokens": 300,
+                "cache_creation_token_details": {
+                    "ephemeral_5m_input_tokens": 100,
+                    "ephemeral_1h_input_tokens": 200,
+                },
+            },
+        ),
+        micros=2_745,
+        units=[{"cache_write_5m_tokens": 100, "cache_write_1h_tokens": 200}],
+        models=("claude-sonnet-4-5",),
+    ),
     # 1000 * 1.25 + 100 * 10: no more is cached than went in.
     "cached beyond the prompt": Payload(
         said=answer("gpt-4o", 1000, 100, prompt_tokens_details={"cached_tokens": 1_300_000_000}),
@@ -448,6 +469,28 @@ PAYLOADS: dict[str, Payload] = {
     "gateway that charges nothing": Payload(
         said={**answer("gpt-5", 10, 5, cost=0), "provider": "Google"}, micros=0, provider="openrouter"
     ),
+    "transcription of a gateway": Payload(
+        said={"text": "hello", "usage": {"seconds": 9.2, "cost": 0.000508}},
+        micros=508,
+        units=[{"audio_seconds": 9, "input_audio_seconds": 9}],
+        models=(None,),
+        provider="openrouter",
+    ),
+    "transcription of a gateway by tokens": Payload(
+        said={
+            "text": "hello",
+            "usage": {
+                "seconds": 9.2,
+                "total_tokens": 113,
+                "input_tokens": 83,
+                "output_tokens": 30,
+                "cost": 0.000508,
+            },
+        },
+        micros=508,
+        models=(None,),
+        provider="openrouter",
+    ),
     # An amount that no gateway reports does not count: 10 * 1.25 + 5 * 10.
     "cost of a plain server": Payload(said=answer("gpt-5", 10, 5, cost=0.5), micros=Fraction(125, 2)),
     # 36 * 0.28 + 64 * 0.028 + 9 * 0.42
@@ -491,6 +534,17 @@ PAYLOADS: dict[str, Payload] = {
         },
         micros=2_250,
     ),
+    "embeddings of images": Payload(
+        said={
+            "object": "list",
+            "data": [{"object": "embedding", "embedding": [0.1]}],
+            "model": "voyage-multimodal-3",
+            "usage": {"text_tokens": 10, "image_pixels": 2_000_000, "total_tokens": 3_576},
+        },
+        micros=None,
+        units=[{"input_pixels": 2_000_000}],
+        models=("voyage-multimodal-3",),
+    ),
     # Three pages at 4,000 and 5,000
     "pages": Payload(
         said={"model": "mistral-ocr-latest", "pages": [{"index": 0}], "usage_info": {"pages_processed": 3}},
@@ -512,5 +566,29 @@ PAYLOADS: dict[str, Payload] = {
     # 130 * 6 + 10 * 2.5 + 20 * 10 where the session names gpt-4o-transcribe
     "what a user has said": Payload(
         said=[TRANSCRIBED], micros=1_005, units=[HEARD_UNITS], asked="gpt-4o-transcribe", models=(None,)
+    ),
+    # 60 seconds at 3 dollars an hour: each event has the sum so far.
+    "live session": Payload(
+        said=[
+            {"type": "session.usage.updated", "event_id": "e", "usage": {"seconds": 20}},
+            {"type": "session.usage.updated", "event_id": "e", "usage": {"seconds": 45}},
+            {
+                "type": "session.closed",
+                "reason": "expired",
+                "session": {"id": "live_1", "model": "gpt-live-1"},
+                "usage": {"seconds": 60.0},
+            },
+        ],
+        micros=50_000,
+        units=[{"audio_seconds": 60}],
+        models=("gpt-live-1",),
+    ),
+    # 1000 * 1.25 + 100 * 10: of a model that a live session has asked
+    "response in a live session": Payload(
+        said=[
+            {"type": "response.event", "event": {"type": "response.output_text.delta", "delta": "Hi"}},
+            {"type": "response.event", "event": {"type": "response.completed", "response": response()}},
+        ],
+        micros=2_250,
     ),
 }

@@ -214,6 +214,8 @@ ROOT: Final = Place(
         "content": _BLOCK,
         "response": _RESPONSE,
         "interaction": _RESPONSE,
+        "event": Place({"type": _LEAF, "response": _RESPONSE}),
+        "session": Place(_members("id model")),
         **_members("serverContent server_content", _SPOKEN),
         **_members("outputs steps", _OUTPUT),
         "agent": _LEAF,

@@ -14,6 +14,7 @@ from meterkit.tokens.json_values import dig, rows, table, text
 from meterkit.tokens.providers.api import Api
 from meterkit.tokens.providers.openai_units import (
     counts_of,
+    duration_of,
     other_calls,
     pages_of,
     settle,
@@ -33,6 +34,10 @@ _WHOLE: Final = ("response", _COMPACTION, "batch", "thread.run", "conversation.r
 _CONVERSED: Final = "conversation.response.done"  # Mistral's; its figures stand in the event.
 _TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
 """The Realtime API's event of another model's call, which transcribes what the user has said."""
+_LIVE: Final = ("session.usage.updated", "session.closed")
+"""Events of the Live API that say how long a session is so far."""
+_NESTED: Final = "response.event"
+"""The Live API's event that has one of the Responses API in it."""
 _DECISIONS: Final = frozenset({"predicate", "choice", "score", "refusal"})
 _STANDARD_TIERS: Final = frozenset({"auto", "default", "standard"})
 
@@ -56,7 +61,7 @@ def _holder(event: Table) -> Table | None:
     if (
         isinstance(event.get("choices"), list)
         or event.get("object") in _WHOLE
-        or kind in (*_MEDIA_EVENTS, _CONVERSED, _TRANSCRIBED)
+        or kind in (*_MEDIA_EVENTS, *_LIVE, _CONVERSED, _TRANSCRIBED)
         or _is_embeddings(event)
         or _is_ranking(event)
         or _is_transcription(event)
@@ -89,7 +94,8 @@ def _is_transcription(event: Table) -> bool:
     usage = table(event.get("usage"))
     if usage is None or not isinstance(event.get("text"), str):
         return False
-    return usage.get("type") in ("tokens", "duration") or "prompt_audio_seconds" in usage
+    is_typed = usage.get("type") in ("tokens", "duration")
+    return is_typed or "seconds" in usage or "prompt_audio_seconds" in usage
 
 
 def _is_images(event: Table) -> bool:
@@ -113,6 +119,9 @@ def _is_pages(event: Table) -> bool:
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
+    nested = table(event.get("event")) if event.get("type") == _NESTED else None
+    if nested is not None:
+        event = nested
     if _is_part(event):
         return None
     state = outliving_state(event)
@@ -132,16 +141,19 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     provider = _provider(holder, usage)
     choices = holder.get("choices")
     finished = any(dig(choice, ("finish_reason",)) is not None for choice in rows(choices))
-    is_transcribed = event.get("type") == _TRANSCRIBED
+    kind = event.get("type")
+    is_transcribed = kind == _TRANSCRIBED
+    session = table(event.get("session")) if kind in _LIVE else None
+    named = holder if session is None else session
     return EventUsage(
         counts=counts,
         settle=settle,
         provider=provider,
         refused=refused or has_refused_cost,
-        call_id=text(holder.get("item_id" if is_transcribed else "id")),
-        model=text(holder.get("model")),
+        call_id=text(named.get("item_id" if is_transcribed else "id")),
+        model=text(named.get("model")),
         opens=is_transcribed,
-        final=not rows(choices) or finished,
+        final=(finished or not rows(choices)) and kind != _LIVE[0],
         alone=not rows(choices),
         outlives=state is not None,
         sums=holder.get("object") == "batch",
@@ -154,6 +166,8 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
 def _counts_in(event: Table, usage: Table) -> tuple[Counts, bool] | None:
     if not usage:
         return pages_of(event) if _is_pages(event) else None
+    if event.get("type") in _LIVE:
+        return duration_of(usage, ("audio_seconds",))
     has_only_total = _is_embeddings(event) or _is_ranking(event)
     return counts_of(usage, has_only_total=has_only_total, makes_images=_is_images(event))
 
@@ -177,7 +191,8 @@ def _is_part(event: Table) -> bool:
 
 def _provider(holder: Table, usage: Table) -> str:
     """The provider, where an answer shows that it is not OpenAI."""
-    if "cost" in usage and (text(holder.get("provider")) is not None or "cost_details" in usage):
+    names_asked = text(holder.get("provider")) is not None or "cost_details" in usage
+    if "cost" in usage and (names_asked or "seconds" in usage):
         return "openrouter"  # It names the provider that it has asked, and what that charges.
     if "x_groq" in holder:
         return "groq"
@@ -202,7 +217,7 @@ def _recognises(event: Table) -> bool:
         return known or _is_embeddings(event) or _is_ranking(event)
     choices = rows(event.get("choices"))
     first = table(choices[0]) if choices else None
-    if kind in (*_MEDIA_EVENTS, _CONVERSED, _TRANSCRIBED) or _is_ranking(event):
+    if kind in (*_MEDIA_EVENTS, *_LIVE, _CONVERSED, _TRANSCRIBED) or _is_ranking(event):
         return True
     return first is not None and _is_choice(first)
 

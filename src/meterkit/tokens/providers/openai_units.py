@@ -14,7 +14,7 @@ from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from meterkit.tokens.json_values import Counts, Paths, Table
 
@@ -41,17 +41,21 @@ _HOSTED: Final = {
     "storage_searches": "server_side_tool_usage_details.file_search_calls",
     "code_executions": "server_side_tool_usage_details.code_interpreter_calls connectors.code_interpreter",
 }
-_WRITTEN: Final = "prompt_tokens_details.cache_creation_token_details"  # LiteLLM's, of Anthropic's models.
+# LiteLLM's and Alibaba's, of models that write caches for minutes or an hour.
+_WRITTEN: Final = (
+    "prompt_tokens_details.cache_creation_token_details",
+    "prompt_tokens_details.cache_creation",
+)
 _CHAT: Final = paths(
     input_tokens="prompt_tokens",
     output_tokens="completion_tokens",
     total="total_tokens",
     cached_input_tokens="prompt_tokens_details.cached_tokens prompt_cache_hit_tokens cached_tokens"
-    " cached_prompt_text_tokens cache_read_input_tokens",
+    " cached_prompt_text_tokens cache_read_input_tokens num_cached_tokens",
     cache_write_tokens="prompt_tokens_details.cache_write_tokens prompt_tokens_details.cache_creation_tokens"
-    " cache_creation_input_tokens",
-    cache_write_5m_tokens=f"{_WRITTEN}.ephemeral_5m_input_tokens",
-    cache_write_1h_tokens=f"{_WRITTEN}.ephemeral_1h_input_tokens",
+    " prompt_tokens_details.cache_creation_input_tokens cache_creation_input_tokens",
+    cache_write_5m_tokens=" ".join(f"{place}.ephemeral_5m_input_tokens" for place in _WRITTEN),
+    cache_write_1h_tokens=" ".join(f"{place}.ephemeral_1h_input_tokens" for place in _WRITTEN),
     reasoning_tokens="completion_tokens_details.reasoning_tokens reasoning_tokens",
     connector="connector_tokens",
     **_by_modality("prompt_tokens_details", "completion_tokens_details"),
@@ -90,11 +94,13 @@ _SVG: Final = paths(
     reasoning_tokens="reasoning_tokens",
 )
 # Embeddings and rankings of Voyage, Jina and vLLM.
-_TOTAL: Final = paths(input_tokens="total_tokens")
+_TOTAL: Final = paths(input_tokens="total_tokens", input_pixels="image_pixels")
 _PAGES: Final = paths(input_document_pages="pages_processed")
 
+_HEARD: Final = ("audio_seconds", "input_audio_seconds")
+"""Units of sound that went in: some models have a price for one of them, some for both."""
 _SECONDS: Final = (
-    ("prompt_audio_seconds", ("audio_seconds", "input_audio_seconds")),
+    ("prompt_audio_seconds", _HEARD),
     ("billable_audio_seconds", ("audio_seconds",)),
 )
 """Seconds of sound beside tokens: of Mistral's models, and of xAI's voices."""
@@ -122,8 +128,8 @@ def counts_of(usage: Table, *, has_only_total: bool, makes_images: bool) -> tupl
     Returns:
         None where it is not OpenAI-shaped.
     """
-    if usage.get("type") == "duration":
-        return _duration(usage)
+    if usage.get("type") == "duration" or ("seconds" in usage and "input_tokens" not in usage):
+        return duration_of(usage, _HEARD)
     if "prompt_tokens" in usage and ("completion_tokens" in usage or "total_tokens" in usage):
         is_perplexity = "citation_tokens" in usage or "num_search_queries" in usage
         found = read_counts(usage, _PERPLEXITY if is_perplexity else _CHAT)
@@ -144,12 +150,12 @@ def counts_of(usage: Table, *, has_only_total: bool, makes_images: bool) -> tupl
     return (_of_images(counts) if makes_images else counts), refused
 
 
-def _duration(usage: Table) -> tuple[Counts, bool]:
-    """A transcription that is measured in seconds: there are no tokens to miss."""
+def duration_of(usage: Table, units: Sequence[str]) -> tuple[Counts, bool]:
+    """The seconds of a usage object, as so many of each unit: there are no tokens to miss."""
     seconds = whole_seconds(usage.get("seconds"))
     if seconds is None:
         return {}, usage.get("seconds") is not None
-    return {"audio_seconds": seconds, "input_audio_seconds": seconds}, False
+    return dict.fromkeys(units, seconds), False
 
 
 def whole_seconds(value: object) -> int | None:
