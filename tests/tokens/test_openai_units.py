@@ -247,6 +247,12 @@ def test_a_reported_amount_is_exact(usage: dict[str, Any], micros: Fraction | in
     assert call.reported_cost_micros == micros
 
 
+@pytest.mark.parametrize(("reports", "micros"), [({"cost": 0.5, "cost_details": {}}, 500_000), ({}, 226_270)])
+def test_the_amount_of_a_gateway_covers_tools_too(reports: dict[str, Any], micros: int) -> None:
+    calls = read(compact({**PAINTED, "usage": {**PAINTED["usage"], **reports}}))
+    assert charged(calls, "") == micros
+
+
 def test_an_upstream_amount_that_cannot_be_one_is_refused_alone() -> None:
     details = {"upstream_inference_cost": "free"}
     (call,) = read(compact(answer("gpt-5", 10, 5, cost=0.1, is_byok=True, cost_details=details)))

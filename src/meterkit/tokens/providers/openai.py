@@ -6,6 +6,7 @@ https://platform.openai.com/docs/api-reference
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
@@ -13,14 +14,14 @@ from meterkit.tokens.jobs import outliving_state
 from meterkit.tokens.json_values import dig, rows, table, text
 from meterkit.tokens.providers.api import Api
 from meterkit.tokens.providers.openai_units import (
-    counts_of,
-    duration_of,
-    other_calls,
-    pages_of,
+    count_tool_calls,
+    read_duration,
+    read_other_calls,
+    read_pages,
+    read_usage,
     settle,
-    tool_calls,
 )
-from meterkit.tokens.providers.reported_cost import reported_cost
+from meterkit.tokens.providers.reported_cost import read_cost
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Counts, Table
@@ -136,8 +137,8 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         return None
     counts, refused = found
     if holder.get("object") != _COMPACTION:
-        counts = {**tool_calls(holder), **counts}
-    cost, has_refused_cost = reported_cost(usage)
+        counts = {**count_tool_calls(holder), **counts}
+    cost, has_refused_cost = read_cost(usage)
     provider = _provider(holder, usage)
     choices = holder.get("choices")
     finished = any(dig(choice, ("finish_reason",)) is not None for choice in rows(choices))
@@ -159,17 +160,23 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         sums=holder.get("object") == "batch",
         context=_context(holder, usage),
         cost_micros=cost,
-        others=tuple(other_calls(holder, provider)),
+        others=_others(holder, provider, cost),
     )
+
+
+def _others(holder: Table, provider: str, cost: Fraction | None) -> tuple[EventUsage, ...]:
+    """The calls of other models inside an answer; an amount that the provider reports is for all of them."""
+    found = tuple(read_other_calls(holder, provider))
+    return found if cost is None else tuple(replace(other, cost_micros=Fraction(0)) for other in found)
 
 
 def _counts_in(event: Table, usage: Table) -> tuple[Counts, bool] | None:
     if not usage:
-        return pages_of(event) if _is_pages(event) else None
+        return read_pages(event) if _is_pages(event) else None
     if event.get("type") in _LIVE:
-        return duration_of(usage, ("audio_seconds",))
+        return read_duration(usage, ("audio_seconds",))
     has_only_total = _is_embeddings(event) or _is_ranking(event)
-    return counts_of(usage, has_only_total=has_only_total, makes_images=_is_images(event))
+    return read_usage(usage, has_only_total=has_only_total, makes_images=_is_images(event))
 
 
 def _context(holder: Table, usage: Table) -> dict[str, str]:

@@ -117,7 +117,7 @@ _TOOL_ITEMS: Final = {
 _IMAGE_MODEL: Final = "gpt-image-2.5-sunburst"
 
 
-def counts_of(usage: Table, *, has_only_total: bool, makes_images: bool) -> tuple[Counts, bool] | None:
+def read_usage(usage: Table, *, has_only_total: bool, makes_images: bool) -> tuple[Counts, bool] | None:
     """The figures of a usage object, for its API's :func:`settle`, and whether one was refused.
 
     Args:
@@ -129,7 +129,7 @@ def counts_of(usage: Table, *, has_only_total: bool, makes_images: bool) -> tupl
         None where it is not OpenAI-shaped.
     """
     if usage.get("type") == "duration" or ("seconds" in usage and "input_tokens" not in usage):
-        return duration_of(usage, _HEARD)
+        return read_duration(usage, _HEARD)
     if "prompt_tokens" in usage and ("completion_tokens" in usage or "total_tokens" in usage):
         is_perplexity = "citation_tokens" in usage or "num_search_queries" in usage
         found = read_counts(usage, _PERPLEXITY if is_perplexity else _CHAT)
@@ -144,28 +144,28 @@ def counts_of(usage: Table, *, has_only_total: bool, makes_images: bool) -> tupl
     for name, units in _SECONDS:
         value = usage.get(name)
         if value is not None and table(value) is None:  # Mistral says `{}` where there is no sound.
-            seconds = whole_seconds(value)
+            seconds = parse_seconds(value)
             refused |= seconds is None
             counts.update(dict.fromkeys(units, seconds) if seconds is not None else {})
-    return (_of_images(counts) if makes_images else counts), refused
+    return (_fill_image_figures(counts) if makes_images else counts), refused
 
 
-def duration_of(usage: Table, units: Sequence[str]) -> tuple[Counts, bool]:
+def read_duration(usage: Table, units: Sequence[str]) -> tuple[Counts, bool]:
     """The seconds of a usage object, as so many of each unit: there are no tokens to miss."""
-    seconds = whole_seconds(usage.get("seconds"))
+    seconds = parse_seconds(usage.get("seconds"))
     if seconds is None:
         return {}, usage.get("seconds") is not None
     return dict.fromkeys(units, seconds), False
 
 
-def whole_seconds(value: object) -> int | None:
+def parse_seconds(value: object) -> int | None:
     """Whole seconds of a duration, in doubt fewer; None for what cannot be one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return figure(value // 1)
 
 
-def _of_images(counts: Counts) -> Counts:
+def _fill_image_figures(counts: Counts) -> Counts:
     """The figures of an image model: what comes out is images, except where the details say otherwise."""
     entered = sum(counts.get(f"input_{modality}_tokens", 0) for modality in _MODALITIES)
     parts = [counts.get(f"output_{modality}_tokens") for modality in _MODALITIES]
@@ -178,7 +178,7 @@ def settle(counts: Counts) -> Counts:
     """Normalise the figures of one call: total and parts say together what went in and came out."""
     prompt, completion, total = map(counts.get, ("input_tokens", "output_tokens", "total"))
     if completion is not None and "output_citation_tokens" in counts:
-        return _with_citations(counts, completion)
+        return _add_citations(counts, completion)
     if prompt is None or total is None:
         return counts
     if completion is not None and ("connector" in counts or "input_audio_seconds" in counts):
@@ -194,14 +194,14 @@ def settle(counts: Counts) -> Counts:
     return {"reasoning_tokens": residual, **counts, **more}
 
 
-def _with_citations(counts: Counts, completion: int) -> Counts:
+def _add_citations(counts: Counts, completion: int) -> Counts:
     """The figures of Perplexity, which bills reasoning and citations on top of the completion."""
     beside = counts["output_citation_tokens"] + counts.get("reasoning_tokens", 0)
     by_total = counts.get("total", 0) - counts.get("input_tokens", 0)
     return {**counts, "output_tokens": max(completion + beside, by_total)}
 
 
-def pages_of(event: Table) -> tuple[Counts, bool]:
+def read_pages(event: Table) -> tuple[Counts, bool]:
     """Pages of Mistral's text recognition; annotated ones have a price of their own."""
     counts, refused = read_counts(table(event.get("usage_info")) or {}, _PAGES)
     if counts and event.get("document_annotation") is not None:
@@ -209,7 +209,7 @@ def pages_of(event: Table) -> tuple[Counts, bool]:
     return counts, refused
 
 
-def tool_calls(response: Table) -> dict[str, int]:
+def count_tool_calls(response: Table) -> dict[str, int]:
     """Calls of hosted tools in a response that are billed each; none where it has none.
 
     A search that opened a page or failed is not billed. Where the response says how many searches are, that
@@ -226,14 +226,14 @@ def tool_calls(response: Table) -> dict[str, int]:
     return dict(found) if billed is None else {**found, "web_searches": billed}
 
 
-def other_calls(holder: Table, provider: str) -> Iterator[EventUsage]:
+def read_other_calls(holder: Table, provider: str) -> Iterator[EventUsage]:
     """Yield the calls of other models inside an answer: the image tool's, and those that draw SVG."""
     said: dict[str, Any] = {"provider": provider, "settle": settle, "final": True}
     used = table(dig(holder, ("tool_usage", "image_gen")))
     if used is not None:
         figures, refused = read_counts(used, _IMAGES)
         if refused or any(figures.values()):
-            counts = _of_images(figures) if figures else figures
+            counts = _fill_image_figures(figures) if figures else figures
             yield EventUsage(
                 counts=counts, refused=refused, call_id="image_gen", model=_image_model(holder), **said
             )
@@ -252,7 +252,7 @@ def _named_items(holder: Table) -> Iterator[tuple[str, Table]]:
 
 
 def _image_model(response: Table) -> str:
-    """The model of the image tool: the response repeats the tools that were asked for."""
+    """Model of the image tool: the response repeats the requested tools."""
     named = (
         text(dig(tool, ("model",)))
         for kind, place in (("image_generation_call", "output"), ("image_generation", "tools"))

@@ -20,8 +20,8 @@ _MICROS_MAX: Final = 10**9 * _MICROS
 _TICKS_PER_MICRO: Final = 10**4  # xAI: 10^10 ticks are a dollar.
 
 
-def reported_cost(usage: Table) -> tuple[Fraction | None, bool]:
-    """What a usage object says that the call costs, and whether an amount was refused."""
+def read_cost(usage: Table) -> tuple[Fraction | None, bool]:
+    """Amount that a usage object reports for its call, and whether one was refused."""
     said, unit = usage.get("cost"), Fraction(_MICROS)
     if table(said) is not None:
         said = dig(said, ("total_cost",))
