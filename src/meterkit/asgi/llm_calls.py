@@ -25,7 +25,7 @@ from meterkit.store.hold import NOTHING_USED, Used
 from meterkit.store.jobs import claim_job, end_work, remember_job
 from meterkit.tokens.call_usage import CallUsage, filled
 from meterkit.tokens.charging import charged_of
-from meterkit.tokens.jobs import batch_line, call_name, mark_batched
+from meterkit.tokens.jobs import batch_line, batched, call_name
 from meterkit.tokens.merging import each_once, join_reports
 from meterkit.tokens.objects import Reports, calls_of, pending_jobs, usage_of
 from meterkit.tokens.plain_values import kind_of
@@ -214,7 +214,7 @@ def _named(calls: Sequence[CallUsage], call_id: str, line: BatchLine | None) -> 
     base = call_id if line is None else f"{call_id}\0{line.name}"
     return tuple(
         replace(
-            call if line is None else mark_batched(call),
+            call if line is None else batched(call),
             response_id=base if at == 0 else f"{base}\0{at}",
             outlives=True,
         )

@@ -63,8 +63,8 @@ _ANSWERS: Final = (
 _ENDS: Final = ("response", "result", "error")
 
 
-def mark_batched(call: CallUsage) -> CallUsage:
-    """Mark a call as one of a batch, for which providers have prices of their own."""
+def batched(call: CallUsage) -> CallUsage:
+    """A call of a batch, for which providers have prices of their own."""
     return replace(call, context=tuple(sorted({**dict(call.context), "processing": "batch"}.items())))
 
 
