@@ -42,11 +42,17 @@ NAMES = sorted(
         *("cache_read_input_tokens", "stopReason", "output", "finish_reason", "created_at", "embeddings"),
         *("amazon-bedrock-invocationMetrics", "inputTokenCount", "content", "text", "parts", "stop_reason"),
         *("max_tokens", "n", "messages", "contents", "source", "image_url", "bytes"),
+        *("tool_usage", "image_gen", "web_search", "num_requests", "tools", "svg_usage", "action", "status"),
+        *("service_tier", "provider", "cost", "cost_details", "is_byok", "upstream_inference_cost", "event"),
+        *("input_tokens_details", "audio_tokens", "seconds", "prompt_audio_seconds", "usage_info", "pages"),
+        *("pages_processed", "success", "result", "answers", "session", "item_id", "citation_tokens"),
     }
 )
 WORDS_IN_JSON = (
     *("chat.completion", "list", "response", "message", "message_start", "message_delta", "message-end"),
     *("response.completed", "error", "tokens", "duration", "base64", "STOP", "m1", ""),
+    *("web_search_call", "search", "image_generation", "response.event", "session.closed", "choice"),
+    *("conversation.item.input_audio_transcription.completed", "batch", "priority", "completed"),
 )
 SCALARS = (
     st.none()

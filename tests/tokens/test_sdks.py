@@ -9,6 +9,7 @@ import pytest
 from llm_apps import listening
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.tap import StreamTap
+from tokens.openai_payloads import PAYLOADS
 from tokens.recordings import (
     ANTHROPIC_LAST,
     DETAILED,
@@ -102,6 +103,36 @@ def test_openai() -> None:
         chat.ChatCompletionChunk.model_validate({**CHUNK, "choices": [], "usage": usage}),
     ]
     assert tapped(chunks) == [("reported", 3, 4, None, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "name"),
+    [
+        ("openai.types.responses", "Response", "searches"),
+        ("openai.types.responses", "Response", "image tool"),
+        ("openai.types.responses", "CompactedResponse", "compaction"),
+        ("openai.types", "ImagesResponse", "image as lines"),
+        ("openai.types", "ImageEditCompletedEvent", "edited image"),
+        ("openai.types.audio", "Transcription", "transcription"),
+        ("openai.types.audio", "Transcription", "transcription by duration"),
+        ("openai.types.chat", "ChatCompletion", "chat with sound"),
+        ("openai.types.chat", "ChatCompletion", "gateway"),
+        ("openai.types", "Batch", "batch"),
+        (
+            "openai.types.realtime",
+            "ConversationItemInputAudioTranscriptionCompletedEvent",
+            "what a user has said",
+        ),
+    ],
+)
+def test_openai_units(module: str, kind: str, name: str) -> None:
+    """F-212, F-213: objects of the SDK have the units that its JSON has."""
+    model: Any = getattr(pytest.importorskip(module), kind)
+    payload = PAYLOADS[name]
+    said = payload.said[-1] if isinstance(payload.said, list) else payload.said
+    calls = calls_of(model.construct(**said))
+    assert [dict(call.details) for call in calls] == payload.units
+    assert calls == calls_of(said)
 
 
 def test_anthropic() -> None:

@@ -79,7 +79,9 @@ def read_counts(usage: Table, paths: Paths) -> tuple[dict[str, int], bool]:
     refused = False
     for name, alternatives in paths.items():
         for path in alternatives:
-            found = usage.get(path[0]) if len(path) == 1 else dig(usage, path)
+            found = usage.get(path[0])  # Most figures are not there: that is seen at the first name.
+            if found is not None and len(path) > 1:
+                found = dig(found, path[1:])
             if found is not None:
                 count = figure(found)
                 if count is None:
