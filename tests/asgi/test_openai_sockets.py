@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from asgi.test_openai_charges import PLANS, spent
-from asgi.test_socket_usage import done, provider, talk
+from asgi.test_socket_usage import delta, done, provider, talk
 from llm_apps import metered, tokens
 from tokens.openai_payloads import PAYLOADS, TRANSCRIBED, response
 
@@ -34,6 +34,43 @@ async def test_each_transcription_of_what_a_user_says_counts_once(path: str, sto
         await at.kit.grants.add("acme", {"usd": 100}, grant_id="1")
         await talk(at, path, events)
         assert await tokens(at.kit, "input_tokens", "output_tokens", "input_audio_tokens") == (320, 50, 260)
+
+
+NAMED: Final = {"audio": {"input": {"transcription": {"model": "gpt-4o-transcribe"}}}}
+
+
+@pytest.mark.parametrize("path", ["/auto", "/openai"])
+@pytest.mark.parametrize(
+    ("query", "session", "micros"),
+    [
+        # 130 * 6 + 10 * 2.5 + 20 * 10, whatever model answers
+        ("model=gpt-realtime", {"model": "gpt-realtime", **NAMED}, 1_005),
+        ("intent=transcription", {"type": "transcription", **NAMED}, 1_005),
+        ("intent=transcription&deployment=gpt-4o-transcribe", {"type": "transcription"}, 1_005),
+        # Another model than the one that answers, without a name.
+        ("model=gpt-realtime", {"model": "gpt-realtime"}, 0),
+        ("model=gpt-realtime", None, 0),
+    ],
+)
+async def test_a_transcription_costs_what_the_model_of_the_session_asks(
+    path: str, query: str, session: dict[str, Any] | None, micros: int, store_url: str
+) -> None:
+    begun = [] if session is None else [{"type": "session.created", "session": session}]
+    async with metered(provider, store_url, plans=SOCKETS) as at:
+        await at.kit.grants.add("acme", {"usd": 100}, grant_id="1")
+        await talk(at, path, [*begun, TRANSCRIBED], query=query)
+        assert await spent(at, "acme") == micros
+
+
+async def test_a_transcription_leaves_the_estimate_of_an_answer_that_breaks_off(store_url: str) -> None:
+    async with metered(provider, store_url, plans=SOCKETS) as at:
+        await at.kit.grants.add("acme", {"usd": 100}, grant_id="1")
+        events = [delta("x" * 400), TRANSCRIBED, delta("y" * 400)]
+        await talk(at, "/openai", events, received=[{"type": "response.create", "text": "z" * 80}])
+        entered, left = await tokens(at.kit)
+        # 800 bytes are 200 tokens; 20 came out of the transcription, into which 140 went.
+        assert left == 200 + 20
+        assert entered > 140
 
 
 @pytest.mark.parametrize("path", ["/auto", "/openai"])

@@ -12,7 +12,7 @@ from meterkit.tokens.json_values import load, table
 from meterkit.tokens.layout import may_report
 from meterkit.tokens.observer import Observer
 from meterkit.tokens.providers import BY_NAME
-from meterkit.tokens.session_models import SessionModels
+from meterkit.tokens.session_models import SessionModels, is_transcription
 from meterkit.tokens.unread_figures import may_have_figures
 
 if TYPE_CHECKING:
@@ -88,14 +88,22 @@ class SocketUsage:
             # The figures of a turn come in a message that has nothing else.
             self.usage, self._declared = "gemini", True
             observer = self._observer = self._new_observer()
-        observer.observe(event)
-        calls = [call for call in observer.close(complete=False, notes=()) if call.source == "reported"]
-        if calls:
+        # A transcription is another model's call: an answer that has begun goes on.
+        is_apart = is_transcription(event)
+        reader = self._new_observer() if is_apart else observer
+        reader.observe(event)
+        calls = [call for call in reader.close(complete=False, notes=()) if call.source == "reported"]
+        if not calls:
+            return
+        calls = [call for call in calls if self._is_new(call)]
+        if is_apart:
+            model = self.session.transcription_of()
+            calls = [call if call.model else replace(call, model=model) for call in calls]
+        else:
             self._unread = self._unread or observer.unread_figure
             self._observer = self._new_observer()
             self._input_tokens = 0
-            model = self.session.transcription_of(event)
-            self.count([replace(call, model=call.model or model) for call in calls if self._is_new(call)])
+        self.count(calls)
 
     def _is_new(self, call: CallUsage) -> bool:
         """Whether an answer was not counted before: its last event may be sent more than once."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S: Final = 60.0
 _SWITCHING_PROTOCOLS: Final = 101
+_TRANSCRIBES: Final = b"intent=transcription"
 _FORBIDDEN: Final = 403
 _REASON_BYTES_MAX: Final = 123  # A close frame has 125; the code takes two: RFC 6455 section 5.5.
 
@@ -77,6 +78,7 @@ class WebSocketExchange(Exchange):
                 complain=self.warn,
                 report_unread=partial(warn_of_unread, self._store, self._route),
             )
+            self._usage.session.only_transcribes = _TRANSCRIBES in self._scope.get("query_string", b"")
         self._look_later()
 
     async def receive(self) -> Message:

@@ -30,11 +30,13 @@ class SessionModels:
         asked: the models of answers that the client has named so far. It may name several, and the server may
             ignore each. One of them is the empty text where a message could only be searched.
         current: the model that the server has last named; None: it has named none.
+        only_transcribes: whether no model answers, so that the one of the request transcribes.
     """
 
-    __slots__ = ("_asked_transcriptions", "_transcription", "asked", "current")
+    __slots__ = ("_asked_transcriptions", "_transcription", "asked", "current", "only_transcribes")
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_transcribes: bool = False) -> None:
+        self.only_transcribes = only_transcribes
         self.asked: tuple[str, ...] = ()
         self.current: str | None = None
         self._asked_transcriptions: frozenset[str] = frozenset()
@@ -71,13 +73,25 @@ class SessionModels:
         for path in _TRANSCRIPTION:
             self._transcription = _name(session, path) or self._transcription
 
-    def transcription_of(self, event: Table) -> str | None:
-        """The model that transcribes what the client says, if an event has such text; else None."""
-        kind = event.get("type")
-        if not isinstance(kind, str) or _TRANSCRIBED not in kind:
-            return None
+    def transcription_of(self) -> str | None:
+        """The model that transcribes what the client says.
+
+        Returns:
+            None where several may be, or the session only transcribes: those that the request names. The
+            empty text where nothing names one: it is another model than the one that answers.
+        """
+        if self._transcription is not None:
+            return self._transcription
         asked = self._asked_transcriptions
-        return self._transcription or (plain_name(next(iter(asked))) if len(asked) == 1 else None)
+        if not asked:
+            return None if self.only_transcribes else ""
+        return plain_name(next(iter(asked))) if len(asked) == 1 else None
+
+
+def is_transcription(event: Table) -> bool:
+    """Whether an event has the text of what the client says, and the usage of the model that wrote it."""
+    kind = event.get("type")
+    return isinstance(kind, str) and _TRANSCRIBED in kind
 
 
 def _name(session: Table, path: tuple[str, ...]) -> str | None:
