@@ -159,7 +159,7 @@ def test_searches_are_counted_once_however_often_a_stream_repeats_them() -> None
 
 @pytest.mark.parametrize("word", ["auto", "openai"])
 def test_a_transcription_between_the_events_of_an_answer_is_a_call_of_its_own(word: str) -> None:
-    done = response("gpt-realtime-2", 10, 5)
+    done = {name: value for name, value in response("", 10, 5).items() if name != "model"}
     events = [
         {"type": "response.created", "response": {**done, "status": "in_progress", "usage": None}},
         TRANSCRIBED,
@@ -169,9 +169,25 @@ def test_a_transcription_between_the_events_of_an_answer_is_a_call_of_its_own(wo
     ]
     calls = read(b"".join(map(sse, events)), word, SSE_TYPE)
     assert [(call.response_id, call.model) for call in calls] == [
-        *[("item_1", None), ("resp_1", "gpt-realtime-2"), ("item_2", None)]
+        ("item_1", None),
+        ("resp_1", None),
+        ("item_2", None),
     ]
+    assert [call.output_tokens for call in calls] == [20, 5, None]
     assert calls[2].details == {"audio_seconds": 2, "input_audio_seconds": 2}
+
+
+def test_a_transcription_is_no_part_of_a_call_that_goes_on() -> None:
+    begun = {"type": "session.usage.updated", "usage": {"seconds": 5}}
+    calls = read(b"".join(map(sse, (begun, TRANSCRIBED))), "auto", SSE_TYPE)
+    assert [call.details.get("audio_seconds") for call in calls] == [5, None]
+    assert [call.output_tokens for call in calls] == [None, 20]
+
+
+def test_sound_that_mistral_transcribes_goes_in() -> None:
+    (call,) = read_payload(PAYLOADS["transcription of Mistral"])
+    assert figures(call)[1:3] == (4 + 2625, 635)
+    assert call.notes == ()
 
 
 BAD: Final[list[object]] = [-1, "5", "", 1.5, QUANTITY_MAX + 1, True, [], {}, [5], {"n": 5}]
@@ -293,6 +309,8 @@ def test_a_gateways_word_counts_over_the_shape_for_mistral_too() -> None:
             {"service_tier": "priority", "object": "batch", "id": "b"},
             (("processing", "batch"), ("service_tier", "priority")),
         ),
+        ({"service_tier": "default"}, ()),
+        ({"service_tier": "auto"}, ()),
         ({"service_tier": None}, ()),
         ({"service_tier": ["flex"]}, ()),
         ({"service_tier": "x" * 300}, ()),
