@@ -93,6 +93,8 @@ class SocketUsage:
         reader = self._new_observer() if is_apart else observer
         reader.observe(event)
         calls = [call for call in reader.close(complete=False, notes=()) if call.source == "reported"]
+        if calls or is_apart:  # The reader is not kept.
+            self._unread = self._unread or reader.unread_figure
         if not calls:
             return
         calls = [call for call in calls if self._is_new(call)]
@@ -100,7 +102,6 @@ class SocketUsage:
             model = self.session.transcription_of()
             calls = [call if call.model else replace(call, model=model) for call in calls]
         else:
-            self._unread = self._unread or observer.unread_figure
             self._observer = self._new_observer()
             self._input_tokens = 0
         self.count(calls)
