@@ -160,11 +160,11 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         sums=holder.get("object") == "batch",
         context=_context(holder, usage),
         cost_micros=cost,
-        others=_others(holder, provider, cost),
+        others=_calls_of_others(holder, provider, cost),
     )
 
 
-def _others(holder: Table, provider: str, cost: Fraction | None) -> tuple[EventUsage, ...]:
+def _calls_of_others(holder: Table, provider: str, cost: Fraction | None) -> tuple[EventUsage, ...]:
     """The calls of other models inside an answer; an amount that the provider reports is for all of them."""
     found = tuple(read_other_calls(holder, provider))
     return found if cost is None else tuple(replace(other, cost_micros=Fraction(0)) for other in found)
