@@ -120,6 +120,8 @@ def test_a_stream_of_a_run_counts_the_run_and_not_its_steps(how: str) -> None:
     (call,) = read(b"".join(events), how, SSE_TYPE)
     assert figures(call)[:3] == ("reported", 600, 400)
     assert (call.response_id, call.outlives) == ("run_1", True)
+    # Its steps are calls of their own, and a price by input length is for one call.
+    assert call.notes == ("summed",)
 
 
 @pytest.mark.parametrize("how", ["gemini", "auto"])

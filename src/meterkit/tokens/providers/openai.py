@@ -32,6 +32,8 @@ _MEDIA_EVENTS: Final = ("transcript.text.done", "transcription.done", "speech.au
 _COMPACTION: Final = "response.compaction"
 _WHOLE: Final = ("response", _COMPACTION, "batch", "thread.run", "conversation.response")
 """Objects that have the usage of a call, or of several."""
+_SUMS: Final = ("batch", "thread.run")
+"""Objects of several calls, of which only the sum is known."""
 _CONVERSED: Final = "conversation.response.done"  # Mistral's; its figures stand in the event.
 _TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
 """The Realtime API's event of another model's call, which transcribes what the user has said."""
@@ -157,7 +159,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         final=(finished or not rows(choices)) and kind != _LIVE[0],
         alone=not rows(choices),
         outlives=state is not None,
-        sums=holder.get("object") == "batch",
+        sums=holder.get("object") in _SUMS,
         context=_context(holder, usage),
         cost_micros=cost,
         others=_calls_of_others(holder, provider, cost),
