@@ -336,18 +336,12 @@ PAYLOADS: dict[str, Payload] = {
         asked="whisper-1",
         models=(None,),
     ),
-    # 30 seconds at 0.18 dollars an hour; 4 tokens of prompt and 2,625 of sound went in.
-    "transcription of Mistral": Payload(
-        said={
-            "model": "voxtral-mini-2602",
-            "text": "hello",
-            "language": "en",
-            "segments": [],
-            "usage": chat_usage(4, 635, 3264, prompt_audio_seconds=30),
-        },
-        micros=1_500,
+    # 4 * 0.1 + 635 * 0.4 + 30 seconds at 0.24 dollars an hour; its tokens are in the total only.
+    "chat of Mistral with sound": Payload(
+        said=answer("voxtral-small-24b-2507", 4, 635, total=3_264, prompt_audio_seconds=30),
+        micros=4 * Fraction(1, 10) + 254 + 2_000,
         units=[DURATION_UNITS],
-        models=("voxtral-mini-2602",),
+        models=("voxtral-small-24b-2507",),
     ),
     # 1000 * 1.25 + 100 * 10; two searches at 10,000, one of files at 2,500
     "searches": Payload(said=SEARCHES, micros=24_750, units=[SEARCH_UNITS]),
@@ -544,24 +538,6 @@ PAYLOADS: dict[str, Payload] = {
         micros=None,
         units=[{"input_pixels": 2_000_000}],
         models=("voyage-multimodal-3",),
-    ),
-    # Three pages at 4,000 and 5,000
-    "pages": Payload(
-        said={"model": "mistral-ocr-latest", "pages": [{"index": 0}], "usage_info": {"pages_processed": 3}},
-        micros=12_000,
-        units=[{"input_document_pages": 3}],
-        models=("mistral-ocr-latest",),
-    ),
-    "annotated pages": Payload(
-        said={
-            "model": "mistral-ocr-latest",
-            "pages": [{"index": 0}],
-            "document_annotation": "{}",
-            "usage_info": {"pages_processed": 3},
-        },
-        micros=15_000,
-        units=[{"input_document_pages": 3, "input_annotated_document_pages": 3}],
-        models=("mistral-ocr-latest",),
     ),
     # 130 * 6 + 10 * 2.5 + 20 * 10 where the session names gpt-4o-transcribe
     "what a user has said": Payload(

@@ -17,7 +17,6 @@ from meterkit.tokens.providers.openai_units import (
     count_tool_calls,
     read_duration,
     read_other_calls,
-    read_pages,
     read_usage,
     settle,
 )
@@ -70,7 +69,6 @@ def _holder(event: Table) -> Table | None:
         or _is_transcription(event)
         or _is_images(event)
         or _is_decision(event)
-        or _is_pages(event)
     ):
         return event
     return _inside(event)
@@ -97,8 +95,7 @@ def _is_transcription(event: Table) -> bool:
     usage = table(event.get("usage"))
     if usage is None or not isinstance(event.get("text"), str):
         return False
-    is_typed = usage.get("type") in ("tokens", "duration")
-    return is_typed or "seconds" in usage or "prompt_audio_seconds" in usage
+    return usage.get("type") in ("tokens", "duration") or "seconds" in usage
 
 
 def _is_images(event: Table) -> bool:
@@ -114,11 +111,6 @@ def _is_decision(event: Table) -> bool:
     answers = rows(event.get("answers"))
     kind = dig(answers[0], ("type",)) if answers else None
     return isinstance(kind, str) and kind in _DECISIONS
-
-
-def _is_pages(event: Table) -> bool:
-    """Whether it is text that Mistral has recognised in pages."""
-    return isinstance(event.get("pages"), list) and table(event.get("usage_info")) is not None
 
 
 def _usage_in(event: Table, strict: bool) -> EventUsage | None:
@@ -173,8 +165,6 @@ def _calls_of_others(holder: Table, provider: str, cost: Fraction | None) -> tup
 
 
 def _counts_in(event: Table, usage: Table) -> tuple[Counts, bool] | None:
-    if not usage:
-        return read_pages(event) if _is_pages(event) else None
     if event.get("type") in _LIVE:
         return read_duration(usage, ("audio_seconds",))
     has_only_total = _is_embeddings(event) or _is_ranking(event)

@@ -95,7 +95,6 @@ _SVG: Final = paths(
 )
 # Embeddings and rankings of Voyage, Jina and vLLM.
 _TOTAL: Final = paths(input_tokens="total_tokens", input_pixels="image_pixels")
-_PAGES: Final = paths(input_document_pages="pages_processed")
 
 _HEARD: Final = ("audio_seconds", "input_audio_seconds")
 """Units of sound that went in: some models have a price for one of them, some for both."""
@@ -181,9 +180,11 @@ def settle(counts: Counts) -> Counts:
         return _add_citations(counts, completion)
     if prompt is None or total is None:
         return counts
-    if completion is not None and ("connector" in counts or "input_audio_seconds" in counts):
-        # Mistral: tools have read it, or it was sound. It went in, and only the total has it.
+    if completion is not None and "connector" in counts:
+        # Mistral's tools have read or found them: they went in, and the total has them once.
         return {**counts, "input_tokens": max(prompt, total - completion)}
+    if counts.get("input_audio_seconds"):
+        return counts  # Mistral bills sound by the second; the total has its tokens too.
     # Embeddings have no completion, and some servers leave hidden reasoning out of it: the total has it.
     residual = max(0, total - prompt - (completion or 0))
     if completion is None:
@@ -199,14 +200,6 @@ def _add_citations(counts: Counts, completion: int) -> Counts:
     beside = counts["output_citation_tokens"] + counts.get("reasoning_tokens", 0)
     by_total = counts.get("total", 0) - counts.get("input_tokens", 0)
     return {**counts, "output_tokens": max(completion + beside, by_total)}
-
-
-def read_pages(event: Table) -> tuple[Counts, bool]:
-    """Pages of Mistral's text recognition; annotated ones have a price of their own."""
-    counts, refused = read_counts(table(event.get("usage_info")) or {}, _PAGES)
-    if counts and event.get("document_annotation") is not None:
-        counts["input_annotated_document_pages"] = counts["input_document_pages"]
-    return counts, refused
 
 
 def count_tool_calls(response: Table) -> dict[str, int]:
