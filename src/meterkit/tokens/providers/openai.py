@@ -32,7 +32,7 @@ _COMPACTION: Final = "response.compaction"
 _WHOLE: Final = ("response", _COMPACTION, "batch", "thread.run", "conversation.response")
 """Objects that have the usage of a call, or of several."""
 _SUMS: Final = ("batch", "thread.run")
-"""Objects of several calls, of which only the sum is known."""
+"""Objects that have the sum of several calls."""
 _CONVERSED: Final = "conversation.response.done"  # Mistral's; its figures stand in the event.
 _TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
 """The Realtime API's event of another model's call, which transcribes what the user has said."""
