@@ -9,7 +9,7 @@ import pytest
 from metering import http_scope
 from meterkit import MeterKit
 from meterkit.asgi.body import BUFFERED_BYTES_MAX, BufferedBody
-from meterkit.asgi.reservation import reservation
+from meterkit.asgi.reservation import RequestReservation, reservation
 from meterkit.catalog import loads
 from tokens.recordings import compact
 
@@ -132,7 +132,7 @@ def test_a_route_without_reserve_reserves_nothing() -> None:
         "schema: 1\ncurrency: usd\ndefault_plan: free\nmeters: {input_tokens: {unit: token}}\n"
         'routes: [{match: "*"}]\nplans: {free: {price: {amount_cents: 0, interval: month}}}\n'
     ).routes[0]
-    assert ({}, (), None) == reservation(route, body=b"{}", size=2, counters=counters_of(sold))
+    assert RequestReservation({}) == reservation(route, body=b"{}", size=2, counters=counters_of(sold))
 
 
 def test_another_estimator_may_measure() -> None:
