@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 from meterkit.tokens.call_usage import figure
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 Table: TypeAlias = "Mapping[str, Any]"
-Paths: TypeAlias = "Mapping[str, Sequence[Sequence[str]]]"
 Counts: TypeAlias = "Mapping[str, int]"
 
 _TEXT_CHARS_MAX: Final = 256
@@ -63,9 +62,34 @@ def dig(value: object, path: Sequence[str]) -> Any:
     return value
 
 
+class Paths(dict[str, "Sequence[Sequence[str]]"]):
+    """Our name of a figure to the paths where it may stand; the first that holds a value counts.
+
+    Attributes:
+        tree: the same by the members of the object.
+    """
+
+    __slots__ = ("tree",)
+
+    def __init__(self, places: Mapping[str, Sequence[Sequence[str]]]) -> None:
+        super().__init__(places)
+        self.tree: Mapping[str, _Place] = {}
+        for name, alternatives in self.items():
+            for rank, path in enumerate(alternatives):
+                place = _Place({}, self.tree)
+                for member in path:
+                    place = place.inner.setdefault(member, _Place({}, {}))
+                place.names[name] = rank
+
+
+class _Place(NamedTuple):
+    names: dict[str, int]
+    inner: Any
+
+
 def paths(**places: str) -> Paths:
-    """Where figures may stand, by our names for them: dotted paths, parted by blanks."""
-    return {name: [path.split(".") for path in found.split()] for name, found in places.items()}
+    """Paths from texts: dotted paths, parted by blanks."""
+    return Paths({name: [path.split(".") for path in found.split()] for name, found in places.items()})
 
 
 def read_counts(usage: Table, paths: Paths) -> tuple[dict[str, int], bool]:
@@ -73,20 +97,29 @@ def read_counts(usage: Table, paths: Paths) -> tuple[dict[str, int], bool]:
 
     Args:
         usage: what the provider sent.
-        paths: our name to the paths where the figure may stand; the first that holds a value counts.
+        paths: where each figure may stand.
     """
+    found: dict[str, tuple[int, object]] = {}
+    _find(usage, paths.tree, found)
     counts: dict[str, int] = {}
     refused = False
-    for name, alternatives in paths.items():
-        for path in alternatives:
-            found = usage.get(path[0])  # Most figures are not there: that is seen at the first name.
-            if found is not None and len(path) > 1:
-                found = dig(found, path[1:])
-            if found is not None:
-                count = figure(found)
-                if count is None:
-                    refused = True
-                else:
-                    counts[name] = count
-                break
+    for name, (_, value) in found.items():
+        count = figure(value)
+        if count is None:
+            refused = True
+        else:
+            counts[name] = count
     return counts, refused
+
+
+def _find(value: Table, tree: Mapping[str, _Place], found: dict[str, tuple[int, object]]) -> None:
+    """Find the value of the best place for each name: members that are there are fewer than the places."""
+    for member in value if len(value) <= len(tree) else tree:
+        inner, place = value.get(member), tree.get(member)
+        if inner is None or place is None:
+            continue
+        for name, rank in place.names.items():
+            if name not in found or rank < found[name][0]:
+                found[name] = rank, inner
+        if place.inner and isinstance(inner, dict):
+            _find(cast("Table", inner), place.inner, found)

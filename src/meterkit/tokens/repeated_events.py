@@ -17,6 +17,8 @@ _VARYING: Final = re.compile(rb'"(?:(?P<text>' + _TEXTS + rb')|obfuscation)"\s*:
 _MISSES_MAX: Final = 16
 _EVENT_BYTES_MAX: Final = 4_096
 _PLACES_MAX: Final = 2
+# Printable ASCII without quotation marks and backslashes: such a text is as long as its bytes.
+_PLAIN: Final = re.compile(rb"[ !#-\[\]-~]*")
 _END: Final = b"\n\n"
 _ENDS: Final = (_END, b"\r\n\r\n")
 _HEAD: Final = re.compile(rb"(?:(?:event: [^\n]*\n)?data: )?")
@@ -55,6 +57,9 @@ class Repeats:
         if not is_alike and not self._meet(events):
             return None
         texts = events[self._begin : size - self._least + self._begin]
+        if not self._middle and _PLAIN.fullmatch(texts) is not None:
+            self._misses = 0
+            return len(texts)
         if self._middle:
             first, middle, second = texts.partition(self._middle)
             if not middle:

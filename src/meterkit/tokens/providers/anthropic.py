@@ -10,13 +10,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
-from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
 from meterkit.tokens.providers.api import Api, cache_included, context_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.tokens.json_values import Counts, Paths, Table
+    from meterkit.tokens.json_values import Counts, Table
 
 _ITERATED: Final = paths(
     input_tokens="input_tokens",
@@ -27,14 +27,16 @@ _ITERATED: Final = paths(
 _WRITES: Final = paths(
     cache_write_5m_tokens="ephemeral_5m_input_tokens", cache_write_1h_tokens="ephemeral_1h_input_tokens"
 )
-_PATHS: Final[Paths] = {
-    **_ITERATED,
-    **paths(
-        reasoning_tokens="output_tokens_details.thinking_tokens",
-        web_searches="server_tool_use.web_search_requests",
-        code_executions="server_tool_use.code_execution_requests",
-    ),
-}
+_PATHS: Final = Paths(
+    {
+        **_ITERATED,
+        **paths(
+            reasoning_tokens="output_tokens_details.thinking_tokens",
+            web_searches="server_tool_use.web_search_requests",
+            code_executions="server_tool_use.code_execution_requests",
+        ),
+    }
+)
 _OF_ITERATIONS: Final = "iterated_"
 _ADVISOR: Final = "advisor_message"
 _FALLBACK: Final = "fallback_message"

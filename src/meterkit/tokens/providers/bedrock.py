@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
-from meterkit.tokens.json_values import dig, paths, read_counts, table, text
+from meterkit.tokens.json_values import Paths, dig, paths, read_counts, table, text
 from meterkit.tokens.providers.anthropic import ANTHROPIC
 from meterkit.tokens.providers.api import Api, cache_included, context_of, sum_rows
 from meterkit.tokens.providers.cohere import COHERE
@@ -18,7 +18,7 @@ from meterkit.tokens.providers.openai import OPENAI
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from meterkit.tokens.json_values import Counts, Paths, Table
+    from meterkit.tokens.json_values import Counts, Table
 
 _PROVIDER: Final = "aws.bedrock"
 _PATHS: Final = paths(
@@ -30,7 +30,7 @@ _PATHS: Final = paths(
 _WRITES: Final = {"5m": "cache_write_5m_tokens", "1h": "cache_write_1h_tokens"}
 # Names that no other API has: the figures of the answer inside go before these.
 _METRICS: Final = "metrics_"
-_METRIC_PATHS: Final[Paths] = {_METRICS + name: alternatives for name, alternatives in _PATHS.items()}
+_METRIC_PATHS: Final = Paths({_METRICS + name: alternatives for name, alternatives in _PATHS.items()})
 _INVOKED: Final = "amazon-bedrock-invocationMetrics"
 _BLOCK_EVENTS: Final = ("contentBlockStart", "contentBlockDelta", "contentBlockStop")
 _STREAMED: Final = ("messageStart", *_BLOCK_EVENTS, "messageStop", "metadata")

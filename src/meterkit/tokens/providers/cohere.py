@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.calls import EventUsage
-from meterkit.tokens.json_values import dig, paths, read_counts, table, text
+from meterkit.tokens.json_values import Paths, dig, paths, read_counts, table, text
 from meterkit.tokens.providers.api import Api
 
 if TYPE_CHECKING:
-    from meterkit.tokens.json_values import Counts, Paths, Table
+    from meterkit.tokens.json_values import Counts, Table
 
 _BILLED: Final = paths(
     rerank_searches="billed_units.search_units",
@@ -20,24 +20,28 @@ _BILLED: Final = paths(
     input_text_tokens="billed_units.text_tokens",
     input_document_pages="billed_units.pages",
 )
-_PATHS: Final[Paths] = {
-    **_BILLED,
-    **paths(
-        input_tokens="tokens.input_tokens",
-        output_tokens="tokens.output_tokens",
-        cached_input_tokens="cached_tokens",
-        billed_input_tokens="billed_units.input_tokens",
-        billed_output_tokens="billed_units.output_tokens",
-    ),
-}
-_META_PATHS: Final[Paths] = {
-    **_BILLED,
-    **paths(
-        input_tokens="billed_units.input_tokens",
-        output_tokens="billed_units.output_tokens",
-        cached_input_tokens="cached_tokens",
-    ),
-}
+_PATHS: Final = Paths(
+    {
+        **_BILLED,
+        **paths(
+            input_tokens="tokens.input_tokens",
+            output_tokens="tokens.output_tokens",
+            cached_input_tokens="cached_tokens",
+            billed_input_tokens="billed_units.input_tokens",
+            billed_output_tokens="billed_units.output_tokens",
+        ),
+    }
+)
+_META_PATHS: Final = Paths(
+    {
+        **_BILLED,
+        **paths(
+            input_tokens="billed_units.input_tokens",
+            output_tokens="billed_units.output_tokens",
+            cached_input_tokens="cached_tokens",
+        ),
+    }
+)
 _TYPES: Final = (
     *("message-start", "content-start", "content-delta", "content-end", "tool-plan-delta"),
     *("tool-call-start", "tool-call-delta", "tool-call-end", "citation-start", "citation-end"),

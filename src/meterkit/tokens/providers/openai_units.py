@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.calls import EventUsage
-from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, text
+from meterkit.tokens.json_values import Paths, dig, paths, read_counts, rows, table, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from meterkit.tokens.json_values import Counts, Paths, Table
+    from meterkit.tokens.json_values import Counts, Table
 
 _MODALITIES: Final = ("text", "audio", "image", "video")
 
@@ -61,10 +61,12 @@ _CHAT: Final = paths(
     **_by_modality("prompt_tokens_details", "completion_tokens_details"),
     **_HOSTED,
 )
-_PERPLEXITY: Final[Paths] = {
-    **_CHAT,
-    **paths(output_citation_tokens="citation_tokens", web_searches="num_search_queries"),
-}
+_PERPLEXITY: Final = Paths(
+    {
+        **_CHAT,
+        **paths(output_citation_tokens="citation_tokens", web_searches="num_search_queries"),
+    }
+)
 # The Realtime API and transcriptions have the singular, `input_token_details`.
 _RESPONSES: Final = paths(
     input_tokens="input_tokens",
@@ -79,14 +81,16 @@ _RESPONSES: Final = paths(
     **_by_modality("input_tokens_details input_token_details", "output_tokens_details output_token_details"),
     **{**_HOSTED, "web_searches": f"{_HOSTED['web_searches']} tool_calls_details.search_web.invocation"},
 )
-_IMAGES: Final[Paths] = {
-    **_RESPONSES,
-    **paths(
-        cached_input_tokens="cached_tokens input_tokens_details.cached_tokens",
-        cache_text_read_tokens="cached_tokens_details.cached_text_tokens",
-        cache_image_read_tokens="cached_tokens_details.cached_image_tokens",
-    ),
-}
+_IMAGES: Final = Paths(
+    {
+        **_RESPONSES,
+        **paths(
+            cached_input_tokens="cached_tokens input_tokens_details.cached_tokens",
+            cache_text_read_tokens="cached_tokens_details.cached_text_tokens",
+            cache_image_read_tokens="cached_tokens_details.cached_image_tokens",
+        ),
+    }
+)
 _SVG: Final = paths(
     input_tokens="input_tokens",
     output_tokens="output_tokens",
