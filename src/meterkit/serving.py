@@ -68,7 +68,7 @@ class Serving:
     ) -> None:
         self._store = store
         self._settings = settings
-        self._tasks = {**tasks, "degraded": store.degraded.run}
+        self._tasks = {**tasks, "degraded": store.degraded.run, "unpriced": store.unpriced.run}
         self._finish = finish
         self._close = close
         self._background = BackgroundTasks(store.task_failures)

@@ -294,7 +294,7 @@ credits:
   usd:
     unit: money
     costs: {tokens: provider_prices}
-    models: {"our-*": {input_tokens: 1 per 1000}, "our-llama-*": {input_tokens: 2 per 1000}}
+    models: {"our-*": {requests: 1}, "our-llama-*": {requests: 2}}
 routes:
   - {match: "POST /held", usage: openai, reserve: {output_tokens: {from: max_tokens, default: 9, ceiling: 9}}}
   - {match: "POST /chat", usage: openai}
@@ -305,8 +305,9 @@ plans:
 
 
 def test_lines_that_charge_money_and_hold_none_are_named() -> None:
-    found = [note for note in loads(MONEY).notes if note.kind == "informs"]
-    assert [(note.line, note.path) for note in found] == [(12, "routes")]
+    written = MONEY.replace("unit: money", "unit: money\n    unknown_model: deny")
+    found = [note for note in loads(written).notes if note.kind == "informs"]
+    assert [(note.line, note.path) for note in found] == [(13, "routes")]
     assert found[0].message == (
         "requests that race can spend more than the balance where nothing is held: 'POST /chat'; write"
         " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` to hold what a call"

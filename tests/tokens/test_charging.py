@@ -12,9 +12,12 @@ from genai_prices import Usage, calc_price
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_instructions import counted
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.charging import Charges, Remainders
+from meterkit.tokens.costing import CallCosts
+from meterkit.tokens.provider_prices import UnitPrices
 
 AT: Final = datetime(2026, 11, 24, tzinfo=UTC)
 OWN: Final = (
@@ -171,3 +174,111 @@ def test_no_part_of_a_unit_is_lost_nor_charged_to_another(amounts: list[tuple[st
     for customer in "ab":
         total = sum((amount for name, amount in amounts if name == customer), Fraction(0))
         assert units[customer] == total // 1
+
+
+FACTORED: Final = ProviderPrices(
+    models=(
+        ("claude-opus-*", {}),
+        ("gpt-5-mini", {"input_tokens": Fraction(7)}),
+        ("own-*", {"input_tokens": Fraction(2), "output_tokens": Fraction(6), "web_searches": Fraction(9)}),
+    ),
+    factors={
+        "claude-opus-*": {"inference_geo": {"us": 110}, "speed": {"fast": 200}},
+        "gpt-5-mini": {"service_tier": {"flex": 30}},
+        "own-*": {"service_tier": {"priority": 200, "flex": 50}, "processing": {"batch": 50}},
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "context", "amount"),
+    [
+        ("own-7b", (), 1000 * 2 + 100 * 6 + 3 * 9),
+        ("OWN-7B", (), 1000 * 2 + 100 * 6 + 3 * 9),
+        ("own-7b", (("service_tier", "priority"),), 2 * 2627),
+        ("own-7b", (("processing", "batch"), ("service_tier", "flex")), Fraction(2627, 4)),
+        ("own-7b", (("service_tier", "standard"), ("speed", "fast")), 2627),
+        # The file's factor is on the standard price, also where the table has a price of that way.
+        (
+            "claude-opus-4-8",
+            (("inference_geo", "us"),),
+            Fraction(11, 10) * (1000 * 5 + 100 * 25 + 3 * 10_000),
+        ),
+        ("claude-opus-4-8", (("speed", "fast"),), 2 * 37_500),
+        # Without a factor of its own it is the table's: half for a batch.
+        ("claude-opus-4-8", (("processing", "batch"),), (1000 * 5 + 100 * 25) / 2 + 3 * 10_000),
+        # A price of the file, and the table's for what the file leaves out.
+        ("gpt-5-mini", (), 1000 * 7 + 100 * 2),
+        ("gpt-5-mini", (("service_tier", "flex"),), Fraction(30, 100) * (1000 * 7 + 100 * 2)),
+    ],
+)
+def test_f_216_a_factor_is_on_all_prices_of_its_entry(
+    model: str, context: tuple[tuple[str, str], ...], amount: Fraction
+) -> None:
+    details = {} if model == "gpt-5-mini" else {"web_searches": 3}
+    said = call(model, None, input_tokens=1000, output_tokens=100, details=details, context=context)
+    assert Charges(FACTORED).of(said, AT) == amount
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "factor"),
+    [
+        ("own-7b", [], 1),
+        ("own-7b", [("service_tier", "priority")], 2),
+        ("own-7b", [("service_tier", "flex")], 1),  # The provider may process it as standard.
+        ("own-7b", [("service_tier", "flex"), ("service_tier", "priority")], 2),
+        ("own-7b", [("service_tier", f"t{n}") for n in range(16)] + [("service_tier", "priority")], 2),
+        ("own-7b", [("service_tier", "unknown"), ("speed", "fast")], 1),
+    ],
+)
+def test_f_216_a_hold_is_at_the_dearest_way_that_the_request_asks_for(
+    model: str, asked: list[tuple[str, str]], factor: int
+) -> None:
+    held = Charges(FACTORED).held([model], "openai", entered=1000, left=100, at=AT, context=asked)
+    assert held == factor * (1000 * 2 + 100 * 6)
+
+
+def test_f_216_a_request_without_a_model_is_held_at_the_dearest_tier_that_it_asks_for() -> None:
+    charges = Charges(ProviderPrices())
+    standard, fast = (
+        charges.held([], "anthropic", entered=1000, left=100, at=AT, has_media=False, context=asked)
+        for asked in ([], [("speed", "fast")])
+    )
+    assert fast > standard
+
+
+def test_a_price_of_one_direction_alone_is_logged_where_no_table_has_the_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    charges = Charges(ProviderPrices(models=(("gpt-4o*", {"input_tokens": Fraction(7)}),)))
+    for _ in range(2):
+        assert charges.of(call("gpt-4o-mini", input_tokens=1000, output_tokens=100), AT) == 7060
+        assert charges.of(call("gpt-4o~ours", "vllm", input_tokens=1000, output_tokens=100), AT) == 7000
+    (message,) = caplog.messages
+    assert message == (
+        "nothing is charged for output_tokens of model 'gpt-4o~ours': no price of it is known; write"
+        " `output_tokens` in the entry 'gpt-4o*' of `models` in the plans file as well"
+    )
+
+
+def test_tiers_in_any_order_count_by_their_start() -> None:
+    prices = UnitPrices({"input_tokens": ((-1, Fraction(1)), (10, Fraction(2)), (20, Fraction(3)))})
+    assert [prices.cost({"input_tokens": n}) for n in (10, 11, 21)] == [10, 22, 63]
+
+
+def test_a_call_is_priced_in_few_steps() -> None:
+    charges = Charges(ProviderPrices(markup_percent=30, models=OWN))
+    costs = CallCosts(charges, "usd_charged", {"input_tokens", "output_tokens"}, "plans/1")
+    said = call(
+        "gpt-4o",
+        input_tokens=12_000,
+        output_tokens=800,
+        cached_input_tokens=4_000,
+        reasoning_tokens=100,
+        details={"input_audio_tokens": 10, "output_audio_tokens": 4},
+    )
+    for price, most in ((charges.of, 530), (costs.of, 780)):
+        price(said, AT)  # Found once for each model.
+        with counted() as instructions:
+            price(said, AT)
+        assert sum(instructions.values()) < most, instructions

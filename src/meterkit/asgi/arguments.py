@@ -113,7 +113,9 @@ class PlansInForce:
         key = id(route), records
         found = self._polls.get(key)
         if found is None:
-            found = replace(route, is_poll=True, reserve=(), reads_model=False, records=records)
+            found = replace(
+                route, is_poll=True, reserve=(), reads_model=False, refuses_unpriced=(), records=records
+            )
             self._polls[key] = found
             self._former.append(route)
         return found

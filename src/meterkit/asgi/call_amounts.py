@@ -24,6 +24,8 @@ Amounts: TypeAlias = dict[tuple[_Key, bool, str], int | Fraction]
 ALL_CALLS: Final[_Key] = (None, None)
 _COST_OF: Final = "cost of "
 """Marks a cost: it stands before the name of the meter whose tokens cost it. No meter has such a name."""
+_UNPRICED: Final = "unpriced "
+"""Marks how many calls of a model have no price, likewise."""
 _UNIT: Final = "unit "
 """Marks a counter of the price table, for the audit log, likewise."""
 
@@ -44,17 +46,22 @@ class _Parts(NamedTuple):
     charged: dict[str, Fraction]
     costs: dict[str, Fraction]
     units: dict[str, int]
+    unpriced: dict[str, int]
 
 
 def used_of(amounts: Amounts, compiled: CompiledCatalog) -> list[Used]:
     """Amounts as the store records them: one part for each model and provider."""
     found: dict[_Key, _Parts] = {}
     for (key, billed, meter), quantity in amounts.items():
-        recorded, rated, charged, costs, units = found.setdefault(key, _Parts({}, {}, {}, {}, {}))
+        recorded, rated, charged, costs, units, unpriced = found.setdefault(
+            key, _Parts({}, {}, {}, {}, {}, {})
+        )
         if meter.startswith(_COST_OF):
             costs[meter.removeprefix(_COST_OF)] = Fraction(quantity)
         elif meter.startswith(_UNIT):
             units[meter.removeprefix(_UNIT)] = int(quantity)
+        elif meter.startswith(_UNPRICED):
+            unpriced[meter.removeprefix(_UNPRICED)] = int(quantity)
         elif meter in compiled.charges:
             charged[meter] = Fraction(quantity)
         else:
@@ -70,6 +77,7 @@ def used_of(amounts: Amounts, compiled: CompiledCatalog) -> list[Used]:
             costs=parts.costs,
             version=version,
             units=parts.units,
+            unpriced=parts.unpriced,
         )
         for key, parts in found.items()
     ]
@@ -92,9 +100,13 @@ def amounts_of(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> Amounts
                 if quantity and meter in plain:
                     place = (key, billed, meter)
                     found[place] = min(found.get(place, 0) + quantity, QUANTITY_MAX)
-        if compiled.charges and counted is not None:
-            for meter, amount in charged_of(compiled.charges, counted, at).items():
+        if counted is not None:
+            charged, is_unpriced = charged_of(compiled.charges, counted, at)
+            for meter, amount in charged.items():
                 found[key, True, meter] = found.get((key, True, meter), 0) + amount
+            if is_unpriced or compiled.lacks_price(counted):
+                place = (key, True, _UNPRICED + (call.model or ""))
+                found[place] = found.get(place, 0) + 1
         for unit, count in counted.units.items() if counted is not None and is_audited else ():
             place = (key, True, _UNIT + unit)
             found[place] = found.get(place, 0) + count

@@ -201,7 +201,7 @@ def _valued(
     if costs is None:
         return usage
     cost = [amount for call in calls for amount in costs.of(call, at).values()]
-    charged = [amount for call in calls for amount in charged_of(compiled.charges, call, at).values()]
+    charged = [amount for call in calls for amount in charged_of(compiled.charges, call, at)[0].values()]
     return replace(
         usage,
         cost_micros=sum(cost, Fraction(0)) if cost else None,

@@ -18,7 +18,8 @@ from meterkit.asgi.lifespan import lifespan
 from meterkit.asgi.logs import RefusalLog, TroubleLog
 from meterkit.asgi.polls import polls_own_job
 from meterkit.asgi.refuser import Refuser
-from meterkit.asgi.reservation import UnservedError, reserving
+from meterkit.asgi.reservation import UnservedError, refusing, reserving
+from meterkit.asgi.unpriced_models import socket_problem
 from meterkit.asgi.upload import Upload
 from meterkit.asgi.websocket import WebSocketExchange
 from meterkit.asgi.without_store import decide_in_process
@@ -213,7 +214,8 @@ class MeterMiddleware:
             if lane is None or not lane.is_served:
                 await self._kit.begin()
                 lane = store.lanes[running_loop()]
-            prepare = None if body is None else await self._reserving(lane, view, route, body)
+            if body is not None or route.refuses_unpriced:
+                prepare = await self._reserving(lane, view, route, body, scope)
             prepared = None if prepare else view.decisions.get(id(route))
             asked = prepared or (prepare or _preparing(route))(view, "d")
             admitted: tuple[PreparedDecision, list[int] | None] = (
@@ -230,8 +232,7 @@ class MeterMiddleware:
                     give_up(decided, pending)
                     raise
                 if isinstance(reply, ReplyError) or reply[0] > REFUSED:
-                    prepare = prepare or _preparing(route)
-                    decided, reply = await store.conclude(lane, decided, prepare, reply)
+                    decided, reply = await store.conclude(lane, decided, prepare or _preparing(route), reply)
                     if decided.is_repeat:
                         route = replace(route, charge_on=_NEVER)
         except UnservedError as error:
@@ -274,8 +275,12 @@ class MeterMiddleware:
         passed.take(view.undecided())
         return passed
 
-    async def _reserving(self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody) -> Prepare:
+    async def _reserving(
+        self, lane: Lane, view: CustomerView, route: Route, body: BufferedBody | None, scope: Scope
+    ) -> Prepare:
         """The decision about a route that looks at the request: its body, its length, its idempotency key."""
+        if body is None:
+            return refusing(view, route, _preparing(route), socket_problem(view, route, scope))
         return await reserving(self._kit.store, lane, view, route, body, estimate=self._kit.estimate_input)
 
     async def _unserved(

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from meterkit.tokens.request import NamedLimit
 
 
+_SHOWN_MAX: Final = 256
+
+
 def _problem_type(code: ProblemCode, title: str, members: Mapping[str, str]) -> ProblemType:
     schemas = {name: {"type": kind} for name, kind in members.items()}
     return ProblemType(HTTPStatus.BAD_REQUEST.value, f"{URN}{code}", title, schemas)
@@ -26,6 +29,7 @@ REQUEST_PROBLEM_TYPES: Final[Mapping[ProblemCode, ProblemType]] = {
         "Request Above Ceiling",
         {"field": "string", "asked": "integer", "ceiling": "integer"},
     ),
+    "model-not-priced": _problem_type("model-not-priced", "Model Not Priced", {"model": "string"}),
 }
 """Each with the JSON types of its members."""
 
@@ -46,4 +50,14 @@ def above_ceiling(named: NamedLimit, asked: int, ceiling: int) -> RequestProblem
             " answers together. Ask for less."
         ),
         members={"field": named.field, "asked": asked, "ceiling": ceiling},
+    )
+
+
+def not_priced(model: str) -> RequestProblem:
+    """The problem of a request that names a model for which this service has no price."""
+    shown = model if len(model) <= _SHOWN_MAX else f"{model[:_SHOWN_MAX]}…"
+    return RequestProblem(
+        code="model-not-priced",
+        detail=f"The model {shown!r} is not sold here, because it has no price. Name another model.",
+        members={"model": shown},
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.asgi.kept_request import head_of
 from meterkit.asgi.request_problems import above_ceiling
+from meterkit.asgi.unpriced_models import unpriced_problem
 from meterkit.asgi.upload import announced_bytes
 from meterkit.catalog.models import QUANTITY_MAX
+from meterkit.catalog.units import UNITS
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import StoreError
@@ -21,10 +24,10 @@ from meterkit.tokens.estimate import (
     unread_input,
 )
 from meterkit.tokens.request import LlmRequest, read_request
-from meterkit.tokens.requested_model import RequestHead, models_of_body, requested_models
+from meterkit.tokens.requested_model import RequestHead, models_in_text, models_of_body, requested_models
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.asgi.body import BufferedBody
@@ -56,7 +59,7 @@ async def known_refusal(
     Raises:
         StoreError: the store cannot decide.
     """
-    reads_body = route.reserve or route.reads_model
+    reads_body = route.reserve or route.asks_model
     if not reads_body or route.enforcement == "shadow" or view.prepare(route).refusal is None:
         return None
 
@@ -114,7 +117,7 @@ async def reserving(
     if refused is not None:
         raise UnservedError(refused.refusal or _STORE_FAILED, refused)
     compiled, found = view.cache, RequestReservation({})
-    if route.reserve or route.reads_model:
+    if route.reserve or route.asks_model:
         await body.read()
         content, size, ended = body.content()
         found = reservation(
@@ -127,6 +130,7 @@ async def reserving(
             charges=compiled.charges,
             at=from_ms(compiled.now_ms()) if compiled.charges else None,
             head=head_of(body.scope),
+            check_models=partial(unpriced_problem, view, route),
         )
     quantities, models, problem, free = found
     if route.storage_meter is not None:
@@ -135,17 +139,34 @@ async def reserving(
             quantities[route.storage_meter] = announced
 
     def prepare(view: CustomerView, mode: str) -> PreparedDecision:
-        if not (quantities or route.reserve or route.reads_model):
+        if not (quantities or route.reserve or route.asks_model):
             return view.prepare(route, mode)
-        decided = prepare_reserving(view, route, quantities, mode, models=models, free=free)
-        if problem is not None and decided.shadow and decided.waived is None:
-            decided.waived = _refusal(view, problem)
+        return prepare_reserving(view, route, quantities, mode, models=models, free=free)
+
+    decide = refusing(view, route, prepare, problem)
+    digest = repeat_digest(route, body.scope)
+    return decide if digest is None else marking(decide, digest)
+
+
+def refusing(view: CustomerView, route: Route, prepare: Prepare, problem: RequestProblem | None) -> Prepare:
+    """The decision about a request that may have a problem: shadow mode serves it.
+
+    Raises:
+        UnservedError: it has one, and is refused.
+    """
+    if problem is None:
+        return prepare
+    refusal = _refusal(view, problem)
+    if route.enforcement != "shadow":
+        raise UnservedError(refusal, prepare(view, "d"))
+
+    def waived(view: CustomerView, mode: str) -> PreparedDecision:
+        decided = prepare(view, mode)
+        if decided.shadow and decided.waived is None:
+            decided.waived = refusal
         return decided
 
-    if problem is not None and route.enforcement != "shadow":
-        raise UnservedError(_refusal(view, problem), prepare(view, "d"))
-    digest = repeat_digest(route, body.scope)
-    return prepare if digest is None else marking(prepare, digest)
+    return waived
 
 
 def _refusal(view: CustomerView, problem: RequestProblem) -> Decision:
@@ -163,6 +184,7 @@ def reservation(
     charges: Mapping[str, Charges] = _NO_CHARGES,
     at: datetime | None = None,
     head: RequestHead = _NO_HEAD,
+    check_models: Callable[[Sequence[str]], RequestProblem | None] = lambda _: None,
 ) -> RequestReservation:
     """Meter to the quantity that a request of a route sets aside, and the models that it names.
 
@@ -182,6 +204,7 @@ def reservation(
         charges: what calls are charged, by the meter that counts it.
         at: when (aware), where calls are charged: prices have dates.
         head: the request's, which may name a model.
+        check_models: gives the problem of models, where the route refuses those without a price.
     """
     is_whole = ended and size <= len(body)
     asked = None
@@ -189,6 +212,9 @@ def reservation(
         asked = read_request(body) if body else LlmRequest()
     of_body = models_of_body(head, body, asked, is_whole=is_whole)
     models = route.models(requested_models(head, of_body))
+    unpriced = None
+    if route.refuses_unpriced:
+        unpriced = check_models((*models, *(models_in_text(body) if of_body is None else ())))
     free = frozenset[str]()
     if at is not None:
         free = frozenset(
@@ -197,7 +223,7 @@ def reservation(
             if one.is_free(models, route.usage, at, provider=route.provider)
         )
     if not route.reserve:
-        return RequestReservation({}, models, free=free)
+        return RequestReservation({}, models, unpriced, free)
     held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}
     wants_input = bool(charges) or "input_tokens" in counters or "total_tokens" in counters
     entered = held.get("input_tokens")
@@ -210,9 +236,17 @@ def reservation(
     if at is not None and (left := held.get("output_tokens")) is not None:
         for meter in charges.keys() - free:
             held[meter] = charges[meter].held(
-                models, route.usage, entered=entered, left=left, at=at, provider=route.provider
+                models,
+                route.usage,
+                entered=entered,
+                left=left,
+                at=at,
+                provider=route.provider,
+                has_media=asked is None or asked.has_media,
+                context=None if asked is None else asked.context,
+                others={meter: quantity for meter, quantity in held.items() if meter in UNITS},
             )
-    return RequestReservation(held, models, _problem(route, asked), free)
+    return RequestReservation(held, models, unpriced or _problem(route, asked), free)
 
 
 def _problem(route: Route, asked: LlmRequest | None) -> RequestProblem | None:

@@ -26,19 +26,18 @@ from meterkit.catalog.billing import (
 )
 from meterkit.catalog.billing_terms import Billing
 from meterkit.catalog.budgets import build_budgets
-from meterkit.catalog.document import SIZE_MAX, Fields, Node, Text, parse
-from meterkit.catalog.entitlements import ceiling
-from meterkit.catalog.errors import Place, Problems, RefusedError, nearest, unknown
-from meterkit.catalog.meters import (
+from meterkit.catalog.credit_tables import (
     CreditTable,
-    MeterTable,
     ModelPricesTable,
     build_charged_meters,
     build_credits,
-    build_meters,
     build_model_prices,
-    check_features,
 )
+from meterkit.catalog.document import SIZE_MAX, Fields, Node, Text, parse
+from meterkit.catalog.entitlements import ceiling
+from meterkit.catalog.errors import Place, Problems, RefusedError, nearest, unknown
+from meterkit.catalog.meters import MeterTable, build_meters, check_features
+from meterkit.catalog.model_notes import note_client_choices
 from meterkit.catalog.models import Catalog, Enforcement, Route
 from meterkit.catalog.notes import (
     note_billing_lines,
@@ -65,7 +64,10 @@ if TYPE_CHECKING:
 # change nothing.
 _SPELLING: Final[Mapping[type, tuple[str, ...]]] = {
     Catalog: ("source", "content_hash", "notes"),
-    Route: ("match", "is_plain", "is_buffered", "is_poll", "reads_model", "keeps_request"),
+    Route: (
+        *("match", "is_plain", "is_buffered", "is_poll", "reads_model", "keeps_request"),
+        "refuses_unpriced",
+    ),
 }
 
 
@@ -319,7 +321,7 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     )
     plans = kept(built_plans)
     built_routes = build_routes(written_routes, declared, default, problems)
-    built_routes = mark_model_readers(built_routes, kept(known), plans.values(), credits_.values())
+    built_routes = mark_model_readers(built_routes, kept(known), plans.values(), credits_)
     check_fit(
         zip(built_routes, written_routes, strict=True), built_plans, credits_=credits_, problems=problems
     )
@@ -377,6 +379,8 @@ def _note_routes(
     )
     has_budgets = any(plan.budget is not None for plan in written.values())
     note_unheld_money(routes, credits_.values(), place, problems, has_budgets=has_budgets)
+    written_routes = zip(routes, values.routes or (), strict=True)
+    note_client_choices(written_routes, kept(values.credits).values(), kept(values.prices).values(), problems)
 
 
 def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:
@@ -384,7 +388,7 @@ def enforced(catalog: Catalog, enforcement: Enforcement | None) -> Catalog:
     if enforcement is None:
         return catalog
     # Where nothing is counted, there is nothing to read, to set aside or to tell either.
-    unread = {"reads_model": False, "keeps_request": False}
+    unread = {"reads_model": False, "keeps_request": False, "refuses_unpriced": ()}
     nothing = {"usage": "none", "reserve": (), "headers": "none", **unread}
     off: dict[str, Any] = nothing if enforcement == "off" else {}
     routes = tuple(replace(route, enforcement=enforcement, **off) for route in catalog.routes)

@@ -1,27 +1,14 @@
-"""``meters:``, ``features:``, ``prices:`` and ``credits:``: what can be counted, had and paid with."""
+"""``meters:`` and ``features:``: what can be counted and had."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from meterkit.catalog.amount_texts import MICRO_UNIT
-from meterkit.catalog.errors import RefusedError, unknown
-from meterkit.catalog.model_prices import Credit, ModelPrices, ProviderPrices
+from meterkit.catalog.errors import unknown
 from meterkit.catalog.models import Meter, Report, StripeEvent
-from meterkit.catalog.shapes import Choice, Key, MapOf, Scalar, Table, kept
-from meterkit.catalog.top_ups import TopUpTable, build_top_ups
-from meterkit.catalog.value_parsers import (
-    COST,
-    NAME,
-    PRICE,
-    PRICES,
-    TABLE_OF_PRICES,
-    parse_integer,
-    percent,
-    text,
-)
+from meterkit.catalog.shapes import Choice, Key, MapOf, Table, kept
+from meterkit.catalog.value_parsers import NAME, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,91 +45,6 @@ class MeterTable(Table, what="a meter"):
     where = Key(
         MapOf(NAME, text(256), "dimensions and patterns", 1), "Which part: dimension to pattern with *."
     )
-
-
-class ModelPricesTable(Table, what="prices by model"):
-    """One of ``prices:``."""
-
-    default = Key(
-        COST, "What units cost of models that no pattern matches, and without a model.", required=True
-    )
-    models = Key(
-        MapOf(text(256), COST, "patterns of model names and prices", 1),
-        "Pattern with * of a model's name to the price; the first one that matches counts.",
-        required=True,
-    )
-
-
-_PROVIDER_PRICES: Final = "provider_prices"
-_TOKENS: Final = "tokens"
-_MARKUP: Final = "markup"
-_MARKUP_LEAST: Final = -100
-_MARKUP_MAX: Final = 1_000
-_PERCENT: Final = re.compile(r"(?P<sign>-?)(?P<number>[0-9_]+) ?%")
-
-
-@dataclass(frozen=True, slots=True)
-class _Markup:
-    percent: int
-
-
-def _parse_cost(written: str) -> int | str | ProviderPrices | _Markup:
-    if written == _PROVIDER_PRICES:
-        return ProviderPrices()
-    if written.startswith(PRICES):
-        return TABLE_OF_PRICES.parse(written)
-    if (found := _PERCENT.fullmatch(written)) is not None:
-        found_percent = int(f"{found['sign']}{parse_integer(found['number'])}")
-        if not _MARKUP_LEAST <= found_percent <= _MARKUP_MAX:
-            raise RefusedError(f"allowed: a markup from {_MARKUP_LEAST}% to {_MARKUP_MAX:_}%")
-        return _Markup(found_percent)
-    try:
-        return COST.parse(written)
-    except RefusedError as error:
-        reason = f"{error.reason}, or `prices.NAME`"
-        raise RefusedError(reason, meant=error.meant) from None
-
-
-_Cost = int | str | ProviderPrices | _Markup
-_COST_OR_PRICES: Final[Scalar[_Cost]] = Scalar(
-    _parse_cost,
-    f"{COST.allowed}, or `prices.NAME`",
-    {
-        "anyOf": [
-            COST.schema(),
-            TABLE_OF_PRICES.schema(),
-            {"const": _PROVIDER_PRICES},
-            {"type": "string", "pattern": "^-?[0-9_]+ *%$"},
-        ]
-    },
-)
-"""A cost, or the name of a table of costs; of money: providers' prices, or a markup."""
-_COSTS: Final[MapOf[_Cost]] = MapOf(NAME, _COST_OR_PRICES, "meters and costs", 1)
-_PRICED: Final = Choice(
-    (
-        *("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens"),
-        "requests",
-    )
-)
-
-
-class CreditTable(Table, what="a credit"):
-    """One of ``credits:``."""
-
-    unit = Key(Choice(("money",)), "money: a balance in the file's currency, which must be usd.")
-    costs = Key(
-        _COSTS,
-        "Meter to credits per units, or to the name of prices by model.",
-        required=True,
-    )
-    models = Key(
-        MapOf(text(256), MapOf(_PRICED, PRICE, "tokens and prices", 1), "patterns of model names", 1),
-        "With `unit: money`: pattern with * of a model's name to prices in place of the provider's.",
-    )
-    low_balance_percent = Key(
-        percent(least=1, most=100), "Share of the last grant at which the balance is low.", name="low_balance"
-    )
-    top_up = Key(TopUpTable, "With `unit: money`: what customers can buy of it.")
 
 
 Meters = dict[str, "Meter | None"]
@@ -245,147 +147,6 @@ def check_features(items: Iterable[Text], problems: Problems) -> None:
         elif item.text in seen:
             problems.refuse(item.place, f"{item.text!r} is listed twice; keep one")
         seen.add(item.text)
-
-
-def build_model_prices(read: Mapping[str, ModelPricesTable | None]) -> dict[str, ModelPrices | None]:
-    """The tables by name; None where one was refused, so that only its name is known."""
-    return {
-        name: None
-        if values is None or values.default is None
-        else ModelPrices(default=values.default, models=tuple(kept(values.models).items()))
-        for name, values in read.items()
-    }
-
-
-def build_charged_meters(
-    read: Mapping[str, CreditTable | None], meters: Meters, currency: str | None
-) -> Meters:
-    """For each credit of money the meter that counts what calls are charged, in micro-units."""
-    built: Meters = {}
-    for credit, values in read.items():
-        if values is None or values.unit != "money":
-            continue
-        name = f"{credit}{CHARGED}"
-        if currency not in {"usd", None}:
-            message = f"providers' prices are in US dollars, and this file's currency is {currency}"
-            values.refuse("unit", f"{message}; allowed: currency usd")
-        if name in meters:
-            message = f"what calls are charged is counted on a meter of its own, {name}, which is declared"
-            values.refuse("unit", f"{message}; rename that meter or the credit")
-            continue
-        title = f"{credit[:1].upper()}{credit[1:].replace('_', ' ')} charged"
-        built[name] = Meter(
-            name=name,
-            title=title,
-            unit=MICRO_USD,
-            kind="counter",
-            stripe=None,
-            source=None,
-            where={},
-            charges=_build_charges(values),
-        )
-    return built
-
-
-def _build_charges(values: CreditTable) -> ProviderPrices:
-    costs, markup = values.costs or {}, 0
-    for key, place in values.places("costs").items():
-        cost = costs.get(key)
-        if key == _TOKENS and not isinstance(cost, ProviderPrices | None):
-            values.problems.refuse(place, f"allowed: {_PROVIDER_PRICES}")
-        elif key == _MARKUP and isinstance(cost, _Markup):
-            markup = cost.percent
-        elif key == _MARKUP and cost is not None:
-            values.problems.refuse(place, "allowed: a percentage, such as 30%")
-        elif key not in {_TOKENS, _MARKUP}:
-            message = f"money pays for `{_TOKENS}: {_PROVIDER_PRICES}`, with a `{_MARKUP}`; remove {key}"
-            values.problems.refuse(place, message)
-    if values.costs and _TOKENS not in costs:
-        values.refuse("costs", f"say what money pays for: `{_TOKENS}: {_PROVIDER_PRICES}`")
-    models = kept(values.models).items()
-    return ProviderPrices(
-        markup_percent=markup, models=tuple((pattern, kept(prices)) for pattern, prices in models)
-    )
-
-
-def build_credits(
-    read: Mapping[str, CreditTable | None],
-    places: Mapping[str, Place],
-    meters: Meters,
-    prices: Mapping[str, ModelPrices | None],
-    problems: Problems,
-) -> dict[str, Credit]:
-    """The credits by name; ``prices`` are those by model that their costs may name."""
-    built: dict[str, Credit] = {}
-    paid: dict[str, str] = {}
-    for name, values in read.items():
-        if name in meters:
-            message = f"{name!r} is also a meter, and grants must tell them apart; choose another name"
-            problems.refuse(places[name], message)
-        if values is None:
-            built[name] = Credit(name=name, costs={}, low_balance_percent=None)
-            continue
-        if values.unit == "money":
-            charged = f"{name}{CHARGED}"
-            if (other := paid.setdefault(_TOKENS, name)) != name:
-                values.refuse(
-                    "unit", f"tokens are paid with the credit {other} already; a file has one of money"
-                )
-            low, sold = values.low_balance_percent, values.top_up
-            top_up = None if sold is None else build_top_ups(sold)
-            if top_up is not None and top_up.auto is not None and low is not None:
-                message = "`top_up.auto.below` says when the balance is low; remove this"
-                values.refuse("low_balance_percent", message)
-            built[name] = Credit(
-                name=name, costs={charged: 1}, low_balance_percent=low, is_money=True, top_up=top_up
-            )
-            continue
-        if values.has("top_up"):
-            values.refuse("top_up", "top-ups are sold in money; add `unit: money` to the credit")
-        if values.has("models"):
-            values.refuse(
-                "models", "prices in money need `unit: money`; else name `prices.NAME` under `costs`"
-            )
-        for meter_name, place in values.places("costs").items():
-            if isinstance((values.costs or {}).get(meter_name), ProviderPrices | _Markup):
-                message = "providers' prices and markups are in money; add `unit: money` to the credit"
-                problems.refuse(place, message)
-                continue
-            meter = check_meter(meter_name, meters, place, problems)
-            if meter is not None and meter.kind == "gauge":
-                problems.refuse(place, f"{meter.name} is a gauge; credits pay for counters only")
-            elif meter is not None and meter.source is not None:
-                message = f"{meter.name} is a part of {meter.source}; give the cost of {meter.source}"
-                problems.refuse(place, message)
-            other = paid.setdefault(meter_name, name)
-            if other != name:
-                problems.refuse(
-                    place, f"{meter_name} is paid with the credit {other} already; a meter has one"
-                )
-        costs, by_model = _resolve_costs(values.costs, prices, values.places("costs"), problems)
-        low = values.low_balance_percent
-        built[name] = Credit(name=name, costs=costs, low_balance_percent=low, by_model=by_model)
-    return built
-
-
-def _resolve_costs(
-    costs: Mapping[str, _Cost | None] | None,
-    prices: Mapping[str, ModelPrices | None],
-    places: Mapping[str, Place],
-    problems: Problems,
-) -> tuple[dict[str, int], dict[str, ModelPrices]]:
-    """Costs of meters: each by itself or as the default of its table; and the tables that they name."""
-    fixed, by_model = dict[str, int](), dict[str, ModelPrices]()
-    for meter, cost in (costs or {}).items():
-        if isinstance(cost, int):
-            fixed[meter] = cost
-        elif not isinstance(cost, str):
-            continue
-        elif cost not in prices:
-            problems.refuse(places[meter], unknown("price table", cost, prices))
-        elif (table := prices[cost]) is not None:
-            fixed[meter], by_model[meter] = table.default, table
-    return fixed, by_model
 
 
 def check_meter(name: str, meters: Meters, place: Place, problems: Problems) -> Meter | None:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from fractions import Fraction
 
 _FREE_PERCENT: Final = -100
+UnknownModel = Literal["free", "deny"]
+"""The word for a model without a price: it costs nothing, or a request that names it is refused."""
 _SPECIAL: Final = frozenset("?[")
+_NAME_MAX: Final = 256
+
+
+def first_match(patterns: Iterable[str], model: str) -> str | None:
+    """The first pattern that matches a model's name, in capitals or small letters; None: none does."""
+    name = model[:_NAME_MAX].casefold()
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern.casefold())), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,22 +28,32 @@ class ModelPrices:
     """What a unit costs by model, in micro-credits, at least 1 each.
 
     Attributes:
-        default: of a model that no pattern matches, and of usage that the app records without a model.
+        default: of a model that no pattern matches, and of usage that the app records without a model; 0:
+            there is no default, and these cost nothing.
         models: glob patterns of model names, each with its price; the first one that matches counts.
+        unknown_model: what happens to a request that names a model without a price.
     """
 
     default: int
     models: tuple[tuple[str, int], ...]
+    unknown_model: UnknownModel = "free"
 
     def of(self, model: str | None) -> int:
         """What a unit costs that a model used; None: by no model; empty: by one whose name is not known."""
         if model == "":
             return self.highest
-        if model is not None:
-            for pattern, price in self.models:
-                if fnmatchcase(model, pattern):
-                    return price
-        return self.default
+        prices = dict(self.models)
+        pattern = None if model is None else first_match(prices, model)
+        return self.default if pattern is None else prices[pattern]
+
+    def has_price(self, model: str) -> bool:
+        """Whether a model has a price: one of its own, or the default."""
+        return bool(self.default) or first_match(dict(self.models), model) is not None
+
+    @property
+    def refuses_others(self) -> bool:
+        """Whether requests for models without a price are refused."""
+        return not self.default and self.unknown_model == "deny"
 
     def covers(self, pattern: str) -> bool:
         """Whether one of the patterns surely matches each model that another pattern does."""
@@ -43,7 +62,7 @@ class ModelPrices:
     @property
     def highest(self) -> int:
         """What a unit costs at most, whatever the model."""
-        return max(self.default, *(price for _, price in self.models))
+        return max((self.default, *(price for _, price in self.models)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,26 +73,47 @@ class PriceRows:
         default: the meter of a model that no pattern matches, and of usage without a model.
         models: glob patterns of model names, each with its meter; the first one that matches counts.
         highest: the meter of the highest price.
+        has_default: whether models of no pattern have a price; else they cost nothing.
+        refuses_others: whether a request that names such a model is refused.
     """
 
     default: str
     models: tuple[tuple[str, str], ...]
     highest: str
+    has_default: bool = True
+    refuses_others: bool = False
 
     def of(self, model: str | None) -> str:
         """The meter of a model; None: of no model; empty: of one whose name is not known."""
         if model == "":
             return self.highest
-        if model is not None:
-            for pattern, row in self.models:
-                if fnmatchcase(model, pattern):
-                    return row
-        return self.default
+        rows = dict(self.models)
+        pattern = None if model is None else first_match(rows, model)
+        return self.default if pattern is None else rows[pattern]
+
+    def has_price(self, model: str) -> bool:
+        """Whether a model has a price: one of its own, or the default."""
+        return self.has_default or first_match(dict(self.models), model) is not None
 
     @property
     def all(self) -> tuple[str, ...]:
         """Every meter, the default's last."""
         return (*(row for _, row in self.models), self.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTerms:
+    """What a plans file says of the models of one pattern.
+
+    Attributes:
+        prices: unit of the price table, or our meter's name for it, to micro-units of US dollars for one;
+            ``requests``: for a call.
+        factors: how a call was processed, such as ``service_tier``, to a value of it and the percentage of
+            all prices that such a call costs.
+    """
+
+    prices: Mapping[str, Fraction]
+    factors: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +123,17 @@ class ProviderPrices:
     Attributes:
         markup_percent: what is added to a price, at least -100.
         models: glob patterns of model names, each with prices in place of the provider's; the first one that
-            matches counts. By meter of tokens: micro-units of US dollars a token; ``requests``: of a call.
+            matches counts. See :class:`ModelTerms`.
+        factors: pattern to its factors, where it has some.
+        unknown_model: what happens to a request that names a model without a price.
     """
 
     markup_percent: int = 0
     models: tuple[tuple[str, Mapping[str, Fraction]], ...] = ()
+    factors: Mapping[str, Mapping[str, Mapping[str, int]]] = field(
+        default_factory=dict[str, "Mapping[str, Mapping[str, int]]"]
+    )
+    unknown_model: UnknownModel = "free"
 
     @property
     def is_free(self) -> bool:

@@ -268,6 +268,7 @@ class Route:
         reads_model: whether which limits hold depends on the model that the request names.
         keeps_request: whether the request's body is kept for the model that it names, as usage that the app
             reports may cost the price of that model.
+        refuses_unpriced: meters for which a model that the request names must have a price.
         is_poll: whether it only fetches work that an earlier request began, and holds tokens for.
         model: that the app calls, whatever the request names; see :meth:`models`.
         provider: whose models the app calls, as the price table names it; None: the answer shows it.
@@ -295,6 +296,7 @@ class Route:
     records: tuple[str, ...] = ()
     reads_model: bool = False
     keeps_request: bool = False
+    refuses_unpriced: tuple[str, ...] = ()
     is_poll: bool = False
     reserve: tuple[Reserve, ...] = ()
     charge_on: frozenset[Outcome] = BILLED_ON_SUCCESS
@@ -311,11 +313,16 @@ class Route:
 
     def __post_init__(self) -> None:
         """Work out what each request would ask for."""
-        is_buffered = self.reserve or self.reads_model or self.storage_meter or self.idempotency_header
+        is_buffered = self.reserve or self.asks_model or self.storage_meter or self.idempotency_header
         is_watched = is_buffered or self.mcp or self.usage != "none" or self.keeps_request
         is_plain = not (is_watched or self.exempt or self.enforcement == "off")
         object.__setattr__(self, "is_plain", is_plain)
         object.__setattr__(self, "is_buffered", bool(is_buffered))
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether the decision depends on the model that the request names."""
+        return self.reads_model or bool(self.refuses_unpriced)
 
     def models(self, named: Sequence[str]) -> Sequence[str]:
         """The models that a request may be of that names some; none: not known."""

@@ -12,9 +12,10 @@ from meterkit.catalog.model_prices import has_all_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from meterkit.catalog.credit_tables import CreditTable, ModelPricesTable
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import Place, Problems
-    from meterkit.catalog.meters import CreditTable, MeterTable, ModelPricesTable
+    from meterkit.catalog.meters import MeterTable
     from meterkit.catalog.model_prices import Credit, ModelPrices
     from meterkit.catalog.models import (
         Catalog,

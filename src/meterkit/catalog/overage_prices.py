@@ -41,7 +41,13 @@ def rows_of(meter: str, table: ModelPrices) -> PriceRows:
         default: table.default,
         **dict(zip(dict(models).values(), dict(table.models).values(), strict=True)),
     }
-    return PriceRows(default=default, models=models, highest=max(prices, key=prices.__getitem__))
+    return PriceRows(
+        default=default,
+        models=models,
+        highest=max(prices, key=prices.__getitem__),
+        has_default=bool(table.default),
+        refuses_others=table.refuses_others,
+    )
 
 
 def is_row(name: str) -> bool:

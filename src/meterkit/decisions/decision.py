@@ -28,7 +28,7 @@ Reason = Literal[
     "store",
 ]
 
-ProblemCode = Literal["request-above-ceiling"]
+ProblemCode = Literal["request-above-ceiling", "model-not-priced"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,9 +112,13 @@ class Prepaid:
         """What a unit costs of the meters whose cost depends on the model; None: no model is known."""
         return {meter: prices.of(model) for meter, prices in self.by_model.items()}
 
+    def asked_costs(self, model: str | None) -> dict[str, int]:
+        """The same for a decision: at least a micro-credit, as it counts how many units a balance pays."""
+        return {meter: max(1, cost) for meter, cost in self.costs_of(model).items()}
+
     def held_costs(self, model: str | None) -> dict[str, int]:
         """What a unit is held at of these meters: the most where no model is known."""
-        return self.costs_of("" if model is None else model)
+        return self.asked_costs("" if model is None else model)
 
     def all_costs(self, known: Mapping[str, int] | None) -> dict[str, int]:
         """What a unit of these meters costs: as known under this plans file or another, else the most."""

@@ -26,6 +26,8 @@ from meterkit.health.health import Health, UnseenError
 from meterkit.health.spools import look_at_spool_directory
 from meterkit.health.store_servers import full, look_at_breaker, look_at_durability, unreachable
 from meterkit.health.stripe_meters import look_at_meters
+from meterkit.health.unpriced_models import CHECK as MODELS
+from meterkit.health.unpriced_models import find_unpriced_models
 from meterkit.health.webhooks import look_at_subscriptions, look_at_webhooks
 from meterkit.insights.store_readings import info_text, told_by
 from meterkit.outbox.outbox import Outbox
@@ -50,6 +52,7 @@ _Where = TypeVar("_Where")
 _Looked = tuple[str, list[Finding]]
 """What a check saw, in short, and what is wrong with it."""
 
+_OF_ONE_PROCESS: Final = "memory:// lives in one process: an app's is not seen from here"
 _UNSEEN_INFO: Final = "the server's user may not ask for INFO"
 
 
@@ -58,7 +61,7 @@ async def examine(parts: Parts) -> Health:
     found = Health()
     if parts.store.address.kind == "memory":
         for check in (*_OF_SERVER, *_OF_STORE, "spool"):
-            found.not_looked_at[check] = "memory:// lives in one process: an app's is not seen from here"
+            found.not_looked_at[check] = _OF_ONE_PROCESS
     else:
         await _examine_store(parts, found)
         await _try("spool", look_at_spool_directory, parts, found)
@@ -72,6 +75,11 @@ async def examine(parts: Parts) -> Health:
     if (allotted := allotments_of(parts.store.catalog)) is not None:
         units = units_of([lane.allotments for lane in parts.store.lanes.values() if lane.allotments])
         found.looked_at[ALLOTMENTS] = allotted + units
+    if parts.store.cache.sells_models:
+        if parts.store.address.kind != "memory" or parts.store.unpriced.has_noted:
+            await _try(MODELS, find_unpriced_models, parts, found)
+        else:
+            found.not_looked_at[MODELS] = _OF_ONE_PROCESS
     if unasked := unasked_limits_of(parts.store.catalog):
         found.looked_at[LIMITS] = "; ".join(map(str, unasked))
     return found

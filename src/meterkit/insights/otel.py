@@ -124,6 +124,7 @@ def _make_instruments() -> None:
         ("background.failures", task_failures, "{failure}"),
         ("llm.cost", _of_models(_costs), "{micro_usd}"),
         ("llm.charged", _of_models(_charges), "{micro_usd}"),
+        ("unpriced.calls", _of_models(_unpriced_calls), "{call}"),
         ("revenue", _of_models(lambda tallies: dict(tallies.revenue)), "{micro_unit}"),
     ):
         meter.create_observable_counter(f"meterkit.{name}", [counted], unit=unit)
@@ -142,6 +143,10 @@ def _costs(tallies: Tallies) -> _ByModel:
 
 def _charges(tallies: Tallies) -> _ByModel:
     return {key: charged for key, (_, charged) in dict(tallies.llm).items()}
+
+
+def _unpriced_calls(tallies: Tallies) -> _ByModel:
+    return {key: Fraction(calls) for key, calls in dict(tallies.unpriced).items()}
 
 
 def _of_models(amounts_of: Callable[[Tallies], _ByModel]) -> Observe:

@@ -253,6 +253,13 @@ def _llm_families(tallies: Tallies) -> Iterable[Metric]:
     for key, (cost, charge) in sorted(tallies.llm.items()):
         costs.add_metric(key, float(cost))
         charged.add_metric(key, float(charge))
+    unpriced: Any = CounterMetricFamily(
+        "meterkit_unpriced_calls",
+        "Calls that cost nothing: neither the plans file nor the price table has a price of their model.",
+        labels=("model", "provider"),
+    )
+    for key, calls in sorted(tallies.unpriced.items()):
+        unpriced.add_metric(key, calls)
     revenue: Any = CounterMetricFamily(
         "meterkit_revenue_micros",
         "Overage by its price, and what balances in money are charged, as this process entered it into the"
@@ -261,7 +268,7 @@ def _llm_families(tallies: Tallies) -> Iterable[Metric]:
     )
     for key, earned in sorted(tallies.revenue.items()):
         revenue.add_metric(key, float(earned))
-    yield from (costs, charged, revenue)
+    yield from (costs, charged, unpriced, revenue)
 
 
 def _families(tallies: Tallies, store: Store) -> Iterable[Metric]:

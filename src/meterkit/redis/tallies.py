@@ -35,6 +35,7 @@ class Tallies:
         duration_s: what those took in all.
         llm: (model, provider) to what providers charge for calls, and what customers' balances are charged,
             in micro-units, exactly; after a hundred pairs the rest is ``other``, as clients choose names.
+        unpriced: likewise to the calls of models without a price.
         revenue: likewise to the revenue of the rows that this process has put into the audit log.
     """
 
@@ -45,6 +46,7 @@ class Tallies:
         self.duration_s = 0.0
         self.llm: dict[tuple[str, str], tuple[Fraction, Fraction]] = {}
         self.revenue: dict[tuple[str, str], Fraction] = {}
+        self.unpriced: dict[tuple[str, str], int] = {}
         _everywhere.add(self)
 
     def ended(self, plan: str | None, outcome: str, reason: str | None, *, degraded: bool) -> None:
@@ -67,6 +69,11 @@ class Tallies:
         key = _key(model, provider, self.llm)
         before = self.llm.get(key, (Fraction(0), Fraction(0)))
         self.llm[key] = before[0] + cost, before[1] + charged
+
+    def add_unpriced(self, model: str, provider: str | None, calls: int) -> None:
+        """Count calls of a model without a price."""
+        key = _key(model, provider, self.unpriced)
+        self.unpriced[key] = self.unpriced.get(key, 0) + calls
 
     def earned(self, model: str | None, provider: str | None, revenue: Fraction) -> None:
         """Count the revenue of an audit row, in micro-units."""

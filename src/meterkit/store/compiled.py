@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.argument_checks import counters_of
+from meterkit.catalog.asked_limits import tables_without_default
 from meterkit.decisions.customer_state import NO_STATE, effective_plan, entitlements_of
 from meterkit.decisions.grants import prepaid_by_plan
 from meterkit.decisions.keys import check_tokens
@@ -18,11 +19,12 @@ from meterkit.decisions.periods import from_ms
 from meterkit.decisions.program import compile_program, demands_of
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.script_terms import pack_tail
-from meterkit.tokens.charging import Charges, Remainders
+from meterkit.tokens.charging import Charges, Remainders, UnpricedLog
 from meterkit.tokens.costing import call_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from meterkit.catalog import Catalog, Entitlement, Route
     from meterkit.decisions.customer_state import CustomerState, EffectivePlan
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from meterkit.redis.scripts import Script
     from meterkit.redis.tallies import Tallies
     from meterkit.store.subjects import Subjects
+    from meterkit.store.unpriced_calls import UnpricedCalls
+    from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.costing import CallCosts
 
 _T = TypeVar("_T")
@@ -160,6 +164,7 @@ class CompiledCatalog:
         charges: by the meter that counts it, what calls of language models are charged.
         remainders: what is left of that when whole units are counted.
         tallies: what counts costs for metrics; None: nothing does.
+        unpriced: counts calls of models without a price; None: nothing does.
     """
 
     def __init__(
@@ -223,6 +228,9 @@ class CompiledCatalog:
         }
         self.remainders = Remainders()
         self.tallies: Tallies | None = None
+        self.unpriced: UnpricedCalls | None = None
+        self._incomplete = tables_without_default(catalog)
+        self._unpriced_log = UnpricedLog()
         check_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():
@@ -230,6 +238,28 @@ class CompiledCatalog:
                 prepaid = self.prepaid[plan.key]
                 has_any = plan.grants or prepaid.money
                 self.program(plan.entitlements, route, prepaid if has_any else None)
+
+    def lacks_price(self, call: CallUsage) -> bool:
+        """Whether a table that prices a meter of a call by model lacks its model; that is logged."""
+        model, quantities = call.model, call.quantities() if self._incomplete else {}
+        for meter, tables in self._incomplete.items():
+            if model and quantities.get(meter) and not all(table.has_price(model) for table in tables):
+                cure = "add it to `models` of the table in `prices`, or give that a `default`"
+                self._unpriced_log.log(model, cure, what=meter)
+                return True
+        return False
+
+    @property
+    def sells_models(self) -> bool:
+        """Whether a model may lack a price."""
+        return bool(self.charges or self._incomplete)
+
+    def has_price(self, model: str, at: datetime) -> bool:
+        """Whether a model has all prices that this plans file may ask for, of any provider."""
+        tables = (table for found in self._incomplete.values() for table in found)
+        return all(one.has_price(model, "auto", at) for one in self.charges.values()) and all(
+            table.has_price(model) for table in tables
+        )
 
     def costs(self) -> CallCosts | None:
         """What calls cost; None: nothing asks for it, or ``genai-prices`` is not installed."""

@@ -41,6 +41,7 @@ class Used(NamedTuple):
         costs: meter to what providers charge for it, in micro-units of US dollars: exact, then whole ones.
         version: of the prices that the costs are by.
         units: counters of model calls by the price table's unit, for the audit log.
+        unpriced: model without a price to the calls of it; empty: its name is not known.
     """
 
     recorded: Mapping[str, int] = _NOTHING
@@ -51,6 +52,7 @@ class Used(NamedTuple):
     costs: Mapping[str, Fraction | int] = _NOTHING_COST
     version: str = ""
     units: Mapping[str, int] = _NOTHING
+    unpriced: Mapping[str, int] = _NOTHING
 
     @classmethod
     def of(cls, quantities: Mapping[str, int], **dimensions: str) -> Self:
@@ -72,6 +74,7 @@ class Used(NamedTuple):
             rated=of_these(self.rated),
             measured=None if self.measured is None else of_these(self.measured),
             costs=of_these(self.costs),
+            unpriced=_NOTHING,
             units=_NOTHING,  # The rows of the other meters have them.
         )
 

@@ -110,7 +110,7 @@ class Settlement:
 
     def __post_init__(self) -> None:
         used = self.used
-        if used.charged or used.costs:
+        if used.charged or used.costs or used.unpriced:
             self.used = in_whole_units(self.view, used)
         if self.spent is None and self.view.subjects is not None:
             self.spent = self._spent_by(self.view.subjects)

@@ -34,6 +34,7 @@ from meterkit.store.rate_usage import rates_of
 from meterkit.store.read_reply import decision_of
 from meterkit.store.settlement import Settlement
 from meterkit.store.spool import NO_SPOOLS, Spool, SpoolsLeft
+from meterkit.store.unpriced_calls import UnpricedCalls
 from meterkit.store.views import CustomerCache
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Store:
         self.on_notice: Callable[[int], None] = lambda _shard: None
         self.fallback = Fallback(self.now_ms)
         self.degraded = DegradedMinutes(self.keys, self.admin, self.now_ms)
+        self.unpriced = UnpricedCalls(self.keys, self.admin, self.now_ms)
         self.tallies: Tallies | None = None
         self.task_failures: Counter[str] = Counter()
         self.mark_span: Callable[[str | None, str | None, bool], None] | None = None
@@ -158,13 +160,13 @@ class Store:
             seal_delay_ms=self._seal_delay_ms,
             now_ms=self.now_ms,
             on_unclaimed=self._take_late_reply,
-            on_notice=self._take_notice,
+            on_notice=lambda shard: self.on_notice(shard),  # noqa: PLW0108 - as it is by then
             settle_audited=self.scripts.get("settle audited"),
             customers_kept=self._customers_kept,
             allot=self.scripts["allot"],
             former_routes=None if former is None else former.routes,
         )
-        self.cache.tallies = self.tallies
+        self.cache.tallies, self.cache.unpriced = self.tallies, self.unpriced
 
     @property
     def catalog(self) -> Catalog:
@@ -382,9 +384,6 @@ class Store:
         """Give back what was held for a request that no longer waits for its decision."""
         if (lane := self.lanes.get(asyncio.get_running_loop())) is not None:
             self.settle(lane, give_back(decision, decided_ms))
-
-    def _take_notice(self, shard: int) -> None:
-        self.on_notice(shard)  # As it is by then.
 
     def _script(self, name: str, *, is_audited: bool = False) -> Script:
         return scripts.load(

@@ -237,7 +237,7 @@ class CustomerView:
         model: str | None = None,
     ) -> PreparedDecision:
         """The decision about what the app itself asks for; in flight, and of a model, only if it says so."""
-        costs = None if self.prepaid is None else self.prepaid.costs_of(model)
+        costs = None if self.prepaid is None else self.prepaid.asked_costs(model)
         at = AtModel.of(costs, demands, model, self.entitlements, holds_rows=self.cache.holds_rows)
         asked = at.asked(demands)
 

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 def in_whole_units(view: CustomerView, used: Used) -> Used:
     """The same usage, with whole units of charged amounts as recorded quantities."""
     remainders, tallies = view.cache.remainders, view.cache.tallies
+    for model, calls in used.unpriced.items():
+        if tallies is not None:
+            tallies.add_unpriced(model, used.dimensions.get("provider"), calls)
+        if view.cache.unpriced is not None:
+            view.cache.unpriced.note(model, calls)
     exact = [Fraction(cost) for cost in used.costs.values() if isinstance(cost, Fraction)]
     if tallies is not None and (exact or used.charged):
         named = used.dimensions.get("model"), used.dimensions.get("provider")
@@ -25,5 +30,9 @@ def in_whole_units(view: CustomerView, used: Used) -> Used:
         of_model = f"{meter}\0{used.dimensions.get('model')}"
         costs[meter] = cost if isinstance(cost, int) else remainders.whole(view.customer, of_model, cost)
     return used._replace(
-        recorded={**used.recorded, **units}, rated={**used.rated, **units}, charged={}, costs=costs
+        recorded={**used.recorded, **units},
+        rated={**used.rated, **units},
+        charged={},
+        costs=costs,
+        unpriced={},
     )

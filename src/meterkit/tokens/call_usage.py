@@ -101,8 +101,13 @@ class CallUsage:
     @property
     def units(self) -> dict[str, int]:
         """Every counter that is known, by the price table's unit: each part within its whole."""
-        named = {UNIT_OF.get(name, name): getattr(self, name) for name in _FIGURES}
-        return {unit: count for unit, count in named.items() if count is not None} | {**self.details}
+        found: dict[str, int] = {}
+        for name, unit in _UNIT_FIGURES:
+            count = getattr(self, name)
+            if count is not None:
+                found[unit] = count
+        found.update(self.details)
+        return found
 
     def cost(self, at: datetime) -> Fraction | None:
         """What the provider charges for the call by its list prices, in micro-units of US dollars; exact.
@@ -154,6 +159,7 @@ RANKS: Final[Mapping[Source, int]] = {"reported": 3, "partial": 2, "estimated": 
 """How good a source is."""
 _PARTS: Final = ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
 _FIGURES: Final = ("input_tokens", "output_tokens", *_PARTS)
+_UNIT_FIGURES: Final = tuple((name, UNIT_OF.get(name, name)) for name in _FIGURES)
 COUNTED: Final = (*_FIGURES, "billed_input_tokens", "billed_output_tokens")
 
 

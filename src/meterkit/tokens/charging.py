@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from fnmatch import fnmatchcase
 from fractions import Fraction
-from math import ceil, floor
+from itertools import islice, product
+from math import ceil, floor, prod
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meterkit.catalog.model_prices import first_match
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.catalog.units import UNIT_OF
 from meterkit.tokens.call_usage import billed_units
@@ -19,10 +20,12 @@ from meterkit.tokens.provider_prices import (
     dearest_prices,
     is_installed,
     list_prices,
+    varying_contexts,
 )
+from meterkit.tokens.request import WAYS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.catalog.model_prices import ProviderPrices
@@ -33,9 +36,17 @@ _logger = logging.getLogger("meterkit.tokens")
 _NAME_MAX: Final = 256
 _NAMES_LOGGED: Final = 100
 _CARRIED_MOST: Final = 100_000
+_MATCHES_MOST: Final = 4096
+_CONTEXTS_MOST: Final = 64
+_NO_UNITS: Final[Mapping[str, int]] = {}
+_WHOLE: Final = Fraction(1)
+_NO_FACTORS: Final[Mapping[str, Mapping[str, int]]] = {}
 _WITHOUT_MODEL: Final = (
     "nothing is charged for tokens without a model: their price is not known; give record_usage() a response"
     " that names its model, or name it yourself: reservation.capture(…, model=…); logged once"
+)
+_CURE: Final = (
+    "give its prices in the plans file, under `models` of the credit, or name the `provider` of the route"
 )
 _SHAPES: Final = {
     "openai": "openai",
@@ -66,52 +77,86 @@ class Charges:
 
     def __init__(self, prices: ProviderPrices) -> None:
         is_installed()
-        self._factor = Fraction(100 + prices.markup_percent, 100)
-        self._own = tuple(prices.models)
-        self._overlaid: dict[tuple[str, UnitPrices | None], UnitPrices] = {}
-        self._unpriced: set[str] = set()
+        self._markup = Fraction(100 + prices.markup_percent, 100)
+        self._own = {
+            pattern: _OwnTerms(
+                pattern,
+                {UNIT_OF.get(unit, unit): at_any_length(price) for unit, price in given.items()},
+                {
+                    (name, value): Fraction(percent, 100)
+                    for name, percents in prices.factors.get(pattern, _NO_FACTORS).items()
+                    for value, percent in percents.items()
+                },
+            )
+            for pattern, given in prices.models
+        }
+        self._own_factors = frozenset(pair for one in self._own.values() for pair in one.factors)
+        self._matches: dict[str, _OwnTerms | None] = {}
+        self._overlaid: dict[tuple[str, UnitPrices | None, Fraction], UnitPrices | None] = {}
+        self._log = UnpricedLog()
 
     def of(self, call: CallUsage, at: datetime) -> Fraction:
         """What a call that has been made is charged, exactly; 0 where no price of its model is known.
 
         That is logged once for each model.
         """
-        cost = sum(self.costs(call, at).values(), Fraction(0))
-        return self._factor * cost
-
-    def costs(self, call: CallUsage, at: datetime) -> dict[str, Fraction]:
-        """The cost of a call by unit, without markup; see :func:`costs_of`."""
-        units = billed_units(call)
-        found = costs_of(call, units, at, self)
+        found = self.amount(call, at)
         if found is None:
-            if units:
-                self._say_unpriced((call.model or "")[:_NAME_MAX])
-            return {}
-        return found
+            self.log_unpriced(call)
+        return found or Fraction(0)
+
+    def log_unpriced(self, call: CallUsage) -> None:
+        """Log that no price of a call's model is known, once for each model."""
+        self._log.log(call.model or "")
+
+    def amount(self, call: CallUsage, at: datetime) -> Fraction | None:
+        """Price a call; None: it used something, and no price of its model is known."""
+        units = billed_units(call)
+        reported = _reported(call, self)
+        if reported is not None:
+            return self._markup * reported
+        prices = _prices_of(call, units, at, self)
+        if prices is None:
+            return None if units else Fraction(0)
+        return prices.cost(units, self._markup, is_sum="summed" in call.notes)
 
     def prices(self, model: str, provider: str | None, at: datetime, context: Context) -> UnitPrices | None:
         """The prices of a model: the seller's own over those of its provider; None: neither is known."""
-        listed = list_prices(provider, model, at, context)
         own = self.own_prices(model)
         if own is None:
-            return listed
-        pattern, given = own
-        found = self._overlaid.get((pattern, listed))
-        if found is None:
-            known: Mapping[str, Tiers] = {} if listed is None else listed.prices
-            merged = {
-                **known,
-                **{UNIT_OF.get(unit, unit): at_any_length(price) for unit, price in given.items()},
-            }
+            return list_prices(provider, model, at, context)
+        # A factor of the file is on the standard price: the table's own price of that way does not count.
+        factors = [own.factors[pair] for pair in context if pair in own.factors]
+        left = tuple(pair for pair in context if pair not in own.factors) if factors else context
+        listed = list_prices(provider, model, at, left)
+        key = own.pattern, listed, prod(factors, start=_WHOLE)
+        if key not in self._overlaid:
             if len(self._overlaid) >= _CARRIED_MOST:
                 self._overlaid.clear()
-            found = self._overlaid[pattern, listed] = UnitPrices(merged)
-        return found
+            self._overlaid[key] = own.over(*key[1:])
+            if listed is None and (missing := own.missing):
+                cure = f"write `{missing}` in the entry {own.pattern!r} of `models` in the plans file as well"
+                self._log.log(model, cure, what=missing)
+        return self._overlaid[key]
 
-    def own_prices(self, model: str) -> tuple[str, Mapping[str, Fraction]] | None:
-        """The first pattern of the plans file that matches a model, and its prices."""
+    def has_price(self, model: str, usage: str, at: datetime, provider: str | None = None) -> bool:
+        """Whether a price of a model is known, before its call is made; see :meth:`held`."""
+        return self.prices(model, provider or _SHAPES.get(usage), at, STANDARD) is not None
+
+    def own_prices(self, model: str) -> _OwnTerms | None:
+        """The first entry of the plans file whose pattern matches a model."""
+        if not self._own:
+            return None
         name = model[:_NAME_MAX]
-        return next((own for own in self._own if fnmatchcase(name, own[0])), None)
+        try:
+            return self._matches[name]
+        except KeyError:
+            pass
+        if len(self._matches) >= _MATCHES_MOST:
+            self._matches.clear()
+        pattern = first_match(self._own, name)
+        found = self._matches[name] = None if pattern is None else self._own[pattern]
+        return found
 
     def held(
         self,
@@ -123,6 +168,8 @@ class Charges:
         at: datetime,
         provider: str | None = None,
         has_media: bool = True,
+        context: Iterable[tuple[str, str]] | None = (),
+        others: Mapping[str, int] = _NO_UNITS,
     ) -> int:
         """What a call may be charged at most that is about to be made, rounded up.
 
@@ -135,15 +182,22 @@ class Charges:
             at: when (aware): prices have dates.
             provider: whose models the route calls, as the table names it; None: not said.
             has_media: whether sound, images or video may go in.
+            context: ways of processing that the request asks for, as the provider may process it otherwise;
+                None: not known, so it may ask for any.
+            others: quantities of further units that are set aside, such as ``web_searches``.
         """
+        whose = provider or _SHAPES.get(usage)
+        contexts = self._possible(context)
         if models:
-            found = [self.prices(model, provider or _SHAPES.get(usage), at, STANDARD) for model in models]
+            found = [self.prices(model, whose, at, one) for model in models for one in contexts]
         else:
-            found = [dearest_prices(provider or _SHAPES.get(usage), at)]
+            found = [dearest_prices(whose, at, one) for one in contexts]
         costs = (
-            one.most(entered=entered, left=left, has_media=has_media) for one in found if one is not None
+            one.most(entered=entered, left=left, has_media=has_media, others=others)
+            for one in found
+            if one is not None
         )
-        return min(ceil(self._factor * max(costs, default=Fraction(0))), QUANTITY_MAX)
+        return min(ceil(self._markup * max(costs, default=Fraction(0))), QUANTITY_MAX)
 
     def is_free(
         self, models: Sequence[str], usage: str, at: datetime, *, provider: str | None = None
@@ -152,28 +206,82 @@ class Charges:
 
         No model named, or one without a known price: the response may name one that has a price.
         """
-        if not self._factor:
+        if not self._markup:
             return True
         found = [self.prices(model, provider or _SHAPES.get(usage), at, STANDARD) for model in models]
         return bool(found) and all(one is not None and one.is_free for one in found)
 
-    def _say_unpriced(self, model: str) -> None:
-        if model not in self._unpriced and len(self._unpriced) < _NAMES_LOGGED:
-            self._unpriced.add(model)
-            if not model:
+    def _possible(self, asked: Iterable[tuple[str, str]] | None) -> Sequence[Context]:
+        """The ways in which a request may be processed that asks for some, where they change a price."""
+        ways: dict[str, list[tuple[tuple[str, str], ...]]] = {}
+        varying = self._own_factors | varying_contexts()
+        for pair in varying if asked is None else dict.fromkeys(asked):
+            if pair in varying and pair[0] in WAYS:
+                ways.setdefault(pair[0], [()]).append((pair,))
+        found = (tuple(sorted(pair for way in one for pair in way)) for one in product(*ways.values()))
+        return list(islice(found, _CONTEXTS_MOST))
+
+
+class _OwnTerms(NamedTuple):
+    """Prices and factors of a pattern of the plans file."""
+
+    pattern: str
+    prices: Mapping[str, Tiers]
+    factors: Mapping[tuple[str, str], Fraction]
+
+    @property
+    def missing(self) -> str | None:
+        """The direction of tokens that has no price although the other one has; None: no such direction."""
+        missing = [whole for whole in ("input_tokens", "output_tokens") if whole not in self.prices]
+        return missing[0] if len(missing) == 1 else None
+
+    def over(self, listed: UnitPrices | None, factor: Fraction) -> UnitPrices | None:
+        """The prices of the file over those of the table, times a factor; None: there is none of either."""
+        known: Mapping[str, Tiers] = {} if listed is None else listed.prices
+        merged = {**known, **self.prices}
+        if not merged:
+            return None
+        if factor != 1:
+            merged = {
+                unit: tuple((start, price * factor) for start, price in tiers)
+                for unit, tiers in merged.items()
+            }
+        return UnitPrices(merged)
+
+
+class UnpricedLog:
+    """Error log of models without a price, once for each model."""
+
+    def __init__(self) -> None:
+        self._models: set[str] = set()
+
+    def log(self, model: str, cure: str = _CURE, *, what: str = "calls") -> None:
+        """Log that nothing is charged for the calls of a model.
+
+        Args:
+            model: its name; empty: not known.
+            cure: what to write where.
+            what: of the model has no price.
+        """
+        name = model[:_NAME_MAX]
+        if name not in self._models and len(self._models) < _NAMES_LOGGED:
+            self._models.add(name)
+            if not name:
                 _logger.error(_WITHOUT_MODEL)
                 return
             _logger.error(
-                "nothing is charged for calls of model %r: no price of it is known; give its prices in the"
-                " plans file, under `models` of the credit, or name the `provider` of the route",
-                model,
+                "nothing is charged for %s of model %r: no price of it is known; %s", what, name, cure
             )
 
 
 def costs_of(
-    call: CallUsage, units: Mapping[str, int], at: datetime, charges: Charges | None
+    call: CallUsage,
+    units: Mapping[str, int],
+    at: datetime,
+    charges: Charges | None,
+    group: Callable[[str], str],
 ) -> dict[str, Fraction] | None:
-    """The cost of a call by unit; None: nothing says what its model costs.
+    """The cost of a call by group of units; None: nothing says what its model costs.
 
     The seller's own prices come first, then the amount that the provider reports, then list prices. The
     provider's amount stands under ``requests``.
@@ -183,19 +291,32 @@ def costs_of(
         units: of it, as they are billed.
         at: when it was made (aware).
         charges: knows the seller's own prices; None: there are none.
+        group: what the costs of a unit are added to.
     """
-    model = call.model or ""
-    is_reported = call.reported_cost_micros is not None and call.provider not in _SHAPE_PROVIDERS
-    if is_reported and (charges is None or charges.own_prices(model) is None):
-        return {"requests": call.reported_cost_micros or Fraction(0)}
+    reported = _reported(call, charges)
+    if reported is not None:
+        return {group("requests"): reported}
+    found = _prices_of(call, units, at, charges)
+    return None if found is None else found.costs(units, group, is_sum="summed" in call.notes)
+
+
+def _reported(call: CallUsage, charges: Charges | None) -> Fraction | None:
+    """The amount that the provider reports, where it counts."""
+    if call.reported_cost_micros is None or call.provider in _SHAPE_PROVIDERS:
+        return None
+    is_own = charges is not None and charges.own_prices(call.model or "") is not None
+    return None if is_own else call.reported_cost_micros
+
+
+def _prices_of(
+    call: CallUsage, units: Mapping[str, int], at: datetime, charges: Charges | None
+) -> UnitPrices | None:
     if not units:
         return None
-    found = (
-        list_prices(call.provider, model, at, call.context)
-        if charges is None
-        else charges.prices(model, call.provider, at, call.context)
-    )
-    return None if found is None else found.costs(units, is_sum="summed" in call.notes)
+    model = call.model or ""
+    if charges is None:
+        return list_prices(call.provider, model, at, call.context)
+    return charges.prices(model, call.provider, at, call.context)
 
 
 class Remainders:
@@ -220,6 +341,12 @@ class Remainders:
         return min(units, QUANTITY_MAX)
 
 
-def charged_of(charges: Mapping[str, Charges], call: CallUsage, at: datetime) -> dict[str, Fraction]:
-    """What a call is charged, by the meter that counts it."""
-    return {meter: amount for meter, one in charges.items() if (amount := one.of(call, at))}
+def charged_of(
+    charges: Mapping[str, Charges], call: CallUsage, at: datetime
+) -> tuple[dict[str, Fraction], bool]:
+    """Price a call by the meter that counts it, and say whether a price of its model is lacking."""
+    found = {meter: one.amount(call, at) for meter, one in charges.items()}
+    for meter, amount in found.items():
+        if amount is None:
+            charges[meter].log_unpriced(call)
+    return {meter: amount for meter, amount in found.items() if amount}, None in found.values()

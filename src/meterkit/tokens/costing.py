@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
     from meterkit.tokens.charging import Charges
 
+_KEPT_MOST: Final = 1024
+_TOTAL: Final = "total_tokens"
 _CALLED: Final = {unit: name for name, unit in UNIT_OF.items()}
 
 
@@ -26,7 +28,7 @@ _CALLED: Final = {unit: name for name, unit in UNIT_OF.items()}
 def _counted_by(unit: str) -> tuple[str, ...]:
     """The meters that may show a unit's cost: the first one that counts the unit, or a whole of it, does."""
     if unit == "requests":
-        return "input_tokens", "output_tokens", "total_tokens"
+        return "input_tokens", "output_tokens", _TOTAL
     dimensions = unit_dimensions()
     own = dimensions[unit]
     wholes = sorted(
@@ -34,7 +36,7 @@ def _counted_by(unit: str) -> tuple[str, ...]:
         key=lambda other: -len(dimensions[other]),
     )
     named = [name for whole in wholes for name in (whole, _CALLED.get(whole)) if name is not None]
-    return *named, "total_tokens"
+    return *named, _TOTAL
 
 
 class CallCosts:
@@ -53,21 +55,39 @@ class CallCosts:
         is_installed()
         self._charges = charges
         self._meter = meter
-        self._counters = counters
+        self._named = tuple((name, UNIT_OF.get(name, name)) for name in counters if name != _TOTAL)
+        self._counts_totals = _TOTAL in counters
+        self._meters: dict[tuple[str, ...], _MetersOfUnits] = {}
         self._plans = plans
         self.version = f"{plans},{table_version()}"
 
     def of(self, call: CallUsage, at: datetime) -> dict[str, Fraction]:
         """The cost by meter, without markup; empty: no provider's price is known, or nothing was used."""
-        costs = costs_of(call, billed_units(call), at, self._charges)
-        if costs is None:
-            return {}
-        counted = {name for name, quantity in call.quantities().items() if quantity} & {*self._counters}
-        found: dict[str, Fraction] = {}
-        for unit, cost in costs.items():
-            meter = next((name for name in _counted_by(unit) if name in counted), None)
-            name = meter or self._meter or next(iter(sorted(counted)), "")
-            found[name] = found.get(name, 0) + cost
+        units = billed_units(call)
+        has_measure = call.billed_input_tokens is not None or call.billed_output_tokens is not None
+        known = call.units if has_measure else units
+        counted = tuple(name for name, unit in self._named if known.get(unit))
+        if self._counts_totals and call.total_tokens:
+            counted = *counted, _TOTAL
+        meters = self._meters.get(counted)
+        if meters is None:
+            if len(self._meters) >= _KEPT_MOST:
+                self._meters.clear()
+            meters = self._meters[counted] = _MetersOfUnits(counted, self._meter)
+        return costs_of(call, units, at, self._charges, meters.__getitem__) or {}
+
+
+class _MetersOfUnits(dict[str, str]):
+    """Unit to the meter that shows its cost, found once for the meters that a call counts on."""
+
+    def __init__(self, counted: Collection[str], meter: str | None) -> None:
+        super().__init__()
+        self._counted = counted
+        self._other = meter or next(iter(sorted(counted)), "")
+
+    def __missing__(self, unit: str) -> str:
+        found = next((name for name in _counted_by(unit) if name in self._counted), self._other)
+        self[unit] = found
         return found
 
 

@@ -9,13 +9,14 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from importlib import import_module
 from math import lcm
+from operator import mul
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.units import WHOLE_OF
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
 _PROVIDERS: Final[Mapping[str, str]] = {
@@ -34,6 +35,8 @@ _MICROS: Final = 10**6
 _KEPT: Final = 4096
 _NAME_MAX: Final = 256
 _ALWAYS: Final = -1
+_ONE: Final = Fraction(1)
+_NO_UNITS: Final[Mapping[str, int]] = {}
 _ARN: Final = "arn:"
 
 Context = tuple[tuple[str, str], ...]
@@ -43,7 +46,13 @@ Tiers = tuple[tuple[int, Fraction], ...]
 STANDARD: Final[Context] = ()
 
 
+def _itself(unit: str) -> str:
+    return unit
+
+
 class _Row(NamedTuple):
+    """A priced unit: its tiers in whole numbers, and the places of the rows that are parts of it."""
+
     unit: str
     tiers: tuple[tuple[int, int], ...]
     parts: tuple[int, ...]
@@ -56,7 +65,17 @@ class UnitPrices:
         prices: by unit of the table.
     """
 
-    __slots__ = ("_divisor", "_request", "_rows", "_tiered", "prices")
+    __slots__ = (
+        "_amounts",
+        "_divisor",
+        "_having_parts",
+        "_names",
+        "_request",
+        "_rows",
+        "_tiered",
+        "_wholes",
+        "prices",
+    )
 
     def __init__(self, prices: Mapping[str, Tiers]) -> None:
         dimensions = unit_dimensions()
@@ -78,50 +97,76 @@ class UnitPrices:
             )
             for unit in ordered
         )
+        self._names = tuple(ordered)
+        self._having_parts = tuple((at, row.parts) for at, row in enumerate(self._rows) if row.parts)
+        self._wholes = tuple(
+            (whole, tuple(at for at, unit in enumerate(ordered) if WHOLE_OF.get(unit, unit) == whole))
+            for whole in ("input_tokens", "output_tokens")
+        )
         self._request = self._whole(self.prices.get(_REQUESTS, ()))
         self._tiered = any(len(tiers) > 1 for tiers in self.prices.values())
+        self._amounts = self._prices_at(1)
 
     def _whole(self, tiers: Tiers) -> tuple[tuple[int, int], ...]:
         return tuple((start, int(price * self._divisor)) for start, price in tiers)
 
-    def cost(self, units: Mapping[str, int], *, is_sum: bool = False) -> Fraction:
-        """Cost of a call that used so many units.
+    def _prices_at(self, entered: int) -> tuple[int, ...]:
+        """Price of each row for a call of so many input tokens, and at last that of the request."""
+        return (*(_price_at(row.tiers, entered) for row in self._rows), _price_at(self._request, entered))
+
+    def _prices_of(self, units: Mapping[str, int], *, is_sum: bool) -> tuple[int, ...]:
+        if not self._tiered:
+            return self._amounts
+        return self._prices_at(0 if is_sum else units.get("input_tokens", 0))
+
+    def cost(self, units: Mapping[str, int], factor: Fraction = _ONE, *, is_sum: bool = False) -> Fraction:
+        """Cost of a call that used so many units, times a factor.
 
         Tiers go by its input tokens. Of a sum of several calls these are not known: the lowest tier counts.
         """
-        entered = units.get("input_tokens", 0) if self._tiered and not is_sum else 0
-        amount = sum(
-            count * _price_at(row.tiers, entered)
-            for row, count in zip(self._rows, self._split(units), strict=True)
-        )
-        return Fraction(amount + _price_at(self._request, entered), self._divisor)
+        amount = sum(map(mul, self._prices_of(units, is_sum=is_sum), self._split(units)))
+        # One fraction at the end: each takes as long as the rest together.
+        return Fraction(amount * factor.numerator, self._divisor * factor.denominator)
 
-    def costs(self, units: Mapping[str, int], *, is_sum: bool = False) -> dict[str, Fraction]:
-        """Cost of a call by unit: each without its priced parts; units that cost nothing are left out."""
-        entered = 0 if is_sum else units.get("input_tokens", 0)
-        amounts = {
-            row.unit: count * _price_at(row.tiers, entered)
-            for row, count in zip(self._rows, self._split(units), strict=True)
-        }
-        amounts[_REQUESTS] = _price_at(self._request, entered)
-        return {unit: Fraction(amount, self._divisor) for unit, amount in amounts.items() if amount}
+    def costs(
+        self, units: Mapping[str, int], group: Callable[[str], str] = _itself, *, is_sum: bool = False
+    ) -> dict[str, Fraction]:
+        """Cost of a call by unit: each without its priced parts; units that cost nothing are left out.
 
-    def most(self, *, entered: int, left: int, has_media: bool) -> Fraction:
+        Args:
+            units: that the call used.
+            group: what the costs of a unit are added to.
+            is_sum: whether they are of several calls.
+        """
+        prices = self._prices_of(units, is_sum=is_sum)
+        found: dict[str, int] = {}
+        for unit, price, count in zip((*self._names, _REQUESTS), prices, self._split(units), strict=True):
+            if price and count:
+                name = group(unit)
+                found[name] = found.get(name, 0) + price * count
+        return {name: Fraction(amount, self._divisor) for name, amount in found.items()}
+
+    def most(
+        self, *, entered: int, left: int, has_media: bool, others: Mapping[str, int] = _NO_UNITS
+    ) -> Fraction:
         """What a call of so many tokens costs at most, whatever kind they are of.
 
         Args:
             entered: tokens that go in.
             left: tokens that come out.
             has_media: whether sound, images or video may be among those that go in.
+            others: quantities of units that are no tokens.
         """
-        found = {"input_tokens": 0, "output_tokens": 0}
+        amount, found = 0, {"input_tokens": 0, "output_tokens": 0}
         dimensions = unit_dimensions()
         for row in self._rows:
             whole = WHOLE_OF.get(row.unit, row.unit)
             modality = dict(dimensions[row.unit]).get("modality", "text")
             if whole in found and (has_media or modality == "text" or whole == "output_tokens"):
                 found[whole] = max(found[whole], _price_at(row.tiers, entered))
-        amount = entered * found["input_tokens"] + left * found["output_tokens"]
+            elif row.unit in others:
+                amount += others[row.unit] * _price_at(row.tiers, entered)
+        amount += entered * found["input_tokens"] + left * found["output_tokens"]
         return Fraction(amount + _price_at(self._request, entered), self._divisor)
 
     @property
@@ -130,24 +175,21 @@ class UnitPrices:
         return not any(price for tiers in self.prices.values() for _, price in tiers)
 
     def _split(self, units: Mapping[str, int]) -> list[int]:
-        """How many units of each row have no priced part: all rows together count each token once."""
-        counts = list[int]()
-        for row in self._rows:
-            count = units.get(row.unit, 0)
-            if count and row.parts:
-                count = max(0, count - sum(counts[part] for part in row.parts))
-            counts.append(count)
-        for whole in ("input_tokens", "output_tokens"):
-            if (most := units.get(whole)) is not None:
-                self._bound(counts, whole, most, units)
+        """How many units of each row have no priced part, and 1 request: all count each token once."""
+        count_of = units.get
+        counts = [count_of(unit, 0) for unit in self._names]
+        for at, parts in self._having_parts:
+            if counts[at]:
+                counts[at] = max(0, counts[at] - sum([counts[part] for part in parts]))
+        for whole, within in self._wholes:
+            most = count_of(whole)
+            if most is not None and sum([counts[at] for at in within]) > most:
+                self._bound(counts, within, most, units.get("input_tokens", 0))
+        counts.append(1)
         return counts
 
-    def _bound(self, counts: list[int], whole: str, most: int, units: Mapping[str, int]) -> None:
+    def _bound(self, counts: list[int], within: Iterable[int], most: int, entered: int) -> None:
         """Count no more tokens of a direction than there are: in doubt the dearest are not billed."""
-        within = [at for at, row in enumerate(self._rows) if WHOLE_OF.get(row.unit, row.unit) == whole]
-        if sum(counts[at] for at in within) <= most:
-            return
-        entered = units.get("input_tokens", 0)
         for at in sorted(within, key=lambda at: _price_at(self._rows[at].tiers, entered)):
             counts[at] = min(counts[at], most)
             most -= counts[at]
@@ -186,9 +228,10 @@ def list_prices(
     found = _look_up(provider, model[:_NAME_MAX])
     if found is None:
         return None
-    info, has_variants = found
-    standard = info.get_prices(at)
-    variants = tuple(_active(info.price_variants, at, context)) if context and has_variants else ()
+    if found.always is not None and not (context and found.has_variants):
+        return found.always
+    standard = found.info.get_prices(at)
+    variants = tuple(_active(found.info.price_variants, at, context)) if found.has_variants else ()
     key = (id(standard), *map(id, variants))  # The table keeps each of them for good.
     prices = _compiled.get(key)
     if prices is None:
@@ -199,12 +242,26 @@ def list_prices(
     return prices
 
 
+class _Listed(NamedTuple):
+    """A model of the table.
+
+    Attributes:
+        info: as the table has it.
+        has_variants: whether its prices by context count.
+        always: its prices, where they do not depend on the time; else None.
+    """
+
+    info: Any
+    has_variants: bool
+    always: UnitPrices | None
+
+
 _compiled: Final[dict[tuple[int, ...], UnitPrices]] = {}
 
 
 @lru_cache(_KEPT)
-def _look_up(provider: str | None, model: str) -> tuple[Any, bool] | None:
-    """The model as the table has it, and whether its prices by context count."""
+def _look_up(provider: str | None, model: str) -> _Listed | None:
+    """The model of the table that is meant by a name."""
     if not model or provider in _OWN_SERVERS:
         return None
     table, name = _table(), model.lower()
@@ -218,7 +275,9 @@ def _look_up(provider: str | None, model: str) -> tuple[Any, bool] | None:
             continue
         info = known.find_model(name, all_providers=table.providers)
         if info is not None:
-            return info, bool(info.price_variants) and any(info is own for own in known.models)
+            has_variants = bool(info.price_variants) and any(info is own for own in known.models)
+            always = None if isinstance(info.prices, list) else UnitPrices(_read(info.prices))
+            return _Listed(info, has_variants, always)
     return None
 
 
@@ -276,13 +335,25 @@ def is_installed() -> None:
     _table()
 
 
-def dearest_prices(provider: str | None, at: datetime) -> UnitPrices:
+@cache
+def varying_contexts() -> frozenset[tuple[str, str]]:
+    """The ways of processing for which some model of the table has prices of its own."""
+    return frozenset(
+        pair
+        for provider in _table().providers
+        for model in provider.models
+        for variant in model.price_variants or ()
+        for pair in variant.when.items()
+    )
+
+
+def dearest_prices(provider: str | None, at: datetime, context: Context = STANDARD) -> UnitPrices:
     """The highest price of each unit among the models of a provider; of all where it is None or not known."""
-    return _dearest(provider, at.replace(minute=0, second=0, microsecond=0))
+    return _dearest(provider, at.replace(minute=0, second=0, microsecond=0), context)
 
 
-@lru_cache(64)
-def _dearest(provider: str | None, at: datetime) -> UnitPrices:
+@lru_cache(256)
+def _dearest(provider: str | None, at: datetime, context: Context) -> UnitPrices:
     table = _table()
     try:
         known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
@@ -291,8 +362,10 @@ def _dearest(provider: str | None, at: datetime) -> UnitPrices:
     found: dict[str, Fraction] = {}
     for one in known:
         for model in one.models:
-            for unit, tiers in _read(model.get_prices(at)).items():
-                found[unit] = max(found.get(unit, Fraction(0)), *(price for _, price in tiers))
+            varied = [variant.prices for variant in _active(model.price_variants or (), at, context)]
+            for prices in (model.get_prices(at), *varied):
+                for unit, tiers in _read(prices).items():
+                    found[unit] = max(found.get(unit, Fraction(0)), *(price for _, price in tiers))
     return UnitPrices({unit: at_any_length(price) for unit, price in found.items()})
 
 
@@ -303,6 +376,6 @@ def _read(prices: Any) -> dict[str, Tiers]:
         if price is not None:
             factor = Fraction(_MICROS, known["per"])
             base = (_ALWAYS, factor * Fraction(getattr(price, "base", price)))
-            tiers = ((one.start, factor * Fraction(one.price)) for one in getattr(price, "tiers", ()))
+            tiers = sorted((one.start, factor * Fraction(one.price)) for one in getattr(price, "tiers", ()))
             found[unit] = (base, *tiers)
     return found

@@ -63,6 +63,8 @@ _ANSWERS: Final = (
     *("generationConfig.candidateCount", "parameters.candidateCount"),
     *("parameters.best_of", "parameters.num_return_sequences"),
 )
+WAYS: Final = ("service_tier", "speed", "inference_geo")
+"""Fields in which a request asks for a way of processing that may have a price of its own."""
 _MEDIA: Final = frozenset(
     {
         *("image_url", "input_audio", "inlineData", "inline_data", "fileData", "file_data", "file_id"),
@@ -181,6 +183,18 @@ class LlmRequest:
         values: list[Any] = [self._root]
         found = measure(values, values_max=_VALUES_MAX)
         return None if values else found
+
+    @property
+    def has_media(self) -> bool:
+        """Whether sound, images or video are among what goes in, or may be."""
+        size = self.input_size()
+        return size is None or size[2] > 0
+
+    @property
+    def context(self) -> list[tuple[str, str]]:
+        """The ways of processing that it asks for, such as ``("service_tier", "priority")``."""
+        named = ((name, value) for name in WAYS for _, value in self._at(name))
+        return [(name, value.lower()) for name, value in named if isinstance(value, str)]
 
     def _spellings(self, field: str) -> list[_Named]:
         names = _OUTPUT_LIMITS if field in _OUTPUT_LIMITS else (field,)

@@ -211,6 +211,13 @@ class JsonModels:
         return tuple(self._written)
 
 
+def models_in_text(body: bytes) -> tuple[str, ...]:
+    """The models that JSON seems to name that is too large or too dense to be parsed; see `JsonModels`."""
+    reader = JsonModels()
+    reader.feed(body)
+    return reader.models()
+
+
 def is_form(content_type: bytes) -> bool:
     """Whether apps read a body as a form."""
     kind = content_type.lower()

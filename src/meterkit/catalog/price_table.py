@@ -1,0 +1,36 @@
+"""Lookup of model names in the price table of the package ``genai-prices``, where that is installed."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from functools import cache, lru_cache
+from importlib import import_module
+from typing import Any, Final
+
+_WILD: Final = "*?["
+_ENDS: Final = "*-.:@/"
+
+
+@lru_cache(1024)
+def is_listed(pattern: str) -> bool | None:
+    """Whether the price table has a model whose name a pattern matches; None: it is not installed."""
+    table, folded = _table(), pattern.casefold()
+    if table is None:
+        return None
+    names = dict.fromkeys((folded, folded.rstrip(_ENDS)))
+    literal = [name for name in names if name and not any(mark in name for mark in _WILD)]
+    return any(
+        fnmatchcase(model.id.casefold(), folded) for provider in table.providers for model in provider.models
+    ) or any(
+        provider.find_model(name, all_providers=table.providers) is not None
+        for provider in table.providers
+        for name in literal
+    )
+
+
+@cache
+def _table() -> Any:
+    try:
+        return import_module("genai_prices.data_snapshot").get_snapshot()
+    except ImportError:
+        return None

@@ -1,0 +1,301 @@
+"""`unknown_model`: a model without a price costs nothing, or a request that names it is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import pytest
+
+from asgi.test_llm_model_prices import answering, ask
+from llm_apps import metered
+from meterkit import MeterKit
+from tokens.recordings import compact
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from starlette.types import Message, Receive, Scope, Send
+
+    from metering import Served
+
+pytestmark = pytest.mark.anyio
+
+NOT_PRICED: Final = "urn:meterkit:problem:model-not-priced"
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request}
+  input_tokens: {unit: token}
+  output_tokens: {unit: token}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    unknown_model: deny
+    models: {"own-*": {input_tokens: 2 per 1_000_000, output_tokens: 6 per 1_000_000}}
+routes:
+  - match: "POST /chat"
+    usage: openai
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}
+  - {match: "POST /plain", usage: openai}
+  - {match: "POST /shadow", usage: openai, consume: {requests: 1}, enforcement: shadow}
+  - {match: "POST /fixed", usage: openai, model: own-7b}
+  - {match: "POST /chosen", usage: openai, model: any}
+  - {match: "POST /other", consume: {requests: 1}}
+  - {match: "POST /model/{model:path}", usage: bedrock}
+  - {match: "POST /search", usage: openai, provider: perplexity}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+SOCKETS: Final = PLANS.replace(
+    "routes:\n",
+    'routes:\n  - {match: "WS /live", usage: openai}\n'
+    '  - {match: "WS /quiet", usage: openai, enforcement: shadow}\n',
+)
+TABLE: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  output_tokens: {unit: token, stripe: {event_name: out}}
+prices:
+  output: {unknown_model: deny, models: {"gpt-*": 4 per 1000}}
+credits:
+  ai: {costs: {output_tokens: prices.output}}
+routes:
+  - {match: "POST /plain", usage: openai}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {output_tokens: {included: 0, overage: deny}}}
+"""
+OVERAGE: Final = TABLE.replace("credits:\n  ai: {costs: {output_tokens: prices.output}}\n", "").replace(
+    "included: 0, overage: deny", "included: 5, overage: {bill: {price: prices.output}}"
+)
+
+
+async def post(at: Served, path: str, body: bytes | dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The status and the problem of a request; no problem: empty."""
+    content = body if isinstance(body, bytes) else compact(body)
+    answer = await at.client.post(path, content=content, headers={"x-tokens": "5"})
+    return answer.status_code, {} if answer.status_code == 200 else answer.json()
+
+
+async def funded(at: Served, credit: str = "usd") -> None:
+    await at.kit.grants.add("acme", {credit: 5}, grant_id="first")
+
+
+@pytest.mark.parametrize("path", ["/chat", "/plain"])
+async def test_a_model_without_a_price_is_refused_before_it_runs(path: str, store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await funded(at)
+        status, problem = await post(at, path, {"model": "gpt-99", "messages": []})
+        assert (status, problem["type"], problem["model"]) == (400, NOT_PRICED, "gpt-99")
+        assert problem["detail"] == (
+            "The model 'gpt-99' is not sold here, because it has no price. Name another model."
+        )
+        found = await at.kit.usage("acme")
+        assert found["meters"]["output_tokens"]["recorded"] == 0
+        assert found["balance"] == {"usd": 5}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/plain", {"model": "gpt-4o-mini", "messages": []}),
+        ("/plain", {"model": "own-7b", "messages": []}),
+        ("/plain", {"model": "OWN-7B", "messages": []}),
+        ("/plain", {"messages": []}),
+        ("/plain", b""),
+        ("/plain", b"no JSON"),
+        ("/fixed", {"model": "gpt-99"}),
+        ("/chosen", {"model": "gpt-99"}),
+        ("/other", {"model": "gpt-99"}),
+        ("/shadow", {"model": "gpt-99"}),
+        ("/search", {"model": "sonar-pro"}),
+        ("/model/us.anthropic.claude-sonnet-4-5-20250929-v1%3A0/converse", {"messages": []}),
+    ],
+)
+async def test_other_requests_are_served(path: str, body: bytes | dict[str, Any], store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await funded(at)
+        assert await post(at, path, body) == (200, {})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "gpt-4o-mini", "model": "gpt-99"}',
+        b'{"model": "gpt-99", "model": "gpt-4o-mini"}',
+        b'{"Model": "gpt-99", "model": "gpt-4o-mini"}',
+        b'{"model": "gpt-99"}'.ljust(9_000),
+        json.dumps({"model": "x" * 10_000}).encode(),
+        b'{"model": "openai/own-7b\\n"}',
+    ],
+)
+async def test_no_spelling_passes_a_model_without_a_price(body: bytes, store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await funded(at)
+        status, problem = await post(at, "/plain", body)
+        assert (status, problem["type"]) == (400, NOT_PRICED)
+        assert len(problem["model"]) <= 257
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/search", b'{"model": "sonar-99"}'),
+        ("/plain", b'{"model": "sonar-pro"}'),  # The name alone does not say whose it is.
+        ("/plain?model=gpt-99", b'{"model": "gpt-4o-mini"}'),
+        ("/model/anthropic.claude-99/converse", b'{"messages": []}'),
+        ("/plain", b'{"model": "gpt-99", "input": "' + b"x" * (1 << 20) + b'"}'),
+    ],
+)
+async def test_every_name_of_a_request_must_have_a_price(path: str, body: bytes, store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await funded(at)
+        status, problem = await post(at, path, body)
+        assert (status, problem.get("type")) == (400, NOT_PRICED)
+
+
+async def test_a_model_is_refused_in_shadow_only_in_the_log(store_url: str) -> None:
+    async with metered(answering(), store_url, plans=PLANS) as at:
+        await funded(at)
+        assert await post(at, "/shadow", {"model": "gpt-99"}) == (200, {})
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["recorded"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "opened"),
+    [
+        ("/live", b"model=gpt-4o-realtime-preview", True),
+        ("/live", b"", True),
+        ("/live", b"model=gpt-99", False),
+        ("/live", b"model=gpt-4o&model=gpt-99", False),
+        ("/quiet", b"model=gpt-99", True),
+    ],
+)
+async def test_a_websocket_for_a_model_without_a_price_is_refused_at_connect(
+    path: str, query: bytes, opened: bool, store_url: str
+) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async with metered(accepting, store_url, plans=SOCKETS) as at:
+        await funded(at)
+        coming: list[Message] = [
+            {"type": "websocket.connect"},
+            {"type": "websocket.disconnect", "code": 1000},
+        ]
+
+        async def receive() -> Message:
+            return coming.pop(0)
+
+        scope = {"type": "websocket", "path": path, "query_string": query}
+        headers = [(b"x-customer-id", b"acme")]
+        await at.app(
+            scope | {"headers": headers, "extensions": {"websocket.http.response": {}}}, receive, send
+        )
+        if opened:
+            assert [message["type"] for message in sent] == ["websocket.accept"]
+        else:
+            assert (sent[0]["type"], sent[0]["status"]) == ("websocket.http.response.start", 400)
+            assert json.loads(sent[1]["body"])["type"] == NOT_PRICED
+
+
+async def accepting(scope: Scope, receive: Receive, send: Send) -> None:
+    del scope
+    await receive()
+    await send({"type": "websocket.accept"})
+    await receive()
+
+
+@pytest.mark.parametrize("plans", [TABLE, OVERAGE], ids=["credits", "overage"])
+async def test_a_table_without_a_default_refuses_models_of_no_pattern(plans: str, store_url: str) -> None:
+    async with metered(answering(), store_url, plans=plans) as at:
+        if "credits:" in plans:
+            await funded(at, "ai")
+        assert await post(at, "/plain", {"model": "gpt-5-mini"}) == (200, {})
+        status, problem = await post(at, "/plain", {"model": "claude-opus-5"})
+        assert (status, problem["type"]) == (400, NOT_PRICED)
+
+
+async def test_a_default_is_a_price_of_every_model(store_url: str) -> None:
+    plans = TABLE.replace("{unknown_model: deny,", "{unknown_model: deny, default: 1 per 1000,")
+    async with metered(answering(), store_url, plans=plans) as at:
+        await funded(at, "ai")
+        assert await post(at, "/plain", {"model": "claude-opus-5"}) == (200, {})
+        assert [note.path for note in at.kit.catalog.notes] == ["prices.output.unknown_model"]
+
+
+async def test_a_model_of_no_pattern_costs_nothing_where_a_table_has_no_default(store_url: str) -> None:
+    plans = TABLE.replace("unknown_model: deny", "unknown_model: free")
+    async with metered(answering(), store_url, plans=plans) as at:
+        await funded(at, "ai")
+        for model, paid in (("gpt-5-mini", 20_000), ("claude-opus-5", 20_000), ("gpt-5-mini", 40_000)):
+            assert await ask(at, 5, model=model, said=model, path="/plain") == 200
+            found = await at.kit.usage("acme")
+            assert found["balance_micros"] == {"ai": 5_000_000 - paid}, model
+
+
+async def test_overage_of_no_pattern_is_billed_at_nothing(store_url: str) -> None:
+    plans = OVERAGE.replace("unknown_model: deny", "unknown_model: free")
+    async with metered(answering(), store_url, plans=plans) as at:
+        for model in ("gpt-5-mini", "gpt-5-mini", "claude-opus-5", "claude-opus-5"):
+            assert await ask(at, 5, model=model, said=model, path="/plain") == 200
+        found = (await at.kit.usage("acme"))["meters"]
+        assert found["output_tokens"]["overage"] == 15
+        assert found["output_tokens:gpt-*"]["overage"] == 5
+
+
+FREE: Final = PLANS.replace("    unknown_model: deny\n", "")
+
+
+async def test_calls_of_a_model_without_a_price_are_counted_and_found(
+    store_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plans = tmp_path / "plans.yaml"
+    plans.write_text(FREE, "utf-8")
+    async with metered(answering(), store_url, plans=FREE) as at:
+        await funded(at)
+        tallies = at.kit.store.tally()
+        for model in ("gpt-99", "gpt-4o-mini", "gpt-99", "own-7b"):
+            assert await ask(at, 5, model=model, said=model, path="/plain") == 200
+        await recorded(at, 20)
+        assert tallies.unpriced == {("gpt-99", "none"): 2}
+        assert (await at.kit.usage("acme"))["balance_micros"]["usd"] > 4_999_900
+        keys = at.kit.store.keys
+        same: Any = {"key_prefix": keys.prefix, "shards": keys.shards, "clock": at.kit.store.clock}
+        async with MeterKit(plans, redis_url=store_url, **same) as other:
+            for kit in (at.kit, other):  # Another process finds them, too.
+                (finding,) = [one for one in (await kit.health()).findings if one.check == "models"]
+                assert finding.problem == (
+                    "1 model has no price, so calls of today and yesterday cost nothing: 'gpt-99' (calls: 2)"
+                )
+        plans.write_text(FREE.replace('"own-*"', '"gpt-9*"'), "utf-8")
+        async with MeterKit(plans, redis_url=store_url, **same) as priced:
+            assert "models" not in {one.check for one in (await priced.health()).findings}
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert [message.split(":")[0] for message in errors] == ["nothing is charged for calls of model 'gpt-99'"]
+
+
+async def recorded(at: Served, tokens: int) -> None:
+    """Wait until so many output tokens are recorded."""
+    with anyio.fail_after(60):
+        while (await at.kit.usage("acme"))["meters"]["output_tokens"]["recorded"] != tokens:  # noqa: ASYNC110 - what is waited for is in the store
+            await anyio.sleep(0.01)
+
+
+async def test_a_model_of_no_pattern_is_counted_and_found(store_url: str) -> None:
+    plans = TABLE.replace("unknown_model: deny", "unknown_model: free")
+    async with metered(answering(), store_url, plans=plans) as at:
+        await funded(at, "ai")
+        for model in ("gpt-5-mini", "claude-opus-5"):
+            assert await ask(at, 5, model=model, said=model, path="/plain") == 200
+        await recorded(at, 10)
+        (finding,) = [one for one in (await at.kit.health()).findings if one.check == "models"]
+        assert "'claude-opus-5' (calls: 1)" in finding.problem

@@ -1,0 +1,236 @@
+"""What a plans file says of models: prices by unit, factors, and what happens to unknown ones."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final
+
+import jsonschema
+import pytest
+
+from meterkit.catalog import json_schema, loads
+from meterkit.catalog.document import parse
+from meterkit.catalog.errors import Problems
+from meterkit.errors import PlansError
+from schema_values import to_json
+
+if TYPE_CHECKING:
+    from meterkit.catalog.model_prices import ProviderPrices
+
+PLANS: Final = """\
+schema: 1
+currency: usd
+default_plan: payg
+meters:
+  output_tokens: {unit: token}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    models: {MODELS}
+routes:
+  - {match: "POST /chat", usage: USAGE, reserve: {output_tokens: {from: max_tokens, default: 9, ceiling: 9}}}
+plans:
+  payg: {price: {amount_cents: 0, interval: month}}
+"""
+TABLE: Final = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  output_tokens: {unit: token}
+prices:
+  output: {TERMS}
+credits:
+  ai: {costs: {output_tokens: prices.output}}
+routes:
+  - {match: "POST /chat", usage: openai}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+
+
+def written(models: str, usage: str = "openai") -> str:
+    return PLANS.replace("MODELS", models).replace("USAGE", usage)
+
+
+def charges(models: str) -> ProviderPrices:
+    found = loads(written(models)).meters["usd_charged"].charges
+    assert found is not None
+    return found
+
+
+def is_valid(text: str) -> bool:
+    document: Any = to_json(parse(text.encode(), problems=Problems("plans.yaml")))
+    validator: Any = jsonschema.Draft202012Validator(json_schema())
+    return bool(validator.is_valid(document))
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(PlansError) as caught:
+        loads(text)
+    return str(caught.value)
+
+
+def test_any_unit_has_a_price_and_an_entry_has_factors() -> None:
+    models = (
+        '"gpt-5*": {input_tokens: 1.25 per 1_000_000, input_audio_tokens: 40 per 1_000_000, web_searches: 10'
+        " per 1000, audio_seconds: 0.0001, cached_input_tokens: 0.1 per 1_000_000, requests: 0.01,"
+        " service_tier: {priority: 200%, flex: 50%}, speed: {fast: 200%}, inference_geo: {us: 110%},"
+        " processing: {batch: 50 %}}"
+    )
+    assert is_valid(written(models))
+    found = charges(models)
+    ((pattern, prices),) = found.models
+    assert pattern == "gpt-5*"
+    assert prices == {
+        "input_tokens": Fraction(5, 4),
+        "input_audio_tokens": Fraction(40),
+        "web_searches": Fraction(10_000),
+        "audio_seconds": Fraction(100),
+        "cached_input_tokens": Fraction(1, 10),
+        "requests": Fraction(10_000),
+    }
+    assert found.factors["gpt-5*"] == {
+        "service_tier": {"priority": 200, "flex": 50},
+        "speed": {"fast": 200},
+        "inference_geo": {"us": 110},
+        "processing": {"batch": 50},
+    }
+
+
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ("x: {}", "found an empty map; allowed: a map of prices by unit"),
+        ("x: [1]", "found a list; allowed: a map of prices by unit"),
+        ("x: {words: 1}", "unknown unit or factor 'words'"),
+        ("x: {input_token: 1}", "did you mean 'input_tokens'?"),
+        ("x: {total_tokens: 1}", "unknown unit or factor 'total_tokens'"),
+        ("x: {input_tokens: {fast: 200%}}", "found a map; allowed: an amount of money per units"),
+        ("x: {speed: 200%}", "found '200%'; allowed: a map of values and percentages"),
+        ("x: {speed: {}}", "found an empty map; allowed: a map of values and percentages"),
+        ("x: {speed: {fast: 2}}", "found '2'; allowed: a whole percentage of the standard price"),
+        ("x: {speed: {fast: 10_001%}}", "from 0% to 10_000%"),
+        ("x: {speed: {fast: -1%}}", "allowed: a whole percentage of the standard price"),
+        (
+            "gpt-5: {reasoning_tokens: 1, output_reasoning_tokens: 2}",
+            "reasoning_tokens is the same unit; keep one of the two",
+        ),
+    ],
+)
+def test_terms_that_cannot_be_read_are_refused_at_their_place(models: str, message: str) -> None:
+    found = refusal(written(models))
+    assert found.startswith("plans.yaml:10:")
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ("models", "missing"),
+    [
+        ('"our-*": {input_tokens: 1 per 1000}', "output_tokens"),
+        ('"our-*": {output_tokens: 1 per 1000}', "input_tokens"),
+        ('"our-*": {cached_input_tokens: 1 per 1000, output_tokens: 1}', "input_tokens"),
+        ('"gpt-99": {input_audio_tokens: 1}', "input_tokens and output_tokens"),
+        ('"our-*": {speed: {fast: 200%}}', "anything"),
+    ],
+)
+def test_f_21a_a_price_of_one_direction_of_a_model_that_no_table_has_is_refused(
+    models: str, missing: str
+) -> None:
+    found = refusal(written(models))
+    assert found.startswith("plans.yaml:10:14 credits.usd.models.")
+    assert f"no price of {missing}, and the price table has no such model" in found
+    assert "per 1_000_000`" in found
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        '"our-*": {input_tokens: 1 per 1000, output_tokens: 0 per 1_000_000}',
+        '"our-*": {requests: 1}',
+        '"our-whisper": {audio_seconds: 0.001}',
+        '"gpt-4o": {input_tokens: 1 per 1000}',
+        '"GPT-4o*": {input_tokens: 1 per 1000}',
+        '"gpt-4o-2024-*": {output_tokens: 1 per 1000}',
+        '"*": {input_tokens: 1 per 1000}',
+        '"claude-*": {inference_geo: {us: 110%}}',
+        '"sonar-pro": {output_tokens: 1}',
+    ],
+)
+def test_f_21a_other_entries_are_taken(models: str) -> None:
+    assert charges(models).models
+
+
+def notes(text: str) -> list[tuple[int, str, str]]:
+    return [(note.line, note.path, note.message) for note in loads(text).notes]
+
+
+def test_models_that_a_client_chooses_and_that_cost_nothing_are_named() -> None:
+    ((line, path, message),) = notes(written('"gpt-4o": {requests: 1, service_tier: {flex: 50%}}'))
+    assert (line, path) == (7, "credits.usd")
+    assert message == (
+        "clients choose the model on 'POST /chat', and calls of a model without a price cost nothing; write"
+        " `unknown_model: deny` here to refuse such requests, or `model: NAME` on the route"
+    )
+    free = 'unknown_model: free, models: {"gpt-*": 1}'
+    assert [(line, path) for line, path, _ in notes(TABLE.replace("TERMS", free))] == [
+        (7, "prices.output.unknown_model")
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        written('"gpt-4o": {requests: 1, service_tier: {flex: 50%}}').replace(
+            "unit: money", "unit: money\n    unknown_model: deny"
+        ),
+        written('"our-7b": {requests: 1}').replace("usage: openai", "usage: openai, model: our-7b"),
+        TABLE.replace("TERMS", 'unknown_model: deny, models: {"gpt-*": 1}'),
+        TABLE.replace("TERMS", 'default: 1, models: {"gpt-*": 1}'),
+    ],
+)
+def test_models_that_have_prices_or_are_refused_are_not_named(text: str) -> None:
+    assert notes(text) == []
+
+
+def test_f_216_ways_of_processing_that_a_client_chooses_are_named() -> None:
+    models = '"gpt-4o": {input_tokens: 1 per 1000}, "our-7b": {requests: 1}'
+    text = written(models, "auto").replace("unit: money", "unit: money\n    unknown_model: deny")
+    first, second = notes(text)
+    assert first[:2] == (11, "credits.usd.models.gpt-4o")
+    assert "these prices count whichever service_tier or speed a client asks for" in first[2]
+    assert "`service_tier: {priority: 200%, flex: 50%}` and `speed: {fast: 200%}`" in first[2]
+    assert second[:2] == (13, "routes[0].usage")
+    assert '`models: {"claude-*": {inference_geo: {us: 110%}}}`' in second[2]
+
+
+def test_f_216_ways_with_factors_are_not_named() -> None:
+    models = (
+        '"gpt-4o": {requests: 1, service_tier: {flex: 50%}, speed: {fast: 200%}},'
+        ' "claude-*": {inference_geo: {us: 110%}}'
+    )
+    text = written(models, "auto").replace("unit: money", "unit: money\n    unknown_model: deny")
+    assert notes(text) == []
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ('models: {"gpt-*": 1}', "prices by model need this key: what units cost of models"),
+        ('unknown_model: allow, models: {"gpt-*": 1}', "found 'allow'; allowed: free, deny"),
+        (
+            'unknown_model: deny, models: {"gpt-*": {speed: {fast: 200%}}}',
+            "found a map; factors and prices by unit",
+        ),
+    ],
+)
+def test_a_table_says_what_other_models_cost(terms: str, message: str) -> None:
+    assert message in refusal(TABLE.replace("TERMS", terms))
+
+
+def test_unknown_models_of_credits_that_are_no_money_are_refused() -> None:
+    text = TABLE.replace("TERMS", 'default: 1, models: {"gpt-*": 1}').replace(
+        "ai: {costs", "ai: {unknown_model: deny, costs"
+    )
+    assert "credits.ai.unknown_model: this needs `unit: money`" in refusal(text)
