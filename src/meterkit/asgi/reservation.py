@@ -215,13 +215,7 @@ def reservation(
     unpriced = None
     if route.refuses_unpriced:
         unpriced = check_models((*models, *(models_in_text(body) if of_body is None else ())))
-    free = frozenset[str]()
-    if at is not None:
-        free = frozenset(
-            name
-            for name, one in charges.items()
-            if one.is_free(models, route.usage, at, provider=route.provider)
-        )
+    free = _free_meters(route, models, charges, at)
     if not route.reserve:
         return RequestReservation({}, models, unpriced, free)
     held = {reserve.meter: _held(reserve, asked) for reserve in route.reserve}
@@ -247,6 +241,18 @@ def reservation(
                 others={meter: quantity for meter, quantity in held.items() if meter in UNITS},
             )
     return RequestReservation(held, models, unpriced or _problem(route, asked), free)
+
+
+def _free_meters(
+    route: Route, models: Sequence[str], charges: Mapping[str, Charges], at: datetime | None
+) -> frozenset[str]:
+    """The meters of what calls are charged on which the call of a request certainly costs nothing."""
+    if at is None:
+        return frozenset()
+    found = charges.items()
+    return frozenset(
+        name for name, one in found if one.is_free(models, route.usage, at, provider=route.provider)
+    )
 
 
 def _problem(route: Route, asked: LlmRequest | None) -> RequestProblem | None:

@@ -230,7 +230,6 @@ class CompiledCatalog:
         self.tallies: Tallies | None = None
         self.unpriced: UnpricedCalls | None = None
         self._incomplete = tables_without_default(catalog)
-        self._unpriced_log = UnpricedLog()
         check_tokens(catalog)
         # A program that cannot be is refused now, not at the first request.
         for plan in catalog.plans.values():
@@ -238,6 +237,10 @@ class CompiledCatalog:
                 prepaid = self.prepaid[plan.key]
                 has_any = plan.grants or prepaid.money
                 self.program(plan.entitlements, route, prepaid if has_any else None)
+
+    @cached_property
+    def _unpriced_log(self) -> UnpricedLog:
+        return UnpricedLog()
 
     def lacks_price(self, call: CallUsage) -> bool:
         """Whether a table that prices a meter of a call by model lacks its model; that is logged."""

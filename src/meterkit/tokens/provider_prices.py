@@ -149,7 +149,7 @@ class UnitPrices:
     def most(
         self, *, entered: int, left: int, has_media: bool, others: Mapping[str, int] = _NO_UNITS
     ) -> Fraction:
-        """What a call of so many tokens costs at most, whatever kind they are of.
+        """Price a call of so many tokens at the most that it can cost, of whatever kind they are.
 
         Args:
             entered: tokens that go in.
@@ -242,7 +242,7 @@ def list_prices(
     return prices
 
 
-class _Listed(NamedTuple):
+class _ListedModel(NamedTuple):
     """A model of the table.
 
     Attributes:
@@ -260,7 +260,7 @@ _compiled: Final[dict[tuple[int, ...], UnitPrices]] = {}
 
 
 @lru_cache(_KEPT)
-def _look_up(provider: str | None, model: str) -> _Listed | None:
+def _look_up(provider: str | None, model: str) -> _ListedModel | None:
     """The model of the table that is meant by a name."""
     if not model or provider in _OWN_SERVERS:
         return None
@@ -277,7 +277,7 @@ def _look_up(provider: str | None, model: str) -> _Listed | None:
         if info is not None:
             has_variants = bool(info.price_variants) and any(info is own for own in known.models)
             always = None if isinstance(info.prices, list) else UnitPrices(_read(info.prices))
-            return _Listed(info, has_variants, always)
+            return _ListedModel(info, has_variants, always)
     return None
 
 
