@@ -75,8 +75,10 @@ def _priced(used: Used, call: CallUsage, compiled: CompiledCatalog, at_ms: int |
         compiled.alarms.total_alone()
     at = from_ms(compiled.now_ms() if at_ms is None else at_ms)
     costs = compiled.costs()
+    charged, is_unpriced = charged_of(compiled.charges, call, at)
     return used._replace(
-        charged=charged_of(compiled.charges, call, at),
+        charged=charged,
+        unpriced={call.model or "": 1} if is_unpriced or compiled.lacks_price(call) else {},
         costs={} if costs is None else costs.of(call, at),
         version="" if costs is None else costs.version,
         units=call.units if compiled.settle_audited is not None else {},
@@ -93,6 +95,7 @@ def join_used(first: Used, second: Used) -> Used:
         costs=_sum(first.costs, second.costs),
         version=first.version or second.version,
         units=add(first.units, second.units),
+        unpriced=add(first.unpriced, second.unpriced),
     )
 
 
