@@ -69,6 +69,7 @@ class UnitPrices:
         "_amounts",
         "_divisor",
         "_having_parts",
+        "_lacks_whole",
         "_names",
         "_request",
         "_rows",
@@ -103,6 +104,7 @@ class UnitPrices:
             (whole, tuple(at for at, unit in enumerate(ordered) if WHOLE_OF.get(unit, unit) == whole))
             for whole in ("input_tokens", "output_tokens")
         )
+        self._lacks_whole = any(whole not in self.prices for whole, _ in self._wholes)
         self._request = self._whole(self.prices.get(_REQUESTS, ()))
         self._tiered = any(len(tiers) > 1 for tiers in self.prices.values())
         self._amounts = self._prices_at(1)
@@ -178,10 +180,15 @@ class UnitPrices:
         """How many units of each row have no priced part, and 1 request: all count each token once."""
         count_of = units.get
         counts = [count_of(unit, 0) for unit in self._names]
+        may_exceed = self._lacks_whole
         for at, parts in self._having_parts:
-            if counts[at]:
-                counts[at] = max(0, counts[at] - sum([counts[part] for part in parts]))
-        for whole, within in self._wholes:
+            count = counts[at]
+            for part in parts:
+                count -= counts[part]
+            if count < 0:
+                count, may_exceed = 0, True
+            counts[at] = count
+        for whole, within in self._wholes if may_exceed else ():
             most = count_of(whole)
             if most is not None and sum([counts[at] for at in within]) > most:
                 self._bound(counts, within, most, units.get("input_tokens", 0))
