@@ -41,10 +41,6 @@ _CONTEXTS_MOST: Final = 64
 _NO_UNITS: Final[Mapping[str, int]] = {}
 _WHOLE: Final = Fraction(1)
 _NO_FACTORS: Final[Mapping[str, Mapping[str, int]]] = {}
-_WITHOUT_MODEL: Final = (
-    "nothing is charged for tokens without a model: their price is not known; give record_usage() a response"
-    " that names its model, or name it yourself: reservation.capture(…, model=…); logged once"
-)
 _CURE: Final = (
     "give its prices in the plans file, under `models` of the credit, or name the `provider` of the route"
 )
@@ -267,7 +263,11 @@ class UnpricedLog:
         if name not in self._models and len(self._models) < _NAMES_LOGGED:
             self._models.add(name)
             if not name:
-                _logger.error(_WITHOUT_MODEL)
+                _logger.error(
+                    "nothing is charged for tokens without a model: their price is not known; give"
+                    " record_usage() a response that names its model, or name it yourself:"
+                    " reservation.capture(…, model=…); logged once"
+                )
                 return
             _logger.error(
                 "nothing is charged for %s of model %r: no price of it is known; %s", what, name, cure
