@@ -122,11 +122,11 @@ class Customer:
         self.account.uses(process, model, entered, left, given)
 
     async def words(self) -> None:
-        """Tokens of no model have the price of the default."""
+        """Tokens of no model have the price of the default, and cost what the pattern ``*`` says."""
         quantity = self.random.choice((1, 301, 5000))
         process, given = self.someone()
         await self.ask(process, "record_words", customer=self.name, quantity=quantity, subjects=given)
-        self.account.uses_tokens(process, "other", quantity, given)
+        self.account.uses(process, "other", 0, quantity, given)
 
     async def images(self) -> None:
         quantity = self.random.choice((1, 1, 2, 4))
