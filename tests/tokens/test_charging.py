@@ -207,6 +207,9 @@ FACTORED: Final = ProviderPrices(
         ("claude-opus-4-8", (("speed", "fast"),), 2 * 37_500),
         # Without a factor of its own it is the table's: half for a batch.
         ("claude-opus-4-8", (("processing", "batch"),), (1000 * 5 + 100 * 25) / 2 + 3 * 10_000),
+        # The table has no price of a place: what the provider publishes counts, for tokens.
+        ("claude-sonnet-4-6", (("inference_geo", "us"),), Fraction(11, 10) * 4500 + 3 * 10_000),
+        ("claude-sonnet-4-6", (("inference_geo", "global"),), 4500 + 3 * 10_000),
         # A price of the file, and the table's for what the file leaves out.
         ("gpt-5-mini", (), 1000 * 7 + 100 * 2),
         ("gpt-5-mini", (("service_tier", "flex"),), Fraction(30, 100) * (1000 * 7 + 100 * 2)),

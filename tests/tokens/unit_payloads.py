@@ -180,7 +180,7 @@ ANTHROPIC = (
                 model=OPUS,
                 units={"input_tokens": 1000, "output_tokens": 100},
                 context={"service_tier": "priority", "speed": "fast", "inference_geo": "us"},
-                micros=15_000,  # 1000 * 10 + 100 * 50
+                micros=16_500,  # (1000 * 10 + 100 * 50) * 110 %
             )
         ],
     ),

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from meterkit.catalog.routes import RouteTable
 
 _SHOWN_MAX: Final = 10
-_GEO_SHAPES: Final = frozenset({"anthropic", "auto"})
 _EXAMPLES: Final = {
     "service_tier": "service_tier: {priority: 200%, flex: 50%}",
     "speed": "speed: {fast: 200%}",
+    "inference_geo": "inference_geo: {us: 110%}",
 }
-_ASKED_BY: Final = {"openai": ("service_tier",), "anthropic": ("speed",), "auto": ("service_tier", "speed")}
+_ASKED_BY: Final = {
+    "openai": ("service_tier",),
+    "anthropic": ("speed", "inference_geo"),
+    "auto": ("service_tier", "speed"),
+}
 """The words of ``usage:``, each with the ways of processing that clients of such an API choose at a price."""
 
 
@@ -55,28 +59,7 @@ def note_client_choices(
             problems.note(table.place("unknown_model"), "informs", message)
     for credit in money:
         terms = kept(credit.models)
-        _note_geography(calling, terms, problems)
         _note_ways(calling, terms, credit, problems)
-
-
-def _note_geography(
-    calling: Sequence[tuple[Route, RouteTable]], terms: Mapping[str, ModelTerms], problems: Problems
-) -> None:
-    """Say where clients may ask for a place of inference that costs more: the price table knows none.
-
-    https://platform.claude.com/docs/en/manage-claude/data-residency
-    """
-    if any("inference_geo" in one.factors for one in terms.values()):
-        return
-    for route, written in calling:
-        if route.usage in _GEO_SHAPES:
-            message = (
-                "clients may ask for `inference_geo: us`, which Anthropic charges 110% for and the price"
-                ' table has no price of; write `models: {"claude-*": {inference_geo: {us: 110%}}}` under the'
-                " credit if your app hands it on"
-            )
-            problems.note(written.place("usage"), "informs", message)
-            return
 
 
 def _note_ways(

@@ -44,6 +44,13 @@ Context = tuple[tuple[str, str], ...]
 Tiers = tuple[tuple[int, Fraction], ...]
 """Prices of a unit, each with the input tokens from beyond which all units of a call cost it."""
 STANDARD: Final[Context] = ()
+_PUBLISHED: Final[Mapping[str, Mapping[tuple[str, str], Fraction]]] = {
+    "anthropic": {("inference_geo", "us"): Fraction(110, 100)},
+}
+"""Factors on the prices of all tokens that providers publish and the table lacks; read in November 2026.
+
+https://platform.claude.com/docs/en/manage-claude/data-residency
+"""
 
 
 def _itself(unit: str) -> str:
@@ -235,18 +242,31 @@ def list_prices(
     found = _look_up(provider, model[:_NAME_MAX])
     if found is None:
         return None
-    if found.always is not None and not (context and found.has_variants):
+    if found.always is not None and not (context and (found.has_variants or found.factors)):
         return found.always
     standard = found.info.get_prices(at)
     variants = tuple(_active(found.info.price_variants, at, context)) if found.has_variants else ()
-    key = (id(standard), *map(id, variants))  # The table keeps each of them for good.
+    factor = Fraction(1)
+    for pair in context:
+        factor *= found.factors.get(pair, 1)
+    key = (factor, id(standard), *map(id, variants))  # The table keeps each of them for good.
     prices = _compiled.get(key)
     if prices is None:
         merged = _read(standard)
         for variant in reversed(variants):  # Of several, the first counts.
             merged |= _read(variant.prices)
-        prices = _compiled[key] = UnitPrices(merged)
+        prices = _compiled[key] = UnitPrices(_of_tokens(merged, factor))
     return prices
+
+
+def _of_tokens(prices: dict[str, Tiers], factor: Fraction) -> dict[str, Tiers]:
+    """The prices, those of tokens times a factor."""
+    if factor == 1:
+        return prices
+    return {
+        unit: tuple((start, price * factor) for start, price in tiers) if unit.endswith("_tokens") else tiers
+        for unit, tiers in prices.items()
+    }
 
 
 class _ListedModel(NamedTuple):
@@ -255,15 +275,17 @@ class _ListedModel(NamedTuple):
     Attributes:
         info: as the table has it.
         has_variants: whether its prices by context count.
+        factors: what its provider publishes besides, by context; see :data:`_PUBLISHED`.
         always: its prices, where they do not depend on the time; else None.
     """
 
     info: Any
     has_variants: bool
+    factors: Mapping[tuple[str, str], Fraction]
     always: UnitPrices | None
 
 
-_compiled: Final[dict[tuple[int, ...], UnitPrices]] = {}
+_compiled: Final[dict[tuple[Fraction | int, ...], UnitPrices]] = {}
 
 
 @lru_cache(_KEPT)
@@ -282,9 +304,11 @@ def _look_up(provider: str | None, model: str) -> _ListedModel | None:
             continue
         info = known.find_model(name, all_providers=table.providers)
         if info is not None:
-            has_variants = bool(info.price_variants) and any(info is own for own in known.models)
+            is_own = any(info is own for own in known.models)
+            has_variants = is_own and bool(info.price_variants)
+            factors = _PUBLISHED.get(known.id, {}) if is_own else {}
             always = None if isinstance(info.prices, list) else UnitPrices(_read(info.prices))
-            return _ListedModel(info, has_variants, always)
+            return _ListedModel(info, has_variants, factors, always)
     return None
 
 
@@ -351,7 +375,7 @@ def varying_contexts() -> frozenset[tuple[str, str]]:
         for model in provider.models
         for variant in model.price_variants or ()
         for pair in variant.when.items()
-    )
+    ).union(*_PUBLISHED.values())
 
 
 def dearest_prices(provider: str | None, at: datetime, context: Context = STANDARD) -> UnitPrices:
