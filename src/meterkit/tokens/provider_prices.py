@@ -285,7 +285,7 @@ class _ListedModel(NamedTuple):
     always: UnitPrices | None
 
 
-_compiled: Final[dict[tuple[Fraction | int, ...], UnitPrices]] = {}
+_compiled: Final[dict[tuple[Any, ...], UnitPrices]] = {}
 
 
 @lru_cache(_KEPT)
