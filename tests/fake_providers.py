@@ -102,8 +102,9 @@ def sse(event: dict[str, Any], *, named: bool = False) -> str:
 class FakeProviders:
     """Both providers, in a thread of their own.
 
-    A text of the last message steers them: ``wait`` holds a stream after its first word until `proceed`,
-    ``hang`` for ever; ``think`` gives no answer at all; ``fail 429`` fails with a status.
+    A word in the last message steers them: ``wait`` holds a stream after its first word until `proceed`,
+    ``hang`` for ever, ``ponder`` before its first word; ``think`` gives no answer at all; ``cut`` breaks
+    off; ``fail 429`` fails with a status.
 
     Attributes:
         openai: the URL of OpenAI's.
@@ -217,6 +218,8 @@ class FakeProviders:
                 pass
             self.stopped[text] += 1
             return Response(status_code=499)
+        if "cut" in text:
+            return StreamingResponse(self._cut(), media_type="application/json")
         if "fail" in text:
             status = int(text.split()[1])
             error = {"message": f"failed with {status}", "type": "error", "param": None, "code": None}
@@ -225,12 +228,16 @@ class FakeProviders:
             )
         return None
 
+    async def _cut(self) -> AsyncGenerator[str]:
+        yield '{"id": '
+        raise ConnectionResetError  # Uvicorn then closes the connection.
+
     async def _words(self, text: str) -> AsyncGenerator[str]:
         try:
             for place, word in enumerate(WORDS):
                 if place == 1 and "wait" in text:
                     await self._gate.wait()
-                if place == 1 and "hang" in text:
+                if (place == 0 and "ponder" in text) or (place == 1 and "hang" in text):
                     await asyncio.Event().wait()
                 yield word
         except asyncio.CancelledError:

@@ -23,7 +23,7 @@ import httpx
 import openai
 import pytest
 from genai_prices import Usage, calc_price
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from delivering import STRIPE_KEY
 from fake_providers import ANTHROPIC_KEY, OPENAI_KEY, WORDS, FakeProviders
@@ -63,7 +63,7 @@ def served(directory: Path, **variables: str) -> Generator[str]:
         entries = [(customer, {"customer": customer, "subjects": {"user": user}}) for customer in CUSTOMERS]
         keys |= {identify.hash_key(key_of(customer, user)): entry for customer, entry in entries}
     (directory / "keys.json").write_text(json.dumps(keys))
-    arguments = ("-m", "uvicorn", "app:app", "--log-level", "info", "--ws", "websockets-sansio")
+    arguments = ("-m", "uvicorn", "app:app", "--log-level", "info", "--timeout-graceful-shutdown", "5")
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         (directory / "log").open("wb") as log,
@@ -174,8 +174,13 @@ class Buyer:
 
         await eventually(found)
 
-    async def balance(self) -> int:
-        return (await self.kit.usage(self.name))["balance_micros"]["usd"]
+    async def owns(self, micros: int) -> None:
+        """Wait until the balance is that."""
+
+        async def found() -> bool:
+            return (await self.kit.usage(self.name))["balance_micros"].get("usd", 0) == micros
+
+        await eventually(found)
 
 
 def openai_of(url: str, key: str) -> openai.AsyncOpenAI:
@@ -303,6 +308,7 @@ async def response_in_background(buyer: Buyer) -> None:
     for _ in range(3):
         done = await buyer.openai.responses.retrieve(job.id)
         assert done.output_text == "".join(WORDS)
+    assert (await buyer.openai.responses.cancel(job.id)).id == job.id
 
 
 async def response_compacted(buyer: Buyer) -> None:
@@ -417,7 +423,7 @@ async def test_a_call_costs_the_list_price_and_the_markup(
         charged = floor(times * MARKUP * list_price(model, provider, **units))
         expected = (times * entered, times * left, charged)
 
-    await buyer.has(*expected[:2])
+    await buyer.has(*expected)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -491,19 +497,24 @@ async def test_a_stream_is_passed_on_word_by_word(call: Call, buyer: Buyer, prov
 
 
 @each_call
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("verb", "stream"),
+    [("think", False), ("think", True), ("ponder", True), ("hang", True)],
+    ids=["whole", "stream before its beginning", "stream before its first word", "stream"],
+)
 async def test_a_client_that_hangs_up_stops_the_provider_and_pays_what_was_used(
-    stream: bool, call: Call, buyer: Buyer, providers: FakeProviders
+    verb: str, stream: bool, call: Call, buyer: Buyer, providers: FakeProviders
 ) -> None:
-    text = f"{'hang' if stream else 'think'} for {buyer.name}"
-    if stream:
+    text = f"{verb} for {buyer.name}"
+    if verb in {"ponder", "hang"}:
         answer = await call.ask(buyer, text, True)
-        async for event in answer:
-            if WORDS[0] in str(event):
-                break
+        if verb == "hang":
+            async for event in answer:
+                if WORDS[0] in str(event):
+                    break
         await answer.close()
     else:
-        asking = asyncio.ensure_future(call.ask(buyer, text, False))
+        asking = asyncio.ensure_future(call.ask(buyer, text, stream))
         await eventually(lambda: providers.begun[text] == 1)
         asking.cancel()
     await eventually(lambda: providers.stopped[text] == 1)
@@ -512,6 +523,8 @@ async def test_a_client_that_hangs_up_stops_the_provider_and_pays_what_was_used(
         meters = (await buyer.kit.usage(buyer.name))["meters"]
         entered, left, charged = await buyer.figures()
         is_settled = all(one["held"] == 0 for one in meters.values())
+        # A request whose client left before the first byte is not billed, only its tokens.
+        is_settled &= verb == "ponder" or meters["requests"]["recorded"] == (verb == "hang")
         return is_settled and entered > 0 and 0 < left < 3 and charged > 0
 
     await eventually(paid)
@@ -596,7 +609,7 @@ async def test_an_error_of_the_provider_is_passed_on_and_costs_nothing(
     headers = failed.value.response.headers
     assert ("7", "req_7") == (headers["retry-after"], headers["x-request-id"])
     await buyer.has(0, 0, 0)
-    assert await buyer.balance() == 20_000_000
+    await buyer.owns(20_000_000)
 
 
 @each_call
@@ -604,6 +617,30 @@ async def test_a_refusal_of_the_proxys_own_key_is_no_business_of_the_client(call
     with pytest.raises(call.sdk.InternalServerError, match="The provider refused the proxy") as failed:
         await call.ask(buyer, "fail 401", False)
     assert failed.value.status_code == 502
+
+
+@each_call
+async def test_a_provider_that_breaks_off_is_502(call: Call, buyer: Buyer) -> None:
+    with pytest.raises(call.sdk.InternalServerError, match="The provider is not there") as failed:
+        await call.ask(buyer, "cut", False)
+    assert failed.value.status_code == 502
+    await buyer.has(0, 0, 0)
+
+
+async def test_a_live_connection_ends_when_the_balance_is_used_up(buyer: Buyer) -> None:
+    price = floor(MARKUP * list_price("gpt-5-mini", "openai", **RESPONDED))
+    await buyer.kit.record(buyer.name, "usd_charged", 20_000_000 - price)
+    async with buyer.openai.responses.connect() as connection:
+        await connection.response.create(model="gpt-5-mini", input="Tell")
+        async for event in connection:
+            if event.type == "response.completed":
+                break
+        await buyer.has(2_000, 500, 20_000_000)
+        await connection.response.create(model="gpt-5-mini", input="Tell")
+        with pytest.raises(ConnectionClosedError) as closed:
+            await connection.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
 
 
 async def test_requests_that_race_spend_no_more_than_the_balance(url: str, store: Server) -> None:
@@ -616,6 +653,15 @@ async def test_requests_that_race_spend_no_more_than_the_balance(url: str, store
         refused = [answer for answer in answers if isinstance(answer, anthropic.PaymentRequiredError)]
         assert len(refused) >= 9
         assert len(refused) < 12
+
+
+async def test_money_is_set_aside_for_each_image(url: str, store: Server) -> None:
+    async with buyer_of(url, store, dollars=1) as buyer:
+        # 8,000 tokens of gpt-image-1 are USD 0.416 with the markup.
+        with pytest.raises(openai.APIStatusError, match="POST /billing/top-up") as refused:
+            await buyer.openai.images.generate(model="gpt-image-1", prompt="the sea", n=4)
+        assert refused.value.status_code == 402
+        await image(buyer)
 
 
 async def test_a_user_reaches_a_budget_and_another_one_goes_on(buyer: Buyer) -> None:
@@ -639,7 +685,9 @@ async def test_a_user_reaches_a_budget_and_another_one_goes_on(buyer: Buyer) -> 
             assert 403 == (await browser.request(way, path, headers=key, json={})).status_code
 
 
-async def test_a_balance_is_bought_on_a_page(url: str, store: Server, stripe: StripeEmulator) -> None:
+async def test_a_balance_is_bought_on_a_page_and_topped_up_when_it_is_low(
+    url: str, store: Server, stripe: StripeEmulator
+) -> None:
     async with buyer_of(url, store, dollars=0) as buyer, httpx.AsyncClient(timeout=READY_S) as browser:
         page = await browser.post(
             f"{url}/billing/top-up",
@@ -652,12 +700,12 @@ async def test_a_balance_is_bought_on_a_page(url: str, store: Server, stripe: St
         )
         stripe.complete_checkout(page.json()["url"].rpartition("/")[2])
 
-        async def bought() -> bool:
-            return (await buyer.kit.usage(buyer.name))["balance_micros"].get("usd") == 10_000_000
-
-        await eventually(bought)
+        await buyer.owns(10_000_000)
+        await buyer.kit.record(buyer.name, "usd_charged", 5_000_000)
         await chat(buyer)
-        await buyer.has(1_200, 340, floor(MARKUP * list_price("gpt-4o-mini", "openai", **CHATTED)))
+        price = floor(MARKUP * list_price("gpt-4o-mini", "openai", **CHATTED))
+        # What is left is below USD 5.00, so the saved card is charged for another USD 10.00.
+        await buyer.owns(15_000_000 - price)
 
 
 async def test_the_snippet_of_the_readme_runs(url: str, store: Server) -> None:

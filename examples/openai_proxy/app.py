@@ -49,9 +49,16 @@ LIMITS: Final = {
 }
 # Only what plans.yaml sells: every other path of a provider would be free, with the proxy's own key.
 SOLD: Final = (
-    *("/v1/chat/completions", "/v1/responses", "/v1/responses/compact", "/v1/responses/{id}/cancel"),
-    *("/v1/embeddings", "/v1/images/generations", "/v1/images/edits", "/v1/audio/transcriptions"),
-    *("/v1/messages", "/v1/messages/count_tokens"),
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/responses/compact",
+    "/v1/responses/{id}/cancel",
+    "/v1/embeddings",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/audio/transcriptions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
 )
 
 
@@ -104,7 +111,7 @@ async def forward(request: Request) -> Response:
     if content and not request.headers.get("content-type", "").startswith("multipart/form-data"):
         try:
             body: dict[str, Any] = {**json.loads(content)}
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return error_response(request.scope, 400, "The body is no JSON object.")
         model, body = body.get("model"), limit_output(request.url.path, body)
         if request.url.path == "/v1/chat/completions":
