@@ -46,7 +46,8 @@ def refusal(scope: Scope, decision: Decision) -> Response:
     """Answer a refused request; meterkit adds the header fields, such as Retry-After."""
     problem = decision.problem
     if problem is not None:  # The request asks for what nobody may have, whatever is left.
-        return error_response(scope, 400, problem.detail, problem.code, problem.members.get("field"))
+        param = problem.members.get("field", "model")
+        return error_response(scope, 400, problem.detail, problem.code, param)
     if "usd_charged-period" in decision.violated:
         return error_response(
             scope, 402, "The balance is used up; POST /billing/top-up opens a page to pay on.", "credits"
