@@ -351,7 +351,7 @@ class FakeProviders:
         yield {"type": "response.completed", "sequence_number": number, "response": done}
 
     async def _retrieve(self, request: Request) -> Response:
-        """A job is done when it is asked for."""
+        """Answer with a job that has ended."""
         name = request.path_params["id"]
         return JSONResponse(self._response(self._model_of_job, response_id=name, background=True))
 

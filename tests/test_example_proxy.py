@@ -704,7 +704,7 @@ async def test_a_balance_is_bought_on_a_page_and_topped_up_when_it_is_low(
         await buyer.kit.record(buyer.name, "usd_charged", 5_000_000)
         await chat(buyer)
         price = floor(MARKUP * list_price("gpt-4o-mini", "openai", **CHATTED))
-        # What is left is below USD 5.00, so the saved card is charged for another USD 10.00.
+        # The balance falls below USD 5.00, so the saved card is charged for another USD 10.00.
         await buyer.owns(15_000_000 - price)
 
 

@@ -45,7 +45,7 @@ def speaks_anthropic(scope: Scope) -> bool:
 def refusal(scope: Scope, decision: Decision) -> Response:
     """Answer a refused request; meterkit adds the header fields, such as Retry-After."""
     problem = decision.problem
-    if problem is not None:  # The request asks for what nobody may have, whatever is left.
+    if problem is not None:  # The request itself is not allowed, whatever the balance is.
         param = problem.members.get("field", "model")
         return error_response(scope, 400, problem.detail, problem.code, param)
     if "usd_charged-period" in decision.violated:
