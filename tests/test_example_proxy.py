@@ -643,6 +643,27 @@ async def test_a_live_connection_ends_when_the_balance_is_used_up(buyer: Buyer) 
     assert closed.value.rcvd.code == 1008
 
 
+async def test_a_request_that_names_no_model_is_400(buyer: Buyer, providers: FakeProviders) -> None:
+    asked = len(providers.asked)
+    key = {"authorization": f"Bearer {key_of(buyer.name)}"}
+    async with httpx.AsyncClient(base_url=buyer.url, headers=key, timeout=READY_S) as client:
+        for path in ("chat/completions", "responses", "embeddings", "images/generations", "messages"):
+            for body in ({}, {"model": None}, {"model": ["gpt-4o-mini"]}):
+                assert (await client.post(f"/v1/{path}", json=body)).status_code == 400
+        for path in ("images/edits", "audio/transcriptions"):
+            sound = {"file": ("a", b'form-data; name="model"')}
+            for form in ({}, {"model": ("model", b"gpt-4o-mini")}):
+                assert (await client.post(f"/v1/{path}", files=sound | form)).status_code == 400
+    assert asked == len(providers.asked)
+
+
+async def test_the_key_may_stand_in_the_field_of_anthropics_api(buyer: Buyer) -> None:
+    key = {"x-api-key": key_of(buyer.name)}
+    async with httpx.AsyncClient(base_url=buyer.url, headers=key, timeout=READY_S) as client:
+        body = talk("Tell", "claude-sonnet-5", max_tokens=500)
+        assert (await client.post("/v1/messages", json=body)).json()["type"] == "message"
+
+
 async def test_requests_that_race_spend_no_more_than_the_balance(url: str, store: Server) -> None:
     async with buyer_of(url, store, dollars=0) as buyer:
         # A claude call of 500 tokens is at most USD 0.0065 and its input: three fit into two cents.

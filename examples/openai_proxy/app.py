@@ -69,8 +69,8 @@ def caller_of(hashed: str) -> Caller | None:
 
 
 BY_KEY: Final = (
-    identify.api_key(caller_of, hashed=True),  # As OpenAI's SDK sends it.
-    identify.api_key(caller_of, header="x-api-key", hashed=True),  # As Anthropic's does.
+    identify.api_key(caller_of, hashed=True),  # As both SDKs send it.
+    identify.api_key(caller_of, header="x-api-key", hashed=True),  # As other clients of Anthropic's API do.
 )
 
 
@@ -88,9 +88,7 @@ def upstream(scope: Scope, model: object = None) -> tuple[str, dict[str, str]]:
     path = quote(scope["path"].removeprefix("/v1"))
     if speaks_anthropic(scope):
         return ANTHROPIC + path, {"x-api-key": os.environ["ANTHROPIC_API_KEY"]}
-    if isinstance(model, str) and model.startswith(
-        "claude"
-    ):  # Anthropic knows OpenAI's Chat Completions, too.
+    if isinstance(model, str) and model.startswith("claude"):  # It has OpenAI's Chat Completions, too.
         return ANTHROPIC + path, {"authorization": f"Bearer {os.environ['ANTHROPIC_API_KEY']}"}
     return OPENAI + path, {"authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"}
 
@@ -108,7 +106,10 @@ def limit_output(path: str, body: dict[str, Any]) -> dict[str, Any]:
 async def forward(request: Request) -> Response:
     """Ask a provider, and pass on its answer as it comes; stop it when the client leaves."""
     content, model, restore = await request.body(), None, None
-    if content and not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        async with request.form() as form:
+            model = form.get("model")
+    elif content:
         try:
             body: dict[str, Any] = {**json.loads(content)}
         except (TypeError, ValueError, RecursionError):
@@ -117,6 +118,8 @@ async def forward(request: Request) -> Response:
         if request.url.path == "/v1/chat/completions":
             body, restore = ask_for_usage(body)  # Clients that did not ask for it do not see it.
         content = json.dumps(body).encode()
+    if request.url.path in SOLD and not isinstance(model, str):  # The provider's choice might have no price.
+        return error_response(request.scope, 400, "Name the model.", param="model")
     url, key = upstream(request.scope, model)
     headers = {name: request.headers[name] for name in SENT_ON if name in request.headers} | key
     provider: httpx.AsyncClient = request.app.state.provider
