@@ -250,6 +250,8 @@ class FakeProviders:
     async def _chat(self, request: Request) -> Response:
         asked = await self._read(request)
         text = str(asked["messages"][-1]["content"])
+        if asked["model"].startswith("claude") != request.headers["authorization"].endswith(ANTHROPIC_KEY):
+            return JSONResponse({"error": {"message": "no such model here"}}, 404)
         if (steered := await self._steered(request, text)) is not None:
             return steered
         head = {"id": self._id("chatcmpl"), "created": 1, "model": asked["model"], "system_fingerprint": None}
@@ -411,8 +413,9 @@ class FakeProviders:
         session = {"type": "realtime", "model": model, "object": "realtime.session", "id": "sess_1"}
         await live.send_json({"type": "session.created", "event_id": "event_1", "session": session})
         async for event in live.iter_json():
-            if event["type"] != "response.create":
-                continue
+            if event["type"] == "response.cancel":
+                await live.close(4000, "cancelled")
+                return
             name = self._id("resp")
             delta = {"response_id": name, "item_id": "item_1", "output_index": 0, "content_index": 0}
             for word in WORDS:

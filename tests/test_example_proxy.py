@@ -539,6 +539,16 @@ async def test_a_websocket_that_the_client_closes_is_closed_at_the_provider(
     await eventually(lambda: providers.stopped["talk"] == before + 1)
 
 
+async def test_a_websocket_that_the_provider_closes_is_closed_with_its_code(buyer: Buyer) -> None:
+    async with buyer.openai.realtime.connect(model="gpt-realtime") as connection:
+        await connection.recv()
+        await connection.response.cancel()
+        with pytest.raises(ConnectionClosedError) as closed:
+            await connection.recv()
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4000, "cancelled")
+
+
 @each_call
 async def test_a_balance_that_is_used_up_is_402_before_the_provider_is_asked(
     call: Call, url: str, store: Server, providers: FakeProviders
