@@ -653,6 +653,39 @@ async def test_a_live_connection_ends_when_the_balance_is_used_up(buyer: Buyer) 
     assert closed.value.rcvd.code == 1008
 
 
+UNPRICED: Final = "gpt-unpriced-9"
+ASKING_FOR_AN_UNPRICED_MODEL: Final[dict[str, Callable[[Buyer], Awaitable[Any]]]] = {
+    "chat": lambda buyer: buyer.openai.chat.completions.create(**talk("Tell", UNPRICED)),
+    "responses": lambda buyer: buyer.openai.responses.create(model=UNPRICED, input="Tell"),
+    "compact": lambda buyer: buyer.openai.responses.compact(model=UNPRICED, input="Tell"),
+    "embeddings": lambda buyer: buyer.openai.embeddings.create(model=UNPRICED, input="Tell"),
+    "image": lambda buyer: buyer.openai.images.generate(model=UNPRICED, prompt="sea"),
+    "edit": lambda buyer: buyer.openai.images.edit(model=UNPRICED, prompt="sea", image=PICTURE),
+    "transcription": lambda buyer: buyer.openai.audio.transcriptions.create(model=UNPRICED, file=SOUND),
+    "messages": lambda buyer: buyer.anthropic.messages.create(**talk("Tell", UNPRICED, max_tokens=9)),
+}
+
+
+@pytest.mark.parametrize("ask", ASKING_FOR_AN_UNPRICED_MODEL.values(), ids=ASKING_FOR_AN_UNPRICED_MODEL)
+async def test_a_model_without_a_price_is_400(
+    ask: Callable[[Buyer], Awaitable[Any]], buyer: Buyer, providers: FakeProviders
+) -> None:
+    asked = len(providers.asked)
+    kinds: Any = (openai.BadRequestError, anthropic.BadRequestError)
+    with pytest.raises(kinds, match=UNPRICED) as refused:
+        await ask(buyer)
+    assert refused.value.type == "invalid_request_error"
+    if isinstance(refused.value, openai.BadRequestError):
+        assert (refused.value.code, refused.value.param) == ("model-not-priced", "model")
+    assert asked == len(providers.asked)
+
+
+async def test_a_websocket_whose_url_names_a_model_without_a_price_is_400(buyer: Buyer) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        await buyer.openai.realtime.connect(model=UNPRICED).enter()
+    assert refused.value.response.status_code == 400
+
+
 async def test_a_request_that_names_no_model_is_400(buyer: Buyer, providers: FakeProviders) -> None:
     asked = len(providers.asked)
     key = {"authorization": f"Bearer {key_of(buyer.name)}"}
