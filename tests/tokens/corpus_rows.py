@@ -1,0 +1,149 @@
+"""The corpus: payloads of every API and gateway, with what each amounts to and costs, worked out by hand.
+
+Each file in ``corpus/`` is a family of providers; a row of it has
+
+- ``name``, unique in its file, and ``source``: the public issue, pull request or page that shows the payload.
+- ``usage``: the word that a route declares; ``provider``: what it says of whose models it calls, if it does.
+- ``kind``: how the payload ``said`` travels: ``json``, ``sse``, ``array`` (a stream as one array), ``ndjson``,
+  ``frames`` (Amazon's event stream, each with its event's name), ``invoked`` (the same with another provider's
+  events inside), ``websocket``, or, given by the app itself, ``object``, ``stream`` of objects and ``line`` of
+  a batch. A text is sent as it stands. ``headers``: further ones of the response.
+- ``asked``: the model of the request, where the answer names none.
+- ``calls``: for each call of a model its units above 0, by the price table's names, its ``price`` in
+  micro-dollars as sums of products, from the list prices of ``AT``, and its ``model`` where that is another
+  one's. ``known``: why a price is 0 that should not be.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fractions import Fraction
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tokens.recordings import (
+    EVENTSTREAM_TYPE,
+    JSON_TYPE,
+    NDJSON_TYPE,
+    SSE_TYPE,
+    compact,
+    event_frame,
+    invoked,
+    sse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+AT: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
+FOLDER: Final = Path(__file__).with_name("corpus")
+KINDS: Final = {
+    "json": JSON_TYPE,
+    "array": JSON_TYPE,
+    "sse": SSE_TYPE,
+    "ndjson": NDJSON_TYPE,
+    "frames": EVENTSTREAM_TYPE,
+    "invoked": EVENTSTREAM_TYPE,
+}
+"""Ways of a response's body, each with its content type."""
+LONG_NAME: Final = "m" * 10_000
+"""Stands in a payload where it says ``LONG NAME``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a call amounts to.
+
+    Attributes:
+        units: those above 0.
+        price: in micro-dollars.
+        model: where the answer itself names another than the request's or its own.
+    """
+
+    units: Mapping[str, int]
+    price: Fraction
+    model: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A payload; see the module."""
+
+    name: str
+    source: str
+    usage: str
+    kind: str
+    said: Any
+    calls: Sequence[Expected]
+    provider: str | None = None
+    asked: str | None = None
+    headers: Mapping[str, str]
+    known: str | None = None
+
+    @property
+    def price(self) -> Fraction:
+        """Of all calls together."""
+        return sum((call.price for call in self.calls), Fraction(0))
+
+    @property
+    def units(self) -> list[Mapping[str, int]]:
+        return [call.units for call in self.calls]
+
+    @property
+    def content_type(self) -> str:
+        return KINDS[self.kind]
+
+    @property
+    def response_headers(self) -> list[tuple[bytes, bytes]]:
+        of_body = (b"content-type", self.content_type.encode())
+        return [of_body, *((name.encode(), value.encode()) for name, value in self.headers.items())]
+
+    @property
+    def events(self) -> list[bytes]:
+        """The pieces of the body, one to an event."""
+        if self.kind == "json":
+            return [self.said.encode() if isinstance(self.said, str) else compact(self.said)]
+        if self.kind == "array":
+            return _array(self.said)
+        if self.kind == "frames":
+            return [event_frame(name, value) for name, value in self.said]
+        encode = {"sse": _sse_event, "ndjson": lambda value: compact(value) + b"\n", "invoked": invoked}
+        return [encode[self.kind](value) for value in self.said]
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.events)
+
+
+def _array(values: Sequence[Any]) -> list[bytes]:
+    first, *others = map(compact, values)
+    return [b"[" + first, *(b",\r\n" + value for value in others), b"]"]
+
+
+def _sse_event(value: Any) -> bytes:
+    if isinstance(value, str):
+        return (value if value.startswith(":") else f"data: {value}").encode() + b"\n\n"
+    return sse(value, event=value.get("type"))
+
+
+def amount(text: str) -> Fraction:
+    """An amount that is written as sums of products: ``100*2.5 + 10*10``."""
+    return sum((prod(map(Fraction, term.split("*"))) for term in text.split("+")), Fraction(0))
+
+
+def _rows() -> Iterator[tuple[str, Row]]:
+    for path in sorted(FOLDER.glob("*.json")):
+        for row in json.loads(path.read_text("utf-8").replace("LONG NAME", LONG_NAME)):
+            calls = [
+                Expected(units=call["units"], price=amount(call["price"]), model=call.get("model"))
+                for call in row.pop("calls")
+            ]
+            yield f"{path.stem}: {row['name']}", Row(calls=calls, headers=row.pop("headers", {}), **row)
+
+
+ROWS: Final = dict(_rows())
+WIRED: Final = {name: row for name, row in ROWS.items() if row.kind in KINDS}
+"""Bodies of responses."""
