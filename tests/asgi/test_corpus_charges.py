@@ -1,0 +1,162 @@
+"""F-210 to F-218: each payload of the corpus costs a balance in money its price, and nothing is left held."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import asynccontextmanager
+from math import floor
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import pytest
+
+import meterkit
+from faults import eventually, settled
+from llm_apps import read_all
+from meterkit import MeterKit, MeterMiddleware, identify
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+from tokens.corpus_rows import AT, KINDS, ROWS, Row
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.types import Message, Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+UNITS: Final = sorted({unit for row in ROWS.values() for call in row.calls for unit in call.units})
+LINES: Final = sorted({(row.usage, row.provider or "") for row in ROWS.values() if row.usage != "object"})
+RESERVE: Final = "reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 100_000}}"
+
+
+def line(path: str, usage: str, provider: str, more: str = "") -> str:
+    return f'  - {{match: "{path}", usage: {usage}{more}{f", provider: {provider}" if provider else ""}}}\n'
+
+
+PLANS: Final = (
+    """
+schema: 1
+currency: usd
+default_plan: free
+credits:
+  usd: {unit: money, costs: {tokens: provider_prices}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+meters:
+"""
+    + "".join(f"  {unit}: {{unit: unit}}\n" for unit in UNITS)
+    + "routes:\n"
+    + line("POST /given", "none", "", f", {RESERVE}")
+    + "".join(line(f"POST /{usage}/{provider}", usage, provider, f", {RESERVE}") for usage, provider in LINES)
+    + "".join(line(f"WS /{usage}/{provider}", usage, provider) for usage, provider in LINES)
+)
+
+
+async def provider(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the row that the request names; what travels by no wire is reported by the app."""
+    headers = dict(scope["headers"])
+    row = ROWS[headers[b"x-row"].decode()]
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] == "websocket.receive":
+            pass
+        for event in row.said:
+            await send({"type": "websocket.send", "text": json.dumps(event)})
+        return
+    await read_all(receive)
+    if row.kind in KINDS:
+        start = {"status": 200, "headers": row.response_headers}
+        await send({"type": "http.response.start", **start})
+        for event in row.events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+    else:
+        if row.kind == "stream":
+            assert list(meterkit.tap(row.said)) == row.said
+        else:
+            meterkit.record_usage(row.said)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@asynccontextmanager
+async def serving() -> AsyncGenerator[tuple[MeterKit, Any]]:
+    kit = MeterKit(loads(PLANS), clock=Clock(AT), redis_url="memory://", shards=4, flush=False)
+    app = MeterMiddleware(provider, kit=kit, identify=identify.header("x-customer-id"))
+    async with kit:
+        yield kit, app
+
+
+async def ask(app: Any, name: str, row: Row, headers: dict[str, str]) -> None:
+    asked = {"model": row.asked, "max_tokens": 50, "messages": []}
+    path = f"/{row.usage}/{row.provider or ''}" if row.kind in KINDS else "/given"
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app", headers=headers) as client:
+        answer = await client.post(path, json={key: value for key, value in asked.items() if value is not None})
+    assert answer.status_code == 200, name
+    if row.kind in KINDS:
+        assert answer.content == row.body
+
+
+async def talk(app: Any, row: Row, headers: dict[str, str]) -> None:
+    coming: list[Message] = [{"type": "websocket.connect"}]
+    if row.asked is not None:
+        coming.append({"type": "websocket.receive", "text": json.dumps({"setup": {"model": row.asked}})})
+    coming.append({"type": "websocket.disconnect", "code": 1000})
+
+    async def receive() -> Message:
+        return coming.pop(0)
+
+    async def send(message: Message) -> None:
+        del message
+
+    scope = {
+        "type": "websocket",
+        "path": f"/{row.usage}/{row.provider or ''}",
+        "query_string": b"",
+        "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
+    }
+    await app(scope, receive, send)
+
+
+def expected(row: Row) -> dict[str, int]:
+    units = Counter[str]()
+    for call in row.calls:
+        units.update(call.units)
+    return {**units, "charged": floor(row.price)}
+
+
+async def found_of(kit: MeterKit, customer: str) -> dict[str, int]:
+    """What was counted and charged, and what is still held."""
+    meters = (await kit.usage(customer))["meters"]
+    found = {unit: meters[unit]["recorded"] for unit in UNITS}
+    found["charged"] = meters["usd_charged"]["recorded"]
+    found["held"] = sum(meter["held"] for meter in meters.values())
+    return {name: count for name, count in found.items() if count or name == "charged"}
+
+
+async def test_each_payload_costs_a_reserved_balance_its_price() -> None:
+    wrong: dict[str, Any] = {}
+    async with serving() as (kit, app):
+        for nth, (name, row) in enumerate(ROWS.items()):
+            customer = f"row-{nth}"
+            await kit.grants.add(customer, {"usd": 1_000}, grant_id="1")
+            headers = {"x-customer-id": customer, "x-row": name}
+            if row.kind == "line":
+                await kit.record_usage(customer, row.said, call_id="batch_1")
+            elif row.kind == "websocket":
+                await talk(app, row, headers)
+            else:
+                await ask(app, name, row, headers)
+            await settled(kit)
+            found = await found_of(kit, customer)
+            if found != expected(row):
+                wrong[name] = (found, expected(row))
+        # Work that outlives its request is counted after it.
+        await eventually(lambda: not any(lane.unsettled for lane in kit.store.lanes.values()))
+        for nth, name in enumerate(ROWS):
+            if name in wrong and await found_of(kit, f"row-{nth}") == wrong[name][1]:
+                del wrong[name]
+    assert wrong == {}
