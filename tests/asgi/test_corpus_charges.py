@@ -159,4 +159,4 @@ async def test_each_payload_costs_a_reserved_balance_its_price() -> None:
         for nth, name in enumerate(ROWS):
             if name in wrong and await found_of(kit, f"row-{nth}") == wrong[name][1]:
                 del wrong[name]
-    assert wrong == {}
+    assert wrong == {}, "\n".join(f"{name}: {pair}" for name, pair in wrong.items())
