@@ -15,10 +15,12 @@ from meterkit.tokens.framing.incremental import drain
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.request import read_request
 from meterkit.tokens.response import ResponseReader
+from tokens.corpus_rows import WIRED
 from tokens.recordings import EVENTSTREAM_TYPE, JSON_TYPE, NDJSON_TYPE, RECORDINGS, SSE_TYPE
 
 quietly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=200)
 
+RESPONSES = [*RECORDINGS, *WIRED.values()]
 KINDS = (SSE_TYPE, NDJSON_TYPE, JSON_TYPE, EVENTSTREAM_TYPE, "text/plain", "")
 WORDS = ("auto", "openai", "anthropic", "gemini", "bedrock", "cohere", "mistral", "ollama")
 NAMES = sorted(
@@ -166,7 +168,7 @@ def test_of_dense_and_large_events_neither_do_cuts_matter(
 
 @quietly
 @given(
-    recording=st.sampled_from(RECORDINGS),
+    recording=st.sampled_from(RESPONSES),
     cuts=st.lists(st.integers(min_value=0, max_value=10_000), max_size=6),
     length=st.integers(min_value=0, max_value=10_000),
 )
@@ -181,7 +183,7 @@ def test_cuts_of_real_responses_do_not_matter_wherever_they_break_off(
 
 @quietly
 @given(
-    recording=st.sampled_from(RECORDINGS),
+    recording=st.sampled_from(RESPONSES),
     at=st.integers(min_value=0, max_value=10_000),
     noise=st.binary(min_size=1, max_size=8),
 )
