@@ -97,7 +97,7 @@ async def serving() -> AsyncGenerator[tuple[MeterKit, Any]]:
 
 
 async def ask(app: Any, name: str, row: Row, headers: dict[str, str]) -> None:
-    asked = {"max_tokens": 50, "messages": []}
+    asked: dict[str, Any] = {"max_tokens": 50, "messages": []}
     rest = "chat"
     if row.asked is not None and row.usage in PATHS:
         rest = PATHS[row.usage].format(quote(row.asked, safe=""))
@@ -141,7 +141,7 @@ def expected(row: Row) -> dict[str, int]:
 
 
 async def found_of(kit: MeterKit, customer: str) -> dict[str, int]:
-    """What was counted and charged, and what is still held."""
+    """The units that were counted, the amount that was charged, and the sum that is still held."""
     meters = (await kit.usage(customer))["meters"]
     found = {unit: meters[unit]["recorded"] for unit in UNITS}
     found["charged"] = meters["usd_charged"]["recorded"]
@@ -169,7 +169,7 @@ async def test_each_payload_costs_a_reserved_balance_its_price() -> None:
         for nth, (name, row) in enumerate(ROWS.items()):
             customer = f"row-{nth}"
             await serve(kit, app, name, customer)
-            if isinstance(row.said, dict) and outliving_state(row.said) is not None:
+            if row.kind == "json" and outliving_state(row.said) is not None:
 
                 async def is_counted(customer: str = customer, row: Row = row) -> bool:
                     return await found_of(kit, customer) == expected(row)

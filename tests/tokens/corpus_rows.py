@@ -3,15 +3,15 @@
 Each file in ``corpus/`` is a family of providers; a row of it has
 
 - ``name``, unique in its file, and ``source``: the public issue, pull request or page that shows the payload.
-- ``usage``: the word that a route declares; ``provider``: what it says of whose models it calls, if it does.
-- ``kind``: how the payload ``said`` travels: ``json``, ``sse``, ``array`` (a stream as one array), ``ndjson``,
-  ``frames`` (Amazon's event stream, each with its event's name), ``invoked`` (the same with another provider's
-  events inside), ``websocket``, or, given by the app itself, ``object``, ``stream`` of objects and ``line`` of
-  a batch. A text is sent as it stands. ``headers``: further ones of the response.
+- ``usage``: the word that a route declares; ``provider``: whose models the route calls, if it says so.
+- ``kind``: how the payload ``said`` travels. An app sends ``json``, ``sse``, ``array`` (a stream as one
+  array), ``ndjson``, ``frames`` (Amazon's event stream, each frame with the name of its event), ``invoked``
+  (the same with another provider's events inside) and ``websocket``; it reports an ``object``, a ``stream`` of
+  objects and a ``line`` of a batch. A text is sent as it stands. ``headers``: further ones of the response.
 - ``asked``: the model of the request, where the answer names none.
-- ``calls``: for each call of a model its units above 0, by the price table's names, its ``price`` in
-  micro-dollars as sums of products, from the list prices of ``AT``, and its ``model`` where that is another
-  one's. ``known``: why a price is 0 that should not be.
+- ``calls``: for each call of a model its ``units`` above 0, by the names of the price table, and its
+  ``price`` in micro-dollars at ``AT``, as a sum of products. ``model``: of a call of another model.
+- ``known``: why nothing is charged although the provider charges it. ``falls``: a figure of the stream falls.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Row:
     asked: str | None = None
     headers: Mapping[str, str]
     known: str | None = None
+    falls: bool = False
 
     @property
     def price(self) -> Fraction:
@@ -110,8 +111,7 @@ class Row:
             return _array(self.said)
         if self.kind == "frames":
             return [event_frame(name, value) for name, value in self.said]
-        encode = {"sse": _sse_event, "ndjson": lambda value: compact(value) + b"\n", "invoked": invoked}
-        return [encode[self.kind](value) for value in self.said]
+        return [_ENCODED[self.kind](value) for value in self.said]
 
     @property
     def body(self) -> bytes:
@@ -129,9 +129,17 @@ def _sse_event(value: Any) -> bytes:
     return sse(value, event=value.get("type"))
 
 
+def _line(value: Any) -> bytes:
+    return compact(value) + b"\n"
+
+
+_ENCODED: Final = {"sse": _sse_event, "ndjson": _line, "invoked": invoked}
+
+
 def amount(text: str) -> Fraction:
-    """An amount that is written as sums of products: ``100*2.5 + 10*10``."""
-    return sum((prod(map(Fraction, term.split("*"))) for term in text.split("+")), Fraction(0))
+    """An amount that is written as a sum of products: ``100*2.5 + 10*10``."""
+    products = (prod(map(Fraction, term.split("*")), start=Fraction(1)) for term in text.split("+"))
+    return sum(products, Fraction(0))
 
 
 def _rows() -> Iterator[tuple[str, Row]]:

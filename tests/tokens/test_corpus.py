@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -87,12 +87,14 @@ def test_cut_at_random_it_amounts_to_the_same(name: str) -> None:
             check(row, read(row, *(body[begin:end] for begin, end in pairwise(places)), word=word))
 
 
-@pytest.mark.parametrize("name", [name for name, row in WIRED.items() if len(row.events) > 1])
+@pytest.mark.parametrize(
+    "name", [name for name, row in WIRED.items() if len(row.events) > 1 and not row.falls]
+)
 def test_broken_off_it_never_amounts_to_more_than_the_whole(name: str) -> None:
     row = WIRED[name]
     whole = Counter[str]()
-    for call in row.calls:
-        whole.update(call.units)
+    for expected in row.calls:
+        whole.update(expected.units)
     for count, event in enumerate(row.events):
         for torn in (b"", event[: len(event) // 2]):
             calls = read(row, *row.events[:count], torn, complete=False)
@@ -104,7 +106,7 @@ def test_broken_off_it_never_amounts_to_more_than_the_whole(name: str) -> None:
             assert price(row, calls) <= row.price, (count, torn)
 
 
-@pytest.mark.parametrize("name", [name for name, row in WIRED.items() if isinstance(row.said, dict)])
+@pytest.mark.parametrize("name", [name for name in named("json") if not ROWS[name].headers])
 def test_a_document_that_the_app_hands_over_amounts_to_the_same(name: str) -> None:
     row = WIRED[name]
     assert units(calls_of(row.said)) == row.units
@@ -134,7 +136,9 @@ def test_messages_of_a_websocket_amount_to_their_units_and_cost_their_price(name
         asked = socket.session.current
         calls.extend(replace(call, model=call.model or asked) for call in found)
 
-    socket = SocketUsage("auto" if how == "auto" else row.usage, count=count, complain=pytest.fail)
+    socket = SocketUsage(
+        "auto" if how == "auto" else row.usage, count=count, complain=pytest.fail, report_unread=print
+    )
     for event in row.said:
         socket.sent({"type": "websocket.send", "text": json.dumps(event)})
     socket.close()
