@@ -6,8 +6,8 @@ Each file in ``corpus/`` is a family of providers; a row of it has
 - ``usage``: the word that a route declares; ``provider``: whose models the route calls, if it says so.
 - ``kind``: how the payload ``said`` travels. An app sends ``json``, ``sse``, ``array`` (a stream as one
   array), ``ndjson``, ``frames`` (Amazon's event stream, each frame with the name of its event), ``invoked``
-  (the same with another provider's events inside) and ``websocket``; it reports an ``object``, a ``stream`` of
-  objects and a ``line`` of a batch. A text is sent as it stands. ``headers``: further ones of the response.
+  (the same with another provider's events inside) and ``websocket``; it reports an ``object``, a ``stream``
+  of objects and a ``line`` of a batch. A text is sent as it stands. ``headers``: further ones.
 - ``asked``: the model of the request, where the answer names none.
 - ``calls``: for each call of a model its ``units`` above 0, by the names of the price table, and its
   ``price`` in micro-dollars at ``AT``, as a sum of products. ``model``: of a call of another model.
