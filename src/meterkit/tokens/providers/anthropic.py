@@ -40,6 +40,8 @@ _PATHS: Final = Paths(
 _OF_ITERATIONS: Final = "iterated_"
 _ADVISOR: Final = "advisor_message"
 _FALLBACK: Final = "fallback_message"
+# A prompt of more tokens costs more: https://docs.claude.com/en/docs/build-with-claude/context-windows
+_LONG_PROMPT: Final = 200_000
 _DATE: Final = re.compile(r"[-@]\d{8}$")
 _STREAMED: Final = ("message_start", "message_delta", "message_stop")
 _TYPES: Final = (*_STREAMED, "content_block_start", "content_block_delta", "content_block_stop")
@@ -58,6 +60,7 @@ class _Iterations:
         model: that served the response: a fallback's, where one did.
         own: sums over the entries of that model.
         served: figures of a fallback's own attempt, which replace those of the attempt before it.
+        sums: whether the response's figures are those of several prompts, none of which is a long one.
         others: advisors, and attempts of models that declined.
         refused: whether a figure was ignored.
     """
@@ -71,6 +74,7 @@ class _Iterations:
         self.served: dict[str, int] = {}
         self.others: list[EventUsage] = []
         self.refused = False
+        prompts = list[int]()
         advisors = 0
         for nth, entry in enumerate(entries, 1):
             counts, odd = _read(entry, _ITERATED)
@@ -84,8 +88,10 @@ class _Iterations:
             else:
                 self.refused |= odd
                 self.own.update({_OF_ITERATIONS + name: count for name, count in counts.items()})
+                prompts.append(cache_included(counts).get("input_tokens", 0))
                 if entry is fallback:
                     self.served = {"cache_write_5m_tokens": 0, "cache_write_1h_tokens": 0, **counts}
+        self.sums = len(prompts) > 1 and max(prompts) <= _LONG_PROMPT
 
     def _add_other(
         self, call_id: str, model: str | None, counts: Counts, context: Mapping[str, str], *, refused: bool
@@ -149,6 +155,9 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     counts, refused = _read(usage, _PATHS)
     context = context_of(**{name: usage.get(name) for name in ("service_tier", "speed", "inference_geo")})
     iterations = _Iterations(usage, text(holder.get("model")), context)
+    if is_delta and not iterations.served:
+        # What went in is cumulative: a zero says no more than that the end of the stream does not repeat it.
+        counts = {name: count for name, count in counts.items() if count or name == "output_tokens"}
     return EventUsage(
         counts={**(iterations.served if is_delta else {}), **counts, **iterations.own},
         settle=_settle,
@@ -159,6 +168,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         opens=kind == "message_start",
         final=dig(event, ("delta", "stop_reason")) is not None if is_delta else kind != "message_start",
         context=context,
+        sums=iterations.sums,
         others=iterations.others,
     )
 
