@@ -850,7 +850,7 @@ COHERE = (
         calls=[
             PricedCall(
                 priced_as="command-a",
-                units={"input_tokens": 100, "output_tokens": 10},
+                units={"input_tokens": 171, "output_tokens": 12},
                 micros=350,  # 100 * 2.5 + 10 * 10
             )
         ],

@@ -32,16 +32,6 @@ _PATHS: Final = Paths(
         ),
     }
 )
-_META_PATHS: Final = Paths(
-    {
-        **_BILLED,
-        **paths(
-            input_tokens="billed_units.input_tokens",
-            output_tokens="billed_units.output_tokens",
-            cached_input_tokens="cached_tokens",
-        ),
-    }
-)
 _TYPES: Final = (
     *("message-start", "content-start", "content-delta", "content-end", "tool-plan-delta"),
     *("tool-call-start", "tool-call-delta", "tool-call-end", "citation-start", "citation-end"),
@@ -62,19 +52,24 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     usage = None if holder is None else table(holder.get("usage"))
     if usage is None or (strict and not _recognises(event)):
         return None
-    if table(usage.get("tokens")) is None and table(usage.get("billed_units")) is None:
+    if not _has_figures(usage):
         return None
     counts, refused = read_counts(usage, _PATHS)
     return _event_usage(event, counts, refused)
+
+
+def _has_figures(usage: Table) -> bool:
+    return any(table(usage.get(name)) is not None for name in ("tokens", "billed_units"))
 
 
 def _metered(event: Table) -> EventUsage | None:
     """Usage in ``meta``: of embeddings, rankings, classifications, parsed documents and Chat v1."""
     holder = table(event.get("response")) if event.get("event_type") == "stream-end" else event
     meta = None if holder is None else table(holder.get("meta"))
-    if holder is None or meta is None or table(meta.get("billed_units")) is None:
+    if holder is None or meta is None or not _has_figures(meta):
         return None
-    counts, refused = read_counts(meta, _META_PATHS)
+    figures, refused = read_counts(meta, _PATHS)
+    counts = dict(_settle(figures))
     parts = [counts[name] for name in ("input_text_tokens", "input_image_tokens") if name in counts]
     if parts:
         counts.setdefault("input_tokens", sum(parts))
