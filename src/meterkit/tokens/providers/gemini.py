@@ -23,7 +23,8 @@ _PROMPT: Final = "promptTokenCount prompt_token_count"
 _PATHS: Final = paths(
     prompt=_PROMPT,
     tools="toolUsePromptTokenCount tool_use_prompt_token_count",
-    answer="candidatesTokenCount candidates_token_count responseTokenCount response_token_count",
+    answer="candidatesTokenCount candidates_token_count",
+    turn="responseTokenCount response_token_count",
     reasoning_tokens="thoughtsTokenCount thoughts_token_count",
     total="totalTokenCount total_token_count",
     cached_input_tokens="cachedContentTokenCount cached_content_token_count",
@@ -88,7 +89,8 @@ _INTERACTION: Final = paths(
 
 
 def _settle(counts: Counts) -> Counts:
-    prompt, answer, total = counts.get("prompt"), counts.get("answer"), counts.get("total")
+    prompt, turn, total = counts.get("prompt"), counts.get("turn"), counts.get("total")
+    answer = counts.get("answer") if turn is None else turn
     thoughts = counts.get("reasoning_tokens")
     entered = None if prompt is None else prompt + counts.get("tools", 0)
     output = answer
@@ -97,9 +99,11 @@ def _settle(counts: Counts) -> Counts:
         output = thoughts
         if entered is not None and total is not None:
             output = max(0, total - entered)
-    elif thoughts is not None and (entered is None or entered + answer != total or thoughts > answer):
+    elif thoughts is not None and (
+        turn is not None or entered is None or entered + answer != total or thoughts > answer
+    ):
         # Some endpoints count thoughts among the candidates: then the total is reached without them. Gemini
-        # Live leaves them out of both.
+        # Live leaves them out of its turn and of the total.
         output = answer + thoughts
     known = {"input_tokens": entered, "output_tokens": output, "input_tool_tokens": counts.get("tools")}
     return {**counts, **{name: count for name, count in known.items() if count is not None}}
@@ -175,7 +179,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     if usage is None or (strict and not _has_shape(event)):
         return None
     counts, refused = read_counts(usage, _PATHS)
-    if not refused and ("prompt" not in counts or not counts.keys() & {"total", "answer"}):
+    if not refused and ("prompt" not in counts or not counts.keys() & {"total", "answer", "turn"}):
         return None
     candidates = rows(event.get("candidates"))
     is_live = _has_live_usage(usage)
