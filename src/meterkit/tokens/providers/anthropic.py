@@ -60,7 +60,7 @@ class _Iterations:
         model: that served the response: a fallback's, where one did.
         own: sums over the entries of that model.
         served: figures of a fallback's own attempt, which replace those of the attempt before it.
-        sums: whether the response's figures are those of several prompts, none of which is a long one.
+        sums: whether the response's figures are those of several prompts, all of them short.
         others: advisors, and attempts of models that declined.
         refused: whether a figure was ignored.
     """
