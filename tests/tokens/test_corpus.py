@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meterkit.tokens.call_usage import CallUsage
 
 WORDS: Final = ("declared", "auto")
+PADDING: Final[dict[str, Any]] = {"padding": ["A" * (70 << 10)]}
 CHARGES: Final = Charges(ProviderPrices())
 
 
@@ -85,6 +86,31 @@ def test_cut_at_random_it_amounts_to_the_same(name: str) -> None:
         for count in (1, 2, 5):
             places = [0, *sorted(chance.randint(0, len(body)) for _ in range(count)), len(body)]
             check(row, read(row, *(body[begin:end] for begin, end in pairwise(places)), word=word))
+
+
+def padded(row: Row, *, before: bool) -> Row:
+    """The row with so much else in each event that only parts of it are kept."""
+
+    def pad(event: Any) -> Any:
+        if not isinstance(event, dict):
+            return event
+        said: dict[str, Any] = event
+        return {**PADDING, **said} if before else {**said, **PADDING}
+
+    said = row.said
+    return replace(row, said=[pad(event) for event in said] if isinstance(said, list) else pad(said))
+
+
+# A token count alone bills nothing: with anything beside it, it is another answer.
+@pytest.mark.parametrize(
+    "name",
+    [name for name in (*named("json"), *named("sse"), *named("ndjson")) if WIRED[name].calls],
+)
+def test_too_large_to_be_kept_it_amounts_to_the_same(name: str) -> None:
+    row = WIRED[name]
+    for large in (padded(row, before=True), padded(row, before=False)):
+        for word in (row.usage, "auto"):
+            check(row, read(large, large.body, word=word))
 
 
 @pytest.mark.parametrize(
