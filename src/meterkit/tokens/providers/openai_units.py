@@ -133,7 +133,10 @@ def read_usage(usage: Table, *, has_only_total: bool, makes_images: bool) -> tup
     """
     if usage.get("type") == "duration" or ("seconds" in usage and "input_tokens" not in usage):
         return read_duration(usage, _HEARD)
-    if "prompt_tokens" in usage and ("completion_tokens" in usage or "total_tokens" in usage):
+    is_chat = "prompt_tokens" in usage and ("completion_tokens" in usage or "total_tokens" in usage)
+    has_both = is_chat and "input_tokens" in usage and "output_tokens" in usage
+    # A batch says the figures of a chat too, as zeros: https://github.com/BerriAI/litellm/issues/14884
+    if is_chat and not (has_both and _is_empty(usage)):
         is_perplexity = "citation_tokens" in usage or "num_search_queries" in usage
         found = read_counts(usage, _PERPLEXITY if is_perplexity else _CHAT)
     elif "input_tokens" in usage and "output_tokens" in usage:
@@ -151,6 +154,10 @@ def read_usage(usage: Table, *, has_only_total: bool, makes_images: bool) -> tup
             refused |= seconds is None
             counts.update(dict.fromkeys(units, seconds) if seconds is not None else {})
     return (_fill_image_figures(counts) if makes_images else counts), refused
+
+
+def _is_empty(chat: Table) -> bool:
+    return not any(figure(chat.get(name)) for name in ("prompt_tokens", "completion_tokens"))
 
 
 def read_duration(usage: Table, units: Sequence[str]) -> tuple[Counts, bool]:
