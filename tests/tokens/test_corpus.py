@@ -16,6 +16,7 @@ from meterkit.asgi.socket_usage import SocketUsage
 from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.call_usage import RANKS
 from meterkit.tokens.charging import Charges
+from meterkit.tokens.json_values import table
 from meterkit.tokens.objects import calls_of
 from meterkit.tokens.response import ResponseReader
 from meterkit.tokens.tap import StreamTap
@@ -92,13 +93,14 @@ def padded(row: Row, *, before: bool) -> Row:
     """The row with so much else in each event that only parts of it are kept."""
 
     def pad(event: Any) -> Any:
-        if not isinstance(event, dict):
+        said = table(event)
+        if said is None:
             return event
-        said: dict[str, Any] = event
         return {**PADDING, **said} if before else {**said, **PADDING}
 
-    said = row.said
-    return replace(row, said=[pad(event) for event in said] if isinstance(said, list) else pad(said))
+    if row.kind == "json":
+        return replace(row, said=pad(row.said))
+    return replace(row, said=[pad(event) for event in row.said])
 
 
 # A token count alone bills nothing: with anything beside it, it is another answer.
