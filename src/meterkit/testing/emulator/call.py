@@ -245,6 +245,14 @@ class Params:
             found.append(self._nested(value, path=path))
         return found
 
+    def without_hashes(self, name: str, places: Collection[int]) -> Params:
+        """Return the parameters without the hashes at some places of a list."""
+        inner = self._form.get(name)
+        if not isinstance(inner, dict):
+            return self
+        kept: Form = {key: each for place, (key, each) in enumerate(inner.items()) if place not in places}
+        return self._nested({**self._form, name: kept}, path=self._inside)
+
     def flat(self) -> dict[str, str]:
         """Return all parameters as a form has them: ``metadata[app]`` to its text."""
         return dict(_flat(self._form))

@@ -153,9 +153,11 @@ def shown_tax(tax: int | None, *, taxable: int) -> list[JsonObject]:
     ]
 
 
-def tax_to_json(*, enabled: bool, is_invoice: bool = False) -> JsonObject:
+def tax_to_json(
+    *, enabled: bool, is_invoice: bool = False, liability: JsonObject | None = None
+) -> JsonObject:
     """Return ``automatic_tax`` as Stripe shows it in a subscription, or in an invoice or session."""
-    liability = {"type": "self"} if enabled else None
+    liability = liability or ({"type": "self"} if enabled else None)
     if not is_invoice:
         return {"disabled_reason": None, "enabled": enabled, "liability": liability}
     status, provider = ("complete", "stripe") if enabled else (None, None)

@@ -9,6 +9,7 @@ from meterkit.testing.emulator.invoicing.billing import bill, charge_change
 from meterkit.testing.emulator.invoicing.charges import remaining_line, unused_lines, usage_lines, usage_of
 from meterkit.testing.emulator.invoicing.collection import attempt, finalize
 from meterkit.testing.emulator.protocol import ApiError, JsonObject
+from meterkit.testing.emulator.selling.redeeming import redeem
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at, refuse_in_flexible
 from meterkit.testing.emulator.subscribing.params import (
     ITEM_PARAMS,
@@ -88,7 +89,9 @@ def _change(account: Account, call: Call, subscription: Subscription, wanted: Wa
         refuse_while_pending([wanted])
     draft = subscription.copy()
     change = rearrange(account, draft, [wanted], call.params)
-    return commit(account, subscription, draft, change, behavior=behavior)
+    changed = commit(account, subscription, draft, change, behavior=behavior)
+    redeem(account, changed.item_discounts)
+    return changed
 
 
 ITEM_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (

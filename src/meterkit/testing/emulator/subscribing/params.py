@@ -13,6 +13,12 @@ from meterkit.testing.emulator.selling.coupons import begun
 from meterkit.testing.emulator.selling.price_params import named_price
 from meterkit.testing.emulator.selling.redeeming import read_discounts
 from meterkit.testing.emulator.subscribing.revision import Wanted
+from meterkit.testing.emulator.subscribing.subscription_terms import read_subscription_terms
+from meterkit.testing.emulator.subscribing.terms import (
+    ITEM_TERMS,
+    SUBSCRIPTION_TERMS,
+    read_terms,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +35,8 @@ LAST_ITEM: Final = (
     "subscription, use the cancel subscription endpoint instead."
 )
 # Accepted and without effect.
-IGNORED: Final = ("billing_thresholds", "clear_usage", "current_trial", "discounts", "tax_rates")
-ITEM_PARAMS: Final = ("metadata", "price", "price_data", "quantity", *IGNORED)
+IGNORED: Final = ("clear_usage", "current_trial")
+ITEM_PARAMS: Final = ("discounts", "metadata", "price", "price_data", "quantity", *ITEM_TERMS, *IGNORED)
 
 
 def read_items(account: Account, params: Params, *, of: Subscription | None) -> list[Wanted]:
@@ -73,7 +79,29 @@ def read_item(
     quantity = None if charged is None else _quantity(params, charged)
     if quantity is None and item_id is None and charged is not None and not charged.is_metered:
         quantity = 1
-    return Wanted(item=item_id, price=price, quantity=quantity, deleted=deleted, metadata=metadata)
+    return Wanted(
+        item=item_id,
+        price=price,
+        quantity=quantity,
+        deleted=deleted,
+        metadata=metadata,
+        terms=read_terms(params, ITEM_TERMS),
+        discounts=_item_discounts(account, params, price, of=of),
+    )
+
+
+def _item_discounts(
+    account: Account, params: Params, price: Price | None, *, of: Subscription | None
+) -> list[Discount] | None:
+    if "discounts" not in params:
+        return None
+    return read_discounts(
+        account,
+        params,
+        customer="" if of is None else of.customer,
+        currency=of.currency if of is not None else price.currency if price is not None else "",
+        known=[] if of is None else [*of.discounts, *(each for item in of.items for each in item.discounts)],
+    )
 
 
 def recurring_price(account: Account, params: Params, *, currency: str | None) -> Price:
@@ -135,13 +163,11 @@ SETTINGS: Final = (
     *("automatic_tax", "cancel_at", "cancel_at_period_end", "cancellation_details", "collection_method"),
     *("days_until_due", "discounts"),
     *("default_payment_method", "description", "metadata", "pause_collection", "payment_settings"),
-    "trial_settings",
+    *("trial_settings", *SUBSCRIPTION_TERMS),
 )
 # Accepted and without effect.
 IGNORED_SETTINGS: Final = (
-    *("application_fee_percent", "billing_thresholds", "default_source"),
-    *("default_tax_rates", "invoice_settings", "off_session", "on_behalf_of"),
-    *("pending_invoice_item_interval", "transfer_data", "trial_from_plan"),
+    *("default_source", "off_session", "pending_invoice_item_interval", "trial_from_plan"),
 )
 TRIAL_DAYS_MAX: Final = 730
 DAY_S: Final = 86_400
@@ -158,6 +184,7 @@ def apply_settings(account: Account, subscription: Subscription, params: Params)
     """
     taxed = read_tax(account, params, customer=subscription.customer)
     subscription.automatic_tax = subscription.automatic_tax if taxed is None else taxed
+    read_subscription_terms(subscription, params)
     params.amend("metadata", subscription.metadata)
     subscription.description = params.text_or("description", subscription.description)
     method = params.given("default_payment_method")

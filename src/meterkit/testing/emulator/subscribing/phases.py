@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from meterkit.testing.emulator.invoicing.billing import bill, charge_change
+from meterkit.testing.emulator.invoicing.billing import bill, charge_change, item_line
 from meterkit.testing.emulator.invoicing.charges import count_anew, unused_lines, usage_lines, usage_of
 from meterkit.testing.emulator.invoicing.collection import void
-from meterkit.testing.emulator.selling.redeeming import change_discounts
+from meterkit.testing.emulator.selling.redeeming import change_discounts, redeem
 from meterkit.testing.emulator.subscribing.revision import (
     Wanted,
     begin_items,
     new_item,
     new_subscription,
     revise,
+    set_item_terms,
 )
 from meterkit.testing.emulator.subscribing.statuses import end
+from meterkit.testing.emulator.subscribing.subscription_terms import apply_terms
+from meterkit.testing.emulator.subscribing.terms import ITEM_TERMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit.testing.emulator.account import Account
-    from meterkit.testing.emulator.invoicing.invoices import Usage
-    from meterkit.testing.emulator.subscribing.schedules import Phase, Schedule
+    from meterkit.testing.emulator.invoicing.invoices import Line, Usage
+    from meterkit.testing.emulator.subscribing.schedules import AddedItem, Phase, PhaseItem, Schedule
     from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 
 
@@ -50,12 +54,12 @@ def begin(account: Account, schedule: Schedule) -> None:
     if phase.trial_end is not None and phase.trial_end > now:
         subscription.status, subscription.trial_start = "trialing", now
         subscription.trial_end = subscription.billing_cycle_anchor = phase.trial_end
-    subscription.items = [
-        new_item(subscription, Wanted(price=item.price, quantity=item.quantity), at=now)
-        for item in phase.items
-    ]
+    apply_terms(subscription, schedule.terms_in(phase))
+    subscription.items = [new_item(subscription, _wanted(item), at=now) for item in phase.items]
     change_discounts(account, subscription, phase.discounts)
+    redeem(account, subscription.item_discounts)
     lines = begin_items(account, subscription, prorate=phase.proration_behavior != "none")
+    lines += added_lines(account, subscription, phase)
     schedule.status, schedule.subscription = "active", subscription.id
     account.subscriptions.add(subscription)
     invoice = bill(account, subscription, lines, reason="subscription_create") if lines else None
@@ -87,6 +91,7 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
         phase = schedule.phases[schedule.place]
         prorate = phase.proration_behavior != "none"
         subscription.metadata.update(phase.metadata)
+        apply_terms(subscription, schedule.terms_in(phase))
         _invoice_what_goes(account, subscription, phase)
         change_discounts(account, subscription, phase.discounts)
         if subscription.renews_at <= account.now:
@@ -96,6 +101,9 @@ def enter_phase(account: Account, subscription: Subscription) -> bool:
             lines = revise(account, subscription, changes, at=account.now, prorate=prorate)
             at_once = phase.proration_behavior == "always_invoice"
             charge_change(account, subscription, lines, at_once=at_once)
+        redeem(account, subscription.item_discounts)
+        added = added_lines(account, subscription, phase)
+        account.invoices.pending.setdefault(subscription.id, []).extend(added)
         account.emit("subscription_schedule.updated", schedule.to_json())
         return True
     if schedule.end_behavior == "cancel":
@@ -163,12 +171,32 @@ def wanted_by(phase: Phase, subscription: Subscription) -> list[Wanted]:
     wanted: list[Wanted] = []
     for phase_item in phase.items:
         known = by_price.pop(phase_item.price.id, None)
-        wanted.append(
-            Wanted(
-                item=None if known is None else known.id, price=phase_item.price, quantity=phase_item.quantity
-            )
-        )
+        wanted.append(_wanted(phase_item, None if known is None else known.id))
     return wanted + [Wanted(item=item.id, deleted=True) for item in by_price.values()]
+
+
+def _wanted(phase_item: PhaseItem, item: str | None = None) -> Wanted:
+    """Return what a phase wants of an item: what it does not name of terms and discounts, the item loses."""
+    return Wanted(
+        item=item,
+        price=phase_item.price,
+        quantity=phase_item.quantity,
+        metadata=phase_item.metadata,
+        terms={**dict.fromkeys(ITEM_TERMS), **phase_item.terms},
+        discounts=[each.discount for each in phase_item.discounts],
+    )
+
+
+def added_lines(
+    account: Account, subscription: Subscription, phase: Phase, *, before: Sequence[AddedItem] = ()
+) -> list[Line]:
+    """Return the lines of a phase's one-time prices, apart from those it had ``before``."""
+    charged = [each.to_json() for each in before]
+    return [
+        item_line(account, each.price, Decimal(each.quantity), subscription=subscription.id)
+        for each in phase.added
+        if each.to_json() not in charged
+    ]
 
 
 def _replace_items(account: Account, subscription: Subscription, phase: Phase, *, prorate: bool) -> None:
@@ -179,10 +207,12 @@ def _replace_items(account: Account, subscription: Subscription, phase: Phase, *
     for wanted in phase.items:
         item = by_price.pop(wanted.price.id, None)
         if item is None:
-            item = new_item(subscription, Wanted(price=wanted.price), at=now)
+            item = new_item(subscription, _wanted(wanted), at=now)
             item.period_end = now
             count_anew(account, item, at=now)
         item.quantity = wanted.quantity
+        item.metadata.update(wanted.metadata)
+        set_item_terms(subscription, item, _wanted(wanted), at=now)
         items.append(item)
     for gone in by_price.values() if prorate else ():
         lines = unused_lines(account, subscription, gone, at=now)

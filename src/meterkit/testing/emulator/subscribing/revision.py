@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from meterkit.testing.emulator.invoicing.charges import (
@@ -16,6 +16,7 @@ from meterkit.testing.emulator.invoicing.charges import (
     usage_of,
 )
 from meterkit.testing.emulator.protocol import new_id
+from meterkit.testing.emulator.selling.coupons import begun
 from meterkit.testing.emulator.subscribing.billing_cycle import period_at
 from meterkit.testing.emulator.subscribing.subscriptions import Item, Subscription
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from meterkit.testing.emulator.account import Account
     from meterkit.testing.emulator.invoicing.invoices import Line
+    from meterkit.testing.emulator.protocol import JsonObject
+    from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
     from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode
 
@@ -38,6 +41,8 @@ class Wanted:
         quantity: None: it keeps its own, or has none.
         deleted: whether it goes.
         metadata: what is added to its own.
+        terms: thresholds and tax rates that replace its own, each by itself.
+        discounts: its own from now on; None: it keeps those that it has.
     """
 
     item: str | None = None
@@ -45,6 +50,8 @@ class Wanted:
     quantity: int | None = None
     deleted: bool = False
     metadata: dict[str, str] | None = None
+    terms: JsonObject = field(default_factory=dict[str, object])
+    discounts: Sequence[Discount] | None = None
 
     @property
     def new_price(self) -> Price:
@@ -74,7 +81,7 @@ def new_item(subscription: Subscription, wanted: Wanted, *, at: int) -> Item:
     """Return an item that begins at an instant; its period is that of the cycle, or of the trial."""
     price = wanted.new_price
     end = subscription.trial_end if subscription.status == "trialing" else None
-    return Item(
+    item = Item(
         id=new_id("si"),
         subscription=subscription.id,
         created=at,
@@ -85,6 +92,20 @@ def new_item(subscription: Subscription, wanted: Wanted, *, at: int) -> Item:
         usage_from=at,
         metadata=dict(wanted.metadata or {}),
     )
+    set_item_terms(subscription, item, wanted, at=at)
+    return item
+
+
+def set_item_terms(subscription: Subscription, item: Item, wanted: Wanted, *, at: int) -> None:
+    """Give an item the terms and discounts that a change names; a discount that it has goes on."""
+    item.terms = {**item.terms, **wanted.terms}
+    if wanted.discounts is not None:
+        item.discounts = [
+            each
+            if each.subscription is not None
+            else begun(replace(each, customer=subscription.customer), subscription=subscription.id, now=at)
+            for each in wanted.discounts
+        ]
 
 
 def begin_items(account: Account, subscription: Subscription, *, prorate: bool) -> list[Line]:
@@ -142,6 +163,7 @@ def revise(
             lines += _charge(account, subscription, item, at=at, prorate=charge)
             continue
         item.metadata.update(wanted.metadata or {})
+        set_item_terms(subscription, item, wanted, at=at)
         price = wanted.price or item.price
         quantity = None if price.is_metered else _kept(item, price, wanted)
         if not wanted.deleted and (price, quantity) == (item.price, item.quantity):

@@ -4,42 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meterkit.testing.emulator.call import Params
 from meterkit.testing.emulator.invoicing.billing import read_tax
 from meterkit.testing.emulator.object_calls import newest, retrieves
 from meterkit.testing.emulator.protocol import (
     ApiError,
     JsonObject,
-    missing_parameter,
     new_id,
 )
-from meterkit.testing.emulator.selling.prices import Recurring
-from meterkit.testing.emulator.selling.redeeming import change_discounts, read_discounts
-from meterkit.testing.emulator.subscribing.billing_cycle import boundary, read_mode, refuse_mixed
-from meterkit.testing.emulator.subscribing.params import recurring_price, refuse_same_price
-from meterkit.testing.emulator.subscribing.phases import begin, release, wanted_by
-from meterkit.testing.emulator.subscribing.schedules import Phase, PhaseItem, Schedule
+from meterkit.testing.emulator.selling.redeeming import change_discounts, redeem
+from meterkit.testing.emulator.subscribing.billing_cycle import read_mode, refuse_mixed
+from meterkit.testing.emulator.subscribing.phase_params import read_phases
+from meterkit.testing.emulator.subscribing.phases import added_lines, begin, release, wanted_by
+from meterkit.testing.emulator.subscribing.schedules import (
+    GivenDiscount,
+    Phase,
+    PhaseItem,
+    Schedule,
+)
 from meterkit.testing.emulator.subscribing.statuses import end
+from meterkit.testing.emulator.subscribing.subscription_terms import apply_terms, terms_of
 from meterkit.testing.emulator.subscribing.subscriptions import ENDED
+from meterkit.testing.emulator.subscribing.terms import DEFAULT_SETTINGS, read_terms
 from meterkit.testing.emulator.subscribing.updates import commit, rearrange
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from meterkit.testing.emulator.account import Account, Operation
-    from meterkit.testing.emulator.call import Call
-    from meterkit.testing.emulator.selling.coupons import Discount
+    from meterkit.testing.emulator.call import Call, Params
+    from meterkit.testing.emulator.subscribing.subscriptions import Subscription
 
-PHASES_MAX: Final = 10
 END_BEHAVIORS: Final = ("cancel", "release")
-PRORATIONS: Final = ("create_prorations", "always_invoice", "none")
-# Accepted and without effect.
-IGNORED: Final = (
-    *("application_fee_percent", "automatic_tax", "billing_cycle_anchor", "billing_thresholds"),
-    *("collection_method", "currency", "default_payment_method", "default_tax_rates", "description"),
-    *("invoice_settings", "on_behalf_of", "transfer_data"),
-)
-ITEM_IGNORED: Final = ("billing_thresholds", "discounts", "metadata", "tax_rates")
 
 
 def _create(account: Account, call: Call) -> JsonObject:
@@ -60,7 +53,7 @@ def _create(account: Account, call: Call) -> JsonObject:
     if subscription_id is not None:
         return _of_subscription(account, call, subscription_id)
     customer = account.customers.named(params.required("customer"))
-    read_tax(account, params.hash("default_settings") or Params(""), customer=customer)
+    settings = _read_settings(account, params, customer=customer)
     start = _start_of(params, now=account.now)
     schedule = Schedule(
         id=new_id("sub_sched_1", length=23),
@@ -68,10 +61,11 @@ def _create(account: Account, call: Call) -> JsonObject:
         created=account.now,
         livemode=call.livemode,
         test_clock=account.customers.find(customer).test_clock,
-        phases=_phases(account, params, start=start, customer=customer),
+        phases=read_phases(account, params, start=start, customer=customer),
         billing_mode=read_mode(params, version=call.version),
         status="not_started",
         end_behavior=params.choice("end_behavior", END_BEHAVIORS) or "release",
+        default_settings=settings,
     )
     for phase in schedule.phases:
         refuse_mixed(schedule.billing_mode, (item.price.cycle for item in phase.items))
@@ -81,6 +75,16 @@ def _create(account: Account, call: Call) -> JsonObject:
         begin(account, schedule)
     account.emit("subscription_schedule.created", schedule.to_json())
     return schedule.to_json()
+
+
+def _read_settings(account: Account, params: Params, *, customer: str) -> JsonObject:
+    """Return the ``default_settings`` of a call."""
+    given = params.hash("default_settings")
+    if given is None:
+        return {}
+    given.only(*DEFAULT_SETTINGS)
+    read_tax(account, given, customer=customer)
+    return read_terms(given, DEFAULT_SETTINGS)
 
 
 def _start_of(params: Params, *, now: int) -> int:
@@ -115,9 +119,19 @@ def _of_subscription(account: Account, call: Call, subscription_id: str) -> Json
     phase = Phase(
         start=min(item.period_start for item in subscription.items),
         end=subscription.period_end,
-        items=[PhaseItem(price=item.price, quantity=item.quantity) for item in subscription.items],
+        items=[
+            PhaseItem(
+                price=item.price,
+                quantity=item.quantity,
+                metadata=dict(item.metadata),
+                terms=dict(item.terms),
+                discounts=tuple(GivenDiscount(discount=each) for each in item.discounts),
+            )
+            for item in subscription.items
+        ],
         trial_end=subscription.trial_end if subscription.status == "trialing" else None,
-        discounts=list(subscription.discounts),
+        given=[GivenDiscount(discount=each) for each in subscription.discounts],
+        terms=terms_of(subscription),
     )
     schedule = Schedule(
         id=new_id("sub_sched_1", length=23),
@@ -153,24 +167,41 @@ def _update(account: Account, call: Call) -> JsonObject:
     metadata = dict(schedule.metadata)
     params.amend("metadata", metadata)
     subscription = account.subscriptions.find(schedule.subscription or "")
+    settings = {
+        **schedule.default_settings,
+        **_read_settings(account, params, customer=subscription.customer),
+    }
     if "phases" in params:
         start = schedule.phases[schedule.place].start
-        known = [each for phase in schedule.phases[schedule.place :] for each in phase.discounts]
-        phases = _phases(
-            account, params, start=start, customer=subscription.customer, is_known=True, known=known
+        phases = read_phases(
+            account,
+            params,
+            start=start,
+            customer=subscription.customer,
+            known=schedule.phases[schedule.place :],
+            of=subscription,
         )
         draft = subscription.copy()
+        apply_terms(draft, {**settings, **phases[0].terms})
         changes = wanted_by(phases[0], subscription)
         rearranged = rearrange(account, draft, changes, params.just("proration_behavior"))
+        charged = schedule.phases[schedule.place].added
+        rearranged.lines.extend(added_lines(account, draft, phases[0], before=charged))
         schedule.phases[schedule.place :] = phases
-        if draft.items != subscription.items or rearranged.lines:
+        if _differs(draft, subscription) or rearranged.lines:
             subscription = commit(account, subscription, draft, rearranged, behavior="allow_incomplete")
+            redeem(account, subscription.item_discounts)
         with account.updating("customer.subscription.updated", subscription.to_json):
             change_discounts(account, subscription, phases[0].discounts)
     schedule.end_behavior = behavior or schedule.end_behavior
-    schedule.metadata = metadata
+    schedule.metadata, schedule.default_settings = metadata, settings
     account.emit("subscription_schedule.updated", schedule.to_json(), previous=before)
     return schedule.to_json()
+
+
+def _differs(draft: Subscription, subscription: Subscription) -> bool:
+    """Whether a change of the current phase changes items or terms of the subscription."""
+    return draft.items != subscription.items or terms_of(draft) != terms_of(subscription)
 
 
 def _release(account: Account, call: Call) -> JsonObject:
@@ -214,108 +245,6 @@ def _running(account: Account, call: Call, *, verb: str) -> Schedule:
         )
         raise ApiError(message)
     return schedule
-
-
-def _phases(
-    account: Account,
-    params: Params,
-    *,
-    start: int,
-    customer: str,
-    is_known: bool = False,
-    known: Sequence[Discount] = (),
-) -> list[Phase]:
-    """Return the phases of a call, from ``start`` on; of a schedule that ``is_known`` the first names it.
-
-    A phase without ``discounts`` has none: "if not specified, inherits the discount from the subscription's
-    customer" (https://docs.stripe.com/api/subscription_schedules/update), and customers have none here.
-    """
-    given = params.hashes("phases")
-    if not given:
-        raise missing_parameter("phases")
-    if len(given) > PHASES_MAX:
-        raise ApiError(f"A schedule can have at most {PHASES_MAX} current and future phases.", param="phases")
-    phases: list[Phase] = []
-    for each in given:
-        start = phases[-1].end if phases else start
-        phase = _phase(account, each, start=start, is_first=is_known and not phases)
-        phase.discounts = read_discounts(
-            account, each, customer=customer, currency=phase.items[0].price.currency, known=known
-        )
-        phases.append(phase)
-    return phases
-
-
-def _phase(account: Account, params: Params, *, start: int, is_first: bool) -> Phase:
-    params.only(
-        "add_invoice_items",
-        "duration",
-        "end_date",
-        "items",
-        "metadata",
-        "proration_behavior",
-        "discounts",
-        "start_date",
-        "trial",
-        "trial_end",
-        *IGNORED,
-    )
-    read_tax(account, params)
-    if params.hashes("add_invoice_items"):
-        message = "`add_invoice_items` of phases are not emulated."
-        raise ApiError(message, param=params.path("add_invoice_items"))
-    began = params.integer("start_date")
-    if is_first and began is None:
-        raise missing_parameter(params.path("start_date"))
-    if began is not None and began != start:
-        message = (
-            "You can not modify the start date of the current phase."
-            if is_first
-            else "Each phase must start where the one before it ends."
-        )
-        raise ApiError(message, param=params.path("start_date"))
-    items = [_phase_item(account, item) for item in params.hashes("items")]
-    if not items:
-        raise missing_parameter(params.path("items"))
-    refuse_same_price([item.price.id for item in items], param=params.path("items"))
-    metadata = params.metadata()
-    finish = _end_of(params, start=start, items=items)
-    if finish <= max(start, account.now):
-        message = "The end date of a phase must be in the future and after its start."
-        raise ApiError(message, param=params.path("end_date"))
-    return Phase(
-        start=start,
-        end=finish,
-        items=items,
-        proration_behavior=params.choice("proration_behavior", PRORATIONS) or "create_prorations",
-        metadata=metadata,
-        trial_end=params.integer("trial_end"),
-    )
-
-
-def _end_of(params: Params, *, start: int, items: list[PhaseItem]) -> int:
-    """By ``end_date`` or ``duration``, else one interval; ``iterations`` are gone (facts/stripe.md 6.4)."""
-    duration, end_date = params.hash("duration"), params.integer("end_date")
-    params.refuse_both("end_date", "duration", param="duration")
-    if end_date is not None:
-        return end_date
-    if duration is None:
-        return boundary(start, items[0].price.cycle, 1)
-    duration.only("interval", "interval_count")
-    duration.required("interval")
-    interval = duration.choice("interval", ("day", "week", "month", "year")) or ""
-    count = duration.integer("interval_count") or 1
-    return boundary(start, Recurring(interval=interval, interval_count=count), 1)
-
-
-def _phase_item(account: Account, params: Params) -> PhaseItem:
-    params.only("price", "price_data", "quantity", *ITEM_IGNORED)
-    price = recurring_price(account, params, currency=None)
-    quantity = params.integer("quantity")
-    if price.is_metered and quantity is not None:
-        message = "You cannot set the quantity for metered plans."
-        raise ApiError(message, param=params.path("quantity"))
-    return PhaseItem(price=price, quantity=None if price.is_metered else 1 if quantity is None else quantity)
 
 
 SCHEDULE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (

@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from meterkit.testing.emulator.invoicing.totals import tax_to_json
 from meterkit.testing.emulator.protocol import fields_of
 from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode
+from meterkit.testing.emulator.subscribing.terms import (
+    DEFAULT_SETTINGS,
+    ITEM_TERMS,
+    PHASE_TERMS,
+    shown_terms,
+)
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.selling.coupons import Discount
     from meterkit.testing.emulator.selling.prices import Price
+
+UNSET: Final[JsonObject] = {
+    "billing_cycle_anchor": "automatic",
+    "collection_method": "charge_automatically",
+    "invoice_settings": {"issuer": {"type": "self"}},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenDiscount:
+    """A discount of a phase, and how the call named it: ``coupon``, ``discount`` or ``promotion_code``."""
+
+    discount: Discount
+    named: str = "discount"
+
+    def to_json(self) -> JsonObject:
+        """Return it as Stripe shows it."""
+        ids = {
+            "coupon": self.discount.coupon.id,
+            "discount": self.discount.id,
+            "promotion_code": self.discount.promotion_code,
+        }
+        return {name: found if name == self.named else None for name, found in ids.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,20 +50,35 @@ class PhaseItem:
 
     price: Price
     quantity: int | None
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    terms: JsonObject = field(default_factory=dict[str, object])
+    discounts: tuple[GivenDiscount, ...] = ()
 
     def to_json(self) -> JsonObject:
         """Return it as Stripe shows it."""
         shown: JsonObject = {
-            "billing_thresholds": None,
-            "discounts": [],
-            "metadata": {},
+            "discounts": [each.to_json() for each in self.discounts],
+            "metadata": dict(self.metadata),
             "plan": self.price.id,
             "price": self.price.id,
-            "tax_rates": [],
+            **shown_terms(self.terms, ITEM_TERMS),
         }
         if self.quantity is not None:
             shown["quantity"] = self.quantity
         return shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedItem:
+    """A one-time price that the first invoice of a phase has."""
+
+    price: Price
+    quantity: int
+    shown: JsonObject
+
+    def to_json(self) -> JsonObject:
+        """Return it as Stripe shows it."""
+        return {**self.shown, "price": self.price.id, "quantity": self.quantity}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,7 +86,8 @@ class Phase:
     """What a subscription is from ``start`` to ``end``, in Unix seconds.
 
     Attributes:
-        discounts: those that it has then; others end with the phase before.
+        given: the discounts that it has then; others end with the phase before.
+        terms: its :data:`PHASE_TERMS`; what they leave out the schedule's default settings say.
     """
 
     start: int
@@ -50,29 +95,36 @@ class Phase:
     items: list[PhaseItem]
     proration_behavior: str = "create_prorations"
     metadata: dict[str, str] = field(default_factory=dict[str, str])
+    trial: bool | None = None
     trial_end: int | None = None
-    discounts: list[Discount] = field(default_factory=list["Discount"])
+    given: list[GivenDiscount] = field(default_factory=list[GivenDiscount])
+    terms: JsonObject = field(default_factory=dict[str, object])
+    added: list[AddedItem] = field(default_factory=list[AddedItem])
+
+    @property
+    def discounts(self) -> list[Discount]:
+        """The discounts that it has."""
+        return [each.discount for each in self.given]
+
+    @property
+    def every_discount(self) -> list[GivenDiscount]:
+        """Its discounts and those of its items."""
+        return [*self.given, *(each for item in self.items for each in item.discounts)]
 
     def to_json(self) -> JsonObject:
         """Return it as Stripe shows it (https://docs.stripe.com/api/subscription_schedules/object)."""
-        nothing = (
-            *("application_fee_percent", "billing_cycle_anchor", "billing_thresholds", "collection_method"),
-            *("default_payment_method", "description", "invoice_settings", "on_behalf_of", "transfer_data"),
-        )
         return {
-            "add_invoice_items": [],
+            "add_invoice_items": [each.to_json() for each in self.added],
             "currency": self.items[0].price.currency,
-            "default_tax_rates": [],
-            "discounts": [
-                {"coupon": None, "discount": each.id, "promotion_code": None} for each in self.discounts
-            ],
+            "discounts": [each.to_json() for each in self.given],
             "end_date": self.end,
             "items": [item.to_json() for item in self.items],
             "metadata": dict(self.metadata),
             "proration_behavior": self.proration_behavior,
             "start_date": self.start,
+            "trial": self.trial,
             "trial_end": self.trial_end,
-            **dict.fromkeys(nothing),
+            **shown_terms(self.terms, PHASE_TERMS),
         }
 
 
@@ -84,6 +136,7 @@ class Schedule:
         subscription: id of the one it manages; None before it has begun and after it has let go of it.
         place: of the phase that it is in, among all phases.
         end_behavior: ``release`` or ``cancel``: what becomes of the subscription after the last phase.
+        default_settings: the terms of phases that do not name them.
     """
 
     id: str
@@ -96,6 +149,7 @@ class Schedule:
     subscription: str | None = None
     place: int = 0
     end_behavior: str = "release"
+    default_settings: JsonObject = field(default_factory=dict[str, object])
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     canceled_at: int | None = None
     completed_at: int | None = None
@@ -103,9 +157,14 @@ class Schedule:
     released_subscription: str | None = None
     test_clock: str | None = None
 
+    def terms_in(self, phase: Phase) -> JsonObject:
+        """Return the terms of a phase, with those that it inherits from the default settings."""
+        return {**self.default_settings, **phase.terms}
+
     def to_json(self) -> JsonObject:
         """Return the schedule as Stripe shows it (https://docs.stripe.com/api/subscription_schedules/object)."""
         current = self.phases[self.place] if self.status == "active" else None
+        tax = cast("dict[str, Any]", self.default_settings.get("automatic_tax") or {})
         return {
             **fields_of(self, "place"),
             "object": "subscription_schedule",
@@ -116,20 +175,10 @@ class Schedule:
             else {"end_date": current.end, "start_date": current.start},
             "customer_account": None,
             "default_settings": {
-                "application_fee_percent": None,
-                "automatic_tax": tax_to_json(enabled=False),
-                "billing_cycle_anchor": "automatic",
-                "billing_thresholds": None,
-                "collection_method": "charge_automatically",
-                "default_payment_method": None,
-                "description": None,
-                "invoice_settings": {
-                    "account_tax_ids": None,
-                    "days_until_due": None,
-                    "issuer": {"type": "self"},
-                },
-                "on_behalf_of": None,
-                "transfer_data": None,
+                **shown_terms({**UNSET, **self.default_settings}, DEFAULT_SETTINGS),
+                "automatic_tax": tax_to_json(
+                    enabled=tax.get("enabled") is True, liability=tax.get("liability")
+                ),
             },
             "pause_schedules": [],
             "phases": [phase.to_json() for phase in self.phases],

@@ -123,7 +123,7 @@ def subscribe(
         )
         draft.pending_setup_intent = intent.id
     account.subscriptions.add(draft)
-    redeem(account, draft.discounts)
+    redeem(account, [*draft.discounts, *draft.item_discounts])
     invoice = (
         bill(account, draft, lines, reason="subscription_create", draft=not is_charged) if lines else None
     )
@@ -271,7 +271,7 @@ def _update(account: Account, call: Call) -> JsonObject:
     if draft.cancel_at_period_end and draft.status not in ENDED:
         draft.cancel_at = draft.renews_at
     changed = commit(account, subscription, draft, change, behavior=behavior)
-    redeem(account, given)
+    redeem(account, [*given, *changed.item_discounts])
     tell_of_discounts(account, discounts, given)
     return changed.to_json()
 

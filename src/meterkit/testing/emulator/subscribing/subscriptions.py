@@ -9,6 +9,7 @@ from meterkit.testing.emulator.invoicing.totals import tax_to_json
 from meterkit.testing.emulator.protocol import JsonObject, fields_of, no_such
 from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.subscribing.billing_cycle import BillingMode, period_at
+from meterkit.testing.emulator.subscribing.terms import ITEM_TERMS, SUBSCRIPTION_TERMS, shown_terms
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.selling.coupons import Discount
@@ -23,12 +24,11 @@ ENDED: Final = ("canceled", "incomplete_expired")
 # Fields of a subscription that Stripe shows in another shape, or not at all.
 HIDDEN: Final = (
     *("cancellation", "paused_at", "paused_by", "prorate_at_cancel", "resumption", "save_payment_method"),
-    *("trial_action", "trial_end_told"),
+    *("tax_liability", "terms", "trial_action", "trial_end_told"),
 )
 NOTHING: Final = (
-    *("application", "application_fee_percent", "billing_cycle_anchor_config", "billing_thresholds"),
-    *("customer_account", "default_source", "next_pending_invoice_item_invoice", "on_behalf_of"),
-    *("pending_invoice_item_interval", "presentment_details", "transfer_data"),
+    *("application", "billing_cycle_anchor_config", "customer_account", "default_source"),
+    *("next_pending_invoice_item_invoice", "pending_invoice_item_interval", "presentment_details"),
 )
 
 
@@ -59,6 +59,7 @@ class Item:
         usage_from: from where on usage has not been charged yet.
         arrived_from: how many events the account had accepted when it got its price: they do not count where
             usage is priced by arrival.
+        terms: thresholds and tax rates; without effect on amounts, as are its own discounts.
     """
 
     id: str
@@ -72,10 +73,18 @@ class Item:
     arrived_from: int = 0
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     debits: list[Debit] = field(default_factory=list[Debit])
+    terms: JsonObject = field(default_factory=dict[str, object])
+    discounts: list[Discount] = field(default_factory=list["Discount"])
 
     def copy(self) -> Item:
         """Return another item with the same content."""
-        return replace(self, metadata=dict(self.metadata), debits=[replace(debit) for debit in self.debits])
+        return replace(
+            self,
+            metadata=dict(self.metadata),
+            debits=[replace(debit) for debit in self.debits],
+            terms=dict(self.terms),
+            discounts=list(self.discounts),
+        )
 
     def renew(self, anchor: int, *, now: int) -> None:
         """Begin the period that lies in the cycle of ``anchor`` now."""
@@ -84,19 +93,18 @@ class Item:
 
     def to_json(self) -> JsonObject:
         """Return the item as Stripe shows it (https://docs.stripe.com/api/subscription_items/object)."""
-        hidden = ("arrived_from", "debits", "period_end", "period_start", "usage_from")
+        hidden = ("arrived_from", "debits", "period_end", "period_start", "terms", "usage_from")
         return {
             **fields_of(self, *(hidden if self.quantity is not None else (*hidden, "quantity"))),
             "object": "subscription_item",
             "billed_until": self.period_start if self.price.is_metered else self.period_end,
-            "billing_thresholds": None,
             "current_period_end": self.period_end,
             "current_period_start": self.period_start,
             "current_trial": None,
-            "discounts": [],
+            "discounts": [discount.id for discount in self.discounts],
             "plan": _plan(self.price),
             "price": self.price.to_json(),
-            "tax_rates": [],
+            **shown_terms(self.terms, ITEM_TERMS),
         }
 
 
@@ -136,6 +144,7 @@ class Subscription:
         trial_action: what becomes of it without a payment method at the trial's end.
         paused_by: why it is paused; None while it is not.
         resumption: id of the invoice that has to be paid before it is resumed.
+        terms: its :data:`SUBSCRIPTION_TERMS`, without effect on amounts.
     """
 
     id: str
@@ -147,6 +156,8 @@ class Subscription:
     livemode: bool = False
     test_clock: str | None = None
     automatic_tax: bool = False
+    tax_liability: JsonObject | None = None
+    terms: JsonObject = field(default_factory=dict[str, object])
     discounts: list[Discount] = field(default_factory=list["Discount"])
     status: Status = "active"
     items: list[Item] = field(default_factory=list[Item])
@@ -183,6 +194,11 @@ class Subscription:
         return max(item.period_end for item in self.items)
 
     @property
+    def item_discounts(self) -> list[Discount]:
+        """The discounts of its items."""
+        return [discount for item in self.items for discount in item.discounts]
+
+    @property
     def renews_at(self) -> int:
         """When the first of its items is due again."""
         return min(item.period_end for item in self.items)
@@ -193,22 +209,25 @@ class Subscription:
             self,
             items=[item.copy() for item in self.items],
             metadata=dict(self.metadata),
+            terms=dict(self.terms),
             discounts=list(self.discounts),
             cancellation=dict(self.cancellation),
         )
 
     def to_json(self) -> JsonObject:
         """Return the subscription as Stripe shows it (https://docs.stripe.com/api/subscriptions/object)."""
+        terms = shown_terms(self.terms, SUBSCRIPTION_TERMS)
         return {
             **fields_of(self, *HIDDEN),
             "object": "subscription",
-            "automatic_tax": tax_to_json(enabled=self.automatic_tax),
+            **terms,
+            "automatic_tax": tax_to_json(enabled=self.automatic_tax, liability=self.tax_liability),
             "billing_mode": self.billing_mode.to_json(),
             "billing_schedules": [],
             "cancellation_details": {**self.cancellation, "feedback_option": None},
-            "default_tax_rates": [],
             "discounts": [discount.id for discount in self.discounts],
-            "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
+            "invoice_settings": terms["invoice_settings"]
+            or {"account_tax_ids": None, "issuer": {"type": "self"}},
             "items": {
                 "object": "list",
                 "data": [item.to_json() for item in self.items[:ITEMS_SHOWN]],
