@@ -40,7 +40,8 @@ LINE = (
 SUBSCRIPTIONS = (
     ("change_rules", "problem_documents", "stripe_objects", "auto_state"),
     ("proration", "billing_requests", "item_changes", "subscription_reading"),
-    ("stripe_prices", "drift", "live_subscription", "wanted_prices"),
+    ("stripe_prices", "drift", "schedule_phases", "wanted_prices"),
+    ("live_subscription",),
     ("payment_gate",),
     ("price_mismatches", "existing_customers", "top_up_payments"),
     ("price_sync", "service", "webhooks"),

@@ -257,7 +257,7 @@ async def test_the_loser_of_two_changes_is_told_so(store_url: str, what: str) ->
         change = (
             live.update({"items": [{"id": seats, "quantity": 1}]})
             if what == "items"
-            else live.arrange(items, change_s=int(END.timestamp()), interval="month")
+            else live.send_phases(live.schedule or {}, [{"items": items}])
         )
         with pytest.raises(SubscriptionError, match="changed by another request"):
             await change

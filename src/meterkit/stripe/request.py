@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 API_BASE: Final = "https://api.stripe.com"
 API_VERSION: Final = "2026-10-28.endive"
 
-Parameter: TypeAlias = "str | int | bool | Mapping[str, Parameter] | Sequence[Parameter] | None"
+Parameter: TypeAlias = "str | int | float | bool | Mapping[str, Parameter] | Sequence[Parameter] | None"
 """The value of a parameter; None: it is left out. An empty text unsets what Stripe has."""
 
 ENDED_HERE: Final = "ended by meterkit: the last invoice is to be collected"

@@ -88,10 +88,11 @@ class _Sorted(NamedTuple):
 
 def items_of(subscription: Mapping[str, Any]) -> tuple[Item, ...]:
     """The items of a subscription as Stripe shows it."""
-    return tuple(_item(item) for item in subscription["items"]["data"])
+    return tuple(item_of(item) for item in subscription["items"]["data"])
 
 
-def _item(item: Mapping[str, Any]) -> Item:
+def item_of(item: Mapping[str, Any]) -> Item:
+    """Read one item of a subscription as Stripe shows it, with its price."""
     price = item["price"]
     recurring = part_of(price, "recurring")
     is_metered = recurring.get("usage_type") == "metered"
@@ -153,11 +154,23 @@ def are_of(items: Iterable[Item], wanted: Iterable[Mapping[str, Parameter]]) -> 
 
 
 def next_items(
-    current: Sequence[Item], catalog: Catalog, prices: PlanPrices, paid_seats: int
+    current: Sequence[Item],
+    catalog: Catalog,
+    prices: PlanPrices,
+    paid_seats: int,
+    settings: Mapping[str, Mapping[str, Parameter]] | None = None,
 ) -> list[dict[str, Parameter]]:
-    """The items that a subscription has once it has another plan; add-ons stay as they are."""
+    """The items that a subscription has once it has another plan; add-ons stay as they are.
+
+    ``settings`` has the other parameters of present items by their ids, such as tax rates. An item that
+    becomes one of the new plan keeps them.
+    """
     found = _sorted(current, catalog, prices, paid_seats)
-    return [*(wanted for wanted, _ in found.wanted), *map(as_new, found.others)]
+    kept = settings or {}
+    return [
+        *({**({} if item is None else kept.get(item.id, {})), **wanted} for wanted, item in found.wanted),
+        *({**kept.get(item.id, {}), **as_new(item)} for item in found.others),
+    ]
 
 
 def as_new(item: Item) -> dict[str, Parameter]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.stripe.request import ENDED_HERE
-from meterkit.subscriptions.item_changes import as_new, items_of
+from meterkit.subscriptions.item_changes import items_of
+from meterkit.subscriptions.schedule_phases import PRORATED
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     CHANGE_MARK,
@@ -25,61 +26,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
     from meterkit.subscriptions.item_changes import Item
-
-
-PRORATED: Final = "create_prorations"
-_AS_THEY_ARE: Final = ("trial_end", "default_payment_method", "collection_method", "description")
-
-
-def phases(
-    schedule: Mapping[str, Any],
-    *,
-    now: Sequence[Mapping[str, Parameter]],
-    later: Sequence[Mapping[str, Parameter]],
-    change_s: int,
-    interval: str,
-) -> list[dict[str, Parameter]]:
-    """The phases of a schedule: what there is until the change, and from then on the new items for a period.
-
-    After that the subscription goes on without a schedule. With ``proration_behavior: none`` Stripe removes a
-    metered price "without billing for it"
-    (https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup). Whether that loses usage
-    at the end of a period is not documented; prorations at a period's end come to nothing, so they are on.
-
-    Args:
-        schedule: as Stripe shows it.
-        now: the items until then.
-        later: the items from then on.
-        change_s: when the change takes effect (Unix seconds).
-        interval: how often the new base price is paid: ``month`` or ``year``.
-    """
-    current = _current_phase(schedule)
-    kept: dict[str, Parameter] = {name: current[name] for name in _AS_THEY_ARE if current.get(name)}
-    discounts = [
-        {name: found[name] for name in ("coupon", "discount", "promotion_code") if found.get(name)}
-        for found in current.get("discounts") or ()
-    ]
-    if discounts:
-        kept["discounts"] = discounts
-    first: dict[str, Parameter] = {
-        **kept,
-        "items": list(now),
-        "start_date": current["start_date"],
-        "end_date": change_s,
-    }
-    next_: dict[str, Parameter] = {
-        **{name: value for name, value in kept.items() if name != "trial_end"},
-        "items": list(later),
-        "duration": {"interval": interval, "interval_count": 1},
-        "proration_behavior": PRORATED,
-    }
-    return [first, next_]
-
-
-def _current_phase(schedule: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Sequence[Mapping[str, Any]] = schedule["phases"]
-    begins = part_of(schedule, "current_phase").get("start_date")
-    return next((phase for phase in found if phase["start_date"] == begins), found[0])
 
 
 _PATH: Final = "/v1/subscriptions"
@@ -161,35 +107,20 @@ class LiveSubscription:
             key = key_of("release", path, self.again)
             await self._post(f"{path}/release", {}, key, (_scheduled, self.schedule["id"]))
 
-    async def arrange(
-        self,
-        later: Sequence[Mapping[str, Parameter]],
-        *,
-        change_s: int,
-        interval: str,
-        now: Sequence[Mapping[str, Parameter]] | None = None,
-    ) -> None:
-        """Have it changed when its period ends.
+    async def open_schedule(self, change_s: int) -> Mapping[str, Any]:
+        """Return its schedule; if it has none, make one of what it is now.
 
         Args:
-            later: the items from then on.
             change_s: when its period ends (Unix seconds).
-            interval: how often the base price among them is paid.
-            now: the items until then; default: those that it has.
         """
         await self.make_flexible()
-        schedule = self.schedule or await self._new_schedule(change_s)
-        params: dict[str, Parameter] = {
-            "phases": phases(
-                schedule,
-                now=now or [as_new(item) for item in self.items],
-                later=later,
-                change_s=change_s,
-                interval=interval,
-            ),
-            "end_behavior": "release",
-            "proration_behavior": PRORATED,
-        }
+        return self.schedule or await self._new_schedule(change_s)
+
+    async def send_phases(
+        self, schedule: Mapping[str, Any], phases: Sequence[Mapping[str, Parameter]]
+    ) -> None:
+        """Replace the current and future phases of its schedule; all else of the schedule stays."""
+        params: dict[str, Parameter] = {"phases": list(phases), "proration_behavior": PRORATED}
         key = key_of("arrange", schedule["id"], mark_of(schedule), params, self.again)
         path, sent = f"{_SCHEDULES}/{schedule['id']}", {**params, "metadata": {CHANGE_MARK: key}}
         await self._post(path, sent, key, (_scheduled, schedule["id"]))
@@ -201,7 +132,7 @@ class LiveSubscription:
             key = key_of("schedule", self.id, change_s, ended, self.again)
             # The schedule inherits the billing mode; sent with `from_subscription` it is refused.
             made = await self._post(_SCHEDULES, {"from_subscription": self.id}, key, (_scheduled, None))
-            found = await self.api.get(f"{_SCHEDULES}/{made['id']}")
+            found = await _schedule(self.api, str(made["id"]))
             if found.get("status") not in _GONE:
                 return found
             ended = str(made["id"])
@@ -311,12 +242,16 @@ async def whole(api: StripeApi, found: dict[str, Any]) -> dict[str, Any]:
     """
     items, schedule = part_of(found, "items"), part_of(found, "schedule")
     if schedule and schedule.get("status") not in _GONE:
-        expand = {"expand": ["phases.items.price"]}
-        found = {**found, "schedule": await api.get(f"{_SCHEDULES}/{schedule['id']}", expand)}
+        found = {**found, "schedule": await _schedule(api, str(schedule["id"]))}
     if items.get("has_more") is not True:
         return found
     listed = await api.list("/v1/subscription_items", {"subscription": str(found["id"])})
     return {**found, "items": {**items, "data": listed, "has_more": False}}
+
+
+async def _schedule(api: StripeApi, schedule: str) -> dict[str, Any]:
+    """A schedule with the prices of its phases. Raises StripeError."""
+    return await api.get(f"{_SCHEDULES}/{schedule}", {"expand": ["phases.items.price"]})
 
 
 async def give_up(api: StripeApi, found: Mapping[str, Any], again: int = 0) -> dict[str, Any]:

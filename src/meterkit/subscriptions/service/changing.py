@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import seat_meter
@@ -20,10 +20,12 @@ from meterkit.subscriptions.change_rules import (
     paid_seats,
     seats_on,
 )
+from meterkit.subscriptions.drift import plan_in
 from meterkit.subscriptions.item_changes import PlanPrices, changes_metered, next_items, updates
 from meterkit.subscriptions.live_subscription import LiveSubscription
 from meterkit.subscriptions.payment_gate import PaymentGate, held_back
 from meterkit.subscriptions.proration import Terms, cost_of, ends_trial
+from meterkit.subscriptions.schedule_phases import cut_phases, present_phases
 from meterkit.subscriptions.service.payment_pages import check_paid, refuse_without_method, remedy
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
@@ -31,7 +33,7 @@ from meterkit.subscriptions.stripe_prices import prices_of
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Catalog, Plan
@@ -96,36 +98,66 @@ class Applying:
         """Whether the items that a plan and its seats need differ in metered ones from those there are."""
         return changes_metered(live.items, await self._updates(live, target))
 
-    async def arrange(
-        self, live: LiveSubscription, known: SubscriptionState, later: Terms, *, now: Terms | None = None
-    ) -> None:
-        """Have the items be what they are to be later when the period ends, and now what is given.
+    async def arrange(self, live: LiveSubscription, known: SubscriptionState, later: Terms) -> None:
+        """Schedule other items for the end of the period; all phases from then on get them.
 
         Raises:
-            SubscriptionError: it is to end.
+            SubscriptionError: the subscription is to end.
         """
         if live.is_ending:
             raise SubscriptionError(f"the subscription {live.id} is to end: resume it before it is changed")
-        await live.arrange(
-            await self._items(live, later),
-            now=None if now is None else await self._items(live, now),
-            change_s=known.end_ms // 1000,
-            interval=later.plan.price.interval,
-        )
+        change_s, interval = known.end_ms // 1000, later.plan.price.interval
+        schedule = await live.open_schedule(change_s)
+        priced = await self._priced(later)
+        drafts = cut_phases(schedule, live.found, change_s=change_s, interval=interval)
+        phases = [
+            draft.to_params(
+                next_items(draft.items, self._store.catalog, *priced, draft.settings)
+                if draft.is_later
+                else draft.lines()
+            )
+            for draft in drafts
+        ]
+        await live.send_phases(schedule, phases)
+
+    async def set_scheduled_seats(
+        self,
+        live: LiveSubscription,
+        schedule: Mapping[str, Any],
+        terms_of: Callable[[Plan], Terms],
+    ) -> None:
+        """Change the seats of every phase that is of a plan, the current one included."""
+        drafts = present_phases(schedule, live.found)
+        phases: list[list[dict[str, Parameter]]] = []
+        for draft in drafts:
+            plan = plan_in(draft.items, self._store.catalog)
+            lines = draft.lines()
+            if plan is not None:
+                priced = await self._priced(terms_of(plan))
+                lines = next_items(draft.items, self._store.catalog, *priced, draft.settings)
+            phases.append(lines)
+        if any(_differ(lines, draft.lines()) for lines, draft in zip(phases, drafts, strict=True)):
+            sent = [draft.to_params(lines) for lines, draft in zip(phases, drafts, strict=True)]
+            await live.send_phases(schedule, sent)
 
     async def _updates(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
         """What brings the items to what they are to be; empty where nothing is to be done."""
         return updates(live.items, self._store.catalog, *await self._priced(target))
-
-    async def _items(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
-        """The items as they are to be."""
-        return next_items(live.items, self._store.catalog, *await self._priced(target))
 
     async def _priced(self, target: Terms) -> tuple[PlanPrices, int]:
         """The prices of a plan, and how many seats cost its seat price."""
         catalog = self._store.catalog
         paid = paid_seats(target.plan, seat_meter(catalog.meters), target.seats)
         return await prices_of(self._api(), catalog, target.plan), paid
+
+
+def _differ(lines: Sequence[Mapping[str, Parameter]], others: Sequence[Mapping[str, Parameter]]) -> bool:
+    """Whether items differ, in whatever order they are."""
+    return sorted(lines, key=_price) != sorted(others, key=_price)
+
+
+def _price(line: Mapping[str, Parameter]) -> str:
+    return str(line["price"])
 
 
 _UNPAID: Final = frozenset({"incomplete", "paused", "unpaid"})
@@ -215,11 +247,13 @@ class Changing:
             await check_paid(customer, live, _OWING)
             target = self._terms(known, current, current, seats)
             costs.append(self._cost(known, current, target))
-            later = self._catalog.plans.get(known.pending_plan or "")
-            if live.schedule is not None and later is not None:
-                after = Terms(plan=later, seats=self._seats_on(later, target))
-                if (known.seats, known.pending_seats) != (target.seats, after.seats):
-                    await Applying(self.store, self.api).arrange(live, known, after, now=target)
+            if live.schedule is not None:
+
+                def terms_of(plan: Plan) -> Terms:
+                    is_current = plan.key == current.key
+                    return target if is_current else Terms(plan=plan, seats=self._seats_on(plan, target))
+
+                await Applying(self.store, self.api).set_scheduled_seats(live, live.schedule, terms_of)
             else:
                 async with self._behind_cut(customer, live, target, current):
                     await Applying(self.store, self.api).update(live, target)

@@ -1,0 +1,277 @@
+"""What Stripe has on a subscription, its items and its schedule stays through each of our changes (F-220)."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from stripe.params import _subscription_modify_params as subscription_types
+from stripe.params import _subscription_schedule_modify_params as schedule_types
+
+from delivering import STRIPE_KEY, kit_for
+from emulated import reached
+from meterkit.errors import SubscriptionError
+from meterkit.testing import Clock, StripeEmulator
+from sdk_parameters import sample
+from shopping import CATALOG, END, HALF, START, Shop, sell
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    import stripe
+
+pytestmark = pytest.mark.anyio
+
+DAY: Final = timedelta(days=1)
+AHEAD: Final = tuple(int((END + days * DAY).timestamp()) for days in (62, 92))
+OF_ITS_OWN: Final[dict[str, str]] = dict.fromkeys(
+    ("start_date", "end_date", "duration", "items", "trial", "trial_end"), "own"
+)
+PHASE: Final = sample(schedule_types.SubscriptionScheduleModifyParamsPhase, without=OF_ITS_OWN)
+PHASE_ITEM: Final = sample(
+    schedule_types.SubscriptionScheduleModifyParamsPhaseItem, without={"price": "own", "quantity": "own"}
+)
+DEFAULTS: Final = sample(schedule_types.SubscriptionScheduleModifyParamsDefaultSettings)
+OF_A_CHANGE: Final = (
+    *("add_invoice_items", "billing_cycle_anchor", "billing_schedules", "cancel_at", "cancel_at_period_end"),
+    *("cancellation_details", "items", "off_session", "payment_behavior", "proration_behavior"),
+    *("proration_date", "trial_end", "trial_from_plan"),
+)
+NOT_EMULATED: Final = (
+    *("default_source", "pause_collection", "payment_settings", "pending_invoice_item_interval"),
+    "trial_settings",
+)
+TERMS: Final = sample(
+    subscription_types.SubscriptionModifyParams,
+    without=dict.fromkeys(
+        (
+            *OF_A_CHANGE,
+            *NOT_EMULATED,
+            *("collection_method", "days_until_due", "default_payment_method"),
+            *("api_key", "content_type", "headers", "idempotency_key", "max_network_retries"),
+            *("stripe_account", "stripe_context", "stripe_version"),
+        ),
+        "of the call, or set by the test",
+    ),
+)
+ITEM_TERMS: Final = sample(
+    subscription_types.SubscriptionModifyParamsItem,
+    without=dict.fromkeys(("id", "current_trial", "price", "quantity"), "of the item"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rich(Shop):
+    """A shop whose customer has a subscription with everything that Stripe can set."""
+
+    client: stripe.StripeClient
+    subscription: str = ""
+
+    async def shown(self) -> dict[str, Any]:
+        """The subscription without what each change, period and mark changes."""
+        found = await self.stripe_subscription(self.subscription)
+        found["metadata"].pop("meterkit_change", None)
+        return {name: found.get(name) for name in (*TERMS, "collection_method", "default_payment_method")}
+
+    async def item_terms(self) -> dict[str, dict[str, Any]]:
+        """Settings of each item, by its price."""
+        found = await self.stripe_subscription(self.subscription)
+        return {
+            item["price"]["id"]: {name: item[name] for name in ITEM_TERMS} for item in found["items"]["data"]
+        }
+
+    async def schedule(self) -> dict[str, Any]:
+        """The newest schedule."""
+        return (await self.stripe_list("/v1/subscription_schedules"))[0]
+
+
+@asynccontextmanager
+async def rich(store_url: str, *, plan: str = "pro", seats: int = 12) -> AsyncGenerator[Rich]:
+    clock = Clock(START)
+    emulator = StripeEmulator(clock=clock, tax_percent=Decimal(20))
+    sell(emulator, CATALOG)
+    emulator.add_price(777, price_id="price_once", interval=None)
+    emulator.add_price(500, price_id="price_addon")
+    async with (
+        emulator.serve() as url,
+        kit_for(store_url, url, clock=clock, catalog=CATALOG) as kit,
+        reached(url, key=STRIPE_KEY, timeout_s=60) as client,
+    ):
+        at = Rich(kit=kit, emulator=emulator, clock=clock, url=url, client=client)
+        begun = await at.subscribed(plan=plan, seats=seats)
+        customer = (await kit.customers.get("acme")).stripe_customer or ""
+        await at.stripe_change(f"/v1/customers/{customer}", **{"address[country]": "DE"})
+        method = emulator.add_payment_method(customer, "pm_card_visa")
+        await client.v1.coupons.create_async({"id": "HALF", "percent_off": 50, "duration": "forever"})
+        items: list[Any] = [
+            {"id": item["id"], **ITEM_TERMS}
+            for item in (await at.stripe_subscription(begun.id))["items"]["data"]
+        ]
+        added: dict[str, Any] = {"price": "price_addon", "quantity": 0, **ITEM_TERMS}
+        asked: Any = {**TERMS, "default_payment_method": method, "items": [*items, added]}
+        await client.v1.subscriptions.update_async(begun.id, asked)
+        await kit.subscriptions.sync("acme")
+        clock.set(HALF)
+        yield replace(at, subscription=begun.id)
+
+
+def of_items(phase: dict[str, Any], *names: str) -> dict[str, dict[str, Any]]:
+    """The fields of a phase's items, by price."""
+    return {item["price"]: {name: item[name] for name in names} for item in phase["items"]}
+
+
+async def by_operator(at: Rich) -> dict[str, Any]:
+    """Give the subscription a schedule with everything, and with two phases ahead."""
+    found = await at.stripe_subscription(at.subscription)
+    schedule = await at.client.v1.subscription_schedules.create_async({"from_subscription": at.subscription})
+    terms = {**PHASE, "default_payment_method": found["default_payment_method"]}
+    items = [
+        {
+            **PHASE_ITEM,
+            "price": item["price"]["id"],
+            **({"quantity": item["quantity"]} if "quantity" in item else {}),
+        }
+        for item in found["items"]["data"]
+    ]
+    starts = [schedule.phases[0].start_date, *AHEAD]
+    asked: Any = {
+        "default_settings": {**DEFAULTS, "default_payment_method": found["default_payment_method"]},
+        "metadata": {"operator": "eve"},
+        "phases": [
+            {**terms, "items": items, "start_date": start, "end_date": end}
+            for start, end in zip(starts, (*AHEAD, int((END + 123 * DAY).timestamp())), strict=True)
+        ],
+    }
+    await at.client.v1.subscription_schedules.update_async(schedule.id, asked)
+    await at.kit.subscriptions.sync("acme")
+    return await at.schedule()
+
+
+async def test_a_downgrade_at_the_periods_end_keeps_every_field(store_url: str) -> None:
+    async with rich(store_url) as at:
+        before, items = await at.shown(), await at.item_terms()
+        await at.kit.subscriptions.change_plan("acme", "team")
+        first, second = (await at.schedule())["phases"]
+        for phase in (first, second):
+            own = {"add_invoice_items", "billing_cycle_anchor", "metadata"}  # Those of a phase alone.
+            kept = {name for name in PHASE if name not in own}
+            assert {name for name in kept if not phase[name]} == set()
+        assert second["discounts"] == [
+            {"coupon": None, "discount": before["discounts"][0], "promotion_code": None}
+        ]
+        assert {price: set(fields) for price, fields in of_items(second, *PHASE_ITEM).items()} == {
+            price: set(PHASE_ITEM)
+            for price in ("price_team", "price_team_seat", "price_team_ai_tokens", "price_addon")
+        }
+        assert await at.shown() == before
+        at.clock.set(END + DAY)
+        assert await at.shown() == before
+        after = await at.item_terms()
+        assert list(after) == ["price_team", "price_team_seat", "price_team_ai_tokens", "price_addon"]
+        assert list(after.values()) == list(items.values())
+
+
+async def test_a_coupon_is_redeemed_once_however_often_a_schedule_changes(store_url: str) -> None:
+    async with rich(store_url) as at:
+        redeemed = (await at.client.v1.coupons.retrieve_async("HALF")).times_redeemed
+        for seats in (13, 14):
+            await at.kit.subscriptions.change_plan("acme", "team")
+            await at.kit.subscriptions.set_seats("acme", seats)
+        at.clock.set(END + DAY)
+        assert len((await at.shown())["discounts"]) == 1
+        assert (await at.client.v1.coupons.retrieve_async("HALF")).times_redeemed == redeemed
+
+
+async def test_an_operators_schedule_keeps_its_phases_and_every_field(store_url: str) -> None:
+    async with rich(store_url) as at:
+        before = await by_operator(at)
+        await at.kit.subscriptions.change_plan("acme", "team")
+        after = await at.schedule()
+        assert after["default_settings"] == before["default_settings"]
+        assert (after["end_behavior"], after["metadata"]["operator"]) == ("release", "eve")
+        first, cut, second, third = after["phases"]
+        end = int(END.timestamp())
+        assert first == {**before["phases"][0], "end_date": end}
+        for phase, was in ((second, before["phases"][1]), (third, before["phases"][2])):
+            assert {**phase, "items": []} == {**was, "items": []}
+        own = ("add_invoice_items", "billing_cycle_anchor", "discounts", "end_date", "items", "start_date")
+        assert {name: cut[name] for name in cut if name not in own} == {
+            name: first[name] for name in first if name not in own
+        }
+        assert (cut["start_date"], cut["end_date"]) == (end, AHEAD[0])
+        assert cut["add_invoice_items"] == []  # They are charged once.
+        for phase in (cut, second, third):
+            assert [item["price"] for item in phase["items"]] == [
+                *("price_team", "price_team_seat", "price_team_ai_tokens", "price_addon"),
+            ]
+        for was, now in zip(before["phases"][1]["items"], second["items"], strict=True):
+            changed = ("plan", "price", "quantity")
+            assert {name: now[name] for name in now if name not in changed} == {
+                name: was[name] for name in was if name not in changed
+            }
+
+
+async def test_seats_change_in_every_phase_of_an_operators_schedule(store_url: str) -> None:
+    async with rich(store_url) as at:
+        before = await by_operator(at)
+        await at.kit.subscriptions.set_seats("acme", 15)
+        after = await at.schedule()
+        for phase in before["phases"]:
+            seats = next(item for item in phase["items"] if item["price"] == "price_pro_seat")
+            seats["quantity"] = 5
+        assert after["phases"] == before["phases"]
+        assert (await at.items(at.subscription))["price_pro_seat"] == 5
+        sent = len(at.changes())
+        await at.kit.subscriptions.set_seats("acme", 15)
+        assert len(at.changes()) == sent
+
+
+CHANGES: Final[dict[str, Callable[[Rich], Awaitable[object]]]] = {
+    "upgrade": lambda at: at.kit.subscriptions.change_plan("acme", "pro"),
+    "seats": lambda at: at.kit.subscriptions.set_seats("acme", 9),
+    "cancel": lambda at: at.kit.subscriptions.cancel("acme"),
+    "repair": lambda at: at.kit.subscriptions.repair("acme"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_change_at_once_keeps_every_field(store_url: str, change: str) -> None:
+    async with rich(store_url, plan="team", seats=7) as at:
+        before, items = await at.shown(), list((await at.item_terms()).values())
+        if change == "repair":
+            shown = (await at.stripe_subscription(at.subscription))["items"]["data"]
+            base = next(item for item in shown if item["price"]["id"] == "price_team_ai_tokens")
+            await at.stripe_change(f"/v1/subscription_items/{base['id']}", price="price_pro_ai_tokens")
+        await CHANGES[change](at)
+        assert await at.shown() == before
+        after = list((await at.item_terms()).values())
+        assert [terms for terms in items if terms in after] == after
+        assert len(after) == (3 if change == "upgrade" else 4)  # Pro includes these seats.
+        if change == "cancel":
+            await at.kit.subscriptions.resume("acme")
+            assert await at.shown() == before
+            assert list((await at.item_terms()).values()) == items
+
+
+async def test_a_downgrade_that_is_taken_back_keeps_every_field(store_url: str) -> None:
+    async with rich(store_url) as at:
+        before, items = await at.shown(), await at.item_terms()
+        await at.kit.subscriptions.change_plan("acme", "team")
+        await at.kit.subscriptions.set_seats("acme", 13)
+        await at.kit.subscriptions.change_plan("acme", "pro")
+        assert (await at.schedule())["status"] == "released"
+        assert (await at.shown(), await at.item_terms()) == (before, items)
+
+
+async def test_a_schedule_that_cancels_before_the_change_is_left_alone(store_url: str) -> None:
+    async with rich(store_url) as at:
+        made = await at.client.v1.subscription_schedules.create_async({"from_subscription": at.subscription})
+        await at.client.v1.subscription_schedules.update_async(made.id, {"end_behavior": "cancel"})
+        before = await at.schedule()
+        with pytest.raises(SubscriptionError, match="cancels the subscription before"):
+            await at.kit.subscriptions.change_plan("acme", "team")
+        assert await at.schedule() == before

@@ -1,0 +1,215 @@
+"""Phases as they are sent back to Stripe, by what Stripe shows of them."""
+
+from __future__ import annotations
+
+from typing import Any, get_args, get_origin
+
+import pytest
+from stripe import SubscriptionSchedule
+from stripe.params import _subscription_schedule_modify_params as types
+
+from meterkit.errors import SubscriptionError
+from meterkit.subscriptions.schedule_phases import NOT_SENT, cut_phases, present_phases
+from sdk_parameters import fields
+
+START, END, LATER = 1_000_000, 2_000_000, 3_000_000
+
+
+def price(name: str, **recurring: Any) -> dict[str, Any]:
+    return {"id": name, "object": "price", "product": "prod_1", "recurring": recurring}
+
+
+def phase(start: int, end: int, *items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    shown = [{name: value for name, value in item.items() if name != "id"} for item in items]
+    return {"start_date": start, "end_date": end, "items": shown, **more}
+
+
+def schedule(*phases: dict[str, Any], current: int = START, **more: Any) -> dict[str, Any]:
+    return {"id": "sub_sched_1", "phases": list(phases), "current_phase": {"start_date": current}, **more}
+
+
+def subscription(*items: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"id": "sub_1", "items": {"data": list(items)}, **more}
+
+
+BASE = {"id": "si_1", "price": price("price_pro"), "quantity": 1}
+METERED = {"id": "si_2", "price": price("price_tokens", usage_type="metered", meter="mtr_1"), "quantity": 0}
+SUBSCRIBED = subscription(BASE, METERED)
+
+
+def sent(drafts: list[Any]) -> list[dict[str, Any]]:
+    """Parameters of phases whose items stay."""
+    return [draft.to_params(draft.lines()) for draft in drafts]
+
+
+def paths(kind: object, *, to: str) -> set[tuple[str, ...]]:
+    """The fields of a type of the SDK, with those of the objects in it, ``to`` parameters or of responses."""
+    found: set[tuple[str, ...]] = set()
+    for name, hint in fields(kind).items():
+        found.add((name,))
+        inner = next((part for part in parts(hint) if is_own(part, to)), None)
+        if inner is not None:
+            found |= {(name, *path) for path in paths(inner, to=to)}
+    return found
+
+
+def parts(hint: object) -> list[object]:
+    """The types that a type consists of."""
+    own = [hint] if get_origin(hint) is None else []
+    return own + [part for each in get_args(hint) for part in parts(each)]
+
+
+def is_own(kind: object, to: str) -> bool:
+    name = str(getattr(kind, "__qualname__", ""))
+    return name.startswith(
+        "SubscriptionScheduleModifyParamsPhase" if to == "params" else "SubscriptionSchedule.Phase"
+    )
+
+
+def test_the_table_has_every_field_that_a_response_and_the_parameters_do_not_share() -> None:
+    """A new field of the SDK's types is sent back by itself, or this test names it."""
+    params = paths(types.SubscriptionScheduleModifyParamsPhase, to="params")
+    response = paths(SubscriptionSchedule.Phase, to="response")
+    assert ("automatic_tax", "liability", "account") in params & response
+    differ = params ^ response
+    tops = {path for path in differ if path[:-1] not in differ}
+    assert tops == NOT_SENT.keys() - {("items", "plan")}
+
+
+def test_a_field_that_meterkit_does_not_know_is_sent_back() -> None:
+    new = {"novelty": {"kind": "round", "off": None}, "flags": [1, 2], "unset": None, "nothing": []}
+    shown = schedule(phase(START, LATER, {**BASE, "rounding": "up"}, **new))
+    (draft,) = sent(present_phases(shown, subscription(BASE)))
+    assert (draft["novelty"], draft["flags"]) == ({"kind": "round"}, [1, 2])
+    assert {"unset", "nothing"} & draft.keys() == set()
+    assert draft["items"] == [{"rounding": "up", "price": "price_pro", "quantity": 1}]
+
+
+def test_expanded_objects_are_sent_by_their_ids() -> None:
+    rate = {"id": "txr_1", "object": "tax_rate", "percentage": 19.0}
+    shown = phase(
+        START,
+        LATER,
+        {"price": price("price_pro"), "plan": "price_pro", "quantity": 1, "tax_rates": [rate]},
+        default_tax_rates=[rate],
+        default_payment_method={"id": "pm_1", "object": "payment_method"},
+        on_behalf_of={"id": "acct_1", "object": "account"},
+        transfer_data={"amount_percent": None, "destination": {"id": "acct_2", "object": "account"}},
+        automatic_tax={"enabled": False, "disabled_reason": "requires_location_inputs", "liability": None},
+        invoice_settings={
+            "account_tax_ids": [{"id": "txi_1", "object": "tax_id"}],
+            "issuer": {"type": "self"},
+        },
+        metadata={"id": "7", "object": "mine"},
+    )
+    (draft,) = sent(present_phases(schedule(shown), subscription(BASE)))
+    assert draft == {
+        "start_date": START,
+        "end_date": LATER,
+        "items": [{"price": "price_pro", "quantity": 1, "tax_rates": ["txr_1"]}],
+        "default_tax_rates": ["txr_1"],
+        "default_payment_method": "pm_1",
+        "on_behalf_of": "acct_1",
+        "transfer_data": {"destination": "acct_2"},
+        "automatic_tax": {"enabled": False},
+        "invoice_settings": {"account_tax_ids": ["txi_1"], "issuer": {"type": "self"}},
+        "metadata": {"id": "7", "object": "mine"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ("di_1", {"discount": "di_1"}),
+        ({"id": "di_1", "object": "discount", "source": {"coupon": "C"}}, {"discount": "di_1"}),
+        ({"coupon": "C", "discount": None, "promotion_code": None}, {"coupon": "C"}),
+        ({"coupon": {"id": "C", "object": "coupon"}, "discount": None}, {"coupon": "C"}),
+        ({"coupon": "C", "discount": None, "promotion_code": "promo_1"}, {"promotion_code": "promo_1"}),
+        ({"coupon": "C", "discount": {"id": "di_1", "object": "discount"}}, {"discount": "di_1"}),
+    ],
+)
+def test_a_discount_is_sent_by_one_name(shown: object, expected: dict[str, str]) -> None:
+    (draft,) = sent(
+        present_phases(schedule(phase(START, LATER, BASE, discounts=[shown])), subscription(BASE))
+    )
+    assert draft["discounts"] == [expected]
+
+
+def test_the_phase_after_the_change_has_the_discounts_of_now_and_no_coupon_again() -> None:
+    given = {"coupon": "ONCE", "discount": None, "promotion_code": None}
+    shown = schedule(phase(START, LATER, {**BASE, "discounts": [given]}, discounts=[given]))
+    now = subscription({**BASE, "discounts": ["di_item"]}, discounts=["di_2"])
+    first, second = sent(cut_phases(shown, now, change_s=END, interval="month"))
+    assert (first["discounts"], first["items"][0]["discounts"]) == (
+        [{"coupon": "ONCE"}],
+        [{"coupon": "ONCE"}],
+    )
+    assert second["discounts"] == [{"discount": "di_2"}]
+    assert second["items"][0]["discounts"] == [{"discount": "di_item"}]
+    used = sent(cut_phases(shown, subscription(BASE), change_s=END, interval="month"))[1]
+    assert ("discounts" in used, "discounts" in used["items"][0]) == (False, False)
+
+
+def test_a_trial_goes_on_or_ends_with_its_phase() -> None:
+    shown = schedule(
+        phase(START, LATER, BASE, trial=True, trial_end=LATER, billing_cycle_anchor="phase_start")
+    )
+    first, second = sent(cut_phases(shown, subscription(BASE), change_s=END, interval="month"))
+    assert (first["trial_end"], "trial" in first, first["billing_cycle_anchor"]) == (
+        END,
+        False,
+        "phase_start",
+    )
+    assert (second["trial_end"], second["end_date"]) == (LATER, LATER)
+    assert {"trial", "billing_cycle_anchor", "start_date"} & second.keys() == set()
+    whole = schedule(phase(START, END, BASE, trial=True, trial_end=END))
+    first, second = sent(cut_phases(whole, subscription(BASE), change_s=END, interval="year"))
+    assert (first["trial"], first["trial_end"]) == (True, END)
+    assert (second["duration"], "trial_end" in second) == ({"interval": "year", "interval_count": 1}, False)
+
+
+def test_a_metered_item_has_no_quantity_and_one_of_zero_keeps_it() -> None:
+    zero = {"id": "si_3", "price": price("price_addon"), "quantity": 0}
+    (draft,) = sent(present_phases(schedule(phase(START, LATER, METERED)), subscription(METERED, zero)))
+    assert draft["items"] == [{"price": "price_tokens"}, {"price": "price_addon", "quantity": 0}]
+
+
+def test_past_phases_are_left_out_and_those_ahead_stay() -> None:
+    shown = schedule(
+        phase(END, LATER, BASE, metadata={"n": "3"}, proration_behavior="none"),
+        phase(1, START, BASE, metadata={"n": "1"}),
+        phase(START, END, BASE, metadata={"n": "2"}, proration_behavior="none"),
+    )
+    first, second = cut_phases(shown, SUBSCRIBED, change_s=END, interval="month")
+    assert (first.params["metadata"], first.is_later) == ({"n": "2"}, False)
+    assert (second.params["metadata"], second.is_later) == ({"n": "3"}, True)
+    assert first.params["proration_behavior"] == "none"
+    assert second.params["proration_behavior"] == "create_prorations"  # Else usage would be dropped.
+    assert second.params["end_date"] == LATER
+
+
+def test_a_phase_that_ends_before_the_change_goes_on_until_then() -> None:
+    shown = schedule(phase(START, END - 10, BASE, description="kept"), end_behavior="release")
+    first, second = sent(cut_phases(shown, SUBSCRIBED, change_s=END, interval="month"))
+    assert (first["end_date"], second["description"]) == (END, "kept")
+    with pytest.raises(SubscriptionError, match="cancels the subscription before the change takes effect"):
+        cut_phases({**shown, "end_behavior": "cancel"}, SUBSCRIBED, change_s=END, interval="month")
+
+
+def test_the_current_phase_has_what_was_set_on_the_subscription_itself() -> None:
+    rate = {"id": "txr_1", "object": "tax_rate"}
+    now = subscription(
+        {**BASE, "metadata": {"a": "b"}, "tax_rates": [rate]},
+        collection_method="send_invoice",
+        days_until_due=14,
+        default_tax_rates=[rate],
+        invoice_settings={"account_tax_ids": None, "issuer": {"type": "self"}},
+    )
+    shown = schedule(phase(START, LATER, {**BASE, "price": price("price_other")}, collection_method=None))
+    for draft in sent(cut_phases(shown, now, change_s=END, interval="month")):
+        assert draft["default_tax_rates"] == ["txr_1"]
+        assert draft["collection_method"] == "send_invoice"
+        assert draft["invoice_settings"] == {"days_until_due": 14, "issuer": {"type": "self"}}
+        assert draft["items"] == [
+            {"metadata": {"a": "b"}, "price": "price_pro", "quantity": 1, "tax_rates": ["txr_1"]}
+        ]
