@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.invoicing.billing import read_tax
@@ -74,10 +74,10 @@ def read_phases(
     phases: list[Phase] = []
     for each in given:
         start = phases[-1].end if phases else start
-        here = [given for phase in known if phase.start == start for given in phase.every_discount]
         own = [] if of is None else [*of.discounts, *of.item_discounts]
         beside = [given.discount for phase in known for given in phase.every_discount]
-        reader = DiscountReader(account=account, customer=customer, given=here, known=[*own, *beside])
+        before = next((phase for phase in known if phase.start == start), None)
+        reader = DiscountReader(account=account, customer=customer, before=before, known=[*own, *beside])
         phases.append(_read_phase(reader, each, start=start, is_first=of is not None and not phases))
     return phases
 
@@ -87,23 +87,27 @@ class DiscountReader:
     """Reads the discounts of one phase and of its items.
 
     Attributes:
-        given: those that the phase has already: a coupon that is among them is not redeemed again.
+        before: the phase as it is; a coupon that it has is not redeemed again.
         known: those that a call may name by their ids.
     """
 
     account: Account
     customer: str
-    given: Sequence[GivenDiscount]
+    before: Phase | None
     known: Sequence[Discount]
 
-    def read(self, params: Params, *, currency: str) -> list[GivenDiscount]:
-        """Return the discounts that ``discounts`` names. Raises ApiError where Stripe would refuse one."""
+    def read(self, params: Params, *, currency: str, price: str | None = None) -> list[GivenDiscount]:
+        """Return the discounts of the phase, or of its item of a price.
+
+        Raises:
+            ApiError: Stripe would refuse one.
+        """
         hashes = params.hashes("discounts") if params.is_hash("discounts") else []
         named = [next((name for name in DISCOUNT_NAMES if name in each), "") for each in hashes]
         again = {
             place: kept
             for place, each in enumerate(hashes)
-            for kept in self.given
+            for kept in self._given(price)
             if kept.named == named[place] != "discount"
             and kept.to_json()[named[place]] == each.text(named[place])
         }
@@ -122,6 +126,15 @@ class DiscountReader:
             again[place] if place in again else GivenDiscount(discount=next(fresh), named=named[place])
             for place in range(len(hashes))
         ]
+
+    def _given(self, price: str | None) -> list[GivenDiscount]:
+        """The discounts that the phase or its item has, as they began."""
+        if self.before is None:
+            return []
+        own = [each for item in self.before.items if item.price.id == price for each in item.discounts]
+        begun = {discount.id: discount for discount in reversed(self.known)}
+        given = self.before.given if price is None else own
+        return [replace(each, discount=begun.get(each.discount.id, each.discount)) for each in given]
 
 
 def _read_phase(reader: DiscountReader, params: Params, *, start: int, is_first: bool) -> Phase:
@@ -204,7 +217,7 @@ def _phase_item(reader: DiscountReader, params: Params) -> PhaseItem:
         quantity=None if price.is_metered else 1 if quantity is None else quantity,
         metadata=params.metadata(),
         terms=read_terms(params, ITEM_TERMS),
-        discounts=tuple(reader.read(params, currency=price.currency)),
+        discounts=tuple(reader.read(params, currency=price.currency, price=price.id)),
     )
 
 
