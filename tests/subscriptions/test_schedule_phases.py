@@ -213,3 +213,20 @@ def test_the_current_phase_has_what_was_set_on_the_subscription_itself() -> None
         assert draft["items"] == [
             {"metadata": {"a": "b"}, "price": "price_pro", "quantity": 1, "tax_rates": ["txr_1"]}
         ]
+
+
+def test_a_phase_ahead_is_cut_where_the_change_falls_into_it() -> None:
+    ahead = {
+        "discounts": [{"coupon": "C", "discount": None, "promotion_code": None}],
+        "on_behalf_of": "acct_1",
+    }
+    shown = schedule(phase(START, END - 10, BASE), phase(END - 10, LATER, BASE, **ahead))
+    drafts = cut_phases(shown, SUBSCRIBED, change_s=END, interval="month")
+    assert [draft.is_later for draft in drafts] == [False, False, True]
+    _, first, second = sent(drafts)
+    assert [(each.get("start_date"), each["end_date"]) for each in (first, second)] == [
+        (END - 10, END),
+        (None, LATER),
+    ]
+    assert (first["discounts"], second["discounts"]) == ([{"coupon": "C"}], [{"coupon": "C"}])
+    assert second["on_behalf_of"] == "acct_1"
