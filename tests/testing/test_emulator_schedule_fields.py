@@ -47,7 +47,7 @@ def phase(start: int, **params: Any) -> dict[str, Any]:
 def comparable(given: Any) -> Any:
     """Parameters as the response has them: tax rates are objects, and a discount has three names."""
     if isinstance(given, list):
-        return [comparable(each) for each in cast("list[Any]", given)]
+        return [comparable(each) for each in cast("list[object]", given)]
     if not isinstance(given, dict):
         return given
     shown: dict[str, Any] = {name: comparable(value) for name, value in cast("dict[str, Any]", given).items()}
