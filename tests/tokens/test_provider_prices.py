@@ -16,7 +16,8 @@ from genai_prices.data_snapshot import get_snapshot
 
 from meterkit import CallUsage, usage_of
 from meterkit.catalog.units import UNITS
-from meterkit.tokens.provider_prices import list_prices, unit_dimensions
+from meterkit.tokens.genai_table import unit_dimensions
+from meterkit.tokens.provider_prices import list_prices
 
 NOW: Final = datetime(2026, 11, 24, 12, tzinfo=UTC)
 MICRO: Final = 1_000_000

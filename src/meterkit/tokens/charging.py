@@ -13,12 +13,12 @@ from meterkit.catalog.model_prices import first_match
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.catalog.units import UNIT_OF
 from meterkit.tokens.call_usage import billed_units
+from meterkit.tokens.genai_table import is_installed
 from meterkit.tokens.provider_prices import (
     STANDARD,
     UnitPrices,
     at_any_length,
     dearest_prices,
-    is_installed,
     list_prices,
     varying_contexts,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from meterkit.catalog.units import UNIT_OF
 from meterkit.tokens.call_usage import billed_units
 from meterkit.tokens.charging import costs_of
-from meterkit.tokens.provider_prices import is_installed, table_version, unit_dimensions
+from meterkit.tokens.genai_table import is_installed, table_version, unit_dimensions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

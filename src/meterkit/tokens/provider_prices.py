@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cache, lru_cache
-from importlib import import_module
 from math import lcm
 from operator import mul
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.catalog.units import WHOLE_OF
-from meterkit.errors import MeterkitError
+from meterkit.tokens.genai_table import read_table, read_units, unit_dimensions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -293,7 +292,7 @@ def _look_up(provider: str | None, model: str) -> _ListedModel | None:
     """The model of the table that is meant by a name."""
     if not model or provider in _OWN_SERVERS:
         return None
-    table, name = _table(), model.lower()
+    table, name = read_table(), model.lower()
     if name.startswith(_ARN):
         name = name.rpartition("/")[2]
     asked = [] if provider is None else [(None, _PROVIDERS.get(provider, provider))]
@@ -321,57 +320,11 @@ def _active(variants: Iterable[Any], at: datetime, context: Context) -> Iterable
 
 
 @cache
-def _table() -> Any:
-    try:
-        return import_module("genai_prices.data_snapshot").get_snapshot()
-    except ImportError:
-        message = "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
-        raise MeterkitError(message) from None
-
-
-@cache
-def _units() -> dict[str, dict[str, Any]]:
-    _table()
-    found: dict[str, dict[str, Any]] = import_module("genai_prices.data_units").unit_data
-    return found
-
-
-@cache
-def unit_dimensions() -> Mapping[str, frozenset[tuple[str, str]]]:
-    """Unit to its dimensions: a unit with more of them is a part of those with fewer.
-
-    Raises:
-        MeterkitError: the package ``genai-prices`` is not installed.
-    """
-    return {unit: frozenset(known["dimensions"].items()) for unit, known in _units().items()}
-
-
-@cache
-def table_version() -> str:
-    """The version of the price table, for example ``genai-prices/0.2.3``.
-
-    Raises:
-        MeterkitError: the package ``genai-prices`` is not installed.
-    """
-    _table()
-    return f"genai-prices/{import_module('genai_prices').__version__}"
-
-
-def is_installed() -> None:
-    """See that the prices are there.
-
-    Raises:
-        MeterkitError: the package ``genai-prices`` is not installed.
-    """
-    _table()
-
-
-@cache
 def varying_contexts() -> frozenset[tuple[str, str]]:
     """The ways of processing for which some model of the table has prices of its own."""
     return frozenset(
         pair
-        for provider in _table().providers
+        for provider in read_table().providers
         for model in provider.models
         for variant in model.price_variants or ()
         for pair in variant.when.items()
@@ -385,7 +338,7 @@ def dearest_prices(provider: str | None, at: datetime, context: Context = STANDA
 
 @lru_cache(256)
 def _dearest(provider: str | None, at: datetime, context: Context) -> UnitPrices:
-    table = _table()
+    table = read_table()
     try:
         known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
     except LookupError:
@@ -402,7 +355,7 @@ def _dearest(provider: str | None, at: datetime, context: Context) -> UnitPrices
 
 def _read(prices: Any) -> dict[str, Tiers]:
     found: dict[str, Tiers] = {}
-    for unit, known in _units().items():
+    for unit, known in read_units().items():
         price = prices.__dict__.get(known["price_key"])
         if price is not None:
             factor = Fraction(_MICROS, known["per"])
