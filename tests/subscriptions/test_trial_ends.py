@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
 from hooking import DAY, hooked
 from meterkit.catalog import loads
 from shopping import PLANS, START, shop
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog
 
 pytestmark = pytest.mark.anyio
 
@@ -76,3 +80,101 @@ async def test_a_page_of_checkout_asks_for_the_same(store_url: str) -> None:
         assert (made.status, made.trial_end) == ("trialing", START + TRIAL)
         settings = (await at.stripe_subscription(made.id))["trial_settings"]
         assert settings == {"end_behavior": {"missing_payment_method": "pause"}}
+
+
+TRIALS = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {words: {unit: word}}
+billing: {changes: {upgrade: now, downgrade: DOWNGRADE}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+  small: {rank: 1, price: {amount_cents: 1000, interval: month, stripe_price: price_small}, SMALL}
+  large: {rank: 2, price: {amount_cents: 2000, interval: month, stripe_price: price_large}, LARGE}
+"""
+ENDS = {"cancel": "canceled", "pause": "paused", "invoice": "past_due"}
+
+
+def plans_with_trials(small: str, large: str, downgrade: str = "now") -> Catalog:
+    """Two plans with a trial of 14 days, each with its `without_card`."""
+    text = TRIALS.replace("DOWNGRADE", downgrade)
+    for name, without_card in (("SMALL", small), ("LARGE", large)):
+        text = text.replace(name, f"trial: {{for: 14d, without_card: {without_card}}}")
+    return loads(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "small", "large"),
+    [
+        (("small", "large"), "cancel", "pause"),
+        (("small", "large"), "pause", "cancel"),
+        (("small", "large"), "pause", "invoice"),
+        (("large", "small"), "cancel", "pause"),
+        (("large", "small"), "pause", "cancel"),
+        (("small", "large"), "pause", "pause"),
+    ],
+)
+async def test_a_trial_on_another_plan_ends_as_that_plan_says(
+    store_url: str, change: tuple[str, str], small: str, large: str
+) -> None:
+    """F-22e: a trial kept the `without_card` of the plan that it began with."""
+    before, after = change
+    wanted = {"small": small, "large": large}[after]
+    async with shop(store_url, catalog=plans_with_trials(small, large)) as at:
+        await at.kit.subscriptions.create("acme", before)
+        at.clock.advance(DAY)
+        changed = (await at.kit.subscriptions.change_plan("acme", after)).subscription
+        assert (changed.plan, changed.status, changed.trial_end) == (after, "trialing", START + TRIAL)
+        assert await at.kit.subscriptions.check() == {}
+        at.clock.set(START + TRIAL)
+        if wanted != "invoice":  # The clock alone ends it, before Stripe says so.
+            assert (await at.kit.customers.get("acme")).status == ENDS[wanted]
+        at.clock.advance(timedelta(hours=2))
+        at.emulator.advance()
+        await at.kit.subscriptions.sync("acme")
+        assert (await at.kit.customers.get("acme")).status == ENDS[wanted]
+
+
+@pytest.mark.parametrize("mend", ["repair", "change"])
+async def test_a_trial_that_ends_otherwise_than_its_plan_says_is_found_and_mended(
+    store_url: str, mend: str
+) -> None:
+    async with shop(store_url, catalog=plans_with_trials("pause", "cancel")) as at:
+        begun = (await at.kit.subscriptions.create("acme", "small")).subscription
+        path = f"/v1/subscriptions/{begun.id}"
+        await at.stripe_change(path, **{"trial_settings[end_behavior][missing_payment_method]": "cancel"})
+        (drift,) = (await at.kit.subscriptions.check())["acme"]
+        assert (drift.kind, drift.can_repair) == ("trial_settings", True)
+        assert "by Stripe's 'cancel'; plan small has `without_card: pause`" in drift.message
+        assert (await at.kit.subscriptions.repair("acme", dry_run=True)).mended == (drift,)
+        if mend == "repair":
+            assert (await at.kit.subscriptions.repair("acme")).mended == (drift,)
+        else:
+            await at.kit.subscriptions.change_plan("acme", "small")
+        settings = (await at.stripe_subscription(begun.id))["trial_settings"]
+        assert settings == {"end_behavior": {"missing_payment_method": "pause"}}
+        assert await at.kit.subscriptions.check() == {}
+        assert [invoice["total"] for invoice in await at.invoices()] == [0]
+
+
+async def test_the_plan_of_the_trial_decides_though_another_one_follows_it(store_url: str) -> None:
+    catalog = plans_with_trials("cancel", "pause", "period_end")
+    async with shop(store_url, catalog=catalog) as at:
+        await at.kit.subscriptions.create("acme", "large")
+        waiting = (await at.kit.subscriptions.change_plan("acme", "small")).subscription
+        assert (waiting.plan, waiting.pending_change is None) == ("large", False)
+        assert await at.kit.subscriptions.check() == {}
+        settings = (await at.stripe_subscription(waiting.id))["trial_settings"]
+        assert settings["end_behavior"]["missing_payment_method"] == "pause"
+
+
+async def test_a_trial_that_was_given_at_stripe_keeps_its_settings_on_a_plan_without_trials(
+    store_url: str,
+) -> None:
+    async with hooked(store_url) as at:
+        at.customer(card=None)
+        settings = {"end_behavior": {"missing_payment_method": "pause"}}
+        await at.subscribe(trial_period_days=14, trial_settings=settings)
+        await at.settle()
+        assert [drift.kind for drift in (await at.kit.subscriptions.check()).get("acme", ())] == []

@@ -26,6 +26,7 @@ DriftKind = Literal[
     "currency",
     "interval",
     "billing_mode",
+    "trial_settings",
     "collection_paused",
     "draft_invoice",
 ]

@@ -12,6 +12,7 @@ from meterkit.decisions.customer_state import seat_meter
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import items_of, updates
 from meterkit.subscriptions.stripe_objects import part_of, plan_of_price, seat_key, text_in
+from meterkit.subscriptions.trial_settings import missing_method_action, trial_settings_change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -132,6 +133,12 @@ def _differences(
     if part_of(found, "billing_mode").get("type") == "classic":
         message = "its billing mode is classic: when a metered price changes, usage before it is never billed"
         yield "billing_mode", message
+    if trial_settings_change(found, plan):
+        message = (
+            f"without a payment method its trial ends by Stripe's {missing_method_action(found)!r};"
+            f" plan {plan.key} has `without_card: {plan.trial_without_card}`"
+        )
+        yield "trial_settings", message
     paused = part_of(found, "pause_collection")
     if paused:
         yield "collection_paused", f"its invoices are not collected ({paused.get('behavior')})"

@@ -30,6 +30,7 @@ from meterkit.subscriptions.stripe_objects import (
 )
 from meterkit.subscriptions.stripe_prices import prices_of
 from meterkit.subscriptions.subscription_reading import has_begun, is_sold_here
+from meterkit.subscriptions.trial_settings import trial_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -91,8 +92,6 @@ def _subscription_of(invoice: Mapping[str, Any]) -> str:
 
 _REFERENCE_MAX: Final = 200
 _PATH: Final = "/v1/subscriptions"
-# https://docs.stripe.com/api/subscriptions/create#create_subscription-trial_settings
-_WITHOUT_CARD: Final = {"cancel": "cancel", "pause": "pause", "invoice": "create_invoice"}
 _NEVER_BEGAN: Final = frozenset({"incomplete", "incomplete_expired"})
 
 
@@ -235,8 +234,4 @@ def _trial(plan: Plan, found: Sequence[Mapping[str, Any]]) -> dict[str, Paramete
     """The trial of a plan, for who never had a subscription; Stripe counts in days, a part is a whole one."""
     if plan.trial_ms is None or any(map(has_begun, found)):
         return {}
-    end_behavior: dict[str, Parameter] = {"missing_payment_method": _WITHOUT_CARD[plan.trial_without_card]}
-    return {
-        "trial_period_days": -(-plan.trial_ms // DAY_MS),
-        "trial_settings": {"end_behavior": end_behavior},
-    }
+    return {"trial_period_days": -(-plan.trial_ms // DAY_MS), **trial_settings(plan)}

@@ -30,6 +30,7 @@ from meterkit.subscriptions.service.payment_pages import check_paid, refuse_with
 from meterkit.subscriptions.service.results import Preview
 from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
 from meterkit.subscriptions.stripe_prices import prices_of
+from meterkit.subscriptions.trial_settings import trial_settings_change
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,8 +64,11 @@ class Applying:
     async def update(self, live: LiveSubscription, target: Terms) -> None:
         """Bring the items to what they are to be, now; the difference is on the next invoice."""
         items = await self._updates(live, target)
+        params = trial_settings_change(live.found, target.plan)
         if items:
-            await live.update({"items": items, "proration_behavior": "create_prorations"})
+            params |= {"items": items, "proration_behavior": "create_prorations"}
+        if params:
+            await live.update(params)
 
     async def upgrade(self, live: LiveSubscription, target: Terms, *, ends_trial: bool) -> str | None:
         """Bring the items to what they are to be, now, if that is paid; take back what is scheduled then.
@@ -84,6 +88,8 @@ class Applying:
         }
         if ends_trial:
             params["trial_end"] = "now"
+        else:
+            params |= trial_settings_change(live.found, target.plan)
         try:
             if params["items"]:
                 await live.update(params)

@@ -19,6 +19,7 @@ from meterkit.subscriptions.service.pending_changes import alone
 from meterkit.subscriptions.stripe_objects import id_in, persistently
 from meterkit.subscriptions.stripe_prices import PriceBook, prices_of
 from meterkit.subscriptions.subscription_reading import in_force, read_subscription
+from meterkit.subscriptions.trial_settings import trial_settings_change
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -211,6 +212,8 @@ class Repairing:
                 await live.update({"items": twice, "proration_behavior": "none"})
             if rest:
                 await live.update({"items": rest, "proration_behavior": "create_prorations"})
+        if settings := trial_settings_change(live.found, catalog.plans[before.prices.plan]):
+            await live.update(settings)
 
     async def _compared(self, customer: str) -> _Compared:
         _, state = await States(self.store).read(customer)
