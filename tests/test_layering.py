@@ -39,7 +39,14 @@ LINE = (
 )
 SUBSCRIPTIONS = (
     ("change_rules", "problem_documents", "stripe_objects", "auto_state"),
-    ("proration", "billing_requests", "item_changes", "subscription_reading", "trial_settings"),
+    (
+        "proration",
+        "billing_requests",
+        "item_changes",
+        "subscription_reading",
+        "trial_settings",
+        "invoice_payments",
+    ),
     ("stripe_prices", "drift", "schedule_phases", "wanted_prices"),
     ("live_subscription",),
     ("payment_gate",),

@@ -12,9 +12,11 @@ import pytest
 from delivering import kit_for
 from meterkit import PaymentMethodMissingError, SubscriptionError, SubscriptionExistsError
 from meterkit.catalog import loads
-from shopping import CATALOG, HALF, PLANS, shop
+from shopping import CATALOG, END, HALF, PLANS, START, shop
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from shopping import Shop
 
 pytestmark = pytest.mark.anyio
@@ -311,3 +313,81 @@ async def balance(at: Shop) -> int:
     (found,) = [one for one in await at.stripe_list("/v1/customers") if one["id"] == linked]
     owed: int = found["balance"]
     return owed
+
+
+def add_draft(at: Shop) -> None:
+    """Let the renewal be made, which stays a draft for an hour."""
+    at.clock.set(END + MINUTES)
+    at.emulator.advance()
+
+
+async def test_a_renewal_that_is_still_a_draft_is_not_credited(store_url: str) -> None:
+    """F-22f: the month was credited as paid, its payment failed, and the credit bought the next plan."""
+    async with shop(store_url, start=START) as at:
+        await at.subscribed(plan="pro", seats=20)
+        linked = await stripe_customer(at)
+        add_draft(at)
+        assert [invoice["status"] for invoice in await at.invoices()] == ["paid", "draft"]
+        at.emulator.fail_payments(linked)
+        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+        at.clock.advance(timedelta(hours=2))
+        at.emulator.advance()
+        assert await balance(at) == 0
+
+
+async def void_renewal(at: Shop) -> None:
+    """Let the renewal fail, and void it: the subscription is active again."""
+    at.emulator.fail_payments(await stripe_customer(at))
+    at.clock.set(END + timedelta(hours=2))
+    at.emulator.advance()
+    at.emulator.mend_payments(await stripe_customer(at))
+    await at.stripe_change(f"/v1/invoices/{(await at.invoices())[-1]['id']}/void")
+
+
+async def add_credit_note(at: Shop) -> None:
+    """Pay the month back by bank, with a credit note, as a person does in the Dashboard."""
+    paid = (await at.invoices())[-1]
+    await at.stripe_change("/v1/credit_notes", invoice=paid["id"], amount="2900", out_of_band_amount="2900")
+
+
+async def refund(at: Shop) -> None:
+    """Refund the payment of the month in the Dashboard, without a credit note."""
+    (paid,) = await at.stripe_list("/v1/invoice_payments", invoice=(await at.invoices())[-1]["id"])
+    await at.stripe_change("/v1/refunds", payment_intent=paid["payment"]["payment_intent"])
+
+
+@pytest.mark.parametrize("undo", [void_renewal, add_credit_note, refund])
+async def test_money_that_went_back_or_never_came_is_not_credited(
+    store_url: str, undo: Callable[[Shop], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(store_url, start=START) as at:
+        await at.subscribed(plan="pro")
+        at.clock.advance(timedelta(days=2))
+        await undo(at)
+        found = await at.kit.subscriptions.sync("acme")
+        assert found is not None
+        assert found.status == "active"
+        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+        at.clock.advance(timedelta(hours=2))
+        at.emulator.advance()
+        assert await balance(at) == 0
+        assert "ends without a credit for the rest of its period: " in caplog.text
+
+
+async def test_a_month_that_is_paid_is_credited_with_its_changes(store_url: str) -> None:
+    """The credit is on the customer's balance; no payment is refunded."""
+    async with shop(store_url, start=START) as at:
+        await at.subscribed(plan="team")
+        at.clock.set(HALF)
+        await at.kit.subscriptions.change_plan("acme", "pro")
+        await at.kit.subscriptions.cancel("acme", immediately=True, give_back=True)
+        at.clock.advance(timedelta(hours=2))
+        at.emulator.advance()
+        assert await balance(at) == -1450
+        assert not any(one.path.startswith(("/v1/refunds", "/v1/credit_notes")) for one in at.changes())
+
+
+async def stripe_customer(at: Shop) -> str:
+    linked = (await at.kit.customers.get("acme")).stripe_customer
+    assert linked is not None
+    return linked

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.stripe.request import ENDED_HERE
+from meterkit.subscriptions.invoice_payments import why_unpaid
 from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.schedule_phases import PRORATED
 from meterkit.subscriptions.stripe_objects import (
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.item_changes import Item
 
 
+_logger = logging.getLogger("meterkit.subscriptions")
 _PATH: Final = "/v1/subscriptions"
 _SCHEDULES: Final = "/v1/subscription_schedules"
 _GONE: Final = frozenset({"canceled", "completed", "released"})
@@ -151,23 +154,30 @@ class LiveSubscription:
         await self.update({"cancel_at_period_end": False} if at_end else {"cancel_at": ""})
 
     async def end(self, *, give_back: bool = False) -> None:
-        """End it now: what was used is billed, and what was paid in advance may be given back.
+        """End it now: bill what was used; with ``give_back`` credit what was paid for the rest of the period.
 
-        Stripe would give back what was never paid, too
+        Stripe would credit what was never paid, too
         (https://docs.stripe.com/billing/subscriptions/prorations).
         """
         status = self.found["status"]
         if status == "incomplete":
             await give_up(self.api, self.found, self.again)
             return
+        is_credited = give_back and status == "active"
+        if is_credited and (reason := await why_unpaid(self.api, self.found)):
+            is_credited = False
+            _logger.warning(
+                "subscription %s ends without a credit for the rest of its period: %s", self.id, reason
+            )
         params: dict[str, Parameter] = {
             "invoice_now": True,
-            "prorate": give_back and status == "active",
+            "prorate": is_credited,
             # By this comment the close of the period knows that the last invoice is ours to collect.
             "cancellation_details": {"comment": ENDED_HERE},
         }
         try:
-            await self.api.delete(f"{_PATH}/{self.id}", params, idempotency_key=key_of("end", self.id))
+            key = key_of("end", self.id, is_credited)
+            await self.api.delete(f"{_PATH}/{self.id}", params, idempotency_key=key)
         except StripeError as error:
             if error.status != HTTPStatus.NOT_FOUND:  # It has ended: that is done.
                 raise

@@ -14,6 +14,7 @@ from meterkit.decisions.grants import MICRO, target_of
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.store.messages import tell
 from meterkit.subscriptions.auto_state import step
+from meterkit.subscriptions.invoice_payments import PAYMENTS, refunded_cents
 from meterkit.subscriptions.stripe_objects import CUSTOMER, TOP_UP, id_in, part_of, text_in
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("meterkit.subscriptions")
 _INVOICES: Final = "/v1/invoices"
-_PAYMENTS: Final = "/v1/invoice_payments"
 _CENT: Final = MICRO // 100
 """Micro-credits: a balance in money is in US dollars."""
 
@@ -89,7 +89,7 @@ class TopUpPayments:
         granted, target = min(int(amount), total) * _CENT, target_of("credit", credit)
         if granted <= 0:
             return found
-        refunded = await self._refunded(invoice)
+        refunded = await refunded_cents(self._api(), invoice)
         # Before it is granted: who is cut off in between comes here again. Later it starts nothing again.
         if not refunded and not await is_given(self._store, customer, invoice):
             await step(self._store, customer, credit, "bought", event=event.strip())
@@ -109,24 +109,12 @@ class TopUpPayments:
             owner: gives the customer that a Stripe customer is linked to.
         """
         asked: dict[str, Any] = {"payment": {"type": "payment_intent", "payment_intent": intent}}
-        for payment in await self._api().list(_PAYMENTS, asked):
+        for payment in await self._api().list(PAYMENTS, asked):
             found = await self._api().get(f"{_INVOICES}/{id_in(payment, 'invoice')}")
             if TOP_UP in part_of(found, "metadata"):
                 customer = await owner(id_in(found, "customer"))
                 if customer is not None:
                     await self.settle(customer, str(found["id"]))
-
-    async def _refunded(self, invoice: str) -> int:
-        """How much of an invoice's payments was refunded, or is disputed, in minor units of its currency."""
-        refunded = 0
-        for payment in await self._api().list(_PAYMENTS, {"invoice": invoice, "status": "paid"}):
-            intent = id_in(part_of(payment, "payment"), "payment_intent")
-            if not intent:
-                continue
-            paid = await self._api().get(f"/v1/payment_intents/{intent}")
-            charge = await self._api().get(f"/v1/charges/{id_in(paid, 'latest_charge')}")
-            refunded += charge["amount"] if charge["disputed"] else charge["amount_refunded"]
-        return refunded
 
     async def _take_back(
         self, customer: str, credit: str, invoice: str, micros: int, *, is_all: bool

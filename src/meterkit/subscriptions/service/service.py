@@ -247,8 +247,9 @@ class Subscriptions:
         Args:
             customer: the customer's id.
             immediately: end it now.
-            give_back: what was paid for the rest of the period is put on the customer's balance at Stripe,
-                unless it was not paid. It is for you to allow, not for customers to choose: who ends a
+            give_back: credit what was paid for the rest of the period to the customer's balance at Stripe;
+                nothing is refunded. If an invoice of the period is not paid, nothing is credited, and a
+                warning is logged. It is for you to allow, not for customers to choose: who ends a
                 subscription and begins another has what is included anew.
 
         Raises:
