@@ -159,7 +159,7 @@ async def test_the_life_of_a_subscription(framework: Framework, store_url: str) 
         down = given(await client.put("/subscription/plan", json={"plan": "team"}))
         assert down["subscription"]["pending_change"] == {
             "plan": "team",
-            "seats": 12,
+            "seats": 11,
             "effective_at": "2031-07-01T00:00:00Z",
         }
         ending = given(await client.post("/subscription/cancel", json={"immediately": False}))

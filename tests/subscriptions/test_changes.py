@@ -138,10 +138,12 @@ def test_seats_beyond_those_included_are_paid_and_stay_with_the_next_plan() -> N
     assert paid_seats(PRO_YEAR, "seats", 15) == 0  # It sells none.
     assert paid_seats(PRO, None, 2) == 2  # No gauge counts them, so none is included.
     assert paid_seats(UNSAID, "seats", 2) == 2
-    assert seats_on(TEAM, "seats", paid=2, seats=12) == 12
-    assert seats_on(TEAM, "seats", paid=0, seats=10) == 5  # Those were included, nobody bought them.
-    assert seats_on(PRO, "seats", paid=2, seats=7) == 10
-    assert seats_on(PRO_YEAR, "seats", paid=2, seats=12) == 0
+    assert seats_on(TEAM, "seats", paid=2, seats=12, in_use=3) == 7
+    assert seats_on(TEAM, "seats", paid=2, seats=12, in_use=11) == 11
+    assert seats_on(TEAM, "seats", paid=0, seats=10, in_use=8) == 5  # They were included, not bought.
+    assert seats_on(PRO, "seats", paid=2, seats=7, in_use=7) == 10
+    assert seats_on(PRO, "seats", paid=7, seats=12, in_use=2) == 12  # Of seven two are needed beyond ten.
+    assert seats_on(PRO_YEAR, "seats", paid=2, seats=12, in_use=12) == 0
 
 
 def test_a_plan_that_includes_unlimited_seats_sells_none() -> None:
@@ -149,7 +151,7 @@ def test_a_plan_that_includes_unlimited_seats_sells_none() -> None:
     for plan in (OPEN, OPEN_TOO):
         assert plan.seat_price is not None
         assert paid_seats(plan, "seats", 20) == 0
-        assert seats_on(plan, "seats", paid=2, seats=12) == 0
+        assert seats_on(plan, "seats", paid=2, seats=12, in_use=12) == 0
         check_seats_sold(plan, "seats", 1_000)
     assert paid_seats(AGAIN, "seats", 20) == 16
 
@@ -202,11 +204,12 @@ def test_credit_is_for_what_is_left_and_charge_for_what_comes(
 def test_what_begins_with_the_next_period_or_is_on_trial_costs_nothing_now() -> None:
     terms = Terms(plan=PRO, seats=12), Terms(plan=TEAM, seats=12)
     options: dict[str, Any] = {"seat_meter": "seats", "currency": "usd", "now_ms": to_ms(HALF)}
-    later = cost_of(KNOWN, *terms, when="period_end", **options)
+    later = cost_of(KNOWN, *terms, when="period_end", next_period=terms[1], **options)
     assert (later.credit_cents, later.charge_cents, later.net_cents) == (0, 0, 0)
     assert later.effective_at == END
     assert later.description == (
         "pro to team when the period ends, 2031-07-01 00:00 UTC: nothing is due for this one."
+        " From the next period on it costs USD 64.00 a month, before usage."
     )
     trial = replace(KNOWN, status="trialing", trial_end_ms=to_ms(END))
     free = cost_of(trial, *reversed(terms), when="now", **options)

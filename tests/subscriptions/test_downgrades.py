@@ -12,6 +12,7 @@ from delivering import kit_for
 from meterkit.catalog import loads
 from meterkit.testing import Clock, StripeEmulator
 from shopping import END, HALF, START, Shop
+from shopping import shop as shop_with_seats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -99,3 +100,64 @@ async def test_a_downgrade_at_a_periods_end_loses_and_doubles_and_prorates_nothi
         ]
         (schedule,) = await at.stripe_list("/v1/subscription_schedules")
         assert {phase["proration_behavior"] for phase in schedule["phases"]} == {"create_prorations"}
+
+
+MONTHLY: Final = " From the next period on it costs USD {:.2f} a month, before usage."
+
+
+@pytest.mark.parametrize(
+    ("seats", "in_use", "after", "cents"),
+    [
+        (11, 3, 6, 1500 + 700),  # One was bought, and one stays so.
+        (11, 8, 8, 1500 + 3 * 700),  # Those in use are paid for.
+        (11, 11, 11, 1500 + 6 * 700),
+        (10, 3, 5, 1500),  # All were included: none is bought.
+        (10, 8, 5, 1500),
+        (17, 0, 12, 1500 + 7 * 700),
+    ],
+)
+async def test_a_downgrade_keeps_bought_seats_and_says_what_the_next_period_costs(
+    store_url: str, seats: int, in_use: int, after: int, cents: int
+) -> None:
+    """F-22d: included seats became bought ones, and the preview said that nothing is due."""
+    async with shop_with_seats(store_url) as at:
+        begun = await at.subscribed(plan="pro", seats=seats)
+        await at.kit.gauges.set("acme", "seats", in_use)
+        at.clock.set(HALF)
+        preview = (await at.kit.subscriptions.preview("acme", plan="team")).proration
+        assert (preview.net_cents, preview.effective_at) == (0, END)
+        assert preview.description.endswith("due for this one." + MONTHLY.format(cents / 100))
+        changed = await at.kit.subscriptions.change_plan("acme", "team")
+        assert changed.proration == preview
+        assert (await at.kit.subscriptions.preview("acme", plan="team")).proration == preview
+        assert changed.subscription.pending_change is not None
+        assert changed.subscription.pending_change.seats == after
+        at.clock.set(END + DAY)
+        at.emulator.advance()
+        assert (await at.invoices())[-1]["total"] == cents
+        assert (await at.items(begun.id)).get("price_team_seat", 0) == after - 5
+        found = await at.kit.subscriptions.sync("acme")
+        assert found is not None
+        assert (found.plan, found.seats) == ("team", after)
+
+
+async def test_each_preview_says_what_the_next_period_costs(store_url: str) -> None:
+    async with shop_with_seats(store_url) as at:
+        await at.subscribed(plan="team", seats=6)
+        preview = at.kit.subscriptions.preview
+        assert (await preview("acme")).proration.description.endswith(MONTHLY.format(22))
+        assert (await preview("acme", plan="pro")).proration.description.endswith(MONTHLY.format(29))
+        assert (await preview("acme", seats=8)).proration.description.endswith(MONTHLY.format(36))
+        await at.kit.subscriptions.change_plan("acme", "pro")
+        await at.kit.subscriptions.set_seats("acme", 12)
+        await at.kit.gauges.set("acme", "seats", 9)
+        await at.kit.subscriptions.change_plan("acme", "team")
+        # The scheduled plan is that of the next period, until the plan of this one is asked for again.
+        assert (await preview("acme")).proration.description.endswith(MONTHLY.format(15 + 4 * 7))
+        more = (await preview("acme", seats=16)).proration
+        assert more.description.endswith(MONTHLY.format(15 + 6 * 7))
+        assert (await at.kit.subscriptions.set_seats("acme", 16)).proration.description == more.description
+        assert (await preview("acme", plan="pro")).proration.description.endswith(MONTHLY.format(29 + 6 * 9))
+        await at.kit.subscriptions.cancel("acme")
+        ending = (await preview("acme", seats=17)).proration.description
+        assert "next period" not in ending

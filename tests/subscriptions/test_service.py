@@ -277,12 +277,12 @@ async def test_seats_and_a_scheduled_plan_go_together(store_url: str) -> None:
         begun = await at.subscribed(plan="pro", seats=12)
         changed = await at.kit.subscriptions.change_plan("acme", "team")
         assert changed.subscription.pending_change is not None
-        assert changed.subscription.pending_change.seats == 12
+        assert changed.subscription.pending_change.seats == 7
         at.clock.set(HALF)
         more = await at.kit.subscriptions.set_seats("acme", 15)
         assert more.subscription.seats == 15
         assert more.subscription.pending_change is not None
-        assert (more.subscription.pending_change.plan, more.subscription.pending_change.seats) == ("team", 15)
+        assert (more.subscription.pending_change.plan, more.subscription.pending_change.seats) == ("team", 10)
         assert (more.proration.credit_cents, more.proration.charge_cents) == (900, 5 * 450)
         before = len(at.changes())
         assert (await at.kit.subscriptions.set_seats("acme", 15)).subscription == more.subscription
@@ -291,10 +291,10 @@ async def test_seats_and_a_scheduled_plan_go_together(store_url: str) -> None:
         at.emulator.advance()
         assert await at.items(begun.id) == {
             "price_team": 1,
-            "price_team_seat": 10,
+            "price_team_seat": 5,
             "price_team_ai_tokens": None,
         }
-        assert (await at.invoices())[-1]["total"] == 1500 + 10 * 700 + 3 * 450
+        assert (await at.invoices())[-1]["total"] == 1500 + 5 * 700 + 3 * 450
 
 
 async def test_a_subscription_ends_with_its_period_or_goes_on(store_url: str) -> None:
@@ -549,7 +549,7 @@ async def test_what_is_no_part_of_a_plan_is_left_alone(store_url: str) -> None:
         assert await at.items(begun.id) == {**expected, "price_pro_ai_tokens": None}
         at.clock.set(END)
         at.emulator.advance()
-        expected = {"price_team": 1, "price_team_seat": 9, "price_addon": 4}
+        expected = {"price_team": 1, "price_team_seat": 4, "price_addon": 4}
         assert await at.items(begun.id) == {**expected, "price_team_ai_tokens": None}
 
 

@@ -109,18 +109,25 @@ def paid_seats(plan: Plan, seat_meter: str | None, seats: int) -> int:
     return max(0, seats - included_seats(plan, seat_meter)) if sells_seats(plan, seat_meter) else 0
 
 
-def seats_on(plan: Plan, seat_meter: str | None, *, paid: int, seats: int) -> int:
-    """The seats in all that a subscription has on another plan: those that were bought stay, on top of none.
+def seats_on(plan: Plan, seat_meter: str | None, *, paid: int, seats: int, in_use: int) -> int:
+    """Total seats after a change of plan: included ones and those that were bought, at least those in use.
+
+    Included seats do not become bought ones: a customer that has bought none is sold none. Bought seats that
+    the new plan includes are not bought again.
 
     Args:
         plan: the plan that it is to have.
         seat_meter: the gauge of seats, or None.
         paid: how many cost the seat price now.
         seats: in all, now.
+        in_use: the level of the gauge.
     """
     if not sells_seats(plan, seat_meter):
         return 0
-    return max(included_seats(plan, seat_meter), seats if paid else 0)
+    included = included_seats(plan, seat_meter)
+    if not paid:
+        return included
+    return max(included + min(paid, max(0, seats - included)), in_use)
 
 
 def over_limit(catalog: Catalog, plan: Plan, seats: int, levels: Mapping[str, int]) -> tuple[OverLimit, ...]:

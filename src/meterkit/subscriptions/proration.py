@@ -136,6 +136,7 @@ def cost_of(
     seat_meter: str | None,
     currency: str,
     now_ms: int,
+    next_period: Terms | None = None,
 ) -> Proration:
     """What it costs to have ``after`` in place of ``before``: nothing where that begins with the next period.
 
@@ -147,6 +148,7 @@ def cost_of(
         seat_meter: the gauge of seats, or None.
         currency: of the prices.
         now_ms: the instant.
+        next_period: what it has from the next period on; None: it ends with this one.
     """
     is_trial = known.status_at(now_ms) == "trialing"
     credit_cents, charge_cents, end_ms = 0, 0, known.end_ms
@@ -169,7 +171,8 @@ def cost_of(
         net_cents=charge_cents - credit_cents,
         currency=currency,
         effective_at=from_ms(at_ms),
-        description=_described(before, after, when, credit_cents, charge_cents, currency, end_ms),
+        description=_described(before, after, when, credit_cents, charge_cents, currency, end_ms)
+        + _describe_next_period(next_period, seat_meter, currency),
     )
 
 
@@ -182,6 +185,15 @@ def _lines(terms: Terms, seat_meter: str | None) -> dict[Literal["base", "seats"
     if seat_price is not None and paid:
         lines["seats"] = Line(seat_price.stripe_price or terms.plan.key, seat_price.amount_cents, paid)
     return lines
+
+
+def _describe_next_period(terms: Terms | None, seat_meter: str | None, currency: str) -> str:
+    """The price of each period from the next one on, as a sentence; empty if there is none."""
+    if terms is None:
+        return ""
+    amount_cents = sum(line.amount_cents * line.quantity for line in _lines(terms, seat_meter).values())
+    interval = terms.plan.price.interval
+    return f" From the next period on it costs {money(amount_cents, currency)} a {interval}, before usage."
 
 
 def _described(

@@ -196,10 +196,12 @@ class Changing:
         known = self._in_force(customer, state)
         current = self._plan_of(customer, known)
         wanted = current if plan is None else check_sold(plan, self._catalog)
-        target = self._terms(known, current, wanted, seats)
+        levels = await self._levels(customer)
+        target = self._terms(known, current, wanted, seats, self._in_use(levels))
+        later = self._pending_terms(known, target, self._in_use(levels)) if plan is None else None
         return Preview(
-            proration=self._cost(known, current, target),
-            over_limit=over_limit(self._catalog, wanted, target.seats, await self._levels(customer)),
+            proration=self._cost(known, current, target, later),
+            over_limit=over_limit(self._catalog, wanted, target.seats, levels),
         )
 
     async def change_plan(
@@ -211,10 +213,11 @@ class Changing:
         does anything that another call can finish.
         """
         costs: list[Proration] = []
+        in_use = self._in_use(await self._levels(customer))
 
         async def attempt(again: int) -> str | None:
             live, known, current = await self._payable(customer, again)
-            target = self._terms(known, current, wanted, None)
+            target = self._terms(known, current, wanted, None, in_use)
             costs.append(self._cost(known, current, target))
             pending = known.pending_plan if live.schedule is not None else None
             course = course_of(current, wanted, pending=pending, changes=self._catalog.billing.changes)
@@ -242,8 +245,7 @@ class Changing:
 
     async def set_seats(self, customer: str, seats: int) -> Proration:
         """Have another number of seats now; what that costs."""
-        meter, levels = self._seat_meter, await self._levels(customer)
-        in_use = 0 if meter is None else levels[meter]
+        in_use = self._in_use(await self._levels(customer))
         if seats < in_use:
             raise SeatsInUseError(customer, seats=seats, used=in_use)
         costs: list[Proration] = []
@@ -251,13 +253,15 @@ class Changing:
         async def attempt(again: int) -> None:
             live, known, current = await self._payable(customer, again)
             await check_paid(customer, live, _OWING)
-            target = self._terms(known, current, current, seats)
-            costs.append(self._cost(known, current, target))
+            target = self._terms(known, current, current, seats, in_use)
+            after = None if live.schedule is None else self._pending_terms(known, target, in_use)
+            costs.append(self._cost(known, current, target, after))
             if live.schedule is not None:
 
                 def terms_of(plan: Plan) -> Terms:
                     is_current = plan.key == current.key
-                    return target if is_current else Terms(plan=plan, seats=self._seats_on(plan, target))
+                    seats_there = self._seats_on(plan, target, in_use)
+                    return target if is_current else Terms(plan=plan, seats=seats_there)
 
                 await Applying(self.store, self.api).set_scheduled_seats(live, live.schedule, terms_of)
             else:
@@ -318,21 +322,41 @@ class Changing:
             name: used[name]["used"] for name, meter in self._catalog.meters.items() if meter.kind == "gauge"
         }
 
-    def _terms(self, known: SubscriptionState, current: Plan, wanted: Plan, seats: int | None) -> Terms:
-        """What the subscription is to have; without a number of seats those that were bought stay."""
+    def _in_use(self, levels: Mapping[str, int]) -> int:
+        """How many seats are taken, by the level of their gauge."""
+        return 0 if self._seat_meter is None else levels[self._seat_meter]
+
+    def _terms(
+        self, known: SubscriptionState, current: Plan, wanted: Plan, seats: int | None, in_use: int
+    ) -> Terms:
+        """What the subscription is to have; without a number of seats those that were bought or are used."""
         before = Terms(plan=current, seats=known.seats_at(self.store.now_ms()))
         if seats is not None:
             check_seats_sold(wanted, self._seat_meter, check_seats(seats))
-            before = Terms(plan=wanted, seats=seats)
-        elif wanted is current:
+            return Terms(plan=wanted, seats=self._seats_on(wanted, Terms(plan=wanted, seats=seats), 0))
+        if wanted is current:
             return before
-        return Terms(plan=wanted, seats=self._seats_on(wanted, before))
+        if wanted.key == known.pending_plan and known.pending_seats is not None:
+            return Terms(plan=wanted, seats=known.pending_seats)
+        return Terms(plan=wanted, seats=self._seats_on(wanted, before, in_use))
 
-    def _seats_on(self, plan: Plan, before: Terms) -> int:
+    def _pending_terms(self, known: SubscriptionState, target: Terms, in_use: int) -> Terms | None:
+        """What a scheduled plan brings after a change of seats; None: nothing is scheduled."""
+        later = self._catalog.plans.get(known.pending_plan or "")
+        if later is None:
+            return None
+        if known.seats == target.seats and known.pending_seats is not None:
+            return Terms(plan=later, seats=known.pending_seats)
+        return Terms(plan=later, seats=self._seats_on(later, target, in_use))
+
+    def _seats_on(self, plan: Plan, before: Terms, in_use: int) -> int:
         paid = paid_seats(before.plan, self._seat_meter, before.seats)
-        return seats_on(plan, self._seat_meter, paid=paid, seats=before.seats)
+        return seats_on(plan, self._seat_meter, paid=paid, seats=before.seats, in_use=in_use)
 
-    def _cost(self, known: SubscriptionState, current: Plan, target: Terms) -> Proration:
+    def _cost(
+        self, known: SubscriptionState, current: Plan, target: Terms, later: Terms | None = None
+    ) -> Proration:
+        """What a change costs; ``later``: what is scheduled, and stays so."""
         changes = self._catalog.billing.changes
         course = course_of(current, target.plan, pending=None, changes=changes)
         now_ms = self.store.now_ms()
@@ -344,6 +368,7 @@ class Changing:
             seat_meter=self._seat_meter,
             currency=self._catalog.currency,
             now_ms=now_ms,
+            next_period=None if known.cancel_at_ms is not None else later or target,
         )
 
     def _in_force(self, customer: str, state: CustomerState) -> SubscriptionState:
