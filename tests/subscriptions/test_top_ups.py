@@ -167,6 +167,26 @@ async def test_the_same_purchase_is_charged_once(store_url: str) -> None:
         assert await balance(at) == 20 * DOLLAR
 
 
+@pytest.mark.parametrize("urls", [{}, BACK])
+async def test_a_key_of_a_purchase_is_refused_with_another_amount(
+    store_url: str, urls: dict[str, Any]
+) -> None:
+    """F-227: one key with another amount charged twice."""
+    async with sold(store_url) as at:
+        await opened(at)
+        await with_card(at)
+        first = await at.kit.credits.buy("acme", 1000, idempotency_key="order 1", **urls)
+        for _ in range(2):
+            with pytest.raises(MeterkitError, match="with 5000 cents; it names a purchase of 1000 cents"):
+                await at.kit.credits.buy("acme", 5000, idempotency_key="order 1", **urls)
+        assert await at.kit.credits.buy("acme", 1000, idempotency_key="order 1", **urls) == first
+        assert await balance(at) == (0 if urls else 10 * DOLLAR)
+        paths = ("/v1/invoices", "/v1/checkout/sessions")
+        done = [one for one in at.emulator.requests if one.path in paths and one.method == "POST"]
+        assert len([one for one in done if one.status == 200 and not one.replayed]) == 1
+        await at.kit.credits.buy("acme", 5000, idempotency_key="order 2", **urls)
+
+
 @pytest.mark.parametrize("step", range(1, 5))
 async def test_i4_a_purchase_that_is_cut_off_is_charged_and_granted_once(store_url: str, step: int) -> None:
     """I4: whatever step the process dies after, the webhook or the app's next try ends it."""

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.top_up_payments import TopUpPayments
 
 _INVOICES: Final = "/v1/invoices"
+_SESSIONS: Final = "/v1/checkout/sessions"
+_KEYS_KEPT_S: Final = 2 * 86_400
+"""Stripe keeps idempotency keys for at least a day."""
+_PURCHASE: Final = "meterkit_purchase"
+"""The key of the metadata of a top-up's invoice or page under which its idempotency key and amount stand."""
 _NOT_OF_TOP_UPS: Final = frozenset(
     {"allow_promotion_codes", "discounts", "payment_method_collection", "subscription_data"}
 )
@@ -97,14 +102,15 @@ class Credits:
             amount_cents: one of the amounts under ``top_up`` in the plans file.
             success_url: where Stripe sends the customer afterwards.
             cancel_url: where Stripe sends a customer who goes back; with ``success_url`` only.
-            idempotency_key: your name of this purchase: the same one charges once in 24 hours; default: one
-                for this call alone.
+            idempotency_key: your name of this purchase: the same one charges once in 24 hours, and is refused
+                with another amount; default: one for this call alone.
 
         Raises:
             CustomerError: the id is not allowed.
             QuantityError: the amount is not sold.
             PaymentMethodMissingError: there is no saved card; open a page.
-            MeterkitError: the plans file sells no top-ups, or Stripe has no price of them yet.
+            MeterkitError: the plans file sells no top-ups, Stripe has no price of them yet, or
+                ``idempotency_key`` was used with another amount.
             SettingsError: no Stripe key is set.
             StripeError: Stripe refuses, or does not answer; ask again with the same ``idempotency_key``.
             StoreError: the store does not answer.
@@ -120,7 +126,7 @@ class Credits:
         price = await self._price(credit, amount_cents)
         mark: dict[str, Parameter] = {**mark_of_top_up(customer, credit, amount_cents)}
         urls = {"success_url": success_url, "cancel_url": cancel_url}
-        key = key_of("top-up", customer, amount_cents, urls, key)
+        key = key_of("top-up-page", customer, key)
         return await self._open_page(linked, price, amount_cents, mark, urls, key)
 
     async def charge(self, customer: str, amount_cents: int, key: str, *, event: str = "") -> TopUp:
@@ -146,10 +152,10 @@ class Credits:
             "pending_invoice_items_behavior": "exclude",
             "discounts": "",  # Else those of the customer.
             "default_payment_method": card,
-            "metadata": {**mark_of_top_up(customer, credit, amount_cents, event)},
+            "metadata": mark_of_top_up(customer, credit, amount_cents, event),
             **self._taxes(),
         }
-        key = key_of("top-up", customer, amount_cents, key)
+        key = key_of("top-up", customer, key)
         return await self._charge(customer, asked, price, amount_cents, key)
 
     async def set_auto(self, customer: str, enabled: bool) -> None:
@@ -182,8 +188,8 @@ class Credits:
     ) -> TopUp:
         common = self._store.catalog.billing.checkout
         options = {name: value for name, value in common.items() if name not in _NOT_OF_TOP_UPS}
-        made = await self._api().post(
-            "/v1/checkout/sessions",
+        made = await self._create(
+            _SESSIONS,
             {
                 **options,
                 **urls,
@@ -192,8 +198,10 @@ class Credits:
                 "line_items": [{"price": price, "quantity": 1}],
                 "invoice_creation": {"enabled": True, "invoice_data": {"metadata": metadata}},
                 "payment_intent_data": {"setup_future_usage": "off_session"},
+                "metadata": {},
             },
-            idempotency_key=key,
+            amount_cents,
+            key,
         )
         return TopUp(amount_cents=amount_cents, status="open", url=text_in(made, "url") or None)
 
@@ -202,7 +210,7 @@ class Credits:
     ) -> TopUp:
         """Make an invoice and charge the card; each step again is the same step."""
         api, declined = self._api(), None
-        made = await api.post(_INVOICES, asked, idempotency_key=f"{key}-invoice")
+        made = await self._create(_INVOICES, asked, amount_cents, f"{key}-invoice")
         invoice = str(made["id"])
         item: dict[str, Parameter] = {
             "customer": asked["customer"],
@@ -227,6 +235,33 @@ class Credits:
             invoice=invoice,
             declined=None if is_paid else declined,
         )
+
+    async def _create(
+        self, path: str, asked: Mapping[str, Parameter], amount_cents: int, key: str
+    ) -> dict[str, Any]:
+        """Create an invoice or a page; refuse an idempotency key that was used with another amount."""
+        metadata = {**part_of(asked, "metadata"), _PURCHASE: f"{key} {amount_cents}"}
+        try:
+            return await self._api().post(path, {**asked, "metadata": metadata}, idempotency_key=key)
+        except StripeError as error:
+            if error.type != "idempotency_error":
+                raise
+            earlier = await self._bought_before(path, str(asked["customer"]), key)
+            if earlier in {None, amount_cents}:
+                raise
+            raise MeterkitError(
+                f"idempotency_key: found with {amount_cents} cents; it names a purchase of {earlier} cents."
+                " Use another key for another purchase, or repeat it with the same amount"
+            ) from error
+
+    async def _bought_before(self, path: str, linked: str, key: str) -> int | None:
+        """The cents of the purchase that a key was used for; None: it is not found."""
+        since_s = self._store.now_ms() // 1000 - _KEYS_KEPT_S
+        for one in await self._api().list(path, {"customer": linked, "created": {"gte": since_s}}):
+            name, _, cents = text_in(part_of(one, "metadata"), _PURCHASE).partition(" ")
+            if name == key:
+                return int(cents)
+        return None
 
     def _sold(self, amount_cents: int) -> str:
         """The balance that is sold, if it is sold in this amount."""
