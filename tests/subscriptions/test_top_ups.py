@@ -452,6 +452,18 @@ async def test_a_frontend_opens_a_page(store_url: str) -> None:
             assert (await client.post("/top-up", json=eve)).json()["type"].endswith("url-not-allowed")
 
 
+async def test_a_page_for_a_top_up_is_refused_where_none_is_sold(store_url: str) -> None:
+    """F-22g: it was 503, which asks clients to try again."""
+    async with hooked(store_url) as at:
+        app = Starlette(
+            routes=billing_routes(at.kit, customer=lambda _: "acme", origins=["https://app.example"])
+        )
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+            refused = await client.post("/top-up", json={"amount_cents": 1000, **BACK})
+        assert (refused.status_code, "retry-after" in refused.headers) == (422, False)
+        assert refused.json()["errors"] == [{"field": "amount_cents", "message": "no top-ups are sold"}]
+
+
 async def test_a_top_up_repays_a_debt_and_a_refund_takes_back_what_it_has_left(store_url: str) -> None:
     async with sold(store_url) as at:
         await opened(at)

@@ -63,13 +63,19 @@ _SUBSCRIPTION: Final = "subscription_data"
 
 
 def set_by_meterkit(options: CheckoutOptions) -> Iterator[tuple[str, ...]]:
-    """The paths of the options that meterkit sets itself. Pure."""
+    """The paths of the options that meterkit sets itself, flat names (``line_items[0]``) included. Pure."""
     for name, value in options.items():
-        if name in _OWN:
+        first, *rest = _split_name(name)
+        if first in _OWN or (first == _SUBSCRIPTION and rest and rest[0] in _OWN_OF_SUBSCRIPTION):
             yield (name,)
         elif name == _SUBSCRIPTION and isinstance(value, Mapping):
             given = cast("Mapping[str, Any]", value)
-            yield from ((name, inner) for inner in given if inner in _OWN_OF_SUBSCRIPTION)
+            yield from ((name, inner) for inner in given if _split_name(inner)[0] in _OWN_OF_SUBSCRIPTION)
+
+
+def _split_name(name: object) -> list[str]:
+    """The path that Stripe reads in the name of a form field: ``a[b]`` is ``b`` in ``a``."""
+    return str(name).replace("]", "").split("[")
 
 
 class OptionsShape:

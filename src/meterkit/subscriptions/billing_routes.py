@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
+from meterkit.catalog.model_prices import sold_in
 from meterkit.decisions.periods import period_ms
 from meterkit.errors import MeterkitError, NoSubscriptionError, QuantityError
 from meterkit.subscriptions.billing_requests import (
@@ -271,6 +272,8 @@ async def _portal(kit: BillingKit, asked: Asked) -> Page:
 )
 async def _top_up(kit: BillingKit, asked: Asked) -> Page:
     body: TopUpBody = asked.body
+    if sold_in(kit.store.catalog.credits) is None:
+        raise wrong("amount_cents", "no top-ups are sold")
     urls = {"success_url": body.success_url, "cancel_url": body.cancel_url}
     try:
         made = await kit.credits.buy(asked.customer, body.amount_cents, **urls)
