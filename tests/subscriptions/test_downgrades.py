@@ -152,7 +152,7 @@ async def test_each_preview_says_what_the_next_period_costs(store_url: str) -> N
         await at.kit.subscriptions.set_seats("acme", 12)
         await at.kit.gauges.set("acme", "seats", 9)
         await at.kit.subscriptions.change_plan("acme", "team")
-        # The scheduled plan is that of the next period, until the plan of this one is asked for again.
+        # The next period has the scheduled plan, until the customer takes the change back.
         assert (await preview("acme")).proration.description.endswith(MONTHLY.format(15 + 4 * 7))
         more = (await preview("acme", seats=16)).proration
         assert more.description.endswith(MONTHLY.format(15 + 6 * 7))

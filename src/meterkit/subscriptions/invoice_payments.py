@@ -52,7 +52,7 @@ def _period_start_s(found: Mapping[str, Any]) -> int:
 
 
 async def refunded_cents(api: StripeApi, invoice: str) -> int:
-    """How much of an invoice's payments was refunded, or is disputed, in minor units of its currency."""
+    """Sum of an invoice's payments that were refunded, or are disputed, in minor units of its currency."""
     refunded = 0
     for payment in await api.list(PAYMENTS, {"invoice": invoice, "status": "paid"}):
         intent = id_in(part_of(payment, "payment"), "payment_intent")

@@ -323,13 +323,13 @@ class Changing:
         }
 
     def _in_use(self, levels: Mapping[str, int]) -> int:
-        """How many seats are taken, by the level of their gauge."""
+        """Level of the seat gauge; 0 without one."""
         return 0 if self._seat_meter is None else levels[self._seat_meter]
 
     def _terms(
         self, known: SubscriptionState, current: Plan, wanted: Plan, seats: int | None, in_use: int
     ) -> Terms:
-        """What the subscription is to have; without a number of seats those that were bought or are used."""
+        """Plan and seats after a change; without a number of seats those that were bought or are in use."""
         before = Terms(plan=current, seats=known.seats_at(self.store.now_ms()))
         if seats is not None:
             check_seats_sold(wanted, self._seat_meter, check_seats(seats))
@@ -341,7 +341,7 @@ class Changing:
         return Terms(plan=wanted, seats=self._seats_on(wanted, before, in_use))
 
     def _pending_terms(self, known: SubscriptionState, target: Terms, in_use: int) -> Terms | None:
-        """What a scheduled plan brings after a change of seats; None: nothing is scheduled."""
+        """Scheduled plan and its seats after a change of seats; None if nothing is scheduled."""
         later = self._catalog.plans.get(known.pending_plan or "")
         if later is None:
             return None
@@ -356,7 +356,7 @@ class Changing:
     def _cost(
         self, known: SubscriptionState, current: Plan, target: Terms, later: Terms | None = None
     ) -> Proration:
-        """What a change costs; ``later``: what is scheduled, and stays so."""
+        """Proration of a change; ``later`` is a scheduled change that stays."""
         changes = self._catalog.billing.changes
         course = course_of(current, target.plan, pending=None, changes=changes)
         now_ms = self.store.now_ms()

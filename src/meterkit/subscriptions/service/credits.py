@@ -188,7 +188,7 @@ class Credits:
     ) -> TopUp:
         common = self._store.catalog.billing.checkout
         options = {name: value for name, value in common.items() if name not in _NOT_OF_TOP_UPS}
-        made = await self._create(
+        made = await self._create_once(
             _SESSIONS,
             {
                 **options,
@@ -210,7 +210,7 @@ class Credits:
     ) -> TopUp:
         """Make an invoice and charge the card; each step again is the same step."""
         api, declined = self._api(), None
-        made = await self._create(_INVOICES, asked, amount_cents, f"{key}-invoice")
+        made = await self._create_once(_INVOICES, asked, amount_cents, f"{key}-invoice")
         invoice = str(made["id"])
         item: dict[str, Parameter] = {
             "customer": asked["customer"],
@@ -236,7 +236,7 @@ class Credits:
             declined=None if is_paid else declined,
         )
 
-    async def _create(
+    async def _create_once(
         self, path: str, asked: Mapping[str, Parameter], amount_cents: int, key: str
     ) -> dict[str, Any]:
         """Create an invoice or a page; refuse an idempotency key that was used with another amount."""
