@@ -544,7 +544,7 @@ async def test_balances_and_budgets_are_money_and_prices_by_model_count_once(sto
         await kit.customers.spend_limit("acme", 300, per="day")
         await kit.grants.add("acme", {"usd": 12}, grant_id="paid")
         await kit.record("acme", "usd_charged", 1_760_525)
-        await kit.record("acme", "output_tokens", 1_500)
+        await kit.record("acme", "output_tokens", 1_500)  # The pattern `*` has a price without a model, too.
         used = {"prompt_tokens": 0, "completion_tokens": 2_000, "total_tokens": 2_000}
         said = [{"index": 0, "message": {"content": "Four."}, "finish_reason": "stop"}]
         answer = {"object": "chat.completion", "model": "claude-opus-4", "choices": said, "usage": used}
@@ -557,11 +557,11 @@ async def test_balances_and_budgets_are_money_and_prices_by_model_count_once(sto
     assert figures["budgets"] == [
         {
             "policy": "spend-period",
-            "spent_micros": 2_182_525,
+            "spent_micros": 2_184_025,
             "limit_micros": 50_000_000,
             "resets_at": figures["usage"]["period"]["end"],
         },
-        {"policy": "spend-1d", "spent_micros": 2_182_525, "limit_micros": 3_000_000, "resets_at": midnight},
+        {"policy": "spend-1d", "spent_micros": 2_184_025, "limit_micros": 3_000_000, "resets_at": midnight},
     ]
     assert figures["top_up"] == {
         "credit": "usd",
@@ -570,8 +570,8 @@ async def test_balances_and_budgets_are_money_and_prices_by_model_count_once(sto
     }
     assert [rate["policy"] for rate in figures["rates"]] == []
     assert '<a href="https://app.example/top-up?a=1&amp;b=2">Add to the balance usd</a>' in html
-    assert '<progress aria-labelledby="spend-1d" max="3000000" value="2182525"></progress>' in html
-    for text in ("USD 10.237475", "USD 50.00", "USD 3.00", "Output tokens: claude-*", "tokens: (default)"):
+    assert '<progress aria-labelledby="spend-1d" max="3000000" value="2184025"></progress>' in html
+    for text in ("USD 10.235975", "USD 50.00", "USD 3.00", "Output tokens: claude-*", "tokens: (default)"):
         assert text in html
 
 

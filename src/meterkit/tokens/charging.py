@@ -130,7 +130,7 @@ class Charges:
             if len(self._overlaid) >= _CARRIED_MOST:
                 self._overlaid.clear()
             self._overlaid[key] = own.over(*key[1:])
-            if listed is None and (missing := own.missing):
+            if listed is None and model and (missing := own.missing):
                 cure = f"write `{missing}` in the entry {own.pattern!r} of `models` in the plans file as well"
                 self._log.log(model, cure, what=missing)
         return self._overlaid[key]

@@ -1,0 +1,147 @@
+"""Calls to Stripe that bring a subscription, or its schedule, to a plan with its seats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meterkit.decisions.customer_state import seat_meter
+from meterkit.errors import StripeError, SubscriptionError
+from meterkit.subscriptions.change_rules import (
+    paid_seats,
+)
+from meterkit.subscriptions.drift import plan_in
+from meterkit.subscriptions.item_changes import PlanPrices, changes_metered, next_items, updates
+from meterkit.subscriptions.schedule_phases import cut_phases, present_phases
+from meterkit.subscriptions.service.payment_pages import remedy
+from meterkit.subscriptions.stripe_prices import prices_of
+from meterkit.subscriptions.trial_settings import trial_settings_change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from meterkit.catalog import Plan
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.live_subscription import LiveSubscription
+    from meterkit.subscriptions.proration import Terms
+
+
+class Applying:
+    """Has subscriptions consist of what a plan with its seats consists of.
+
+    Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
+
+    Args:
+        store: whose plans file is meant.
+        api: the way to Stripe.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+        self._store = store
+        self._api = api
+
+    async def update(self, live: LiveSubscription, target: Terms) -> None:
+        """Bring the items to what they are to be, now; the difference is on the next invoice."""
+        items = await self._updates(live, target)
+        params = trial_settings_change(live.found, target.plan)
+        if items:
+            params |= {"items": items, "proration_behavior": "create_prorations"}
+        if params:
+            await live.update(params)
+
+    async def upgrade(self, live: LiveSubscription, target: Terms, *, ends_trial: bool) -> str | None:
+        """Bring the items to what they are to be, now, if that is paid; take back what is scheduled then.
+
+        Returns:
+            None: it is done. Else nothing has changed, and this is the client secret of a SetupIntent with
+            which the customer authenticates the card before the caller asks again.
+
+        Raises:
+            SubscriptionError: the customer needs a payment method, or another one.
+        """
+        params: dict[str, Parameter] = {
+            "items": await self._updates(live, target),
+            "proration_behavior": "always_invoice",
+            "payment_behavior": "error_if_incomplete",
+            "off_session": True,  # The customer's browser is not asked: what was set up counts.
+        }
+        if ends_trial:
+            params["trial_end"] = "now"
+        else:
+            params |= trial_settings_change(live.found, target.plan)
+        try:
+            if params["items"]:
+                await live.update(params)
+        except StripeError as error:
+            if error.is_replayed:
+                raise
+            return await remedy(self._store, live, params, error)
+        await live.release()
+        return None
+
+    async def changes_metered(self, live: LiveSubscription, target: Terms) -> bool:
+        """Whether the items that a plan and its seats need differ in metered ones from those there are."""
+        return changes_metered(live.items, await self._updates(live, target))
+
+    async def arrange(self, live: LiveSubscription, known: SubscriptionState, later: Terms) -> None:
+        """Schedule other items for the end of the period; all phases from then on get them.
+
+        Raises:
+            SubscriptionError: the subscription is to end.
+        """
+        if live.is_ending:
+            raise SubscriptionError(f"the subscription {live.id} is to end: resume it before it is changed")
+        change_s, interval = known.end_ms // 1000, later.plan.price.interval
+        schedule = await live.open_schedule(change_s)
+        priced = await self._priced(later)
+        drafts = cut_phases(schedule, live.found, change_s=change_s, interval=interval)
+        phases = [
+            draft.to_params(
+                next_items(draft.items, self._store.catalog, *priced, draft.settings)
+                if draft.is_later
+                else draft.lines()
+            )
+            for draft in drafts
+        ]
+        await live.send_phases(schedule, phases)
+
+    async def set_scheduled_seats(
+        self,
+        live: LiveSubscription,
+        schedule: Mapping[str, Any],
+        terms_of: Callable[[Plan], Terms],
+    ) -> None:
+        """Change the seats of every phase that is of a plan, the current one included."""
+        drafts = present_phases(schedule, live.found)
+        phases: list[list[dict[str, Parameter]]] = []
+        for draft in drafts:
+            plan = plan_in(draft.items, self._store.catalog)
+            lines = draft.lines()
+            if plan is not None:
+                priced = await self._priced(terms_of(plan))
+                lines = next_items(draft.items, self._store.catalog, *priced, draft.settings)
+            phases.append(lines)
+        if any(_differ(lines, draft.lines()) for lines, draft in zip(phases, drafts, strict=True)):
+            sent = [draft.to_params(lines) for lines, draft in zip(phases, drafts, strict=True)]
+            await live.send_phases(schedule, sent)
+
+    async def _updates(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
+        """What brings the items to what they are to be; empty where nothing is to be done."""
+        return updates(live.items, self._store.catalog, *await self._priced(target))
+
+    async def _priced(self, target: Terms) -> tuple[PlanPrices, int]:
+        """The prices of a plan, and how many seats cost its seat price."""
+        catalog = self._store.catalog
+        paid = paid_seats(target.plan, seat_meter(catalog.meters), target.seats)
+        return await prices_of(self._api(), catalog, target.plan), paid
+
+
+def _differ(lines: Sequence[Mapping[str, Parameter]], others: Sequence[Mapping[str, Parameter]]) -> bool:
+    """Whether items differ, in whatever order they are."""
+    return sorted(lines, key=_price) != sorted(others, key=_price)
+
+
+def _price(line: Mapping[str, Parameter]) -> str:
+    return str(line["price"])
