@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.additions import additions_of
 from meterkit.catalog.entitlements import ceiling
 from meterkit.catalog.meters import CHARGED, counts_bytes
 from meterkit.catalog.models import SPEND
+from meterkit.catalog.notes import COMPARED_MAX
 from meterkit.catalog.shapes import kept
-from meterkit.catalog.units import USAGE_METERS
+from meterkit.catalog.units import USAGE_METERS, nearest_usage_meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -110,8 +112,17 @@ def unasked_limits_of(catalog: Catalog) -> Sequence[Note]:
     return [note for note in catalog.notes if note.kind == "never_asked"]
 
 
+def named_by(routes: Iterable[Route], meters: Mapping[str, Meter]) -> frozenset[str | None]:
+    """The meters that routes count on, raise or set aside."""
+    named = set[str | None]()
+    for route in routes:
+        named |= {*additions_of(route, meters), *route.grow, route.storage_meter}
+        named |= {reserve.meter for reserve in route.reserve}
+    return frozenset(named)
+
+
 def note_unasked_limits(
-    routes: Iterable[Route],
+    named: frozenset[str | None],
     meters: Mapping[str, Meter],
     plans: Mapping[str, Plan],
     written: Mapping[str, PlanTable],
@@ -123,7 +134,7 @@ def note_unasked_limits(
     """Name each meter that a plan limits and that no route asks for, where the first such plan limits it.
 
     Args:
-        routes: those of the file.
+        named: the meters that routes name; see :func:`named_by`.
         meters: those of the file.
         plans: by their keys.
         written: the same, as the file has them.
@@ -131,10 +142,7 @@ def note_unasked_limits(
         stored: the gauge of stored objects, which presigned uploads ask for; None: there is none.
         problems: the list to add to.
     """
-    asked = {stored}
-    for route in routes:
-        asked |= {*additions_of(route, meters), *route.grow, route.storage_meter}
-        asked |= {reserve.meter for reserve in route.reserve}
+    asked = {stored, *named}
     for name, meter in meters.items():
         limiting = [key for key, plan in plans.items() if name not in asked and is_limited(name, [plan])]
         if limiting and meter.charges is not None:
@@ -150,6 +158,35 @@ def note_unasked_limits(
                 " such as kit.consume() count it"
             )
             problems.note(place, "never_asked", message)
+
+
+def note_unfed_meters(
+    named: frozenset[str | None], meters: Mapping[str, Meter], places: Mapping[str, Place], problems: Problems
+) -> None:
+    """Name each meter that no route feeds and whose name is close to one that `usage:` feeds.
+
+    Args:
+        named: the meters that routes name; see :func:`named_by`.
+        meters: those of the file.
+        places: where each meter stands.
+        problems: the list to add to.
+    """
+    unfed = (
+        name
+        for name in places
+        if name in meters
+        and name not in named
+        and meters[name].kind == "counter"
+        and meters[name].source is None
+    )
+    for name in islice(unfed, COMPARED_MAX):
+        meant = nearest_usage_meter(name)
+        if meant is not None and meant not in meters:
+            message = (
+                f"no route feeds {name}: `usage:` feeds the meters that bear the name of a unit; did you mean"
+                f" {meant!r}? Leave it as it is where the app counts it itself"
+            )
+            problems.note(places[name], "informs", message)
 
 
 def _given_of(meter: str, plan: Plan) -> Iterator[Entitlement | None]:

@@ -12,7 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from meterkit.catalog.asked_limits import mark_model_readers, note_unasked_limits
+from meterkit.catalog.additions import reads_tokens
+from meterkit.catalog.asked_limits import mark_model_readers, named_by, note_unasked_limits, note_unfed_meters
 from meterkit.catalog.billing import (
     ALLOTMENTS,
     ANONYMOUS_SHAPE,
@@ -368,8 +369,9 @@ def _note_routes(
     """Say what routes leave out."""
     place, written = values.place("routes"), kept(values.plans)
     note_billing_lines(routes, plans.values(), place, problems)
+    named = named_by(routes, meters)
     note_unasked_limits(
-        routes,
+        named,
         meters,
         plans,
         written,
@@ -377,6 +379,8 @@ def _note_routes(
         stored=values.storage.gauge if values.storage else None,
         problems=problems,
     )
+    if any(reads_tokens(route) for route in routes):
+        note_unfed_meters(named, meters, values.places("meters"), problems)
     has_budgets = any(plan.budget is not None for plan in written.values())
     note_unheld_money(routes, credits_.values(), place, problems, has_budgets=has_budgets)
     written_routes = zip(routes, values.routes or (), strict=True)

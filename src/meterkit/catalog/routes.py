@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog.additions import is_fetched
+from meterkit.catalog.additions import charging_meters, is_fetched
 from meterkit.catalog.billing import (
     ALLOTMENTS,
     CHARGE_ON_SHAPE,
@@ -151,10 +151,12 @@ def _build_route(values: RouteTable, declared: Declared, default: Route) -> Rout
     feature = values.feature
     if feature is not None and feature not in declared.features:
         values.refuse("feature", unknown("feature", feature, declared.features))
-    if values.usage not in {None, "none"} and USAGE_METERS.isdisjoint(declared.meters):
+    if values.usage not in {None, "none"} and charging_meters(kept(declared.meters)).isdisjoint(
+        declared.meters
+    ):
         message = (
             f"token figures go to the meters {', '.join(TOKEN_METERS)}, and to those that bear the name of a"
-            " unit, such as web_searches; declare at least one of them"
+            " unit, such as web_searches; declare at least one of them, or a credit with `unit: money`"
         )
         values.refuse("usage", message)
     if values.rates and ROUTE in declared.meters:
@@ -223,7 +225,7 @@ def _check_provider(values: RouteTable) -> None:
     name = values.provider
     if name is None:
         return
-    reports = not {*TOKEN_METERS}.isdisjoint(values.records or ())
+    reports = not USAGE_METERS.isdisjoint(values.records or ())
     if not (reports or values.has("reserve") or values.usage not in {None, "none"}):
         message = "`provider` says whose prices token usage goes by; add `usage: auto`, or remove it"
         values.refuse("provider", message)

@@ -5,6 +5,7 @@ https://github.com/pydantic/genai-prices (`genai_prices.data_units`)
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -72,3 +73,36 @@ WHOLE_OF: Final[Mapping[str, str]] = {
     name: whole for name in (*UNITS, *UNIT_OF) if (whole := _whole_of(UNIT_OF.get(name, name))) is not None
 }
 """Units and meters of some tokens, each with that of all tokens of its direction."""
+
+
+_SYNONYMS: Final = {
+    "cached": "cache_read",
+    "creation": "write",
+    "prompt": "input",
+    "completion": "output",
+    "thinking": "reasoning",
+}
+"""Words of providers' APIs, each with the word of the price table."""
+_NEAR: Final = 0.8
+"""So alike two names must be, of 1."""
+
+
+def nearest_usage_meter(name: str) -> str | None:
+    """The meter that ``usage:`` feeds and that ``name`` was probably meant to be, or None.
+
+    Words may stand in another order, or be those of a provider's API.
+    """
+    if name in USAGE_METERS:
+        return None
+    by_words = {_in_order(meter): meter for meter in USAGE_METERS} | {meter: meter for meter in USAGE_METERS}
+    for words in (_in_order(name), name):
+        found = get_close_matches(words, sorted(by_words), n=1, cutoff=_NEAR)
+        if found:
+            return by_words[found[0]]
+    return None
+
+
+def _in_order(name: str) -> str:
+    """The words of a name in the table's language, sorted."""
+    words = (_SYNONYMS.get(word, word) for word in name.lower().split("_"))
+    return "_".join(sorted("_".join(words).split("_")))
