@@ -10,6 +10,7 @@ import typer
 
 from meterkit.catalog.amount_texts import is_money, micro_money, money
 from meterkit.catalog.overage_prices import is_row
+from meterkit.catalog.units import UNIT_OF
 from meterkit.catalog.value_parsers import UNLIMITED
 from meterkit.cli.options import PeriodOption
 from meterkit.cli.output import JsonArray, echo, print_note, print_records
@@ -35,6 +36,7 @@ _RARE: Final = frozenset({"held", "granted", "over cap", "cost", "late", "parked
 _ON_THE_WAY: Final = frozenset({"to send", "delivered", "late", "parked", "dead"})
 """Columns that are shown where there is something in them."""
 _SPANS: Final = {"1d": "day", "1h": "hour"}
+_OF_EARNED: Final = ("cost", "revenue", "margin")
 _CSV: Final = (
     *("customer", "plan", "status", "access", "period_start", "period_end", "meter"),
     *("used", "included", "granted", "held", "remaining", "overage", "overage_cents", "over_cap"),
@@ -82,7 +84,7 @@ async def usage(
         if customer is not None and by == "model":
             await note_unknown(kit, customer)
             earned = await kit.usage(customer, by="model", period=period)
-            session.show(earned, lambda: _tell_earned(earned))
+            session.show(earned, lambda: _tell_earned(earned, kit.catalog))
             return
         if customer is None:
             async with aclosing(usage_of_all(kit.store, at_ms=at_ms)) as pages:
@@ -102,19 +104,39 @@ async def usage(
         session.show(found, lambda: _tell(found, rates, kit.catalog))
 
 
-def _tell_earned(found: ModelUsage) -> None:
+def _tell_earned(found: ModelUsage, catalog: Catalog) -> None:
     period, currency = found["period"], found["currency"]
     echo(f"customer {found['customer']}, period {iso(period['start'])} to {iso(period['end'])}")
-    rows: list[dict[str, object]] = [
-        {"model": model or "(none)", "meter": meter, "recorded": one["recorded"], **_earned(one, currency)}
-        for model, of_model in found["models"].items()
-        for meter, one in of_model["meters"].items()
-    ]
+    counted = {UNIT_OF.get(name, name) for name in catalog.meters}
+    rows: list[dict[str, object]] = []
+    for model, of_model in found["models"].items():
+        who = {"model": model or "(none)"}
+        rows += [
+            {
+                **who,
+                "meter": name,
+                "recorded": _amount(name, one["recorded"], catalog),
+                **_earned(one, currency),
+            }
+            for name, one in of_model["meters"].items()
+        ]
+        # What no meter counts has its cost on the meter of the whole that it is a part of.
+        rows += [
+            {**who, "meter": f"({unit})", "recorded": count, **dict.fromkeys(_OF_EARNED, "")}
+            for unit, count in of_model["units"].items()
+            if unit not in counted
+        ]
     if not rows:
         print_note("the audit log has no usage of this customer in this period")
         return
     total = {"model": "total", "meter": "", "recorded": "", **_earned(found, currency)}
     print_records([*rows, total], rare=frozenset())
+
+
+def _amount(meter: str, recorded: int, catalog: Catalog) -> object:
+    """A quantity as people read it."""
+    unit = catalog.meters[meter].unit if meter in catalog.meters else ""
+    return micro_money(recorded, unit) if recorded and is_money(unit) else recorded
 
 
 def _earned(one: Earned, currency: str) -> dict[str, object]:
@@ -152,10 +174,9 @@ async def _tell_all(
 def _row_of_subject(found: SubjectUsage, catalog: Catalog) -> dict[str, object]:
     """Meters in the order of the plans file, then the budget, where the subject has one."""
     row: dict[str, object] = {found.kind: found.subject}
-    for name, meter in catalog.meters.items():
+    for name in catalog.meters:
         if name in found.meters:
-            recorded = found.meters[name].recorded
-            row[name] = micro_money(recorded, meter.unit) if recorded and is_money(meter.unit) else recorded
+            row[name] = _amount(name, found.meters[name].recorded, catalog)
     if found.spent_micros is not None and found.limit_cents is not None and found.per is not None:
         row["spent"] = micro_money(found.spent_micros, catalog.currency)
         row["budget"] = f"{money(found.limit_cents, catalog.currency)} per {_SPANS.get(found.per, found.per)}"

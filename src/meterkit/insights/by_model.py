@@ -11,7 +11,7 @@ from meterkit.decisions.periods import to_ms
 from meterkit.insights.audit.calls import open_database
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from meterkit.insights.audit.model_sums import ModelSum
     from meterkit.settings import Settings
@@ -40,8 +40,9 @@ class EarnedByMeter(Earned):
 
 
 class EarnedByModel(Earned):
-    """The same of one model."""
+    """The same of one model; ``units`` are those of its calls, by the price table's names."""
 
+    units: dict[str, int]
     meters: dict[str, EarnedByMeter]
 
 
@@ -79,16 +80,22 @@ async def usage_by_model(store: Store, settings: Settings, customer: str, at_ms:
     """
     database = open_database(settings, "usage by model is")
     period = (await store.usage(customer, at_ms=at_ms))["period"]
-    sums_of: Any = import_module("meterkit.insights.audit.model_sums").model_sums  # SQLAlchemy is an extra.
+    read: Any = import_module("meterkit.insights.audit.model_sums")  # SQLAlchemy is an extra.
     meters = store.catalog.meters
     spends = {name for name, meter in meters.items() if meter.is_spend}  # It is revenue already.
-    asked = await to_thread(sums_of, database, customer, to_ms(period["start"]))
+    start_ms = to_ms(period["start"])
+    asked = await to_thread(read.model_sums, database, customer, start_ms)
     sums = [one for one in asked if one.meter not in spends]
-    return earned_by_model(customer, period, sums, store.catalog.currency)
+    units = await to_thread(read.unit_sums, database, customer, start_ms)
+    return earned_by_model(customer, period, sums, store.catalog.currency, units)
 
 
 def earned_by_model(
-    customer: str, period: PeriodUsage, sums: Iterable[ModelSum], currency: str
+    customer: str,
+    period: PeriodUsage,
+    sums: Iterable[ModelSum],
+    currency: str,
+    units: Mapping[str, dict[str, int]],
 ) -> ModelUsage:
     """The same from the log's sums. Pure."""
     found: dict[str, dict[str, _Sum]] = {}
@@ -108,6 +115,7 @@ def earned_by_model(
         "models": {
             model: {
                 **of_models[model].earned(currency),
+                "units": units.get(model, {}),
                 "meters": {
                     meter: {"recorded": one.recorded, **one.earned(currency)} for meter, one in meters.items()
                 },
