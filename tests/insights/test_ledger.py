@@ -200,6 +200,7 @@ async def test_folded_rows_keep_revenue_and_lose_the_model(any_store_url: str, a
     assert {row["kind"] for row in rows} == {"summed"}
     # small: 390, large: 1,000 * 3 + 400 * 15 = 9,000; charged 30 % more; 700 of overage at 7.
     assert list(found["models"]) == [""]
+    assert found["models"][""]["units"] == {}
     assert (found["cost_micros"], found["revenue_micros"]) == (9_390, 12_207 + 700 * 7)
     assert revenue == {("none", "none"): Fraction(12_207 + 700 * 7)}
 
