@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from fractions import Fraction
 from math import floor
@@ -84,6 +85,19 @@ async def test_calls_are_charged_what_the_provider_asks_and_a_markup(model: str,
         row = (await at.kit.usage("acme"))["meters"]
         assert row["usd_charged"]["recorded"] == floor(total)
         assert row["output_tokens"]["recorded"] == 1245
+
+
+async def test_a_balance_is_charged_where_no_meter_counts_tokens(store_url: str) -> None:
+    plans = PLANS.replace("input_tokens: {unit: token}", "requests: {unit: request}", 1)
+    plans = plans.replace("  output_tokens: {unit: token}\n", "", 1)
+    plans = re.sub(r"    reserve: .*\n", "", plans)
+    async with metered(answering(), store_url, plans=plans) as at:
+        assert await ask(at, 1000, model="own-7b", said="own-7b") == 429
+        await give(at, 1)
+        assert await ask(at, 1000, model="own-7b", said="own-7b") == 200
+        # (1 * 0.2 + 1000 * 0.6) * 1.3 = 780.26 micro-dollars
+        assert await spent(at) == 780
+        assert (await at.kit.usage("acme"))["meters"]["requests"]["recorded"] == 0
 
 
 async def test_own_prices_come_before_the_providers(store_url: str) -> None:

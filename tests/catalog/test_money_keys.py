@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from meterkit.catalog import json_schema, loads
+from meterkit.catalog.additions import additions_of
 from meterkit.catalog.document import parse
 from meterkit.catalog.errors import Problems
 from meterkit.errors import PlansError
@@ -94,3 +95,43 @@ def test_a_bad_value_is_refused_where_it_is_written(old: str, new: str, at: str)
 @pytest.mark.parametrize(("old", "new"), [case[:2] for case in SEEN])
 def test_the_schema_refuses_it_too(old: str, new: str) -> None:
     assert not is_valid(changed(old, new))
+
+
+ALONE: Final = """\
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+credits:
+  usd: {unit: money, costs: {tokens: provider_prices}}
+routes:
+  - {match: "POST /chat", usage: auto}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+
+
+@pytest.mark.parametrize("meters", ["{requests: {unit: request}}", "{}"])
+def test_a_balance_in_money_takes_usage_without_a_meter_of_tokens(meters: str) -> None:
+    catalog = loads(ALONE.replace("{requests: {unit: request}}", meters))
+    assert catalog.routes[0].usage == "auto"
+    assert additions_of(catalog.routes[0], catalog.meters) == {"usd_charged": "usage"}
+
+
+def test_credits_that_are_no_money_take_no_usage() -> None:
+    other = "{costs: {requests: 1}}"
+    text = ALONE.replace("{unit: money, costs: {tokens: provider_prices}}", other)
+    with pytest.raises(PlansError, match="or a credit with `unit: money`"):
+        loads(text)
+    assert loads(text.replace("{requests:", "{web_searches: {unit: search}, requests:", 1)).routes
+
+
+@pytest.mark.parametrize(("name", "is_priced"), [("web_searches", True), ("words", False)])
+def test_a_provider_may_stand_beside_records_of_any_unit(name: str, is_priced: bool) -> None:
+    written = f"records: [{name}], provider: openai"
+    text = ALONE.replace("usage: auto", written).replace("{requests:", f"{{{name}: {{unit: unit}}, requests:")
+    if is_priced:
+        assert loads(text).routes[0].provider == "openai"
+    else:
+        with pytest.raises(PlansError, match="`provider` says whose prices"):
+            loads(text)

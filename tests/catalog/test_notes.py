@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import yaml
@@ -496,3 +496,76 @@ def test_no_page_shows_a_default_plan_with_a_price() -> None:
         written: Any = yaml.safe_load(block.text)
         price = written["plans"][written["default_plan"]]["price"]
         assert price["amount_cents"] == 0, block.page
+
+
+NAMED: Final = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  input_tokens: {unit: token}
+  NAME: {unit: unit}
+routes:
+  - {match: "POST /chat", usage: auto}
+  - {match: "POST /more"}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+
+
+def of_names(text: str) -> list[str]:
+    return [note.message for note in loads(text).notes if "did you mean" in note.message]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("audio_input_tokens", "input_audio_tokens"),
+        ("output_tokns", "output_tokens"),
+        ("cache_write_1h", "cache_write_1h_tokens"),
+        ("cached_audio_tokens", "cache_audio_read_tokens"),
+        ("cache_creation_tokens", "cache_write_tokens"),
+        ("cache_creation_1h_tokens", "cache_write_1h_tokens"),
+        ("cache_read_input_tokens", "cached_input_tokens"),
+        ("completion_tokens", "output_tokens"),
+        ("thinking_tokens", "reasoning_tokens"),
+        ("websearches", "web_searches"),
+        ("web_search", "web_searches"),
+        ("code_execution", "code_executions"),
+    ],
+)
+def test_a_meter_that_nothing_feeds_is_named_with_the_unit_that_is_meant(name: str, meant: str) -> None:
+    (note,) = loads(NAMED.replace("NAME", name)).notes
+    assert (note.line, note.path, note.kind) == (6, f"meters.{name}", "informs")
+    assert note.message == (
+        f"no route feeds {name}: `usage:` feeds the meters that bear the name of a unit; did you mean"
+        f" {meant!r}? Leave it as it is where the app counts it itself"
+    )
+
+
+@pytest.mark.parametrize("name", ["images", "tokens", "characters", "emails", "words", "minutes", "requests"])
+def test_a_meter_of_the_apps_own_is_not_taken_for_a_unit(name: str) -> None:
+    assert of_names(NAMED.replace("NAME", name)) == []
+
+
+def test_a_meter_that_something_feeds_is_not_taken_for_a_unit() -> None:
+    misspelled = NAMED.replace("NAME", "web_search")
+    assert of_names(misspelled) != []
+    for fed in (
+        misspelled.replace('"POST /more"', '"POST /more", consume: {web_search: 1}'),
+        misspelled.replace('"POST /more"', '"POST /more", usage_fields: {web_search: searches}'),
+        misspelled.replace('"POST /more"', '"POST /more", records: [web_search]'),
+        misspelled.replace('"POST /more"', '"POST /more", reserve: {web_search: {default: 1}}'),
+        misspelled.replace("web_search: {unit: unit", "web_search: {unit: unit, kind: gauge"),
+        misspelled.replace("{unit: unit", "{unit: token, from: input_tokens, where: {model: x}"),
+        misspelled.replace("meters:\n", "meters:\n  web_searches: {unit: search}\n"),
+        misspelled.replace("usage: auto", "consume: {input_tokens: 1}"),
+    ):
+        assert of_names(fed) == [], fed
+
+
+@pytest.mark.parametrize(("others", "named"), [(COMPARED_MAX - 1, 1), (COMPARED_MAX, 0)])
+def test_names_of_some_hundred_meters_are_compared_with_units(others: int, named: int) -> None:
+    first = "".join(f"  m{nth}: {{unit: page}}\n" for nth in range(others))
+    text = NAMED.replace("  input_tokens", f"{first}  input_tokens").replace("NAME", "web_search")
+    assert len(of_names(text)) == named

@@ -151,6 +151,50 @@ async def test_usage_by_model_is_printed_with_cost_revenue_and_margin(
     assert "margin" in shown
 
 
+UNITS = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  input_tokens: {unit: token}
+  cached_input_tokens: {unit: token}
+  web_searches: {unit: search}
+credits:
+  usd:
+    unit: money
+    costs: {tokens: provider_prices}
+    models: {own-7b: {input_tokens: 2 per 1_000_000, output_tokens: 5 per 1_000_000}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}}
+"""
+
+
+async def test_units_of_a_model_stand_below_its_meters(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    database = f"sqlite:///{directory}/audit.db"
+    stored.environment["METERKIT_AUDIT_URL"] = database
+    (directory / "plans.yaml").write_text(UNITS)
+    async with MeterKit(
+        directory / "plans.yaml", redis_url=store_url, flush=False, audit_url=database
+    ) as kit:
+        await kit.grants.add("acme", {"usd": 1}, grant_id="g")
+        async with kit.reserve("acme", {"web_searches": 1}) as held:
+            used = {"input_tokens": 1000, "cached_input_tokens": 50, "output_tokens": 1200, "web_searches": 2}
+            await held.capture(used, model="own-7b")
+        await drainer_of(kit.store, kit.settings).drain()
+    rows = [line.split() for line in stored.run("usage", "acme", "--by", "model").out.splitlines()]
+    # 1,000 tokens at 2 and 1,200 at 5 micro-dollars, of which no meter counts those that came out.
+    assert rows[3:] == [
+        ["own-7b", "cached_input_tokens", "50", "USD", "0.00", "USD", "0.00", "USD", "0.00"],
+        ["own-7b", "input_tokens", "1,000", "USD", "0.002", "USD", "0.00", "USD", "-0.002"],
+        ["own-7b", "usd_charged", "USD", "0.008", "USD", "0.006", "USD", "0.008", "USD", "0.002"],
+        ["own-7b", "web_searches", "2", "USD", "0.00", "USD", "0.00", "USD", "0.00"],
+        ["own-7b", "(output_tokens)", "1,200"],
+        ["total", "USD", "0.008", "USD", "0.008", "USD", "0.00"],
+    ]
+
+
 BY_MODEL = """\
 schema: 1
 currency: usd
