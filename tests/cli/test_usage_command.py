@@ -184,7 +184,7 @@ async def test_units_of_a_model_stand_below_its_meters(
             await held.capture(used, model="own-7b")
         await drainer_of(kit.store, kit.settings).drain()
     rows = [line.split() for line in stored.run("usage", "acme", "--by", "model").out.splitlines()]
-    # 1,000 tokens at 2 and 1,200 at 5 micro-dollars, of which no meter counts those that came out.
+    # 1,000 tokens at 2 and 1,200 at 5 micro-dollars; no meter counts the tokens that came out.
     assert rows[3:] == [
         ["own-7b", "cached_input_tokens", "50", "USD", "0.00", "USD", "0.00", "USD", "0.00"],
         ["own-7b", "input_tokens", "1,000", "USD", "0.002", "USD", "0.00", "USD", "-0.002"],

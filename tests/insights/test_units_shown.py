@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -150,3 +151,16 @@ async def test_units_of_a_deleted_customer_are_not_those_of_the_next_one(
         await at.rows()
         found = await at.kit.usage("ada", by="model")
     assert {model: one["units"]["web_searches"] for model, one in found["models"].items()} == {CLAUDE: 3}
+
+
+async def test_the_page_of_money_shows_usage_by_model_as_it_is(store_url: str, audit_url: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "money.md").read_text("utf-8")
+    plans, shown = (page.split(f"```{language}\n")[1].split("```")[0] for language in ("yaml", "json"))
+    used = {"object": "chat.completion", "model": "our-llama-70b", "choices": []}
+    figures = {"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100}
+    async with audited(store_url, audit_url, catalog=loads(plans)) as at:
+        await at.kit.grants.add("bo", {"usd": 10}, grant_id="in_43")
+        await at.kit.record_usage("bo", used | {"usage": figures})
+        await at.rows()
+        found = await at.kit.usage("bo", by="model")
+    assert found["models"] == json.loads(shown)

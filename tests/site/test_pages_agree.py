@@ -13,6 +13,7 @@ import typer
 
 from meterkit import MeterKit, MeterMiddleware
 from meterkit.catalog import loads
+from meterkit.catalog.units import UNITS
 from meterkit.cli.app import app
 from meterkit.health.audit_log import OVERDUE_MS
 from meterkit.settings import Settings
@@ -248,3 +249,9 @@ def test_figures_are_those_of_the_code(place: str, value: float, told: dict[str,
     assert getattr(import_module(f"meterkit.{module}"), name) == value
     for page, words in told.items():
         assert words in " ".join(PAGES[page].split()), page
+
+
+def test_the_page_of_models_lists_every_unit_of_the_price_table() -> None:
+    section = PAGES["llm.md"].partition("### All units\n")[2].partition("\n### ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert set(re.findall(r"`(\w+)`", "\n".join(rows))) == UNITS
