@@ -557,7 +557,9 @@ def test_a_meter_that_something_feeds_is_not_taken_for_a_unit() -> None:
         misspelled.replace('"POST /more"', '"POST /more", records: [web_search]'),
         misspelled.replace('"POST /more"', '"POST /more", reserve: {web_search: {default: 1}}'),
         misspelled.replace("web_search: {unit: unit", "web_search: {unit: unit, kind: gauge"),
-        misspelled.replace("{unit: unit", "{unit: token, from: input_tokens, where: {model: x}"),
+        misspelled.replace("{unit: unit", "{unit: unit, from: pages, where: {model: x}").replace(
+            "meters:\n", "meters:\n  pages: {unit: unit}\n"
+        ),
         misspelled.replace("meters:\n", "meters:\n  web_searches: {unit: search}\n"),
         misspelled.replace("usage: auto", "consume: {input_tokens: 1}"),
     ):

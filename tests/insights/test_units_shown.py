@@ -158,9 +158,10 @@ async def test_the_page_of_money_shows_usage_by_model_as_it_is(store_url: str, a
     plans, shown = (page.split(f"```{language}\n")[1].split("```")[0] for language in ("yaml", "json"))
     used = {"object": "chat.completion", "model": "our-llama-70b", "choices": []}
     figures = {"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100}
+    nothing = {"prompt_tokens_details": {"cached_tokens": 0}}
     async with audited(store_url, audit_url, catalog=loads(plans)) as at:
         await at.kit.grants.add("bo", {"usd": 10}, grant_id="in_43")
-        await at.kit.record_usage("bo", used | {"usage": figures})
+        await at.kit.record_usage("bo", used | {"usage": figures | nothing})
         await at.rows()
         found = await at.kit.usage("bo", by="model")
     assert found["models"] == json.loads(shown)

@@ -94,15 +94,15 @@ def nearest_usage_meter(name: str) -> str | None:
     """
     if name in USAGE_METERS:
         return None
-    by_words = {_in_order(meter): meter for meter in USAGE_METERS} | {meter: meter for meter in USAGE_METERS}
-    for words in (_in_order(name), name):
-        found = get_close_matches(words, sorted(by_words), n=1, cutoff=_NEAR)
-        if found:
-            return by_words[found[0]]
-    return None
+    found = get_close_matches(_in_order(name), _BY_WORDS, n=1, cutoff=_NEAR)
+    return _BY_WORDS[found[0]] if found else None
 
 
 def _in_order(name: str) -> str:
     """The words of a name in the table's language, sorted."""
     words = (_SYNONYMS.get(word, word) for word in name.lower().split("_"))
     return "_".join(sorted("_".join(words).split("_")))
+
+
+_BY_WORDS: Final = {words: meter for meter in sorted(USAGE_METERS) for words in (_in_order(meter), meter)}
+"""The meters by their words, in order and as they are."""
