@@ -156,7 +156,7 @@ async def test_units_of_a_deleted_customer_are_not_those_of_the_next_one(
 async def test_the_page_of_money_shows_usage_by_model_as_it_is(store_url: str, audit_url: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "money.md").read_text("utf-8")
     plans, shown = (page.split(f"```{language}\n")[1].split("```")[0] for language in ("yaml", "json"))
-    used = {"object": "chat.completion", "model": "our-llama-70b", "choices": []}
+    used: dict[str, Any] = {"object": "chat.completion", "model": "our-llama-70b", "choices": []}
     figures = {"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100}
     nothing = {"prompt_tokens_details": {"cached_tokens": 0}}
     async with audited(store_url, audit_url, catalog=loads(plans)) as at:
