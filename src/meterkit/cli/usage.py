@@ -115,7 +115,7 @@ def _tell_earned(found: ModelUsage, catalog: Catalog) -> None:
             {
                 **who,
                 "meter": name,
-                "recorded": _amount(name, one["recorded"], catalog),
+                "recorded": _readable_amount(name, one["recorded"], catalog),
                 **_earned(one, currency),
             }
             for name, one in of_model["meters"].items()
@@ -133,7 +133,7 @@ def _tell_earned(found: ModelUsage, catalog: Catalog) -> None:
     print_records([*rows, total], rare=frozenset())
 
 
-def _amount(meter: str, recorded: int, catalog: Catalog) -> object:
+def _readable_amount(meter: str, recorded: int, catalog: Catalog) -> object:
     """A quantity as people read it."""
     unit = catalog.meters[meter].unit if meter in catalog.meters else ""
     return micro_money(recorded, unit) if recorded and is_money(unit) else recorded
@@ -176,7 +176,7 @@ def _row_of_subject(found: SubjectUsage, catalog: Catalog) -> dict[str, object]:
     row: dict[str, object] = {found.kind: found.subject}
     for name in catalog.meters:
         if name in found.meters:
-            row[name] = _amount(name, found.meters[name].recorded, catalog)
+            row[name] = _readable_amount(name, found.meters[name].recorded, catalog)
     if found.spent_micros is not None and found.limit_cents is not None and found.per is not None:
         row["spent"] = micro_money(found.spent_micros, catalog.currency)
         row["budget"] = f"{money(found.limit_cents, catalog.currency)} per {_SPANS.get(found.per, found.per)}"

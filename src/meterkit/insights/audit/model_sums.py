@@ -54,7 +54,7 @@ def model_sums(database: Database, customer: str, period_start_ms: int) -> list[
 
 
 def unit_sums(database: Database, customer: str, period_start_ms: int) -> dict[str, dict[str, int]]:
-    """What the calls of a customer used in a period, by model and unit of the price table.
+    """Counters of a customer's calls in a period, by model and unit of the price table.
 
     Raises:
         MeterkitError: the database does not answer.
