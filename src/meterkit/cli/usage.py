@@ -110,7 +110,7 @@ def _tell_earned(found: ModelUsage, catalog: Catalog) -> None:
     counted = {UNIT_OF.get(name, name) for name in catalog.meters}
     rows: list[dict[str, object]] = []
     for model, of_model in found["models"].items():
-        who = {"model": model or "(none)"}
+        who: dict[str, object] = {"model": model or "(none)"}
         rows += [
             {
                 **who,
