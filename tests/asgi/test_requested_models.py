@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 from datetime import UTC, datetime
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
 import pytest
 from genai_prices import Usage, calc_price
@@ -366,6 +368,33 @@ async def test_a_balance_in_money_pays_the_price_of_the_requested_model(
         await at.kit.grants.add("acme", {"usd": 1}, grant_id="one")
         assert await post(at, path, body) == 200
         assert await spent(at) == price_of(provider, model)
+
+
+SPELLED: Final = ["".join(word) for word in product(*((letter, letter.upper()) for letter in "model"))][1:]
+BEFORE: Final = [(name, f"my-{nth}") for nth, name in enumerate(SPELLED[:12])]
+BEHIND: Final = [(name, f"my-{nth}") for nth, name in enumerate(SPELLED[12:], 12)]
+
+
+@pytest.mark.parametrize("named", [[*BEFORE, ("model", "gpt-4o")], [("model", "gpt-4o")]])
+@pytest.mark.parametrize("kind", ["json", "form", "encoded", "query"])
+async def test_other_spellings_do_not_hide_the_model(
+    named: list[tuple[str, str]], kind: str, store_url: str
+) -> None:
+    """F-211. Apps read `model` as it is spelled, wherever it stands among other names."""
+    pairs = [*named, *BEHIND]
+    encoded = urlencode(pairs)
+    members = b", ".join(compact(name) + b": " + compact(model) for name, model in pairs)
+    form = b"".join(part(name, model) for name, model in pairs) + END
+    path, body, content_type = {
+        "json": ("/v1/chat", b"{" + members + b"}", JSON),
+        "form": ("/v1/chat", form, FORM),
+        "encoded": ("/v1/chat", encoded.encode(), ENCODED),
+        "query": (f"/v1/chat?{encoded}", b"{}", JSON),
+    }[kind]
+    async with metered(answer_json, store_url, plans=MONEY) as at:
+        await at.kit.grants.add("acme", {"usd": 1}, grant_id="one")
+        assert await post(at, path, body, content_type) == 200
+        assert await spent(at) == price_of("openai", "gpt-4o")
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,21 @@ import json
 import re
 from functools import lru_cache
 from math import ceil, isnan
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.tokens.json_values import rows
 from meterkit.tokens.layout import utf8_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 READ_BYTES_MAX: Final = 1 << 20
 """A larger body is not read: parsing it would hold up other requests."""
 MARKS_MAX: Final = 1 << 14
 """A body with more commas and brackets is not read, for the same reason."""
+
+T = TypeVar("T")
 
 _Pairs: TypeAlias = "tuple[tuple[str, Any], ...]"
 """An object, with members that are named twice; arrays are lists, and numbers of many digits texts."""
@@ -32,6 +34,7 @@ _Named: TypeAlias = "tuple[str, Any]"
 
 _MEMBERS_MAX: Final = 1_024
 _ALIKE_MAX: Final = 16
+_USUAL_NAMES: Final = ("deployment", "model")
 _NAME_CHARS_MAX: Final = 64
 _SHORT_CHARS_MAX: Final = 256
 _VALUES_MAX: Final = 3_072
@@ -109,8 +112,9 @@ class LlmRequest:
     @property
     def models(self) -> tuple[str, ...]:
         """The models that are named; several where `model` stands twice, or in two spellings."""
-        found = [value for _, value in self._named.get("model", ()) if isinstance(value, str) and value]
-        return tuple(dict.fromkeys(found))
+        named = self._named.get("model", ())
+        found = [(name, value) for name, value in named if isinstance(value, str) and value]
+        return tuple(dict.fromkeys(values_taken(found)))
 
     @property
     def model(self) -> str | None:
@@ -281,6 +285,18 @@ def _path(field: str) -> tuple[str, str, tuple[str, ...]]:
     """A field that a plans file names, folded: as one name, its first name, and the path from there."""
     first, *path = map(_folded, field.split("."))
     return _folded(field), first, tuple(path)
+
+
+def values_taken(named: Sequence[tuple[str, T]]) -> list[T]:
+    """Values of repeated names that readers take: the first and the last one of all and of a usual spelling.
+
+    A client can write a name in so many spellings that not each can count.
+
+    Args:
+        named: each value after its name as it is spelled, in the order of the request.
+    """
+    usual = [[pair for pair in named if pair[0] == name] for name in _USUAL_NAMES]
+    return [value for group in (named, *usual) for _, value in (*group[:1], *group[-1:])]
 
 
 def _by_name(members: _Pairs, prefix: str = "") -> dict[str, list[_Named]]:

@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, unquote_to_bytes
 
-from meterkit.tokens.request import MARKS_MAX, READ_BYTES_MAX, may_be_json
+from meterkit.tokens.request import MARKS_MAX, READ_BYTES_MAX, may_be_json, values_taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 NAME_CHARS_MAX: Final = 256
 
-_MODELS_MAX: Final = 16
+_MODELS_MAX: Final = 8
 _WRITTEN_CHARS_MAX: Final = 2_048
 _ENCODINGS_MAX: Final = 3
 _PARTS_MAX: Final = 2_048
@@ -51,12 +51,12 @@ def _encoded(word: str) -> str:
 
 
 _PAIR: Final = re.compile(
-    rf"(?:^|[&;?])(?:{_encoded('model')}|{_encoded('deployment')})=([^&;]*)".encode(), re.IGNORECASE
+    rf"(?:^|[&;?])({_encoded('model')}|{_encoded('deployment')})=([^&;]*)".encode(), re.IGNORECASE
 )
 _IN_JSON: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.){1,1024})"')
 _JSON_EDGE_BYTES: Final = 1_100
 _BOUNDARY: Final = re.compile(rb"boundary\s*=\s*(?:\"([^\"]+)\"|([^;,\s\"]+))", re.IGNORECASE)
-_FIELD: Final = re.compile(rb"\bname\*?\s*=\s*(?:[\w-]*''|[\"'])?model(?![\w.-])", re.IGNORECASE)
+_FIELD: Final = re.compile(rb"\bname\*?\s*=\s*(?:[\w-]*''|[\"'])?(model)(?![\w.-])", re.IGNORECASE)
 _FORMS: Final = (b"multipart/", b"x-www-form-urlencoded")
 
 
@@ -110,8 +110,8 @@ def models_of_query(query: bytes) -> tuple[str, ...]:
     """The models that a query string names, or a form that is encoded like one."""
     if query.count(b"&") > MARKS_MAX:
         return ()
-    found: list[bytes] = _PAIR.findall(query)
-    return names_of(map(_value, _ends(found)))
+    found: list[tuple[bytes, bytes]] = _PAIR.findall(query)
+    return names_of(map(_value, values_taken([(unquote(name.decode()), value) for name, value in found])))
 
 
 def _value(encoded: bytes) -> str:
@@ -157,7 +157,7 @@ class FormModels:
         self._delimiter = b"--" + boundary
         self._parts_left = _PARTS_MAX
         self._edge: bytes = b""
-        self._written: list[str] = []
+        self._written: list[tuple[str, str]] = []
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body."""
@@ -177,14 +177,16 @@ class FormModels:
 
     def models(self) -> tuple[str, ...]:
         """The models that were found by now, also in a part that has not ended."""
-        return names_of((*self._written, *self._values(self._edge.split(self._delimiter)[1:])))
+        last = self._values(self._edge.split(self._delimiter)[1:])
+        return names_of(values_taken([*self._written, *last]))
 
     @staticmethod
-    def _values(parts: Iterable[bytes]) -> Iterator[str]:
+    def _values(parts: Iterable[bytes]) -> Iterator[tuple[str, str]]:
         for part in parts:
             head, blank, value = part[:_PART_HEAD_BYTES].replace(b"\r\n", b"\n").partition(b"\n\n")
-            if blank and _FIELD.search(head):
-                yield value[:_VALUE_BYTES_MAX].decode("utf-8", "replace")
+            field = _FIELD.search(head) if blank else None
+            if field is not None:
+                yield field[1].decode(), value[:_VALUE_BYTES_MAX].decode("utf-8", "replace")
 
 
 class JsonModels:
