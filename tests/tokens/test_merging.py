@@ -55,6 +55,14 @@ def test_of_what_both_know_the_better_report_counts() -> None:
     assert (joined.details, joined.context, joined.source) == ({}, RICH.context, "reported")
 
 
+def test_an_amount_comes_with_the_provider_that_reports_it() -> None:
+    """F-210. An app's framework may keep the tokens of a gateway's answer, and not what it charges."""
+    plain, paid = replace(PLAIN, provider="openai"), replace(RICH, provider="openrouter")
+    for first, second in ((plain, paid), (paid, plain)):
+        (joined,) = join_reports([first], [second])
+        assert (joined.provider, joined.reported_cost_micros) == ("openrouter", 3)
+
+
 def test_reports_with_other_details_are_of_different_calls() -> None:
     one = replace(RICH, response_id=None)
     other = replace(one, details={"input_audio_tokens": 8})

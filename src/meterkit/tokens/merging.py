@@ -84,6 +84,8 @@ def _merged(first: CallUsage, second: CallUsage) -> CallUsage:
         for name in names
         if getattr(best, name) is None and (value := getattr(other, name)) is not None
     }
+    if "reported_cost_micros" in more and other.provider is not None:
+        more["provider"] = other.provider  # Whose amount it is.
     context = tuple(sorted({**dict(other.context), **dict(best.context)}.items()))
     if context != best.context:
         more["context"] = context
