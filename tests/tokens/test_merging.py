@@ -60,7 +60,17 @@ def test_an_amount_comes_with_the_provider_that_reports_it() -> None:
     plain, paid = replace(PLAIN, provider="openai"), replace(RICH, provider="openrouter")
     for first, second in ((plain, paid), (paid, plain)):
         (joined,) = join_reports([first], [second])
-        assert (joined.provider, joined.reported_cost_micros) == ("openrouter", 3)
+        assert (joined.provider, joined.reported_cost_micros) == ("openrouter", Fraction(3))
+
+
+def test_a_report_of_the_input_without_its_cached_part_is_of_the_same_call() -> None:
+    """An app may put Anthropic's `input_tokens`, which are without the cache, into an answer of its own."""
+    cached = replace(PLAIN, input_tokens=1_000, cached_input_tokens=600, cache_write_tokens=300)
+    for own in (replace(PLAIN, response_id="b"), replace(PLAIN, response_id=None)):
+        assert len(join_reports([cached], [own], renamed=True)) == 1
+        assert len(join_reports([own], [cached], renamed=True)) == 1
+    for other in (replace(PLAIN, input_tokens=400), replace(PLAIN, output_tokens=51)):
+        assert len(join_reports([cached], [replace(other, response_id="b")], renamed=True)) == 2
 
 
 def test_reports_with_other_details_are_of_different_calls() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.tokens.call_usage import COUNTED, RANKS, CallUsage, sum_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _ROUGH: Final = ("partial", "estimated")
 _SEVERAL: Final = 2
@@ -107,9 +107,19 @@ def _agree(call: CallUsage, other: CallUsage) -> bool:
     """Whether the figures that both know are the same; some that count must be among them."""
     one, two = _figures(call), _figures(other)
     shared = one.keys() & two.keys()
-    if any(one[name] != two[name] for name in shared):
+    differing = [name for name in shared if one[name] != two[name]]
+    if differing and (differing != ["input_tokens"] or not _differ_by_cache(one, two)):
         return False
     return not shared.isdisjoint(("input_tokens", "output_tokens")) or call.quantities() == other.quantities()
+
+
+def _differ_by_cache(one: Mapping[str, int], two: Mapping[str, int]) -> bool:
+    """Whether the input of one is that of the other without what a cache has read and written."""
+    if "output_tokens" not in one or "output_tokens" not in two:
+        return False
+    less, more = sorted((one, two), key=lambda figures: figures["input_tokens"])
+    cached = more.get("cache_read_tokens", 0) + more.get("cache_write_tokens", 0)
+    return more["input_tokens"] - less["input_tokens"] == cached
 
 
 def _figures(call: CallUsage) -> dict[str, int]:
