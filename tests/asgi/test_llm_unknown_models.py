@@ -47,6 +47,9 @@ routes:
   - {match: "POST /chosen", usage: openai, model: any}
   - {match: "POST /other", consume: {requests: 1}}
   - {match: "POST /model/{model:path}", usage: bedrock}
+  - match: "POST /auto/{path:path}"
+    usage: auto
+    reserve: {output_tokens: {from: max_tokens, default: 100, ceiling: 1_000_000}}
   - {match: "POST /search", usage: openai, provider: perplexity}
 plans:
   free: {price: {amount_cents: 0, interval: month}}
@@ -116,12 +119,25 @@ async def test_a_model_without_a_price_is_refused_before_it_runs(path: str, stor
         ("/shadow", {"model": "gpt-99"}),
         ("/search", {"model": "sonar-pro"}),
         ("/model/us.anthropic.claude-sonnet-4-5-20250929-v1%3A0/converse", {"messages": []}),
+        ("/auto/model/us.anthropic.claude-sonnet-4-5-20250929-v1%3A0/converse", {"messages": []}),
     ],
 )
 async def test_other_requests_are_served(path: str, body: bytes | dict[str, Any], store_url: str) -> None:
     async with metered(answering(), store_url, plans=PLANS) as at:
         await funded(at)
         assert await post(at, path, body) == (200, {})
+
+
+@pytest.mark.parametrize("deny", ["unknown_model: deny", "unknown_model: free"])
+@pytest.mark.parametrize(("most", "status"), [(300_000, 200), (400_000, 402)])
+async def test_a_model_of_bedrock_is_held_at_its_price_under_auto(
+    deny: str, most: int, status: int, store_url: str
+) -> None:
+    """F-210. A million tokens cost 15 dollars, and the table knows such names as Bedrock's alone."""
+    path = "/auto/model/us.anthropic.claude-sonnet-4-20250514-v1:0/converse"
+    async with metered(answering(), store_url, plans=PLANS.replace("unknown_model: deny", deny)) as at:
+        await funded(at)
+        assert (await post(at, path, {"max_tokens": most}))[0] == status
 
 
 @pytest.mark.parametrize(

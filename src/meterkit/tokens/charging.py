@@ -55,6 +55,8 @@ _SHAPES: Final = {
 }
 """The words of ``usage:``, each with the provider whose API has that shape."""
 
+_NAMED_APART: Final = _SHAPES["bedrock"]
+"""The provider of a shape whose models the table does not find by their names alone."""
 _SHAPE_PROVIDERS: Final = frozenset(
     {None, "openai", "anthropic", "gcp.gemini", "aws.bedrock", "cohere", "mistral_ai", "ollama"}
 )
@@ -137,7 +139,15 @@ class Charges:
 
     def has_price(self, model: str, usage: str, at: datetime, provider: str | None = None) -> bool:
         """Whether a price of a model is known, before its call is made; see :meth:`held`."""
-        return self.prices(model, provider or _SHAPES.get(usage), at, STANDARD) is not None
+        return self._requested(model, usage, provider, at, STANDARD) is not None
+
+    def _requested(
+        self, model: str, usage: str, provider: str | None, at: datetime, context: Context
+    ) -> UnitPrices | None:
+        """The prices of a model that a request names, as its response may find them by its provider."""
+        whose = provider or _SHAPES.get(usage)
+        found = self.prices(model, whose, at, context)
+        return self.prices(model, _NAMED_APART, at, context) if found is None and whose is None else found
 
     def own_prices(self, model: str) -> _OwnTerms | None:
         """The first entry of the plans file whose pattern matches a model."""
@@ -182,12 +192,11 @@ class Charges:
                 None: not known, so it may ask for any.
             others: quantities of further units that are set aside, such as ``web_searches``.
         """
-        whose = provider or _SHAPES.get(usage)
         contexts = self._possible(context)
         if models:
-            found = [self.prices(model, whose, at, one) for model in models for one in contexts]
+            found = [self._requested(model, usage, provider, at, one) for model in models for one in contexts]
         else:
-            found = [dearest_prices(whose, at, one) for one in contexts]
+            found = [dearest_prices(provider or _SHAPES.get(usage), at, one) for one in contexts]
         costs = (
             one.most(entered=entered, left=left, has_media=has_media, others=others)
             for one in found
