@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -235,3 +236,24 @@ async def test_each_line_of_a_batch_is_charged_by_itself_at_the_price_of_batches
             assert found is not None
             assert found.cost_micros == 150_000 * Fraction(5, 4)
         assert await spent(at) == 2 * 150_000 * Fraction(5, 4) * MARKUP
+
+
+async def test_figures_at_the_paths_of_a_route_are_charged_at_the_price_of_the_requested_model(
+    store_url: str,
+) -> None:
+    line = "usage_fields: {input_tokens: stats.in, output_tokens: stats.out}"
+    plans = PLANS.replace("usage: openai", line).replace("    reserve", "    # reserve")
+    said = json.dumps({"stats": {"in": 1000, "out": 100}}).encode()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        headers = [(b"content-type", b"application/json")]
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": said})
+
+    async with metered(app, store_url, plans=plans) as at:
+        await give(at, 1)
+        assert await ask(at, 1, model="gpt-4o-mini") == 200
+        assert await spent(at) == 273  # A thousand at 0.15 and a hundred at 0.6, and 30 %.
+        assert await at.counted(meter="input_tokens") == (1000, 0)

@@ -402,6 +402,11 @@ async def test_other_spellings_do_not_hide_the_model(
     [
         (1, b'{"model": "grok-4-0709"}', 402),
         (30, b'{"model": "grok-4-0709"}', 200),
+        # A gateway may call a fallback in its place.
+        (1, b'{"model": "grok-3-mini"}', 200),
+        (1, b'{"model": "grok-3-mini", "models": ["grok-3-mini", "grok-4-0709"]}', 402),
+        (1, b'{"model": "grok-3-mini", "fallbacks": [{"model": "grok-4-0709", "n": 1}]}', 402),
+        (1, b'{"model": "grok-3-mini", "models": "grok-4-0709", "fallbacks": {"model": []}}', 200),
         # The dearest model of the provider, and not of the one whose API its answers look like.
         (100, b"{}", 200),
     ],

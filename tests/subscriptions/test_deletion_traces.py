@@ -97,7 +97,7 @@ REFUSED: Final = {
 WITHOUT_ID: Final = re.compile(
     r"mk:(meta|events)|mk:\{[s0]\}:(e:|y:|w:|r:|batches:|storage$|life|hints:|hooks:(entries|dead|due|cursor|"
     r"swept|night|sweep)|messages:CHANNEL:(due|dead|event|text)|period|overview|degraded|doctor|lease|closing|"
-    r"recover|audit:lease|revenue|usage.spike|storage|a:IP|av:|ai:)"
+    r"recover|audit:lease|unpriced|revenue|usage.spike|storage|a:IP|av:|ai:)"
 )
 """Keys of digests, Stripe customers, addresses and the store; further states of keys that are filled."""
 

@@ -50,7 +50,7 @@ def used_by_hand(
     """
     recorded = {meter: count for meter, count in quantities.items() if meter in compiled.catalog.meters}
     used = Used.of(recorded, **dimensions_of(model or None, provider or None))
-    call = _call_of(quantities, compiled)
+    call = call_of_figures(quantities, compiled)
     if call is None:
         return used
     return _priced(used, replace(call, model=model or None, provider=provider or None), compiled, at_ms)
@@ -66,7 +66,7 @@ def price_tokens(
         compiled: knows the meters and prices.
         name: gives calls the model and provider of the request.
     """
-    call = _call_of(used.rated, compiled) if compiled.charges else None
+    call = call_of_figures(used.rated, compiled) if compiled.charges else None
     return used if call is None else _priced(used, name([call])[0], compiled, None)
 
 
@@ -123,7 +123,7 @@ def _sum(first: Mapping[str, _Amount], second: Mapping[str, _Amount]) -> dict[st
     return found
 
 
-def _call_of(quantities: Mapping[str, int], compiled: CompiledCatalog) -> CallUsage | None:
+def call_of_figures(quantities: Mapping[str, int], compiled: CompiledCatalog) -> CallUsage | None:
     """One call with these figures; None: they are no tokens, or the app gives the amount of money itself."""
     figures = {name: count for name, count in quantities.items() if name in USAGE_METERS and count}
     if not figures or not compiled.charges.keys().isdisjoint(quantities):

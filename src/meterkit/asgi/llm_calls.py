@@ -16,7 +16,7 @@ from meterkit.asgi.call_amounts import (
     used_by_model,
     used_of,
 )
-from meterkit.asgi.given_usage import check_given, used_by_hand
+from meterkit.asgi.given_usage import call_of_figures, check_given, used_by_hand
 from meterkit.catalog.units import TOKEN_METERS, USAGE_METERS
 from meterkit.decisions.periods import from_ms
 from meterkit.errors import MeterkitError
@@ -119,6 +119,11 @@ class LlmCalls:
         """
         calls = name([call for call in self._each() if call_name(call) is None])
         more = amounts_of(calls, compiled)
+        figures = call_of_figures(self._fields, compiled) if compiled.charges else None
+        if figures is not None:  # Its tokens are counted below, as they stand.
+            for place, amount in amounts_of(name([figures]), compiled).items():
+                if place[2] in compiled.charges or place[2] not in compiled.counters:
+                    more[place] = more.get(place, 0) + amount
         for meter, quantity in self._fields.items():
             if quantity and meter in compiled.counters:
                 more[ALL_CALLS, True, meter] = more[ALL_CALLS, False, meter] = quantity

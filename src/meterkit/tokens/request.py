@@ -33,6 +33,9 @@ _Named: TypeAlias = "tuple[str, Any]"
 """A value with its name in the request; a member of another object has the dotted path."""
 
 _MEMBERS_MAX: Final = 1_024
+# https://openrouter.ai/docs/guides/routing/model-fallbacks, https://docs.litellm.ai/docs/proxy/reliability
+_FALLBACKS: Final = ("models", "fallbacks")
+_FALLBACKS_MAX: Final = 16
 _ALIKE_MAX: Final = 16
 _USUAL_NAMES: Final = ("deployment", "model")
 _NAME_CHARS_MAX: Final = 64
@@ -111,15 +114,27 @@ class LlmRequest:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that are named; several where `model` stands twice, or in two spellings."""
-        named = self._named.get("model", ())
-        found = [(name, value) for name, value in named if isinstance(value, str) and value]
-        return tuple(dict.fromkeys(values_taken(found)))
+        """The models named: several where `model` stands twice, in two spellings, or with fallbacks."""
+        return tuple(dict.fromkeys((*self._own_models, *self._fallbacks())))
 
     @property
     def model(self) -> str | None:
         """The model that is named; the last one of several, as most readers of JSON take it."""
-        return self.models[-1] if self.models else None
+        return self._own_models[-1] if self._own_models else None
+
+    @property
+    def _own_models(self) -> list[str]:
+        named = self._named.get("model", ())
+        found = [(name, value) for name, value in named if isinstance(value, str) and value]
+        return list(dict.fromkeys(values_taken(found)))
+
+    def _fallbacks(self) -> Iterator[str]:
+        """Yield the models that a gateway may call in place of the one that is named."""
+        for field in _FALLBACKS:
+            for _, value in self._named.get(field, _NONE)[:_ALIKE_MAX]:
+                for item in rows(value)[:_FALLBACKS_MAX]:
+                    texts = [inner for _, inner in _members((field, item), "model")]
+                    yield from (text for text in (item, *texts) if isinstance(text, str) and text)
 
     def texts(self, field: str) -> list[str]:
         """All texts that a field may be to one parser or another.
