@@ -17,7 +17,7 @@ from meterkit.catalog.model_prices import ProviderPrices
 from meterkit.tokens.call_usage import CallUsage
 from meterkit.tokens.charging import Charges, Remainders
 from meterkit.tokens.costing import CallCosts
-from meterkit.tokens.provider_prices import UnitPrices
+from meterkit.tokens.unit_prices import UnitPrices
 
 AT: Final = datetime(2026, 11, 24, tzinfo=UTC)
 OWN: Final = (

@@ -14,15 +14,9 @@ from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.catalog.units import UNIT_OF
 from meterkit.tokens.call_usage import billed_units
 from meterkit.tokens.genai_table import is_installed
-from meterkit.tokens.provider_prices import (
-    STANDARD,
-    UnitPrices,
-    at_any_length,
-    dearest_prices,
-    list_prices,
-    varying_contexts,
-)
+from meterkit.tokens.provider_prices import STANDARD, dearest_prices, list_prices, varying_contexts
 from meterkit.tokens.request import WAYS
+from meterkit.tokens.unit_prices import UnitPrices, at_any_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +24,8 @@ if TYPE_CHECKING:
 
     from meterkit.catalog.model_prices import ProviderPrices
     from meterkit.tokens.call_usage import CallUsage
-    from meterkit.tokens.provider_prices import Context, Tiers
+    from meterkit.tokens.provider_prices import Context
+    from meterkit.tokens.unit_prices import Tiers
 
 _logger = logging.getLogger("meterkit.tokens")
 _NAME_MAX: Final = 256
