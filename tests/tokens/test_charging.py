@@ -158,6 +158,26 @@ def test_i3_where_several_models_may_answer_the_highest_price_is_set_aside(model
     assert charges.held([], "openai", provider="mistral", entered=100, left=100, at=AT) < dear
 
 
+def test_i3_a_request_without_a_model_is_held_at_the_files_own_prices_too() -> None:
+    own = (("own-*", {"input_tokens": Fraction(10**5), "output_tokens": Fraction(10**6)}),)
+    charges = Charges(ProviderPrices(models=own, factors={"own-*": {"service_tier": {"priority": 200}}}))
+    for asked, factor in (([], 1), ([("service_tier", "priority")], 2)):
+        context = tuple(asked)
+        said = call("own-7b", None, input_tokens=100, output_tokens=10, context=context)
+        held = charges.held([], "openai", entered=100, left=10, at=AT, context=asked)
+        assert held >= charges.of(said, AT) == factor * 2 * 10**7
+
+
+def test_f_216_a_request_without_a_model_is_held_at_the_factors_that_its_provider_publishes() -> None:
+    standard, local = (
+        Charges(ProviderPrices()).held(
+            [], "anthropic", entered=1000, left=100, at=AT, has_media=False, context=asked
+        )
+        for asked in ([], [("inference_geo", "us")])
+    )
+    assert local == standard * Fraction(11, 10)
+
+
 def test_f_21a_what_an_own_price_leaves_out_has_the_tables() -> None:
     own = (("gpt-4o*", {"input_tokens": Fraction(1)}),)
     charges = Charges(ProviderPrices(models=own))

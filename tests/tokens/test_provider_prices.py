@@ -178,6 +178,13 @@ def test_f_218_parts_that_are_more_than_their_whole_cost_no_more_than_it() -> No
     assert realtime.cost(said) == 8 * Fraction(4, 10) + 2 * 32  # The dearest are not billed twice.
 
 
+def test_a_models_prices_are_kept_once_whatever_clients_call_it() -> None:
+    names = ("claude-3-5-haiku-20241022", "claude-3-5-haiku-next", f"claude-3-5-haiku-{'x' * 200}")
+    found = {list_prices("anthropic", name, NOW) for name in names}
+    assert len(found) == 1
+    assert None not in found
+
+
 def test_each_unit_of_the_table_may_be_a_meter() -> None:
     assert unit_dimensions().keys() - UNITS == {"requests"}
 

@@ -19,7 +19,7 @@ from meterkit.tokens.request import WAYS
 from meterkit.tokens.unit_prices import UnitPrices, at_any_length
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.catalog.model_prices import ProviderPrices
@@ -118,19 +118,36 @@ class Charges:
         own = self.own_prices(model)
         if own is None:
             return list_prices(provider, model, at, context)
-        # A factor of the file is on the standard price: the table's own price of that way does not count.
-        factors = [own.factors[pair] for pair in context if pair in own.factors]
-        left = tuple(pair for pair in context if pair not in own.factors) if factors else context
-        listed = list_prices(provider, model, at, left)
-        key = own.pattern, listed, prod(factors, start=_WHOLE)
+        factor, left = own.factor_of(context)
+        return self._overlay(own, list_prices(provider, model, at, left), factor, model)
+
+    def _overlay(
+        self, own: _OwnTerms, listed: UnitPrices | None, factor: Fraction, model: str | None = None
+    ) -> UnitPrices | None:
+        """The prices of an entry of the file over those of the table.
+
+        Args:
+            own: the entry.
+            listed: the table's prices; None: it has none.
+            factor: on both.
+            model: that is logged if it has a price of one direction alone; None: it is not known.
+        """
+        key = own.pattern, listed, factor
         if key not in self._overlaid:
-            if len(self._overlaid) >= _CARRIED_MOST:
+            if len(self._overlaid) >= _MATCHES_MOST:
                 self._overlaid.clear()
-            self._overlaid[key] = own.over(*key[1:])
+            self._overlaid[key] = own.over(listed, factor)
             if listed is None and model and (missing := own.missing):
                 cure = f"write `{missing}` in the entry {own.pattern!r} of `models` in the plans file as well"
                 self._log.log(model, cure, what=missing)
         return self._overlaid[key]
+
+    def _dearest(self, provider: str | None, at: datetime, context: Context) -> Iterator[UnitPrices | None]:
+        """The highest prices that a call may have whose model is not known: the table's, and the file's."""
+        yield dearest_prices(provider, at, context)
+        for own in self._own.values():
+            factor, left = own.factor_of(context)
+            yield self._overlay(own, dearest_prices(provider, at, left), factor)
 
     def has_price(self, model: str, usage: str, at: datetime, provider: str | None = None) -> bool:
         """Whether a price of a model is known, before its call is made; see :meth:`held`."""
@@ -176,7 +193,7 @@ class Charges:
 
         Args:
             models: that the request may be of; of several the dearest counts. Where there is none, it is the
-                dearest of the provider. One without a known price costs nothing, as when it is charged.
+                dearest of the provider and of the plans file. One without a known price costs nothing.
             usage: the route's word for the shape of its responses.
             entered: tokens that go in.
             left: tokens that come out.
@@ -191,7 +208,11 @@ class Charges:
         if models:
             found = [self._requested(model, usage, provider, at, one) for model in models for one in contexts]
         else:
-            found = [dearest_prices(provider or _SHAPES.get(usage), at, one) for one in contexts]
+            found = [
+                prices
+                for one in contexts
+                for prices in self._dearest(provider or _SHAPES.get(usage), at, one)
+            ]
         costs = (
             one.most(entered=entered, left=left, has_media=has_media, others=others)
             for one in found
@@ -234,6 +255,15 @@ class _OwnTerms(NamedTuple):
         """The direction of tokens that has no price although the other one has; None: no such direction."""
         missing = [whole for whole in ("input_tokens", "output_tokens") if whole not in self.prices]
         return missing[0] if len(missing) == 1 else None
+
+    def factor_of(self, context: Context) -> tuple[Fraction, Context]:
+        """The product of the factors that a context has, and the rest of it, which the table prices.
+
+        A factor of the file is on the standard price: the table's own price of that way does not count.
+        """
+        factors = [self.factors[pair] for pair in context if pair in self.factors]
+        left = tuple(pair for pair in context if pair not in self.factors)
+        return prod(factors, start=_WHOLE), left
 
     def over(self, listed: UnitPrices | None, factor: Fraction) -> UnitPrices | None:
         """The prices of the file over those of the table, times a factor; None: there is none of either."""

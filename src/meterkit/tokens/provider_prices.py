@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cache, lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.tokens.genai_table import read_table, read_units
@@ -68,11 +69,16 @@ def list_prices(
         return None
     if found.always is not None and not (context and (found.has_variants or found.factors)):
         return found.always
-    standard = found.info.get_prices(at)
     variants = tuple(_active(found.info.price_variants, at, context)) if found.has_variants else ()
-    factor = Fraction(1)
-    for pair in context:
-        factor *= found.factors.get(pair, 1)
+    return _compile(found.info.get_prices(at), variants, _factor(found.factors, context))
+
+
+def _factor(factors: Mapping[tuple[str, str], Fraction], context: Context) -> Fraction:
+    return prod((factors[pair] for pair in context if pair in factors), start=Fraction(1))
+
+
+def _compile(standard: Any, variants: tuple[Any, ...] = (), factor: Fraction = Fraction(1)) -> UnitPrices:
+    """The prices of a model, once for all of its names."""
     key = (factor, id(standard), *map(id, variants))  # The table keeps each of them for good.
     prices = _compiled.get(key)
     if prices is None:
@@ -131,7 +137,7 @@ def _look_up(provider: str | None, model: str) -> _ListedModel | None:
             is_own = any(info is own for own in known.models)
             has_variants = is_own and bool(info.price_variants)
             factors = _PUBLISHED.get(known.id, {}) if is_own else {}
-            always = None if isinstance(info.prices, list) else UnitPrices(_read(info.prices))
+            always = None if isinstance(info.prices, list) else _compile(info.prices)
             return _ListedModel(info, has_variants, factors, always)
     return None
 
@@ -170,10 +176,11 @@ def _dearest(provider: str | None, at: datetime, context: Context) -> UnitPrices
         known = table.providers
     found: dict[str, Fraction] = {}
     for one in known:
+        factor = _factor(_PUBLISHED.get(one.id, {}), context)
         for model in one.models:
             varied = [variant.prices for variant in _active(model.price_variants or (), at, context)]
             for prices in (model.get_prices(at), *varied):
-                for unit, tiers in _read(prices).items():
+                for unit, tiers in _of_tokens(_read(prices), factor).items():
                     found[unit] = max(found.get(unit, Fraction(0)), *(price for _, price in tiers))
     return UnitPrices({unit: at_any_length(price) for unit, price in found.items()})
 
