@@ -11,6 +11,7 @@ from meterkit.tokens.requested_model import (
     RequestHead,
     form_readers,
     is_form,
+    models_in_text,
     models_of_body,
     models_of_form,
     models_of_path,
@@ -116,13 +117,13 @@ class KeptRequest:
 
     def _search_models(self, head: RequestHead, body: bytes, known: Sequence[str]) -> tuple[str, ...]:
         """The models that a search finds in a body that cannot be parsed, and those that are known."""
-        readers = self._rest
-        if not readers and not is_form(head.content_type):
-            readers = [JsonModels()]
-            readers[0].feed(body)
-        found = names_of((*known, *(name for reader in readers for name in reader.models())))
-        is_certain = is_form(head.content_type) or models_of_path(head.path)
-        return found if is_certain else (*found, "")
+        of_form = is_form(head.content_type)
+        found = [name for reader in self._rest for name in reader.models()]
+        if not (self._rest or of_form):
+            found += models_in_text(body)
+        named = names_of((*known, *found))
+        is_certain = of_form or models_of_path(head.path)
+        return named if is_certain else (*named, "")
 
     def release(self) -> None:
         """Keep a large body no longer once the response is over: the app may still report what it used."""

@@ -42,19 +42,17 @@ _CURE: Final = (
 _SHAPES: Final = {
     "openai": "openai",
     "anthropic": "anthropic",
-    "gemini": "google",
-    "bedrock": "aws",
+    "gemini": "gcp.gemini",
+    "bedrock": "aws.bedrock",
     "cohere": "cohere",
-    "mistral": "mistral",
+    "mistral": "mistral_ai",
     "ollama": "ollama",
 }
 """The words of ``usage:``, each with the provider whose API has that shape."""
 
 _NAMED_APART: Final = _SHAPES["bedrock"]
 """The provider of a shape whose models the table does not find by their names alone."""
-_SHAPE_PROVIDERS: Final = frozenset(
-    {None, "openai", "anthropic", "gcp.gemini", "aws.bedrock", "cohere", "mistral_ai", "ollama"}
-)
+_SHAPE_PROVIDERS: Final = frozenset({None, *_SHAPES.values()})
 """What the shape of a response alone says of its provider. None of these reports amounts of money."""
 
 

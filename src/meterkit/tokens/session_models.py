@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.tokens.json_values import dig, load, table, text
 from meterkit.tokens.request import READ_BYTES_MAX, may_be_json, read_request
-from meterkit.tokens.requested_model import JsonModels, names_of, plain_name
+from meterkit.tokens.requested_model import models_in_text, names_of, plain_name
 
 if TYPE_CHECKING:
     from meterkit.tokens.json_values import Table
@@ -48,9 +48,7 @@ class SessionModels:
             return
         request = read_request(data)
         if request is None:
-            search = JsonModels()
-            search.feed(data)
-            self.asked = (*names_of((*self.asked, *search.models())), "")
+            self.asked = (*names_of((*self.asked, *models_in_text(data))), "")
             return
         named = names_of((*self.asked, *(name for field in _ASKED for name in request.texts(field))))
         self.asked = (*named, "") if "" in self.asked else named

@@ -6,13 +6,13 @@ https://github.com/xai-org/xai-sdk-python
 from __future__ import annotations
 
 from contextlib import suppress
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.tokens.calls import EventUsage
 from meterkit.tokens.json_values import paths, read_counts, table, text
 from meterkit.tokens.plain_values import held_by, kind_of
 from meterkit.tokens.providers.api import Api
+from meterkit.tokens.providers.reported_cost import read_cost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,6 @@ _PACKAGE: Final = "xai_api."
 _USAGE: Final = f"{_PACKAGE}SamplingUsage"
 _CHUNK: Final = f"{_PACKAGE}GetChatCompletionChunk"
 _PROVIDER: Final = "x_ai"
-_TICKS_IN_MICRO: Final = 10_000  # A tick is 10^-10 dollars.
 _PATHS: Final = paths(
     input_tokens="prompt_tokens",
     answer="completion_tokens",
@@ -71,16 +70,16 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
     counts, refused = read_counts(usage, _PATHS)
     if not any(counts.values()):
         return None  # Chunks before the last one have zeros.
-    ticks = usage.get("cost_in_usd_ticks")
+    cost, has_refused_cost = read_cost(usage)
     return EventUsage(
         counts=counts,
         settle=_settle,
         provider=_PROVIDER,
-        refused=refused,
+        refused=refused or has_refused_cost,
         call_id=text(event.get("id")),
         model=text(event.get("model")),
         final=event.get("kind") != _CHUNK,
-        cost_micros=Fraction(ticks, _TICKS_IN_MICRO) if isinstance(ticks, int) and ticks > 0 else None,
+        cost_micros=cost or None,  # A message of protobuf has 0 where nothing is said.
     )
 
 
