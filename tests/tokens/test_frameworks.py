@@ -220,6 +220,23 @@ def test_a_gateway_says_what_it_charges() -> None:
         assert call.reported_cost_micros == expected
 
 
+@pytest.mark.parametrize(
+    ("said", "micros"),
+    [
+        ("0.00125", 1250),
+        (2, 2_000_000),
+        ("1e9999999", None),
+        ("1e-9999999", 0),
+        ("nan", None),
+        ("-1", None),
+        (True, None),
+    ],
+)
+def test_any_number_of_a_gateway_is_read_in_a_short_time(said: object, micros: int | None) -> None:
+    (call,) = calls_of(message(counted(), model_name="m", model_provider="openrouter", cost=said))
+    assert call.reported_cost_micros == micros
+
+
 def test_a_handler_has_the_sums_of_its_models() -> None:
     sums = {"gpt-4o": counted(), LONG: counted(300_000, 10)}
     for obj in (sums, SimpleNamespace(run_inline=False, usage_metadata=sums)):

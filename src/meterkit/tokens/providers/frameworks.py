@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from decimal import Decimal
-from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
-from meterkit.catalog.models import QUANTITY_MAX
 from meterkit.catalog.units import UNIT_OF, UNITS
 from meterkit.tokens.call_usage import figure
 from meterkit.tokens.calls import EventUsage
@@ -21,9 +18,11 @@ from meterkit.tokens.json_values import dig, paths, read_counts, rows, table, te
 from meterkit.tokens.plain_values import held_by
 from meterkit.tokens.providers.api import Api
 from meterkit.tokens.providers.openai import OPENAI
+from meterkit.tokens.providers.reported_cost import read_cost
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from fractions import Fraction
 
     from meterkit.tokens.json_values import Counts, Table
 
@@ -273,12 +272,13 @@ def _searches(raw: Table) -> Counts:
 
 def _reported_cost(provider: str | None, dollars: object) -> Fraction | None:
     """The amount that a gateway says it charges, in micro-units; None: it is no gateway, or says none."""
-    if provider not in _GATEWAYS or not isinstance(dollars, int | float | Decimal | str):
+    if provider not in _GATEWAYS:
         return None
-    with suppress(ValueError, OverflowError):
-        cost = Fraction(str(dollars)) * 10**6
-        return cost if 0 <= cost <= QUANTITY_MAX else None
-    return None
+    if isinstance(dollars, str):
+        # As a float: an exact fraction with a large exponent takes minutes.
+        with suppress(ValueError, OverflowError):
+            dollars = float(dollars)
+    return read_cost({"cost": dollars})[0]
 
 
 def _is_message(event: Table) -> bool:
