@@ -139,7 +139,7 @@ async def test_without_a_balance_nothing_is_served(store_url: str) -> None:
         # A dollar is 100,000 tokens at ten dollars a million, and 30 % more.
         assert await ask(at, 1, model="gpt-4o", at_most=77_000) == 402
         assert await ask(at, 1, model="gpt-4o", said="gpt-4o", at_most=76_000) == 200
-        # What has no known price costs nothing.
+        # A model without a known price costs nothing.
         assert await ask(at, 1, model="of-no-provider", at_most=76_000) == 200
 
 

@@ -125,7 +125,7 @@ async def test_captured_figures_of_a_model_are_known_like_those_of_its_response(
     (told,) = [json.loads(row["units"]) for row in rows if row["units"] is not None]
     assert told == {"input_tokens": 1000, "cache_read_tokens": 1000}  # A part is within its whole.
     assert {row["model"] for row in rows} == {"gpt-4o"}
-    # What was read from the cache costs half: 1.25 dollars a million.
+    # Tokens read from the cache cost half: 1.25 dollars a million.
     assert sum(row["cost_micros"] or 0 for row in rows) == 1250
 
 

@@ -31,12 +31,12 @@ _UNIT: Final = "unit "
 
 
 def used_by_model(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> list[Used]:
-    """What calls come to: by model and provider where meters ask for them."""
+    """Add up what calls have used: by model and provider where meters ask for them."""
     return used_of(amounts_of(calls, compiled), compiled)
 
 
 def dimensions_of(model: str | None, provider: str | None) -> dict[str, str]:
-    """What meters that are derived from others look at."""
+    """Model and provider as the conditions of derived meters know them."""
     return {name: value for name, value in (("model", model), ("provider", provider)) if value is not None}
 
 
@@ -84,7 +84,7 @@ def used_of(amounts: Amounts, compiled: CompiledCatalog) -> list[Used]:
 
 
 def amounts_of(calls: Iterable[CallUsage], compiled: CompiledCatalog) -> Amounts:
-    """What calls amount to, on the meters that are declared as plain counters."""
+    """Add up calls on the meters that are declared as plain counters, with what they cost."""
     plain, by_model, sources = compiled.counters, compiled.by_model, compiled.catalog.billing.sources
     # What no model's price is known of costs the highest: a client may have seen to that.
     unknown = "" if compiled.has_model_prices else None

@@ -62,6 +62,6 @@ def dearest_name(call: CallUsage, names: Sequence[str], compiled: CompiledCatalo
 
 
 def _derived_meters(name: str, compiled: CompiledCatalog) -> int:
-    """How many derived meters count a model."""
+    """Count the derived meters that a model is counted on."""
     patterns = (meter.where.get("model") for meter in compiled.catalog.meters.values())
     return sum(pattern is not None and fnmatchcase(name, pattern) for pattern in patterns)

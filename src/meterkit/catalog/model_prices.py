@@ -103,7 +103,7 @@ class PriceRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelTerms:
-    """What a plans file says of the models of one pattern.
+    """Terms of a plans file for the models of one pattern.
 
     Attributes:
         prices: unit of the price table, or our meter's name for it, to micro-units of US dollars for one;

@@ -87,7 +87,7 @@ class Charges:
         self._log = UnpricedLog()
 
     def of(self, call: CallUsage, at: datetime) -> Fraction:
-        """What a call that has been made is charged, exactly; 0 where no price of its model is known.
+        """Price a call that has been made, exactly; 0 where no price of its model is known.
 
         That is logged once for each model.
         """
@@ -187,7 +187,7 @@ class Charges:
         context: Iterable[tuple[str, str]] | None = (),
         others: Mapping[str, int] = _NO_UNITS,
     ) -> int:
-        """What a call may be charged at most that is about to be made, rounded up.
+        """Price a call that is about to be made at the most that it may be charged, rounded up.
 
         Args:
             models: that the request may be of; of several the dearest counts. Where there is none, it is the

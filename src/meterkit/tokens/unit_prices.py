@@ -154,7 +154,7 @@ class UnitPrices:
         return not any(price for tiers in self.prices.values() for _, price in tiers)
 
     def _split(self, units: Mapping[str, int]) -> list[int]:
-        """How many units of each row have no priced part, and 1 request: all count each token once."""
+        """Count the units of each row that have no priced part, and 1 request: each token counts once."""
         count_of = units.get
         counts = [count_of(unit, 0) for unit in self._names]
         may_exceed = self._lacks_whole

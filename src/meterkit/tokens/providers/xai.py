@@ -79,7 +79,7 @@ def _usage_in(event: Table, strict: bool) -> EventUsage | None:
         call_id=text(event.get("id")),
         model=text(event.get("model")),
         final=event.get("kind") != _CHUNK,
-        cost_micros=cost or None,  # A message of protobuf has 0 where nothing is said.
+        cost_micros=cost or None,  # A message of protobuf without an amount has 0.
     )
 
 
