@@ -16,10 +16,10 @@ from meterkit.tokens.call_usage import billed_units
 from meterkit.tokens.genai_table import is_installed
 from meterkit.tokens.provider_prices import STANDARD, dearest_prices, list_prices, varying_contexts
 from meterkit.tokens.request import WAYS
-from meterkit.tokens.unit_prices import UnitPrices, at_any_length
+from meterkit.tokens.unit_prices import UnitPrices, at_any_length, highest_prices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.catalog.model_prices import ProviderPrices
@@ -84,6 +84,7 @@ class Charges:
         self._own_factors = frozenset(pair for one in self._own.values() for pair in one.factors)
         self._matches: dict[str, _OwnTerms | None] = {}
         self._overlaid: dict[tuple[str, UnitPrices | None, Fraction], UnitPrices | None] = {}
+        self._highest: dict[tuple[str | None, datetime, frozenset[Context]], UnitPrices] = {}
         self._log = UnpricedLog()
 
     def of(self, call: CallUsage, at: datetime) -> Fraction:
@@ -117,19 +118,7 @@ class Charges:
         if own is None:
             return list_prices(provider, model, at, context)
         factor, left = own.factor_of(context)
-        return self._overlay(own, list_prices(provider, model, at, left), factor, model)
-
-    def _overlay(
-        self, own: _OwnTerms, listed: UnitPrices | None, factor: Fraction, model: str | None = None
-    ) -> UnitPrices | None:
-        """The prices of an entry of the file over those of the table.
-
-        Args:
-            own: the entry.
-            listed: the table's prices; None: it has none.
-            factor: on both.
-            model: that is logged if it has a price of one direction alone; None: it is not known.
-        """
+        listed = list_prices(provider, model, at, left)
         key = own.pattern, listed, factor
         if key not in self._overlaid:
             if len(self._overlaid) >= _MATCHES_MOST:
@@ -140,12 +129,19 @@ class Charges:
                 self._log.log(model, cure, what=missing)
         return self._overlaid[key]
 
-    def _dearest(self, provider: str | None, at: datetime, context: Context) -> Iterator[UnitPrices | None]:
-        """The highest prices that a call may have whose model is not known: the table's, and the file's."""
-        yield dearest_prices(provider, at, context)
-        for own in self._own.values():
-            factor, left = own.factor_of(context)
-            yield self._overlay(own, dearest_prices(provider, at, left), factor)
+    def _dearest(self, provider: str | None, at: datetime, contexts: Sequence[Context]) -> UnitPrices:
+        """The highest price that each unit may have if the model is not known: the table's, or the file's."""
+        key = provider, at.replace(minute=0, second=0, microsecond=0), frozenset(contexts)
+        found = self._highest.get(key)
+        if found is None:
+            listed = highest_prices(dearest_prices(provider, at, one).prices for one in contexts)
+            factors = (max(own.factor_of(one)[0] for one in contexts) for own in self._own.values())
+            over = (own.over(listed, factor) for own, factor in zip(self._own.values(), factors, strict=True))
+            found = highest_prices([listed.prices, *(one.prices for one in over if one is not None)])
+            if len(self._highest) >= _CONTEXTS_MOST:
+                self._highest.clear()
+            self._highest[key] = found
+        return found
 
     def has_price(self, model: str, usage: str, at: datetime, provider: str | None = None) -> bool:
         """Whether a price of a model is known, before its call is made; see :meth:`held`."""
@@ -206,11 +202,7 @@ class Charges:
         if models:
             found = [self._requested(model, usage, provider, at, one) for model in models for one in contexts]
         else:
-            found = [
-                prices
-                for one in contexts
-                for prices in self._dearest(provider or _SHAPES.get(usage), at, one)
-            ]
+            found = [self._dearest(provider or _SHAPES.get(usage), at, contexts)]
         costs = (
             one.most(entered=entered, left=left, has_media=has_media, others=others)
             for one in found

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meterkit.tokens.genai_table import read_table, read_units
-from meterkit.tokens.unit_prices import ALWAYS, UnitPrices, at_any_length
+from meterkit.tokens.unit_prices import ALWAYS, UnitPrices, highest_prices
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -174,15 +174,15 @@ def _dearest(provider: str | None, at: datetime, context: Context) -> UnitPrices
         known = [table.find_provider(None, _PROVIDERS.get(provider or "", provider), None)]
     except LookupError:
         known = table.providers
-    found: dict[str, Fraction] = {}
-    for one in known:
-        factor = _factor(_PUBLISHED.get(one.id, {}), context)
-        for model in one.models:
-            varied = [variant.prices for variant in _active(model.price_variants or (), at, context)]
-            for prices in (model.get_prices(at), *varied):
-                for unit, tiers in _of_tokens(_read(prices), factor).items():
-                    found[unit] = max(found.get(unit, Fraction(0)), *(price for _, price in tiers))
-    return UnitPrices({unit: at_any_length(price) for unit, price in found.items()})
+    return highest_prices(
+        _of_tokens(_read(prices), _factor(_PUBLISHED.get(one.id, {}), context))
+        for one in known
+        for model in one.models
+        for prices in (
+            model.get_prices(at),
+            *(variant.prices for variant in _active(model.price_variants or (), at, context)),
+        )
+    )
 
 
 def _read(prices: Any) -> dict[str, Tiers]:

@@ -190,3 +190,12 @@ def _price_at(tiers: tuple[tuple[int, int], ...], input_tokens: int) -> int:
 def at_any_length(price: Fraction) -> Tiers:
     """A price that does not depend on how long the input is."""
     return ((ALWAYS, price),)
+
+
+def highest_prices(many: Iterable[Mapping[str, Tiers]]) -> UnitPrices:
+    """The highest price of each unit, whatever the length of the input."""
+    found: dict[str, Fraction] = {}
+    for prices in many:
+        for unit, tiers in prices.items():
+            found[unit] = max(found.get(unit, Fraction(0)), *(price for _, price in tiers))
+    return UnitPrices({unit: at_any_length(price) for unit, price in found.items()})
