@@ -140,7 +140,7 @@ credits:
   usd:
     unit: money
     costs: {tokens: provider_prices}
-    models: {"our-*": {output_tokens: 1 per 1000}}
+    models: {"our-*": {input_tokens: 0 per 1_000_000, output_tokens: 1 per 1000}}
 routes: [{match: "POST /", usage: openai}]
 plans:
   payg:
