@@ -167,6 +167,7 @@ async def test_no_spelling_passes_a_model_without_a_price(body: bytes, store_url
         ("/plain?model=gpt-99", b'{"model": "gpt-4o-mini"}'),
         ("/model/anthropic.claude-99/converse", b'{"messages": []}'),
         ("/plain", b'{"model": "gpt-99", "input": "' + b"x" * (1 << 20) + b'"}'),
+        ("/plain", b'{"m\\u006Fdel": "gpt\\u002d99", "input": "' + b"x" * (1 << 20) + b'"}'),
     ],
 )
 async def test_every_name_of_a_request_must_have_a_price(path: str, body: bytes, store_url: str) -> None:

@@ -10,6 +10,7 @@ request cheaper, and one too few could. Reading takes a bounded time, whatever a
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, unquote_to_bytes
@@ -53,7 +54,12 @@ def _encoded(word: str) -> str:
 _PAIR: Final = re.compile(
     rf"(?:^|[&;?])({_encoded('model')}|{_encoded('deployment')})=([^&;]*)".encode(), re.IGNORECASE
 )
-_IN_JSON: Final = re.compile(rb'"model"\s*:\s*"((?:[^"\\]|\\.){1,1024})"')
+# JSON may escape any letter of a name.
+_MEMBER: Final = b"".join(
+    rb"(?:%c|\\u00%x(?:%x|%X))" % (ord(letter), ord(letter) >> 4, ord(letter) & 15, ord(letter) & 15)
+    for letter in "model"
+)
+_IN_JSON: Final = re.compile(rb'"' + _MEMBER + rb'"\s*:\s*("(?:[^"\\]|\\.){1,1024}")')
 _JSON_EDGE_BYTES: Final = 1_100
 _BOUNDARY: Final = re.compile(rb"boundary\s*=\s*(?:\"([^\"]+)\"|([^;,\s\"]+))", re.IGNORECASE)
 _FIELD: Final = re.compile(rb"\bname\*?\s*=\s*(?:[\w-]*''|[\"'])?(model)(?![\w.-])", re.IGNORECASE)
@@ -189,6 +195,14 @@ class FormModels:
                 yield field[1].decode(), value[:_VALUE_BYTES_MAX].decode("utf-8", "replace")
 
 
+def _json_text(written: bytes) -> str:
+    text = written.decode("utf-8", "replace")
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return text[1:-1]
+
+
 class JsonModels:
     """Reads members called ``model`` in JSON that is too large or too dense to be parsed.
 
@@ -203,10 +217,9 @@ class JsonModels:
         """Take the next bytes of the body."""
         window = self._edge + data
         self._edge = window[-_JSON_EDGE_BYTES:]
-        if b'"model"' in window:
+        if b'"model"' in window or b"\\u006" in window:
             found: list[bytes] = _IN_JSON.findall(window)
-            texts = (text.decode("utf-8", "replace") for text in _ends(found))
-            self._written = list(names_of((*self._written, *texts)))
+            self._written = list(names_of((*self._written, *map(_json_text, _ends(found)))))
 
     def models(self) -> tuple[str, ...]:
         """The models that were found by now."""
