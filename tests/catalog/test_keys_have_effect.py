@@ -128,7 +128,7 @@ READ: Final[dict[str, tuple[str, str]]] = {
     "plans.*.payment_method": ("subscriptions/payment_gate.py", "plan.payment_method"),
     "plans.*.trial": ("subscriptions/service/beginning.py", "plan.trial_ms"),
     "plans.*.trial.for": ("subscriptions/service/beginning.py", "plan.trial_ms"),
-    "plans.*.trial.without_card": ("subscriptions/service/beginning.py", "plan.trial_without_card"),
+    "plans.*.trial.without_card": ("subscriptions/trial_settings.py", "plan.trial_without_card"),
     "plans.*.features": ("decisions/customer_state.py", "effective.plan.features"),
     "plans.*.meters": ("decisions/customer_state.py", "effective.plan.entitlements"),
     "plans.*.meters.*.rate": ("decisions/program.py", ".rates"),
