@@ -18,6 +18,7 @@ from meterkit.store.replay import Replay, RewindError, size_of, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from meterkit.decisions.keys import Keys
@@ -304,7 +305,7 @@ class Spool:
             if self._file is not None and path == self._file.path:
                 continue
             try:
-                file = await self._in_thread(SpoolFile.claim, path)
+                file = await self._claim(path)
             except (SpoolError, OSError, MeterkitError) as error:
                 self._refuse(path, f"it cannot be read: {error}")
                 continue
@@ -341,12 +342,13 @@ class Spool:
                 else:
                     at, sent = behind, sent + len(records)
         except BaseException:
-            await self._in_thread(file.close)
+            file.close()
             raise
         finally:
             self.lost += replay.lost
         _log.warning("%d settlements of a process that is gone are sent: %s", sent, file.path)
-        await self._in_thread(file.set_aside if is_damaged else file.remove)
+        # A cancelled removal would leave the file locked by this process.
+        await asyncio.shield(self._in_thread(file.set_aside if is_damaged else file.remove))
         return sent
 
     def _refuse(self, path: Path, why: str) -> None:
@@ -359,10 +361,27 @@ class Spool:
         lane_of, cache = self._lane.lane_of, self._cache()
         return Replay(producer, lane_of=lane_of, cache=cache, keys=self._keys, is_own=is_own)
 
+    async def _claim(self, path: Path) -> SpoolFile | None:
+        """Claim a file. One that is claimed behind a cancellation is left to the next process."""
+        claiming = self._executor().submit(SpoolFile.claim, path)
+        try:
+            return await asyncio.wrap_future(claiming)
+        except asyncio.CancelledError:
+            claiming.add_done_callback(_close_claimed)
+            raise
+
     async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor(), work, *arguments)
+
+    def _executor(self) -> ThreadPoolExecutor:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="meterkit-spool")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+        return self._thread
+
+
+def _close_claimed(claiming: Future[SpoolFile | None]) -> None:
+    if not claiming.cancelled() and claiming.exception() is None and (file := claiming.result()) is not None:
+        file.close()
 
 
 def _append(file: SpoolFile, batch: Sequence[_Kept]) -> None:
