@@ -14,7 +14,7 @@ _ENDS: Final = "*-.:@/"
 @lru_cache(1024)
 def is_listed(pattern: str) -> bool | None:
     """Whether the price table has a model whose name a pattern matches; None: it is not installed."""
-    table, folded = _table(), pattern.casefold()
+    table, folded = installed_table(), pattern.casefold()
     if table is None:
         return None
     names = dict.fromkeys((folded, folded.rstrip(_ENDS)))
@@ -29,7 +29,8 @@ def is_listed(pattern: str) -> bool | None:
 
 
 @cache
-def _table() -> Any:
+def installed_table() -> Any:
+    """The providers and models of the package, which is large to import; None: it is not installed."""
     try:
         return import_module("genai_prices.data_snapshot").get_snapshot()
     except ImportError:

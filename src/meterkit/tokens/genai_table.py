@@ -6,24 +6,25 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from meterkit.catalog.price_table import installed_table
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@cache
 def read_table() -> Any:
     """The providers and models of the package.
 
     Raises:
         MeterkitError: it is not installed.
     """
-    try:
-        return import_module("genai_prices.data_snapshot").get_snapshot()
-    except ImportError:
-        message = "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
-        raise MeterkitError(message) from None
+    table = installed_table()
+    if table is None:
+        raise MeterkitError(
+            "providers' prices need genai-prices; install it with: pip install 'meterkit[prices]'"
+        )
+    return table
 
 
 @cache
