@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.testing.emulator.invoicing.totals import shown_discounts, shown_tax, tax_to_json, work_out
+from meterkit.testing.emulator.invoicing.totals import shown_discounts, tax_to_json, work_out
 from meterkit.testing.emulator.protocol import JsonObject, fields_of, no_such
 from meterkit.testing.emulator.registry import Registry
 from meterkit.testing.emulator.selling.prices import shown
@@ -85,6 +85,11 @@ class Line:
         """The id of what it charges."""
         return self.price.product
 
+    @property
+    def includes_tax(self) -> bool:
+        """Whether its amount has the tax in it."""
+        return self.price.tax_behavior == "inclusive"
+
     def to_json(self, invoice: Invoice, total: LineTotal) -> JsonObject:
         """Return the line as Stripe shows it (https://docs.stripe.com/api/invoice-line-item/object)."""
         return {
@@ -111,7 +116,7 @@ class Line:
             "quantity_decimal": shown(self.quantity),
             "subscription": self.subscription,
             "subtotal": self.amount,
-            "taxes": shown_tax(total.tax, taxable=total.taxable),
+            "taxes": total.taxes(),
         }
 
     def _parent(self) -> JsonObject:
@@ -303,7 +308,7 @@ class Invoice:
             },
             "discounts": [discount.id for discount in self.discounts],
             "subtotal": totals.subtotal,
-            "subtotal_excluding_tax": totals.subtotal,
+            "subtotal_excluding_tax": totals.subtotal - totals.tax_within,
             "total": totals.total,
             "total_discount_amounts": totals.discount_amounts(),
             "total_excluding_tax": totals.without_tax,
@@ -359,6 +364,11 @@ class Invoices(Registry[Invoice]):
         self._moving[added.id] = added
         if added.subscription is not None:
             self._of[added.subscription].append(added)
+
+    def delete(self, deleted: Invoice) -> None:
+        """Forget an invoice of no subscription."""
+        super().delete(deleted)
+        self._moving.pop(deleted.id, None)
 
     def moving(self) -> list[Invoice]:
         """Return those that are drafts or open, oldest first."""

@@ -69,6 +69,18 @@ def _create(account: Account, call: Call) -> JsonObject:
     return made.to_json()
 
 
+def _delete(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/invoices/delete: a draft of no subscription."""
+    call.params.only()
+    invoice = account.invoices.find(call.object_id)
+    if invoice.status != "draft" or invoice.subscription is not None:
+        message = "You can only delete draft invoices that no subscription has made; void this one instead."
+        raise ApiError(message)
+    account.invoices.delete(invoice)
+    account.emit("invoice.deleted", invoice.to_json())
+    return {"id": invoice.id, "object": "invoice", "deleted": True}
+
+
 def _add_item(account: Account, call: Call) -> JsonObject:
     """https://docs.stripe.com/api/invoiceitems/create: on a draft, at a price that is charged once."""
     params = call.params
@@ -105,5 +117,6 @@ def _add_item(account: Account, call: Call) -> JsonObject:
 
 ONE_TIME_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
     ("POST", "/v1/invoices", _create),
+    ("DELETE", "/v1/invoices/{id}", _delete),
     ("POST", "/v1/invoiceitems", _add_item),
 )

@@ -34,6 +34,7 @@ class CheckoutLine:
         product: the id of the price's product.
         quantity: None: of a metered price, which has none.
         amount: what it costs at once, in minor units of the currency.
+        includes_tax: whether the amount has the tax in it.
         proration: no.
     """
 
@@ -42,6 +43,7 @@ class CheckoutLine:
     product: str
     quantity: int | None
     amount: int
+    includes_tax: bool
     proration: bool = False
 
 
@@ -124,7 +126,7 @@ class CheckoutSession:
             "total_details": {
                 "amount_discount": totals.discount,
                 "amount_shipping": 0,
-                "amount_tax": totals.tax or 0,
+                "amount_tax": totals.tax,
             },
             "ui_mode": "hosted",
             "url": self.page if self.status == "open" else None,
@@ -170,7 +172,7 @@ def line_items(session: CheckoutSession, *, prices: Prices, products: Products) 
     for line, total in zip(session.lines, totals, strict=True):
         price = prices.find(line.price)
         tax = total.tax or 0
-        amounts = {"amount_subtotal": line.amount, "amount_total": total.taxable + tax}
+        amounts = {"amount_subtotal": line.amount, "amount_total": total.total}
         shown.append(
             {
                 "id": line.id,

@@ -266,6 +266,7 @@ def _line(account: Account, item: Params, *, place: int) -> CheckoutLine:
         product=price.product,
         quantity=quantity,
         amount=amount,
+        includes_tax=price.tax_behavior == "inclusive",
     )
 
 

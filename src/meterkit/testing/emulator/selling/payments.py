@@ -101,10 +101,10 @@ class PaymentMethods(Registry[PaymentMethod]):
         self.failing: set[str] = set()
 
     def attach(self, name: str, *, customer: str, now: int) -> PaymentMethod:
-        """Give a customer a card: one of Stripe's test cards anew, or one that it has had.
+        """Give a customer one of Stripe's test cards.
 
         Raises:
-            ApiError: there is no such payment method, or it is another customer's.
+            ApiError: there is no such payment method, it is another customer's, or was detached from one.
         """
         known = self.get(name)
         if known is None:
@@ -122,10 +122,15 @@ class PaymentMethods(Registry[PaymentMethod]):
                 asks_until_set_up=name == ASKS_UNTIL_SET_UP,
             )
             self.add(known)
-        if known.customer not in {None, customer}:
+        if known.customer is None:
+            message = (
+                "This PaymentMethod was previously used without being attached to a Customer or was detached "
+                "from a Customer, and may not be used again."
+            )
+            raise ApiError(message)
+        if known.customer != customer:
             message = "The payment method you provided has already been attached to a customer."
             raise ApiError(message, code="payment_method_unexpected_state")
-        known.customer = customer
         return known
 
     def of_customer(self, method_id: str, *, customer: str, param: str) -> PaymentMethod:

@@ -1,0 +1,498 @@
+"""Calls as Stripe's reference describes them, through its SDK: each test's docstring is the page it follows.
+
+Here: invoices, money given back, checkout, meters, and what all calls share; the rest is in
+tests/testing/test_documented_calls.py.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stripe
+
+from emulated import account
+from subscribing import DAY, HOUR, MAY, SECOND, amounts, invoice_of, item_of, shop, subscribe
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from meterkit.testing import Clock, StripeEmulator
+
+pytestmark = pytest.mark.anyio
+
+Served = tuple[stripe.StripeClient, "StripeEmulator", "Clock"]
+SENT: Any = {"collection_method": "send_invoice", "days_until_due": 14}
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    emulator, clock = shop()
+    async with account(emulator) as client:
+        yield client, emulator, clock
+
+
+async def _draft(served: Served) -> stripe.Invoice:
+    """The draft of a renewal that has just been made."""
+    client, _, clock = served
+    await subscribe(client)
+    clock.advance(timedelta(days=30, minutes=1))
+    return (await client.v1.invoices.list_async({"limit": 1})).data[0]
+
+
+async def _open(served: Served) -> stripe.Invoice:
+    client, _, _ = served
+    made = await subscribe(client, **SENT)
+    return await client.v1.invoices.finalize_invoice_async(str(invoice_of(made).id))
+
+
+async def _metered(served: Served) -> tuple[str, str]:
+    """The price and the meter of calls, at 2 cents each."""
+    client, emulator, _ = served
+    meter = emulator.add_meter("calls")
+    wanted: Any = {
+        "currency": "usd",
+        "product": "prod_pro",
+        "unit_amount": 2,
+        "recurring": {"interval": "month", "usage_type": "metered", "meter": meter},
+    }
+    return (await client.v1.prices.create_async(wanted)).id, meter
+
+
+async def _used(client: stripe.StripeClient, number: int, *, at: int, identifier: str) -> None:
+    await client.v1.billing.meter_events.create_async(
+        {
+            "event_name": "calls",
+            "identifier": identifier,
+            "payload": {"stripe_customer_id": "cus_1", "value": str(number)},
+            "timestamp": at,
+        }
+    )
+
+
+async def test_a_renewal_is_a_draft_for_an_hour(served: Served) -> None:
+    """https://docs.stripe.com/billing/invoices/subscription#subscription-renewal-invoices."""
+    client, _, clock = served
+    draft = await _draft(served)
+    assert (draft.status, draft.billing_reason, draft.auto_advance) == ("draft", "subscription_cycle", True)
+    clock.advance(timedelta(hours=1))
+    assert (await client.v1.invoices.retrieve_async(str(draft.id))).status == "paid"
+
+
+async def test_finalization_is_put_off(served: Served) -> None:
+    """https://docs.stripe.com/invoicing/scheduled-finalization."""
+    client, _, clock = served
+    draft = await _draft(served)
+    later: Any = {"automatically_finalizes_at": MAY + DAY}
+    await client.v1.invoices.update_async(str(draft.id), later)
+    clock.advance(timedelta(hours=2))
+    assert (await client.v1.invoices.retrieve_async(str(draft.id))).status == "draft"
+    clock.advance(timedelta(days=1))
+    assert (await client.v1.invoices.retrieve_async(str(draft.id))).status == "paid"
+
+
+async def test_a_draft_that_does_not_advance_stays_one(served: Served) -> None:
+    """https://docs.stripe.com/invoicing/integration/automatic-advancement-collection: `auto_advance`."""
+    client, _, clock = served
+    draft = await _draft(served)
+    await client.v1.invoices.update_async(str(draft.id), {"auto_advance": False})
+    clock.advance(timedelta(days=20))
+    assert (await client.v1.invoices.retrieve_async(str(draft.id))).status == "draft"
+
+
+async def test_invoices_finalize(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/finalize: once."""
+    client, _, _ = served
+    draft = await _draft(served)
+    done = await client.v1.invoices.finalize_invoice_async(str(draft.id))
+    assert done.status_transitions.finalized_at is not None
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.invoices.finalize_invoice_async(str(draft.id))
+
+
+async def test_invoices_pay(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/pay: outside of Stripe."""
+    client, _, _ = served
+    paid = await client.v1.invoices.pay_async(str((await _open(served)).id), {"paid_out_of_band": True})
+    assert (paid.status, paid.amount_remaining) == ("paid", 0)
+
+
+async def test_a_declined_payment_says_why(served: Served) -> None:
+    """https://docs.stripe.com/error-codes#card-declined: HTTP 402."""
+    client, emulator, _ = served
+    open_invoice = await _open(served)
+    emulator.fail_payments("cus_1")
+    with pytest.raises(stripe.CardError) as caught:
+        await client.v1.invoices.pay_async(str(open_invoice.id))
+    assert (caught.value.code, caught.value.http_status) == ("card_declined", 402)
+
+
+async def test_invoices_void(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/void: an open one, not a draft."""
+    client, _, _ = served
+    found = await _open(served)
+    assert (await client.v1.invoices.void_invoice_async(str(found.id))).status == "void"
+    draft = await _draft(served)
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.invoices.void_invoice_async(str(draft.id))
+
+
+async def test_invoices_mark_uncollectible(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/mark_uncollectible: it can still be paid."""
+    client, _, _ = served
+    given_up = await client.v1.invoices.mark_uncollectible_async(str((await _open(served)).id))
+    assert given_up.status == "uncollectible"
+    assert (await client.v1.invoices.pay_async(str(given_up.id))).status == "paid"
+
+
+async def test_invoices_create_preview(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/create_preview: nothing is kept of it."""
+    client, _, clock = served
+    made = await subscribe(client)
+    clock.advance(timedelta(days=15))
+    asked: Any = {
+        "subscription": made.id,
+        "subscription_details": {
+            "items": [{"id": item_of(made).id, "price": "price_20"}],
+            "proration_behavior": "always_invoice",
+            "proration_date": int(clock()),
+        },
+    }
+    preview = await client.v1.invoices.create_preview_async(asked)
+    assert (amounts(preview), preview.total) == ([-500, 1000], 500)
+    assert len((await client.v1.invoices.list_async()).data) == 1
+    assert item_of(await client.v1.subscriptions.retrieve_async(made.id)).price.id == "price_10"
+
+
+async def test_invoice_items_create(served: Served) -> None:
+    """https://docs.stripe.com/api/invoiceitems/create: on a draft."""
+    client, _, _ = served
+    draft = await _draft(served)
+    price: Any = {"currency": "usd", "product": "prod_pro", "unit_amount": 250}
+    wanted: Any = {"customer": "cus_1", "invoice": draft.id, "price_data": price, "quantity": 2}
+    assert (await client.v1.invoice_items.create_async(wanted)).amount == 500
+    assert (await client.v1.invoices.retrieve_async(str(draft.id))).total == 1500
+
+
+async def test_a_final_invoice_takes_no_items(served: Served) -> None:
+    """https://docs.stripe.com/api/invoiceitems/create#create_invoiceitem-invoice."""
+    client, _, _ = served
+    price: Any = {"currency": "usd", "product": "prod_pro", "unit_amount": 250}
+    wanted: Any = {"customer": "cus_1", "invoice": (await _open(served)).id, "price_data": price}
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.invoice_items.create_async(wanted)
+
+
+async def test_invoices_create_and_delete(served: Served) -> None:
+    """https://docs.stripe.com/api/invoices/delete: a draft of no subscription."""
+    client, _, _ = served
+    made = await client.v1.invoices.create_async({"customer": "cus_1"})
+    assert (made.status, made.billing_reason, made.total) == ("draft", "manual", 0)
+    assert (await client.v1.invoices.delete_async(str(made.id))).deleted is True
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        await client.v1.invoices.retrieve_async(str(made.id))
+    assert caught.value.http_status == 404
+    for kept in (await _draft(served), await _open(served)):
+        with pytest.raises(stripe.InvalidRequestError):
+            await client.v1.invoices.delete_async(str(kept.id))
+
+
+async def test_invoice_lines_list(served: Served) -> None:
+    """https://docs.stripe.com/api/invoice-line-item/invoice-lines-list."""
+    client, _, _ = served
+    made = await subscribe(client, "price_10", "price_20")
+    invoice = str(invoice_of(made).id)
+    first = await client.v1.invoices.line_items.list_async(invoice, {"limit": 1})
+    assert (len(first.data), first.has_more) == (1, True)
+    assert sorted([line.amount async for line in first.auto_paging_iter()]) == [1000, 2000]
+
+
+async def test_balances_pay_what_comes_next(served: Served) -> None:
+    """https://docs.stripe.com/billing/customer/balance: negative is what the customer has."""
+    client, _, _ = served
+    await client.v1.customers.update_async("cus_1", {"balance": -400})
+    invoice = invoice_of(await subscribe(client))
+    assert (invoice.starting_balance, invoice.total, invoice.amount_paid) == (-400, 1000, 600)
+    assert (await client.v1.customers.retrieve_async("cus_1")).balance == 0
+
+
+async def test_credit_notes_of_an_open_invoice(served: Served) -> None:
+    """https://docs.stripe.com/api/credit_notes/create: less is due."""
+    client, _, _ = served
+    found = await _open(served)
+    note = await client.v1.credit_notes.create_async({"invoice": str(found.id), "amount": 400})
+    assert (note.type, note.amount, note.status) == ("pre_payment", 400, "issued")
+    assert (await client.v1.invoices.retrieve_async(str(found.id))).amount_due == 600
+
+
+async def test_credit_notes_of_a_paid_invoice(served: Served) -> None:
+    """https://docs.stripe.com/api/credit_notes/create#create_credit_note-credit_amount: to the balance."""
+    client, _, _ = served
+    invoice = str(invoice_of(await subscribe(client)).id)
+    note = await client.v1.credit_notes.create_async(
+        {"invoice": invoice, "amount": 400, "credit_amount": 400}
+    )
+    assert note.type == "post_payment"
+    assert (await client.v1.customers.retrieve_async("cus_1")).balance == -400
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.credit_notes.create_async({"invoice": invoice, "amount": 601, "credit_amount": 601})
+
+
+async def test_refunds_create(served: Served) -> None:
+    """https://docs.stripe.com/api/refunds/create: in parts, until all is refunded."""
+    client, _, _ = served
+    invoice = str(invoice_of(await subscribe(client)).id)
+    (payment,) = (await client.v1.invoice_payments.list_async({"invoice": invoice})).data
+    intent = str(payment.payment.payment_intent)
+    part = await client.v1.refunds.create_async({"payment_intent": intent, "amount": 400})
+    assert (part.amount, part.status) == (400, "succeeded")
+    assert (await client.v1.refunds.create_async({"payment_intent": intent})).amount == 600
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        await client.v1.refunds.create_async({"payment_intent": intent})
+    assert caught.value.code == "charge_already_refunded"
+
+
+async def test_meters_create(served: Served) -> None:
+    """https://docs.stripe.com/api/billing/meter/create: one active meter by an event name."""
+    client, _, _ = served
+    wanted: Any = {"display_name": "Calls", "event_name": "calls", "default_aggregation": {"formula": "sum"}}
+    made = await client.v1.billing.meters.create_async(wanted)
+    assert (made.status, made.event_name) == ("active", "calls")
+    assert (made.customer_mapping.event_payload_key, made.value_settings.event_payload_key) == (
+        "stripe_customer_id",
+        "value",
+    )
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.billing.meters.create_async(wanted)
+
+
+async def test_meters_deactivate(served: Served) -> None:
+    """https://docs.stripe.com/api/billing/meter/deactivate: no event is taken meanwhile."""
+    client, emulator, _ = served
+    meter = emulator.add_meter("calls")
+    assert (await client.v1.billing.meters.deactivate_async(meter)).status == "inactive"
+    with pytest.raises(stripe.InvalidRequestError):
+        await _used(client, 1, at=SECOND, identifier="a")
+    assert (await client.v1.billing.meters.reactivate_async(meter)).status == "active"
+    await _used(client, 1, at=SECOND, identifier="b")
+
+
+async def test_meter_events_create(served: Served) -> None:
+    """https://docs.stripe.com/api/billing/meter-event/create: identifiers are unique for a day."""
+    client, emulator, _ = served
+    emulator.add_meter("calls")
+    await _used(client, 3, at=SECOND, identifier="one")
+    with pytest.raises(stripe.InvalidRequestError):
+        await _used(client, 3, at=SECOND, identifier="one")
+    assert emulator.accepted("cus_1", "calls") == 3
+
+
+@pytest.mark.parametrize("away", [-36 * DAY, HOUR])
+async def test_events_have_a_time_that_is_near(served: Served, away: int) -> None:
+    """https://docs.stripe.com/api/billing/meter-event/create: 35 days ago, or in 5 minutes."""
+    client, emulator, _ = served
+    emulator.add_meter("calls")
+    with pytest.raises(stripe.InvalidRequestError, match="timestamp"):
+        await _used(client, 3, at=SECOND + away, identifier="one")
+
+
+async def test_meter_event_adjustments_create(served: Served) -> None:
+    """https://docs.stripe.com/api/billing/meter-event-adjustment/create: of the last day."""
+    client, emulator, _ = served
+    emulator.add_meter("calls")
+    await _used(client, 3, at=SECOND, identifier="one")
+    wanted: Any = {"type": "cancel", "event_name": "calls", "cancel": {"identifier": "one"}}
+    assert (await client.v1.billing.meter_event_adjustments.create_async(wanted)).type == "cancel"
+    assert emulator.accepted("cus_1", "calls") == 0
+
+
+async def test_meter_event_summaries_list(served: Served) -> None:
+    """https://docs.stripe.com/api/billing/meter-event-summary/list: bounds are whole minutes."""
+    client, emulator, clock = served
+    meter = emulator.add_meter("calls")
+    await _used(client, 3, at=SECOND, identifier="one")
+    await _used(client, 4, at=SECOND - 60, identifier="two")
+    clock.advance(timedelta(minutes=10))
+    asked: Any = {"customer": "cus_1", "start_time": SECOND - 60, "end_time": SECOND}
+    (found,) = (await client.v1.billing.meters.event_summaries.list_async(meter, asked)).data
+    assert found.aggregated_value == 4
+    asked["end_time"] = SECOND + 1
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.billing.meters.event_summaries.list_async(meter, asked)
+
+
+async def test_usage_is_billed_behind_its_period(served: Served) -> None:
+    """https://docs.stripe.com/billing/subscriptions/usage-based/implementation-guide."""
+    client, _, clock = served
+    price, _ = await _metered(served)
+    made = await subscribe(client, "price_10", price)
+    assert amounts(invoice_of(made)) == [1000]
+    await _used(client, 30, at=SECOND + 60, identifier="one")
+    clock.advance(timedelta(days=30, hours=2))
+    renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
+    assert sorted(amounts(renewal)) == [60, 1000]
+
+
+async def test_metered_items_have_no_quantity(served: Served) -> None:
+    """https://docs.stripe.com/api/subscription_items/create#create_subscription_item-quantity."""
+    client, _, _ = served
+    price, _ = await _metered(served)
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.subscriptions.create_async(
+            {"customer": "cus_1", "items": [{"price": price, "quantity": 2}]}
+        )
+
+
+async def test_a_metered_price_that_is_removed_bills_what_was_used(served: Served) -> None:
+    """https://docs.stripe.com/billing/subscriptions/usage-based/manage-billing-setup: in flexible billing."""
+    client, _, clock = served
+    price, _ = await _metered(served)
+    made = await subscribe(client, "price_10", price, billing_mode={"type": "flexible"})
+    await _used(client, 30, at=SECOND + 60, identifier="one")
+    clock.advance(timedelta(days=10))
+    listed = await client.v1.subscription_items.list_async({"subscription": made.id})
+    (item,) = [each.id for each in listed.data if each.price.id == price]
+    await client.v1.subscription_items.delete_async(item, {"proration_behavior": "create_prorations"})
+    clock.advance(timedelta(days=20, hours=2))
+    renewal = (await client.v1.invoices.list_async({"limit": 1})).data[0]
+    assert sorted(amounts(renewal)) == [60, 1000]
+
+
+async def test_checkout_sessions_create(served: Served) -> None:
+    """https://docs.stripe.com/api/checkout/sessions/create: open for a day."""
+    client, _, clock = served
+    wanted: Any = {
+        "mode": "subscription",
+        "line_items": [{"price": "price_10", "quantity": 1}],
+        "success_url": "https://app.example/done",
+        "client_reference_id": "acme",
+    }
+    made = await client.v1.checkout.sessions.create_async(wanted)
+    assert (made.status, made.payment_status, made.client_reference_id) == ("open", "unpaid", "acme")
+    assert made.expires_at == SECOND + DAY
+    clock.advance(timedelta(days=1, seconds=1))
+    assert (await client.v1.checkout.sessions.retrieve_async(made.id)).status == "expired"
+
+
+async def test_checkout_sessions_expire(served: Served) -> None:
+    """https://docs.stripe.com/api/checkout/sessions/expire: an open one."""
+    client, _, _ = served
+    wanted: Any = {
+        "mode": "subscription",
+        "line_items": [{"price": "price_10", "quantity": 1}],
+        "success_url": "https://app.example/done",
+    }
+    made = await client.v1.checkout.sessions.create_async(wanted)
+    assert (await client.v1.checkout.sessions.expire_async(made.id)).status == "expired"
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.checkout.sessions.expire_async(made.id)
+
+
+async def test_portal_sessions_create(served: Served) -> None:
+    """https://docs.stripe.com/api/customer_portal/sessions/create."""
+    client, _, _ = served
+    made = await client.v1.billing_portal.sessions.create_async(
+        {"customer": "cus_1", "return_url": "https://app.example/account"}
+    )
+    assert (made.customer, made.return_url) == ("cus_1", "https://app.example/account")
+    assert made.url.startswith("http")
+
+
+async def test_setup_intents_create(served: Served) -> None:
+    """https://docs.stripe.com/api/setup_intents/create."""
+    client, _, _ = served
+    made = await client.v1.setup_intents.create_async({"customer": "cus_1", "usage": "off_session"})
+    assert (made.status, made.usage) == ("requires_payment_method", "off_session")
+    assert made.client_secret is not None
+    assert (await client.v1.setup_intents.cancel_async(made.id)).status == "canceled"
+
+
+async def test_test_clocks_advance(served: Served) -> None:
+    """https://docs.stripe.com/api/test_clocks/advance: forward only."""
+    client, _, _ = served
+    clock = await client.v1.test_helpers.test_clocks.create_async({"frozen_time": SECOND})
+    advanced = await client.v1.test_helpers.test_clocks.advance_async(clock.id, {"frozen_time": MAY})
+    assert advanced.status == "advancing"
+    assert (await client.v1.test_helpers.test_clocks.retrieve_async(clock.id)).status == "ready"
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.test_helpers.test_clocks.advance_async(clock.id, {"frozen_time": SECOND})
+
+
+async def test_events_list(served: Served) -> None:
+    """https://docs.stripe.com/api/events/list: newest first, by type."""
+    client, _, _ = served
+    made = await subscribe(client)
+    (told,) = (await client.v1.events.list_async({"type": "customer.subscription.created"})).data
+    assert (told.data.object["id"], told.object) == (made.id, "event")
+    assert (await client.v1.events.retrieve_async(told.id)).type == "customer.subscription.created"
+
+
+async def test_requests_are_repeated_safely(served: Served) -> None:
+    """https://docs.stripe.com/api/idempotent_requests: the first answer, and no other parameters."""
+    client, _, _ = served
+    options: Any = {"idempotency_key": "once"}
+    first = await client.v1.customers.create_async({"name": "A"}, options)
+    assert (await client.v1.customers.create_async({"name": "A"}, options)).id == first.id
+    with pytest.raises(stripe.IdempotencyError):
+        await client.v1.customers.create_async({"name": "B"}, options)
+
+
+async def test_lists_have_pages(served: Served) -> None:
+    """https://docs.stripe.com/api/pagination: ten unless told otherwise, a hundred at most."""
+    client, emulator, _ = served
+    for number in range(11):
+        emulator.add_customer(f"cus_n{number}")
+    page = await client.v1.customers.list_async()
+    assert (len(page.data), page.has_more) == (10, True)
+    assert len([one async for one in page.auto_paging_iter()]) == 12
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.customers.list_async({"limit": 101})
+
+
+async def test_answers_are_expanded(served: Served) -> None:
+    """https://docs.stripe.com/expand: four levels at most."""
+    client, _, _ = served
+    made = await subscribe(client)
+    found = await client.v1.subscriptions.retrieve_async(made.id, {"expand": ["customer", "latest_invoice"]})
+    assert isinstance(found.customer, stripe.Customer)
+    assert isinstance(found.latest_invoice, stripe.Invoice)
+    deep: Any = {"expand": ["latest_invoice.customer.default_source.customer.default_source"]}
+    with pytest.raises(stripe.InvalidRequestError):
+        await client.v1.subscriptions.retrieve_async(made.id, deep)
+
+
+async def test_errors_name_the_parameter(served: Served) -> None:
+    """https://docs.stripe.com/api/errors."""
+    client, _, _ = served
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        await client.v1.subscriptions.retrieve_async("sub_none")
+    assert (caught.value.http_status, caught.value.code) == (404, "resource_missing")
+    odd: Any = {"nmae": "A"}
+    with pytest.raises(stripe.InvalidRequestError) as caught:
+        await client.v1.customers.create_async(odd)
+    assert (caught.value.code, getattr(caught.value, "param", None)) == ("parameter_unknown", "nmae")
+    async with account(served[1], key="nonsense") as other:
+        with pytest.raises(stripe.AuthenticationError):
+            await other.v1.customers.list_async()
+
+
+async def test_a_price_may_have_its_tax_in_it() -> None:
+    """https://docs.stripe.com/tax/products-prices-tax-codes-tax-behavior: the total does not change."""
+    emulator, _ = shop(tax_percent=Decimal(20))
+    async with account(emulator) as client:
+        await client.v1.customers.update_async("cus_1", {"address": {"country": "DE"}})
+        within: Any = {
+            "currency": "usd",
+            "product": "prod_pro",
+            "unit_amount": 600,
+            "tax_behavior": "inclusive",
+        }
+        within["recurring"] = {"interval": "month"}
+        price = (await client.v1.prices.create_async(within)).id
+        invoice = invoice_of(await subscribe(client, "price_10", price, automatic_tax={"enabled": True}))
+        assert (invoice.subtotal, invoice.subtotal_excluding_tax) == (1600, 1500)
+        assert (invoice.total_excluding_tax, invoice.total) == (1500, 1800)
+        taxes = [(tax.tax_behavior, tax.amount, tax.taxable_amount) for tax in invoice.total_taxes or ()]
+        assert taxes == [("exclusive", 200, 1000), ("inclusive", 100, 500)]
