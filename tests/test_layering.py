@@ -39,6 +39,7 @@ LINE = (
 )
 SUBSCRIPTIONS = (
     ("change_rules", "problem_documents", "stripe_objects", "auto_state"),
+    ("item_price_reading",),
     (
         "proration",
         "billing_requests",

@@ -11,7 +11,15 @@ from dataclasses import astuple, dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from meterkit.decisions.customer_state import NO_STATE, CustomerState, effective_plan, entitlements_of
+from meterkit.decisions.customer_state import (
+    NO_STATE,
+    CustomerState,
+    effective_plan,
+    entitlements_of,
+    entitlements_on,
+    with_former_prices,
+    with_learned_prices,
+)
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.price_segments import ended_labels
@@ -111,7 +119,7 @@ class States:
         check_customer(customer)
         for _ in range(_TRIES):
             found = await self.find(customer)
-            changed = change(found.state)
+            changed = with_former_prices(found.state, change(found.state), self._store.now_ms())
             if changed == found.state and found.rev != NO_STATE and not self._is_behind(found):
                 return found.state
             if await self._put(customer, found, changed, cause):
@@ -175,7 +183,7 @@ class States:
                 entries,
                 notices,
                 _gauges(changed, store.catalog, now_ms),
-                _ended(before, force, changed, store.catalog),
+                _ended_prices(before, force, (found.state, changed), store.catalog),
             ),
         )
         if notices and reply[0] == 0:
@@ -202,12 +210,16 @@ def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[s
     return [(name, -1 if limit is None else limit.included) for name, limit in limits.items()]
 
 
-def _ended(before: InForce, after: InForce, changed: CustomerState, catalog: Catalog) -> dict[str, object]:
+def _ended_prices(
+    before: InForce, after: InForce, states: tuple[CustomerState, CustomerState], catalog: Catalog
+) -> dict[str, object]:
     """The prices that end with this change, and when (ms)."""
-    plan = catalog.plans.get(before.plan)
-    labels = (
-        {} if plan is None else ended_labels(plan, catalog.plans[after.plan], changed, catalog, after.at_ms)
-    )
+    old, new = states
+    plan, labels = catalog.plans.get(before.plan), dict[str, str]()
+    if plan is not None:
+        given = entitlements_on(plan, with_learned_prices(old, new), catalog, before.at_ms)
+        then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
+        labels = ended_labels(given, then, catalog)
     return {"at": str(after.at_ms), "labels": labels}
 
 

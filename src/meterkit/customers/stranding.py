@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog import override
 from meterkit.customers.states import States
 from meterkit.decisions.ambiguity import compare_in_ms
-from meterkit.decisions.customer_overrides import overrides_at
+from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import ended_labels
@@ -106,7 +105,8 @@ async def strand_usage(
     """
     catalog, now_ms = store.catalog, store.now_ms()
     old, new = (_plan(state, catalog, now_ms) for state in (before, after))
-    given = None if old is None else override(catalog, old, overrides_at(after.overrides, now_ms).meters)
+    given = None if old is None else entitlements_on(old, before, catalog, now_ms)
+    then = None if new is None else entitlements_on(new, after, catalog, now_ms)
     meters = {
         meter_token(name): (*_again(meter, new, after, catalog, now_ms), _price(given, meter, catalog))
         for name, meter in catalog.meters.items()
@@ -132,7 +132,7 @@ async def strand_usage(
             "meters": meters,
             "pending": sorted(pending),
             "since": since,
-            "labels": {} if old is None or new is None else ended_labels(old, new, after, catalog, now_ms),
+            "labels": {} if given is None or then is None else ended_labels(given, then, catalog),
             "changed": str(next_minute_ms(now_ms)),
             "rev": switch.rev,
             "cause": switch.cause,
@@ -228,7 +228,7 @@ def _again(
     """The class that late usage of a meter is recorded in again (empty: none), and the meter's name."""
     kind = ""
     if plan is not None and catalog.billing.late_usage == "next_period":
-        given = override(catalog, plan, overrides_at(state.overrides, now_ms).meters)
+        given = entitlements_on(plan, state, catalog, now_ms)
         kind = late_class(given[deciding_meter(meter.name, catalog)], meter)
     return kind, meter.name
 

@@ -7,10 +7,9 @@ from collections import Counter
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog import override
 from meterkit.customers.history import HISTORY_MOST, history_of, until
 from meterkit.customers.sorting import customers_with_counts
-from meterkit.decisions.customer_overrides import overrides_at
+from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import (
@@ -138,7 +137,7 @@ async def _recorded_at(
     if plan is None or not names:
         return {}
     start_ms, last_ms = to_ms(period["start"]), to_ms(period["end"]) - 1
-    given = override(catalog, plan, overrides_at(state.overrides, last_ms).meters)
+    given = entitlements_on(plan, state, catalog, last_ms)
     fields = [f"{start_ms}|{meter_token(name)}{kind}" for name in names for kind in "st"]
     admin, totals = await store.admin(), store.keys.customer(usage["customer"]).totals
     kept = iter(await admin.ask(admin.client.hmget(totals, fields)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.catalog import override
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
+from meterkit.decisions.item_prices import with_item_prices
 from meterkit.decisions.keys import FORMAT
 from meterkit.decisions.periods import Bounds, bounds_at
 from meterkit.decisions.subscription import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.decisions.decision import Reason
+    from meterkit.decisions.item_prices import ItemPrices
 
 _SEATS: Final = "seats"
 _COUNTING: Final[Mapping[Interval, Counting]] = {"month": Counting(per="month"), "year": Counting(per="year")}
@@ -129,6 +131,7 @@ class EffectivePlan:
             as the plans file says. A restricted customer gets none: that is no change of plan.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         subject_overrides: what subjects get differently; see :mod:`meterkit.decisions.customer_overrides`.
+        prices: of the subscription's metered items; empty: not known, or there are none.
         counting: what included quantities are counted over.
         bounds: this period and the next.
         valid_until_ms: until when all this holds if the state does not change.
@@ -142,17 +145,65 @@ class EffectivePlan:
     keeps_limits: bool
     overrides: Mapping[str, Mapping[str, object]]
     subject_overrides: Mapping[str, Mapping[str, object]]
+    prices: ItemPrices
     counting: Counting
     bounds: Bounds
     valid_until_ms: int
 
 
 def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, Entitlement]:
-    """What a customer gets of each meter: the plan's, with overrides, and the seats that are paid for."""
+    """What a customer gets of each meter: the plan's, with overrides, and the seats that are paid for.
+
+    Overage costs what the customer's own subscription items charge.
+    """
     given = effective.plan.entitlements
     if effective.overrides:
         given = override(catalog, effective.plan, effective.overrides)
+    given = with_item_prices(given, effective.prices, catalog)
     return with_seats(given, catalog.meters, effective.seats)
+
+
+def entitlements_on(
+    plan: Plan, state: CustomerState, catalog: Catalog, at_ms: int, *, own_prices: bool = True
+) -> Mapping[str, Entitlement]:
+    """Entitlements of a customer on a plan at an instant, seats left out.
+
+    Args:
+        plan: which.
+        state: the customer's: overrides, and prices of subscription items.
+        catalog: where the plan is.
+        at_ms: the instant.
+        own_prices: whether overage costs what the subscription items charge, rather than what the plan says.
+    """
+    overrides = overrides_at(state.overrides, at_ms).meters
+    given = override(catalog, plan, overrides) if overrides else plan.entitlements
+    if not own_prices or state.subscription is None:
+        return given
+    return with_item_prices(given, state.subscription.prices_at(at_ms), catalog)
+
+
+def with_learned_prices(before: CustomerState, after: CustomerState) -> CustomerState:
+    """A state with what is known by now of prices that its subscription had already: no price ends then.
+
+    A price at Stripe never changes. A release before this one did not read what it charges.
+    """
+    old, new = before.subscription, after.subscription
+    if (
+        old is None
+        or new is None
+        or old.prices == new.prices
+        or (old.id, old.metered) != (new.id, new.metered)
+    ):
+        return before
+    return replace(before, subscription=replace(old, prices=new.prices))
+
+
+def with_former_prices(before: CustomerState, after: CustomerState, now_ms: int) -> CustomerState:
+    """A state that also keeps the prices of the subscription's items that end with this change."""
+    old, new = before.subscription, after.subscription
+    if old is None or new is None or old is new:
+        return after
+    return replace(after, subscription=new.with_former_prices(old, now_ms))
 
 
 def holding_only(
@@ -209,6 +260,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
         keeps_limits=catalog.billing.changes.over_limit == "allow" and standing.access != "restricted",
         overrides=own.meters,
         subject_overrides=own.subjects,
+        prices=() if subscription is None else subscription.prices_at(now_ms),
         counting=counting,
         bounds=bounds_of(state, counting, now_ms),
         valid_until_ms=min(standing.until_ms, turn_ms, next_end_ms(state.overrides, now_ms)),

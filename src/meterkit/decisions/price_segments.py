@@ -9,15 +9,12 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.catalog import override
-from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.catalog import Catalog, Entitlement, Meter, Plan
-    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.catalog import Catalog, Entitlement, Meter
 
 _NO_PRICE: Final = "-"
 _BY_MODEL: Final = "*"
@@ -50,7 +47,7 @@ class Segment(NamedTuple):
 
 
 def label_of(entitlement: Entitlement) -> str:
-    """The label of the price that a plan gives for overage of a meter."""
+    """The label of the price that overage of a meter has."""
     overage = entitlement.overage
     if overage.mode != "bill" or overage.amount_cents is None:
         return _NO_PRICE
@@ -83,25 +80,21 @@ def sent_segments(marks: str, *, label: str, sent: int) -> list[Segment]:
 
 
 def ended_labels(
-    before: Plan, after: Plan, state: CustomerState, catalog: Catalog, now_ms: int
+    before: Mapping[str, Entitlement], after: Mapping[str, Entitlement], catalog: Catalog
 ) -> dict[str, str]:
-    """The labels of the prices that end where one plan follows another, each by its meter's token.
+    """The labels of the prices that end where other entitlements follow, each by its meter's token.
 
     Args:
-        before: the plan in force until now.
-        after: the plan in force from now on.
-        state: of the customer, whose overrides lie over both.
-        catalog: where the plans are.
-        now_ms: the instant of the change; overrides that have ended by then lie over neither.
+        before: what the customer gets of each meter until now.
+        after: what it gets from now on.
+        catalog: where the meters are.
     """
-    if before.key == after.key:
+    if before is after:
         return {}
-    own = overrides_at(state.overrides, now_ms).meters
-    old, new = (override(catalog, plan, own) for plan in (before, after))
     return {
-        meter_token(name): label_of(old[name])
+        meter_token(name): label_of(before[name])
         for name, meter in catalog.meters.items()
-        if meter.kind == "counter" and label_of(old[name]) != label_of(new[name])
+        if meter.kind == "counter" and label_of(before[name]) != label_of(after[name])
     }
 
 

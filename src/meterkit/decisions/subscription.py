@@ -6,10 +6,13 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from sys import intern
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from meterkit.decisions.item_prices import NO_PRICES, dump_item_prices, parse_item_prices
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meterkit.catalog import Dunning
+    from meterkit.decisions.item_prices import ItemPrices
 
 Status = Literal[
     "active",
@@ -28,6 +31,9 @@ ENDED: Final[frozenset[Status | None]] = frozenset({"canceled", "incomplete_expi
 _OWING: Final[frozenset[Status]] = frozenset({"past_due", "unpaid"})
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
+_FORMER_MAX: Final = 12
+_KEPT_MS: Final = 400 * 86_400_000
+_PRICES: Final = frozenset({"prices", "pending_prices"})
 NEVER_MS: Final = 9_000_000_000_000_000
 _AFTER_TRIAL: Final[dict[TrialEndAction, Status]] = {
     "continue": "active",
@@ -68,6 +74,9 @@ class SubscriptionState:
         void_from_ms: from when on its invoices are voided, as its collection is paused so; None: it is not.
         void_until_ms: when collection resumes; None: not by itself.
         metered: its metered prices, as ``METER=PRICE``, in order, with blanks between them.
+        prices: what they charge; empty: not known, or there are none.
+        pending_prices: the same of what a scheduled change brings.
+        former_prices: those that have ended, each behind the instant when it did, oldest first.
         mark: of the last change that meterkit made of it; empty: there was none.
         mrr: what it brings in a month by its prices, in millionths of the currency's smallest unit.
         currency: of ``mrr``, in lower case.
@@ -96,6 +105,9 @@ class SubscriptionState:
     void_from_ms: int | None = None
     void_until_ms: int | None = None
     metered: str = ""
+    prices: ItemPrices = NO_PRICES
+    pending_prices: ItemPrices = NO_PRICES
+    former_prices: tuple[tuple[int, ItemPrices], ...] = ()
     mark: str = ""
     mrr: int = 0
     currency: str = ""
@@ -103,11 +115,14 @@ class SubscriptionState:
     def kept(self) -> dict[str, object]:
         """Its stored fields: all except defaults."""
         defaults = {field.name: field.default for field in fields(self)}
-        return {
+        found = {
             name: value
             for name, value in asdict(self).items()
             if defaults[name] is MISSING or value != defaults[name]
         }
+        if self.former_prices:
+            found["former_prices"] = [[at_ms, dump_item_prices(of)] for at_ms, of in self.former_prices]
+        return found | {name: dump_item_prices(found[name]) for name in found.keys() & _PRICES}
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> SubscriptionState:
@@ -116,6 +131,12 @@ class SubscriptionState:
         status = found.get("status")
         if isinstance(status, str):
             found["status"] = intern(status)  # A process keeps it for each customer that it knows.
+        for name in found.keys() & _PRICES:
+            found[name] = parse_item_prices(found[name])
+        if "former_prices" in found:
+            found["former_prices"] = tuple(
+                (at_ms, parse_item_prices(of)) for at_ms, of in found["former_prices"]
+            )
         return cls(**found)
 
     @property
@@ -150,6 +171,34 @@ class SubscriptionState:
         if self.pending_seats is not None and self._is_changed(now_ms):
             return self.pending_seats
         return self.seats
+
+    def prices_at(self, at_ms: int) -> ItemPrices:
+        """Prices of its metered items at an instant; none before it began and after it has ended."""
+        if not self.has_begun_at(at_ms) or at_ms >= self.ends_ms():
+            return NO_PRICES
+        former = next((prices for until_ms, prices in self.former_prices if at_ms < until_ms), None)
+        if former is not None:
+            return former
+        if not self._is_changed(at_ms):
+            return self.prices
+        is_same_plan = self.pending_plan in {None, self.plan}
+        return self.pending_prices or (self.prices if is_same_plan else NO_PRICES)
+
+    def with_former_prices(self, known: SubscriptionState, now_ms: int) -> SubscriptionState:
+        """Keep the prices that end now: the close of a period that has ended still needs them.
+
+        Args:
+            known: the customer's subscription as it was known until now.
+            now_ms: the instant.
+        """
+        kept = tuple(one for one in known.former_prices if one[0] > now_ms - _KEPT_MS)
+        before, until_ms = known.prices, now_ms
+        if known.pending_at_ms is not None and known.pending_at_ms < now_ms:
+            until_ms = known.pending_at_ms
+        is_read_anew = (known.id, known.metered) == (self.id, self.metered)
+        if before and before != self.prices and not is_read_anew:
+            kept = (*kept, (until_ms, before))[-_FORMER_MAX:]
+        return replace(self, former_prices=kept)
 
     def ends_ms(self) -> int:
         """When it ended, or will by what is known; :data:`NEVER_MS`: nothing is known of an end."""

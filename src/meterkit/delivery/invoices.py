@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from meterkit.customers.history import history_of, until
+from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.item_prices import ItemPrices
     from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
@@ -206,17 +208,22 @@ class Invoicing(NamedTuple):
         plan: its plan then, by key; None: no plan of the plans file.
         made_ms: when Stripe made the invoice.
         is_last: whether the subscription ended with the period.
+        prices: what the customer's own metered items charged when the period ended.
     """
 
     subscription: str
     plan: str | None
     made_ms: int
     is_last: bool
+    prices: ItemPrices = NO_PRICES
 
     def price_of(self, meter: str, catalog: Catalog) -> str:
         """What a unit costs, to stand behind a quantity; empty: not known."""
         plan = catalog.plans.get(self.plan or "")
-        return "" if plan is None else price_in_words(plan.entitlements.get(meter), catalog.currency)
+        if plan is None:
+            return ""
+        given = with_item_prices(plan.entitlements, self.prices, catalog)
+        return price_in_words(given.get(meter), catalog.currency)
 
 
 async def invoicing_of(
@@ -237,7 +244,8 @@ async def invoicing_of(
         if subscription is None or made_ms is None:
             return None
         is_last = subscription.status in ENDED and made_ms == subscription.ends_ms()
-        return Invoicing(subscription.id, subscription.plan, made_ms, is_last)
+        prices = subscription.prices_at(end_ms - 1)
+        return Invoicing(subscription.id, subscription.plan, made_ms, is_last, prices)
     entries = await history_of(store, usage["customer"])
     formers = dict.fromkeys(entry.before for entry in reversed(entries) if entry.kind == "subscription")
     for former in filter(None, formers):
@@ -252,7 +260,7 @@ async def invoicing_of(
             if invoicing is None:
                 return None
             ended = until(entries, "plan", from_ms(invoicing.made_ms)) or usage["plan"]
-            return invoicing._replace(plan=ended)
+            return invoicing._replace(plan=ended, prices=subscription.prices_at(end_ms - 1))
     return None
 
 

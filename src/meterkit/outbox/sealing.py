@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.catalog import override
 from meterkit.catalog.amount_texts import money
-from meterkit.decisions.customer_overrides import next_end_ms, overrides_at
+from meterkit.decisions.customer_overrides import next_end_ms
+from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.policies import keep_ms_of
 from meterkit.decisions.program import reported_parts
@@ -94,8 +94,7 @@ def _entitlements(view: CustomerView, plan: str | None, now_ms: int) -> Mapping[
     own = catalog.plans.get(plan or "")
     if own is None:
         return {}
-    overrides = overrides_at(view.state.overrides, now_ms).meters
-    return override(catalog, own, overrides) if overrides else own.entitlements
+    return entitlements_on(own, view.state, catalog, now_ms)
 
 
 def deciding_meter(name: str, catalog: Catalog) -> str:

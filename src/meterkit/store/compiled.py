@@ -14,6 +14,7 @@ from meterkit.catalog.argument_checks import counters_of
 from meterkit.catalog.asked_limits import tables_without_default
 from meterkit.decisions.customer_state import NO_STATE, effective_plan, entitlements_of
 from meterkit.decisions.grants import prepaid_by_plan
+from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.program import compile_program, demands_of
@@ -197,7 +198,7 @@ class CompiledCatalog:
         self._tails: dict[tuple[Program, str, bool], tuple[bytes, bytes]] = {}
         self._shapes: dict[tuple[object, ...], Any] = {}
         self._effective: dict[tuple[object, ...], EffectivePlan] = {}
-        self._entitlements = {(key, 0): plan.entitlements for key, plan in catalog.plans.items()}
+        self._entitlements = {(key, 0, NO_PRICES): plan.entitlements for key, plan in catalog.plans.items()}
         self._shared = {id(given) for given in self._entitlements.values()}
         self._of_plans: set[Program] = set()
         self._routes: list[Route] = []
@@ -286,10 +287,10 @@ class CompiledCatalog:
         return known
 
     def entitlements(self, effective: EffectivePlan) -> Mapping[str, Entitlement]:
-        """What a customer gets of each meter; customers of a plan with as many seats share it."""
+        """What a customer gets of each meter, shared by customers of a plan with equal seats and prices."""
         if effective.overrides:
             return entitlements_of(effective, self.catalog)
-        key = (effective.plan.key, effective.seats)
+        key = (effective.plan.key, effective.seats, effective.prices)
         found = self._entitlements.get(key)
         if found is None:
             found = entitlements_of(effective, self.catalog)

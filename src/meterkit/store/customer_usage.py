@@ -24,6 +24,7 @@ from meterkit.decisions.price_segments import (
     sent_segments,
 )
 from meterkit.decisions.subscription_periods import is_provisional
+from meterkit.store.usage_prices import OveragePrice, overage_price_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,8 +84,9 @@ class MeterUsage(Deliveries):
 
     ``used`` is recorded + held; a gauge records its level; ``granted`` is the part that grants of the
     meter have paid for and have left; ``overage_cents`` is the cost of the overage so far, each unit by the
-    price in the plans file when it was recorded, rounded once, half to even, None where the file gives none
+    customer's price when it was recorded, rounded once, half to even, None where no price is known
     (of a derived meter and its source the cost of what Stripe gets under the event of each);
+    ``price`` is there for meters whose overage is billed at a known price;
     ``over_cap`` are units beyond the plan's cap, which are recorded, are no overage, and are not billed;
     ``types`` is there for the gauge of ``storage:`` alone: its bytes by type;
     the parts from ``pending`` on add up to what was recorded and goes to Stripe.
@@ -97,6 +99,7 @@ class MeterUsage(Deliveries):
     remaining: int | Unlimited
     overage: int
     overage_cents: int | None
+    price: NotRequired[OveragePrice]
     over_cap: int
     recorded: int
     types: NotRequired[dict[str, int]]
@@ -173,7 +176,9 @@ def usage_of(
             if catalog.storage is not None and catalog.storage.gauge == name:
                 found["types"] = _types(catalog.storage, filled)
             return found
-        return _meter(name, entitlements, view, catalog.meters, linked=linked)
+        meter = _meter(name, entitlements, view, catalog.meters, linked=linked)
+        price = overage_price_of(entitlements[name], effective, catalog)
+        return meter if price is None else {**meter, "price": price}
 
     return {
         "customer": customer,
@@ -375,15 +380,6 @@ def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, 
     if entitlement.overage.mode == "bill":
         left += max(0, ceiling - entitlement.included - overage)
     return max(0, left)
-
-
-def price_cents(overage: int, entitlement: Entitlement) -> int | None:
-    """What overage costs in minor units: exact until here, rounded half to even."""
-    per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
-    if per is None or amount_cents is None:
-        return None
-    whole, rest = divmod(overage * amount_cents, per)
-    return whole + (2 * rest > per or (2 * rest == per and whole % 2 == 1))
 
 
 def _pairs(flat: list[bytes]) -> dict[str, str]:

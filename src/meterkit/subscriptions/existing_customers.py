@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from meterkit.customers.drifts import Drift
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.subscriptions.item_changes import PlanPrices
+    from meterkit.subscriptions.item_price_reading import PriceFacts
 
 
 MisfitKind = Literal[
@@ -156,6 +157,7 @@ class Account:
         catalog: Catalog,
         ids: IdSource,
         prices: Mapping[str, PlanPrices | None],
+        facts: PriceFacts,
     ) -> None:
         """Take note of one of its subscriptions, with ``latest_invoice`` and ``schedule`` expanded.
 
@@ -164,6 +166,7 @@ class Account:
             catalog: what is sold.
             ids: where the app's own ids are.
             prices: at Stripe, of each plan that is sold.
+            facts: what Stripe says of the prices of its metered items.
         """
         items = items_of(found)
         slim = {name: found.get(name) for name in ("id", "status", "created")}
@@ -177,7 +180,7 @@ class Account:
         if needs_payment_method(found, catalog, None) and not self.has_payment_method:
             found = held_back(found)
         try:
-            state = read_subscription(found, catalog, has_payment_method=self.has_payment_method)
+            state = read_subscription(found, catalog, has_payment_method=self.has_payment_method, facts=facts)
         except ValueError as error:
             self.seen.append(_Seen(slim=slim, named=named, fault=str(error)))
             return

@@ -42,6 +42,14 @@ def id_in(found: Mapping[str, Any], name: str) -> str:
     return text_in(found, name) or text_in(part_of(found, name), "id")
 
 
+def items_in(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The items of a subscription, or of a phase of its schedule."""
+    items: object = found.get("items")
+    if isinstance(items, dict):
+        items = cast("dict[str, Any]", items).get("data")
+    return cast("list[Mapping[str, Any]]", items) if isinstance(items, list) else []
+
+
 LOOKUP_MARK: Final = "meterkit"
 """The key of the metadata of prices and products under which their lookup key stands."""
 _METER: Final = "meter"
@@ -65,6 +73,12 @@ def meter_key(plan: str, meter: str) -> str:
 def is_metered_key(key: str, plan: str) -> bool:
     """Whether a key is that of one of the plan's prices on a meter."""
     return key.startswith(meter_key(plan, ""))
+
+
+def meter_in(key: str) -> str:
+    """The meter that the lookup key of a price names; empty: it names none."""
+    _, is_metered, meter = key.partition(f":{_METER}:")
+    return meter if is_metered and key.startswith(f"{LOOKUP_MARK}:") else ""
 
 
 TOP_UP: Final = "meterkit_top_up"

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.decisions.subscription import Status, SubscriptionState, TrialEndAction
 from meterkit.subscriptions.change_rules import included_seats, sells_seats
+from meterkit.subscriptions.item_price_reading import NO_FACTS, item_prices
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     NEVER_BEGAN,
     has_subscription_method,
     id_in,
     is_charged,
+    items_in,
     key_in,
     mark_of,
     part_of,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
+    from meterkit.subscriptions.item_price_reading import PriceFacts
 
 
 COUPONS: Final = "discounts.source.coupon"
@@ -165,7 +168,7 @@ def is_sold_here(found: Mapping[str, Any], catalog: Catalog) -> bool:
 
 def plan_of(found: Mapping[str, Any], catalog: Catalog) -> Plan | None:
     """The plan whose base price a subscription has; None: no plan of the plans file."""
-    return _plan_of(_items(found), catalog)
+    return _plan_of(items_in(found), catalog)
 
 
 def asks_for_payment_method(found: Mapping[str, Any]) -> bool:
@@ -202,7 +205,11 @@ def _was_held_back(found: Mapping[str, Any]) -> bool:
 
 
 def read_subscription(
-    found: Mapping[str, Any], catalog: Catalog, *, has_payment_method: bool = False
+    found: Mapping[str, Any],
+    catalog: Catalog,
+    *,
+    has_payment_method: bool = False,
+    facts: PriceFacts = NO_FACTS,
 ) -> SubscriptionState:
     """The stored part of a subscription.
 
@@ -212,6 +219,7 @@ def read_subscription(
         catalog: what is sold.
         has_payment_method: whether its customer has one, where :func:`asks_for_payment_method` or
             :func:`is_free_after_trial`.
+        facts: what Stripe says of the prices of its metered items; without it they are not known.
 
     Raises:
         ValueError: it is not what Stripe shows.
@@ -219,7 +227,7 @@ def read_subscription(
     status = found.get("status")
     if status not in _STATUSES:
         raise ValueError(f"subscription {found.get('id')}: found status {status!r:.40}")
-    items = _items(found)
+    items = items_in(found)
     plan = _plan_of(items, catalog)
     start_ms, end_ms = _period(found, items, plan, catalog)
     has_ended = status in _LIVELIEST_FIRST[-1]
@@ -244,7 +252,7 @@ def read_subscription(
         cancel_at_period_end=at_period_end,
         trial_end_ms=_ms(found.get("trial_end")),
         trial_end_action=ends,
-        **({} if has_ended else _pending(found, catalog, now=(plan, items))),
+        **({} if has_ended else _pending(found, catalog, facts, now=(plan, items))),
         failures=failures,
         failed_at_ms=failed_at_ms,
         ended_at_ms=_ms(found.get("ended_at")),
@@ -252,6 +260,7 @@ def read_subscription(
         never_began=status == "canceled" and (_was_held_back(found) or not has_begun(found)),
         awaits_payment_method=awaits,
         metered=metered_of(found),
+        prices=item_prices(items, facts, catalog),
         mark=mark_of(found),
         mrr=recurring.micro_cents,
         currency=recurring.currency,
@@ -261,7 +270,7 @@ def read_subscription(
 
 def metered_of(found: Mapping[str, Any]) -> str:
     """The metered prices of a subscription as Stripe shows it, each with its meter."""
-    items = _items(found)
+    items = items_in(found)
     recurring = ((id_in(item, "price"), part_of(part_of(item, "price"), "recurring")) for item in items)
     return " ".join(sorted(f"{text_in(of, 'meter')}={price}" for price, of in recurring if of.get("meter")))
 
@@ -272,14 +281,6 @@ def _place(found: Mapping[str, Any]) -> tuple[int, int, str]:
         (rank for rank, of in enumerate(_LIVELIEST_FIRST) if status in of), len(_LIVELIEST_FIRST)
     )
     return liveliness, -int(found.get("created") or 0), text_in(found, "id")
-
-
-def _items(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The items of a subscription, or of a phase of its schedule."""
-    items: object = found.get("items")
-    if isinstance(items, dict):
-        items = cast("dict[str, Any]", items).get("data")
-    return cast("list[Mapping[str, Any]]", items) if isinstance(items, list) else []
 
 
 def _plan_of(items: Sequence[Mapping[str, Any]], catalog: Catalog) -> Plan | None:
@@ -358,7 +359,11 @@ def _voiding(found: Mapping[str, Any], start_ms: int, end_ms: int) -> dict[str, 
 
 
 def _pending(
-    found: Mapping[str, Any], catalog: Catalog, *, now: tuple[Plan | None, Sequence[Mapping[str, Any]]]
+    found: Mapping[str, Any],
+    catalog: Catalog,
+    facts: PriceFacts,
+    *,
+    now: tuple[Plan | None, Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
     """What its schedule will change, and when; empty where nothing is scheduled."""
     schedule = part_of(found, "schedule")
@@ -369,14 +374,20 @@ def _pending(
     later = [phase for phase in phases if (phase.get("start_date") or 0) >= current_end_s]
     plan, items = now
     for phase in sorted(later, key=lambda phase: phase.get("start_date") or 0):
-        next_plan = _plan_of(_items(phase), catalog)
+        next_plan = _plan_of(items_in(phase), catalog)
         if next_plan is None:
             continue
-        seats = _seats(_items(phase), next_plan, catalog)
+        seats = _seats(items_in(phase), next_plan, catalog)
         known = 0 if plan is None else _seats(items, plan, catalog)
         if next_plan is not plan or seats != known:
             at_ms = _ms(phase.get("start_date"))
-            return {"pending_plan": next_plan.key, "pending_at_ms": at_ms, "pending_seats": seats}
+            priced = item_prices(items_in(phase), facts, catalog)
+            return {
+                "pending_plan": next_plan.key,
+                "pending_at_ms": at_ms,
+                "pending_seats": seats,
+                "pending_prices": priced,
+            }
     return {}
 
 

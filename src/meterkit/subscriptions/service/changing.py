@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from meterkit.customers.states import States
-from meterkit.decisions.customer_state import seat_meter
+from meterkit.decisions.customer_state import entitlements_on, seat_meter
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
@@ -179,7 +179,10 @@ class Changing:
             yield
             return
         _, state = await States(self.store).read(customer)
-        ended = ended_labels(current, target.plan, state, self._catalog, self.store.now_ms())
+        now_ms = self.store.now_ms()
+        given = entitlements_on(current, state, self._catalog, now_ms)
+        then = entitlements_on(target.plan, state, self._catalog, now_ms, own_prices=False)
+        ended = ended_labels(given, then, self._catalog)
         async with self.cut(customer, ended):
             yield
 

@@ -11,6 +11,7 @@ from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.subscriptions.existing_customers import Account, IdSource, Misfit, sort_out
+from meterkit.subscriptions.item_price_reading import PriceFactsReader
 from meterkit.subscriptions.live_subscription import whole
 from meterkit.subscriptions.stripe_objects import id_in, part_of
 from meterkit.subscriptions.stripe_prices import PriceBook
@@ -96,6 +97,7 @@ class Importing:
         self._api = api
         self._fetch = fetch
         self._book = PriceBook(store, api)
+        self._facts = PriceFactsReader(api)
         self._states = States(store)
         self._links = Links(store)
 
@@ -154,7 +156,9 @@ class Importing:
             for found in page:
                 account = accounts.get(id_in(found, "customer"))
                 if account is not None:
-                    account.add(await whole(self._api(), found), self._store.catalog, ids, prices)
+                    shown = await whole(self._api(), found)
+                    facts = await self._facts.facts_of(shown)
+                    account.add(shown, self._store.catalog, ids, prices, facts)
                 elif found.get("status") not in {"canceled", "incomplete", "incomplete_expired"}:
                     late.append(_too_new(found))
             done += len(page)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.customers.customers import customers_set_up
 from meterkit.customers.drifts import Drifts
 from meterkit.customers.states import States
-from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.customer_state import CustomerState, entitlements_on
+from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift import LIVE, drift_of_customer, paid_in, plan_in
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from meterkit.catalog import Plan
     from meterkit.customers.drifts import Drift, DriftKind
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
@@ -101,8 +103,10 @@ class Checking:
             read = read_subscription(chosen, self._store.catalog)
         except ValueError:
             return True
-        return known is None or (known.id, known.status, known.plan, known.seats) != (
-            *(read.id, read.status, read.plan, read.seats),
+        if known is None or (read.metered and not known.prices):
+            return True
+        return (known.id, known.status, known.plan, known.seats, known.metered) != (
+            *(read.id, read.status, read.plan, read.seats, read.metered),
         )
 
     def _drift(
@@ -201,19 +205,30 @@ class Repairing:
             )
         await live.make_flexible()
         catalog, items = self.store.catalog, {item.id: item for item in live.items}
-        paid = paid_in(live.items, catalog.plans[before.prices.plan], catalog)
+        plan = catalog.plans[before.prices.plan]
+        paid = paid_in(live.items, plan, catalog)
         changes = updates(live.items, catalog, before.prices, paid)
         metered = [change for change in changes if (item := items.get(str(change.get("id")))) and item.meter]
         twice = [change for change in metered if _is_twice(change, items, before.prices)]
         rest = [change for change in changes if change not in twice]
         # Usage until now is billed by the items that it was used under.
-        async with self.cut(customer, {}) if metered else nullcontext():
+        async with self.cut(customer, await self._ended_labels(customer, plan)) if metered else nullcontext():
             if twice:  # The item that stays bills the whole period.
                 await live.update({"items": twice, "proration_behavior": "none"})
             if rest:
                 await live.update({"items": rest, "proration_behavior": "create_prorations"})
-        if settings := trial_settings_change(live.found, catalog.plans[before.prices.plan]):
+            if metered:  # Usage that waits for the end of the cut has the new prices.
+                await self.fetch(customer)
+        if settings := trial_settings_change(live.found, plan):
             await live.update(settings)
+
+    async def _ended_labels(self, customer: str, plan: Plan) -> dict[str, str]:
+        """The labels of the prices that end where a subscription gets those of the plans file."""
+        _, state = await States(self.store).read(customer)
+        catalog, now_ms = self.store.catalog, self.store.now_ms()
+        given = entitlements_on(plan, state, catalog, now_ms)
+        then = entitlements_on(plan, state, catalog, now_ms, own_prices=False)
+        return ended_labels(given, then, catalog)
 
     async def _compared(self, customer: str) -> _Compared:
         _, state = await States(self.store).read(customer)

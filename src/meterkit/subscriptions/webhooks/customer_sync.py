@@ -20,6 +20,7 @@ from meterkit.outbox.closes import note_renewal
 from meterkit.store.messages import tell
 from meterkit.subscriptions.drift import drift_of_customer, plan_in
 from meterkit.subscriptions.item_changes import items_of
+from meterkit.subscriptions.item_price_reading import PriceFactsReader
 from meterkit.subscriptions.live_subscription import whole
 from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.stripe_objects import CUSTOMER, id_in, part_of, text_in
@@ -254,6 +255,7 @@ class Looker:
         self._drifting = Drifting(self.store, self.api)
         self._linking = Linking(self.store, self.api)
         self._gate = PaymentGate(self.api)
+        self._facts = PriceFactsReader(self.api)
 
     async def look(self, entry: Entry) -> None:
         """Fetch a Stripe customer's subscriptions, store the one that counts, and send events.
@@ -286,9 +288,10 @@ class Looker:
             customer = await self._linking.link(linked, ordered, sessions)
             if customer is None:
                 return
-        subscription = (
-            None if chosen is None else read_subscription(chosen, catalog, has_payment_method=can_pay)
-        )
+        subscription = None
+        if chosen is not None:
+            facts = await self._facts.facts_of(chosen)
+            subscription = read_subscription(chosen, catalog, has_payment_method=can_pay, facts=facts)
         # Only the worker with the entry stores what it fetched: no other has fetched anything newer.
         if not await self.queue.keep(entry):
             raise LostError

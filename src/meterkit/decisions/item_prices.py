@@ -1,0 +1,133 @@
+"""Prices of a customer's own subscription items, as its state keeps them, by meter. Pure.
+
+Stripe bills usage at the price of the subscription's item, whatever the plans file says by now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from meterkit.catalog import Catalog, Entitlement, Meter, Overage
+
+_UNKNOWN: Final = "?"
+_LAST_PLACE: Final = Decimal("1e-12")
+"""A unit amount has twelve decimals (https://docs.stripe.com/api/prices/object#price_object-unit_amount_decimal)."""
+
+
+class ItemPrice(NamedTuple):
+    """The price of one metered item.
+
+    Attributes:
+        meter: its name in the plans file when the price was made; empty: not known.
+        event_name: of its meter at Stripe.
+        label: ``PER/AMOUNT_CENTS``, exact; or ``?`` and why no single price of a unit says what it costs.
+        free: units of a first tier that costs nothing.
+    """
+
+    meter: str
+    event_name: str
+    label: str
+    free: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether one price of a unit says what the item costs."""
+        return not self.label.startswith(_UNKNOWN)
+
+    @property
+    def reason(self) -> str:
+        """Why no single price of a unit says what the item costs; empty: one does."""
+        return "" if self.is_exact else self.label.removeprefix(_UNKNOWN)
+
+    def apply_to(self, overage: Overage) -> Overage:
+        """Overage at this price; the plans file's spelling stays where both are the same at Stripe."""
+        per, amount_cents = map(int, self.label.split("/"))
+        if overage.amount_cents is not None:
+            of_file = Decimal(overage.amount_cents) / (overage.per or 1)
+            if of_file.quantize(_LAST_PLACE) == (Decimal(amount_cents) / per).quantize(_LAST_PLACE):
+                return overage
+        return replace(overage, per=per, amount_cents=amount_cents)
+
+
+ItemPrices = tuple[ItemPrice, ...]
+"""What a state keeps."""
+NO_PRICES: Final[ItemPrices] = ()
+
+
+def parse_item_prices(kept: Iterable[Iterable[Any]]) -> ItemPrices:
+    """Item prices of stored JSON; those of a newer release are cut to what this one knows."""
+    return _shared(tuple(tuple(one)[: len(ItemPrice._fields)] for one in kept))
+
+
+@lru_cache(maxsize=1024)
+def _shared(kept: tuple[tuple[Any, ...], ...]) -> ItemPrices:
+    """One object for all customers with the same prices: a process keeps it for each that it knows."""
+    return tuple(ItemPrice(*one) for one in kept)
+
+
+def dump_item_prices(prices: Iterable[ItemPrice]) -> list[list[str | int]]:
+    """The inverse of :func:`parse_item_prices`, without a first tier where there is none."""
+    return [[*one] if one.free else [*one[:-1]] for one in prices]
+
+
+def exact_label(unit_amount: Decimal) -> str:
+    """The label of a price per unit in minor units, with as many decimals as Stripe shows."""
+    exact = unit_amount.normalize()
+    exponent = exact.as_tuple().exponent
+    places = max(0, -exponent) if isinstance(exponent, int) else 0
+    return f"{10**places}/{int(exact.scaleb(places))}"
+
+
+def unknown_label(reason: str) -> str:
+    """The label of a price that no single price of a unit can say."""
+    return f"{_UNKNOWN}{reason}"
+
+
+def prices_by_meter(prices: ItemPrices, catalog: Catalog) -> dict[str, ItemPrice]:
+    """Item prices by the meter of the plans file that they bill.
+
+    The event name decides, so a renamed meter keeps its price. If the plans file has another event name for
+    the meter by now, the meter's name decides.
+    """
+    if not prices:
+        return {}
+    events = {meter.stripe.event_name for meter in catalog.meters.values() if meter.stripe is not None}
+    by_event = {one.event_name: one for one in prices}
+    by_name = {one.meter: one for one in prices if one.event_name not in events}
+    found: dict[str, ItemPrice] = {}
+    for name, meter in catalog.meters.items():
+        stripe = _stripe_of(meter, catalog)
+        if stripe is None or stripe.report == "none":
+            continue
+        known = by_event.get(stripe.event_name) or by_name.get(name)
+        if known is not None:
+            found[name] = known
+    return found
+
+
+def _stripe_of(meter: Meter, catalog: Catalog) -> Any:
+    """The Stripe event that carries a meter's units; the default price by model has that of its source."""
+    if meter.is_row and meter.stripe is None and meter.source is not None:
+        return catalog.meters[meter.source].stripe
+    return meter.stripe
+
+
+def with_item_prices(
+    given: Mapping[str, Entitlement], prices: ItemPrices, catalog: Catalog
+) -> Mapping[str, Entitlement]:
+    """The same entitlements, with overage at the prices of the customer's own items."""
+    changed: dict[str, Entitlement] = {}
+    for name, price in prices_by_meter(prices, catalog).items():
+        own = given[name]
+        if own.overage.mode != "bill" or not price.is_exact:
+            continue
+        overage = price.apply_to(own.overage)
+        if overage is not own.overage:
+            changed[name] = replace(own, overage=overage)
+    return {**given, **changed} if changed else given

@@ -1,0 +1,148 @@
+"""Prices of metered subscription items, read from what Stripe shows of them.
+
+A price and the event name of a meter never change at Stripe, so each is fetched once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from decimal import Decimal, InvalidOperation
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from meterkit.decisions.item_prices import ItemPrice, exact_label, unknown_label
+from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.subscriptions.stripe_objects import items_in, key_in, meter_in, part_of, text_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.item_prices import ItemPrices
+    from meterkit.stripe.api import StripeApi
+
+_METERS: Final = "/v1/billing/meters"
+_PRICES: Final = "/v1/prices"
+_TIERED: Final = "tiered"
+_OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+
+
+class PriceFacts(NamedTuple):
+    """Facts about metered prices that a subscription at Stripe does not show.
+
+    Attributes:
+        events: the event names of meters by their ids.
+        tiered: prices with tiers by their ids.
+    """
+
+    events: Mapping[str, str]
+    tiered: Mapping[str, Mapping[str, Any]]
+
+
+NO_FACTS: Final = PriceFacts({}, {})
+
+
+class PriceFactsReader:
+    """Fetches the event names of meters, and prices with their tiers, each once.
+
+    Args:
+        api: the way to Stripe.
+    """
+
+    def __init__(self, api: Callable[[], StripeApi]) -> None:
+        self._api = api
+        self._events: dict[str, str] = {}
+        self._tiered: dict[str, Mapping[str, Any]] = {}
+
+    async def facts_of(self, found: Mapping[str, Any]) -> PriceFacts:
+        """The facts that the metered items of a subscription and its schedule need.
+
+        Where the key may not read prices or meters, there are none: what the items charge is not known then.
+
+        Raises:
+            StripeError: Stripe does not answer.
+        """
+        phases: list[Mapping[str, Any]] = part_of(found, "schedule").get("phases") or []
+        prices = [price for of in (found, *phases) for price in _metered(items_in(of))]
+        try:
+            if {_meter(price) for price in prices} - self._events.keys():
+                listed = await self._api().list(_METERS)
+                self._events |= {str(meter["id"]): str(meter["event_name"]) for meter in listed}
+            for price in prices:
+                name = text_in(price, "id")
+                if price.get("billing_scheme") == _TIERED and name not in self._tiered:
+                    self._tiered[name] = await self._api().get(f"{_PRICES}/{name}", {"expand": ["tiers"]})
+        except StripeUnavailableError:
+            raise
+        except StripeError as error:
+            if error.status not in _OF_THE_KEY:
+                raise
+            return NO_FACTS
+        return PriceFacts(self._events, self._tiered)
+
+
+def item_prices(items: Iterable[Mapping[str, Any]], facts: PriceFacts, catalog: Catalog) -> ItemPrices:
+    """What the metered items of a subscription, or of a phase of its schedule, charge.
+
+    Args:
+        items: as Stripe shows them.
+        facts: what else Stripe says of their prices.
+        catalog: names the meters and the currency.
+    """
+    names = {
+        meter.stripe.event_name: name for name, meter in catalog.meters.items() if meter.stripe is not None
+    }
+    found: list[ItemPrice] = []
+    for shown in _metered(items):
+        price = facts.tiered.get(text_in(shown, "id"), shown)
+        event_name = facts.events.get(_meter(price))
+        if event_name is not None:
+            meter = names.get(event_name) or meter_in(key_in(price))
+            found.append(ItemPrice(meter, event_name, *_label_of(price, catalog.currency)))
+    of_event = Counter(one.event_name for one in found)
+    twice = unknown_label("two items bill it")
+    return tuple(
+        sorted({one if of_event[one.event_name] == 1 else one._replace(label=twice, free=0) for one in found})
+    )
+
+
+def _metered(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The prices that Meters carry the usage of."""
+    return [price for item in items if _meter(price := part_of(item, "price"))]
+
+
+def _meter(price: Mapping[str, Any]) -> str:
+    return text_in(part_of(price, "recurring"), "meter")
+
+
+def _label_of(price: Mapping[str, Any], currency: str) -> tuple[str, int]:
+    """The label of a price, and the units of a free first tier."""
+    tiers: list[Mapping[str, Any]] = price.get("tiers") or []
+    if text_in(price, "currency") != currency:
+        return unknown_label(f"it is in {text_in(price, 'currency')}"), 0
+    if part_of(price, "transform_quantity"):
+        return unknown_label("it is of packages of several units"), 0
+    if not tiers and price.get("billing_scheme") != _TIERED:
+        return _exact(price), 0
+    if price.get("tiers_mode") != "graduated" or any(_flat(tier) for tier in tiers):
+        return unknown_label("it has tiers that are not graduated, or that cost a flat amount"), 0
+    first, *others = (_exact(tier) for tier in tiers)
+    if set(others) <= {first}:
+        return first, 0
+    if first == exact_label(Decimal(0)) and len(set(others)) == 1:
+        return others[0], int(tiers[0]["up_to"])
+    return unknown_label("it has several tiers that cost something"), 0
+
+
+def _exact(priced: Mapping[str, Any]) -> str:
+    """The label of the unit amount of a price or a tier."""
+    shown = priced.get("unit_amount_decimal")
+    try:
+        amount = Decimal(str(priced.get("unit_amount") if shown is None else shown))
+    except InvalidOperation:
+        return unknown_label("it names no amount of a unit")
+    return exact_label(amount) if amount.is_finite() else unknown_label("it names no amount of a unit")
+
+
+def _flat(tier: Mapping[str, Any]) -> bool:
+    return bool(tier.get("flat_amount_decimal") or tier.get("flat_amount"))

@@ -1,0 +1,132 @@
+"""What a customer's usage costs is what the customer's own subscription items at Stripe charge."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from delivering import kit_for
+from meterkit.catalog import loads
+from meterkit.delivery.closing import Closer
+from meterkit.stripe.api import StripeApi
+from shopping import END, HALF, Shop, shop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from meterkit import MeterKit
+    from meterkit.catalog import Catalog
+    from meterkit.testing import StripeEmulator
+
+pytestmark = pytest.mark.anyio
+
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  words: {unit: word, stripe: {event_name: api_words}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {words: {included: 0, overage: deny}}
+  pro:
+    rank: 10
+    price: {amount_cents: 1000, interval: month}
+    budget: {amount_cents: 1000}
+    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}}
+"""
+PRESENT: Final = "present"
+NEW: Final = "new"
+NEW_END: Final = HALF + timedelta(days=30)
+
+
+def sell_nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
+    """``stripe sync`` makes the prices."""
+
+
+@dataclass(kw_only=True)
+class Books:
+    """A shop whose plans file is edited amid a period: what each customer is shown, limited by and billed."""
+
+    shop: Shop
+    store_url: str
+    kit: MeterKit
+
+    async def shown(self, customer: str, meter: str = "words") -> int | None:
+        """The overage in cents that `kit.usage` shows."""
+        return (await self.kit.usage(customer))["meters"][meter]["overage_cents"]
+
+    async def most(self, customer: str, meter: str = "words") -> int:
+        """How many units more the customer's budget admits."""
+        low, high = 0, 100_000
+        while low < high:
+            middle = (low + high + 1) // 2
+            is_admitted = (await self.kit.check(customer, meter, middle)).allowed
+            low, high = (middle, high) if is_admitted else (low, middle - 1)
+        return low
+
+    async def invoiced(self, customer: str) -> int:
+        """What the lines of usage on all invoices of a customer come to, in cents."""
+        linked = (await self.kit.customers.get(customer)).stripe_customer
+        prices = await self.shop.stripe_list("/v1/prices")
+        metered = {price["id"] for price in prices if price["recurring"].get("meter")}
+        return sum(
+            line["amount"]
+            for invoice in await self.shop.invoices()
+            if invoice["customer"] == linked
+            for line in invoice["lines"]["data"]
+            if line["pricing"]["price_details"]["price"] in metered
+        )
+
+    async def end_periods(self) -> list[str]:
+        """Deliver all, and end both periods with final invoices; what closes and books ask for."""
+        asked = list[str]()
+        await self.kit.flush(everything=True)
+        api = StripeApi(self.kit.settings)
+        for end in (END, NEW_END):
+            for wait in (timedelta(0), timedelta(minutes=11)):
+                self.shop.clock.set(end + wait)
+                self.shop.emulator.advance()
+            looked = await Closer(self.kit.store, lambda: api).look()
+            asked += looked.late
+            assert looked.open == 0
+            self.shop.clock.set(end + timedelta(hours=3))
+            self.shop.emulator.advance()
+        await api.close()
+        for customer, end in ((PRESENT, END), (NEW, NEW_END)):
+            found = await self.kit.reconcile(customer, at=end - timedelta(hours=1))
+            asked += [one.advice for one in found if one.advice]
+        return asked
+
+
+@asynccontextmanager
+async def edited(store_url: str, before: str, after: str) -> AsyncGenerator[Books]:
+    """A present customer bought ``pro`` under one plans file, and a new one under the next, after `sync`."""
+    catalog = loads(before)
+    async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(PRESENT, plan="pro")
+        at.clock.set(HALF)
+        await at.kit.record(PRESENT, "words", 30)
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
+            assert (await kit.stripe.sync()).problems == []
+            now = replace(at, kit=kit)
+            await now.subscribed(NEW, plan="pro")
+            yield Books(shop=now, store_url=store_url, kit=kit)
+
+
+async def test_after_a_new_amount_present_customers_have_their_own_price_everywhere(store_url: str) -> None:
+    """F-221: 630 cents were shown for 490 that Stripe billed."""
+    async with edited(store_url, PLANS, PLANS.replace("amount_cents: 5}", "amount_cents: 7}")) as books:
+        assert (await books.shown(PRESENT), await books.shown(NEW)) == (100, 0)
+        await books.kit.record(PRESENT, "words", 70)
+        await books.kit.record(NEW, "words", 100)
+        assert (await books.shown(PRESENT), await books.shown(NEW)) == (450, 630)
+        assert (await books.most(PRESENT), await books.most(NEW)) == (110, 52)
+        assert await books.end_periods() == []
+        assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == (450, 630)
