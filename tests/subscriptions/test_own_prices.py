@@ -16,7 +16,7 @@ from meterkit.stripe.api import StripeApi
 from shopping import END, HALF, Shop, shop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from meterkit import MeterKit
     from meterkit.catalog import Catalog
@@ -105,7 +105,9 @@ class Books:
 
 
 @asynccontextmanager
-async def edited(store_url: str, before: str, after: str) -> AsyncGenerator[Books]:
+async def edited(
+    store_url: str, before: str, after: str, refused: Sequence[str] = ()
+) -> AsyncGenerator[Books]:
     """A present customer bought ``pro`` under one plans file, and a new one under the next, after `sync`."""
     catalog = loads(before)
     async with shop(store_url, catalog=catalog, selling=sell_nothing) as at:
@@ -114,19 +116,61 @@ async def edited(store_url: str, before: str, after: str) -> AsyncGenerator[Book
         at.clock.set(HALF)
         await at.kit.record(PRESENT, "words", 30)
         async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
-            assert (await kit.stripe.sync()).problems == []
+            done = await kit.stripe.sync()
+            assert [problem.partition(":")[0] for problem in done.problems] == [*refused]
             now = replace(at, kit=kit)
             await now.subscribed(NEW, plan="pro")
             yield Books(shop=now, store_url=store_url, kit=kit)
 
 
-async def test_after_a_new_amount_present_customers_have_their_own_price_everywhere(store_url: str) -> None:
+_WORDS: Final = "meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}}"
+EXTENDED: Final = PLANS.replace(
+    "  pro:\n",
+    """  basic:
+    rank: 5
+    price: {amount_cents: 500, interval: month}
+    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}}
+  dearer:
+    rank: 6
+    price: {amount_cents: 600, interval: month}
+    meters: {words: {included: 10, overage: {bill: {per: 1, amount_cents: 7}}}}
+  pro:
+    extends: basic
+""",
+).replace(
+    f"    budget: {{amount_cents: 1000}}\n    {_WORDS}\n",
+    "    budget: {amount_cents: 1000}\n",
+)
+DEARER: Final = ("amount_cents: 5}", "amount_cents: 7}")
+YEARLY: Final = ("1000, interval: month", "1000, interval: year")
+EVENT: Final = ("api_words", "api_words_2")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "units"),
+    [
+        (PLANS, PLANS.replace(*DEARER), (450, 630)),
+        (EXTENDED, EXTENDED.replace("extends: basic", "extends: dearer"), (450, 630)),
+        (PLANS, PLANS.replace(*YEARLY), (450, 450)),
+        (PLANS, PLANS.replace(*YEARLY).replace(*DEARER), (450, 450)),
+        (PLANS, PLANS.replace(*EVENT), (450, 450)),
+        (PLANS, PLANS.replace(*EVENT).replace(*DEARER), (450, 630)),
+    ],
+    ids=["amount", "extends", "interval", "interval and amount", "event name", "event name and amount"],
+)
+async def test_shown_limited_and_invoiced_are_one_for_present_and_new_customers(
+    store_url: str, before: str, after: str, units: tuple[int, int]
+) -> None:
     """F-221: 630 cents were shown for 490 that Stripe billed."""
-    async with edited(store_url, PLANS, PLANS.replace("amount_cents: 5}", "amount_cents: 7}")) as books:
+    present, new = units
+    # Sync makes nothing where the interval differs: new customers get the price of before, too.
+    refused = ("pro, base", "pro, words") if "interval: year" in after else ()
+    async with edited(store_url, before, after, refused) as books:
         assert (await books.shown(PRESENT), await books.shown(NEW)) == (100, 0)
         await books.kit.record(PRESENT, "words", 70)
         await books.kit.record(NEW, "words", 100)
-        assert (await books.shown(PRESENT), await books.shown(NEW)) == (450, 630)
-        assert (await books.most(PRESENT), await books.most(NEW)) == (110, 52)
+        assert (await books.shown(PRESENT), await books.shown(NEW)) == units
+        left = ((1000 - present) // (present // 90), (1000 - new) // (new // 90))
+        assert (await books.most(PRESENT), await books.most(NEW)) == left
         assert await books.end_periods() == []
-        assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == (450, 630)
+        assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == units

@@ -187,7 +187,7 @@ async def correct(store: Store, customer: str, given: Asked) -> Sequence[Correct
 
 async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str, Any], bool]:
     """The correction done under an id, now or before; whether before."""
-    known = await read_meters(await store.admin(), store.keys, store.catalog)
+    known = await read_meters(await store.admin(), store.keys, store.catalog, customer)
     events = {token: counted.event_name for token, counted in known.items()}
     digest = blake2b(f"{customer}\0{given.correction_id}".encode(), digest_size=16).hexdigest()
 

@@ -18,6 +18,7 @@ from meterkit.decisions.price_segments import ended_labels
 from meterkit.outbox.intents import Kept, kept_in
 from meterkit.outbox.operator_commands import change_state
 from meterkit.outbox.sealing import deciding_meter, late_class, price_in_words
+from meterkit.store.event_names import known_meters, own_meters
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -107,10 +108,11 @@ async def strand_usage(
     old, new = (_plan(state, catalog, now_ms) for state in (before, after))
     given = None if old is None else entitlements_on(old, before, catalog, now_ms)
     then = None if new is None else entitlements_on(new, after, catalog, now_ms)
+    carried = known_meters(catalog) | own_meters(before, catalog, now_ms)
     meters = {
         meter_token(name): (*_again(meter, new, after, catalog, now_ms), _price(given, meter, catalog))
         for name, meter in catalog.meters.items()
-        if meter.stripe is not None and meter.stripe.event_name in switch.events
+        if (meter_token(name) in carried and carried[meter_token(name)].event_name in switch.events)
     }
     missed, since = list[Kept](), Counter[str]()
     pending = set(meters)

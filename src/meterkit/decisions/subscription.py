@@ -115,14 +115,15 @@ class SubscriptionState:
     def kept(self) -> dict[str, object]:
         """Its stored fields: all except defaults."""
         defaults = {field.name: field.default for field in fields(self)}
-        found = {
+        found: dict[str, object] = {
             name: value
             for name, value in asdict(self).items()
             if defaults[name] is MISSING or value != defaults[name]
         }
         if self.former_prices:
             found["former_prices"] = [[at_ms, dump_item_prices(of)] for at_ms, of in self.former_prices]
-        return found | {name: dump_item_prices(found[name]) for name in found.keys() & _PRICES}
+        found.update({name: dump_item_prices(getattr(self, name)) for name in found.keys() & _PRICES})
+        return found
 
     @classmethod
     def of(cls, kept: Mapping[str, Any]) -> SubscriptionState:

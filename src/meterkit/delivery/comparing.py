@@ -241,7 +241,7 @@ class Comparer:
     async def _compare_restored(self, kept: Kept) -> Verdict:
         """Send what a restore has parked only where Stripe has nothing that the store does not know of."""
         fields, admin = kept.fields, (await self._store.admin()).for_delivery()
-        meters = await read_meters(admin, self._store.keys, self._store.catalog)
+        meters = await read_meters(admin, self._store.keys, self._store.catalog, kept.customer)
         unknown = await self._forgotten.unknown(
             kept.customer,
             fields["event"],

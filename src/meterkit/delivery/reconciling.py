@@ -220,7 +220,9 @@ class Reconciler:
         """The same of one customer, by its usage of a period, of all meters ever, and what Stripe says."""
         store = self._store
         _, state = await States(store).read(usage["customer"])
-        known = await read_meters(await store.admin(), store.keys, store.catalog)
+        admin = await store.admin()
+        at_ms = min(to_ms(usage["period"]["end"]) - 1, store.now_ms())
+        known = await read_meters(admin, store.keys, store.catalog, usage["customer"], at_ms=at_ms)
         events = {counted.meter: counted.event_name for counted in known.values()}
         back, late = await taken_back(store, usage), await uninvoiced(store, usage)
         meters = [

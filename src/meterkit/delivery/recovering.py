@@ -163,10 +163,10 @@ class Recoverer:
                 raise MeterkitError("another process recovers; try again in a minute")
             await self._summaries.refresh()
             admin = (await self._store.admin()).for_delivery()
-            meters = await read_meters(admin, self._store.keys, self._store.catalog)
             found: list[Recovered] = []
             lines = await self._lines(customer)
             for line in lines:
+                meters = await read_meters(admin, self._store.keys, self._store.catalog, line.customer)
                 found.append(await self._of_line(line, meters, dry_run=dry_run, by=by))
                 if progress is not None:
                     progress(len(found), len(lines))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import anyio
 
 from meterkit.decisions.periods import first_minute_s, to_ms
+from meterkit.store.event_names import read_meters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,10 +139,11 @@ async def until_counted(
         StripeError: Stripe refuses, or does not answer.
     """
     usage = await store.usage(customer)
+    known = await read_meters(await store.admin(), store.keys, store.catalog, customer)
     sent = {
-        meter.stripe.event_name: usage["meters"][name]["delivered"]
-        for name, meter in store.catalog.meters.items()
-        if meter.stripe is not None and usage["meters"][name]["delivered"]
+        counted.event_name: usage["meters"][counted.meter]["delivered"]
+        for counted in known.values()
+        if counted.meter in store.catalog.meters and usage["meters"][counted.meter]["delivered"]
     }
     if not sent:
         return 0

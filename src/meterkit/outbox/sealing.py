@@ -22,6 +22,7 @@ from meterkit.outbox.batches import NONCE_DIGITS, SEALED_DIGITS
 from meterkit.outbox.closes import Closes
 from meterkit.redis.server import is_of_a_key, is_refusal
 from meterkit.store import replies
+from meterkit.store.event_names import own_meters
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -269,9 +270,11 @@ class Sealer:
     def _arguments(self, view: CustomerView, nonce: str, cut: str) -> list[str | int | bytes]:
         state = view.state
         terms = view.terms(kept_ms(view))
-        names = [part for token, counted in self._meters.items() for part in (token, counted.event_name)]
+        now_ms = self._store.now_ms()
+        meters = {**self._meters, **own_meters(state, view.cache.catalog, now_ms)}
+        names = [part for token, counted in meters.items() for part in (token, counted.event_name)]
         asked = [nonce, view.customer, state.stripe_customer or ""]
-        asked += [json.dumps(state.minutes_taken_ms), invoice_terms(view, self._store.now_ms()), cut]
+        asked += [json.dumps(state.minutes_taken_ms), invoice_terms(view, now_ms), cut]
         return [view.rev, terms, *asked, *names, self._admin.now_ms()]
 
     def _is_sealed(self, view: CustomerView, reply: Any, sealing: Sealing) -> bool:

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.item_prices import prices_by_meter
 from meterkit.decisions.keys import meter_token
 
 if TYPE_CHECKING:
@@ -44,13 +46,42 @@ async def remember_meters(admin: Admin, keys: Keys, catalog: Catalog) -> None:
         await admin.ask(client.hset(keys.events, mapping=kept))
 
 
-async def read_meters(admin: Admin, keys: Keys, catalog: Catalog) -> Mapping[str, Counted]:
+def own_meters(state: CustomerState, catalog: Catalog, now_ms: int) -> dict[str, Counted]:
+    """By token, the meters whose event name the customer's subscription items decide.
+
+    After the plans file gives a meter another event name, present subscriptions bill the earlier one.
+    """
+    subscription = state.subscription
+    if subscription is None:
+        return {}
+    prices = subscription.prices_at(now_ms) or subscription.prices
+    return {
+        meter_token(name): Counted(meter=name, event_name=price.event_name)
+        for name, price in prices_by_meter(prices, catalog).items()
+        if catalog.meters[name].stripe is not None
+    }
+
+
+async def read_meters(
+    admin: Admin, keys: Keys, catalog: Catalog, customer: str | None = None, *, at_ms: int | None = None
+) -> Mapping[str, Counted]:
     """By token, the meters of this plans file, and those that the store remembers of earlier ones.
+
+    Args:
+        admin: asks the store.
+        keys: of the store.
+        catalog: the plans file.
+        customer: whose subscription items decide the event names; None: the plans file alone does.
+        at_ms: when; None: now.
 
     Raises:
         StoreError: the store does not answer.
     """
     client = admin.client
+    if customer is not None:
+        data: bytes | None = await admin.ask(client.hget(keys.customer(customer).state, "data"))
+        own = own_meters(CustomerState.parse(data or b""), catalog, at_ms or admin.now_ms())
+        return {**await read_meters(admin, keys, catalog), **own}
     kept: dict[bytes, bytes] = await admin.ask(client.hgetall(keys.events))
     found: dict[str, Counted] = {}
     for token, data in kept.items():

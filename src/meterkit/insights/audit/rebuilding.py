@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from secrets import token_hex
@@ -23,7 +23,7 @@ from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_of_a_key
 from meterkit.store.arguments import check_customer
 from meterkit.store.customer_usage import gone_tokens, usage_of
-from meterkit.store.event_names import names_of, read_meters
+from meterkit.store.event_names import Counted, names_of, read_meters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from meterkit.insights.audit.draining import Drainer
     from meterkit.insights.audit.rebuilt import Rebuilt
     from meterkit.store.customer_usage import CustomerUsage
-    from meterkit.store.event_names import Counted
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
 
@@ -74,15 +73,15 @@ class _Run:
     """The common terms of one rebuild.
 
     Attributes:
-        known: the meters that go to Stripe, by token.
+        known: the meters of the present customer that go to Stripe, by token.
         at_ms: an instant of the period; None: the one that is open.
         is_refreshed: whether Stripe was asked which meters there are.
     """
 
-    known: Mapping[str, Counted]
     at_ms: int | None
     by: str
     dry: bool
+    known: Mapping[str, Counted] = field(default_factory=dict[str, Counted])
     is_refreshed: bool = False
 
     def event_of(self, meter: str) -> str:
@@ -161,13 +160,12 @@ class Rebuilder:
             check_aware("at", at)
         if customer is not None:
             check_customer(customer)
-        store, drainer = self._store, self._drainer
+        drainer = self._drainer
         async with drainer.lease.held(within_s=_LEASE_S) as is_held:
             if not is_held:
                 raise MeterkitError("another process drains the audit log; try again in a minute")
             await drainer.drain()
-            known = await read_meters(await store.admin(), store.keys, store.catalog)
-            run = _Run(known=known, at_ms=None if at is None else to_ms(at), by=by, dry=dry_run)
+            run = _Run(at_ms=None if at is None else to_ms(at), by=by, dry=dry_run)
             names = [customer] if customer else await asyncio.to_thread(drainer.database.customers)
             found = [] if found is None else found
             for name in names:
@@ -182,6 +180,8 @@ class Rebuilder:
 
     async def _of_customer(self, customer: str, run: _Run) -> list[Rebuilt]:
         store, drainer = self._store, self._drainer
+        admin = await store.admin()
+        run.known = await read_meters(admin, store.keys, store.catalog, customer)
         counted: dict[str, int] | None = None
         for _ in range(_TRIES):
             await drainer.drain_shard(store.keys.customer(customer).shard)

@@ -231,7 +231,9 @@ class _Making:
     async def _by_event(self) -> dict[str, tuple[str, ...]]:
         """By event name, the meters that share it: by name, and by token if the log has that."""
         found: dict[str, list[str]] = {}
-        known = await read_meters(await self._store.admin(), self._store.keys, self._store.catalog)
+        store, admin = self._store, await self._store.admin()
+        at_ms = min(to_ms(self._usage["period"]["end"]) - 1, store.now_ms())
+        known = await read_meters(admin, store.keys, store.catalog, self._usage["customer"], at_ms=at_ms)
         for one in known.values():
             found.setdefault(one.event_name, []).append(one.meter)
         return {event: (*of, *map(meter_token, of)) for event, of in found.items()}
