@@ -174,3 +174,97 @@ async def test_shown_limited_and_invoiced_are_one_for_present_and_new_customers(
         assert (await books.most(PRESENT), await books.most(NEW)) == left
         assert await books.end_periods() == []
         assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == units
+
+
+async def test_a_renamed_meter_keeps_its_price(store_url: str) -> None:
+    """F-221: usage under both names is shown, and billed, at the price of the present item."""
+    after = PLANS.replace("words:", "terms:").replace(*DEARER)
+    async with edited(store_url, PLANS, after) as books:
+        assert await books.shown(PRESENT) == 100
+        await books.kit.record(PRESENT, "terms", 100)
+        await books.kit.record(NEW, "terms", 100)
+        assert [await books.shown(PRESENT, meter) for meter in ("words", "terms")] == [100, 450]
+        assert await books.shown(NEW, "terms") == 630
+        assert await books.end_periods() == []
+        assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == (550, 630)
+
+
+async def test_usage_shows_the_price_and_says_where_it_is_estimated(store_url: str) -> None:
+    async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
+        prices = {
+            customer: (await books.kit.usage(customer))["meters"]["words"].get("price")
+            for customer in (PRESENT, NEW, "free")
+        }
+        own = {"per": 1, "currency": "usd", "interval": "month"}
+        assert prices == {
+            PRESENT: {**own, "amount_cents": 5},
+            NEW: {**own, "amount_cents": 7},
+            "free": None,
+        }
+        await books.kit.customers.set_plan("free", "pro")
+        shown = (await books.kit.usage("free"))["meters"]["words"].get("price")
+        assert shown == {**own, "amount_cents": 7, "estimated": True}
+
+
+async def test_a_price_that_is_changed_at_stripe_ends_the_segment_of_the_former_one(store_url: str) -> None:
+    """The plan stays the same: units before the change keep their price, later ones have the new price."""
+    async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
+        at = books.shop
+        await books.kit.flush(everything=True)
+        at.clock.advance(timedelta(hours=1))
+        found = await books.kit.subscriptions.get(PRESENT)
+        assert found is not None
+        items = (await at.stripe_subscription(found.id))["items"]["data"]
+        metered = next(item["id"] for item in items if item["price"]["recurring"].get("meter"))
+        price = next(
+            one["id"] for one in await at.stripe_list("/v1/prices") if one["unit_amount_decimal"] == "7"
+        )
+        await at.stripe_change(f"/v1/subscription_items/{metered}", price=price)
+        await books.kit.subscriptions.sync(PRESENT)
+        assert await books.shown(PRESENT) == 100
+        at.clock.advance(timedelta(minutes=2))
+        await books.kit.record(PRESENT, "words", 10)
+        assert await books.shown(PRESENT) == 170
+        assert await books.most(PRESENT) == (1000 - 170) // 7
+        assert await books.end_periods() == []
+        assert await books.invoiced(PRESENT) == 170
+
+
+async def test_seats_that_are_set_leave_the_price_of_usage(store_url: str) -> None:
+    seats = ("words: {unit", "seats: {unit: seat, kind: gauge}\n  words: {unit")
+    sold = ("    budget:", "    seat_price: {amount_cents: 100}\n    budget:")
+    before = PLANS.replace(*seats).replace(*sold)
+    async with edited(store_url, before, before.replace(*DEARER)) as books:
+        await books.kit.subscriptions.set_seats(PRESENT, 3)
+        await books.kit.record(PRESENT, "words", 10)
+        assert await books.shown(PRESENT) == 150
+        assert await books.end_periods() == []
+        assert await books.invoiced(PRESENT) == 150
+
+
+async def test_a_repair_moves_a_present_customer_to_the_new_event_name(store_url: str) -> None:
+    """Units before it are billed by the former item, later ones by the new one, each at its own price."""
+    async with edited(store_url, PLANS, PLANS.replace(*EVENT).replace(*DEARER)) as books:
+        assert [drift.kind for drift in (await books.kit.subscriptions.check())[PRESENT]] == ["missing_meter"]
+        await books.kit.subscriptions.repair(PRESENT)
+        books.shop.clock.advance(timedelta(minutes=2))
+        await books.kit.record(PRESENT, "words", 10)
+        assert await books.shown(PRESENT) == 170
+        assert await books.end_periods() == []
+        assert await books.invoiced(PRESENT) == 170
+
+
+async def test_a_former_free_tier_is_what_a_present_customer_has_included(store_url: str) -> None:
+    """With `report: usage` Stripe's price has the free tier, so the item decides what is included."""
+    before = PLANS.replace("api_words}", "api_words, report: usage}")
+    async with edited(store_url, before, before.replace("included: 10,", "included: 50,")) as books:
+        await books.kit.record(PRESENT, "words", 70)
+        await books.kit.record(NEW, "words", 100)
+        assert (await books.shown(PRESENT), await books.shown(NEW)) == (450, 250)
+        included = [
+            (await books.kit.usage(customer))["meters"]["words"]["included"] for customer in (PRESENT, NEW)
+        ]
+        assert included == [10, 50]
+        assert (await books.most(PRESENT), await books.most(NEW)) == (110, 150)
+        assert await books.end_periods() == []
+        assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == (450, 250)

@@ -121,13 +121,21 @@ def _stripe_of(meter: Meter, catalog: Catalog) -> Any:
 def with_item_prices(
     given: Mapping[str, Entitlement], prices: ItemPrices, catalog: Catalog
 ) -> Mapping[str, Entitlement]:
-    """The same entitlements, with overage at the prices of the customer's own items."""
+    """The same entitlements, with overage at the prices of the customer's own items.
+
+    Where Stripe is sent all units, the free tier of the price decides what is included.
+    """
     changed: dict[str, Entitlement] = {}
     for name, price in prices_by_meter(prices, catalog).items():
-        own = given[name]
-        if own.overage.mode != "bill" or not price.is_exact:
+        own, stripe = given[name], catalog.meters[name].stripe
+        if own.overage.mode != "bill" or own.included is None or not price.is_exact:
             continue
-        overage = price.apply_to(own.overage)
-        if overage is not own.overage:
-            changed[name] = replace(own, overage=overage)
+        is_all_sent = stripe is not None and stripe.report == "usage"
+        now = replace(
+            own,
+            overage=price.apply_to(own.overage),
+            included=price.free if is_all_sent else own.included,
+        )
+        if now != own:
+            changed[name] = now
     return {**given, **changed} if changed else given

@@ -24,7 +24,7 @@ from meterkit.errors import StripeError
 from meterkit.outbox.intents import is_refused
 from meterkit.outbox.operator_commands import Intents
 from meterkit.store.arguments import check_customer
-from meterkit.store.event_names import read_meters
+from meterkit.store.event_names import former_events, read_meters
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -230,16 +230,17 @@ class Reconciler:
             for name, counts in usage["meters"].items()
             if name in events and (any(back[name]) or _goes_to_stripe(counts))
         ]
+        former = former_events(state, store.catalog, to_ms(usage["period"]["start"]))
         sides: dict[str, OfEvent] = {}
         invoicing = await invoicing_of(store, self._api(), usage, state) if meters else None
         priced = await priced_usage(store, usage, state, meters if invoicing is not None else (), late)
         for event in dict.fromkeys(events[name] for name in meters):
             named = [(usage["meters"][name], back[name]) for name in meters if events[name] == event]
-            invoiced = None
+            invoiced, carried = None, (event, *former.get(event, ()))
             if invoicing is not None:
-                invoiced = await self._invoiced(usage, event, state, summaries, invoices)
+                invoiced = await self._invoiced(usage, carried, state, summaries, invoices)
             sides[event] = OfEvent(
-                confirmed=await self._confirmed(usage, event, state.stripe_customer, summaries),
+                confirmed=await self._confirmed(usage, carried, state.stripe_customer, summaries),
                 invoiced=invoiced,
                 mispriced=_mispriced(
                     [priced.get(name) for name in meters if events[name] == event], invoiced
@@ -280,37 +281,44 @@ class Reconciler:
         ]
 
     async def _confirmed(
-        self, usage: CustomerUsage, event_name: str, stripe_customer: str | None, summaries: Summaries
+        self,
+        usage: CustomerUsage,
+        event_names: Sequence[str],
+        stripe_customer: str | None,
+        summaries: Summaries,
     ) -> int | None:
-        """What Stripe has counted of an event name in a period; None: it has no such customer or meter."""
+        """What Stripe has counted of event names in a period; None: it has no such customer or meter."""
         start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
         start_s, end_s = stamped_span_s(start_ms, self._store.now_ms(), end_ms=end_ms)
         if stripe_customer is None or start_s >= end_s:
             return None
         try:
-            counted = await summaries.counted(event_name, stripe_customer, start_s, end_s)
+            counted = [
+                await summaries.counted(event_name, stripe_customer, start_s, end_s)
+                for event_name in event_names
+            ]
         except StripeError as error:
             if error.status not in _NOT_THERE:
                 raise
             return None
-        return None if counted is None else int(counted)
+        known = [one for one in counted if one is not None]
+        return int(sum(known)) if known else None
 
     async def _invoiced(
         self,
         usage: CustomerUsage,
-        event_name: str,
+        event_names: Sequence[str],
         state: CustomerState,
         summaries: Summaries,
         invoices: Invoices,
     ) -> Invoiced | None:
-        """Units on invoice lines of an event name in a period; None: Stripe has no such customer."""
+        """Units on invoice lines of event names in a period; None: Stripe has no such customer."""
         if state.stripe_customer is None:
             return None
         start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
         try:
-            return await invoices.invoiced(
-                state.stripe_customer, summaries.meter_ids(event_name), start_s, end_s
-            )
+            meters = [meter for event_name in event_names for meter in summaries.meter_ids(event_name)]
+            return await invoices.invoiced(state.stripe_customer, meters, start_s, end_s)
         except StripeError as error:
             if error.status not in _NOT_THERE:
                 raise

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 
+from meterkit.customers.states import States
 from meterkit.decisions.periods import first_minute_s, to_ms
-from meterkit.store.event_names import read_meters
+from meterkit.store.event_names import former_events, read_meters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meterkit.store.customer_usage import CustomerUsage
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
 
@@ -139,18 +141,14 @@ async def until_counted(
         StripeError: Stripe refuses, or does not answer.
     """
     usage = await store.usage(customer)
-    known = await read_meters(await store.admin(), store.keys, store.catalog, customer)
-    sent = {
-        counted.event_name: usage["meters"][counted.meter]["delivered"]
-        for counted in known.values()
-        if counted.meter in store.catalog.meters and usage["meters"][counted.meter]["delivered"]
-    }
+    sent = await _sent(store, usage)
     if not sent:
         return 0
+    listed = await api.list("/v1/billing/meters", {"status": "active"})
     meters = {
-        meter["id"]: sent[meter["event_name"]]
-        for meter in await api.list("/v1/billing/meters", {"status": "active"})
-        if meter["event_name"] in sent
+        ids: quantity
+        for events, quantity in sent.items()
+        if (ids := tuple(meter["id"] for meter in listed if meter["event_name"] in events))
     }
     start_s = first_minute_s(to_ms(usage["period"]["start"]))
     missing = partial(_missing, api, meters, stripe_customer, start_s)
@@ -163,6 +161,19 @@ async def until_counted(
         if not goes_on:
             return left
     return 0
+
+
+async def _sent(store: Store, usage: CustomerUsage) -> dict[tuple[str, ...], int]:
+    """Delivered units of each meter of the plans file, by the event names that they were sent under."""
+    customer, catalog = usage["customer"], store.catalog
+    known = await read_meters(await store.admin(), store.keys, catalog, customer)
+    _, state = await States(store).read(customer)
+    former = former_events(state, catalog, to_ms(usage["period"]["start"]))
+    return {
+        (one.event_name, *former.get(one.event_name, ())): usage["meters"][one.meter]["delivered"]
+        for one in known.values()
+        if one.meter in catalog.meters and usage["meters"][one.meter]["delivered"]
+    }
 
 
 def _begun_s(store: Store) -> int:
@@ -183,12 +194,13 @@ async def _has_begun(store: Store, instant_s: int) -> bool:
 
 
 async def _missing(
-    api: StripeApi, sent: Mapping[str, int], stripe_customer: str, start_s: int, end_s: int
+    api: StripeApi, sent: Mapping[tuple[str, ...], int], stripe_customer: str, start_s: int, end_s: int
 ) -> int:
     """How much of what was sent to meters Stripe has not counted in a span (Unix seconds)."""
     if end_s <= start_s:  # The first minute of the period has not begun.
         return sum(sent.values())
     missing = 0
-    for meter, quantity in sent.items():
-        missing += max(0, quantity - int(await counted(api, meter, stripe_customer, start_s, end_s)))
+    for meters, quantity in sent.items():
+        found = [await counted(api, meter, stripe_customer, start_s, end_s) for meter in meters]
+        missing += max(0, quantity - int(sum(found)))
     return missing

@@ -24,6 +24,7 @@ from meterkit.decisions.price_segments import (
     sent_segments,
 )
 from meterkit.decisions.subscription_periods import is_provisional
+from meterkit.store.event_names import Counted
 from meterkit.store.usage_prices import OveragePrice, overage_price_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ _CLOSED: Final = {
     "j": "over_cap",
     "p": "pending",
 }
-_NONE: Final = MappingProxyType(dict[str, str]())
+_NONE: Final = MappingProxyType(dict[str, Counted]())
 
 Unlimited = Literal["unlimited"]
 UsageReply = tuple[int, bytes, bytes, list[bytes], list[bytes], list[bytes], list[bytes]]
@@ -139,7 +140,7 @@ def usage_of(
     customer: str,
     catalog: Catalog,
     reply: UsageReply,
-    gone: Mapping[str, str] = _NONE,
+    gone: Mapping[str, Counted] = _NONE,
     *,
     at_ms: int | None = None,
 ) -> CustomerUsage:
@@ -180,6 +181,14 @@ def usage_of(
         price = overage_price_of(entitlements[name], effective, catalog)
         return meter if price is None else {**meter, "price": price}
 
+    def of_former(token: str, event_name: str) -> MeterUsage:
+        found = _counts_of(token, view, linked=linked)
+        price = next((one for one in effective.prices if one.event_name == event_name and one.is_exact), None)
+        if price is None or is_past:
+            return found
+        segments = segments_of(view.marks(token), label=price.label, sealed=0, overage=found["overage"])
+        return {**found, "overage_cents": overage_cents(segments)}
+
     return {
         "customer": customer,
         "plan": effective.plan.key,
@@ -196,7 +205,7 @@ def usage_of(
         "balance_micros": micros_left,
         "meters": {
             **{name: of_meter(name) for name in catalog.meters},
-            **{name: _counts_of(token, view, linked=linked) for token, name in gone.items()},
+            **{one.meter: of_former(token, one.event_name) for token, one in gone.items()},
         },
     }
 

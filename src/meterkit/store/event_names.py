@@ -62,6 +62,20 @@ def own_meters(state: CustomerState, catalog: Catalog, now_ms: int) -> dict[str,
     }
 
 
+def former_events(state: CustomerState, catalog: Catalog, since_ms: int) -> dict[str, dict[str, None]]:
+    """By event name, the earlier ones of the same meters that the customer's items had since an instant."""
+    subscription, found = state.subscription, dict[str, dict[str, None]]()
+    if subscription is None:
+        return found
+    now = prices_by_meter(subscription.prices, catalog)
+    for until_ms, prices in subscription.former_prices:
+        for name, price in prices_by_meter(prices, catalog).items() if until_ms > since_ms else ():
+            event_name = now.get(name, price).event_name
+            if event_name != price.event_name:
+                found.setdefault(event_name, {})[price.event_name] = None
+    return found
+
+
 async def read_meters(
     admin: Admin, keys: Keys, catalog: Catalog, customer: str | None = None, *, at_ms: int | None = None
 ) -> Mapping[str, Counted]:
@@ -90,15 +104,15 @@ async def read_meters(
     return found | known_meters(catalog)
 
 
-async def names_of(
+async def former_meters(
     gone: Sequence[Collection[str]],
     admin: Admin,
     keys: Keys,
     catalog: Catalog,
     *,
     former: bool = False,
-) -> list[dict[str, str]]:
-    """By token, the names of meters that are not in this plans file, customer by customer.
+) -> list[dict[str, Counted]]:
+    """By token, the meters that are not in this plans file, customer by customer.
 
     Args:
         gone: their tokens; one that the store does not remember stands for itself.
@@ -113,6 +127,8 @@ async def names_of(
     if not former and not any(gone):
         return [{} for _ in gone]
     known = await read_meters(admin, keys, catalog)
-    names = {token: counted.meter for token, counted in known.items()}
-    more = {token: name for token, name in names.items() if former and name not in catalog.meters}
-    return [more | {token: names.get(token, token) for token in tokens} for tokens in gone]
+    more = {token: one for token, one in known.items() if former and one.meter not in catalog.meters}
+    return [
+        more | {token: known.get(token) or Counted(meter=token, event_name="") for token in tokens}
+        for tokens in gone
+    ]

@@ -25,7 +25,7 @@ from meterkit.store.allotting import Allotments
 from meterkit.store.compiled import CUSTOMERS_KEPT
 from meterkit.store.customer_usage import gone_tokens, usage_of
 from meterkit.store.degraded_minutes import DegradedMinutes
-from meterkit.store.event_names import names_of
+from meterkit.store.event_names import former_meters
 from meterkit.store.fallback import Fallback
 from meterkit.store.hold import Held, OutlivingWorks, Used, is_made_again
 from meterkit.store.idempotency import MarkedDecision, Prepare
@@ -316,7 +316,7 @@ class Store:
         """What customers have used: now, or in the period of an instant; ``former``: of all meters ever."""
         replies, catalog = await self._usage_replies(customers), self.catalog
         tokens = [gone_tokens(catalog, reply) for reply in replies]
-        gone = await names_of(tokens, await self.admin(), self.keys, catalog, former=former)
+        gone = await former_meters(tokens, await self.admin(), self.keys, catalog, former=former)
         return [
             usage_of(customer, catalog, reply, names, at_ms=at_ms)
             for customer, reply, names in zip(customers, replies, gone, strict=True)

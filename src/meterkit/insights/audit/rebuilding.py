@@ -23,7 +23,7 @@ from meterkit.redis.daemon_thread import in_thread
 from meterkit.redis.server import is_of_a_key
 from meterkit.store.arguments import check_customer
 from meterkit.store.customer_usage import gone_tokens, usage_of
-from meterkit.store.event_names import Counted, names_of, read_meters
+from meterkit.store.event_names import Counted, former_meters, read_meters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -224,7 +224,7 @@ class Rebuilder:
         names = [keys.counters, keys.state, keys.totals, keys.grants, keys.levels]
         reply = await admin.run(store.scripts["usage"], names)
         tokens = gone_tokens(store.catalog, reply)
-        (gone,) = await names_of([tokens], admin, store.keys, store.catalog, former=True)
+        (gone,) = await former_meters([tokens], admin, store.keys, store.catalog, former=True)
         return _Books(
             customer=customer,
             usage_at=partial(usage_of, customer, store.catalog, reply, gone),

@@ -212,12 +212,13 @@ class Repairing:
         twice = [change for change in metered if _is_twice(change, items, before.prices)]
         rest = [change for change in changes if change not in twice]
         # Usage until now is billed by the items that it was used under.
-        async with self.cut(customer, await self._ended_labels(customer, plan)) if metered else nullcontext():
+        ended = await self._ended_labels(customer, plan)
+        async with self.cut(customer, ended) if metered or ended else nullcontext():
             if twice:  # The item that stays bills the whole period.
                 await live.update({"items": twice, "proration_behavior": "none"})
             if rest:
                 await live.update({"items": rest, "proration_behavior": "create_prorations"})
-            if metered:  # Usage that waits for the end of the cut has the new prices.
+            if metered or ended:  # Usage that waits for the end of the cut has the new prices.
                 await self.fetch(customer)
         if settings := trial_settings_change(live.found, plan):
             await live.update(settings)
