@@ -268,3 +268,32 @@ async def test_a_former_free_tier_is_what_a_present_customer_has_included(store_
         assert (await books.most(PRESENT), await books.most(NEW)) == (110, 150)
         assert await books.end_periods() == []
         assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == (450, 250)
+
+
+async def test_a_price_with_twelve_decimals_is_exact(store_url: str) -> None:
+    amount = "0.333333333333"
+    async with shop(store_url, catalog=loads(PLANS), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        found = await at.subscribed(PRESENT, plan="pro")
+        items = (await at.stripe_subscription(found.id))["items"]["data"]
+        metered = next(item for item in items if item["price"]["recurring"].get("meter"))
+        meter, product = metered["price"]["recurring"]["meter"], metered["price"]["product"]
+        await at.stripe_change(
+            "/v1/prices",
+            **{"currency": "usd", "product": product, "unit_amount_decimal": amount},
+            **{"recurring[interval]": "month", "recurring[usage_type]": "metered", "recurring[meter]": meter},
+        )
+        price = next(
+            one["id"] for one in await at.stripe_list("/v1/prices") if one["unit_amount_decimal"] == amount
+        )
+        await at.stripe_change(f"/v1/subscription_items/{metered['id']}", price=price)
+        await at.kit.subscriptions.sync(PRESENT)
+        books = Books(shop=at, store_url=store_url, kit=at.kit)
+        at.clock.advance(timedelta(minutes=2))
+        await at.kit.record(PRESENT, "words", 1_510)
+        # 1,500 × 0.333333333333 is less than 500, and more than 499.5.
+        assert await books.shown(PRESENT) == 500
+        assert await books.most(PRESENT) == 1_500
+        at.clock.set(HALF)
+        await at.kit.record(PRESENT, "words", 10**9)
+        assert await books.shown(PRESENT) == 333_333_833

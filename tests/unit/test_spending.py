@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
+import pytest
+
 from meterkit.catalog import loads
 from meterkit.decisions.spending import UnitPrice, budgets_of, price_of
 
@@ -34,12 +38,24 @@ def test_a_price_is_in_millionths_of_the_currency() -> None:
     assert price(1000, 0) is None
 
 
-def test_a_price_that_scripts_cannot_compute_is_rounded_up_for_a_unit() -> None:
-    # 9 * 10^15 is the most that a product may come to there.
+def test_a_price_that_scripts_can_compute_is_exact() -> None:
     assert price(3_000_001, 299_999) == UnitPrice(2_999_990_000, 3_000_001, is_all=0)
-    assert price(3_000_001, 300_000) == UnitPrice(1000, 1, is_all=0)
-    assert price(999_999_937, 99_999_999_999) == UnitPrice(1_000_001, 1, is_all=0)
     assert price(90_000_000_001, 9) == UnitPrice(90_000, 90_000_000_001, is_all=0)
+
+
+@pytest.mark.parametrize(
+    ("per", "amount_cents"),
+    [(3_000_001, 300_000), (999_999_937, 99_999_999_999), (10**12, 98_765_432_109), (10**12, 33_333_333_333)],
+)
+def test_a_price_that_scripts_cannot_compute_is_a_millionth_too_dear_at_most(
+    per: int, amount_cents: int
+) -> None:
+    found = price(per, amount_cents)
+    assert found is not None
+    # 2^53 is the most that a product may come to there.
+    assert found.micros * found.per < 2**53
+    exact = Fraction(amount_cents * 10_000, per)
+    assert exact < Fraction(found.micros, found.per) < exact * Fraction(1_000_001, 1_000_000)
 
 
 def test_a_budget_has_a_policy_in_minor_units() -> None:

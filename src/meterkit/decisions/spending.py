@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
-from math import gcd
+from math import gcd, isqrt
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.amount_texts import micros_per_minor_unit
@@ -55,8 +55,11 @@ def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catal
     micros = amount_cents * micros_per_minor_unit(catalog.currency)
     shared = gcd(micros, per)
     micros, per = micros // shared, per // shared
-    if micros * per > _EXACT:
-        return UnitPrice(-(-micros // per), 1, is_all=0)  # Not exact, and less than a micro-unit more.
+    if (
+        micros * per > _EXACT
+    ):  # Rounded up, as finely as Lua counts exactly: all units are the least too dear.
+        most = max(1, isqrt(_EXACT * per // micros) - 1)
+        micros, per = -(-micros * most // per), most
     return UnitPrice(micros, per, is_all=0)
 
 

@@ -260,15 +260,14 @@ class SpikeWatch:
             return None
         pace = pace_of(spike, hours, now_ms)
         usage = await self._store.usage(customer)
-        plan = self._store.catalog.plans.get(usage["plan"])
-        overage = None if plan is None else plan.entitlements[meter].overage
-        per, amount = (None, None) if overage is None else (overage.per, overage.amount_cents)
+        shown = usage["meters"].get(meter)
+        price = None if shown is None else shown.get("price")
 
         noted = FoundSpike(customer, meter, now_ms, spike.span, spike.used, spike.usual)
         await SpikesToday(self._store).note(noted)
 
         def cents(units: int) -> int | None:
-            return None if per is None or amount is None else units * amount // per
+            return None if price is None else units * price["amount_cents"] // price["per"]
 
         units = {
             "used": spike.used,

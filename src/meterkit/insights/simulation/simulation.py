@@ -142,7 +142,7 @@ async def simulate(
         charged = await asyncio.to_thread(_charge, log, store.catalog, catalog)
         sums = await asyncio.to_thread(log.sums)
         started = {who: of.start_ms for who, of in sums.items()}
-        now, then = Offers(store.catalog), Offers(catalog)
+        now, then = Offers(store.catalog, own_prices=True), Offers(catalog)
         cases = {
             who: _Case(
                 tenure=had,

@@ -15,6 +15,7 @@ from meterkit.customers.customers import customers_set_up
 from meterkit.customers.history import states_and_histories
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, seat_meter
+from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.policies import billed_most
 from meterkit.decisions.price_segments import label_of, overage_price, segments_of
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.models import Rate, SubjectPlan
     from meterkit.customers.history import HistoryEntry
     from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.item_prices import ItemPrices
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
 
@@ -202,6 +204,7 @@ class Tenure:
         seats: that the subscription paid for.
         overrides: meter to an entitlement in the notation of the plans file, laid over the plan's.
         subject_overrides: ``KIND:ID`` to limits of that subject, likewise.
+        prices: of the subscription's metered items when the period ended, or now.
     """
 
     start_ms: int
@@ -213,10 +216,11 @@ class Tenure:
     seats: int
     overrides: Mapping[str, Mapping[str, object]]
     subject_overrides: Mapping[str, Mapping[str, object]]
+    prices: ItemPrices = NO_PRICES
 
     def on(self, plan: str) -> Tenure:
         """The same on another plan, as it is sold."""
-        return replace(self, plan=plan, overrides={}, subject_overrides={})
+        return replace(self, plan=plan, overrides={}, subject_overrides={}, prices=NO_PRICES)
 
 
 class Offers:
@@ -224,19 +228,25 @@ class Offers:
 
     Args:
         catalog: what is sold.
+        own_prices: whether overage costs what a customer's subscription items charge, rather than what
+            ``catalog`` says.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, *, own_prices: bool = False) -> None:
         self._catalog = catalog
-        self._known: dict[tuple[str, int, str], Terms] = {}
+        self._own_prices = own_prices
+        self._known: dict[tuple[str, int, str, ItemPrices], Terms] = {}
 
     def to(self, tenure: Tenure) -> Terms:
         """What a customer gets and pays; the default plan stands in for one that the file lacks."""
         catalog, overrides = self._catalog, tenure.overrides
-        key = (tenure.plan, tenure.seats, json.dumps(overrides, sort_keys=True) if overrides else "")
+        prices = tenure.prices if self._own_prices else NO_PRICES
+        text = json.dumps(overrides, sort_keys=True) if overrides else ""
+        key = (tenure.plan, tenure.seats, text, prices)
         if key not in self._known:
             plan = catalog.plans.get(tenure.plan, catalog.plans[catalog.default_plan])
-            self._known[key] = terms_of(catalog, plan, override(catalog, plan, overrides), tenure.seats)
+            given = with_item_prices(override(catalog, plan, overrides), prices, catalog)
+            self._known[key] = terms_of(catalog, plan, given, tenure.seats)
         return self._known[key]
 
 
@@ -299,6 +309,7 @@ def _tenure(
         seats=given.seats,
         overrides=own.meters,
         subject_overrides=own.subjects,
+        prices=NO_PRICES if state.subscription is None else state.subscription.prices_at(last_ms),
     )
 
 
