@@ -278,10 +278,13 @@ async def test_a_price_with_twelve_decimals_is_exact(store_url: str) -> None:
         items = (await at.stripe_subscription(found.id))["items"]["data"]
         metered = next(item for item in items if item["price"]["recurring"].get("meter"))
         meter, product = metered["price"]["recurring"]["meter"], metered["price"]["product"]
+        recurring = {"interval": "month", "usage_type": "metered", "meter": meter}
         await at.stripe_change(
             "/v1/prices",
-            **{"currency": "usd", "product": product, "unit_amount_decimal": amount},
-            **{"recurring[interval]": "month", "recurring[usage_type]": "metered", "recurring[meter]": meter},
+            currency="usd",
+            product=product,
+            unit_amount_decimal=amount,
+            **{f"recurring[{name}]": value for name, value in recurring.items()},
         )
         price = next(
             one["id"] for one in await at.stripe_list("/v1/prices") if one["unit_amount_decimal"] == amount
@@ -291,7 +294,7 @@ async def test_a_price_with_twelve_decimals_is_exact(store_url: str) -> None:
         books = Books(shop=at, store_url=store_url, kit=at.kit)
         at.clock.advance(timedelta(minutes=2))
         await at.kit.record(PRESENT, "words", 1_510)
-        # 1,500 × 0.333333333333 is less than 500, and more than 499.5.
+        # 1,500 times 0.333333333333 is less than 500, and more than 499.5.
         assert await books.shown(PRESENT) == 500
         assert await books.most(PRESENT) == 1_500
         at.clock.set(HALF)

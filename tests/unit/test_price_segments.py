@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from meterkit.catalog import loads
 from meterkit.decisions.customer_overrides import with_overrides
-from meterkit.decisions.customer_state import CustomerState
+from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.price_segments import (
     Segment,
@@ -17,6 +17,9 @@ from meterkit.decisions.price_segments import (
     overage_cents,
     segments_of,
 )
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Plan
 
 NOW_MS: Final = 1_800_000_000_000
 CATALOG: Final = loads("""
@@ -63,11 +66,13 @@ def test_a_price_is_named_by_quantity_and_amount() -> None:
         (PRO, FREE, {TOKENS: "1000/12"}),
         (PRO, TOP, {TOKENS: "1000/12"}),
         (PRO, replace(PRO, key="same"), {}),
-        (PRO, replace(TOP, key="pro"), {}),
+        (PRO, replace(TOP, key="pro"), {TOKENS: "1000/12"}),
     ],
 )
-def test_a_price_ends_where_the_plans_differ_in_it(before: Any, after: Any, expected: dict[str, str]) -> None:
-    assert ended_labels(before, after, CustomerState(), CATALOG, NOW_MS) == expected
+def test_a_price_ends_where_the_plans_differ_in_it(
+    before: Plan, after: Plan, expected: dict[str, str]
+) -> None:
+    assert ended_labels(before.entitlements, after.entitlements, CATALOG) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,14 +80,18 @@ def test_a_price_ends_where_the_plans_differ_in_it(before: Any, after: Any, expe
     [
         (None, {}),
         (NOW_MS + 1, {}),
-        (NOW_MS, {TOKENS: "1000/12"}),
+        (NOW_MS, {TOKENS: "1/2"}),
     ],
 )
 def test_a_customers_own_price_lasts_over_a_change_of_plan_until_its_end(
     until_ms: int | None, expected: dict[str, str]
 ) -> None:
     """The price of an override that ends was not seen: units were booked at the plan's."""
-    assert ended_labels(PRO, TOP, state(OWN, until_ms), CATALOG, NOW_MS) == expected
+    own = state(OWN, until_ms)
+    before, after = (
+        entitlements_on(plan, own, CATALOG, at_ms) for plan, at_ms in ((PRO, NOW_MS - 1), (TOP, NOW_MS))
+    )
+    assert ended_labels(before, after, CATALOG) == expected
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,7 @@ def price_of(meter: str, entitlements: Mapping[str, Entitlement], catalog: Catal
     micros = amount_cents * micros_per_minor_unit(catalog.currency)
     shared = gcd(micros, per)
     micros, per = micros // shared, per // shared
-    if (
-        micros * per > _EXACT
-    ):  # Rounded up, as finely as Lua counts exactly: all units are the least too dear.
+    if micros * per > _EXACT:  # Rounded up, as finely as scripts count exactly.
         most = max(1, isqrt(_EXACT * per // micros) - 1)
         micros, per = -(-micros * most // per), most
     return UnitPrice(micros, per, is_all=0)
