@@ -319,3 +319,25 @@ async def test_a_plan_of_as_many_prices_as_a_subscription_takes_is_sold_and_chan
             ("Output tokens: claude-18-*", 500, 9),
             ("Output tokens: gpt-18-*", 1_000, 18),
         ]
+
+
+async def test_an_override_of_a_table_keeps_what_was_used_at_its_prices(store_url: str) -> None:
+    """F-22i: 230 cents were shown for 200 as soon as the price was overridden, and 0 when it was taken back."""
+    flat = {"output_tokens": {"overage": {"bill": {"per": 100, "amount_cents": 1}}}}
+    async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
+        at.clock.set(HALF)
+        await at.kit.customers.set_plan("acme", "pro")
+        await use(at, other=3_500, mini=100_000, opus=7_000)
+
+        async def cents() -> int | None:
+            return (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"]
+
+        assert await cents() == 10 + 50 + 140
+        await at.kit.customers.override("acme", flat)
+        assert await cents() == 200
+        await use(at, opus=3_000)
+        assert await cents() == 230
+        await at.kit.customers.override("acme", {"output_tokens": {}})
+        assert await cents() == 230
+        await use(at, opus=1_000)
+        assert await cents() == 250
