@@ -73,6 +73,7 @@ async def agree(at: Ending, period: datetime, cents: dict[str, int], micros: int
     statement = await at.kit.statement("acme", period)
     assert statement.is_final
     assert [line.note for line in statement.lines if line.note] == []
+    assert [line.id for line in statement.lines if line.invoice is None] == []
     usage_lines = [line for line in statement.lines if line.kind == "usage" and line.amount_cents]
     assert {str(line.meter): line.amount_cents for line in usage_lines} == cents
     for line in usage_lines:

@@ -209,11 +209,21 @@ class _Making:
                 found.append(line)
                 wanted[line.id] = Wanted((meter,))
         sums = await self._ask(self._events.sums_of, wanted)
-        found = explained(found, wanted, sums, self._why())
+        explained_lines = explained(found, wanted, sums, self._why())
+        found = [one for one in explained_lines if not self._is_empty(one, has_invoice=reader is not None)]
         if reader is None:
             priced = [await self._priced(one, wanted[one.id], found) for one in found]
             found = [*await self._fixed(), *priced]
         return found, wanted
+
+    def _is_empty(self, line: StatementLine, *, has_invoice: bool) -> bool:
+        """Whether a line is of a meter that Stripe never sees, and no unit is on it alone."""
+        meter = self._store.catalog.meters.get(line.meter or "")
+        if line.invoice is not None or meter is None or meter.stripe is not None:
+            return False
+        # Units at the default price by model are on the invoice line of their source.
+        is_twice = has_invoice and meter.is_row
+        return is_twice or not (line.included or line.granted or line.credited or line.overage)
 
     async def with_events(
         self, line: StatementLine, wanted: Mapping[str, Wanted], after: str, most: int
