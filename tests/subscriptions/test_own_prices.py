@@ -270,33 +270,97 @@ async def test_a_former_free_tier_is_what_a_present_customer_has_included(store_
         assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == (450, 250)
 
 
+async def move_to_price(at: Shop, subscription: str, **price: str) -> None:
+    """Have a person make another price of the same meter at Stripe, and put it in the subscription."""
+    items = (await at.stripe_subscription(subscription))["items"]["data"]
+    metered = next(item for item in items if item["price"]["recurring"].get("meter"))
+    meter = metered["price"]["recurring"]["meter"]
+    recurring = {"interval": "month", "usage_type": "metered", "meter": meter}
+    asked = {"currency": "usd", "product": metered["price"]["product"], **price}
+    asked |= {f"recurring[{name}]": value for name, value in recurring.items()}
+    await at.stripe_change("/v1/prices", **asked)
+    made = (await at.stripe_list("/v1/prices"))[0]
+    await at.stripe_change(f"/v1/subscription_items/{metered['id']}", price=made["id"])
+    await at.kit.subscriptions.sync(PRESENT)
+    at.clock.advance(timedelta(minutes=2))
+
+
 async def test_a_price_with_twelve_decimals_is_exact(store_url: str) -> None:
-    amount = "0.333333333333"
     async with shop(store_url, catalog=loads(PLANS), selling=sell_nothing) as at:
         await at.kit.stripe.sync()
         found = await at.subscribed(PRESENT, plan="pro")
-        items = (await at.stripe_subscription(found.id))["items"]["data"]
-        metered = next(item for item in items if item["price"]["recurring"].get("meter"))
-        meter, product = metered["price"]["recurring"]["meter"], metered["price"]["product"]
-        recurring = {"interval": "month", "usage_type": "metered", "meter": meter}
-        await at.stripe_change(
-            "/v1/prices",
-            currency="usd",
-            product=product,
-            unit_amount_decimal=amount,
-            **{f"recurring[{name}]": value for name, value in recurring.items()},
-        )
-        price = next(
-            one["id"] for one in await at.stripe_list("/v1/prices") if one["unit_amount_decimal"] == amount
-        )
-        await at.stripe_change(f"/v1/subscription_items/{metered['id']}", price=price)
-        await at.kit.subscriptions.sync(PRESENT)
+        await move_to_price(at, found.id, unit_amount_decimal="0.333333333333")
         books = Books(shop=at, store_url=store_url, kit=at.kit)
-        at.clock.advance(timedelta(minutes=2))
         await at.kit.record(PRESENT, "words", 1_510)
         # 1,500 times 0.333333333333 is less than 500, and more than 499.5.
         assert await books.shown(PRESENT) == 500
         assert await books.most(PRESENT) == 1_500
-        at.clock.set(HALF)
         await at.kit.record(PRESENT, "words", 10**9)
         assert await books.shown(PRESENT) == 333_333_833
+
+
+async def test_an_edited_interval_leaves_the_period_that_a_present_customer_pays_for(store_url: str) -> None:
+    """With `included_per: interval` the quantity of a year is not included anew each month."""
+    before = PLANS.replace("1000, interval: month", "1000, interval: year, included_per: interval")
+    after = before.replace("interval: year", "interval: month")
+    async with shop(store_url, catalog=loads(before), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(PRESENT, plan="pro")
+        await at.kit.record(PRESENT, "words", 30)
+        at.clock.advance(timedelta(days=60))
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
+            await kit.record(PRESENT, "words", 10)
+            usage = await kit.usage(PRESENT)
+            shown, price = usage["meters"]["words"], usage["meters"]["words"].get("price", {})
+            assert (shown["recorded"], shown["overage_cents"], price.get("interval")) == (40, 150, "year")
+
+
+@pytest.mark.parametrize(
+    ("price", "reason"),
+    [
+        (
+            {"unit_amount": "30", "transform_quantity[divide_by]": "10", "transform_quantity[round]": "up"},
+            "it is of packages of several units",
+        ),
+        (
+            {
+                "billing_scheme": "tiered",
+                "tiers_mode": "volume",
+                "tiers[0][up_to]": "100",
+                "tiers[0][unit_amount]": "5",
+                "tiers[1][up_to]": "inf",
+                "tiers[1][unit_amount]": "4",
+            },
+            "it has tiers that are not graduated, or that cost a flat amount",
+        ),
+        (
+            {
+                "billing_scheme": "tiered",
+                "tiers_mode": "graduated",
+                "tiers[0][up_to]": "100",
+                "tiers[0][unit_amount]": "4",
+                "tiers[1][up_to]": "inf",
+                "tiers[1][unit_amount]": "3",
+            },
+            "it has several tiers that cost something",
+        ),
+    ],
+    ids=["packages", "volume tiers", "graduated tiers"],
+)
+async def test_a_price_that_is_not_one_amount_for_each_unit_is_estimated_and_logged_once(
+    store_url: str, price: dict[str, str], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shop(store_url, catalog=loads(PLANS), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        found = await at.subscribed(PRESENT, plan="pro")
+        await move_to_price(at, found.id, **price)
+        await at.kit.subscriptions.sync(PRESENT)
+        await at.kit.record(PRESENT, "words", 20)
+        shown = (await at.kit.usage(PRESENT))["meters"]["words"]
+        assert (shown["overage_cents"], shown.get("price", {}).get("estimated")) == (50, True)
+        logged = [
+            record.getMessage() for record in caplog.records if "cannot be worked out" in record.message
+        ]
+        assert len(logged) == 1
+        assert f"the price of api_words in subscription {found.id}" in logged[0]
+        assert reason in logged[0]

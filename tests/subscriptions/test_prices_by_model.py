@@ -322,7 +322,7 @@ async def test_a_plan_of_as_many_prices_as_a_subscription_takes_is_sold_and_chan
 
 
 async def test_an_override_of_a_table_keeps_what_was_used_at_its_prices(store_url: str) -> None:
-    """F-22i: 230 cents were shown for 200 as soon as the price was overridden, and 0 when it was taken back."""
+    """F-22i: 230 cents were shown for 200 once the price was overridden, and 0 once it was not."""
     flat = {"output_tokens": {"overage": {"bill": {"per": 100, "amount_cents": 1}}}}
     async with shop(store_url, catalog=CATALOG, selling=nothing) as at:
         at.clock.set(HALF)

@@ -304,6 +304,8 @@ def _counting(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -
     )
     is_other = before is not None and after is not None and before.price.interval != after.price.interval
     per = _counted_per(own)
+    if own.price.included_per == "interval":  # A plan may have another interval in the file by now.
+        per = subscription.interval_at(now_ms) or per
     return Counting(per=per, anew_ms=subscription.pending_at_ms) if is_other else _COUNTING[per]
 
 

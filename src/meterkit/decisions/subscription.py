@@ -32,6 +32,7 @@ _OWING: Final[frozenset[Status]] = frozenset({"past_due", "unpaid"})
 _BRINGING: Final[frozenset[Status]] = frozenset({"active", "past_due"})
 _NOT_BEGUN: Final[frozenset[Status]] = frozenset({"incomplete", "incomplete_expired"})
 _FORMER_MAX: Final = 12
+_MONTH_MS: Final = 31 * 86_400_000
 _KEPT_MS: Final = 400 * 86_400_000
 _PRICES: Final = frozenset({"prices", "pending_prices"})
 NEVER_MS: Final = 9_000_000_000_000_000
@@ -184,6 +185,12 @@ class SubscriptionState:
             return self.prices
         is_same_plan = self.pending_plan in {None, self.plan}
         return self.pending_prices or (self.prices if is_same_plan else NO_PRICES)
+
+    def interval_at(self, now_ms: int) -> Literal["month", "year"] | None:
+        """The interval that it is paid for, by its current period; None: not known, as in a trial."""
+        if self.status == "trialing" or self._is_changed(now_ms) or not self.has_begun_at(now_ms):
+            return None
+        return "month" if self.end_ms - self.start_ms <= _MONTH_MS else "year"
 
     def with_former_prices(self, known: SubscriptionState, now_ms: int) -> SubscriptionState:
         """Keep the prices that end now: the close of a period that has ended still needs them.

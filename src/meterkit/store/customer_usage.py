@@ -165,6 +165,7 @@ def usage_of(
     filled = _fields(levels)
     micros_left = {name: balance.of(target_of("credit", name)) for name in catalog.credits}
     linked, subscription = state.stripe_customer is not None, state.subscription
+    interval = None if subscription is None else subscription.interval_at(now_ms)
 
     def of_meter(name: str) -> MeterUsage:
         if is_past:
@@ -178,7 +179,7 @@ def usage_of(
                 found["types"] = _types(catalog.storage, filled)
             return found
         meter = _meter(name, entitlements, view, catalog.meters, linked=linked)
-        price = overage_price_of(entitlements[name], effective, catalog)
+        price = overage_price_of(entitlements[name], effective, catalog, interval)
         return meter if price is None else {**meter, "price": price}
 
     def of_former(token: str, event_name: str) -> MeterUsage:

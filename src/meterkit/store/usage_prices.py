@@ -26,9 +26,16 @@ class OveragePrice(TypedDict):
 
 
 def overage_price_of(
-    entitlement: Entitlement, effective: EffectivePlan, catalog: Catalog
+    entitlement: Entitlement, effective: EffectivePlan, catalog: Catalog, interval: str | None
 ) -> OveragePrice | None:
-    """The price of a meter's overage; None: it is not billed, or its price is only at Stripe."""
+    """The price of a meter's overage; None: it is not billed, or its price is only at Stripe.
+
+    Args:
+        entitlement: of the meter.
+        effective: what the customer has.
+        catalog: what is sold.
+        interval: that the subscription is paid for; None: as the plan says.
+    """
     per, amount_cents = entitlement.overage.per, entitlement.overage.amount_cents
     if entitlement.overage.mode != "bill" or per is None or amount_cents is None:
         return None
@@ -36,7 +43,7 @@ def overage_price_of(
         "per": per,
         "amount_cents": amount_cents,
         "currency": catalog.currency,
-        "interval": effective.plan.price.interval,
+        "interval": interval or effective.plan.price.interval,
     }
     known = prices_by_meter(effective.prices, catalog).get(entitlement.meter)
     return found if known is not None and known.is_exact else {**found, "estimated": True}

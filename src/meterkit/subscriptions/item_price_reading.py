@@ -5,6 +5,7 @@ A price and the event name of a meter never change at Stripe, so each is fetched
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from decimal import Decimal, InvalidOperation
 from http import HTTPStatus
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _METERS: Final = "/v1/billing/meters"
 _PRICES: Final = "/v1/prices"
 _TIERED: Final = "tiered"
+_LOGGED_MAX: Final = 100
+_logger = logging.getLogger("meterkit.subscriptions")
 _OF_THE_KEY: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
@@ -53,6 +56,7 @@ class PriceFactsReader:
         self._api = api
         self._events: dict[str, str] = {}
         self._tiered: dict[str, Mapping[str, Any]] = {}
+        self._logged: set[ItemPrice] = set()
 
     async def facts_of(self, found: Mapping[str, Any]) -> PriceFacts:
         """The facts that the metered items of a subscription and its schedule need.
@@ -79,6 +83,20 @@ class PriceFactsReader:
                 raise
             return NO_FACTS
         return PriceFacts(self._events, self._tiered)
+
+    def log_inexact(self, subscription: str, prices: ItemPrices) -> None:
+        """Log once each price that no price of a unit can say: usage shows that of the plans file then."""
+        for price in prices:
+            if not price.is_exact and price not in self._logged and len(self._logged) < _LOGGED_MAX:
+                self._logged.add(price)
+                _logger.warning(
+                    "the price of %s in subscription %s cannot be worked out for a unit: %s; usage, budgets"
+                    " and statements take the price of the plans file, marked as estimated, until the"
+                    " subscription has a price for each unit in the plans file's currency",
+                    price.event_name,
+                    subscription,
+                    price.reason,
+                )
 
 
 def item_prices(items: Iterable[Mapping[str, Any]], facts: PriceFacts, catalog: Catalog) -> ItemPrices:

@@ -292,6 +292,7 @@ class Looker:
         if chosen is not None:
             facts = await self._facts.facts_of(chosen)
             subscription = read_subscription(chosen, catalog, has_payment_method=can_pay, facts=facts)
+            self._facts.log_inexact(subscription.id, subscription.prices)
         # Only the worker with the entry stores what it fetched: no other has fetched anything newer.
         if not await self.queue.keep(entry):
             raise LostError
