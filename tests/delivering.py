@@ -81,6 +81,7 @@ class Desk:
 
     Attributes:
         url: of the emulator.
+        store_url: of the store.
         flusher: keeps its connections from one flush to the next, which ``kit.flush`` does not.
     """
 
@@ -88,6 +89,7 @@ class Desk:
     emulator: StripeEmulator
     clock: Clock
     url: str
+    store_url: str
     flusher: Flusher
     transport: StripeTransport
 
@@ -130,7 +132,15 @@ async def desk(
         summaries = StripeSummaries(StripeApi(kit.settings))
         try:
             flusher = Flusher(kit.store, transport, summaries=summaries)
-            yield Desk(kit=kit, emulator=emulator, clock=clock, url=url, flusher=flusher, transport=transport)
+            yield Desk(
+                kit=kit,
+                emulator=emulator,
+                clock=clock,
+                url=url,
+                store_url=store_url,
+                flusher=flusher,
+                transport=transport,
+            )
         finally:
             await summaries.close()
 

@@ -18,7 +18,7 @@ from faults import loop_clock
 from kit_parts import parts_of
 from meterkit import CustomerError
 from meterkit.catalog import loads
-from meterkit.decisions.keys import meter_token
+from meterkit.decisions.keys import meter_token, shard_of
 from meterkit.delivery.flusher import Flusher
 from meterkit.testing import Clock, StripeEmulator
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 JULY = datetime(2031, 7, 1, tzinfo=UTC)
+# The failing customer is in the first shard, and the others are behind it.
+FAILING = next(f"failing{n}" for n in range(200) if shard_of(f"failing{n}", 16) == 0)
+HEALTHY = [name for name in (f"c{n}" for n in range(14)) if shard_of(name, 16) > 0][:12]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +204,104 @@ async def test_a_customer_for_whom_stripe_does_not_answer_holds_up_nobody(
         at.clock.advance(timedelta(minutes=20))
         await begun.flush()
         assert at.accepted("slow") == 3
+
+
+async def flush_in_a_new_process(at: Desk, **settings: Any) -> int:
+    """Flush six minutes later, as a cron job does; how many healthy customers are done."""
+    at.clock.advance(timedelta(minutes=6))
+    async with kit_for(at.store_url, at.url, clock=at.clock, **settings) as kit:
+        await kit.flush()
+    return [at.accepted(customer) for customer in HEALTHY].count(1)
+
+
+async def use(at: Desk, *customers: str) -> None:
+    for customer in customers:
+        await at.kit.record(customer, "requests", 1)
+
+
+@pytest.mark.parametrize("transport", ["v1", "v2-stream"])
+@pytest.mark.parametrize(
+    ("shards", "fault"),
+    [
+        (1, {"action": "error", "status": 503}),
+        (16, {"action": "error", "status": 500, "when": "after"}),
+        (1, {"action": "reset"}),
+        (16, {"action": "drop", "when": "after"}),
+    ],
+    ids=["503", "500-after", "reset", "drop-after"],
+)
+async def test_a_failing_customer_delays_no_other_where_each_flush_is_a_new_process(
+    store_url: str, transport: str, shards: int, fault: dict[str, Any]
+) -> None:
+    # F-229: `meterkit flush` by cron: which customer fails was known to a process, and not to the next.
+    settings: dict[str, Any] = {"shards": shards, "stripe_transport": transport}
+    async with desk(store_url, **settings) as at:
+        await at.link(FAILING, *HEALTHY)
+        at.emulator.fail_next(**fault, customer=f"cus_{FAILING}", times=None)
+        for _ in range(2):
+            await use(at, FAILING)
+            await flush_in_a_new_process(at, **settings)
+        await use(at, FAILING, *HEALTHY)
+        assert await flush_in_a_new_process(at, **settings) == len(HEALTHY)
+        at.emulator.clear_faults()
+        for _ in range(2):
+            await flush_in_a_new_process(at, **settings)
+        assert at.accepted(FAILING) == 3
+
+
+@pytest.mark.parametrize("shards", [1, 16])
+async def test_several_failing_customers_delay_no_other_where_each_flush_is_a_new_process(
+    store_url: str, shards: int
+) -> None:
+    # F-229
+    failing = [f"failing{n}" for n in range(5)]
+    async with desk(store_url, shards=shards) as at:
+        await at.link(*failing, *HEALTHY)
+        for customer in failing:
+            at.emulator.fail_next("error", status=503, customer=f"cus_{customer}", times=None)
+        for _ in failing:
+            await use(at, *failing)
+            await flush_in_a_new_process(at, shards=shards)
+        await use(at, *failing, *HEALTHY)
+        assert await flush_in_a_new_process(at, shards=shards) == len(HEALTHY)
+
+
+@pytest.mark.parametrize("shards", [1, 16])
+async def test_after_an_outage_the_customer_that_still_fails_is_tried_last(
+    store_url: str, shards: int
+) -> None:
+    # F-229: in an outage each customer may be why Stripe does not answer. Later the most tried one is.
+    async with desk(store_url, shards=shards) as at:
+        await at.link(FAILING, *HEALTHY)
+        at.emulator.fail_next("error", status=503, times=None)
+        for _ in range(6):
+            await use(at, FAILING)
+            await flush_in_a_new_process(at, shards=shards)
+        await use(at, *HEALTHY)
+        for _ in HEALTHY:
+            await flush_in_a_new_process(at, shards=shards)
+        at.emulator.clear_faults()
+        at.emulator.fail_next("error", status=503, customer=f"cus_{FAILING}", times=None)
+        at.clock.advance(timedelta(minutes=20))  # All retries are due.
+        await flush_in_a_new_process(at, shards=shards)
+        at.clock.advance(timedelta(minutes=20))
+        assert await flush_in_a_new_process(at, shards=shards) == len(HEALTHY)
+
+
+@pytest.mark.parametrize("shards", [1, 16])
+async def test_a_customer_whose_deliveries_hang_is_tried_last_by_a_new_process(
+    store_url: str, shards: int
+) -> None:
+    # F-229
+    async with desk(store_url, shards=shards) as at:
+        await at.link(FAILING, *HEALTHY)
+        at.emulator.fail_next("hang", customer=f"cus_{FAILING}", times=None)
+        for customers in ([FAILING], [FAILING, *HEALTHY]):
+            await use(at, *customers)
+            at.clock.advance(timedelta(minutes=6))
+            async with aclosing_transport(at.url, timeout_s=0.1) as transport:
+                await Flusher(at.kit.store, transport, timeout_s=0.1).flush()
+        assert [at.accepted(customer) for customer in HEALTHY] == [1] * len(HEALTHY)
 
 
 async def test_a_flush_of_everything_that_has_to_wait_does_not_spin(store_url: str, valkey: Server) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from random import SystemRandom
 from time import monotonic
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from meterkit.cancellation import start_task
 from meterkit.delivery.comparing import Comparer
 from meterkit.delivery.first_look import WAITED_MS, FirstLook
+from meterkit.delivery.flush_pass import FlushPass
 from meterkit.delivery.late_intents import LateIntents
 from meterkit.delivery.late_usage import report_late
 from meterkit.delivery.report import REPORTED, FlushReport, Unsealed
 from meterkit.delivery.restarts import Restarts
-from meterkit.delivery.sending import Lease, Sender, calls_of, line_of, stopwatch
+from meterkit.delivery.sending import Lease, Sender, calls_of, stopwatch
 from meterkit.delivery.spool_replay import count_undelivered
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.outbox import Outbox
@@ -26,7 +26,7 @@ from meterkit.store.spool import NO_SPOOLS
 from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 
     from meterkit.delivery.sending import Transport
     from meterkit.delivery.summaries import Summaries
@@ -150,7 +150,7 @@ class Flusher:
     async def _flush(
         self, *, everything: bool = False, timeout_s: float = 0.0, is_alone: bool = False
     ) -> FlushReport:
-        flush = _Pass(outbox=Outbox(self._store, await self._store.admin()), retries=everything)
+        flush = FlushPass(outbox=Outbox(self._store, await self._store.admin()), retries=everything)
         self.report = flush.report
         deadline = monotonic() + timeout_s
         await self._compare(flush.report, is_alone=is_alone)
@@ -168,7 +168,7 @@ class Flusher:
             _logger.warning("%s tried again later: %s", what, flush.report.why)
         return flush.report
 
-    async def _until_all_is_done(self, flush: _Pass, deadline: float) -> None:
+    async def _until_all_is_done(self, flush: FlushPass, deadline: float) -> None:
         """Seal and send everything, waiting until the deadline for what may not be sent yet."""
         idle_s = _IDLE_FIRST_S
         while (done := await self._round(flush, due_ms=None)) != "over":
@@ -180,7 +180,9 @@ class Flusher:
             await self._idle(min(idle_s, max(0.0, deadline - monotonic())))
             idle_s = min(2 * idle_s, _IDLE_MAX_S)
 
-    async def _round(self, flush: _Pass, *, due_ms: int | None) -> Literal["something", "nothing", "over"]:
+    async def _round(
+        self, flush: FlushPass, *, due_ms: int | None
+    ) -> Literal["something", "nothing", "over"]:
         """Seal and send once what is due, or all (None).
 
         Returns:
@@ -194,7 +196,12 @@ class Flusher:
         flush.report.unsealed.clear()
         flush.tried.clear()
         at_once = asyncio.Semaphore(_SHARDS_AT_ONCE)
-        await _all(self._shard(flush, item.shard, due_ms, at_once) for item in work)
+        try:
+            await _all(self._shard(flush, item.shard, due_ms, at_once) for item in work)
+        except StoreError:  # Of a cluster one server is down: the others go on.
+            await self._send_suspects(flush, at_once)
+            raise
+        await self._send_suspects(flush, at_once)
         # Retries were due at once in this pass; from now on they wait as scheduled.
         flush.retries = False
         if not work or self._sender.stopping.is_set():
@@ -223,33 +230,64 @@ class Flusher:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._sender.stopping.wait(), span_s)
 
-    async def _shard(self, flush: _Pass, shard: int, due_ms: int | None, at_once: asyncio.Semaphore) -> None:
-        outbox = flush.outbox
+    @asynccontextmanager
+    async def _shard_lease(
+        self, outbox: Outbox, shard: int, at_once: asyncio.Semaphore
+    ) -> AsyncGenerator[Lease | None]:
+        """The shard's lease while the block runs; None: another flusher has it, or nothing more is sent."""
         async with at_once:
-            if self._sender.stopping.is_set():
-                return
             lease = Lease(outbox, shard, clock=self._store.clock)
             try:
-                if not await lease.outlives(0):
-                    return
-                sealing = await outbox.seal(
-                    shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL, first=partial(self._look_first, flush)
-                )
-                flush.report.sealed += sealing.made
-                self._tell(flush, sealing)
-                if sealing.late:
-                    report_late(flush.report, sealing.late, await outbox.meters())
-                is_known = self._restarts is None or await self._unless_stopping(
-                    self._restarts.are_over(outbox, shard, flush.report)
-                )
-                now_ms = max(sealing.now_ms, self._store.now_ms())
-                await self._send_due(flush, lease, now_ms, only_repeats=not is_known)
+                is_held = not self._sender.stopping.is_set() and await lease.outlives(0)
+                yield lease if is_held else None
             finally:
                 # Also where taking it was cancelled: it may have been had. Another's lease stays as it is.
                 with suppress(StoreError):  # It runs out by itself.
                     await outbox.lease(shard, ttl_ms=0)
 
-    def _tell(self, flush: _Pass, sealing: Sealing) -> None:
+    async def _shard(
+        self, flush: FlushPass, shard: int, due_ms: int | None, at_once: asyncio.Semaphore
+    ) -> None:
+        """Seal and send what is due of a shard, except suspect lines."""
+        outbox = flush.outbox
+        async with self._shard_lease(outbox, shard, at_once) as lease:
+            if lease is None:
+                return
+            sealing = await outbox.seal(
+                shard, due_ms=due_ms, most=_CUSTOMERS_PER_SEAL, first=partial(self._look_first, flush)
+            )
+            flush.report.sealed += sealing.made
+            self._tell(flush, sealing)
+            if sealing.late:
+                report_late(flush.report, sealing.late, await outbox.meters())
+            is_known = self._restarts is None or await self._unless_stopping(
+                self._restarts.are_over(outbox, shard, flush.report)
+            )
+            await self._sender.suspects.read(outbox, shard)
+            flush.put_off[shard] = not is_known
+            now_ms = max(sealing.now_ms, self._store.now_ms())
+            await self._send_due(flush, lease, now_ms, only_repeats=not is_known)
+
+    async def _send_suspects(self, flush: FlushPass, at_once: asyncio.Semaphore) -> None:
+        """Send the suspect lines of all shards that were flushed, of the least tried one first."""
+
+        async def send(shard: int) -> None:
+            async with self._shard_lease(flush.outbox, shard, at_once) as lease:
+                if lease is not None:
+                    only_repeats = flush.put_off[shard]
+                    await self._send_due(flush, lease, self._store.now_ms(), only_repeats=only_repeats)
+
+        keys = self._store.keys
+        attempts = self._sender.suspects.attempts_by_shard(lambda customer: keys.customer(customer).shard)
+        shards = [shard for shard in attempts if shard in flush.put_off]
+        flush.are_suspects_next = True
+        # The least tried one by itself: it shows whether the others pass.
+        for part in (shards[:1], shards[1:]):
+            await _all(map(send, part))
+        flush.are_suspects_next = False
+        flush.put_off.clear()
+
+    def _tell(self, flush: FlushPass, sealing: Sealing) -> None:
         """Say which usage could not be sealed: of each customer and meter once, until it could."""
         self._aside.difference_update((customer, "") for customer in sealing.fine)
         unsealed = [
@@ -276,7 +314,7 @@ class Flusher:
                     extra=REPORTED,
                 )
 
-    async def _look_first(self, flush: _Pass, since_ms: Mapping[str, int]) -> bool:
+    async def _look_first(self, flush: FlushPass, since_ms: Mapping[str, int]) -> bool:
         """Have customers looked at whose usage has waited since then; whether any had not been lately."""
         waited_ms = self._store.now_ms() - WAITED_MS
         waited = [customer for customer, at_ms in since_ms.items() if at_ms <= waited_ms]
@@ -287,7 +325,7 @@ class Flusher:
             flush.unseen |= set(waited) if unseen is None else unseen
         return True
 
-    async def _send_due(self, flush: _Pass, lease: Lease, now_ms: int, *, only_repeats: bool) -> None:
+    async def _send_due(self, flush: FlushPass, lease: Lease, now_ms: int, *, only_repeats: bool) -> None:
         """Send what is due of a shard, page after page; alone where one is to show whether others pass."""
         due_ms, sender = None if flush.retries else now_ms, self._sender
         send_page = partial(self._send_page, flush, lease, due_ms, only_repeats=only_repeats)
@@ -306,20 +344,26 @@ class Flusher:
                     return
 
     async def _send_page(
-        self, flush: _Pass, lease: Lease, due_ms: int | None, *, alone: bool, only_repeats: bool
+        self, flush: FlushPass, lease: Lease, due_ms: int | None, *, alone: bool, only_repeats: bool
     ) -> bool:
         """Send a page of intents, or one that is ``alone``; whether there were any."""
         outbox, closed = flush.outbox, self._sender.closed_meters()
         most = _CALLS_PER_PAGE * self._sender.most if self._sender.most > 1 else _INTENTS_PER_PAGE
+        suspects = self._sender.suspects
         found = await outbox.due(
-            lease.shard, due_ms=due_ms, most=most, tried=flush.tried, closed=closed, only_repeats=only_repeats
+            lease.shard,
+            due_ms=due_ms,
+            most=most,
+            tried=flush.tried,
+            closed=closed,
+            put_off=() if flush.are_suspects_next else suspects,
+            only_repeats=only_repeats,
         )
         if not found:
             return False
+        found.sort(key=suspects.attempts_of)
         if alone:
-            # Without customers whose read may fail: the others would wait for it.
-            suspects = self._sender.suspects
-            found = [next((sealed for sealed in found if line_of(sealed) not in suspects), found[0])]
+            found = found[:1]
         if await self._look_first(flush, {sealed.customer: sealed.sealed_ms for sealed in reversed(found)}):
             flush.tried.update(sealed.identifier for sealed in found if sealed.customer in flush.unseen)
             return True  # The sealed usage may be late by now.
@@ -343,51 +387,10 @@ class Flusher:
                     await flush.settle(lease.shard, moves)
 
         try:
-            await _all(
-                send(calls)
-                for calls in calls_of(attempts, most=self._sender.most, apart=self._sender.suspects)
-            )
+            await _all(send(calls) for calls in calls_of(attempts, most=self._sender.most, apart=suspects))
         finally:
             await flush.settle(lease.shard, moves)
         return bool(attempts)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Pass:
-    """One flush.
-
-    Attributes:
-        retries: whether what waits for a retry is sent now.
-        tried: the intents that it has sent in this round.
-        unseen: customers that could not be synced: their waiting usage is not sent.
-        is_young: whether an intent was not on disk for long enough.
-        withdrawn: intents whose usage is pending again.
-    """
-
-    outbox: Outbox
-    retries: bool
-    tried: set[str] = field(default_factory=set[str])
-    unseen: set[str] = field(default_factory=set[str])
-    is_young: bool = False
-    withdrawn: int = 0
-    report: FlushReport = field(default_factory=FlushReport)
-
-    @property
-    def progress(self) -> tuple[int, ...]:
-        """Changes where anything was done that need not be repeated."""
-        report = self.report
-        return (report.sealed, report.delivered, report.dead, report.parked, len(report.late), self.withdrawn)
-
-    async def settle(self, shard: int, moves: list[Move]) -> None:
-        """Put what was sent into its next state, and leave none of it in the list."""
-        sent, report = moves.copy(), self.report
-        moves.clear()
-        for move in await self.outbox.settle(shard, sent):
-            if move.state in {"delivered", "parked", "dead"}:
-                setattr(report, move.state, getattr(report, move.state) + 1)
-            elif move.why:
-                report.retried += 1
-                report.why = move.why
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:

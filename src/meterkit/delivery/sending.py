@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from meterkit.decisions.ambiguity import compare_in_ms, may_be_sent_again
 from meterkit.delivery.outcomes import CLOCKS_APART_S
 from meterkit.delivery.report import REPORTED
+from meterkit.delivery.suspects import SuspectLines, line_of
 from meterkit.outbox.intents import Move
 from meterkit.stripe.breaker import Breaker
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable, Sequence
 
     from meterkit.delivery.outcomes import Outcome
+    from meterkit.delivery.suspects import Line
     from meterkit.outbox.intents import Attempt, Sealed
     from meterkit.outbox.outbox import Outbox
     from meterkit.store.store import Store
@@ -30,16 +32,12 @@ _logger = logging.getLogger("meterkit.delivery")
 _jitter = SystemRandom().uniform
 
 _LEASE_MS: Final = 60_000
-_SUSPECTS_MOST: Final = 1_000
 _RETRY_FIRST_MS: Final = 1_000
 _SYSTEMIC_FIRST_MS: Final = 60_000
 _RETRY_MAX_MS: Final = 600_000
 # https://docs.stripe.com/api/v2/billing/meter-event-stream/create: 10,000 a second in live mode.
 _EVENTS_PER_S: Final = 8_000
 
-
-Line: TypeAlias = tuple[str, str]
-"""A customer and an event name."""
 
 Elapsed: TypeAlias = "Callable[[], float]"
 """Tells how long ago something was, at least, in seconds."""
@@ -57,11 +55,6 @@ def stopwatch(clock: Callable[[], float]) -> Elapsed:
     """
     wall_s, monotonic_s = clock(), monotonic()
     return lambda: max(clock() - wall_s, monotonic() - monotonic_s)
-
-
-def line_of(sealed: Sealed) -> Line:
-    """Whose usage of what an intent is."""
-    return sealed.customer, sealed.event_name
 
 
 class Transport(Protocol):
@@ -164,8 +157,7 @@ class Sender:
     Attributes:
         breaker: whether anything is sent.
         stopping: set where nothing more is to be sent.
-        suspects: lines whose last try has an unknown outcome: they may be why Stripe does not answer, so
-            they share no call, and others go first where one is to show whether Stripe does.
+        suspects: lines that may be why Stripe does not answer.
     """
 
     def __init__(
@@ -174,7 +166,7 @@ class Sender:
         # The first call of a process is alone: it shows whether the key and the clocks are right.
         self.breaker = Breaker(is_tried=False)
         self.stopping = asyncio.Event()
-        self.suspects: set[Line] = set()
+        self.suspects = SuspectLines()
         self._store = store
         self._transport = transport
         self._pause_s = 1 / calls_per_s
@@ -275,7 +267,7 @@ class Sender:
             apart_s = abs(outcome.server_time_s - self._store.clock())
         is_clock_right = apart_s <= CLOCKS_APART_S
         is_unanswered = outcome.kind == "unknown" or (outcome.kind == "not_done" and not outcome.answered)
-        self._suspect({line_of(attempt.intent) for attempt in attempts}, is_unanswered=is_unanswered)
+        self.suspects.note(attempts, is_unanswered=is_unanswered)
         if outcome.scope == "account" or not is_clock_right:
             self.breaker.trip(now_ms, **systemic)
             if self.breaker.is_alert_due(now_ms):
@@ -301,12 +293,6 @@ class Sender:
             if outcome.alert:
                 _report(sealed, f": {outcome.detail}")
         return is_clock_right
-
-    def _suspect(self, lines: set[Line], *, is_unanswered: bool) -> None:
-        if not is_unanswered:
-            self.suspects -= lines
-        elif len(self.suspects) < _SUSPECTS_MOST:
-            self.suspects |= lines
 
     def _next(self, attempt: Attempt, outcome: Outcome, *, is_clock_right: bool) -> Move:
         sealed = attempt.intent

@@ -29,7 +29,7 @@ from meterkit.redis.durability import Keeping
 from meterkit.store.event_names import read_meters, remember_meters
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping, Sequence
 
     from meterkit.redis.admin import Admin
     from meterkit.store.event_names import Counted
@@ -147,12 +147,14 @@ class Outbox:
         most: int,
         tried: Collection[str] = (),
         closed: Collection[str] = (),
+        put_off: Container[tuple[str, str]] = (),
         only_repeats: bool = False,
     ) -> list[Sealed]:
         """Intents to send, the oldest first, in turn by customer and meter.
 
         Where one has many, the others are looked for behind them. Those that were ``tried`` are passed over,
-        and so are event names that are ``closed``; with ``only_repeats``, so are intents never sent before.
+        and so are event names that are ``closed``, and customers with event names that are ``put_off``; with
+        ``only_repeats``, so are intents never sent before.
         """
         outbox, intents = self._keys.shard(shard, "outbox"), self._keys.shard(shard, "intents")
         limit, found = "+inf" if due_ms is None else due_ms, dict[tuple[str, str], list[Sealed]]()
@@ -168,13 +170,32 @@ class Outbox:
             for identifier, (_, score), fields in zip(identifiers, members, page, strict=True):
                 if fields and identifier not in tried and not (only_repeats and fields["first"] == "0"):
                     sealed = read_intent(identifier, int(score), fields)
-                    line = found.setdefault((sealed.customer, sealed.event_name), [])
-                    if sealed.event_name not in closed and len(line) < _PER_CUSTOMER_AND_METER:
+                    name = sealed.customer, sealed.event_name
+                    line = found.setdefault(name, [])
+                    is_passed_over = sealed.event_name in closed or name in put_off
+                    if not is_passed_over and len(line) < _PER_CUSTOMER_AND_METER:
                         line.append(sealed)
             if len(members) < _PAGE or sum(map(len, found.values())) >= 2 * most:
                 break
         turns = zip_longest(*found.values())
         return [sealed for turn in turns for sealed in turn if sealed is not None][:most]
+
+    async def unanswered(self, shard: int) -> Mapping[tuple[str, str], int]:
+        """Attempts of the most tried intent by customer and event name, of intents that Stripe may have.
+
+        The outcome of their last try is unknown, or was when its process ended.
+        """
+        found: dict[tuple[str, str], int] = {}
+        looked_at = 0
+        async for page in kept_in(self._store, self._admin, shard, "outbox"):
+            for kept in page:
+                if kept.first_ms:
+                    name, attempts = (kept.customer, kept.fields["event"]), int(kept.fields["attempts"])
+                    found[name] = max(attempts, found.get(name, 0))
+            looked_at += len(page)
+            if looked_at >= _DEPTH:
+                break
+        return found
 
     async def attempt(self, shard: int, intents: Sequence[Sealed]) -> list[Attempt]:
         """Lease intents and make that durable, before a byte of them is sent.
