@@ -88,6 +88,19 @@ async def test_a_coupon_that_lasts_is_taken_off_and_one_that_was_deleted_still_i
         assert await at.moved(date(2031, 1, 1)) == {"mrr": 2250 * MICRO, "new": 2250 * MICRO, "customers": 1}
 
 
+async def test_a_coupon_of_an_item_is_taken_off_its_monthly_price(store_url: str, tmp_path: Path) -> None:
+    # F-22a: MRR was that of the full price.
+    async with books(store_url, tmp_path) as at:
+        client = at.at.client
+        coupon = await client.v1.coupons.create_async({"percent_off": 25, "duration": "forever"})
+        at.at.customer("ada")
+        items = [{"price": "price_max", "discounts": [{"coupon": coupon.id}]}, {"price": "price_seat"}]
+        await at.at.subscribe("ada", items=items)
+        await at.at.settle()
+        await at.go(on(1, 2))
+        assert (await at.moved(date(2031, 1, 1)))["mrr"] == 2550 * MICRO
+
+
 async def test_snapshots_that_were_deleted_are_made_again_to_the_same_bytes(
     store_url: str, tmp_path: Path
 ) -> None:

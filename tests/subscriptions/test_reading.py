@@ -217,7 +217,7 @@ def test_what_is_no_subscription_is_refused(broken: dict[str, object]) -> None:
 
 
 def test_which_subscription_counts() -> None:
-    """The liveliest, then the youngest; each row is one that counts over all before it."""
+    """The liveliest, then the highest rank, then the youngest; each row counts over all before it."""
     rising = [
         shown(id="sub_a", status="incomplete_expired", created=9),
         shown(id="sub_b", status="canceled", created=10),
@@ -234,6 +234,24 @@ def test_which_subscription_counts() -> None:
             assert chosen is not None
             assert chosen["id"] == rising[count - 1]["id"]
     assert in_force([], CATALOG) is None
+
+
+def test_of_paid_subscriptions_the_best_plan_counts() -> None:
+    # F-22a: the youngest one counted. One that is past due gives way to one that is paid.
+    active_pro = shown(id="sub_a", created=1)
+    rising = [
+        shown(item("price_max"), id="sub_b", status="past_due", created=9),
+        active_pro,
+        shown(id="sub_c", status="trialing", created=2),
+        shown(item("price_max"), id="sub_d", status="trialing", created=0),
+        shown(item("price_max"), id="sub_e", created=1),
+    ]
+    for count in range(1, len(rising) + 1):
+        for order in (rising[:count], rising[:count][::-1]):
+            assert in_force(order, CATALOG) == rising[count - 1]
+    # One whose price the plans file has lost is of no plan.
+    lost = shown(item("price_gone"), id="sub_f", created=99)
+    assert in_force([lost, active_pro], CATALOG, known="sub_f") == active_pro
 
 
 def test_a_subscription_to_something_else_is_none_of_ours_unless_it_counted() -> None:

@@ -86,6 +86,29 @@ def test_a_coupon_counts_if_it_lasts_for_ever(discounts: list[Any], micro_cents:
     assert recurring_of(subscription({"price": price(1000)}, discounts=discounts)) == expected
 
 
+@pytest.mark.parametrize(
+    ("discounts", "micro_cents"),
+    [
+        ([coupon(percent_off=50)], 1500 * MICRO),
+        ([coupon(amount_off=250)], 1750 * MICRO),
+        ([coupon(amount_off=5000)], 1000 * MICRO),
+        ([coupon("once", percent_off=50)], 2000 * MICRO),
+        (["di_1"], 2000 * MICRO),
+    ],
+)
+def test_a_coupon_of_an_item_is_taken_off_that_item(discounts: list[Any], micro_cents: int) -> None:
+    # F-22a
+    items = [{"price": price(1000), "discounts": discounts}, {"price": price(1000)}]
+    assert recurring_of(subscription(*items)) == Recurring(micro_cents, "usd")
+
+
+def test_a_coupon_of_the_subscription_is_taken_off_what_its_items_coupons_leave() -> None:
+    # F-22a
+    item = {"price": price(1000), "quantity": 2, "discounts": [coupon(percent_off=50)]}
+    found = subscription(item, discounts=[coupon(percent_off=10)])
+    assert recurring_of(found) == Recurring(900 * MICRO, "usd")
+
+
 def test_an_amount_off_a_yearly_invoice_is_a_twelfth_a_month() -> None:
     found = subscription({"price": price(12_000, "year")}, discounts=[coupon(amount_off=1200)])
     assert recurring_of(found) == Recurring(900 * MICRO, "usd")

@@ -293,6 +293,20 @@ async def test_what_stripe_refuses_again_and_again_is_given_up_and_kept(store_ur
         assert await at.kit.webhooks.dead() == []
 
 
+async def complete_session(at: Hooked) -> None:
+    """Have Stripe report a checkout session of cus_acme that names customer acme."""
+    session = await at.client.v1.checkout.sessions.create_async(
+        {
+            "mode": "subscription",
+            "customer": "cus_acme",
+            "client_reference_id": "acme",
+            "success_url": "http://app/",
+            "line_items": [{"price": "price_pro", "quantity": 1}],
+        }
+    )
+    at.emulator.emit("checkout.session.completed", json.loads(str(session)))
+
+
 @pytest.mark.parametrize("where", ["subscription", "customer", "session"])
 async def test_whom_stripe_names_is_linked(store_url: str, where: str) -> None:
     async with hooked(store_url) as at:
@@ -300,20 +314,9 @@ async def test_whom_stripe_names_is_linked(store_url: str, where: str) -> None:
         if where == "customer":
             await at.client.v1.customers.update_async(linked, {"metadata": {"meterkit_customer": "acme"}})
         named = {"meterkit_customer": "acme"} if where == "subscription" else {}
-        session: Any = None
-        if where == "session":
-            session = await at.client.v1.checkout.sessions.create_async(
-                {
-                    "mode": "subscription",
-                    "customer": linked,
-                    "client_reference_id": "acme",
-                    "success_url": "http://app/",
-                    "line_items": [{"price": "price_pro", "quantity": 1}],
-                }
-            )
         await at.subscribe(metadata=named)
-        if session is not None:
-            at.emulator.emit("checkout.session.completed", json.loads(str(session)))
+        if where == "session":
+            await complete_session(at)
         await at.settle()
         found = await at.kit.customers.get("acme")
         assert (found.stripe_customer, found.plan) == ("cus_acme", "pro")
@@ -345,6 +348,27 @@ async def test_a_link_that_stands_is_never_replaced(store_url: str, caplog: pyte
         assert await at.kit.webhooks.redrive("cus_acme") == 1
         await at.kit.webhooks.work_off()
         assert (await at.kit.customers.get("acme")).stripe_customer == "cus_acme"
+
+
+@pytest.mark.parametrize("status", ["active", "canceled"])
+async def test_a_second_stripe_customer_that_pays_is_named_with_its_subscription(
+    store_url: str, status: str
+) -> None:
+    # F-22a: a Payment Link makes a Stripe customer of its own; it said nothing of what is paid there.
+    async with hooked(store_url) as at:
+        at.emulator.add_customer("cus_before")
+        await at.kit.customers.link("acme", "cus_before", force=True)
+        at.customer()
+        subscription = await at.subscribe(price="price_max", metadata={})
+        if status == "canceled":
+            await at.client.v1.subscriptions.cancel_async(subscription)
+        await complete_session(at)
+        await at.settle()
+        (dead,) = await at.kit.webhooks.dead()
+        told = f"its subscription {subscription} of plan 'max' is active without effect"
+        assert (told in dead.why) == (status == "active")
+        (finding,) = [one for one in (await at.kit.health()).findings if one.check == "webhooks"]
+        assert dead.why in finding.problem
 
 
 async def test_who_is_linked_here_stays_so_whatever_stripe_names(store_url: str) -> None:

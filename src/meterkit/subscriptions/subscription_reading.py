@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, get_args
 
 from meterkit.decisions.customer_state import seat_meter
@@ -68,7 +69,7 @@ def recurring_of(found: Mapping[str, Any]) -> Recurring:
     A price with tiers counts as 0: Stripe does not show its tiers in a subscription.
 
     Args:
-        found: as Stripe shows it, with :data:`COUPONS` expanded.
+        found: as Stripe shows it, with :data:`COUPONS` expanded, also those of its items.
     """
     items = list(_licensed(found))
     off, share = _discounts(found)
@@ -82,13 +83,15 @@ def recurring_of(found: Mapping[str, Any]) -> Recurring:
 
 
 def _licensed(found: Mapping[str, Any]) -> Iterator[tuple[Fraction, Fraction]]:
-    """What each item that is not metered costs an interval (smallest units), and how many a month has."""
+    """Licensed items: cost per interval after own coupons (smallest units), intervals per month."""
     for item in cast("list[Mapping[str, Any]]", part_of(found, "items").get("data") or []):
         price = part_of(item, "price")
         recurring = part_of(price, "recurring")
         per_month = _A_MONTH.get(text_in(recurring, "interval"))
         if per_month is not None and recurring.get("usage_type") != "metered":
-            yield _amount(item, price), per_month / max(1, _whole(recurring.get("interval_count"), 1))
+            off, share = _discounts(item)
+            amount = max(Fraction(0), _amount(item, price) - off) * share
+            yield amount, per_month / max(1, _whole(recurring.get("interval_count"), 1))
 
 
 def _amount(item: Mapping[str, Any], price: Mapping[str, Any]) -> Fraction:
@@ -100,7 +103,7 @@ def _amount(item: Mapping[str, Any], price: Mapping[str, Any]) -> Fraction:
 
 
 def _discounts(found: Mapping[str, Any]) -> tuple[Fraction, Fraction]:
-    """What lasting coupons take off each invoice (smallest units), and the share that they leave."""
+    """Lasting coupons of a subscription or an item: amount off (smallest units), and the share left."""
     off, share = Fraction(0), Fraction(1)
     discounts: object = found.get("discounts")
     for discount in cast("list[object]", discounts) if isinstance(discounts, list) else []:
@@ -130,7 +133,8 @@ def _number(found: object) -> Fraction:
 
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 _LIVELIEST_FIRST: Final[tuple[frozenset[str], ...]] = (
-    frozenset({"active", "trialing", "past_due"}),
+    frozenset({"active", "trialing"}),
+    frozenset({"past_due"}),
     frozenset({"unpaid", "paused", "incomplete"}),
     frozenset({"canceled", "incomplete_expired"}),
 )
@@ -149,8 +153,8 @@ def in_force(
 ) -> Mapping[str, Any] | None:
     """Which of a Stripe customer's subscriptions counts; None: none is of a plan of the plans file.
 
-    The liveliest, and of those the youngest; one whose price the plans file does not have any more only where
-    it is the one that counted.
+    The liveliest, of those the one of the plan with the highest rank, and of those the youngest. One whose
+    price the plans file has lost counts only if it counted before.
 
     Args:
         found: all of the customer's, ended ones too, as Stripe shows them.
@@ -158,7 +162,7 @@ def in_force(
         known: the id of the one that counted until now.
     """
     ours = [one for one in found if is_sold_here(one, catalog) or one["id"] == known]
-    return min(ours, key=_place, default=None)
+    return min(ours, key=lambda one: _precedence(one, catalog), default=None)
 
 
 def is_sold_here(found: Mapping[str, Any], catalog: Catalog) -> bool:
@@ -275,12 +279,14 @@ def metered_of(found: Mapping[str, Any]) -> str:
     return " ".join(sorted(f"{text_in(of, 'meter')}={price}" for price, of in recurring if of.get("meter")))
 
 
-def _place(found: Mapping[str, Any]) -> tuple[int, int, str]:
-    status = text_in(found, "status")
+def _precedence(found: Mapping[str, Any], catalog: Catalog) -> tuple[float, float, int, str]:
+    """Sort key of a customer's subscriptions: the one that counts is first."""
+    status, plan = text_in(found, "status"), plan_of(found, catalog)
     liveliness = next(
         (rank for rank, of in enumerate(_LIVELIEST_FIRST) if status in of), len(_LIVELIEST_FIRST)
     )
-    return liveliness, -int(found.get("created") or 0), text_in(found, "id")
+    rank = inf if plan is None else -plan.rank
+    return liveliness, rank, -int(found.get("created") or 0), text_in(found, "id")
 
 
 def _plan_of(items: Sequence[Mapping[str, Any]], catalog: Catalog) -> Plan | None:

@@ -12,7 +12,7 @@ from meterkit.decisions.customer_state import CustomerState, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.subscriptions.existing_customers import Account, IdSource, Misfit, sort_out
 from meterkit.subscriptions.item_price_reading import PriceFactsReader
-from meterkit.subscriptions.live_subscription import whole
+from meterkit.subscriptions.live_subscription import whole, with_item_coupons
 from meterkit.subscriptions.stripe_objects import id_in, part_of
 from meterkit.subscriptions.stripe_prices import PriceBook
 from meterkit.subscriptions.subscription_reading import COUPONS
@@ -156,7 +156,7 @@ class Importing:
             for found in page:
                 account = accounts.get(id_in(found, "customer"))
                 if account is not None:
-                    shown = await whole(self._api(), found)
+                    shown = await with_item_coupons(self._api(), await whole(self._api(), found))
                     facts = await self._facts.facts_of(shown)
                     account.add(shown, self._store.catalog, ids, prices, facts)
                 elif found.get("status") not in {"canceled", "incomplete", "incomplete_expired"}:

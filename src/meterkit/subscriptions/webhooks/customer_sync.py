@@ -8,22 +8,20 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.value_parsers import DAY_MS
-from meterkit.customers.customers import Customers
 from meterkit.customers.drifts import Drifts
-from meterkit.customers.links import Links, owner_of
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
 from meterkit.decisions.customer_state import with_subscription
 from meterkit.decisions.subscription import switched_by_others
-from meterkit.errors import CustomerError, StripeError
+from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_renewal
 from meterkit.store.messages import tell
 from meterkit.subscriptions.drift import drift_of_customer, plan_in
 from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.item_price_reading import PriceFactsReader
-from meterkit.subscriptions.live_subscription import whole
+from meterkit.subscriptions.live_subscription import whole, with_item_coupons
 from meterkit.subscriptions.payment_gate import PaymentGate
-from meterkit.subscriptions.stripe_objects import CUSTOMER, id_in, part_of, text_in
+from meterkit.subscriptions.stripe_objects import part_of
 from meterkit.subscriptions.stripe_prices import PriceBook
 from meterkit.subscriptions.subscription_reading import (
     COUPONS,
@@ -31,10 +29,11 @@ from meterkit.subscriptions.subscription_reading import (
     metered_of,
     read_subscription,
 )
+from meterkit.subscriptions.webhooks.customer_linker import LINK, CustomerLinker
 from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit.customers.drifts import Drift
     from meterkit.decisions.customer_state import CustomerState
@@ -45,96 +44,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.top_up_payments import TopUpPayments
     from meterkit.subscriptions.webhooks.hint_scripts import Entry
     from meterkit.subscriptions.webhooks.queue import HookQueue
-
-
-LINK: Final = "link"
-"""The kind of a note that names a checkout session."""
-
-
-class Linking:
-    """Finds the customer of a Stripe customer, and links them if they are not linked yet.
-
-    Args:
-        store: where links are.
-        api: the way to Stripe.
-    """
-
-    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
-        self._store = store
-        self._states = States(store)
-        self._customers = Customers(store)
-        self._links = Links(store)
-        self._api = api
-
-    async def owner(self, stripe_customer: str) -> str | None:
-        """The customer that it is linked to; None: to none.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
-        admin = await self._store.admin()
-        claim: bytes | None = await admin.ask(admin.client.get(self._store.keys.link(stripe_customer)))
-        customer = owner_of((claim or b"").decode())
-        if not customer:
-            return None
-        # A claim without a link has no owner yet.
-        _, state = await self._states.read(customer)
-        return customer if state.stripe_customer == stripe_customer else None
-
-    async def is_retired(self, stripe_customer: str) -> bool:
-        """Whether its customer was deleted here: no event links it again. Raises StoreError."""
-        return await self._links.is_retired(stripe_customer)
-
-    async def link(
-        self, stripe_customer: str, found: Iterable[Mapping[str, Any]], sessions: Iterable[str]
-    ) -> str | None:
-        """Link it to the customer that Stripe names; None: Stripe names none, so it is not ours.
-
-        Args:
-            stripe_customer: ``cus_…``, which has no link.
-            found: its subscriptions as Stripe shows them, that in force first.
-            sessions: the checkout sessions that it came from.
-
-        Raises:
-            CustomerError: the id that Stripe has is not allowed, or is linked to another Stripe customer.
-            StripeError: Stripe refuses, or does not answer.
-            StoreError: the store does not answer.
-        """
-        named = next(filter(None, (_named(one) for one in found)), "") or await self._named_customer(
-            stripe_customer
-        )
-        for session in sessions:
-            named = named or await self._named_by(session, stripe_customer)
-        if not named:
-            return None
-        try:
-            await self._customers.link(named, stripe_customer)
-        except CustomerError as error:
-            raise CustomerError(
-                f"Stripe says that Stripe customer {stripe_customer} is customer {named!r:.80}: {error}"
-            ) from error
-        return named
-
-    async def _named_customer(self, stripe_customer: str) -> str:
-        return _named(await self._found(f"/v1/customers/{stripe_customer}"))
-
-    async def _named_by(self, session: str, stripe_customer: str) -> str:
-        made = await self._found(f"/v1/checkout/sessions/{session}")
-        is_its = id_in(made, "customer") == stripe_customer
-        return text_in(made, "client_reference_id") if is_its else ""
-
-    async def _found(self, path: str) -> dict[str, Any]:
-        """An object; an empty one where Stripe has it no more."""
-        try:
-            return await self._api().get(path)
-        except StripeError as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return {}
-            raise
-
-
-def _named(found: Mapping[str, Any]) -> str:
-    return text_in(part_of(found, "metadata"), CUSTOMER)
 
 
 _logger = logging.getLogger("meterkit.subscriptions")
@@ -253,7 +162,7 @@ class Looker:
     def __post_init__(self) -> None:
         self._states = States(self.store)
         self._drifting = Drifting(self.store, self.api)
-        self._linking = Linking(self.store, self.api)
+        self._linking = CustomerLinker(self.store, self.api)
         self._gate = PaymentGate(self.api)
         self._facts = PriceFactsReader(self.api)
 
@@ -372,7 +281,7 @@ class Looker:
             if is_gone and not (is_known and await self._is_strange(linked)):
                 return []
             raise
-        return [await whole(self.api(), one) for one in found]
+        return [await with_item_coupons(self.api(), await whole(self.api(), one)) for one in found]
 
     async def _is_strange(self, linked: str) -> bool:
         """Whether Stripe does not even know that there was such a customer: of a deleted one it does."""
