@@ -35,6 +35,7 @@ NAMES = [
     "Corrected",
     "Credits",
     "CreditsLow",
+    "CurrencyError",
     "Current",
     "Customer",
     "CustomerError",

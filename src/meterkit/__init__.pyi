@@ -29,6 +29,7 @@ from meterkit.delivery.reconciling import Reconciled as Reconciled
 from meterkit.delivery.report import FlushReport as FlushReport
 from meterkit.delivery.report import LateUsage as LateUsage
 from meterkit.delivery.report import Unsealed as Unsealed
+from meterkit.errors import CurrencyError as CurrencyError
 from meterkit.errors import CustomerError as CustomerError
 from meterkit.errors import InvoiceOpenError as InvoiceOpenError
 from meterkit.errors import MeterkitError as MeterkitError

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
 __all__ = [
+    "CurrencyError",
     "CustomerError",
     "InvoiceOpenError",
     "MeterkitError",
@@ -215,6 +216,20 @@ class StripeUnavailableError(StripeError):
 
     Stripe may have done it: ask again, under the same idempotency key.
     """
+
+
+class CurrencyError(StripeError):
+    """Stripe bills this customer in another currency than the requested price has. Nothing has changed.
+
+    A Stripe customer with a subscription, discount, quote or invoice item in a currency keeps that currency.
+
+    Attributes:
+        currency: the customer's, in lower case.
+    """
+
+    def __init__(self, message: str, *, currency: str, **details: Any) -> None:
+        self.currency = currency
+        super().__init__(message, **details)
 
 
 class SubscriptionError(MeterkitError):

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Header, HTTPException
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from meterkit import MeterkitError, MeterMiddleware, identify
+from meterkit import CurrencyError, MeterkitError, MeterMiddleware, NoSubscriptionError, identify
 from meterkit.fastapi import billing_router
 from meterkit.starlette import billing_routes
 from meterkit.testing.emulator.webhooks.deliveries import sign
@@ -446,6 +446,61 @@ async def test_what_stripe_refuses_is_told_without_its_words(framework: Framewor
             given(await client.put("/subscription/plan", json={"plan": "pro"}))["subscription"]["plan"]
             == "pro"
         )
+
+
+async def test_a_customer_that_is_billed_in_another_currency_is_told_so(
+    framework: Framework, store_url: str
+) -> None:
+    # F-22a: 502, and no reason.
+    async with billing(framework, store_url) as (client, at):
+        at.emulator.add_customer("cus_acme")
+        at.emulator.add_payment_method("cus_acme", "pm_card_visa")
+        at.emulator.add_price(2900, price_id="price_eur", currency="eur")
+        await at.stripe_change(
+            "/v1/subscriptions", **{"customer": "cus_acme", "items[0][price]": "price_eur"}
+        )
+        await at.kit.customers.link("acme", "cus_acme")
+        wanted = {"plan": "team", "seats": 1}
+        for path, body in (("/subscription", wanted), ("/checkout", {**wanted, **URLS})):
+            refused = await client.post(path, json=body)
+            assert told(refused) == (409, "currency-fixed")
+            assert (refused.json()["currency"], "billed in EUR" in refused.json()["detail"]) == ("eur", True)
+        with pytest.raises(CurrencyError, match="combine currencies") as caught:
+            await at.kit.subscriptions.create("acme", "team")
+        assert (caught.value.currency, caught.value.status) == ("eur", 400)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "The currency of the selected prices (usd) does not match the customer currency (eur).",
+        "The price specified only supports `usd`. This doesn't match the expected currency: `eur`.",
+        "You cannot combine currencies on a single customer. This customer has had an item with currency EUR",
+    ],
+)
+async def test_each_refusal_for_its_currency_is_told_as_one(store_url: str, message: str) -> None:
+    # F-22a
+    async with billing("starlette", store_url) as (client, at):
+        await at.subscribed("acme", "team")
+        at.emulator.fail_next("error", status=400, path="*", message=message, times=None)
+        refused = await client.put("/subscription/plan", json={"plan": "pro"})
+        assert (*told(refused), refused.json()["currency"]) == (409, "currency-fixed", "eur")
+
+
+async def test_the_portal_of_a_customer_that_stripe_has_deleted_is_not_found(
+    framework: Framework, store_url: str
+) -> None:
+    # F-22a: 502.
+    async with billing(framework, store_url) as (client, at):
+        await at.subscribed("acme", "team")
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        await at.stripe_delete(f"/v1/customers/{linked}")
+        refused = await client.post("/portal", json={"return_url": "https://app.example/"})
+        assert told(refused) == (404, "no-subscription")
+        with pytest.raises(NoSubscriptionError, match=f"Stripe has deleted {linked}"):
+            await at.kit.subscriptions.portal("acme", return_url="https://app.example/")
+        # The customer can begin anew.
+        assert (await client.post("/subscription", json={"plan": "team", "seats": 1})).status_code == 201
 
 
 async def test_stripe_away_is_said_and_asking_again_is_safe(framework: Framework, store_url: str) -> None:

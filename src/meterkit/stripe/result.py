@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
-from meterkit.errors import StripeError, StripeUnavailableError
+from meterkit.errors import CurrencyError, StripeError, StripeUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,12 @@ _TOLD: Final = ("type", "code", "message", "param")
 _SHOULD_RETRY: Final[Mapping[str | None, bool]] = {"true": True, "false": False}
 SECRET: Final = re.compile(r"\b(sk|rk|pk|whsec)_[\w*.-]+")
 _LENGTH_MAX: Final = 300
+# Stripe has no code for these: of a new subscription, a Checkout page, a change of a subscription.
+_CURRENCY: Final = re.compile(
+    r"(?:combine currencies on a single customer.* currency|match the customer currency"
+    r"|match the expected currency)\W+([a-z]{3})\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class Answer(NamedTuple):
@@ -101,17 +107,22 @@ def error_of(result: Result, *, is_replayed: bool) -> StripeError:
         is_replayed: whether Stripe repeated the answer to an earlier call under the same idempotency key.
     """
     is_unavailable = _is_unavailable(result)
-    kind = StripeUnavailableError if is_unavailable else StripeError
     said = "Stripe cannot be asked" if is_unavailable else "Stripe refuses"
-    return kind(
-        f"{said}: {in_words(result)}",
-        status=result.status,
-        type=result.type,
-        code=result.code,
-        param=result.param,
-        request_id=result.request_id,
-        is_replayed=is_replayed,
-    )
+    message = f"{said}: {in_words(result)}"
+    details: dict[str, Any] = {
+        "status": result.status,
+        "type": result.type,
+        "code": result.code,
+        "param": result.param,
+        "request_id": result.request_id,
+        "is_replayed": is_replayed,
+    }
+    if is_unavailable:
+        return StripeUnavailableError(message, **details)
+    billed_in = _CURRENCY.search(result.message or "")
+    if billed_in is not None:
+        return CurrencyError(message, currency=billed_in[1].lower(), **details)
+    return StripeError(message, **details)
 
 
 def _is_unavailable(result: Result) -> bool:

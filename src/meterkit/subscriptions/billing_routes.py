@@ -160,7 +160,7 @@ async def _get(kit: BillingKit, asked: Asked) -> Subscription:
     takes=CreateBody,
     gives=NewSubscription,
     status=201,
-    troubles=("exists", "conflict", "plan", "payment", "invoice"),
+    troubles=("exists", "conflict", "currency", "plan", "payment", "invoice"),
     optional=("missing",),
 )
 async def _create(kit: BillingKit, asked: Asked) -> NewSubscription:
@@ -186,7 +186,7 @@ async def _preview(kit: BillingKit, asked: Asked) -> Preview:
     "Have another plan",
     takes=PlanBody,
     gives=SubscriptionChange,
-    troubles=("none", "conflict", "plan", "payment", "method", "invoice"),
+    troubles=("none", "conflict", "currency", "plan", "payment", "method", "invoice"),
 )
 async def _change_plan(kit: BillingKit, asked: Asked) -> SubscriptionChange | Accepted:
     change = await kit.subscriptions.change_plan(asked.customer, asked.body.plan)
@@ -235,7 +235,7 @@ async def _resume(kit: BillingKit, asked: Asked) -> SubscriptionAfter:
     "A page of Stripe's where a subscription begins",
     takes=CheckoutBody,
     gives=Page,
-    troubles=("exists", "conflict", "plan", "invoice", "url"),
+    troubles=("exists", "conflict", "currency", "plan", "invoice", "url"),
 )
 async def _checkout(kit: BillingKit, asked: Asked) -> Page:
     body: CheckoutBody = asked.body
@@ -268,7 +268,7 @@ async def _portal(kit: BillingKit, asked: Asked) -> Page:
     "A page of Stripe's where a balance is topped up",
     takes=TopUpBody,
     gives=Page,
-    troubles=("url",),
+    troubles=("currency", "url"),
 )
 async def _top_up(kit: BillingKit, asked: Asked) -> Page:
     body: TopUpBody = asked.body

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.answers import IANA, URN, ProblemDocument, ProblemType
 from meterkit.errors import (
+    CurrencyError,
     CustomerError,
     InvoiceOpenError,
     NoSubscriptionError,
@@ -56,6 +57,7 @@ KINDS: Final[Mapping[str, ProblemType]] = {
         "Request Invalid",
         {"errors": {"type": "array", "items": {"type": "object", "additionalProperties": _TEXT}}},
     ),
+    "currency": ProblemType(409, f"{URN}currency-fixed", "Currency Fixed", {"currency": _TEXT}),
     "large": ProblemType(413, f"{URN}request-too-large", "Request Too Large", {"limit": _COUNT}),
     "media": ProblemType(415, f"{URN}media-type-not-supported", "Media Type Not Supported"),
     "payment": ProblemType(402, f"{URN}payment-required", "Payment Required", {"reason": _TEXT, **_MAY_BE}),
@@ -157,6 +159,13 @@ def _of_stripe(error: StripeError) -> ProblemDocument:
     if isinstance(error, StripeUnavailableError):
         detail = "The payment service does not answer. Nothing is done twice: try again."
         return ProblemDocument(kind=KINDS["away"], detail=detail, wait_s=_STRIPE_S)
+    if isinstance(error, CurrencyError):
+        currency = error.currency.upper()
+        detail = (
+            f"This customer is billed in {currency}, and what was requested is sold in another currency."
+            f" End what is billed in {currency} first, or request something that is sold in {currency}."
+        )
+        return ProblemDocument(kind=KINDS["currency"], detail=detail, members={"currency": error.currency})
     # A code is one of Stripe's own words: https://docs.stripe.com/error-codes
     code = {"code": error.code} if error.code and _WORD.fullmatch(error.code) else {}
     if error.type == "card_error":

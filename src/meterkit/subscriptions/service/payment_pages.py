@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
@@ -10,6 +11,7 @@ from meterkit.catalog.billing import set_by_meterkit
 from meterkit.errors import (
     InvoiceOpenError,
     MeterkitError,
+    NoSubscriptionError,
     PaymentAuthenticationError,
     PaymentMethodMissingError,
     StripeError,
@@ -27,7 +29,7 @@ from meterkit.subscriptions.stripe_objects import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Generator
 
     from meterkit.catalog.billing import CheckoutOptions
     from meterkit.store.store import Store
@@ -128,6 +130,22 @@ async def open_portal(api: StripeApi, asked: Mapping[str, Parameter], *, now_ms:
         return await api.post(_PORTAL, asked, idempotency_key=key)
 
     return await persistently(attempt)
+
+
+@contextmanager
+def no_portal_of_deleted(customer: str, linked: str) -> Generator[None]:
+    """Refuse the portal of a Stripe customer that Stripe has deleted.
+
+    Raises:
+        NoSubscriptionError: Stripe has no such customer.
+    """
+    try:
+        yield
+    except StripeError as error:
+        if (error.code, error.param) != ("resource_missing", "customer"):
+            raise
+        message = f"Stripe has deleted {linked}, the Stripe customer of {customer!r}: there is no portal"
+        raise NoSubscriptionError(customer, f"{message}; a new subscription makes another one") from error
 
 
 async def close_pages(api: StripeApi, linked: str, *, but: str = "") -> None:

@@ -13,7 +13,7 @@ from meterkit.store.arguments import check_customer
 from meterkit.subscriptions.change_rules import check_seats, check_seats_sold, check_sold, paid_seats
 from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
-from meterkit.subscriptions.service.payment_pages import open_portal, options_of
+from meterkit.subscriptions.service.payment_pages import no_portal_of_deleted, open_portal, options_of
 from meterkit.subscriptions.service.pending_changes import AskedChanges, alone
 from meterkit.subscriptions.service.results import (
     NewSubscription,
@@ -168,13 +168,14 @@ class Subscriptions:
         """A page at Stripe where the customer manages means of payment, invoices and what else it allows.
 
         Raises:
-            NoSubscriptionError: the customer is not linked to a Stripe customer.
+            NoSubscriptionError: the customer is not linked to a Stripe customer, or Stripe has deleted it.
         """
         linked = await self._linked(customer)
         if linked is None:
             raise NoSubscriptionError(customer, f"customer {customer!r} has no Stripe customer, so no portal")
         asked: dict[str, Parameter] = {"customer": linked, "return_url": return_url}
-        made = await open_portal(self._api(), asked, now_ms=self._store.now_ms())
+        with no_portal_of_deleted(customer, linked):
+            made = await open_portal(self._api(), asked, now_ms=self._store.now_ms())
         return Portal(id=made["id"], url=made["url"])
 
     async def preview(self, customer: str, *, plan: str | None = None, seats: int | None = None) -> Preview:

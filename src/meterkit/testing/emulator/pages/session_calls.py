@@ -19,6 +19,7 @@ from meterkit.testing.emulator.protocol import (
 from meterkit.testing.emulator.selling.amounts import amount_of, to_cents
 from meterkit.testing.emulator.selling.redeeming import read_discounts
 from meterkit.testing.emulator.subscribing.billing_cycle import read_mode
+from meterkit.testing.emulator.subscribing.subscription_calls import refuse_other_currency
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
@@ -81,7 +82,7 @@ def read_session(account: Account, call: Call) -> CheckoutSession:
     customer = _customer(account, params)
     updates = _customer_update(params, customer=customer)
     taxed = _tax(account, params, customer=customer, updates=updates)
-    lines, currency = _lines(account, params, mode=mode)
+    lines, currency = _lines(account, params, mode=mode, customer=customer)
     data = params.hash("subscription_data") or Params("")
     data.only(*SUBSCRIPTION_FIELDS)
     data.metadata()
@@ -218,7 +219,9 @@ def _saves_card(params: Params, *, mode: str) -> bool:
     return data.choice("setup_future_usage", ("off_session", "on_session")) == "off_session"
 
 
-def _lines(account: Account, params: Params, *, mode: str) -> tuple[tuple[CheckoutLine, ...], str]:
+def _lines(
+    account: Account, params: Params, *, mode: str, customer: str | None
+) -> tuple[tuple[CheckoutLine, ...], str]:
     items = params.hashes("line_items")
     if not items:
         raise missing_parameter("line_items")
@@ -240,7 +243,10 @@ def _lines(account: Account, params: Params, *, mode: str) -> tuple[tuple[Checko
         raise ApiError(message, param="line_items")
     if len({price.currency for price in prices}) > 1:
         raise ApiError("All prices of a Checkout Session must have the same currency.", param="line_items")
-    return lines, prices[0].currency
+    currency = prices[0].currency
+    if mode == "subscription" and customer is not None:
+        refuse_other_currency(account, customer, currency)
+    return lines, currency
 
 
 def _line(account: Account, item: Params, *, place: int) -> CheckoutLine:

@@ -153,6 +153,7 @@ def _draft(
     mode, currency = read_mode(params, version=call.version), prices[0].currency
     draft = new_subscription(account, customer, currency=currency, mode=mode, livemode=call.livemode)
     _refuse_many(account, draft)
+    refuse_other_currency(account, customer, currency)
     refuse_mixed(draft.billing_mode, (price.cycle for price in prices))
     apply_settings(account, draft, params)
     trial_end = read_trial_end(params, now=now)
@@ -173,6 +174,18 @@ def _refuse_many(account: Account, draft: Subscription) -> None:
         if len([each for each in theirs if each.status not in ENDED]) >= CLOCK_SUBSCRIPTIONS_MAX:
             message = f"A customer of a test clock can have at most {CLOCK_SUBSCRIPTIONS_MAX} subscriptions."
             raise ApiError(message, param="customer")
+
+
+def refuse_other_currency(account: Account, customer: str, currency: str) -> None:
+    """A customer has subscriptions in one currency (https://docs.stripe.com/invoicing/multi-currency-customers)."""
+    for each in account.subscriptions:
+        if each.customer == customer and each.status not in ENDED and each.currency != currency:
+            message = (
+                "You cannot combine currencies on a single customer. This customer has an active"
+                " subscription, subscription schedule, discount, quote, or invoice item with currency"
+                f" {each.currency}"
+            )
+            raise ApiError(message)
 
 
 def _anchor(params: Params, wanted: Sequence[Wanted], *, now: int) -> int:
