@@ -316,6 +316,16 @@ async def test_an_identify_that_returns_another_type_is_told_once_with_the_cure(
     assert "secret-id" not in caplog.text
 
 
+async def test_an_identify_that_returns_false_names_no_customer(
+    kit: MeterKit, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-22a: `user.is_authenticated and user.id` is False, which was 503.
+    no: Any = False
+    client = Client(identified(kit, lambda: no))
+    assert await client.get("ignored", "/deny") == 401
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 async def test_headers_that_cannot_be_a_customer_are_refused(kit: MeterKit) -> None:
     app = metered(kit)
     for value in (b"x" * 10_000, b"a\x00b", b"\x85", b"\xff\xfe" * 200):

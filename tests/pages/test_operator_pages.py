@@ -158,6 +158,15 @@ async def test_only_operators_see_the_pages(store_url: str, tmp_path: Path) -> N
             operator_pages(kit, allowed=nobody)
 
 
+async def test_an_operator_that_is_false_is_none() -> None:
+    # F-22a: 503.
+    no: Any = False
+    async with selling("memory://", None) as kit:
+        transport = httpx.ASGITransport(app=operator_pages(kit, allowed=lambda _: no))
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            assert (await client.get("/")).status_code == 403
+
+
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 257, 7])
 async def test_what_cannot_stand_in_a_ledger_is_no_operator(name: Any) -> None:
     async with selling("memory://", None) as kit:

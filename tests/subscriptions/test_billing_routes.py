@@ -417,6 +417,15 @@ async def test_whose_it_is_says_the_app_alone(framework: Framework, store_url: s
         assert given(await client.get("/subscription"))["id"] == mine.id
 
 
+async def test_a_customer_that_is_false_is_unknown(store_url: str) -> None:
+    # F-22a: as of `user.is_authenticated and user.id`.
+    async with shop(store_url) as at:
+        no: Any = False
+        routes = billing_routes(at.kit, customer=lambda _: no, origins=ORIGINS)
+        async with client_of(Starlette(routes=[Mount("/billing", routes=routes)])) as client:
+            assert told(await client.get("/subscription")) == (401, "customer-unknown")
+
+
 async def test_who_owes_can_still_pay(framework: Framework, store_url: str) -> None:
     async with billing(framework, store_url) as (client, at):
         await at.subscribed("acme", "pro")

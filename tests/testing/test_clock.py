@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from meterkit import MeterKit
+from meterkit.catalog import loads
 from meterkit.testing import Clock
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -46,3 +49,27 @@ def test_refuses_a_time_without_zone() -> None:
 
 def test_says_what_it_shows() -> None:
     assert repr(Clock(NOON)) == "Clock(2026-11-20T12:00:00+00:00)"
+
+
+PLANS = """
+schema: 1
+currency: usd
+default_plan: free
+meters: {requests: {unit: request}}
+plans: {free: {price: {amount_cents: 0, interval: month}, meters: {requests: {rate: 1/hour}}}}
+"""
+
+
+@pytest.mark.anyio
+async def test_a_move_binds_what_is_asked_after_it_in_the_same_turn_of_the_loop(any_store_url: str) -> None:
+    # F-22a: all that was asked in a turn of the loop had the time of the first.
+    clock = Clock(datetime(2031, 6, 10, 12, tzinfo=UTC))
+    async with MeterKit(loads(PLANS), redis_url=any_store_url, clock=clock, store_timeout=10.0) as kit:
+        await kit.consume("acme", "requests")
+
+        async def advance_and_consume() -> bool:
+            clock.advance(timedelta(hours=2))
+            return (await kit.consume("acme", "requests")).allowed
+
+        before, after = await asyncio.gather(kit.consume("acme", "requests"), advance_and_consume())
+        assert (before.allowed, after) == (False, True)

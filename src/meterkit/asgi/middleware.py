@@ -321,7 +321,7 @@ class MeterMiddleware:
             return plans.cache.get(customer, subjects=subjects)
         if isinstance(customer, str):
             raise UnservedError(replace(_INVALID, fault=fault_in(found)))
-        if customer is not None:
+        if customer is not None and customer is not False:  # `user.is_authenticated and user.id`
             self._troubles.wrong_type(customer)
             raise UnservedError(_UNIDENTIFIED)
         anonymous = None if plans.by_ip is None else plans.by_ip(scope)

@@ -237,7 +237,7 @@ def _name(found: object) -> str:
         ProblemDocumentError: there is none.
         MeterkitError: it is no name.
     """
-    if found is None:
+    if found is None or found is False:
         raise ProblemDocumentError(ProblemDocument(kind=_FORBIDDEN, detail="This page is for operators."))
     if not is_customer(found):
         raise MeterkitError(

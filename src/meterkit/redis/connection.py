@@ -345,6 +345,24 @@ class Connection(asyncio.Protocol):
             self.end(f"the store did not answer within {self._timeout_s:g} s")
 
 
+class SetClockConnection(Connection):
+    """A connection by a clock that a test sets: it is read for each request, not once a loop tick."""
+
+    def call(self, call: Call, future: asyncio.Future[Any] | None = None) -> asyncio.Future[Any]:
+        """Send a request followed by the clock; see :meth:`Connection.call`."""
+        self._read_clock()
+        return super().call(call, future)
+
+    def post(self, packed: Sequence[bytes], receiver: Receiver) -> None:
+        """Send a request followed by the clock; see :meth:`Connection.post`."""
+        self._read_clock()
+        super().post(packed, receiver)
+
+    def _read_clock(self) -> None:
+        if self._out:
+            self._clock = b"$13\r\n%013d\r\n" % (self._now() * 1000)
+
+
 def give_up(call: Call, reply: asyncio.Future[Any]) -> None:
     """Handle a cancelled waiter: hand its reply, if it has arrived, to ``on_unclaimed_reply``."""
     if reply.done() and not reply.cancelled() and reply.exception() is None:

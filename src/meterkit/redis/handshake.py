@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meterkit.decisions.keys import FORMAT
 from meterkit.errors import MeterkitError, SettingsError, StoreError
 from meterkit.redis import scripts as script_files
-from meterkit.redis.connection import Connection, ReplyError
+from meterkit.redis.connection import Connection, ReplyError, SetClockConnection
 from meterkit.redis.names import addresses_of
 from meterkit.redis.server import eviction_warning, rights_refusal, scan_refusal, words_to_try
 from meterkit.redis.url import unusable
@@ -65,7 +65,8 @@ async def connect(
     loop = asyncio.get_running_loop()
 
     def protocol() -> Connection:
-        return Connection(timeout_s=timeout_s, on_end=on_end, clock=clock)
+        kind = Connection if clock is time else SetClockConnection
+        return kind(timeout_s=timeout_s, on_end=on_end, clock=clock)
 
     connection: Connection | None = None
     try:

@@ -148,7 +148,7 @@ def customer_in(customer: object) -> str:
     Raises:
         ProblemDocumentError: the app names none, or one whose id is not valid.
     """
-    if customer is None:
+    if customer is None or customer is False:
         detail = "This request does not say which customer it belongs to. Send valid credentials."
         raise ProblemDocumentError(ProblemDocument(kind=KINDS["customer"], detail=detail))
     if not is_customer(customer):
