@@ -36,7 +36,14 @@ def store_of(settings: Settings, catalog: Catalog, clock: Callable[[], float]) -
     Raises:
         SettingsError: the store's address cannot be used.
     """
-    choice = choose_store(settings.reveal(settings.redis_url), live=settings.live)
+    choice = choose_store(
+        settings.reveal(settings.redis_url), live=settings.live, is_shared=settings.is_redis_url_shared
+    )
+    if choice.address.tls is not None and not choice.address.tls.is_verified:
+        _logger.warning(
+            "REDIS_URL turns verification off (ssl_cert_reqs): TLS to the store encrypts, but any server is"
+            " trusted; set METERKIT_REDIS_URL with ssl_ca_certs=FILE to verify it"
+        )
     if settings.redis_url is None:
         _logger.warning(
             "the store is %s: %s; set METERKIT_REDIS_URL to choose one", choice.address, choice.why

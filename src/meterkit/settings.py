@@ -276,6 +276,13 @@ class Settings(BaseSettings):
         return None if secret is None else secret.get_secret_value()
 
     @property
+    def is_redis_url_shared(self) -> bool:
+        """Whether the store's URL is that of ``REDIS_URL``, which other software reads too."""
+        return self.redis_url is not None and self.reveal(self.redis_url) == os.environ.get(
+            _USUAL["redis_url"]
+        )
+
+    @property
     def delivers(self) -> bool:
         """Whether each process delivers to Stripe in the background."""
         return self.flushes and self.stripe_api_key is not None

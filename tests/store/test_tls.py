@@ -39,7 +39,8 @@ from faults import (
     settled,
     used,
 )
-from meterkit import SettingsError
+from meterkit import MeterKit, SettingsError
+from meterkit.catalog import loads
 from meterkit.errors import StoreError
 from meterkit.redis.tls import Tls
 from proxy import TcpProxy
@@ -47,7 +48,6 @@ from proxy import TcpProxy
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from meterkit import MeterKit
     from meterkit.redis.lane import Lane
     from servers import Server
 
@@ -105,6 +105,31 @@ async def test_usage_is_decided_settled_sealed_and_delivered(url: str, proxy: Tc
         assert report.delivered
         # One for requests, one for administration, and one for delivery at least.
         assert proxy.accepted >= 3
+
+
+async def test_a_redis_url_without_verification_is_taken_as_other_clients_take_it(
+    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # F-22a: as on Heroku, whose certificates are self-signed.
+    url = (
+        f"rediss://localhost:{proxy.port}/0?ssl_cert_reqs=CERT_NONE&socket_timeout=5&health_check_interval=30"
+    )
+    monkeypatch.setenv("REDIS_URL", url)
+    async with MeterKit(loads(PLANS), store_timeout=10.0) as kit:
+        assert (await kit.consume("acme", "requests")).allowed
+        assert (await kit.usage("acme"))["meters"]["requests"]["used"] == 1
+    assert "REDIS_URL turns verification off" in caplog.text
+
+
+@pytest.mark.parametrize("given", ["METERKIT_REDIS_URL", "keyword"])
+async def test_a_url_for_meterkit_alone_cannot_turn_verification_off(
+    proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    url = f"rediss://localhost:{proxy.port}/0?ssl_cert_reqs=none"
+    if given == "METERKIT_REDIS_URL":
+        monkeypatch.setenv(given, url)
+    with pytest.raises(SettingsError, match="always verified"):
+        MeterKit(loads(PLANS), redis_url=url if given == "keyword" else None)
 
 
 async def test_a_ceiling_holds_over_connections_that_are_cut(url: str, proxy: TcpProxy) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,16 @@ def refusal(redis_url: str) -> str:
         parse_redis_url(redis_url)
     assert caught.value.name == "redis_url"
     return str(caught.value)
+
+
+OF_OTHERS = (
+    "socket_timeout=5&socket_connect_timeout=1&health_check_interval=30&retry_on_timeout=yes"
+    "&max_connections=50&decode_responses=true&protocol=3&client_name=web"
+)
+
+
+def secured(**tls: Any) -> Address:
+    return Address(kind="tcp", host="host", port=6379, tls=Tls(**tls))
 
 
 def only(*packages: str) -> Callable[[str], bool]:
@@ -162,6 +172,46 @@ def test_refuses_and_says_what_is_allowed(redis_url: str, found: str) -> None:
     message = refusal(redis_url)
     assert found in message
     assert message.endswith("embedded:///directory and memory://")
+
+
+@pytest.mark.parametrize(
+    ("redis_url", "expected"),
+    [
+        (
+            f"redis://:pw@host:6380/1?{OF_OTHERS}",
+            Address(kind="tcp", host="host", port=6380, db=1, password="pw"),
+        ),
+        ("redis://host?db=3&ssl_cert_reqs=none", Address(kind="tcp", host="host", port=6379, db=3)),
+        ("unix:///s?db=2&socket_timeout=1", Address(kind="unix", path="/s", db=2)),
+        (
+            "rediss://:pw@host:1?ssl_cert_reqs=required&ssl_check_hostname=false",
+            Address(kind="tcp", host="host", port=1, password="pw", tls=Tls()),
+        ),
+        ("rediss://host?ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs=%2Fa+b.pem", secured(ca_certs="/a b.pem")),
+        *(
+            (f"rediss://host?ssl_cert_reqs={word}&socket_timeout=5", secured(is_verified=False))
+            for word in ("none", "None", "CERT_NONE", "optional", "CERT_OPTIONAL")
+        ),
+        ("redis+cluster://a:1", Address(kind="cluster", places=(Place("a", 1),))),
+    ],
+)
+def test_a_url_that_other_clients_read_too_may_have_their_parameters(
+    redis_url: str, expected: Address
+) -> None:
+    # F-22a
+    assert choose_store(redis_url, live=True, is_shared=True).address == expected
+
+
+@pytest.mark.parametrize("redis_url", ["redis://host?socket_timeout=5", "rediss://host?ssl_cert_reqs=none"])
+def test_a_url_of_meterkit_alone_has_no_parameters_of_others(redis_url: str) -> None:
+    with pytest.raises(SettingsError):
+        choose_store(redis_url, live=True)
+
+
+@pytest.mark.parametrize("redis_url", ["rediss://host?ssl_cert_reqs=maybe", "redis+cluster://a?x=1"])
+def test_a_shared_url_is_refused_for_what_it_gets_wrong(redis_url: str) -> None:
+    with pytest.raises(SettingsError):
+        choose_store(redis_url, live=True, is_shared=True)
 
 
 @pytest.mark.parametrize("scheme", ["unixs", "UNIXS"])

@@ -24,15 +24,17 @@ class Tls:
         ca_certs: the authorities that may vouch for the server, and no others; None: the system's.
         certfile: the client's certificate; None: the server asks for none.
         keyfile: the key of that certificate; None: it is in the same file.
+        is_verified: False only for a ``REDIS_URL`` that turns verification off for all who read it.
     """
 
     ca_certs: str | None = None
     certfile: str | None = None
     keyfile: str | None = None
+    is_verified: bool = True
 
     @cached_property
     def context(self) -> ssl.SSLContext:
-        """What connections are made with: the server's certificate and its name are always verified.
+        """Context of connections: it verifies the server's certificate and name, unless told otherwise.
 
         Raises:
             SettingsError: a file cannot be read, or does not hold what it should.
@@ -41,6 +43,8 @@ class Tls:
             context = ssl.create_default_context(cafile=self.ca_certs)
         except OSError as error:
             raise _unusable(f"ssl_ca_certs={self.ca_certs}", error) from None
+        if not self.is_verified:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         if self.certfile is not None:
             try:
                 context.load_cert_chain(self.certfile, self.keyfile, password=_no_passphrase)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from meterkit.errors import SettingsError
+from meterkit.redis.shared_url import without_foreign_parameters
 from meterkit.redis.tls import Tls
 
 if TYPE_CHECKING:
@@ -121,20 +122,28 @@ class Choice:
 
 
 def choose_store(
-    redis_url: str | None, *, live: bool, installed: Callable[[str], object] = find_spec
+    redis_url: str | None,
+    *,
+    live: bool,
+    is_shared: bool = False,
+    installed: Callable[[str], object] = find_spec,
 ) -> Choice:
     """Decide which store to use.
 
     Args:
         redis_url: the setting; None: the embedded server where its extra is installed, else memory.
         live: whether a live Stripe key is set; then usage is not kept in memory.
+        is_shared: whether other software reads the same URL, from ``REDIS_URL``.
         installed: tells by something true that a package of this name can be imported.
 
     Raises:
         SettingsError: the URL is refused, or no store is named and none is installed.
     """
     if redis_url is not None:
-        address = parse_redis_url(redis_url)
+        own, is_verified = without_foreign_parameters(redis_url) if is_shared else (redis_url, True)
+        address = parse_redis_url(own)
+        if address.tls is not None and not is_verified:
+            address = replace(address, tls=replace(address.tls, is_verified=False))
         if address.kind == "memory" and live:
             raise unusable(
                 "memory:// forgets its usage when the process ends and is refused with a live Stripe key;"
@@ -297,7 +306,9 @@ def _tls(url: SplitResult, parameters: Mapping[str, str]) -> Tls | None:
             "the server's certificate is always verified (ssl_cert_reqs=required); ssl_ca_certs names the"
             " file of who vouches for it",
         )
-    files = {name.removeprefix("ssl_"): parameters[name] for name in _FILES_OF_TLS if name in parameters}
+    files: dict[str, Any] = {
+        name.removeprefix("ssl_"): parameters[name] for name in _FILES_OF_TLS if name in parameters
+    }
     if not all(files.values()):
         raise _refused(url.scheme, "a parameter for a file names none")
     if "keyfile" in files and "certfile" not in files:
