@@ -272,14 +272,16 @@ def test_commands_that_need_stripe_are_cures_of_what_concerns_it() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("plans", [PLANS, WITHOUT_STRIPE], ids=["meters for Stripe", "none"])
 async def test_a_worker_without_a_key_reads_the_queue_and_lists_the_buckets(
-    directory: Path, store_url: str, objects: str
+    directory: Path, store_url: str, objects: str, plans: str
 ) -> None:
-    (directory / "plans.yaml").write_text(WITHOUT_STRIPE)
+    # F-22a: where a meter goes to Stripe, a worker for the queue alone wanted its key.
+    (directory / "plans.yaml").write_text(plans)
     client: Any = BOTO3.client("sqs", endpoint_url=objects)
     queue = client.create_queue(QueueName="uploads")["QueueUrl"]
     client.send_message(QueueUrl=queue, MessageBody="{}")  # So that the worker need not wait for one.
-    async with MeterKit(loads(WITHOUT_STRIPE), redis_url=store_url, flush=False) as kit:
+    async with MeterKit(loads(plans), redis_url=store_url, flush=False) as kit:
         seen = Upkeep(kit.store).seen
 
         async def is_done() -> bool:
@@ -288,6 +290,7 @@ async def test_a_worker_without_a_key_reads_the_queue_and_lists_the_buckets(
 
         shell = Shell(directory, METERKIT_REDIS_URL=store_url, METERKIT_STORAGE_ENDPOINT=objects)
         with shell.running("worker", "--storage-queue", queue) as worker:
+            assert "no Stripe key is set: nothing is delivered; stop with Ctrl-C\n" in worker.stderr
             await eventually(is_done)
             worker.send_signal(signal.SIGTERM)
             assert worker.wait(TIMEOUT_S) == 0

@@ -76,7 +76,7 @@ async def worker(
     SIGTERM or SIGINT (Ctrl-C) tells it. It waits for calls under way, 10 seconds at most. After SIGHUP it
     reads the plans file again, as it does by itself when that has changed. Where the plans file has
     `storage`, it recalculates the stored bytes every hour. Without a Stripe key it does the rest, if no meter
-    of the plans file has a Stripe event.
+    of the plans file has a Stripe event, or if it reads a queue.
     """
     if log_format == "json":
         log_as_json()
@@ -90,7 +90,7 @@ async def worker(
     # Report a missing key before waiting for the store.
     async with (
         stop_signal() as stop,
-        kit.flusher() if _needs_stripe(kit) else nullcontext() as flusher,
+        kit.flusher() if _needs_stripe(kit, storage_queue) else nullcontext() as flusher,
         started(kit, waits=True),
         reload_signal(kit),
     ):
@@ -118,10 +118,13 @@ async def worker(
     print_note("stopped")
 
 
-def _needs_stripe(kit: MeterKit) -> bool:
-    """Whether usage goes to Stripe: a forgotten key must not go unnoticed."""
+def _needs_stripe(kit: MeterKit, storage_queue: str | None) -> bool:
+    """Whether usage goes to Stripe: a forgotten key must not go unnoticed.
+
+    A worker that reads a queue may be for that alone: it prints that nothing is delivered.
+    """
     has_events = any(meter.stripe is not None for meter in kit.catalog.meters.values())
-    return has_events or kit.settings.stripe_api_key is not None
+    return (has_events and storage_queue is None) or kit.settings.stripe_api_key is not None
 
 
 async def _flush(kit: MeterKit, flusher: Flusher, *, json: bool) -> None:
