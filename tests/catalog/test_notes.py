@@ -571,3 +571,52 @@ def test_names_of_some_hundred_meters_are_compared_with_units(others: int, named
     first = "".join(f"  m{nth}: {{unit: page}}\n" for nth in range(others))
     text = NAMED.replace("  input_tokens", f"{first}  input_tokens").replace("NAME", "web_search")
     assert len(of_names(text)) == named
+
+
+DENIED_TOKENS: Final = """\
+schema: 1
+currency: usd
+default_plan: payg
+meters:
+  input_tokens: {unit: token}
+  output_tokens: {unit: token}
+  words: {unit: word}
+credits:
+  usd: {unit: money, costs: {tokens: provider_prices}, unknown_model: deny}
+routes:
+  - {match: "POST /chat", usage: openai, records: [words], reserve: {output_tokens: {default: 1}}}
+plans:
+  payg:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      output_tokens: {included: 0, overage: deny}
+"""
+
+
+@pytest.mark.parametrize(
+    ("of", "into", "is_named"),
+    [
+        ("", "", True),
+        ("overage: deny", "rate: 500/hour", True),
+        ("included: 0", "included: 1", False),
+        ("output_tokens: {included: 0", "words: {included: 0", False),
+        ("{included: 0, overage: deny}", "{}", False),
+        (
+            "    meters:",
+            "    grants: [{meter: output_tokens, quantity: 5, every: period}]\n    meters:",
+            False,
+        ),
+        (
+            "usd: {unit: money, costs: {tokens: provider_prices}, unknown_model: deny}",
+            "ai: {costs: {output_tokens: 1}}",
+            False,
+        ),
+        ("usage: openai, ", "", True),  # The hold asks for it.
+    ],
+)
+def test_a_meter_that_a_balance_in_money_does_not_pay_is_named(of: str, into: str, *, is_named: bool) -> None:
+    # F-22a: `check` was silent on a plan that refuses each request.
+    found = [note for note in loads(DENIED_TOKENS.replace(of, into)).notes if "is served" in note.message]
+    assert [(note.path, "balance 'usd' pays for calls" in note.message) for note in found] == (
+        [("plans.payg.meters.output_tokens", True)] if is_named else []
+    )

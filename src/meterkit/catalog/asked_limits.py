@@ -151,7 +151,7 @@ def note_unasked_limits(
             )
             problems.note(credit_places[name.removesuffix(CHARGED)], "never_asked", message)
         elif limiting and not (meter.is_row or meter.is_spend):
-            place = _place_of(name, written[limiting[0]])
+            place = place_of(name, written[limiting[0]])
             message = (
                 f"no route asks for {name}, so no request is refused by this limit of"
                 f" {', '.join(limiting)}; write {_cure(meter, meters)}; leave it as it is where only calls"
@@ -200,7 +200,7 @@ def _has_budget(plan: Plan) -> bool:
     return is_bounded or any(subject.budget for subject in plan.subjects.values())
 
 
-def _place_of(meter: str, written: PlanTable) -> Place:
+def place_of(meter: str, written: PlanTable) -> Place:
     """Place of a meter in a plan: in its `meters`, or else in its `subjects`."""
     subjects = (subject.node.places for subject in kept(written.subjects).values())
     places = (written.places("meters"), *subjects)

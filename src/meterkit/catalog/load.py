@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from meterkit.catalog.additions import reads_tokens
 from meterkit.catalog.asked_limits import mark_model_readers, named_by, note_unasked_limits, note_unfed_meters
+from meterkit.catalog.balance_notes import note_unheld_money, note_unpaid_meters
 from meterkit.catalog.billing import (
     ALLOTMENTS,
     ANONYMOUS_SHAPE,
@@ -43,7 +44,6 @@ from meterkit.catalog.models import Catalog, Enforcement, Route
 from meterkit.catalog.notes import (
     note_billing_lines,
     note_default_plan,
-    note_unheld_money,
     note_unpriced_models,
     note_unreachable_prices,
 )
@@ -381,8 +381,8 @@ def _note_routes(
     )
     if any(reads_tokens(route) for route in routes):
         note_unfed_meters(named, meters, values.places("meters"), problems)
-    has_budgets = any(plan.budget is not None for plan in written.values())
-    note_unheld_money(routes, credits_.values(), place, problems, has_budgets=has_budgets)
+    note_unheld_money(routes, credits_.values(), written.values(), place, problems)
+    note_unpaid_meters(named, plans, written, credits_.values(), problems)
     written_routes = zip(routes, values.routes or (), strict=True)
     note_client_choices(written_routes, kept(values.credits).values(), kept(values.prices).values(), problems)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import Place, Problems
     from meterkit.catalog.meters import MeterTable
-    from meterkit.catalog.model_prices import Credit, ModelPrices
+    from meterkit.catalog.model_prices import ModelPrices
     from meterkit.catalog.models import (
         Catalog,
         Enforcement,
@@ -32,7 +32,8 @@ _plans_logger = logging.getLogger("meterkit.plans")
 
 COMPARED_MAX: Final = 300
 """So many lines are compared with each other, so that no file takes long."""
-_SHOWN_MAX: Final = 10
+SHOWN_MAX: Final = 10
+"""So many names are shown in a note."""
 _TITLES: Final[dict[NoteKind, str]] = {
     "billed_from_first_unit": "billed from the first unit, as nothing is included",
     "never_reached": "routes and prices that an earlier one stands before",
@@ -147,7 +148,7 @@ def _unpaid(plan: Plan, meters: Mapping[str, Meter], currency: str) -> list[str]
         for name, given in plan.entitlements.items()
         if given.overage.mode == "bill" and _is_reported(meters[name])
     ]
-    shown = ", ".join(billed[:_SHOWN_MAX])
+    shown = ", ".join(billed[:SHOWN_MAX])
     return [*found, f"its overage of {shown}"] if billed else found
 
 
@@ -235,36 +236,6 @@ def note_unpriced_models(
             problems.note(table.places("where")["model"], "informs", message)
 
 
-def note_unheld_money(
-    routes: Iterable[Route],
-    credits_: Iterable[Credit],
-    place: Place,
-    problems: Problems,
-    *,
-    has_budgets: bool,
-) -> None:
-    """Say which lines spend a balance in money, or a budget, and hold nothing for it.
-
-    Args:
-        routes: the lines of the file.
-        credits_: those of the file.
-        place: where the routes stand.
-        problems: the list to add to.
-        has_budgets: whether a plan has a budget.
-    """
-    unheld = [route.match for route in routes if route.usage != "none" and not route.reserve]
-    has_balance = any(credit.is_money for credit in credits_)
-    if unheld and (has_balance or has_budgets):
-        shown = ", ".join(map(repr, unheld[:_SHOWN_MAX]))
-        what = "balance" if has_balance else "budget"
-        message = (
-            f"requests that race can spend more than the {what} where nothing is held: {shown}; write"
-            " `reserve: {output_tokens: {from: max_tokens, default: N, ceiling: M}}` to hold what a call"
-            " can cost at most"
-        )
-        problems.note(place, "informs", message)
-
-
 def _root_of(name: str, meters: Mapping[str, MeterTable]) -> str:
     """The meter that is no part of another one."""
     for _ in meters:  # A circle is refused elsewhere.
@@ -281,9 +252,9 @@ def summary(notes: Iterable[Note]) -> str:
     for kind, title in _TITLES.items():
         places = list(dict.fromkeys(f"{note.path} (line {note.line})" for note in notes if note.kind == kind))
         if places:
-            rest = len(places) - _SHOWN_MAX
+            rest = len(places) - SHOWN_MAX
             more = f" and {rest} more" if rest > 0 else ""
-            told.append(f"{title}: {', '.join(places[:_SHOWN_MAX])}{more}")
+            told.append(f"{title}: {', '.join(places[:SHOWN_MAX])}{more}")
     return "; ".join([*told, "`meterkit check` says more"]) if told else ""
 
 
