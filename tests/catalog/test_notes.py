@@ -620,3 +620,35 @@ def test_a_meter_that_a_balance_in_money_does_not_pay_is_named(of: str, into: st
     assert [(note.path, "balance 'usd' pays for calls" in note.message) for note in found] == (
         [("plans.payg.meters.output_tokens", True)] if is_named else []
     )
+
+
+TIERED: Final = """\
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: r, report: usage}}
+  words:    {unit: word, stripe: {event_name: w}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {requests: {included: 5}, words: {included: 5}}}
+  team:
+    price: {amount_cents: 100, interval: month}
+    meters: {requests: {included: 5, overage: bill}, words: {included: 5, overage: bill}}
+  pro: {extends: team, price: {amount_cents: 200}}
+  flat: {extends: team, meters: {requests: {included: 9, overage: deny}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("", 1),
+        ("billing: {changes: {upgrade: period_end}}\n", 0),
+        ("billing: {changes: {upgrade: period_end, downgrade: now}}\n", 1),
+    ],
+)
+def test_f_224_plans_whose_changes_wait_for_the_end_of_the_period_are_named(more: str, expected: int) -> None:
+    messages = [note.message for note in loads(TIERED + more).notes if "`report: usage`" in note.message]
+    assert len(messages) == expected
+    for message in messages:
+        assert message.startswith("team, pro bill requests with `report: usage`: a change between them takes")

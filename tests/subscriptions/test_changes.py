@@ -125,6 +125,23 @@ def test_ranks_say_how_a_change_goes(current: Any, wanted: Any, pending: str | N
     assert course == course_of(current, wanted, pending=pending, changes=Changes())
 
 
+@pytest.mark.parametrize(
+    ("current", "wanted", "pending", "course"),
+    [
+        (TEAM, PRO, None, "period_end"),
+        (TEAM, PRO, "pro", "keep"),
+        (TEAM, PRO, "free", "period_end"),
+        (PRO, TEAM, None, "period_end"),
+        (PRO, PRO, "team", "take_back"),
+    ],
+)
+def test_f_224_a_change_that_begins_tiers_again_waits(
+    current: Any, wanted: Any, pending: str | None, course: str
+) -> None:
+    changes = Changes(upgrade="now", downgrade="now")
+    assert course == course_of(current, wanted, pending=pending, changes=changes, repeats_tiers=True)
+
+
 def test_the_plans_file_says_when_each_takes_effect() -> None:
     changes = Changes(upgrade="period_end", downgrade="now")
     assert course_of(TEAM, PRO, pending=None, changes=changes) == "period_end"

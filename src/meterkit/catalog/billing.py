@@ -153,8 +153,12 @@ CHARGE_ON_SHAPE: Final = Built(_CHARGE_ON, _outcomes)
 class ChangesTable(Table, what="changes"):
     """``changes:`` in ``billing:``."""
 
-    upgrade = Key(_WHEN, "now (default) or period_end.")
-    downgrade = Key(_WHEN, "period_end (default) or now.")
+    upgrade = Key(
+        _WHEN,
+        "now (default) or period_end; between two plans that bill one meter with report: usage always"
+        " period_end.",
+    )
+    downgrade = Key(_WHEN, "period_end (default) or now; as upgrade.")
     over_limit = Key(
         Choice(("block_growth", "allow")),
         "Gauges above their limit after a change of plan: block_growth (default) until they fit, or"

@@ -44,6 +44,7 @@ from meterkit.catalog.models import Catalog, Enforcement, Route
 from meterkit.catalog.notes import (
     note_billing_lines,
     note_default_plan,
+    note_repeated_tiers,
     note_unpriced_models,
     note_unreachable_prices,
 )
@@ -332,9 +333,8 @@ def _build(values: PlansFile, problems: Problems) -> Catalog:
     if default_plan and values.plans is not None and default_plan not in written_plans:
         values.refuse("default_plan", unknown("plan", default_plan, written_plans))
     place = values.place("default_plan")
-    note_default_plan(
-        default_plan, kept(built_plans), kept(known), problems, currency=declared.currency, place=place
-    )
+    note_default_plan(default_plan, plans, kept(known), problems, currency=declared.currency, place=place)
+    note_repeated_tiers(plans.values(), kept(known), money.changes, values.place("plans"), problems)
     anonymous = build_anonymous(values.anonymous, plans=written_plans)
     dunning = build_dunning(values.dunning, default_plan=default_plan, plans=written_plans)
     catalog = Catalog(

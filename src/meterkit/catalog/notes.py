@@ -6,12 +6,14 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.amount_texts import money
+from meterkit.catalog.billed_meters import is_sold, meters_billed_by_tiers
 from meterkit.catalog.match_lines import takes_all
 from meterkit.catalog.model_prices import has_all_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from meterkit.catalog.billing_terms import Changes
     from meterkit.catalog.credit_tables import CreditTable, ModelPricesTable
     from meterkit.catalog.entitlements import EntitlementTable
     from meterkit.catalog.errors import Place, Problems
@@ -154,6 +156,35 @@ def _unpaid(plan: Plan, meters: Mapping[str, Meter], currency: str) -> list[str]
 
 def _is_reported(meter: Meter) -> bool:
     return meter.source is None and meter.stripe is not None and meter.stripe.report != "none"
+
+
+def note_repeated_tiers(
+    plans: Iterable[Plan], meters: Mapping[str, Meter], changes: Changes, place: Place, problems: Problems
+) -> None:
+    """Say so where changes between plans wait for the period's end, and the file has them at once.
+
+    Args:
+        plans: of the file.
+        meters: of the file.
+        changes: of the file.
+        place: where the plans stand.
+        problems: the list to add to.
+    """
+    if "now" not in (changes.upgrade, changes.downgrade):
+        return
+    billing: dict[str, list[str]] = {}
+    for plan in filter(is_sold, plans):
+        for meter in meters_billed_by_tiers(meters, plan):
+            billing.setdefault(meter, []).append(plan.key)
+    for meter, keys in billing.items():
+        if len(keys) > 1:
+            problems.note(
+                place,
+                "informs",
+                f"{', '.join(keys[:_SHOWN_MAX])} bill {meter} with `report: usage`: a change between them"
+                " takes effect when the period ends, also where `billing.changes` says `now`, as Stripe would"
+                " give the first tier of the new price again; write `report: overage` if it must be at once",
+            )
 
 
 def note_unreachable(matches: Sequence[tuple[str, Place]], problems: Problems) -> None:

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_texts import money
+from meterkit.catalog.billed_meters import billed_meters
 from meterkit.catalog.model_prices import sold_in
 from meterkit.catalog.overage_prices import ITEMS_MAX
 from meterkit.errors import StripeError, UnknownPlanError
@@ -14,7 +15,6 @@ from meterkit.health.health import UnseenError
 from meterkit.health.linked_customers import links_to_nobody
 from meterkit.stripe.api import StripeApi
 from meterkit.stripe.meters import meter_differences
-from meterkit.subscriptions.change_rules import billed_meters
 from meterkit.subscriptions.stripe_objects import pack_key
 from meterkit.subscriptions.stripe_prices import prices_by_key, prices_of
 
@@ -93,7 +93,7 @@ async def _prices_of_plans(
     ids = {meter["event_name"]: meter["id"] for meter in meters if meter["status"] == "active"}
     found: list[Finding] = []
     for plan in catalog.plans.values():
-        billed = billed_meters(catalog, plan)
+        billed = billed_meters(catalog.meters, plan)
         by_model = [meter for meter in billed if meter.is_row or plan.entitlements[meter.name].overage.rows]
         if not by_model and all(
             plan.entitlements[one.name].overage.amount_cents is not None for one in billed

@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.catalog.billed_meters import is_sold, meters_billed_by_tiers
 from meterkit.decisions.customer_state import with_seats
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.errors import QuantityError, SubscriptionError, UnknownPlanError
 from meterkit.store.arguments import is_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from meterkit.catalog import Catalog, Changes, Plan
-    from meterkit.catalog.models import Entitlement, Meter
-
-
-def is_sold(plan: Plan) -> bool:
-    """Whether customers can subscribe to a plan: it names a price at Stripe, or costs something."""
-    price = plan.price
-    charges = any(given.overage.amount_cents is not None for given in plan.entitlements.values())
-    return price.stripe_price is not None or price.amount_cents > 0 or plan.seat_price is not None or charges
-
-
-def billed_as(plan: Plan, meter: Meter) -> Entitlement | None:
-    """How a plan bills the reported units of a meter; None: it bills none.
-
-    Of a derived meter the units are sent that its source bills, after what its source includes. Its own price
-    goes before that of its source.
-    """
-    own = plan.entitlements[meter.name]
-    if meter.is_row and own.overage.mode != "bill":
-        return None  # Another plan's price.
-    whole = None if meter.source is None else plan.entitlements[meter.source]
-    if whole is None or whole.overage.mode != "bill":
-        return own if own.overage.mode == "bill" else None
-    if whole.included is None:
-        return None
-    has_price = own.overage.mode == "bill" and own.overage.amount_cents is not None
-    return replace(own, included=whole.included, overage=own.overage if has_price else whole.overage)
-
-
-def billed_meters(catalog: Catalog, plan: Plan) -> list[Meter]:
-    """The meters whose usage a plan bills through Stripe, in the order of the plans file."""
-    return [
-        meter
-        for meter in catalog.meters.values()
-        if meter.stripe is not None and meter.stripe.report != "none" and billed_as(plan, meter) is not None
-    ]
+    from meterkit.catalog import Catalog, Changes, Meter, Plan
 
 
 Course = Literal["keep", "take_back", "now", "period_end"]
@@ -63,26 +29,45 @@ class OverLimit:
     limit: int
 
 
-def course_of(current: Plan, wanted: Plan, *, pending: str | None, changes: Changes) -> Course:
-    """How a change of plan goes; the ranks of the plans decide, never their prices.
+def course_of(
+    current: Plan, wanted: Plan, *, pending: str | None, changes: Changes, repeats_tiers: bool = False
+) -> Course:
+    """Course of a change of plan; the ranks of the plans decide, never their prices.
 
     ``now``, or at the ``period_end``: a plan of a lower rank is a downgrade, any other an upgrade. The plan
     that is in force needs none: ``take_back`` what is scheduled, or ``keep`` it all as it is, as where the
     same is scheduled already. What includes by the year is left for a plan of a higher rank, or else when the
-    year ends: who came back to it would have the whole year's quantity anew.
+    year ends: who came back to it would have the whole year's quantity anew. A change that would begin the
+    tiers of a price again waits for the period's end, whatever the plans file says.
 
     Args:
         current: the plan that the subscription has.
         wanted: the plan that it is to have.
         pending: the key of the plan that is scheduled, or None.
         changes: of the plans file.
+        repeats_tiers: the result of :func:`repeats_tiers`.
     """
     if wanted.key == current.key:
         return "keep" if pending is None else "take_back"
     when = changes.downgrade if wanted.rank < current.rank else changes.upgrade
-    if wanted.rank <= current.rank and _by_year(current) and not _by_year(wanted):
+    if repeats_tiers or (wanted.rank <= current.rank and _by_year(current) and not _by_year(wanted)):
         when = "period_end"
     return "keep" if when == "period_end" and pending == wanted.key else when
+
+
+def repeats_tiers(had: Iterable[Plan], wanted: Plan, meters: Mapping[str, Meter]) -> bool:
+    """Whether an immediate change would begin a meter's tiers again in one period (``report: usage``).
+
+    Stripe applies the tiers of each price by themselves, so the free tier of the new price comes on top of
+    that of the old one.
+
+    Args:
+        had: the plans in force in this period until now, the current one included.
+        wanted: the plan that the subscription is to have.
+        meters: of the plans file.
+    """
+    begun = {meter for plan in had for meter in meters_billed_by_tiers(meters, plan)}
+    return not begun.isdisjoint(meters_billed_by_tiers(meters, wanted))
 
 
 def _by_year(plan: Plan) -> bool:

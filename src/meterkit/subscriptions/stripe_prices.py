@@ -5,9 +5,10 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.billed_meters import billed_meters, is_sold
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError, UnknownPlanError
-from meterkit.subscriptions.change_rules import billed_meters, is_sold, sells_seats
+from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import PlanPrices, metered_among
 from meterkit.subscriptions.stripe_objects import base_key, id_in, meter_key, plan_of_price, seat_key, text_in
 
@@ -69,7 +70,7 @@ async def prices_by_key(
 
 
 def _keys(catalog: Catalog, plan: Plan) -> list[str]:
-    keys = [meter_key(plan.key, meter.name) for meter in billed_meters(catalog, plan)]
+    keys = [meter_key(plan.key, meter.name) for meter in billed_meters(catalog.meters, plan)]
     if plan.price.stripe_price is None:
         keys.append(base_key(plan.key))
     if plan.seat_price is not None and plan.seat_price.stripe_price is None:

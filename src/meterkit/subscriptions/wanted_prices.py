@@ -7,8 +7,9 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.amount_texts import exact_money
+from meterkit.catalog.billed_meters import billed_as, billed_meters, is_sold
 from meterkit.decisions.customer_state import seat_meter
-from meterkit.subscriptions.change_rules import billed_as, billed_meters, is_sold, sells_seats
+from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, base_key, meter_key, seat_key
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def _plan(catalog: Catalog, plan: Plan) -> WantedPlan:
             )
         )
     unpriced = dict[str, str]()
-    billed = billed_meters(catalog, plan)
+    billed = billed_meters(catalog.meters, plan)
     for meter in catalog.meters.values():
         begins, wrongly = f"plan {plan.key}, meter {meter.name}: ", split_wrongly(catalog, plan, meter)
         entitlement = billed_as(plan, meter)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
+from meterkit.catalog.billed_meters import is_sold
+from meterkit.customers.history import history_of
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import entitlements_on, seat_meter
+from meterkit.decisions.periods import from_ms
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SeatsInUseError, SubscriptionError
@@ -18,6 +21,7 @@ from meterkit.subscriptions.change_rules import (
     course_of,
     over_limit,
     paid_seats,
+    repeats_tiers,
     seats_on,
 )
 from meterkit.subscriptions.live_subscription import LiveSubscription
@@ -30,7 +34,7 @@ from meterkit.subscriptions.stripe_objects import AWAITS_METHOD, persistently
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Catalog, Plan
@@ -75,8 +79,9 @@ class Changing:
         levels = await self._levels(customer)
         target = self._terms(known, current, wanted, seats, self._in_use(levels))
         later = self._pending_terms(known, target, self._in_use(levels)) if plan is None else None
+        when = self._time_of_change(current, wanted, await self._plans_of_period(customer, known, current))
         return Preview(
-            proration=self._cost(known, current, target, later),
+            proration=self._cost(known, current, target, when, later),
             over_limit=over_limit(self._catalog, wanted, target.seats, levels),
         )
 
@@ -94,9 +99,10 @@ class Changing:
         async def attempt(again: int) -> str | None:
             live, known, current = await self._payable(customer, again)
             target = self._terms(known, current, wanted, None, in_use)
-            costs.append(self._cost(known, current, target))
+            had = await self._plans_of_period(customer, known, current)
+            costs.append(self._cost(known, current, target, self._time_of_change(current, wanted, had)))
             pending = known.pending_plan if live.schedule is not None else None
-            course = course_of(current, wanted, pending=pending, changes=self._catalog.billing.changes)
+            course = self._course_of_change(current, wanted, pending, had)
             if wanted.key != current.key:
                 await self._check_method(live, known, current, wanted, course)
             if wanted.key == current.key:
@@ -131,7 +137,7 @@ class Changing:
             await check_paid(customer, live, _OWING)
             target = self._terms(known, current, current, seats, in_use)
             after = None if live.schedule is None else self._pending_terms(known, target, in_use)
-            costs.append(self._cost(known, current, target, after))
+            costs.append(self._cost(known, current, target, "now", after))
             if live.schedule is not None:
 
                 def terms_of(plan: Plan) -> Terms:
@@ -232,18 +238,49 @@ class Changing:
         paid = paid_seats(before.plan, self._seat_meter, before.seats)
         return seats_on(plan, self._seat_meter, paid=paid, seats=before.seats, in_use=in_use)
 
+    async def _plans_of_period(self, customer: str, known: SubscriptionState, current: Plan) -> list[Plan]:
+        """Plans that were subscribed to in this period until now, the current one included."""
+        start = from_ms(known.start_ms)
+        former = {
+            entry.before
+            for entry in await history_of(self.store, customer)
+            if entry.kind == "plan" and entry.at > start
+        }
+        plans = self._catalog.plans.values()
+        return [current, *(plan for plan in plans if plan.key in former and is_sold(plan))]
+
+    def _course_of_change(
+        self, current: Plan, wanted: Plan, pending: str | None, had: Iterable[Plan]
+    ) -> Course:
+        return course_of(
+            current,
+            wanted,
+            pending=pending,
+            changes=self._catalog.billing.changes,
+            repeats_tiers=repeats_tiers(had, wanted, self._catalog.meters),
+        )
+
+    def _time_of_change(
+        self, current: Plan, wanted: Plan, had: Iterable[Plan]
+    ) -> Literal["now", "period_end"]:
+        """Time at which a change takes effect that is not scheduled yet."""
+        return "period_end" if self._course_of_change(current, wanted, None, had) == "period_end" else "now"
+
     def _cost(
-        self, known: SubscriptionState, current: Plan, target: Terms, later: Terms | None = None
+        self,
+        known: SubscriptionState,
+        current: Plan,
+        target: Terms,
+        when: Literal["now", "period_end"],
+        later: Terms | None = None,
     ) -> Proration:
         """Proration of a change; ``later`` is a scheduled change that stays."""
-        changes = self._catalog.billing.changes
-        course = course_of(current, target.plan, pending=None, changes=changes)
         now_ms = self.store.now_ms()
         return cost_of(
             known,
             Terms(plan=current, seats=known.seats_at(now_ms)),
             target,
-            when="period_end" if course == "period_end" else "now",
+            when=when,
             seat_meter=self._seat_meter,
             currency=self._catalog.currency,
             now_ms=now_ms,

@@ -9,10 +9,10 @@ from http import HTTPStatus
 from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
 
+from meterkit.catalog.billed_meters import is_sold
 from meterkit.decisions.customer_state import CustomerState
 from meterkit.errors import MeterkitError, StoreError, StripeError
 from meterkit.store.tasks import TaskLease
-from meterkit.subscriptions.change_rules import is_sold
 from meterkit.subscriptions.stripe_objects import base_key
 from meterkit.subscriptions.stripe_prices import prices_by_key
 from meterkit.subscriptions.webhooks.customer_sync import NIGHTLY

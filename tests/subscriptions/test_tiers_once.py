@@ -1,0 +1,143 @@
+"""Plans that bill a meter with `report: usage`: no change of plan begins the tiers of a price again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from meterkit.catalog import loads
+from meterkit.fastapi import billing_router
+from shopping import END, HALF, Shop, shop
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog
+    from meterkit.testing import StripeEmulator
+
+pytestmark = pytest.mark.anyio
+
+CATALOG: Final = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: api_requests, report: usage}}
+  words:    {unit: word, stripe: {event_name: words}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 0, overage: deny}
+      words:    {included: 0, overage: deny}
+  team:
+    rank: 5
+    price: {amount_cents: 1500, interval: month}
+    meters:
+      requests: {included: 100, overage: {bill: {per: 1, amount_cents: 10}}}
+      words:    {included: 0, overage: deny}
+  pro:
+    extends: team
+    rank: 10
+    price: {amount_cents: 2900}
+  flat:
+    rank: 7
+    price: {amount_cents: 2000, interval: month}
+    meters:
+      requests: {included: 1_000, overage: deny}
+      words:    {included: 0, overage: {bill: {per: 1, amount_cents: 1}}}
+  flat_too:
+    extends: flat
+    rank: 8
+    price: {amount_cents: 2100}
+  back:
+    extends: team
+    rank: 9
+    price: {amount_cents: 2200}
+""")
+
+
+def sell(emulator: StripeEmulator, catalog: Catalog) -> None:
+    emulator.add_plans(catalog)
+
+
+async def usage_cents(at: Shop) -> int:
+    """The money of the usage lines on all invoices."""
+    lines = [line for invoice in await at.invoices() for line in invoice["lines"]["data"]]
+    return sum(line["amount"] for line in lines if "Requests" in line["description"])
+
+
+async def test_f_224_an_upgrade_waits_for_the_end_of_the_period(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="team")
+        await at.kit.record("acme", "requests", 195)
+        at.clock.set(HALF)
+        preview = (await at.kit.subscriptions.preview("acme", plan="pro")).proration
+        assert (preview.effective_at, preview.net_cents, preview.charge_cents) == (END, 0, 0)
+        change = await at.kit.subscriptions.change_plan("acme", "pro")
+        assert change.proration == preview
+        pending = change.subscription.pending_change
+        assert change.subscription.plan == "team"
+        assert pending is not None
+        assert (pending.plan, pending.effective_at) == ("pro", END)
+        await at.kit.record("acme", "requests", 95)
+        shown = (await at.kit.usage("acme"))["meters"]["requests"]["overage_cents"]
+        await at.kit.flush(everything=True)
+        at.clock.set(END)
+        found = await at.kit.subscriptions.sync("acme")
+        assert found is not None
+        assert (found.plan, found.pending_change) == ("pro", None)
+        assert (shown, await usage_cents(at)) == (1900, 1900)
+
+
+async def test_f_224_the_billing_routes_answer_with_the_change_at_the_end_of_the_period(
+    store_url: str,
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="team")
+        app = FastAPI()
+        app.include_router(billing_router(at.kit, customer=lambda: "acme", origins=["https://app.example"]))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+            preview = (await client.get("/subscription/preview", params={"plan": "pro"})).json()
+            answer = (await client.put("/subscription/plan", json={"plan": "pro"})).json()
+        later: dict[str, Any] = {"plan": "pro", "effective_at": "2031-07-01T00:00:00Z"}
+        assert preview["proration"]["effective_at"] == later["effective_at"]
+        assert answer["proration"]["effective_at"] == later["effective_at"]
+        assert later.items() <= answer["subscription"]["pending_change"].items()
+
+
+@pytest.mark.parametrize(
+    ("way", "plan_now"),
+    [
+        (["flat", "back"], "flat"),  # It has begun the tiers of `team` in this period.
+        (["flat", "flat_too", "back"], "flat_too"),
+        (["flat", "team"], "flat"),
+        (["flat"], "flat"),
+        (["flat", "flat_too"], "flat_too"),
+    ],
+)
+async def test_f_224_a_way_around_does_not_begin_tiers_again(
+    store_url: str, way: list[str], plan_now: str
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="team")
+        for plan in way:
+            at.clock.advance(timedelta(days=1))
+            preview = (await at.kit.subscriptions.preview("acme", plan=plan)).proration
+            change = await at.kit.subscriptions.change_plan("acme", plan)
+            assert change.proration == preview
+        assert change.subscription.plan == plan_now
+        assert (change.subscription.pending_change is not None) == (plan_now != way[-1])
+
+
+async def test_f_224_tiers_of_a_former_period_hold_up_no_change(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="team")
+        await at.kit.subscriptions.change_plan("acme", "flat")
+        at.clock.set(END + timedelta(days=1))
+        await at.kit.subscriptions.sync("acme")
+        change = await at.kit.subscriptions.change_plan("acme", "back")
+        assert change.subscription.plan == "back"
