@@ -38,7 +38,7 @@ LINE = (
     ("__main__",),
 )
 SUBSCRIPTIONS = (
-    ("change_rules", "problem_documents", "stripe_objects", "auto_state"),
+    ("change_rules", "problem_documents", "stripe_objects", "auto_state", "ledger_faults"),
     ("item_price_reading",),
     (
         "proration",

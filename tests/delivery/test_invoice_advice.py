@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any, Final
 
 import pytest
 
-from meterkit.delivery.invoice_advice import Mispriced, advice_on_prices, mispriced
+from meterkit.delivery.invoice_advice import Mispriced, advice_on_amounts, advice_on_prices, mispriced
+from meterkit.delivery.invoices import LineCharge
+from meterkit.delivery.usage_prices import UsagePrice, read_usage_price
 
 TABLE: list[tuple[str, dict[str, int], dict[str, int], list[tuple[int, str, str]]]] = [
     ("nothing at all", {}, {}, []),
@@ -48,10 +51,91 @@ def test_what_is_mispriced(
             (
                 "3 units were recorded at USD 0.000125 each and are billed at USD 0.0001 each; 1000 units"
                 " were recorded at USD 0.05 each and are billed at USD 0.03 each (in_1, in_2): see who"
-                " changed the price, and bill USD 20.00 more"
+                " changed the price; that is USD 20.00 less, and the customer's own price gives no more"
             ),
         ),
     ],
 )
 def test_mispriced_units_in_words(found: list[Mispriced], expected: str) -> None:
     assert advice_on_prices(found, ["in_1", "in_2"], "usd") == expected
+
+
+def price_of(name: str = "price_1", **terms: Any) -> UsagePrice:
+    """A price as Stripe shows it."""
+    return read_usage_price({"id": name, "currency": "usd", "recurring": {"meter": "mtr_1"}, **terms})
+
+
+FREE_100: Final = [{"up_to": 100, "unit_amount": 0}, {"up_to": None, "unit_amount_decimal": "2.5"}]
+FLAT_FEE: Final = [{"up_to": 10, "unit_amount": 1, "flat_amount": 500}, {"up_to": None, "unit_amount": 2}]
+CHARGES: list[tuple[dict[str, Any], int, int, str | None]] = [
+    ({"unit_amount_decimal": "0.5"}, 7, 0, "7/2"),
+    ({"unit_amount_decimal": "0.5"}, 7, 90, "7/2"),
+    ({"unit_amount_decimal": "5", "transform_quantity": {"divide_by": 10, "round": "up"}}, 7, 0, None),
+    ({"tiers": FREE_100, "tiers_mode": "graduated"}, 100, 0, "0"),
+    ({"tiers": FREE_100, "tiers_mode": "graduated"}, 103, 0, "15/2"),
+    ({"tiers": FREE_100, "tiers_mode": "graduated"}, 10, 95, "25/2"),
+    ({"tiers": FREE_100, "tiers_mode": "volume"}, 100, 0, "0"),
+    ({"tiers": FREE_100, "tiers_mode": "volume"}, 102, 0, "255"),
+    ({"tiers": FREE_100, "tiers_mode": "volume"}, 2, 100, "255"),
+    ({"tiers": FLAT_FEE, "tiers_mode": "graduated"}, 0, 0, "500"),
+    ({"tiers": FLAT_FEE, "tiers_mode": "graduated"}, 12, 0, "514"),
+    ({"tiers": FLAT_FEE, "tiers_mode": "graduated"}, 2, 10, "4"),
+]
+
+
+@pytest.mark.parametrize(("terms", "units", "after", "expected"), CHARGES)
+def test_the_charge_of_a_price(terms: dict[str, Any], units: int, after: int, expected: str | None) -> None:
+    charge = price_of(**terms).charge(Decimal(units), after=Decimal(after))
+    assert charge == (None if expected is None else Fraction(expected))
+
+
+def tiered(name: str, units: int, cents: int) -> LineCharge:
+    """Lines of a price with 100 free units, and then USD 0.025 a unit."""
+    return LineCharge(
+        price_of(name, tiers=FREE_100, tiers_mode="graduated"), Decimal(units), cents, 1 + (units > 100)
+    )
+
+
+def flat(units: int, cents: int) -> LineCharge:
+    return LineCharge(price_of(unit_amount_decimal="2.5"), Decimal(units), cents, 1)
+
+
+AMOUNTS: list[tuple[str, list[LineCharge], str]] = [
+    ("nothing", [], ""),
+    ("one price, rounded up", [flat(3, 8)], ""),
+    ("one price, rounded down", [flat(3, 7)], ""),
+    (
+        "one price, a cent less",
+        [flat(3, 6)],
+        "3 units at price_1 come to USD 0.08, and the lines have USD 0.06",
+    ),
+    ("one price, much more", [flat(4, 500)], "see who changed them, and credit USD 4.90"),
+    ("tiers once", [tiered("a", 300, 500)], ""),
+    (
+        "a tier edited",
+        [tiered("a", 300, 400)],
+        "; that is USD 1.00 less, and the customer's own price gives no",
+    ),
+    (
+        "a free tier twice",
+        [tiered("a", 100, 0), tiered("b", 100, 0)],
+        "the tiers began again when a was switched to b (in_1): USD 0.00 are billed, and with each tier once it"
+        " would be USD 2.50: see who switched the price at once, such as a portal; that is USD 2.50 less,",
+    ),
+    ("a switch before anything was used", [tiered("a", 0, 0), tiered("b", 150, 125)], ""),
+    ("the same price in two spans", [tiered("a", 100, 0), tiered("a", 100, 0)], ""),
+    ("from tiers to a flat price", [tiered("a", 100, 0), flat(4, 10)], ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("charges", "expected"), [row[1:] for row in AMOUNTS], ids=[row[0] for row in AMOUNTS]
+)
+def test_amounts_of_lines_in_words(charges: list[LineCharge], expected: str) -> None:
+    found = advice_on_amounts(charges, ["in_1"], "usd")
+    assert expected in found
+    assert bool(found) == bool(expected)
+
+
+def test_amounts_in_another_currency_are_not_compared() -> None:
+    assert advice_on_amounts([flat(3, 6)], ["in_1"], "eur") == ""

@@ -141,3 +141,33 @@ async def test_f_224_tiers_of_a_former_period_hold_up_no_change(store_url: str) 
         await at.kit.subscriptions.sync("acme")
         change = await at.kit.subscriptions.change_plan("acme", "back")
         assert change.subscription.plan == "back"
+
+
+async def test_f_224_the_books_name_a_switch_that_began_the_free_tier_again(store_url: str) -> None:
+    """A person switches the plan in the Dashboard: USD 19.00 were shown, and nothing is invoiced."""
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        made = await at.subscribed(plan="team")
+        await at.kit.record("acme", "requests", 95)
+        await at.kit.flush(everything=True)
+        at.clock.set(HALF)
+        prices = {one["lookup_key"]: one["id"] for one in await at.stripe_list("/v1/prices")}
+        items = (await at.stripe_subscription(made.id))["items"]["data"]
+        changes = {
+            f"items[{nth}][{name}]": value
+            for nth, item in enumerate(items)
+            for name, value in (
+                ("id", item["id"]),
+                ("price", prices[item["price"]["lookup_key"].replace("team", "pro")]),
+            )
+        }
+        await at.stripe_change(f"/v1/subscriptions/{made.id}", **changes)
+        await at.kit.subscriptions.sync("acme")
+        at.clock.advance(timedelta(minutes=10))
+        await at.kit.record("acme", "requests", 95)
+        await at.kit.flush(everything=True)
+        at.clock.set(END + timedelta(hours=3))
+        (one,) = await at.kit.reconcile("acme", at=HALF)
+        assert (one.difference, one.invoiced, one.invoiced_cents, await usage_cents(at)) == (0, 190, 0, 0)
+        said = "USD 0.00 are billed, and with each tier once it would be USD 9.00"
+        assert said in one.advice
+        assert "bill USD" not in one.advice

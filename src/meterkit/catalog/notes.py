@@ -181,7 +181,7 @@ def note_repeated_tiers(
             problems.note(
                 place,
                 "informs",
-                f"{', '.join(keys[:_SHOWN_MAX])} bill {meter} with `report: usage`: a change between them"
+                f"{', '.join(keys[:SHOWN_MAX])} bill {meter} with `report: usage`: a change between them"
                 " takes effect when the period ends, also where `billing.changes` says `now`, as Stripe would"
                 " give the first tier of the new price again; write `report: overage` if it must be at once",
             )

@@ -29,9 +29,18 @@ DriftKind = Literal[
     "trial_settings",
     "collection_paused",
     "draft_invoice",
+    "ledger",
 ]
 _FOR_PEOPLE: Final[frozenset[DriftKind]] = frozenset(
-    {"two_subscriptions", "unknown_price", "currency", "interval", "collection_paused", "draft_invoice"}
+    {
+        "two_subscriptions",
+        "unknown_price",
+        "currency",
+        "interval",
+        "collection_paused",
+        "draft_invoice",
+        "ledger",
+    }
 )
 
 

@@ -201,7 +201,7 @@ class Notice:
 
 def entries_of(step: Step) -> Iterator[Entry]:
     """What the ledger keeps of a step."""
-    for kind, words in _WORDS.items():
+    for kind, words in WORDS.items():
         before, after = words(step.before), words(step.after)
         if before != after:
             yield Entry(kind=kind, at_ms=step.after.at_ms, before=before, after=after, cause=step.cause)
@@ -305,7 +305,7 @@ def _instant(at_ms: int | None) -> str:
     return "" if at_ms is None else iso(from_ms(at_ms))
 
 
-_WORDS: Final[Mapping[Kind, Callable[[InForce], str]]] = {
+WORDS: Final[Mapping[Kind, Callable[[InForce], str]]] = {
     "subscription": lambda found: found.subscription or "",
     "status": lambda found: found.status or "",
     "plan": lambda found: found.plan,
@@ -315,3 +315,4 @@ _WORDS: Final[Mapping[Kind, Callable[[InForce], str]]] = {
     "cancellation": lambda found: _instant(found.cancel_at_ms),
     "scheduled": _scheduled,
 }
+"""By kind of ledger entry, the words for terms in force."""

@@ -100,7 +100,7 @@ class ClosingLook:
                 summaries = StripeSummaries(self._api)
                 await summaries.refresh()
                 self._summaries = summaries
-            return await self._reconciler.of_customer(usage, self._summaries, self._invoices)
+            return await self._reconciler.of_customer(usage, self._summaries, self._invoices, is_closing=True)
         except StripeError as error:
             self._silent = f"Stripe does not say what it has counted: {error}"
             return None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from meterkit.catalog.amount_texts import money
+from meterkit.delivery.invoice_advice import mispriced
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from meterkit.delivery.invoice_advice import Mispriced
     from meterkit.delivery.invoices import Invoiced, Invoicing
@@ -25,7 +29,7 @@ class OfEvent:
         parked_back: parked units that take others back.
         taken_back: delivered ones.
         uninvoiced: what Stripe has counted and no invoice can have: it is late.
-        mispriced: what is on lines of other prices than it was recorded at.
+        recorded: units by the price at which they were recorded; None: not known.
     """
 
     confirmed: int | None
@@ -37,12 +41,26 @@ class OfEvent:
     parked_back: int
     taken_back: int
     uninvoiced: int
-    mispriced: Sequence[Mispriced]
+    recorded: Mapping[Fraction, int] | None
 
     @property
     def difference(self) -> int | None:
         """What Stripe has counted beyond what was delivered and what is late; None: it has none of both."""
         return None if self.confirmed is None else self.confirmed - self.delivered - self.uninvoiced
+
+    @property
+    def mispriced(self) -> Sequence[Mispriced]:
+        """Units on lines of other prices than they were recorded at."""
+        if self.invoiced is None or self.invoiced.prices is None or self.recorded is None:
+            return ()
+        return mispriced(self.recorded, self.invoiced.prices)
+
+    def surplus_in_words(self, currency: str) -> str:
+        """Amount that the lines charge beyond recorded usage; empty: nothing, or not known."""
+        if self.invoiced is None or self.invoiced.cents is None or self.recorded is None:
+            return ""
+        due = sum((units * price for price, units in self.recorded.items()), Fraction(0))
+        return money(round(self.invoiced.cents - due), currency) if self.invoiced.cents > due else ""
 
 
 def advice_on_difference(side: OfEvent, difference: int, parked: str) -> str:

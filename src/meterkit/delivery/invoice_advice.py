@@ -12,7 +12,7 @@ from meterkit.delivery.invoices import MADE_WITHIN_MS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.delivery.invoices import Invoiced
+    from meterkit.delivery.invoices import Invoiced, LineCharge
 
 
 class Mispriced(NamedTuple):
@@ -53,6 +53,8 @@ def mispriced(recorded: Mapping[Fraction, int], invoiced: Mapping[Fraction, Deci
 def advice_on_prices(found: Sequence[Mispriced], invoices: Sequence[str], currency: str) -> str:
     """What to do with units that are billed at other prices than they were recorded at; empty: nothing.
 
+    It never asks to bill more: the price of the customer's own item gives no more.
+
     Args:
         found: those units.
         invoices: the ids of the invoices of the period.
@@ -66,12 +68,55 @@ def advice_on_prices(found: Sequence[Mispriced], invoices: Sequence[str], curren
         for one in found
     ]
     cents = sum((one.units * (one.recorded - one.billed) for one in found), Fraction(0))
-    do = (
-        f"bill {money(round(cents), currency)} more"
-        if cents > 0
-        else f"credit {money(round(-cents), currency)}"
+    return f"{'; '.join(parts)} ({', '.join(invoices)}): see who changed the price{_outcome(cents, currency)}"
+
+
+def _outcome(missing: Fraction, currency: str) -> str:
+    """Advice for so many minor units that invoice lines lack; below 0: that they have too much."""
+    if missing < 0:
+        return f", and credit {money(round(-missing), currency)}"
+    less = money(round(missing), currency)
+    return f"; that is {less} less, and the customer's own price gives no more" if missing else ""
+
+
+def advice_on_amounts(charges: Sequence[LineCharge], invoices: Sequence[str], currency: str) -> str:
+    """Advice on amounts of invoice lines that are not those of their prices; empty: none.
+
+    Args:
+        charges: the lines by price and span, in order.
+        invoices: the ids of their invoices.
+        currency: of the plans file.
+    """
+    names = ", ".join(invoices)
+    for one in charges:
+        alone = one.price.charge(one.units)
+        if alone is None or one.price.currency != currency:
+            return ""
+        if abs(one.cents - alone) > one.rounding:
+            return (
+                f"{one.units} units at {one.price.id} come to {money(round(alone), currency)}, and the lines"
+                f" have {money(one.cents, currency)} ({names}): see who changed them"
+                f"{_outcome(alone - one.cents, currency)}"
+            )
+    return _advice_on_tiers(charges, names, currency)
+
+
+def _advice_on_tiers(charges: Sequence[LineCharge], names: str, currency: str) -> str:
+    """Advice on tiers that began again amid a period: the customer had a free tier, or paid one, twice."""
+    before, due, billed, rounding = Decimal(0), Fraction(0), 0, Fraction(0)
+    tiered = [one for one in charges if one.price.tiers]
+    for one in tiered:
+        due += one.price.charge(one.units, after=before) or 0
+        before, billed, rounding = before + one.units, billed + one.cents, rounding + one.rounding
+    switched = list(dict.fromkeys(one.price.id for one in tiered))
+    if not switched[1:] or abs(due - billed) <= rounding:
+        return ""
+    return (
+        f"the tiers began again when {' was switched to '.join(switched)} ({names}):"
+        f" {money(billed, currency)} are billed, and with each tier once it would be"
+        f" {money(round(due), currency)}: see who switched the price at once, such as a portal"
+        f"{_outcome(due - billed, currency)}"
     )
-    return f"{'; '.join(parts)} ({', '.join(invoices)}): see who changed the price, and {do}"
 
 
 def _each(price: Fraction, currency: str) -> str:
@@ -80,7 +125,7 @@ def _each(price: Fraction, currency: str) -> str:
 
 
 def advice_on_invoices(
-    invoiced: Invoiced, counted: int, *, late: int, price: str, made_ms: int, now_ms: int
+    invoiced: Invoiced, counted: int, *, late: int, price: str, surplus: str, made_ms: int, now_ms: int
 ) -> str:
     """What to do; empty: the lines have what was counted, or cannot be compared.
 
@@ -89,6 +134,7 @@ def advice_on_invoices(
         counted: what Stripe has counted in the period.
         late: how much of that is late: no invoice needs to have it.
         price: of a unit, to stand behind a quantity; empty: not known.
+        surplus: what the lines charge beyond what was recorded, in words; empty: not known.
         made_ms: when Stripe made the invoice, or will.
         now_ms: now.
     """
@@ -103,20 +149,24 @@ def advice_on_invoices(
             f"the draft {names} has {invoiced.quantity} of {expected}: Stripe brings it up to date when it"
             " becomes final"
         )
-    if invoiced.state == "none" and now_ms < made_ms + MADE_WITHIN_MS:
+    if invoiced.state == "none" and not invoiced.voided and now_ms < made_ms + MADE_WITHIN_MS:
         return f"{expected} are on no invoice yet: Stripe makes it within an hour or two"
     if missing > 0:
         where = f"invoice {names} has {invoiced.quantity}" if names else "no invoice line has them"
+        begins = f"{missing} of {expected} units that Stripe has counted{price} are on no invoice ({where}"
+        if invoiced.voided:
+            units = sum(invoiced.voided.values(), Decimal(0))
+            return (
+                f"{begins}; {', '.join(invoiced.voided)} had {units} and is void): see who voided it, and why"
+            )
         return (
-            f"{missing} of {expected} units that Stripe has counted{price} are on no invoice ({where}): see"
-            " whether the subscription has the meter's price, then bill them by an invoice item"
+            f"{begins}): see whether the subscription has the meter's price; if it was removed by mistake,"
+            " bill them by an invoice item"
         )
+    credit = f"credit {-missing} units{f', {surplus}' if surplus else price}"
     if len(invoiced.subscriptions) > 1:
         return (
             f"billed twice: {names} have {invoiced.quantity}, and Stripe has counted {expected}: the"
-            f" subscriptions {', '.join(invoiced.subscriptions)} bill the same meter; end one, and credit"
-            f" {-missing} units{price}"
+            f" subscriptions {', '.join(invoiced.subscriptions)} bill the same meter; end one, and {credit}"
         )
-    return (
-        f"{names} has {invoiced.quantity}, and Stripe has counted {expected}: credit {-missing} units{price}"
-    )
+    return f"{names} has {invoiced.quantity}, and Stripe has counted {expected}: {credit}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from http import HTTPStatus
@@ -14,6 +13,7 @@ from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
+from meterkit.delivery.usage_prices import UsagePrice, read_usage_price
 from meterkit.errors import StripeError
 from meterkit.outbox.sealing import price_in_words
 
@@ -49,6 +49,8 @@ class Invoiced:
         subscriptions: the ids of their subscriptions.
         prices: units by what one costs there, in minor units; None: a line does not show that, or has
             another currency than the plans file.
+        charges: the lines by price and span, in order; empty: a line has another currency than its price.
+        voided: units on lines of void invoices, by invoice; they are in none of the other figures.
         why: ``unknown``: why.
     """
 
@@ -57,26 +59,39 @@ class Invoiced:
     invoices: Sequence[str] = ()
     subscriptions: Sequence[str] = ()
     prices: Mapping[Fraction, Decimal] | None = None
+    charges: Sequence[LineCharge] = ()
+    voided: Mapping[str, Decimal] = field(default_factory=dict[str, Decimal])
     why: str = ""
 
+    @property
+    def cents(self) -> int | None:
+        """The money of these lines before discounts and taxes; None: not known."""
+        return sum(one.cents for one in self.charges) if self.charges else None
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Price:
-    """What a price charges.
+
+class LineCharge(NamedTuple):
+    """The invoice lines of one price in one span of a period.
 
     Attributes:
-        meter: the id of its meter; None: it has none.
-        is_packed: whether it charges packages of several units.
-        is_tiered: whether what a unit costs depends on how many there are.
+        price: the terms of their price.
+        units: the sum of their quantities.
+        cents: the sum of their amounts, before discounts and taxes.
+        lines: the number of lines; Stripe rounds each.
     """
 
-    meter: str | None
-    is_packed: bool
-    is_tiered: bool
+    price: UsagePrice
+    units: Decimal
+    cents: int
+    lines: int
+
+    @property
+    def rounding(self) -> Fraction:
+        """Largest distance of the sum of rounded lines from the exact charge."""
+        return Fraction(self.lines, 2)
 
 
 class Invoices:
-    """Asks Stripe for invoices; each customer's once. It fetches each price once: its meter never changes.
+    """Asks Stripe for invoices; each customer's once. It fetches each price once: its terms never change.
 
     Each method raises :class:`~meterkit.errors.StripeError` where Stripe refuses, or does not answer.
 
@@ -89,7 +104,7 @@ class Invoices:
     def __init__(self, api: StripeApi, prices: dict[str, Any], currency: str) -> None:
         self._api = api
         self._currency = currency
-        self._prices: dict[str, _Price] = prices
+        self._prices: dict[str, UsagePrice] = prices
         self._found: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
     async def of(self, stripe_customer: str, since_s: int) -> list[dict[str, Any]]:
@@ -112,8 +127,7 @@ class Invoices:
         self, stripe_customer: str, meters: Iterable[str], start_s: int, end_s: int
     ) -> Invoiced:
         """What invoices have of a customer's usage of some meters in a period (Unix seconds)."""
-        wanted, states, priced = set(meters), Counter[str](), dict[Fraction | None, Decimal]()
-        invoices, subscriptions = dict[str, None](), dict[str, None]()
+        wanted, lines = set(meters), list[_UsageLine]()
         for invoice in await self.of(stripe_customer, start_s):
             for line in invoice["lines"].get("data") or ():
                 price, place = await self._price_of(line), _place_of(line, start_s, end_s)
@@ -123,38 +137,77 @@ class Invoices:
                     return Invoiced(state="unknown", why="one invoice line is of several of these periods")
                 if price.is_packed:
                     return Invoiced(state="unknown", why="its price is of packages of several units")
-                unit = None if price.is_tiered else _unit_price(line, self._currency)
-                units = Decimal(str(line.get("quantity_decimal") or line.get("quantity") or 0))
-                priced[unit] = priced.get(unit, Decimal(0)) + units
-                states["draft" if invoice.get("status") == "draft" else "final"] += 1
-                invoices[str(invoice["id"])] = None
-                subscriptions[_subscription_of(line)] = None
-        state: State = "draft" if states["draft"] else "final" if states else "none"
-        return Invoiced(
-            quantity=sum(priced.values(), Decimal(0)),
-            state=state,
-            invoices=[*invoices],
-            subscriptions=[*filter(None, subscriptions)],
-            prices={unit: units for unit, units in priced.items() if unit is not None and units}
-            if not priced.get(None)
-            else None,
-        )
+                lines.append(_UsageLine(str(invoice["id"]), str(invoice.get("status")), price, line))
+        return _sum_lines(lines, self._currency)
 
-    async def _price_of(self, line: Mapping[str, Any]) -> _Price | None:
+    async def usage_meters(self, stripe_customer: str, start_s: int, end_s: int) -> set[str]:
+        """The meters of the invoice lines of a period (Unix seconds) that bill units."""
+        found: set[str] = set()
+        for invoice in await self.of(stripe_customer, start_s):
+            for line in invoice["lines"].get("data") or ():
+                if _place_of(line, start_s, end_s) != "outside" and _units_of(line):
+                    price = await self._price_of(line)
+                    found |= {price.meter} if price is not None and price.meter is not None else set()
+        return found
+
+    async def _price_of(self, line: Mapping[str, Any]) -> UsagePrice | None:
         pricing: Mapping[str, Any] = line.get("pricing") or {}
         details: Mapping[str, Any] = pricing.get("price_details") or {}
         price = details.get("price")
         if not isinstance(price, str):
             return None
         if price not in self._prices:
-            found = await self._api.get(f"/v1/prices/{price}")
-            recurring: Mapping[str, Any] = found.get("recurring") or {}
-            self._prices[price] = _Price(
-                meter=recurring.get("meter"),
-                is_packed=found.get("transform_quantity") is not None,
-                is_tiered=found.get("billing_scheme") == "tiered",
-            )
+            found = await self._api.get(f"/v1/prices/{price}", {"expand": ["tiers"]})
+            self._prices[price] = read_usage_price(found)
         return self._prices[price]
+
+
+class _UsageLine(NamedTuple):
+    """An invoice line that bills usage.
+
+    Attributes:
+        invoice: the id of its invoice.
+        status: of the invoice.
+        price: of the line.
+        line: as Stripe shows it.
+    """
+
+    invoice: str
+    status: str
+    price: UsagePrice
+    line: Mapping[str, Any]
+
+
+def _sum_lines(lines: Sequence[_UsageLine], currency: str) -> Invoiced:
+    """The sums of invoice lines of one event name."""
+    priced = dict[Fraction | None, Decimal]()
+    voided = dict[str, Decimal]()
+    charges = dict[tuple[int, int, str], LineCharge]()
+    valid = [one for one in lines if one.status != "void"]
+    for one in lines:
+        if one.status == "void":
+            voided[one.invoice] = voided.get(one.invoice, Decimal(0)) + _units_of(one.line)
+    for one in valid:
+        unit, units = None if one.price.tiers else _unit_price(one.line, currency), _units_of(one.line)
+        priced[unit] = priced.get(unit, Decimal(0)) + units
+        span: Mapping[str, int] = one.line.get("period") or {}
+        key = (int(span.get("end") or 0), int(span.get("start") or 0), one.price.id)
+        charge = charges.get(key, LineCharge(one.price, Decimal(0), 0, 0))
+        cents = charge.cents + int(one.line.get("amount") or 0)
+        charges[key] = charge._replace(units=charge.units + units, cents=cents, lines=charge.lines + 1)
+    is_draft = any(one.status == "draft" for one in valid)
+    is_comparable = all(one.line.get("currency") == one.price.currency for one in valid)
+    return Invoiced(
+        quantity=sum(priced.values(), Decimal(0)),
+        state="draft" if is_draft else "final" if valid else "none",
+        invoices=list(dict.fromkeys(one.invoice for one in valid)),
+        subscriptions=list(dict.fromkeys(filter(None, (_subscription_of(one.line) for one in valid)))),
+        prices={unit: units for unit, units in priced.items() if unit is not None and units}
+        if not priced.get(None)
+        else None,
+        charges=[charges[key] for key in sorted(charges)] if is_comparable else (),
+        voided=voided,
+    )
 
 
 def is_renewal_of(invoice: Mapping[str, Any], subscription: str, end_s: int) -> bool:
@@ -183,6 +236,10 @@ def _place_of(line: Mapping[str, Any], start_s: int, end_s: int) -> Literal["ins
     if last_s - first_s > end_s - start_s + _TOLERANCE_S:
         return "beyond" if first_s < end_s and start_s < last_s else "outside"
     return "inside" if start_s <= (first_s + last_s) // 2 < end_s else "outside"
+
+
+def _units_of(line: Mapping[str, Any]) -> Decimal:
+    return Decimal(str(line.get("quantity_decimal") or line.get("quantity") or 0))
 
 
 def _unit_price(line: Mapping[str, Any], currency: str) -> Fraction | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.history import is_relinked
@@ -13,26 +12,27 @@ from meterkit.customers.sorting import customers_with_counts
 from meterkit.customers.states import States
 from meterkit.customers.usage import Priced, priced_usage, taken_back, uninvoiced
 from meterkit.decisions.ambiguity import may_be_sent_again
-from meterkit.decisions.periods import check_aware, stamped_span_s, to_ms
+from meterkit.decisions.periods import check_aware, to_ms
 from meterkit.delivery.comparing import CAUSE, Comparer
 from meterkit.delivery.difference_advice import OfEvent, advice_on_difference, parked_in_words
-from meterkit.delivery.invoice_advice import advice_on_invoices, advice_on_prices, mispriced
+from meterkit.delivery.invoice_advice import (
+    advice_on_amounts,
+    advice_on_invoices,
+    advice_on_prices,
+)
 from meterkit.delivery.invoices import Invoices, invoicing_of
 from meterkit.delivery.report import FlushReport
+from meterkit.delivery.stripe_books import StripeBooks
 from meterkit.delivery.summaries import StripeSummaries
-from meterkit.errors import StripeError
 from meterkit.outbox.intents import is_refused
 from meterkit.outbox.operator_commands import Intents
 from meterkit.store.arguments import check_customer
-from meterkit.store.event_names import former_events, read_meters
+from meterkit.store.event_names import read_meters
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from datetime import datetime
 
-    from meterkit.decisions.customer_state import CustomerState
-    from meterkit.delivery.invoice_advice import Mispriced
-    from meterkit.delivery.invoices import Invoiced
     from meterkit.delivery.summaries import Summaries
     from meterkit.outbox.journal import Journal
     from meterkit.store.customer_usage import CustomerUsage, MeterUsage
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from meterkit.stripe.api import StripeApi
 
 _AT_ONCE: Final = 100
-_NOT_THERE: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +64,7 @@ class Reconciled:
             or the lines do not show units.
         invoice: ``final``, or ``draft`` while one of those invoices may change; ``none``: there is no such
             line; ``unknown``: lines do not show units; empty: nothing is to be invoiced, as in a trial.
+        invoiced_cents: the amount of these lines, before discounts and taxes; None: not known.
         mispriced: units of the event name that are on lines of another price than that at which they were
             recorded; 0 as well where the prices are not known.
         late: came for this period when it was closed, or when its invoice was final, or is on no invoice.
@@ -88,6 +88,7 @@ class Reconciled:
     difference: int | None
     invoiced: int | None
     invoice: str
+    invoiced_cents: int | None
     mispriced: int
     late: int
     dead: int
@@ -179,6 +180,7 @@ class Reconciler:
             yield await compare([customer], 0, 1)
             return
         async with customers_with_counts(self._store) as customers:
+            await customers.add_set_up(await self._store.admin(), self._store.keys)
             if repair:
                 await self._repair(None, summaries)
             done, count = 0, len(customers)
@@ -215,114 +217,66 @@ class Reconciler:
         await Comparer(self._store, summaries, self._journal).compare_due(FlushReport())
 
     async def of_customer(
-        self, usage: CustomerUsage, summaries: Summaries, invoices: Invoices
+        self, usage: CustomerUsage, summaries: Summaries, invoices: Invoices, *, is_closing: bool = False
     ) -> list[Reconciled]:
-        """The same of one customer, by its usage of a period, of all meters ever, and what Stripe says."""
+        """The same of one customer, by its usage of a period, of all meters ever, and what Stripe says.
+
+        Meters without usage of their own are compared where Stripe has units of them. At a close only invoice
+        lines tell that, as these cost no further call.
+        """
         store = self._store
         _, state = await States(store).read(usage["customer"])
         admin = await store.admin()
         at_ms = min(to_ms(usage["period"]["end"]) - 1, store.now_ms())
         known = await read_meters(admin, store.keys, store.catalog, usage["customer"], at_ms=at_ms)
-        events = {counted.meter: counted.event_name for counted in known.values()}
+        events = {
+            counted.meter: counted.event_name
+            for counted in known.values()
+            if counted.meter in usage["meters"]
+        }
         back, late = await taken_back(store, usage), await uninvoiced(store, usage)
-        meters = [
-            name
-            for name, counts in usage["meters"].items()
-            if name in events and (any(back[name]) or _goes_to_stripe(counts))
-        ]
-        former = former_events(state, store.catalog, to_ms(usage["period"]["start"]))
+        own = {name for name in events if any(back[name]) or _goes_to_stripe(usage["meters"][name])}
+        used = {events[name] for name in own}
+        invoicing = None
+        if used or state.subscription is not None:
+            invoicing = await invoicing_of(store, self._api(), usage, state)
+        books = StripeBooks(store, usage, state, summaries, None if invoicing is None else invoices)
+        foreign = await books.sent_by_others({*events.values()}, used, is_closing=is_closing)
+        newest_last = sorted(events, key=store.catalog.meters.__contains__)
+        shown = own | {
+            name for event, name in {events[name]: name for name in newest_last}.items() if event in foreign
+        }
+        meters = [name for name in usage["meters"] if name in shown]
         sides: dict[str, OfEvent] = {}
-        invoicing = await invoicing_of(store, self._api(), usage, state) if meters else None
         priced = await priced_usage(store, usage, state, meters if invoicing is not None else (), late)
         for event in dict.fromkeys(events[name] for name in meters):
-            named = [(usage["meters"][name], back[name]) for name in meters if events[name] == event]
-            invoiced, carried = None, (event, *former.get(event, ()))
-            if invoicing is not None:
-                invoiced = await self._invoiced(usage, carried, state, summaries, invoices)
+            named = {name: usage["meters"][name] for name in meters if events[name] == event}
             sides[event] = OfEvent(
-                confirmed=await self._confirmed(usage, carried, state.stripe_customer, summaries),
-                invoiced=invoiced,
-                mispriced=_mispriced(
-                    [priced.get(name) for name in meters if events[name] == event], invoiced
-                ),
+                confirmed=await books.confirmed(event),
+                invoiced=await books.invoiced(event),
+                recorded=_sum_priced([priced.get(name) for name in named]),
                 invoicing=invoicing,
-                meter=next(name for name in meters if events[name] == event),
-                delivered=sum(counts["delivered"] for counts, _ in named),
-                parked=sum(counts["parked"] + taken.parked for counts, taken in named),
-                parked_back=sum(taken.parked for _, taken in named),
-                taken_back=sum(taken.delivered for _, taken in named),
-                uninvoiced=sum(late[name] for name in meters if events[name] == event),
+                meter=next(iter(named)),
+                delivered=sum(counts["delivered"] for counts in named.values()),
+                parked=sum(counts["parked"] + back[name].parked for name, counts in named.items()),
+                parked_back=sum(back[name].parked for name in named),
+                taken_back=sum(back[name].delivered for name in named),
+                uninvoiced=sum(late[name] for name in named),
             )
         advices = {event: await self._advice(usage, side) for event, side in sides.items()}
-        period, end_ms = usage["period"], to_ms(usage["period"]["end"])
+        is_closed = to_ms(usage["period"]["end"]) <= store.now_ms()
         return [
             Reconciled(
-                customer=usage["customer"],
                 stripe_customer=state.stripe_customer,
-                meter=name,
                 event_name=events[name],
-                period_start=period["start"],
-                period_end=period["end"],
-                is_closed=end_ms <= store.now_ms(),
-                recorded=counts["recorded"],
-                waiting=_waiting(counts),
-                parked=counts["parked"],
+                is_closed=is_closed,
                 taking_back=back[name].left,
-                delivered=counts["delivered"],
-                confirmed=sides[events[name]].confirmed,
-                difference=sides[events[name]].difference,
-                **_as_invoiced(sides[events[name]].invoiced),
-                mispriced=sum(one.units for one in sides[events[name]].mispriced),
-                late=counts["late"],
-                dead=counts["dead"],
                 advice=advices[events[name]],
+                **_recorded_side(usage, name),
+                **_stripe_side(sides[events[name]]),
             )
-            for name, counts in ((name, usage["meters"][name]) for name in meters)
+            for name in meters
         ]
-
-    async def _confirmed(
-        self,
-        usage: CustomerUsage,
-        event_names: Sequence[str],
-        stripe_customer: str | None,
-        summaries: Summaries,
-    ) -> int | None:
-        """What Stripe has counted of event names in a period; None: it has no such customer or meter."""
-        start_ms, end_ms = (to_ms(usage["period"][edge]) for edge in ("start", "end"))
-        start_s, end_s = stamped_span_s(start_ms, self._store.now_ms(), end_ms=end_ms)
-        if stripe_customer is None or start_s >= end_s:
-            return None
-        try:
-            counted = [
-                await summaries.counted(event_name, stripe_customer, start_s, end_s)
-                for event_name in event_names
-            ]
-        except StripeError as error:
-            if error.status not in _NOT_THERE:
-                raise
-            return None
-        known = [one for one in counted if one is not None]
-        return int(sum(known)) if known else None
-
-    async def _invoiced(
-        self,
-        usage: CustomerUsage,
-        event_names: Sequence[str],
-        state: CustomerState,
-        summaries: Summaries,
-        invoices: Invoices,
-    ) -> Invoiced | None:
-        """Units on invoice lines of event names in a period; None: Stripe has no such customer."""
-        if state.stripe_customer is None:
-            return None
-        start_s, end_s = (to_ms(usage["period"][edge]) // 1000 for edge in ("start", "end"))
-        try:
-            meters = [meter for event_name in event_names for meter in summaries.meter_ids(event_name)]
-            return await invoices.invoiced(state.stripe_customer, meters, start_s, end_s)
-        except StripeError as error:
-            if error.status not in _NOT_THERE:
-                raise
-            return None
 
     async def _advice(self, usage: CustomerUsage, side: OfEvent) -> str:
         """What a person must do; empty: nothing."""
@@ -346,25 +300,48 @@ class Reconciler:
             side.confirmed,
             late=side.uninvoiced,
             price=side.invoicing.price_of(side.meter, self._store.catalog),
+            surplus=side.surplus_in_words(self._store.catalog.currency),
             made_ms=side.invoicing.made_ms,
             now_ms=self._store.now_ms(),
         )
-        currency = self._store.catalog.currency
-        return advice or advice_on_prices(side.mispriced, side.invoiced.invoices, currency)
+        currency, names = self._store.catalog.currency, side.invoiced.invoices
+        return (
+            advice
+            or advice_on_prices(side.mispriced, names, currency)
+            or advice_on_amounts(side.invoiced.charges, names, currency)
+        )
 
 
-def _mispriced(priced: Sequence[Priced | None], invoiced: Invoiced | None) -> Sequence[Mispriced]:
-    """Units on invoice lines at other prices than they were recorded at, of all meters of an event name."""
-    if invoiced is None or invoiced.prices is None or None in priced:
-        return ()
-    return mispriced(sum(filter(None, priced), Priced()), invoiced.prices)
+def _sum_priced(priced: Sequence[Priced | None]) -> Priced | None:
+    """Units by price of all meters of an event name; None: not known of one."""
+    return None if None in priced else sum(filter(None, priced), Priced())
 
 
-def _as_invoiced(found: Invoiced | None) -> dict[str, Any]:
-    if found is None:
-        return {"invoiced": None, "invoice": ""}
-    is_known = found.state != "unknown"
-    return {"invoiced": int(found.quantity) if is_known else None, "invoice": found.state}
+def _recorded_side(usage: CustomerUsage, meter: str) -> dict[str, Any]:
+    """The fields of a comparison that our books have."""
+    counts, period = usage["meters"][meter], usage["period"]
+    return {
+        "customer": usage["customer"],
+        "meter": meter,
+        "period_start": period["start"],
+        "period_end": period["end"],
+        "waiting": _waiting(counts),
+        **{name: counts[name] for name in ("recorded", "parked", "delivered", "late", "dead")},
+    }
+
+
+def _stripe_side(side: OfEvent) -> dict[str, Any]:
+    """The fields of a comparison that Stripe's books have."""
+    found = side.invoiced
+    is_known = found is not None and found.state != "unknown"
+    return {
+        "confirmed": side.confirmed,
+        "difference": side.difference,
+        "invoiced": int(found.quantity) if found is not None and is_known else None,
+        "invoice": "" if found is None else found.state,
+        "invoiced_cents": None if found is None else found.cents,
+        "mispriced": sum(one.units for one in side.mispriced),
+    }
 
 
 def _waiting(counts: MeterUsage) -> int:

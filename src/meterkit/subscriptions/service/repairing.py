@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.customers.customers import customers_set_up
-from meterkit.customers.drifts import Drifts
+from meterkit.customers.drifts import Drift, Drifts
+from meterkit.customers.history import history_of, states_and_histories
 from meterkit.customers.states import States
 from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels
@@ -15,6 +16,7 @@ from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift import LIVE, drift_of_customer, paid_in, plan_in
 from meterkit.subscriptions.item_changes import items_of, updates
+from meterkit.subscriptions.ledger_faults import ledger_faults
 from meterkit.subscriptions.live_subscription import LiveSubscription, whole
 from meterkit.subscriptions.service.pending_changes import alone
 from meterkit.subscriptions.stripe_objects import id_in, persistently
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from meterkit.catalog import Plan
-    from meterkit.customers.drifts import Drift, DriftKind
+    from meterkit.customers.drifts import DriftKind
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
@@ -57,9 +59,11 @@ class Checking:
     async def run(self) -> dict[str, tuple[Drift, ...]]:
         """What differs, by customer, by one list of all subscriptions and the prices of each plan.
 
-        A subscription that is stored otherwise than Stripe has it is fetched anew.
+        A subscription that is stored otherwise than Stripe has it is fetched anew. A state that contradicts
+        its ledger is a difference: something else than meterkit has changed one of them.
         """
         customers = await self._linked()
+        faults = await self._ledger_faults(customers)
         found: dict[str, list[dict[str, Any]]] = {linked: [] for linked in customers}
         async for page in self._api().pages("/v1/subscriptions", {"status": "all", "expand": _EXPAND}):
             for one in page:
@@ -73,7 +77,7 @@ class Checking:
             chosen = in_force(found[linked], self._store.catalog, None if known is None else known.id)
             if self._is_behind(known, chosen):
                 await self._fetch(customer)
-            if drift := self._drift(found[linked], chosen, prices):
+            if drift := (*self._drift(found[linked], chosen, prices), *faults.get(customer, ())):
                 drifts[customer] = drift
         await Drifts(self._store).replace(drifts)
         return dict(sorted(drifts.items()))
@@ -94,6 +98,29 @@ class Checking:
                 if state.stripe_customer is not None:
                     linked[state.stripe_customer] = customer, state.subscription
         return linked
+
+    async def _ledger_faults(
+        self, customers: Mapping[str, tuple[str, SubscriptionState | None]]
+    ) -> dict[str, tuple[Drift, ...]]:
+        """Contradictions between states and ledgers, by customer."""
+        found: dict[str, tuple[Drift, ...]] = {}
+        states, named = States(self._store), [(customer, known) for customer, known in customers.values()]
+        for start in range(0, len(named), _PAGE):
+            batch = named[start : start + _PAGE]
+            ids = [customer for customer, _ in batch]
+            ledgers = [ledger for _, ledger in await states_and_histories(self._store, ids)]
+            for (customer, known), one, ledger in zip(
+                batch, await states.find_many(ids), ledgers, strict=True
+            ):
+                if not ledger_faults(ledger, one, self._store.catalog):
+                    continue
+                entries = await history_of(self._store, customer)
+                if await states.find(customer) == one:  # Else it has changed between the readings.
+                    found[customer] = tuple(
+                        Drift(subscription="" if known is None else known.id, kind="ledger", message=words)
+                        for words in ledger_faults(entries, one, self._store.catalog)
+                    )
+        return found
 
     def _is_behind(self, known: SubscriptionState | None, chosen: Mapping[str, Any] | None) -> bool:
         """Whether what is stored is not what Stripe has."""

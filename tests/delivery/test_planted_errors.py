@@ -1,0 +1,653 @@
+"""Errors in the books, planted by real means: at Stripe, in Redis, in the audit database. Each is named."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from sqlite3 import Row, connect
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import pytest
+
+from auditing import sqlite_in
+from meterkit.decisions.keys import meter_token
+from meterkit.delivery.audit_root import root_in
+from meterkit.insights.audit.chain import Head, Root, link_hash
+from meterkit.insights.audit.database import Database
+from meterkit.insights.audit.verifying import verify
+from period_ending import HOUR, JUNE, MAY, MINUTE, paying
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from pathlib import Path
+
+    from meterkit import MeterKit
+    from period_ending import Ending
+
+pytestmark = pytest.mark.anyio
+
+DAY: Final = timedelta(days=1)
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  requests: {unit: request, stripe: {event_name: requests}}
+  words:    {unit: word, stripe: {event_name: words, report: usage}}
+  spare:    {unit: page, stripe: {event_name: spare}}
+  pages:    {unit: page, stripe: {event_name: pages}}
+  seats:    {unit: seat, kind: gauge}
+routes: [{match: "*", consume: {requests: 1}}]
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters:
+      requests: {included: 5, overage: deny}
+      words:    {included: 5, overage: deny}
+      spare:    {included: 5, overage: deny}
+      pages:    {included: 5, overage: deny}
+  pro:
+    rank: 10
+    price: {amount_cents: 1000, interval: month, stripe_price: price_pro}
+    seat_price: {amount_cents: 900, stripe_price: price_seat}
+    meters:
+      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 5}}}
+      words:    {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}
+      spare:    {included: 0, overage: {bill: {per: 1, amount_cents: 3}}}
+      pages:    {included: 0, overage: deny}
+      seats:    {included: 3, overage: deny}
+  max:
+    rank: 20
+    price: {amount_cents: 3000, interval: month, stripe_price: price_max}
+    meters:
+      requests: {included: 10, overage: {bill: {per: 1, amount_cents: 4}}}
+      words:    {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}
+      spare:    {included: 0, overage: deny}
+      pages:    {included: 0, overage: {bill: {per: 1, amount_cents: 4}}}
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """A month of many customers, one for each error.
+
+    Attributes:
+        at: the kit, Stripe and the clock.
+        database: the file of the audit database.
+    """
+
+    at: Ending
+    database: str
+
+    @property
+    def kit(self) -> MeterKit:
+        return self.at.kit
+
+    @property
+    def stripe(self) -> Any:
+        return self.at.found.client.v1
+
+    @property
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.at.clock(), tz=UTC)
+
+    async def subscription(self, customer: str) -> Any:
+        """The customer's subscription at Stripe."""
+        found = await self.stripe.subscriptions.list_async({"customer": f"cus_{customer}", "status": "all"})
+        return found.data[-1]
+
+    async def change(self, customer: str, params: dict[str, Any]) -> None:
+        """Change the customer's subscription at Stripe, as the Dashboard does."""
+        found = await self.subscription(customer)
+        await self.stripe.subscriptions.update_async(found.id, params)
+
+    async def item(self, customer: str, price: str) -> Any:
+        """The customer's item of a price."""
+        items = (await self.subscription(customer))["items"]["data"]
+        return next(one for one in items if one["price"]["id"] == price)
+
+    async def change_item(self, customer: str, price: str, params: dict[str, Any]) -> None:
+        """Change an item at Stripe."""
+        item = await self.item(customer, price)
+        await self.stripe.subscription_items.update_async(item["id"], params)
+
+    async def add_item(self, customer: str, price: str) -> None:
+        """Add an item at Stripe."""
+        found = await self.subscription(customer)
+        await self.stripe.subscription_items.create_async({"subscription": found.id, "price": price})
+
+    async def switch_price(self, customer: str, meter: str, terms: dict[str, Any]) -> None:
+        """Put the item of a meter on a new price."""
+        price = (await self.item(customer, f"price_pro_{meter}"))["price"]
+        recurring = {"interval": "month", "usage_type": "metered", "meter": price["recurring"]["meter"]}
+        made = {"currency": "usd", "product": price["product"], "recurring": recurring, **terms}
+        new = await self.stripe.prices.create_async(made)
+        await self.change_item(customer, f"price_pro_{meter}", {"price": new.id})
+
+    async def invoice(self, customer: str) -> Any:
+        """The customer's last invoice at Stripe."""
+        return (await self.stripe.invoices.list_async({"customer": f"cus_{customer}"})).data[0]
+
+    def change_line(self, customer: str, change: Callable[[list[Any]], None]) -> None:
+        """Change the lines of the last invoice, as the Dashboard does while it is a draft."""
+        emulator: Any = self.at.stripe
+        own = [one for one in emulator._account.invoices if one.customer == f"cus_{customer}"]
+        change(max(own, key=lambda one: one.created).usage_lines)
+
+    async def send(self, customer: str, event: str, value: int, at: datetime) -> None:
+        """Send a meter event past the kit, as another program with the key does."""
+        payload = {"stripe_customer_id": f"cus_{customer}", "value": str(value)}
+        fields = {"event_name": event, "timestamp": int(at.timestamp()), "payload": payload}
+        await self.stripe.billing.meter_events.create_async(fields)
+
+    async def cancel(self, customer: str, event: str = "requests") -> None:
+        """Cancel the customer's last event at Stripe."""
+        sent = [one for one in self.at.stripe.events if one.customer == f"cus_{customer}"]
+        last = [one for one in sent if one.event_name == event][-1]
+        fields = {"event_name": event, "type": "cancel", "cancel": {"identifier": last.identifier}}
+        await self.stripe.billing.meter_event_adjustments.create_async(fields)
+
+    def rows(self, statement: str, *values: Any) -> None:
+        """Run a statement in the audit database."""
+        with closing(connect(self.database)) as connection, connection:
+            connection.execute(statement, values)
+
+
+async def nothing(_world: World, _customer: str) -> None:
+    """Plant nothing."""
+
+
+async def lose_units(world: World, customer: str) -> None:
+    await world.cancel(customer)
+
+
+async def double_units(world: World, customer: str) -> None:
+    await world.send(customer, "requests", 100, world.now)
+
+
+async def send_foreign_units(world: World, customer: str) -> None:
+    await world.send(customer, "spare", 7, world.now)
+
+
+async def use_another_customer(world: World, customer: str) -> None:
+    await world.cancel(customer)
+    await world.send(f"{customer}_2", "requests", 100, world.now)
+
+
+async def stamp_wrongly(world: World, customer: str) -> None:
+    await world.cancel(customer)
+    await world.send(customer, "requests", 100, MAY - DAY)
+
+
+async def send_for_june(world: World, customer: str) -> None:
+    await world.send(customer, "requests", 100, JUNE + MINUTE)
+
+
+async def lower_price(world: World, customer: str) -> None:
+    await world.switch_price(customer, "requests", {"unit_amount": 3})
+
+
+async def raise_price(world: World, customer: str) -> None:
+    await world.switch_price(customer, "requests", {"unit_amount": 7})
+
+
+async def change_tiers(world: World, customer: str) -> None:
+    tiers = [{"up_to": 140, "unit_amount": 0}, {"up_to": "inf", "unit_amount": 2}]
+    terms = {"billing_scheme": "tiered", "tiers_mode": "graduated", "tiers": tiers}
+    await world.switch_price(customer, "words", terms)
+
+
+async def switch_plan(world: World, customer: str) -> None:
+    items: list[dict[str, Any]] = []
+    for name in ("", "_requests", "_words"):
+        item = await world.item(customer, f"price_pro{name}")
+        items.append({"id": item["id"], "price": f"price_max{name}"})
+    gone = [await world.item(customer, name) for name in ("price_pro_spare", "price_seat")]
+    items += [{"id": item["id"], "deleted": True} for item in gone]
+    await world.change(customer, {"items": items})
+
+
+async def put_tax(world: World, customer: str) -> None:
+    address = {"country": "DE", "postal_code": "10115"}
+    await world.stripe.customers.update_async(f"cus_{customer}", {"address": address})
+    await world.change(customer, {"automatic_tax": {"enabled": True}})
+
+
+async def coupon(world: World) -> list[dict[str, str]]:
+    made = await world.stripe.coupons.create_async({"percent_off": 50, "duration": "forever"})
+    return [{"coupon": made.id}]
+
+
+async def put_coupon_on_subscription(world: World, customer: str) -> None:
+    await world.change(customer, {"discounts": await coupon(world)})
+
+
+async def put_coupon_on_invoice(world: World, customer: str) -> None:
+    params = {"discounts": await coupon(world)}
+    await world.stripe.invoices.update_async((await world.invoice(customer)).id, params)
+
+
+async def change_seats(world: World, customer: str) -> None:
+    await world.change_item(customer, "price_seat", {"quantity": 5})
+
+
+async def remove_item(world: World, customer: str) -> None:
+    item = await world.item(customer, "price_pro_words")
+    await world.stripe.subscription_items.delete_async(item["id"])
+
+
+async def add_metered_item(world: World, customer: str) -> None:
+    await world.add_item(customer, "price_max_pages")
+
+
+async def double_metered_item(world: World, customer: str) -> None:
+    await world.add_item(customer, "price_max_requests")
+
+
+async def double_base(world: World, customer: str) -> None:
+    await world.change_item(customer, "price_pro", {"quantity": 2})
+
+
+async def add_second_base(world: World, customer: str) -> None:
+    await world.add_item(customer, "price_max")
+
+
+async def use_unknown_base(world: World, customer: str) -> None:
+    product = (await world.item(customer, "price_pro"))["price"]["product"]
+    made = {"currency": "usd", "product": product, "unit_amount": 1, "recurring": {"interval": "month"}}
+    new = await world.stripe.prices.create_async(made)
+    await world.change_item(customer, "price_pro", {"price": new.id})
+
+
+async def add_second_subscription(world: World, customer: str) -> None:
+    end = int(JUNE.timestamp())
+    items = [{"price": "price_pro_requests"}]
+    params = {"customer": f"cus_{customer}", "items": items, "billing_cycle_anchor": end}
+    await world.stripe.subscriptions.create_async(params)
+
+
+async def begin_period_anew(world: World, customer: str) -> None:
+    await world.change(customer, {"billing_cycle_anchor": "now", "proration_behavior": "none"})
+
+
+async def pause_collection(world: World, customer: str) -> None:
+    await world.change(customer, {"pause_collection": {"behavior": "keep_as_draft"}})
+
+
+async def send_invoices(world: World, customer: str) -> None:
+    await world.change(customer, {"collection_method": "send_invoice", "days_until_due": 30})
+
+
+async def void_invoice(world: World, customer: str) -> None:
+    await world.stripe.invoices.void_invoice_async((await world.invoice(customer)).id)
+
+
+async def remove_line(world: World, customer: str) -> None:
+    def change(lines: list[Any]) -> None:
+        lines[:] = [one for one in lines if "Requests" not in one.description]
+
+    world.change_line(customer, change)
+
+
+async def edit_line(world: World, customer: str) -> None:
+    def change(lines: list[Any]) -> None:
+        line = next(one for one in lines if "Requests" in one.description)
+        line.amount -= 50
+
+    world.change_line(customer, change)
+
+
+async def add_line_by_hand(world: World, customer: str) -> None:
+    product = (await world.item(customer, "price_pro"))["price"]["product"]
+    price = {"currency": "usd", "product": product, "unit_amount": 777}
+    params = {
+        "customer": f"cus_{customer}",
+        "invoice": (await world.invoice(customer)).id,
+        "price_data": price,
+    }
+    await world.stripe.invoice_items.create_async({**params, "description": "Help by hand"})
+
+
+async def write_credit_note(world: World, customer: str) -> None:
+    params = {"invoice": (await world.invoice(customer)).id, "amount": 300, "credit_amount": 300}
+    await world.stripe.credit_notes.create_async(params)
+
+
+async def change_row(world: World, customer: str) -> None:
+    world.rows("UPDATE meterkit_audit SET quantity = 9 WHERE customer = ? AND place = 2", customer)
+
+
+async def remove_row(world: World, customer: str) -> None:
+    world.rows("DELETE FROM meterkit_audit WHERE customer = ? AND place = 2", customer)
+
+
+async def remove_last_row(world: World, customer: str) -> None:
+    world.rows("DELETE FROM meterkit_audit WHERE customer = ? AND place = 4", customer)
+
+
+async def insert_row(world: World, customer: str) -> None:
+    world.rows(
+        "INSERT INTO meterkit_audit (event, meter, kind, customer, period_start_ms, recorded_at_ms, quantity,"
+        " included, granted, credited, overage, reported, late) SELECT 'by hand', meter, kind, customer,"
+        " period_start_ms, recorded_at_ms, 5, 5, 0, 0, 0, 0, late FROM meterkit_audit WHERE customer = ?"
+        " AND place = 1",
+        customer,
+    )
+
+
+async def reorder_rows(world: World, customer: str) -> None:
+    for place, new in ((2, 9), (3, 2), (9, 3)):
+        world.rows(
+            "UPDATE meterkit_audit SET place = ? WHERE customer = ? AND place = ?", new, customer, place
+        )
+
+
+async def change_head(world: World, customer: str) -> None:
+    world.rows("UPDATE meterkit_audit_heads SET hash = '1:0' WHERE customer = ?", customer)
+
+
+async def rewrite_chain(world: World, customer: str) -> None:
+    """Change a row, and make all hashes fit."""
+    with closing(connect(world.database)) as connection, connection:
+        connection.row_factory = Row
+        asked = "SELECT * FROM meterkit_audit WHERE customer = ? ORDER BY place"
+        last = Head.begun(customer, 0).hash
+        for row in map(dict, connection.execute(asked, (customer,)).fetchall()):
+            row["quantity"] -= 1
+            last = link_hash(last, row)
+            new = (row["quantity"], last, customer, row["place"])
+            connection.execute(
+                "UPDATE meterkit_audit SET quantity = ?, hash = ? WHERE customer = ? AND place = ?", new
+            )
+        connection.execute("UPDATE meterkit_audit_heads SET hash = ? WHERE customer = ?", (last, customer))
+
+
+async def in_redis(world: World) -> Any:
+    return (await world.kit.store.admin()).client
+
+
+async def change_ledger(world: World, customer: str) -> None:
+    client, key = await in_redis(world), world.kit.store.keys.customer(customer).history
+    for place, line in enumerate(await client.lrange(key, 0, -1)):
+        if line.startswith(b'["plan"'):
+            await client.lset(key, place, line.replace(b'"pro"', b'"max"'))
+
+
+async def remove_from_ledger(world: World, customer: str) -> None:
+    client, key = await in_redis(world), world.kit.store.keys.customer(customer).history
+    await world.kit.customers.set_plan(customer, "max")
+    await world.kit.customers.set_plan(customer, None)
+    lines = await client.lrange(key, 0, -1)
+    await client.lrem(key, 1, [line for line in lines if line.startswith(b'["plan"')][-2])
+
+
+async def change_state(world: World, customer: str, old: bytes, new: bytes) -> None:
+    client, key = await in_redis(world), world.kit.store.keys.customer(customer).state
+    data = await client.hget(key, "data")
+    assert old in data
+    await client.hset(key, "data", data.replace(old, new))
+
+
+async def change_plan_in_state(world: World, customer: str) -> None:
+    await change_state(world, customer, b'"plan":"pro"', b'"plan":"max"')
+
+
+async def set_plan_in_state(world: World, customer: str) -> None:
+    await change_state(world, customer, b'{"stripe_customer"', b'{"plan":"max","stripe_customer"')
+
+
+async def change_seats_in_state(world: World, customer: str) -> None:
+    await change_state(world, customer, b'"seats":5', b'"seats":50')
+
+
+async def change_counter(world: World, customer: str) -> None:
+    client, key = await in_redis(world), world.kit.store.keys.customer(customer).totals
+    start_ms = int(MAY.timestamp() * 1000)
+    await client.hincrby(key, f"{start_ms}|{meter_token('requests')}d", 5)
+
+
+Command = Literal["reconcile", "check", "statement", "verify"]
+
+
+class Error(NamedTuple):
+    """An error, or what a person may do at Stripe.
+
+    Attributes:
+        plant: plants it.
+        named_by: words that each command must have.
+        is_allowed: whether it is an operator's right: then it is shown, and nothing calls it an error.
+        later: plants the rest when the invoice is a draft.
+    """
+
+    plant: Callable[[World, str], Awaitable[None]]
+    named_by: dict[Command, str]
+    is_allowed: bool = False
+    later: Callable[[World, str], Awaitable[None]] | None = None
+
+
+WHEN_USED: Final = [
+    Error(nothing, {}),
+    Error(lose_units, {"reconcile": "requests: Stripe has counted 100 less than it accepted"}),
+    Error(double_units, {"reconcile": "requests: Stripe has 100 more than was delivered"}),
+    Error(
+        send_foreign_units,
+        {
+            "reconcile": "spare: Stripe has 7 more than was delivered: something else sends to this meter",
+            "statement": "the invoice has 7 units, and the events come to 0",
+        },
+    ),
+    Error(
+        use_another_customer,
+        {
+            "reconcile": "requests: Stripe has counted 100 less than it accepted",
+            "statement": "the invoice has 10 units, and the events come to 110",
+        },
+    ),
+    Error(stamp_wrongly, {"reconcile": "requests: Stripe has counted 100 less than it accepted"}),
+    Error(
+        lose_units,
+        {
+            "reconcile": "from 2031-06-10: requests: Stripe has 100 more than was delivered",
+            "statement": "the invoice has 10 units, and the events come to 110",
+        },
+        later=send_for_june,
+    ),
+    Error(
+        lower_price,
+        {
+            "check": "other_price: usage is billed at price_",
+            "reconcile": "10 units were recorded at USD 0.05 each and are billed at USD 0.03 each",
+        },
+    ),
+    Error(
+        raise_price,
+        {
+            "check": "other_price: usage is billed at price_",
+            "reconcile": "10 units were recorded at USD 0.05 each and are billed at USD 0.07 each",
+        },
+    ),
+    Error(
+        change_tiers,
+        {"check": "other_price: usage is billed at price_", "reconcile": "words: the tiers began again when"},
+    ),
+    Error(switch_plan, {"reconcile": "words: the tiers began again when price_pro_words was switched to"}),
+    Error(put_tax, {"statement": "tax: "}, is_allowed=True),
+    Error(put_coupon_on_subscription, {"statement": "discount: Discounts"}, is_allowed=True),
+    Error(change_seats, {"statement": "proration: Remaining time on 5"}, is_allowed=True),
+    Error(
+        remove_item,
+        {
+            "check": "missing_meter: price_pro_words is missing",
+            "reconcile": "words: 10 of 160 units that Stripe has counted",
+        },
+    ),
+    Error(add_metered_item, {"check": "other_item: "}),
+    Error(
+        double_metered_item,
+        {"check": "metered_twice: price_max_requests", "reconcile": "credit 10 units, USD 0.40"},
+    ),
+    Error(double_base, {"check": "base_quantity: the base price price_pro has quantity 2"}),
+    Error(add_second_base, {"check": "two_plans: it has the base prices of several plans: pro, max"}),
+    Error(use_unknown_base, {"check": "unknown_price: no plan of the plans file has a base price"}),
+    Error(
+        add_second_subscription,
+        {"check": "two_subscriptions: its customer has several", "reconcile": "requests: billed twice"},
+    ),
+    Error(begin_period_anew, {}),
+    Error(pause_collection, {"check": "collection_paused: its invoices are not collected"}),
+    Error(
+        send_invoices,
+        {"reconcile": "requests: 110 of 110 units that Stripe has counted at USD 0.05 each are on no"},
+    ),
+]
+WHEN_DRAFT: Final = [
+    Error(put_coupon_on_invoice, {"statement": "discount: Discounts"}, is_allowed=True),
+    Error(add_line_by_hand, {"statement": "other: Help by hand"}, is_allowed=True),
+]
+WHEN_FINAL: Final = [
+    Error(remove_line, {"reconcile": "requests: 110 of 110 units that Stripe has counted at USD 0.05 each"}),
+    Error(
+        edit_line, {"reconcile": "requests: 110 units at price_pro_requests come to USD 5.50, and the lines"}
+    ),
+    Error(write_credit_note, {"statement": "credit notes 300"}, is_allowed=True),
+    Error(change_counter, {"reconcile": "requests: Stripe has counted 5 less than it accepted"}),
+    Error(change_row, {"verify": "row 2 (event "}),
+    Error(remove_row, {"verify": "row 2 is missing"}),
+    Error(remove_last_row, {"verify": "row 4 is missing"}),
+    Error(insert_row, {"verify": "1 rows are outside the chain: inserted by hand"}),
+    Error(reorder_rows, {"verify": "row 2 (event "}),
+    Error(change_head, {"verify": "the head has hash 1:0"}),
+    Error(rewrite_chain, {"verify": "the rows up to here were written anew"}),
+    Error(change_ledger, {"check": "ledger: its ledger ends with plan 'max', and 'pro' is in force"}),
+    Error(remove_from_ledger, {"check": "ledger: its ledger has plan 'pro' since"}),
+    Error(change_plan_in_state, {"check": "ledger: its state has plan 'max', and its ledger 'pro'"}),
+    Error(set_plan_in_state, {"check": "ledger: its state has plan 'max', and its ledger 'pro'"}),
+    Error(change_seats_in_state, {"check": "ledger: its state has seats '50', and its ledger '5'"}),
+]
+
+
+def customers_of(errors: list[Error]) -> dict[str, Error]:
+    """Each error with a customer of its own, named for it."""
+    found: dict[str, Error] = {}
+    for one in errors:
+        name = one.plant.__name__
+        found[name if one.later is None else one.later.__name__] = one
+    return found
+
+
+EVERY: Final = customers_of([*WHEN_USED, *WHEN_DRAFT, *WHEN_FINAL])
+
+
+@asynccontextmanager
+async def month(store_url: str, directory: Path) -> AsyncGenerator[World]:
+    """From 10 May to 10 June: usage, errors, and an invoice for each customer that is final."""
+    prices = ("price_pro", "price_pro_requests", "price_pro_words", "price_pro_spare")
+    items: list[dict[str, Any]] = [
+        *({"price": one} for one in prices),
+        {"price": "price_seat", "quantity": 2},
+    ]
+    emulated = {"tax_percent": 20}
+    async with paying(
+        store_url, PLANS, prices=prices, audit_url=sqlite_in(directory), emulated=emulated
+    ) as at:
+        world = World(at=at, database=f"{directory}/audit.db")
+        customers = [*EVERY, "use_another_customer_2"]
+        for customer in customers:
+            at.found.customer(customer)
+            await at.found.subscribe(customer, items=items)
+        await at.found.settle()
+        at.clock.advance(10 * DAY)
+        for customer in customers:
+            await at.kit.record(customer, "requests", 110)
+            await at.kit.record(customer, "words", 150)
+        await at.flush()
+        at.clock.advance(10 * MINUTE)
+        await plant(world, WHEN_USED)
+        await at.found.settle()
+        at.clock.advance(10 * MINUTE)
+        for customer in customers:
+            await at.kit.record(customer, "requests", 10)
+            await at.kit.record(customer, "words", 10)
+        await at.flush()
+        await at.reach(JUNE + 11 * MINUTE)
+        await at.drain()
+        await at.look()
+        await plant(world, WHEN_DRAFT)
+        for name, one in customers_of(WHEN_USED).items():
+            if one.later is not None:
+                await one.later(world, name)
+        await at.reach(JUNE + 26 * HOUR)
+        await void_invoice(world, "send_invoices")
+        await plant(world, WHEN_FINAL)
+        yield world
+
+
+async def plant(world: World, errors: list[Error]) -> None:
+    for name, one in customers_of(errors).items():
+        await one.plant(world, name)
+
+
+async def reports(world: World) -> dict[str, dict[Command, str]]:
+    """By customer, all that each command names."""
+    found: dict[str, dict[Command, list[str]]] = {}
+
+    def add(customer: str, command: Command, words: str) -> None:
+        found.setdefault(customer, {}).setdefault(command, []).append(words)
+
+    for customer, drifts in (await world.kit.subscriptions.check()).items():
+        for drift in drifts:
+            add(customer, "check", f"{drift.kind}: {drift.message}")
+    for at in (JUNE - HOUR, world.now):
+        for one in await world.kit.reconcile(at=at):
+            if one.advice:
+                begins = "" if at < JUNE else f"from {one.period_start:%Y-%m-%d}: "
+                add(one.customer, "reconcile", f"{begins}{one.meter}: {one.advice}")
+    async for chain in verify(Database(f"sqlite:///{world.database}"), None, InvoiceRoots(world)):
+        if not chain.is_right:
+            add(chain.customer, "verify", chain.words)
+    for customer in EVERY:
+        statement = await world.kit.statement(customer, JUNE - HOUR, most=0)
+        for line in statement.lines:
+            if "the invoice has" in line.note or line.kind not in {"usage", "subscription"}:
+                add(customer, "statement", f"{line.kind}: {line.description}: {line.note}")
+        for invoice in statement.invoices:
+            if invoice.credit_notes_cents:
+                add(customer, "statement", f"credit notes {invoice.credit_notes_cents}")
+    return {
+        customer: {command: "\n".join(words) for command, words in by_command.items()}
+        for customer, by_command in found.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceRoots:
+    """The roots in the metadata of invoices, as ``meterkit audit verify --stripe`` reads them."""
+
+    world: World
+
+    async def of(self, customer: str) -> list[Root]:
+        found = await self.world.stripe.invoices.list_async({"customer": f"cus_{customer}"})
+        roots = (root_in(one.to_dict()) for one in found.data)
+        return [Root(*one) for one in roots if one is not None]
+
+    async def linked(self) -> AsyncGenerator[str]:
+        for customer in EVERY:
+            yield customer
+
+
+async def test_f_227_each_planted_error_is_named_and_nothing_else(store_url: str, tmp_path: Path) -> None:
+    async with month(store_url, tmp_path) as world:
+        found = await reports(world)
+    wrong: dict[str, object] = {}
+    for name, error in EVERY.items():
+        said = found.get(name, {})
+        missing = {
+            command: words for command, words in error.named_by.items() if words not in said.get(command, "")
+        }
+        alarms = {} if error.named_by and not error.is_allowed else {**said}
+        if error.is_allowed:
+            alarms.pop("statement", None)
+        if missing or alarms:
+            wrong[name] = (missing, said)
+    assert wrong == {}
