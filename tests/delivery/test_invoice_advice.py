@@ -10,7 +10,7 @@ import pytest
 
 from meterkit.delivery.invoice_advice import Mispriced, advice_on_amounts, advice_on_prices, mispriced
 from meterkit.delivery.invoices import LineCharge
-from meterkit.delivery.usage_prices import UsagePrice, read_usage_price
+from meterkit.delivery.price_terms import PriceTerms, read_price_terms
 
 TABLE: list[tuple[str, dict[str, int], dict[str, int], list[tuple[int, str, str]]]] = [
     ("nothing at all", {}, {}, []),
@@ -60,9 +60,9 @@ def test_mispriced_units_in_words(found: list[Mispriced], expected: str) -> None
     assert advice_on_prices(found, ["in_1", "in_2"], "usd") == expected
 
 
-def price_of(name: str = "price_1", **terms: Any) -> UsagePrice:
+def price_of(name: str = "price_1", **terms: Any) -> PriceTerms:
     """A price as Stripe shows it."""
-    return read_usage_price({"id": name, "currency": "usd", "recurring": {"meter": "mtr_1"}, **terms})
+    return read_price_terms({"id": name, "currency": "usd", "recurring": {"meter": "mtr_1"}, **terms})
 
 
 FREE_100: Final = [{"up_to": 100, "unit_amount": 0}, {"up_to": None, "unit_amount_decimal": "2.5"}]
@@ -119,8 +119,10 @@ AMOUNTS: list[tuple[str, list[LineCharge], str]] = [
     (
         "a free tier twice",
         [tiered("a", 100, 0), tiered("b", 100, 0)],
-        "the tiers began again when a was switched to b (in_1): USD 0.00 are billed, and with each tier once it"
-        " would be USD 2.50: see who switched the price at once, such as a portal; that is USD 2.50 less,",
+        (
+            "the tiers began again when a was switched to b (in_1): USD 0.00 are billed, and with each tier"
+            " once it would be USD 2.50: see who switched the price at once, such as a portal"
+        ),
     ),
     ("a switch before anything was used", [tiered("a", 0, 0), tiered("b", 150, 125)], ""),
     ("the same price in two spans", [tiered("a", 100, 0), tiered("a", 100, 0)], ""),

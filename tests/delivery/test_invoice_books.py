@@ -12,6 +12,8 @@ from conserving_books import assert_books
 from period_ending import HOUR, JUNE, MINUTE, UNHELD, ending
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from meterkit import Reconciled
     from period_ending import Ending
 
@@ -245,3 +247,79 @@ async def test_of_a_draft_whose_prices_are_right_nothing_is_said(any_store_url: 
         at.go(JUNE + 11 * MINUTE)
         one = await books(at)
         assert (one.invoice, one.invoiced, one.mispriced, one.advice) == ("draft", 1000, 0, "")
+
+
+async def foreign_units(at: Ending, when: datetime, value: int = 7, customer: str = "acme") -> None:
+    """Another program with the key sends units of a meter that the customer has not used."""
+    fields: Any = {
+        "event_name": "tokens",
+        "timestamp": int(when.timestamp()),
+        "payload": {"stripe_customer_id": f"cus_{customer}", "value": str(value)},
+    }
+    await at.found.client.v1.billing.meter_events.create_async(fields)
+
+
+FOREIGN = "Stripe has 7 more than was delivered: something else sends to this meter"
+
+
+async def test_f_227_units_of_another_sender_on_an_unused_meter_are_seen(any_store_url: str) -> None:
+    async with ending(any_store_url) as at:
+        await at.kit.record("acme", "requests", 110)
+        await foreign_units(at, JUNE - HOUR)
+        await at.flush()
+        at.clock.advance(MINUTE)
+        open_period = {one.meter: one.advice for one in await at.kit.reconcile("acme")}
+        assert open_period == {"requests": "", "tokens": FOREIGN}
+        at.go(JUNE + 3 * HOUR)
+        one = await books(at, "tokens")
+        assert (one.recorded, one.delivered, one.confirmed, one.difference) == (0, 0, 7, 7)
+        assert (one.invoiced, one.invoiced_cents, one.advice) == (7, 14, FOREIGN)
+        (late,) = (await at.look()).late
+        assert f"tokens: {FOREIGN}" in late
+        assert (await at.counts(JUNE - HOUR, "tokens"))["late"] == 0
+
+
+async def test_f_227_units_of_another_sender_are_seen_of_a_customer_without_any_usage(
+    any_store_url: str,
+) -> None:
+    async with ending(any_store_url) as at:
+        await foreign_units(at, JUNE - HOUR)
+        at.clock.advance(MINUTE)
+        found = await at.kit.reconcile()
+        assert [(one.customer, one.meter, one.confirmed, one.advice) for one in found] == [
+            ("acme", "tokens", 7, FOREIGN)
+        ]
+
+
+async def test_f_227_units_that_came_after_the_invoice_are_seen_too(any_store_url: str) -> None:
+    async with ending(any_store_url, UNHELD) as at:
+        at.go(JUNE + 3 * HOUR)
+        await foreign_units(at, JUNE - HOUR)
+        one = await books(at, "tokens")
+        assert (one.confirmed, one.invoiced, one.advice) == (7, 0, FOREIGN)
+
+
+async def test_a_meter_that_nothing_is_sent_to_has_no_row(any_store_url: str) -> None:
+    async with ending(any_store_url) as at:
+        assert await at.kit.reconcile("acme") == []
+        await at.kit.record("acme", "requests", 3)  # Within what is included: nothing goes to Stripe.
+        at.go(JUNE + 3 * HOUR)
+        assert await at.kit.reconcile("acme", at=JUNE - HOUR) == []
+
+
+async def test_units_of_a_void_invoice_are_named(
+    any_store_url: str,
+) -> None:
+    async with ending(any_store_url) as at:
+        subscription = (await at.found.client.v1.subscriptions.list_async()).data[0]
+        sent: Any = {"collection_method": "send_invoice", "days_until_due": 30}
+        await at.found.client.v1.subscriptions.update_async(subscription.id, sent)
+        await at.kit.record("acme", "requests", 110)
+        await at.flush()
+        at.go(JUNE + 3 * HOUR)
+        assert (await books(at)).advice == ""
+        invoice = (await at.found.client.v1.invoices.list_async()).data[0]
+        await at.found.client.v1.invoices.void_invoice_async(invoice.id)
+        one = await books(at)
+        assert (one.confirmed, one.invoiced, one.invoice) == (100, 0, "none")
+        assert f"; {invoice.id} had 100 and is void): see who voided it, and why" in one.advice

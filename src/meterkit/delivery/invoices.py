@@ -13,7 +13,7 @@ from meterkit.decisions.item_prices import NO_PRICES, with_item_prices
 from meterkit.decisions.periods import from_ms, to_ms
 from meterkit.decisions.subscription import ENDED
 from meterkit.decisions.subscription_periods import renewals_of
-from meterkit.delivery.usage_prices import UsagePrice, read_usage_price
+from meterkit.delivery.price_terms import PriceTerms, read_price_terms
 from meterkit.errors import StripeError
 from meterkit.outbox.sealing import price_in_words
 
@@ -79,7 +79,7 @@ class LineCharge(NamedTuple):
         lines: the number of lines; Stripe rounds each.
     """
 
-    price: UsagePrice
+    price: PriceTerms
     units: Decimal
     cents: int
     lines: int
@@ -104,7 +104,7 @@ class Invoices:
     def __init__(self, api: StripeApi, prices: dict[str, Any], currency: str) -> None:
         self._api = api
         self._currency = currency
-        self._prices: dict[str, UsagePrice] = prices
+        self._prices: dict[str, PriceTerms] = prices
         self._found: dict[tuple[str, int], list[dict[str, Any]]] = {}
 
     async def of(self, stripe_customer: str, since_s: int) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ class Invoices:
                     found |= {price.meter} if price is not None and price.meter is not None else set()
         return found
 
-    async def _price_of(self, line: Mapping[str, Any]) -> UsagePrice | None:
+    async def _price_of(self, line: Mapping[str, Any]) -> PriceTerms | None:
         pricing: Mapping[str, Any] = line.get("pricing") or {}
         details: Mapping[str, Any] = pricing.get("price_details") or {}
         price = details.get("price")
@@ -158,7 +158,7 @@ class Invoices:
             return None
         if price not in self._prices:
             found = await self._api.get(f"/v1/prices/{price}", {"expand": ["tiers"]})
-            self._prices[price] = read_usage_price(found)
+            self._prices[price] = read_price_terms(found)
         return self._prices[price]
 
 
@@ -174,7 +174,7 @@ class _UsageLine(NamedTuple):
 
     invoice: str
     status: str
-    price: UsagePrice
+    price: PriceTerms
     line: Mapping[str, Any]
 
 

@@ -27,7 +27,7 @@ class PriceTier(NamedTuple):
     flat: Fraction
 
 
-class UsagePrice(NamedTuple):
+class PriceTerms(NamedTuple):
     """The terms of a price.
 
     Attributes:
@@ -75,11 +75,11 @@ class UsagePrice(NamedTuple):
         return total
 
 
-def read_usage_price(found: Mapping[str, Any]) -> UsagePrice:
+def read_price_terms(found: Mapping[str, Any]) -> PriceTerms:
     """A price as Stripe shows it, with its tiers expanded."""
     recurring: Mapping[str, Any] = found.get("recurring") or {}
     unit, is_packed = found.get("unit_amount_decimal"), found.get("transform_quantity") is not None
-    return UsagePrice(
+    return PriceTerms(
         id=str(found["id"]),
         meter=recurring.get("meter"),
         currency=str(found.get("currency") or ""),
