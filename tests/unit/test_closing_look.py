@@ -65,9 +65,9 @@ class Found(Reconciler):
         self._found = list(found)
 
     async def of_customer(
-        self, usage: CustomerUsage, summaries: Summaries, invoices: Invoices
+        self, usage: CustomerUsage, summaries: Summaries, invoices: Invoices, *, is_closing: bool = False
     ) -> list[Reconciled]:
-        assert (usage["customer"], bool(summaries), bool(invoices)) == ("acme", True, True)
+        assert (usage["customer"], bool(summaries), bool(invoices), is_closing) == ("acme", True, True, True)
         return self._found
 
 

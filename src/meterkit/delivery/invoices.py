@@ -158,7 +158,7 @@ class Invoices:
             return None
         if price not in self._prices:
             found = await self._api.get(f"/v1/prices/{price}", {"expand": ["tiers"]})
-            self._prices[price] = read_price_terms(found)
+            self._prices[price] = read_price_terms({**found, "id": price})
         return self._prices[price]
 
 

@@ -88,7 +88,7 @@ class Reconciled:
     difference: int | None
     invoiced: int | None
     invoice: str
-    invoiced_cents: int | None
+    invoiced_cents: int | None = None
     mispriced: int
     late: int
     dead: int
