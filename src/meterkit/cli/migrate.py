@@ -60,7 +60,8 @@ async def migrate(
     """Have all customers of one plan on another.
 
     A subscription is changed at Stripe, as if its customer had chosen the plan: an upgrade now, a downgrade
-    when the period ends. A plan that was set by hand is set anew, at once. FROM may be gone from the plans
+    when the period ends, and so is any change between plans that bill one meter with `report: usage`. A plan
+    that was set by hand is set anew, at once. FROM may be gone from the plans
     file. Who is migrated already is left alone, so that it may be run again.
     """
     async with session.kit() as kit:

@@ -145,7 +145,7 @@ class Invoices:
         found: set[str] = set()
         for invoice in await self.of(stripe_customer, start_s):
             for line in invoice["lines"].get("data") or ():
-                if _place_of(line, start_s, end_s) != "outside" and _units_of(line):
+                if _place_of(line, start_s, end_s) == "inside" and _units_of(line):
                     price = await self._price_of(line)
                     found |= {price.meter} if price is not None and price.meter is not None else set()
         return found

@@ -21,7 +21,7 @@ _WATCHED: Final[tuple[Kind, ...]] = ("plan", "status", "seats")
 def ledger_faults(entries: Sequence[HistoryEntry], found: Found, catalog: Catalog) -> list[str]:
     """Contradictions within a customer's ledger, and between ledger and state; empty: none.
 
-    Each entry begins with what the one before has ended with, and the state is what the last one says.
+    Each entry begins with the value at which the one before it ends. The state has the value of the last one.
 
     Args:
         entries: of the ledger, oldest first.

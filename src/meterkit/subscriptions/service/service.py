@@ -196,7 +196,9 @@ class Subscriptions:
         the customer has to authenticate the card (3-D Secure), nothing changes either, and the change has the
         client secret of a SetupIntent: confirm it in the customer's browser, then ask again. A
         downgrade takes effect when the period ends. ``rank`` says which it is, and ``billing.changes`` of the
-        plans file when each takes effect. The plan that is in force takes back what is scheduled.
+        plans file when each takes effect. Two plans that bill one meter with ``report: usage`` change when
+        the period ends: the tiers of a price would begin again. The plan that is in force takes back what is
+        scheduled.
 
         Raises:
             NoSubscriptionError: no subscription is in force.
