@@ -59,6 +59,7 @@ NAMES = [
     "HistoryEntry",
     "ImportProgress",
     "Imported",
+    "ImportedCustomer",
     "Intent",
     "Intents",
     "Invoice",

@@ -102,6 +102,7 @@ from meterkit.subscriptions.proration import Proration as Proration
 from meterkit.subscriptions.service.credits import Credits as Credits
 from meterkit.subscriptions.service.credits import TopUp as TopUp
 from meterkit.subscriptions.service.importing import Imported as Imported
+from meterkit.subscriptions.service.importing import ImportedCustomer as ImportedCustomer
 from meterkit.subscriptions.service.importing import ImportProgress as ImportProgress
 from meterkit.subscriptions.service.repairing import Repair as Repair
 from meterkit.subscriptions.service.results import Checkout as Checkout

@@ -40,7 +40,17 @@ def business(directory: Path, store_url: str, *customers: str) -> Generator[tupl
 def test_all_are_linked_and_on_their_plans(directory: Path, store_url: str) -> None:
     with business(directory, store_url, "ada", "bob") as (shell, _):
         tried = shell.run("import", "stripe", "--id-from", "email", "--dry-run")
-        assert (tried.code, tried.out) == (0, "")
+        # F-22a: it was not listed who gets which plan.
+        assert tried.code == 0
+        for name in ("ada", "bob"):
+            line = next(line for line in tried.out.splitlines() if f"cus_{name}" in line).split()
+            assert f"{name}@example.org" in line
+            assert "pro" in line
+        listed = shell.run("import", "stripe", "--id-from", "email", "--dry-run", "--json").json["customers"]
+        assert [(one["customer"], one["plan"]) for one in listed] == [
+            ("ada@example.org", "pro"),
+            ("bob@example.org", "pro"),
+        ]
         assert "would be linked: 2; linked before: 0" in tried.err
         assert shell.run("customers", "list", "--json").json == []
         done = shell.run("import", "stripe", "--id-from", "email", "--json")

@@ -87,7 +87,7 @@ async def stripe(
     session: Session,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be linked, and change nothing.")
+        bool, typer.Option("--dry-run", help="List who would be linked and on which plan; change nothing.")
     ] = False,
     id_from: Annotated[
         str,
@@ -153,6 +153,18 @@ def _tell(done: Imported) -> None:
         }
         for misfit in done.misfits
     ]
+    if done.dry_run and done.customers:
+        print_records(
+            [
+                {
+                    "Stripe customer": one.stripe_customer,
+                    "customer": one.customer,
+                    "plan": one.plan,
+                    "subscription": one.subscription,
+                }
+                for one in done.customers
+            ]
+        )
     if rows:
         print_records(rows)
     doing = "would be linked" if done.dry_run else "linked"

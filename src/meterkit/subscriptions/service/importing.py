@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from meterkit.customers.links import Links, owner_of
 from meterkit.customers.states import States
-from meterkit.decisions.customer_state import CustomerState, with_subscription
+from meterkit.decisions.customer_state import CustomerState, effective_plan, with_subscription
 from meterkit.errors import CustomerError, MeterkitError
 from meterkit.subscriptions.existing_customers import Account, IdSource, Misfit, sort_out
 from meterkit.subscriptions.item_price_reading import PriceFactsReader
@@ -54,6 +54,23 @@ class ImportProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedCustomer:
+    """A customer that an import linked, or found linked.
+
+    Attributes:
+        stripe_customer: ``cus_…``.
+        customer: the app's own id.
+        plan: the plan in force after the import; with ``dry_run`` the plan that would be.
+        subscription: its live subscription at Stripe; None: it has none.
+    """
+
+    stripe_customer: str
+    customer: str
+    plan: str
+    subscription: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
     """The result of an import.
 
@@ -63,6 +80,7 @@ class Imported:
         skipped: customers at Stripe without a live subscription, whom nothing names, or who share their id
             with another one.
         misfits: who does not fit, and why.
+        customers: who was linked, or was before, with the plan; in the order of Stripe customers.
         dry_run: whether nothing was changed.
     """
 
@@ -70,6 +88,7 @@ class Imported:
     known: int
     skipped: int
     misfits: tuple[Misfit, ...]
+    customers: tuple[ImportedCustomer, ...]
     dry_run: bool
 
 
@@ -79,6 +98,7 @@ class _Tally:
     known: int = 0
     misfits: list[Misfit] = field(default_factory=list[Misfit])
     activated: dict[str, str] = field(default_factory=dict[str, str])
+    customers: list[ImportedCustomer] = field(default_factory=list[ImportedCustomer])
 
 
 class Importing:
@@ -133,6 +153,7 @@ class Importing:
             known=tally.known,
             skipped=found.skipped,
             misfits=tuple(sorted(tally.misfits, key=lambda one: (one.stripe_customer, one.kind))),
+            customers=tuple(sorted(tally.customers, key=lambda one: one.stripe_customer)),
             dry_run=dry_run,
         )
 
@@ -229,6 +250,7 @@ class Importing:
                 await self._activate(newcomer, state)
                 tally.activated[linked] = customer
         tally.misfits += await self._without_method(newcomer, state, dry_run=dry_run)
+        tally.customers.append(self._on_plan(newcomer, state))
         tally.linked += not is_linked
         tally.known += is_linked
         tally.misfits += [
@@ -242,6 +264,16 @@ class Importing:
             )
             for drift in newcomer.drift
         ]
+
+    def _on_plan(self, newcomer: Newcomer, before: CustomerState) -> ImportedCustomer:
+        found = newcomer.subscription
+        state = before if found is None else with_subscription(before, found)
+        return ImportedCustomer(
+            stripe_customer=newcomer.stripe_customer,
+            customer=newcomer.customer,
+            plan=effective_plan(state, self._store.catalog, self._store.now_ms()).plan.key,
+            subscription=None if found is None else found.id,
+        )
 
     async def _without_method(
         self, newcomer: Newcomer, before: CustomerState, *, dry_run: bool
