@@ -9,6 +9,8 @@ import pytest
 
 from hooking import DAY, hooked
 from meterkit.catalog import loads
+from meterkit.customers.states import States
+from meterkit.customers.usage import overage_charge
 from shopping import PLANS, START, shop
 
 if TYPE_CHECKING:
@@ -178,3 +180,46 @@ async def test_a_trial_that_was_given_at_stripe_keeps_its_settings_on_a_plan_wit
         await at.subscribe(trial_period_days=14, trial_settings=settings)
         await at.settle()
         assert [drift.kind for drift in (await at.kit.subscriptions.check()).get("acme", ())] == []
+
+
+async def test_usage_of_a_trial_costs_nothing_in_usage_and_on_invoices(store_url: str) -> None:
+    # F-22a: `kit.usage` showed overage in cents that no invoice bills.
+    text = PLANS.replace(
+        "      tokens:   {included: 100, overage: bill}\n      seats:    {included: 5, overage: deny}\n",
+        "      tokens:   {included: 100, overage: {bill: {per: 1, amount_cents: 2}}}\n",
+    )
+    async with shop(store_url, catalog=loads(text)) as at:
+        await at.kit.subscriptions.create("acme", "tried")
+        at.emulator.add_payment_method((await at.kit.customers.get("acme")).stripe_customer or "")
+        await at.kit.subscriptions.sync("acme")
+
+        async def use(quantity: int) -> tuple[int, int | None]:
+            await at.kit.record("acme", "tokens", quantity)
+            await at.kit.flush(everything=True)
+            tokens = (await at.kit.usage("acme"))["meters"]["tokens"]
+            return tokens["overage"], tokens["overage_cents"]
+
+        assert await use(150) == (50, 0)
+        at.clock.set(START + TRIAL)
+        # Before a webhook tells of the end of the trial, too.
+        assert await use(130) == (30, 60)
+        at.emulator.advance()
+        await at.kit.subscriptions.sync("acme")
+        assert await use(0) == (30, 60)
+        at.clock.advance(timedelta(days=32))
+        at.emulator.advance()
+        billed = [
+            line["amount"]
+            for invoice in await at.invoices()
+            for line in invoice["lines"]["data"]
+            if line["amount"] not in {0, 2000}
+        ]
+        assert billed == [60]
+        # Summaries and revenue of the trial, and of the month after it.
+        store = at.kit.store
+        _, state = await States(store).read("acme")
+        charges = [
+            await overage_charge(store, await at.kit.usage("acme", period=day), state)
+            for day in (START, START + TRIAL)
+        ]
+        assert charges == [0, 60]

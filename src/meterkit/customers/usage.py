@@ -95,6 +95,9 @@ async def overage_charge(store: Store, usage: CustomerUsage, state: CustomerStat
     Raises:
         StoreError: the store does not answer.
     """
+    subscription = state.subscription
+    if subscription is not None and subscription.is_usage_free_of(to_ms(usage["period"]["start"])):
+        return Fraction(0)
     used = [name for name, counts in usage["meters"].items() if counts["overage"] or to_stripe(counts)]
     recorded = await _recorded_at(store, usage, state, used) if used else {}
     total = Fraction(0)

@@ -246,6 +246,14 @@ class SubscriptionState:
             return False
         return self.void_until_ms is None or now_ms < self.void_until_ms
 
+    def is_usage_free_of(self, start_ms: int) -> bool:
+        """Whether no invoice bills the usage of the period that begins then: a trial, or a voiding pause.
+
+        https://docs.stripe.com/billing/subscriptions/trials/free-trials
+        """
+        is_trial = self.trial_end_ms is not None and self.created_ms <= start_ms < self.trial_end_ms
+        return is_trial or self.is_unpaid_at(start_ms)
+
     def failed_since_ms(self) -> int:
         """When the first attempt to collect failed; where that is not known, when the period began."""
         return self.failed_at_ms or self.start_ms

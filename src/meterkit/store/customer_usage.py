@@ -166,6 +166,7 @@ def usage_of(
     micros_left = {name: balance.of(target_of("credit", name)) for name in catalog.credits}
     linked, subscription = state.stripe_customer is not None, state.subscription
     interval = None if subscription is None else subscription.interval_at(now_ms)
+    is_usage_free = subscription is not None and subscription.is_usage_free_of(view.start_ms)
 
     def of_meter(name: str) -> MeterUsage:
         if is_past:
@@ -179,6 +180,8 @@ def usage_of(
                 found["types"] = _types(catalog.storage, filled)
             return found
         meter = _meter(name, entitlements, view, catalog.meters, linked=linked)
+        if is_usage_free and meter["overage_cents"] is not None:
+            meter["overage_cents"] = 0
         price = overage_price_of(entitlements[name], effective, catalog, interval)
         return meter if price is None else {**meter, "price": price}
 
@@ -188,7 +191,7 @@ def usage_of(
         if price is None or is_past:
             return found
         segments = segments_of(view.marks(token), label=price.label, sealed=0, overage=found["overage"])
-        return {**found, "overage_cents": overage_cents(segments)}
+        return {**found, "overage_cents": 0 if is_usage_free else overage_cents(segments)}
 
     return {
         "customer": customer,

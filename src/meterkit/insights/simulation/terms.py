@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from meterkit.customers.history import HistoryEntry
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.item_prices import ItemPrices
-    from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
 
 _HALF: Final = Fraction(1, 2)
@@ -305,15 +304,9 @@ def _tenure(
         plan=later or given.missing_plan or given.plan.key,
         is_changed=any(start_ms < to_ms(entry.at) <= last_ms for entry in changes),
         is_granted=state.granted,
-        is_unpaid=state.subscription is not None and _is_unpaid(state.subscription, start_ms),
+        is_unpaid=state.subscription is not None and state.subscription.is_usage_free_of(start_ms),
         seats=given.seats,
         overrides=own.meters,
         subject_overrides=own.subjects,
         prices=NO_PRICES if state.subscription is None else state.subscription.prices_at(last_ms),
     )
-
-
-def _is_unpaid(subscription: SubscriptionState, start_ms: int) -> bool:
-    """Whether nothing is paid for a period: what is used in a trial or a pause costs nothing."""
-    is_trial = subscription.trial_end_ms is not None and start_ms < subscription.trial_end_ms
-    return is_trial or subscription.is_unpaid_at(start_ms)
