@@ -224,6 +224,9 @@ def test_the_tutorial_goes_from_an_empty_folder_to_an_invoice(typist: Typist) ->
         if "/billing/subscription" in block.text:
             wait_until_paid(typist)
         typist.type(block)
+    # F-22g: a second caller got a key to the paying account.
+    taken = httpx.post(f"http://127.0.0.1:{typist.ports['8000']}/signup", params={"name": "acme"})
+    assert (taken.status_code, "key" in taken.json()) == (409, False)
     store = f"embedded://{typist.directory}/.meterkit"
     with MeterKit(typist.directory / "plans.yaml", redis_url=store).sync() as kit:
         questions = kit.usage("acme")["meters"]["questions"]

@@ -30,6 +30,21 @@ async def test_a_plan_that_was_set_by_hand_is_taken_back_by_hand(store_url: str)
         assert entered[-2:] == [("team", "pro"), ("pro", "team")]
 
 
+@pytest.mark.parametrize(("plan", "expected"), [(None, "free"), ("pro", "pro")])
+async def test_incomplete_set_by_hand_is_an_unpaid_sign_up_and_restricts_nothing(
+    store_url: str, plan: str | None, expected: str
+) -> None:
+    # F-22g
+    async with shop(store_url) as at:
+        await at.subscribed(plan="team")
+        for customer in ("acme", "eve"):
+            await at.kit.customers.set_plan(customer, plan)
+            found = await at.kit.customers.set_status(customer, "incomplete")
+            assert (found.plan, found.status, found.access) == (expected, "incomplete", "full")
+            assert (await at.kit.usage(customer))["plan"] == expected
+        assert (await at.kit.customers.set_status("acme", None)).plan == (plan or "team")
+
+
 async def test_without_a_subscription_it_is_the_default_plan_again(store_url: str) -> None:
     async with shop(store_url) as at:
         await at.kit.customers.set_plan("ada", "pro")

@@ -60,7 +60,7 @@ def standing(
         ("past_due", -1, ("pro", "grace", FAILED_MS + 2 * DAY_MS)),
         ("unpaid", 0, ("pro", "suspended", NEVER_MS)),
         ("paused", 0, ("lapsed", "restricted", NEVER_MS)),
-        ("incomplete", 0, ("lapsed", "restricted", NEVER_MS)),
+        ("incomplete", 0, ("pro", "full", NEVER_MS)),  # F-22g: it is nothing but an unpaid sign-up.
         ("incomplete_expired", 0, ("free", "full", NEVER_MS)),
         ("canceled", 0, ("free", "full", NEVER_MS)),
     ],

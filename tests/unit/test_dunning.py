@@ -39,7 +39,7 @@ TABLE: Final[tuple[tuple[str, tuple[int, int], tuple[float, float], Access, str]
     ("past_due", (0, 9), (5, 99), "suspended", "pro"),
     ("unpaid", (0, 9), (-1, 99), "suspended", "pro"),
     ("paused", (0, 9), (-1, 99), "restricted", "lapsed"),
-    ("incomplete", (0, 9), (-1, 99), "restricted", "lapsed"),
+    ("incomplete", (0, 9), (-1, 99), "full", "free"),
     ("incomplete_expired", (0, 9), (-1, 99), "full", "free"),
     ("canceled", (0, 9), (-1, 99), "full", "free"),
 )

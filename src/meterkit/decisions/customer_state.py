@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from meterkit.decisions.item_prices import ItemPrices
 
 _SEATS: Final = "seats"
+_UNPAID: Final = "incomplete"
 _COUNTING: Final[Mapping[Interval, Counting]] = {"month": Counting(per="month"), "year": Counting(per="year")}
 _UNITS: Final = frozenset({"seat", "seats"})
 
@@ -223,7 +224,8 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     The plan is the one set by hand, else the subscription's, else the default plan; so is the status.
     :func:`~meterkit.decisions.subscription.standing_of` derives the access. A subscription that has ended
     leaves the default plan, and so does a plan that the catalog does not have. A subscription that was never
-    paid for, nor on trial, changes neither plan nor access; only its status is shown.
+    paid for, nor on trial, changes neither plan nor access; only its status is shown. ``incomplete`` set by
+    hand means the same.
     """
     subscription = state.subscription
     status, failures, failed_at_ms, turn_ms = state.status, 1, state.status_since_ms, NEVER_MS
@@ -233,7 +235,9 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
             status, failures = subscription.status_at(now_ms), subscription.failures
             failed_at_ms = subscription.failed_since_ms()
     has_begun = subscription is not None and subscription.has_begun_at(now_ms)
-    is_unpaid_signup = state.status is None and subscription is not None and not has_begun
+    is_unpaid_signup = state.status == _UNPAID or (
+        state.status is None and subscription is not None and not has_begun
+    )
     standing = standing_of(
         None if is_unpaid_signup else status,
         failures=failures,
@@ -249,7 +253,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     own = overrides_at(state.overrides, now_ms)
     if standing.access == "restricted":
         plan, own = catalog.plans[catalog.dunning.restrict_to], NO_OVERRIDES
-    is_paid = has_begun and status not in ENDED and standing.access != "restricted"
+    is_paid = has_begun and status not in ENDED and standing.access != "restricted" and not is_unpaid_signup
     counting = _counting(state, plan, catalog, now_ms)
     return EffectivePlan(
         plan=_with_features(plan, own.features, catalog),
@@ -283,7 +287,8 @@ def _plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str
         # A value set after the end of a subscription was known stands.
         was_known = state.status is None and subscription is not None and subscription.status in ENDED
         return state.plan if was_known else None
-    if state.plan is not None or subscription is None or not subscription.has_begun_at(now_ms):
+    is_unpaid = state.status == _UNPAID or subscription is None or not subscription.has_begun_at(now_ms)
+    if state.plan is not None or subscription is None or is_unpaid:
         return state.plan
     return subscription.plan_at(now_ms)
 
