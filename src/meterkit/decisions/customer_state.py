@@ -24,7 +24,7 @@ from meterkit.decisions.subscription import (
 from meterkit.decisions.subscription_periods import Counting, Interval, subscription_bounds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
     from meterkit.decisions.decision import Reason
@@ -318,16 +318,25 @@ def _counted_per(plan: Plan) -> Literal["month", "year"]:
     return plan.price.interval if plan.price.included_per == "interval" else "month"
 
 
-def with_subscription(state: CustomerState, subscription: SubscriptionState | None) -> CustomerState:
+def with_subscription(
+    state: CustomerState, subscription: SubscriptionState | None, plans: Collection[str] | None = None
+) -> CustomerState:
     """A state after its subscription was fetched from Stripe.
 
     A plan (a status) that was set by hand stands until the subscription's own changes from what was known. A
     subscription that was never paid for, nor on trial, changes neither.
+
+    Args:
+        state: as it was.
+        subscription: as Stripe shows it now; None: there is none.
+        plans: the keys of the plans of the file that it was read by; None: the stored plan is one of them.
     """
     known = state.subscription
     is_same = known is not None and subscription is not None and known.id == subscription.id
     if is_same and known is not None and subscription is not None:
         subscription = subscription.owing_since(known)
+        if plans is not None:
+            subscription = subscription.with_known_plan(known, plans)
     changed = replace(state, subscription=subscription)
     before, after = _begun(known), _begun(subscription)
     has_only_signed_up = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from meterkit.decisions.item_prices import NO_PRICES, dump_item_prices, parse_item_prices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from meterkit.catalog import Dunning
     from meterkit.decisions.item_prices import ItemPrices
@@ -185,6 +185,22 @@ class SubscriptionState:
             return self.prices
         is_same_plan = self.pending_plan in {None, self.plan}
         return self.pending_prices or (self.prices if is_same_plan else NO_PRICES)
+
+    def with_known_plan(self, known: SubscriptionState, plans: Collection[str]) -> SubscriptionState:
+        """Keep the stored plan and seats if the plans file at hand lacks that plan: it may be an older file.
+
+        If the prices have changed since to those of a plan of this file, that plan counts.
+
+        Args:
+            known: as it was when it was fetched before.
+            plans: the keys of the plans of the file at hand.
+        """
+        if known.id != self.id or known.plan is None or known.plan in plans:
+            return self
+        is_unchanged = (known.metered, known.mrr, known.currency) == (self.metered, self.mrr, self.currency)
+        if self.plan is not None and not is_unchanged:
+            return self
+        return replace(self, plan=known.plan, seats=known.seats)
 
     def interval_at(self, now_ms: int) -> Literal["month", "year"] | None:
         """The interval that it is paid for, by its current period; None: not known, as in a trial."""

@@ -35,6 +35,7 @@ from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from meterkit.catalog import Catalog
     from meterkit.customers.drifts import Drift
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
@@ -225,7 +226,7 @@ class Looker:
         self, customer: str, linked: str, subscription: SubscriptionState | None, cause: str
     ) -> SubscriptionState | None:
         """Store what was fetched; return what was known. Usage that missed a change of prices is late."""
-        store, having = self.store, _having(linked, subscription)
+        store, having = self.store, _having(linked, subscription, self.store.catalog)
         rev, before = await self._states.read(customer)
         switched = switched_by_others(before.subscription, subscription, store.now_ms())
         if subscription is None or not switched:
@@ -300,10 +301,12 @@ class Looker:
         return state.subscription
 
 
-def _having(linked: str, subscription: SubscriptionState | None) -> Callable[[CustomerState], CustomerState]:
+def _having(
+    linked: str, subscription: SubscriptionState | None, catalog: Catalog
+) -> Callable[[CustomerState], CustomerState]:
     def change(state: CustomerState) -> CustomerState:
         if state.stripe_customer != linked:
             raise _UnlinkedError
-        return with_subscription(state, subscription)
+        return with_subscription(state, subscription, catalog.plans)
 
     return change
