@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from delivering import kit_for
 from meterkit.catalog import loads
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState
@@ -103,3 +104,32 @@ async def test_costs_that_are_shown_are_those_of_the_invoice(
         admin = await at.kit.store.admin()
         state = await admin.client.hget(at.kit.store.keys.customer("acme").state, "data")
         assert await overage_charge(at.kit.store, ended, CustomerState.parse(state)) == cents
+
+
+@pytest.mark.parametrize(
+    "large", ["{overage: {bill: {per: 1000, amount_cents: 6}}}", "{included: unlimited}"]
+)
+async def test_after_a_new_amount_present_customers_have_the_prices_of_both_items(
+    store_url: str, large: str
+) -> None:
+    """F-221: a derived meter, and its source, at the prices of the customer's own items."""
+    before = PLANS.replace("LARGE", large)
+    after = before.replace("amount_cents: 2}", "amount_cents: 7}").replace(
+        "amount_cents: 6}", "amount_cents: 9}"
+    )
+    async with shop(store_url, catalog=loads(before), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(after)) as kit:
+            assert (await kit.stripe.sync()).problems == []
+            await kit.record_usage("acme", answer_of("our-small", 100_000))
+            await kit.record_usage("acme", answer_of("our-large", 100_000))
+            meters = (await kit.usage("acme"))["meters"]
+            cents = [meters[name]["overage_cents"] for name in ("output_tokens", "large_output")]
+            assert cents == [180, 200 if "unlimited" in large else 600]
+            await kit.flush(everything=True)
+            await renewed(at)
+            assert await charged_cents(at) == sum(filter(None, cents))
+            found = await kit.reconcile("acme", at=HALF)
+            assert [one.advice for one in found if one.advice] == []

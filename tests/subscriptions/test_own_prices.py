@@ -176,6 +176,19 @@ async def test_shown_limited_and_invoiced_are_one_for_present_and_new_customers(
         assert (await books.invoiced(PRESENT), await books.invoiced(NEW)) == units
 
 
+async def test_the_books_have_a_price_as_stripe_rounds_it(
+    store_url: str,
+) -> None:
+    """Stripe has 1.666666666667 cents for a third of 5: the books compared it with the third."""
+    async with edited(store_url, PLANS, PLANS.replace("per: 1,", "per: 3,")) as books:
+        await books.kit.record(NEW, "words", 100)
+        assert await books.shown(NEW) == 150
+        # 600 units come to 1,000.0000000002 cents.
+        assert await books.most(NEW) == 509
+        assert await books.end_periods() == []
+        assert await books.invoiced(NEW) == 150
+
+
 async def test_a_renamed_meter_keeps_its_price(store_url: str) -> None:
     """F-221: usage under both names is shown, and billed, at the price of the present item."""
     after = PLANS.replace("words:", "terms:").replace(*DEARER)
@@ -364,3 +377,60 @@ async def test_a_price_that_is_not_one_amount_for_each_unit_is_estimated_and_log
         assert len(logged) == 1
         assert f"the price of api_words in subscription {found.id}" in logged[0]
         assert reason in logged[0]
+
+
+MORE: Final = f"""{PLANS}  max:
+    rank: 20
+    price: {{amount_cents: 2000, interval: month}}
+    budget: {{amount_cents: 1000}}
+    meters: {{words: {{included: 10, overage: {{bill: {{per: 1, amount_cents: 3}}}}}}}}
+"""
+
+
+async def test_a_change_of_plan_ends_the_price_that_a_present_customer_had(store_url: str) -> None:
+    async with edited(store_url, MORE, MORE.replace(*DEARER)) as books:
+        await books.kit.subscriptions.change_plan(PRESENT, "max")
+        await books.kit.record(PRESENT, "words", 10)
+        assert await books.shown(PRESENT) == 130
+        assert await books.most(PRESENT) == (1000 - 130) // 3
+        assert await books.end_periods() == []
+        assert await books.invoiced(PRESENT) == 130
+
+
+async def test_a_scheduled_change_brings_its_price_at_its_second(store_url: str) -> None:
+    """Before any webhook tells of it: the price that the schedule names, not that of the file."""
+    async with shop(store_url, catalog=loads(MORE), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(PRESENT, plan="max")
+        at.clock.set(HALF)
+        await at.kit.record(PRESENT, "words", 30)
+        await at.kit.subscriptions.change_plan(PRESENT, "pro")
+        async with kit_for(store_url, at.url, clock=at.clock, catalog=loads(MORE.replace(*DEARER))) as kit:
+            books = Books(shop=at, store_url=store_url, kit=kit)
+            await kit.stripe.sync()
+            assert await books.shown(PRESENT) == 60
+            await kit.flush(everything=True)
+            at.clock.set(END + timedelta(minutes=1))
+            at.emulator.advance()
+            await kit.record(PRESENT, "words", 30)
+            assert await books.shown(PRESENT) == 100
+            await kit.subscriptions.sync(PRESENT)
+            assert await books.shown(PRESENT) == 100
+            found = await kit.reconcile(PRESENT, at=END - timedelta(hours=1))
+            assert [one.advice for one in found if one.advice] == []
+
+
+async def test_the_last_period_of_a_canceled_subscription_keeps_its_price(store_url: str) -> None:
+    async with edited(store_url, PLANS, PLANS.replace(*DEARER)) as books:
+        await books.kit.subscriptions.cancel(PRESENT)
+        await books.kit.record(PRESENT, "words", 70)
+        assert await books.shown(PRESENT) == 450
+        await books.kit.flush(everything=True)
+        books.shop.clock.set(END)
+        books.shop.emulator.advance()
+        await books.kit.subscriptions.sync(PRESENT)
+        books.shop.clock.set(END + timedelta(hours=2))
+        books.shop.emulator.advance()
+        found = await books.kit.reconcile(PRESENT, at=END - timedelta(hours=1))
+        assert [(one.invoiced, one.mispriced, one.advice) for one in found] == [(90, 0, "")]
+        assert await books.invoiced(PRESENT) == 450

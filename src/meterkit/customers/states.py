@@ -213,14 +213,20 @@ def _gauges(state: CustomerState, catalog: Catalog, now_ms: int) -> list[tuple[s
 def _ended_prices(
     before: InForce, after: InForce, states: tuple[CustomerState, CustomerState], catalog: Catalog
 ) -> dict[str, object]:
-    """The prices that end with this change, and when (ms)."""
+    """The prices that end with this change, and when (ms).
+
+    A scheduled change ended them at its own instant: usage since then has the new prices already.
+    """
     old, new = states
-    plan, labels = catalog.plans.get(before.plan), dict[str, str]()
+    plan, labels, at_ms = catalog.plans.get(before.plan), dict[str, str](), after.at_ms
+    scheduled_ms = None if old.subscription is None else old.subscription.pending_at_ms
+    if scheduled_ms is not None and before.at_ms < scheduled_ms <= after.at_ms:
+        at_ms = scheduled_ms
     if plan is not None:
         given = entitlements_on(plan, with_learned_prices(old, new), catalog, before.at_ms)
         then = entitlements_on(catalog.plans[after.plan], new, catalog, after.at_ms)
         labels = ended_labels(given, then, catalog)
-    return {"at": str(after.at_ms), "labels": labels}
+    return {"at": str(at_ms), "labels": labels}
 
 
 def _changes(

@@ -6,18 +6,18 @@ Stripe bills usage at the price of the subscription's item, whatever the plans f
 from __future__ import annotations
 
 from dataclasses import replace
-from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from decimal import Decimal
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Overage
+    from meterkit.catalog.model_prices import PriceRows
 
 _UNKNOWN: Final = "?"
-_LAST_PLACE: Final = Decimal("1e-12")
-"""A unit amount has twelve decimals (https://docs.stripe.com/api/prices/object#price_object-unit_amount_decimal)."""
 
 
 class ItemPrice(NamedTuple):
@@ -46,12 +46,12 @@ class ItemPrice(NamedTuple):
         return "" if self.is_exact else self.label.removeprefix(_UNKNOWN)
 
     def apply_to(self, overage: Overage) -> Overage:
-        """Overage at this price; the plans file's spelling stays where both are the same at Stripe."""
+        """Overage at this price; the plans file's spelling stays if it is the same price."""
         per, amount_cents = map(int, self.label.split("/"))
-        if overage.amount_cents is not None:
-            of_file = Decimal(overage.amount_cents) / (overage.per or 1)
-            if of_file.quantize(_LAST_PLACE) == (Decimal(amount_cents) / per).quantize(_LAST_PLACE):
-                return overage
+        if overage.amount_cents is not None and overage.amount_cents * per == amount_cents * (
+            overage.per or 1
+        ):
+            return overage
         return replace(overage, per=per, amount_cents=amount_cents)
 
 
@@ -127,8 +127,12 @@ def with_item_prices(
     """
     changed: dict[str, Entitlement] = {}
     for name, price in prices_by_meter(prices, catalog).items():
-        own, stripe = given[name], catalog.meters[name].stripe
-        if own.overage.mode != "bill" or own.included is None or not price.is_exact:
+        own, meter, stripe = given[name], catalog.meters[name], catalog.meters[name].stripe
+        if not price.is_exact:
+            continue
+        if own.overage.mode != "bill" or own.included is None:
+            if meter.source is not None and not meter.is_row:  # Its source decides what is billed.
+                changed[name] = replace(own, overage=price.apply_to(own.overage))
             continue
         is_all_sent = stripe is not None and stripe.report == "usage"
         now = replace(
@@ -138,4 +142,15 @@ def with_item_prices(
         )
         if now != own:
             changed[name] = now
+    for name, own in ({**given, **changed} if changed else {}).items():
+        if own.overage.rows is not None:
+            rows = _with_highest(own.overage.rows, {**given, **changed})
+            changed[name] = replace(own, overage=replace(own.overage, rows=rows))
     return {**given, **changed} if changed else given
+
+
+def _with_highest(rows: PriceRows, given: Mapping[str, Entitlement]) -> PriceRows:
+    """Prices by model, the highest of which is that of the customer's own items."""
+    overage = {row: given[row].overage for row in rows.all}
+    prices = {row: Fraction(of.amount_cents or 0, of.per or 1) for row, of in overage.items()}
+    return replace(rows, highest=max(prices, key=prices.__getitem__))

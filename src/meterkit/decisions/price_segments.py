@@ -69,7 +69,10 @@ def is_split(meter: str, meters: Mapping[str, Meter]) -> bool:
 
 def sent_label(meter: str, entitlements: Mapping[str, Entitlement], meters: Mapping[str, Meter]) -> str:
     """The label of the price of what is sent under a meter's event: its own, else that of its source."""
-    own, source = label_of(entitlements[meter]), meters[meter].source
+    overage, source = entitlements[meter].overage, meters[meter].source
+    if source is not None and not meters[meter].is_row and overage.amount_cents is not None:
+        return f"{overage.per or 1}/{overage.amount_cents}"  # Of its item, whatever the plan says of it.
+    own = label_of(entitlements[meter])
     return own if own != _NO_PRICE or source is None else label_of(entitlements[source])
 
 
@@ -91,11 +94,16 @@ def ended_labels(
     """
     if before is after:
         return {}
-    return {
-        meter_token(name): label_of(before[name])
-        for name, meter in catalog.meters.items()
-        if meter.kind == "counter" and label_of(before[name]) != label_of(after[name])
-    }
+    found: dict[str, str] = {}
+    for name, meter in catalog.meters.items():
+        is_part = is_split(name, catalog.meters) and meter.source is not None
+        old, new = (
+            sent_label(name, given, catalog.meters) if is_part else label_of(given[name])
+            for given in (before, after)
+        )
+        if meter.kind == "counter" and old != new:
+            found[meter_token(name)] = old
+    return found
 
 
 def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[Segment]:
