@@ -16,6 +16,7 @@ from meterkit.customers.customers import Customers
 from meterkit.customers.grants import Grants
 from meterkit.customers.states import States, make_scheduled_transitions
 from meterkit.delivery.background import delivery_tasks, flusher_for
+from meterkit.delivery.correction_credits import CreditIssuer
 from meterkit.delivery.on_demand import Cutter, deliver_customer, undelivered
 from meterkit.delivery.reconciling import Reconciler
 from meterkit.delivery.spool_replay import replay_spools
@@ -94,6 +95,9 @@ class Parts:
         store: of the kit.
         settings: of the kit.
         contact: gives where a customer is reached, and what a Stripe customer is made with.
+
+    Attributes:
+        stripe_api: the way to Stripe; None: no Stripe key is set.
     """
 
     def __init__(self, store: Store, settings: Settings, contact: ContactSource | None) -> None:
@@ -108,6 +112,8 @@ class Parts:
         self.storage = ObjectStorage(store, settings.reveal(settings.storage_endpoint))
         self.reconcile = Reconciler(store, stripe.api, journal).reconcile
         self.statement = Statements(store, settings, stripe.api)
+        self.stripe_api = None if settings.stripe_api_key is None else stripe.api
+        self.correct = CreditIssuer(store, self.stripe_api).correct
         self.stripe = StripeAccount(lambda: store.catalog, stripe.api)
         top_ups = TopUpPayments(store, stripe.api)
         self.credits = Credits(store, stripe.api, top_ups, contact)
@@ -123,7 +129,7 @@ class Parts:
         )
         hooks = CustomerHooks(
             store,
-            None if settings.stripe_api_key is None else stripe.api,
+            self.stripe_api,
             fetch=self.webhooks.fetch,
             end=partial(self.subscriptions.cancel, immediately=True),
             later=self.webhooks.look_later,

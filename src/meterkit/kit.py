@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from meterkit.assembly import Parts
-    from meterkit.customers.corrections import Corrected
     from meterkit.decisions.decision import Decision
     from meterkit.delivery.flusher import Flusher
     from meterkit.delivery.report import FlushReport
@@ -101,6 +100,7 @@ class MeterKit(Served):
         self.revenue = parts.revenue
         self.storage = parts.storage
         self.reconcile, self.statement = parts.reconcile, parts.statement
+        self.correct = parts.correct
         self.stripe = parts.stripe
         self.webhooks = parts.webhooks
         self.subscriptions = parts.subscriptions
@@ -276,29 +276,6 @@ class MeterKit(Served):
         view = self._view(customer, subjects)
         read = partial(captured, view.cache, reserved=dict(quantities), requested=model, check=check)
         return Reservation(self.store, view, quantities, read, model)
-
-    async def correct(
-        self,
-        customer: str,
-        quantities: Mapping[str, int],
-        *,
-        reason: str,
-        correction_id: str,
-        by: str = "api",
-    ) -> Sequence[Corrected]:
-        """Take back units that were recorded in this billing period, once an id; a result a meter.
-
-        Overage goes before credits, grants and included. What Stripe has, a meter event takes back. Where
-        that is impossible, there is a grant from the next period on, or the result names units to credit.
-
-        Raises:
-            CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
-            MeterkitError: the id was used for something else, or a text cannot be used.
-            StoreError: the store does not answer.
-        """
-        module: Any = import_module("meterkit.customers.corrections")  # Few apps correct usage.
-        asked = module.Asked(quantities, reason=reason, correction_id=correction_id, by=by)
-        return cast("Sequence[Corrected]", await module.correct(self.store, customer, asked))
 
     @overload
     async def usage(self, customer: str, *, by: None = None, period: _When = None) -> CustomerUsage: ...

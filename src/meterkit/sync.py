@@ -117,6 +117,8 @@ class _Kit(AbstractAsyncContextManager[object], Protocol):
         *,
         reason: str,
         correction_id: str,
+        credit: bool = False,
+        dry_run: bool = False,
         by: str = "api",
     ) -> Sequence[Corrected]: ...
     async def reconcile(

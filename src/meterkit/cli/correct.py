@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from secrets import token_hex
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from meterkit import Corrected, CustomerUsage
 
 commands = typer.Typer()
+_BY_HAND: Final = ("by_hand", "by_hand_cents", "by_hand_lines")
 
 
 @command(commands)
@@ -55,6 +58,10 @@ async def correct(
             show_default=False,
         ),
     ] = "",
+    credit: Annotated[
+        bool,
+        typer.Option("--credit", help="Issue credit notes at Stripe for units that are billed already."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be taken back, and change nothing.")
     ] = False,
@@ -62,10 +69,11 @@ async def correct(
         bool, typer.Option("--yes", help="Do not ask before a large correction on a terminal.")
     ] = False,
 ) -> None:
-    """Take back units that were recorded in this billing period.
+    """Take recorded units back.
 
-    On a terminal it asks first where that is more than half of what was recorded. Exits 1 where something is
-    to be credited by hand, or was never recorded.
+    These are the units of this billing period, and those that were billed in the last 35 days.
+    On a terminal it asks first where they are more than half of what was recorded. Exits 1 where something is
+    left to credit by hand, or was never recorded.
     """
     if not dry_run and not (reason and correction_id):
         raise typer.BadParameter(
@@ -76,67 +84,86 @@ async def correct(
     async with session.kit(customer) as kit:
         await check_known(kit, customer)
         check_quantities(given, kit.catalog.meters)
-        planned = _planned(given, await kit.usage(customer))
+        usage = await kit.usage(customer)
+        correct_units = partial(kit.correct, customer, given, by=operator(), reason=reason or "dry run")
         if dry_run:
-            session.show([asdict(one) for one in planned], lambda: _tell_planned(planned))
-            raise typer.Exit(int(any(one.beyond for one in planned)))
-        if not yes and sys.stdin.isatty() and any(one.is_large for one in planned):
-            _tell_planned(planned)
+            tried = await correct_units(correction_id=correction_id or token_hex(), dry_run=True)
+            planned = [_Planned.of(one, usage) for one in tried]
+            session.show(
+                [one.to_json() for one in planned], lambda: _tell_planned(planned, kit.catalog.currency)
+            )
+            raise typer.Exit(int(any(one.beyond or one.by_hand for one in tried)))
+        if not yes and sys.stdin.isatty() and _is_large(given, usage):
+            tried = await correct_units(correction_id=correction_id, dry_run=True)
+            _tell_planned([_Planned.of(one, usage) for one in tried], kit.catalog.currency)
             typer.confirm("Take so much back?", abort=True, err=True)
-        found = await kit.correct(customer, given, reason=reason, correction_id=correction_id, by=operator())
+        found = await correct_units(correction_id=correction_id, credit=credit)
         currency = kit.catalog.currency
-    session.show([asdict(one) for one in found], lambda: _tell(found, correction_id, currency))
-    if any(one.by_hand or one.beyond for one in found):
+    session.show([_to_json(one) for one in found], lambda: _tell(found, correction_id, currency))
+    if any(one.left_by_hand or one.beyond for one in found):
         raise typer.Exit(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Planned:
-    """What a correction of one meter would take back, in its unit.
+    """A correction of one meter that was tried, and the units of the meter in this period.
 
     Attributes:
-        asked: the units to take back.
-        recorded: the units recorded in this period.
+        recorded: all of them.
         over_cap: those of them beyond the cap, which go first.
         overage: those of them that are overage, which goes next.
-        beyond: the units that exceed the recorded ones.
+        tried: the result that the correction would have.
     """
 
-    meter: str
-    asked: int
     recorded: int
     over_cap: int
     overage: int
-    beyond: int
+    tried: Corrected
 
-    @property
-    def is_large(self) -> bool:
-        """Whether it exceeds half of the recorded units, as a mistyped quantity often does."""
-        return 2 * self.asked > self.recorded
-
-
-def _planned(quantities: Mapping[str, int], usage: CustomerUsage) -> Sequence[_Planned]:
-    meters = usage["meters"]
-    return [
-        _Planned(
-            meter=name,
-            asked=asked,
-            recorded=meters[name]["recorded"],
-            over_cap=meters[name]["over_cap"],
-            overage=meters[name]["overage"],
-            beyond=max(0, asked - meters[name]["recorded"]),
+    @classmethod
+    def of(cls, tried: Corrected, usage: CustomerUsage) -> _Planned:
+        """Put a result beside the usage of its customer."""
+        counts = usage["meters"][tried.meter]
+        return cls(
+            recorded=counts["recorded"], over_cap=counts["over_cap"], overage=counts["overage"], tried=tried
         )
-        for name, asked in quantities.items()
-    ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``--json`` prints; units by hand where there are any."""
+        by_hand = {name: value for name, value in _to_json(self.tried).items() if name in _BY_HAND}
+        return {
+            "meter": self.tried.meter,
+            "asked": self.tried.asked,
+            "recorded": self.recorded,
+            "over_cap": self.over_cap,
+            "overage": self.overage,
+            "beyond": self.tried.beyond,
+            **(by_hand if self.tried.by_hand else {}),
+        }
 
 
-def _tell_planned(planned: Sequence[_Planned]) -> None:
+def _is_large(quantities: Mapping[str, int], usage: CustomerUsage) -> bool:
+    """Whether a quantity exceeds half of the recorded units, as a mistyped one often does."""
+    return any(2 * asked > usage["meters"][name]["recorded"] for name, asked in quantities.items())
+
+
+def _tell_planned(planned: Sequence[_Planned], currency: str) -> None:
     for one in planned:
+        meter, tried = one.tried.meter, one.tried
         recorded = f"{one.recorded:,} are recorded in this period, {one.overage:,} of them as overage"
         recorded += f", {one.over_cap:,} over the cap" if one.over_cap else ""
-        echo(f"{one.meter}: {one.asked:,} are to be taken back; {recorded}")
-        if one.beyond:
-            echo(f"{one.meter}: {one.beyond:,} more than were recorded: nothing comes of these")
+        echo(f"{meter}: {tried.asked:,} are to be taken back; {recorded}")
+        for line in _billed_lines(tried, currency):
+            echo(f"{meter}: {line}")
+        if tried.beyond:
+            echo(f"{meter}: {tried.beyond:,} more than were recorded: nothing comes of these")
+
+
+def _to_json(one: Corrected) -> dict[str, Any]:
+    """A result as an object; its invoice lines and credit notes are objects, too."""
+    lines = [line._asdict() for line in one.by_hand_lines]
+    notes = [note._asdict() for note in one.credit_notes]
+    return {**asdict(one), "by_hand_lines": lines, "credit_notes": notes}
 
 
 def _tell(found: Sequence[Corrected], correction_id: str, currency: str) -> None:
@@ -156,11 +183,27 @@ def _lines(one: Corrected, currency: str) -> Iterator[str]:
         yield f"{one.sent_back:,} of them Stripe has: a meter event of so many less is on its way"
     if one.granted_next:
         yield f"{one.granted_next:,} were sent to Stripe: there is a grant for them from the next period on"
-    if one.by_hand:
-        cents = one.by_hand_cents
-        sum_of = "" if cents is None else f", {money(cents, currency)} as overage"
-        yield f"{one.by_hand:,} were sent to Stripe: credit them by hand{sum_of}"
+    yield from _billed_lines(one, currency)
     if one.never_billed:
         yield f"{one.never_billed:,} stay recorded and cost nothing: not accepted by Stripe, or included"
     if one.beyond:
         yield f"{one.beyond:,} were not recorded in this period, or corrected before"
+
+
+def _billed_lines(one: Corrected, currency: str) -> Iterator[str]:
+    """Units that a person, or a credit note, gives back: by invoice line, then those on no known line."""
+    notes = {note.line: note.id for note in one.credit_notes}
+    for line in one.by_hand_lines:
+        where = "on no invoice yet" if line.invoice is None else f"on invoice {line.invoice}"
+        given = (
+            f"given back by credit note {notes[line.line]}" if line.line in notes else "credit them by hand"
+        )
+        yield f"{line.units:,} are billed {where}, {money(line.cents, currency)}: {given}"
+    units = one.by_hand - sum(line.units for line in one.by_hand_lines)
+    if units:
+        cents = one.by_hand_cents
+        known = None if cents is None else cents - sum(line.cents for line in one.by_hand_lines)
+        sum_of = "" if known is None else f", {money(known, currency)} as overage"
+        yield f"{units:,} were sent to Stripe: credit them by hand{sum_of}"
+    if one.not_credited:
+        yield f"no credit note for {one.not_credited}"

@@ -6,13 +6,14 @@ The reply names units that Stripe has already and that need a negative event or 
 from __future__ import annotations
 
 import json
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from hashlib import blake2b
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog.argument_checks import check_quantities
 from meterkit.catalog.models import SPEND
+from meterkit.customers.by_hand_lines import AssignedLine, ByHandLine
 from meterkit.customers.grants import Grants
 from meterkit.customers.history import is_relinked
 from meterkit.decisions.audit_terms import paid_price
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit.catalog import Meter
+    from meterkit.customers.by_hand_lines import Billed, CreditNote
     from meterkit.redis.scripts import Script
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
@@ -75,6 +77,8 @@ async def ask_confirmed(
         reply: list[Any] = await admin.ask(asked)
         if reply[0] == replies.CLOCK:
             raise StoreError(f"this host's clock and the store's differ by more than 60 s: nothing is {done}")
+        if reply[0] == replies.CHANGING:
+            continue
         if reply[0] == replies.BROKEN:
             raise OfCustomerError(f"the field {reply[2].decode()} of {customer!r} is not a whole number")
         if reply[0] != replies.STALE:
@@ -105,12 +109,17 @@ class Corrected:
         sent_back: how many of these Stripe has: it is sent a meter event of so many less than nothing, on the
             way to the bill as any other.
         granted_next: how many Stripe was sent already, for which there is a grant from the next period on.
-        by_hand: how many Stripe was sent already; an operator must credit the customer for them.
-        by_hand_cents: what ``by_hand`` costs as overage by the price in the plans file, rounded half to even;
-            None where it gives none.
+        by_hand: how many Stripe was sent already and has billed, or bills: a credit note gives them back, or
+            an operator.
+        by_hand_cents: what ``by_hand`` costs: by its invoice lines, and where these are not known as overage
+            by the price in the plans file, rounded half to even; None where it gives none.
+        by_hand_lines: the invoice lines that have them, newest first.
+        credit_notes: those that give them back (``credit=True``).
+        not_credited: why ``credit=True`` gives back only a part of ``by_hand``; empty: it gives back all.
         never_billed: how many stay recorded and cost nothing: Stripe never accepted them, or they are
-            included.
-        beyond: units requested beyond those recorded in this period and not corrected before.
+            included, or their invoice is void.
+        beyond: units requested beyond those recorded in this period, and billed up to 35 days ago, and not
+            corrected before.
         is_repeated: whether this was done before, under the same id.
     """
 
@@ -126,9 +135,17 @@ class Corrected:
     granted_next: int
     by_hand: int
     by_hand_cents: int | None
+    by_hand_lines: Sequence[ByHandLine] = ()
+    credit_notes: Sequence[CreditNote] = ()
+    not_credited: str = ""
     never_billed: int
     beyond: int
     is_repeated: bool
+
+    @property
+    def left_by_hand(self) -> int:
+        """How many of ``by_hand`` no credit note gives back."""
+        return self.by_hand - sum(note.units for note in self.credit_notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,24 +157,46 @@ class Asked:
     reason: str
     correction_id: str
     by: str
+    is_dry: bool = False
 
 
-async def correct(store: Store, customer: str, given: Asked) -> Sequence[Corrected]:
-    """Take recorded units back, once an id; see :meth:`meterkit.MeterKit.correct`."""
-    _check(store, customer, given)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """A correction that is done: its result, and by meter the invoice lines it left to credit notes."""
+
+    found: Sequence[Corrected]
+    lines: Mapping[str, Sequence[AssignedLine]] = field(default_factory=dict[str, "Sequence[AssignedLine]"])
+
+
+async def restore_units(
+    store: Store, customer: str, given: Asked, read_billed: Callable[[CustomerView], Awaitable[Billed | None]]
+) -> Restored:
+    """Take recorded units back, once an id; see ``CreditIssuer.correct``.
+
+    Args:
+        store: where they are counted.
+        customer: whose.
+        given: the correction.
+        read_billed: reads what invoices have of the customer's usage; None: all of it is of the open price.
+    """
+    check_correction(store, customer, given)
     correction_id, quantities = given.correction_id, given.quantities
-    reply, is_repeated = await _restore(store, customer, given)
+    reply, is_repeated = await _restore(store, customer, given, read_billed)
     asked, done = json.loads(reply["asked"]), reply["done"]
     if {name: quantity for name, _, quantity, *_ in asked["meters"]} != dict(quantities):
         before = ", ".join(f"{name}={quantity}" for name, _, quantity, *_ in asked["meters"])
         raise MeterkitError(f"correction_id: {correction_id!r:.80} was used for something else: {before}")
     view = store.cache.get(customer)
     found: list[Corrected] = []
+    kept: Mapping[str, Sequence[Any]] = reply.get("by_hand") or {}
+    lines = {name: [AssignedLine.read(one) for one in kept.get(name) or ()] for name in quantities}
     for name, quantity in quantities.items():
         numbers = map(int, done[name].split(" "))
         overage, credited, granted, included, sent, billed, beyond, _, _, sent_back, over_cap = numbers
         how: _How = asked["how"][name]
         by_hand = billed if how == "by_hand" else 0
+        on_lines = sum(line.units for line in lines[name])
+        cents = price_cents(by_hand, view.entitlements[name]) if by_hand or not on_lines else 0
         found.append(
             Corrected(
                 meter=name,
@@ -170,32 +209,37 @@ async def correct(store: Store, customer: str, given: Asked) -> Sequence[Correct
                 included=included,
                 sent_back=sent_back,
                 granted_next=billed - by_hand,
-                by_hand=by_hand,
-                by_hand_cents=price_cents(by_hand, view.entitlements[name]),
-                never_billed=sent - billed,
+                by_hand=by_hand + on_lines,
+                by_hand_cents=None if cents is None else cents + sum(line.cents for line in lines[name]),
+                by_hand_lines=[ByHandLine(*line[1:]) for line in lines[name]],
+                never_billed=sent - billed - on_lines,
                 beyond=beyond,
                 is_repeated=is_repeated,
             )
         )
     granted_next = {one.meter: one.granted_next for one in found if one.granted_next}
-    if granted_next:
+    if granted_next and not given.is_dry:
         # Its id grants once: a repeat after an error here gets it, and no customer gets it twice.
         grant_id, begins = f"correction/{correction_id}", from_ms(int(reply["ends"]))
         await Grants(store).add(customer, granted_next, grant_id=grant_id, effective_at=begins)
-    return found
+    return Restored(found=found, lines=lines)
 
 
-async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str, Any], bool]:
+async def _restore(
+    store: Store, customer: str, given: Asked, read_billed: Callable[[CustomerView], Awaitable[Billed | None]]
+) -> tuple[dict[str, Any], bool]:
     """The correction done under an id, now or before; whether before."""
-    known = await read_meters(await store.admin(), store.keys, store.catalog, customer)
+    admin = await store.admin()
+    known = await read_meters(admin, store.keys, store.catalog, customer)
     events = {token: counted.event_name for token, counted in known.items()}
-    digest = blake2b(f"{customer}\0{given.correction_id}".encode(), digest_size=16).hexdigest()
+    digest, once = once_key(store, customer, given.correction_id)
+    is_known = bool(await admin.ask(admin.client.exists(once)))
 
     async def call(view: CustomerView) -> Call:
-        keys = view.keys
+        keys, billed = view.keys, None if is_known else await read_billed(view)
         names = [
             *(keys.counters, keys.state, keys.totals, keys.unlinked, keys.grants, keys.ledger, keys.history),
-            *(store.keys.correction(keys.shard, digest), keys.corrections),
+            *(once, keys.corrections),
             *(store.keys.shard(keys.shard, name) for name in ("intents", "outbox")),
             *[store.keys.audit(keys.shard)] * store.is_audited,
         ]
@@ -204,6 +248,8 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
             "nonce": token_hex(16),
             "events": events,
             "taken": list(view.state.minutes_taken_ms),
+            "dry": given.is_dry,
+            **({} if billed is None else {"billed": billed.dump()}),
             **_spend(view),
         }
         asked = (_text_of(given, view), digest, json.dumps(sending))
@@ -211,6 +257,12 @@ async def _restore(store: Store, customer: str, given: Asked) -> tuple[dict[str,
 
     reply = await ask_confirmed(store, store.scripts["restore"], customer, call, done="corrected")
     return json.loads(reply[2]), reply[0] == _REPEATED
+
+
+def once_key(store: Store, customer: str, correction_id: str) -> tuple[str, str]:
+    """The digest of a correction's id, and the key that remembers the correction."""
+    digest = blake2b(f"{customer}\0{correction_id}".encode(), digest_size=16).hexdigest()
+    return digest, store.keys.correction(store.keys.customer(customer).shard, digest)
 
 
 def _spend(view: CustomerView) -> dict[str, Any]:
@@ -275,7 +327,8 @@ def _how(view: CustomerView, meter: str) -> _How:
     return "grant" if goes_on and is_billed else "by_hand"
 
 
-def _check(store: Store, customer: str, given: Asked) -> None:
+def check_correction(store: Store, customer: str, given: Asked) -> None:
+    """Raise MeterkitError if an argument cannot be used."""
     check_customer(customer)
     if not given.quantities:
         raise MeterkitError("quantities: found none; name one meter at least")

@@ -150,6 +150,15 @@ class Invoices:
                     found |= {price.meter} if price is not None and price.meter is not None else set()
         return found
 
+    async def pending(self, stripe_customer: str) -> list[dict[str, Any]]:
+        """The invoice items of a customer that are on no invoice yet, such as usage at a price that ended."""
+        return await self._api.list("/v1/invoiceitems", {"customer": stripe_customer, "pending": True})
+
+    async def billed_meter(self, line: Mapping[str, Any]) -> tuple[str | None, bool]:
+        """The id of the meter that a line or a pending invoice item bills, and whether it bills packages."""
+        price = await self._price_of(line)
+        return (None, False) if price is None else (price.meter, price.is_packed)
+
     async def _price_of(self, line: Mapping[str, Any]) -> PriceTerms | None:
         pricing: Mapping[str, Any] = line.get("pricing") or {}
         details: Mapping[str, Any] = pricing.get("price_details") or {}

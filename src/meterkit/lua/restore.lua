@@ -2,8 +2,9 @@
 -- restore: takes recorded units of this period back, once an id: those beyond the cap, which are not billed, before
 -- overage before credits before grants before included.
 -- Their pending units come off that, whatever the plan reports by now; sealed units are reported, and stay
--- recorded, unless Stripe has it: then an intent with a value below 0 takes it back there. Overage for which there was
--- compensation in this period counts as taken back, whatever the id.
+-- recorded, unless Stripe has it: then an intent with a value below 0 takes it back there, where it is of the open price
+-- segment. What is on an invoice line by then is left to a credit note. Overage for which there was compensation in
+-- this period counts as taken back, whatever the id.
 --
 -- KEYS[1] hash  counters    KEYS[2] hash  state    KEYS[3] hash  totals of closed periods and deliveries
 -- KEYS[4] zset  unlinked    KEYS[5] hash  grants   KEYS[6] hash  their ledger    KEYS[7] list  ledger of changes
@@ -15,6 +16,8 @@
 --       its derived meters, whether each is sent included units too (0/1), rows: see lower_rows} each    5 the digest of its id    6 how to send (JSON): stripe: the Stripe customer that has all
 --       that was delivered in this period, or empty; nonce: 32 hex digits that are new; events: token to event name;
 --       taken: minutes that the Stripe customer's intents of another customer have (ms); spend: see lower_spend
+--       billed: what invoices have, or nil: units of all price segments go back by negative events; see sealed_units; lines:
+--       by meter, see assign_lines; dry: whether nothing is to be written; changed: as PERIOD|y was (text) before the invoices were read
 --       last: the caller's clock (ms)
 -- terms as of `seal`
 -- A correction is remembered for 400 days.
@@ -22,9 +25,12 @@
 --       credited, granted and included, that were sealed before, of those the overage that Stripe has or will get
 --       and that there must be compensation for, and that were never recorded; then what grants got back, in
 --       units, and credits, in micro-credits; how many of those taken back Stripe was sent before; and those beyond
---       the cap}
+--       the cap; by_hand, by meter: units left to credit notes, see assign_lines}
 --       {1, now, the same of the first time}    {2, now, rev, state} stale    {3, now} clock
---       {4, now, field} not a whole number; except with the first, nothing is done
+--       {4, now, field} not a whole number    {9, now} prices change, or have since the invoices were read
+--       except with the first, nothing is done
+--include dry_run
+local redis, stop_writing = dry_run()
 --include confirm_counters
 --include close_past
 --include give_units_back
@@ -34,6 +40,9 @@
 --include lower_spend
 --include lower_rows
 --include as_set
+--include sealed_units
+--include take_class
+--include leave_by_hand
 local counters_key, state_key, totals_key, unlinked_key, grants_key, ledger_key = unpack(KEYS, 1, 6)
 local history_key, once_key, corrections_key, intents_key, outbox_key, audit_key = unpack(KEYS, 7)
 local rev, terms, customer, asked, digest, how_to_send = unpack(ARGV, 1, 6)
@@ -50,46 +59,21 @@ if before then
   return {1, now, before}
 end
 head, meters, totals = close_past(counters_key, totals_key, head, meters, totals, now, starts_ms, finishes_ms)
+if sending.dry then
+  stop_writing()
+end
 sending.customer, sending.made, sending.back, sending.taken = customer, 0, {}, as_set(sending.taken)
 local keys = {intents = intents_key, outbox = outbox_key, totals = totals_key, counters = counters_key}
 local period, done, _, untouched = text('%.0f', head and head.begins_ms or starts_ms), {}, read_counters(counters_key)
-
--- How many units of a meter were sealed and are in some states, without those that were taken back again.
-local function sealed_in(token, letters)
-  local sum = 0
-  for letter in string.gmatch(letters, '.') do
-    local field = period .. '|' .. token
-    sum = sum + (totals[field .. letter] or 0) - (totals[field .. string.upper(letter)] or 0)
-  end
-  return sum
+local billed, by_hand = sending.billed, {}
+if billed and (tonumber(totals[period .. '|w'] or '0') > now or (totals[period .. '|y'] or '') ~= billed.changed) then
+  return {9, now}
 end
+local sealed_in, to_compensate, in_open, on_lines = sealed_units(totals, period, billed)
+sending.ended = on_lines
 
--- Takes units of a class: those that are pending, then those that never were; the others were sealed.
---   `behind`: units of another class that the same events were sent first
--- Returns what is left to take, what was taken, what was sealed.
-local function take(meter, class, left, most, tokens, behind)
-  local part, pending, unsent = math.min(left, most), 0, meter[class] + behind
-  for _, token in ipairs(tokens) do
-    local place = meters[token]
-    if place then
-      unsent = math.max(0, unsent - place.pending)
-      local off = math.min(part - pending, place.pending)
-      place.pending, pending = place.pending - off, pending + off
-    end
-    unsent = math.max(0, unsent - sealed_in(token, 'qlkdxz'))
-  end
-  local taken = pending + math.min(part - pending, unsent, meter[class])
-  meter[class] = meter[class] - taken
-  return left - part, taken, part - taken
-end
-
--- Of overage that was sealed: what Stripe has or will get, behind included units and what there was compensation for.
-local function to_compensate(sealed, tokens, behind)
-  local sent = -behind
-  for _, token in ipairs(tokens) do
-    sent = sent + sealed_in(token, 'qlkd')
-  end
-  return math.max(0, math.min(sealed, sent))
+local function take(...)
+  return take_class(meters, sealed_in, ...)
 end
 
 for i, one in ipairs(correction.meters) do
@@ -116,6 +100,11 @@ for i, one in ipairs(correction.meters) do
   end
   meter.overage, meter.included = meter.overage - back, meter.included - back_included
   overage, included, owed = overage + back, included + back_included, owed - back
+  local ended, earlier = 0, 0
+  if billed then
+    owed, ended, earlier, by_hand[name] = leave_by_hand(totals_key, totals, period, token, billed.lines[name], owed,
+      in_open(tokens, behind, repaid), left)
+  end
   lower_spend(counters_key, meters, sending.spend, token, meter, overage, credited, granted)
   lower(counters_key, sending.spend, overage)
   meter.late = math.min(meter.late, meter.included + meter.overage + meter.granted + meter.credited + meter.over_cap)
@@ -126,13 +115,15 @@ for i, one in ipairs(correction.meters) do
       call('HSET', counters_key, changed .. 'm', pack_meter(meters[changed]))
     end
   end
-  if owed > 0 then
+  if owed + ended > 0 then
     local field = period .. '|' .. token .. 'r'
-    totals[field] = text('%.0f', repaid + owed)
+    totals[field] = text('%.0f', repaid + owed + ended)
     call('HSET', totals_key, field, totals[field])
     call('PEXPIRE', totals_key, FOUR_HUNDRED_DAYS_MS)
   end
-  local taken, sent = over_cap + overage + credited + granted + included, sealed + sealed_included - back - back_included
+  local taken = over_cap + overage + credited + granted + included
+  local sent = sealed + sealed_included - back - back_included + earlier
+  left = left - earlier
   -- As text: in JSON a number has 14 digits here.
   done[name] = text('%.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f %.0f', overage, credited, granted, included, sent, owed,
     left, units, micro, back + back_included, over_cap)
@@ -154,7 +145,7 @@ if not waits then
 end
 enter(history_key, entries)
 enter_correction(audit_key, customer, now, period, correction, untouched, meters, sending.back)
-local kept = cjson.encode({asked = asked, done = done, ends = text('%.0f', finishes_ms)})
+local kept = cjson.encode({asked = asked, done = done, by_hand = billed and by_hand, ends = text('%.0f', finishes_ms)})
 call('SET', once_key, kept, 'PX', FOUR_HUNDRED_DAYS_MS)
 call('SADD', corrections_key, digest)
 call('PEXPIRE', corrections_key, FOUR_HUNDRED_DAYS_MS)

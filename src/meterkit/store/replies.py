@@ -23,5 +23,7 @@ REPEAT: Final = 6
 IN_FLIGHT: Final = 7
 """Its first has not ended yet: refused, but in shadow."""
 REFUSED_REPEAT: Final = 8
+CHANGING: Final = 9
+"""The customer's prices change now, or have changed since its invoices were read."""
 HELD: Final = frozenset({ALLOWED, _COUNTED})
 """The request is held."""

@@ -1,7 +1,8 @@
 -- take_back: takes back units that Stripe has, by intents with values below 0: one for an event, in a minute of its own.
 --   keys: of intents, outbox, totals and counters; head, meters: as read_counters gives them; totals: as read, brought up
 --   to date; sending: customer, stripe, nonce (32 hex digits), made: how many intents by now, events: token to event name,
---   taken: minutes that they may not have (ms), back: by token what is taken back so far; tokens: whose events, in this order; most: how many units
+--   taken: minutes that they may not have (ms), back: by token what is taken back so far, ended: by token the units that
+--   are on invoice lines and stay there; tokens: whose events, in this order; most: how many units
 -- What is delivered is taken back once, whatever becomes of the intent that takes it back. Returns how many units are.
 --include free_minute
 --include intend
@@ -10,7 +11,7 @@ local function take_back(keys, head, meters, totals, sending, tokens, most, now)
   local text, done = string.format, 0
   for _, token in ipairs(tokens) do
     local field = text('%.0f|%s', head.begins_ms, token)
-    local there, meter = (totals[field .. 'd'] or 0) + 0, meters[token]
+    local there, meter = (totals[field .. 'd'] or 0) - (sending.ended[token] or 0), meters[token]
     for letter in string.gmatch('QLKDXZ', '.') do
       there = there - (totals[field .. letter] or 0)
     end

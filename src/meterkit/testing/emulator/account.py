@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.invoicing.issued_credit_notes import CreditNote
     from meterkit.testing.emulator.invoicing.refunds import Refund
     from meterkit.testing.emulator.pages.portal import PortalSession
     from meterkit.testing.emulator.protocol import JsonObject
@@ -85,6 +86,7 @@ class Account:
             self.subscriptions = Subscriptions()
             self.invoices = Invoices()
             self.refunds: Registry[Refund] = Registry("refund")
+            self.credit_notes: Registry[CreditNote] = Registry("credit note")
             self.schedules: Registry[Schedule] = Registry("subscription schedule")
             self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)
             self.meter_event_sessions = MeterEventSessions()

@@ -1,12 +1,16 @@
-"""Credit notes: the call that issues one, and what an invoice shows of it."""
+"""Credit notes: the calls that issue and list them, and what an invoice shows of them."""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 from meterkit.testing.emulator.invoicing.collection import mark_paid
+from meterkit.testing.emulator.invoicing.issued_credit_notes import CreditNote
 from meterkit.testing.emulator.invoicing.refund_calls import refund
+from meterkit.testing.emulator.object_calls import newest
 from meterkit.testing.emulator.protocol import ApiError, missing_parameter, missing_resource, new_id
+from meterkit.testing.emulator.selling.amounts import to_cents
 
 if TYPE_CHECKING:
     from meterkit.testing.emulator.account import Account, Operation
@@ -15,6 +19,11 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.protocol import JsonObject
 
 GIVEN_BACK: Final = ("credit_amount", "out_of_band_amount", "refund_amount")
+
+
+def _list(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/credit_notes/list."""
+    return newest(account.credit_notes, call, "customer", "invoice")
 
 
 def _create(account: Account, call: Call) -> JsonObject:
@@ -65,6 +74,15 @@ def _create(account: Account, call: Call) -> JsonObject:
         "type": "post_payment" if not pre else "mixed" if post else "pre_payment",
         "voided_at": None,
     }
+    account.credit_notes.add(
+        CreditNote(
+            id=str(note["id"]),
+            created=account.now,
+            customer=invoice.customer,
+            invoice=invoice.id,
+            shown=note,
+        )
+    )
     account.emit("credit_note.created", note)
     _take_effect(account, invoice, pre=pre, post=post, credit=shares["credit_amount"])
     return note
@@ -86,14 +104,26 @@ def _amount(invoice: Invoice, params: Params) -> int:
 
 
 def _of_line(invoice: Invoice, params: Params) -> int:
+    """Credit a part of a line, with the same part of its discounts and taxes.
+
+    A line's ``amount`` is "tax exclusive", the credit note's "including tax and all discount"
+    (https://docs.stripe.com/api/credit_notes/object).
+    """
     params.only("amount", "invoice_line_item", "type")
     params.choice("type", ("invoice_line_item",))
     named = params.required("invoice_line_item")
-    amounts = {line.id: line.amount for line in invoice.all_lines}
-    if named not in amounts:
+    totals = zip(invoice.all_lines, invoice.totals.lines, strict=True)
+    found = next((each for each in totals if each[0].id == named), None)
+    if found is None:
         raise missing_resource("invoice line item", named, param=params.path("invoice_line_item"))
+    line, total = found
     given = params.integer("amount")
-    return amounts[named] if given is None else given
+    amount = line.amount if given is None else given
+    if amount > line.amount:
+        message = f"The line amount ({amount}) is greater than that of the invoice line ({line.amount})."
+        raise ApiError(message, param=params.path("amount"))
+    share = Fraction(amount, line.amount or 1)
+    return amount - to_cents(total.discount * share) + to_cents((total.tax or 0) * share)
 
 
 def _take_effect(account: Account, invoice: Invoice, *, pre: int, post: int, credit: int) -> None:
@@ -112,4 +142,7 @@ def _take_effect(account: Account, invoice: Invoice, *, pre: int, post: int, cre
         mark_paid(account, invoice)
 
 
-CREDIT_NOTE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (("POST", "/v1/credit_notes", _create),)
+CREDIT_NOTE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("GET", "/v1/credit_notes", _list),
+    ("POST", "/v1/credit_notes", _create),
+)

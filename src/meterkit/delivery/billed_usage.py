@@ -1,0 +1,226 @@
+"""Usage that invoices have: the lines of a customer's meters, read from Stripe for corrections."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from meterkit.customers.by_hand_lines import Billed, BilledLine
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import to_ms
+from meterkit.decisions.price_segments import segments_of, sent_label
+from meterkit.delivery.invoices import Invoices
+from meterkit.delivery.summaries import StripeSummaries
+from meterkit.errors import MeterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from meterkit.catalog import Catalog
+    from meterkit.decisions.price_segments import Segment
+    from meterkit.store.customer_usage import CustomerUsage
+    from meterkit.store.store import Store
+    from meterkit.store.views import CustomerView
+    from meterkit.stripe.api import StripeApi
+
+CREDITED_WITHIN_S: Final = 35 * 86_400
+"""Usage of earlier periods is corrected while its line ended so long ago at most."""
+_UNBILLED: Final = frozenset({"void"})
+_SEALED: Final = ("queued", "leased", "parked", "delivered", "late", "dead")
+_ENDLESS: Final = 10**15
+
+
+class UsageLine(NamedTuple):
+    """An invoice line of usage, or the invoice item that becomes one.
+
+    Attributes:
+        name: stays the same from the pending item to the final invoice.
+        token: of the meter.
+        price: of a unit, in minor units; None: it bills packages of units.
+        units: its quantity.
+        start_s, end_s: the span that it bills.
+        invoice: as Stripe shows it; None: it is pending.
+        line: as Stripe shows it.
+    """
+
+    name: str
+    token: str
+    price: Fraction | None
+    units: int
+    start_s: int
+    end_s: int
+    invoice: Mapping[str, Any] | None
+    line: Mapping[str, Any]
+
+    @property
+    def instant_ms(self) -> int:
+        """The middle of its span: within its period, wherever that begins to the minute."""
+        return 500 * (self.start_s + self.end_s)
+
+    @property
+    def status(self) -> str:
+        """The status of its invoice; ``pending``: there is none."""
+        return "pending" if self.invoice is None else str(self.invoice["status"])
+
+
+async def usage_lines(
+    api: StripeApi, store: Store, stripe_customer: str, tokens: Iterable[str], since_s: int
+) -> list[UsageLine]:
+    """The lines of invoices made since an instant, and pending items, of some meters, newest first.
+
+    Lines of one span are in the order of ``tokens``; of the tiers of a price the last one is first.
+
+    Raises:
+        StripeError: Stripe refuses, or does not answer.
+    """
+    summaries, invoices = StripeSummaries(api), Invoices(api, {}, store.catalog.currency)
+    await summaries.refresh()
+    events = {meter_token(name): event for name, event in _events(store.catalog).items()}
+    order = [token for token in dict.fromkeys(tokens) if token in events]
+    token_of = {meter: token for token in order for meter in summaries.meter_ids(events[token])}
+    made = await invoices.of(stripe_customer, since_s)
+    items: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
+        (invoice, line) for invoice in made for line in invoice["lines"].get("data") or ()
+    ]
+    items += [(None, item) for item in await invoices.pending(stripe_customer)]
+    found: list[UsageLine] = []
+    for invoice, line in items:
+        meter, is_packed = await invoices.billed_meter(line)
+        if meter in token_of and (read := _read(invoice, line, token_of[meter], is_packed=is_packed)).units:
+            found.append(read)
+    found.reverse()  # Tiers are in rising order.
+    return sorted(found, key=lambda one: (-one.end_s, -one.start_s, order.index(one.token)))
+
+
+def _read(
+    invoice: Mapping[str, Any] | None, line: Mapping[str, Any], token: str, *, is_packed: bool
+) -> UsageLine:
+    pricing, span = line["pricing"], line["period"]
+    units = int(Decimal(str(line.get("quantity_decimal") or line.get("quantity") or 0)))
+    unit = pricing.get("unit_amount_decimal")
+    price = Fraction(int(line["amount"]), units or 1) if unit is None else Fraction(str(unit))
+    name = f"{pricing['price_details']['price']}@{span['start']}@{unit}"
+    return UsageLine(
+        name=name,
+        token=token,
+        price=None if is_packed else price,
+        units=units,
+        start_s=int(span["start"]),
+        end_s=int(span["end"]),
+        invoice=invoice,
+        line=line,
+    )
+
+
+def _events(catalog: Catalog) -> dict[str, str]:
+    return {
+        name: meter.stripe.event_name for name, meter in catalog.meters.items() if meter.stripe is not None
+    }
+
+
+def tokens_of(meter: str, catalog: Catalog) -> list[str]:
+    """The tokens of the meters under whose events a meter's units go: its own first, then derived ones."""
+    derived = (name for name, other in catalog.meters.items() if other.source == meter)
+    return [meter_token(name) for name in (meter, *derived)]
+
+
+async def read_billed(
+    store: Store, api: StripeApi, view: CustomerView, quantities: Mapping[str, int]
+) -> Billed | None:
+    """What invoices have of a customer's meters, in this period and up to 35 days ago.
+
+    None where no invoice is in the way: the customer has no subscription, or none of the units to correct
+    has been sealed.
+
+    Raises:
+        MeterkitError: a line of this period bills packages of units.
+        StripeError: Stripe refuses, or does not answer.
+        StoreError: the store does not answer.
+    """
+    stripe_customer, usage = view.state.stripe_customer, await store.usage(view.customer)
+    if view.state.subscription is None or stripe_customer is None or not _is_sealed(usage, quantities, store):
+        return None
+    start_ms, now_s = to_ms(usage["period"]["start"]), store.now_ms() // 1000
+    changed = await _changed(store, view, start_ms)
+    since_s = min(start_ms // 1000, now_s - CREDITED_WITHIN_S)
+    tokens = {name: tokens_of(name, store.catalog) for name in quantities}
+    wanted = [token for found in tokens.values() for token in found]
+    found = await usage_lines(api, store, stripe_customer, wanted, since_s)
+    for one in found:
+        if one.price is None and one.instant_ms >= start_ms:
+            raise MeterkitError(
+                f"the line {one.line['id']} of {view.customer!r} bills packages at Stripe, not units: nothing"
+                " is corrected; give a credit note at Stripe"
+            )
+    dated = [one for one in found if one.instant_ms >= start_ms or one.end_s >= now_s - CREDITED_WITHIN_S]
+    credited = [one for one in dated if one.price and one.status not in _UNBILLED]
+    units: dict[str, list[tuple[int, int]]] = {token: [] for token in wanted}
+    for one in found:
+        units[one.token].append((one.instant_ms, one.units))
+    lines = {
+        name: [_billed_line(one, one.price) for one in credited if one.price and one.token in tokens[name]]
+        for name in quantities
+    }
+    return Billed(units=units, lines=lines, changed=changed)
+
+
+def _billed_line(one: UsageLine, price: Fraction) -> BilledLine:
+    return BilledLine(
+        token=one.token,
+        name=one.name,
+        instant_ms=one.instant_ms,
+        units=one.units,
+        price=price,
+        invoice=None if one.invoice is None else str(one.invoice["id"]),
+        line=str(one.line["id"]),
+    )
+
+
+def _is_sealed(usage: CustomerUsage, quantities: Mapping[str, int], store: Store) -> bool:
+    """Whether Stripe may have some of the units to correct: sealed ones, or ones of an earlier period."""
+    counts, meters = usage["meters"], store.catalog.meters
+    names = {name for name in meters if name in quantities or meters[name].source in quantities}
+    return any(counts[name][place] for name in names for place in _SEALED) or any(
+        quantity > counts[name]["recorded"] for name, quantity in quantities.items()
+    )
+
+
+async def _changed(store: Store, view: CustomerView, start_ms: int) -> str:
+    """When the prices of a customer changed last in a period, as the store has it; empty: not in it."""
+    admin = await store.admin()
+    found: bytes | None = await admin.ask(admin.client.hget(view.keys.totals, f"{start_ms}|y"))
+    return (found or b"").decode()
+
+
+async def read_ended_segments(
+    store: Store, view: CustomerView, quantities: Mapping[str, int]
+) -> Billed | None:
+    """The same without Stripe, by the price segments of this period in the store; lines have no ids.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    if view.state.subscription is None:
+        return None
+    usage, meters = await store.usage(view.customer), store.catalog.meters
+    start_ms, admin = to_ms(usage["period"]["start"]), await store.admin()
+    names = {token: name for name in meters for token in (meter_token(name),)}
+    units, lines = dict[str, list[tuple[int, int]]](), dict[str, list[BilledLine]]()
+    for meter in quantities:
+        lines[meter] = []
+        for token in tokens_of(meter, store.catalog):
+            marks = await admin.ask(admin.client.hget(view.keys.totals, f"{start_ms}|{token}s"))
+            ended = segments_of((marks or b"").decode(), label="", sealed=_ENDLESS, overage=0)[:-1]
+            if ended and ended[-1].label == sent_label(names[token], view.entitlements, meters):
+                ended.pop()  # A change that Stripe refused: its price goes on.
+            units[token] = [(start_ms, one.sealed) for one in ended]
+            lines[meter] += [
+                _unknown_line(token, place, start_ms, one) for place, one in reversed([*enumerate(ended)])
+            ]
+    return Billed(units=units, lines=lines, changed=await _changed(store, view, start_ms))
+
+
+def _unknown_line(token: str, place: int, start_ms: int, ended: Segment) -> BilledLine:
+    price = ended.unit_cents or Fraction(0)
+    return BilledLine(token, f"segment{place}", start_ms, ended.sealed, price, None, None)

@@ -1,0 +1,252 @@
+"""Corrections of billed usage: credit notes for units that no negative event can take back, once an id."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+from functools import partial
+from hashlib import blake2b
+from math import floor
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog.amount_texts import money
+from meterkit.customers.by_hand_lines import ByHandLine, CreditNote
+from meterkit.customers.corrections import Asked, check_correction, once_key, restore_units
+from meterkit.customers.history import enter
+from meterkit.customers.states import States
+from meterkit.delivery.billed_usage import read_billed, read_ended_segments, tokens_of, usage_lines
+from meterkit.errors import SettingsError, StripeError, StripeUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from meterkit.customers.by_hand_lines import AssignedLine
+    from meterkit.customers.corrections import Corrected
+    from meterkit.delivery.billed_usage import UsageLine
+    from meterkit.store.store import Store
+    from meterkit.stripe.api import StripeApi
+    from meterkit.stripe.request import Parameter
+
+_NOTES: Final = "/v1/credit_notes"
+_CORRECTION: Final = "meterkit_correction"
+_DATED: Final = "@"
+_HALF: Final = Fraction(1, 2)
+_NO_LINE: Final = "their invoice line is not known: credit them at Stripe"
+_AGAIN: Final = "correct again with the same id when it is final"
+_WAITING: Final = {
+    "pending": f"no invoice has them yet: {_AGAIN}",
+    "draft": f"invoice{{}} is a draft: {_AGAIN}",
+    "void": "invoice{} is void and charges nothing",
+    "uncollectible": "invoice{} is marked uncollectible: credit them at Stripe",
+}
+
+
+class CreditIssuer:
+    """Takes recorded units back, and issues credit notes for those that are billed.
+
+    Args:
+        store: where usage is counted.
+        api: the way to Stripe; None: no Stripe key is set.
+    """
+
+    def __init__(self, store: Store, api: Callable[[], StripeApi] | None) -> None:
+        self._store = store
+        self._api = api
+
+    async def correct(
+        self,
+        customer: str,
+        quantities: Mapping[str, int],
+        *,
+        reason: str,
+        correction_id: str,
+        credit: bool = False,
+        dry_run: bool = False,
+        by: str = "api",
+    ) -> Sequence[Corrected]:
+        """Take recorded units back, once an id; a result a meter.
+
+        Overage goes before credits, grants and included. A meter event takes back the units that no invoice
+        has. Those that an invoice line of an ended price has, and billed ones of the last 35 days, are
+        ``by_hand``. Where neither is possible, there is a grant from the next period on.
+
+        Args:
+            customer: the customer's id.
+            quantities: meter to units.
+            reason: why, for the customer's ledger.
+            correction_id: your own id. A correction that was interrupted goes on under it.
+            credit: issue a credit note for ``by_hand`` units of each invoice line that is final. Asked again
+                with the same id, the others get theirs.
+            dry_run: change nothing, and return what would be done.
+            by: who corrects, for the ledger.
+
+        Raises:
+            CustomerError, QuantityError, UnknownMeterError: an argument cannot be used.
+            MeterkitError: the id was used for something else, or a text cannot be used.
+            SettingsError: ``credit`` without a Stripe key; nothing is taken back.
+            StripeError: Stripe does not show the invoices, and nothing is taken back; or it does not answer
+                before all credit notes are issued.
+            StoreError: the store does not answer.
+        """
+        asked = Asked(quantities, reason=reason, correction_id=correction_id, by=by, is_dry=dry_run)
+        store, api = self._store, self._api
+        check_correction(store, customer, asked)
+        if credit and api is None:
+            message = (
+                "stripe_api_key: credit notes need a Stripe key, and none is set: nothing is taken back; set"
+                " METERKIT_STRIPE_API_KEY, or leave credit out"
+            )
+            raise SettingsError("stripe_api_key", message)
+        if api is None:
+            read = partial(read_ended_segments, store, quantities=quantities)
+        else:
+            read = partial(read_billed, store, api(), quantities=quantities)
+        restored = await restore_units(store, customer, asked, read)
+        if dry_run:
+            return restored.found
+        return [
+            await self._credited(customer, asked, one, restored.lines[one.meter], is_asked=credit)
+            for one in restored.found
+        ]
+
+    async def _credited(
+        self,
+        customer: str,
+        asked: Asked,
+        one: Corrected,
+        lines: Sequence[AssignedLine],
+        *,
+        is_asked: bool,
+    ) -> Corrected:
+        """Add its credit notes to the result of a meter; issue missing ones, where ``is_asked``."""
+        if not one.by_hand:
+            return one
+        whys = [] if one.by_hand == sum(line.units for line in lines) else [_NO_LINE]
+        notes = await self._remembered(customer, asked, one.meter)
+        missing = [line for line in lines if line.name not in notes]
+        if is_asked and missing:
+            issued, more = await self._issue(customer, asked, one.meter, missing)
+            notes, whys = {**notes, **issued}, [*whys, *more]
+        return replace(
+            one,
+            by_hand_lines=[
+                ByHandLine(note.invoice, note.line, line.units, line.cents)
+                if (note := notes.get(line.name))
+                else ByHandLine(*line[1:])
+                for line in lines
+            ],
+            credit_notes=[notes[line.name] for line in lines if line.name in notes],
+            not_credited="; ".join(whys) if is_asked else "",
+        )
+
+    async def _issue(
+        self, customer: str, asked: Asked, meter: str, lines: Sequence[AssignedLine]
+    ) -> tuple[dict[str, CreditNote], list[str]]:
+        """Credit notes for lines by their names, and why others get none."""
+        _, state = await States(self._store).read(customer)
+        api = self._api() if self._api is not None else None
+        dated = [line for line in lines if _DATED in line.name]
+        if api is None or state.stripe_customer is None or not dated:
+            return {}, [_NO_LINE]
+        since_s = min(int(line.name.split(_DATED)[1]) for line in dated)
+        tokens = tokens_of(meter, self._store.catalog)
+        found = await usage_lines(api, self._store, state.stripe_customer, tokens, since_s)
+        known = {one.name: one for one in found}
+        notes, whys = dict[str, CreditNote](), list[str]()
+        for line in lines:
+            billed = known.get(line.name)
+            why = _why_not(line, billed)
+            if billed is None or billed.invoice is None or why:
+                whys.append(f"{line.units:,} units: {why}")
+                continue
+            try:
+                identifier = await self._note(api, _key(customer, asked, meter, line), line, billed)
+            except StripeUnavailableError:
+                raise
+            except StripeError as error:
+                whys.append(f"{line.units:,} units: Stripe refuses the credit note: {error}")
+                continue
+            notes[line.name] = CreditNote(
+                identifier, str(billed.invoice["id"]), str(billed.line["id"]), line.units, line.cents
+            )
+            await self._remember(customer, asked, meter, line, notes[line.name])
+        return notes, whys
+
+    async def _note(self, api: StripeApi, key: str, line: AssignedLine, billed: UsageLine) -> str:
+        """The id of the credit note for units of a line; issues it unless Stripe has it.
+
+        Raises:
+            StripeError: Stripe refuses, or does not answer.
+        """
+        invoice = billed.invoice or {}
+        for note in await api.list(_NOTES, {"invoice": str(invoice["id"])}):
+            if (note.get("metadata") or {}).get(_CORRECTION) == key:
+                return str(note["id"])
+        credited: dict[str, Parameter] = {
+            "type": "invoice_line_item",
+            "invoice_line_item": str(billed.line["id"]),
+            "amount": line.cents,
+        }
+        params: dict[str, Parameter] = {
+            "invoice": str(invoice["id"]),
+            "lines": [credited],
+            "metadata": {_CORRECTION: key},
+        }
+        paid = _total(line.cents, billed.line) - int(invoice.get("amount_remaining") or 0)
+        if paid > 0:
+            params["credit_amount"] = paid
+        made = await api.post(_NOTES, params, idempotency_key=f"meterkit-correction-{key}")
+        return str(made["id"])
+
+    async def _remembered(self, customer: str, asked: Asked, meter: str) -> dict[str, CreditNote]:
+        """The credit notes of a correction that the store knows, by the names of their lines."""
+        kept = await self._kept(customer, asked)
+        return {name: CreditNote(*note) for name, note in kept.get("notes", {}).get(meter, {}).items()}
+
+    async def _kept(self, customer: str, asked: Asked) -> dict[str, Any]:
+        admin, (_, once) = await self._store.admin(), once_key(self._store, customer, asked.correction_id)
+        kept: bytes | None = await admin.ask(admin.client.get(once))
+        found: dict[str, Any] = json.loads(kept or b"{}")
+        return found
+
+    async def _remember(
+        self, customer: str, asked: Asked, meter: str, line: AssignedLine, note: CreditNote
+    ) -> None:
+        """Keep a credit note with its correction, and enter it into the customer's ledger."""
+        store, kept = self._store, await self._kept(customer, asked)
+        kept.setdefault("notes", {}).setdefault(meter, {})[line.name] = note
+        admin, (_, once) = await store.admin(), once_key(store, customer, asked.correction_id)
+        if await admin.ask(admin.client.set(once, json.dumps(kept), xx=True, keepttl=True)):
+            await enter(
+                store,
+                customer,
+                kind="correction",
+                before=f"{line.units} of {meter} on invoice {note.invoice}",
+                after=f"{money(line.cents, store.catalog.currency)} given back by {note.id}: {asked.reason}",
+                cause=asked.by,
+            )
+
+
+def _key(customer: str, asked: Asked, meter: str, line: AssignedLine) -> str:
+    """The idempotency key of a credit note: it names the correction and the line."""
+    text = f"{customer}\0{asked.correction_id}\0{meter}\0{line.name}"
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _why_not(line: AssignedLine, billed: UsageLine | None) -> str:
+    """Why Stripe takes no credit note for a line now; empty: it may."""
+    if billed is None:
+        return _NO_LINE
+    if not line.cents:
+        return "they come to less than half a cent"
+    invoice = "" if billed.invoice is None else f" {billed.invoice['id']}"
+    return _WAITING[billed.status].format(invoice) if billed.status in _WAITING else ""
+
+
+def _total(cents: int, line: Mapping[str, Any]) -> int:
+    """What a credit note of a line comes to: less its part of the discounts, with that of exclusive taxes."""
+    off = sum(int(one["amount"]) for one in line.get("discount_amounts") or ())
+    tax = sum(int(one["amount"]) for one in line.get("taxes") or () if one.get("tax_behavior") == "exclusive")
+    share = Fraction(cents, int(line["amount"]) or 1)
+    return cents - floor(off * share + _HALF) + floor(tax * share + _HALF)

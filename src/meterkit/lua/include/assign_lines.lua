@@ -1,0 +1,43 @@
+-- assign_lines: assigns units that a correction leaves recorded to invoice lines. No unit of a line is assigned twice.
+--   totals_key: hash; totals: as read; this: first instant of the open period, as text; is_this: whether lines of
+--   this period are meant, or those of earlier ones; most: how many units; bound: how many of a period, at most
+--   lines: the meter's, newest first: {token of its event, name, an instant within it (ms), units, what the correction keeps of it} each
+-- PERIOD|METERH has an entry for each line, `NAME UNITS;`: the units that all corrections have assigned to it.
+-- Returns the units assigned by period, and for each line {what the correction keeps, units assigned before, now}.
+local function assign_lines(totals_key, totals, this, is_this, lines, most, bound)
+  local by_period, assigned = {}, {}
+  local function period_of(instant_ms)
+    if instant_ms >= tonumber(this) then
+      return this
+    end
+    for name, ends in pairs(totals) do
+      local period = string.match(name, '^(%d+)|e$')
+      if period and tonumber(period) <= instant_ms and instant_ms < tonumber(ends) then
+        return period
+      end
+    end
+    return ''
+  end
+  for _, line in ipairs(lines) do
+    local token, name, instant_ms, units, kept = unpack(line)
+    local period = period_of(instant_ms)
+    local field, others, before, part = period .. '|' .. token .. 'H', '', 0, 0
+    for entry, count in string.gmatch(totals[field] or '', '([^ ;]+) (%d+);') do
+      if entry == name then
+        before = tonumber(count)
+      else
+        others = others .. entry .. ' ' .. count .. ';'
+      end
+    end
+    if period ~= '' and (period == this) == is_this then
+      part = math.min(most, units - before, bound(period) - (by_period[period] or 0))
+    end
+    if part > 0 then
+      most, by_period[period] = most - part, (by_period[period] or 0) + part
+      totals[field] = string.format('%s%s %.0f;', others, name, before + part)
+      redis.call('HSET', totals_key, field, totals[field])
+      assigned[#assigned + 1] = {kept, string.format('%.0f', before), string.format('%.0f', part)}
+    end
+  end
+  return by_period, assigned
+end
