@@ -34,7 +34,7 @@ NAMES = [
     "Checkout",
     "Contact",
     "Corrected",
-    "CreditNote",
+    "IssuedCredit",
     "Credits",
     "CreditsLow",
     "CurrencyError",

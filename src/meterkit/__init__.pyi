@@ -11,7 +11,7 @@ from meterkit.asgi.gauges import Gauges as Gauges
 from meterkit.asgi.middleware import MeterMiddleware as MeterMiddleware
 from meterkit.catalog import Catalog as Catalog
 from meterkit.customers.by_hand_lines import ByHandLine as ByHandLine
-from meterkit.customers.by_hand_lines import CreditNote as CreditNote
+from meterkit.customers.by_hand_lines import IssuedCredit as IssuedCredit
 from meterkit.customers.corrections import Corrected as Corrected
 from meterkit.customers.customers import Customer as Customer
 from meterkit.customers.customers import Customers as Customers

@@ -72,7 +72,7 @@ async def correct(
     """Take recorded units back.
 
     These are the units of this billing period, and those that were billed in the last 35 days.
-    On a terminal it asks first where they are more than half of what was recorded. Exits 1 where something is
+    On a terminal it asks first where they exceed half of the recorded ones. Exits 1 where something is
     left to credit by hand, or was never recorded.
     """
     if not dry_run and not (reason and correction_id):
@@ -162,8 +162,8 @@ def _tell_planned(planned: Sequence[_Planned], currency: str) -> None:
 def _to_json(one: Corrected) -> dict[str, Any]:
     """A result as an object; its invoice lines and credit notes are objects, too."""
     lines = [line._asdict() for line in one.by_hand_lines]
-    notes = [note._asdict() for note in one.credit_notes]
-    return {**asdict(one), "by_hand_lines": lines, "credit_notes": notes}
+    notes = [note._asdict() for note in one.credits]
+    return {**asdict(one), "by_hand_lines": lines, "credits": notes}
 
 
 def _tell(found: Sequence[Corrected], correction_id: str, currency: str) -> None:
@@ -192,7 +192,7 @@ def _lines(one: Corrected, currency: str) -> Iterator[str]:
 
 def _billed_lines(one: Corrected, currency: str) -> Iterator[str]:
     """Units that a person, or a credit note, gives back: by invoice line, then those on no known line."""
-    notes = {note.line: note.id for note in one.credit_notes}
+    notes = {note.line: note.id for note in one.credits}
     for line in one.by_hand_lines:
         where = "on no invoice yet" if line.invoice is None else f"on invoice {line.invoice}"
         given = (

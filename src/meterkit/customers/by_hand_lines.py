@@ -73,11 +73,12 @@ class ByHandLine(NamedTuple):
     cents: int
 
 
-class CreditNote(NamedTuple):
-    """A credit note at Stripe for the units of one invoice line.
+class IssuedCredit(NamedTuple):
+    """A credit at Stripe for the units of one invoice line.
 
     Attributes:
-        id: of the credit note.
+        id: of the credit note, ``cn_…``; or of the entry of the customer's balance, ``cbtxn_…``, where a
+            credit or the balance itself had paid a part of the invoice.
         invoice, line: what it credits.
         units: how many.
         cents: the amount they were billed at, without discounts and taxes.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit.catalog import Meter
-    from meterkit.customers.by_hand_lines import Billed, CreditNote
+    from meterkit.customers.by_hand_lines import Billed, IssuedCredit
     from meterkit.redis.scripts import Script
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
@@ -114,7 +114,7 @@ class Corrected:
         by_hand_cents: what ``by_hand`` costs: by its invoice lines, and where these are not known as overage
             by the price in the plans file, rounded half to even; None where it gives none.
         by_hand_lines: the invoice lines that have them, newest first.
-        credit_notes: those that give them back (``credit=True``).
+        credits: those that give them back (``credit=True``).
         not_credited: why ``credit=True`` gives back only a part of ``by_hand``; empty: it gives back all.
         never_billed: how many stay recorded and cost nothing: Stripe never accepted them, or they are
             included, or their invoice is void.
@@ -136,7 +136,7 @@ class Corrected:
     by_hand: int
     by_hand_cents: int | None
     by_hand_lines: Sequence[ByHandLine] = ()
-    credit_notes: Sequence[CreditNote] = ()
+    credits: Sequence[IssuedCredit] = ()
     not_credited: str = ""
     never_billed: int
     beyond: int
@@ -145,7 +145,7 @@ class Corrected:
     @property
     def left_by_hand(self) -> int:
         """How many of ``by_hand`` no credit note gives back."""
-        return self.by_hand - sum(note.units for note in self.credit_notes)
+        return self.by_hand - sum(note.units for note in self.credits)
 
 
 @dataclass(frozen=True, slots=True)

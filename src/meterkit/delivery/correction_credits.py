@@ -11,7 +11,7 @@ from math import floor
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.amount_texts import money
-from meterkit.customers.by_hand_lines import ByHandLine, CreditNote
+from meterkit.customers.by_hand_lines import ByHandLine, IssuedCredit
 from meterkit.customers.corrections import Asked, check_correction, once_key, restore_units
 from meterkit.customers.history import enter
 from meterkit.customers.states import States
@@ -136,13 +136,13 @@ class CreditIssuer:
                 else ByHandLine(*line[1:])
                 for line in lines
             ],
-            credit_notes=[notes[line.name] for line in lines if line.name in notes],
+            credits=[notes[line.name] for line in lines if line.name in notes],
             not_credited="; ".join(whys) if is_asked else "",
         )
 
     async def _issue(
         self, customer: str, asked: Asked, meter: str, lines: Sequence[AssignedLine]
-    ) -> tuple[dict[str, CreditNote], list[str]]:
+    ) -> tuple[dict[str, IssuedCredit], list[str]]:
         """Credit notes for lines by their names, and why others get none."""
         _, state = await States(self._store).read(customer)
         api = self._api() if self._api is not None else None
@@ -153,7 +153,7 @@ class CreditIssuer:
         tokens = tokens_of(meter, self._store.catalog)
         found = await usage_lines(api, self._store, state.stripe_customer, tokens, since_s)
         known = {one.name: one for one in found}
-        notes, whys = dict[str, CreditNote](), list[str]()
+        notes, whys = dict[str, IssuedCredit](), list[str]()
         for line in lines:
             billed = known.get(line.name)
             why = _why_not(line, billed)
@@ -161,48 +161,53 @@ class CreditIssuer:
                 whys.append(f"{line.units:,} units: {why}")
                 continue
             try:
-                identifier = await self._note(api, _key(customer, asked, meter, line), line, billed)
+                identifier = await self._credit(api, _key(customer, asked, meter, line), line, billed)
             except StripeUnavailableError:
                 raise
             except StripeError as error:
                 whys.append(f"{line.units:,} units: Stripe refuses the credit note: {error}")
                 continue
-            notes[line.name] = CreditNote(
+            notes[line.name] = IssuedCredit(
                 identifier, str(billed.invoice["id"]), str(billed.line["id"]), line.units, line.cents
             )
             await self._remember(customer, asked, meter, line, notes[line.name])
         return notes, whys
 
-    async def _note(self, api: StripeApi, key: str, line: AssignedLine, billed: UsageLine) -> str:
-        """The id of the credit note for units of a line; issues it unless Stripe has it.
+    async def _credit(self, api: StripeApi, key: str, line: AssignedLine, billed: UsageLine) -> str:
+        """The id of the credit for units of a line; issues it unless Stripe has it.
 
         Raises:
             StripeError: Stripe refuses, or does not answer.
         """
-        invoice = billed.invoice or {}
-        for note in await api.list(_NOTES, {"invoice": str(invoice["id"])}):
-            if (note.get("metadata") or {}).get(_CORRECTION) == key:
-                return str(note["id"])
+        invoice: Mapping[str, Any] = billed.invoice or {}
+        entries = f"/v1/customers/{invoice['customer']}/balance_transactions"
+        known = [*await api.list(_NOTES, {"invoice": str(invoice["id"])}), *await api.list(entries)]
+        for issued in known:
+            if (issued.get("metadata") or {}).get(_CORRECTION) == key:
+                return str(issued["id"])
+        cents, left = _total(line.cents, billed.line), int(invoice["amount_remaining"])
+        paid = int(invoice["amount_paid"]) - int(invoice.get("post_payment_credit_notes_amount") or 0)
+        params: dict[str, Parameter] = {"metadata": {_CORRECTION: key}}
+        if cents > left + paid:
+            # A credit, or the balance, has paid a part of the invoice: Stripe takes no credit note of that.
+            params |= {"amount": -cents, "currency": str(invoice["currency"])}
+            made = await api.post(entries, params, idempotency_key=f"meterkit-correction-{key}-balance")
+            return str(made["id"])
         credited: dict[str, Parameter] = {
             "type": "invoice_line_item",
             "invoice_line_item": str(billed.line["id"]),
             "amount": line.cents,
         }
-        params: dict[str, Parameter] = {
-            "invoice": str(invoice["id"]),
-            "lines": [credited],
-            "metadata": {_CORRECTION: key},
-        }
-        paid = _total(line.cents, billed.line) - int(invoice.get("amount_remaining") or 0)
-        if paid > 0:
-            params["credit_amount"] = paid
+        params |= {"invoice": str(invoice["id"]), "lines": [credited]}
+        if cents > left:
+            params["credit_amount"] = cents - left
         made = await api.post(_NOTES, params, idempotency_key=f"meterkit-correction-{key}")
         return str(made["id"])
 
-    async def _remembered(self, customer: str, asked: Asked, meter: str) -> dict[str, CreditNote]:
+    async def _remembered(self, customer: str, asked: Asked, meter: str) -> dict[str, IssuedCredit]:
         """The credit notes of a correction that the store knows, by the names of their lines."""
         kept = await self._kept(customer, asked)
-        return {name: CreditNote(*note) for name, note in kept.get("notes", {}).get(meter, {}).items()}
+        return {name: IssuedCredit(*note) for name, note in kept.get("notes", {}).get(meter, {}).items()}
 
     async def _kept(self, customer: str, asked: Asked) -> dict[str, Any]:
         admin, (_, once) = await self._store.admin(), once_key(self._store, customer, asked.correction_id)
@@ -211,7 +216,7 @@ class CreditIssuer:
         return found
 
     async def _remember(
-        self, customer: str, asked: Asked, meter: str, line: AssignedLine, note: CreditNote
+        self, customer: str, asked: Asked, meter: str, line: AssignedLine, note: IssuedCredit
     ) -> None:
         """Keep a credit note with its correction, and enter it into the customer's ledger."""
         store, kept = self._store, await self._kept(customer, asked)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.pages.portal import PortalSession
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.registry import Behaviour
+    from meterkit.testing.emulator.selling.balance_transactions import BalanceTransaction
     from meterkit.testing.emulator.selling.coupons import Coupon, Discount, PromotionCode
     from meterkit.testing.emulator.subscribing.schedules import Schedule
     from meterkit.testing.emulator.webhooks.events import Event, ThinEvent
@@ -86,6 +87,7 @@ class Account:
             self.subscriptions = Subscriptions()
             self.invoices = Invoices()
             self.refunds: Registry[Refund] = Registry("refund")
+            self.balance_transactions: Registry[BalanceTransaction] = Registry("balance transaction")
             self.credit_notes: Registry[CreditNote] = Registry("credit note")
             self.schedules: Registry[Schedule] = Registry("subscription schedule")
             self.events = MeterEvents(self.customers, self.meters, self.behaviour, report=self.tell_thin)

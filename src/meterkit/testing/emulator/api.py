@@ -30,6 +30,7 @@ from meterkit.testing.emulator.metering.summaries import list_summaries
 from meterkit.testing.emulator.object_calls import retrieves
 from meterkit.testing.emulator.pages.session_calls import CHECKOUT_CALLS, PORTAL_CALLS
 from meterkit.testing.emulator.protocol import ApiError, Exchange, Reply, new_id, read_version
+from meterkit.testing.emulator.selling.balance_transactions import BALANCE_CALLS
 from meterkit.testing.emulator.selling.coupon_calls import COUPON_CALLS
 from meterkit.testing.emulator.selling.customer_calls import (
     CLOCK_CALLS,
@@ -84,6 +85,7 @@ OPERATIONS: Final[tuple[tuple[str, str, Operation], ...]] = (
     *INVOICE_CALLS,
     *ONE_TIME_CALLS,
     *PENDING_ITEM_CALLS,
+    *BALANCE_CALLS,
     *SCHEDULE_CALLS,
     *CLOCK_CALLS,
     *CREDIT_NOTE_CALLS,

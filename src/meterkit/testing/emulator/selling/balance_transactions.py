@@ -1,0 +1,70 @@
+"""Entries of a customer's balance that a call makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from meterkit.testing.emulator.call import PAGING
+from meterkit.testing.emulator.protocol import fields_of, missing_parameter, new_id
+
+if TYPE_CHECKING:
+    from meterkit.testing.emulator.account import Account, Operation
+    from meterkit.testing.emulator.call import Call
+    from meterkit.testing.emulator.protocol import JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BalanceTransaction:
+    """An entry of a customer's balance; ``amount`` is in minor units of the currency, a credit below 0."""
+
+    id: str
+    created: int
+    customer: str
+    amount: int
+    currency: str
+    ending_balance: int
+    description: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+    def to_json(self) -> JsonObject:
+        """Return the entry as Stripe shows it (https://docs.stripe.com/api/customer_balance_transactions/object)."""
+        return {**fields_of(self), "object": "customer_balance_transaction", "type": "adjustment"}
+
+
+def _create(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/customer_balance_transactions/create."""
+    params, customer = call.params, account.customers.find(call.object_id)
+    params.only("amount", "currency", "description", "metadata", expandable=None)
+    amount, before = params.integer("amount"), customer.to_json()
+    if amount is None:
+        raise missing_parameter("amount")
+    currency = params.required("currency").lower()
+    customer.balance += amount
+    made = BalanceTransaction(
+        id=new_id("cbtxn_1", length=23),
+        created=account.now,
+        customer=customer.id,
+        amount=amount,
+        currency=currency,
+        ending_balance=customer.balance,
+        description=params.given("description"),
+        metadata=params.metadata(),
+    )
+    account.balance_transactions.add(made)
+    account.emit("customer.updated", customer.to_json(), previous=before)
+    return made.to_json()
+
+
+def _list(account: Account, call: Call) -> JsonObject:
+    """https://docs.stripe.com/api/customer_balance_transactions/list: without what invoices have used."""
+    customer = account.customers.find(call.object_id)
+    call.params.only(*PAGING, expandable=None)
+    own = [each for each in account.balance_transactions if each.customer == customer.id]
+    return call.page([each.to_json() for each in reversed(own)])
+
+
+BALANCE_CALLS: Final[tuple[tuple[str, str, Operation], ...]] = (
+    ("GET", "/v1/customers/{id}/balance_transactions", _list),
+    ("POST", "/v1/customers/{id}/balance_transactions", _create),
+)

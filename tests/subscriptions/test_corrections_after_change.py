@@ -1,0 +1,381 @@
+"""Units are taken back at the price that they were billed at, whatever changed since (F-222)."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import pytest
+
+from delivering import kit_for
+from meterkit.catalog import loads
+from meterkit.delivery.correction_credits import CreditIssuer
+from meterkit.errors import SettingsError, StripeUnavailableError
+from priced_shop import CATALOG, PLANS, metered_lines, renewed, sell
+from shopping import END, HALF, shop
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meterkit import Corrected
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+MINUTE: Final = timedelta(minutes=1)
+HOUR: Final = timedelta(hours=1)
+DOWN_NOW: Final = loads(PLANS.replace("plans:\n", "billing: {changes: {downgrade: now}}\nplans:\n", 1))
+
+
+async def use(at: Shop, quantity: int, meter: str = "tokens") -> None:
+    """Record and deliver units."""
+    await at.kit.record("acme", meter, quantity)
+    assert (await at.kit.flush(everything=True)).is_complete
+    at.clock.advance(5 * MINUTE)
+
+
+async def switch(at: Shop, plan: str) -> None:
+    """Change the plan now."""
+    assert (await at.kit.subscriptions.change_plan("acme", plan)).confirmed
+    at.clock.advance(5 * MINUTE)
+
+
+async def change_in_dashboard(at: Shop, subscription: str, before: str, after: str) -> None:
+    """Switch the items at Stripe; what is charged for that waits for the next invoice."""
+    found = (await at.stripe_subscription(subscription))["items"]["data"]
+    params = {"proration_behavior": "create_prorations"}
+    for place, item in enumerate(found):
+        price = item["price"]["id"].replace(before, after)
+        params |= {f"items[{place}][id]": item["id"], f"items[{place}][price]": price}
+    await at.stripe_change(f"/v1/subscriptions/{subscription}", **params)
+    await at.kit.subscriptions.sync("acme")
+    at.clock.advance(5 * MINUTE)
+
+
+async def correct(
+    at: Shop, quantity: int, *, credit: bool = False, id_: str = "c-1", meter: str = "tokens"
+) -> Corrected:
+    """Correct units, after a dry run that says the same; and deliver what takes them back."""
+    given: dict[str, Any] = {"reason": "a loop", "correction_id": id_}
+    (tried,) = await at.kit.correct("acme", {meter: quantity}, **given, dry_run=True)
+    (found,) = await at.kit.correct("acme", {meter: quantity}, **given, credit=credit)
+    parts = (found.taken_back, found.granted_next, found.by_hand, found.never_billed, found.beyond)
+    assert found.asked == sum(parts) == quantity
+    names = (*(field for field in found.__dataclass_fields__ if field not in {"credits", "not_credited"}),)
+    if not found.credits:
+        assert [getattr(tried, name) for name in names] == [getattr(found, name) for name in names]
+    await at.kit.flush(everything=True)
+    return found
+
+
+def by_hand(found: Corrected) -> list[tuple[int, int]]:
+    """The units and cents by invoice line."""
+    assert found.by_hand == sum(line.units for line in found.by_hand_lines)
+    assert found.by_hand_cents == sum(line.cents for line in found.by_hand_lines)
+    return [(line.units, line.cents) for line in found.by_hand_lines]
+
+
+async def balance(at: Shop) -> int:
+    """What Stripe holds for the customer, in cents."""
+    (customer,) = await at.stripe_list("/v1/customers")
+    return -int(customer["balance"])
+
+
+async def notes(at: Shop) -> Sequence[int]:
+    """The amounts of all credit notes."""
+    return [note["amount"] for note in await at.stripe_list("/v1/credit_notes")]
+
+
+async def agrees(at: Shop) -> None:
+    """Our books and Stripe's agree, by quantity and price."""
+    for one in await at.kit.reconcile("acme", at=HALF):
+        assert (one.advice, one.mispriced, one.difference) == ("", 0, 0), one
+
+
+async def test_units_before_a_downgrade_are_given_back_at_their_price(store_url: str) -> None:
+    async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
+        await at.subscribed(plan="cheaper")
+        at.clock.set(HALF)
+        await use(at, 150)
+        await switch(at, "basic")
+        await use(at, 20)
+        # Half of the larger plan's price has paid for the usage: 5.00 are left, less 1.50.
+        assert await balance(at) == 500 - 150
+        found = await correct(at, 50, credit=True)
+        assert (found.taken_back, by_hand(found), found.left_by_hand) == (20, [(30, 90)], 0)
+        assert await balance(at) == 500 - 60
+        (again,) = await at.kit.correct(
+            "acme", {"tokens": 50}, reason="a loop", correction_id="c-1", credit=True
+        )
+        assert (again.credits, await balance(at)) == (found.credits, 440)
+        await renewed(at)
+        assert await metered_lines(at) == [("price_cheaper_tokens", 50, 3)]
+        await agrees(at)
+
+
+@pytest.mark.parametrize(("plan", "after"), [("cheaper", 3), ("same", 5)])
+async def test_units_of_an_ended_price_are_given_back_at_the_price_on_their_invoice(
+    store_url: str, plan: str, after: int
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        await switch(at, plan)
+        await use(at, 20)
+        found = await correct(at, 30, credit=True)
+        assert (found.taken_back, found.sent_back, found.granted_next) == (20, 20, 0)
+        assert by_hand(found) == [(10, 50)]
+        (line,) = found.by_hand_lines
+        (note,) = found.credits
+        assert (note.invoice, note.line, note.units, note.cents) == tuple(line)
+        assert (found.left_by_hand, found.not_credited, await balance(at)) == (0, "", 50)
+        # Recorded is what Stripe has: the credit note leaves the invoice as it is.
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage"] == 60
+        await use(at, 7)
+        await renewed(at)
+        assert await metered_lines(at) == [("price_basic_tokens", 60, 5), (f"price_{plan}_tokens", 7, after)]
+        await agrees(at)
+
+
+async def test_without_credit_the_invoice_line_is_named_and_a_repeat_with_credit_gives_it_back(
+    store_url: str,
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 184)
+        await switch(at, "cheaper")
+        found = await correct(at, 84)
+        assert (found.taken_back, by_hand(found), found.left_by_hand) == (0, [(84, 420)], 84)
+        assert (await notes(at), await balance(at)) == ([], 0)
+        invoice = (await at.invoices())[-1]
+        assert found.by_hand_lines[0].invoice == invoice["id"]
+        assert found.by_hand_lines[0].line in {line["id"] for line in invoice["lines"]["data"]}
+        for _ in range(2):
+            (again,) = await at.kit.correct(
+                "acme", {"tokens": 84}, reason="a loop", correction_id="c-1", credit=True
+            )
+            assert (again.is_repeated, again.left_by_hand) == (True, 0)
+        assert (await notes(at), await balance(at)) == ([420], 420)
+        # The line is credited once, whatever the id.
+        more = await correct(at, 84, credit=True, id_="c-2")
+        assert (more.by_hand, more.included, await notes(at)) == (0, 84, [420])
+
+
+async def test_an_open_invoice_is_lowered(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        at.clock.set(END)
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.emulator.fail_payments(linked)
+        at.clock.set(END + 2 * HOUR)
+        at.emulator.advance()
+        await at.kit.subscriptions.sync("acme")
+        invoice = (await at.invoices())[-1]
+        assert (invoice["status"], invoice["amount_due"], begun.plan) == ("open", 1_300, "basic")
+        found = await correct(at, 40, credit=True)
+        assert (by_hand(found), found.left_by_hand, await balance(at)) == ([(40, 200)], 0, 0)
+        assert (await at.invoices())[-1]["amount_due"] == 1_100
+
+
+async def test_of_several_ended_prices_the_newest_goes_first(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 130)  # 30 at 5 cents
+        await switch(at, "cheaper")
+        await use(at, 20)  # at 3 cents
+        await switch(at, "same")
+        await use(at, 10)  # at 5 cents again
+        first = await correct(at, 22, credit=True)
+        assert (first.taken_back, by_hand(first)) == (10, [(12, 36)])
+        await use(at, 4)
+        second = await correct(at, 30, credit=True, id_="c-2")
+        assert (second.taken_back, by_hand(second)) == (4, [(8, 24), (18, 90)])
+        assert (await balance(at), sorted(await notes(at))) == (150, [24, 36, 90])
+        third = await correct(at, 30, credit=True, id_="c-3")
+        assert (third.taken_back, third.included, by_hand(third)) == (18, 18, [(12, 60)])
+        await renewed(at)
+        assert await metered_lines(at) == [("price_basic_tokens", 30, 5), ("price_cheaper_tokens", 20, 3)]
+        await agrees(at)
+
+
+async def test_usage_that_waits_for_the_next_invoice_is_credited_when_that_is_final(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="cheaper")
+        at.clock.set(HALF)
+        await use(at, 150)
+        await change_in_dashboard(at, begun.id, "cheaper", "basic")
+        await use(at, 20)
+        found = await correct(at, 50, credit=True)
+        assert (found.taken_back, by_hand(found), found.credits) == (20, [(30, 90)], [])
+        assert (found.by_hand_lines[0].invoice, found.left_by_hand) == (None, 30)
+        assert found.not_credited == (
+            "30 units: no invoice has them yet: correct again with the same id when it is final"
+        )
+        at.clock.set(END)
+        at.emulator.advance()
+        await at.kit.subscriptions.sync("acme")
+        draft = await correct(at, 50, credit=True)
+        assert "is a draft: correct again" in draft.not_credited
+        at.clock.set(END + 2 * HOUR)
+        at.emulator.advance()
+        final = await correct(at, 50, credit=True)
+        assert (by_hand(final), final.left_by_hand, final.not_credited) == ([(30, 90)], 0, "")
+        assert final.by_hand_lines[0].invoice == (await at.invoices())[-1]["id"]
+        assert (await notes(at), await balance(at)) == ([90], 90)
+        assert await metered_lines(at) == [("price_cheaper_tokens", 50, 3)]
+        await agrees(at)
+
+
+@pytest.mark.parametrize("plan", ["basic", "cheaper"])
+async def test_units_of_the_last_period_are_on_its_invoice(store_url: str, plan: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="cheaper")
+        at.clock.set(HALF)
+        await use(at, 160)
+        if plan == "basic":
+            await at.kit.subscriptions.change_plan("acme", "basic")  # at the period's end
+        await renewed(at)
+        await at.kit.subscriptions.sync("acme")
+        await use(at, 103)
+        found = await correct(at, 3 + 100 + 70, credit=True)
+        assert (found.overage, found.included, found.beyond) == (3, 100, 10)
+        assert (by_hand(found), await balance(at)) == ([(60, 180)], 180)
+        assert (await correct(at, 5, id_="c-2")).beyond == 5
+        await agrees(at)
+
+
+async def test_usage_that_was_billed_more_than_35_days_ago_stays(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="cheaper")
+        at.clock.set(HALF)
+        await use(at, 160)
+        await renewed(at)
+        await at.kit.subscriptions.sync("acme")
+        at.clock.set(END + timedelta(days=35))
+        at.emulator.advance()
+        await at.kit.subscriptions.sync("acme")
+        assert by_hand(await correct(at, 1)) == [(1, 3)]
+        at.clock.set(END + timedelta(days=35, seconds=1))
+        assert (await correct(at, 1, id_="c-2")).beyond == 1
+
+
+async def test_a_void_invoice_gives_nothing_back(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        at.clock.set(END)
+        at.emulator.fail_payments(linked)
+        at.clock.set(END + 2 * HOUR)
+        at.emulator.advance()
+        invoice = (await at.invoices())[-1]
+        await at.stripe_change(f"/v1/invoices/{invoice['id']}/void")
+        await at.kit.subscriptions.sync("acme")
+        found = await correct(at, 40, credit=True)
+        assert (found.by_hand, found.beyond, await notes(at)) == (0, 40, [])
+
+
+async def test_one_id_credits_once_asked_at_the_same_time(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        await switch(at, "cheaper")
+        found: list[Corrected] = []
+
+        async def ask(id_: str) -> None:
+            given: Any = {"reason": "a loop", "correction_id": id_, "credit": True}
+            found.extend(await at.kit.correct("acme", {"tokens": 40}, **given))
+
+        async with anyio.create_task_group() as group:
+            for id_ in ("c-1", "c-1", "c-1", "c-2"):
+                group.start_soon(ask, id_)
+        assert sorted(one.by_hand for one in found) == [20, 40, 40, 40]
+        assert (sorted(await notes(at)), await balance(at)) == ([100, 200], 300)
+
+
+async def test_a_credit_note_that_stripe_did_not_take_is_issued_by_a_repeat(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        await switch(at, "cheaper")
+        at.emulator.fail_next("drop", skip=1, times=3, path="/v1/credit_notes")
+        with pytest.raises(StripeUnavailableError):
+            await correct(at, 60, credit=True)
+        assert (await notes(at), await balance(at)) == ([], 0)
+        found = await correct(at, 60, credit=True)
+        assert (by_hand(found), found.left_by_hand, found.is_repeated) == ([(60, 300)], 0, True)
+        assert (await notes(at), await balance(at)) == ([300], 300)
+
+
+async def test_a_credit_note_is_issued_once_where_the_process_dies_behind_it(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        await switch(at, "cheaper")
+        at.emulator.fail_next("drop", when="after", skip=1, path="/v1/credit_notes")
+        with monkeypatch.context() as patched:
+            patched.setattr(CreditIssuer, "_remember", die)
+            with pytest.raises(InterruptedError):
+                await correct(at, 60, credit=True)
+        # By then Stripe has forgotten the idempotency key, and knows the credit note.
+        at.clock.advance(timedelta(days=2))
+        found = await correct(at, 60, credit=True)
+        assert (by_hand(found), found.left_by_hand, found.is_repeated) == ([(60, 300)], 0, True)
+        assert (await notes(at), await balance(at)) == ([300], 300)
+
+
+async def die(*_: object) -> None:
+    """Stop the process."""
+    raise InterruptedError
+
+
+async def test_where_stripe_does_not_show_the_invoices_nothing_is_taken_back(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        await switch(at, "cheaper")
+        await use(at, 20)
+        at.emulator.fail_next("error", status=503, times=100, path="/v1/invoices")
+        with pytest.raises(StripeUnavailableError):
+            await correct(at, 60)
+        assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage"] == 80
+        at.emulator.clear_faults()
+        assert (await correct(at, 60)).is_repeated is False
+
+
+async def test_without_a_key_credit_is_refused_and_ended_prices_are_kept_apart(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        await switch(at, "cheaper")
+        await use(at, 20)
+        keyless = kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG, stripe_api_key=None)
+        async with keyless as kit:
+            given: Any = {"reason": "a loop", "correction_id": "c-1"}
+            with pytest.raises(SettingsError, match="nothing is taken back"):
+                await kit.correct("acme", {"tokens": 60}, **given, credit=True)
+            assert (await kit.usage("acme"))["meters"]["tokens"]["overage"] == 80
+            (found,) = await kit.correct("acme", {"tokens": 60}, **given)
+            assert (found.taken_back, by_hand(found)) == (20, [(40, 200)])
+            assert tuple(found.by_hand_lines[0]) == (None, None, 40, 200)
+        credited = await correct(at, 60, credit=True)
+        assert credited.not_credited == "their invoice line is not known: credit them at Stripe"
+        await at.kit.flush(everything=True)
+        await renewed(at)
+        assert await metered_lines(at) == [("price_basic_tokens", 60, 5)]
