@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -11,14 +12,21 @@ import pytest
 from delivering import kit_for
 from meterkit.catalog import loads
 from meterkit.delivery.correction_credits import CreditIssuer
-from meterkit.errors import SettingsError, StripeUnavailableError
+from meterkit.errors import SettingsError, StoreError, StripeUnavailableError
 from priced_shop import CATALOG, PLANS, metered_lines, renewed, sell
 from shopping import END, HALF, shop
+from subscriptions.test_derived_costs import PLANS as DERIVED
+from subscriptions.test_derived_costs import charged_cents
+from subscriptions.test_prices_by_model import CATALOG as BY_MODEL
+from subscriptions.test_prices_by_model import answer, lines
+from subscriptions.test_prices_by_model import nothing as sell_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meterkit import Corrected
+    from meterkit.catalog import Catalog
+    from meterkit.testing import StripeEmulator
     from shopping import Shop
 
 pytestmark = pytest.mark.anyio
@@ -41,16 +49,13 @@ async def switch(at: Shop, plan: str) -> None:
     at.clock.advance(5 * MINUTE)
 
 
-async def change_in_dashboard(at: Shop, subscription: str, before: str, after: str) -> None:
-    """Switch the items at Stripe; what is charged for that waits for the next invoice."""
+async def change_at_stripe(at: Shop, subscription: str, before: str, after: str, **params: str) -> None:
+    """Switch the items at Stripe, as a person does in the Dashboard or in the portal."""
     found = (await at.stripe_subscription(subscription))["items"]["data"]
-    params = {"proration_behavior": "create_prorations"}
     for place, item in enumerate(found):
         price = item["price"]["id"].replace(before, after)
         params |= {f"items[{place}][id]": item["id"], f"items[{place}][price]": price}
     await at.stripe_change(f"/v1/subscriptions/{subscription}", **params)
-    await at.kit.subscriptions.sync("acme")
-    at.clock.advance(5 * MINUTE)
 
 
 async def correct(
@@ -210,7 +215,9 @@ async def test_usage_that_waits_for_the_next_invoice_is_credited_when_that_is_fi
         begun = await at.subscribed(plan="cheaper")
         at.clock.set(HALF)
         await use(at, 150)
-        await change_in_dashboard(at, begun.id, "cheaper", "basic")
+        await change_at_stripe(at, begun.id, "cheaper", "basic", proration_behavior="create_prorations")
+        await at.kit.subscriptions.sync("acme")
+        at.clock.advance(5 * MINUTE)
         await use(at, 20)
         found = await correct(at, 50, credit=True)
         assert (found.taken_back, by_hand(found), found.credits) == (20, [(30, 90)], [])
@@ -379,3 +386,181 @@ async def test_without_a_key_credit_is_refused_and_ended_prices_are_kept_apart(s
         await at.kit.flush(everything=True)
         await renewed(at)
         assert await metered_lines(at) == [("price_basic_tokens", 60, 5)]
+
+
+async def test_a_correction_waits_for_a_change_of_prices_whose_outcome_is_not_known(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        at.emulator.fail_next("drop", skip=1, times=20, path=f"/v1/subscriptions/{begun.id}")
+        with pytest.raises(StripeUnavailableError):
+            await at.kit.subscriptions.change_plan("acme", "cheaper")
+        at.emulator.clear_faults()
+        with pytest.raises(StoreError, match="prices of customer 'acme' are being changed"):
+            await correct(at, 60)
+        at.clock.advance(3 * MINUTE)
+        # Stripe has not made the change: the price goes on, and a negative event takes the units back.
+        found = await correct(at, 60, credit=True)
+        assert (found.taken_back, found.sent_back, by_hand(found)) == (60, 60, [])
+        await renewed(at)
+        assert await metered_lines(at) == []
+
+
+async def test_units_before_a_change_in_the_portal_that_no_webhook_told_of_are_given_back(
+    store_url: str,
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="cheaper")
+        at.clock.set(HALF)
+        await use(at, 150)
+        await change_at_stripe(at, begun.id, "cheaper", "basic", proration_behavior="always_invoice")
+        found = await correct(at, 30, credit=True)
+        assert (by_hand(found), found.left_by_hand) == ([(30, 90)], 0)
+        await at.kit.subscriptions.sync("acme")
+        await renewed(at)
+        assert await metered_lines(at) == [("price_cheaper_tokens", 50, 3)]
+        await agrees(at)
+
+
+async def test_grants_and_credits_get_theirs_back_and_invoices_the_rest(store_url: str) -> None:
+    plans = PLANS.replace("plans:\n", "credits:\n  ai: {costs: {tokens: 1}}\nplans:\n", 1)
+    async with shop(store_url, catalog=loads(plans), selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.grants.add("acme", {"tokens": 20}, grant_id="g-1")
+        await at.kit.grants.add("acme", {"ai": 15}, grant_id="g-2")
+        await use(at, 150)
+        await switch(at, "cheaper")
+        await use(at, 5)
+        found = await correct(at, 60, credit=True)
+        parts = (found.overage, found.credited, found.granted, found.included)
+        assert (parts, by_hand(found)) == ((5, 15, 20, 5), [(15, 75)])
+        left = {grant.name: grant.remaining for grant in await at.kit.grants.list("acme")}
+        assert left == {"ai": 15, "tokens": 20}
+
+
+async def test_units_of_a_subscription_that_ended_are_on_its_last_invoice(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        at.clock.advance(3 * HOUR)
+        at.emulator.advance()
+        await at.kit.subscriptions.sync("acme")
+        assert by_hand(await correct(at, 20, credit=True)) == [(20, 100)]
+        await at.subscribed(plan="cheaper")
+        at.clock.advance(5 * MINUTE)
+        await use(at, 103)
+        found = await correct(at, 110, credit=True, id_="c-2")
+        assert (found.overage, found.included, by_hand(found)) == (3, 100, [(7, 35)])
+        assert sorted(await notes(at)) == [35, 100]
+
+
+async def test_an_invoice_with_tax_and_discount_is_credited_by_its_part_of_both(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell_with_tax) as at:
+        begun = await at.subscribed(plan="basic")
+        await at.stripe_change("/v1/coupons", id="tenth", percent_off="10", duration="forever")
+        (customer,) = await at.stripe_list("/v1/customers")
+        await at.stripe_change(f"/v1/customers/{customer['id']}", **{"address[country]": "DE"})
+        changed = {"automatic_tax[enabled]": "true", "discounts[0][coupon]": "tenth"}
+        await at.stripe_change(f"/v1/subscriptions/{begun.id}", **changed)
+        at.clock.set(HALF)
+        await use(at, 160)
+        await renewed(at)
+        await at.kit.subscriptions.sync("acme")
+        invoice = (await at.invoices())[-1]
+        assert (invoice["status"], invoice["total"]) == ("paid", round((1_000 + 300) * 0.9 * 1.2))
+        found = await correct(at, 60, credit=True)
+        assert (by_hand(found), found.left_by_hand) == ([(60, 300)], 0)
+        assert await balance(at) == round(300 * 0.9 * 1.2)
+
+
+def sell_with_tax(emulator: StripeEmulator, catalog: Catalog) -> None:
+    """Sell the plans to a customer in a country that is taxed."""
+    emulator.tax_percent = Decimal(20)
+    sell(emulator, catalog)
+
+
+USAGE: Final = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  words: {unit: word, stripe: {event_name: translated_words, report: usage}}
+plans:
+  free: {price: {amount_cents: 0, interval: month}, meters: {words: {included: 0, overage: deny}}}
+  pro:
+    price: {amount_cents: 1000, interval: month}
+    meters: {words: {included: 100, overage: {bill: {per: 3, amount_cents: 10}}}}
+""")
+
+
+async def test_of_tiers_the_last_one_is_given_back_and_corrections_add_up_to_the_line(store_url: str) -> None:
+    async with shop(store_url, catalog=USAGE, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        await use(at, 150, "words")  # 100 cost nothing, and 50 cost 166.67 cents
+        await renewed(at)
+        await at.kit.subscriptions.sync("acme")
+        for nth, cents in enumerate((84, 83)):
+            found = await correct(at, 25, credit=True, id_=f"c-{nth}", meter="words")
+            assert by_hand(found) == [(25, cents)]
+        assert (await correct(at, 9, id_="c-3", meter="words")).beyond == 9
+        assert await balance(at) == 167
+
+
+@pytest.mark.parametrize("plan", ["flat", "dear", "more"])
+async def test_units_at_prices_by_model_are_shown_as_billed_after_a_correction(
+    store_url: str, plan: str
+) -> None:
+    async with shop(store_url, catalog=BY_MODEL, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        for model, tokens in {"grok-4": 2_000, "claude-opus-4": 10_000, "gpt-5-mini": 20_000}.items():
+            await at.kit.record_usage("acme", answer(model, tokens))
+        await at.kit.flush(everything=True)
+        at.clock.advance(5 * MINUTE)
+        await switch(at, plan)
+        for model, tokens in {"grok-4": 1_000, "claude-opus-4": 3_000, "gpt-5-mini": 4_000}.items():
+            await at.kit.record_usage("acme", answer(model, tokens))
+        await at.kit.flush(everything=True)
+        at.clock.advance(5 * MINUTE)
+        first = await correct(at, 5_000, meter="output_tokens")
+        second = await correct(at, 9_000, credit=True, id_="c-2", meter="output_tokens")
+        assert (first.taken_back, second.taken_back, by_hand(second)) == (
+            5_000,
+            3_000,
+            [(1_000, 4), (5_000, 2)],
+        )
+        shown = (await at.kit.usage("acme"))["meters"]["output_tokens"]["overage_cents"]
+        await renewed(at)
+        assert shown == sum(cents for *_, cents in await lines(at)) == 214
+        await agrees(at)
+
+
+async def test_units_of_a_derived_meter_are_on_a_line_of_its_own(store_url: str) -> None:
+    large = "{overage: {bill: {per: 1000, amount_cents: 6}}}"
+    async with shop(store_url, catalog=loads(DERIVED.replace("LARGE", large)), selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        for model in ("x-small", "x-large"):
+            await at.kit.record_usage("acme", answer(model, 100_000))
+        await at.kit.flush(everything=True)
+        at.clock.advance(5 * MINUTE)
+        await switch(at, "more")
+        for model in ("x-small", "x-large"):
+            await at.kit.record_usage("acme", answer(model, 10_000))
+        await at.kit.flush(everything=True)
+        at.clock.advance(5 * MINUTE)
+        found = await correct(at, 30_000, credit=True, meter="output_tokens")
+        assert (found.taken_back, by_hand(found)) == (20_000, [(10_000, 20)])
+        more = await correct(at, 150_000, credit=True, id_="c-2", meter="output_tokens")
+        assert (more.taken_back, by_hand(more)) == (0, [(80_000, 160), (70_000, 420)])
+        assert await balance(at) == 20 + 160 + 420
+        await renewed(at)
+        assert await charged_cents(at) == 180 + 600

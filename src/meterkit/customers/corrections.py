@@ -19,6 +19,7 @@ from meterkit.customers.history import is_relinked
 from meterkit.decisions.audit_terms import paid_price
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import from_ms
+from meterkit.decisions.price_segments import label_of
 from meterkit.decisions.spending import price_of
 from meterkit.errors import MeterkitError, StoreError
 from meterkit.outbox.sealing import kept_ms
@@ -77,6 +78,11 @@ async def ask_confirmed(
         reply: list[Any] = await admin.ask(asked)
         if reply[0] == replies.CLOCK:
             raise StoreError(f"this host's clock and the store's differ by more than 60 s: nothing is {done}")
+        if reply[0] == replies.CHANGING and reply[2]:
+            raise OfCustomerError(
+                f"the prices of customer {customer!r} are being changed at Stripe: nothing is {done}; try"
+                " again in two minutes"
+            )
         if reply[0] == replies.CHANGING:
             continue
         if reply[0] == replies.BROKEN:
@@ -289,7 +295,7 @@ async def _one_stripe_customer(store: Store, view: CustomerView) -> str:
 def _text_of(given: Asked, view: CustomerView) -> str:
     catalog = view.cache.catalog
     meters = [
-        [name, meter_token(name), quantity, _events(name, catalog.meters), _rows(name, catalog.meters)]
+        [name, meter_token(name), quantity, _events(name, catalog.meters), _rows(name, view)]
         for name, quantity in given.quantities.items()
     ]
     how = {name: _how(view, name) for name in given.quantities}
@@ -311,11 +317,18 @@ def _events(meter: str, meters: Mapping[str, Meter]) -> list[tuple[str, int]]:
     ]
 
 
-def _rows(meter: str, meters: Mapping[str, Meter]) -> list[tuple[str, str]]:
-    """What counts its prices by model, the default first, each with what stands for its event."""
-    rows = [other for other in meters.values() if other.source == meter and other.is_row]
+def _rows(meter: str, view: CustomerView) -> list[tuple[str, str, str]]:
+    """Meters that count its prices by model, the default first: token, token of the event, label."""
+    rows = [other for other in view.cache.catalog.meters.values() if other.source == meter and other.is_row]
     rows.sort(key=lambda row: row.stripe is not None)
-    return [(meter_token(row.name), meter_token(row.name if row.stripe else meter)) for row in rows]
+    return [
+        (
+            meter_token(row.name),
+            meter_token(row.name if row.stripe else meter),
+            label_of(view.entitlements[row.name]),
+        )
+        for row in rows
+    ]
 
 
 def _how(view: CustomerView, meter: str) -> _How:

@@ -27,8 +27,8 @@
 --       units, and credits, in micro-credits; how many of those taken back Stripe was sent before; and those beyond
 --       the cap; by_hand, by meter: units left to credit notes, see assign_lines}
 --       {1, now, the same of the first time}    {2, now, rev, state} stale    {3, now} clock
---       {4, now, field} not a whole number    {9, now} prices change, or have since the invoices were read
---       except with the first, nothing is done
+--       {4, now, field} not a whole number    {9, now, 1} prices are being changed; 0: they were since
+--       the invoices were read; except with the first, nothing is done
 --include dry_run
 local redis, stop_writing = dry_run()
 --include confirm_counters
@@ -66,8 +66,9 @@ sending.customer, sending.made, sending.back, sending.taken = customer, 0, {}, a
 local keys = {intents = intents_key, outbox = outbox_key, totals = totals_key, counters = counters_key}
 local period, done, _, untouched = text('%.0f', head and head.begins_ms or starts_ms), {}, read_counters(counters_key)
 local billed, by_hand = sending.billed, {}
-if billed and (tonumber(totals[period .. '|w'] or '0') > now or (totals[period .. '|y'] or '') ~= billed.changed) then
-  return {9, now}
+local is_held = billed and tonumber(totals[period .. '|w'] or '0') > now
+if is_held or billed and (totals[period .. '|y'] or '') ~= billed.changed then
+  return {9, now, is_held and 1 or 0}
 end
 local sealed_in, to_compensate, in_open, on_lines = sealed_units(totals, period, billed)
 sending.ended = on_lines
@@ -78,7 +79,7 @@ end
 
 for i, one in ipairs(correction.meters) do
   local name, token, quantity, events, rows = unpack(one)
-  local lower = lower_rows(meters, rows, sending.back)
+  local lower = lower_rows(meters, rows, sending.back, totals, period)
   local meter, left = meters[token] or open_meter(EMPTY_METER), quantity
   local over_cap, overage, credited, granted, included, sealed, sealed_included
   local paid, given, repaid = meter.credited, meter.granted, (totals[period .. '|' .. token .. 'r'] or 0) + 0
