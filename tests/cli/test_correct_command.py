@@ -6,11 +6,17 @@ import os
 import pty
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from anyio import to_thread
 
+from delivering import STRIPE_KEY
 from meterkit import MeterKit
+from priced_shop import CATALOG, PLANS, sell
+from shopping import shop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,3 +124,46 @@ def typed(shell: Shell, *words: str, answer: str) -> tuple[str, int]:
         os.close(theirs)
         os.close(ours)
     return done.stdout.decode(), done.returncode
+
+
+async def test_billed_units_are_named_by_invoice_and_credited(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    """F-222: a dry run says the same, and the command that is typed again with ``--credit`` goes on."""
+    (directory / "plans.yaml").write_text(PLANS)
+    async with shop(store_url, catalog=CATALOG, selling=sell, start=datetime.now(UTC)) as at:
+        stored.environment |= {"METERKIT_STRIPE_API_KEY": STRIPE_KEY, "METERKIT_STRIPE_API_BASE": at.url}
+        stored.environment["METERKIT_SHARDS"] = "4"
+        run = partial(to_thread.run_sync, stored.run)  # The emulator runs in this loop.
+        await at.subscribed(plan="basic")
+        at.clock.advance(timedelta(minutes=4))
+        await at.kit.record("acme", "tokens", 184)
+        await at.kit.subscriptions.change_plan("acme", "cheaper")
+        invoice = (await at.invoices())[-1]["id"]
+        tried = await run("correct", "acme", "tokens=60", "--dry-run")
+        billed = f"tokens: 60 are billed on invoice {invoice}, USD 3.00: "
+        recorded = "184 are recorded in this period, 84 of them as overage"
+        assert (tried.code, tried.out) == (
+            1,
+            f"tokens: 60 are to be taken back; {recorded}\n{billed}credit them by hand\n",
+        )
+        words = ("correct", "acme", "tokens=60", "--reason", "a loop", "--id", "T-1")
+        done = await run(*words)
+        nothing = "tokens: 0 of 60 taken back\n"
+        assert (done.code, done.out) == (1, f"{nothing}{billed}credit them by hand\n")
+        credited = await run(*words, "--credit", "--json")
+        (note,) = await at.stripe_list("/v1/credit_notes")
+        assert (note["amount"], note["invoice"]) == (300, invoice)
+        (line,) = credited.json[0]["by_hand_lines"]
+        assert (credited.code, line["units"], line["cents"]) == (0, 60, 300)
+        assert credited.json[0]["credits"] == [{"id": note["id"], **line}]
+
+
+async def test_credit_without_a_stripe_key_is_refused_before_anything_is_taken_back(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    async with MeterKit(directory / "plans.yaml", redis_url=store_url, flush=False) as kit:
+        await kit.record("acme", "tokens", 25)
+    done = stored.run("correct", "acme", "tokens=5", "--reason", "a loop", "--id", "T-1", "--credit")
+    assert (done.code, "nothing is taken back" in done.err) == (2, True)
+    assert stored.run("usage", "acme", "--json").json["meters"]["tokens"]["recorded"] == 25

@@ -240,6 +240,38 @@ async def test_credit_notes_of_a_paid_invoice(served: Served) -> None:
         await client.v1.credit_notes.create_async({"invoice": invoice, "amount": 601, "credit_amount": 601})
 
 
+async def test_credit_notes_list(served: Served) -> None:
+    """https://docs.stripe.com/api/credit_notes/list."""
+    client, _, _ = served
+    found, other = await _open(served), await _open(served)
+    for invoice, amount in ((found, 400), (other, 100), (found, 50)):
+        await client.v1.credit_notes.create_async({"invoice": str(invoice.id), "amount": amount})
+    listed = await client.v1.credit_notes.list_async({"invoice": str(found.id)})
+    assert [note.amount for note in listed.data] == [50, 400]
+
+
+async def test_customer_balance_transactions(served: Served) -> None:
+    """https://docs.stripe.com/api/customer_balance_transactions: an entry below 0 is a credit."""
+    client, _, _ = served
+    entries = client.v1.customers.balance_transactions
+    for amount in (-500, 200):
+        made = await entries.create_async("cus_1", {"amount": amount, "currency": "usd"})
+    assert (made.ending_balance, made.type, made.currency) == (-300, "adjustment", "usd")
+    assert [entry.amount for entry in (await entries.list_async("cus_1")).data] == [200, -500]
+    assert (await client.v1.customers.retrieve_async("cus_1")).balance == -300
+
+
+async def test_invoice_items_list(served: Served) -> None:
+    """https://docs.stripe.com/api/invoiceitems/list: ``pending`` ones wait for the next invoice."""
+    client, _, _ = served
+    found = await subscribe(client)
+    item: Any = {"id": item_of(found).id, "price": "price_20"}
+    await client.v1.subscriptions.update_async(found.id, {"items": [item]})
+    listed = await client.v1.invoice_items.list_async({"customer": "cus_1", "pending": True})
+    assert sorted(each.amount for each in listed.data) == [-1000, 2000]
+    assert {each.invoice for each in listed.data} == {None}
+
+
 async def test_refunds_create(served: Served) -> None:
     """https://docs.stripe.com/api/refunds/create: in parts, until all is refunded."""
     client, _, _ = served
