@@ -136,7 +136,7 @@ async def test_units_of_an_ended_price_are_given_back_at_the_price_on_their_invo
         (note,) = found.credits
         assert (note.invoice, note.line, note.units, note.cents) == tuple(line)
         assert (found.left_by_hand, found.not_credited, await balance(at)) == (0, "", 50)
-        # Recorded is what Stripe has: the credit note leaves the invoice as it is.
+        # The credit note leaves the invoice line as it is, so the units stay recorded.
         assert (await at.kit.usage("acme"))["meters"]["tokens"]["overage"] == 60
         await use(at, 7)
         await renewed(at)
@@ -335,7 +335,7 @@ async def test_a_credit_note_is_issued_once_where_the_process_dies_behind_it(
         await switch(at, "cheaper")
         at.emulator.fail_next("drop", when="after", skip=1, path="/v1/credit_notes")
         with monkeypatch.context() as patched:
-            patched.setattr(CreditIssuer, "_remember", die)
+            patched.setattr(CreditIssuer, "_keep_credit", die)
             with pytest.raises(InterruptedError):
                 await correct(at, 60, credit=True)
         # By then Stripe has forgotten the idempotency key, and knows the credit note.

@@ -71,9 +71,8 @@ async def correct(
 ) -> None:
     """Take recorded units back.
 
-    These are the units of this billing period, and those that were billed in the last 35 days.
-    On a terminal it asks first where they exceed half of the recorded ones. Exits 1 where something is
-    left to credit by hand, or was never recorded.
+    These are units of this billing period, and those billed in the last 35 days. On a terminal it asks first
+    where they exceed half of the recorded ones. Exits 1 if some are left to credit, or were never recorded.
     """
     if not dry_run and not (reason and correction_id):
         raise typer.BadParameter(
@@ -84,21 +83,19 @@ async def correct(
     async with session.kit(customer) as kit:
         await check_known(kit, customer)
         check_quantities(given, kit.catalog.meters)
-        usage = await kit.usage(customer)
+        usage, currency = await kit.usage(customer), kit.catalog.currency
         correct_units = partial(kit.correct, customer, given, by=operator(), reason=reason or "dry run")
-        if dry_run:
+        asks = not yes and sys.stdin.isatty() and _is_large(given, usage)
+        if dry_run or asks:
             tried = await correct_units(correction_id=correction_id or token_hex(), dry_run=True)
             planned = [_Planned.of(one, usage) for one in tried]
-            session.show(
-                [one.to_json() for one in planned], lambda: _tell_planned(planned, kit.catalog.currency)
-            )
+        if dry_run:
+            session.show([one.to_json() for one in planned], lambda: _print_planned(planned, currency))
             raise typer.Exit(int(any(one.beyond or one.by_hand for one in tried)))
-        if not yes and sys.stdin.isatty() and _is_large(given, usage):
-            tried = await correct_units(correction_id=correction_id, dry_run=True)
-            _tell_planned([_Planned.of(one, usage) for one in tried], kit.catalog.currency)
+        if asks:
+            _print_planned(planned, currency)
             typer.confirm("Take so much back?", abort=True, err=True)
         found = await correct_units(correction_id=correction_id, credit=credit)
-        currency = kit.catalog.currency
     session.show([_to_json(one) for one in found], lambda: _tell(found, correction_id, currency))
     if any(one.left_by_hand or one.beyond for one in found):
         raise typer.Exit(1)
@@ -147,7 +144,7 @@ def _is_large(quantities: Mapping[str, int], usage: CustomerUsage) -> bool:
     return any(2 * asked > usage["meters"][name]["recorded"] for name, asked in quantities.items())
 
 
-def _tell_planned(planned: Sequence[_Planned], currency: str) -> None:
+def _print_planned(planned: Sequence[_Planned], currency: str) -> None:
     for one in planned:
         meter, tried = one.tried.meter, one.tried
         recorded = f"{one.recorded:,} are recorded in this period, {one.overage:,} of them as overage"

@@ -38,7 +38,7 @@ class BilledLine(NamedTuple):
         return [self.token, self.name, self.instant_ms, self.units, kept]
 
 
-class Billed(NamedTuple):
+class BilledUsage(NamedTuple):
     """Usage on invoice lines of ended price segments and of earlier periods.
 
     Attributes:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meterkit.catalog import Meter
-    from meterkit.customers.by_hand_lines import Billed, IssuedCredit
+    from meterkit.customers.by_hand_lines import BilledUsage, IssuedCredit
     from meterkit.redis.scripts import Script
     from meterkit.store.store import Store
     from meterkit.store.views import CustomerView
@@ -150,7 +150,7 @@ class Corrected:
 
     @property
     def left_by_hand(self) -> int:
-        """How many of ``by_hand`` no credit note gives back."""
+        """Count the units of ``by_hand`` without a credit."""
         return self.by_hand - sum(note.units for note in self.credits)
 
 
@@ -167,16 +167,19 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Restored:
-    """A correction that is done: its result, and by meter the invoice lines it left to credit notes."""
+class CorrectionOutcome:
+    """The result of a correction, and by meter the invoice lines that it leaves to credit notes."""
 
     found: Sequence[Corrected]
     lines: Mapping[str, Sequence[AssignedLine]] = field(default_factory=dict[str, "Sequence[AssignedLine]"])
 
 
 async def restore_units(
-    store: Store, customer: str, given: Asked, read_billed: Callable[[CustomerView], Awaitable[Billed | None]]
-) -> Restored:
+    store: Store,
+    customer: str,
+    given: Asked,
+    read_billed: Callable[[CustomerView], Awaitable[BilledUsage | None]],
+) -> CorrectionOutcome:
     """Take recorded units back, once an id; see ``CreditIssuer.correct``.
 
     Args:
@@ -187,7 +190,7 @@ async def restore_units(
     """
     check_correction(store, customer, given)
     correction_id, quantities = given.correction_id, given.quantities
-    reply, is_repeated = await _restore(store, customer, given, read_billed)
+    reply, is_repeated = await _run_restore(store, customer, given, read_billed)
     asked, done = json.loads(reply["asked"]), reply["done"]
     if {name: quantity for name, _, quantity, *_ in asked["meters"]} != dict(quantities):
         before = ", ".join(f"{name}={quantity}" for name, _, quantity, *_ in asked["meters"])
@@ -228,11 +231,14 @@ async def restore_units(
         # Its id grants once: a repeat after an error here gets it, and no customer gets it twice.
         grant_id, begins = f"correction/{correction_id}", from_ms(int(reply["ends"]))
         await Grants(store).add(customer, granted_next, grant_id=grant_id, effective_at=begins)
-    return Restored(found=found, lines=lines)
+    return CorrectionOutcome(found=found, lines=lines)
 
 
-async def _restore(
-    store: Store, customer: str, given: Asked, read_billed: Callable[[CustomerView], Awaitable[Billed | None]]
+async def _run_restore(
+    store: Store,
+    customer: str,
+    given: Asked,
+    read_billed: Callable[[CustomerView], Awaitable[BilledUsage | None]],
 ) -> tuple[dict[str, Any], bool]:
     """The correction done under an id, now or before; whether before."""
     admin = await store.admin()

@@ -6,7 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meterkit.customers.by_hand_lines import Billed, BilledLine
+from meterkit.customers.by_hand_lines import BilledLine, BilledUsage
 from meterkit.decisions.keys import meter_token
 from meterkit.decisions.periods import to_ms
 from meterkit.decisions.price_segments import segments_of, sent_label
@@ -87,13 +87,16 @@ async def usage_lines(
     found: list[UsageLine] = []
     for invoice, line in items:
         meter, is_packed = await invoices.billed_meter(line)
-        if meter in token_of and (read := _read(invoice, line, token_of[meter], is_packed=is_packed)).units:
+        if (
+            meter in token_of
+            and (read := _read_line(invoice, line, token_of[meter], is_packed=is_packed)).units
+        ):
             found.append(read)
     found.reverse()  # Tiers are in rising order.
     return sorted(found, key=lambda one: (-one.end_s, -one.start_s, order.index(one.token)))
 
 
-def _read(
+def _read_line(
     invoice: Mapping[str, Any] | None, line: Mapping[str, Any], token: str, *, is_packed: bool
 ) -> UsageLine:
     pricing, span = line["pricing"], line["period"]
@@ -127,8 +130,8 @@ def tokens_of(meter: str, catalog: Catalog) -> list[str]:
 
 async def read_billed(
     store: Store, api: StripeApi, view: CustomerView, quantities: Mapping[str, int]
-) -> Billed | None:
-    """What invoices have of a customer's meters, in this period and up to 35 days ago.
+) -> BilledUsage | None:
+    """Read the usage that invoices have of a customer's meters, in this period and up to 35 days ago.
 
     None where no invoice is in the way: the customer has no subscription, or none of the units to correct
     has been sealed.
@@ -142,7 +145,7 @@ async def read_billed(
     if view.state.subscription is None or stripe_customer is None or not _is_sealed(usage, quantities, store):
         return None
     start_ms, now_s = to_ms(usage["period"]["start"]), store.now_ms() // 1000
-    changed = await _changed(store, view, start_ms)
+    changed = await _read_changed_at(store, view, start_ms)
     since_s = min(start_ms // 1000, now_s - CREDITED_WITHIN_S)
     tokens = {name: tokens_of(name, store.catalog) for name in quantities}
     wanted = [token for found in tokens.values() for token in found]
@@ -162,7 +165,7 @@ async def read_billed(
         name: [_billed_line(one, one.price) for one in credited if one.price and one.token in tokens[name]]
         for name in quantities
     }
-    return Billed(units=units, lines=lines, changed=changed)
+    return BilledUsage(units=units, lines=lines, changed=changed)
 
 
 def _billed_line(one: UsageLine, price: Fraction) -> BilledLine:
@@ -186,8 +189,8 @@ def _is_sealed(usage: CustomerUsage, quantities: Mapping[str, int], store: Store
     )
 
 
-async def _changed(store: Store, view: CustomerView, start_ms: int) -> str:
-    """When the prices of a customer changed last in a period, as the store has it; empty: not in it."""
+async def _read_changed_at(store: Store, view: CustomerView, start_ms: int) -> str:
+    """Read when the customer's prices changed last in a period, as the store has it; empty: never."""
     admin = await store.admin()
     found: bytes | None = await admin.ask(admin.client.hget(view.keys.totals, f"{start_ms}|y"))
     return (found or b"").decode()
@@ -195,8 +198,8 @@ async def _changed(store: Store, view: CustomerView, start_ms: int) -> str:
 
 async def read_ended_segments(
     store: Store, view: CustomerView, quantities: Mapping[str, int]
-) -> Billed | None:
-    """The same without Stripe, by the price segments of this period in the store; lines have no ids.
+) -> BilledUsage | None:
+    """Read the ended price segments of this period in the store, without Stripe: as lines without ids.
 
     Raises:
         StoreError: the store does not answer.
@@ -218,7 +221,7 @@ async def read_ended_segments(
             lines[meter] += [
                 _unknown_line(token, place, start_ms, one) for place, one in reversed([*enumerate(ended)])
             ]
-    return Billed(units=units, lines=lines, changed=await _changed(store, view, start_ms))
+    return BilledUsage(units=units, lines=lines, changed=await _read_changed_at(store, view, start_ms))
 
 
 def _unknown_line(token: str, place: int, start_ms: int, ended: Segment) -> BilledLine:

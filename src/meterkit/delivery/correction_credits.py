@@ -106,11 +106,11 @@ class CreditIssuer:
         if dry_run:
             return restored.found
         return [
-            await self._credited(customer, asked, one, restored.lines[one.meter], is_asked=credit)
+            await self._add_credits(customer, asked, one, restored.lines[one.meter], is_asked=credit)
             for one in restored.found
         ]
 
-    async def _credited(
+    async def _add_credits(
         self,
         customer: str,
         asked: Asked,
@@ -123,10 +123,10 @@ class CreditIssuer:
         if not one.by_hand:
             return one
         whys = [] if one.by_hand == sum(line.units for line in lines) else [_NO_LINE]
-        notes = await self._remembered(customer, asked, one.meter)
+        notes = await self._read_credits(customer, asked, one.meter)
         missing = [line for line in lines if line.name not in notes]
         if is_asked and missing:
-            issued, more = await self._issue(customer, asked, one.meter, missing)
+            issued, more = await self._issue_credits(customer, asked, one.meter, missing)
             notes, whys = {**notes, **issued}, [*whys, *more]
         return replace(
             one,
@@ -140,7 +140,7 @@ class CreditIssuer:
             not_credited="; ".join(whys) if is_asked else "",
         )
 
-    async def _issue(
+    async def _issue_credits(
         self, customer: str, asked: Asked, meter: str, lines: Sequence[AssignedLine]
     ) -> tuple[dict[str, IssuedCredit], list[str]]:
         """Credit notes for lines by their names, and why others get none."""
@@ -161,7 +161,9 @@ class CreditIssuer:
                 whys.append(f"{line.units:,} units: {why}")
                 continue
             try:
-                identifier = await self._credit(api, _key(customer, asked, meter, line), line, billed)
+                identifier = await self._find_or_issue(
+                    api, _idempotency_key(customer, asked, meter, line), line, billed
+                )
             except StripeUnavailableError:
                 raise
             except StripeError as error:
@@ -170,10 +172,10 @@ class CreditIssuer:
             notes[line.name] = IssuedCredit(
                 identifier, str(billed.invoice["id"]), str(billed.line["id"]), line.units, line.cents
             )
-            await self._remember(customer, asked, meter, line, notes[line.name])
+            await self._keep_credit(customer, asked, meter, line, notes[line.name])
         return notes, whys
 
-    async def _credit(self, api: StripeApi, key: str, line: AssignedLine, billed: UsageLine) -> str:
+    async def _find_or_issue(self, api: StripeApi, key: str, line: AssignedLine, billed: UsageLine) -> str:
         """The id of the credit for units of a line; issues it unless Stripe has it.
 
         Raises:
@@ -183,9 +185,10 @@ class CreditIssuer:
         entries = f"/v1/customers/{invoice['customer']}/balance_transactions"
         known = [*await api.list(_NOTES, {"invoice": str(invoice["id"])}), *await api.list(entries)]
         for issued in known:
-            if (issued.get("metadata") or {}).get(_CORRECTION) == key:
+            metadata: Mapping[str, Any] = issued.get("metadata") or {}
+            if metadata.get(_CORRECTION) == key:
                 return str(issued["id"])
-        cents, left = _total(line.cents, billed.line), int(invoice["amount_remaining"])
+        cents, left = _credit_total(line.cents, billed.line), int(invoice["amount_remaining"])
         paid = int(invoice["amount_paid"]) - int(invoice.get("post_payment_credit_notes_amount") or 0)
         params: dict[str, Parameter] = {"metadata": {_CORRECTION: key}}
         if cents > left + paid:
@@ -204,22 +207,22 @@ class CreditIssuer:
         made = await api.post(_NOTES, params, idempotency_key=f"meterkit-correction-{key}")
         return str(made["id"])
 
-    async def _remembered(self, customer: str, asked: Asked, meter: str) -> dict[str, IssuedCredit]:
+    async def _read_credits(self, customer: str, asked: Asked, meter: str) -> dict[str, IssuedCredit]:
         """The credit notes of a correction that the store knows, by the names of their lines."""
-        kept = await self._kept(customer, asked)
+        kept = await self._read_correction(customer, asked)
         return {name: IssuedCredit(*note) for name, note in kept.get("notes", {}).get(meter, {}).items()}
 
-    async def _kept(self, customer: str, asked: Asked) -> dict[str, Any]:
+    async def _read_correction(self, customer: str, asked: Asked) -> dict[str, Any]:
         admin, (_, once) = await self._store.admin(), once_key(self._store, customer, asked.correction_id)
         kept: bytes | None = await admin.ask(admin.client.get(once))
         found: dict[str, Any] = json.loads(kept or b"{}")
         return found
 
-    async def _remember(
+    async def _keep_credit(
         self, customer: str, asked: Asked, meter: str, line: AssignedLine, note: IssuedCredit
     ) -> None:
         """Keep a credit note with its correction, and enter it into the customer's ledger."""
-        store, kept = self._store, await self._kept(customer, asked)
+        store, kept = self._store, await self._read_correction(customer, asked)
         kept.setdefault("notes", {}).setdefault(meter, {})[line.name] = note
         admin, (_, once) = await store.admin(), once_key(store, customer, asked.correction_id)
         if await admin.ask(admin.client.set(once, json.dumps(kept), xx=True, keepttl=True)):
@@ -233,7 +236,7 @@ class CreditIssuer:
             )
 
 
-def _key(customer: str, asked: Asked, meter: str, line: AssignedLine) -> str:
+def _idempotency_key(customer: str, asked: Asked, meter: str, line: AssignedLine) -> str:
     """The idempotency key of a credit note: it names the correction and the line."""
     text = f"{customer}\0{asked.correction_id}\0{meter}\0{line.name}"
     return blake2b(text.encode(), digest_size=16).hexdigest()
@@ -249,8 +252,8 @@ def _why_not(line: AssignedLine, billed: UsageLine | None) -> str:
     return _WAITING[billed.status].format(invoice) if billed.status in _WAITING else ""
 
 
-def _total(cents: int, line: Mapping[str, Any]) -> int:
-    """What a credit note of a line comes to: less its part of the discounts, with that of exclusive taxes."""
+def _credit_total(cents: int, line: Mapping[str, Any]) -> int:
+    """Compute the total of a credit note: with the line's part of discounts and of exclusive taxes."""
     off = sum(int(one["amount"]) for one in line.get("discount_amounts") or ())
     tax = sum(int(one["amount"]) for one in line.get("taxes") or () if one.get("tax_behavior") == "exclusive")
     share = Fraction(cents, int(line["amount"]) or 1)

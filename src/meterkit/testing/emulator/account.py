@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from meterkit.testing.emulator.pages.portal import PortalSession
     from meterkit.testing.emulator.protocol import JsonObject
     from meterkit.testing.emulator.registry import Behaviour
-    from meterkit.testing.emulator.selling.balance_transactions import BalanceTransaction
+    from meterkit.testing.emulator.selling.balance_entries import BalanceTransaction
     from meterkit.testing.emulator.selling.coupons import Coupon, Discount, PromotionCode
     from meterkit.testing.emulator.subscribing.schedules import Schedule
     from meterkit.testing.emulator.webhooks.events import Event, ThinEvent
