@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -13,6 +14,7 @@ from meterkit.decisions.price_segments import segments_of, sent_label
 from meterkit.delivery.invoices import Invoices
 from meterkit.delivery.summaries import StripeSummaries
 from meterkit.errors import MeterkitError
+from meterkit.store.event_names import known_meters, read_meters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,7 +67,7 @@ class UsageLine(NamedTuple):
 
 
 async def usage_lines(
-    api: StripeApi, store: Store, stripe_customer: str, tokens: Iterable[str], since_s: int
+    api: StripeApi, store: Store, customer: str, stripe_customer: str, tokens: Iterable[str], since_s: int
 ) -> list[UsageLine]:
     """The lines of invoices made since an instant, and pending items, of some meters, newest first.
 
@@ -73,25 +75,37 @@ async def usage_lines(
 
     Raises:
         StripeError: Stripe refuses, or does not answer.
+        StoreError: the store does not answer.
     """
     summaries, invoices = StripeSummaries(api), Invoices(api, {}, store.catalog.currency)
     await summaries.refresh()
-    events = {meter_token(name): event for name, event in _events(store.catalog).items()}
-    order = [token for token in dict.fromkeys(tokens) if token in events]
-    token_of = {meter: token for token in order for meter in summaries.meter_ids(events[token])}
+    order, admin = list(dict.fromkeys(tokens)), await store.admin()
+    own = await read_meters(admin, store.keys, store.catalog, customer)
+    # An earlier price of the customer may have had the event name of the plans file.
+    named = [
+        (one.event_name, token)
+        for known in (known_meters(store.catalog), own)
+        for token, one in known.items()
+    ]
+    token_of = {
+        meter: token for event, token in named if token in order for meter in summaries.meter_ids(event)
+    }
     made = await invoices.of(stripe_customer, since_s)
     items: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
         (invoice, line) for invoice in made for line in invoice["lines"].get("data") or ()
     ]
     items += [(None, item) for item in await invoices.pending(stripe_customer)]
-    found: list[UsageLine] = []
+    found, seen = list[UsageLine](), Counter[str]()
     for invoice, line in items:
         meter, is_packed = await invoices.billed_meter(line)
-        if (
-            meter in token_of
-            and (read := _read_line(invoice, line, token_of[meter], is_packed=is_packed)).units
-        ):
-            found.append(read)
+        if meter not in token_of:
+            continue
+        read = _read_line(invoice, line, token_of[meter], is_packed=is_packed)
+        place = f"{'' if invoice is None else invoice['id']} {read.name}"
+        seen[place] += 1
+        if read.units:
+            # Tiers may show no amount of a unit: their order tells them apart.
+            found.append(read._replace(name=f"{read.name}@{seen[place]}"))
     found.reverse()  # Tiers are in rising order.
     return sorted(found, key=lambda one: (-one.end_s, -one.start_s, order.index(one.token)))
 
@@ -114,12 +128,6 @@ def _read_line(
         invoice=invoice,
         line=line,
     )
-
-
-def _events(catalog: Catalog) -> dict[str, str]:
-    return {
-        name: meter.stripe.event_name for name, meter in catalog.meters.items() if meter.stripe is not None
-    }
 
 
 def tokens_of(meter: str, catalog: Catalog) -> list[str]:
@@ -149,7 +157,7 @@ async def read_billed(
     since_s = min(start_ms // 1000, now_s - CREDITED_WITHIN_S)
     tokens = {name: tokens_of(name, store.catalog) for name in quantities}
     wanted = [token for found in tokens.values() for token in found]
-    found = await usage_lines(api, store, stripe_customer, wanted, since_s)
+    found = await usage_lines(api, store, view.customer, stripe_customer, wanted, since_s)
     for one in found:
         if one.price is None and one.instant_ms >= start_ms:
             raise MeterkitError(

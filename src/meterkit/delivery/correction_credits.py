@@ -151,7 +151,7 @@ class CreditIssuer:
             return {}, [_NO_LINE]
         since_s = min(int(line.name.split(_DATED)[1]) for line in dated)
         tokens = tokens_of(meter, self._store.catalog)
-        found = await usage_lines(api, self._store, state.stripe_customer, tokens, since_s)
+        found = await usage_lines(api, self._store, customer, state.stripe_customer, tokens, since_s)
         known = {one.name: one for one in found}
         notes, whys = dict[str, IssuedCredit](), list[str]()
         for line in lines:
