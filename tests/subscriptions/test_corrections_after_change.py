@@ -297,17 +297,34 @@ async def test_one_id_credits_once_asked_at_the_same_time(store_url: str) -> Non
         at.clock.set(HALF)
         await use(at, 160)
         await switch(at, "cheaper")
-        found: list[Corrected] = []
+        found: dict[str, set[int]] = {"c-1": set(), "c-2": set()}
 
         async def ask(id_: str) -> None:
             given: Any = {"reason": "a loop", "correction_id": id_, "credit": True}
-            found.extend(await at.kit.correct("acme", {"tokens": 40}, **given))
+            (one,) = await at.kit.correct("acme", {"tokens": 40}, **given)
+            found[id_].add(one.by_hand)
 
         async with anyio.create_task_group() as group:
             for id_ in ("c-1", "c-1", "c-1", "c-2"):
                 group.start_soon(ask, id_)
-        assert sorted(one.by_hand for one in found) == [20, 40, 40, 40]
+        # Of 60 units on the line the first id got 40, and the other one the rest.
+        assert sorted(map(sorted, found.values())) == [[20], [40]]
         assert (sorted(await notes(at)), await balance(at)) == ([100, 200], 300)
+
+
+async def test_units_on_their_way_at_the_open_price_are_not_taken_off_an_ended_one(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await use(at, 160)
+        await switch(at, "cheaper")
+        await at.kit.record("acme", "tokens", 6)
+        at.emulator.fail_next("error", status=429, times=100)
+        await at.kit.flush(everything=True, timeout_s=0)
+        given: Any = {"reason": "a loop", "correction_id": "c-1"}
+        (found,) = await at.kit.correct("acme", {"tokens": 10}, **given)
+        assert (found.granted_next, by_hand(found)) == (6, [(4, 20)])
+        at.emulator.clear_faults()
 
 
 async def test_a_credit_note_that_stripe_did_not_take_is_issued_by_a_repeat(store_url: str) -> None:
