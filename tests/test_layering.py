@@ -38,7 +38,7 @@ LINE = (
     ("__main__",),
 )
 SUBSCRIPTIONS = (
-    ("change_rules", "problem_documents", "stripe_objects", "auto_state", "ledger_faults"),
+    ("change_rules", "problem_documents", "stripe_objects", "auto_state", "ledger_faults", "due_prices"),
     ("item_price_reading",),
     (
         "proration",
@@ -49,7 +49,7 @@ SUBSCRIPTIONS = (
         "invoice_payments",
     ),
     ("stripe_prices", "drift", "schedule_phases", "wanted_prices"),
-    ("live_subscription",),
+    ("live_subscription", "override_prices"),
     ("payment_gate",),
     ("price_mismatches", "existing_customers", "top_up_payments"),
     ("price_sync", "service", "webhooks"),

@@ -133,6 +133,7 @@ class Parts:
             fetch=self.webhooks.fetch,
             end=partial(self.subscriptions.cancel, immediately=True),
             later=self.webhooks.look_later,
+            override=self.subscriptions.store_override,
         )
         self.customers = Customers(store, hooks)
         self.handlers = Handlers()

@@ -34,6 +34,7 @@ UNKNOWN: dict[str, object] = {
     "feature_overrides": {},
     "subject_overrides": {},
     "override_ends": {},
+    "price_changes": {},
 }
 
 
@@ -65,6 +66,7 @@ def test_a_customer_is_set_up_listed_and_forgotten(stored: Shell) -> None:
         "feature_overrides": {},
         "subject_overrides": {},
         "override_ends": {},
+        "price_changes": {},
     }
     assert found == {name: value for name, value in expected.items() if name != "access_since"}
     assert "cus_1" in stored.run("customers", "list").out

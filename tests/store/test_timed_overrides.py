@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from meterkit.testing import Clock
 from subscribed import INSTANT, NOW, PLANS, kit_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from meterkit import MeterKit
 
 pytestmark = pytest.mark.anyio
@@ -179,10 +182,14 @@ plans:
 
 
 async def test_a_price_that_ends_is_that_of_the_units_recorded_under_it_after_a_change_of_plan() -> None:
-    """Once the plan had changed they were shown at the earlier plan's price: 50 cents for 20."""
-    own = {"tokens": {"overage": {"bill": {"per": 1, "amount_cents": 2}}}}
+    """Once the plan had changed they were shown at the earlier plan's price: 50 cents for 20.
+
+    An older release has stored the price, without a subscription.
+    """
+    own: Mapping[str, Mapping[str, object]] = {"tokens": {"overage": {"bill": {"per": 1, "amount_cents": 2}}}}
+    stored = with_overrides({}, own, None, until_ms=to_ms(UNTIL), now_ms=to_ms(NOW))
     async with kit_of("memory://", Clock(NOW), PRICED) as kit:
-        await kit.customers.override("acme", own, until=UNTIL)
+        await States(kit.store).change("acme", lambda state: replace(state, overrides=stored))
         await kit.customers.set_plan("acme", "basic")
         await kit.record("acme", "tokens", 10)
         assert (await kit.usage("acme"))["meters"]["tokens"]["overage_cents"] == 20

@@ -98,7 +98,7 @@ PRICES = PlanPrices(
     base="price_pro",
     seat="price_pro_seat",
     metered=METERED,
-    meters=frozenset({"mtr_tokens", "mtr_words"}),
+    meters={"mtr_tokens": "ai_tokens", "mtr_words": "ai_words"},
 )
 
 

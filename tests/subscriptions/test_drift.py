@@ -19,7 +19,7 @@ TEAM = PlanPrices(
     base="price_team",
     seat="price_team_seat",
     metered={"price_team_ai_tokens": "mtr_tokens"},
-    meters=frozenset({"mtr_tokens"}),
+    meters={"mtr_tokens": "ai_tokens"},
 )
 PRICES = {
     "team": TEAM,

@@ -339,9 +339,11 @@ def _row(customer: Customer) -> dict[str, object]:
 
 def _overrides(customer: Customer) -> str:
     ends = {name: f" until {date_and_time(until)}" for name, until in customer.override_ends.items()}
+    prices = {name: f", price from {date_and_time(at)}" for name, at in customer.price_changes.items()}
     meters = (
-        f"{meter}: {format_entitlement(given)}{ends.get(meter, '')}"
-        for meter, given in customer.overrides.items()
+        f"{meter}: {format_entitlement(customer.overrides.get(meter, {})) or 'taken back'}"
+        f"{ends.get(meter, '')}{prices.get(meter, '')}"
+        for meter in dict.fromkeys((*customer.overrides, *customer.price_changes))
     )
     features = (
         f"{'' if has else 'no '}feature {name}{ends.get(f'feature {name}', '')}"

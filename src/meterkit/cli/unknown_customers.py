@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog.errors import suggestion
 from meterkit.cli.output import print_note
-from meterkit.customers.customers import customers_set_up
+from meterkit.customers.customer_ids import customers_set_up
 from meterkit.errors import MeterkitError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from meterkit.catalog import override as lay_over
 from meterkit.catalog.argument_checks import check_feature
 from meterkit.catalog.models import SPEND
+from meterkit.customers.customer_ids import pages_set_up
 from meterkit.customers.deletion import delete
 from meterkit.customers.history import history_of
 from meterkit.customers.links import Links, check_stripe_customer
@@ -31,7 +32,7 @@ from meterkit.store.arguments import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from meterkit.catalog import Catalog
@@ -41,9 +42,7 @@ if TYPE_CHECKING:
     from meterkit.customers.states import Found
     from meterkit.decisions.customer_overrides import Stored
     from meterkit.decisions.customer_state import CustomerState
-    from meterkit.decisions.keys import Keys
     from meterkit.decisions.subscription import Access
-    from meterkit.redis.admin import Admin
     from meterkit.store.store import Store
 
 
@@ -66,6 +65,7 @@ class Customer:
         stripe_customer: the linked Stripe customer, or None.
         overrides: meter to what the customer gets differently.
         feature_overrides: feature to whether the customer has it, whatever the plan says.
+        price_changes: meter to when the price of its override takes effect (UTC), where that is later.
         subject_overrides: ``KIND:ID`` to what that user, team or the like gets differently.
         override_ends: when an override ends (UTC), by the meter, or by ``feature NAME`` or
             ``subject KIND:ID``; those without an end are left out.
@@ -89,6 +89,7 @@ class Customer:
     feature_overrides: Mapping[str, bool]
     subject_overrides: Mapping[str, Mapping[str, object]]
     override_ends: Mapping[str, datetime]
+    price_changes: Mapping[str, datetime]
 
 
 def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> Customer:
@@ -114,10 +115,11 @@ def customer_of(customer: str, found: Found, catalog: Catalog, now_ms: int) -> C
         pending_seats=force.pending_seats,
         pending_at=_instant(force.pending_at_ms),
         stripe_customer=state.stripe_customer,
-        overrides=own.meters,
+        overrides=own.asked,
         feature_overrides=own.features,
         subject_overrides=own.subjects,
         override_ends={name: from_ms(until_ms) for name, until_ms in own.ends.items()},
+        price_changes={name: from_ms(at_ms) for name, at_ms in own.price_changes.items()},
     )
 
 
@@ -125,40 +127,7 @@ def _instant(at_ms: int | None) -> datetime | None:
     return from_ms(at_ms) if at_ms else None
 
 
-_SHARDS_AT_ONCE: Final = 16
 _LISTED_AT_ONCE: Final = 100
-
-
-async def customers_set_up(admin: Admin, keys: Keys) -> AsyncGenerator[str]:
-    """The ids of all customers that have a record, in no order, a few shards at once.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    for first in range(0, keys.shards, _SHARDS_AT_ONCE):
-        members = admin.client.pipeline(transaction=False)
-        for shard in range(first, min(first + _SHARDS_AT_ONCE, keys.shards)):
-            members.smembers(keys.shard(shard, "customers"))
-        for found in await admin.ask(members.execute()):
-            for member in found:
-                yield member.decode()
-
-
-async def pages_set_up(admin: Admin, keys: Keys, most: int) -> AsyncGenerator[list[str]]:
-    """The same in pages of at most so many.
-
-    Raises:
-        StoreError: the store does not answer.
-    """
-    page: list[str] = []
-    async with aclosing(customers_set_up(admin, keys)) as customers:
-        async for customer in customers:
-            page.append(customer)
-            if len(page) == most:
-                yield page
-                page = []
-    if page:
-        yield page
 
 
 async def customers_of(store: Store, customers: Sequence[str]) -> Sequence[Customer]:
@@ -253,8 +222,12 @@ class Customers:
                 False takes one away. Empty: all overrides of features are taken back. None: they stay.
             until: an aware instant at which what is given here ends; None: it does not.
 
+        A price of overage becomes one at Stripe: now, or when the period ends (``billing.changes``).
+
         Raises:
-            MeterkitError: an argument is of another form, or ``until`` is naive or not in the future.
+            MeterkitError: an argument is of another form, ``until`` is naive or not in the future, or no
+                invoice can bill a price: there is no Stripe key or no subscription, or Stripe cannot bill so.
+            StripeError: Stripe refuses, or does not answer; ask again.
             UnknownFeatureError: the plans file has no such feature.
             PlansError: an override cannot be read; with all that is wrong.
         """
@@ -274,7 +247,10 @@ class Customers:
             changed = with_overrides(state.overrides, kept, switched, until_ms=until_ms, now_ms=now_ms)
             return replace(state, overrides=changed)
 
-        return await self._change(customer, change)
+        if self._at_stripe is None:
+            return await self._change(customer, change)
+        await self._at_stripe.overriding(check_customer(customer), list(kept), change)
+        return await self.get(customer)
 
     def subject(self, customer: str, **subject: str) -> CustomerSubject[Customer]:
         """One subject of a customer: ``kit.customers.subject("acme", user="u_7")``.

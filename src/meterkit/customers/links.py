@@ -20,7 +20,7 @@ from meterkit.store.arguments import check_customer, is_text, shown
 from meterkit.store.server_lives import ServerLives
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.keys import Keys
@@ -46,6 +46,12 @@ class AtStripe(Protocol):
 
     async def leaving(self, customer: str, *, cancel: bool) -> None:
         """Refuse or end a subscription before its customer is deleted."""
+        ...
+
+    async def overriding(
+        self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
+    ) -> None:
+        """Store an override; if it changes a price, once Stripe has that price."""
         ...
 
 

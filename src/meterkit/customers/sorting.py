@@ -6,7 +6,8 @@ import re
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from meterkit.customers.customers import customers_of, pages_set_up
+from meterkit.customers.customer_ids import pages_set_up
+from meterkit.customers.customers import customers_of
 from meterkit.customers.temporary_tables import TemporaryTables
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """Overrides of one customer as they are stored: of meters and of features, each with its end. Pure.
 
 They stand in one mapping. The entry of a meter is an entitlement in the notation of the plans file, and has
-the key ``@until_ms`` besides if it ends. The features stand under ``@features``, what subjects get under
+the key ``@until_ms`` besides if it ends. Where its price takes effect later, ``@overage`` has the overage
+that holds until ``@overage_until_ms``. The features stand under ``@features``, what subjects get under
 ``@subjects``, by ``KIND:ID``. No name of a plans file
 begins with ``@``, so that an older release cannot read such an entry: it keeps it, and the
 plan's own limits hold.
@@ -17,6 +18,9 @@ from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError
 
 _UNTIL: Final = "@until_ms"
+_OVERAGE: Final = "@overage"
+_OVERAGE_UNTIL: Final = "@overage_until_ms"
+_MARK: Final = "@"
 _FEATURES: Final = "@features"
 _SUBJECTS: Final = "@subjects"
 _HAS: Final = "has"
@@ -38,30 +42,39 @@ class Overrides:
         ends: when an override ends (ms since the epoch), by the meter, or by ``feature NAME``, or by
             ``subject KIND:ID``.
         subjects: ``KIND:ID`` to limits by meter, and ``budget``, in the notation of the plans file.
+        price_changes: when the price of a meter's override takes effect (ms since the epoch), where that is
+            later.
+        asked: the same as ``meters``, with the prices that take effect later.
     """
 
     meters: Mapping[str, Mapping[str, object]]
     features: Mapping[str, bool]
     ends: Mapping[str, int]
     subjects: Mapping[str, Mapping[str, object]]
+    price_changes: Mapping[str, int]
+    asked: Mapping[str, Mapping[str, object]]
 
 
-NO_OVERRIDES: Final = Overrides({}, {}, {}, {})
+NO_OVERRIDES: Final = Overrides({}, {}, {}, {}, {}, {})
 
 
 def overrides_at(stored: Stored, now_ms: int) -> Overrides:
     """The overrides that hold at an instant; each ends at the millisecond of its end."""
     if not stored:
         return NO_OVERRIDES
-    meters, features, ends = dict[str, Mapping[str, object]](), dict[str, bool](), dict[str, int]()
-    for name, entry in stored.items():
-        if name in _OF_OTHERS:
-            continue
-        until_ms = _end_ms(entry)
-        if now_ms < until_ms:
-            meters[name] = {key: value for key, value in entry.items() if key != _UNTIL}
-        if now_ms < until_ms < NEVER_MS:
-            ends[name] = until_ms
+    of_meters = {name: entry for name, entry in stored.items() if name not in _OF_OTHERS}
+    asked = {name: given for name, entry in of_meters.items() if (given := _given(entry, now_ms))}
+    price_changes = {name: at_ms for name, entry in of_meters.items() if now_ms < (at_ms := _price_ms(entry))}
+    unchanged = {
+        name: {**asked.get(name, {}), "overage": of_meters[name][_OVERAGE]} for name in price_changes
+    }
+    meters: dict[str, Mapping[str, object]] = {**asked, **unchanged}
+    ends = {
+        name: until_ms
+        for name, entry in of_meters.items()
+        if now_ms < (until_ms := _end_ms(entry)) < NEVER_MS
+    }
+    features = dict[str, bool]()
     for name, entry in _features(stored).items():
         until_ms = _end_ms(entry)
         if now_ms < until_ms:
@@ -75,12 +88,23 @@ def overrides_at(stored: Stored, now_ms: int) -> Overrides:
             subjects[name] = {key: value for key, value in entry.items() if key != _UNTIL}
         if now_ms < until_ms < NEVER_MS:
             ends[f"subject {name}"] = until_ms
-    return Overrides(meters, features, ends, subjects)
+    return Overrides(meters, features, ends, subjects, price_changes, asked)
 
 
 def next_end_ms(stored: Stored, now_ms: int) -> int:
-    """When the next override ends; :data:`NEVER_MS`: none will."""
-    return min(overrides_at(stored, now_ms).ends.values(), default=NEVER_MS) if stored else NEVER_MS
+    """When the next override ends, or its price takes effect; :data:`NEVER_MS`: none will."""
+    if not stored:
+        return NEVER_MS
+    found = overrides_at(stored, now_ms)
+    return min((*found.ends.values(), *found.price_changes.values()), default=NEVER_MS)
+
+
+def with_overage_until(
+    stored: Stored, meter: str, overage: object, *, until_ms: int
+) -> dict[str, dict[str, object]]:
+    """The stored mapping where other overage of a meter holds until an instant, and the override's then."""
+    entry = {**stored.get(meter, {}), _OVERAGE: overage, _OVERAGE_UNTIL: until_ms}
+    return {**{name: dict(kept) for name, kept in stored.items()}, meter: entry}
 
 
 def with_overrides(
@@ -103,7 +127,7 @@ def with_overrides(
     end: dict[str, object] = {} if until_ms is None else {_UNTIL: until_ms}
     kept = {name: dict(entry) for name, entry in stored.items() if name not in _OF_OTHERS}
     kept |= {name: {**entry, **end} if entry else {} for name, entry in meters.items()}
-    found = {name: entry for name, entry in kept.items() if entry and now_ms < _end_ms(entry)}
+    found = {name: entry for name, entry in kept.items() if _holds(entry, now_ms)}
     known = {} if features == {} else dict(_features(stored))
     known |= {name: {_HAS: has, **end} for name, has in (features or {}).items()}
     left: dict[str, object] = {name: entry for name, entry in known.items() if now_ms < _end_ms(entry)}
@@ -145,6 +169,24 @@ def _features(stored: Stored) -> Mapping[str, Mapping[str, object]]:
 
 def _others(stored: Stored, of: str) -> Mapping[str, Mapping[str, object]]:
     return cast("Mapping[str, Mapping[str, object]]", stored.get(of, {}))
+
+
+def _holds(entry: Mapping[str, Any], now_ms: int) -> bool:
+    """Whether anything of an entry holds, or will."""
+    return bool(_given(entry, now_ms)) or now_ms < _price_ms(entry)
+
+
+def _given(entry: Mapping[str, object], now_ms: int) -> dict[str, object]:
+    """The entitlement of an entry as it was given; empty where it has ended."""
+    if now_ms >= _end_ms(entry):
+        return {}
+    return {key: value for key, value in entry.items() if not key.startswith(_MARK)}
+
+
+def _price_ms(entry: Mapping[str, Any]) -> int:
+    """Instant at which the price of an override takes effect; 0: it has."""
+    until_ms = entry.get(_OVERAGE_UNTIL)
+    return until_ms if isinstance(until_ms, int) else 0
 
 
 def _end_ms(entry: Mapping[str, Any]) -> int:

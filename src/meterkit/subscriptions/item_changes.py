@@ -62,14 +62,17 @@ class PlanPrices:
         base: its base price.
         seat: what a seat costs beyond those that the base price covers; None: no seats are sold.
         metered: each metered price, and its meter.
-        meters: the ids of all meters at Stripe that carry a meter of the plans file, of this plan or not.
+        meters: the meters at Stripe that carry a meter of the plans file, of this plan or not: id to event
+            name, active ones first.
+        overridden: the metered prices that an override gives one customer in place of the plan's.
     """
 
     plan: str
     base: str
     seat: str | None
     metered: Mapping[str, str | None]
-    meters: frozenset[str]
+    meters: Mapping[str, str]
+    overridden: frozenset[str] = frozenset()
 
 
 class _Sorted(NamedTuple):
@@ -89,6 +92,11 @@ class _Sorted(NamedTuple):
 def items_of(subscription: Mapping[str, Any]) -> tuple[Item, ...]:
     """The items of a subscription as Stripe shows it."""
     return tuple(item_of(item) for item in subscription["items"]["data"])
+
+
+def prices_in(subscription: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The prices of the items of a subscription as Stripe shows it."""
+    return tuple(item["price"] for item in subscription["items"]["data"])
 
 
 def item_of(item: Mapping[str, Any]) -> Item:
@@ -251,7 +259,8 @@ def _distance(
     elif kind == "seat":
         is_ours = item.key == seat_key(prices.plan)
     else:
-        is_ours = is_metered_key(item.key, prices.plan)
+        # An older price of the plan is no substitute for one of an override.
+        is_ours = is_metered_key(item.key, prices.plan) and line["price"] not in prices.overridden
     return _REPLACED if is_ours else _ANOTHER
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from meterkit.errors import StripeError, StripeUnavailableError, SubscriptionError
 from meterkit.stripe.request import ENDED_HERE
 from meterkit.subscriptions.invoice_payments import why_unpaid
-from meterkit.subscriptions.item_changes import items_of
+from meterkit.subscriptions.item_changes import items_of, prices_in
 from meterkit.subscriptions.schedule_phases import PRORATED
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
@@ -78,6 +78,11 @@ class LiveSubscription:
     def items(self) -> tuple[Item, ...]:
         """What it consists of."""
         return items_of(self.found)
+
+    @property
+    def prices(self) -> tuple[Mapping[str, Any], ...]:
+        """The prices of its items, as Stripe shows them."""
+        return prices_in(self.found)
 
     @property
     def schedule(self) -> Mapping[str, Any] | None:

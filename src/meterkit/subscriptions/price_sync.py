@@ -11,7 +11,7 @@ from meterkit.catalog.model_prices import sold_in
 from meterkit.errors import StripeError
 from meterkit.stripe.meters import meter_differences
 from meterkit.subscriptions.price_mismatches import Found, unfit
-from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, pack_key, packs_key
+from meterkit.subscriptions.stripe_objects import LOOKUP_MARK, is_override_price, pack_key, packs_key
 from meterkit.subscriptions.stripe_prices import PRICES, prices_by_key
 from meterkit.subscriptions.wanted_prices import WantedProduct, params_of, product_params, shape_of, wanted_of
 
@@ -179,7 +179,8 @@ class _Syncing:
         base = prices.get(wanted.prices[0].key)
         product = None if base is None else str(base["product"])
         asked = {"product": product, "active": True, "expand": _TIERS}
-        beside = await self._api.list(PRICES, asked) if product is not None else []
+        listed = await self._api.list(PRICES, asked) if product is not None else []
+        beside = [price for price in listed if not is_override_price(price)]
         return Found(wanted=wanted, product=product, prices=prices, beside=beside, missing=missing)
 
     async def _named(self, price_id: str) -> Mapping[str, Any] | None:

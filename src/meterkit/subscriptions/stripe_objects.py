@@ -81,6 +81,15 @@ def meter_in(key: str) -> str:
     return meter if is_metered and key.startswith(f"{LOOKUP_MARK}:") else ""
 
 
+OVERRIDE_PRICE: Final = f"{LOOKUP_MARK}-override:"
+"""The beginning of the lookup key of a price that an override gives one customer."""
+
+
+def is_override_price(price: Mapping[str, Any]) -> bool:
+    """Whether an override made a price at Stripe for one customer: it belongs to no plan."""
+    return text_in(part_of(price, "metadata"), LOOKUP_MARK).startswith(OVERRIDE_PRICE)
+
+
 TOP_UP: Final = "meterkit_top_up"
 """The key of the metadata of a top-up's invoice under which the credit and the cents stand."""
 

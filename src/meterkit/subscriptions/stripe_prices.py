@@ -10,7 +10,15 @@ from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError, UnknownPlanError
 from meterkit.subscriptions.change_rules import sells_seats
 from meterkit.subscriptions.item_changes import PlanPrices, metered_among
-from meterkit.subscriptions.stripe_objects import base_key, id_in, meter_key, plan_of_price, seat_key, text_in
+from meterkit.subscriptions.stripe_objects import (
+    base_key,
+    id_in,
+    is_override_price,
+    meter_key,
+    plan_of_price,
+    seat_key,
+    text_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
 PRICES: Final = "/v1/prices"
 LOOKUP_KEYS_MAX: Final = 10
 """So many lookup keys a list of prices takes (https://docs.stripe.com/api/prices/list#list_prices-lookup_keys)."""
-_METERS: Final = "/v1/billing/meters"
+METERS: Final = "/v1/billing/meters"
 
 
 async def prices_of(api: StripeApi, catalog: Catalog, plan: Plan) -> PlanPrices:
@@ -46,14 +54,14 @@ async def prices_of(api: StripeApi, catalog: Catalog, plan: Plan) -> PlanPrices:
     seat = _seat(catalog, plan, keyed)
     of_product = await api.list(PRICES, {"product": id_in(base, "product"), "active": True})
     metered = metered_among(keyed.values(), base)
-    beside = metered_among(of_product, base)
+    beside = metered_among((price for price in of_product if not is_override_price(price)), base)
     metered |= {price: meter for price, meter in beside.items() if meter not in metered.values()}
     return PlanPrices(
         plan=plan.key,
         base=base["id"],
         seat=seat,
         metered=metered,
-        meters=_of_file(await api.list(_METERS), catalog),
+        meters=meters_of_file(await api.list(METERS), catalog),
     )
 
 
@@ -100,10 +108,11 @@ def _found(plan: Plan, key: str, keyed: Mapping[str, Mapping[str, Any]]) -> Mapp
     return keyed[key]
 
 
-def _of_file(meters: Sequence[Mapping[str, Any]], catalog: Catalog) -> frozenset[str]:
-    """The ids of the meters, active or not, that carry a meter of the plans file."""
+def meters_of_file(meters: Sequence[Mapping[str, Any]], catalog: Catalog) -> dict[str, str]:
+    """The event names of the meters that carry a meter of the plans file, by id; active ones first."""
     names = {meter.stripe.event_name for meter in catalog.meters.values() if meter.stripe is not None}
-    return frozenset(str(meter["id"]) for meter in meters if meter.get("event_name") in names)
+    ordered = sorted(meters, key=lambda meter: meter.get("status") != "active")
+    return {str(one["id"]): one["event_name"] for one in ordered if one.get("event_name") in names}
 
 
 _LASTS_MS: Final = 3_600_000

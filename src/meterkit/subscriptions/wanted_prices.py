@@ -280,7 +280,7 @@ def _plan(catalog: Catalog, plan: Plan) -> WantedPlan:
         elif meter.source is not None and entitlement.overage.amount_cents is None:
             unpriced[meter.stripe.event_name] = f"{begins}a part of {meter.source}, {_NO_AMOUNT_OF_PART}"
         else:
-            found = _metered(catalog, plan, meter, entitlement)
+            found = metered_price(catalog, plan, meter, entitlement)
             if isinstance(found, WantedPrice):
                 prices.append(found)
             else:
@@ -295,7 +295,7 @@ def _plan(catalog: Catalog, plan: Plan) -> WantedPlan:
     )
 
 
-def _metered(
+def metered_price(
     catalog: Catalog, plan: Plan, meter: Meter, entitlement: Entitlement
 ) -> WantedPrice | tuple[str, bool]:
     """The price of a meter's usage; or why there is none, and whether that is a problem."""

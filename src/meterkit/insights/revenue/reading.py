@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.customers import pages_set_up
+from meterkit.customers.customer_ids import pages_set_up
 from meterkit.customers.history import states_and_histories
 from meterkit.customers.usage import overage_charge
 from meterkit.decisions.customer_state import CustomerState, effective_plan

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from meterkit.catalog import override
 from meterkit.catalog.entitlements import ceiling
-from meterkit.customers.customers import customers_set_up
+from meterkit.customers.customer_ids import customers_set_up
 from meterkit.customers.history import states_and_histories
 from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import INITIAL_STATE, effective_plan, seat_meter

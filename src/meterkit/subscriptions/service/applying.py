@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import seat_meter
 from meterkit.errors import StripeError, SubscriptionError
 from meterkit.subscriptions.change_rules import (
@@ -11,19 +13,21 @@ from meterkit.subscriptions.change_rules import (
 )
 from meterkit.subscriptions.drift import plan_in
 from meterkit.subscriptions.item_changes import PlanPrices, changes_metered, next_items, updates
+from meterkit.subscriptions.override_prices import customer_prices
 from meterkit.subscriptions.schedule_phases import cut_phases, present_phases
 from meterkit.subscriptions.service.payment_pages import remedy
-from meterkit.subscriptions.stripe_prices import prices_of
 from meterkit.subscriptions.trial_settings import trial_settings_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from meterkit.catalog import Plan
+    from meterkit.decisions.customer_overrides import Stored
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.item_changes import Item
     from meterkit.subscriptions.live_subscription import LiveSubscription
     from meterkit.subscriptions.proration import Terms
 
@@ -36,11 +40,13 @@ class Applying:
     Args:
         store: whose plans file is meant.
         api: the way to Stripe.
+        overrides: the stored overrides of the customer, whose prices go before the plan's.
     """
 
-    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
+    def __init__(self, store: Store, api: Callable[[], StripeApi], overrides: Stored) -> None:
         self._store = store
         self._api = api
+        self._overrides = overrides
 
     async def update(self, live: LiveSubscription, target: Terms) -> None:
         """Bring the items to what they are to be, now; the difference is on the next invoice."""
@@ -95,7 +101,7 @@ class Applying:
             raise SubscriptionError(f"the subscription {live.id} is to end: resume it before it is changed")
         change_s, interval = known.end_ms // 1000, later.plan.price.interval
         schedule = await live.open_schedule(change_s)
-        priced = await self._priced(later)
+        priced = await self._read_prices(live, later, known.end_ms)
         drafts = cut_phases(schedule, live.found, change_s=change_s, interval=interval)
         phases = [
             draft.to_params(
@@ -113,15 +119,21 @@ class Applying:
         schedule: Mapping[str, Any],
         terms_of: Callable[[Plan], Terms],
     ) -> None:
-        """Change the seats of every phase that is of a plan, the current one included."""
+        """Change the seats of every phase that is of a plan, the current one included.
+
+        Metered prices of the current phase stay; those of later phases are the customer's at their beginning.
+        """
         drafts = present_phases(schedule, live.found)
         phases: list[list[dict[str, Parameter]]] = []
         for draft in drafts:
             plan = plan_in(draft.items, self._store.catalog)
             lines = draft.lines()
             if plan is not None:
-                priced = await self._priced(terms_of(plan))
-                lines = next_items(draft.items, self._store.catalog, *priced, draft.settings)
+                begins_s = draft.params.get("start_date")
+                begins_ms = 1000 * begins_s if isinstance(begins_s, int) else 0
+                prices, paid = await self._read_prices(live, terms_of(plan), begins_ms)
+                prices = prices if phases else _with_metered_of(draft.items, prices)
+                lines = next_items(draft.items, self._store.catalog, prices, paid, draft.settings)
             phases.append(lines)
         if any(_differ(lines, draft.lines()) for lines, draft in zip(phases, drafts, strict=True)):
             sent = [draft.to_params(lines) for lines, draft in zip(phases, drafts, strict=True)]
@@ -129,13 +141,22 @@ class Applying:
 
     async def _updates(self, live: LiveSubscription, target: Terms) -> list[dict[str, Parameter]]:
         """What brings the items to what they are to be; empty where nothing is to be done."""
-        return updates(live.items, self._store.catalog, *await self._priced(target))
+        return updates(live.items, self._store.catalog, *await self._read_prices(live, target))
 
-    async def _priced(self, target: Terms) -> tuple[PlanPrices, int]:
-        """The prices of a plan, and how many seats cost its seat price."""
+    async def _read_prices(
+        self, live: LiveSubscription, target: Terms, at_ms: int = 0
+    ) -> tuple[PlanPrices, int]:
+        """Read the customer's prices on a plan at an instant, or now, and count the paid seats."""
         catalog = self._store.catalog
         paid = paid_seats(target.plan, seat_meter(catalog.meters), target.seats)
-        return await prices_of(self._api(), catalog, target.plan), paid
+        given = overrides_at(self._overrides, max(at_ms, self._store.now_ms())).meters
+        return await customer_prices(self._api(), catalog, target.plan, given, live.prices), paid
+
+
+def _with_metered_of(items: Sequence[Item], prices: PlanPrices) -> PlanPrices:
+    """Prices whose metered ones are those of present items: usage is cut before they change."""
+    metered = {item.price: item.meter for item in items if item.meter in prices.meters}
+    return replace(prices, metered=metered, overridden=frozenset(metered))
 
 
 def _differ(lines: Sequence[Mapping[str, Parameter]], others: Sequence[Mapping[str, Parameter]]) -> bool:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.value_parsers import DAY_MS
 from meterkit.customers.states import States
+from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import InvoiceOpenError, SubscriptionExistsError
 from meterkit.subscriptions.item_changes import are_of, items_of, new_items
 from meterkit.subscriptions.live_subscription import FLEXIBLE, give_up, whole
+from meterkit.subscriptions.override_prices import customer_prices
 from meterkit.subscriptions.payment_gate import SIGN_UP, PaymentGate
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
 from meterkit.subscriptions.service.results import Checkout
@@ -28,7 +30,6 @@ from meterkit.subscriptions.stripe_objects import (
     secret_of,
     text_in,
 )
-from meterkit.subscriptions.stripe_prices import prices_of
 from meterkit.subscriptions.subscription_reading import has_begun, is_sold_here
 from meterkit.subscriptions.trial_settings import trial_settings
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
     from meterkit.stripe.request import Parameter
+    from meterkit.subscriptions.item_changes import PlanPrices
     from meterkit.subscriptions.service.stripe_customers import ContactSource
 
 
@@ -117,7 +119,7 @@ class Beginning:
         """Make a subscription; the client secret with which it is paid for or its card is saved, or None."""
         api = self._api()
         linked = await self._stripe_customers.of(customer)
-        items = new_items(await prices_of(api, self._store.catalog, plan), paid_seats)
+        items = new_items(await self._read_prices(customer, plan), paid_seats)
         first: list[dict[str, Any]] | None = None
 
         async def attempt(again: int) -> dict[str, Any]:
@@ -154,7 +156,7 @@ class Beginning:
         """Make a page where the customer subscribes, or find the one that is open for the same."""
         api = self._api()
         linked = await self._stripe_customers.of(customer)
-        items = new_items(await prices_of(api, self._store.catalog, plan), paid_seats)
+        items = new_items(await self._read_prices(customer, plan), paid_seats)
         found = await self._list_subscriptions(customer, linked)
         await self._refuse_in_force(customer, found)
         await self._refuse_debtor(customer, linked, found)
@@ -181,6 +183,12 @@ class Beginning:
         before = [one["id"] for one in found]
         made = await open_page(api, asked, before, now_s=self._store.now_ms() // 1000)
         return Checkout(id=made["id"], url=made["url"])
+
+    async def _read_prices(self, customer: str, plan: Plan) -> PlanPrices:
+        """The prices of a plan, with those of the customer's overrides."""
+        _, state = await self._states.read(customer)
+        given = overrides_at(state.overrides, self._store.now_ms()).meters
+        return await customer_prices(self._api(), self._store.catalog, plan, given)
 
     async def _list_subscriptions(self, customer: str, linked: str) -> list[dict[str, Any]]:
         """All subscriptions that a Stripe customer has, and had; behind the payment gate."""

@@ -97,7 +97,8 @@ class Changing:
         in_use = self._in_use(await self._levels(customer))
 
         async def attempt(again: int) -> str | None:
-            live, known, current = await self._payable(customer, again)
+            live, known, current = await self.payable(customer, again)
+            applying = await self.applying(customer)
             target = self._terms(known, current, wanted, None, in_use)
             had = await self._plans_of_period(customer, known, current)
             costs.append(self._cost(known, current, target, self._time_of_change(current, wanted, had)))
@@ -111,15 +112,15 @@ class Changing:
                 # Items that others changed at Stripe become those of the plan again.
                 begun.set()
                 async with self._behind_cut(customer, live, target, current):
-                    await Applying(self.store, self.api).update(live, target)
+                    await applying.update(live, target)
             elif course == "period_end":
-                await Applying(self.store, self.api).arrange(live, known, target)
+                await applying.arrange(live, known, target)
             elif course == "now":
                 await check_paid(customer, live, _OWING)
                 is_paid_now = ends_trial(known, current, wanted, self.store.now_ms())
                 begun.set()
                 async with self._behind_cut(customer, live, target, current):
-                    return await Applying(self.store, self.api).upgrade(live, target, ends_trial=is_paid_now)
+                    return await applying.upgrade(live, target, ends_trial=is_paid_now)
             return None
 
         secret = await persistently(attempt)
@@ -133,7 +134,8 @@ class Changing:
         costs: list[Proration] = []
 
         async def attempt(again: int) -> None:
-            live, known, current = await self._payable(customer, again)
+            live, known, current = await self.payable(customer, again)
+            applying = await self.applying(customer)
             await check_paid(customer, live, _OWING)
             target = self._terms(known, current, current, seats, in_use)
             after = None if live.schedule is None else self._pending_terms(known, target, in_use)
@@ -145,10 +147,10 @@ class Changing:
                     seats_there = self._seats_on(plan, target, in_use)
                     return target if is_current else Terms(plan=plan, seats=seats_there)
 
-                await Applying(self.store, self.api).set_scheduled_seats(live, live.schedule, terms_of)
+                await applying.set_scheduled_seats(live, live.schedule, terms_of)
             else:
                 async with self._behind_cut(customer, live, target, current):
-                    await Applying(self.store, self.api).update(live, target)
+                    await applying.update(live, target)
 
         await persistently(attempt)
         return costs[0]
@@ -181,10 +183,10 @@ class Changing:
         self, customer: str, live: LiveSubscription, target: Terms, current: Plan
     ) -> AsyncGenerator[None]:
         """Cut the customer's usage before the block, if the block changes metered items."""
-        if not await Applying(self.store, self.api).changes_metered(live, target):
+        _, state = await States(self.store).read(customer)
+        if not await Applying(self.store, self.api, state.overrides).changes_metered(live, target):
             yield
             return
-        _, state = await States(self.store).read(customer)
         now_ms = self.store.now_ms()
         given = entitlements_on(current, state, self._catalog, now_ms)
         then = entitlements_on(target.plan, state, self._catalog, now_ms, own_prices=False)
@@ -329,8 +331,20 @@ class Changing:
         if not await PaymentGate(self.api).can_charge(live.found):
             await refuse_without_method(self.store, live, f"plan {wanted.key!r} requires a payment method")
 
-    async def _payable(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState, Plan]:
-        """The same of a subscription that can be changed, and its plan."""
+    async def applying(self, customer: str) -> Applying:
+        """Changes of items by what is stored of the customer now."""
+        _, state = await States(self.store).read(customer)
+        return Applying(self.store, self.api, state.overrides)
+
+    async def terms_by_plan(
+        self, customer: str, known: SubscriptionState, current: Plan
+    ) -> Callable[[Plan], Terms]:
+        """Seats of each plan that is in force or scheduled, as they are."""
+        in_use = self._in_use(await self._levels(customer))
+        return lambda plan: self._terms(known, current, plan, None, in_use)
+
+    async def payable(self, customer: str, again: int) -> tuple[LiveSubscription, SubscriptionState, Plan]:
+        """Fetch a subscription that can be changed, what is stored of it, and its plan."""
         live, known = await self._live(customer, again)
         if live.found.get(AWAITS_METHOD):
             await refuse_without_method(self.store, live, f"the subscription {live.id} is not in force")

@@ -6,18 +6,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from meterkit.customers.customers import customers_set_up
+from meterkit.customers.customer_ids import customers_set_up
 from meterkit.customers.drifts import Drift, Drifts
 from meterkit.customers.history import history_of, states_and_histories
 from meterkit.customers.states import States
+from meterkit.decisions.customer_overrides import overrides_at
 from meterkit.decisions.customer_state import CustomerState, entitlements_on
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import NoSubscriptionError, SubscriptionError
 from meterkit.subscriptions.drift import LIVE, drift_of_customer, paid_in, plan_in
-from meterkit.subscriptions.item_changes import items_of, updates
+from meterkit.subscriptions.item_changes import items_of, prices_in, updates
 from meterkit.subscriptions.ledger_faults import ledger_faults
 from meterkit.subscriptions.live_subscription import LiveSubscription, whole
+from meterkit.subscriptions.override_prices import compared_prices, customer_prices
 from meterkit.subscriptions.service.pending_changes import alone
 from meterkit.subscriptions.stripe_objects import id_in, persistently
 from meterkit.subscriptions.stripe_prices import PriceBook, prices_of
@@ -73,20 +75,21 @@ class Checking:
                     own.append(await whole(self._api(), one))
         prices = await self._book.all()
         drifts: dict[str, tuple[Drift, ...]] = {}
-        for linked, (customer, known) in customers.items():
+        for linked, (customer, state) in customers.items():
+            known = state.subscription
             chosen = in_force(found[linked], self._store.catalog, None if known is None else known.id)
             if self._is_behind(known, chosen):
                 await self._fetch(customer)
-            if drift := (*self._drift(found[linked], chosen, prices), *faults.get(customer, ())):
+            if drift := (*self._drift(found[linked], chosen, prices, state), *faults.get(customer, ())):
                 drifts[customer] = drift
         await Drifts(self._store).replace(drifts)
         return dict(sorted(drifts.items()))
 
-    async def _linked(self) -> dict[str, tuple[str, SubscriptionState | None]]:
-        """Each Stripe customer that is linked: whose it is, and what is stored of the subscription."""
+    async def _linked(self) -> dict[str, tuple[str, CustomerState]]:
+        """Each Stripe customer that is linked: whose it is, and what is stored of the customer."""
         admin, keys = await self._store.admin(), self._store.keys
         every = [customer async for customer in customers_set_up(admin, keys)]
-        linked: dict[str, tuple[str, SubscriptionState | None]] = {}
+        linked: dict[str, tuple[str, CustomerState]] = {}
         for start in range(0, len(every), _PAGE):
             batch = every[start : start + _PAGE]
             pipe = admin.client.pipeline(transaction=False)
@@ -96,20 +99,20 @@ class Checking:
             for customer, data in zip(batch, kept, strict=True):
                 state = CustomerState.parse(data or b"")
                 if state.stripe_customer is not None:
-                    linked[state.stripe_customer] = customer, state.subscription
+                    linked[state.stripe_customer] = customer, state
         return linked
 
     async def _ledger_faults(
-        self, customers: Mapping[str, tuple[str, SubscriptionState | None]]
+        self, customers: Mapping[str, tuple[str, CustomerState]]
     ) -> dict[str, tuple[Drift, ...]]:
         """Contradictions between states and ledgers, by customer."""
         found: dict[str, tuple[Drift, ...]] = {}
-        states, named = States(self._store), [(customer, known) for customer, known in customers.values()]
+        states, named = States(self._store), list(customers.values())
         for start in range(0, len(named), _PAGE):
             batch = named[start : start + _PAGE]
             ids = [customer for customer, _ in batch]
             ledgers = [ledger for _, ledger in await states_and_histories(self._store, ids)]
-            for (customer, known), one, ledger in zip(
+            for (customer, state), one, ledger in zip(
                 batch, await states.find_many(ids), ledgers, strict=True
             ):
                 if not ledger_faults(ledger, one, self._store.catalog):
@@ -117,7 +120,11 @@ class Checking:
                 entries = await history_of(self._store, customer)
                 if await states.find(customer) == one:  # Else it has changed between the readings.
                     found[customer] = tuple(
-                        Drift(subscription="" if known is None else known.id, kind="ledger", message=words)
+                        Drift(
+                            subscription="" if state.subscription is None else state.subscription.id,
+                            kind="ledger",
+                            message=words,
+                        )
                         for words in ledger_faults(entries, one, self._store.catalog)
                     )
         return found
@@ -141,11 +148,16 @@ class Checking:
         found: Sequence[Mapping[str, Any]],
         chosen: Mapping[str, Any] | None,
         prices: Mapping[str, PlanPrices | None],
+        state: CustomerState,
     ) -> tuple[Drift, ...]:
         catalog = self._store.catalog
         counts = chosen or next((one for one in found if one.get("status") in LIVE), None)
         plan = None if counts is None else plan_in(items_of(counts), catalog)
-        return drift_of_customer(found, chosen, catalog, prices.get(plan.key) if plan else None)
+        of_plan = prices.get(plan.key) if plan else None
+        if counts is not None and of_plan is not None:
+            given = overrides_at(state.overrides, self._store.now_ms()).meters
+            of_plan = compared_prices(of_plan, catalog, given, prices_in(counts))
+        return drift_of_customer(found, chosen, catalog, of_plan)
 
 
 def _have_ended(found: Sequence[Mapping[str, Any]]) -> bool:
@@ -225,6 +237,7 @@ class Repairing:
         live = await LiveSubscription.fetch(self.api(), before.subscription, again)
         if live is None or before.prices is None:
             raise NoSubscriptionError(customer)
+        _, state = await States(self.store).read(customer)
         if live.schedule is not None or live.found.get("pending_update"):
             raise SubscriptionError(
                 f"the subscription {live.id} of customer {customer!r} is to change already: repair it after"
@@ -232,11 +245,14 @@ class Repairing:
             )
         await live.make_flexible()
         catalog, items = self.store.catalog, {item.id: item for item in live.items}
-        plan = catalog.plans[before.prices.plan]
-        paid = paid_in(live.items, plan, catalog)
-        changes = updates(live.items, catalog, before.prices, paid)
+        plan, given = (
+            catalog.plans[before.prices.plan],
+            overrides_at(state.overrides, self.store.now_ms()).meters,
+        )
+        prices = await customer_prices(self.api(), catalog, plan, given, live.prices)
+        changes = updates(live.items, catalog, prices, paid_in(live.items, plan, catalog))
         metered = [change for change in changes if (item := items.get(str(change.get("id")))) and item.meter]
-        twice = [change for change in metered if _is_twice(change, items, before.prices)]
+        twice = [change for change in metered if _is_twice(change, items, prices)]
         rest = [change for change in changes if change not in twice]
         # Usage until now is billed by the items that it was used under.
         ended = await self._ended_labels(customer, plan)
@@ -271,7 +287,10 @@ class Repairing:
         if counts is None:
             raise NoSubscriptionError(customer)
         plan = plan_in(items_of(counts), catalog)
+        given = overrides_at(state.overrides, self.store.now_ms()).meters
         prices = None if plan is None else await prices_of(self.api(), catalog, plan)
+        if prices is not None:
+            prices = compared_prices(prices, catalog, given, prices_in(counts))
         return _Compared(
             subscription=str(counts["id"]),
             status=str(counts["status"]),

@@ -15,6 +15,7 @@ from meterkit.subscriptions.service.beginning import Beginning
 from meterkit.subscriptions.service.changing import Changing
 from meterkit.subscriptions.service.payment_pages import no_portal_of_deleted, open_portal, options_of
 from meterkit.subscriptions.service.pending_changes import AskedChanges, alone
+from meterkit.subscriptions.service.repricing import Repricing
 from meterkit.subscriptions.service.results import (
     NewSubscription,
     Portal,
@@ -84,11 +85,13 @@ class Subscriptions:
         self._changing = Changing(store, api, fetch=fetch, deliver=deliver, cut=cut)
         self._cut = cut
         self._unconfirmed = AskedChanges(store, self._apply)
+        self._repricing = Repricing(store, self._changing)
+        self.store_override = self._repricing.override
 
     @property
     def tasks(self) -> Mapping[str, Callable[[], Coroutine[Any, Any, None]]]:
-        """What runs beside an event loop, by name: it tries changes again that were accepted."""
-        return {"changes": self._unconfirmed.run}
+        """Tasks beside an event loop, by name: they make changes that were accepted, or are due."""
+        return {"changes": self._unconfirmed.run, "own prices": self._repricing.run}
 
     async def get(self, customer: str) -> Subscription | None:
         """The customer's subscription as it was last fetched, an ended one too; None: none is known."""
@@ -221,8 +224,9 @@ class Subscriptions:
         return SubscriptionChange(subscription=known, proration=cost, client_secret=secret)
 
     async def retry_accepted(self) -> None:
-        """Try once the changes that were accepted and are due again; done by itself every two seconds."""
+        """Make changes that were accepted, or are due, once; runs by itself every two seconds."""
         await self._unconfirmed.turn()
+        await self._repricing.turn()
 
     async def set_seats(self, customer: str, seats: int) -> SubscriptionChange:
         """Have another number of seats, in all, now; what they cost or give back is on the next invoice.

@@ -21,6 +21,9 @@ from meterkit.subscriptions.service.payment_pages import close_pages
 from meterkit.subscriptions.stripe_objects import CUSTOMER, key_of, persistently
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
     from meterkit.stripe.api import StripeApi
@@ -158,6 +161,7 @@ class CustomerHooks:
         fetch: fetches a customer's subscription from Stripe into the store.
         end: ends a customer's subscription now.
         later: has a Stripe customer looked at in the background.
+        override: stores an override, once Stripe has its prices.
     """
 
     store: Store
@@ -165,6 +169,7 @@ class CustomerHooks:
     fetch: Callable[[str], Awaitable[object]]
     end: Callable[[str], Awaitable[object]]
     later: Callable[[str], Awaitable[object]]
+    override: Callable[[str, Collection[str], Callable[[CustomerState], CustomerState]], Awaitable[None]]
 
     async def linking(self, customer: str, stripe_customer: str) -> None:
         """Refuse a link to a Stripe customer that does not exist.
@@ -234,6 +239,12 @@ class CustomerHooks:
                 await self.end(customer)
         if api is not None and state.stripe_customer is not None:
             await close_pages(api(), state.stripe_customer)  # Else a subscription could begin there.
+
+    async def overriding(
+        self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
+    ) -> None:
+        """Store an override; if it changes a price, once Stripe has that price."""
+        await self.override(customer, meters, change)
 
     async def _in_force(self, customer: str) -> SubscriptionState | None:
         _, state = await States(self.store).read(customer)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from meterkit.catalog.value_parsers import DAY_MS
-from meterkit.customers.drifts import Drifts
 from meterkit.customers.states import States
 from meterkit.customers.stranding import Switch, hold_usage, let_go_of_usage, next_minute_ms, strand_usage
 from meterkit.decisions.customer_state import with_subscription
@@ -16,13 +14,10 @@ from meterkit.decisions.subscription import switched_by_others
 from meterkit.errors import StripeError
 from meterkit.outbox.closes import note_renewal
 from meterkit.store.messages import tell
-from meterkit.subscriptions.drift import drift_of_customer, plan_in
-from meterkit.subscriptions.item_changes import items_of
 from meterkit.subscriptions.item_price_reading import PriceFactsReader
 from meterkit.subscriptions.live_subscription import whole, with_item_coupons
 from meterkit.subscriptions.payment_gate import PaymentGate
 from meterkit.subscriptions.stripe_objects import part_of
-from meterkit.subscriptions.stripe_prices import PriceBook
 from meterkit.subscriptions.subscription_reading import (
     COUPONS,
     in_force,
@@ -30,13 +25,13 @@ from meterkit.subscriptions.subscription_reading import (
     read_subscription,
 )
 from meterkit.subscriptions.webhooks.customer_linker import LINK, CustomerLinker
+from meterkit.subscriptions.webhooks.drift_log import Drifting
 from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable
 
     from meterkit.catalog import Catalog
-    from meterkit.customers.drifts import Drift
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
@@ -45,80 +40,6 @@ if TYPE_CHECKING:
     from meterkit.subscriptions.top_up_payments import TopUpPayments
     from meterkit.subscriptions.webhooks.hint_scripts import Entry
     from meterkit.subscriptions.webhooks.queue import HookQueue
-
-
-_logger = logging.getLogger("meterkit.subscriptions")
-_FRESH_MS: Final = 60_000
-_TOLD_MS: Final = 3_600_000
-
-
-class Drifting:
-    """Notes how the subscriptions of customers differ from the plans file.
-
-    Args:
-        store: where it is noted.
-        api: the way to Stripe.
-    """
-
-    def __init__(self, store: Store, api: Callable[[], StripeApi]) -> None:
-        self._store = store
-        self._book = PriceBook(store, api)
-        self._drifts = Drifts(store)
-        self._told_ms = 0
-        self._untold = 0
-
-    async def look(
-        self, customer: str, found: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None
-    ) -> None:
-        """Note what differs of a customer's subscriptions, and log what was not noted before.
-
-        Where Stripe does not show prices now, what was noted before stays.
-
-        Args:
-            customer: whose they are.
-            found: all subscriptions of the Stripe customer, with ``latest_invoice`` expanded.
-            chosen: the one that counts; None: there is none.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
-        try:
-            drifts = await self._compared(found, chosen)
-        except StripeError:
-            return
-        new = await self._drifts.put(customer, drifts)
-        if new:
-            self._tell(customer, new[0])
-
-    async def _compared(
-        self, found: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any] | None
-    ) -> tuple[Drift, ...]:
-        catalog = self._store.catalog
-        plan = None if chosen is None else plan_in(items_of(chosen), catalog)
-        if plan is None:
-            return drift_of_customer(found, chosen, catalog, None)
-        drifts = drift_of_customer(found, chosen, catalog, await self._book.of(plan))
-        if drifts:  # A price may be younger than the book.
-            fresh = await self._book.of(plan, within_ms=_FRESH_MS)
-            drifts = drift_of_customer(found, chosen, catalog, fresh)
-        return drifts
-
-    def _tell(self, customer: str, drift: Drift) -> None:
-        """Log a difference; of many within an hour, which have one cause most of the time, the first."""
-        now_ms = self._store.now_ms()
-        if self._told_ms <= now_ms < self._told_ms + _TOLD_MS:
-            self._untold += 1
-            return
-        more = f"; so do those of {self._untold} customers since the last line" if self._untold else ""
-        self._told_ms, self._untold = now_ms, 0
-        _logger.warning(
-            "subscription %s of customer %r differs from the plans file: %s%s;"
-            " `meterkit subscriptions check` lists all",
-            drift.subscription,
-            customer,
-            drift.message,
-            more,
-        )
 
 
 _EXPAND: Final = ("data.latest_invoice", "data.schedule", f"data.{COUPONS}")

@@ -1,0 +1,211 @@
+"""Prices at Stripe that overrides give one customer in place of the plan's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final
+
+from meterkit.catalog import override
+from meterkit.catalog.billed_meters import billed_as, billed_meters
+from meterkit.errors import SubscriptionError
+from meterkit.subscriptions.stripe_objects import (
+    LOOKUP_MARK,
+    OVERRIDE_PRICE,
+    id_in,
+    key_of,
+    persistently,
+    text_in,
+)
+from meterkit.subscriptions.stripe_prices import PRICES, prices_by_key, prices_of
+from meterkit.subscriptions.wanted_prices import (
+    WantedPrice,
+    metered_price,
+    params_of,
+    product_params,
+    shape_of,
+    split_wrongly,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from meterkit.catalog import Catalog, Meter, Plan
+    from meterkit.stripe.api import StripeApi
+    from meterkit.subscriptions.item_changes import PlanPrices
+
+    Given = Mapping[str, Mapping[str, object]]
+
+_PRODUCTS: Final = "/v1/products"
+
+
+def gives_price(given: Given, meter: str) -> bool:
+    """Whether overrides name an amount for overage of a meter."""
+    overage = given.get(meter, {}).get("overage")
+    bill = overage.get("bill") if isinstance(overage, dict) else None
+    return isinstance(bill, dict) and bill.get("amount_cents") is not None
+
+
+def override_prices(catalog: Catalog, plan: Plan, given: Given) -> dict[str, WantedPrice]:
+    """The prices that a customer's overrides give for usage on a plan, by event name.
+
+    A derived meter without a price of its own has that of its source. Prices that
+    :func:`refuse_unbilled` refuses are left out.
+    """
+    priced = [
+        name
+        for name in given
+        if gives_price(given, name) and why_unbilled(catalog, plan, given, name) is None
+    ]
+    if not priced:
+        return {}
+    own = _with_overrides(catalog, plan, {name: given[name] for name in priced})
+    found: dict[str, WantedPrice] = {}
+    for meter in billed_meters(catalog.meters, own):
+        if meter.name not in priced and _price_on(own, meter) == _price_on(plan, meter):
+            continue
+        price = _wanted(catalog, own, meter)
+        if isinstance(price, WantedPrice) and meter.stripe is not None:
+            found[meter.stripe.event_name] = price
+    return found
+
+
+def why_unbilled(catalog: Catalog, plan: Plan, given: Given, name: str) -> str | None:
+    """Why no price at Stripe can bill an override's price of a meter; None: one can."""
+    meter, own = catalog.meters.get(name), _with_overrides(catalog, plan, given)
+    if meter is None:
+        return "the plans file has no such meter"
+    if plan.entitlements[name].overage.rows is not None:
+        return f"plan {plan.key} has prices by model for it, which one price cannot replace"
+    if meter.stripe is None or meter.stripe.report == "none":
+        return "its usage is not sent to Stripe (`report: none`)"
+    if (wrongly := split_wrongly(catalog, own, meter)) is not None:
+        return wrongly
+    before, after = _wanted(catalog, plan, meter), _wanted(catalog, own, meter)
+    if any(isinstance(one, WantedPrice) and one.shape.free for one in (before, after)):
+        return (
+            "Stripe gets all of it (`report: usage`), and its free tier begins anew at each change of price;"
+            " write `report: overage`, or `included: 0`"
+        )
+    return after[0] if isinstance(after, tuple) and after[1] else None
+
+
+def compared_prices(
+    prices: PlanPrices, catalog: Catalog, given: Given, shown: Iterable[Mapping[str, Any]]
+) -> PlanPrices:
+    """Prices of a plan with those of a customer's overrides, without asking Stripe, to compare items with.
+
+    A price that no item has yet is named by what it charges in place of its id.
+
+    Args:
+        prices: of the plan.
+        catalog: where the plan is.
+        given: the overrides that hold.
+        shown: the prices of the customer's items, as Stripe shows them.
+    """
+    own, listed = dict[str, str](), list(shown)
+    for event, wanted in override_prices(catalog, catalog.plans[prices.plan], given).items():
+        meter = _meter_id(prices, event)
+        if meter is not None:
+            own[meter] = _matching(listed, wanted, meter) or wanted.shape.told(wanted.unit)
+    return _replaced(prices, own)
+
+
+async def customer_prices(
+    api: StripeApi, catalog: Catalog, plan: Plan, given: Given, shown: Iterable[Mapping[str, Any]] = ()
+) -> PlanPrices:
+    """The prices of a plan with those of a customer's overrides; what Stripe lacks of these is made.
+
+    Args:
+        api: the way to Stripe.
+        catalog: where the plan is.
+        plan: that is sold.
+        given: the overrides that hold.
+        shown: the prices of the customer's items, as Stripe shows them: one that charges the same stays.
+
+    Raises:
+        UnknownPlanError: Stripe has no price with a lookup key that the plan needs.
+        SubscriptionError: Stripe has no meter that an override's price needs.
+        StripeError: Stripe refuses, or does not answer.
+    """
+    prices = await prices_of(api, catalog, plan)
+    own, listed = dict[str, str](), list(shown)
+    for event, wanted in override_prices(catalog, catalog.plans[prices.plan], given).items():
+        meter = _meter_id(prices, event)
+        if meter is None:
+            raise SubscriptionError(
+                f"override of {wanted.line}: Stripe has no meter with the event name {event!r}, which its"
+                " price needs; `meterkit stripe sync` makes it"
+            )
+        own[meter] = _matching(listed, wanted, meter) or await _make(api, prices, wanted, meter)
+    return _replaced(prices, own)
+
+
+async def _make(api: StripeApi, prices: PlanPrices, wanted: WantedPrice, meter: str) -> str:
+    """The price at Stripe that charges what an override says; the same request finds it again."""
+    of_plan = next((price for price, billed in prices.metered.items() if billed == meter), None)
+    shown = {} if of_plan is None else await api.get(f"{PRICES}/{of_plan}")
+    product = id_in(shown, "product") or await _product(api, wanted)
+    tax = text_in(shown, "tax_behavior")
+    what = [product, meter, wanted.shape.currency, wanted.shape.interval, f"{wanted.shape.unit:f}", tax]
+    key = f"{OVERRIDE_PRICE}{blake2b(json.dumps(what).encode(), digest_size=16).hexdigest()}"
+    params = params_of(
+        replace(wanted, key=key, name=f"{wanted.name}, by override"), product=product, meter=meter
+    )
+    if tax and tax != "unspecified":
+        params["tax_behavior"] = tax
+
+    async def attempt(again: int) -> str:
+        found = (await prices_by_key(api, [key])).get(key)
+        if found is None or _matching([found], wanted, meter) is None:
+            asked = key_of("override-price", params, again)
+            found = await api.post(PRICES, params, idempotency_key=asked)
+        return str(found["id"])
+
+    return await persistently(attempt)
+
+
+async def _product(api: StripeApi, wanted: WantedPrice) -> str:
+    """The product of a meter that the plan does not bill: that of ``stripe sync``, else a new one."""
+    key = wanted.product.key
+    for product in await api.list(_PRODUCTS, {"active": True}):
+        if product["metadata"].get(LOOKUP_MARK) == key:
+            return str(product["id"])
+    params = product_params(wanted.product)
+    return str((await api.post(_PRODUCTS, params, idempotency_key=key_of("product", params)))["id"])
+
+
+def _meter_id(prices: PlanPrices, event: str) -> str | None:
+    return next((meter for meter, name in prices.meters.items() if name == event), None)
+
+
+def _matching(shown: Iterable[Mapping[str, Any]], wanted: WantedPrice, meter: str) -> str | None:
+    """The price that charges what is wanted, the same meter included; None: none does."""
+    shape = replace(wanted.shape, meter=meter)
+    flat = (price for price in shown if price.get("billing_scheme") != "tiered")
+    return next((str(price["id"]) for price in flat if shape_of(price) == shape), None)
+
+
+def _replaced(prices: PlanPrices, own: Mapping[str, str]) -> PlanPrices:
+    """Prices of a plan with other ones of some meters (meter's id to the price)."""
+    kept = {price: meter for price, meter in prices.metered.items() if meter not in own}
+    metered = {**kept, **{price: meter for meter, price in own.items()}}
+    return replace(prices, metered=metered, overridden=frozenset(own.values()))
+
+
+def _with_overrides(catalog: Catalog, plan: Plan, given: Given) -> Plan:
+    return replace(plan, entitlements=override(catalog, plan, given))
+
+
+def _wanted(catalog: Catalog, plan: Plan, meter: Meter) -> WantedPrice | tuple[str, bool] | None:
+    """The price of a meter's usage on a plan, or why there is none; None: the plan bills none."""
+    entitlement = billed_as(plan, meter)
+    return None if entitlement is None else metered_price(catalog, plan, meter, entitlement)
+
+
+def _price_on(plan: Plan, meter: Meter) -> tuple[int | None, int | None]:
+    entitlement = billed_as(plan, meter)
+    return (
+        (None, None) if entitlement is None else (entitlement.overage.per, entitlement.overage.amount_cents)
+    )

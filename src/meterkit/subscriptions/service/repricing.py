@@ -1,0 +1,309 @@
+"""Overrides with a price: the price becomes the customer's own at Stripe, and the override is stored then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from random import SystemRandom
+from typing import TYPE_CHECKING, Final
+
+from meterkit.catalog import override
+from meterkit.catalog.amount_texts import date_and_time
+from meterkit.customers.states import States
+from meterkit.decisions.customer_overrides import next_end_ms, overrides_at, with_overage_until
+from meterkit.decisions.keys import meter_token
+from meterkit.decisions.periods import from_ms
+from meterkit.decisions.price_segments import label_of
+from meterkit.decisions.subscription import ENDED, NEVER_MS
+from meterkit.errors import (
+    MeterkitError,
+    NoSubscriptionError,
+    SettingsError,
+    StoreError,
+    StripeUnavailableError,
+    SubscriptionBusyError,
+)
+from meterkit.subscriptions.due_prices import DuePrices
+from meterkit.subscriptions.live_subscription import LiveSubscription
+from meterkit.subscriptions.override_prices import gives_price, override_prices, why_unbilled
+from meterkit.subscriptions.proration import Terms
+from meterkit.subscriptions.service.applying import Applying
+from meterkit.subscriptions.service.pending_changes import alone
+from meterkit.subscriptions.stripe_objects import persistently
+from meterkit.subscriptions.stripe_prices import METERS, meters_of_file
+from meterkit.subscriptions.wanted_prices import WantedPrice, metered_price, shape_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from decimal import Decimal
+
+    from meterkit.catalog import Catalog, Plan
+    from meterkit.decisions.customer_overrides import Stored
+    from meterkit.decisions.customer_state import CustomerState
+    from meterkit.decisions.subscription import SubscriptionState
+    from meterkit.store.store import Store
+    from meterkit.subscriptions.override_prices import Given
+    from meterkit.subscriptions.service.changing import Changing
+
+_logger = logging.getLogger("meterkit.subscriptions")
+_jitter = SystemRandom().uniform
+_EVERY_S: Final = 2.0
+_PATIENCE_S: Final = 50.0
+_SOON_MS: Final = 30_000
+_LATER_MS: Final = 3_600_000
+_UNKNOWN_MS: Final = 120_000
+"""A change whose outcome is unknown is made, or not, by then."""
+
+
+@dataclass(eq=False)
+class Repricing:
+    """Stores overrides whose price has to be one at Stripe, and ends such prices when their time has come.
+
+    Args:
+        store: where customers are kept.
+        changing: changes subscriptions in force.
+    """
+
+    store: Store
+    changing: Changing
+
+    def __post_init__(self) -> None:
+        self._states = States(self.store)
+        self._due = DuePrices(self.store)
+
+    async def override(
+        self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
+    ) -> None:
+        """Store an override; if it changes a price, once the customer's items at Stripe have that price.
+
+        Args:
+            customer: the customer's id.
+            meters: those that the override names.
+            change: lays the override over a state.
+
+        Raises:
+            MeterkitError: no invoice can bill the price that it gives.
+            SubscriptionError: the subscription cannot be changed now.
+            StripeError: Stripe refuses, or does not answer; ask again.
+        """
+        _, state = await self._states.read(customer)
+        before, after = (self._given(one) for one in (state, change(state)))
+        priced = [name for name in meters if gives_price(after, name)]
+        taken_back = [name for name in meters if gives_price(before, name) and name not in priced]
+        is_subscribed = self._is_subscribed(state)
+        if priced or (taken_back and is_subscribed):
+            self._refuse_without_stripe(customer, (*priced, *taken_back)[0], is_subscribed=is_subscribed)
+            async with alone(self.store, customer):
+                await persistently(lambda again: self._switch(customer, meters, change, again))
+        else:
+            await self._states.change(customer, change)
+
+    async def run(self) -> None:
+        """Make the price changes that are due, every two seconds, until cancelled.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        while True:
+            await asyncio.sleep(_EVERY_S * _jitter(0.8, 1.2))
+            await self.turn()
+
+    async def turn(self) -> None:
+        """Make the price changes that are due, once.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        for customer in await self._due.due():
+            await self._try(customer)
+
+    async def _try(self, customer: str) -> None:
+        # Before the try: other processes, and this one after a crash, leave it alone meanwhile.
+        await self._put(customer, int(1000 * _PATIENCE_S))
+        why = ""
+        try:
+            async with asyncio.timeout(_PATIENCE_S), alone(self.store, customer):
+                await persistently(lambda again: self._switch(customer, (), _unchanged, again))
+        except (StripeUnavailableError, SubscriptionBusyError, TimeoutError):
+            await self._put(customer, _SOON_MS)
+        except NoSubscriptionError:
+            await self._due.remove(customer)
+        except StoreError:
+            raise
+        except MeterkitError as error:
+            why = str(error)
+        if why:
+            _logger.error(
+                "the price of overage of customer %r at Stripe is to change by an override and cannot now; it"
+                " is tried again in an hour: %s",
+                customer,
+                why,
+            )
+            await self._put(customer, _LATER_MS)
+
+    async def _switch(
+        self,
+        customer: str,
+        meters: Collection[str],
+        change: Callable[[CustomerState], CustomerState],
+        again: int,
+    ) -> None:
+        """Change a state and bring the items at Stripe to its prices, behind a cut of the usage until now."""
+        live, known, current = await self.changing.payable(customer, again)
+        _, state = await self._states.read(customer)
+        self._refuse_unbilled(current, self._given(change(state)), meters)
+        rates = await self._units(live, meters) if meters else {}
+        later = self._later(rates, known, current, (state, change(state)))
+
+        def settle(state: CustomerState) -> CustomerState:
+            after = change(state)
+            overrides = after.overrides
+            for name, overage in later.items():
+                overrides = with_overage_until(overrides, name, overage, until_ms=known.end_ms)
+            return replace(after, overrides=overrides)
+
+        stored = settle(state).overrides
+        applying = Applying(self.store, self.changing.api, stored)
+        target = Terms(plan=current, seats=known.seats_at(self.store.now_ms()))
+        if await applying.changes_metered(live, target):
+            # If this process dies between Stripe and the store, the next look brings both together.
+            await self._put(customer, _UNKNOWN_MS)
+            async with self.changing.cut(customer, self._ended(current, state.overrides, stored)):
+                await applying.update(live, target)
+                await self._states.change(customer, settle)
+                await self.changing.fetch(customer)
+        else:
+            await self._states.change(customer, settle)
+        if live.schedule is not None:
+            await self._reschedule(customer, (known, current), applying, again)
+        next_ms = next_end_ms(stored, self.store.now_ms())
+        await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
+
+    async def _reschedule(
+        self, customer: str, of: tuple[SubscriptionState, Plan], applying: Applying, again: int
+    ) -> None:
+        """Give scheduled phases the prices that the customer has at their beginning."""
+        known, current = of
+        live = await LiveSubscription.fetch(self.changing.api(), known.id, again)
+        if live is not None and live.schedule is not None:
+            terms_of = await self.changing.terms_by_plan(customer, known, current)
+            await applying.set_scheduled_seats(live, live.schedule, terms_of)
+
+    async def _units(self, live: LiveSubscription, meters: Collection[str]) -> dict[str, Decimal | None]:
+        """What one unit costs on the customer's items now, by meter; None: no single price says it."""
+        events = meters_of_file(await self.changing.api().list(METERS), self._catalog)
+        flat = [price for price in live.prices if price.get("billing_scheme") != "tiered"]
+        shapes = [shape for shape in map(shape_of, flat) if not shape.is_odd and shape.divide_by == 1]
+        units = {events.get(shape.meter or ""): shape.unit for shape in shapes}
+        return {name: units.get(_event(self._catalog, name)) for name in meters}
+
+    def _later(
+        self,
+        units: Mapping[str, Decimal | None],
+        known: SubscriptionState,
+        plan: Plan,
+        states: tuple[CustomerState, CustomerState],
+    ) -> dict[str, object]:
+        """The meters whose price changes when the period ends, each with the overage until then.
+
+        A price that falls is an upgrade, one that rises a downgrade; one that nothing is compared with
+        changes now.
+        """
+        before, after = (self._given(state) for state in states)
+        changes, found = self._catalog.billing.changes, dict[str, object]()
+        for name, old in units.items():
+            new = self._unit_after(plan, after, name)
+            if old is None or new is None or old == new:
+                continue
+            if (changes.upgrade if new < old else changes.downgrade) == "now":
+                continue
+            own_end = overrides_at(states[1].overrides, self.store.now_ms()).ends.get(name, NEVER_MS)
+            if own_end <= known.end_ms:
+                raise MeterkitError(
+                    f"override of {name}: its price would take effect when the period ends, at"
+                    f" {date_and_time(from_ms(known.end_ms))} (`billing.changes`), and the override ends by"
+                    " then: give a later `until`, or none"
+                )
+            found[name] = self._overage_until(plan, before, after, name)
+        return found
+
+    def _unit_after(self, plan: Plan, given: Given, name: str) -> Decimal | None:
+        """What one unit costs on a plan with overrides; None: nothing, or Stripe alone says it."""
+        wanted: object = override_prices(self._catalog, plan, given).get(_event(self._catalog, name))
+        if wanted is None:
+            entitlement = override(self._catalog, plan, given)[name]
+            if entitlement.overage.mode != "bill":
+                return None
+            wanted = metered_price(self._catalog, plan, self._catalog.meters[name], plan.entitlements[name])
+        return wanted.shape.unit if isinstance(wanted, WantedPrice) else None
+
+    def _overage_until(self, plan: Plan, before: Given, after: Given, name: str) -> object:
+        """The overage of a meter until its price changes: the price of before, and the cap of now."""
+        cap = override(self._catalog, plan, after)[name].overage.cap
+        was = override(self._catalog, plan, before)[name].overage
+        bill: dict[str, object] = {} if cap is None else {"cap": cap}
+        if gives_price(before, name):
+            bill |= {"per": was.per, "amount_cents": was.amount_cents}
+        return {"bill": bill} if bill else "bill"
+
+    def _ended(self, plan: Plan, before: Stored, after: Stored) -> dict[str, str]:
+        """The labels of the prices that end with a switch, by the tokens of their meters."""
+        now_ms = self.store.now_ms()
+        old, new = (
+            override(self._catalog, plan, overrides_at(stored, now_ms).meters) for stored in (before, after)
+        )
+        return {
+            meter_token(name): label_of(old[name])
+            for name, meter in self._catalog.meters.items()
+            if meter.kind == "counter" and label_of(old[name]) != label_of(new[name])
+        }
+
+    def _refuse_without_stripe(self, customer: str, name: str, *, is_subscribed: bool) -> None:
+        try:
+            self.changing.api()
+        except SettingsError as error:
+            raise MeterkitError(
+                f"override of {name}: Stripe bills overage, so its price has to be one at Stripe, and no"
+                " Stripe key is set here: set METERKIT_STRIPE_API_KEY, or override limits without `per` and"
+                " `amount_cents`"
+            ) from error
+        if not is_subscribed:
+            raise NoSubscriptionError(
+                customer,
+                f"override of {name}: customer {customer!r} has no subscription in force, so no invoice bills"
+                " a price of its own: begin a subscription first, or override limits without `per` and"
+                " `amount_cents`",
+            )
+
+    def _refuse_unbilled(self, plan: Plan, given: Given, meters: Collection[str]) -> None:
+        for name in meters:
+            if (
+                gives_price(given, name)
+                and (why := why_unbilled(self._catalog, plan, given, name)) is not None
+            ):
+                raise MeterkitError(f"override of {name}: Stripe cannot bill this price: {why}")
+
+    def _is_subscribed(self, state: CustomerState) -> bool:
+        known = state.subscription
+        return known is not None and known.status_at(self.store.now_ms()) not in ENDED
+
+    def _given(self, state: CustomerState) -> Given:
+        return overrides_at(state.overrides, self.store.now_ms()).meters
+
+    async def _put(self, customer: str, in_ms: int) -> None:
+        await self._due.put(customer, self.store.now_ms() + in_ms)
+
+    @property
+    def _catalog(self) -> Catalog:
+        return self.store.catalog
+
+
+def _event(catalog: Catalog, name: str) -> str:
+    """The event name of a meter; empty: it has none."""
+    stripe = catalog.meters[name].stripe if name in catalog.meters else None
+    return "" if stripe is None else stripe.event_name
+
+
+def _unchanged(state: CustomerState) -> CustomerState:
+    return state

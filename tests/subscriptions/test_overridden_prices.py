@@ -1,0 +1,439 @@
+"""A price of overage that an override gives is the customer's own price at Stripe: shown, limited, billed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import anyio
+import pytest
+
+from delivering import kit_for
+from meterkit import MeterkitError, StripeError
+from meterkit.catalog import loads
+from meterkit.subscriptions.due_prices import DuePrices
+from meterkit.subscriptions.webhooks.queue import HookQueue
+from priced_shop import CATALOG, PLANS, renewed, sell
+from shopping import END, HALF, shop
+
+if TYPE_CHECKING:
+    from meterkit.catalog import Catalog
+    from meterkit.testing import StripeEmulator
+    from shopping import Shop
+
+pytestmark = pytest.mark.anyio
+
+SOLD: Final = {f"price_{plan}{meter}" for plan in CATALOG.plans for meter in ("", "_tokens", "_pages")}
+
+
+def priced(cents: int, per: int = 1, **bill: int) -> dict[str, Any]:
+    """An override of the price of tokens."""
+    return {"tokens": {"overage": {"bill": {"per": per, "amount_cents": cents, **bill}}}}
+
+
+DOWN_NOW: Final = loads(
+    PLANS.replace("plans:\n  free:", "billing: {changes: {downgrade: now}}\nplans:\n  free:")
+)
+
+
+async def given(at: Shop, cents: int, **bill: int) -> str:
+    """Override the price of tokens; the price at Stripe."""
+    await at.kit.customers.override("acme", priced(cents, **bill))
+    return (await own_prices(at))[0]
+
+
+BUDGETED: Final = loads(
+    PLANS.replace(
+        "stripe_price: price_basic}", "stripe_price: price_basic}\n    budget: {amount_cents: unlimited}"
+    )
+)
+SEATED: Final = loads(
+    PLANS.replace("meters:\n  tokens", "meters:\n  seats: {unit: seat, kind: gauge}\n  tokens", 1).replace(
+        "stripe_price: price_basic}",
+        "stripe_price: price_basic}\n    seat_price: {amount_cents: 300, stripe_price: price_basic_seat}",
+    )
+)
+
+
+def sell_seats(emulator: StripeEmulator, catalog: Catalog) -> None:
+    """Sell the plans, and seats of the basic one."""
+    sell(emulator, catalog)
+    emulator.add_price(300, price_id="price_basic_seat")
+
+
+async def own_prices(at: Shop) -> list[str]:
+    """The prices that overrides have made, the youngest first."""
+    return [price["id"] for price in await at.stripe_list("/v1/prices") if price["id"] not in SOLD]
+
+
+async def shown(at: Shop) -> int | None:
+    """What overage of tokens costs by now."""
+    return (await at.kit.usage("acme"))["meters"]["tokens"]["overage_cents"]
+
+
+async def billed(at: Shop) -> list[tuple[int, int]]:
+    """Units and cents a unit of all invoice lines of usage, after the period's end."""
+    await at.kit.flush(everything=True)
+    await renewed(at)
+    await at.kit.flush(everything=True)
+    return await lines(at)
+
+
+async def lines(at: Shop) -> list[tuple[int, int]]:
+    """The same of the invoices there are."""
+    found: list[tuple[int, int]] = []
+    for invoice in await at.invoices():
+        for line in invoice["lines"]["data"]:
+            price = await at._asked(f"/v1/prices/{line['pricing']['price_details']['price']}")
+            units = int(line["quantity_decimal"])
+            if price["recurring"].get("meter") and units:
+                found.append((units, line["amount"] // units))
+    return found
+
+
+async def test_a_price_that_falls_amid_a_period_is_shown_and_billed_from_then_on(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 110)
+        await at.kit.customers.override("acme", priced(2))
+        assert await shown(at) == 50
+        await at.kit.record("acme", "tokens", 20)
+        assert await shown(at) == 90
+        assert await at.kit.subscriptions.check() == {}
+        assert await billed(at) == [(10, 5), (20, 2)]
+        assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def test_a_price_that_rises_takes_effect_when_the_period_ends(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 110)
+        given = await at.kit.customers.override("acme", {"tokens": {"included": 50, **priced(9)["tokens"]}})
+        assert given.price_changes == {"tokens": END}
+        assert await shown(at) == 50
+        await at.kit.record("acme", "tokens", 20)
+        assert await shown(at) == 150
+        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+        assert await at.kit.subscriptions.check() == {}
+        assert await billed(at) == [(30, 5)]
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.subscriptions.retry_accepted()
+        await at.kit.record("acme", "tokens", 60)
+        assert await shown(at) == 90
+        assert await at.kit.subscriptions.check() == {}
+        assert (await at.kit.customers.get("acme")).price_changes == {}
+
+
+async def test_a_price_that_is_taken_back_holds_until_the_period_ends(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        own = await given(at, 2)
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 110)
+        await at.kit.customers.override("acme", {"tokens": {}})
+        assert await at.items(begun.id) == {"price_basic": 1, own: None}
+        await at.kit.record("acme", "tokens", 10)
+        assert await shown(at) == 40
+        assert await billed(at) == [(20, 2)]
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.subscriptions.retry_accepted()
+        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+        await at.kit.record("acme", "tokens", 101)
+        assert await shown(at) == 5
+        assert await at.kit.subscriptions.check() == {}
+
+
+async def test_where_downgrades_are_immediate_a_price_is_taken_back_at_once(store_url: str) -> None:
+    async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        await given(at, 2)
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 110)
+        await at.kit.customers.override("acme", {"tokens": {}})
+        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+        await at.kit.record("acme", "tokens", 10)
+        assert await shown(at) == 70
+        assert await billed(at) == [(10, 2), (10, 5)]
+
+
+async def test_under_a_spend_limit_what_is_admitted_costs_the_limit(store_url: str) -> None:
+    async with shop(store_url, catalog=BUDGETED, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 102)
+        await at.kit.customers.spend_limit("acme", 50)
+        await at.kit.customers.override("acme", priced(2))
+        assert not (await at.kit.check("acme", "tokens", 21)).allowed
+        assert (await at.kit.consume("acme", "tokens", 20)).allowed
+        assert not (await at.kit.consume("acme", "tokens", 1)).allowed
+        assert await shown(at) == 50
+        assert await billed(at) == [(2, 5), (20, 2)]
+
+
+@pytest.mark.parametrize(("plan", "base"), [("cheaper", 1), ("none", 1), ("other", 1)])
+async def test_an_upgrade_keeps_the_price_where_the_new_plan_bills_the_meter(
+    store_url: str, plan: str, base: int
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        own = await given(at, 2)
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 110)
+        await at.kit.subscriptions.change_plan("acme", plan)
+        items = await at.items(begun.id)
+        assert items[f"price_{plan}"] == base
+        assert (own in items) == (plan == "cheaper")
+        assert await at.kit.subscriptions.check() == {}
+        await at.kit.record("acme", "tokens", 10)
+        expected = [(20, 2)] if plan == "cheaper" else [(10, 2)]
+        assert await billed(at) == expected
+
+
+async def test_a_scheduled_downgrade_keeps_a_price_that_is_given_before_or_after_it(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="cheaper")
+        await at.kit.subscriptions.change_plan("acme", "basic")
+        own = await given(at, 2)
+        assert own in await at.items(begun.id)
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 110)
+        lower = await given(at, 1)
+        assert await at.items(begun.id) == {"price_cheaper": 1, lower: None}
+        found = await at.kit.subscriptions.get("acme")
+        assert found is not None
+        assert found.pending_change is not None
+        await at.kit.record("acme", "tokens", 10)
+        assert await shown(at) == 30
+        assert await billed(at) == [(10, 2), (10, 1)]
+        assert await at.items(begun.id) == {"price_basic": 1, lower: None}
+        await at.kit.subscriptions.sync("acme")
+        assert await at.kit.subscriptions.check() == {}
+
+
+async def test_seats_change_beside_a_price_of_its_own(store_url: str) -> None:
+    async with shop(store_url, catalog=SEATED, selling=sell_seats) as at:
+        begun = await at.subscribed(plan="basic", seats=3)
+        own = await given(at, 2)
+        await at.kit.subscriptions.set_seats("acme", 5)
+        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_seat": 5, own: None}
+        assert await at.kit.subscriptions.check() == {}
+        await at.kit.record("acme", "tokens", 110)
+        assert await billed(at) == [(10, 2)]
+
+
+async def test_a_meter_that_the_plan_does_not_bill_gets_an_item_and_loses_it(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        bill = {"pages": {"overage": {"bill": {"per": 1, "amount_cents": 4}}}}
+        await at.kit.customers.override("acme", bill)
+        (own,) = await own_prices(at)
+        assert own in await at.items(begun.id)
+        assert await at.kit.subscriptions.check() == {}
+        await at.kit.record("acme", "pages", 6)
+        assert (await at.kit.usage("acme"))["meters"]["pages"]["overage_cents"] == 24
+        at.clock.advance(timedelta(minutes=5))
+        await at.kit.customers.override("acme", {"pages": {}})
+        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+        assert await at.kit.subscriptions.check() == {}
+        assert await billed(at) == [(6, 4)]
+
+
+async def test_the_same_price_asked_again_or_by_another_customer_is_made_once(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        other = await at.subscribed("other", plan="basic")
+        own = await given(at, 2)
+        before = len(at.changes())
+        await at.kit.customers.override("acme", priced(2, cap=7))
+        await at.kit.customers.override("acme", priced(4, per=2))
+        assert len(at.changes()) == before
+        await at.kit.customers.override("other", priced(2))
+        assert await own_prices(at) == [own]
+        assert own in await at.items(other.id)
+
+
+async def test_two_calls_at_once_give_one_price(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 110)
+        async with anyio.create_task_group() as calls:
+            for _ in range(3):
+                calls.start_soon(at.kit.customers.override, "acme", priced(2))
+        (own,) = await own_prices(at)
+        assert await at.items(begun.id) == {"price_basic": 1, own: None}
+        assert await billed(at) == [(10, 5)]
+
+
+async def test_other_customers_and_new_ones_have_the_price_of_the_plan(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        other = await at.subscribed("other", plan="basic")
+        await given(at, 2)
+        late = await at.subscribed("late", plan="basic")
+        for begun in (other, late):
+            assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+        assert await at.kit.subscriptions.check() == {}
+
+
+async def test_stripe_sync_has_nothing_to_say_of_a_price_of_its_own(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        before = await at.kit.stripe.sync()
+        own = await given(at, 2)
+        done = await at.kit.stripe.sync()
+        assert (done.problems, done.notes) == (before.problems, before.notes)
+        assert not any(line.action != "is there" for line in done.lines)
+        assert next(one for one in await at.stripe_list("/v1/prices") if one["id"] == own)["active"] is True
+
+
+async def test_an_item_that_a_person_has_switched_is_found_and_repaired(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        own = await given(at, 2)
+        found = (await at.stripe_subscription(begun.id))["items"]["data"]
+        item = next(one["id"] for one in found if one["price"]["id"] == own)
+        await at.stripe_change(f"/v1/subscription_items/{item}", price="price_basic_tokens")
+        drifts = (await at.kit.subscriptions.check())["acme"]
+        assert [drift.kind for drift in drifts] == ["other_price"]
+        assert "the plan has USD 0.02 per token, each month" in drifts[0].message
+        done = await at.kit.subscriptions.repair("acme")
+        assert ([drift.kind for drift in done.mended], done.left) == (["other_price"], ())
+        assert await at.items(begun.id) == {"price_basic": 1, own: None}
+        assert await own_prices(at) == [own]
+
+
+async def test_a_subscription_that_begins_has_the_price_of_an_override_of_before(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        own = await given(at, 2)
+        await at.kit.subscriptions.cancel("acme", immediately=True)
+        again = await at.subscribed(plan="basic")
+        assert await at.items(again.id) == {"price_basic": 1, own: None}
+        assert await at.kit.subscriptions.check() == {}
+
+
+async def test_a_cancellation_that_is_taken_back_keeps_the_price(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        own = await given(at, 2)
+        await at.kit.subscriptions.cancel("acme")
+        await at.kit.subscriptions.resume("acme")
+        assert await at.items(begun.id) == {"price_basic": 1, own: None}
+        assert await at.kit.subscriptions.check() == {}
+
+
+async def test_no_webhook_takes_the_change_for_one_by_others(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await given(at, 2)
+        await at.kit.record("acme", "tokens", 110)
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        await HookQueue(at.kit.store).look(linked, "evt_1")
+        await at.kit.webhooks.work_off()
+        usage = (await at.kit.usage("acme"))["meters"]["tokens"]
+        assert (usage["late"], usage["overage_cents"]) == (0, 20)
+        assert await billed(at) == [(10, 2)]
+
+
+@pytest.mark.parametrize(
+    ("path", "skip"),
+    [
+        ("/v1/prices", 2),
+        ("/v1/prices", 3),
+        ("/v1/billing/meter_events", 0),
+        ("/v1/billing/meters", 2),
+        ("/v1/subscriptions/ID", 0),
+        ("/v1/subscriptions/ID", 1),
+        ("/v1/subscriptions", 1),
+    ],
+)
+@pytest.mark.parametrize("how", ["error", "drop"])
+async def test_where_stripe_fails_between_two_steps_asking_again_finishes_it(
+    store_url: str, path: str, skip: int, how: Literal["error", "drop"]
+) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 110)
+        more: dict[str, Any] = {"status": 503} if how == "error" else {"when": "after"}
+        at.emulator.fail_next(how, times=9, skip=skip, path=path.replace("ID", begun.id), **more)
+        with suppress(StripeError):  # A lost answer is asked for again at once.
+            await at.kit.customers.override("acme", priced(2))
+        assert any(one.status in {0, 503} for one in at.emulator.requests)
+        at.emulator.clear_faults()
+        is_stored = "tokens" in (await at.kit.customers.get("acme")).overrides
+        has_price = bool(set(await own_prices(at)) & (await at.items(begun.id)).keys())
+        assert has_price or not is_stored
+        at.clock.advance(timedelta(minutes=10))
+        await at.kit.flush(everything=True)
+        await at.kit.customers.override("acme", priced(2))
+        (own,) = await own_prices(at)
+        assert await at.items(begun.id) == {"price_basic": 1, own: None}
+        await at.kit.record("acme", "tokens", 10)
+        assert await shown(at) == 70
+        assert await billed(at) == [(10, 5), (10, 2)]
+
+
+REFUSED: Final = {
+    "tokens that are sent whole": ("report: usage", "its free tier begins anew"),
+    "tokens that are not sent": ("report: none", "its usage is not sent to Stripe"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_a_price_that_no_invoice_can_bill_is_refused_in_words(store_url: str, case: str) -> None:
+    report, words = REFUSED[case]
+    catalog = loads(PLANS.replace("event_name: ai_tokens", f"event_name: ai_tokens, {report}"))
+    async with shop(store_url, catalog=catalog, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        with pytest.raises(MeterkitError, match=words):
+            await at.kit.customers.override("acme", priced(2))
+        assert (await at.kit.customers.get("acme")).overrides == {}
+
+
+async def test_without_a_subscription_a_price_is_refused_and_limits_are_not(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        with pytest.raises(MeterkitError, match=r"'acme' has no subscription in force.*begin a subscription"):
+            await at.kit.customers.override("acme", priced(2))
+        await at.kit.customers.override("acme", {"tokens": {"included": 7, "overage": {"bill": {"cap": 9}}}})
+        assert (await at.kit.customers.get("acme")).overrides["tokens"]["included"] == 7
+
+
+async def test_without_a_stripe_key_a_price_is_refused(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        async with kit_for(
+            store_url, at.url, clock=at.clock, catalog=CATALOG, stripe_api_key=None
+        ) as keyless:
+            with pytest.raises(MeterkitError, match="set METERKIT_STRIPE_API_KEY"):
+                await keyless.customers.override("acme", priced(2))
+            assert (await keyless.customers.get("acme")).overrides == {}
+
+
+async def test_a_rise_that_would_end_before_it_begins_is_refused(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        with pytest.raises(MeterkitError, match="would take effect when the period ends, at 2031-07-01"):
+            await at.kit.customers.override("acme", priced(9), until=HALF)
+
+
+async def test_a_price_that_ended_unnoticed_is_found_by_the_nightly_sync(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        await at.kit.customers.override("acme", priced(2), until=HALF)
+        await DuePrices(at.kit.store).remove("acme")
+        at.clock.set(HALF)
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        assert linked is not None
+        await HookQueue(at.kit.store).look(linked, "reconcile")
+        await at.kit.webhooks.work_off()
+        await at.kit.subscriptions.retry_accepted()
+        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+        assert await at.kit.subscriptions.check() == {}
