@@ -185,7 +185,8 @@ async def live(at: Hooked) -> None:
     await Drifts(store).put(WHO, [Drift(subscription="sub_1", kind="other_price", message="another price")])
     await SpikesToday(store).note(FoundSpike(WHO, "words", store.now_ms(), "day", 900, 9))
     admin, shard = await store.admin(), store.keys.customer(WHO).shard
-    for key in (store.keys.hooks("changes"), store.keys.relist(shard), store.keys.shard(shard, "unclosed")):
+    hooks = (store.keys.hooks("changes"), store.keys.hooks("prices"))
+    for key in (*hooks, store.keys.relist(shard), store.keys.shard(shard, "unclosed")):
         await admin.ask(admin.client.zadd(key, {WHO: store.now_ms()}))
         await admin.ask(admin.client.pexpire(key, 9_000))
     await admin.ask(admin.client.set(store.keys.watched(WHO, "0a"), f'{{"customer":"{WHO}"}}', px=9_000))

@@ -83,9 +83,10 @@ async def billed(at: Shop) -> list[tuple[int, int]]:
 async def lines(at: Shop) -> list[tuple[int, int]]:
     """The same of the invoices there are."""
     found: list[tuple[int, int]] = []
+    prices = {price["id"]: price for price in await at.stripe_list("/v1/prices")}
     for invoice in await at.invoices():
         for line in invoice["lines"]["data"]:
-            price = await at._asked(f"/v1/prices/{line['pricing']['price_details']['price']}")
+            price = prices[line["pricing"]["price_details"]["price"]]
             units = int(line["quantity_decimal"])
             if price["recurring"].get("meter") and units:
                 found.append((units, line["amount"] // units))

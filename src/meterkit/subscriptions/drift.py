@@ -15,7 +15,7 @@ from meterkit.subscriptions.stripe_objects import part_of, plan_of_price, seat_k
 from meterkit.subscriptions.trial_settings import missing_method_action, trial_settings_change
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Plan
     from meterkit.customers.drifts import DriftKind
@@ -42,13 +42,13 @@ def paid_in(items: Iterable[Item], plan: Plan, catalog: Catalog) -> int:
     return sum(item.quantity or 0 for item in items if item.price == price or item.key == key)
 
 
-def bills_here(found: Mapping[str, Any], catalog: Catalog, meters: Container[str]) -> bool:
+def bills_here(found: Mapping[str, Any], catalog: Catalog, meters: Mapping[str, str]) -> bool:
     """Whether a live subscription is of a plan, or bills usage of the plans file.
 
     Args:
         found: the subscription as Stripe shows it.
         catalog: what is sold.
-        meters: the ids of the meters at Stripe that carry a meter of the plans file.
+        meters: event names of the meters at Stripe that carry one of the plans file, by id.
     """
     if found.get("status") not in LIVE:
         return False
@@ -70,7 +70,7 @@ def drift_of_customer(
         catalog: what is sold.
         prices: of the plan that it is of; None: it is of no plan.
     """
-    meters = {} if prices is None else prices.meters
+    meters: Mapping[str, str] = {} if prices is None else prices.meters
     billing = [one for one in found if bills_here(one, catalog, meters)]
     drifts: list[Drift] = []
     if len(billing) > 1:

@@ -15,6 +15,7 @@ from meterkit.subscriptions.stripe_objects import (
     OVERRIDE_PRICE,
     id_in,
     key_of,
+    part_of,
     persistently,
     text_in,
 )
@@ -42,9 +43,8 @@ _PRODUCTS: Final = "/v1/products"
 
 def gives_price(given: Given, meter: str) -> bool:
     """Whether overrides name an amount for overage of a meter."""
-    overage = given.get(meter, {}).get("overage")
-    bill = overage.get("bill") if isinstance(overage, dict) else None
-    return isinstance(bill, dict) and bill.get("amount_cents") is not None
+    bill = part_of(part_of(given.get(meter, {}), "overage"), "bill")
+    return bill.get("amount_cents") is not None
 
 
 def override_prices(catalog: Catalog, plan: Plan, given: Given) -> dict[str, WantedPrice]:
