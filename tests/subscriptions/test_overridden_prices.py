@@ -160,6 +160,22 @@ async def test_where_downgrades_are_immediate_a_price_is_taken_back_at_once(stor
         assert await billed(at) == [(10, 2), (10, 5)]
 
 
+async def test_a_price_ends_at_its_until_and_usage_until_the_switch_costs_it(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        await at.kit.record("acme", "tokens", 100)
+        await at.kit.customers.override("acme", priced(2), until=HALF)
+        await at.kit.record("acme", "tokens", 10)
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 10)
+        await at.kit.subscriptions.retry_accepted()
+        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+        await at.kit.record("acme", "tokens", 10)
+        assert await shown(at) == 90
+        assert await at.kit.subscriptions.check() == {}
+        assert await billed(at) == [(20, 2), (10, 5)]
+
+
 async def test_under_a_spend_limit_what_is_admitted_costs_the_limit(store_url: str) -> None:
     async with shop(store_url, catalog=BUDGETED, selling=sell) as at:
         await at.subscribed(plan="basic")

@@ -12,9 +12,9 @@ from meterkit.catalog import override
 from meterkit.catalog.amount_texts import date_and_time
 from meterkit.customers.states import States
 from meterkit.decisions.customer_overrides import next_end_ms, overrides_at, with_overage_until
-from meterkit.decisions.keys import meter_token
+from meterkit.decisions.customer_state import entitlements_on
 from meterkit.decisions.periods import from_ms
-from meterkit.decisions.price_segments import label_of
+from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import ENDED, NEVER_MS
 from meterkit.errors import (
     MeterkitError,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from meterkit.catalog import Catalog, Plan
-    from meterkit.decisions.customer_overrides import Stored
     from meterkit.decisions.customer_state import CustomerState
     from meterkit.decisions.subscription import SubscriptionState
     from meterkit.store.store import Store
@@ -163,13 +162,13 @@ class Repricing:
                 overrides = with_overage_until(overrides, name, overage, until_ms=known.end_ms)
             return replace(after, overrides=overrides)
 
-        stored = settle(state).overrides
-        applying = Applying(self.store, self.changing.api, stored)
+        settled = settle(state)
+        applying = Applying(self.store, self.changing.api, settled.overrides)
         target = Terms(plan=current, seats=known.seats_at(self.store.now_ms()))
         if await applying.changes_metered(live, target):
             # If this process dies between Stripe and the store, the next look brings both together.
             await self._put(customer, _UNKNOWN_MS)
-            async with self.changing.cut(customer, self._ended(current, state.overrides, stored)):
+            async with self.changing.cut(customer, self._ended(current, state, settled)):
                 await applying.update(live, target)
                 await self._states.change(customer, settle)
                 await self.changing.fetch(customer)
@@ -177,7 +176,7 @@ class Repricing:
             await self._states.change(customer, settle)
         if live.schedule is not None:
             await self._reschedule(customer, (known, current), applying, again)
-        next_ms = next_end_ms(stored, self.store.now_ms())
+        next_ms = next_end_ms(settled.overrides, self.store.now_ms())
         await (self._due.remove(customer) if next_ms == NEVER_MS else self._due.put(customer, next_ms))
 
     async def _reschedule(
@@ -247,17 +246,12 @@ class Repricing:
             bill |= {"per": was.per, "amount_cents": was.amount_cents}
         return {"bill": bill} if bill else "bill"
 
-    def _ended(self, plan: Plan, before: Stored, after: Stored) -> dict[str, str]:
+    def _ended(self, plan: Plan, before: CustomerState, after: CustomerState) -> dict[str, str]:
         """The labels of the prices that end with a switch, by the tokens of their meters."""
         now_ms = self.store.now_ms()
-        old, new = (
-            override(self._catalog, plan, overrides_at(stored, now_ms).meters) for stored in (before, after)
-        )
-        return {
-            meter_token(name): label_of(old[name])
-            for name, meter in self._catalog.meters.items()
-            if meter.kind == "counter" and label_of(old[name]) != label_of(new[name])
-        }
+        given = entitlements_on(plan, before, self._catalog, now_ms)
+        then = entitlements_on(plan, after, self._catalog, now_ms, own_prices=False)
+        return ended_labels(given, then, self._catalog)
 
     def _refuse_without_stripe(self, customer: str, name: str, *, is_subscribed: bool) -> None:
         try:
