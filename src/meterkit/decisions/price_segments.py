@@ -94,16 +94,16 @@ def ended_labels(
     """
     if before is after:
         return {}
-    found: dict[str, str] = {}
-    for name, meter in catalog.meters.items():
-        is_part = is_split(name, catalog.meters) and meter.source is not None
-        old, new = (
-            sent_label(name, given, catalog.meters) if is_part else label_of(given[name])
-            for given in (before, after)
-        )
-        if meter.kind == "counter" and old != new:
-            found[meter_token(name)] = old
-    return found
+    counters = [name for name, meter in catalog.meters.items() if meter.kind == "counter"]
+    old, new = (
+        {name: _billed_label(name, given, catalog.meters) for name in counters} for given in (before, after)
+    )
+    return {meter_token(name): old[name] for name in counters if old[name] != new[name]}
+
+
+def _billed_label(meter: str, given: Mapping[str, Entitlement], meters: Mapping[str, Meter]) -> str:
+    """The label of the price of a meter; a derived one that Stripe bills may have that of its source."""
+    return sent_label(meter, given, meters) if is_split(meter, meters) else label_of(given[meter])
 
 
 def segments_of(marks: str, *, label: str, sealed: int, overage: int) -> list[Segment]:
