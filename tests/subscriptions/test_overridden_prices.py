@@ -381,7 +381,7 @@ async def test_where_stripe_fails_between_two_steps_asking_again_finishes_it(
         await at.kit.record("acme", "tokens", 110)
         more: dict[str, Any] = {"status": 503} if how == "error" else {"when": "after"}
         at.emulator.fail_next(how, times=9, skip=skip, path=path.replace("ID", begun.id), **more)
-        with suppress(StripeError):  # A lost answer is asked for again at once.
+        with suppress(StripeError):  # The client repeats a request that has no answer.
             await at.kit.customers.override("acme", priced(2))
         assert any(one.status in {0, 503} for one in at.emulator.requests)
         at.emulator.clear_faults()
