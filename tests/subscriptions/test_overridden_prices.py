@@ -441,6 +441,121 @@ async def test_a_rise_that_would_end_before_it_begins_is_refused(store_url: str)
             await at.kit.customers.override("acme", priced(9), until=HALF)
 
 
+async def test_each_of_many_prices_bills_what_was_recorded_under_it(store_url: str) -> None:
+    async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
+        await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 100)
+        cents_each = (2, 4, 1, 9, 2)
+        for cents in cents_each:
+            at.clock.advance(timedelta(minutes=5))
+            await at.kit.customers.override("acme", priced(cents))
+            await at.kit.record("acme", "tokens", 10)
+        assert await shown(at) == 10 * sum(cents_each)
+        assert await billed(at) == [(10, cents) for cents in cents_each]
+        assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def test_a_rise_and_a_new_meter_of_one_call_take_effect_in_their_time(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        until = END + timedelta(days=15)
+        both = {**priced(9), "pages": {"overage": {"bill": {"per": 1, "amount_cents": 4}}}}
+        given = await at.kit.customers.override("acme", both, until=until)
+        assert given.price_changes == {"tokens": END}
+        await at.kit.record("acme", {"tokens": 103, "pages": 3})
+        usage = (await at.kit.usage("acme"))["meters"]
+        assert [usage[name]["overage_cents"] for name in ("tokens", "pages")] == [15, 12]
+        assert await billed(at) == [(3, 5), (3, 4)]
+        await at.kit.subscriptions.sync("acme")
+        await at.kit.subscriptions.retry_accepted()
+        await at.kit.record("acme", "tokens", 103)
+        assert await shown(at) == 27
+        at.clock.set(until)
+        await at.kit.subscriptions.retry_accepted()
+        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+        assert await at.kit.subscriptions.check() == {}
+
+
+async def test_two_processes_that_give_two_prices_leave_one_of_them(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        async with (
+            kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG) as other,
+            anyio.create_task_group() as calls,
+        ):
+            calls.start_soon(at.kit.customers.override, "acme", priced(2))
+            calls.start_soon(other.customers.override, "acme", priced(1))
+        stored = (await at.kit.customers.get("acme")).overrides
+        (own,) = (await at.items(begun.id)).keys() - {"price_basic"}
+        made = next(one for one in await at.stripe_list("/v1/prices") if one["id"] == own)
+        assert stored == priced(made["unit_amount"])
+        assert await at.kit.subscriptions.check() == {}
+
+
+PARTS: Final = loads("""
+schema: 1
+currency: usd
+default_plan: free
+meters:
+  input_tokens:  {unit: token, stripe: {event_name: input}}
+  output_tokens: {unit: token, stripe: {event_name: output}}
+  large_output:  {unit: token, from: output_tokens, where: {model: "*-large"}, stripe: {event_name: large}}
+prices:
+  input: {default: 10 per 1000, models: {opus: 100 per 1000}}
+plans:
+  free:
+    price: {amount_cents: 0, interval: month}
+    meters: {input_tokens: {included: 0}, output_tokens: {included: 0}, large_output: {included: 0}}
+  pro:
+    rank: 10
+    price: {amount_cents: 1900, interval: month}
+    meters:
+      input_tokens:  {included: 0, overage: {bill: {price: prices.input}}}
+      output_tokens: {included: 10, overage: {bill: {per: 1, amount_cents: 12}}}
+""")
+
+
+def sell_nothing(_emulator: StripeEmulator, _catalog: Catalog) -> None:
+    """``stripe sync`` makes the prices."""
+
+
+def output_of(model: str, tokens: int) -> dict[str, Any]:
+    """The answer of a model."""
+    usage = {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
+    return {"object": "chat.completion", "model": model, "choices": [], "usage": usage}
+
+
+async def test_a_derived_meter_without_a_price_has_that_of_its_source(store_url: str) -> None:
+    async with shop(store_url, catalog=PARTS, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        await at.kit.record_usage("acme", output_of("x-large", 110))
+        bill = {"per": 1, "amount_cents": 5}
+        await at.kit.customers.override("acme", {"output_tokens": {"overage": {"bill": bill}}})
+        for model, tokens in (("x-large", 10), ("x", 20)):
+            await at.kit.record_usage("acme", output_of(model, tokens))
+        usage = (await at.kit.usage("acme"))["meters"]
+        assert [usage[name]["overage_cents"] for name in ("output_tokens", "large_output")] == [100, 1250]
+        assert await at.kit.subscriptions.check() == {}
+        assert sorted(await billed(at)) == [(10, 5), (20, 5), (100, 12)]
+        assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def test_one_price_in_place_of_prices_by_model_is_refused(store_url: str) -> None:
+    async with shop(store_url, catalog=PARTS, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        bill = {"bill": {"per": 1, "amount_cents": 5}}
+        with pytest.raises(
+            MeterkitError, match="plan pro has prices by model for it, which one price cannot"
+        ):
+            await at.kit.customers.override("acme", {"input_tokens": {"overage": bill}})
+        await at.kit.customers.override("acme", {"input_tokens": {"overage": {"bill": {"cap": 5}}}})
+
+
 async def test_a_price_that_ended_unnoticed_is_found_by_the_nightly_sync(store_url: str) -> None:
     async with shop(store_url, catalog=CATALOG, selling=sell) as at:
         begun = await at.subscribed(plan="basic")

@@ -75,7 +75,8 @@ async def priced_usage(
     recorded = await _recorded_at(store, usage, state, meters)
     found: dict[str, Priced] = {}
     for name, at in recorded.items():
-        priced = _priced(usage["meters"][name], at, late=late[name])
+        has_parts = is_split(name, store.catalog.meters)
+        priced = _priced(usage["meters"][name], at, late=late[name], has_parts=has_parts)
         stripe = store.catalog.meters[name].stripe
         if priced is not None and stripe is not None and stripe.report == "overage":
             found[name] = priced
@@ -155,14 +156,16 @@ async def _recorded_at(
     }
 
 
-def _priced(counts: MeterUsage, at: _RecordedAt, *, late: int) -> Priced | None:
+def _priced(counts: MeterUsage, at: _RecordedAt, *, late: int, has_parts: bool) -> Priced | None:
     """The same of one meter; None: it is not known."""
     delivered, priced = counts["delivered"] + late, Priced()
-    segments = segments_of(at.marks, label=at.label, sealed=delivered, overage=counts["overage"])
+    label = at.sent_label if has_parts else at.label
+    segments = segments_of(at.marks, label=label, sealed=delivered, overage=counts["overage"])
     # Stranded units may have been recorded twice, and were sealed once at most.
-    # With prices by model overage has all units, and sealed those at the default price.
+    # With prices by model, and of derived meters, overage has other units than those that were sealed.
+    is_sealed = bool(at.stranded) or has_parts
     units = [
-        (one.unit_cents, one.sealed if at.stranded or one.is_by_model else one.overage) for one in segments
+        (one.unit_cents, one.sealed if is_sealed or one.is_by_model else one.overage) for one in segments
     ]
     for price, quantity in units:
         if price is not None:

@@ -33,6 +33,7 @@ from meterkit.subscriptions.service.pending_changes import alone
 from meterkit.subscriptions.stripe_objects import persistently
 from meterkit.subscriptions.stripe_prices import METERS, meters_of_file
 from meterkit.subscriptions.wanted_prices import WantedPrice, metered_price, shape_of
+from meterkit.throttle import HOUR_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -51,6 +52,7 @@ _EVERY_S: Final = 2.0
 _PATIENCE_S: Final = 50.0
 _SOON_MS: Final = 30_000
 _LATER_MS: Final = 3_600_000
+_LOGGED_EVERY_S: Final = 24 * HOUR_S
 _UNKNOWN_MS: Final = 120_000
 """A change whose outcome is unknown is made, or not, by then."""
 
@@ -70,6 +72,7 @@ class Repricing:
     def __post_init__(self) -> None:
         self._states = States(self.store)
         self._due = DuePrices(self.store)
+        self._throttle = Throttle(_LOGGED_EVERY_S)
 
     async def override(
         self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
@@ -133,13 +136,14 @@ class Repricing:
         except MeterkitError as error:
             why = str(error)
         if why:
+            await self._put(customer, _LATER_MS)
+        if why and self._throttle.is_due((customer, why)):
             _logger.error(
                 "the price of overage of customer %r at Stripe is to change by an override and cannot now; it"
-                " is tried again in an hour: %s",
+                " is tried again every hour: %s",
                 customer,
                 why,
             )
-            await self._put(customer, _LATER_MS)
 
     async def _switch(
         self,
