@@ -125,6 +125,11 @@ def test_what_has_changed_for_a_customer_is_shown_with_its_cause(stored: Shell) 
         (("override", "acme", "--feature", "reports", "--until", "soon"), 2, "--until"),
         (("override", "acme", "--feature", "reports", "--until", "2001-01-01"), 1, "not in the future"),
         (("override", "acme", "tokens", "included"), 1, "allowed is KEY=VALUE"),
+        (
+            ("override", "acme", "tokens", "overage={bill: {per: 1, amount_cents: 2}}"),
+            1,
+            "no Stripe key is set here: set METERKIT_STRIPE_API_KEY",
+        ),
         (("show", "a\nb"), 1, "meterkit: customer"),
         (("show",), 2, "Missing argument"),
     ],

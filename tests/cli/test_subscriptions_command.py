@@ -141,3 +141,21 @@ def subscription_of(emulator: StripeEmulator) -> Any:
     account: Any = emulator
     (found,) = list(account._account.subscriptions)
     return found
+
+
+async def test_a_price_of_one_customer_is_shown_with_the_instant_at_which_it_takes_effect(
+    stored: Shell, directory: Path, store_url: str
+) -> None:
+    """F-22h: the price was shown, and Stripe billed the plan's."""
+    async with subscribed(stored, directory, store_url):
+        end = stored.run("subscriptions", "sync", "acme", "--json").json["current_period_end"]
+        price = "overage={{bill: {{per: 1, amount_cents: {}}}}}"
+        dearer = stored.run("customers", "override", "acme", "tokens", price.format(9), "--json").json
+        assert dearer["price_changes"] == {"tokens": end}
+        shown = " ".join(stored.run("customers", "show", "acme").out.split())
+        assert f"amount_cents: 9, per: 1}}}}, price from {end.replace('T', ' ')}" in shown
+        cheaper = stored.run("customers", "override", "acme", "tokens", price.format(1), "--json").json
+        assert (cheaper["price_changes"], cheaper["overrides"]["tokens"]["overage"]["bill"]) == (
+            {},
+            {"per": 1, "amount_cents": 1},
+        )
