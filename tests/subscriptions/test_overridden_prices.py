@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -10,7 +11,7 @@ import anyio
 import pytest
 
 from delivering import kit_for
-from meterkit import MeterkitError, StripeError
+from meterkit import MeterkitError, StripeError, StripeUnavailableError
 from meterkit.catalog import loads
 from meterkit.subscriptions.due_prices import DuePrices
 from meterkit.subscriptions.webhooks.queue import HookQueue
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-SOLD: Final = {f"price_{plan}{meter}" for plan in CATALOG.plans for meter in ("", "_tokens", "_pages")}
+SOLD: Final = {
+    f"price_{plan}{meter}" for plan in CATALOG.plans for meter in ("", "_tokens", "_pages", "_seat")
+}
 
 
 def priced(cents: int, per: int = 1, **bill: int) -> dict[str, Any]:
@@ -49,17 +52,19 @@ BUDGETED: Final = loads(
     )
 )
 SEATED: Final = loads(
-    PLANS.replace("meters:\n  tokens", "meters:\n  seats: {unit: seat, kind: gauge}\n  tokens", 1).replace(
-        "stripe_price: price_basic}",
-        "stripe_price: price_basic}\n    seat_price: {amount_cents: 300, stripe_price: price_basic_seat}",
+    re.sub(
+        r"stripe_price: price_(basic|cheaper)}",
+        r"\g<0>\n    seat_price: {amount_cents: 300, stripe_price: price_\1_seat}",
+        PLANS.replace("meters:\n  tokens", "meters:\n  seats: {unit: seat, kind: gauge}\n  tokens", 1),
     )
 )
 
 
 def sell_seats(emulator: StripeEmulator, catalog: Catalog) -> None:
-    """Sell the plans, and seats of the basic one."""
+    """Sell the plans, and seats of two of them."""
     sell(emulator, catalog)
-    emulator.add_price(300, price_id="price_basic_seat")
+    for plan in ("basic", "cheaper"):
+        emulator.add_price(300, price_id=f"price_{plan}_seat")
 
 
 async def own_prices(at: Shop) -> list[str]:
@@ -479,10 +484,10 @@ async def test_a_rise_and_a_new_meter_of_one_call_take_effect_in_their_time(stor
 
 
 async def test_two_processes_that_give_two_prices_leave_one_of_them(store_url: str) -> None:
-    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+    async with shop(store_url, catalog=DOWN_NOW, selling=sell) as at:
         begun = await at.subscribed(plan="basic")
         async with (
-            kit_for(store_url, at.url, clock=at.clock, catalog=CATALOG) as other,
+            kit_for(store_url, at.url, clock=at.clock, catalog=DOWN_NOW) as other,
             anyio.create_task_group() as calls,
         ):
             calls.start_soon(at.kit.customers.override, "acme", priced(2))
@@ -542,6 +547,62 @@ async def test_a_derived_meter_without_a_price_has_that_of_its_source(store_url:
         assert await at.kit.subscriptions.check() == {}
         assert sorted(await billed(at)) == [(10, 5), (20, 5), (100, 12)]
         assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def test_a_derived_meter_has_a_price_of_its_own(store_url: str) -> None:
+    async with shop(store_url, catalog=PARTS, selling=sell_nothing) as at:
+        await at.kit.stripe.sync()
+        await at.subscribed(plan="pro")
+        at.clock.set(HALF)
+        await at.kit.record_usage("acme", output_of("x-large", 110))
+        own = {"included": 0, "overage": {"bill": {"per": 1, "amount_cents": 5}}}
+        await at.kit.customers.override("acme", {"large_output": own})
+        await at.kit.record_usage("acme", output_of("x-large", 10))
+        assert (await at.kit.usage("acme"))["meters"]["large_output"]["overage_cents"] == 1250
+        assert sorted(await billed(at)) == [(10, 5), (100, 12)]
+        assert all(one.agrees for one in await at.kit.reconcile("acme", at=HALF))
+
+
+async def test_seats_that_change_before_a_price_has_ended_leave_its_item_to_the_cut(store_url: str) -> None:
+    async with shop(store_url, catalog=SEATED, selling=sell_seats) as at:
+        begun = await at.subscribed(plan="cheaper", seats=1)
+        await at.kit.customers.override("acme", priced(2), until=HALF)
+        (own,) = await own_prices(at)
+        await at.kit.subscriptions.change_plan("acme", "basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 110)
+        await at.kit.subscriptions.set_seats("acme", 4)
+        assert own in await at.items(begun.id)
+        await at.kit.subscriptions.retry_accepted()
+        assert own not in await at.items(begun.id)
+        await at.kit.record("acme", "tokens", 10)
+        assert await shown(at) == 50
+        assert await billed(at) == [(10, 2), (10, 3)]
+        assert await at.items(begun.id) == {
+            "price_basic": 1,
+            "price_basic_seat": 4,
+            "price_basic_tokens": None,
+        }
+
+
+async def test_a_change_whose_outcome_was_lost_is_settled_by_what_is_stored(store_url: str) -> None:
+    async with shop(store_url, catalog=CATALOG, selling=sell) as at:
+        begun = await at.subscribed(plan="basic")
+        at.clock.set(HALF)
+        await at.kit.record("acme", "tokens", 110)
+        path = f"/v1/subscriptions/{begun.id}"
+        at.emulator.fail_next("error", status=503, when="after", times=9, skip=1, path=path)
+        with pytest.raises(StripeUnavailableError):
+            await at.kit.customers.override("acme", priced(2))
+        at.emulator.clear_faults()
+        (own,) = await own_prices(at)
+        assert own in await at.items(begun.id)
+        assert (await at.kit.customers.get("acme")).overrides == {}
+        at.clock.advance(timedelta(minutes=5))
+        await at.kit.subscriptions.retry_accepted()
+        assert await at.items(begun.id) == {"price_basic": 1, "price_basic_tokens": None}
+        assert await at.kit.subscriptions.check() == {}
+        assert await billed(at) == [(10, 5)]
 
 
 async def test_one_price_in_place_of_prices_by_model_is_refused(store_url: str) -> None:
