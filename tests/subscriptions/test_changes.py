@@ -197,7 +197,8 @@ def test_what_is_filled_further_than_a_plan_allows_is_named() -> None:
         ((TEAM, 5), (PRO, 10), END.replace(month=6, day=30, hour=23, minute=59, second=59), 0, 0),
         ((TEAM, 5), (PRO, 10), END.replace(month=6, day=30, hour=23, minute=52, second=33), 0, 1),
         ((TEAM, 5), (PRO, 10), START, 1500, 2900),
-        ((TEAM, 5), (PRO, 10), END, 0, 0),
+        # The next period begins, whether or not a renewal is known.
+        ((TEAM, 5), (PRO, 10), END, 1500, 2900),
         # Another interval: the cycle stays anchored where it is, 351 of the 366 days of its year are left.
         ((PRO, 12), (PRO_YEAR, 0), HALF, 1450 + 900, 27811),
     ],

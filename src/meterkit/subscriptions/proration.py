@@ -151,9 +151,10 @@ def cost_of(
         next_period: what it has from the next period on; None: it ends with this one.
     """
     is_trial = known.status_at(now_ms) == "trialing"
-    credit_cents, charge_cents, end_ms = 0, 0, known.end_ms
+    start_ms, period_end_ms = _current_period(known, before.plan, now_ms)
+    credit_cents, charge_cents, end_ms = 0, 0, period_end_ms
     if when == "now":
-        paid = Cycle(known.start_ms // 1000, known.end_ms // 1000, now_ms // 1000, is_trial)
+        paid = Cycle(start_ms // 1000, end_ms // 1000, now_ms // 1000, is_trial)
         comes = paid
         if ends_trial(known, before.plan, after.plan, now_ms):
             # A period begins: https://docs.stripe.com/billing/subscriptions/trials#end-a-trial-early
@@ -164,7 +165,7 @@ def cost_of(
             comes = paid._replace(start_s=bounds.start_ms // 1000, end_s=bounds.end_ms // 1000)
         lines = _lines(before, seat_meter), _lines(after, seat_meter)
         credit_cents, charge_cents = proration_of(*lines, paid, comes)
-    at_ms = now_ms if when == "now" else known.end_ms
+    at_ms = now_ms if when == "now" else period_end_ms
     return Proration(
         credit_cents=credit_cents,
         charge_cents=charge_cents,
@@ -174,6 +175,14 @@ def cost_of(
         description=_described(before, after, when, credit_cents, charge_cents, currency, end_ms)
         + _describe_next_period(next_period, seat_meter, currency),
     )
+
+
+def _current_period(known: SubscriptionState, plan: Plan, now_ms: int) -> tuple[int, int]:
+    """The period that is paid for now: the known one, or by the anchor where no renewal is known yet."""
+    if now_ms < known.end_ms:
+        return known.start_ms, known.end_ms
+    bounds = bounds_at(now_ms, anchor_ms=known.anchor_ms, interval=plan.price.interval)
+    return bounds.start_ms, bounds.end_ms
 
 
 def _lines(terms: Terms, seat_meter: str | None) -> dict[Literal["base", "seats"], Line]:

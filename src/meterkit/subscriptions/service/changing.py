@@ -71,7 +71,14 @@ class Changing:
     cut: Callable[[str, Mapping[str, str]], AbstractAsyncContextManager[None]]
 
     async def preview(self, customer: str, plan: str | None, seats: int | None) -> Preview:
-        """What a change would cost and what would be above its limits, from what is known here."""
+        """What a change would cost and what would be above its limits, by the subscription at Stripe."""
+        _, state = await States(self.store).read(customer)
+        self._in_force(customer, state)
+        await self.fetch(customer)
+        return await self.estimate(customer, plan, seats)
+
+    async def estimate(self, customer: str, plan: str | None, seats: int | None = None) -> Preview:
+        """The same by what is known here, while Stripe does not answer."""
         _, state = await States(self.store).read(customer)
         known = self._in_force(customer, state)
         current = self._plan_of(customer, known)

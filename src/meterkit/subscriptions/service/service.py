@@ -184,10 +184,12 @@ class Subscriptions:
     async def preview(self, customer: str, *, plan: str | None = None, seats: int | None = None) -> Preview:
         """What another plan, or other seats, would cost, and what would be above their limits.
 
-        Changes nothing. Asks the store only: by the prices of the plans file, before taxes and discounts.
+        Changes nothing. The period is that of the subscription at Stripe; prices are those of the plans file,
+        before taxes and discounts.
 
         Raises:
             NoSubscriptionError: no subscription is in force.
+            StripeError: Stripe refuses, or does not answer.
             UnknownPlanError, QuantityError, SubscriptionError: an argument cannot be used.
         """
         return await self._changing.preview(check_customer(customer), plan, seats)
@@ -364,7 +366,7 @@ class Subscriptions:
     async def _accepted(self, customer: str, wanted: Plan) -> SubscriptionChange:
         """Have a change tried in the background that is not confirmed yet."""
         await self._unconfirmed.put(customer, wanted.key)
-        cost = (await self._changing.preview(customer, wanted.key, None)).proration
+        cost = (await self._changing.estimate(customer, wanted.key)).proration
         known = await self.get(customer)
         if known is None:
             raise NoSubscriptionError(customer)
