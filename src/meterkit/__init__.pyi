@@ -17,9 +17,9 @@ from meterkit.customers.customers import Customer as Customer
 from meterkit.customers.customers import Customers as Customers
 from meterkit.customers.deletion import Deleted as Deleted
 from meterkit.customers.drifts import Drift as Drift
-from meterkit.customers.grants import Grant as Grant
+from meterkit.customers.grant_ledger import Grant as Grant
+from meterkit.customers.grant_ledger import LedgerEntry as LedgerEntry
 from meterkit.customers.grants import Grants as Grants
-from meterkit.customers.grants import LedgerEntry as LedgerEntry
 from meterkit.customers.history import HistoryEntry as HistoryEntry
 from meterkit.customers.subjects import CustomerSubject as CustomerSubject
 from meterkit.decisions.decision import Decision as Decision

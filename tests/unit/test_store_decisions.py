@@ -15,7 +15,7 @@ import pytest
 
 from meterkit import MeterkitError, StoreError
 from meterkit.catalog import loads
-from meterkit.customers.grants import ledger_of
+from meterkit.customers.grant_ledger import ledger_of
 from meterkit.customers.links import owner_of
 from meterkit.customers.usage import _priced, _RecordedAt
 from meterkit.decisions.customer_state import CustomerState

@@ -18,7 +18,7 @@ from meterkit.decisions.periods import iso
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from meterkit.customers.grants import Grant, LedgerEntry
+    from meterkit.customers.grant_ledger import Grant, LedgerEntry
     from meterkit.kit import MeterKit
 
 commands = typer.Typer(

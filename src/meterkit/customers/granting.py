@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meterkit.catalog.models import CREDITS_MAX
 from meterkit.customers.states import States, ask_anew
+from meterkit.decisions.period_grants import moved_grants
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from meterkit.decisions.periods import Bounds
     from meterkit.store.store import Store
 
 _GRANTS_MAX: Final = 256
@@ -71,6 +74,29 @@ async def is_given(store: Store, customer: str, grant_id: str) -> bool:
     """Whether a customer was given a grant of that id, used up or not. Raises StoreError."""
     admin, keys = await store.admin(), store.keys.customer(customer)
     return await admin.ask(admin.client.hget(keys.ledger, f"id {grant_id}")) is not None
+
+
+async def move_grants(store: Store, customer: str, before: Bounds, after: Bounds) -> None:
+    """Have recurring grants end with their period, whose edges Stripe has moved.
+
+    Args:
+        store: where the customer is.
+        customer: the customer's id.
+        before: the period as it was known.
+        after: the period now.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+    if before == after:
+        return
+    admin, keys = await store.admin(), store.keys.customer(customer)
+    found: dict[bytes, bytes] = await admin.ask(admin.client.hgetall(keys.grants))
+    fields = {name.decode(): text.decode() for name, text in found.items()}
+    moved = moved_grants(fields, store.catalog, before, after)
+    if moved:
+        asked = [(one.name, f"{one.expires_ms}", f"{one.until_ms}", one.given_as) for one in moved]
+        await admin.run(store.scripts["move_grants"], [keys.grants, keys.ledger], json.dumps(asked))
 
 
 class Reclaimed(NamedTuple):

@@ -41,6 +41,7 @@ NAMES: Final = (
     "rebuild",
     "strand",
     "withdraw",
+    "move_grants",
     "shelve",
     "presign",
 )

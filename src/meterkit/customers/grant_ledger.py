@@ -1,0 +1,236 @@
+"""Grants and the lines of their ledger, read from what the store keeps. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal
+
+from meterkit.decisions.grants import MICRO, Holding
+from meterkit.decisions.periods import from_ms
+from meterkit.decisions.subscription import NEVER_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+
+Kind = Literal["meter", "credit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """A quantity that a customer has besides what the plan includes.
+
+    Attributes:
+        grant_id: the app's name for it; for a grant of the plan ``plan/PERIOD/ID``, where the id is that of
+            the plans file, or else made of its priority and expiry.
+        kind: whether ``name`` is a meter or a credit.
+        quantity: how much it was, in units of the meter, or in credits.
+        remaining: what it has left; credits rounded down.
+        priority: lower is used up first.
+        effective_at: since when it counts.
+        expires_at: when what is left of it vanishes; None: never.
+        source: whether the app added it or the plan gives it.
+        status: ``pending`` before ``effective_at``; ``active``; ``used_up``; ``expired``; ``void``;
+            ``refunded`` once all that was left was taken back.
+    """
+
+    grant_id: str
+    kind: Kind
+    name: str
+    quantity: int
+    remaining: int
+    priority: int
+    effective_at: datetime
+    expires_at: datetime | None
+    created_at: datetime
+    source: Literal["app", "plan"]
+    status: Literal["pending", "active", "used_up", "expired", "void", "refunded"]
+
+
+Entered = Literal["grant", "adjustment", "burn", "debt", "repayment", "expire", "void", "refund"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """One line of the ledger. The lines of a grant add up to its rest, those of a credit to its balance.
+
+    Attributes:
+        entry: ``grant`` and ``adjustment`` (a plan that gives more by now) add, ``burn``, ``expire``,
+            ``void`` and ``refund`` take away. ``debt`` is use beyond a balance in money. A ``repayment``
+            takes from a grant; its second line reduces the debt.
+        grant_id: empty for lines of the debt.
+        quantity: what it adds, or below 0 what it takes away: units of a meter, micro-credits of a credit.
+        meter: for ``burn`` and ``debt``, the meter that was used.
+        period_start: for these, the period in which; there is one line a meter and period.
+    """
+
+    entry: Entered
+    grant_id: str
+    kind: Kind
+    name: str
+    quantity: int
+    meter: str | None = None
+    period_start: datetime | None = None
+
+
+def grants_of(held: Sequence[Holding], ledger: Mapping[str, str], now_ms: int) -> Sequence[Grant]:
+    """All grants: those that are held, in the order in which they are used up, then those that ended before.
+
+    Args:
+        held: what the customer holds.
+        ledger: as the store keeps it.
+        now_ms: now.
+    """
+    live = [_grant(holding, now_ms) for holding in held if not _is_given_before(holding.name, ledger)]
+    names = {holding.name for holding in held}
+    ended = [
+        _ended(name.partition(" ")[2], text, ledger)
+        for name, text in ledger.items()
+        if name.startswith("grant ") and name.partition(" ")[2] not in names and not text.startswith(_NOTHING)
+    ]
+    return live + sorted(ended, key=lambda grant: grant.created_at)
+
+
+def ledger_of(held: Sequence[Holding], ledger: Mapping[str, str], now_ms: int) -> Sequence[LedgerEntry]:
+    """The lines of all grants; see :func:`grants_of`."""
+    entries = [
+        (_grant_name(field), entry)
+        for field, text in ledger.items()
+        if not (field.startswith("grant ") and text.startswith(_NOTHING))
+        for entry in _read_entries(field, text)
+    ]
+    found = [entry for _, entry in entries]
+    for holding in held:
+        if _is_given_before(holding.name, ledger):
+            continue
+        # What the plan gives is written down when it first pays for something.
+        own = [entry for name, entry in entries if name == holding.name and entry.grant_id]
+        more = holding.left - sum(entry.quantity for entry in own)
+        if more:
+            has_line = any(entry.entry == "grant" for entry in own)
+            found.append(_line("adjustment" if has_line else "grant", holding.name, more))
+        if holding.expires_ms <= now_ms and holding.left:
+            found.append(_line("expire", holding.name, -holding.left))
+    return found
+
+
+_WORDS_BEFORE_NAME: Final = {"burn": 2, "raise": 1}
+
+
+def _grant_name(field: str) -> str:
+    """The name of the grant that a field of the ledger is of."""
+    what, _, rest = field.partition(" ")
+    return rest.split(" ", _WORDS_BEFORE_NAME.get(what, 0))[-1]
+
+
+def parts_of(name: str) -> tuple[str, str]:
+    """A grant's source and its id, from its name in the store."""
+    origin, _, own = name.split(" ", 2)
+    if origin == "a":
+        return "app", own
+    key, _, start_ms = own.partition(" ")
+    return "plan", f"plan/{from_ms(int(start_ms)):%Y-%m-%d}/{key}"
+
+
+def is_grant_of_app(field: str, grant_id: str) -> bool:
+    """Whether a field of the ledger is the first line of a grant of the app's."""
+    what, _, name = field.partition(" ")
+    return what == "grant" and parts_of(name) == ("app", grant_id)
+
+
+def _named(name: str) -> tuple[str, Kind, str]:
+    """A grant's id, kind and meter or credit, from its name in the store."""
+    return parts_of(name)[1], *_kind_and_name(name.split(" ", 2)[1])
+
+
+def _kind_and_name(target: str) -> tuple[Kind, str]:
+    return "credit" if target.startswith("c:") else "meter", target[2:]
+
+
+def _grant(holding: Holding, now_ms: int) -> Grant:
+    grant_id, kind, name = _named(holding.name)
+    unit = MICRO if kind == "credit" else 1
+    status: Literal["pending", "active", "used_up", "expired", "void"] = "active"
+    if holding.expires_ms <= now_ms:
+        status = "expired"
+    elif not holding.left:
+        status = "used_up"
+    elif holding.effective_ms > now_ms:
+        status = "pending"
+    return Grant(
+        grant_id=grant_id,
+        kind=kind,
+        name=name,
+        quantity=holding.quantity // unit,
+        remaining=0 if status == "expired" else holding.left // unit,
+        priority=holding.priority,
+        effective_at=from_ms(holding.effective_ms),
+        expires_at=None if holding.expires_ms == NEVER_MS else from_ms(holding.expires_ms),
+        created_at=from_ms(holding.created_ms),
+        source="app" if holding.name.startswith("a ") else "plan",
+        status=status,
+    )
+
+
+def _ended(name: str, text: str, ledger: Mapping[str, str]) -> Grant:
+    quantity, priority, effective, expires, created = text.split(" ")
+    target = name.split(" ", 2)[1]
+    terms = f"{priority} {effective} {expires} {created}"
+    given = Holding.parse(name, f"{target} {quantity} {quantity} {terms} {expires}")
+    ends: tuple[tuple[str, Literal["void", "expired", "refunded"]], ...] = (
+        ("void", "void"),
+        ("expire", "expired"),
+        ("refund", "refunded"),
+    )
+    used_up: Literal["used_up"] = "used_up"
+    status = next((status for what, status in ends if f"{what} {name}" in ledger), used_up)
+    return replace(_grant(given, 0), status=status, remaining=0)
+
+
+def _read_entries(field: str, text: str) -> Iterator[LedgerEntry]:
+    what, _, rest = field.partition(" ")
+    if what == "beyond":
+        meter, start_ms, target = rest.split(" ")
+        used = _debt_entry("debt", target, -int(text))
+        yield replace(used, meter=meter, period_start=from_ms(int(start_ms)))
+    elif what == "repay":
+        yield _line("repayment", rest, -int(text))
+        yield _debt_entry("repayment", rest.split(" ")[1], int(text))
+    elif (entry := _read_entry(what, rest, text)) is not None:
+        yield entry
+
+
+def _debt_entry(entry: Entered, target: str, quantity: int) -> LedgerEntry:
+    kind, name = _kind_and_name(target)
+    return LedgerEntry(entry=entry, grant_id="", kind=kind, name=name, quantity=quantity)
+
+
+def _read_entry(what: str, rest: str, text: str) -> LedgerEntry | None:
+    if what == "burn":
+        meter, start_ms, name = rest.split(" ", 2)
+        burned = _line("burn", name, -int(text))
+        return replace(burned, meter=meter, period_start=from_ms(int(start_ms)))
+    if what == "raise":
+        return _line("adjustment", rest.partition(" ")[2], int(text))
+    if what == "grant":
+        return _line("grant", rest, int(text.partition(" ")[0]))
+    if what in {"expire", "void"}:
+        return _line("expire" if what == "expire" else "void", rest, -int(text.partition(" ")[0]))
+    if what == "refund":
+        return _line("refund", rest, -int(text.split(" ")[1]))
+    return None  # What an id was used for, or a line of a newer release.
+
+
+_NOTHING: Final = "0 "
+"""How the first line of a grant begins that was given in the same period before; see ``move_grants.lua``."""
+
+
+def _is_given_before(name: str, ledger: Mapping[str, str]) -> bool:
+    """Whether a grant on file only says that its period was given it by another name."""
+    is_raised = any(field.startswith("raise ") and _grant_name(field) == name for field in ledger)
+    return ledger.get(f"grant {name}", "").startswith(_NOTHING) and not is_raised
+
+
+def _line(entry: Entered, name: str, quantity: int) -> LedgerEntry:
+    grant_id, kind, target = _named(name)
+    return LedgerEntry(entry=entry, grant_id=grant_id, kind=kind, name=target, quantity=quantity)

@@ -1,0 +1,31 @@
+#!lua
+-- move_grants: recurring grants of a period whose edges have moved end with it, and are not given in it again.
+--
+-- KEYS[1] hash  grants    KEYS[2] hash  their ledger
+-- ARGV  1 a JSON array, a grant each: its name, when it expires now, when it leaves now (ms, as text), the name that it
+--       would be given again by; empty: none    last: the caller's clock (ms)
+-- A name that it would be given again by is kept as used up, with nothing in the ledger.
+-- Reply  how many were there
+--include grant_of
+--include grant_text
+local grants_key, ledger_key, asked = KEYS[1], KEYS[2], ARGV[1]
+local call, found = redis.call, 0
+for _, one in ipairs(cjson.decode(asked)) do
+  local name, expires_ms, until_ms, given_as = unpack(one)
+  local text = call('HGET', grants_key, name)
+  if text then
+    local grant = grant_of(name, text)
+    grant.expires, grant.until_ms, found = tonumber(expires_ms), tonumber(until_ms), found + 1
+    call('HSET', grants_key, name, grant_text(grant))
+    if given_as ~= '' and call('HEXISTS', grants_key, given_as) == 0 then
+      grant.used = grant.quantity
+      local terms = string.format('%.0f %.0f %.0f %.0f', grant.priority, grant.effective, grant.expires, grant.created)
+      call('HSET', grants_key, given_as, grant_text(grant))
+      call('HSETNX', ledger_key, 'grant ' .. given_as, '0 ' .. terms)
+    end
+  end
+end
+if found > 0 then
+  call('HDEL', grants_key, 'balance')
+end
+return found
