@@ -176,7 +176,9 @@ def work_out(lines: Sequence[Charged], discounts: Iterable[Discount], tax_percen
     )
 
 
-def _taxes_of_lines(lines: Sequence[Charged], left: Sequence[int], percent: Decimal | None) -> list[int | None]:
+def _taxes_of_lines(
+    lines: Sequence[Charged], left: Sequence[int], percent: Decimal | None
+) -> list[int | None]:
     """The tax of what discounts leave of each line; None: nothing is taxed."""
     taxes: list[int | None] = [None] * len(lines)
     if percent is None:
