@@ -303,3 +303,25 @@ async def test_without_an_audit_log_the_cure_is_named(store_url: str) -> None:
     async with hooked(store_url, catalog=loads(PLANS)) as at:
         with pytest.raises(SettingsError, match="set METERKIT_AUDIT_URL to a database"):
             await at.kit.statement("acme")
+
+
+@pytest.mark.parametrize("start", [APRIL, MAY])
+async def test_a_change_in_the_first_second_of_a_period_is_on_its_statement(
+    store_url: str, tmp_path: Path, start: datetime
+) -> None:
+    """F-22c: 2,900 were shown of the 3,900 that were paid."""
+    async with month(store_url, sqlite_in(tmp_path)) as at:
+        if start > APRIL:
+            await at.kit.record("acme", "words", 1)
+            await at.reach(start)
+        await at.kit.subscriptions.change_plan("acme", "max")
+        await at.found.settle()
+        at.clock.advance(timedelta(minutes=1))
+        await at.kit.record("acme", "words", 1)
+        found = await at.kit.statement("acme")
+        assert_sums(found)
+        # The upgrade comes to 20.00; the renewal before it ends the month of before.
+        assert found.total_cents == (3_000 if start == APRIL else 2_000)
+        if start > APRIL:
+            before = await at.kit.statement("acme", APRIL + DAY)
+            assert before.total_cents == 2_000

@@ -95,7 +95,18 @@ def _is_of(invoice: Mapping[str, Any], start_s: int, end_s: int) -> bool:
         return False
     if invoice.get("billing_reason") == "subscription_create":
         return bool(start_s <= invoice["created"] < end_s)
-    return bool(start_s < invoice["period_end"] <= end_s)
+    at_s = int(invoice["period_end"])
+    if at_s in {start_s, end_s}:  # Two periods meet: a renewal ends the one, a change begins the other.
+        return _charges_ahead(invoice) == (at_s == start_s)
+    return start_s < at_s < end_s
+
+
+def _charges_ahead(invoice: Mapping[str, Any]) -> bool:
+    """Whether an invoice of a change charges something for the time after it."""
+    lines: Sequence[Mapping[str, Any]] = (invoice.get("lines") or {}).get("data") or ()
+    charged = (line for line in lines if line["amount"] > 0)
+    is_change = invoice.get("billing_reason") == "subscription_update"
+    return is_change and any(line["period"]["end"] > invoice["period_end"] for line in charged)
 
 
 def shown_invoice(invoice: Mapping[str, Any]) -> StatementInvoice:
