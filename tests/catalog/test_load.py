@@ -158,7 +158,9 @@ def test_the_blocks_at_the_end_show_the_defaults(everything: Catalog) -> None:
         sources=frozenset({"reported", "partial", "estimated"}),
         idempotency_header=None,
         portal_url=None,
-        changes=Changes(upgrade="now", downgrade="period_end", over_limit="block_growth"),
+        changes=Changes(
+            upgrade="now", downgrade="period_end", over_limit="block_growth", allowance="prorated"
+        ),
         late_usage="next_period",
         hold_invoice_ms=DAY_MS,
     )

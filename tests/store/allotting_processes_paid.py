@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from meterkit.catalog import loads
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.grants import Holding
+from meterkit.decisions.holdings import Holding
 from meterkit.decisions.keys import credit_hold_field, meter_field
 from meterkit.decisions.packed import MeterCounts
 from meterkit.decisions.periods import HOLD_SLOT_MS

@@ -7,9 +7,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from counters import flat_of
-from meterkit.decisions.customer_state import CustomerState, effective_plan
+from meterkit.decisions.customer_state import CustomerState
 from meterkit.decisions.grants import Prepaid as PlanPurse
 from meterkit.decisions.keys import Keys
+from meterkit.decisions.plan_shares import effective_terms
 from meterkit.redis.connection import pack
 from meterkit.redis.scripts import Script
 from meterkit.store.customer_usage import usage_of
@@ -137,13 +138,13 @@ class Checks:
         self.compare(f"form of the balance of {name}", "2", form)
         now = max(self.wall, customer.seen)
         state = CustomerState.parse(customer.data)
-        standing = effective_plan(state, self.catalog, now)
+        standing = effective_terms(state, self.catalog, now)
         period = standing.bounds.start_ms, standing.bounds.end_ms
-        of_plan = PlanPurse.of(standing.plan, self.catalog).mark
+        of_plan = PlanPurse.of(standing.plan, self.catalog).with_allowance(standing.allowance).mark
         if (int(start), mark) != (period[0], of_plan) or not int(since) <= now < int(turns):
             return
         self.seen["balance"] += 1
-        means = Means(customer.purse, standing.plan, period, now)
+        means = Means(customer.purse, standing.plan, period, now, allowance=standing.allowance)
         found: dict[str, tuple[str, ...]] = {}
         for line in lines:
             target, left, had, last, first = line.split(" ", 4)
@@ -179,7 +180,7 @@ class Checks:
         customer, keys = self.model.customers[name], self.keys.customer(name, anonymous=name == ANONYMOUS)
         shown = usage_of(name, self.catalog, self.ask(*self._usage_of(keys)))
         state = CustomerState.parse(customer.data)
-        standing = effective_plan(state, self.catalog, self.wall)
+        standing = effective_terms(state, self.catalog, self.wall)
         entitlements, period, bounds = standing.plan.entitlements, customer.period, standing.bounds
         over = (
             period is None
@@ -188,7 +189,9 @@ class Checks:
         )
         is_entitled = may_have(customer.rev, state, standing.plan, self.catalog)
         purse = customer.purse if is_entitled else Purse()
-        means = Means(purse, standing.plan, (bounds.start_ms, bounds.end_ms), self.wall)
+        means = Means(
+            purse, standing.plan, (bounds.start_ms, bounds.end_ms), self.wall, allowance=standing.allowance
+        )
         balance = {credit: means.of(f"c:{credit}") // MICRO for credit in self.catalog.credits}
         self.compare(f"balance of {name}", balance, shown["balance"])
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Rate
+    from meterkit.decisions.allowance import Allowance
     from meterkit.decisions.asked import Demand
     from meterkit.decisions.event_marks import EventMark
 
@@ -48,6 +49,7 @@ class View:
     has_purse: bool = False
     own_start: int = 0
     late_is_dead: bool = False
+    allowance: Allowance | None = None
 
     def period_at(self, now: int) -> tuple[int, int]:
         return self.period if now < self.period[1] else (self.period[1], self.next_end_ms)
@@ -134,7 +136,9 @@ class Customer:
         """What grants and credits there are; None for those who cannot have any."""
         if view.plan is None or not view.has_purse:
             return None
-        return Means(self.purse, view.plan, view.period_at(now), now, is_named=view.billable)
+        return Means(
+            self.purse, view.plan, view.period_at(now), now, is_named=view.billable, allowance=view.allowance
+        )
 
     def roll(self, now: int, view: View) -> None:
         """Bring to `now` what is kept; nothing for a customer of whom nothing is."""

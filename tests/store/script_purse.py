@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Credit, Entitlement, Plan
+    from meterkit.decisions.allowance import Allowance, GrantLine
     from meterkit.decisions.customer_state import CustomerState
 
 FOREVER_MS: Final = 9 * 10**15
@@ -105,6 +106,25 @@ def due(plan: Plan, period: Period) -> Sequence[Given]:
     return sorted(found.values(), key=lambda new: (new.priority, lives[new.name], new.name.split(" ")[1:3]))
 
 
+def due_of(lines: Sequence[GrantLine], period: Period) -> Sequence[Given]:
+    """The grants of a period, by the lines of its plans."""
+    start, end = period
+    ends = [start + life if life else end for *_, life in lines]
+    return [
+        Given(
+            name=f"{name} {start}",
+            target=target,
+            quantity=quantity,
+            priority=priority,
+            effective=start,
+            expires=expires,
+            created=start,
+            stays=max(end, expires),
+        )
+        for (name, target, quantity, priority, _), expires in zip(lines, ends, strict=True)
+    ]
+
+
 class Part(NamedTuple):
     """Units of one meter, classified; ``reported``: how many go to Stripe, under whose event."""
 
@@ -132,7 +152,14 @@ class Means:
     """All grants that a customer has at an instant: on file, and of the plan's what is due."""
 
     def __init__(
-        self, purse: Purse, plan: Plan | None, period: Period, now: int, *, is_named: bool = True
+        self,
+        purse: Purse,
+        plan: Plan | None,
+        period: Period,
+        now: int,
+        *,
+        is_named: bool = True,
+        allowance: Allowance | None = None,
     ) -> None:
         self.now, self.start, self.is_named = now, period[0], is_named
         self.ended = [grant for grant in purse.grants.values() if grant.stays <= now]
@@ -143,27 +170,59 @@ class Means:
         for grant in list(self.grants.values()):
             if grant.is_of(self.start):
                 self.grants[grant.name] = replace(grant, stays=max(grant.stays, period[1]))
-        gifts = due(plan, period) if plan else ()
+        births = [g.created for g in purse.grants.values()] + [
+            found.created for found in purse.births.values()
+        ]
+        for earlier in allowance.earlier if allowance else ():
+            span = earlier.start_ms, earlier.end_ms
+            gifts = [gift for gift in due_of(earlier.grants.lines, span) if gift.expires > now]
+            if earlier.is_certain or any(birth < earlier.end_ms for birth in births):
+                self._give(gifts, dict(earlier.grants.limits), span, is_over=True)
+        changed = allowance.grants if allowance else None
+        if changed is not None:
+            self._give(due_of(changed.lines, period), dict(changed.limits), period)
+        elif plan is not None:
+            self._give(due(plan, period), {}, period)
+        self.burned: Counter[str] = Counter()
+        self.repaid: Counter[str] = Counter()
+        self.debts = dict(purse.debts)
+        self._repay()
+
+    def _give(
+        self, gifts: Sequence[Given], limits: Mapping[str, int], period: Period, *, is_over: bool = False
+    ) -> None:
+        """Add what is due of a period; where its plan changed, no more than its limits stays unused."""
+        start, end = period
+
+        def given(target: str) -> Sequence[Given]:
+            return [
+                g
+                for g in self.in_order
+                if g.target == target
+                and (g.is_of(start) or (is_over and g.name.startswith("p ") and start <= g.effective < end))
+            ]
+
+        for target, limit in limits.items():
+            for grant in reversed(given(target)):
+                beyond = sum(g.quantity for g in given(target)) - limit
+                kept = grant.quantity - min(max(0, beyond), grant.left)
+                self.grants[grant.name] = replace(grant, quantity=kept)
         for new in gifts:
-            of_target = [grant for grant in gifts if grant.target == new.target]
-            given = [g for g in self.grants.values() if g.target == new.target and g.is_of(self.start)]
-            spare = sum(grant.quantity for grant in of_target) - sum(grant.quantity for grant in given)
-            known = self.grants.get(new.name)
+            of_target = sum(grant.quantity for grant in gifts if grant.target == new.target)
+            spare = limits.get(new.target, of_target) - sum(g.quantity for g in given(new.target))
+            prefix = new.name.rpartition(" ")[0]
+            known = next((g for g in given(new.target) if g.name.rpartition(" ")[0] == prefix), None)
             more = min(new.quantity - (known.quantity if known else 0), spare)
             if more > 0 and known is None:
                 self.grants[new.name] = replace(new, quantity=more)
-            elif more > 0 and known is not None:
-                longer = max(known.expires, new.expires) if known.expires > now else known.expires
-                self.grants[new.name] = replace(
+            elif more > 0 and known is not None and (known.expires > self.now or not is_over):
+                longer = max(known.expires, new.expires) if known.expires > self.now else known.expires
+                self.grants[known.name] = replace(
                     known,
                     quantity=known.quantity + more,
                     expires=longer,
                     stays=max(known.stays, longer),
                 )
-        self.burned: Counter[str] = Counter()
-        self.repaid: Counter[str] = Counter()
-        self.debts = dict(purse.debts)
-        self._repay()
 
     @property
     def in_order(self) -> Sequence[Given]:
@@ -194,8 +253,10 @@ class Means:
             return granted, credited
         if beyond:
             before = self.debts[target].owed if target in self.debts else 0
-            self.debts[target] = Debt(before + beyond * cost, self.now)
-            self.burned[f"beyond {meter} {self.start} {target}"] += beyond * cost
+            owed = min(beyond * cost, MOST + self.of(target))
+            if owed > 0:
+                self.debts[target] = Debt(before + owed, self.now)
+                self.burned[f"beyond {meter} {self.start} {target}"] += owed
         return granted, credited + beyond
 
     def last(self, target: str) -> int | None:
@@ -316,7 +377,7 @@ class Purse:
             self._leave(grant, grant.stays - 1)
         for grant in means.grants.values():
             known = before.get(grant.name, 0)
-            if grant.quantity > known:
+            if grant.quantity != known:
                 grew = True
                 line = f"grant {grant.name}"
                 if line in self.lines:

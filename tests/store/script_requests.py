@@ -400,6 +400,7 @@ def view_of(known: CustomerView) -> View:
         seal_delay_ms=known.cache.seal_delay_ms,
         billable=not known.anonymous,
         plan=known.effective.plan,
+        allowance=known.effective.allowance,
         late_is_dead=known.cache.catalog.billing.late_usage == "dead_letter",
         has_purse=may_have(
             *(known.rev, known.state, known.effective.plan, known.cache.catalog), is_named=not known.anonymous

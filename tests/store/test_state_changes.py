@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 DAY = timedelta(days=1)
+WHOLE = PLANS + "billing: {changes: {allowance: whole}}\n"
 FAILING: dict[str, Any] = {"status": "past_due", "failures": 1, "failed_at_ms": NOW}
 
 
@@ -491,11 +492,14 @@ async def test_a_new_subscription_closes_the_period_of_the_calendar(any_store_ur
 
 
 async def test_an_upgrade_in_mid_period_keeps_what_was_used(any_store_url: str) -> None:
-    async with kit_of(any_store_url, Clock(NOW)) as kit:
+    clock = Clock(END - 30 * DAY)
+    async with kit_of(any_store_url, clock) as kit:
         await fetched(kit, subscription())
+        clock.set(NOW)
         await kit.record("acme", "requests", 90)
         await fetched(kit, subscription(plan="top"))
-        assert (await kit.usage("acme"))["meters"]["requests"]["remaining"] == 1000 - 90 + 30
+        # A third of the period on 100 requests and 10 credits, two thirds on 1,000 and 30.
+        assert (await kit.usage("acme"))["meters"]["requests"]["remaining"] == 700 - 90 + 24
         await fetched(kit, subscription())
         assert (await kit.usage("acme"))["meters"]["requests"]["recorded"] == 90
 
@@ -548,7 +552,7 @@ async def test_plans_that_change_to_and_fro_give_no_more_credits_than_the_most_g
     any_store_url: str,
 ) -> None:
     clock = Clock(NOW)
-    async with kit_of(any_store_url, clock) as kit:
+    async with kit_of(any_store_url, clock, WHOLE) as kit:
         for plan, given in (("pro", 10), ("top", 30), ("pro", 30), ("top", 30), ("pro", 30), ("top", 30)):
             await fetched(kit, subscription(plan=plan))
             clock.advance(timedelta(minutes=5))
@@ -559,7 +563,7 @@ async def test_plans_that_change_to_and_fro_give_no_more_credits_than_the_most_g
 
 
 async def test_credits_that_were_used_do_not_come_back_with_a_change_of_plan(any_store_url: str) -> None:
-    async with kit_of(any_store_url, Clock(NOW)) as kit:
+    async with kit_of(any_store_url, Clock(NOW), WHOLE) as kit:
         await fetched(kit, subscription(plan="top"))
         await kit.record("acme", "requests", 1025)
         for plan in ("pro", "top", "pro", "top"):

@@ -167,11 +167,11 @@ async def upgrade(year: Year) -> None:
     await year.go(at(2, 28))
     preview = await kit.subscriptions.preview("acme", plan="max")
     changed = await kit.subscriptions.change_plan("acme", "max")
-    # 14 of 28 days are left.
+    # 14 of 28 days are left: of 10 and 100 included requests, half each.
     assert preview.proration == changed.proration
     assert (changed.proration.credit_cents, changed.proration.charge_cents) == (500, 1500)
     assert await year.look() == ("max", "active", "full", True)
-    assert await year.counted() == (at(2, 14), at(3, 14), 13, 100, 2)
+    assert await year.counted() == (at(2, 14), at(3, 14), 13, 55, 2)
 
     # Seats up; down no further than those in use.
     assert (await kit.subscriptions.set_seats("acme", 7)).proration.net_cents == 200

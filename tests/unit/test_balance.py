@@ -7,16 +7,9 @@ from typing import Final
 import pytest
 
 from meterkit.catalog import loads
-from meterkit.decisions.customer_state import NO_STATE, CustomerState
-from meterkit.decisions.grants import (
-    MICRO,
-    Balance,
-    Holding,
-    Prepaid,
-    holdings_of,
-    prepaid_by_plan,
-    prepaid_of,
-)
+from meterkit.decisions.customer_state import NO_STATE, CustomerState, effective_plan
+from meterkit.decisions.grants import MICRO, Prepaid, prepaid_by_plan, prepaid_of
+from meterkit.decisions.holdings import Balance, Holding, holdings_of
 from meterkit.decisions.periods import Bounds
 
 DAY_MS: Final = 86_400_000
@@ -262,7 +255,7 @@ def test_a_customer_with_a_state_may_have_grants_of_a_plan_before(
     rev: str, plan: str, *, expected: bool
 ) -> None:
     by_plan = prepaid_by_plan(CATALOG)
-    found = prepaid_of(rev, CustomerState(), CATALOG.plans[plan], by_plan)
+    found = prepaid_of(rev, CustomerState(), effective_plan(CustomerState(plan=plan), CATALOG, 0), by_plan)
     assert found == (by_plan[plan] if expected else None)
 
 

@@ -19,7 +19,7 @@ from meterkit.customers.grant_ledger import ledger_of
 from meterkit.customers.links import owner_of
 from meterkit.customers.usage import _priced, _RecordedAt
 from meterkit.decisions.customer_state import CustomerState
-from meterkit.decisions.grants import Holding
+from meterkit.decisions.holdings import Holding
 from meterkit.decisions.keys import Keys
 from meterkit.decisions.periods import bounds_at, to_ms
 from meterkit.decisions.subscription import SubscriptionState

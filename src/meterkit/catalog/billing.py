@@ -164,6 +164,11 @@ class ChangesTable(Table, what="changes"):
         "Gauges above their limit after a change of plan: block_growth (default) until they fit, or"
         " allow growth as far as before the change.",
     )
+    allowance = Key(
+        Choice(("prorated", "whole")),
+        "Included quantities and recurring grants of a period whose plan changes: prorated (default), each"
+        " plan's by its share of the period, rounded up; or whole, all that the new plan gives.",
+    )
 
 
 class BillingTable(Table, what="billing"):

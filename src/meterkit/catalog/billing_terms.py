@@ -20,11 +20,12 @@ BILLED_ON_ATTEMPT: Final[frozenset[Outcome]] = frozenset({*OUTCOMES, "interim"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """When plan changes bind, and what happens to what is above the new limit."""
+    """When plan changes bind, what they add within a period, and gauges above the new limit."""
 
     upgrade: Literal["now", "period_end"] = "now"
     downgrade: Literal["now", "period_end"] = "period_end"
     over_limit: Literal["block_growth", "allow"] = "block_growth"
+    allowance: Literal["prorated", "whole"] = "prorated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from meterkit.decisions.grants import MICRO, Holding
+from meterkit.decisions.grants import MICRO
+from meterkit.decisions.holdings import Holding
 from meterkit.decisions.periods import from_ms
 from meterkit.decisions.subscription import NEVER_MS
 

@@ -19,10 +19,10 @@ from meterkit.customers.grant_ledger import (
 )
 from meterkit.customers.granting import put
 from meterkit.customers.states import States, ask_anew
-from meterkit.decisions.customer_state import effective_plan
 from meterkit.decisions.debts import funds_of
-from meterkit.decisions.grants import MICRO, Holding, target_of
+from meterkit.decisions.grants import MICRO, target_of
 from meterkit.decisions.periods import check_aware, to_ms
+from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.errors import MeterkitError, QuantityError, UnknownMeterError
 from meterkit.store.arguments import CUSTOMER_BYTES_MAX, check_customer, is_customer
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from meterkit.catalog import Catalog
     from meterkit.customers.grant_ledger import Kind
+    from meterkit.decisions.holdings import Holding
     from meterkit.store.store import Store
 
 _PRIORITY_MAX: Final = 1000
@@ -139,8 +140,8 @@ class Grants:
         fields, ledger = await admin.ask(pipeline.execute())
         _, state = await self._states.read(customer)
         now_ms = store.now_ms()
-        effective = effective_plan(state, store.catalog, now_ms)
-        prepaid = store.cache.prepaid[effective.plan.key]
+        effective = effective_terms(state, store.catalog, now_ms)
+        prepaid = store.cache.prepaid[effective.plan.key].with_allowance(effective.allowance)
         funds, lines = funds_of(_texts(fields), prepaid, effective.bounds, now_ms), _texts(ledger)
         for name, part in funds.repaid.items():
             lines[f"repay {name}"] = str(int(lines.get(f"repay {name}", 0)) + part)

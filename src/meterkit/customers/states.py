@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
+from meterkit.customers.unlimited_use import with_unlimited_use
 from meterkit.decisions.customer_state import (
     NO_STATE,
     CustomerState,
@@ -22,6 +23,7 @@ from meterkit.decisions.customer_state import (
 )
 from meterkit.decisions.gauges import GaugeLimit
 from meterkit.decisions.keys import FORMAT
+from meterkit.decisions.plan_history import with_plan_changes
 from meterkit.decisions.price_segments import ended_labels
 from meterkit.decisions.subscription import NEVER_MS
 from meterkit.decisions.transitions import (
@@ -102,6 +104,7 @@ class States:
         change: Callable[[CustomerState], CustomerState],
         *,
         cause: str = "operator",
+        changed_ms: int | None = None,
     ) -> CustomerState:
         """Replace a state by what follows from it; binds the next decision of every process.
 
@@ -111,6 +114,7 @@ class States:
             customer: the customer's id.
             change: computes the new state; it is called again if another process was faster.
             cause: for the ledger: the id of an event of Stripe's, ``operator``, ``api``, ``reconcile``.
+            changed_ms: when the plan changed, where that is known to be before now.
 
         Raises:
             CustomerError: the id is not allowed.
@@ -120,6 +124,8 @@ class States:
         for _ in range(_TRIES):
             found = await self.find(customer)
             changed = with_former_prices(found.state, change(found.state), self._store.now_ms())
+            if changed != found.state:
+                changed = await self._with_plan_changes(customer, found.state, changed, changed_ms)
             if changed == found.state and found.rev != NO_STATE and not self._is_behind(found):
                 return found.state
             if await self._put(customer, found, changed, cause):
@@ -128,6 +134,15 @@ class States:
         raise StoreError(
             f"customer {customer!r} changed {_TRIES} times while it was being changed; try again"
         )
+
+    async def _with_plan_changes(
+        self, customer: str, before: CustomerState, after: CustomerState, changed_ms: int | None
+    ) -> CustomerState:
+        store, now_ms = self._store, self._store.now_ms()
+        at_ms = now_ms if changed_ms is None else min(now_ms, changed_ms)
+        after = with_plan_changes(before, after, store.catalog, at_ms)
+        plan = effective_plan(after, store.catalog, now_ms).plan.key
+        return await with_unlimited_use(store, customer, before, after, plan)
 
     async def catch_up(self, customer: str) -> None:
         """Record and report changes by the clock, or by another plans file, since the last look."""

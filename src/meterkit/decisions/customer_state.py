@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from meterkit.catalog import override
+from meterkit.decisions.allowance import PlanChange
 from meterkit.decisions.customer_overrides import NO_OVERRIDES, next_end_ms, overrides_at
 from meterkit.decisions.decision import Decision
 from meterkit.decisions.item_prices import with_item_prices
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from meterkit.catalog import Catalog, Entitlement, Meter, Plan, Route
+    from meterkit.decisions.allowance import Allowance
     from meterkit.decisions.decision import Reason
     from meterkit.decisions.item_prices import ItemPrices
 
@@ -76,6 +78,7 @@ class CustomerState:
         minutes_taken_ms: minutes that the Stripe customer's intents of a customer before this one have.
         asked_plan: a plan that the customer asked for and that Stripe has not confirmed yet; None: none.
         asked_ms: when that was.
+        plan_changes: plans before, the oldest first; see :mod:`meterkit.decisions.plan_history`.
     """
 
     plan: str | None = None
@@ -88,6 +91,7 @@ class CustomerState:
     minutes_taken_ms: tuple[int, ...] = ()
     asked_plan: str | None = None
     asked_ms: int = 0
+    plan_changes: tuple[PlanChange, ...] = ()
     subscription: SubscriptionState | None = None
 
     def dump(self) -> str:
@@ -108,6 +112,8 @@ class CustomerState:
         given = {name: value for name, value in known.items() if name in _FIELDS}
         if "minutes_taken_ms" in given:
             given["minutes_taken_ms"] = tuple(given["minutes_taken_ms"])
+        if "plan_changes" in given:
+            given["plan_changes"] = tuple(map(PlanChange.of, given["plan_changes"]))
         kept = None if subscription is None else SubscriptionState.of(subscription)
         return cls(**given, subscription=kept)
 
@@ -136,6 +142,7 @@ class EffectivePlan:
         counting: what included quantities are counted over.
         bounds: this period and the next.
         valid_until_ms: until when all this holds if the state does not change.
+        allowance: what differs from the plan in this period; None: nothing.
     """
 
     plan: Plan
@@ -150,16 +157,24 @@ class EffectivePlan:
     counting: Counting
     bounds: Bounds
     valid_until_ms: int
+    allowance: Allowance | None = None
 
 
 def entitlements_of(effective: EffectivePlan, catalog: Catalog) -> Mapping[str, Entitlement]:
-    """What a customer gets of each meter: the plan's, with overrides, and the seats that are paid for.
+    """What a customer gets of each meter: the plan's, with this period's allowance, overrides and seats.
 
     Overage costs what the customer's own subscription items charge.
     """
-    given = effective.plan.entitlements
+    plan = effective.plan
+    if effective.allowance is not None:
+        changed = {
+            meter: replace(plan.entitlements[meter], included=quantity)
+            for meter, quantity in effective.allowance.included
+        }
+        plan = replace(plan, entitlements={**plan.entitlements, **changed})
+    given = plan.entitlements
     if effective.overrides:
-        given = override(catalog, effective.plan, effective.overrides)
+        given = override(catalog, plan, effective.overrides)
     given = with_item_prices(given, effective.prices, catalog)
     return with_seats(given, catalog.meters, effective.seats)
 
@@ -248,7 +263,7 @@ def effective_plan(state: CustomerState, catalog: Catalog, now_ms: int) -> Effec
     if state.status is None and subscription is not None and subscription.is_unpaid_at(now_ms):
         standing = without_payment(standing)
     default = catalog.plans[catalog.default_plan]
-    named = _plan_named(state, status, now_ms)
+    named = plan_named(state, status, now_ms)
     plan = default if named is None else catalog.plans.get(named, default)
     own = overrides_at(state.overrides, now_ms)
     if standing.access == "restricted":
@@ -280,7 +295,7 @@ def _with_features(plan: Plan, own: Mapping[str, bool], catalog: Catalog) -> Pla
     return replace(plan, features=(plan.features | added) - removed)
 
 
-def _plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str | None:
+def plan_named(state: CustomerState, status: Status | None, now_ms: int) -> str | None:
     """The key of the plan that is in force unless access is restricted; None: the default plan."""
     subscription = state.subscription
     if status in ENDED:
@@ -301,20 +316,21 @@ def _counting(state: CustomerState, plan: Plan, catalog: Catalog, now_ms: int) -
         or subscription.status_at(now_ms) in ENDED
         or not subscription.has_begun_at(now_ms)
     ):
-        return _COUNTING[_counted_per(plan)]
+        return _COUNTING[counted_per(plan)]
     own = catalog.plans.get(subscription.plan_at(now_ms) or "", plan)
     before, after = (
         catalog.plans.get(subscription.plan or ""),
         catalog.plans.get(subscription.pending_plan or ""),
     )
     is_other = before is not None and after is not None and before.price.interval != after.price.interval
-    per = _counted_per(own)
+    per = counted_per(own)
     if own.price.included_per == "interval":  # A plan may have another interval in the file by now.
         per = subscription.interval_at(now_ms) or per
     return Counting(per=per, anew_ms=subscription.pending_at_ms) if is_other else _COUNTING[per]
 
 
-def _counted_per(plan: Plan) -> Literal["month", "year"]:
+def counted_per(plan: Plan) -> Literal["month", "year"]:
+    """The span over which the included quantities of a plan are counted."""
     return plan.price.interval if plan.price.included_per == "interval" else "month"
 
 

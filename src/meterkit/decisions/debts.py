@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from meterkit.decisions.grants import holdings_of
+from meterkit.decisions.holdings import holdings_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meterkit.decisions.grants import Holding, Prepaid
+    from meterkit.decisions.grants import Prepaid
+    from meterkit.decisions.holdings import Holding
     from meterkit.decisions.periods import Bounds
 
 _FIELD = "d "

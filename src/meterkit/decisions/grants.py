@@ -1,10 +1,9 @@
-"""Grants and credits behind a customer's meters: as scripts take them, and their balance. Pure."""
+"""Grants and credits behind a customer's meters, as scripts take them. Pure."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from meterkit.decisions.customer_state import NO_STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from meterkit.catalog import Catalog, Entitlement, Plan
     from meterkit.catalog.model_prices import Credit, ModelPrices
-    from meterkit.decisions.customer_state import CustomerState
-    from meterkit.decisions.periods import Bounds
+    from meterkit.decisions.allowance import Allowance, GrantLine
+    from meterkit.decisions.customer_state import CustomerState, EffectivePlan
 
 MICRO: Final = 10**6
 """Micro-credits in a credit."""
@@ -34,7 +33,12 @@ def prepaid_by_plan(catalog: Catalog) -> dict[str, Prepaid]:
 
 
 def prepaid_of(
-    rev: str, state: CustomerState, plan: Plan, by_plan: Mapping[str, Prepaid], *, anonymous: bool = False
+    rev: str,
+    state: CustomerState,
+    effective: EffectivePlan,
+    by_plan: Mapping[str, Prepaid],
+    *,
+    anonymous: bool = False,
 ) -> Prepaid | None:
     """The grants and credits of a customer, or None where there are none to look for.
 
@@ -44,14 +48,33 @@ def prepaid_of(
     Args:
         rev: of the state.
         state: of the customer.
-        plan: in force.
+        effective: the plan in force, and what differs from it in this period.
         by_plan: of each plan of the catalog.
         anonymous: whether the customer is one.
     """
+    plan = effective.plan
     of_a_plan = any(prepaid.recurring for prepaid in by_plan.values()) if rev != NO_STATE else plan.grants
     prepaid = by_plan[plan.key]
     can_owe = prepaid.money and not anonymous
-    return prepaid if state.granted or of_a_plan or can_owe else None
+    is_any = state.granted or of_a_plan or can_owe
+    return prepaid.with_allowance(effective.allowance) if is_any else None
+
+
+def grant_lines(plan: Plan) -> tuple[GrantLine, ...]:
+    """The recurring grants of a plan, in the order in which they are used up."""
+    given: dict[str, GrantLine] = {}
+    for grant in plan.grants:
+        target = target_of(grant.kind, grant.name)
+        quantity = grant.quantity * (MICRO if grant.kind == "credit" else 1)
+        name = f"p {target} {grant.key}"
+        before = given[name][2] if name in given else 0
+        given[name] = (name, target, before + quantity, grant.priority, grant.expires_ms or 0)
+    return in_burn_order(given.values())
+
+
+def in_burn_order(lines: Iterable[GrantLine]) -> tuple[GrantLine, ...]:
+    """Recurring grants in the order in which they are used up."""
+    return tuple(sorted(lines, key=lambda line: (line[3], line[4] or math.inf, line[0])))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,41 +82,33 @@ class Prepaid:
     """The grants and credits of customers who may have some.
 
     Attributes:
-        recurring: the plan's grants, each a name without the period, a target, a quantity (units, or
-            micro-credits), a priority, a life (ms; 0: until the period ends); in the order of their priority.
-            Lines of the plan that differ only in the quantity are one grant.
+        recurring: the plan's grants in the order in which they are used up. Lines of the plan that differ
+            only in the quantity are one grant.
         mark: names these grants of the plan.
         paid_with: meter to the target of the credit that pays for it, and to its cost in micro-credits.
         low: the target of a credit to the share (%) of its last grant, and the micro-credits besides, below
             which it is low.
         by_model: the meters whose cost depends on the model.
         money: the target of the credit in money, whose balance may end below zero; empty: there is none.
+        allowance: of a customer whose grants differ from the plan's in this period; None: they do not.
     """
 
-    recurring: tuple[tuple[str, str, int, int, int], ...]
+    recurring: tuple[GrantLine, ...]
     mark: str
     paid_with: Mapping[str, tuple[str, int]]
     low: Mapping[str, tuple[int, int]]
     by_model: Mapping[str, ModelPrices]
     money: str
+    allowance: Allowance | None = None
 
     @classmethod
     def of(cls, plan: Plan, catalog: Catalog) -> Prepaid:
         """What the customers of a plan may have."""
-        given: dict[str, tuple[str, str, int, int, int]] = {}
-        for grant in plan.grants:
-            target = target_of(grant.kind, grant.name)
-            quantity = grant.quantity * (MICRO if grant.kind == "credit" else 1)
-            name = f"p {target} {grant.key}"
-            before = given[name][2] if name in given else 0
-            given[name] = (name, target, before + quantity, grant.priority, grant.expires_ms or 0)
-        recurring = tuple(
-            sorted(given.values(), key=lambda grant: (grant[3], grant[4] or math.inf, grant[0]))
-        )
+        recurring = grant_lines(plan)
         credits_ = catalog.credits.values()
         return cls(
             recurring=recurring,
-            mark=blake2b(_json(recurring).encode(), digest_size=6).hexdigest(),
+            mark=_mark(recurring),
             paid_with={
                 meter: (target_of("credit", credit.name), cost)
                 for credit in credits_
@@ -107,6 +122,14 @@ class Prepaid:
             by_model={meter: prices for credit in credits_ for meter, prices in credit.by_model.items()},
             money=next((target_of("credit", credit.name) for credit in credits_ if credit.is_money), ""),
         )
+
+    def with_allowance(self, allowance: Allowance | None) -> Prepaid:
+        """The grants of a customer who has an allowance in this period."""
+        if allowance is None:
+            return self
+        recurring = self.recurring if allowance.grants is None else allowance.grants.lines
+        mark = _mark((recurring, allowance.grants, allowance.earlier))
+        return replace(self, recurring=recurring, mark=mark, allowance=allowance)
 
     def costs_of(self, model: str | None) -> dict[str, int]:
         """What a unit costs of the meters whose cost depends on the model; None: no model is known."""
@@ -195,7 +218,12 @@ class Prepaid:
 
     @property
     def _plans(self) -> dict[str, object]:
-        return {"mark": self.mark, "recurring": self.recurring}
+        found: dict[str, object] = {"mark": self.mark, "recurring": self.recurring}
+        if self.allowance is not None and self.allowance.grants is not None:
+            found["limits"] = dict(self.allowance.grants.limits)
+        if self.allowance is not None and self.allowance.earlier:
+            found["earlier"] = [period.packed() for period in self.allowance.earlier]
+        return found
 
 
 def _low_of(credit: Credit) -> tuple[int, int] | None:
@@ -205,173 +233,9 @@ def _low_of(credit: Credit) -> tuple[int, int] | None:
     return None if credit.low_balance_percent is None else (credit.low_balance_percent, 0)
 
 
+def _mark(grants: object) -> str:
+    return blake2b(_json(grants).encode(), digest_size=6).hexdigest()
+
+
 def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holding:
-    """One grant as the store keeps it: units of a meter, or micro-credits.
-
-    Attributes:
-        name: ``a TARGET GRANT_ID`` for the app's, ``p TARGET KEY PERIOD`` for the plan's.
-        target: ``m:METER`` or ``c:CREDIT``.
-        expires_ms: 9 * 10^15 for never.
-        until_ms: when it leaves the store; what a plan gave is kept for the whole period, too.
-    """
-
-    name: str
-    target: str
-    quantity: int
-    used: int
-    priority: int
-    effective_ms: int
-    expires_ms: int
-    created_ms: int
-    until_ms: int
-
-    @classmethod
-    def parse(cls, name: str, text: str) -> Holding:
-        """Read a field of the hash of grants."""
-        target, *numbers = text.split(" ")
-        quantity, used, priority, effective_ms, expires_ms, created_ms, until_ms = map(int, numbers)
-        return cls(
-            name=name,
-            target=target,
-            quantity=quantity,
-            used=used,
-            priority=priority,
-            effective_ms=effective_ms,
-            expires_ms=expires_ms,
-            created_ms=created_ms,
-            until_ms=until_ms,
-        )
-
-    @property
-    def left(self) -> int:
-        """What it has left, whether it counts now or not."""
-        return self.quantity - self.used
-
-    def is_live(self, now_ms: int) -> bool:
-        """Whether it pays for something now, if it has something left."""
-        return self.effective_ms <= now_ms < self.expires_ms
-
-
-def holdings_of(
-    fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int
-) -> list[Holding]:
-    """All grants on file and those of the plan that are due, in the order in which they are used up."""
-    found = [Holding.parse(name, text) for name, text in fields.items() if name.startswith(("a ", "p "))]
-    known = {holding.name: holding for holding in found if holding.until_ms > now_ms}
-    ended = [holding for holding in found if holding.until_ms <= now_ms]
-    if prepaid is not None:
-        in_first = now_ms < bounds.end_ms
-        start_ms, end_ms = (
-            (bounds.start_ms, bounds.end_ms) if in_first else (bounds.end_ms, bounds.next_end_ms)
-        )
-        for holding in _due(known.values(), prepaid, start_ms, end_ms, now_ms):
-            known[holding.name] = holding
-    return sorted(
-        [*ended, *known.values()],
-        key=lambda found: (found.priority, found.expires_ms, found.created_ms, found.name),
-    )
-
-
-def _due(
-    on_file: Iterable[Holding], prepaid: Prepaid, start_ms: int, end_ms: int, now_ms: int
-) -> Iterator[Holding]:
-    """What a plan gives in a period that is not on file yet; see ``include/recur.lua``."""
-    known = {holding.name: holding for holding in on_file}
-    given: Counter[str] = Counter()
-    for holding in known.values():
-        if holding.name.startswith("p ") and holding.name.endswith(f" {start_ms}"):
-            given[holding.target] += holding.quantity
-    whole: Counter[str] = Counter()
-    for _, target, quantity, _, _ in prepaid.recurring:
-        whole[target] += quantity
-    for prefix, target, quantity, priority, life_ms in prepaid.recurring:
-        name, expires_ms = f"{prefix} {start_ms}", start_ms + life_ms if life_ms else end_ms
-        before = known.get(name)
-        more = min(quantity - (before.quantity if before else 0), whole[target] - given[target])
-        if more <= 0:
-            continue
-        given[target] += more
-        if before is None:
-            yield Holding(
-                name=name,
-                target=target,
-                quantity=more,
-                used=0,
-                priority=priority,
-                effective_ms=start_ms,
-                expires_ms=expires_ms,
-                created_ms=start_ms,
-                until_ms=max(expires_ms, end_ms),
-            )
-        else:
-            lives_ms = before.expires_ms
-            if lives_ms > now_ms:
-                lives_ms = max(lives_ms, expires_ms)
-            yield replace(before, quantity=before.quantity + more, expires_ms=lives_ms)
-
-
-class Balance:
-    """What live grants have left, by target, less what is owed, and what held quantities claim of it."""
-
-    def __init__(
-        self,
-        holdings: Iterable[Holding],
-        prepaid: Prepaid | None,
-        now_ms: int,
-        owed: Mapping[str, int] | None = None,
-    ) -> None:
-        self._prepaid = prepaid
-        self._left: dict[str, int] = {target: -micros for target, micros in (owed or {}).items()}
-        for holding in holdings:
-            if holding.is_live(now_ms):
-                self._left[holding.target] = self._left.get(holding.target, 0) + holding.left
-
-    def of(self, target: str) -> int:
-        """Units of a meter, or micro-credits; below 0 where it is owed."""
-        return self._left.get(target, 0)
-
-    def more(
-        self,
-        meter: str,
-        entitlements: Mapping[str, Entitlement],
-        counted: Callable[[str], int],
-        held: Callable[[str], int],
-        held_credit: Callable[[str], int],
-    ) -> int:
-        """Units that grants and credits add to what a plan gives of a meter; see ``include/backing_of.lua``.
-
-        Args:
-            meter: the meter; where its cost depends on the model, units at the default are meant.
-            entitlements: of every meter.
-            counted: what included has paid for of a meter in this period.
-            held: what is held of a meter.
-            held_credit: what that would cost of a meter whose cost depends on the model, in micro-credits.
-        """
-        units, prepaid = self.of(target_of("meter", meter)), self._prepaid
-        if prepaid is None or meter not in prepaid.paid_with:
-            return units
-        credit, cost = prepaid.paid_with[meter]
-        free, claimed, uncovered = self.of(credit), 0, 0
-        for other in prepaid.sharing([meter]):
-            included, by_model = entitlements[other].included, prepaid.by_model.get(other)
-            if included is None or (other == meter and by_model is None):
-                continue
-            covered = max(0, included - counted(other)) + self.of(target_of("meter", other))
-            beyond = max(0, held(other) - covered)
-            if by_model is None:
-                claim = beyond * prepaid.paid_with[other][1]
-            else:
-                claim = min(beyond * by_model.highest, held_credit(other))
-            if other == meter:
-                claimed, uncovered = claim, beyond
-            else:
-                free -= claim
-        free = max(min(0, self.of(credit)), free)
-        if claimed > max(0, free):  # It does not pay all of them, but no fewer than at the highest cost.
-            return units + min(uncovered, free // prepaid.by_model[meter].highest)
-        return units + (free - claimed) // cost + uncovered

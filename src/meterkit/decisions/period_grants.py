@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meterkit.decisions.grants import Holding, target_of
+from meterkit.decisions.grants import target_of
+from meterkit.decisions.holdings import Holding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from meterkit.catalog import BILLED_ON_ATTEMPT
 from meterkit.catalog.argument_checks import counters_of
 from meterkit.catalog.asked_limits import tables_without_default
-from meterkit.decisions.customer_state import NO_STATE, effective_plan, entitlements_of
+from meterkit.decisions.customer_state import NO_STATE, entitlements_of
 from meterkit.decisions.grants import prepaid_by_plan
 from meterkit.decisions.item_prices import NO_PRICES
 from meterkit.decisions.keys import check_tokens
 from meterkit.decisions.periods import from_ms
+from meterkit.decisions.plan_shares import effective_terms, longest_life_ms
 from meterkit.decisions.program import compile_program, demands_of
 from meterkit.store.learned_routes import LearnedRoutes
 from meterkit.store.script_terms import pack_tail
@@ -198,7 +199,7 @@ class CompiledCatalog:
         self._tails: dict[tuple[Program, str, bool], tuple[bytes, bytes]] = {}
         self._shapes: dict[tuple[object, ...], Any] = {}
         self._effective: dict[tuple[object, ...], EffectivePlan] = {}
-        self._entitlements = {(key, 0, NO_PRICES): plan.entitlements for key, plan in catalog.plans.items()}
+        self._entitlements = _of_plans(catalog)
         self._shared = {id(given) for given in self._entitlements.values()}
         self._of_plans: set[Program] = set()
         self._routes: list[Route] = []
@@ -240,6 +241,10 @@ class CompiledCatalog:
                 self.program(plan.entitlements, route, prepaid if has_any else None)
 
     @cached_property
+    def _grants_live_on(self) -> bool:
+        return longest_life_ms(self.catalog) > 0
+
+    @cached_property
     def _unpriced_log(self) -> UnpricedLog:
         return UnpricedLog()
 
@@ -277,20 +282,22 @@ class CompiledCatalog:
     def effective(self, state: CustomerState, now_ms: int) -> EffectivePlan:
         """What follows from a state at an instant; shared without a subscription and overrides."""
         if state.subscription is not None or state.overrides:
-            return effective_plan(state, self.catalog, now_ms)
-        key = (state.plan, state.status, state.status_since_ms, state.anchor_ms)
+            return effective_terms(state, self.catalog, now_ms)
+        changes = state.plan_changes if self._grants_live_on else ()
+        key = (state.plan, state.status, state.status_since_ms, state.anchor_ms, changes)
         known = self._effective.get(key)
         if known is None or not _holds_at(known, now_ms):
             if len(self._effective) >= _SHARED_MAX:
                 self._effective.clear()
-            known = self._effective[key] = effective_plan(state, self.catalog, now_ms)
+            known = self._effective[key] = effective_terms(state, self.catalog, now_ms)
         return known
 
     def entitlements(self, effective: EffectivePlan) -> Mapping[str, Entitlement]:
-        """What a customer gets of each meter, shared by customers of a plan with equal seats and prices."""
-        if effective.overrides:
+        """What a customer gets of each meter; shared by customers with equal seats and prices."""
+        allowance = effective.allowance
+        if effective.overrides or (allowance is not None and allowance.grants is not None):
             return entitlements_of(effective, self.catalog)
-        key = (effective.plan.key, effective.seats, effective.prices)
+        key = (effective.plan.key, effective.seats, effective.prices, allowance)
         found = self._entitlements.get(key)
         if found is None:
             found = entitlements_of(effective, self.catalog)
@@ -365,6 +372,10 @@ class CompiledCatalog:
     def asked(self, key: tuple[object, ...], make: Callable[[], Program]) -> Program:
         """What an app's own calls ask of the same entitlements."""
         return _remembered(self._asked, key, make)
+
+
+def _of_plans(catalog: Catalog) -> dict[tuple[object, ...], Mapping[str, Entitlement]]:
+    return {(key, 0, NO_PRICES, None): plan.entitlements for key, plan in catalog.plans.items()}
 
 
 def _remembered(known: dict[tuple[object, ...], _T], key: tuple[object, ...], make: Callable[[], _T]) -> _T:

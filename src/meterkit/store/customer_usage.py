@@ -7,13 +7,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 
 from meterkit.catalog import OTHER_TYPE
-from meterkit.decisions.customer_state import CustomerState, effective_plan, entitlements_of
+from meterkit.decisions.customer_state import CustomerState, entitlements_of
 from meterkit.decisions.debts import funds_of
 from meterkit.decisions.gauges import GaugeLimit, Level, presigned_at
-from meterkit.decisions.grants import MICRO, Balance, prepaid_by_plan, prepaid_of, target_of
+from meterkit.decisions.grants import MICRO, prepaid_by_plan, prepaid_of, target_of
+from meterkit.decisions.holdings import Balance
 from meterkit.decisions.keys import HEAD_FIELD, credit_hold_field, meter_token
 from meterkit.decisions.packed import Head, MeterCounts
 from meterkit.decisions.periods import bounds_at, from_ms
+from meterkit.decisions.plan_shares import effective_terms
 from meterkit.decisions.policies import ceiling_of
 from meterkit.decisions.price_segments import (
     is_split,
@@ -37,8 +39,7 @@ if TYPE_CHECKING:
 
 _PERIOD_LEAST_MS: Final = 120_000  # A shorter one has no two whole minutes to stamp deliveries with.
 
-# What totals are named by: the class that usage was in when its period was closed (close_period.lua), and the
-# state of what was sealed (count_of.lua), in capitals of what takes units back.
+# Totals: by the class at the close of a period (close_period.lua), by state once sealed (count_of.lua).
 _TO_DELIVER: Final = re.compile(r"\|....[pqlkxQLKX]$")
 _OF_METER: Final = re.compile(r"^....m$")
 _CLOSED: Final = {
@@ -152,10 +153,9 @@ def usage_of(
     """
     now_ms, rev, data, counters, totals, grants, levels = reply
     state = CustomerState.parse(data)
-    effective = effective_plan(state, catalog, now_ms)
-    prepaid = prepaid_of(rev.decode(), state, effective.plan, prepaid_by_plan(catalog))
-    known = {} if prepaid is None else _pairs(grants)
-    funds = funds_of(known, prepaid, effective.bounds, now_ms)
+    effective = effective_terms(state, catalog, now_ms)
+    prepaid = prepaid_of(rev.decode(), state, effective, prepaid_by_plan(catalog))
+    funds = funds_of({} if prepaid is None else _pairs(grants), prepaid, effective.bounds, now_ms)
     balance = Balance(funds.held, prepaid, now_ms, funds.owed)
     view = _View(
         _fields(counters), _pairs(totals), now_ms, effective.bounds.start_ms, effective.bounds.end_ms, balance
@@ -390,9 +390,8 @@ def _remaining(entitlement: Entitlement, covered: int, overage: int, held: int, 
     if ceiling is None or entitlement.included is None:
         return "unlimited"
     left = max(0, entitlement.included - covered) + more - held
-    if entitlement.overage.mode == "bill":
-        left += max(0, ceiling - entitlement.included - overage)
-    return max(0, left)
+    is_billed = entitlement.overage.mode == "bill"
+    return max(0, left + (max(0, ceiling - entitlement.included - overage) if is_billed else 0))
 
 
 def _pairs(flat: list[bytes]) -> dict[str, str]:

@@ -167,7 +167,7 @@ class CustomerView:
         self.linked = state.stripe_customer is not None
         self.effective = cache.effective(state, now_ms)
         self.entitlements = cache.entitlements(self.effective)
-        self.prepaid = prepaid_of(rev, state, self.effective.plan, cache.prepaid, anonymous=anonymous)
+        self.prepaid = prepaid_of(rev, state, self.effective, cache.prepaid, anonymous=anonymous)
         self.decisions: dict[int, PreparedDecision] = _NONE_KEPT
         self.settlements: dict[Any, Any] = _NONE_KEPT
         self.left: Mapping[str, Left] | None = None

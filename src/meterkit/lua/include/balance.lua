@@ -1,6 +1,8 @@
 -- balance: what a customer's grants come to, and the plan's that are due: kept in the field "balance" of their hash
 -- until it changes, so that the grants need not be read.
---   prepaid: {mark: names the plan's grants, recurring, ...}; start, finish: of the period
+--   prepaid: {mark: names the plan's grants, recurring, limits, ...}; start, finish: of the period
+--   earlier, where an earlier period's grants may still live: {start, finish, recurring, limits, 1: the customer was on
+--   the plan then; 0: only if it had a grant by then} each
 --   The field is a line of: since when and until when it holds (ms), start, mark, 1 where something is due to be
 --   written down, else 0, BALANCE_FORM; then a line a target: its name, left, was_there, last, head (see add_up).
 -- Returns {sums, since (text), changes_at, due, debts: those that were read, file: all the grants, where they had to be
@@ -22,7 +24,13 @@ local function balance(key, prepaid, start, finish, now, anew)
     end
   end
   local file = grants(key, now)
-  recur(file, prepaid.recurring, start, finish, now)
+  for _, period in ipairs(prepaid.earlier or {}) do
+    local began, ended, recurring, limits, is_certain = unpack(period)
+    if is_certain == 1 or file.first < ended then
+      recur(file, recurring, began, ended, now, limits, true)
+    end
+  end
+  recur(file, prepaid.recurring, start, finish, now, prepaid.limits, false)
   repay(file, now)
   local sums, changes_at = add_up(file, start, now)
   return {

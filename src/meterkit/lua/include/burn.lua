@@ -23,9 +23,10 @@ local function burn(key, ledger_key, prepaid, now, start, finish, has_state)
   for target in pairs(prepaid.low) do
     left_before[target] = left_of(target)
   end
-  local function owe(target, quantity, meter)
+  local function owe(target, asked, meter)
+    local sum = balances.sums[target] or {left = 0, last = 0, head = ''}
+    local quantity = math.min(asked, MOST + sum.left) -- Beyond that, Lua's numbers are not exact.
     if quantity > 0 then
-      local sum = balances.sums[target] or {left = 0, last = 0, head = ''}
       sum.left, sum.was_there, balances.sums[target] = sum.left - quantity, 1, sum
       owing[#owing + 1] = {target, quantity, string.format('beyond %s %.0f %s', meter, start, target)}
     end

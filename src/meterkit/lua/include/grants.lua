@@ -8,11 +8,12 @@
 --     "d TARGET": a debt, see debt_of
 --     "balance": see balance
 -- Returns {found: whether there is anything at all, list: the grants, ended: those that are to leave, past: by
--- target, debts: by target, repaid: see repay, due: whether anything is to be written down}; in no order.
+-- target, debts: by target, repaid: see repay, due: whether anything is to be written down, first: when the oldest that
+-- is known was created (ms)}; in no order.
 --include grant_of
 --include debt_of
 local function grants(key, now)
-  local list, ended, past, debts = {}, {}, {}, {}
+  local list, ended, past, debts, first = {}, {}, {}, {}, NEVER_MS
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
     local name = fields[i]
@@ -20,13 +21,15 @@ local function grants(key, now)
     if kind == 'a ' or kind == 'p ' then
       local grant = grant_of(name, fields[i + 1])
       local into = grant.until_ms <= now and ended or list
-      into[#into + 1] = grant
+      into[#into + 1], first = grant, math.min(first, grant.created)
     elseif kind == 'd ' then
       debts[string.sub(name, 3)] = debt_of(fields[i + 1])
     elseif kind == 'pa' then
       local at, quantity, created = string.match(fields[i + 1], '^(%d+) (%d+) (%d+)$')
-      past[string.sub(name, 6)] = {at = at + 0, quantity = quantity + 0, created = created + 0}
+      past[string.sub(name, 6)], first = {at = at + 0, quantity = quantity + 0, created = created + 0}, math.min(first, created + 0)
     end
   end
-  return {found = #fields > 0, list = list, ended = ended, past = past, debts = debts, repaid = {}, due = #ended > 0}
+  return {
+    found = #fields > 0, list = list, ended = ended, past = past, debts = debts, repaid = {}, due = #ended > 0, first = first,
+  }
 end

@@ -16,7 +16,7 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
     put_away(list, ledger, file.past, grant, grant.until_ms - 1)
   end
   for _, grant in ipairs(file and file.list or {}) do
-    if grant.raised > 0 then
+    if grant.raised ~= 0 then
       grew = true
       local terms = string.format(
         '%.0f %.0f %.0f %.0f', grant.priority, grant.effective, grant.expires, grant.created)
@@ -30,7 +30,7 @@ local function write_grants(list, ledger, balances, paying, burned, prepaid, sta
       put_away(list, ledger, file.past, grant, now)
     else
       stay[#stay + 1], last = grant, math.max(last, grant.until_ms)
-      if grant.changed or grant.raised > 0 then
+      if grant.changed or grant.raised ~= 0 then
         put(grant)
       end
     end

@@ -26,6 +26,7 @@ from meterkit.subscriptions.subscription_reading import (
 )
 from meterkit.subscriptions.webhooks.customer_linker import LINK, CustomerLinker
 from meterkit.subscriptions.webhooks.drift_log import Drifting
+from meterkit.subscriptions.webhooks.plan_change_time import plan_changed_ms
 from meterkit.subscriptions.webhooks.stripe_events import TOPS_UP
 
 if TYPE_CHECKING:
@@ -149,24 +150,21 @@ class Looker:
         """Store what was fetched; return what was known. Usage that missed a change of prices is late."""
         store, having = self.store, _having(linked, subscription, self.store.catalog)
         rev, before = await self._states.read(customer)
+        changed_ms = await plan_changed_ms(store, self.api(), before.subscription, subscription, cause)
         switched = switched_by_others(before.subscription, subscription, store.now_ms())
         if subscription is None or not switched:
-            await self._states.change(customer, having, cause=cause)
+            await self._states.change(customer, having, cause=cause, changed_ms=changed_ms)
             return before.subscription
         after = having(before)
         found = await self.api().list("/v1/billing/meters")
         events = {meter["event_name"] for meter in found if meter["id"] in switched}
-        change = Switch(
-            rev=rev,
-            events=events,
-            changed_ms=await self._when(subscription.id, subscription.metered),
-            cause=cause,
-        )
+        priced_ms = await self._when(subscription.id, subscription.metered)
+        change = Switch(rev=rev, events=events, changed_ms=priced_ms, cause=cause)
         # Sealed now, usage could be stamped before the change.
         await hold_usage(store, customer, till_ms=store.now_ms() + _HELD_MS)
         # If the process dies after this, the next one finds the same change again, and late usage already.
         await strand_usage(store, customer, before, after, change)
-        await self._states.change(customer, having, cause=cause)
+        await self._states.change(customer, having, cause=cause, changed_ms=changed_ms)
         await let_go_of_usage(store, customer, changed_ms=next_minute_ms(store.now_ms()))
         return before.subscription
 

@@ -1,0 +1,83 @@
+"""The allowance of a billing period whose plan changed, or whose earlier grants still live. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+GrantLine = tuple[str, str, int, int, int]
+"""A recurring grant: name without the period, target, quantity (units, or micro-credits), priority, life (ms;
+0: until the period ends)."""
+
+
+class PlanChange(NamedTuple):
+    """A change of plan that is over.
+
+    Attributes:
+        plan: the key of the plan until then.
+        until_ms: the instant of the change.
+        is_priced: whether Stripe charged it by the second, as a change within one subscription.
+        used: units that were included by then, of meters that this plan does not limit and the next one does.
+    """
+
+    plan: str
+    until_ms: int
+    is_priced: bool
+    used: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, kept: Sequence[Any]) -> PlanChange:
+        """Read a change as a state stores it."""
+        plan, until_ms, is_priced, used, *_ = (*kept, ())
+        return cls(plan, until_ms, bool(is_priced), tuple((meter, units) for meter, units in used))
+
+
+class PeriodGrants(NamedTuple):
+    """The recurring grants of a period that is not the plan's ordinary one.
+
+    Attributes:
+        lines: what the plans gave, in the order in which it is used up.
+        limits: target to the most that the period gives of it, if its plan changed; else empty.
+    """
+
+    lines: tuple[GrantLine, ...]
+    limits: tuple[tuple[str, int], ...] = ()
+
+
+class EarlierPeriod(NamedTuple):
+    """A period that is over, and whose recurring grants may still live.
+
+    Attributes:
+        start_ms: its first instant.
+        end_ms: the first instant after it.
+        grants: those that live longer than their period.
+        is_certain: whether the customer was on the plan then; else only an older grant proves it.
+    """
+
+    start_ms: int
+    end_ms: int
+    grants: PeriodGrants
+    is_certain: bool
+
+    def packed(self) -> list[object]:
+        """As the scripts read it; see ``include/balance.lua``."""
+        lines, limits = self.grants
+        return [self.start_ms, self.end_ms, lines, dict(limits), int(self.is_certain)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """The part of a customer's plan that differs from the plans file in one billing period.
+
+    Attributes:
+        included: meter to the quantity that is included in this period.
+        grants: the recurring grants of this period; None: those of the plan.
+        earlier: earlier periods, the latest first.
+    """
+
+    included: tuple[tuple[str, int], ...] = ()
+    grants: PeriodGrants | None = None
+    earlier: tuple[EarlierPeriod, ...] = ()

@@ -1,0 +1,217 @@
+"""Grants as the store keeps them, with those of the plan that are due; their balance. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from meterkit.decisions.allowance import PeriodGrants
+from meterkit.decisions.grants import target_of
+from meterkit.decisions.subscription import NEVER_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from meterkit.catalog import Entitlement
+    from meterkit.decisions.grants import Prepaid
+    from meterkit.decisions.periods import Bounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """One grant as the store keeps it: units of a meter, or micro-credits.
+
+    Attributes:
+        name: ``a TARGET GRANT_ID`` for the app's, ``p TARGET KEY PERIOD`` for the plan's.
+        target: ``m:METER`` or ``c:CREDIT``.
+        expires_ms: 9 * 10^15 for never.
+        until_ms: when it leaves the store; what a plan gave is kept for the whole period, too.
+    """
+
+    name: str
+    target: str
+    quantity: int
+    used: int
+    priority: int
+    effective_ms: int
+    expires_ms: int
+    created_ms: int
+    until_ms: int
+
+    @classmethod
+    def parse(cls, name: str, text: str) -> Holding:
+        """Read a field of the hash of grants."""
+        target, *numbers = text.split(" ")
+        quantity, used, priority, effective_ms, expires_ms, created_ms, until_ms = map(int, numbers)
+        return cls(
+            name=name,
+            target=target,
+            quantity=quantity,
+            used=used,
+            priority=priority,
+            effective_ms=effective_ms,
+            expires_ms=expires_ms,
+            created_ms=created_ms,
+            until_ms=until_ms,
+        )
+
+    @property
+    def left(self) -> int:
+        """What it has left, whether it counts now or not."""
+        return self.quantity - self.used
+
+    def is_live(self, now_ms: int) -> bool:
+        """Whether it pays for something now, if it has something left."""
+        return self.effective_ms <= now_ms < self.expires_ms
+
+
+def holdings_of(
+    fields: Mapping[str, str], prepaid: Prepaid | None, bounds: Bounds, now_ms: int
+) -> list[Holding]:
+    """All grants on file and those of the plan that are due, in the order in which they are used up."""
+    found = [Holding.parse(name, text) for name, text in fields.items() if name.startswith(("a ", "p "))]
+    known = {holding.name: holding for holding in found if holding.until_ms > now_ms}
+    ended = [holding for holding in found if holding.until_ms <= now_ms]
+    if prepaid is not None:
+        in_first, allowance = now_ms < bounds.end_ms, prepaid.allowance
+        start_ms, end_ms = (
+            (bounds.start_ms, bounds.end_ms) if in_first else (bounds.end_ms, bounds.next_end_ms)
+        )
+        past = [int(text.split(" ")[2]) for name, text in fields.items() if name.startswith("past ")]
+        first_ms = min((*past, *(holding.created_ms for holding in found)), default=NEVER_MS)
+        for period in () if allowance is None else allowance.earlier:
+            if period.is_certain or first_ms < period.end_ms:
+                _add_due(known, period.grants, period.start_ms, period.end_ms, now_ms, is_over=True)
+        limits = () if allowance is None or allowance.grants is None else allowance.grants.limits
+        _add_due(known, PeriodGrants(prepaid.recurring, limits), start_ms, end_ms, now_ms, is_over=False)
+    return sorted([*ended, *known.values()], key=_burn_order)
+
+
+def _burn_order(holding: Holding) -> tuple[int, int, int, str]:
+    return holding.priority, holding.expires_ms, holding.created_ms, holding.name
+
+
+def _add_due(
+    known: dict[str, Holding],
+    grants: PeriodGrants,
+    start_ms: int,
+    end_ms: int,
+    now_ms: int,
+    *,
+    is_over: bool,
+) -> None:
+    """Add what plans give in a period and is not on file yet; see ``include/recur.lua``."""
+    own = {
+        holding.name.rpartition(" ")[0]: holding
+        for holding in known.values()
+        if holding.name.startswith("p ")
+        and ((is_over and start_ms <= holding.effective_ms < end_ms) or holding.name.endswith(f" {start_ms}"))
+    }
+    whole: Counter[str] = Counter()
+    for _, target, quantity, _, _ in grants.lines:
+        whole[target] += quantity
+    for target, limit in grants.limits:
+        whole[target] = limit
+        for holding in _cut_holdings(own.values(), target, limit):
+            known[holding.name] = own[holding.name.rpartition(" ")[0]] = holding
+    given: Counter[str] = Counter()
+    for holding in own.values():
+        given[holding.target] += holding.quantity
+    for prefix, target, quantity, priority, life_ms in grants.lines:
+        expires_ms = start_ms + life_ms if life_ms else end_ms
+        before = own.get(prefix)
+        more = min(quantity - (before.quantity if before else 0), whole[target] - given[target])
+        lives_ms = expires_ms if before is None else before.expires_ms
+        if more <= 0 or (is_over and lives_ms <= now_ms):
+            continue
+        given[target] += more
+        if before is None:
+            found = Holding(
+                name=f"{prefix} {start_ms}",
+                target=target,
+                quantity=more,
+                used=0,
+                priority=priority,
+                effective_ms=start_ms,
+                expires_ms=expires_ms,
+                created_ms=start_ms,
+                until_ms=max(expires_ms, end_ms),
+            )
+        else:
+            lives_ms = max(lives_ms, expires_ms) if lives_ms > now_ms else lives_ms
+            found = replace(before, quantity=before.quantity + more, expires_ms=lives_ms)
+        known[found.name] = found
+
+
+def _cut_holdings(holdings: Iterable[Holding], target: str, limit: int) -> Iterator[Holding]:
+    """The grants of a target that lose unused units beyond a limit, those that pay last first."""
+    able = sorted((found for found in holdings if found.target == target), key=_burn_order)
+    excess = sum(found.quantity for found in able) - limit
+    for found in reversed(able):
+        cut = min(found.left, excess)
+        if cut > 0:
+            excess -= cut
+            yield replace(found, quantity=found.quantity - cut)
+
+
+class Balance:
+    """What live grants have left, by target, less what is owed, and what held quantities claim of it."""
+
+    def __init__(
+        self,
+        holdings: Iterable[Holding],
+        prepaid: Prepaid | None,
+        now_ms: int,
+        owed: Mapping[str, int] | None = None,
+    ) -> None:
+        self._prepaid = prepaid
+        self._left: dict[str, int] = {target: -micros for target, micros in (owed or {}).items()}
+        for holding in holdings:
+            if holding.is_live(now_ms):
+                self._left[holding.target] = self._left.get(holding.target, 0) + holding.left
+
+    def of(self, target: str) -> int:
+        """Units of a meter, or micro-credits; below 0 where it is owed."""
+        return self._left.get(target, 0)
+
+    def more(
+        self,
+        meter: str,
+        entitlements: Mapping[str, Entitlement],
+        counted: Callable[[str], int],
+        held: Callable[[str], int],
+        held_credit: Callable[[str], int],
+    ) -> int:
+        """Units that grants and credits add to what a plan gives of a meter; see ``include/backing_of.lua``.
+
+        Args:
+            meter: the meter; where its cost depends on the model, units at the default are meant.
+            entitlements: of every meter.
+            counted: what included has paid for of a meter in this period.
+            held: what is held of a meter.
+            held_credit: what that would cost of a meter whose cost depends on the model, in micro-credits.
+        """
+        units, prepaid = self.of(target_of("meter", meter)), self._prepaid
+        if prepaid is None or meter not in prepaid.paid_with:
+            return units
+        credit, cost = prepaid.paid_with[meter]
+        free, claimed, uncovered = self.of(credit), 0, 0
+        for other in prepaid.sharing([meter]):
+            included, by_model = entitlements[other].included, prepaid.by_model.get(other)
+            if included is None or (other == meter and by_model is None):
+                continue
+            covered = max(0, included - counted(other)) + self.of(target_of("meter", other))
+            beyond = max(0, held(other) - covered)
+            if by_model is None:
+                claim = beyond * prepaid.paid_with[other][1]
+            else:
+                claim = min(beyond * by_model.highest, held_credit(other))
+            if other == meter:
+                claimed, uncovered = claim, beyond
+            else:
+                free -= claim
+        free = max(min(0, self.of(credit)), free)
+        if claimed > max(0, free):  # It does not pay all of them, but no fewer than at the highest cost.
+            return units + min(uncovered, free // prepaid.by_model[meter].highest)
+        return units + (free - claimed) // cost + uncovered

@@ -1,0 +1,167 @@
+"""F-22c: a recurring grant that outlives its period is given though nothing was used in that period."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from meterkit import MeterKit
+from meterkit.catalog import loads
+from meterkit.testing import Clock
+from subscribed import fetched, subscription
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+JUNE: Final = datetime(2031, 6, 10, 12, tzinfo=UTC)
+JULY, AUGUST, SEPTEMBER = (JUNE.replace(month=month) for month in (7, 8, 9))
+PLANS: Final = """
+schema: 1
+currency: usd
+default_plan: none
+meters: {tokens: {unit: token}}
+credits: {ai: {costs: {tokens: 1 per 1}}}
+plans:
+  none: {price: {amount_cents: 0, interval: month}, meters: {tokens: {included: 0, overage: deny}}}
+  kept: {extends: none, grants: [{credit: ai, quantity: 100, every: period, expires: 61d}]}
+  more: {extends: none, grants: [{credit: ai, quantity: 300, every: period, expires: 61d}]}
+"""
+
+
+@asynccontextmanager
+async def kit_at(url: str, clock: Clock, text: str = PLANS) -> AsyncGenerator[MeterKit]:
+    async with MeterKit(
+        loads(text), clock=clock, redis_url=url, flush=False, shards=4, store_timeout=10.0
+    ) as kit:
+        yield kit
+
+
+async def balance_of(kit: MeterKit, customer: str = "acme") -> int:
+    """The balance as it is shown; decisions know the same."""
+    shown = (await kit.usage(customer))["balance"]["ai"]
+    assert (await kit.check(customer, "tokens", max(1, shown))).allowed == (shown > 0)
+    assert not (await kit.check(customer, "tokens", shown + 1)).allowed
+    return shown
+
+
+async def starts_of(kit: MeterKit, customer: str = "acme") -> list[tuple[str, int, int]]:
+    """The grants with their periods, the quantity and the rest."""
+    return [
+        (f"{grant.effective_at:%b}", grant.quantity, grant.remaining)
+        for grant in await kit.grants.list(customer)
+    ]
+
+
+async def test_grants_of_periods_without_use_count_until_they_expire(any_store_url: str) -> None:
+    clock = Clock(JUNE)
+    async with kit_at(any_store_url, clock) as kit:
+        await kit.customers.set_plan("acme", "kept")
+        clock.set(JULY)
+        assert await balance_of(kit) == 200
+        assert (await kit.consume("acme", "tokens", 130)).allowed
+        assert await starts_of(kit) == [("Jun", 100, 0), ("Jul", 100, 70)]
+        clock.set(SEPTEMBER)  # That of June has expired; in August nothing was used.
+        assert await balance_of(kit) == 200
+        await kit.record("acme", "tokens", 1)
+        assert await starts_of(kit) == [("Aug", 100, 99), ("Sep", 100, 100), ("Jun", 100, 0), ("Jul", 100, 0)]
+        lines = await kit.grants.ledger("acme")
+        assert sum(line.quantity for line in lines) == 199 * 10**6
+
+
+async def test_a_plan_gives_nothing_of_periods_before_it(any_store_url: str) -> None:
+    clock = Clock(JUNE)
+    async with kit_at(any_store_url, clock) as kit:
+        await kit.customers.set_plan("acme", "none")
+        clock.set(JULY)
+        await kit.customers.set_plan("acme", "kept")
+        assert await balance_of(kit) == 100
+        clock.set(AUGUST)
+        assert await balance_of(kit) == 200
+
+
+async def test_a_plan_that_was_left_has_given_its_last_period(any_store_url: str) -> None:
+    clock = Clock(JUNE)
+    async with kit_at(any_store_url, clock) as kit:
+        await kit.customers.set_plan("acme", "more")
+        clock.set(JULY)
+        await kit.customers.set_plan("acme", "kept")
+        assert await balance_of(kit) == 300 + 100
+        clock.set(AUGUST.replace(day=1))  # 61 days from 1 June are over.
+        assert await balance_of(kit) == 100 + 100
+
+
+async def test_a_customer_of_the_default_plan_gets_them_from_its_first_grant_on(any_store_url: str) -> None:
+    clock, text = Clock(JUNE), PLANS.replace("default_plan: none", "default_plan: kept")
+    async with kit_at(any_store_url, clock, text) as kit:
+        assert await balance_of(kit, "new") == 100
+        assert (await kit.consume("old", "tokens", 10)).allowed
+        clock.set(AUGUST)
+        assert await balance_of(kit, "new") == 100
+        assert await balance_of(kit, "old") == 200  # Of July, in which nothing was used, and of August.
+        assert await starts_of(kit, "old") == [("Jun", 100, 0), ("Jul", 100, 100), ("Aug", 100, 100)]
+
+
+async def test_a_subscription_gets_them_from_its_beginning_on(any_store_url: str) -> None:
+    clock = Clock(JUNE)
+    async with kit_at(any_store_url, clock) as kit:
+        first = subscription(plan="kept", start_ms=JUNE, end_ms=JULY, anchor_ms=JUNE, created_ms=JUNE)
+        clock.set(JUNE + timedelta(days=2))
+        await fetched(kit, first)
+        assert await balance_of(kit) == 100
+        clock.set(JULY + timedelta(days=1))  # Before any word of the renewal.
+        assert await balance_of(kit) == 200
+        clock.set(AUGUST + timedelta(days=1))
+        assert await balance_of(kit) == 200
+        gone = subscription(
+            plan="kept",
+            start_ms=JULY,
+            end_ms=AUGUST,
+            anchor_ms=JUNE,
+            created_ms=JUNE,
+            status="canceled",
+            ended_at_ms=AUGUST,
+        )
+        await fetched(kit, gone)
+        assert await balance_of(kit) == 100  # Of its last period.
+
+
+async def test_a_period_that_was_moved_is_not_given_again(any_store_url: str) -> None:
+    clock = Clock(JUNE)
+    async with kit_at(any_store_url, clock) as kit:
+        await fetched(
+            kit, subscription(plan="kept", start_ms=JUNE, end_ms=JULY, anchor_ms=JUNE, created_ms=JUNE)
+        )
+        assert (await kit.consume("acme", "tokens", 10)).allowed
+        moved = JUNE + timedelta(days=20)  # The billing cycle begins anew at Stripe.
+        clock.set(moved)
+        await fetched(
+            kit,
+            subscription(
+                plan="kept",
+                start_ms=moved,
+                end_ms=moved + timedelta(days=30),
+                anchor_ms=moved,
+                created_ms=JUNE,
+            ),
+        )
+        assert await balance_of(kit) == 90 + 100
+
+
+async def test_a_period_that_was_moved_later_is_not_given_again(any_store_url: str) -> None:
+    clock = Clock(JUNE)
+    async with kit_at(any_store_url, clock) as kit:
+        first = subscription(plan="kept", start_ms=JUNE, end_ms=JULY, anchor_ms=JUNE, created_ms=JUNE)
+        await fetched(kit, first)
+        assert (await kit.consume("acme", "tokens", 10)).allowed
+        clock.set(JULY)
+        assert (await kit.consume("acme", "tokens", 10)).allowed
+        moved, end = JULY + timedelta(days=10), AUGUST + timedelta(days=10)
+        clock.set(moved)
+        again = subscription(plan="kept", start_ms=moved, end_ms=end, anchor_ms=moved, created_ms=JUNE)
+        await fetched(kit, again)
+        assert await balance_of(kit) == 80 + 100 + 100
