@@ -19,10 +19,10 @@ from meterkit.insights.audit.verifying import verify
 from period_ending import HOUR, JUNE, MAY, MINUTE, paying
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from meterkit import MeterKit
+    from meterkit import MeterKit, Statement
     from period_ending import Ending
 
 pytestmark = pytest.mark.anyio
@@ -39,6 +39,8 @@ meters:
   pages:    {unit: page, stripe: {event_name: pages}}
   seats:    {unit: seat, kind: gauge}
 routes: [{match: "*", consume: {requests: 1}}]
+credits:
+  usd: {unit: money, costs: {tokens: provider_prices}}
 plans:
   free:
     price: {amount_cents: 0, interval: month}
@@ -397,6 +399,13 @@ async def change_state(world: World, customer: str, old: bytes, new: bytes) -> N
     await client.hset(key, "data", data.replace(old, new))
 
 
+async def change_ledger_of_grants(world: World, customer: str) -> None:
+    client, key = await in_redis(world), world.kit.store.keys.customer(customer).ledger
+    (field,) = [name for name in await client.hkeys(key) if name.startswith(b"grant ")]
+    quantity, _, terms = (await client.hget(key, field)).partition(b" ")
+    await client.hset(key, field, b"%d %s" % (int(quantity) - 1_000_000, terms))
+
+
 async def change_plan_in_state(world: World, customer: str) -> None:
     await change_state(world, customer, b'"plan":"pro"', b'"plan":"max"')
 
@@ -527,6 +536,7 @@ WHEN_FINAL: Final = [
     Error(rewrite_chain, {"verify": "the rows up to here were written anew"}),
     Error(change_ledger, {"check": "ledger: its ledger ends with plan 'max', and 'pro' is in force"}),
     Error(remove_from_ledger, {"check": "ledger: its ledger has plan 'pro' since"}),
+    Error(change_ledger_of_grants, {"statement": "adjustment of gift: 1000000"}),
     Error(change_plan_in_state, {"check": "ledger: its state has plan 'max', and its ledger 'pro'"}),
     Error(set_plan_in_state, {"check": "ledger: its state has plan 'max', and its ledger 'pro'"}),
     Error(change_seats_in_state, {"check": "ledger: its state has seats '50', and its ledger '5'"}),
@@ -567,6 +577,7 @@ async def month(store_url: str, directory: Path) -> AsyncGenerator[World]:
         for customer in customers:
             await at.kit.record(customer, "requests", 110)
             await at.kit.record(customer, "words", 150)
+        await at.kit.grants.add("change_ledger_of_grants", {"usd": 10}, grant_id="gift")
         await at.flush()
         at.clock.advance(10 * MINUTE)
         await plant(world, WHEN_USED)
@@ -614,17 +625,25 @@ async def reports(world: World) -> dict[str, dict[Command, str]]:
         if not chain.is_right:
             add(chain.customer, "verify", chain.words)
     for customer in EVERY:
-        statement = await world.kit.statement(customer, JUNE - HOUR, most=0)
-        for line in statement.lines:
-            if "the invoice has" in line.note or line.kind not in {"usage", "subscription"}:
-                add(customer, "statement", f"{line.kind}: {line.description}: {line.note}")
-        for invoice in statement.invoices:
-            if invoice.credit_notes_cents:
-                add(customer, "statement", f"credit notes {invoice.credit_notes_cents}")
+        for words in words_of(await world.kit.statement(customer, JUNE - HOUR, most=0)):
+            add(customer, "statement", words)
     return {
         customer: {command: "\n".join(words) for command, words in by_command.items()}
         for customer, by_command in found.items()
     }
+
+
+def words_of(statement: Statement) -> Iterator[str]:
+    """All of a statement that is not a right line of the plan or of usage."""
+    for line in statement.lines:
+        if "the invoice has" in line.note or line.kind not in {"usage", "subscription"}:
+            yield f"{line.kind}: {line.description}: {line.note}"
+    for entry in statement.balance:
+        if entry.entry == "adjustment":
+            yield f"adjustment of {entry.grant_id}: {entry.amount_micros}"
+    for invoice in statement.invoices:
+        if invoice.credit_notes_cents:
+            yield f"credit notes {invoice.credit_notes_cents}"
 
 
 @dataclass(frozen=True, slots=True)
