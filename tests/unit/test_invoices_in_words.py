@@ -57,10 +57,11 @@ def test_an_invoice_that_is_not_made_yet_is_waited_for() -> None:
     assert advice(FINAL, 107, after_ms=0).startswith("7 of 107 units")
 
 
-def test_what_is_missing_is_billed_by_an_invoice_item() -> None:
+def test_what_is_missing_by_mistake_is_billed_by_an_invoice_item() -> None:
     assert advice(FINAL, 107, price=" at USD 0.05 each") == (
         "7 of 107 units that Stripe has counted at USD 0.05 each are on no invoice (invoice in_1 has 100):"
-        " see whether the subscription has the meter's price, then bill them by an invoice item"
+        " see whether the subscription has the meter's price; if it was removed by mistake, bill them by an"
+        " invoice item"
     )
     assert advice(FINAL, 127, late=20).startswith("7 of 107 units")
     assert advice(FINAL, 101).startswith("1 of 101 units")
@@ -131,3 +132,18 @@ def test_what_becomes_of_late_usage_in_words() -> None:
     assert late_in_words([lost, billed, late("rows", 1, is_billed=False)]) == (
         "5 of tokens: the invoice of the open period bills it; 7 of pages, 1 of rows: no invoice bills it"
     )
+
+
+def test_units_of_a_void_invoice_are_named_by_it() -> None:
+    found = Invoiced(voided={"in_2": Decimal(7)})
+    assert advice(found, 7, after_ms=0) == (
+        "7 of 7 units that Stripe has counted are on no invoice (no invoice line has them; in_2 had 7 and is"
+        " void): see who voided it, and why"
+    )
+
+
+def test_a_surplus_is_credited_at_its_own_amount() -> None:
+    words = advice_on_invoices(
+        FINAL, 90, late=0, price=" at USD 0.05 each", surplus="USD 0.40", made_ms=MADE_MS, now_ms=MADE_MS
+    )
+    assert words == "in_1 has 100, and Stripe has counted 90: credit 10 units, USD 0.40"

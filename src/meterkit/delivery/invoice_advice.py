@@ -125,7 +125,7 @@ def _each(price: Fraction, currency: str) -> str:
 
 
 def advice_on_invoices(
-    invoiced: Invoiced, counted: int, *, late: int, price: str, surplus: str, made_ms: int, now_ms: int
+    invoiced: Invoiced, counted: int, *, late: int, price: str, surplus: str = "", made_ms: int, now_ms: int
 ) -> str:
     """What to do; empty: the lines have what was counted, or cannot be compared.
 
