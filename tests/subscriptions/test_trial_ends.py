@@ -223,3 +223,38 @@ async def test_usage_of_a_trial_costs_nothing_in_usage_and_on_invoices(store_url
             for day in (START, START + TRIAL)
         ]
         assert charges == [0, 60]
+
+
+@pytest.mark.parametrize("how", ["customers.delete", "deleted at Stripe"])
+@pytest.mark.parametrize("begins", ["create", "checkout"])
+async def test_a_customer_who_is_deleted_and_returns_gets_no_second_trial(
+    store_url: str, how: str, begins: str
+) -> None:
+    # F-22a
+    async with shop(store_url) as at:
+        first = (await at.kit.subscriptions.create("acme", "tried")).subscription
+        assert first.status == "trialing"
+        linked = (await at.kit.customers.get("acme")).stripe_customer
+        if how == "customers.delete":
+            await at.kit.customers.delete("acme", cancel=True)
+        else:
+            await at.stripe_delete(f"/v1/customers/{linked}")
+            await at.kit.subscriptions.sync("acme")
+        if begins == "create":
+            found = (await at.kit.subscriptions.create("acme", "tried")).subscription
+        else:
+            page = await at.kit.subscriptions.checkout("acme", "tried", success_url=PAGE, cancel_url=PAGE)
+            at.emulator.complete_checkout(page.id)
+            after = await at.kit.subscriptions.sync("acme")
+            assert after is not None
+            found = after
+        assert (found.id != first.id, found.trial_end) == (True, None)
+        # Another customer has a trial.
+        assert (await at.kit.subscriptions.create("eve", "tried")).subscription.status == "trialing"
+
+
+async def test_a_customer_who_never_subscribed_and_was_deleted_has_a_trial(store_url: str) -> None:
+    async with shop(store_url) as at:
+        await at.kit.record("acme", "requests", 1)
+        await at.kit.customers.delete("acme")
+        assert (await at.kit.subscriptions.create("acme", "tried")).subscription.status == "trialing"

@@ -16,6 +16,7 @@ from meterkit.subscriptions.payment_gate import SIGN_UP, PaymentGate
 from meterkit.subscriptions.service.payment_pages import close_pages, open_page
 from meterkit.subscriptions.service.results import Checkout
 from meterkit.subscriptions.service.stripe_customers import StripeCustomers
+from meterkit.subscriptions.service.used_trials import has_used_trial
 from meterkit.subscriptions.stripe_objects import (
     AWAITS_METHOD,
     CHANGE_MARK,
@@ -120,13 +121,14 @@ class Beginning:
         api = self._api()
         linked = await self._stripe_customers.of(customer)
         items = new_items(await self._read_prices(customer, plan), paid_seats)
+        is_tried = await has_used_trial(self._store, customer)
         first: list[dict[str, Any]] | None = None
 
         async def attempt(again: int) -> dict[str, Any]:
             nonlocal first
             found = await self._list_subscriptions(customer, linked)
             first = found if first is None else first
-            params = _params(linked, plan, items, first)
+            params = _params(linked, plan, items, first, is_tried=is_tried)
             what = SIGN_UP if plan.payment_method == "required" else "create"
             key = key_of(what, params, sorted(one["id"] for one in first))
             mine = next((one for one in found if mark_of(one) == key and one["status"] not in ENDED), None)
@@ -166,7 +168,7 @@ class Beginning:
             **(options.get("subscription_data") or {}),
             "metadata": {CUSTOMER: customer},
             **FLEXIBLE,
-            **_trial(plan, found),
+            **_trial(plan, found, is_tried=await has_used_trial(self._store, customer)),
         }
         asked: dict[str, Parameter] = {
             **options,
@@ -227,6 +229,8 @@ def _params(
     plan: Plan,
     items: Sequence[Mapping[str, Parameter]],
     found: Sequence[Mapping[str, Any]],
+    *,
+    is_tried: bool,
 ) -> dict[str, Parameter]:
     return {
         "customer": linked,
@@ -234,12 +238,12 @@ def _params(
         "payment_behavior": "default_incomplete",
         "payment_settings": {"save_default_payment_method": "on_subscription"},
         **FLEXIBLE,
-        **_trial(plan, found),
+        **_trial(plan, found, is_tried=is_tried),
     }
 
 
-def _trial(plan: Plan, found: Sequence[Mapping[str, Any]]) -> dict[str, Parameter]:
+def _trial(plan: Plan, found: Sequence[Mapping[str, Any]], *, is_tried: bool) -> dict[str, Parameter]:
     """The trial of a plan, for who never had a subscription; Stripe counts in days, a part is a whole one."""
-    if plan.trial_ms is None or any(map(has_begun, found)):
+    if plan.trial_ms is None or is_tried or any(map(has_begun, found)):
         return {}
     return {"trial_period_days": -(-plan.trial_ms // DAY_MS), **trial_settings(plan)}

@@ -18,6 +18,7 @@ from meterkit.customers.states import States
 from meterkit.decisions.subscription import ENDED
 from meterkit.errors import CustomerError, MeterkitError, NoSubscriptionError, StripeError
 from meterkit.subscriptions.service.payment_pages import close_pages
+from meterkit.subscriptions.service.used_trials import remember_trial
 from meterkit.subscriptions.stripe_objects import CUSTOMER, key_of, persistently
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class StripeCustomers:
     """
 
     def __init__(self, store: Store, api: Callable[[], StripeApi], contact: ContactSource | None) -> None:
+        self._store = store
         self._customers = Customers(store)
         self._links = Links(store)
         self._api = api
@@ -109,6 +111,8 @@ class StripeCustomers:
         if linked is not None:
             if not await self._is_deleted(linked):
                 return linked
+            _, state = await States(self._store).read(customer)
+            await remember_trial(self._store, customer, state.subscription)
             await self._links.retire(customer, linked)  # Late events of it bring nothing back.
             await self._customers.unlink(customer)
             await self._links.retire(customer, linked, done=True)
@@ -239,6 +243,8 @@ class CustomerHooks:
                 await self.end(customer)
         if api is not None and state.stripe_customer is not None:
             await close_pages(api(), state.stripe_customer)  # Else a subscription could begin there.
+        _, state = await States(self.store).read(customer)
+        await remember_trial(self.store, customer, state.subscription)
 
     async def overriding(
         self, customer: str, meters: Collection[str], change: Callable[[CustomerState], CustomerState]
